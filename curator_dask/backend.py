@@ -1,0 +1,155 @@
+"""The one place where CPU and GPU part ways.
+
+A process is either a CPU or a GPU process, decided once (`current`): by the environment variable
+``CURATOR_DASK_DEVICE`` (``cpu`` or ``gpu``) when it is set, else by whether the NVIDIA driver shows a device.
+Everything else asks the `Backend` for its frame library, torch device and DALI placement.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from curator_dask.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    import torch
+
+DEVICE_VARIABLE = "CURATOR_DASK_DEVICE"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What a process computes with.
+
+    Attributes
+    ----------
+    device
+        ``"cpu"`` or ``"gpu"``.
+    frames
+        ``"pandas"`` or ``"cudf"``: the type of a partition.
+    """
+
+    device: Literal["cpu", "gpu"]
+    frames: Literal["pandas", "cudf"]
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device of models and pixels. dask-cuda makes a worker's own GPU device 0."""
+        import torch
+
+        return torch.device("cuda", 0) if self.device == "gpu" else torch.device("cpu")
+
+    @property
+    def dali_device_id(self) -> int | None:
+        """``device_id`` of a DALI pipeline; None keeps it off the GPU."""
+        return 0 if self.device == "gpu" else None
+
+    @property
+    def dali_decoder(self) -> str:
+        """``device`` of DALI's image decoder: ``"mixed"`` (nvJPEG) or ``"cpu"``."""
+        return "mixed" if self.device == "gpu" else "cpu"
+
+    def from_arrow(self, table: pa.Table) -> Any:
+        """A frame of this backend's type with the table's columns; pandas keeps Arrow's types exactly."""
+        if self.frames == "cudf":
+            import cudf
+
+            return cudf.DataFrame.from_arrow(table)
+        import pandas as pd
+
+        return table.to_pandas(types_mapper=pd.ArrowDtype)
+
+    def autocast_dtype(self) -> torch.dtype | None:
+        """The reduced precision that is fast here, or None where there is none.
+
+        bf16 on GPUs that have it, else fp16. On a CPU only where bf16 is native (AVX512-BF16 or AMX):
+        emulated bf16 is 5 to 20 times slower than fp32.
+        """
+        import torch
+
+        if self.device == "gpu":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+            return torch.bfloat16 if native else torch.float16
+        capabilities = torch.backends.cpu.get_cpu_capability()
+        native = capabilities.startswith("AVX512") and _cpu_has_bf16()
+        return torch.bfloat16 if native else None
+
+    def release_memory(self) -> None:
+        """Give memory that torch keeps for later back to the device."""
+        if self.device == "gpu":
+            import torch
+
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def wait_for_outputs(self) -> Iterator[None]:
+        """On leaving, all work queued on this thread's GPU stream is done."""
+        yield
+        if self.device == "gpu":
+            import torch
+
+            torch.cuda.current_stream().synchronize()
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:  # noqa: PTH123
+            flags = next((line for line in file if line.startswith("flags")), "")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+@functools.cache
+def gpu_count() -> int:
+    """Number of NVIDIA GPUs that this process may use (respects ``CUDA_VISIBLE_DEVICES``)."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+@functools.cache
+def current() -> Backend:
+    """The backend of this process, decided once.
+
+    Raises
+    ------
+    ConfigError
+        ``CURATOR_DASK_DEVICE`` is neither ``cpu`` nor ``gpu``, or is ``gpu`` where no GPU can be seen.
+    """
+    wanted = os.environ.get(DEVICE_VARIABLE, "").lower()
+    if wanted not in ("", "cpu", "gpu"):
+        raise ConfigError(f"{DEVICE_VARIABLE}={wanted!r}: expected 'cpu' or 'gpu'")
+    if wanted == "gpu" and not gpu_count():
+        raise ConfigError(f"{DEVICE_VARIABLE}=gpu, but the NVIDIA driver shows no GPU: check nvidia-smi")
+    device: Literal["cpu", "gpu"] = "gpu" if wanted != "cpu" and gpu_count() else "cpu"
+    has_cudf = device == "gpu" and importlib.util.find_spec("cudf") is not None
+    return Backend(device=device, frames="cudf" if has_cudf else "pandas")
+
+
+def frame_to_arrow(frame: Any) -> pa.Table:
+    """The frame's columns, without its index, as an Arrow table, whichever library made it."""
+    import pyarrow as pa
+
+    if hasattr(frame, "to_arrow"):  # cudf
+        return frame.to_arrow(preserve_index=False)
+    return pa.Table.from_pandas(frame, preserve_index=False)
+
+
+def frame_to_pandas(frame: Any) -> pd.DataFrame:
+    """The frame in host memory."""
+    return frame.to_pandas(arrow_type=True) if hasattr(frame, "to_arrow") else frame

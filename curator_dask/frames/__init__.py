@@ -1,0 +1,1 @@
+"""Columns and Parquet: embeddings as list columns, schemas, atomic files, fingerprints."""

@@ -1,0 +1,1 @@
+"""Image modules of the dataset API."""

@@ -1,0 +1,1 @@
+"""Models: encoders, their weights, and the per-process cache."""

@@ -1,0 +1,1 @@
+"""Shards as bytes: discovery, the index of a tar, reading members."""
