@@ -12,14 +12,13 @@ import functools
 import importlib.util
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from curator_dask.errors import ConfigError
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
     import torch
 
@@ -90,6 +89,21 @@ class Backend:
 
             torch.cuda.empty_cache()
 
+    def side_stream(self) -> AbstractContextManager[Any]:
+        """A context whose work on the GPU does not queue behind this process's other work; may be reused."""
+        if self.device != "gpu":
+            return nullcontext()
+        import torch
+
+        return torch.cuda.stream(torch.cuda.Stream())
+
+    def adopt(self, tensor: torch.Tensor) -> None:
+        """Take over a finished tensor from a side stream: its memory is not reused under this one's work."""
+        if self.device == "gpu":
+            import torch
+
+            tensor.record_stream(torch.cuda.current_stream())
+
     @contextmanager
     def wait_for_outputs(self) -> Iterator[None]:
         """On leaving, all work queued on this thread's GPU stream is done."""
@@ -150,6 +164,14 @@ def frame_to_arrow(frame: Any) -> pa.Table:
     return pa.Table.from_pandas(frame, preserve_index=False)
 
 
-def frame_to_pandas(frame: Any) -> pd.DataFrame:
-    """The frame in host memory."""
-    return frame.to_pandas(arrow_type=True) if hasattr(frame, "to_arrow") else frame
+def series_like(frame: Any, array: pa.Array) -> Any:
+    """An Arrow array as a Series of the frame's library, with the frame's index."""
+    if hasattr(frame, "to_arrow"):
+        import cudf
+
+        series = cudf.Series.from_arrow(array)
+        series.index = frame.index
+        return series
+    import pandas as pd
+
+    return pd.Series(pd.arrays.ArrowExtensionArray(array), index=frame.index)

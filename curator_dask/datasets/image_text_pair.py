@@ -1,0 +1,307 @@
+"""`ImageTextPairDataset`: WebDataset shards as a Dask DataFrame whose rows know their image."""
+
+from __future__ import annotations
+
+import html
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import dask
+import dask.dataframe as dd
+
+from curator_dask import backend
+from curator_dask.datasets.reading import ReadShard, learn_schema
+from curator_dask.datasets.running import current_client
+from curator_dask.datasets.saving import SaveSummary, save
+from curator_dask.errors import ConfigError, DatasetError, ShardError
+from curator_dask.frames.lineage import trace
+from curator_dask.frames.parquet import read_metadata
+from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet, discover
+
+logger = logging.getLogger("curator_dask")
+
+_THREADS = 16  # that look at files at once; looking is waiting, mostly
+
+
+class ImageTextPairDataset:
+    """Image-text pairs: a lazy frame with a row a pair, and the shards that hold the images.
+
+    Make one with `from_webdataset`. `metadata` may be replaced by anything made from it (columns selected, rows
+    filtered, partitions picked, shuffled, repartitioned): a row finds its image by its key and its shard, the
+    columns `id_col` and ``__url__``, which must be kept for as long as images are needed.
+
+    Parameters
+    ----------
+    path
+        Directory of the dataset; `save_metadata` writes there unless told otherwise.
+    metadata
+        Dask DataFrame with the columns `id_col` and ``__url__``.
+    tar_files
+        Urls of the shards.
+    id_col
+        Column of the keys.
+    storage_options
+        For fsspec, where the shards are remote.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        metadata: dd.DataFrame,
+        tar_files: Sequence[str],
+        id_col: str,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = os.fspath(path)
+        self.metadata = metadata
+        self.tar_files = list(tar_files)
+        self.id_col = id_col
+        self.storage_options = storage_options
+
+    @classmethod
+    def from_webdataset(
+        cls,
+        path: str | os.PathLike | Sequence[str | os.PathLike],
+        id_col: str = "key",
+        *,
+        metadata: str = "auto",
+        rows_per_partition: int | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> ImageTextPairDataset:
+        """Find the shards and learn the columns; rows are read when something is computed.
+
+        Parameters
+        ----------
+        path
+            Directory, glob, brace pattern, tar, or a list of these.
+        id_col
+            Column of the companion Parquet whose values are the keys in the tar, as text; a whole number also
+            matches the key that is this number with leading zeros. Without Parquet, the name the keys get.
+        metadata
+            ``"parquet"``: rows and columns of the ``.parquet`` beside each tar. ``"tar"``: a row a sample, with
+            its key, ``caption`` from ``.txt`` and the scalar top-level fields of ``.json``. ``"auto"``: Parquet
+            where it is there.
+        rows_per_partition
+            Cut shards into partitions of so many rows, to keep every worker busy on few large shards.
+        storage_options
+            For fsspec, where `path` is a URL.
+
+        Raises
+        ------
+        DatasetError
+            No shards; some with and some without Parquet; no key column; columns that differ in kind.
+        """
+        if metadata not in ("auto", "parquet", "tar"):
+            raise ConfigError(f"metadata={metadata!r}: expected 'auto', 'parquet' or 'tar'")
+        if rows_per_partition is not None and (
+            not isinstance(rows_per_partition, int) or rows_per_partition < 1
+        ):
+            raise ConfigError(
+                f"rows_per_partition={rows_per_partition!r}: expected a whole number of at least 1"
+            )
+        found = discover(path, storage_options)
+        source = _choose_source(metadata, found)
+        rows = "their Parquet files" if source == "parquet" else "their captions and JSON"
+        print(f"found {len(found)} shards below {found.root}; rows come from {rows}")
+        schema = learn_schema(found.shards, source, id_col, storage_options)
+        reader = ReadShard(id_col, source, schema, storage_options)
+        ranges = _ranges(reader, found.shards, rows_per_partition)
+        frame = dd.from_map(
+            reader,
+            ranges,
+            meta=_worker_backend().from_arrow(schema.empty_table()),
+            label="read-shard",
+            enforce_metadata=False,
+        )
+        tars = [shard.url for shard in found.shards]
+        return cls(found.root, frame, tars, id_col, storage_options=storage_options)
+
+    def with_metadata(self, metadata: dd.DataFrame) -> ImageTextPairDataset:
+        """The same dataset with another metadata frame."""
+        return ImageTextPairDataset(
+            self.path, metadata, self.tar_files, self.id_col, storage_options=self.storage_options
+        )
+
+    def save_metadata(
+        self,
+        path: str | os.PathLike | None = None,
+        columns: Sequence[str] | None = None,
+        *,
+        overwrite: bool = False,
+        drop_failed: bool = False,
+    ) -> SaveSummary:
+        """Compute the metadata and write it as Parquet, one file a partition, named after its shard.
+
+        Every file appears whole or not at all. A second call writes only what is missing or no longer fits
+        (another shard, another model, another package version), so an interrupted run is simply started again.
+
+        Parameters
+        ----------
+        path
+            Directory; None is the dataset's own.
+        columns
+            What to write; None is everything.
+        overwrite
+            Allow replacing what this call did not make: embeddings of another model, files of other programs,
+            rows or columns of the dataset's own Parquet files that are no longer in `metadata`.
+        drop_failed
+            Write rows whose image failed to ``errors/`` below `path` instead.
+
+        Returns
+        -------
+        SaveSummary
+            Counts, times and failures; it is also printed.
+
+        Raises
+        ------
+        OutputError
+            Something would be replaced without `overwrite`, or cannot be written.
+        """
+        return save(
+            self.metadata,
+            self.path,
+            None if path is None else os.fspath(path),
+            id_col=self.id_col,
+            columns=columns,
+            overwrite=overwrite,
+            drop_failed=drop_failed,
+            storage_options=self.storage_options,
+        )
+
+    @property
+    def npartitions(self) -> int:
+        """Partitions of `metadata`: shards, or ranges of them."""
+        return self.metadata.npartitions
+
+    def compute(self, **kwargs: Any) -> Any:
+        """All rows as one pandas or cuDF frame."""
+        return self.metadata.compute(**kwargs)
+
+    def persist(self, **kwargs: Any) -> ImageTextPairDataset:
+        """The dataset with its metadata computed and kept on the workers."""
+        return self.with_metadata(self.metadata.persist(**kwargs))
+
+    def head(self, n: int = 5, **kwargs: Any) -> Any:
+        """The first rows of the first partition; computes that partition."""
+        return self.metadata.head(n, **kwargs)
+
+    def __len__(self) -> int:
+        lineage = trace(self.metadata)
+        if lineage.ranges is None or not lineage.keeps_rows or lineage.reader is None:
+            return len(self.metadata)
+        # Counting rows must not run a model: footers and indexes know.
+        return sum(_row_counts(lineage.reader, lineage.ranges))
+
+    @property
+    def expr(self) -> Any:
+        """Dask's expression of `metadata`; lets `dask.compute` take the dataset together with other work."""
+        return self.metadata.expr
+
+    def __dask_graph__(self) -> Any:
+        return self.metadata.__dask_graph__()
+
+    def __dask_keys__(self) -> Any:
+        return self.metadata.__dask_keys__()
+
+    def __dask_postcompute__(self) -> Any:
+        return self.metadata.__dask_postcompute__()
+
+    def __dask_postpersist__(self) -> tuple[Callable[..., Any], tuple]:
+        rebuild, arguments = self.metadata.__dask_postpersist__()
+        return _rebuild, (self, rebuild, arguments)
+
+    def __dask_tokenize__(self) -> Any:
+        return (type(self).__name__, self.path, self.id_col, self.metadata.__dask_tokenize__())
+
+    __dask_scheduler__ = staticmethod(dask.threaded.get)
+
+    def __repr__(self) -> str:
+        columns = ", ".join(f"{name}: {kind}" for name, kind in self.metadata.dtypes.items())
+        return (
+            f"ImageTextPairDataset({self.path!r}, {len(self.tar_files)} shards, {self.npartitions} partitions,"
+            f" id_col={self.id_col!r})\n  {columns}"
+        )
+
+    def _repr_html_(self) -> str:
+        columns = "".join(
+            f"<tr><td><code>{html.escape(str(name))}</code></td><td>{html.escape(str(kind))}</td></tr>"
+            for name, kind in self.metadata.dtypes.items()
+        )
+        return (
+            f"<div><b>ImageTextPairDataset</b> {html.escape(self.path)}<br>{len(self.tar_files)} shards,"
+            f" {self.npartitions} partitions, keys in <code>{html.escape(self.id_col)}</code>"
+            f"<table><tr><th>column</th><th>type</th></tr>{columns}</table></div>"
+        )
+
+
+def _rebuild(graph: Any, dataset: ImageTextPairDataset, rebuild: Any, arguments: tuple, **kwargs: Any) -> Any:
+    return dataset.with_metadata(rebuild(graph, *arguments, **kwargs))
+
+
+def _choose_source(metadata: str, found: ShardSet) -> str:
+    if metadata == "tar":
+        return "tar"
+    without = [shard for shard in found.shards if shard.parquet is None]
+    if not without:
+        return "parquet"
+    if len(without) == len(found.shards) and metadata == "auto":
+        return "tar"
+    companions = [shard.parquet for shard in found.shards if shard.parquet is not None]
+    if metadata == "auto" and all(_is_own_output(parquet) for parquet in companions):
+        return "tar"  # what an interrupted save_metadata left beside tars that have no Parquet of their own
+    names = ", ".join(shard.url for shard in without[:5]) + (", …" if len(without) > 5 else "")
+    raise DatasetError(
+        f"{len(without)} of {len(found.shards)} shards have no .parquet beside the tar: {names}. Restore these files,"
+        " or read the rows of all shards from the tars with metadata='tar'"
+    )
+
+
+def _is_own_output(parquet: str) -> bool:
+    stored = None if "://" in parquet else read_metadata(parquet)
+    return stored is not None and stored.get("source") == "tar"
+
+
+def _ranges(reader: ReadShard, shards: Sequence[Shard], rows_per_partition: int | None) -> list[ShardRange]:
+    if rows_per_partition is None:
+        return [ShardRange(shard) for shard in shards]
+    whole = [ShardRange(shard) for shard in shards]
+    ranges = []
+    for shard, rows in zip(shards, _row_counts(reader, whole), strict=True):
+        starts = range(0, max(rows, 1), rows_per_partition)
+        # The last part is open: rows are never lost to a count that was taken too early.
+        stops = [*starts[1:], None]
+        ranges += [
+            ShardRange(shard, start, stop, part)
+            for part, (start, stop) in enumerate(zip(starts, stops, strict=True))
+        ]
+    return ranges
+
+
+def _row_counts(reader: ReadShard, ranges: Sequence[ShardRange]) -> list[int]:
+    shards = list(dict.fromkeys(part.shard for part in ranges))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        rows = dict(zip(shards, pool.map(lambda shard: _count(reader, shard), shards), strict=True))
+    return [
+        max(0, min(rows[part.shard], rows[part.shard] if part.stop is None else part.stop) - part.start)
+        for part in ranges
+    ]
+
+
+def _count(reader: ReadShard, shard: Shard) -> int:
+    try:
+        return reader.count(shard)
+    except ShardError as error:
+        logger.warning("%s", error)  # its partition will say so too, without stopping the others
+        return 0
+
+
+def _worker_backend() -> backend.Backend:
+    """The backend of the workers: the meta of a frame must be of the type that they make."""
+    client = current_client()
+    if client is None:
+        return backend.current()
+    return client.submit(backend.current, pure=False).result()

@@ -1,0 +1,136 @@
+"""Running one task a partition, where one that fails does not stop the others."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from curator_dask.errors import ClusterError, CuratorError, ShardError
+
+if TYPE_CHECKING:
+    import dask.dataframe as dd
+    from distributed import Client
+
+
+def current_client() -> Client | None:
+    """The Dask client of this process, None if there is none: then work is done in this process."""
+    from distributed import default_client
+
+    try:
+        return default_client()
+    except ValueError:
+        return None
+
+
+def run_partitions(frame: dd.DataFrame, client: Client | None) -> Iterator[tuple[int, Any]]:
+    """Compute the partitions of a frame, and give each as it is done.
+
+    Parameters
+    ----------
+    frame
+        Every partition a small pandas frame.
+    client
+        Of the cluster; None computes one partition after the other in this process.
+
+    Yields
+    ------
+    number
+        Of the partition.
+    result
+        The partition, or the exception that it ended with. If the iterator is closed early, what has not been
+        computed is cancelled.
+    """
+    if client is None:
+        for number, part in enumerate(frame.to_delayed()):
+            try:
+                yield number, part.compute(scheduler="sync")
+            except Exception as error:
+                yield number, error
+        return
+
+    from distributed import as_completed, futures_of
+
+    futures = futures_of(client.persist(frame))
+    numbers = {future.key: future.key[1] for future in futures}
+    try:
+        done = as_completed(futures, raise_errors=False)
+        del futures  # a result that has been given is let go on its worker
+        for future in done:
+            number = numbers.pop(future.key)
+            if future.status == "finished":
+                yield number, future.result()
+            else:
+                yield number, _explained(future)
+    finally:
+        client.cancel([_future(client, key) for key in numbers]) if numbers else None
+
+
+def run_everywhere(function: Any, client: Client | None) -> dict[str, Any]:
+    """Call a function once on every worker that is there now, or in this process without a cluster.
+
+    Returns
+    -------
+    What it returned, by the worker's address. A worker that dies meanwhile is left out.
+
+    Raises
+    ------
+    ClusterError
+        No worker finished.
+    """
+    if client is None:
+        return {"this process": function()}
+    pending = {
+        address: client.submit(function, workers=[address], pure=False)
+        for address in _worker_addresses(client)
+    }
+    results = {}
+    try:
+        while pending:
+            for address, future in list(pending.items()):
+                if future.done():
+                    results[address] = pending.pop(address).result()
+            alive = _worker_addresses(client)
+            # A task that is tied to a worker that is gone would wait for ever.
+            pending = {address: future for address, future in pending.items() if address in alive}
+            if pending:
+                _wait_for_any(list(pending.values()))
+    finally:
+        client.cancel(list(pending.values()))
+    if not results:
+        raise ClusterError(
+            "no worker could load the model: each died while trying, or there is none. Look at the workers' logs;"
+            " most often it is memory: fewer workers (n_workers) leave more for each"
+        )
+    return results
+
+
+def _worker_addresses(client: Client) -> list[str]:
+    return list(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def _wait_for_any(futures: list[Any]) -> None:
+    from distributed import wait
+
+    with contextlib.suppress(TimeoutError):
+        wait(futures, timeout=1, return_when="FIRST_COMPLETED")
+
+
+def _future(client: Client, key: Any) -> Any:
+    from distributed import Future
+
+    return Future(key, client)
+
+
+def _explained(future: Any) -> BaseException:
+    from distributed import KilledWorker
+
+    error = future.exception()
+    if isinstance(error, KilledWorker):
+        return ShardError(
+            f"{error.allowed_failures + 1} workers died while working on it. Look at the workers' logs: most often"
+            " it is memory (smaller batch_size or rows_per_partition) or a damaged file"
+        )
+    if isinstance(error, CuratorError):
+        return error
+    return error if error is not None else ShardError(f"the task ended as {future.status}")

@@ -1,0 +1,212 @@
+"""Decoding with DALI: on the CPU to whole images, on the GPU to the transform's pixels.
+
+Resizing is DALI's own work on the GPU only. It takes two passes there, width first, each rounded to uint8
+and each on the crop's region alone, as Pillow does: one pass is 0.15/255 away from Pillow, two are 0.002/255.
+On the CPU the same two passes cost nine times torch's resize (`curator_dask.decode.resize`), so the images
+leave DALI whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from curator_dask.decode.transforms import Axis, TransformSpec
+from curator_dask.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+DALI_MODES = {"bilinear": "INTERP_LINEAR", "bicubic": "INTERP_CUBIC", "lanczos": "INTERP_LANCZOS3"}
+"""timm's interpolations that DALI resizes as Pillow does, and DALI's names of them."""
+
+_REACH = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
+"""Pixels to each side that a filter looks at, times the scale where it shrinks."""
+
+
+class DaliDecoder:
+    """One DALI pipeline, fed with one chunk of images at a time.
+
+    A chunk is started and finished; between the two the caller may do something else.
+
+    Parameters
+    ----------
+    max_chunk
+        Largest number of images in a chunk.
+    num_threads
+        DALI's own decode threads.
+    device_id
+        GPU of the pipeline; None keeps it off the GPU.
+    decoder
+        Device of DALI's image decoder: ``"cpu"`` or ``"mixed"``.
+    transform
+        Resize and crop inside the pipeline; None gives the images whole.
+
+    Raises
+    ------
+    ConfigError
+        DALI is not installed.
+    """
+
+    def __init__(
+        self,
+        max_chunk: int,
+        num_threads: int,
+        *,
+        device_id: int | None = None,
+        decoder: str = "cpu",
+        transform: TransformSpec | None = None,
+    ):
+        try:
+            import nvidia.dali  # noqa: F401
+        except ImportError as error:
+            raise ConfigError(
+                "decoder='dali' needs NVIDIA DALI, which cannot be imported here "
+                f"({error}): install curator-dask[cpu] or [cuda13], or use decoder='pillow'"
+            ) from error
+        self._options: dict[str, Any] = {
+            "batch_size": max_chunk,
+            "num_threads": num_threads,
+            "device_id": device_id,
+            "prefetch_queue_depth": 1,
+        }
+        self._decoder = decoder
+        self._transform = transform
+        self._pipeline: Any = None
+        self._fed: list[np.ndarray] = []  # not empty: a chunk is being decoded
+
+    def start(self, encoded: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> None:
+        """Begin to decode.
+
+        Parameters
+        ----------
+        encoded
+            One flat uint8 array an image; they stay untouched until `finish`.
+        sizes
+            Height and width of each image, upright.
+        """
+        if self._pipeline is None:
+            self._pipeline = self._build()
+        self._fed = list(encoded)  # DALI reads from these very arrays
+        self._pipeline.feed_input("encoded", self._fed)
+        if self._transform is not None:
+            plans = [_plan(self._transform, *size) for size in sizes]
+            for name in plans[0]:
+                self._pipeline.feed_input(name, np.array([plan[name] for plan in plans], np.float32))
+        self._pipeline.schedule_run()
+
+    def finish(self) -> tuple[Any, list[tuple[int, int]]]:
+        """Wait for the chunk that was started.
+
+        Returns
+        -------
+        tuple
+            Without a transform: a list of uint8 arrays (h, w, 3), which keep DALI's memory alive. With one:
+            a uint8 tensor (n, height, width, 3) in DALI's memory on its device, to be copied before the next
+            `start`. Then each image's decoded height and width.
+
+        Raises
+        ------
+        RuntimeError
+            DALI's error, if any image of the chunk could not be decoded. The next `start` gets a new
+            pipeline.
+        """
+        try:
+            images, shapes = self._pipeline.share_outputs()
+            found = [(int(height), int(width)) for height, width, _ in shapes.as_array()]
+            if self._transform is None:
+                pixels: Any = [np.asarray(images[index]) for index in range(len(images))]
+            else:
+                pixels = _as_torch(images)
+            self._pipeline.release_outputs()
+        except BaseException:
+            self._pipeline = None
+            raise
+        finally:
+            self._fed = []
+        return pixels, found
+
+    def drop(self) -> None:
+        """Wait for a chunk that was started and forget it."""
+        if self._fed:
+            with contextlib.suppress(RuntimeError):
+                self.finish()
+
+    def close(self) -> None:
+        """Let the pipeline, its threads and its memory go; `start` would make a new one."""
+        self.drop()
+        self._pipeline = None
+
+    def _build(self) -> Any:
+        from nvidia.dali import fn, pipeline_def, types
+
+        on_gpu = self._options["device_id"] is not None
+
+        @pipeline_def(**self._options)
+        def graph() -> Any:
+            encoded = fn.external_source(name="encoded", no_copy=True)
+            image = fn.decoders.image(encoded, device=self._decoder, output_type=types.RGB)
+            shape = image.shape()
+            if self._transform is not None:
+                image = _resize(image, self._transform, "gpu" if on_gpu else "cpu")
+            return image, shape
+
+        pipeline = graph()
+        pipeline.build()
+        return pipeline
+
+
+def _resize(image: Any, spec: TransformSpec, device: str) -> Any:
+    """Both passes and the border, as DALI operators; `_plan` makes what they are fed with."""
+    from nvidia.dali import fn, types
+
+    kernel = {"interp_type": getattr(types, DALI_MODES[spec.interpolation]), "antialias": True}
+    for which in ("width", "height"):
+        given = {
+            name: fn.external_source(name=f"{which}_{name}") for name in ("size", "roi_start", "roi_end")
+        }
+        image = fn.resize(image, device=device, **given, **kernel)
+    if spec.pads:
+        image = fn.slice(
+            image,
+            device=device,
+            start=fn.cast(fn.external_source(name="pad"), dtype=types.INT32),
+            shape=list(spec.size),
+            axes=[0, 1],
+            out_of_bounds_policy="pad",
+            fill_values=list(spec.fill),
+        )
+    return image
+
+
+def _plan(spec: TransformSpec, height: int, width: int) -> dict[str, tuple[float, float]]:
+    """Sizes and regions of both passes for one image, (rows, columns) each, in pixels."""
+    rows, columns = spec.geometry(height, width)
+    (top, bottom), (left, right) = rows.region, columns.region
+    first, last = _rows_needed(rows, _REACH[spec.interpolation])
+    return {
+        "width_size": (last - first, columns.kept),
+        "width_roi_start": (first, left),
+        "width_roi_end": (last, right),
+        "height_size": (rows.kept, columns.kept),
+        "height_roi_start": (top - first, 0),
+        "height_roi_end": (bottom - first, columns.kept),
+        **({"pad": (-rows.pad, -columns.pad)} if spec.pads else {}),
+    }
+
+
+def _rows_needed(rows: Axis, reach: int) -> tuple[int, int]:
+    """First and last (exclusive) source row that the kept rows are made of."""
+    top, bottom = rows.region
+    margin = math.ceil(reach * max(1.0, rows.source / rows.resized)) + 1
+    return max(0, math.floor(top) - margin), min(rows.source, math.ceil(bottom) + margin)
+
+
+def _as_torch(images: Any) -> torch.Tensor:
+    import torch
+
+    return torch.from_dlpack(images.as_tensor())

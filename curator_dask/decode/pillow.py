@@ -1,0 +1,105 @@
+"""Decoding and resizing with Pillow: the exact reference, and what DALI cannot take.
+
+`decode` gives an upright RGB image; `PillowResize` runs timm's own transform on it. What fails, fails with an
+`ImageError` whose text is the reason, and costs that image alone.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from curator_dask.decode.sniff import Encoded, buffer_of, check_size, reason_of
+from curator_dask.decode.transforms import TransformSpec
+from curator_dask.errors import ImageError
+
+LARGEST_RESIZED = 1 << 26
+"""Pixels of a resized image before its crop (4 bytes each in Pillow) above which only the crop is made.
+
+timm resizes the whole image, and a picture 1 pixel high and 60,000 wide becomes 256 high and 15 million
+wide on the way.
+"""
+
+
+def decode(data: Encoded, max_pixels: int) -> Image.Image:
+    """Decode one image: its first frame, upright, RGB, alpha dropped.
+
+    Parameters
+    ----------
+    data
+        The encoded image.
+    max_pixels
+        Largest height times width that is decoded.
+
+    Raises
+    ------
+    ImageError
+        With the reason why there is no image.
+    """
+    try:
+        with Image.open(io.BytesIO(buffer_of(data))) as opened:
+            check_size(opened.height, opened.width, max_pixels)
+            opened.load()
+            return _to_rgb(_upright(opened))
+    except Exception as error:
+        raise ImageError(reason_of(error, data, max_pixels)) from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF says nothing about the pixels
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow would cut every value above 255 to white; its high byte is what 16-bit RGB gets.
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    return image if type(image) is Image.Image and image.mode == "RGB" else image.convert("RGB")
+
+
+class PillowResize:
+    """timm's own evaluation transform without its normalisation.
+
+    Parameters
+    ----------
+    spec
+        The transform.
+    """
+
+    def __init__(self, spec: TransformSpec):
+        from timm.data import create_transform
+
+        self._spec = spec
+        self._resample = Image.Resampling[spec.interpolation.upper()]
+        self._transform = create_transform(
+            input_size=(3, *spec.size),
+            interpolation=spec.interpolation,
+            mean=spec.mean,
+            std=spec.std,
+            crop_pct=spec.crop_pct,
+            crop_mode=spec.crop_mode,
+            use_prefetcher=True,  # leaves uint8 pixels
+        )
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Resize and crop an RGB image to uint8 pixels of shape (height, width, 3)."""
+        rows, columns = self._spec.geometry(image.height, image.width)
+        if rows.resized * columns.resized > LARGEST_RESIZED or min(rows.resized, columns.resized) == 1:
+            return self.region(image)
+        return self._transform(image).permute(1, 2, 0).numpy()
+
+    def region(self, image: Image.Image) -> np.ndarray:
+        """Do the same, resizing only what the crop keeps; equal but for the last bit of a few pixels."""
+        rows, columns = self._spec.geometry(image.height, image.width)
+        (top, bottom), (left, right) = rows.region, columns.region
+        box = (left, top, min(right, image.width), min(bottom, image.height))
+        part = image.resize((columns.kept, rows.kept), self._resample, box)
+        if part.size == self._spec.size[::-1]:
+            return np.asarray(part)
+        whole = Image.new("RGB", self._spec.size[::-1], self._spec.fill)
+        whole.paste(part, (columns.pad, rows.pad))
+        return np.asarray(whole)

@@ -1,0 +1,258 @@
+"""What an encoded image is, read from its first bytes in a few microseconds, without decoding it.
+
+DALI loses a whole batch with one image that it cannot decode, and a decompression bomb has to be refused
+before it is unpacked. So each image's kind, size and orientation are read from its headers first. JPEG, PNG
+and WebP are read here; anything else is left to Pillow, which opens lazily.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from typing import NamedTuple
+
+import numpy as np
+
+from curator_dask.errors import ImageError
+
+Encoded = bytes | bytearray | memoryview | np.ndarray
+"""The bytes of one image file, in any container that shows a flat buffer."""
+
+_TAIL = 64
+"""Bytes at the end of a JPEG in which its end marker must lie; some writers pad with zeros."""
+
+
+class Header(NamedTuple):
+    """What an image's headers say.
+
+    Attributes
+    ----------
+    kind
+        ``"JPEG"``, ``"PNG"``, ``"WEBP"`` or Pillow's name of another format.
+    height, width
+        Pixels, upright: as they are once the EXIF orientation is applied.
+    plain
+        True where DALI is known to decode such an image to Pillow's very pixels, and nothing in the headers
+        is suspect. Everything else is Pillow's.
+    """
+
+    kind: str
+    height: int
+    width: int
+    plain: bool
+
+
+def buffer_of(data: Encoded) -> memoryview:
+    """A flat view of the bytes; nothing is copied."""
+    view = memoryview(data)
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
+
+
+def sniff(data: Encoded, max_pixels: int) -> Header:
+    """Read an image's headers.
+
+    Parameters
+    ----------
+    data
+        The encoded image.
+    max_pixels
+        Largest height times width that is allowed.
+
+    Raises
+    ------
+    ImageError
+        With a short reason: the data is empty, is no image, is broken in its headers, or is too large.
+    """
+    view = buffer_of(data)
+    if not view.nbytes:
+        raise ImageError("empty (0 bytes)")
+    try:
+        header = _common(view)
+    except (IndexError, struct.error):  # the headers end too early or point outside of the data
+        header = None
+    if header is None or not header.height or not header.width:
+        header = _open_lazily(view, max_pixels)
+    check_size(header.height, header.width, max_pixels)
+    return header
+
+
+def check_size(height: int, width: int, max_pixels: int) -> None:
+    """Raise ImageError where an image has more than `max_pixels` pixels."""
+    if height * width > max_pixels:
+        raise ImageError(
+            f"too large: {width}x{height} = {height * width / 1e6:.1f} MP, "
+            f"over max_pixels = {max_pixels / 1e6:.1f} MP"
+        )
+
+
+def _common(view: memoryview) -> Header | None:
+    start = view[:16].tobytes()
+    if start.startswith(b"\xff\xd8\xff"):
+        return _jpeg(view)
+    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _png(view)
+    if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
+        return _webp(view)
+    return None
+
+
+def _jpeg(view: memoryview) -> Header | None:
+    """Walk the segments up to the scan; the frame header (SOF) has the size, APP1 the orientation."""
+    height = width = precision = components = 0
+    orientation: int | None = None  # None: no EXIF seen; 0: one that is better left to Pillow
+    xmp_turns = False
+    sequential_or_progressive = False
+    at = 2
+    while True:
+        if view[at] != 0xFF:
+            return None
+        marker = view[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # stand alone, without a length
+            at += 2
+            continue
+        if marker in (0xDA, 0xD9):  # scan, or the end
+            break
+        length = view[at + 2] << 8 | view[at + 3]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            precision, height, width, components = struct.unpack_from(">BHHB", view, at + 4)
+            sequential_or_progressive = marker <= 0xC2
+        elif marker == 0xE1:
+            segment = view[at + 4 : at + 2 + length]
+            if segment[:6] == b"Exif\0\0":
+                orientation = 0 if orientation is not None else _exif_orientation(segment[6:])
+            elif segment[:29] == b"http://ns.adobe.com/xap/1.0/\0":
+                xmp_turns = b"tiff:Orientation" in segment.tobytes()
+        at += 2 + length
+    # Pillow takes the orientation from XMP where EXIF has none, DALI does not.
+    certain = orientation != 0 and not (xmp_turns and orientation is None)
+    whole = b"\xff\xd9" in view[-_TAIL:].tobytes()
+    plain = certain and whole and precision == 8 and components in (1, 3) and sequential_or_progressive
+    if orientation in (5, 6, 7, 8):
+        height, width = width, height
+    return Header("JPEG", height, width, plain)
+
+
+def _exif_orientation(tiff: memoryview) -> int | None:
+    """Orientation 1 to 8 of an EXIF block; None where it has none, 0 where it is not as EXIF wants it."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4].tobytes())
+    if order is None:
+        return 0
+    try:
+        (directory,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, directory)
+        for entry in range(directory + 2, directory + 2 + 12 * count, 12):
+            tag, kind, number, value = struct.unpack_from(order + "HHIH", tiff, entry)
+            if tag == 0x0112:
+                return value if kind == 3 and number == 1 and 1 <= value <= 8 else 0
+    except struct.error:
+        return 0
+    return None
+
+
+def _png(view: memoryview) -> Header | None:
+    """IHDR has the size; a walk over the chunks shows whether the file is whole and holds surprises."""
+    if view[12:16] != b"IHDR":
+        return None
+    width, height, depth = struct.unpack_from(">IIB", view, 16)
+    plain = depth <= 8  # Pillow and DALI disagree on how 16 bits become 8
+    at = 8
+    while at + 12 <= view.nbytes:
+        length, name = struct.unpack_from(">I4s", view, at)
+        if name in (b"eXIf", b"acTL", b"zTXt", b"iTXt", b"tEXt"):
+            # Orientation may hide in EXIF, XMP and text; animations have a first frame of their own. Plain
+            # comments are harmless.
+            value = view[at + 8 : at + 8 + min(length, 24)].tobytes()
+            if name in (b"eXIf", b"acTL") or value.startswith((b"XML:com.adobe.xmp", b"Raw profile type")):
+                plain = False
+        at += 12 + length
+        if name == b"IEND":
+            return Header("PNG", height, width, plain and at <= view.nbytes)
+    return Header("PNG", height, width, plain=False)
+
+
+def _webp(view: memoryview) -> Header | None:
+    """The first chunk has the size; the extended form (VP8X) also flags animation, EXIF and XMP."""
+    (size,) = struct.unpack_from("<I", view, 4)
+    whole = size + 8 <= view.nbytes
+    name = view[12:16].tobytes()
+    if name == b"VP8X":
+        flags = view[20]
+        width = int.from_bytes(view[24:27], "little") + 1
+        height = int.from_bytes(view[27:30], "little") + 1
+        return Header("WEBP", height, width, whole and not flags & (0x02 | 0x04 | 0x08))
+    if name == b"VP8L":
+        (bits,) = struct.unpack_from("<I", view, 21)
+        return Header("WEBP", (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1, whole)
+    if name == b"VP8 ":
+        width, height = struct.unpack_from("<HH", view, 26)
+        return Header("WEBP", height & 0x3FFF, width & 0x3FFF, whole)
+    return None
+
+
+def _open_lazily(view: memoryview, max_pixels: int) -> Header:
+    """Let Pillow read the headers of what is not read here."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(view)) as image:
+            return Header(image.format or "unknown", image.height, image.width, plain=False)
+    except Exception as error:
+        raise ImageError(reason_of(error, view, max_pixels)) from None
+
+
+def reason_of(error: Exception, data: Encoded, max_pixels: int) -> str:
+    """Say shortly why Pillow could not open or decode an image.
+
+    Parameters
+    ----------
+    error
+        What Pillow raised.
+    data
+        The encoded image.
+    max_pixels
+        Limit to name where the image is too large.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, ImageError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "out of memory while decoding"
+    text = " ".join(str(error).split())
+    if isinstance(error, Image.DecompressionBombError):
+        pixels = re.search(r"\((\d+) pixels\)", text)
+        size = f"{int(pixels[1]) / 1e6:.1f} MP" if pixels else text
+        return f"too large: {size}, over max_pixels = {max_pixels / 1e6:.1f} MP"
+    kind = _kind(buffer_of(data))
+    if isinstance(error, UnidentifiedImageError):
+        if kind is None:
+            start = buffer_of(data)[:14].tobytes().decode("latin-1")
+            return f"not an image (starts with {ascii(start)})"
+        return f"damaged {kind}: its headers cannot be read"
+    short = re.search("truncat|more data|end of|EOF|not enough|incomplete", text, re.IGNORECASE)
+    return f"truncated: {text}" if short else f"damaged {kind or 'image'}: {text or type(error).__name__}"
+
+
+def _kind(view: memoryview) -> str | None:
+    """Name of the format by its first bytes alone."""
+    start = view[:16].tobytes()
+    for magic, name in (
+        (b"\xff\xd8\xff", "JPEG"),
+        (b"\x89PNG", "PNG"),
+        (b"GIF8", "GIF"),
+        (b"BM", "BMP"),
+        (b"II*\0", "TIFF"),
+        (b"MM\0*", "TIFF"),
+        (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    ):
+        if start.startswith(magic):
+            return name
+    if start[8:12] == b"WEBP":
+        return "WebP"
+    if start[4:8] == b"ftyp":
+        return "AVIF or HEIF"
+    return None

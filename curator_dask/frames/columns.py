@@ -1,0 +1,107 @@
+"""Embeddings as list columns, and columns as matrices.
+
+In memory an embedding column is ``list<float32>`` in pandas (Arrow-backed) and cuDF alike; in Parquet it is
+``fixed_size_list<float32>[dim]`` (`curator_dask.frames.parquet`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curator_dask import backend
+
+EMBEDDING_TYPE = pa.list_(pa.float32())
+
+
+def vectors_to_list(matrix: np.ndarray, valid: np.ndarray) -> pa.ListArray:
+    """Rows of a matrix as a list array, without copying them where every row is valid.
+
+    Parameters
+    ----------
+    matrix
+        float32 (n, dim).
+    valid
+        bool (n,); a row that is not valid becomes null.
+    """
+    rows, dim = matrix.shape
+    offsets = np.zeros(rows + 1, np.int64)
+    np.cumsum(np.where(valid, dim, 0), out=offsets[1:])
+    if offsets[-1] > np.iinfo(np.int32).max:
+        raise ValueError(
+            f"{rows} vectors of {dim} are {offsets[-1]} values, a partition's column holds at most 2**31 - 1:"
+            " use smaller partitions (rows_per_partition)"
+        )
+    values = matrix if valid.all() else matrix[valid]
+    return pa.ListArray.from_arrays(
+        pa.array(offsets.astype(np.int32)),
+        pa.array(np.ascontiguousarray(values, np.float32).reshape(-1)),
+        mask=pa.array(~valid),
+    )
+
+
+def list_to_matrix(column: Any, dim: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """A list column (Series, Arrow array) as a matrix; the inverse of `vectors_to_list`.
+
+    Parameters
+    ----------
+    column
+        Arrow ``list`` or ``fixed_size_list`` of numbers, or a pandas or cuDF Series of them.
+    dim
+        Expected length of a vector; None takes the column's own (0 if all rows are null).
+
+    Returns
+    -------
+    matrix
+        float32 (n, dim); zeros where the row is null.
+    valid
+        bool (n,).
+
+    Raises
+    ------
+    ValueError
+        Two rows, or a row and `dim`, differ in length.
+    """
+    array = to_array(column)
+    valid = ~np.asarray(array.is_null().to_numpy(zero_copy_only=False), bool)
+    lengths = (
+        array.value_lengths().drop_null().to_numpy(zero_copy_only=False) if valid.any() else np.array([])
+    )
+    found = np.unique(lengths).tolist()
+    if len(found) > 1 or (found and dim is not None and found != [dim]):
+        raise ValueError(
+            f"expected vectors of one length{f' {dim}' if dim else ''}, found lengths {found[:5]}"
+        )
+    width = int(found[0]) if found else dim or 0
+    matrix = np.zeros((len(array), width), np.float32)
+    if width:
+        flat = array.drop_null().flatten().to_numpy(zero_copy_only=False)
+        matrix[valid] = flat.reshape(-1, width)
+    return matrix, valid
+
+
+def to_array(column: Any) -> pa.Array:
+    """One contiguous Arrow array from a Series or an Arrow array."""
+    array = column.to_arrow() if hasattr(column, "to_arrow") else column
+    if not isinstance(array, pa.Array | pa.ChunkedArray):
+        array = pa.Array.from_pandas(array)
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def with_columns(frame: Any, columns: Mapping[str, pa.Array]) -> Any:
+    """The frame with these columns last, in this order; columns of the same name are replaced.
+
+    Parameters
+    ----------
+    frame
+        pandas or cuDF. It is not changed; its other columns are shared, not copied.
+    columns
+        Arrow arrays, one value a row, in the frame's row order.
+    """
+    kept = frame[[name for name in frame.columns if name not in columns]].copy(deep=False)
+    for name, array in columns.items():
+        kept[name] = backend.series_like(frame, array)
+    return kept

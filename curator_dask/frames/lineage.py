@@ -1,0 +1,100 @@
+"""Which shard a partition comes from, and what was done to it.
+
+The only module that reads Dask's expression tree. As long as every step keeps partitions apart (columns
+selected, rows filtered, partitions picked, functions mapped), partition *i* is one range of one shard, its
+output can be named after it, and its fingerprint does not depend on the other shards. After a shuffle, a
+repartition or a reduction that no longer holds, and `trace` says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dask.base import tokenize
+from dask.dataframe.dask_expr import DataFrame
+from dask.dataframe.dask_expr._expr import ArrowStringConversion, Blockwise, Expr, MapPartitions, Projection
+from dask.dataframe.dask_expr.io import FromMap
+
+from curator_dask.webdataset.shards import ShardRange
+
+# What describes the result or the selection of partitions, not what is done to a row.
+_NOT_RECIPE = frozenset({"meta", "parent_meta", "user_meta", "_partitions", "label", "iterables", "token"})
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a frame's partitions come from.
+
+    Attributes
+    ----------
+    ranges
+        The shard range of each partition, or None where partitions were mixed.
+    recipe
+        Token of all steps, the same for the same steps on other shards.
+    functions
+        The functions mapped over the partitions, in the order they are applied.
+    keeps_rows
+        Every row of the ranges is still there: nothing filtered, and only functions mapped that say so by an
+        attribute ``keeps_rows``.
+    reader
+        What reads a range (called with one); None where `ranges` is.
+    """
+
+    ranges: tuple[ShardRange, ...] | None
+    recipe: str
+    functions: tuple[Any, ...]
+    keeps_rows: bool
+    reader: Any
+
+
+def trace(frame: DataFrame) -> Lineage:
+    """Read the lineage of a Dask DataFrame; nothing is computed."""
+    expr = frame.optimize(fuse=False).expr
+    nodes = list(expr.walk())
+    functions = [node.operand("func") for node in nodes if "func" in node._parameters and not _is_root(node)]
+    roots = {node._name: node for node in nodes if _is_root(node)}
+    plain = all(
+        isinstance(node, FromMap | MapPartitions | Projection | ArrowStringConversion) for node in nodes
+    )
+    ranges = _ranges(nodes, list(roots.values()))
+    return Lineage(
+        ranges=ranges,
+        recipe=tokenize(_recipe(expr)),
+        functions=tuple(reversed(list(dict.fromkeys(functions)))),
+        keeps_rows=ranges is not None
+        and plain
+        and all(getattr(func, "keeps_rows", False) for func in functions),
+        reader=None if ranges is None else next(iter(roots.values())).operand("func"),
+    )
+
+
+def _is_root(node: Expr) -> bool:
+    return isinstance(node, FromMap)
+
+
+def _ranges(nodes: list[Expr], roots: list[Expr]) -> tuple[ShardRange, ...] | None:
+    if len(roots) != 1 or not all(isinstance(node, Blockwise) for node in nodes):
+        return None
+    (ranges, *others) = roots[0].operand("iterables")
+    if others or not all(isinstance(item, ShardRange) for item in ranges):
+        return None
+    picked = roots[0].operand("_partitions")
+    return tuple(ranges) if picked is None else tuple(ranges[number] for number in picked)
+
+
+def _recipe(node: Any) -> Any:
+    """Nested tuples of what is done, without what it is done to."""
+    if not isinstance(node, Expr):
+        return node
+    if _is_root(node):
+        func = node.operand("func")
+        return ("root", getattr(func, "recipe", func))
+    names = node._parameters
+    # Operands beyond the named parameters are a variable number of further arguments.
+    values = [
+        _recipe(value)
+        for position, value in enumerate(node.operands)
+        if position >= len(names) or names[position] not in _NOT_RECIPE
+    ]
+    return (type(node).__name__, *values)

@@ -1,0 +1,168 @@
+"""Parquet files that are there whole, or not at all, and that say what made them.
+
+Every file carries, under the key ``curator_dask`` of its key-value metadata, a JSON object: the fingerprint of
+all that decided its content, the shard it came from, and what made each embedding column.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import socket
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curator_dask import backend
+from curator_dask.errors import OutputError
+from curator_dask.frames.columns import list_to_matrix
+
+METADATA_KEY = b"curator_dask"
+
+
+def fingerprint(parts: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON-able parts, whatever their order, as 64 hexadecimal digits."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def output_schema(meta: Any, dims: Mapping[str, int]) -> pa.Schema:
+    """The one schema of all files of an output.
+
+    Parameters
+    ----------
+    meta
+        Empty frame, pandas or cuDF, with the columns to write.
+    dims
+        Length of a vector, for each embedding column: these become ``fixed_size_list<float32>[dim]``.
+    """
+    fields = []
+    for field in backend.frame_to_arrow(meta).schema:
+        kind = pa.list_(pa.float32(), dims[field.name]) if field.name in dims else field.type
+        fields.append(pa.field(field.name, kind))
+    return pa.schema(fields)
+
+
+def conform(table: pa.Table, schema: pa.Schema, shard: str) -> pa.Table:
+    """The table with the schema's columns and types, in its order.
+
+    Raises
+    ------
+    OutputError
+        A column is missing, or its values do not fit the type; names the shard and the column.
+    """
+    arrays = []
+    for field in schema:
+        if field.name not in table.column_names:
+            raise OutputError(f"{shard}: column {field.name!r} is missing; found {table.column_names}")
+        column = table.column(field.name)
+        try:
+            arrays.append(_to_type(column, field.type))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+            raise OutputError(
+                f"{shard}: column {field.name!r} does not fit the output's schema: expected {field.type}, found"
+                f" {column.type} ({error}). All partitions must give the types of the dataset's metadata"
+            ) from error
+    return pa.table(arrays, schema=schema)
+
+
+def write_table(path: str, table: pa.Table, metadata: Mapping[str, Any]) -> None:
+    """Write a Parquet file (zstd) under a temporary name beside `path`, then rename it.
+
+    Parameters
+    ----------
+    path
+        Local path; its folder is made if need be.
+    table
+        What to write.
+    metadata
+        JSON-able; stored under `METADATA_KEY`.
+
+    Raises
+    ------
+    OutputError
+        The file could not be written (read-only or full device); nothing is left behind.
+    """
+    target = Path(path)
+    temporary = target.with_name(temporary_name(target.name))
+    stored = {**(table.schema.metadata or {}), METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
+    # A dictionary of float vectors is never smaller than the vectors: only the other columns try one.
+    plain = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            pq.write_table(
+                table.replace_schema_metadata(stored), file, compression="zstd", use_dictionary=plain or False
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: could not be written: {error.strerror or error}. Nothing was left behind there; make room, or"
+            " give save_metadata a path that can be written, and run again: finished shards are kept"
+        ) from error
+    finally:
+        # Only still there if something went wrong; an unwritable folder must not hide the first error.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def read_metadata(path: str) -> dict[str, Any] | None:
+    """What `write_table` stored in the file; None if it is not such a file, or cannot be read."""
+    try:
+        stored = (pq.read_metadata(path).metadata or {}).get(METADATA_KEY)
+        found = json.loads(stored) if stored else None
+    except (OSError, pa.ArrowInvalid, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def temporary_name(name: str) -> str:
+    """A hidden name that says which process is writing `name`."""
+    return f".{name}.{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+
+
+_TEMPORARY = re.compile(r"^\..+\.parquet\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
+
+
+def remove_leftovers(folder: str) -> int:
+    """Remove temporary files of processes of this machine that are gone; returns how many."""
+    removed = 0
+    for path in Path(folder).rglob(".*.tmp"):
+        match = _TEMPORARY.match(path.name)
+        if match and match["host"] == socket.gethostname() and not _alive(int(match["pid"])):
+            path.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _to_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    if column.type == kind:
+        return column
+    if not pa.types.is_fixed_size_list(kind):
+        return column.cast(kind)
+    matrix, valid = list_to_matrix(column, kind.list_size)
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(np.ascontiguousarray(matrix).reshape(-1)).cast(kind.value_type),
+        type=kind,
+        mask=pa.array(~valid),
+    )

@@ -1,0 +1,195 @@
+"""`ImageEmbedder`: adds a column of vectors to a dataset, with any model."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from dask.base import tokenize
+
+from curator_dask import backend
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.datasets.reading import URL_COLUMN
+from curator_dask.datasets.writing import ERROR_COLUMN
+from curator_dask.decode.loader import DEFAULT_MAX_PIXELS
+from curator_dask.decode.transforms import TransformSpec
+from curator_dask.errors import ConfigError, DatasetError
+from curator_dask.frames.columns import EMBEDDING_TYPE, with_columns
+from curator_dask.frames.lineage import trace
+from curator_dask.image.embedders.partition import EmbedPartition
+from curator_dask.models.encoders import Encoder, EncoderSpec
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("curator_dask")
+
+
+class ImageEmbedder(ABC):
+    """Base of all embedders; subclass it to bring your own model.
+
+    A subclass gives `load_embedding_model` and `transform`, and is called with a dataset. It is pickled to the
+    workers, so it holds settings (strings, numbers), never a model; each worker loads the model once.
+
+    Parameters
+    ----------
+    batch_size
+        Images a forward pass. Halved when the device runs out of memory.
+    num_threads_per_worker
+        Threads that decode, at most; on a CPU no more than the worker's share of the cores are used.
+    image_embedding_column
+        Name of the new column, float32 vectors.
+    normalize_embeddings
+        Divide each vector by its L2 norm.
+    autocast
+        Run the model in bf16 or fp16 where that is fast; vectors are float32 all the same.
+    use_index_files
+        Use DALI's ``.idx`` beside a tar where it is there and fits; False scans the tar.
+    decoder
+        ``"dali"``, or ``"pillow"``: slower, and the reference for what the pixels should be.
+    max_pixels
+        Images with more are not decoded: their row gets a reason. Default: Pillow's own limit for
+        decompression bombs.
+    on_error
+        ``"null"``: an image that cannot be used leaves a null vector and a reason in ``image_error``.
+        ``"raise"``: it stops the run.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 256,
+        num_threads_per_worker: int = 4,
+        image_embedding_column: str = "image_embedding",
+        normalize_embeddings: bool = True,
+        autocast: bool = True,
+        use_index_files: bool = True,
+        *,
+        decoder: str = "dali",
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        on_error: str = "null",
+    ) -> None:
+        for name, value in (
+            ("batch_size", batch_size),
+            ("num_threads_per_worker", num_threads_per_worker),
+            ("max_pixels", max_pixels),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1")
+        if decoder not in ("dali", "pillow"):
+            raise ConfigError(f"decoder={decoder!r}: expected 'dali' or 'pillow'")
+        if on_error not in ("null", "raise"):
+            raise ConfigError(f"on_error={on_error!r}: expected 'null' or 'raise'")
+        if not image_embedding_column or image_embedding_column in (URL_COLUMN, ERROR_COLUMN):
+            raise ConfigError(f"image_embedding_column={image_embedding_column!r}: this name is not free")
+        self.batch_size = batch_size
+        self.num_threads_per_worker = num_threads_per_worker
+        self.image_embedding_column = image_embedding_column
+        self.normalize_embeddings = normalize_embeddings
+        self.autocast = autocast
+        self.use_index_files = use_index_files
+        self.decoder = decoder
+        self.max_pixels = max_pixels
+        self.on_error = on_error
+
+    @property
+    def transform(self) -> TransformSpec | Callable[[Any], torch.Tensor]:
+        """What the model expects of its input.
+
+        A `TransformSpec` (decoded and resized by DALI, normalised on the device), or any function from an
+        upright RGB `PIL.Image.Image` to a float32 tensor of one shape (Pillow decodes).
+        """
+        raise ConfigError(
+            f"{type(self).__name__} must have a property 'transform': see ImageEmbedder.transform"
+        )
+
+    @abstractmethod
+    def load_embedding_model(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The model, on a worker: a batch (n, 3, H, W) on `device` to vectors (n, dim) there."""
+
+    def encoder_spec(self) -> EncoderSpec:
+        """What builds the encoder on a worker; equal specs share one model there."""
+        return OwnModelSpec(self, tokenize(type(self), self.__dict__))
+
+    def __call__(self, dataset: ImageTextPairDataset) -> ImageTextPairDataset:
+        """The dataset with the embedding and ``image_error`` as its last columns; nothing is computed yet.
+
+        Raises
+        ------
+        DatasetError
+            The key column or ``__url__`` was dropped from the metadata.
+        """
+        meta = dataset.metadata._meta
+        missing = [name for name in (dataset.id_col, URL_COLUMN) if name not in meta.columns]
+        if missing:
+            raise DatasetError(
+                f"the metadata lacks {missing}, by which a row finds its image; it has {list(meta.columns)}."
+                " Keep these columns when selecting others"
+            )
+        earlier = trace(dataset.metadata).functions
+        step = EmbedPartition(
+            encoder=self.encoder_spec(),
+            id_col=dataset.id_col,
+            column=self.image_embedding_column,
+            batch_size=self.batch_size,
+            num_threads=self.num_threads_per_worker,
+            decoder=self.decoder,
+            max_pixels=self.max_pixels,
+            on_error=self.on_error,
+            use_index_files=self.use_index_files,
+            keep_errors=any(isinstance(function, EmbedPartition) for function in earlier),
+            storage_options=dataset.storage_options,
+        )
+        new_meta = with_columns(
+            meta,
+            {
+                self.image_embedding_column: pa.array([], EMBEDDING_TYPE),
+                ERROR_COLUMN: pa.array([], pa.string()),
+            },
+        )
+        metadata = dataset.metadata.map_partitions(step, meta=new_meta, enforce_metadata=False)
+        return dataset.with_metadata(metadata)
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.__dict__.items())
+        return f"{type(self).__name__}({settings})"
+
+
+@dataclass(frozen=True)
+class OwnModelSpec:
+    """A user's embedder as an encoder spec; two are equal if class and settings are.
+
+    Attributes
+    ----------
+    embedder
+        Loads the model.
+    token
+        Of the embedder's class and settings.
+    """
+
+    embedder: ImageEmbedder
+    token: str
+
+    def __hash__(self) -> int:
+        return hash(self.token)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OwnModelSpec) and self.token == other.token
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return (type(self).__name__, self.token)
+
+    def build(self) -> Encoder:
+        """Load the model on this process's device."""
+        embedder = self.embedder
+        return Encoder(
+            embedder.load_embedding_model(backend.current().torch_device),
+            embedder.transform,
+            name=type(embedder).__name__,
+            output="model",
+            normalize=embedder.normalize_embeddings,
+            autocast=embedder.autocast,
+        )

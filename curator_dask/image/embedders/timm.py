@@ -1,0 +1,124 @@
+"""`TimmImageEmbedder`: embeds with any model that timm can create."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from curator_dask.decode.loader import DEFAULT_MAX_PIXELS
+from curator_dask.errors import ConfigError
+from curator_dask.image.embedders.base import ImageEmbedder
+from curator_dask.models.encoders import OUTPUTS, EncoderSpec, TimmSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TimmImageEmbedder(ImageEmbedder):
+    """Embeds images with a timm model and timm's own transform for its weights.
+
+    Parameters
+    ----------
+    model_name
+        Any name that `timm.create_model` takes: a registry name with or without tag
+        (``"vit_large_patch14_clip_quickgelu_224.openai"``), ``"hf-hub:org/repo"``, or ``"local-dir:/folder"``
+        with ``config.json`` and ``model.safetensors``, which needs no network.
+    pretrained
+        Load the weights that belong to the name; False gives random ones.
+    batch_size, num_threads_per_worker, image_embedding_column, normalize_embeddings, autocast, use_index_files
+        See `ImageEmbedder`.
+    output
+        ``"auto"``: the projected embedding of a contrastive tower (CLIP, SigLIP and their like), the pooled
+        features of anything else. ``"pooled"``, ``"projected"`` and ``"logits"`` choose.
+    checkpoint_path
+        State dict to load over the model; every worker must see the file.
+    model_kwargs
+        Further arguments of `timm.create_model`, such as ``{"img_size": 336}``.
+    decoder, max_pixels, on_error
+        See `ImageEmbedder`.
+
+    Raises
+    ------
+    ConfigError
+        An argument has a value that it cannot have.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        pretrained: bool = True,
+        batch_size: int = 256,
+        num_threads_per_worker: int = 4,
+        image_embedding_column: str = "image_embedding",
+        normalize_embeddings: bool = True,
+        autocast: bool = True,
+        use_index_files: bool = True,
+        *,
+        output: str = "auto",
+        checkpoint_path: str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        decoder: str = "dali",
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        on_error: str = "null",
+    ) -> None:
+        super().__init__(
+            batch_size,
+            num_threads_per_worker,
+            image_embedding_column,
+            normalize_embeddings,
+            autocast,
+            use_index_files,
+            decoder=decoder,
+            max_pixels=max_pixels,
+            on_error=on_error,
+        )
+        if output not in OUTPUTS:
+            raise ConfigError(f"output={output!r}: expected one of {', '.join(OUTPUTS)}")
+        if not isinstance(model_name, str) or not model_name:
+            raise ConfigError(f"model_name={model_name!r}: expected the name of a timm model")
+        self.model_name = model_name
+        self.pretrained = pretrained
+        self.output = output
+        self.checkpoint_path = checkpoint_path
+        self.model_kwargs = dict(model_kwargs or {})
+
+    def load_embedding_model(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The timm model on `device`, with its head settled by `output`."""
+        model = self.encoder_spec().build().model
+        assert model is not None
+        return model
+
+    def encoder_spec(self) -> EncoderSpec:
+        """Model, weights and output; the transform follows from them on the worker."""
+        return TimmSpec(
+            model_name=_absolute(self.model_name),
+            pretrained=self.pretrained,
+            checkpoint_path=self.checkpoint_path,
+            model_kwargs=tuple(sorted((name, _frozen(value)) for name, value in self.model_kwargs.items())),
+            output=self.output,
+            autocast=self.autocast,
+            normalize=self.normalize_embeddings,
+        )
+
+
+def _absolute(model_name: str) -> str:
+    """A worker may have another working directory than the client."""
+    from pathlib import Path
+
+    for prefix in ("local-dir:", "local_dir:"):
+        if model_name.startswith(prefix) and len(model_name) > len(prefix):
+            return f"local-dir:{Path(model_name.removeprefix(prefix)).expanduser().absolute()}"
+    return model_name
+
+
+def _frozen(value: Any) -> Any:
+    """The value with lists as tuples, so that it can be a key."""
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(item) for item in value)
+    try:
+        hash(value)
+    except TypeError:
+        raise ConfigError(
+            f"model_kwargs: expected numbers, strings and lists of them, found {value!r}"
+        ) from None
+    return value

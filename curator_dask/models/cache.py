@@ -1,0 +1,99 @@
+"""One live object a worker process for a given full spec.
+
+A spec is small, frozen and hashable; it travels in the Dask graph. The object it describes (a model on its
+device, a DALI pipeline) is built on the worker, once, and shared by all tasks that carry an equal spec. Specs
+that differ in anything never share an object. When more than `capacity` objects of a kind are alive, the one
+that was used longest ago is closed, as soon as nobody is using it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Entry(Generic[T]):
+    lock: threading.Lock = field(default_factory=threading.Lock)  # held while the object is being built
+    value: T | None = None
+    users: int = 0
+
+
+class SpecCache(Generic[T]):
+    """Least-recently-used cache of live objects, safe to use from several threads.
+
+    Parameters
+    ----------
+    capacity
+        How many objects stay alive while unused. Objects in use do not count as unused, however many.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._entries: OrderedDict[Hashable, _Entry[T]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def lease(self, spec: Hashable, build: Callable[[], T]) -> Iterator[T]:
+        """Lend the object of `spec`, made by `build` if there is none yet.
+
+        The object is not closed while a lease lasts. Two threads that ask for the same spec at once get the
+        same object: the second waits until the first has built it. If `build` fails nothing is kept.
+        """
+        with self._lock:
+            entry = self._entries.setdefault(spec, _Entry())
+            entry.users += 1
+            self._entries.move_to_end(spec)
+            closing = self._overdue()
+        for value in closing:
+            _close(value)
+        try:
+            with entry.lock:
+                if entry.value is None:
+                    entry.value = build()
+            yield entry.value
+        finally:
+            with self._lock:
+                entry.users -= 1
+                if entry.value is None and not entry.users and self._entries.get(spec) is entry:
+                    del self._entries[spec]
+                closing = self._overdue()
+            for value in closing:
+                _close(value)
+
+    def specs(self) -> list[Hashable]:
+        """The specs whose objects are alive, the one used longest ago first."""
+        with self._lock:
+            return [spec for spec, entry in self._entries.items() if entry.value is not None]
+
+    def clear(self) -> None:
+        """Close every object that is not in use."""
+        with self._lock:
+            idle = [spec for spec, entry in self._entries.items() if not entry.users]
+            closing = [self._entries.pop(spec).value for spec in idle]
+        for value in closing:
+            _close(value)
+
+    def _overdue(self) -> list[T | None]:
+        """Take out what is above capacity and not in use. The caller holds the lock."""
+        above = len(self._entries) - self.capacity
+        idle = [spec for spec, entry in self._entries.items() if not entry.users]
+        return [self._entries.pop(spec).value for spec in idle[: max(above, 0)]]
+
+
+def _close(value: Any) -> None:
+    close = getattr(value, "close", None)
+    if close is not None:
+        close()
+
+
+#: Models of this process. Two, so that a graph that embeds with two models does not reload them in turns.
+ENCODERS: SpecCache[Any] = SpecCache(capacity=2)
+#: Loaders (decoders and their threads) of this process.
+LOADERS: SpecCache[Any] = SpecCache(capacity=2)

@@ -1,0 +1,326 @@
+"""Encoders: a model on its device, with all that is needed to turn pixels into vectors.
+
+A `TimmSpec` (small, frozen, hashable) travels; `TimmSpec.build` makes the `Encoder` on the worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from curator_dask import backend
+from curator_dask.decode.transforms import TransformSpec
+from curator_dask.errors import ConfigError
+from curator_dask.models.weights import create_timm_model, state_digest
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("curator_dask")
+
+OUTPUTS = ("auto", "pooled", "projected", "logits")
+#: Names, in timm's architectures and tags, of image towers that were trained against text.
+_CONTRASTIVE = re.compile(r"(clip|siglip|pe_core|tipsv2)")
+#: Class counts of the classifiers that timm carries: ImageNet-1k, -12k, -21k, -22k and their variants.
+_CLASSIFIER_HEADS = frozenset({0, 1000, 10450, 11221, 11821, 19168, 21841, 21842, 21843})
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """What made an embedding; stored in the Parquet's metadata.
+
+    Attributes
+    ----------
+    model
+        Name by which the model was asked for.
+    weights
+        Digest of all parameters and buffers, see `state_digest`.
+    transform
+        `TransformSpec.to_dict`, or the name of a user's own callable.
+    output
+        ``"pooled"``, ``"projected"``, ``"logits"``, or ``"model"`` for a user's own model.
+    dim
+        Length of a vector.
+    dtype
+        Arithmetic of the forward pass: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Vectors are float32.
+    normalized
+        Whether each vector has length 1.
+    """
+
+    model: str
+    weights: str
+    transform: dict[str, Any] | str
+    output: str
+    dim: int
+    dtype: str
+    normalized: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self)
+
+
+class EncoderSpec(Protocol):
+    """What describes an encoder: hashable, picklable, and able to build it on a worker."""
+
+    def build(self) -> Encoder:
+        """Make the encoder on this process's device."""
+
+    def __hash__(self) -> int: ...
+
+
+class Encoder:
+    """A model in eval mode on this process's device.
+
+    Parameters
+    ----------
+    model
+        Takes float32 (n, 3, H, W), gives (n, dim).
+    transform
+        What the model expects of its input; a callable is a user's own and gives the model's input directly.
+    name
+        Name for messages and metadata.
+    output
+        Recorded as `EncoderInfo.output`.
+    normalize
+        Divide each vector by its L2 norm.
+    autocast
+        Run in the reduced precision that is fast on this device, where there is one.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[torch.Tensor], torch.Tensor],
+        transform: TransformSpec | Callable[..., torch.Tensor],
+        *,
+        name: str,
+        output: str,
+        normalize: bool,
+        autocast: bool,
+    ) -> None:
+        import torch
+
+        self.backend = backend.current()
+        self.transform = transform
+        self.normalize = normalize
+        self.dtype = self.backend.autocast_dtype() if autocast else None
+        self.digest = state_digest(model) if isinstance(model, torch.nn.Module) else "unknown"
+        if isinstance(model, torch.nn.Module):
+            # channels_last is 1.3 to 1.5 times faster on CNNs and changes nothing on ViTs.
+            model = model.eval().to(self.backend.torch_device).to(memory_format=torch.channels_last)
+        self.model: Callable[[torch.Tensor], torch.Tensor] | None = model
+        self._name = name
+        self._limit: int | None = None  # images a forward pass, once the device has run out of memory
+        self._lock = threading.Lock()  # one forward pass at a time, also with several tasks a worker
+        self.info = EncoderInfo(
+            model=name,
+            weights=self.digest,
+            transform=transform.to_dict()
+            if isinstance(transform, TransformSpec)
+            else getattr(transform, "__qualname__", type(transform).__qualname__),
+            output=output,
+            dim=self._measure_dim(),
+            dtype=str(self.dtype or torch.float32).removeprefix("torch."),
+            normalized=normalize,
+        )
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.info.dim
+
+    def __call__(self, pixels: torch.Tensor) -> np.ndarray:
+        """Embed a batch.
+
+        Parameters
+        ----------
+        pixels
+            uint8 (n, H, W, 3) on the device for a `TransformSpec`; what the callable gave, stacked, otherwise.
+
+        Returns
+        -------
+        float32 (n, dim) in host memory. When the device runs out of memory the batch is halved, and stays
+        halved for what comes after.
+        """
+        import torch
+
+        with self._lock:
+            done: list[np.ndarray] = []
+            start = 0
+            while start < len(pixels):
+                stop = min(len(pixels), start + (self._limit or len(pixels)))
+                try:
+                    done.append(self._forward(pixels[start:stop]).cpu().numpy())
+                except torch.OutOfMemoryError:
+                    if stop - start == 1:
+                        raise
+                    first_time, self._limit = self._limit is None, (stop - start + 1) // 2
+                    self.backend.release_memory()
+                    logger.log(
+                        logging.WARNING if first_time else logging.INFO,
+                        "%s: out of memory with a batch of %d images, going on with %d (set batch_size=%d)",
+                        self._name,
+                        stop - start,
+                        self._limit,
+                        self._limit,
+                    )
+                else:
+                    start = stop
+        return np.concatenate(done) if done else np.empty((0, self.dim), np.float32)
+
+    def close(self) -> None:
+        """Let the model and its device memory go."""
+        self.model = None
+        self.backend.release_memory()
+
+    def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """One pass of at most `_limit` images: float32 (n, dim) on the device."""
+        import torch
+
+        assert self.model is not None, "the encoder was closed"
+        device = self.backend.torch_device
+        with torch.inference_mode(), torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
+            inputs = self.transform.normalize(pixels) if isinstance(self.transform, TransformSpec) else pixels
+            vectors = self.model(inputs)
+            if (
+                not isinstance(vectors, torch.Tensor)
+                or vectors.shape[:1] != pixels.shape[:1]
+                or vectors.ndim != 2
+            ):
+                found = list(vectors.shape) if isinstance(vectors, torch.Tensor) else type(vectors).__name__
+                raise ConfigError(
+                    f"{self._name}: expected one vector an image, a tensor of shape [{len(pixels)}, dim]; the model"
+                    f" gave {found}. Use a model or an output that pools"
+                )
+            vectors = vectors.float()
+            return torch.nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
+
+    def _measure_dim(self) -> int:
+        """Run two blank images: no table of model widths can be wrong for this one."""
+        import torch
+
+        if isinstance(self.transform, TransformSpec):
+            blank = torch.zeros((2, *self.transform.size, 3), dtype=torch.uint8)
+        else:
+            from PIL import Image
+
+            blank = torch.stack([self.transform(Image.new("RGB", (256, 256)))] * 2)
+        return int(self._forward(blank.to(self.backend.torch_device)).shape[1])
+
+
+@dataclass(frozen=True)
+class TimmSpec:
+    """Everything that decides what a timm model makes of an image.
+
+    Attributes
+    ----------
+    model_name, pretrained, checkpoint_path
+        See `create_timm_model`.
+    model_kwargs
+        Sorted (name, value) pairs for `timm.create_model`.
+    output
+        One of `OUTPUTS`.
+    autocast, normalize
+        See `Encoder`.
+    """
+
+    model_name: str
+    pretrained: bool = True
+    checkpoint_path: str | None = None
+    model_kwargs: tuple[tuple[str, Any], ...] = ()
+    output: str = "auto"
+    autocast: bool = True
+    normalize: bool = True
+
+    def build(self) -> Encoder:
+        """Make the encoder on this process's device.
+
+        Raises
+        ------
+        ConfigError
+            The model has no such output, or takes images with other than three channels.
+        WeightsError
+            The weights cannot be had.
+        """
+        from timm.data import resolve_data_config
+
+        kwargs = dict(self.model_kwargs)
+        model = create_timm_model(self.model_name, self.pretrained, self.checkpoint_path, kwargs)
+        config: Mapping[str, Any] = model.pretrained_cfg
+        output = choose_output(self.output, config, model.num_classes, self.model_name)
+        if output == "pooled" and model.num_classes:
+            model.reset_classifier(0)
+        size = kwargs.get("img_size")
+        overrides = (
+            {} if size is None else {"input_size": (3, *((size, size) if isinstance(size, int) else size))}
+        )
+        data_config = resolve_data_config(overrides, pretrained_cfg=config)
+        if data_config["input_size"][0] != 3:
+            raise ConfigError(
+                f"{self.model_name} takes {data_config['input_size'][0]} channels; expected 3 (RGB)"
+            )
+        return Encoder(
+            model,
+            TransformSpec.from_timm(data_config),
+            name=self.model_name,
+            output=output,
+            normalize=self.normalize,
+            autocast=self.autocast,
+        )
+
+
+def choose_output(wanted: str, config: Mapping[str, Any], num_classes: int, name: str) -> str:
+    """Settle ``"auto"``, and refuse an output that the model does not have.
+
+    A contrastive tower (CLIP and its like) ends in a projection that timm keeps as the model's head: its
+    embedding is the projected one. SigLIP has no projection: its pooled output is its embedding. A classifier's
+    head gives logits; its embedding is what comes before.
+
+    Parameters
+    ----------
+    wanted
+        One of `OUTPUTS`.
+    config
+        timm's ``pretrained_cfg`` of the model.
+    num_classes
+        Outputs of the model's head as built; 0 if it has none.
+    name
+        Name for messages.
+
+    Returns
+    -------
+    ``"pooled"``, ``"projected"`` or ``"logits"``.
+    """
+    projects = num_classes in projection_dims(config)
+    if wanted == "auto":
+        return "projected" if projects else "pooled"
+    if wanted == "projected" and not projects:
+        raise ConfigError(
+            f"{name}: output='projected' needs a contrastive tower with a projection (CLIP and its like); this"
+            f" model's head {'has ' + str(num_classes) + ' classes' if num_classes else 'is absent'}."
+            " Use output='pooled'"
+        )
+    if wanted == "logits" and (projects or not num_classes):
+        raise ConfigError(
+            f"{name}: output='logits' needs a classifier; this model"
+            f" {'ends in a projection' if projects else 'has no head'}. Use output='auto'"
+        )
+    return wanted
+
+
+def projection_dims(config: Mapping[str, Any]) -> set[int]:
+    """Widths that timm registers for the projection of this architecture; empty if it is no contrastive tower."""
+    from timm.models import get_pretrained_cfg, list_pretrained
+
+    architecture, tag = config.get("architecture") or "", config.get("tag") or ""
+    if not _CONTRASTIVE.search(f"{architecture}.{tag}"):
+        return set()
+    tags = [name for name in list_pretrained(f"{architecture}.*") if _CONTRASTIVE.search(name)]
+    registered = filter(None, map(get_pretrained_cfg, tags))
+    return {config.num_classes for config in registered} - _CLASSIFIER_HEADS

@@ -1,0 +1,155 @@
+"""Counts that flow from the workers to the person who waits.
+
+A task calls `report` with what it has just done. On a Dask worker that becomes an event that the client has
+subscribed to; in a process without a cluster it goes to the watcher directly.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+logger = logging.getLogger("curator_dask")
+
+TOPIC = "curator_dask-progress"
+_LOG_EVERY = 30.0  # seconds between log lines where there is no terminal to draw on
+_watchers: list[Callable[[dict[str, Any]], None]] = []  # of this process, for runs without a cluster
+
+
+def report(images: int, failed: int = 0) -> None:
+    """Say, from within a task, how many images were just finished, and how many of them failed."""
+    event = {"images": images, "failed": failed}
+    try:
+        from distributed.worker import get_worker
+
+        worker = get_worker()
+    except (ImportError, ValueError):  # not on a Dask worker
+        for watcher in _watchers:
+            watcher(event)
+    else:
+        worker.log_event(TOPIC, event)
+
+
+@dataclass
+class Meter:
+    """What a run has done so far.
+
+    Attributes
+    ----------
+    shards
+        Partitions to do in this run.
+    done, broken
+        Partitions finished, and given up.
+    images, failed
+        Images finished on all workers, and those of them without a vector.
+    started
+        `time.monotonic` at the start, seconds.
+    """
+
+    shards: int
+    done: int = 0
+    broken: int = 0
+    images: int = 0
+    failed: int = 0
+    started: float = field(default_factory=time.monotonic)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def count(self, event: dict[str, Any]) -> None:
+        """Add an event of `report`."""
+        with self.lock:
+            self.images += event["images"]
+            self.failed += event["failed"]
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.started
+
+    @property
+    def rate(self) -> float:
+        """Images a second since the start."""
+        return self.images / max(self.seconds, 1e-9)
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until the end at the rate of shards so far; None before the first is finished."""
+        finished = self.done + self.broken
+        return self.seconds / finished * (self.shards - finished) if finished else None
+
+    def __str__(self) -> str:
+        left = "?" if self.remaining is None else _clock(self.remaining)
+        broken = f", {self.broken} unreadable" if self.broken else ""
+        return (
+            f"shards {self.done}/{self.shards}{broken} | {self.images} images, {self.rate:.1f}/s |"
+            f" {self.failed} failed | {_clock(self.seconds)} elapsed, {left} left"
+        )
+
+
+@contextmanager
+def watch(meter: Meter, client: Client | None, show: bool = True) -> Iterator[None]:
+    """Feed `meter` with the events of a run, and show it.
+
+    On a terminal a line is kept up to date; elsewhere one is logged every 30 seconds.
+
+    Parameters
+    ----------
+    meter
+        Where the events are counted.
+    client
+        Of the cluster that runs the tasks; None when they run in this process.
+    show
+        False only counts.
+    """
+
+    def on_event(event: Any) -> None:
+        meter.count(event[1])
+
+    if client is not None:
+        client.subscribe_topic(TOPIC, on_event)
+    else:
+        _watchers.append(meter.count)
+    stop = threading.Event()
+    shower = threading.Thread(target=_show, args=(meter, stop), name="curator_dask-progress", daemon=True)
+    try:
+        if show:
+            shower.start()
+        yield
+    finally:
+        stop.set()
+        if show:
+            shower.join()
+        if client is None:
+            _watchers.remove(meter.count)
+        elif client.status == "running":
+            client.unsubscribe_topic(TOPIC)
+
+
+def _show(meter: Meter, stop: threading.Event) -> None:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        while not stop.wait(_LOG_EVERY):
+            print(meter, file=sys.stderr, flush=True)
+        return
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+        while not stop.wait(0.25):
+            live.update(Text(str(meter)))
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,0 +1,165 @@
+"""The bytes of a shard's members, without copying them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import fsspec
+
+from curator_dask.errors import ImageError, ShardError
+from curator_dask.webdataset.headers import BLOCK, Member, header_problem, not_a_tar
+from curator_dask.webdataset.index import ShardIndex, warn_once
+
+
+class ShardReader:
+    """Reads members of one shard; a context manager.
+
+    A local tar is mapped into memory. A remote one is first copied to a temporary file (in ``TMPDIR``), which
+    goes when the reader is closed; index files beside remote tars are not used.
+
+    Parameters
+    ----------
+    url
+        Local path or fsspec URL of the tar.
+    use_index_files
+        Whether a ``.idx`` file beside the tar may save the scan of its headers.
+    storage_options
+        Options for fsspec, where `url` is a URL.
+
+    Raises
+    ------
+    ShardError
+        The tar cannot be opened or fetched, or is an empty file.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike,
+        use_index_files: bool = True,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.url = os.fsdecode(url)
+        self._use_index_files = use_index_files
+        self._staged: Path | None = None
+        self._file: io.FileIO | None = None
+        try:
+            if "://" in self.url and not self.url.startswith("file://"):
+                self._staged = _staged(self.url, storage_options or {})
+                self._use_index_files = False
+            self._path = self._staged or Path(self.url.removeprefix("file://"))
+            self._file = io.FileIO(self._path)
+            if os.fstat(self._file.fileno()).st_size == 0:
+                raise not_a_tar(self.url, b"")
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._data = memoryview(self._map)
+        except OSError as error:
+            self.close()
+            raise ShardError(f"{self.url}: the shard cannot be opened: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    @functools.cached_property
+    def index(self) -> ShardIndex:
+        """The shard's samples, read on first use.
+
+        Raises
+        ------
+        ShardError
+            The file is no plain tar.
+        """
+        try:
+            return ShardIndex.open(self._path, self._use_index_files)
+        except ShardError as error:
+            # A temporary file's name would tell nobody which shard it was.
+            raise ShardError(str(error).replace(str(self._path), self.url)) from error
+
+    def read(self, member: Member) -> memoryview:
+        """The member's bytes, read-only and not copied; they stay valid after the reader is closed.
+
+        If the header there is not the member's, the index is stale (the tar, or the index file, was changed):
+        the tar is then scanned, once, and the member looked for by its name.
+
+        Raises
+        ------
+        ImageError
+            The tar has no such member, or the member's bytes lie outside of the file.
+        """
+        wrong = self._problem(member)
+        if wrong:
+            member = self._found_again(member, wrong)
+        return self._data[member.offset : member.offset + member.size]
+
+    def _problem(self, member: Member) -> str | None:
+        length = self._length()
+        if member.offset < BLOCK or member.size < 0 or member.offset + member.size > length:
+            return f"the file has {length} bytes"
+        return header_problem(self._data[member.offset - BLOCK : member.offset].tobytes(), member)
+
+    def _length(self) -> int:
+        if self._file is None:
+            raise ShardError(f"{self.url}: the reader is closed")
+        # Looked at anew: to touch a mapped page behind the end of a file that shrank kills the process.
+        return min(len(self._data), os.fstat(self._file.fileno()).st_size)
+
+    def _found_again(self, member: Member, wrong: str) -> Member:
+        if not self.index.scanned:
+            warn_once(
+                f"{self.url}: an index that is out of date ({member.name!r}: {wrong}); the tar is scanned"
+            )
+            self.index = ShardIndex.scan(self._path)
+        found = self.index.by_name.get(member.name)
+        # What a scan found needs no header of the common kind: pax records may give name and size.
+        if found is None or found.offset + found.size > self._length():
+            raise ImageError(
+                f"{self.url}: member {member.name!r}: expected {member.size} bytes at byte {member.offset}, "
+                f"but {wrong}, and the tar has no such member elsewhere: "
+                f"{self.index.problem or 'index the shard again'}"
+            )
+        return found
+
+    def close(self) -> None:
+        """Let go of the file; a copy of a remote tar is deleted. Closing twice does nothing."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if hasattr(self, "_data"):
+            self._data.release()
+            with contextlib.suppress(BufferError):  # views handed out keep the map; the last takes it along
+                self._map.close()
+            del self._data, self._map
+        if self._staged is not None:
+            self._staged.unlink(missing_ok=True)
+            self._staged = None
+
+    def __enter__(self) -> ShardReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _staged(url: str, storage_options: Mapping[str, Any]) -> Path:
+    """Copy a remote file to a temporary one."""
+    handle, name = tempfile.mkstemp(prefix="curator_dask.", suffix=".tar")
+    try:
+        with open(handle, "wb") as copy, fsspec.open(url, "rb", **storage_options) as remote:  # noqa: PTH123
+            shutil.copyfileobj(remote, copy, 1 << 22)
+    except BaseException as error:
+        Path(name).unlink(missing_ok=True)
+        if isinstance(error, Exception):
+            raise ShardError(f"{url}: the shard cannot be fetched: {error!r}") from error
+        raise
+    return Path(name)

@@ -1,0 +1,384 @@
+"""Which shards a dataset has: directories, globs, brace patterns and lists of tars.
+
+Nothing is opened here. Shards and their companion Parquet files are found from directory listings alone, so
+that 100,000 shards in one directory cost one listing and no look at a single file. Local paths go through
+`os`, anything with ``://`` through fsspec.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import itertools
+import os
+import posixpath
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import fsspec
+
+from curator_dask.errors import DatasetError, ShardError
+from curator_dask.webdataset.braces import expand_braces
+
+_NUMBERS = re.compile(r"(\d+)")
+_FEW = 5  # how many names an error message lists
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of a dataset.
+
+    Attributes
+    ----------
+    url
+        Absolute local path as text, or an fsspec URL. It is the ``__url__`` of the shard's rows.
+    name
+        Path below the dataset's root without ``.tar``, with ``/`` between folders: ``"00042"`` or
+        ``"a/00042"``. Unique in a dataset; outputs are named by it.
+    parquet
+        Url of the companion Parquet file (same path, ``.parquet``), None if there is none.
+    """
+
+    url: str
+    name: str
+    parquet: str | None = None
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """The shards of a dataset, in natural order of their names (``2.tar`` before ``10.tar``).
+
+    Attributes
+    ----------
+    root
+        The directory that all shards lie in or below: the directory that was given, or the part of a glob
+        before its first wildcard, or the longest common directory of what was given.
+    shards
+        At least one shard.
+    """
+
+    root: str
+    shards: tuple[Shard, ...]
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __iter__(self) -> Iterator[Shard]:
+        return iter(self.shards)
+
+
+@dataclass(frozen=True)
+class ShardRange:
+    """A partition: a shard, or a range of its rows.
+
+    Attributes
+    ----------
+    shard
+        The shard.
+    start, stop
+        Rows ``start <= row < stop`` of the shard; ``stop=None`` is its end.
+    part
+        Number of the part among the shard's parts; None if the partition is the whole shard.
+    """
+
+    shard: Shard
+    start: int = 0
+    stop: int | None = None
+    part: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the partition's outputs: ``"00042"``, or ``"00042.part-00003"``."""
+        return self.shard.name if self.part is None else f"{self.shard.name}.part-{self.part:05d}"
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """What tells one state of a file from another without reading it.
+
+    Attributes
+    ----------
+    size
+        Bytes.
+    version
+        Time of the last change in nanoseconds for a local file; the etag, or else the time of the last
+        change, for a remote one; empty if the store knows neither.
+    """
+
+    size: int
+    version: str
+
+
+class _Listing(NamedTuple):
+    files: frozenset[str]
+    folders: frozenset[str]
+
+
+class _LocalFiles:
+    """Listings of the local file system, each directory once."""
+
+    def __init__(self) -> None:
+        self.list = functools.cache(self._list)
+
+    def full(self, path: str) -> str:
+        # Not resolved: a link into a content-addressed cache must keep its own name and neighbours.
+        return os.path.abspath(os.path.expanduser(path.removeprefix("file://")))  # noqa: PTH100, PTH111
+
+    def exists(self, path: str) -> bool:
+        return os.path.exists(path)  # noqa: PTH110
+
+    def is_folder(self, path: str) -> bool:
+        return os.path.isdir(path)  # noqa: PTH112
+
+    def _list(self, folder: str) -> _Listing:
+        files: list[str] = []
+        folders: list[str] = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    (folders if entry.is_dir() else files).append(entry.path)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise DatasetError(f"{folder}: the directory cannot be listed: {error}") from error
+        return _Listing(frozenset(files), frozenset(folders))
+
+    def walk(self, folder: str) -> Iterator[str]:
+        todo, seen = [folder], set()
+        while todo:
+            folder = todo.pop()
+            real = os.path.realpath(folder)
+            if real in seen:  # links between directories may go in circles
+                continue
+            seen.add(real)
+            listing = self.list(folder)
+            yield from (path for path in listing.files if not _is_hidden(path))
+            todo += [path for path in listing.folders if not _is_hidden(path)]
+
+    def glob(self, pattern: str) -> list[str]:
+        return [path.rstrip("/") for path in glob.glob(pattern, recursive=True)]  # noqa: PTH207
+
+
+class _RemoteFiles:
+    """Listings of a remote store, each directory once."""
+
+    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        try:
+            self.fs, _ = fsspec.core.url_to_fs(url, **options)
+        except (ImportError, ValueError, OSError) as error:
+            raise DatasetError(f"{url}: fsspec cannot open this store: {error}") from error
+        self.list = functools.cache(self._list)
+
+    def full(self, path: str) -> str:
+        return self.fs.unstrip_protocol(self.fs._strip_protocol(path))
+
+    def exists(self, path: str) -> bool:
+        return self.fs.exists(path)
+
+    def is_folder(self, path: str) -> bool:
+        return self.fs.isdir(path)
+
+    def _list(self, folder: str) -> _Listing:
+        try:
+            entries = self.fs.ls(folder, detail=True)
+        except FileNotFoundError:
+            entries = []
+        except (OSError, NotImplementedError) as error:
+            raise DatasetError(f"{folder}: the directory cannot be listed: {error}") from error
+        full = self.fs.unstrip_protocol
+        folders = frozenset(full(entry["name"]) for entry in entries if entry["type"] == "directory")
+        return _Listing(frozenset(full(entry["name"]) for entry in entries) - folders, folders)
+
+    def walk(self, folder: str) -> Iterator[str]:
+        for path in self.fs.find(folder):  # an object store lists a whole tree in one sweep
+            url = self.fs.unstrip_protocol(path)
+            if not any(map(_is_hidden, url.removeprefix(folder).split("/"))):
+                yield url
+
+    def glob(self, pattern: str) -> list[str]:
+        return [self.fs.unstrip_protocol(path) for path in self.fs.glob(pattern)]
+
+
+def discover(
+    path: str | os.PathLike | Sequence[str | os.PathLike], storage_options: Mapping[str, Any] | None = None
+) -> ShardSet:
+    """Find the shards of a dataset.
+
+    Parameters
+    ----------
+    path
+        A directory (searched with all directories below it; hidden files, ``._x.tar`` and ``__MACOSX`` are
+        passed over), a glob (``"data/*.tar"``, ``"data/**/*.tar"``), a brace pattern
+        (``"data/{00000..00099}.tar"``, ``"{a,b}/*.tar"``, nested if need be), one tar, or a list of these.
+        A tar that is named more than once is taken once.
+    storage_options
+        Options for fsspec, where ``path`` is a URL.
+
+    Returns
+    -------
+    ShardSet
+        The shards in natural order of their names.
+
+    Raises
+    ------
+    DatasetError
+        No shard was found, a tar that was named is not there, or a directory cannot be listed.
+    """
+    given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    items = [os.fsdecode(item) for item in given]
+    if not items:
+        raise DatasetError("path: expected a directory, glob, brace pattern or tar, found an empty list")
+    stores = {item.partition("://")[0] if _is_remote(item) else "" for item in items}
+    if len(stores) > 1:
+        names = ", ".join(sorted(store or "local files" for store in stores))
+        raise DatasetError(f"path: all shards must lie in one store, found {names}: make a dataset of each")
+    files = _RemoteFiles(items[0], storage_options or {}) if _is_remote(items[0]) else _LocalFiles()
+
+    tars: dict[str, None] = {}  # in order, each once
+    parquets: set[str] = set()
+    roots: dict[str, None] = {}
+    found: list[str]
+    missing: list[str] = []
+    for item in _expanded(items, files):
+        if _has_wildcard(item) and not files.exists(item):
+            root, found = _from_glob(item, files)
+        elif _is_tar(item):
+            root, found = posixpath.dirname(item), []
+            if item in files.list(root).files:
+                found = [item]
+            else:
+                missing.append(item)
+        elif files.is_folder(item):
+            root, found = item, list(files.walk(item))
+            parquets.update(file for file in found if file.endswith(".parquet"))
+        else:
+            _refuse_item(item, files)
+        roots[root] = None
+        tars.update((file, None) for file in found if _is_tar(file))
+
+    if missing:
+        names = ", ".join(missing[:_FEW]) + (", …" if len(missing) > _FEW else "")
+        there = _what_is_in(posixpath.dirname(missing[0]), files)
+        raise DatasetError(f"{len(missing)} of the tars that were named do not exist: {names}; {there}")
+    root = _common_folder(list(roots))
+    if not tars:
+        shown = ", ".join(items[:_FEW])
+        raise DatasetError(
+            f"{shown}: expected at least one .tar file, found none; {_what_is_in(root, files)}"
+        )
+    prefix = root.rstrip("/") + "/"
+    shards = []
+    for tar in tars:
+        parquet = tar[:-4] + ".parquet"
+        has_parquet = parquet in parquets or parquet in files.list(posixpath.dirname(tar)).files
+        shards.append(Shard(tar, tar.removeprefix(prefix)[:-4], parquet if has_parquet else None))
+    shards.sort(key=lambda shard: _natural(shard.name))
+    for one, other in itertools.pairwise(shards):
+        if one.name == other.name:
+            raise DatasetError(f"{one.url} and {other.url}: two shards of one name, rename one of them")
+    return ShardSet(root, tuple(shards))
+
+
+def stamp(url: str | os.PathLike, storage_options: Mapping[str, Any] | None = None) -> FileStamp:
+    """Look at a file's size and version without reading it.
+
+    Parameters
+    ----------
+    url
+        Local path or fsspec URL.
+    storage_options
+        Options for fsspec, where ``url`` is a URL.
+
+    Raises
+    ------
+    ShardError
+        The file does not exist or cannot be looked at.
+    """
+    url = os.fsdecode(url)
+    try:
+        if not _is_remote(url):
+            status = os.stat(url.removeprefix("file://"))  # noqa: PTH116
+            return FileStamp(status.st_size, str(status.st_mtime_ns))
+        fs, path = fsspec.core.url_to_fs(url, **(storage_options or {}))
+        info = fs.info(path)
+    except (OSError, ImportError, ValueError) as error:
+        raise ShardError(f"{url}: the file cannot be looked at: {error!r}; is it still there?") from error
+    names = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
+    version = next((str(info[name]) for name in names if info.get(name) is not None), "")
+    return FileStamp(int(info.get("size") or 0), version)
+
+
+def _expanded(items: list[str], files: _LocalFiles | _RemoteFiles) -> Iterator[str]:
+    for item in items:
+        literal = "{" not in item or files.exists(files.full(item))
+        yield from map(files.full, [item] if literal else expand_braces(item))
+
+
+def _from_glob(pattern: str, files: _LocalFiles | _RemoteFiles) -> tuple[str, list[str]]:
+    """The directory before the first wildcard, and the files that match or lie in directories that match."""
+    parts = pattern.split("/")
+    fixed = next(number for number, part in enumerate(parts) if _has_wildcard(part))
+    root = "/".join(parts[:fixed]) or "/"
+    found: list[str] = []
+    for path in files.glob(pattern):
+        if any(map(_is_hidden, path.removeprefix(root).split("/"))):
+            continue
+        if path in files.list(posixpath.dirname(path)).folders:
+            found += files.walk(path)
+        else:
+            found.append(path)
+    return root, found
+
+
+def _refuse_item(item: str, files: _LocalFiles | _RemoteFiles) -> None:
+    if files.exists(item):
+        raise DatasetError(
+            f"{item}: expected a directory or a .tar file; a compressed tar must be unpacked to .tar first, "
+            "since a member in it cannot be found without reading all before it"
+        )
+    there = _what_is_in(posixpath.dirname(item), files)
+    raise DatasetError(f"{item}: expected a directory, glob, brace pattern or tar, found nothing; {there}")
+
+
+def _what_is_in(folder: str, files: _LocalFiles | _RemoteFiles) -> str:
+    listing = files.list(folder)
+    names = [posixpath.basename(path) for path in listing.files if not _is_hidden(path)]
+    names += [posixpath.basename(path) + "/" for path in listing.folders if not _is_hidden(path)]
+    names.sort(key=_natural)
+    if not names:
+        return f"{folder} is empty or does not exist"
+    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    return f"in {folder} there are: {', '.join(names[:_FEW])}{more}"
+
+
+def _common_folder(folders: list[str]) -> str:
+    if len(folders) == 1:
+        return folders[0]
+    scheme, mark, _ = folders[0].rpartition("://")
+    return scheme + mark + posixpath.commonpath([folder.rpartition("://")[2] for folder in folders])
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    # Text and numbers take turns, so that any two compare; a folder comes before its namesakes.
+    parts: list[str | int] = [*_NUMBERS.split(name.replace("/", "\0"))]
+    parts[1::2] = map(int, parts[1::2])
+    return parts, name
+
+
+def _has_wildcard(path: str) -> bool:
+    return any(sign in path for sign in "*?[")
+
+
+def _is_hidden(path: str) -> bool:
+    name = path.rpartition("/")[2]
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_remote(path: str) -> bool:
+    return "://" in path and not path.startswith("file://")
+
+
+def _is_tar(path: str) -> bool:
+    return path[-4:].lower() == ".tar"
