@@ -244,7 +244,8 @@ def _tar_row(reader: ShardReader, sample: Sample, id_col: str) -> dict[str, Any]
         except CuratorError:
             row.pop(CAPTION_COLUMN, None)
     row.pop(URL_COLUMN, None)
-    row[id_col] = sample.key
+    # A name that is not UTF-8 cannot be a text value: its odd bytes are shown as \xNN.
+    row[id_col] = sample.key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return row
 
 

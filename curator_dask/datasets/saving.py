@@ -119,7 +119,9 @@ def save(
     kept = [name for name in frame.columns if columns is None or name in columns]
     made = {step.column: _describe(step, client) for step in steps if step.column in kept}
     for name, info in made.items():
-        print(f"{name}: {info['dim']} values, {info['output']} output of {info['model']} ({info['dtype']})")
+        print(
+            f"{name}: {info['dim']} values, {info['output']} output of {info['model']} ({info['dtype']}; {info['source']})"
+        )
 
     schema = _schema(frame, kept, made, lineage)
     targets = _targets(frame, lineage, folder, schema, made, drop_failed, storage_options)
@@ -208,7 +210,7 @@ def _targets(
     """The file of each partition, with the fingerprint of all that decides its content."""
     common = {
         "package": curator_dask.__version__,
-        "embeddings": made,
+        "embeddings": {name: _identity(info) for name, info in made.items()},
         "columns": sorted(f"{column.name}: {_kind(column.type)}" for column in schema),
         "drop_failed": drop_failed,
     }
@@ -314,8 +316,8 @@ def _conflict(
 ) -> str | None:
     embeddings = stored.get("embeddings", {})
     for name, info in made.items():
-        if name in embeddings and embeddings[name] != info:
-            differing = sorted(key for key in info if embeddings[name].get(key) != info[key])
+        if name in embeddings and _identity(embeddings[name]) != _identity(info):
+            differing = [key for key in _identity(info) if embeddings[name].get(key) != info[key]]
             was = ", ".join(f"{key} {embeddings[name].get(key)}" for key in differing)
             now = ", ".join(f"{key} {info[key]}" for key in differing)
             return f"column {name!r} was made with {was}; this run has {now}"
@@ -327,6 +329,11 @@ def _conflict(
     if not stored and not (in_place and target.path == target.companion):
         return "was not written by curator_dask"
     return None
+
+
+def _identity(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be equal for two embeddings to be the same: all but the name the model was asked for by."""
+    return {key: value for key, value in info.items() if key != "source"}
 
 
 def _check_columns_kept(reader: Any, schema: pa.Schema) -> None:

@@ -1,7 +1,7 @@
 """Decoding with DALI: on the CPU to whole images, on the GPU to the transform's pixels.
 
-Resizing is DALI's own work on the GPU only. It takes two passes there, width first, each rounded to uint8
-and each on the crop's region alone, as Pillow does: one pass is 0.15/255 away from Pillow, two are 0.002/255.
+Resizing is DALI's own work on the GPU only. It takes two passes there, in Pillow's order, each rounded to
+uint8 and each on the crop's region alone: one pass is 0.15/255 away from Pillow, two are 0.002/255.
 On the CPU the same two passes cost nine times torch's resize (`curator_dask.decode.resize`), so the images
 leave DALI whole.
 """
@@ -9,23 +9,22 @@ leave DALI whole.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from curator_dask.decode.transforms import Axis, TransformSpec
+from curator_dask.decode.pillow import width_first
+from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
+_GIVEN = ("size", "roi_start", "roi_end")  # per image, for each of the two passes
+
 DALI_MODES = {"bilinear": "INTERP_LINEAR", "bicubic": "INTERP_CUBIC", "lanczos": "INTERP_LANCZOS3"}
 """timm's interpolations that DALI resizes as Pillow does, and DALI's names of them."""
-
-_REACH = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
-"""Pixels to each side that a filter looks at, times the scale where it shrinks."""
 
 
 class DaliDecoder:
@@ -165,10 +164,8 @@ def _resize(image: Any, spec: TransformSpec, device: str) -> Any:
     from nvidia.dali import fn, types
 
     kernel = {"interp_type": getattr(types, DALI_MODES[spec.interpolation]), "antialias": True}
-    for which in ("width", "height"):
-        given = {
-            name: fn.external_source(name=f"{which}_{name}") for name in ("size", "roi_start", "roi_end")
-        }
+    for which in ("first", "second"):
+        given = {what: fn.external_source(name=f"{which}_{what}") for what in _GIVEN}
         image = fn.resize(image, device=device, **given, **kernel)
     if spec.pads:
         image = fn.slice(
@@ -187,23 +184,20 @@ def _plan(spec: TransformSpec, height: int, width: int) -> dict[str, tuple[float
     """Sizes and regions of both passes for one image, (rows, columns) each, in pixels."""
     rows, columns = spec.geometry(height, width)
     (top, bottom), (left, right) = rows.region, columns.region
-    first, last = _rows_needed(rows, _REACH[spec.interpolation])
-    return {
-        "width_size": (last - first, columns.kept),
-        "width_roi_start": (first, left),
-        "width_roi_end": (last, right),
-        "height_size": (rows.kept, columns.kept),
-        "height_roi_start": (top - first, 0),
-        "height_roi_end": (bottom - first, columns.kept),
-        **({"pad": (-rows.pad, -columns.pad)} if spec.pads else {}),
+    if width_first(rows, columns):
+        start, end = rows.needed(spec.interpolation)
+        first = (end - start, columns.kept), (start, left), (end, right)
+        second = (rows.kept, columns.kept), (top - start, 0), (bottom - start, columns.kept)
+    else:
+        start, end = columns.needed(spec.interpolation)
+        first = (rows.kept, end - start), (top, start), (bottom, end)
+        second = (rows.kept, columns.kept), (0, left - start), (rows.kept, right - start)
+    plan = {
+        f"{name}_{what}": value
+        for name, values in (("first", first), ("second", second))
+        for what, value in zip(_GIVEN, values, strict=True)
     }
-
-
-def _rows_needed(rows: Axis, reach: int) -> tuple[int, int]:
-    """First and last (exclusive) source row that the kept rows are made of."""
-    top, bottom = rows.region
-    margin = math.ceil(reach * max(1.0, rows.source / rows.resized)) + 1
-    return max(0, math.floor(top) - margin), min(rows.source, math.ceil(bottom) + margin)
+    return {**plan, "pad": (-rows.pad, -columns.pad)} if spec.pads else plan
 
 
 def _as_torch(images: Any) -> torch.Tensor:

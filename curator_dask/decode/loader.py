@@ -37,6 +37,9 @@ DEFAULT_MAX_PIXELS = 178_956_970
 CHUNK_PIXELS = 1 << 28
 """Decoded pixels at which a chunk closes (3 bytes each, two chunks at a time: 1.6 GB)."""
 
+SMALLEST_FOR_DALI = 8
+"""Pixels of an edge below which DALI's resize handles the border so unlike Pillow's that it can be seen."""
+
 _QUEUED = 2
 """Finished batches that may wait for the caller."""
 
@@ -254,7 +257,8 @@ class Loader:
         # A copy, unless the bytes are their own: a memory-mapped shard is read here, while DALI decodes, and
         # can be closed when the load ends.
         owned = data if isinstance(data, bytes) else buffer_of(data).tobytes()
-        if self._dali is not None and header.plain:
+        large = self._resize is not None or min(header.height, header.width) >= SMALLEST_FOR_DALI
+        if self._dali is not None and header.plain and large:
             chunk.dali.append((position, np.frombuffer(owned, np.uint8), (header.height, header.width)))
         else:
             chunk.pillow.append((position, self._pool.submit(self._by_pillow, owned)))
@@ -482,7 +486,7 @@ def _finisher(transform: Any) -> Callable[[PIL.Image.Image], Any]:
 
 def _chunk_size(spec: LoaderSpec) -> int:
     """Images decoded together: enough for every thread to be busy to the end."""
-    return 128 if spec.device == "gpu" else max(32, 4 * spec.num_threads)
+    return 128 if spec.device == "gpu" else max(64, 4 * spec.num_threads)
 
 
 def _let_pillow_open(max_pixels: int) -> None:

@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
+import functools
 import io
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from curator_dask.decode.sniff import Encoded, buffer_of, check_size, reason_of
-from curator_dask.decode.transforms import TransformSpec
+from curator_dask.decode.transforms import Axis, TransformSpec
 from curator_dask.errors import ImageError
 
 LARGEST_RESIZED = 1 << 26
@@ -95,11 +96,46 @@ class PillowResize:
     def region(self, image: Image.Image) -> np.ndarray:
         """Do the same, resizing only what the crop keeps; equal but for the last bit of a few pixels."""
         rows, columns = self._spec.geometry(image.height, image.width)
+        first, last = rows.needed(self._spec.interpolation)
         (top, bottom), (left, right) = rows.region, columns.region
-        box = (left, top, min(right, image.width), min(bottom, image.height))
-        part = image.resize((columns.kept, rows.kept), self._resample, box)
-        if part.size == self._spec.size[::-1]:
-            return np.asarray(part)
+        right, bottom = min(right, image.width), min(bottom, image.height)  # by a rounding error above it
+        if width_first(rows, columns):
+            image = image.crop((0, first, image.width, last))
+            image = self._pass(image, (columns.kept, image.height), (left, 0, right, image.height))
+            image = self._pass(
+                image, (columns.kept, rows.kept), (0, top - first, columns.kept, bottom - first)
+            )
+        else:
+            image = self._pass(image, (image.width, rows.kept), (0, top, image.width, bottom))
+            image = self._pass(image, (columns.kept, rows.kept), (left, 0, right, rows.kept))
+        if image.size == self._spec.size[::-1]:
+            return np.asarray(image)
         whole = Image.new("RGB", self._spec.size[::-1], self._spec.fill)
-        whole.paste(part, (columns.pad, rows.pad))
+        whole.paste(image, (columns.pad, rows.pad))
         return np.asarray(whole)
+
+    def _pass(
+        self, image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]
+    ) -> Image.Image:
+        return image.resize(size, self._resample, box)
+
+
+def width_first(rows: Axis, columns: Axis) -> bool:
+    """Which of its two passes the installed Pillow makes first on such an image.
+
+    Each pass is rounded to whole numbers, so the order is seen: 0.17/255 on average. Pillow 13 begins with
+    the height where that loses more than twice as many rows as the width loses columns; found by trying
+    1,487 sizes, as it is written nowhere. Before it the width always came first.
+    """
+    fewer_rows, fewer_columns = rows.source - rows.resized, columns.source - columns.resized
+    return not (_chooses_order() and fewer_rows > max(0, 2 * fewer_columns))
+
+
+@functools.cache
+def _chooses_order() -> bool:
+    """Whether the installed Pillow ever begins with the height; tried on a small image."""
+    values = np.arange(16 * 8).reshape(16, 8) ** 2 % 251
+    image = Image.fromarray(values.astype(np.uint8))
+    bicubic = Image.Resampling.BICUBIC
+    by_width = image.resize((7, 16), bicubic).resize((7, 5), bicubic)
+    return by_width.tobytes() != image.resize((7, 5), bicubic).tobytes()

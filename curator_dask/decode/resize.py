@@ -44,20 +44,27 @@ class HostResize:
         import torch
         from PIL import Image
 
+        from curator_dask.decode.pillow import width_first
+
         rows, columns = self._spec.geometry(*pixels.shape[:2])
         if self._spec.interpolation not in TORCH_MODES:
             return self._pillow(Image.fromarray(pixels))
         if rows.resized * columns.resized > _WORTH * rows.kept * columns.kept:
             return self._pillow.region(Image.fromarray(pixels))
-        whole = torch.nn.functional.interpolate(
-            torch.from_numpy(pixels).permute(2, 0, 1)[None],
-            size=(rows.resized, columns.resized),
-            mode=self._spec.interpolation,
-            antialias=True,
+        whole = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        # torch does the width first; alone, the height's pass comes before it where Pillow does so.
+        passes = [(rows.resized, columns.resized)]
+        if not width_first(rows, columns):
+            passes.insert(0, (rows.resized, columns.source))
+        for size in passes:
+            whole = torch.nn.functional.interpolate(
+                whole, size=size, mode=self._spec.interpolation, antialias=True
+            )
+        kept = (
+            whole[0]
+            .permute(1, 2, 0)
+            .numpy()[rows.start : rows.start + rows.kept, columns.start : columns.start + columns.kept]
         )
-        kept = whole[0].permute(1, 2, 0).numpy()[
-            rows.start : rows.start + rows.kept, columns.start : columns.start + columns.kept
-        ]
         if kept.shape[:2] == self._spec.size:
             return kept
         bordered = np.empty((*self._spec.size, 3), np.uint8)

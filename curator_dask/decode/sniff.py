@@ -231,7 +231,7 @@ def reason_of(error: Exception, data: Encoded, max_pixels: int) -> str:
     if isinstance(error, UnidentifiedImageError):
         if kind is None:
             start = buffer_of(data)[:14].tobytes().decode("latin-1")
-            return f"not an image (starts with {ascii(start)})"
+            return f"not an image (starts with {start!a})"
         return f"damaged {kind}: its headers cannot be read"
     short = re.search("truncat|more data|end of|EOF|not enough|incomplete", text, re.IGNORECASE)
     return f"truncated: {text}" if short else f"damaged {kind or 'image'}: {text or type(error).__name__}"

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 """timm's words for Pillow's filters, without ``random``, which is for training."""
 
+_REACH = {"nearest": 1, "bilinear": 1, "bicubic": 2, "box": 1, "hamming": 1, "lanczos": 3}
+"""Pixels to each side that a filter looks at, times the scale where it shrinks."""
+
 CROP_MODES = ("center", "squash", "border")
 
 _TIMM_CROP_PCT = 0.875  # timm.data.DEFAULT_CROP_PCT: what timm takes where a config has none
@@ -53,6 +56,12 @@ class Axis(NamedTuple):
         """Start and end of the kept pixels in coordinates of the source."""
         scale = self.source / self.resized
         return self.start * scale, (self.start + self.kept) * scale
+
+    def needed(self, interpolation: str) -> tuple[int, int]:
+        """First and last (exclusive) source pixel that the kept pixels are made of."""
+        start, end = self.region
+        margin = math.ceil(_REACH[interpolation] * max(1.0, self.source / self.resized)) + 1
+        return max(0, math.floor(start) - margin), min(self.source, math.ceil(end) + margin)
 
 
 @dataclass(frozen=True)

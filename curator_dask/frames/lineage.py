@@ -84,12 +84,14 @@ def _ranges(nodes: list[Expr], roots: list[Expr]) -> tuple[ShardRange, ...] | No
 
 
 def _recipe(node: Any) -> Any:
-    """Nested tuples of what is done, without what it is done to."""
+    """Nested tuples of what is done, without what it is done to.
+
+    A function may say by an attribute ``recipe`` what of it decides the result.
+    """
     if not isinstance(node, Expr):
-        return node
+        return getattr(node, "recipe", node)
     if _is_root(node):
-        func = node.operand("func")
-        return ("root", getattr(func, "recipe", func))
+        return ("root", _recipe(node.operand("func")))
     names = node._parameters
     # Operands beyond the named parameters are a variable number of further arguments.
     values = [

@@ -38,7 +38,9 @@ class EncoderInfo:
     Attributes
     ----------
     model
-        Name by which the model was asked for.
+        Architecture and arguments, whatever the name by which it was asked for.
+    source
+        That name; a model folder may be moved, so it does not count when two embeddings are compared.
     weights
         Digest of all parameters and buffers, see `state_digest`.
     transform
@@ -54,6 +56,7 @@ class EncoderInfo:
     """
 
     model: str
+    source: str
     weights: str
     transform: dict[str, Any] | str
     output: str
@@ -85,7 +88,9 @@ class Encoder:
     transform
         What the model expects of its input; a callable is a user's own and gives the model's input directly.
     name
-        Name for messages and metadata.
+        Recorded as `EncoderInfo.model`.
+    source
+        Recorded as `EncoderInfo.source`, and the name in messages.
     output
         Recorded as `EncoderInfo.output`.
     normalize
@@ -100,6 +105,7 @@ class Encoder:
         transform: TransformSpec | Callable[..., torch.Tensor],
         *,
         name: str,
+        source: str,
         output: str,
         normalize: bool,
         autocast: bool,
@@ -115,11 +121,12 @@ class Encoder:
             # channels_last is 1.3 to 1.5 times faster on CNNs and changes nothing on ViTs.
             model = model.eval().to(self.backend.torch_device).to(memory_format=torch.channels_last)
         self.model: Callable[[torch.Tensor], torch.Tensor] | None = model
-        self._name = name
+        self._name = source
         self._limit: int | None = None  # images a forward pass, once the device has run out of memory
         self._lock = threading.Lock()  # one forward pass at a time, also with several tasks a worker
         self.info = EncoderInfo(
             model=name,
+            source=source,
             weights=self.digest,
             transform=transform.to_dict()
             if isinstance(transform, TransformSpec)
@@ -268,7 +275,10 @@ class TimmSpec:
         return Encoder(
             model,
             TransformSpec.from_timm(data_config),
-            name=self.model_name,
+            name=" ".join(
+                [config["architecture"], *(f"{key}={value!r}" for key, value in self.model_kwargs)]
+            ),
+            source=self.model_name,
             output=output,
             normalize=self.normalize,
             autocast=self.autocast,

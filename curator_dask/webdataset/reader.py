@@ -106,6 +106,16 @@ class ShardReader:
             return f"the file has {length} bytes"
         return header_problem(self._data[member.offset - BLOCK : member.offset].tobytes(), member)
 
+    def rescan(self) -> ShardIndex:
+        """Index the shard from its own headers, and forget what an index file said.
+
+        An index file that is out of date may lack samples that the tar has: look again before calling one
+        missing.
+        """
+        if not self.index.scanned:
+            self.index = ShardIndex.scan(self._path)
+        return self.index
+
     def _length(self) -> int:
         if self._file is None:
             raise ShardError(f"{self.url}: the reader is closed")
@@ -117,7 +127,7 @@ class ShardReader:
             warn_once(
                 f"{self.url}: an index that is out of date ({member.name!r}: {wrong}); the tar is scanned"
             )
-            self.index = ShardIndex.scan(self._path)
+            self.rescan()
         found = self.index.by_name.get(member.name)
         # What a scan found needs no header of the common kind: pax records may give name and size.
         if found is None or found.offset + found.size > self._length():

@@ -185,10 +185,13 @@ class OwnModelSpec:
     def build(self) -> Encoder:
         """Load the model on this process's device."""
         embedder = self.embedder
+        common = ImageEmbedder.__init__.__code__.co_varnames
+        own = [f"{name}={value!r}" for name, value in sorted(embedder.__dict__.items()) if name not in common]
         return Encoder(
             embedder.load_embedding_model(backend.current().torch_device),
             embedder.transform,
-            name=type(embedder).__name__,
+            name=f"{type(embedder).__qualname__}({', '.join(own)})",
+            source=type(embedder).__module__,
             output="model",
             normalize=embedder.normalize_embeddings,
             autocast=embedder.autocast,

@@ -21,6 +21,10 @@ from curator_dask.progress import report
 from curator_dask.webdataset.reader import ShardReader
 
 
+#: Where img2dataset says why an image is not in the tar.
+STATUS_COLUMN = "status"
+
+
 @dataclass(frozen=True)
 class EmbedPartition:
     """Adds the embedding and ``image_error`` to a partition; the node of the graph that does the work.
@@ -57,6 +61,11 @@ class EmbedPartition:
     #: A row comes out for each that goes in.
     keeps_rows = True
 
+    @property
+    def recipe(self) -> tuple[Any, ...]:
+        """What decides a vector besides the model, which is described by itself: not how fast it is made."""
+        return ("embed", self.id_col, self.column, self.decoder, self.max_pixels, self.keep_errors)
+
     def __call__(self, frame: Any) -> Any:
         """The frame with the two columns, its rows in the same order.
 
@@ -78,6 +87,8 @@ class EmbedPartition:
         else:
             matrix = np.empty((0, 0), np.float32)
         valid = np.array([error is None for error in errors], bool)
+        if STATUS_COLUMN in frame.columns:
+            _add_status(errors, to_array(frame[STATUS_COLUMN]).to_pylist())
         if self.keep_errors:
             before = to_array(frame[ERROR_COLUMN]).to_pylist()
             errors = [new or old for new, old in zip(errors, before, strict=True)]
@@ -145,7 +156,11 @@ class EmbedPartition:
                 url, use_index_files=self.use_index_files, storage_options=self.storage_options
             ) as reader:
                 index = reader.index
-                found = index.find([ids[row] for row in rows])
+                wanted = [ids[row] for row in rows]
+                found = index.find(wanted)
+                if (found < 0).any() and not index.scanned:
+                    index = reader.rescan()
+                    found = index.find(wanted)
                 for position, row in sorted(zip(found.tolist(), rows, strict=True)):
                     if position < 0:
                         cut = f"; the tar is damaged: {index.problem}" if index.problem else ""
@@ -170,3 +185,10 @@ class EmbedPartition:
                 " null vector and the run goes on"
             )
         errors[row] = reason
+
+
+def _add_status(errors: list[str | None], statuses: list[Any]) -> None:
+    """Let a missing image's reason say what the downloader knew about it."""
+    for row, (reason, status) in enumerate(zip(errors, statuses, strict=True)):
+        if reason is not None and reason.startswith("missing") and status is not None:
+            errors[row] = f"{reason} (status: {status})"

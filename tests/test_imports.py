@@ -1,0 +1,292 @@
+"""What importing the package loads, and who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import curator_dask
+
+PACKAGE = Path(curator_dask.__file__).parent
+HEAVY = ("torch", "nvidia", "cudf", "timm", "dask.dataframe", "pandas")
+
+# The house of DESIGN.md, from the top: a file imports what stands below it, or beside it in its own entry.
+LAYERS = (
+    "cli",
+    "pipeline",
+    "stages",
+    "image.embedders",
+    "image.classifiers",
+    "datasets",
+    "models",
+    "frames",
+    "decode",
+    "client",
+    "progress",
+    "webdataset",
+    "tasks",
+    "backend",
+    "errors",
+)
+# The only modules that may name the GPU libraries.
+GPU_MODULES = ("backend", "client")
+
+
+def find_modules(package: Path) -> dict[str, Path]:
+    """Module names without the package's own (its root is ''), with their files."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def below_or_same(name: str, folder: str) -> bool:
+    return folder == "" or name == folder or name.startswith(folder + ".")
+
+
+def layer(name: str) -> int | None:
+    """Place in LAYERS, 0 at the top; of a folder of layers, the lowest's. None: not placed."""
+    inside = [at for at, entry in enumerate(LAYERS) if below_or_same(name, entry)]
+    around = [at for at, entry in enumerate(LAYERS) if below_or_same(entry, name)]
+    return inside[0] if inside else max(around, default=None)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def import_nodes(tree: ast.AST):
+    """Every import statement, those in functions too, without those for the type checker."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif is_type_checking(node):
+            for other in node.orelse:
+                yield from import_nodes(ast.Module(body=[other], type_ignores=[]))
+        else:
+            yield from import_nodes(node)
+
+
+def own_imports(name: str, path: Path, modules: dict[str, Path]) -> set[str]:
+    """The package's modules that a module imports; the lazy names of the root stand as '.name'."""
+    package = "curator_dask"
+    imported = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in import_nodes(tree):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names if below_or_same(alias.name, package)]
+            imported |= {target.partition(".")[2] for target in targets} - {""}
+            continue
+        if node.level:
+            parts = name.split(".") if name else []
+            drop = node.level - (path.name == "__init__.py")
+            parts = parts[: len(parts) - drop] if drop else parts
+            base = ".".join([*parts, node.module] if node.module else parts)
+        elif below_or_same(node.module or "", package):
+            base = (node.module or "").partition(".")[2]
+        else:
+            continue
+        for alias in node.names:
+            child = f"{base}.{alias.name}" if base else alias.name
+            if child in modules:
+                imported.add(child)
+            elif base:
+                imported.add(base)
+            elif not alias.name.startswith("__"):
+                imported.add(f".{alias.name}")
+    for node in ast.walk(tree):  # `import curator_dask` is for its __version__, not a way around
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == package:
+            if node.attr in modules:
+                imported.add(node.attr)
+            elif not node.attr.startswith("__"):
+                imported.add(f".{node.attr}")
+    return imported
+
+
+def layering_faults(package: Path) -> list[str]:
+    modules = find_modules(package)
+    faults, graph = [], {}
+    for name, path in modules.items():
+        here = layer(name)
+        if here is None:
+            faults.append(
+                f"{name}: not in LAYERS of {Path(__file__).name} (nor in DESIGN.md): place it there"
+            )
+            continue
+        own_folder = name if path.name == "__init__.py" else None
+        imports = own_imports(name, path, modules)
+        graph[name] = {target for target in imports if target in modules and target != name}
+        for target in imports:
+            if target.startswith("."):
+                faults.append(f"{name}: imports {target[1:]} from the root, import it from its own module")
+                continue
+            there = layer(target)
+            if own_folder is not None and below_or_same(target, own_folder):
+                continue
+            if target == "" or there is None:
+                faults.append(f"{name}: imports {target or 'the root package'}, which has no place in LAYERS")
+            elif there < here:
+                faults.append(
+                    f"{name} ({LAYERS[here]}) imports {target} ({LAYERS[there]}), which stands above it"
+                )
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        faults.append(f"a circle: {' -> '.join(error.args[1])}")
+    return faults
+
+
+def without_docstrings(source: str) -> ast.Module:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [
+                each
+                for each in node.body
+                if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
+            ] or [ast.Pass()]
+    return tree
+
+
+def gpu_faults(package: Path) -> list[str]:
+    faults = []
+    for name, path in find_modules(package).items():
+        if name in GPU_MODULES:
+            continue
+        tree = without_docstrings(path.read_text(encoding="utf-8"))
+        words = set(re.findall(r"(?<![a-z])(?:cudf|cupy)(?![a-z])", ast.unparse(tree).lower()))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and re.fullmatch(r"cuda(:.*)?", str(node.value)):
+                words.add(repr(node.value))
+        faults += [f"{name}: names {word}; ask curator_dask.backend instead" for word in sorted(words)]
+    return faults
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys, json\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout))
+
+
+def heavy_in(loaded: set[str]) -> set[str]:
+    return {heavy for heavy in HEAVY if any(below_or_same(name, heavy) for name in loaded)}
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    loaded = loaded_by("import curator_dask")
+    assert "curator_dask" in loaded
+    assert heavy_in(loaded) == set()
+
+
+def test_importing_get_client_loads_nothing_heavy():
+    loaded = loaded_by("from curator_dask import get_client")
+    assert "curator_dask.client" in loaded
+    assert heavy_in(loaded) | ({"distributed"} & loaded) == set()
+
+
+def test_heavy_packages_are_seen_when_they_load():
+    assert heavy_in(loaded_by("import pandas, torch")) >= {"pandas", "torch"}
+
+
+def test_every_file_imports_only_what_stands_below_it():
+    assert layering_faults(PACKAGE) == []
+
+
+def test_only_the_fork_names_gpu_libraries():
+    assert gpu_faults(PACKAGE) == []
+
+
+def write_package(folder: Path, files: dict[str, str]) -> Path:
+    package = folder / "curator_dask"
+    for name, source in {"__init__.py": "", **files}.items():
+        path = package / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source, encoding="utf-8")
+    return package
+
+
+@pytest.mark.parametrize(
+    ("files", "fault"),
+    [
+        ({"errors.py": "from curator_dask.backend import x", "backend.py": ""}, "errors .* imports backend"),
+        ({"errors.py": "def f():\n    import curator_dask.cli", "cli.py": ""}, "errors .* imports cli"),
+        ({"errors.py": "from . import backend", "backend.py": ""}, "errors .* imports backend"),
+        (
+            {"decode/dali.py": "from ..frames.columns import x", "frames/columns.py": ""},
+            "imports frames.columns",
+        ),
+        ({"tasks.py": "from curator_dask import get_client"}, "tasks: imports get_client from the root"),
+        (
+            {"tasks.py": "import curator_dask\nf = curator_dask.get_client"},
+            "tasks: imports get_client from the root",
+        ),
+        ({"helpers.py": ""}, "helpers: not in LAYERS .* place it"),
+        (
+            {
+                "decode/a.py": "from curator_dask.decode.b import x",
+                "decode/b.py": "def f():\n    from .a import y",
+            },
+            "a circle: decode",
+        ),
+        (
+            {"decode/__init__.py": "from .a import x", "decode/a.py": "from curator_dask.decode import x"},
+            "a circle: decode",
+        ),
+        (
+            {"image/__init__.py": "import curator_dask.cli", "image/embedders/base.py": "", "cli.py": ""},
+            "image .* imports cli",
+        ),
+        (
+            {
+                "image/classifiers/base.py": "from curator_dask.image.embedders import x",
+                "image/embedders/__init__.py": "",
+            },
+            "image.classifiers.base .* imports image.embedders",
+        ),
+    ],
+)
+def test_a_breach_of_the_layers_is_found(tmp_path, files, fault):
+    faults = layering_faults(write_package(tmp_path, files))
+    assert len(faults) == 1
+    assert re.search(fault, faults[0])
+
+
+def test_what_the_layers_allow(tmp_path):
+    files = {
+        "__init__.py": "def __getattr__(name):\n    from curator_dask.cli import app",
+        "pipeline.py": "import curator_dask\nversion = curator_dask.__version__",
+        "cli.py": "from curator_dask import __version__, errors\nfrom curator_dask.image.embedders import x",
+        "image/__init__.py": "from curator_dask.image.embedders import x",
+        "image/embedders/__init__.py": "from .base import x",
+        "image/embedders/base.py": "from curator_dask.decode import y\nimport torch, curator_dask.errors",
+        "decode/__init__.py": "from .a import y",
+        "decode/a.py": "if TYPE_CHECKING:\n    from curator_dask.cli import app\nfrom .b import z",
+        "decode/b.py": "import json",
+        "errors.py": "",
+    }
+    assert layering_faults(write_package(tmp_path, files)) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ('"""About cudf."""\n# cupy, "cuda"\nx = torch.cuda.device_count()', 0),
+        ("def f():\n    import cudf", 1),
+        ("x = find_spec('cupy')", 1),
+        ("x = torch.device('cuda')", 1),
+        ("x = f'cuda:{0}'", 1),
+        ("x = is_cudf(frame)", 1),
+        ("pip = 'curator-dask[cuda13]'", 0),
+    ],
+)
+def test_gpu_names_are_found_in_code_alone(tmp_path, source, count):
+    files = {"tasks.py": source, "backend.py": "import cudf, cupy; x = 'cuda'"}
+    assert len(gpu_faults(write_package(tmp_path, files))) == count

@@ -1,0 +1,157 @@
+"""Every vector belongs to its key, whatever happens to the frame before or after."""
+
+from __future__ import annotations
+
+import io
+
+import dask
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from colours import ColourReader, check_colours, members_of, write_dataset, write_tar
+from PIL import Image
+
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.errors import DatasetError, ImageError, ShardError
+
+
+@pytest.fixture(autouse=True)
+def in_this_process():
+    with dask.config.set(scheduler="sync"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("colours")
+    write_dataset(folder)
+    return folder
+
+
+def embedded(folder, **settings):
+    return ColourReader()(ImageTextPairDataset.from_webdataset(folder, **settings))
+
+
+def check(frame, rows=None):
+    assert rows is None or len(frame) == rows
+    assert frame["image_error"].isna().all(), frame["image_error"].dropna().tolist()
+    check_colours(frame["key"], frame["image_embedding"])
+
+
+@pytest.mark.parametrize("metadata", ["parquet", "tar"])
+@pytest.mark.parametrize("rows_per_partition", [None, 3, 10, 100])
+def test_shuffled_tar_and_parquet(folder, metadata, rows_per_partition, device):
+    dataset = embedded(folder, metadata=metadata, rows_per_partition=rows_per_partition)
+    assert dataset.npartitions == {None: 3, 3: 12, 10: 3, 100: 3}[rows_per_partition]
+    check(dataset.compute(), 30)
+
+
+def test_what_happens_before_embedding(folder):
+    dataset = ImageTextPairDataset.from_webdataset(folder)
+    embed = ColourReader()
+
+    def after(change):
+        return embed(dataset.with_metadata(change(dataset.metadata))).compute()
+
+    check(after(lambda frame: frame[["__url__", "key"]]), 30)
+    check(after(lambda frame: frame[frame.key.str.endswith("3") | frame.key.str.endswith("7")]), 6)
+    check(after(lambda frame: frame.partitions[1:]), 20)
+    check(after(lambda frame: frame.partitions[[2, 0]]), 20)
+    check(after(lambda frame: frame.repartition(npartitions=2)), 30)
+    check(after(lambda frame: frame.map_partitions(lambda part: part.sample(frac=1, random_state=1))), 30)
+    check(after(lambda frame: frame.shuffle("key", npartitions=5)), 30)
+    check(after(lambda frame: dask.dataframe.concat([frame.partitions[2], frame.partitions[0]])), 20)
+    check(after(lambda frame: frame[frame.key == "nowhere"]), 0)
+
+
+def test_what_happens_after_embedding(folder):
+    metadata = embedded(folder).metadata
+    check(metadata[["key", "image_embedding", "image_error"]].compute(), 30)
+    check(metadata[metadata.key.str.endswith("3")].compute(), 3)
+    check(metadata.partitions[2:].compute(), 10)
+    check(metadata.repartition(npartitions=2).compute(), 30)
+
+
+def test_two_embedders_in_one_graph(folder):
+    dataset = ColourReader(image_embedding_column="second")(embedded(folder))
+    frame = dataset.compute()
+    check(frame, 30)
+    check_colours(frame["key"], frame["second"])
+    assert list(frame.columns[-3:]) == ["image_embedding", "second", "image_error"]
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.float64(), pa.string()])
+def test_number_ids_match_keys_with_leading_zeros(tmp_path, kind):
+    keys = [f"{number:09d}" for number in (3, 70, 12, 5)]
+    write_tar(tmp_path / "0.tar", [member for key in keys for member in members_of(key)])
+    ids = [5, 12, 3, 70] if kind != pa.string() else ["000000005", "000000012", "000000003", "000000070"]
+    pq.write_table(pa.table({"uid": pa.array(ids).cast(kind)}), tmp_path / "0.parquet")
+    frame = embedded(tmp_path, id_col="uid").compute()
+    assert frame["image_error"].isna().all()
+    check_colours([f"{int(number):09d}" for number in frame["uid"]], frame["image_embedding"])
+
+
+def test_same_count_but_other_ids_is_found(tmp_path):
+    write_dataset(tmp_path, shards=1, samples=5, parquet=False)
+    ids = [f"00000{number:04d}" for number in (0, 1, 2, 3, 99)]
+    pq.write_table(pa.table({"key": ids}), tmp_path / "00000.parquet")
+    frame = embedded(tmp_path).compute()
+    check_colours(frame["key"], frame["image_embedding"], bad={"000000099"})
+    assert frame["image_error"].tolist()[4] == "missing: no sample '000000099' in the tar"
+
+
+def test_img2dataset_rows_that_failed_to_download(tmp_path):
+    keys = write_dataset(tmp_path, shards=1, samples=4)
+    table = pq.read_table(tmp_path / "00000.parquet")
+    status = pa.array(["success"] * 4 + ["failed_to_download"])
+    more = pa.table({"key": ["000000077"], "caption": [None], "width": [None]}, schema=table.schema)
+    table = pa.concat_tables([table, more]).append_column("status", status)
+    pq.write_table(table, tmp_path / "00000.parquet")
+    frame = embedded(tmp_path).compute()
+    assert len(frame) == len(keys) + 1
+    check_colours(frame["key"], frame["image_embedding"], bad={"000000077"})
+    assert frame["image_error"].tolist()[4] == (
+        "missing: no sample '000000077' in the tar (status: failed_to_download)"
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 9, 10, 11])
+def test_one_bad_image_of_each_kind_costs_its_row(tmp_path, batch_size, device):
+    file = io.BytesIO()
+    Image.new("RGB", (200, 100)).save(file, "JPEG")
+    bad = {
+        "000000001": b"",
+        "000000003": file.getvalue()[: len(file.getvalue()) * 6 // 10],
+        "000000004": b"<!DOCTYPE html><html><body>404</body></html>",
+        "000000008": bytes(range(256)) * 9,
+    }
+    write_dataset(tmp_path, shards=2, samples=10, bad=bad)
+    frame = ColourReader(batch_size=batch_size)(ImageTextPairDataset.from_webdataset(tmp_path)).compute()
+    assert len(frame) == 20
+    check_colours(frame["key"], frame["image_embedding"], bad=set(bad))
+    reasons = dict(zip(frame["key"], frame["image_error"], strict=True))
+    assert {key for key, reason in reasons.items() if isinstance(reason, str)} == set(bad)
+    assert reasons["000000001"].startswith("empty")
+    assert reasons["000000003"].startswith("truncated")
+    assert "<!DOCTYPE html" in reasons["000000004"]
+
+
+def test_on_error_raise_names_shard_key_and_reason(tmp_path):
+    write_dataset(tmp_path, shards=1, samples=3, bad={"000000001": b""})
+    dataset = ColourReader(on_error="raise")(ImageTextPairDataset.from_webdataset(tmp_path))
+    with pytest.raises(ImageError, match=r"00000\.tar.*key='000000001'.*empty"):
+        dataset.compute()
+
+
+def test_a_missing_tar_is_a_shard_error(tmp_path):
+    write_dataset(tmp_path, shards=1)
+    dataset = embedded(tmp_path)
+    (tmp_path / "00000.tar").unlink()
+    with pytest.raises(ShardError, match=r"00000\.tar"):
+        dataset.compute()
+
+
+def test_columns_that_images_need_must_be_kept(folder):
+    dataset = ImageTextPairDataset.from_webdataset(folder)
+    with pytest.raises(DatasetError, match=r"lacks \['__url__'\].*'key', 'caption'"):
+        ColourReader()(dataset.with_metadata(dataset.metadata[["key", "caption"]]))

@@ -1,0 +1,316 @@
+"""`save_metadata`: one schema, atomic files, resuming, and nothing replaced that should not be."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import dask
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from colours import ColourReader, check_colours, colour_of, members_of, read_output, write_dataset, write_tar
+
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.errors import ConfigError, ImageError, OutputError
+from curator_dask.frames.parquet import read_metadata
+
+
+@pytest.fixture(autouse=True)
+def in_this_process():
+    with dask.config.set(scheduler="sync"):
+        yield
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_dataset(tmp_path / "data")
+    return tmp_path / "data"
+
+
+class ColourReaderTwice(ColourReader):
+    """Another model under the same column: its vectors are twice as long."""
+
+    def load_embedding_model(self, device):
+        return lambda images: images.mean(dim=(2, 3)) * 510
+
+
+def embedded(folder, embedder=None, **settings):
+    return (embedder or ColourReader())(ImageTextPairDataset.from_webdataset(folder, **settings))
+
+
+def stamps(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
+
+
+def test_files_schema_and_summary(folder, tmp_path, capsys):
+    summary = embedded(folder).save_metadata(tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "00000.parquet",
+        "00001.parquet",
+        "00002.parquet",
+    ]
+    for path in (tmp_path / "out").iterdir():
+        schema = pq.read_schema(path)
+        assert schema.names == ["key", "caption", "width", "__url__", "image_embedding", "image_error"]
+        assert schema.field("image_embedding").type == pa.list_(pa.float32(), 3)
+        assert schema.field("width").type == pa.int64()
+        assert schema.field("image_error").type == pa.string()
+        assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
+        made = read_metadata(str(path))["embeddings"]["image_embedding"]
+        assert (made["model"], made["dim"], made["output"], made["dtype"]) == (
+            "ColourReader()",
+            3,
+            "model",
+            "float32",
+        )
+    table = read_output(tmp_path / "out")
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
+    assert (summary.rows, summary.failed, summary.written, summary.skipped) == (30, 0, 3, 0)
+    assert not summary.unreadable
+    printed = capsys.readouterr().out
+    assert "30 rows in 3 files, 0 failed images" in printed
+    assert "image_embedding: 3 values, model output of ColourReader() (float32; colours)" in printed
+
+
+def test_metadata_without_embeddings_equals_pandas(folder, tmp_path):
+    ImageTextPairDataset.from_webdataset(folder).save_metadata(tmp_path / "out")
+    for name in ("00000", "00001", "00002"):
+        expected = pd.read_parquet(folder / f"{name}.parquet").assign(__url__=str(folder / f"{name}.tar"))
+        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / f"{name}.parquet"), expected)
+
+
+def test_partitions_without_rows_have_the_same_schema(folder, tmp_path):
+    dataset = ImageTextPairDataset.from_webdataset(folder)
+    dataset = ColourReader()(
+        dataset.with_metadata(dataset.metadata[dataset.metadata.key.str.startswith("00001")])
+    )
+    summary = dataset.save_metadata(tmp_path / "out")
+    assert (summary.rows, summary.written) == (10, 3)
+    first, second, third = (pq.read_schema(path) for path in sorted((tmp_path / "out").iterdir()))
+    assert first.equals(second)
+    assert first.equals(third)
+    check_colours(*(read_output(tmp_path / "out")[name].to_pylist() for name in ("key", "image_embedding")))
+
+
+def test_parts_of_a_shard(folder, tmp_path):
+    embedded(folder, rows_per_partition=6).save_metadata(tmp_path / "out")
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names[:2] == ["00000.part-00000.parquet", "00000.part-00001.parquet"]
+    assert len(names) == 6
+    table = read_output(tmp_path / "out")
+    assert len(set(table["key"].to_pylist())) == len(table) == 30
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
+
+
+def test_mixed_partitions_are_saved_too(folder, tmp_path):
+    dataset = embedded(folder)
+    dataset = dataset.with_metadata(dataset.metadata.repartition(npartitions=2))
+    dataset.save_metadata(tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "part-00000.parquet",
+        "part-00001.parquet",
+    ]
+    table = read_output(tmp_path / "out")
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
+    assert dataset.save_metadata(tmp_path / "out").skipped == 2
+
+
+def test_rerun_computes_only_what_is_missing_or_changed(folder, tmp_path):
+    out = tmp_path / "out"
+    embedded(folder).save_metadata(out)
+    before = stamps(out)
+    assert embedded(folder).save_metadata(out).written == 0
+    assert stamps(out) == before
+
+    (out / "00001.parquet").unlink()
+    summary = embedded(folder).save_metadata(out)
+    assert (summary.written, summary.skipped) == (1, 2)
+    after = stamps(out)
+    assert {name for name in after if after[name] != before[name]} == {"00001.parquet"}
+
+    # A shard that was written anew, and one that came to the dataset.
+    keys = [f"00002{number:04d}" for number in range(3)]
+    write_tar(folder / "00002.tar", [member for key in keys for member in members_of(key)])
+    write_tar(folder / "00003.tar", members_of("000030000"))
+    pq.write_table(pq.read_table(folder / "00000.parquet").slice(0, 0), folder / "00003.parquet")
+    summary = embedded(folder).save_metadata(out)
+    assert (summary.written, summary.skipped) == (2, 2)
+    assert summary.reasons == {"missing": 7}
+
+
+def test_partitions_picked_keep_their_names_and_what_is_finished(folder, tmp_path):
+    dataset = embedded(folder)
+    dataset.with_metadata(dataset.metadata.partitions[1:]).save_metadata(tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["00001.parquet", "00002.parquet"]
+    summary = dataset.save_metadata(tmp_path / "out")
+    assert (summary.written, summary.skipped) == (1, 2)
+
+
+def test_embedding_of_another_model_is_not_replaced(folder, tmp_path):
+    out = tmp_path / "out"
+    embedded(folder).save_metadata(out)
+    before = stamps(out)
+    with pytest.raises(
+        OutputError, match=r"00000\.parquet.*model ColourReader\(\).*; this run.*model ColourReaderTwice\(\)"
+    ):
+        embedded(folder, ColourReaderTwice()).save_metadata(out)
+    assert stamps(out) == before
+    embedded(folder, ColourReaderTwice()).save_metadata(out, overwrite=True)
+    table = read_output(out)
+    np.testing.assert_allclose(
+        np.stack(table["image_embedding"].to_pylist()).max(axis=1) > 255,
+        [max(colour_of(key)) > 127 for key in table["key"].to_pylist()],
+    )
+
+
+@pytest.mark.parametrize("column", ["image_embedding", "other"])
+def test_foreign_files_are_not_replaced(folder, tmp_path, column):
+    out = tmp_path / "out"
+    out.mkdir()
+    pq.write_table(pa.table({column: [1]}), out / "00001.parquet")
+    with pytest.raises(OutputError, match=r"1 files.*\n.*00001\.parquet"):
+        embedded(folder).save_metadata(out)
+    assert not (out / "00000.parquet").exists()
+    assert embedded(folder).save_metadata(out, overwrite=True).rows == 30
+
+
+def test_into_the_datasets_own_directory(folder):
+    embedded(folder).save_metadata()
+    dataset = ImageTextPairDataset.from_webdataset(folder)
+    assert "image_embedding" in dataset.metadata.columns
+    frame = dataset.compute()
+    check_colours(frame["key"], frame["image_embedding"])
+    assert ColourReader()(dataset).save_metadata().skipped == 3
+
+    # A second model: the first one's vectors stay, and so does what is known of them.
+    ColourReaderTwice(image_embedding_column="twice")(dataset).save_metadata()
+    stored = read_metadata(str(folder / "00000.parquet"))["embeddings"]
+    assert {name: info["model"] for name, info in stored.items()} == {
+        "image_embedding": "ColourReader()",
+        "twice": "ColourReaderTwice()",
+    }
+    table = read_output(folder)
+    assert table.schema.field("image_embedding").type == pa.list_(pa.float32(), 3)
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
+    assert "caption" in table.column_names
+
+
+def test_own_directory_without_parquet_resumes(tmp_path):
+    write_dataset(tmp_path, parquet=False)
+    embedded(tmp_path).save_metadata()
+    (tmp_path / "00001.parquet").unlink()  # as if the run had been interrupted
+    summary = embedded(tmp_path).save_metadata()
+    assert (summary.written, summary.skipped) == (1, 2)
+    assert embedded(tmp_path).save_metadata().skipped == 3
+
+
+def test_own_directory_keeps_rows_and_columns(folder):
+    dataset = embedded(folder)
+    before = stamps(folder)
+    fewer = dataset.with_metadata(dataset.metadata[dataset.metadata.key.str.endswith("1")])
+    with pytest.raises(OutputError, match=r"has 10 rows and would be replaced by one with 1"):
+        fewer.save_metadata()
+    with pytest.raises(OutputError, match=r"drop their columns \['caption', 'width'\]"):
+        dataset.save_metadata(columns=["key", "__url__", "image_embedding"])
+    assert stamps(folder) == before
+    assert fewer.save_metadata(overwrite=True).rows == 3
+
+
+def test_columns(folder, tmp_path):
+    embedded(folder).save_metadata(tmp_path / "out", columns=["key", "image_embedding"])
+    assert read_output(tmp_path / "out").column_names == ["key", "image_embedding"]
+    with pytest.raises(ConfigError, match=r"no such columns \['nothing'\].*'key'"):
+        embedded(folder).save_metadata(tmp_path / "out", columns=["nothing"])
+
+
+def test_drop_failed(tmp_path):
+    write_dataset(
+        tmp_path / "data", shards=2, samples=5, bad={"000000001": b"", "000000003": b"GIF8nonsense"}
+    )
+    summary = embedded(tmp_path / "data").save_metadata(tmp_path / "out", drop_failed=True)
+    assert (summary.rows, summary.failed) == (10, 2)
+    good, errors = read_output(tmp_path / "out"), read_output(tmp_path / "out" / "errors")
+    assert sorted(errors["key"].to_pylist()) == ["000000001", "000000003"]
+    assert errors["image_embedding"].null_count == 2
+    assert errors["image_error"].null_count == 0
+    assert len(good) == 8
+    check_colours(good["key"].to_pylist(), good["image_embedding"].to_pylist())
+    assert not (tmp_path / "out" / "errors" / "00001.parquet").exists()
+    assert summary.reasons["empty"] == 1
+    assert "000000001" in summary.examples["empty"][0]
+
+
+def test_a_shard_that_cannot_be_read_does_not_stop_the_others(folder, tmp_path):
+    (folder / "00001.tar").write_bytes(b"")
+    summary = embedded(folder).save_metadata(tmp_path / "out")
+    assert list(summary.unreadable) == ["00001"]
+    assert "00001.tar" in summary.unreadable["00001"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["00000.parquet", "00002.parquet"]
+
+
+def test_a_bad_parquet_does_not_stop_the_others(folder, tmp_path):
+    (folder / "00001.parquet").write_bytes(b"PAR1 nothing more")
+    summary = embedded(folder).save_metadata(tmp_path / "out")
+    assert list(summary.unreadable) == ["00001"]
+    assert "metadata='tar'" in summary.unreadable["00001"]
+    assert summary.rows == 20
+
+
+def test_on_error_raise_ends_the_run(tmp_path):
+    write_dataset(tmp_path / "data", bad={"000010001": b""})
+    with pytest.raises(ImageError, match=r"00001\.tar.*'000010001'"):
+        embedded(tmp_path / "data", ColourReader(on_error="raise")).save_metadata(tmp_path / "out")
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0 and not os.path.exists("/dev/full"), reason="no way to make a write fail"
+)
+def test_output_that_cannot_be_written(folder, tmp_path):
+    (tmp_path / "out").write_text("a file, not a folder")
+    with pytest.raises(OutputError, match="could not be written"):
+        embedded(folder).save_metadata(tmp_path / "out")
+
+
+def test_leftovers_of_dead_processes_are_removed(folder, tmp_path):
+    out = tmp_path / "out"
+    embedded(folder).save_metadata(out)
+    import socket
+
+    dead = out / f".00000.parquet.{socket.gethostname()}-4194300-0123abcd.tmp"
+    alive = out / f".00000.parquet.{socket.gethostname()}-{os.getpid()}-0123abcd.tmp"
+    elsewhere = out / ".00000.parquet.another-host-4194300-0123abcd.tmp"
+    for path in (dead, alive, elsewhere):
+        path.write_bytes(b"PAR1")
+    embedded(folder).save_metadata(out)
+    assert not dead.exists()
+    assert alive.exists()
+    assert elsewhere.exists()
+
+
+def test_same_stem_in_two_folders(tmp_path):
+    write_dataset(tmp_path / "data" / "a", shards=1, key="{shard:05d}{sample:04d}")
+    write_dataset(tmp_path / "data" / "b", shards=1, key="{shard:05d}1{sample:03d}")
+    embedded(tmp_path / "data").save_metadata(tmp_path / "out")
+    for name in "ab":
+        table = read_output(tmp_path / "out" / name)
+        assert set(table["__url__"].to_pylist()) == {str(tmp_path / "data" / name / "00000.tar")}
+        check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
+
+
+def test_stored_metadata_is_plain_json(folder, tmp_path):
+    embedded(folder).save_metadata(tmp_path / "out")
+    stored = json.loads(pq.read_schema(tmp_path / "out" / "00000.parquet").metadata[b"curator_dask"])
+    assert stored["shard"]["tar"]["size"] == (folder / "00000.tar").stat().st_size
+    assert stored["embeddings"]["image_embedding"]["transform"]["size"] == [16, 16]
+    assert len(stored["fingerprint"]) == 64
+
+
+def test_settings_that_only_change_the_speed_do_not_recompute(folder, tmp_path):
+    embedded(folder).save_metadata(tmp_path / "out")
+    summary = embedded(folder, ColourReader(batch_size=7, num_threads_per_worker=2)).save_metadata(
+        tmp_path / "out"
+    )
+    assert summary.skipped == 3
