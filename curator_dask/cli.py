@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -110,15 +109,12 @@ def embed(
 
     Exit code 0: done, failed images are counted in the summary. 1: a shard could not be read. 2: wrong usage.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     from curator_dask.client import get_client
     from curator_dask.datasets import ImageTextPairDataset
     from curator_dask.errors import CuratorError
     from curator_dask.image.embedders import TimmImageEmbedder
-    from curator_dask.models.weights import check_timm_name
 
     try:
-        check_timm_name(model)
         embedder = TimmImageEmbedder(
             model,
             pretrained=pretrained,
@@ -149,3 +145,7 @@ def embed(
         raise typer.Exit(EXIT_USAGE) from None
     if summary.unreadable:
         raise typer.Exit(EXIT_SHARD)
+
+
+if __name__ == "__main__":
+    app()

@@ -6,24 +6,27 @@ in its environment, so that it also holds for a worker that is restarted.
 
 from __future__ import annotations
 
-import ast
 import difflib
-import functools
 import importlib.util
 import inspect
 import json
 import logging
-import multiprocessing
 import os
-import sys
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curator_dask import backend
+from curator_dask.cluster import (
+    ALLOWED_FAILURES,
+    THREAD_VARIABLES,
+    cpu_workers,
+    gpu_options,
+    start_cluster,
+    wait_for_workers,
+)
 from curator_dask.errors import ClusterError, ConfigError
+from curator_dask.main_guard import check_main_guard
 
 if TYPE_CHECKING:
     import distributed
@@ -31,26 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A task is given up after this many deaths of the worker it was on. A bad task takes innocent ones that wait
-# on the same worker with it (distributed#1469, #2694), so Dask's 3 blames tasks that did nothing.
-ALLOWED_FAILURES = 10
-
-# What a CPU worker needs for Python, torch, one model and a shard's pixels, with room to spare.
-MIN_WORKER_MEMORY = 2 * 2**30  # bytes
-
 # A scheduler that does not answer in this many seconds is not there; workers may take longer to come.
 CONNECT_LIMIT = 30.0
-
-# Read by OpenMP, MKL and OpenBLAS when they are loaded. distributed sets all three to 1 by default.
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-_GUARD_HINT = (
-    "the script starts a cluster outside `if __name__ == '__main__':`. Each worker is a new Python process "
-    "that imports the script first, so it would start clusters of its own. Put the call below that line:\n\n"
-    "    if __name__ == '__main__':\n"
-    "        client = get_client(...)\n"
-    "        ...\n"
-)
 
 
 def get_client(
@@ -183,7 +168,7 @@ def get_client(
     variable = os.environ.get(backend.DEVICE_VARIABLE, "").lower()
     device, reason = choose_device(cluster_type, backend.gpu_count(), _missing_gpu_packages(), variable)
     _check_cluster_kwargs(device, cluster_kwargs)
-    _check_main_guard()
+    check_main_guard()
     user_env = {name: str(value) for name, value in (cluster_kwargs.pop("env", None) or {}).items()}
     shared = {
         # Bounds how long a worker's process may take to come up; without it a process that dies while it
@@ -214,12 +199,12 @@ def get_client(
         env = {
             backend.DEVICE_VARIABLE: "cpu",
             "CUDA_VISIBLE_DEVICES": "",
-            **dict.fromkeys(_THREAD_VARIABLES, threads),
+            **dict.fromkeys(THREAD_VARIABLES, threads),
             **user_env,
         }
         shared["env"] = env
         torch_threads = f", torch threads each {threads}"
-    client = _start(device, shared, env, timeout)
+    client = start_cluster(device, shared, env, timeout)
     if verbose:
         print(
             f"Dask {device} cluster{reason}: workers {shared['n_workers']}, tasks at a time each "
@@ -285,151 +270,6 @@ def gpu_problem(gpus: int, missing: list[str]) -> str | None:
     return None
 
 
-def cpu_workers(
-    n_workers: int | None, threads_per_worker: int | None, cores: int, memory: int
-) -> tuple[int, int]:
-    """Number of CPU workers, and of the tasks that each runs at a time.
-
-    Many workers of one torch thread each, not the reverse: EfficientNet-Lite0 embeds about 1.27 times as many
-    images per second of processor time with one thread as with two that share a batch (15.4 to 12.1, median
-    of 7 alternating runs on a busy 2-core AVX2 machine).
-
-    Parameters
-    ----------
-    n_workers, threads_per_worker
-        As for `get_client`.
-    cores
-        Cores to share.
-    memory
-        Bytes to share.
-    """
-    if n_workers is None:
-        n_workers = min(cores // (threads_per_worker or 1), memory // MIN_WORKER_MEMORY)
-    return max(1, n_workers), threads_per_worker or 1
-
-
-def gpu_options(options: Mapping[str, Any], gpus: int) -> dict[str, Any]:
-    """The options of LocalCUDACluster that stand for get_client's.
-
-    Parameters
-    ----------
-    options
-        All options of `get_client` for a new cluster, by name.
-    gpus
-        How many GPUs there are.
-
-    Raises
-    ------
-    ConfigError
-        More workers than GPUs, or options that exclude one another.
-    ClusterError
-        ucx without its package.
-    """
-    n_workers = options["n_workers"]
-    if n_workers is not None and n_workers > gpus:
-        raise ConfigError(
-            f"n_workers={n_workers}: a GPU cluster has one worker a GPU, expected at most {gpus}"
-        )
-    protocol = options["protocol"]
-    if options["nvlink_only"] and protocol not in ("ucx", "ucxx"):
-        raise ConfigError(f"nvlink_only=True needs protocol='ucx', got protocol={protocol!r}")
-    if protocol in ("ucx", "ucxx") and importlib.util.find_spec("distributed_ucxx") is None:
-        raise ClusterError(
-            f"protocol={protocol!r} needs a package that is not installed: pip install distributed-ucxx-cu13 "
-            "(or -cu12), or use protocol='tcp'"
-        )
-    # dask-cuda refuses both together; rmm_async is on by default, so that managed memory takes its place.
-    rmm_async = options["rmm_async"] and not options["rmm_managed_memory"]
-    if options["rmm_release_threshold"] is not None and not rmm_async:
-        raise ConfigError(
-            f"rmm_release_threshold={options['rmm_release_threshold']!r} is an option of the asynchronous "
-            "allocator: it needs rmm_async=True and rmm_managed_memory=False"
-        )
-    if options["rmm_maximum_pool_size"] is not None and not rmm_async and options["rmm_pool_size"] is None:
-        raise ConfigError("rmm_maximum_pool_size needs rmm_async=True or an rmm_pool_size")
-    mapped: dict[str, Any] = {
-        "n_workers": n_workers or gpus,
-        "threads_per_worker": options["threads_per_worker"] or 2,
-        "protocol": protocol,
-        "enable_cudf_spill": options["enable_spilling"],
-        **{name: value for name, value in options.items() if name.startswith("rmm_")},
-        "rmm_async": rmm_async,
-        # A pool beside the asynchronous allocator is deprecated in dask-cuda 26.10 (rmm#2060).
-        "rmm_pool_size": None if rmm_async else options["rmm_pool_size"],
-    }
-    if options["set_torch_to_use_rmm"]:
-        # dask-cuda's worker plugin sets torch's allocator from rmm.allocators.torch before the first task.
-        mapped["rmm_allocator_external_lib_list"] = ["torch"]
-    if options["nvlink_only"]:
-        mapped |= {
-            "enable_tcp_over_ucx": True,
-            "enable_nvlink": True,
-            "enable_infiniband": False,
-            "enable_rdmacm": False,
-        }
-    return mapped
-
-
-def _start(device: str, options: dict[str, Any], env: dict[str, str], timeout: float) -> distributed.Client:
-    """Start the cluster and the client that owns it, and wait for all workers."""
-    import dask
-    from distributed import LocalCluster
-
-    cluster_class: Any = LocalCluster
-    if device == "gpu":
-        from dask_cuda import LocalCUDACluster
-
-        cluster_class = LocalCUDACluster
-    # A worker's own `env` is set after it has imported the main script, too late if that imports torch. So
-    # the variables of the threads are also in this process's environment while the workers are spawned.
-    spawning = {name: env[name] for name in _THREAD_VARIABLES if name in env}
-    # LocalCUDACluster replaces `env`; this is the other way to the same place.
-    nanny_env = {**dask.config.get("distributed.nanny.environ", {}), **env}
-    try:
-        with (
-            _environment(spawning),
-            dask.config.set({"distributed.nanny.environ": nanny_env}),
-            warnings.catch_warnings(),
-        ):
-            # The dashboard moves to a free port by itself, and the printed line says where it is.
-            warnings.filterwarnings("ignore", message=r"Port \d+ is already in use")
-            cluster = cluster_class(**options)
-    except Exception as error:
-        raise ClusterError(
-            f"the {device} cluster did not start: {error or type(error).__name__}. Worker processes print "
-            f"above why they ended. If they were only slow, raise timeout (now {timeout:g} s). If the script "
-            "calls get_client outside `if __name__ == '__main__':`, put the call below that line"
-        ) from error
-    client: distributed.Client | None = None
-    try:
-        client = _owning_client_class()(cluster, timeout=timeout)
-        _wait_for_workers(client, options["n_workers"], f"the new {device} cluster", timeout)
-    except BaseException:
-        if client is not None:
-            client.close()
-        cluster.close()
-        raise
-    return client
-
-
-@functools.cache
-def _owning_client_class() -> type[distributed.Client]:
-    """A Client that closes its cluster with itself; made on first use, because distributed loads then."""
-    import distributed
-
-    class ClusterClient(distributed.Client):
-        """A `distributed.Client` that owns its cluster: closing it closes the cluster too."""
-
-        def close(self, *args: Any, **kwargs: Any) -> Any:
-            cluster = self.cluster
-            result = super().close(*args, **kwargs)
-            if cluster is not None:
-                cluster.close()
-            return result
-
-    return ClusterClient
-
-
 def _connect(target: Any, security: Any, timeout: float, verbose: bool) -> distributed.Client:
     """A client of the cluster that runs at an address or is a cluster object."""
     from distributed import Client
@@ -450,7 +290,7 @@ def _connect(target: Any, security: Any, timeout: float, verbose: bool) -> distr
             "sides have the same dask"
         ) from error
     try:
-        _wait_for_workers(client, 1, f"the scheduler at {address}", timeout)
+        wait_for_workers(client, 1, f"the scheduler at {address}", timeout)
     except BaseException:
         client.close()
         raise
@@ -458,18 +298,6 @@ def _connect(target: Any, security: Any, timeout: float, verbose: bool) -> distr
         count = len(client.scheduler_info(n_workers=-1)["workers"])
         print(f"Dask scheduler at {address}: workers {count}; {_dashboard(client)}")
     return client
-
-
-def _wait_for_workers(client: distributed.Client, expected: int, whose: str, timeout: float) -> None:
-    try:
-        client.wait_for_workers(expected, timeout=timeout)
-    except TimeoutError:
-        came = len(client.scheduler_info(n_workers=-1)["workers"])
-        raise ClusterError(
-            f"{whose} has {came} workers after {timeout:g} s, expected at least {expected}. Look at the "
-            "workers' logs; check that they were started with this scheduler's address and that they have "
-            "memory; a cluster that scales itself needs minimum=1; raise timeout if they are only slow"
-        ) from None
 
 
 def _read_scheduler_file(path: Path) -> str:
@@ -522,72 +350,6 @@ def _check_cluster_kwargs(device: str, cluster_kwargs: Mapping[str, Any]) -> Non
             near = difflib.get_close_matches(name, sorted(known | ours), n=3)
             hint = f": did you mean {' or '.join(near)}?" if near else ""
             raise ConfigError(f"unknown option {name}={cluster_kwargs[name]!r} for a {device} cluster{hint}")
-
-
-def _check_main_guard() -> None:
-    """Stop before the first process if workers would run the main script's call to `get_client` again.
-
-    Raises
-    ------
-    ClusterError
-        This process is a worker's that imports the main script, or the line of the main script that led here
-        is not below an `if` about ``__name__``.
-    """
-    import dask
-
-    # Set by multiprocessing while a spawned process imports the main script.
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise ClusterError(_GUARD_HINT)
-    if dask.config.get("distributed.worker.multiprocessing-method") == "fork":
-        return
-    main = sys.modules.get("__main__")
-    path = getattr(main, "__file__", None)
-    spec_name = getattr(getattr(main, "__spec__", None), "name", "") or ""
-    # Spawned processes import neither what has no file (python -c, a notebook) nor a package's __main__.
-    if main is None or path is None or spec_name.rpartition(".")[2] == "__main__":
-        return
-    frame = inspect.currentframe()
-    while frame is not None and not (
-        frame.f_code.co_name == "<module>"
-        and frame.f_globals is vars(main)
-        and frame.f_code.co_filename == path
-    ):
-        frame = frame.f_back
-    if frame is None:
-        return
-    try:
-        tree = ast.parse(Path(path).read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return
-    line = frame.f_lineno
-    for node in ast.walk(tree):
-        # `if` about the process (multiprocessing.parent_process()) also tells script from worker.
-        if (
-            isinstance(node, ast.If)
-            and node.lineno <= line <= (node.end_lineno or node.lineno)
-            and any(word in ast.unparse(node.test) for word in ("__name__", "process"))
-        ):
-            return
-    raise ClusterError(f"{path}, line {line}: {_GUARD_HINT}")
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Put these variables into this process's environment and put it back on leaving.
-
-    Also takes back what distributed leaves of the same variables when it spawns workers; the next cluster
-    would take it for the user's own setting.
-    """
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _dashboard(client: distributed.Client) -> str:

@@ -10,6 +10,7 @@ import io
 import json
 import random
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +115,24 @@ def check_colours(keys, vectors, bad=()) -> None:
 def read_output(folder: Path) -> pa.Table:
     """All Parquet files of a folder, read by pyarrow alone."""
     return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("*.parquet"))])
+
+
+class SlowColourReader(ColourReader):
+    """Takes its time, so that a run can be interrupted."""
+
+    def __init__(self, seconds=0.05, **settings):
+        super().__init__(**settings)
+        self.seconds = seconds
+
+    def load_embedding_model(self, device):
+        return SlowMeanColour(self.seconds).to(device)
+
+
+class SlowMeanColour(MeanColour):
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, images):
+        time.sleep(self.seconds)
+        return super().forward(images)

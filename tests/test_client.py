@@ -16,6 +16,7 @@ from distributed import LocalCluster, default_client
 
 from curator_dask import backend, get_client
 from curator_dask import client as client_module
+from curator_dask import cluster as cluster_module
 from curator_dask.errors import ClusterError, ConfigError
 
 NO_GPU = pytest.mark.skipif(backend.gpu_count() > 0, reason="this machine has a GPU")
@@ -81,7 +82,7 @@ def test_a_task_survives_more_deaths_of_its_worker_than_dask_allows(client):
     ],
 )
 def test_default_numbers_of_workers(cores, memory_gib, given, workers_and_threads):
-    assert client_module.cpu_workers(*given, cores, memory_gib * 2**30) == workers_and_threads
+    assert cluster_module.cpu_workers(*given, cores, memory_gib * 2**30) == workers_and_threads
 
 
 def test_a_second_client_has_a_cluster_of_its_own_and_closes_it(client, device, capsys):
@@ -205,7 +206,7 @@ GPU_DEFAULTS = {
     ],
 )
 def test_options_of_a_gpu_cluster(given, expected):
-    mapped = client_module.gpu_options({**GPU_DEFAULTS, **given}, 2)
+    mapped = cluster_module.gpu_options({**GPU_DEFAULTS, **given}, 2)
     assert {name: mapped[name] for name in expected} == expected
 
 
@@ -223,7 +224,7 @@ def test_options_of_a_gpu_cluster(given, expected):
 )
 def test_options_of_a_gpu_cluster_that_exclude_one_another(given, message):
     with pytest.raises(ConfigError, match=message):
-        client_module.gpu_options({**GPU_DEFAULTS, **given}, 2)
+        cluster_module.gpu_options({**GPU_DEFAULTS, **given}, 2)
 
 
 def test_a_scheduler_without_workers():

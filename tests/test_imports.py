@@ -29,6 +29,8 @@ LAYERS = (
     "frames",
     "decode",
     "client",
+    "cluster",
+    "main_guard",
     "progress",
     "webdataset",
     "tasks",
@@ -36,7 +38,7 @@ LAYERS = (
     "errors",
 )
 # The only modules that may name the GPU libraries.
-GPU_MODULES = ("backend", "client")
+GPU_MODULES = ("backend", "client", "cluster")
 
 
 def find_modules(package: Path) -> dict[str, Path]:

@@ -6,7 +6,6 @@ import html
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dask
@@ -14,7 +13,7 @@ import dask.dataframe as dd
 
 from curator_dask import backend
 from curator_dask.datasets.reading import ReadShard, learn_schema
-from curator_dask.datasets.running import current_client
+from curator_dask.datasets.running import current_client, in_threads
 from curator_dask.datasets.saving import SaveSummary, save
 from curator_dask.errors import ConfigError, DatasetError, ShardError
 from curator_dask.frames.lineage import trace
@@ -22,8 +21,6 @@ from curator_dask.frames.parquet import read_metadata
 from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet, discover
 
 logger = logging.getLogger("curator_dask")
-
-_THREADS = 16  # that look at files at once; looking is waiting, mostly
 
 
 class ImageTextPairDataset:
@@ -283,8 +280,7 @@ def _ranges(reader: ReadShard, shards: Sequence[Shard], rows_per_partition: int 
 
 def _row_counts(reader: ReadShard, ranges: Sequence[ShardRange]) -> list[int]:
     shards = list(dict.fromkeys(part.shard for part in ranges))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        rows = dict(zip(shards, pool.map(lambda shard: _count(reader, shard), shards), strict=True))
+    rows = dict(zip(shards, in_threads(lambda shard: _count(reader, shard), shards), strict=True))
     return [
         max(0, min(rows[part.shard], rows[part.shard] if part.stop is None else part.stop) - part.start)
         for part in ranges

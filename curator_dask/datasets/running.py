@@ -3,24 +3,73 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from distributed import (
+    Client,
+    Future,
+    KilledWorker,
+    WorkerPlugin,
+    as_completed,
+    default_client,
+    futures_of,
+    wait,
+)
 
 from curator_dask.errors import ClusterError, CuratorError, ShardError
 
 if TYPE_CHECKING:
     import dask.dataframe as dd
-    from distributed import Client
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+_THREADS = 16  # that look at files at once
 
 
 def current_client() -> Client | None:
     """The Dask client of this process, None if there is none: then work is done in this process."""
-    from distributed import default_client
-
     try:
         return default_client()
     except ValueError:
         return None
+
+
+class OnlySurprises(logging.Filter):
+    """Keeps a worker from logging, with a traceback, errors that the client explains in one line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for distributed's record of a task that ended with a `CuratorError`."""
+        kinds: list[type] = [CuratorError, *CuratorError.__subclasses__()]
+        expected = tuple(f"{kind.__name__}(" for kind in kinds)
+        texts = record.args if isinstance(record.args, tuple) else ()
+        return not any(isinstance(text, str) and text.startswith(expected) for text in texts)
+
+
+class WorkerSetup(WorkerPlugin):
+    """What runs need once on every worker, also on one that joins later."""
+
+    name = "curator_dask-worker-setup"
+
+    def setup(self, worker: Any) -> None:
+        """Called by distributed when the worker has started, or the plugin is registered."""
+        log = logging.getLogger("distributed.worker")
+        for old in [each for each in log.filters if isinstance(each, OnlySurprises)]:
+            log.removeFilter(old)
+        log.addFilter(OnlySurprises())
+
+
+def in_threads(function: Callable[[S], T], items: Sequence[S]) -> list[T]:
+    """``[function(item) for item in items]``, many at a time: for looks at files, which are waiting, mostly."""
+    # A few items a task: for a local file a task of its own would take far longer than the look.
+    size = max(1, len(items) // (8 * _THREADS))
+    blocks = [items[start : start + size] for start in range(0, len(items), size)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        done = pool.map(lambda block: [function(item) for item in block], blocks)
+        return [result for results in done for result in results]
 
 
 def run_partitions(frame: dd.DataFrame, client: Client | None) -> Iterator[tuple[int, Any]]:
@@ -48,8 +97,6 @@ def run_partitions(frame: dd.DataFrame, client: Client | None) -> Iterator[tuple
             except Exception as error:
                 yield number, error
         return
-
-    from distributed import as_completed, futures_of
 
     futures = futures_of(client.persist(frame))
     numbers = {future.key: future.key[1] for future in futures}
@@ -106,25 +153,20 @@ def run_everywhere(function: Any, client: Client | None) -> dict[str, Any]:
 
 
 def _worker_addresses(client: Client) -> list[str]:
-    return list(client.scheduler_info(n_workers=-1)["workers"])
+    # Asked of the scheduler now: what the client remembers of it may be empty for a moment.
+    return list(client.nthreads())
 
 
 def _wait_for_any(futures: list[Any]) -> None:
-    from distributed import wait
-
     with contextlib.suppress(TimeoutError):
         wait(futures, timeout=1, return_when="FIRST_COMPLETED")
 
 
 def _future(client: Client, key: Any) -> Any:
-    from distributed import Future
-
     return Future(key, client)
 
 
 def _explained(future: Any) -> BaseException:
-    from distributed import KilledWorker
-
     error = future.exception()
     if isinstance(error, KilledWorker):
         return ShardError(

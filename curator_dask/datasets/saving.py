@@ -7,7 +7,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,13 @@ import pyarrow.parquet as pq
 
 import curator_dask
 from curator_dask.datasets.reading import ReadShard
-from curator_dask.datasets.running import current_client, run_everywhere, run_partitions
+from curator_dask.datasets.running import (
+    WorkerSetup,
+    current_client,
+    in_threads,
+    run_everywhere,
+    run_partitions,
+)
 from curator_dask.datasets.writing import Target, WritePartition
 from curator_dask.errors import ConfigError, CuratorError, OutputError, ShardError, WeightsError
 from curator_dask.frames.lineage import Lineage, trace
@@ -27,7 +32,6 @@ from curator_dask.frames.parquet import fingerprint, output_schema, read_metadat
 from curator_dask.progress import Meter, watch
 from curator_dask.webdataset.shards import ShardRange, stamp
 
-_THREADS = 16  # that look at files at once
 _FEW = 5  # how many names a message lists
 
 
@@ -114,14 +118,15 @@ def save(
     if missing:
         raise ConfigError(f"columns: no such columns {missing}; the metadata has {list(frame.columns)}")
     client = current_client()
+    if client is not None:
+        client.register_plugin(WorkerSetup())
     lineage = trace(frame)
     steps = [function for function in lineage.functions if hasattr(function, "describe")]
     kept = [name for name in frame.columns if columns is None or name in columns]
     made = {step.column: _describe(step, client) for step in steps if step.column in kept}
     for name, info in made.items():
-        print(
-            f"{name}: {info['dim']} values, {info['output']} output of {info['model']} ({info['dtype']}; {info['source']})"
-        )
+        made_by = f"{info['output']} output of {info['model']} ({info['dtype']}; {info['source']})"
+        print(f"{name}: {info['dim']} values, {made_by}")
 
     schema = _schema(frame, kept, made, lineage)
     targets = _targets(frame, lineage, folder, schema, made, drop_failed, storage_options)
@@ -134,21 +139,28 @@ def save(
 
     summary = SaveSummary(folder, skipped=len(targets) - len(todo))
     if todo:
-        picked = frame if len(todo) == len(targets) else frame.partitions[todo]
-        texts = [json.dumps(asdict(targets[number])) for number in todo]
         write = WritePartition(schema, id_col, made, drop_failed, in_place and not overwrite)
-        written = dd.map_partitions(
-            write,
-            picked,
-            dd.from_map(_target_frame, texts, meta=_target_frame("")),
-            meta=_target_frame(""),
-            align_dataframes=False,
-            enforce_metadata=False,
-        )
+        written = write_graph(frame, targets, todo, write)
         _run(written, client, [targets[number] for number in todo], summary)
     summary.seconds = time.monotonic() - started
     print(summary)
     return summary
+
+
+def write_graph(
+    frame: dd.DataFrame, targets: Sequence[Target], todo: Sequence[int], write: WritePartition
+) -> dd.DataFrame:
+    """The lazy frame whose partitions write the targets with the numbers `todo` and report on them."""
+    picked = frame if len(todo) == len(targets) else frame.partitions[todo]
+    texts = [json.dumps(vars(targets[number])) for number in todo]
+    return dd.map_partitions(
+        write,
+        picked,
+        dd.from_map(_target_frame, texts, meta=_target_frame("")),
+        meta=_target_frame(""),
+        align_dataframes=False,
+        enforce_metadata=False,
+    )
 
 
 def _describe(step: Any, client: Any) -> dict[str, Any]:
@@ -225,9 +237,7 @@ def _targets(
         common["recipe"] = lineage.recipe
         names = [part.name for part in lineage.ranges]
         source = getattr(lineage.reader, "source", None)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            looks = pool.map(lambda part: _look(part, source, folder, storage_options), lineage.ranges)
-            shards = list(looks)
+        shards = in_threads(lambda part: _look(part, source, folder, storage_options), lineage.ranges)
         parts = [{"shard": shard} for shard in shards]
     return [
         Target(
@@ -275,8 +285,7 @@ def _unfinished(
     OutputError
         Something is in the way that `overwrite` does not allow to replace.
     """
-    with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(_existing, targets))
+    found = in_threads(_existing, targets)
     todo, conflicts = [], []
     for number, (target, existing) in enumerate(zip(targets, found, strict=True)):
         if existing is not None and existing[0].get("fingerprint") == target.fingerprint:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curator_dask import backend
+from curator_dask.decode.batches import Batch, Gather
 from curator_dask.decode.sniff import Encoded, buffer_of, sniff
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError, CuratorError, ImageError
@@ -35,7 +36,10 @@ DEFAULT_MAX_PIXELS = 178_956_970
 """Twice ``PIL.Image.MAX_IMAGE_PIXELS``: where Pillow takes an image for a decompression bomb."""
 
 CHUNK_PIXELS = 1 << 28
-"""Decoded pixels at which a chunk closes (3 bytes each, two chunks at a time: 1.6 GB)."""
+"""Decoded pixels at which a chunk closes at the latest (3 bytes each, two chunks at a time: 1.6 GB)."""
+
+CHUNK_PIXELS_A_THREAD = 1 << 25
+"""The same for each decode thread: about three photographs of 12 megapixels."""
 
 SMALLEST_FOR_DALI = 8
 """Pixels of an edge below which DALI's resize handles the border so unlike Pillow's that it can be seen."""
@@ -98,30 +102,6 @@ class LoaderSpec:
 
 
 @dataclass
-class Batch:
-    """Some of the images given to `Loader.load`, decoded, and what became of the bad ones on the way.
-
-    Attributes
-    ----------
-    positions
-        int64 of shape (n,): the caller's positions of the images in `pixels`. n may be 0.
-    pixels
-        uint8 of shape (n, height, width, 3) on the loader's device; for a callable transform its results,
-        stacked, float32 of shape (n, ...).
-    errors
-        Reason by position, for images that could not be used. In no other batch.
-    """
-
-    positions: np.ndarray
-    pixels: torch.Tensor
-    errors: dict[int, str]
-
-    def __repr__(self) -> str:
-        shape = tuple(self.pixels.shape)
-        return f"Batch({shape} {self.pixels.dtype} on {self.pixels.device}, errors={len(self.errors)})"
-
-
-@dataclass
 class _Chunk:
     """Images that are decoded together."""
 
@@ -157,10 +137,14 @@ class Loader:
         self._stream = self._backend.side_stream()
         self._pool = ThreadPoolExecutor(spec.num_threads, thread_name_prefix="curator-decode")
         self._busy = threading.Lock()
-        self._user: int | None = None
+        self._users: set[int] = set()
         self._closed = False
         self._dali: DaliDecoder | None = None
         self._chunk_size = min(spec.batch_size, _chunk_size(spec))
+        on_cpu = self._backend.device == "cpu"
+        self._chunk_pixels = (
+            min(CHUNK_PIXELS, CHUNK_PIXELS_A_THREAD * spec.num_threads) if on_cpu else CHUNK_PIXELS
+        )
         self._resize: Callable[[np.ndarray], np.ndarray] | None = None
         self._finish_image = _finisher(spec.transform)
         if spec.decoder == "dali" and isinstance(spec.transform, TransformSpec):
@@ -199,6 +183,9 @@ class Loader:
     def load(self, images: Iterable[tuple[int, Encoded | Exception]]) -> Iterator[Batch]:
         """Decode images into batches, one ahead of the caller.
 
+        Several threads may load with one loader: they take turns, each when the one before has decoded its
+        last image.
+
         Parameters
         ----------
         images
@@ -221,18 +208,18 @@ class Loader:
         """
         if self._closed:
             raise CuratorError("Loader.load: this loader was closed; make a new one")
-        if self._user == threading.get_ident():
+        me = threading.get_ident()
+        if me in self._users:
             raise CuratorError("Loader.load: finish or close the iterator of the load before this one first")
-        with self._busy:
-            self._user = threading.get_ident()
-            run = _Run(self, images)
-            try:
-                for batch in run.batches():
-                    self._backend.adopt(batch.pixels)
-                    yield batch
-            finally:
-                run.stop()
-                self._user = None
+        run = _Run(self, images)
+        self._users.add(me)
+        try:
+            for batch in run.batches():
+                self._backend.adopt(batch.pixels)
+                yield batch
+        finally:
+            self._users.discard(me)
+            run.stop()
 
     def close(self) -> None:
         """End all threads and let DALI's memory go."""
@@ -272,20 +259,20 @@ class Loader:
         if self._dali is not None and chunk.dali:
             self._dali.start([data for _, data, _ in chunk.dali], [size for _, _, size in chunk.dali])
 
-    def _finish(self, chunk: _Chunk, gather: _Gather) -> None:
+    def _finish(self, chunk: _Chunk, gather: Gather) -> None:
         """Wait for DALI's part of a chunk and hand out the rest of the work on it."""
         if self._dali is None or not chunk.dali:
             return
         items, chunk.dali = chunk.dali, []
         try:
             pixels, found = self._dali.finish()
-        except RuntimeError as error:
+        except Exception as error:  # DALI's own, of many types; memory that it could not get
             log.debug("DALI lost a chunk of %d images and is asked for its halves: %s", len(items), error)
             self._halve(items, chunk, gather)
             return
         self._take(items, pixels, found, chunk, gather)
 
-    def _halve(self, items: list, chunk: _Chunk, gather: _Gather) -> None:
+    def _halve(self, items: list, chunk: _Chunk, gather: Gather) -> None:
         """Find the images that DALI cannot decode; the others keep DALI's result."""
         if len(items) == 1:
             position, data, _ = items[0]
@@ -297,7 +284,7 @@ class Loader:
             self._finish(part, gather)
             chunk.pillow += part.pillow
 
-    def _take(self, items: list, pixels: Any, found: list, chunk: _Chunk, gather: _Gather) -> None:
+    def _take(self, items: list, pixels: Any, found: list, chunk: _Chunk, gather: Gather) -> None:
         right = [size == decoded for (_, _, size), decoded in zip(items, found, strict=True)]
         for index, (position, data, _) in enumerate(items):
             if not right[index]:  # DALI reads the header in another way, so the crop was planned wrongly
@@ -346,33 +333,42 @@ class _Run:
                 return
 
     def _work(self) -> None:
+        # The loader is this run's until its last image is decoded, not until the caller is through with it: so
+        # the next task's first batch is decoded while the model works on the last of this one's.
+        while not self._loader._busy.acquire(timeout=_POLL):
+            if self._stopped.is_set():
+                return
         end: BaseException | None = None
         try:
             with self._loader._stream:
                 self._produce()
         except BaseException as error:
             end = error
+        finally:
+            self._loader._busy.release()
         self._put(end)
 
     def _produce(self) -> None:
         loader = self._loader
-        gather = _Gather(loader, self._put)
+        transform = loader.spec.transform
+        shape = (*transform.size, 3) if isinstance(transform, TransformSpec) else None
+        gather = Gather(loader.spec.batch_size, shape, loader._backend, self._put)
         chunk, running = _Chunk(), _Chunk()
         try:
             for position, data in self._images:
                 if self._stopped.is_set():
                     return
                 loader._admit(chunk, position, data)
-                if len(chunk) >= loader._chunk_size or chunk.pixels >= CHUNK_PIXELS:
+                if len(chunk) >= loader._chunk_size or chunk.pixels >= loader._chunk_pixels:
                     loader._finish(running, gather)
                     loader._start(chunk)
                     done, running, chunk = running, chunk, _Chunk()
-                    gather.collect(done)
+                    gather.collect(done.pillow, done.errors)
             for last in (running, chunk):
                 loader._finish(last, gather)
                 if last is running:
                     loader._start(chunk)
-                gather.collect(last)
+                gather.collect(last.pillow, last.errors)
             gather.flush()
         finally:
             # After an error or an early stop: nothing may still be at work on bytes or in the pipeline.
@@ -383,86 +379,6 @@ class _Run:
                     future.exception()
             if loader._dali is not None:
                 loader._dali.drop()
-
-
-class _Gather:
-    """Collects rows into full batches."""
-
-    def __init__(self, loader: Loader, put: Callable[[Batch], None]):
-        self._loader = loader
-        self._put = put
-        self._shape: tuple[int, ...] | None = None
-        self._new()
-
-    def _new(self) -> None:
-        self._buffer: torch.Tensor | None = None
-        self._positions: list[int] = []
-        self._errors: dict[int, str] = {}
-
-    def collect(self, chunk: _Chunk) -> None:
-        """Take what the pool made of a chunk's images, and its errors."""
-        self._errors.update(chunk.errors)
-        for position, future in chunk.pillow:
-            try:
-                row = future.result()
-                if self._shape is not None and tuple(row.shape) != self._shape:
-                    raise ImageError(
-                        f"the transform gave shape {tuple(row.shape)}, expected {self._shape} as before"
-                    )
-            except ImageError as error:
-                self._errors[position] = str(error)
-            except Exception as error:
-                self._errors[position] = f"could not be decoded: {type(error).__name__}: {error}"
-            else:
-                self.add([position], row[None])
-        chunk.pillow = []
-
-    def add(self, positions: list[int], block: Any) -> None:
-        """Add rows: a NumPy array or tensor whose first axis runs along `positions`."""
-        size = self._loader.spec.batch_size
-        at = 0
-        while at < len(positions):
-            if self._buffer is None:
-                self._buffer = self._empty(size, block)
-            filled = len(self._positions)
-            count = min(size - filled, len(positions) - at)
-            _copy(block[at : at + count], self._buffer[filled : filled + count])
-            self._positions += positions[at : at + count]
-            at += count
-            if filled + count == size:
-                self.flush()
-
-    def flush(self) -> None:
-        """Give out what there is."""
-        if not self._positions and not self._errors:
-            return
-        if self._buffer is None:
-            self._buffer = self._empty(0, None)
-        pixels = self._buffer[: len(self._positions)]
-        with self._loader._backend.wait_for_outputs():
-            pass  # what the caller gets is there, on whichever stream it works
-        self._put(Batch(np.array(self._positions, np.int64), pixels, self._errors))
-        self._new()
-
-    def _empty(self, size: int, block: Any) -> torch.Tensor:
-        import torch
-
-        spec, device = self._loader.spec, self._loader._backend.torch_device
-        if isinstance(spec.transform, TransformSpec):
-            return torch.empty((size, *spec.transform.size, 3), dtype=torch.uint8, device=device)
-        if block is not None:
-            self._shape = tuple(block.shape[1:])
-        return torch.empty((size, *(self._shape or ())), dtype=torch.float32, device=device)
-
-
-def _copy(block: Any, rows: torch.Tensor) -> None:
-    import torch
-
-    if rows.device.type == "cpu":
-        # NumPy's copy stays in this thread; torch's would wake a team of threads for each row.
-        np.copyto(rows.numpy(), block)
-    else:
-        rows.copy_(torch.as_tensor(block))
 
 
 def _finisher(transform: Any) -> Callable[[PIL.Image.Image], Any]:

@@ -109,10 +109,10 @@ class PillowResize:
             image = self._pass(image, (image.width, rows.kept), (0, top, image.width, bottom))
             image = self._pass(image, (columns.kept, rows.kept), (left, 0, right, rows.kept))
         if image.size == self._spec.size[::-1]:
-            return np.asarray(image)
+            return np.array(image)
         whole = Image.new("RGB", self._spec.size[::-1], self._spec.fill)
         whole.paste(image, (columns.pad, rows.pad))
-        return np.asarray(whole)
+        return np.array(whole)
 
     def _pass(
         self, image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]

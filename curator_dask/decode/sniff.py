@@ -45,7 +45,7 @@ class Header(NamedTuple):
 
 def buffer_of(data: Encoded) -> memoryview:
     """A flat view of the bytes; nothing is copied."""
-    view = memoryview(data)
+    view = memoryview(data)  # type: ignore[arg-type]  # NumPy arrays are buffers too
     return view if view.format == "B" and view.ndim == 1 else view.cast("B")
 
 

@@ -239,10 +239,13 @@ class TransformSpec:
                 f"TransformSpec.normalize: expected uint8 pixels (n, height, width, 3), "
                 f"got {pixels.dtype} {tuple(pixels.shape)}"
             )
-        mean = torch.tensor(self.mean, device=pixels.device)
-        std = torch.tensor(self.std, device=pixels.device)
-        # Three passes over one new array; a channels-last view needs no fourth.
-        return (pixels / 255).sub_(mean).div_(std).permute(0, 3, 1, 2)
+        count, height, width, _ = pixels.shape
+        # A whole row of means beside a whole row of pixels: vectors of three would be twice as slow.
+        mean = torch.tensor(self.mean, device=pixels.device).repeat(width)
+        std = torch.tensor(self.std, device=pixels.device).repeat(width)
+        rows = pixels.reshape(count, height, width * 3).to(torch.float32)
+        rows.div_(255).sub_(mean).div_(std)
+        return rows.view(count, height, width, 3).permute(0, 3, 1, 2)
 
 
 def _crop(source: int, resized: int, crop: int) -> Axis:

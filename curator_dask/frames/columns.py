@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from curator_dask import backend
+from curator_dask.errors import ConfigError
 
 EMBEDDING_TYPE = pa.list_(pa.float32())
 
@@ -26,12 +27,17 @@ def vectors_to_list(matrix: np.ndarray, valid: np.ndarray) -> pa.ListArray:
         float32 (n, dim).
     valid
         bool (n,); a row that is not valid becomes null.
+
+    Raises
+    ------
+    ConfigError
+        The valid rows have more values than an Arrow list column can hold.
     """
     rows, dim = matrix.shape
     offsets = np.zeros(rows + 1, np.int64)
     np.cumsum(np.where(valid, dim, 0), out=offsets[1:])
     if offsets[-1] > np.iinfo(np.int32).max:
-        raise ValueError(
+        raise ConfigError(
             f"{rows} vectors of {dim} are {offsets[-1]} values, a partition's column holds at most 2**31 - 1:"
             " use smaller partitions (rows_per_partition)"
         )
@@ -63,9 +69,14 @@ def list_to_matrix(column: Any, dim: int | None = None) -> tuple[np.ndarray, np.
     Raises
     ------
     ValueError
-        Two rows, or a row and `dim`, differ in length.
+        Not a column of lists, or two rows, or a row and `dim`, differ in length.
     """
     array = to_array(column)
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(is_kind(array.type) for is_kind in kinds):
+        if array.null_count < len(array):
+            raise ValueError(f"expected vectors, found {array.type}")
+        array = pa.nulls(len(array), EMBEDDING_TYPE)
     valid = ~np.asarray(array.is_null().to_numpy(zero_copy_only=False), bool)
     lengths = (
         array.value_lengths().drop_null().to_numpy(zero_copy_only=False) if valid.any() else np.array([])

@@ -13,7 +13,15 @@ from typing import Any
 
 from dask.base import tokenize
 from dask.dataframe.dask_expr import DataFrame
-from dask.dataframe.dask_expr._expr import ArrowStringConversion, Blockwise, Expr, MapPartitions, Projection
+from dask.dataframe.dask_expr._expr import (
+    ArrowStringConversion,
+    Blockwise,
+    Expr,
+    Isin,
+    MapPartitions,
+    Projection,
+    _DelayedExpr,
+)
 from dask.dataframe.dask_expr.io import FromMap
 
 from curator_dask.webdataset.shards import ShardRange
@@ -49,7 +57,7 @@ class Lineage:
 
 
 def trace(frame: DataFrame) -> Lineage:
-    """Read the lineage of a Dask DataFrame; nothing is computed."""
+    """Read the lineage of a Dask DataFrame; no more is computed than Dask needs to plan (a sort's quantiles)."""
     expr = frame.optimize(fuse=False).expr
     nodes = list(expr.walk())
     functions = [node.operand("func") for node in nodes if "func" in node._parameters and not _is_root(node)]
@@ -60,7 +68,7 @@ def trace(frame: DataFrame) -> Lineage:
     ranges = _ranges(nodes, list(roots.values()))
     return Lineage(
         ranges=ranges,
-        recipe=tokenize(_recipe(expr)),
+        recipe=_recipe(expr, {}),
         functions=tuple(reversed(list(dict.fromkeys(functions)))),
         keeps_rows=ranges is not None
         and plain
@@ -74,7 +82,8 @@ def _is_root(node: Expr) -> bool:
 
 
 def _ranges(nodes: list[Expr], roots: list[Expr]) -> tuple[ShardRange, ...] | None:
-    if len(roots) != 1 or not all(isinstance(node, Blockwise) for node in nodes):
+    # A delayed value (the list that `isin` looks in) is the same for all partitions.
+    if len(roots) != 1 or not all(isinstance(node, Blockwise | _DelayedExpr) for node in nodes):
         return None
     (ranges, *others) = roots[0].operand("iterables")
     if others or not all(isinstance(item, ShardRange) for item in ranges):
@@ -83,19 +92,29 @@ def _ranges(nodes: list[Expr], roots: list[Expr]) -> tuple[ShardRange, ...] | No
     return tuple(ranges) if picked is None else tuple(ranges[number] for number in picked)
 
 
-def _recipe(node: Any) -> Any:
-    """Nested tuples of what is done, without what it is done to.
+def _recipe(node: Any, known: dict[str, str]) -> Any:
+    """Token of what is done, without what it is done to; `known` has those of the nodes seen before.
 
     A function may say by an attribute ``recipe`` what of it decides the result.
     """
     if not isinstance(node, Expr):
         return getattr(node, "recipe", node)
+    if node._name not in known:
+        known[node._name] = tokenize(_steps(node, known))
+    return known[node._name]
+
+
+def _steps(node: Expr, known: dict[str, str]) -> tuple[Any, ...]:
     if _is_root(node):
-        return ("root", _recipe(node.operand("func")))
+        return ("root", _recipe(node.operand("func"), known))
+    if isinstance(node, Isin) and isinstance(node.operand("values"), _DelayedExpr):
+        # Dask passes the list through a set, whose order is another in each process.
+        looked_in = node.operand("values").obj.compute(scheduler="sync")
+        return ("Isin", _recipe(node.operand("frame"), known), *sorted(map(repr, looked_in)))
     names = node._parameters
     # Operands beyond the named parameters are a variable number of further arguments.
     values = [
-        _recipe(value)
+        _recipe(value, known)
         for position, value in enumerate(node.operands)
         if position >= len(names) or names[position] not in _NOT_RECIPE
     ]

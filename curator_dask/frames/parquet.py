@@ -66,7 +66,7 @@ def conform(table: pa.Table, schema: pa.Schema, shard: str) -> pa.Table:
         column = table.column(field.name)
         try:
             arrays.append(_to_type(column, field.type))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+        except (pa.ArrowException, ValueError) as error:
             raise OutputError(
                 f"{shard}: column {field.name!r} does not fit the output's schema: expected {field.type}, found"
                 f" {column.type} ({error}). All partitions must give the types of the dataset's metadata"
@@ -140,8 +140,10 @@ def remove_leftovers(folder: str) -> int:
     for path in Path(folder).rglob(".*.tmp"):
         match = _TEMPORARY.match(path.name)
         if match and match["host"] == socket.gethostname() and not _alive(int(match["pid"])):
-            path.unlink(missing_ok=True)
-            removed += 1
+            # A folder that cannot be changed is for the writing that follows to complain about.
+            with contextlib.suppress(OSError):
+                path.unlink()
+                removed += 1
     return removed
 
 

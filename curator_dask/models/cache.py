@@ -31,7 +31,7 @@ class SpecCache(Generic[T]):
     Parameters
     ----------
     capacity
-        How many objects stay alive while unused. Objects in use do not count as unused, however many.
+        How many objects stay alive. Those in use count, but are never closed, however many.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -51,9 +51,8 @@ class SpecCache(Generic[T]):
             entry.users += 1
             self._entries.move_to_end(spec)
             closing = self._overdue()
-        for value in closing:
-            _close(value)
         try:
+            _close_all(closing)
             with entry.lock:
                 if entry.value is None:
                     entry.value = build()
@@ -64,8 +63,7 @@ class SpecCache(Generic[T]):
                 if entry.value is None and not entry.users and self._entries.get(spec) is entry:
                     del self._entries[spec]
                 closing = self._overdue()
-            for value in closing:
-                _close(value)
+            _close_all(closing)
 
     def specs(self) -> list[Hashable]:
         """The specs whose objects are alive, the one used longest ago first."""
@@ -77,8 +75,7 @@ class SpecCache(Generic[T]):
         with self._lock:
             idle = [spec for spec, entry in self._entries.items() if not entry.users]
             closing = [self._entries.pop(spec).value for spec in idle]
-        for value in closing:
-            _close(value)
+        _close_all(closing)
 
     def _overdue(self) -> list[T | None]:
         """Take out what is above capacity and not in use. The caller holds the lock."""
@@ -87,10 +84,12 @@ class SpecCache(Generic[T]):
         return [self._entries.pop(spec).value for spec in idle[: max(above, 0)]]
 
 
-def _close(value: Any) -> None:
-    close = getattr(value, "close", None)
-    if close is not None:
-        close()
+def _close_all(values: list[Any]) -> None:
+    """Close the objects and forget them: the caller's list must not keep them alive through its lease."""
+    while values:
+        close = getattr(values.pop(), "close", None)
+        if close is not None:
+            close()
 
 
 #: Models of this process. Two, so that a graph that embeds with two models does not reload them in turns.

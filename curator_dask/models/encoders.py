@@ -167,24 +167,30 @@ class Encoder:
                 except torch.OutOfMemoryError:
                     if stop - start == 1:
                         raise
-                    first_time, self._limit = self._limit is None, (stop - start + 1) // 2
-                    self.backend.release_memory()
-                    logger.log(
-                        logging.WARNING if first_time else logging.INFO,
-                        "%s: out of memory with a batch of %d images, going on with %d (set batch_size=%d)",
-                        self._name,
-                        stop - start,
-                        self._limit,
-                        self._limit,
-                    )
                 else:
                     start = stop
+                    continue
+                # Not while the exception is handled: its traceback holds the tensors of the failed pass.
+                self._halve(stop - start)
         return np.concatenate(done) if done else np.empty((0, self.dim), np.float32)
 
     def close(self) -> None:
         """Let the model and its device memory go."""
         self.model = None
         self.backend.release_memory()
+
+    def _halve(self, images: int) -> None:
+        """Go on with half of a batch that was too much; said aloud the first time only."""
+        first_time, self._limit = self._limit is None, (images + 1) // 2
+        self.backend.release_memory()
+        logger.log(
+            logging.WARNING if first_time else logging.INFO,
+            "%s: out of memory with a batch of %d images, going on with %d (set batch_size=%d)",
+            self._name,
+            images,
+            self._limit,
+            self._limit,
+        )
 
     def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """One pass of at most `_limit` images: float32 (n, dim) on the device."""
@@ -217,7 +223,13 @@ class Encoder:
         else:
             from PIL import Image
 
-            blank = torch.stack([self.transform(Image.new("RGB", (256, 256)))] * 2)
+            image = self.transform(Image.new("RGB", (256, 256)))
+            if not isinstance(image, torch.Tensor):
+                raise ConfigError(
+                    f"{self._name}: expected the transform to give a float32 tensor of an image; it gave"
+                    f" {type(image).__name__}"
+                )
+            blank = torch.stack([image] * 2)
         return int(self._forward(blank.to(self.backend.torch_device)).shape[1])
 
 
@@ -259,6 +271,11 @@ class TimmSpec:
 
         kwargs = dict(self.model_kwargs)
         model = create_timm_model(self.model_name, self.pretrained, self.checkpoint_path, kwargs)
+        if not hasattr(model, "num_classes"):  # features_only=True gives a list of feature maps
+            raise ConfigError(
+                f"{self.model_name}: with model_kwargs={kwargs!r} timm gives a {type(model).__name__}; expected a"
+                " model that gives one vector an image"
+            )
         config: Mapping[str, Any] = model.pretrained_cfg
         output = choose_output(self.output, config, model.num_classes, self.model_name)
         if output == "pooled" and model.num_classes:
@@ -268,10 +285,9 @@ class TimmSpec:
             {} if size is None else {"input_size": (3, *((size, size) if isinstance(size, int) else size))}
         )
         data_config = resolve_data_config(overrides, pretrained_cfg=config)
-        if data_config["input_size"][0] != 3:
-            raise ConfigError(
-                f"{self.model_name} takes {data_config['input_size'][0]} channels; expected 3 (RGB)"
-            )
+        channels = kwargs.get("in_chans", data_config["input_size"][0])
+        if channels != 3:
+            raise ConfigError(f"{self.model_name} takes {channels} channels; expected 3 (RGB)")
         return Encoder(
             model,
             TransformSpec.from_timm(data_config),

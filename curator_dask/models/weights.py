@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: Prefixes by which `timm.create_model` finds a model outside its registry.
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 LOCAL_PREFIXES = ("local-dir:", "local_dir:")
+# torch's random state belongs to the process: two models built at once would draw from one seed in turns.
+_SEEDED = threading.Lock()
 
 
 def create_timm_model(
@@ -50,41 +52,47 @@ def create_timm_model(
     import torch
 
     is_hub, is_local = model_name.startswith(HUB_PREFIXES), model_name.startswith(LOCAL_PREFIXES)
+    if (is_hub or is_local) and not model_name.split(":", 1)[1]:
+        raise ConfigError(f"model_name={model_name!r}: expected a repository or a folder after the colon")
     if is_local:
         _check_local_folder(model_name, pretrained)
     elif not is_hub:
         _check_registry_name(model_name)
+        if pretrained and checkpoint_path is None and not timm.models.is_model_pretrained(model_name):
+            raise WeightsError(
+                f"{model_name}: timm {timm.__version__} knows no weights for it. Pass checkpoint_path=, or"
+                " pretrained=False for random ones"
+            )
     if checkpoint_path is not None and not Path(checkpoint_path).is_file():
         raise WeightsError(
             f"checkpoint_path={checkpoint_path!r}: no such file on this worker. Give a path that every worker sees"
         )
     # A checkpoint replaces all weights: fetching the others first would be waste, and needs a network.
     fetch = pretrained and checkpoint_path is None
+    if is_hub or (fetch and not is_local):
+        _check_hub(model_name)
     try:
         # Weights that are not loaded are random: seeded, so that every worker has the same.
-        with torch.random.fork_rng(devices=[]):
+        with _SEEDED, torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = timm.create_model(model_name, pretrained=fetch, **model_kwargs)
-    except TypeError as error:
-        raise ConfigError(
-            f"{model_name}: timm does not take model_kwargs={dict(model_kwargs)!r}: {error}"
-        ) from error
     except Exception as error:
+        if isinstance(error, TypeError) and model_kwargs:
+            raise ConfigError(
+                f"{model_name}: timm does not take model_kwargs={dict(model_kwargs)!r}: {error}"
+            ) from error
+        if is_local:
+            raise WeightsError(
+                f"{model_name}: the folder's model cannot be loaded: {type(error).__name__}: {_first_line(error)}."
+                " Its config.json must be one that timm wrote, with an architecture that this timm"
+                f" ({timm.__version__}) has, and its weights that architecture's"
+            ) from error
         if fetch or is_hub:
             raise _weights_error(model_name, error) from error
         raise ConfigError(f"{model_name}: timm could not build it: {error}") from error
     if checkpoint_path is not None:
         _load_checkpoint(model, checkpoint_path)
     return model.eval()
-
-
-def check_timm_name(model_name: str) -> None:
-    """Raise `ConfigError` if the name is not one that timm can know; nothing is built or fetched."""
-    if model_name.startswith(LOCAL_PREFIXES + HUB_PREFIXES):
-        if not model_name.split(":", 1)[1]:
-            raise ConfigError(f"model_name={model_name!r}: nothing after the colon")
-    else:
-        _check_registry_name(model_name)
 
 
 def state_digest(model: torch.nn.Module) -> str:
@@ -134,6 +142,28 @@ def _check_local_folder(model_name: str, pretrained: bool) -> None:
         raise WeightsError(f"{model_name}: no model.safetensors in {folder}; it holds {found}")
 
 
+def _check_hub(model_name: str) -> None:
+    """Fail at once where the hub does not answer and none of the model is cached.
+
+    huggingface_hub would come to the same end after a minute of trying again.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+    from timm.models import get_pretrained_cfg
+
+    if model_name.startswith(HUB_PREFIXES):
+        repository = model_name.split(":", 1)[1]
+    else:
+        repository = getattr(get_pretrained_cfg(model_name), "hf_hub_id", None) or ""
+    cached = Path(constants.HF_HUB_CACHE, "models--" + repository.partition("@")[0].replace("/", "--"))
+    if not repository or cached.is_dir() or constants.HF_HUB_OFFLINE:
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:
+        raise _weights_error(model_name, error) from error
+
+
 def _load_checkpoint(model: torch.nn.Module, checkpoint_path: str) -> None:
     from timm.models import load_checkpoint
 
@@ -149,10 +179,12 @@ def _load_checkpoint(model: torch.nn.Module, checkpoint_path: str) -> None:
 def _weights_error(model_name: str, error: Exception) -> WeightsError:
     from huggingface_hub import constants
 
-    offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
+    hub = (
+        "not the hub, as HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"then {constants.ENDPOINT}"
+    )
     return WeightsError(
-        f"{model_name}: the weights could not be loaded{offline}. Tried: the cache {constants.HF_HUB_CACHE}, then"
-        f" {os.environ.get('HF_ENDPOINT', 'the Hugging Face hub')}. The last error was"
+        f"{model_name}: the weights could not be loaded. Tried: the cache {constants.HF_HUB_CACHE}, {hub}. The last"
+        " error was"
         f" {type(error).__name__}: {_first_line(error)}. To work offline: fetch the weights on a machine with a"
         " network, copy that cache folder here (or point HF_HOME at it) and set HF_HUB_OFFLINE=1; or put"
         " config.json and model.safetensors into one folder and use model_name='local-dir:/that/folder'; or pass"

@@ -93,6 +93,11 @@ class ShardRange:
         """Name of the partition's outputs: ``"00042"``, or ``"00042.part-00003"``."""
         return self.shard.name if self.part is None else f"{self.shard.name}.part-{self.part:05d}"
 
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        # Dask's own way through two dataclasses takes 20 times as long, seconds for 100,000 ranges.
+        shard = self.shard
+        return ("ShardRange", shard.url, shard.name, shard.parquet, self.start, self.stop, self.part)
+
 
 @dataclass(frozen=True)
 class FileStamp:

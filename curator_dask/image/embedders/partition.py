@@ -20,7 +20,6 @@ from curator_dask.models.encoders import Encoder, EncoderInfo, EncoderSpec
 from curator_dask.progress import report
 from curator_dask.webdataset.reader import ShardReader
 
-
 #: Where img2dataset says why an image is not in the tar.
 STATUS_COLUMN = "status"
 

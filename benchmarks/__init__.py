@@ -1,0 +1,1 @@
+"""Benchmarks: how fast the parts are, against what the machine can do. See ``benchmarks/README.md``."""

@@ -1,0 +1,223 @@
+"""Starting a local cluster: what `get_client`'s options mean to Dask and dask-cuda.
+
+What a worker needs to know (its device, its number of threads) travels in its environment, so that it also
+holds for a worker that is restarted.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from curator_dask.errors import ClusterError, ConfigError
+
+if TYPE_CHECKING:
+    import distributed
+
+# A task is given up after this many deaths of the worker it was on. A bad task takes innocent ones that wait
+# on the same worker with it (distributed#1469, #2694), so Dask's 3 blames tasks that did nothing.
+ALLOWED_FAILURES = 10
+
+# What a CPU worker needs for Python, torch, one model and a shard's pixels, with room to spare.
+MIN_WORKER_MEMORY = 2 * 2**30  # bytes
+
+# Read by OpenMP, MKL and OpenBLAS when they are loaded. distributed sets all three to 1 by default.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def cpu_workers(
+    n_workers: int | None, threads_per_worker: int | None, cores: int, memory: int
+) -> tuple[int, int]:
+    """Number of CPU workers, and of the tasks that each runs at a time.
+
+    Many workers of one torch thread each, not the reverse: EfficientNet-Lite0 embeds about 1.27 times as many
+    images per second of processor time with one thread as with two that share a batch (15.4 to 12.1, median
+    of 7 alternating runs on a busy 2-core AVX2 machine).
+
+    Parameters
+    ----------
+    n_workers, threads_per_worker
+        As for `get_client`.
+    cores
+        Cores to share.
+    memory
+        Bytes to share.
+    """
+    if n_workers is None:
+        n_workers = min(cores // (threads_per_worker or 1), memory // MIN_WORKER_MEMORY)
+    return max(1, n_workers), threads_per_worker or 1
+
+
+def gpu_options(options: Mapping[str, Any], gpus: int) -> dict[str, Any]:
+    """The options of LocalCUDACluster that stand for get_client's.
+
+    Parameters
+    ----------
+    options
+        All options of `get_client` for a new cluster, by name.
+    gpus
+        How many GPUs there are.
+
+    Raises
+    ------
+    ConfigError
+        More workers than GPUs, or options that exclude one another.
+    ClusterError
+        ucx without its package.
+    """
+    n_workers = options["n_workers"]
+    if n_workers is not None and n_workers > gpus:
+        raise ConfigError(
+            f"n_workers={n_workers}: a GPU cluster has one worker a GPU, expected at most {gpus}"
+        )
+    protocol = options["protocol"]
+    if options["nvlink_only"] and protocol not in ("ucx", "ucxx"):
+        raise ConfigError(f"nvlink_only=True needs protocol='ucx', got protocol={protocol!r}")
+    if protocol in ("ucx", "ucxx") and importlib.util.find_spec("distributed_ucxx") is None:
+        raise ClusterError(
+            f"protocol={protocol!r} needs a package that is not installed: pip install distributed-ucxx-cu13 "
+            "(or -cu12), or use protocol='tcp'"
+        )
+    # dask-cuda refuses both together; rmm_async is on by default, so that managed memory takes its place.
+    rmm_async = options["rmm_async"] and not options["rmm_managed_memory"]
+    if options["rmm_release_threshold"] is not None and not rmm_async:
+        raise ConfigError(
+            f"rmm_release_threshold={options['rmm_release_threshold']!r} is an option of the asynchronous "
+            "allocator: it needs rmm_async=True and rmm_managed_memory=False"
+        )
+    if options["rmm_maximum_pool_size"] is not None and not rmm_async and options["rmm_pool_size"] is None:
+        raise ConfigError("rmm_maximum_pool_size needs rmm_async=True or an rmm_pool_size")
+    mapped: dict[str, Any] = {
+        "n_workers": n_workers or gpus,
+        "threads_per_worker": options["threads_per_worker"] or 2,
+        "protocol": protocol,
+        "enable_cudf_spill": options["enable_spilling"],
+        **{name: value for name, value in options.items() if name.startswith("rmm_")},
+        "rmm_async": rmm_async,
+        # A pool beside the asynchronous allocator is deprecated in dask-cuda 26.10 (rmm#2060).
+        "rmm_pool_size": None if rmm_async else options["rmm_pool_size"],
+    }
+    if options["set_torch_to_use_rmm"]:
+        # dask-cuda's worker plugin sets torch's allocator from rmm.allocators.torch before the first task.
+        mapped["rmm_allocator_external_lib_list"] = ["torch"]
+    if options["nvlink_only"]:
+        mapped |= {
+            "enable_tcp_over_ucx": True,
+            "enable_nvlink": True,
+            "enable_infiniband": False,
+            "enable_rdmacm": False,
+        }
+    return mapped
+
+
+def start_cluster(
+    device: str, options: dict[str, Any], env: dict[str, str], timeout: float
+) -> distributed.Client:
+    """Start the cluster and the client that owns it, and wait for all workers."""
+    import dask
+    from distributed import LocalCluster
+
+    cluster_class: Any = LocalCluster
+    if device == "gpu":
+        from dask_cuda import LocalCUDACluster
+
+        cluster_class = LocalCUDACluster
+    # A worker's own `env` is set after it has imported the main script, too late if that imports torch. So
+    # the variables of the threads are also in this process's environment while the workers are spawned.
+    spawning = {name: env[name] for name in THREAD_VARIABLES if name in env}
+    # LocalCUDACluster replaces `env`; this is the other way to the same place.
+    nanny_env = {**dask.config.get("distributed.nanny.environ", {}), **env}
+    try:
+        with (
+            _environment(spawning),
+            dask.config.set({"distributed.nanny.environ": nanny_env}),
+            warnings.catch_warnings(),
+        ):
+            # The dashboard moves to a free port by itself, and the printed line says where it is.
+            warnings.filterwarnings("ignore", message=r"Port \d+ is already in use")
+            cluster = cluster_class(**options)
+    except Exception as error:
+        raise ClusterError(
+            f"the {device} cluster did not start: {error or type(error).__name__}. Worker processes print "
+            f"above why they ended. If they were only slow, raise timeout (now {timeout:g} s). If the script "
+            "calls get_client outside `if __name__ == '__main__':`, put the call below that line"
+        ) from error
+    client: distributed.Client | None = None
+    try:
+        client = _owning_client_class()(cluster, timeout=timeout)
+        wait_for_workers(client, options["n_workers"], f"the new {device} cluster", timeout)
+    except BaseException:
+        if client is not None:
+            client.close()
+        cluster.close()
+        raise
+    return client
+
+
+@functools.cache
+def _owning_client_class() -> type[distributed.Client]:
+    """A Client that closes its cluster with itself; made on first use, because distributed loads then."""
+    import distributed
+
+    class ClusterClient(distributed.Client):
+        """A `distributed.Client` that owns its cluster: closing it closes the cluster too."""
+
+        def close(self, *args: Any, **kwargs: Any) -> Any:
+            cluster = self.cluster
+            result = super().close(*args, **kwargs)
+            if cluster is not None:
+                # A worker that has torch loaded takes seconds to end; that it is killed then does no harm.
+                nanny = logging.getLogger("distributed.nanny")
+                level = nanny.level
+                nanny.setLevel(logging.ERROR)
+                try:
+                    cluster.close()
+                finally:
+                    nanny.setLevel(level)
+            return result
+
+    return ClusterClient
+
+
+def wait_for_workers(client: distributed.Client, expected: int, whose: str, timeout: float) -> None:
+    """Wait until a cluster, called `whose` in the error, has so many workers.
+
+    Raises
+    ------
+    ClusterError
+        It has not after `timeout` seconds.
+    """
+    try:
+        client.wait_for_workers(expected, timeout=timeout)
+    except TimeoutError:
+        came = len(client.scheduler_info(n_workers=-1)["workers"])
+        raise ClusterError(
+            f"{whose} has {came} workers after {timeout:g} s, expected at least {expected}. Look at the "
+            "workers' logs; check that they were started with this scheduler's address and that they have "
+            "memory; a cluster that scales itself needs minimum=1; raise timeout if they are only slow"
+        ) from None
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Put these variables into this process's environment and put it back on leaving.
+
+    Also takes back what distributed leaves of the same variables when it spawns workers; the next cluster
+    would take it for the user's own setting.
+    """
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
