@@ -1,8 +1,8 @@
 """What the machine can do without this package's own code: bare DALI, a bare model.
 
-All functions run in a process of `benchmarks.harness.Team`, which is why they end in ``part, parts``: each process takes
-its share of the images. What is slow to make (pipelines, models, the images' bytes) is made in the first call,
-the warm-up, and kept.
+All functions run in the processes of a `benchmarks.harness.Team`, which is why they end in ``part, parts``: each
+process takes its share of the images. What is slow to make (pipelines, models, the images' bytes) is made in the
+first call, the warm-up, and kept.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ DECODE_KINDS = {
 def decode_kinds(device: str) -> list[str]:
     """Those of `DECODE_KINDS` that are of use on a device: on a GPU the pixels stay in DALI."""
     return [kind for kind in DECODE_KINDS if device == "cpu" or kind != "torch"]
-
 
 
 class NullEmbedder(ImageEmbedder):

@@ -58,7 +58,10 @@ GPU_MODEL = "vit_large_patch14_clip_quickgelu_224.openai"
 
 def embedder_of(options: argparse.Namespace) -> ImageEmbedder:
     """The embedder under test, the same in warm-up, run and cold start."""
-    common: dict[str, Any] = {"batch_size": options.batch_size, "num_threads_per_worker": options.decode_threads}
+    common: dict[str, Any] = {
+        "batch_size": options.batch_size,
+        "num_threads_per_worker": options.decode_threads,
+    }
     if options.null_model:
         return bare.NullEmbedder(**common)
     return TimmImageEmbedder(options.model, pretrained=options.pretrained, **common)
@@ -196,7 +199,7 @@ def main() -> None:
         ceiling = slowest if options.device == "gpu" else in_turn
         ratios[f"ceiling, {layout}, images/s"] = per_round(ceiling, *parts)
         ratios[f"end to end ÷ ceiling, {layout}"] = per_round(
-            lambda rate, *bounds: rate / ceiling(*bounds), ours, *parts
+            lambda rate, *bounds, ceiling=ceiling: rate / ceiling(*bounds), ours, *parts
         )
     notes = [f"{name}: **{ranged(value)}**" for name, value in ratios.items()]
     for layout, stages in cold.items():

@@ -195,9 +195,7 @@ class Team:
     def run(self, function: Callable[..., int], *arguments: Any) -> int:
         """Call ``function(*arguments, part, parts)`` in every process, wait for all, and add up what they give."""
         count = len(self._pools)
-        futures = [
-            pool.submit(function, *arguments, part, count) for part, pool in enumerate(self._pools)
-        ]
+        futures = [pool.submit(function, *arguments, part, count) for part, pool in enumerate(self._pools)]
         return sum(future.result() for future in futures)
 
     def close(self) -> None:
@@ -342,7 +340,9 @@ def write_result(
 def _machine_name(described: Mapping[str, Any], device: str) -> str:
     gpus = described["gpus"]
     text = (
-        f"{len(gpus)}x {gpus[0]}" if device == "gpu" and gpus else f"{described['cpu']} {described['cores']} cores"
+        f"{len(gpus)}x {gpus[0]}"
+        if device == "gpu" and gpus
+        else f"{described['cpu']} {described['cores']} cores"
     )
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
@@ -379,14 +379,14 @@ def table(result: Mapping[str, Any]) -> str:
 
 def case_rows(cases: Mapping[str, Mapping[str, Any]], unit: str = "images/s") -> list[list[str]]:
     """Table of the cases of `run_interleaved`, heading first."""
-    rows = [["case", unit, "least – largest", f"CPU ms per {unit.partition('s/')[0]}", "peak MiB"]]
+    rows = [["case", unit, "span", f"CPU ms per {unit.partition('s/')[0]}", "peak MiB"]]
     for name, case in cases.items():
         rate = case["items_per_second"]
         rows.append(
             [
                 name,
                 f"{rate['median']:.4g}",
-                f"{rate['min']:.4g} – {rate['max']:.4g}",
+                f"{rate['min']:.4g} to {rate['max']:.4g}",
                 f"{case['cpu_ms_per_item']['median']:.3g}",
                 f"{case['peak_rss_mib']:.0f}",
             ]
@@ -396,7 +396,7 @@ def case_rows(cases: Mapping[str, Mapping[str, Any]], unit: str = "images/s") ->
 
 def ranged(value: Mapping[str, Any]) -> str:
     """A summary as text: median, and the span in brackets."""
-    return f"{value['median']:.3g} ({value['min']:.3g} – {value['max']:.3g})"
+    return f"{value['median']:.3g} ({value['min']:.3g} to {value['max']:.3g})"
 
 
 def _rows(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +269,7 @@ def _look(
         files["parquet"] = part.shard.parquet
     for kind, url in files.items():
         try:
-            found[kind] = asdict(stamp(url, storage_options))
+            found[kind] = vars(stamp(url, storage_options))
         except ShardError:
             found[kind] = None
     return found
