@@ -129,7 +129,7 @@ def measure_cold_start(options: argparse.Namespace, layout: str, repeats: int) -
     return {name: summary([run[name] for run in runs]) for name in runs[0]}
 
 
-def options_of_command_line() -> argparse.Namespace:
+def options_of_command_line(given: list[str] | None) -> argparse.Namespace:
     arguments = parser(__doc__)
     arguments.add_argument("--model", help=f"timm model (default: {LITE0} on a CPU, ViT-L/14 on a GPU)")
     arguments.add_argument("--null-model", action="store_true", help="only average the pixels")
@@ -142,7 +142,7 @@ def options_of_command_line() -> argparse.Namespace:
     arguments.add_argument("--cold-repeats", type=int, help="cold starts for each layout (default 3)")
     arguments.add_argument("--cold-start", action="store_true", help=argparse.SUPPRESS)
     arguments.add_argument("--started", type=float, help=argparse.SUPPRESS)
-    options = arguments.parse_args()
+    options = arguments.parse_args(given)
     on_gpu, quick = options.device == "gpu", options.quick
     options.images = options.images or (64 if quick else 4096 if on_gpu or options.null_model else 512)
     options.shards = options.shards or (2 if quick else 4)
@@ -172,9 +172,9 @@ def options_of_command_line() -> argparse.Namespace:
     return options
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Run the command line."""
-    options = options_of_command_line()
+    options = options_of_command_line(given)
     if options.cold_start:
         cold_start(options)
         return

@@ -33,12 +33,12 @@ from curator_dask import backend
 from curator_dask.decode.loader import LoaderSpec
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Run the command line."""
     arguments = parser(__doc__)
     arguments.add_argument("--images", type=int, help="photographs (default 1024)")
     arguments.add_argument("--threads", type=int, nargs="+", help="decode threads (default 1 2; gpu: 4 16)")
-    options = arguments.parse_args()
+    options = arguments.parse_args(given)
     on_gpu = options.device == "gpu"
     images = options.images or (96 if options.quick else 1024)
     repeats = options.repeats or (2 if options.quick else 7)

@@ -118,12 +118,12 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
     return {name: summary([run[name] for run in runs]) for name in runs[0]}
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Run the command line."""
     arguments = parser(__doc__)
     arguments.add_argument("--shards", type=int, nargs="+", help="default 1000 10000 100000")
     arguments.add_argument("--in-process", metavar="FOLDER", help=argparse.SUPPRESS)
-    options = arguments.parse_args()
+    options = arguments.parse_args(given)
     if options.in_process:
         print(json.dumps(client_steps(options.in_process)))
         return

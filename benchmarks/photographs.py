@@ -125,14 +125,14 @@ def _write_shard(path: Path, shard: int, pictures: list[tuple[bytes, int, int]])
     pq.write_table(pa.Table.from_pylist(rows), path.with_suffix(".parquet"))
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", metavar="OUT", type=Path)
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--shards", type=int, default=4)
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     print(make_photographs(options.images, options.shards, options.out))
 
 

@@ -71,7 +71,7 @@ def test_files_schema_and_summary(folder, tmp_path, capsys):
     assert (summary.rows, summary.failed, summary.written, summary.skipped) == (30, 0, 3, 0)
     assert not summary.unreadable
     printed = capsys.readouterr().out
-    assert "30 rows in 3 files, 0 failed images" in printed
+    assert "30 rows in 3 files, 0 failed images;" in printed
     assert "image_embedding: 3 values, model output of ColourReader() (float32; colours)" in printed
 
 

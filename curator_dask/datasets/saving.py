@@ -56,6 +56,8 @@ class SaveSummary:
         For each kind of reason, a few ``shard key: reason``.
     seconds
         Of this call.
+    startup_seconds
+        Of these, until the first partition was handed out: most of it every worker loading the model.
     """
 
     path: str
@@ -67,11 +69,13 @@ class SaveSummary:
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
+    startup_seconds: float = 0.0
 
     @property
     def images_per_second(self) -> float:
-        """Rows written divided by the seconds of this call."""
-        return self.rows / self.seconds if self.seconds else 0.0
+        """Rows written divided by the seconds after the start-up."""
+        running = self.seconds - self.startup_seconds
+        return self.rows / running if self.rows and running > 0 else 0.0
 
     def add(self, report: Mapping[str, Any]) -> None:
         """Count what `WritePartition` reports of a file."""
@@ -85,8 +89,9 @@ class SaveSummary:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.path}: {self.rows} rows in {self.written} files, {self.failed} failed images, {self.skipped} files"
-            f" were finished before; {self.seconds:.1f} s, {self.images_per_second:.1f} images/s"
+            f"{self.path}: {self.rows} rows in {self.written} files, {self.failed} failed images; {self.skipped} files"
+            f" were finished before; {self.seconds:.1f} s ({self.startup_seconds:.1f} s of it start-up),"
+            f" {self.images_per_second:.1f} images/s"
         ]
         for reason, count in self.reasons.most_common():
             lines.append(f"  {count} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")

@@ -89,7 +89,8 @@ def write_table(path: str, table: pa.Table, metadata: Mapping[str, Any]) -> None
     Raises
     ------
     OutputError
-        The file could not be written (read-only or full device); nothing is left behind.
+        The file could not be written (read-only or full device, a type that Parquet has not); nothing is left
+        behind.
     """
     target = Path(path)
     temporary = target.with_name(temporary_name(target.name))
@@ -109,6 +110,10 @@ def write_table(path: str, table: pa.Table, metadata: Mapping[str, Any]) -> None
         raise OutputError(
             f"{path}: could not be written: {error.strerror or error}. Nothing was left behind there; make room, or"
             " give save_metadata a path that can be written, and run again: finished shards are kept"
+        ) from error
+    except pa.ArrowException as error:
+        raise OutputError(
+            f"{path}: could not be written: {error}. Leave columns that Parquet cannot hold out by columns="
         ) from error
     finally:
         # Only still there if something went wrong; an unwritable folder must not hide the first error.
