@@ -7,6 +7,7 @@ import os
 import pytest
 
 from curator_dask import backend
+from curator_dask.models.cache import ENCODERS, LOADERS
 
 
 @pytest.fixture(params=["cpu", "gpu"])
@@ -17,6 +18,13 @@ def device(request, monkeypatch):
             pytest.fail("CURATOR_DASK_REQUIRE_GPU=1, but the NVIDIA driver shows no GPU")
         pytest.skip("no GPU")
     monkeypatch.setenv(backend.DEVICE_VARIABLE, request.param)
-    backend.current.cache_clear()
+    _forget_device()
     yield request.param
+    _forget_device()
+
+
+def _forget_device():
+    """A process keeps its device for life, and what it has loaded there; a test process changes it."""
     backend.current.cache_clear()
+    ENCODERS.clear()
+    LOADERS.clear()

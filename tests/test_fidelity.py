@@ -19,7 +19,17 @@ from curator_dask.frames.columns import list_to_matrix
 from curator_dask.image.embedders import TimmImageEmbedder
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-SIZES = [(320, 240), (240, 320), (224, 224), (256, 256), (500, 375), (375, 500), (121, 333), (640, 480), (97, 401)]
+SIZES = [
+    (320, 240),
+    (240, 320),
+    (224, 224),
+    (256, 256),
+    (500, 375),
+    (375, 500),
+    (121, 333),
+    (640, 480),
+    (97, 401),
+]
 SIZES += [(64, 48), (225, 223), (1200, 300)]
 
 
@@ -64,7 +74,8 @@ def timms_own(images, model_folder, **config):
     transform = create_transform(**{**resolve_data_config({}, model=model), **config})
     with torch.inference_mode():
         vectors = {
-            key: model(transform(Image.open(io.BytesIO(data)).convert("RGB"))[None])[0] for key, data in images.items()
+            key: model(transform(Image.open(io.BytesIO(data)).convert("RGB"))[None])[0]
+            for key, data in images.items()
         }
     return {key: torch.nn.functional.normalize(vector, dim=0).numpy() for key, vector in vectors.items()}
 

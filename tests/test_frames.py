@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -298,17 +297,17 @@ def test_a_write_that_fails_half_way_keeps_the_old_file(tmp_path, good):
     path = tmp_path / "a.parquet"
     write_table(str(path), good, {"run": 1})
     old = path.read_bytes()
-    code = f"""
+    code = """
         import resource, signal, sys
         import numpy as np, pyarrow as pa
         from curator_dask.errors import OutputError
         from curator_dask.frames.parquet import write_table
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that write() gives EFBIG, as it gives ENOSPC when full
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-        noise = pa.table({{"noise": np.random.default_rng(0).random(200_000)}})
+        noise = pa.table({"noise": np.random.default_rng(0).random(200_000)})
         for path in sys.argv[1:]:
             try:
-                write_table(path, noise, {{"run": 2}})
+                write_table(path, noise, {"run": 2})
             except OutputError as error:
                 print(error)
     """
@@ -425,7 +424,3 @@ def test_fingerprint():
     assert len(fingerprint(parts)) == 64 and int(fingerprint(parts), 16)
     others = [{}, {**parts, "a": 2}, {**parts, "a": "1"}, {**parts, "b": {"c": [2, 1], "d": None}}, {"a": 1}]
     assert len({fingerprint(other) for other in [parts, *others]}) == 1 + len(others)
-
-
-def test_limits_of_this_process_are_untouched():
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 50_000

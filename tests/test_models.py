@@ -1,0 +1,1005 @@
+"""Encoders, their weights, and the one live object a worker; nothing here needs a network."""
+
+from __future__ import annotations
+
+import gc
+import http.server
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from colours import ColourReader, MeanColour, check_colours, write_dataset
+from distributed import Client, LocalCluster
+from safetensors.torch import save_file
+from timm.data import create_transform, resolve_data_config
+from timm.models import get_pretrained_cfg, list_pretrained
+
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.decode.transforms import TransformSpec
+from curator_dask.errors import ConfigError, WeightsError
+from curator_dask.models.cache import ENCODERS, SpecCache
+from curator_dask.models.encoders import Encoder, TimmSpec, choose_output, projection_dims
+from curator_dask.models.weights import create_timm_model, state_digest
+
+SMALL_CLIP = "vit_xsmall_patch16_clip_224"  # the smallest architecture of timm's that ends in a projection
+
+
+def random_spec(name, **settings):
+    return TimmSpec(name, pretrained=False, **{"autocast": False, **settings})
+
+
+# Which output
+
+
+@pytest.fixture(scope="module")
+def registry():
+    """(name, configuration) of every pretrained tag of timm."""
+    return {name: get_pretrained_cfg(name).to_dict() for name in list_pretrained()}
+
+
+def chosen(config, wanted="auto"):
+    return choose_output(wanted, config, config["num_classes"], "it")
+
+
+def is_contrastive_tower(name):
+    """By families, as their papers and timm's model cards have it."""
+    architecture, _, tag = name.partition(".")
+    if "_ft_" in tag or tag.endswith(("_in1k", "_in12k")) or "_gap" in architecture:
+        return False
+    return (
+        "_clip_" in f"{architecture}_"
+        or tag.startswith(("clip_laion", "apple_mclip"))
+        or "datacomp1b_clip" in tag
+        or "pe_core" in architecture
+    )
+
+
+def test_output_of_every_pretrained_model(registry):
+    assert len(registry) > 1500
+    found = {name for name, config in registry.items() if chosen(config) == "projected"}
+    assert found == {name for name in registry if is_contrastive_tower(name)}
+    assert len(found) > 80
+    others = {chosen(config) for name, config in registry.items() if name not in found}
+    assert others == {"pooled"}
+
+
+@pytest.mark.parametrize(
+    ("name", "dim"),
+    [
+        ("vit_large_patch14_clip_quickgelu_224.openai", 768),
+        ("vit_large_patch14_clip_336.openai", 768),
+        ("vit_base_patch32_clip_224.laion2b", 512),
+        ("vit_base_patch16_clip_224.datacompxl", 512),
+        ("resnet50_clip.openai", 1024),
+        ("convnext_base.clip_laion2b", 640),
+        ("eva02_large_patch14_clip_336.merged2b", 768),
+        ("vit_pe_core_base_patch16_224.fb", 1024),
+        ("fastvit_mci2.apple_mclip", 512),
+        ("vit_base_mci_224.apple_mclip", 512),
+        ("vitamin_large_224.datacomp1b_clip", 768),
+        ("vitamin_small_224.datacomp1b_clip", 384),
+        ("vitamin_small_224.datacomp1b_clip_ltt", 768),
+    ],
+)
+def test_towers_with_a_projection(registry, name, dim):
+    config = registry[name]
+    assert chosen(config) == chosen(config, "projected") == "projected"
+    assert config["num_classes"] == dim and dim in projection_dims(config)
+    assert chosen(config, "pooled") == "pooled"
+    with pytest.raises(ConfigError, match=r"it: output='logits'.*ends in a projection.*output='auto'"):
+        chosen(config, "logits")
+
+
+@pytest.mark.parametrize(
+    ("name", "has_logits"),
+    [
+        ("resnet50.a1_in1k", True),
+        ("convnext_base.clip_laion2b_augreg_ft_in12k_in1k", True),
+        ("vit_base_patch16_clip_224.laion2b_ft_in12k", True),
+        ("vit_base_patch16_clip_224.openai_ft_in1k", True),
+        ("vit_so400m_patch14_siglip_378.webli_ft_in1k", True),
+        ("tf_efficientnetv2_s.in21k", True),
+        ("vit_base_patch14_dinov2.lvd142m", False),
+        ("vit_base_patch16_siglip_224.webli", False),
+        ("resnet50_clip_gap.openai", False),
+    ],
+)
+def test_models_without_a_projection(registry, name, has_logits):
+    config = registry[name]
+    assert chosen(config) == "pooled"
+    with pytest.raises(ConfigError, match=r"it: output='projected' needs a contrastive tower.*'pooled'"):
+        chosen(config, "projected")
+    if has_logits:
+        assert chosen(config, "logits") == "logits"
+    else:
+        with pytest.raises(ConfigError, match=r"output='logits' needs a classifier.*has no head"):
+            chosen(config, "logits")
+
+
+# What an encoder gives, against the plain model
+
+
+def pixels_of(count, size, seed=0):
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.integers(0, 256, (count, *size, 3), np.uint8))
+
+
+def timm_vectors(name, pixels, *, head, **kwargs):
+    """timm alone: its model, its normalisation of such pixels."""
+    model = create_timm_model(name, False, None, kwargs)
+    config = resolve_data_config({}, model=model)
+    normalize = create_transform(**config).transforms[-1]
+    if not head:
+        without = timm.create_model(name, num_classes=0, **kwargs).eval()
+        kept = without.state_dict().keys()
+        without.load_state_dict({key: value for key, value in model.state_dict().items() if key in kept})
+        model = without
+    inputs = normalize(pixels.permute(0, 3, 1, 2).to(torch.float32) / 255)
+    with torch.inference_mode():
+        return model(inputs).numpy()
+
+
+CASES = [
+    ("test_vit", "auto", "pooled", 64, False),
+    ("test_vit", "logits", "logits", 1000, True),
+    ("resnet10t", "auto", "pooled", 512, False),
+    ("test_efficientnet", "auto", "pooled", 256, False),
+    ("test_convnext", "pooled", "pooled", 64, False),
+    (SMALL_CLIP, "auto", "projected", 512, True),
+    (SMALL_CLIP, "pooled", "pooled", 256, False),
+]
+
+
+@pytest.mark.parametrize(("name", "wanted", "output", "dim", "head"), CASES)
+def test_same_vectors_as_timm(name, wanted, output, dim, head, device):
+    encoder = random_spec(name, output=wanted, normalize=False).build()
+    assert (encoder.info.output, encoder.dim) == (output, dim)
+    pixels = pixels_of(3, encoder.transform.size)
+    vectors = encoder(pixels.to(encoder.backend.torch_device))
+    assert vectors.shape == (3, dim) and vectors.dtype == np.float32
+    expected = timm_vectors(name, pixels, head=head)
+    assert np.std(expected, axis=0).max() > 0  # three images, three vectors
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(vectors / scale, expected / scale, atol=1e-5 if device == "cpu" else 5e-3)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_shapes_lengths_and_normalisation(normalize):
+    encoder = random_spec("test_vit", normalize=normalize).build()
+    assert encoder.info.normalized is normalize and encoder.info.dtype == "float32"
+    pixels = pixels_of(7, (160, 160))
+    plain = timm_vectors("test_vit", pixels, head=False)
+    expected = plain / np.linalg.norm(plain, axis=1, keepdims=True) if normalize else plain
+    for count in (0, 1, 7):
+        vectors = encoder(pixels[:count])
+        assert vectors.shape == (count, 64) and vectors.dtype == np.float32
+        np.testing.assert_allclose(vectors, expected[:count], atol=1e-5)
+
+
+def test_siglip_at_another_size():
+    """No projection: its pooled output is its embedding. `img_size` is the transform's too."""
+    kwargs = {"img_size": 32}
+    encoder = random_spec(
+        "vit_base_patch16_siglip_224", model_kwargs=(("img_size", 32),), normalize=False
+    ).build()
+    assert (encoder.info.output, encoder.dim, encoder.transform.size) == ("pooled", 768, (32, 32))
+    assert encoder.info.model == "vit_base_patch16_siglip_224 img_size=32"
+    pixels = pixels_of(2, (32, 32))
+    expected = timm_vectors("vit_base_patch16_siglip_224", pixels, head=True, **kwargs)
+    np.testing.assert_allclose(encoder(pixels), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(64, (64, 64)), ((48, 64), (48, 64))])
+def test_image_size_of_the_transform(size, expected):
+    encoder = random_spec("test_vit", model_kwargs=(("img_size", size),)).build()
+    assert encoder.transform.size == expected
+    assert encoder(pixels_of(2, expected)).shape == (2, 64)
+
+
+def test_transform_is_that_of_timm():
+    spec = random_spec("test_vit").build().transform
+    config = resolve_data_config({}, model=timm.create_model("test_vit"))
+    assert spec == TransformSpec.from_timm(config)
+    assert (spec.size, spec.mean, spec.crop_pct) == ((160, 160), (0.5, 0.5, 0.5), 0.95)
+
+
+def test_autocast_gives_float32(device):
+    encoder = TimmSpec("test_vit", pretrained=False, autocast=True, normalize=True).build()
+    pixels = pixels_of(4, (160, 160)).to(encoder.backend.torch_device)
+    vectors = encoder(pixels)
+    wanted = encoder.backend.autocast_dtype()
+    assert encoder.info.dtype == ("float32" if wanted is None else str(wanted).removeprefix("torch."))
+    assert vectors.dtype == np.float32
+    full = random_spec("test_vit").build()(pixels)
+    assert (vectors * full).sum(axis=1).min() > 0.999
+
+
+# The same weights everywhere
+
+
+def digest_of(name, **kwargs):
+    return state_digest(create_timm_model(name, False, None, kwargs))
+
+
+def run_python(code, **environment):
+    """Run in a fresh process; returns (stdout, seconds)."""
+    started = time.monotonic()
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": str(root), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout, time.monotonic() - started
+
+
+def test_random_weights_are_the_same_in_every_process():
+    code = """
+        import random, torch
+        torch.manual_seed(random.randrange(2**31)); torch.rand(3)
+        from curator_dask.models.encoders import TimmSpec
+        print(TimmSpec("test_vit", pretrained=False).build().info.weights)
+        print(TimmSpec("test_efficientnet", pretrained=False).build().info.weights)
+    """
+    found = run_python(code)[0].split()
+    assert found == [random_spec(name).build().info.weights for name in ("test_vit", "test_efficientnet")]
+    assert found[0] != found[1] and all(text.startswith("sha256:") for text in found)
+
+
+def test_random_weights_are_the_same_when_models_are_built_at_once():
+    names = ["test_vit", "test_vit2", "test_vit3", "test_efficientnet", "test_resnet", "resnet10t"]
+    alone = {name: digest_of(name) for name in names}
+    for _ in range(2):
+        found = {}
+        threads = [
+            threading.Thread(target=lambda name=name: found.update({name: digest_of(name)})) for name in names
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == alone
+
+
+def test_building_leaves_the_random_state_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    digest_of("test_vit")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_digest_tells_models_apart():
+    model = create_timm_model("test_vit", False, None, {})
+    digests = [
+        state_digest(model),
+        digest_of("test_vit2"),
+        digest_of("test_vit", num_classes=10),
+        digest_of("test_vit", img_size=64),
+    ]
+    with torch.no_grad():
+        model.norm.weight[3] += 1e-6
+        digests.append(state_digest(model))
+        model.norm.weight[3] = 1.0
+    assert state_digest(model) == digests[0]
+    digests += [
+        state_digest(model.half()),
+        state_digest(torch.nn.BatchNorm2d(2)),
+        state_digest(torch.nn.ReLU()),
+    ]
+    assert len(set(digests)) == len(digests)
+
+
+def test_digest_counts_names_shapes_and_buffers():
+    def digest(**tensors):
+        module = torch.nn.Module()
+        for name, tensor in tensors.items():
+            module.register_buffer(name, tensor)
+        return state_digest(module)
+
+    zeros = torch.zeros(2, 3)
+    others = [
+        zeros,
+        zeros.reshape(3, 2),
+        zeros.bool(),
+        zeros.to(torch.bfloat16),
+        torch.tensor(0.0),
+        zeros[:0],
+    ]
+    found = [digest(a=tensor) for tensor in others] + [digest(b=zeros), digest(a=zeros, b=zeros)]
+    assert len(set(found)) == len(found)
+    assert digest(a=zeros.T.contiguous().T) == digest(a=zeros)  # how it lies in memory does not matter
+
+
+# What cannot be built, and what to do about it
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("resnet5O", {}, r"'resnet5O'.*no architecture 'resnet5O'. Nearest: resnet50,"),
+        ("vit_base_patch16_clip", {}, r"Nearest: .*vit_base_patch16_clip_224"),
+        ("timm/resnet50", {}, r"Nearest: resnet50.*hf-hub:org/repo or local-dir:/folder"),
+        ("qqqqq", {}, r"no architecture 'qqqqq'. Other sources need a prefix"),
+        ("resnet50.a1_in2k", {}, r"no weights 'a1_in2k' for resnet50; it has: a1_in1k,"),
+        ("test_vit4.any", {}, r"no weights 'any' for test_vit4; it has: none"),
+        ("local-dir:", {}, r"model_name='local-dir:': expected .* folder after the colon"),
+        ("hf-hub:", {}, r"model_name='hf-hub:': expected a repository"),
+        ("test_vit", {"imgsize": 64}, r"test_vit: .*model_kwargs=\{'imgsize': 64\}.*'imgsize'"),
+        ("resnet10t", {"img_size": 64}, r"resnet10t: .*model_kwargs=\{'img_size': 64\}.*'img_size'"),
+        ("test_vit", {"img_size": -3}, r"test_vit: timm could not build it"),
+        ("resnet10t", {"in_chans": 1}, r"resnet10t takes 1 channels; expected 3 \(RGB\)"),
+        ("resnet10t", {"features_only": True}, r"'features_only': True\} timm gives a FeatureListNet"),
+        (
+            "resnet10t",
+            {"global_pool": ""},
+            r"resnet10t: expected one vector an image.*\[2, dim\].*\[2, 512, 6, 6\]",
+        ),
+    ],
+)
+def test_names_and_arguments_that_timm_does_not_know(name, kwargs, message):
+    with pytest.raises(ConfigError, match=message):
+        random_spec(name, model_kwargs=tuple(kwargs.items())).build()
+
+
+def test_a_name_for_which_timm_has_no_weights():
+    with pytest.raises(WeightsError, match=r"test_vit4: timm .* knows no weights for it.*pretrained=False"):
+        TimmSpec("test_vit4").build()
+
+
+FETCH = """
+    import sys
+    from curator_dask.errors import WeightsError
+    from curator_dask.models.weights import create_timm_model
+    try:
+        create_timm_model({name!r}, {pretrained}, None, {{}})
+    except WeightsError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "offline"),
+    [
+        ("hf-hub:someone/something", True, ""),
+        ("hf-hub:someone/something@v2", False, ""),
+        ("test_vit.r160_in1k", True, ""),
+        ("test_vit", True, ""),
+        ("test_vit", True, "1"),
+        ("hf-hub:someone/something", True, "1"),
+    ],
+)
+def test_weights_that_cannot_be_fetched(tmp_path, name, pretrained, offline):
+    """The hub is a port that nobody listens to: an answer in seconds, not after a minute of retries."""
+    nobody = "http://127.0.0.1:9"
+    text, seconds = run_python(
+        FETCH.format(name=name, pretrained=pretrained),
+        HF_HOME=str(tmp_path / "home"),
+        HF_HUB_CACHE=str(tmp_path / "home" / "cached"),
+        HF_ENDPOINT=nobody,
+        HF_HUB_OFFLINE=offline,
+    )
+    assert text.startswith(
+        f"{name}: the weights could not be loaded. Tried: the cache {tmp_path}/home/cached,"
+    ), text
+    assert ("HF_HUB_OFFLINE is set" in text) is bool(offline)
+    assert (f"then {nobody}" in text) is not bool(offline)
+    for way in (
+        "copy that cache folder here",
+        "HF_HUB_OFFLINE=1",
+        "local-dir:/that/folder",
+        "checkpoint_path=",
+    ):
+        assert way in text, way
+    assert seconds < 40, "imports and one try, no retries"
+
+
+# Folders and checkpoints
+
+
+def write_model(folder, name="test_vit", seed=3, **config):
+    """A model folder as timm's `save_for_hf` makes it, with weights that are not those of seed 0."""
+    torch.manual_seed(seed)
+    model = timm.create_model(name).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    timm.models.save_for_hf(model, folder, model_config=config or None, safe_serialization=True)
+    return model
+
+
+def test_model_folder(tmp_path):
+    model = write_model(tmp_path / "model")
+    assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / "model").iterdir()}
+    encoder = TimmSpec(
+        f"local-dir:{tmp_path}/model", output="logits", normalize=False, autocast=False
+    ).build()
+    assert encoder.info.weights == state_digest(model)
+    assert encoder.info.source == f"local-dir:{tmp_path}/model" and encoder.info.model == "test_vit"
+    pixels = pixels_of(2, (160, 160))
+    with torch.inference_mode():
+        expected = model(encoder.transform.normalize(pixels)).numpy()
+    np.testing.assert_allclose(encoder(pixels), expected, atol=1e-5)
+    # Without the weights' file the name still gives the architecture.
+    random_one = TimmSpec(f"local-dir:{tmp_path}/model", pretrained=False, output="logits").build()
+    assert random_one.info.weights == digest_of("test_vit")
+
+
+def test_transform_of_a_model_folder(tmp_path):
+    write_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["pretrained_cfg"] |= {
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.4, 0.5, 0.6],
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert TimmSpec(f"local-dir:{tmp_path}").build().transform == TransformSpec(
+        (160, 160), "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 1.0, "squash"
+    )
+    resized = TimmSpec(f"local-dir:{tmp_path}", model_kwargs=(("img_size", 96),)).build()
+    assert resized.transform.size == (96, 96)
+    assert resized(pixels_of(1, (96, 96))).shape == (1, 64)
+
+
+def test_a_projection_in_a_model_folder(tmp_path):
+    """The architecture and tag of config.json say that it is a contrastive tower, not the folder's name."""
+    write_model(tmp_path / "resnet50", SMALL_CLIP)
+    encoder = TimmSpec(f"local-dir:{tmp_path}/resnet50").build()
+    assert (encoder.info.output, encoder.dim) == ("projected", 512)
+
+
+def broken_folder(folder, kind):
+    if kind == "no folder":
+        return
+    write_model(folder)
+    config = json.loads((folder / "config.json").read_text())
+    if kind == "no config":
+        (folder / "config.json").unlink()
+    elif kind == "no weights":
+        (folder / "model.safetensors").unlink()
+    elif kind == "no JSON":
+        (folder / "config.json").write_text("{")
+    elif kind == "unknown architecture":
+        (folder / "config.json").write_text(json.dumps(config | {"architecture": "test_vat"}))
+    elif kind == "weights of another":
+        save_file(timm.create_model("test_vit2").state_dict(), folder / "model.safetensors")
+    elif kind == "cut weights":
+        whole = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no folder", "no folder .* on this worker"),
+        ("no config", "no config.json in .*model.safetensors"),
+        ("no weights", "no model.safetensors in .*config.json"),
+        ("no JSON", "cannot be loaded: JSONDecodeError"),
+        ("unknown architecture", "cannot be loaded: .*test_vat"),
+        ("weights of another", "cannot be loaded: RuntimeError"),
+        ("cut weights", "cannot be loaded: SafetensorError"),
+    ],
+)
+def test_broken_model_folders(tmp_path, kind, message):
+    folder = tmp_path / "model"
+    broken_folder(folder, kind)
+    with pytest.raises(WeightsError, match=f"^local-dir:{folder}: .*{message}") as caught:
+        TimmSpec(f"local-dir:{folder}").build()
+    assert "hub" not in str(caught.value).replace(str(folder), "")
+
+
+@pytest.mark.parametrize("form", ["a.safetensors", "a.pth", "a.pt", "wrapped.pth.tar"])
+def test_checkpoint_wins_over_all_other_weights(tmp_path, form):
+    model, path = write_model(tmp_path / "model"), tmp_path / form
+    if form.endswith(".safetensors"):
+        save_file(model.state_dict(), path)
+    else:
+        state = model.state_dict()
+        torch.save({"state_dict": state, "epoch": 3} if form.startswith("wrapped") else state, path)
+    for name, pretrained in (("test_vit", True), ("test_vit", False), (f"local-dir:{tmp_path}/model", False)):
+        encoder = TimmSpec(name, pretrained=pretrained, checkpoint_path=str(path), output="logits").build()
+        assert encoder.info.weights == state_digest(model)
+
+
+class Trap:
+    """Pickled, it is a program that makes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+@pytest.mark.parametrize("form", ["torch", "pickle"])
+@pytest.mark.parametrize("where", ["checkpoint", "folder"])
+def test_code_in_a_checkpoint_is_not_run(tmp_path, form, where):
+    sprung, content = tmp_path / "sprung", {"weight": Trap(tmp_path / "sprung")}
+    write_model(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    path = tmp_path / ("a.pth" if where == "checkpoint" else "model/pytorch_model.bin")
+    if form == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    with pytest.raises(WeightsError):
+        if where == "checkpoint":
+            TimmSpec("test_vit", checkpoint_path=str(path)).build()
+        else:
+            TimmSpec(f"local-dir:{tmp_path}/model").build()
+    assert not sprung.exists()
+    with path.open("rb") as file:  # the trap is one
+        torch.load(file, weights_only=False) if form == "torch" else pickle.load(file)
+    assert sprung.exists()
+
+
+def test_checkpoints_that_do_not_fit(tmp_path):
+    def refuse(path, message):
+        with pytest.raises(WeightsError, match=message) as caught:
+            TimmSpec("test_vit", pretrained=False, checkpoint_path=str(path)).build()
+        assert str(path) in str(caught.value)
+
+    refuse(tmp_path / "missing.pth", "no such file on this worker")
+    refuse(tmp_path, "no such file on this worker")
+    other = tmp_path / "other.safetensors"
+    save_file(timm.create_model("test_vit2").state_dict(), other)
+    refuse(other, "does not fit VisionTransformer: .*state_dict")
+    for name, data in (("text.safetensors", b"no weights"), ("text.pth", b"no weights"), ("empty.pth", b"")):
+        (tmp_path / name).write_bytes(data)
+        refuse(tmp_path / name, "does not fit VisionTransformer")
+    torch.save(list(range(3)), tmp_path / "list.pth")
+    refuse(tmp_path / "list.pth", "does not fit VisionTransformer")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of a model hub as a download needs: files of one repository, with commit and etag."""
+
+    folder: Path
+    asked: list[tuple[str, str]]
+
+    def do_HEAD(self, body=False):
+        name = self.path.partition("?")[0].rpartition("/")[2]
+        file = self.folder / name
+        self.asked.append((self.command, self.path))
+        known = "/resolve/" in self.path and file.is_file()
+        data = file.read_bytes() if known else b"{}"
+        self.send_response(200 if known or self.path == "/" else 404)
+        if known:
+            self.send_header("ETag", f'"{name}-1"')
+            self.send_header("X-Repo-Commit", "c" * 40)
+        else:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def do_GET(self):
+        self.do_HEAD(body=True)
+
+    def log_message(self, *args):
+        """Quiet."""
+
+
+def test_weights_from_a_hub(tmp_path):
+    """Fetched over HTTP from a server on this machine; the second time from the cache, without it."""
+    model = write_model(tmp_path / "repository")
+    handler = type("OneHub", (Hub,), {"folder": tmp_path / "repository", "asked": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = """
+        from curator_dask.models.encoders import TimmSpec
+        print(TimmSpec("hf-hub:someone/something", output="logits").build().info.weights)
+    """
+    settings = {
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_CACHE": str(tmp_path / "home" / "cached"),
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "",
+        "NO_PROXY": "127.0.0.1",
+    }
+    try:
+        assert run_python(code, **settings)[0].strip() == state_digest(model)
+        fetched = {path.rpartition("/")[2] for command, path in handler.asked if command == "GET"}
+        assert {"config.json", "model.safetensors"} <= fetched
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert run_python(code, **settings)[0].strip() == state_digest(model)
+    assert run_python(code, **settings | {"HF_HUB_OFFLINE": "1"})[0].strip() == state_digest(model)
+
+
+# Memory that does not suffice, and models that give something else
+
+
+class Numbers(torch.nn.Module):
+    """Gives each image's first pixel; out of memory above `limit` images."""
+
+    def __init__(self, limit=None):
+        super().__init__()
+        self.limit, self.batches = limit, []
+
+    def forward(self, images):
+        self.batches.append(len(images))
+        if self.limit is not None and len(images) > self.limit:
+            self.held = torch.zeros(1)
+            raise torch.OutOfMemoryError("out of memory, as a GPU says it")
+        return images[:, :, 0, 0]
+
+
+PLAIN = TransformSpec((2, 2), "bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def encoder_of(model, transform=PLAIN, **settings):
+    options = {"name": "mine", "source": "mine", "output": "model", "normalize": False, "autocast": False}
+    return Encoder(model, transform, **{**options, **settings})
+
+
+def numbered(count):
+    """Images whose pixels are their number."""
+    return torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 2, 2, 3)
+
+
+def test_out_of_memory_halves_the_batch(caplog):
+    model = Numbers(limit=3)
+    encoder = encoder_of(model)
+    model.batches.clear()
+    with caplog.at_level(logging.INFO, "curator_dask"):
+        first, second = encoder(numbered(23)), encoder(numbered(10))
+    np.testing.assert_allclose(first[:, 0] * 255, np.arange(23), atol=1e-3)
+    np.testing.assert_allclose(second[:, 0] * 255, np.arange(10), atol=1e-3)
+    assert model.batches == [23, 12, 6, 3, 3, 3, 3, 3, 3, 3, 2, 3, 3, 3, 1]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == ["mine: out of memory with a batch of 23 images, going on with 12 (set batch_size=12)"]
+    assert encoder(numbered(0)).shape == (0, 3)
+
+
+def test_out_of_memory_with_one_image_is_an_error():
+    model = Numbers()
+    encoder = encoder_of(model)
+    model.limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        encoder(numbered(5))
+    model.limit = None
+    assert len(encoder(numbered(5))) == 5  # the lock was given back
+
+
+class HoldsMemory(torch.nn.Module):
+    """Notes whether the tensors of a failed pass are still alive when the next one starts."""
+
+    def __init__(self):
+        super().__init__()
+        self.failed, self.alive = None, None
+
+    def forward(self, images):
+        if len(images) > 2:
+            large = torch.zeros(4)
+            self.failed = weakref.ref(large)
+            raise torch.OutOfMemoryError
+        if self.failed is not None and self.alive is None:
+            self.alive = self.failed() is not None
+        return images.mean(dim=(2, 3))
+
+
+def test_memory_of_a_failed_pass_is_free_for_the_next(monkeypatch):
+    model = HoldsMemory()
+    encoder = encoder_of(model)
+    released = []
+    # Backend is frozen: the class's own method, which still runs, notes what lives when it is called.
+    original = type(encoder.backend).release_memory
+    monkeypatch.setattr(
+        type(encoder.backend),
+        "release_memory",
+        lambda self: (released.append(model.failed() is None), original(self))[1],
+    )
+    assert encoder(numbered(4)).shape == (4, 3)
+    assert released == [True] and model.alive is False
+
+
+def test_nan_passes_through():
+    """What to do with such a row is decided where its key is known."""
+
+    class Sometimes(torch.nn.Module):
+        def forward(self, images):
+            vectors = images.mean(dim=(2, 3))
+            return torch.where(vectors > 1.5 / 255, torch.nan, vectors)
+
+    for normalize in (False, True):
+        vectors = encoder_of(Sometimes(), normalize=normalize)(numbered(4))
+        assert np.isnan(vectors).all(axis=1).tolist() == [False, False, True, True]
+        assert np.isfinite(vectors[:2]).all()  # a vector of zeros too
+
+
+class Gives(torch.nn.Module):
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def forward(self, images):
+        return self.what(images)
+
+
+@pytest.mark.parametrize(
+    ("what", "found"),
+    [
+        (lambda images: images.flatten(2), r"\[2, 3, 4\]"),
+        (lambda images: images[:, 0, 0, 0], r"\[2\]"),
+        (lambda images: images[:1].flatten(1), r"\[1, 12\]"),
+        (lambda images: torch.cat([images, images]).flatten(1), r"\[4, 12\]"),
+        (lambda images: images.sum(), r"\[\]"),
+        (lambda images: (images, images), "tuple"),
+        (lambda images: {"vector": images}, "dict"),
+        (lambda images: None, "NoneType"),
+        (lambda images: images.numpy(), "ndarray"),
+    ],
+)
+def test_models_that_do_not_give_vectors(what, found):
+    message = rf"^mine: expected one vector an image, a tensor of shape \[2, dim\]; the model gave {found}"
+    with pytest.raises(ConfigError, match=message):
+        encoder_of(Gives(what))
+
+
+def test_a_function_as_model_and_a_transform_of_ones_own():
+    def transform(image):
+        return torch.from_numpy(np.array(image, np.float32)).permute(2, 0, 1)[:, :8, :8]
+
+    encoder = encoder_of(lambda images: images.mean(dim=(2, 3)).to(torch.bfloat16), transform)
+    assert (encoder.dim, encoder.info.weights, encoder.info.output) == (3, "unknown", "model")
+    assert encoder.info.transform.endswith("transform")
+    assert encoder(torch.ones(2, 3, 8, 8)).tolist() == [[1, 1, 1]] * 2
+    assert json.loads(json.dumps(encoder.info.to_dict())) == encoder.info.to_dict()
+    with pytest.raises(
+        ConfigError, match=r"^mine: expected the transform to give a float32 tensor.*gave ndarray"
+    ):
+        encoder_of(MeanColour(), np.asarray)
+
+
+def test_a_closed_encoder_lets_its_model_go():
+    model = MeanColour()
+    gone = weakref.ref(model)
+    encoder = encoder_of(model)
+    encoder.close()
+    del model
+    gc.collect()
+    assert gone() is None and encoder.model is None
+
+
+# One live object a process
+
+
+class Thing:
+    def __init__(self):
+        self.closed = False
+
+    def close(self):
+        self.closed = True
+
+
+def test_equal_specs_share_and_different_ones_do_not():
+    cache = SpecCache(4)
+    with cache.lease(random_spec("test_vit"), Thing) as first:
+        with cache.lease(random_spec("test_vit"), Thing) as second:
+            assert first is second
+        for other in (
+            random_spec("test_vit", output="pooled"),
+            random_spec("test_vit", normalize=False),
+            random_spec("test_vit", autocast=True),
+            random_spec("test_vit", model_kwargs=(("img_size", 64),)),
+            random_spec("test_vit", checkpoint_path="a"),
+            TimmSpec("test_vit", autocast=False),
+        ):
+            with cache.lease(other, Thing) as third:
+                assert third is not first
+    with cache.lease(random_spec("test_vit"), Thing) as again:
+        assert again is not first and first.closed  # pushed out by the six others
+    assert len(cache.specs()) == 4
+
+
+def test_threads_that_ask_at_once_build_once():
+    cache, built, start = SpecCache(2), [], threading.Barrier(6)
+    found = []
+
+    def build():
+        time.sleep(0.05)
+        built.append(Thing())
+        return built[-1]
+
+    def ask(spec):
+        start.wait()
+        with cache.lease(spec, build) as thing:
+            found.append((spec, thing))
+
+    threads = [threading.Thread(target=ask, args=(spec,)) for spec in "aaabbb"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 2
+    assert len({(spec, id(thing)) for spec, thing in found}) == 2 and len(found) == 6
+
+
+def test_the_one_used_longest_ago_goes_first_and_none_in_use():
+    cache, things = SpecCache(2), {name: Thing() for name in "abcd"}
+
+    def use(name):
+        return cache.lease(name, lambda: things[name])
+
+    for name in "aba":
+        with use(name):
+            pass
+    assert cache.specs() == ["b", "a"]
+    with use("c"):
+        assert things["b"].closed and not things["a"].closed
+    with use("a"), use("c"), use("d"):  # three in use: more than there is room for
+        assert not any(things[name].closed for name in "acd")
+        assert cache.specs() == ["a", "c", "d"]
+    assert sum(things[name].closed for name in "acd") == 1
+    assert len(cache.specs()) == 2
+
+
+def test_what_was_pushed_out_is_gone_while_the_next_is_in_use():
+    cache = SpecCache(1)
+    with cache.lease("a", Thing) as thing:
+        gone = weakref.ref(thing)
+    del thing
+    with cache.lease("b", Thing):
+        gc.collect()
+        assert gone() is None
+
+
+def test_a_build_that_fails_leaves_nothing():
+    cache = SpecCache(2)
+
+    def fail():
+        raise WeightsError("not there")
+
+    with pytest.raises(WeightsError), cache.lease("a", fail):
+        pass
+    assert cache.specs() == []
+    with cache.lease("a", Thing) as thing:
+        assert not thing.closed
+    assert cache.specs() == ["a"]
+
+
+def test_a_build_that_fails_is_tried_by_the_next_that_waits():
+    cache, entered, results = SpecCache(2), threading.Event(), []
+
+    def fail():
+        entered.set()
+        time.sleep(0.1)
+        raise WeightsError("not there")
+
+    def ask(build):
+        try:
+            with cache.lease("a", build) as thing:
+                results.append(type(thing))
+        except WeightsError:
+            results.append(WeightsError)
+
+    first = threading.Thread(target=ask, args=(fail,))
+    first.start()
+    assert entered.wait(5)
+    ask(Thing)
+    first.join()
+    assert sorted(results, key=str) == sorted([WeightsError, Thing], key=str)
+    assert cache.specs() == ["a"]
+
+
+def test_an_error_while_in_use_keeps_the_object():
+    cache = SpecCache(1)
+    with pytest.raises(ZeroDivisionError), cache.lease("a", Thing):
+        raise ZeroDivisionError
+    with cache.lease("a", lambda: pytest.fail("it is there already")) as thing:
+        assert not thing.closed
+
+
+def test_a_close_that_fails_does_not_keep_a_lease():
+    class Stuck(Thing):
+        def close(self):
+            raise OSError("stuck")
+
+    cache = SpecCache(1)
+    with cache.lease("a", Stuck):
+        pass
+    with pytest.raises(OSError, match="stuck"), cache.lease("b", Thing):
+        pass
+    with cache.lease("c", Thing):
+        pass
+    assert cache.specs() == ["c"]  # "b" is not thought to be in use for ever
+
+
+def test_clear_closes_what_is_idle():
+    cache = SpecCache(3)
+    with cache.lease("a", Thing) as idle:
+        pass
+    with cache.lease("b", Thing) as used:
+        cache.clear()
+        assert idle.closed and not used.closed and cache.specs() == ["b"]
+    cache.clear()
+    assert used.closed and cache.specs() == []
+
+
+# One model a worker, on a real cluster
+
+
+class CountingReader(ColourReader):
+    """Says each time that it loads its model."""
+
+    loaded: list = []  # noqa: RUF012 - of the class, so of the process, as the workers are threads of this one
+
+    def __init__(self, note, **settings):
+        super().__init__(**settings)
+        self.note = note
+
+    def load_embedding_model(self, device):
+        model = super().load_embedding_model(device)
+        CountingReader.loaded.append((self.note, weakref.ref(model)))
+        time.sleep(0.1)  # time for another thread to come by
+        return model
+
+
+@pytest.fixture
+def cluster():
+    ENCODERS.clear()
+    CountingReader.loaded.clear()
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, protocol="inproc://"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+    ENCODERS.clear()
+    assert ENCODERS.specs() == []
+
+
+def test_one_model_a_worker(tmp_path, cluster):
+    write_dataset(tmp_path, shards=8, samples=3)
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path)
+
+    def embed(note, **settings):
+        frame = CountingReader(note, **settings)(dataset).metadata.compute()
+        check_colours(frame["key"], frame["image_embedding"])
+        return [name for name, _ in CountingReader.loaded]
+
+    assert embed("one") == ["one"]  # 8 partitions, 2 threads
+    assert embed("one") == ["one"]
+    assert embed("two") == ["one", "two"]
+    assert embed("one") == ["one", "two"]  # both are kept
+    assert embed("three") == ["one", "two", "three"]
+    gc.collect()
+    alive = {name: reference() is not None for name, reference in CountingReader.loaded}
+    assert alive == {"one": True, "two": False, "three": True}  # "two" was used longest ago
+    assert embed("two") == ["one", "two", "three", "two"]
+
+
+def test_two_models_in_one_graph(tmp_path, cluster):
+    write_dataset(tmp_path, shards=4, samples=3)
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path)
+    both = CountingReader("b", image_embedding_column="b")(
+        CountingReader("a", image_embedding_column="a")(dataset)
+    )
+    frame = both.metadata.compute()
+    check_colours(frame["key"], frame["a"])
+    check_colours(frame["key"], frame["b"])
+    assert sorted(name for name, _ in CountingReader.loaded) == ["a", "b"]

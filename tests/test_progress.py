@@ -1,0 +1,44 @@
+"""Counts on their way from a task to the one who waits."""
+
+from __future__ import annotations
+
+import dask
+import pytest
+from colours import ColourReader, write_dataset
+
+from curator_dask import get_client
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.progress import Meter, report, watch
+
+
+def test_a_meter_says_how_far_it_is():
+    meter = Meter(shards=4)
+    assert "0/4" in str(meter)
+    assert "? left" in str(meter)
+    meter.count({"images": 100, "failed": 3})
+    meter.done, meter.broken, meter.started = 1, 1, meter.started - 10
+    assert meter.rate == pytest.approx(10, rel=0.05)
+    assert meter.remaining == pytest.approx(10, rel=0.05)
+    assert str(meter) == "shards 1/4, 1 unreadable | 100 images, 10.0/s | 3 failed | 0:10 elapsed, 0:10 left"
+
+
+def test_reports_in_this_process():
+    meter = Meter(shards=1)
+    with watch(meter, None, show=False):
+        report(images=3, failed=1)
+    report(images=50)
+    assert (meter.images, meter.failed) == (3, 1)
+
+
+@pytest.mark.parametrize("on_cluster", [False, True])
+def test_a_run_counts_every_image(tmp_path, on_cluster):
+    write_dataset(tmp_path, bad={"000010004": b"", "000020001": b"GIF89a"})
+    dataset = ColourReader()(ImageTextPairDataset.from_webdataset(tmp_path))
+    meter = Meter(shards=3)
+    if on_cluster:
+        with get_client("cpu", n_workers=2) as client, watch(meter, client, show=False):
+            dataset.compute()
+    else:
+        with dask.config.set(scheduler="sync"), watch(meter, None, show=False):
+            dataset.compute()
+    assert (meter.images, meter.failed) == (30, 2)
