@@ -124,7 +124,7 @@ def embed(
             normalize_embeddings=normalize,
             autocast=autocast,
             output=model_output.value,
-            checkpoint_path=None if checkpoint is None else str(Path(checkpoint).absolute()),
+            checkpoint_path=checkpoint,
             decoder=decoder.value,
             on_error="raise" if raise_on_error else "null",
         )
@@ -143,7 +143,7 @@ def embed(
             f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
         )
         raise typer.Exit(EXIT_USAGE) from None
-    if summary.unreadable:
+    if summary.failed_shards:
         raise typer.Exit(EXIT_SHARD)
 
 

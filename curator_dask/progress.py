@@ -87,7 +87,7 @@ class Meter:
 
     def __str__(self) -> str:
         left = "?" if self.remaining is None else _clock(self.remaining)
-        broken = f", {self.broken} unreadable" if self.broken else ""
+        broken = f", {self.broken} failed" if self.broken else ""
         return (
             f"shards {self.done}/{self.shards}{broken} | {self.images} images, {self.rate:.1f}/s |"
             f" {self.failed} failed | {_clock(self.seconds)} elapsed, {left} left"

@@ -55,7 +55,7 @@ def test_embed_and_rerun(folder, tmp_path):
         (folder / "00001.tar.away").rename(folder / "00001.tar")
     assert again.returncode == 1, again.stderr
     assert "1 files were finished before" in again.stdout
-    assert "shard not read: 00001" in again.stdout
+    assert "shard failed: 00001" in again.stdout
     assert "Traceback" not in again.stderr
 
 

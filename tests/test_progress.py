@@ -19,7 +19,7 @@ def test_a_meter_says_how_far_it_is():
     meter.done, meter.broken, meter.started = 1, 1, meter.started - 10
     assert meter.rate == pytest.approx(10, rel=0.05)
     assert meter.remaining == pytest.approx(10, rel=0.05)
-    assert str(meter) == "shards 1/4, 1 unreadable | 100 images, 10.0/s | 3 failed | 0:10 elapsed, 0:10 left"
+    assert str(meter) == "shards 1/4, 1 failed | 100 images, 10.0/s | 3 failed | 0:10 elapsed, 0:10 left"
 
 
 def test_reports_in_this_process():

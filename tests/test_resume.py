@@ -78,7 +78,7 @@ def test_a_killed_worker_costs_a_retry(folder, client, undisturbed, tmp_path):
     killer.join()
     assert killed
     assert digests(tmp_path) == undisturbed
-    assert (summary.rows, summary.written, summary.unreadable) == (SHARDS * SAMPLES, SHARDS, {})
+    assert (summary.rows, summary.written, summary.failed_shards) == (SHARDS * SAMPLES, SHARDS, {})
 
 
 def test_a_killed_client_is_started_again(folder, undisturbed, tmp_path):

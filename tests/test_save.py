@@ -69,7 +69,7 @@ def test_files_schema_and_summary(folder, tmp_path, capsys):
     table = read_output(tmp_path / "out")
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
     assert (summary.rows, summary.failed, summary.written, summary.skipped) == (30, 0, 3, 0)
-    assert not summary.unreadable
+    assert not summary.failed_shards
     printed = capsys.readouterr().out
     assert "30 rows in 3 files, 0 failed images;" in printed
     assert "image_embedding: 3 values, model output of ColourReader() (float32; colours)" in printed
@@ -246,16 +246,16 @@ def test_drop_failed(tmp_path):
 def test_a_shard_that_cannot_be_read_does_not_stop_the_others(folder, tmp_path):
     (folder / "00001.tar").write_bytes(b"")
     summary = embedded(folder).save_metadata(tmp_path / "out")
-    assert list(summary.unreadable) == ["00001"]
-    assert "00001.tar" in summary.unreadable["00001"]
+    assert list(summary.failed_shards) == ["00001"]
+    assert "00001.tar" in summary.failed_shards["00001"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["00000.parquet", "00002.parquet"]
 
 
 def test_a_bad_parquet_does_not_stop_the_others(folder, tmp_path):
     (folder / "00001.parquet").write_bytes(b"PAR1 nothing more")
     summary = embedded(folder).save_metadata(tmp_path / "out")
-    assert list(summary.unreadable) == ["00001"]
-    assert "metadata='tar'" in summary.unreadable["00001"]
+    assert list(summary.failed_shards) == ["00001"]
+    assert "metadata='tar'" in summary.failed_shards["00001"]
     assert summary.rows == 20
 
 
@@ -311,3 +311,26 @@ def test_settings_that_only_change_the_speed_do_not_recompute(folder, tmp_path):
         tmp_path / "out"
     )
     assert summary.skipped == 3
+
+
+def test_other_partitions_of_the_same_rows_do_not_stay_beside(folder, tmp_path):
+    out = tmp_path / "out"
+    embedded(folder).save_metadata(out)
+    with pytest.raises(OutputError, match=r"3 files of the same rows.*00000\.parquet.*rows_per_partition"):
+        embedded(folder, rows_per_partition=6).save_metadata(out)
+    embedded(folder, rows_per_partition=6).save_metadata(out, overwrite=True)
+    assert len(list(out.iterdir())) == 6
+    assert sorted(read_output(out)["key"].to_pylist()) == sorted(
+        key for path in folder.glob("*.parquet") for key in pq.read_table(path)["key"].to_pylist()
+    )
+    with pytest.raises(OutputError, match=r"6 files of the same rows"):
+        embedded(folder).save_metadata(out)
+
+
+def test_drop_failed_can_be_taken_back(tmp_path):
+    write_dataset(tmp_path / "data", shards=1, samples=5, bad={"000000001": b""})
+    embedded(tmp_path / "data").save_metadata(tmp_path / "out", drop_failed=True)
+    assert len(read_output(tmp_path / "out" / "errors")) == 1
+    embedded(tmp_path / "data").save_metadata(tmp_path / "out")
+    assert len(read_output(tmp_path / "out")) == 5
+    assert not list((tmp_path / "out" / "errors").iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -47,9 +48,9 @@ class SaveSummary:
         Rows written in this call, and those of them whose image failed.
     written, skipped
         Files written in this call, and files that were finished before.
-    unreadable
-        Names of shards that could not be read, with the reason; their rows are not in the output, and a rerun
-        tries them again.
+    failed_shards
+        Names of shards that could not be read, or on which something else went wrong, with the reason; their
+        rows are not in the output, and a rerun tries them again.
     reasons
         How many images failed for which kind of reason.
     examples
@@ -65,7 +66,7 @@ class SaveSummary:
     failed: int = 0
     written: int = 0
     skipped: int = 0
-    unreadable: dict[str, str] = field(default_factory=dict)
+    failed_shards: dict[str, str] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -96,10 +97,10 @@ class SaveSummary:
         for reason, count in self.reasons.most_common():
             lines.append(f"  {count} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
         lines += [
-            f"  shard not read: {name}: {reason}" for name, reason in list(self.unreadable.items())[:20]
+            f"  shard failed: {name}: {reason}" for name, reason in list(self.failed_shards.items())[:20]
         ]
-        if len(self.unreadable) > 20:
-            lines.append(f"  … and {len(self.unreadable) - 20} more shards that could not be read")
+        if len(self.failed_shards) > 20:
+            lines.append(f"  … and {len(self.failed_shards) - 20} more shards that failed")
         return "\n".join(lines)
 
 
@@ -141,12 +142,22 @@ def save(
         _check_columns_kept(lineage.reader, schema)
     if Path(folder).is_dir():
         remove_leftovers(folder)
+    strays = _strays(folder, targets)
+    if strays and not overwrite:
+        raise OutputError(
+            f"{folder} has {len(strays)} files of the same rows in other partitions, {strays[0].name} for example: a"
+            " reader of the folder would see rows twice. Give the same rows_per_partition as before, write to another"
+            " path, or use overwrite=True (--overwrite), which removes them when all is written"
+        )
 
     summary = SaveSummary(folder, skipped=len(targets) - len(todo))
     if todo:
         write = WritePartition(schema, id_col, made, drop_failed, in_place and not overwrite)
         written = write_graph(frame, targets, todo, write)
         _run(written, client, [targets[number] for number in todo], summary)
+    if not summary.failed_shards:
+        for stray in strays:
+            stray.unlink(missing_ok=True)
     summary.seconds = time.monotonic() - started
     print(summary)
     return summary
@@ -201,7 +212,7 @@ def _run(written: dd.DataFrame, client: Any, targets: list[Target], summary: Sav
                 reason = (
                     str(result) if isinstance(result, CuratorError) else f"{type(result).__name__}: {result}"
                 )
-                summary.unreadable[targets[number].name] = reason
+                summary.failed_shards[targets[number].name] = reason
                 meter.broken += 1
 
 
@@ -307,6 +318,21 @@ def _unfinished(
             + "\nUse overwrite=True (--overwrite) to replace them, or write to another path"
         )
     return todo
+
+
+_PART = re.compile(r"(^|\.)part-\d{5}$")
+
+
+def _strays(folder: str, targets: list[Target]) -> list[Path]:
+    """Files that an earlier run wrote of the same shards, cut in another way."""
+    expected = {target.path for target in targets} | {target.companion for target in targets}
+    bases = {_PART.sub("", target.name) for target in targets}
+    found = []
+    for path in Path(folder).rglob("*.parquet"):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if str(path) not in expected and _PART.sub("", name) in bases and read_metadata(str(path)):
+            found.append(path)
+    return sorted(found)
 
 
 def _existing(target: Target) -> tuple[dict[str, Any], list[str]] | None:

@@ -108,8 +108,9 @@ class WritePartition:
         }
         if self.keep_rows:
             _check_rows_kept(target, len(table))
+        failed = table.filter(bad) if self.drop_failed else table.slice(0, 0)
+        self._write_failed(target, failed, stored)
         if self.drop_failed:
-            self._write_failed(target, table.filter(bad), stored)
             table = table.filter(pc.invert(bad))
         write_table(target.path, table, stored)
         return pd.DataFrame({"target": [json.dumps(report)]}).astype({"target": "str"})
@@ -128,8 +129,8 @@ class WritePartition:
         errors = root / "errors" / f"{target.name}.parquet"
         if len(table):
             write_table(str(errors), table, stored)
-        else:
-            errors.unlink(missing_ok=True)  # left by an earlier run in which more failed
+        elif errors.exists():
+            errors.unlink(missing_ok=True)  # left by an earlier run in which more failed, or went there
 
 
 def _check_rows_kept(target: Target, rows: int) -> None:

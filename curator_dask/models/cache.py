@@ -60,7 +60,9 @@ class SpecCache(Generic[T]):
         finally:
             with self._lock:
                 entry.users -= 1
-                if entry.value is None and not entry.users and self._entries.get(spec) is entry:
+                if entry.value is not None:
+                    self._entries.move_to_end(spec)
+                elif not entry.users:
                     del self._entries[spec]
                 closing = self._overdue()
             _close_all(closing)

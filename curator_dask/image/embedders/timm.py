@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curator_dask.decode.loader import DEFAULT_MAX_PIXELS
@@ -55,7 +57,7 @@ class TimmImageEmbedder(ImageEmbedder):
         use_index_files: bool = True,
         *,
         output: str = "auto",
-        checkpoint_path: str | None = None,
+        checkpoint_path: str | os.PathLike | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
         decoder: str = "dali",
         max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -93,7 +95,7 @@ class TimmImageEmbedder(ImageEmbedder):
         return TimmSpec(
             model_name=_absolute(self.model_name),
             pretrained=self.pretrained,
-            checkpoint_path=self.checkpoint_path,
+            checkpoint_path=None if self.checkpoint_path is None else _absolute_path(self.checkpoint_path),
             model_kwargs=tuple(sorted((name, _frozen(value)) for name, value in self.model_kwargs.items())),
             output=self.output,
             autocast=self.autocast,
@@ -101,13 +103,16 @@ class TimmImageEmbedder(ImageEmbedder):
         )
 
 
-def _absolute(model_name: str) -> str:
+def _absolute_path(path: str | os.PathLike) -> str:
     """A worker may have another working directory than the client."""
-    from pathlib import Path
+    return str(Path(path).expanduser().absolute())
 
+
+def _absolute(model_name: str) -> str:
+    """The name, with the folder of ``local-dir:`` as an absolute path."""
     for prefix in ("local-dir:", "local_dir:"):
         if model_name.startswith(prefix) and len(model_name) > len(prefix):
-            return f"local-dir:{Path(model_name.removeprefix(prefix)).expanduser().absolute()}"
+            return f"local-dir:{_absolute_path(model_name.removeprefix(prefix))}"
     return model_name
 
 
