@@ -15,7 +15,6 @@ from typing import Any
 import dask.dataframe as dd
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 import curator_dask
 from curator_dask.datasets.reading import ReadShard
@@ -29,7 +28,13 @@ from curator_dask.datasets.running import (
 from curator_dask.datasets.writing import Target, WritePartition
 from curator_dask.errors import ConfigError, CuratorError, OutputError, ShardError, WeightsError
 from curator_dask.frames.lineage import Lineage, trace
-from curator_dask.frames.parquet import fingerprint, output_schema, read_metadata, remove_leftovers
+from curator_dask.frames.parquet import (
+    fingerprint,
+    output_schema,
+    read_footer,
+    read_metadata,
+    remove_leftovers,
+)
 from curator_dask.progress import Meter, watch
 from curator_dask.webdataset.shards import ShardRange, stamp
 
@@ -339,11 +344,8 @@ def _existing(target: Target) -> tuple[dict[str, Any], list[str]] | None:
     """Stored metadata and columns of the file that is there; None if there is none that can be read."""
     if not os.path.exists(target.path):  # noqa: PTH110
         return None
-    try:
-        columns = pq.read_schema(target.path).names
-    except (OSError, pa.ArrowInvalid):
-        columns = []
-    return read_metadata(target.path) or {}, columns
+    stored, columns = read_footer(target.path)
+    return stored or {}, columns
 
 
 def _conflict(

@@ -121,14 +121,26 @@ def write_table(path: str, table: pa.Table, metadata: Mapping[str, Any]) -> None
             temporary.unlink(missing_ok=True)
 
 
+def read_footer(path: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """What `write_table` stored in the file, and the file's columns, from one look at its footer.
+
+    The first is None if it is not such a file, or cannot be read; then the columns may be none.
+    """
+    try:
+        schema = pq.read_schema(path)
+        stored = (schema.metadata or {}).get(METADATA_KEY)
+    except (OSError, pa.ArrowInvalid):
+        return None, []
+    try:
+        found = json.loads(stored) if stored else None
+    except ValueError:
+        found = None
+    return (found if isinstance(found, dict) else None), schema.names
+
+
 def read_metadata(path: str) -> dict[str, Any] | None:
     """What `write_table` stored in the file; None if it is not such a file, or cannot be read."""
-    try:
-        stored = (pq.read_metadata(path).metadata or {}).get(METADATA_KEY)
-        found = json.loads(stored) if stored else None
-    except (OSError, pa.ArrowInvalid, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+    return read_footer(path)[0]
 
 
 def temporary_name(name: str) -> str:
