@@ -100,7 +100,7 @@ def save(options: argparse.Namespace, source: Any) -> int:
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
         dataset = ImageTextPairDataset.from_webdataset(source)
         saved = embedder_of(options)(dataset).save_metadata(out)
-    assert not saved.failed and not saved.unreadable, saved
+    assert not saved.failed and not saved.failed_shards, saved
     return saved.rows
 
 

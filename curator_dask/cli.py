@@ -100,7 +100,7 @@ def embed(
     normalize: Annotated[bool, typer.Option(help="Make vectors unit length.")] = True,
     autocast: Annotated[bool, typer.Option(help="bf16 or fp16 where that is fast.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace files that this command did not make.")] = False,
-    drop_failed: Annotated[bool, typer.Option(help="Write failed rows to OUTPUT/errors instead.")] = False,
+    drop_failed: Annotated[bool, typer.Option(help="Write failed rows to OUTPUT/_errors instead.")] = False,
     raise_on_error: Annotated[bool, typer.Option(help="Stop at the first image that fails.")] = False,
 ) -> None:
     """Embed every image, and write one Parquet file a shard.

@@ -49,6 +49,8 @@ class Meter:
         Partitions to do in this run.
     done, broken
         Partitions finished, and given up.
+    rows
+        Of the partitions finished.
     images, failed
         Images finished on all workers, and those of them without a vector.
     started
@@ -58,6 +60,7 @@ class Meter:
     shards: int
     done: int = 0
     broken: int = 0
+    rows: int = 0
     images: int = 0
     failed: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -68,6 +71,11 @@ class Meter:
         with self.lock:
             self.images += event["images"]
             self.failed += event["failed"]
+
+    def finish(self, rows: int) -> None:
+        """Count a partition as finished."""
+        self.done += 1
+        self.rows += rows
 
     @property
     def seconds(self) -> float:
@@ -81,9 +89,15 @@ class Meter:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds until the end at the rate of shards so far; None before the first is finished."""
+        """Seconds until the end, if shards to come are like those finished; None before the first is."""
+        if not self.done:
+            return None
+        total = self.rows / self.done * (self.shards - self.broken)
+        # Of shards under way the images done count, too; without images (no embedding) only shards do.
+        if self.images:
+            return max(0.0, total - self.images) / self.rate
         finished = self.done + self.broken
-        return self.seconds / finished * (self.shards - finished) if finished else None
+        return self.seconds / finished * (self.shards - finished)
 
     def __str__(self) -> str:
         left = "?" if self.remaining is None else _clock(self.remaining)

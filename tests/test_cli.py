@@ -40,7 +40,7 @@ def test_embed_and_rerun(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "found 2 shards" in done.stdout
     assert "image_embedding: 64 values, pooled output of test_vit" in done.stdout
-    assert "12 rows in 2 files, 1 failed images;" in done.stdout
+    assert "12 rows in 2 files; 1 failed images" in done.stdout
     assert "1 x empty, for example 00000 000000001: empty" in done.stdout
     assert "Traceback" not in done.stderr
     assert "still alive" not in done.stderr

@@ -16,10 +16,12 @@ def test_a_meter_says_how_far_it_is():
     assert "0/4" in str(meter)
     assert "? left" in str(meter)
     meter.count({"images": 100, "failed": 3})
-    meter.done, meter.broken, meter.started = 1, 1, meter.started - 10
+    meter.finish(rows=60)
+    meter.broken, meter.started = 1, meter.started - 10
     assert meter.rate == pytest.approx(10, rel=0.05)
-    assert meter.remaining == pytest.approx(10, rel=0.05)
-    assert str(meter) == "shards 1/4, 1 failed | 100 images, 10.0/s | 3 failed | 0:10 elapsed, 0:10 left"
+    # 3 shards of 60 rows, less the 100 images that are done, at 10 a second.
+    assert meter.remaining == pytest.approx(8, rel=0.05)
+    assert str(meter) == "shards 1/4, 1 failed | 100 images, 10.0/s | 3 failed | 0:10 elapsed, 0:08 left"
 
 
 def test_reports_in_this_process():

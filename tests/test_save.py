@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from colours import ColourReader, check_colours, colour_of, members_of, read_output, write_dataset, write_tar
 
 from curator_dask.datasets import ImageTextPairDataset
@@ -60,7 +61,7 @@ def test_files_schema_and_summary(folder, tmp_path, capsys):
         assert schema.field("image_error").type == pa.string()
         assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
         made = read_metadata(str(path))["embeddings"]["image_embedding"]
-        assert (made["model"], made["dim"], made["output"], made["dtype"]) == (
+        assert (made["model"].partition(" [code")[0], made["dim"], made["output"], made["dtype"]) == (
             "ColourReader()",
             3,
             "model",
@@ -71,8 +72,8 @@ def test_files_schema_and_summary(folder, tmp_path, capsys):
     assert (summary.rows, summary.failed, summary.written, summary.skipped) == (30, 0, 3, 0)
     assert not summary.failed_shards
     printed = capsys.readouterr().out
-    assert "30 rows in 3 files, 0 failed images;" in printed
-    assert "image_embedding: 3 values, model output of ColourReader() (float32; colours)" in printed
+    assert "30 rows in 3 files; 0 failed images" in printed
+    assert "image_embedding: 3 values, model output of ColourReader() [code " in printed
 
 
 def test_metadata_without_embeddings_equals_pandas(folder, tmp_path):
@@ -188,7 +189,7 @@ def test_into_the_datasets_own_directory(folder):
     # A second model: the first one's vectors stay, and so does what is known of them.
     ColourReaderTwice(image_embedding_column="twice")(dataset).save_metadata()
     stored = read_metadata(str(folder / "00000.parquet"))["embeddings"]
-    assert {name: info["model"] for name, info in stored.items()} == {
+    assert {name: info["model"].partition(" [code")[0] for name, info in stored.items()} == {
         "image_embedding": "ColourReader()",
         "twice": "ColourReaderTwice()",
     }
@@ -232,13 +233,13 @@ def test_drop_failed(tmp_path):
     )
     summary = embedded(tmp_path / "data").save_metadata(tmp_path / "out", drop_failed=True)
     assert (summary.rows, summary.failed) == (10, 2)
-    good, errors = read_output(tmp_path / "out"), read_output(tmp_path / "out" / "errors")
+    good, errors = read_output(tmp_path / "out"), read_output(tmp_path / "out" / "_errors")
     assert sorted(errors["key"].to_pylist()) == ["000000001", "000000003"]
     assert errors["image_embedding"].null_count == 2
     assert errors["image_error"].null_count == 0
     assert len(good) == 8
     check_colours(good["key"].to_pylist(), good["image_embedding"].to_pylist())
-    assert not (tmp_path / "out" / "errors" / "00001.parquet").exists()
+    assert not (tmp_path / "out" / "_errors" / "00001.parquet").exists()
     assert summary.reasons["empty"] == 1
     assert "000000001" in summary.examples["empty"][0]
 
@@ -330,7 +331,91 @@ def test_other_partitions_of_the_same_rows_do_not_stay_beside(folder, tmp_path):
 def test_drop_failed_can_be_taken_back(tmp_path):
     write_dataset(tmp_path / "data", shards=1, samples=5, bad={"000000001": b""})
     embedded(tmp_path / "data").save_metadata(tmp_path / "out", drop_failed=True)
-    assert len(read_output(tmp_path / "out" / "errors")) == 1
+    assert len(read_output(tmp_path / "out" / "_errors")) == 1
     embedded(tmp_path / "data").save_metadata(tmp_path / "out")
     assert len(read_output(tmp_path / "out")) == 5
-    assert not list((tmp_path / "out" / "errors").iterdir())
+    assert not list((tmp_path / "out" / "_errors").iterdir())
+
+
+def test_lists_of_fixed_size_keep_their_type(tmp_path):
+    write_dataset(tmp_path / "data", shards=1, samples=3, parquet=False)
+    columns = {
+        "key": ["000000000", "000000001", "000000002"],
+        "ids": pa.array([[16777217, 9007199254740993], None, [1, 2]], pa.list_(pa.int64(), 2)),
+        "doubles": pa.array([[0.1, 1e300], [1, 2], None], pa.list_(pa.float64(), 2)),
+        "words": pa.array([["a", "b"], None, ["c", "d"]], pa.list_(pa.string(), 2)),
+        "box": pa.array([[1, 2, 3, 4]] * 3, pa.list_(pa.int32(), 4)),
+    }
+    table = pa.table(columns)
+    pq.write_table(table, tmp_path / "data" / "00000.parquet")
+    dataset = embedded(tmp_path / "data")
+    dataset.save_metadata(tmp_path / "out")
+    dataset.save_metadata()
+    for path in (tmp_path / "out", tmp_path / "data"):
+        written = pq.read_table(path / "00000.parquet")
+        for name in columns:
+            assert written.schema.field(name).type == table.schema.field(name).type
+            assert written[name].to_pylist() == table[name].to_pylist()
+
+
+def test_readers_of_the_folder_do_not_see_dropped_rows(tmp_path):
+    write_dataset(tmp_path / "data", shards=2, samples=5, bad={"000000001": b""})
+    summary = embedded(tmp_path / "data").save_metadata(tmp_path / "out", drop_failed=True)
+    assert pq.read_table(tmp_path / "out").num_rows == 9
+    assert len(pd.read_parquet(tmp_path / "out")) == 9
+    assert "9 rows in 2 files, 1 more in _errors/; 1 failed images" in str(summary)
+
+
+class OwnTransform(ColourReader):
+    """Its transform is a function, whose code counts."""
+
+    def __init__(self, transform, **settings):
+        super().__init__(**settings)
+        self.chosen = transform.__name__
+        self._transform = transform
+
+    @property
+    def transform(self):
+        return self._transform
+
+
+def full(image):
+    return torch.from_numpy(np.asarray(image, np.float32) / 255).permute(2, 0, 1)[:, :8, :8]
+
+
+def test_code_of_an_own_transform_is_part_of_the_fingerprint(folder, tmp_path):
+    def half(image):
+        return full(image) / 2
+
+    one = OwnTransform(full)
+    embedded(folder, one).save_metadata(tmp_path / "out")
+    check_colours(*(read_output(tmp_path / "out")[name].to_pylist() for name in ("key", "image_embedding")))
+    assert embedded(folder, OwnTransform(full)).save_metadata(tmp_path / "out").skipped == 3
+    other = OwnTransform(half)
+    other.chosen = "full"  # the same settings: only the code differs
+    with pytest.raises(OutputError, match=r"was made with model .*code"):
+        embedded(folder, other).save_metadata(tmp_path / "out")
+    one.version = "2"
+    with pytest.raises(OutputError, match=r"this run has model .*"):
+        embedded(folder, one).save_metadata(tmp_path / "out")
+
+
+def test_mixed_partitions_notice_a_changed_shard(folder, tmp_path):
+    def save():
+        dataset = embedded(folder)
+        return dataset.with_metadata(dataset.metadata.repartition(npartitions=2)).save_metadata(
+            tmp_path / "out"
+        )
+
+    save()
+    assert save().skipped == 2
+    (folder / "00002.tar").touch()
+    assert save().written == 2
+
+
+def test_frames_from_elsewhere_are_written_anew(folder, tmp_path):
+    dataset = ImageTextPairDataset.from_webdataset(folder)
+    persisted = dataset.persist()
+    ColourReader()(persisted).save_metadata(tmp_path / "out")
+    (folder / "00002.tar").touch()
+    assert ColourReader()(persisted).save_metadata(tmp_path / "out").written == 3

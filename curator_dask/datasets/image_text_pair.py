@@ -146,7 +146,7 @@ class ImageTextPairDataset:
             Allow replacing what this call did not make: embeddings of another model, files of other programs,
             rows or columns of the dataset's own Parquet files that are no longer in `metadata`.
         drop_failed
-            Write rows whose image failed to ``errors/`` below `path` instead.
+            Write rows whose image failed to ``_errors/`` below `path` instead.
 
         Returns
         -------

@@ -19,6 +19,9 @@ from curator_dask.errors import OutputError
 from curator_dask.frames.parquet import conform, read_metadata, write_table
 
 ERROR_COLUMN = "image_error"
+#: Below the output. Readers of a folder of Parquet files (pyarrow, Spark) pass over names that begin with "_":
+#: as "errors" they would read the failed rows back among the good ones.
+ERRORS_FOLDER = "_errors"
 _EXAMPLES = 3  # of each reason, that a report carries
 
 
@@ -63,7 +66,7 @@ class WritePartition:
     embeddings
         What made each embedding column.
     drop_failed
-        Write rows with an ``image_error`` to ``errors/``.
+        Write rows with an ``image_error`` to ``_errors/``.
     keep_rows
         Refuse to replace a file by one with fewer rows.
     """
@@ -83,7 +86,8 @@ class WritePartition:
 
         Returns
         -------
-        One row, whose column ``target`` is JSON: ``name``, ``rows``, ``failed``, ``reasons`` and ``examples``.
+        One row, whose column ``target`` is JSON: ``name``, ``rows``, ``failed``, ``dropped``, ``reasons`` and
+        ``examples``.
 
         Raises
         ------
@@ -100,6 +104,7 @@ class WritePartition:
         )
         bad = pc.is_valid(errors)
         report = _report(target.name, whole, errors, self.id_col)
+        report["dropped"] = report["failed"] if self.drop_failed else 0
         stored = {
             "fingerprint": target.fingerprint,
             "shard": target.shard,
@@ -126,7 +131,7 @@ class WritePartition:
     def _write_failed(self, target: Target, table: pa.Table, stored: Mapping[str, Any]) -> None:
         path = Path(target.path)
         root = path.parents[target.name.count("/")]
-        errors = root / "errors" / f"{target.name}.parquet"
+        errors = root / ERRORS_FOLDER / f"{target.name}.parquet"
         if len(table):
             write_table(str(errors), table, stored)
         elif errors.exists():

@@ -47,6 +47,8 @@ class Lineage:
         attribute ``keeps_rows``.
     reader
         What reads a range (called with one); None where `ranges` is.
+    inputs
+        All ranges that any partition may depend on; None if there is other input, of which nothing is known.
     """
 
     ranges: tuple[ShardRange, ...] | None
@@ -54,6 +56,7 @@ class Lineage:
     functions: tuple[Any, ...]
     keeps_rows: bool
     reader: Any
+    inputs: tuple[ShardRange, ...] | None
 
 
 def trace(frame: DataFrame) -> Lineage:
@@ -74,6 +77,7 @@ def trace(frame: DataFrame) -> Lineage:
         and plain
         and all(getattr(func, "keeps_rows", False) for func in functions),
         reader=None if ranges is None else next(iter(roots.values())).operand("func"),
+        inputs=_inputs(nodes),
     )
 
 
@@ -85,11 +89,27 @@ def _ranges(nodes: list[Expr], roots: list[Expr]) -> tuple[ShardRange, ...] | No
     # A delayed value (the list that `isin` looks in) is the same for all partitions.
     if len(roots) != 1 or not all(isinstance(node, Blockwise | _DelayedExpr) for node in nodes):
         return None
-    (ranges, *others) = roots[0].operand("iterables")
+    return _root_ranges(roots[0])
+
+
+def _root_ranges(root: Expr) -> tuple[ShardRange, ...] | None:
+    (ranges, *others) = root.operand("iterables")
     if others or not all(isinstance(item, ShardRange) for item in ranges):
         return None
-    picked = roots[0].operand("_partitions")
+    picked = root.operand("_partitions")
     return tuple(ranges) if picked is None else tuple(ranges[number] for number in picked)
+
+
+def _inputs(nodes: list[Expr]) -> tuple[ShardRange, ...] | None:
+    found: dict[ShardRange, None] = {}
+    for node in nodes:
+        if node.dependencies() or isinstance(node, _DelayedExpr):
+            continue
+        ranges = _root_ranges(node) if _is_root(node) else None
+        if ranges is None:
+            return None
+        found.update(dict.fromkeys(ranges))
+    return tuple(found)
 
 
 def _recipe(node: Any, known: dict[str, str]) -> Any:

@@ -34,7 +34,7 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def output_schema(meta: Any, dims: Mapping[str, int]) -> pa.Schema:
+def output_schema(meta: Any, dims: Mapping[str, int], known: pa.Schema | None = None) -> pa.Schema:
     """The one schema of all files of an output.
 
     Parameters
@@ -43,10 +43,18 @@ def output_schema(meta: Any, dims: Mapping[str, int]) -> pa.Schema:
         Empty frame, pandas or cuDF, with the columns to write.
     dims
         Length of a vector, for each embedding column: these become ``fixed_size_list<float32>[dim]``.
+    known
+        Types that columns had when they were read. A list that was of fixed size then is so again, also where
+        the frame (cuDF) knows only lists.
     """
     fields = []
     for field in backend.frame_to_arrow(meta).schema:
-        kind = pa.list_(pa.float32(), dims[field.name]) if field.name in dims else field.type
+        kind = field.type
+        before = known.field(field.name).type if known is not None and field.name in known.names else None
+        if field.name in dims:
+            kind = pa.list_(pa.float32(), dims[field.name])
+        elif before is not None and pa.types.is_fixed_size_list(before) and pa.types.is_list(kind):
+            kind = before if before.value_type == kind.value_type else kind
         fields.append(pa.field(field.name, kind))
     return pa.schema(fields)
 
@@ -177,11 +185,11 @@ def _alive(pid: int) -> bool:
 def _to_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
     if column.type == kind:
         return column
-    if not pa.types.is_fixed_size_list(kind):
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
         return column.cast(kind)
     matrix, valid = list_to_matrix(column, kind.list_size)
     return pa.FixedSizeListArray.from_arrays(
-        pa.array(np.ascontiguousarray(matrix).reshape(-1)).cast(kind.value_type),
+        pa.array(np.ascontiguousarray(matrix).reshape(-1)),
         type=kind,
         mask=pa.array(~valid),
     )

@@ -257,6 +257,9 @@ class TimmSpec:
     autocast: bool = True
     normalize: bool = True
 
+    def __str__(self) -> str:
+        return self.model_name
+
     def build(self) -> Encoder:
         """Make the encoder on this process's device.
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import hashlib
+import inspect
 import logging
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,6 +64,10 @@ class ImageEmbedder(ABC):
         ``"raise"``: it stops the run.
     """
 
+    #: Part of the fingerprint. The code of the class and of its transform is too, but not what they call: change
+    #: this when that changes, so that finished vectors are made anew.
+    version: str = ""
+
     def __init__(
         self,
         batch_size: int = 256,
@@ -112,7 +121,7 @@ class ImageEmbedder(ABC):
 
     def encoder_spec(self) -> EncoderSpec:
         """What builds the encoder on a worker; equal specs share one model there."""
-        return OwnModelSpec(self, tokenize(type(self), self.__dict__))
+        return OwnModelSpec.of(self)
 
     def __call__(self, dataset: ImageTextPairDataset) -> ImageTextPairDataset:
         """The dataset with the embedding and ``image_error`` as its last columns; nothing is computed yet.
@@ -160,18 +169,30 @@ class ImageEmbedder(ABC):
 
 @dataclass(frozen=True)
 class OwnModelSpec:
-    """A user's embedder as an encoder spec; two are equal if class and settings are.
+    """A user's embedder as an encoder spec; two are equal if class, settings and code are.
 
     Attributes
     ----------
     embedder
         Loads the model.
+    name
+        Class, the settings that are its own, its version and a digest of its code.
     token
-        Of the embedder's class and settings.
+        Of all settings.
     """
 
     embedder: ImageEmbedder
+    name: str
     token: str
+
+    @classmethod
+    def of(cls, embedder: ImageEmbedder) -> OwnModelSpec:
+        """Describe an embedder, on the client, where its source can be read."""
+        common = ImageEmbedder.__init__.__code__.co_varnames
+        own = [f"{name}={value!r}" for name, value in sorted(embedder.__dict__.items()) if name not in common]
+        version = f" version {embedder.version}" if embedder.version else ""
+        name = f"{type(embedder).__qualname__}({', '.join(own)}){version} [code {_code_digest(embedder)}]"
+        return cls(embedder, name, tokenize(name, embedder.__dict__))
 
     def __hash__(self) -> int:
         return hash(self.token)
@@ -179,20 +200,34 @@ class OwnModelSpec:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, OwnModelSpec) and self.token == other.token
 
+    def __str__(self) -> str:
+        return type(self.embedder).__qualname__
+
     def __dask_tokenize__(self) -> tuple[str, str]:
         return (type(self).__name__, self.token)
 
     def build(self) -> Encoder:
         """Load the model on this process's device."""
         embedder = self.embedder
-        common = ImageEmbedder.__init__.__code__.co_varnames
-        own = [f"{name}={value!r}" for name, value in sorted(embedder.__dict__.items()) if name not in common]
         return Encoder(
             embedder.load_embedding_model(backend.current().torch_device),
             embedder.transform,
-            name=f"{type(embedder).__qualname__}({', '.join(own)})",
+            name=self.name,
             source=type(embedder).__module__,
             output="model",
             normalize=embedder.normalize_embeddings,
             autocast=embedder.autocast,
         )
+
+
+def _code_digest(embedder: ImageEmbedder) -> str:
+    """Twelve digits of what the embedder's classes and its transform say, comments and layout left out."""
+    classes = [kind for kind in type(embedder).__mro__ if kind not in ImageEmbedder.__mro__]
+    transform = embedder.transform
+    written: list[Any] = [] if isinstance(transform, TransformSpec) else [transform, type(transform)]
+    digest = hashlib.sha256()
+    for thing in [*classes, *written]:
+        # What was typed into a prompt, or is built in, has no source: the name must do.
+        with contextlib.suppress(OSError, TypeError, SyntaxError):
+            digest.update(ast.dump(ast.parse(textwrap.dedent(inspect.getsource(thing)))).encode())
+    return digest.hexdigest()[:12]
