@@ -155,10 +155,12 @@ class _Source:
 def _pipeline(
     kind: str, transform: TransformSpec, threads: int, folder: Path, limit: int, part: int, parts: int
 ) -> Any:
-    from nvidia.dali import fn, pipeline_def
-    from nvidia.dali import types as dali_types
+    from nvidia import dali
 
-    types: Any = dali_types
+    # Its operators and constants are made at run time.
+    fn: Any = dali.fn
+    types: Any = dali.types
+    pipeline_def: Any = dali.pipeline_def
     here = backend.current()
     on_gpu = here.device == "gpu"
     source = _Source(kind, transform, encoded(folder, limit, part, parts), shapes(folder, limit, part, parts))
@@ -209,7 +211,7 @@ def _model(model_name: str, pretrained: bool, batch_size: int) -> tuple[Any, tor
     from timm.data import resolve_data_config
 
     device = backend.current().torch_device
-    model = timm.create_model(model_name, pretrained=pretrained)
+    model: Any = timm.create_model(model_name, pretrained=pretrained)
     if "clip" not in model_name:  # a CLIP tower's head is its projection, which the embedding needs
         model.reset_classifier(0)
     size = resolve_data_config(pretrained_cfg=model.pretrained_cfg)["input_size"]

@@ -91,8 +91,8 @@ def start_cluster(options: argparse.Namespace, layout: tuple[int, int]) -> Any:
     if options.device == "gpu":
         return get_client(cluster_type="gpu", verbose=False)
     workers, threads = layout
-    settings = {"env": {"OMP_NUM_THREADS": str(threads)}}
-    return get_client(cluster_type="cpu", n_workers=workers, verbose=False, **settings)
+    env = {"OMP_NUM_THREADS": str(threads)}
+    return get_client(cluster_type="cpu", n_workers=workers, verbose=False, env=env)
 
 
 def save(options: argparse.Namespace, source: Any) -> int:

@@ -252,7 +252,7 @@ def run_interleaved(
             case.run()
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
     for number in range(repeats):
-        for name in list(cases) if number % 2 == 0 else reversed(cases):
+        for name in list(cases) if number % 2 == 0 else reversed(list(cases)):
             case = cases[name]
             with Usage(case.pids) as usage:
                 items = case.run()

@@ -77,7 +77,7 @@ def get_client(
     scheduler_file
         The same, by the JSON file that ``dask scheduler --scheduler-file`` writes.
     n_workers
-        Number of workers. Default on GPUs: one each. On CPUs: one a core, fewer if there is less than 2 GiB
+        Number of workers. Default on GPUs: one each. On CPUs: one a core, fewer if there is less than 3 GiB
         of memory for each (cores and memory as the container's limits give them).
     threads_per_worker
         Tasks that one worker runs at a time. Default on GPUs 2, so that one reads and writes files while the

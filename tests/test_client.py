@@ -74,7 +74,7 @@ def test_a_task_survives_more_deaths_of_its_worker_than_dask_allows(client):
     ("cores", "memory_gib", "given", "workers_and_threads"),
     [
         (8, 64, (None, None), (8, 1)),
-        (8, 9, (None, None), (4, 1)),
+        (8, 13, (None, None), (4, 1)),
         (8, 1, (None, None), (1, 1)),
         (8, 64, (None, 4), (2, 4)),
         (8, 64, (3, None), (3, 1)),

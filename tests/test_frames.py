@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curator_dask import backend
-from curator_dask.errors import ConfigError, OutputError
+from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.frames.columns import (
     EMBEDDING_TYPE,
     list_to_matrix,
@@ -239,7 +239,7 @@ def test_conform_of_a_column_without_a_vector():
 def test_what_does_not_conform_names_shard_and_column(name, values, found):
     columns = {"vector": pa.array([[1.0, 2.0]] * 2), "key": ["a", "b"], "width": [1, 2], name: values}
     table = pa.table({name: column for name, column in columns.items() if column is not None})
-    with pytest.raises(OutputError, match=rf"^00042: column '{name}'.*{found}"):
+    with pytest.raises(ShardError, match=rf"^00042: column '{name}'.*{found}"):
         conform(table, SCHEMA, "00042")
 
 

@@ -8,7 +8,7 @@ import dask
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from colours import ColourReader, check_colours, members_of, write_dataset, write_tar
+from colours import ColourReader, check_colours, image_of, members_of, write_dataset, write_tar
 from PIL import Image
 
 from curator_dask.datasets import ImageTextPairDataset
@@ -155,3 +155,42 @@ def test_columns_that_images_need_must_be_kept(folder):
     dataset = ImageTextPairDataset.from_webdataset(folder)
     with pytest.raises(DatasetError, match=r"lacks \['__url__'\].*'key', 'caption'"):
         ColourReader()(dataset.with_metadata(dataset.metadata[["key", "caption"]]))
+
+
+def test_numbers_that_a_float_cannot_hold_match_nothing(tmp_path):
+    keys = ["9007199254740992", "9007199254740993", "77"]
+    write_tar(tmp_path / "0.tar", [member for key in keys for member in members_of(key)])
+    pq.write_table(
+        pa.table({"key": pa.array([9007199254740992.0, 9007199254740993.0, 77.0])}), tmp_path / "0.parquet"
+    )
+    frame = embedded(tmp_path).compute()
+    assert frame["image_embedding"].isna().tolist() == [True, True, False]
+    assert frame["image_error"].str.startswith("missing").tolist()[:2] == [True, True]
+
+
+def test_keys_that_are_not_utf8(tmp_path):
+    names = ["caf\udce9", "plain"]
+    write_tar(
+        tmp_path / "0.tar", [(f"{name}.png", image_of(str(number))) for number, name in enumerate(names, 1)]
+    )
+    frame = embedded(tmp_path, metadata="tar").compute()
+    assert frame["key"].tolist() == ["caf\\xe9", "plain"]
+    assert frame["image_error"].isna().all()
+    check_colours(["1", "2"], frame["image_embedding"])
+
+
+def test_json_that_cannot_be_a_value_costs_itself(tmp_path):
+    odd = [
+        b'{"a": "\\ud800", "b": 1}',
+        b'{"\\ud800": 1}',
+        b"[" * 200_000,
+        b'{"b": 123456789012345678901234567890}',
+    ]
+    members = []
+    for number, document in enumerate(odd):
+        members += [(f"{number}.png", image_of(str(number))), (f"{number}.json", document)]
+    write_tar(tmp_path / "0.tar", members)
+    write_tar(tmp_path / "1.tar", [("9.png", image_of("9")), ("9.json", b'{"b": "text"}')])
+    frame = embedded(tmp_path).compute()
+    check_colours(frame["key"], frame["image_embedding"])
+    assert frame["b"].fillna("-").tolist() == ["1", "-", "-", "123456789012345678901234567890", "text"]

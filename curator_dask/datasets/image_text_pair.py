@@ -12,15 +12,18 @@ import dask
 import dask.dataframe as dd
 
 from curator_dask import backend
-from curator_dask.datasets.reading import ReadShard, learn_schema
+from curator_dask.datasets.reading import URL_COLUMN, ReadShard, learn_schema
 from curator_dask.datasets.running import current_client, in_threads
 from curator_dask.datasets.saving import SaveSummary, save
-from curator_dask.errors import ConfigError, DatasetError, ShardError
+from curator_dask.datasets.writing import ERROR_COLUMN
+from curator_dask.errors import ClusterError, ConfigError, DatasetError, ShardError
 from curator_dask.frames.lineage import trace
 from curator_dask.frames.parquet import read_metadata
 from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet, discover
 
 logger = logging.getLogger("curator_dask")
+
+_WORKER_TIMEOUT = 60  # seconds that a cluster may be without any worker
 
 
 class ImageTextPairDataset:
@@ -58,6 +61,8 @@ class ImageTextPairDataset:
         self.tar_files = list(tar_files)
         self.id_col = id_col
         self.storage_options = storage_options
+        # What made embeddings that the frame's own graph may no longer show, once it was persisted.
+        self._steps: tuple[Any, ...] = ()
 
     @classmethod
     def from_webdataset(
@@ -94,6 +99,8 @@ class ImageTextPairDataset:
         """
         if metadata not in ("auto", "parquet", "tar"):
             raise ConfigError(f"metadata={metadata!r}: expected 'auto', 'parquet' or 'tar'")
+        if id_col in (URL_COLUMN, ERROR_COLUMN):
+            raise ConfigError(f"id_col={id_col!r}: this name is taken; give the column of the keys")
         if rows_per_partition is not None and (
             not isinstance(rows_per_partition, int) or rows_per_partition < 1
         ):
@@ -117,11 +124,13 @@ class ImageTextPairDataset:
         tars = [shard.url for shard in found.shards]
         return cls(found.root, frame, tars, id_col, storage_options=storage_options)
 
-    def with_metadata(self, metadata: dd.DataFrame) -> ImageTextPairDataset:
-        """The same dataset with another metadata frame."""
-        return ImageTextPairDataset(
+    def with_metadata(self, metadata: dd.DataFrame, *steps: Any) -> ImageTextPairDataset:
+        """The same dataset with another metadata frame; `steps` are for embedders to leave their trace."""
+        dataset = ImageTextPairDataset(
             self.path, metadata, self.tar_files, self.id_col, storage_options=self.storage_options
         )
+        dataset._steps = (*self._steps, *steps)
+        return dataset
 
     def save_metadata(
         self,
@@ -146,7 +155,8 @@ class ImageTextPairDataset:
             Allow replacing what this call did not make: embeddings of another model, files of other programs,
             rows or columns of the dataset's own Parquet files that are no longer in `metadata`.
         drop_failed
-            Write rows whose image failed to ``_errors/`` below `path` instead.
+            Write rows whose image failed to ``_errors/`` below `path` instead. Not into the dataset's own
+            directory: its files would lose these rows.
 
         Returns
         -------
@@ -160,6 +170,7 @@ class ImageTextPairDataset:
         """
         return save(
             self.metadata,
+            self._steps,
             self.path,
             None if path is None else os.fspath(path),
             id_col=self.id_col,
@@ -300,4 +311,11 @@ def _worker_backend() -> backend.Backend:
     client = current_client()
     if client is None:
         return backend.current()
+    try:
+        client.wait_for_workers(1, timeout=_WORKER_TIMEOUT)
+    except TimeoutError:
+        raise ClusterError(
+            f"the cluster at {client.scheduler.address if client.scheduler else '?'} had no worker for"
+            f" {_WORKER_TIMEOUT} s: start some and run again"
+        ) from None
     return client.submit(backend.current, pure=False).result()

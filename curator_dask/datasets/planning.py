@@ -13,11 +13,19 @@ import dask.dataframe as dd
 import pyarrow as pa
 
 import curator_dask
+from curator_dask.datasets.reading import URL_COLUMN
 from curator_dask.datasets.running import in_threads
-from curator_dask.datasets.writing import Target
+from curator_dask.datasets.writing import ERROR_COLUMN, ERRORS_FOLDER, Target
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.lineage import Lineage
-from curator_dask.frames.parquet import fingerprint, output_schema, read_footer, read_metadata
+from curator_dask.frames.parquet import (
+    Footer,
+    fingerprint,
+    is_finished,
+    output_schema,
+    read_footer,
+    read_metadata,
+)
 from curator_dask.webdataset.shards import ShardRange, stamp
 
 
@@ -32,14 +40,14 @@ def plan_targets(
     lineage: Lineage,
     folder: str,
     schema: pa.Schema,
-    made: Mapping[str, Any],
+    described: Mapping[str, Any],
     drop_failed: bool,
     storage_options: Mapping[str, Any] | None,
 ) -> list[Target]:
     """The file of each partition, with the fingerprint of all that decides its content."""
     common = {
         "package": curator_dask.__version__,
-        "embeddings": {name: _identity(info) for name, info in made.items()},
+        "embeddings": {name: _identity(info) for name, info in described.items()},
         "columns": sorted(f"{column.name}: {_kind(column.type)}" for column in schema),
         "drop_failed": drop_failed,
     }
@@ -110,11 +118,11 @@ def find_unfinished(
     found = in_threads(_existing, targets)
     todo, conflicts = [], []
     for number, (target, existing) in enumerate(zip(targets, found, strict=True)):
-        if existing is not None and existing[0].get("fingerprint") == target.fingerprint:
+        if existing is not None and is_finished(existing, target.fingerprint):
             continue
         todo.append(number)
         if existing is not None and not overwrite:
-            problem = _conflict(target, *existing, schema, made, in_place)
+            problem = _conflict(target, existing, schema, made, in_place)
             if problem:
                 conflicts.append(f"{target.path}: {problem}")
     if conflicts:
@@ -125,14 +133,34 @@ def find_unfinished(
     return todo
 
 
-def check_columns_kept(reader: Any, schema: pa.Schema) -> None:
-    """Raise `OutputError` if the dataset's own Parquet files would lose columns."""
+def check_own_files(lineage: Lineage, targets: list[Target], schema: pa.Schema) -> None:
+    """Protect the dataset's own Parquet files where the run writes into its directory.
+
+    Raises
+    ------
+    OutputError
+        They would lose columns, or files with the same rows would come to lie beside them.
+    """
+    reader = lineage.reader
     lost = [name for name in getattr(reader, "schema", schema).names if name not in schema.names]
     if lost and getattr(reader, "source", None) == "parquet":
         raise OutputError(
             f"writing into the dataset's own Parquet files would drop their columns {lost}. Keep these columns, give"
             " another path, or use overwrite=True"
         )
+    owned = any(part.shard.parquet is not None for part in lineage.inputs or ())
+    beside = [target for target in targets if _is_beside(target, owned)]
+    if beside:
+        raise OutputError(
+            f"{len(beside)} files, {beside[0].path} for example, would lie beside the dataset's own Parquet files and"
+            " hold the same rows once more. Give another path, or use overwrite=True"
+        )
+
+
+def _is_beside(target: Target, owned: bool) -> bool:
+    if target.shard is None:
+        return owned
+    return target.companion is not None and target.path != target.companion
 
 
 _PART = re.compile(r"(^|\.)part-\d{5}$")
@@ -147,11 +175,17 @@ def find_strays(folder: str, targets: list[Target], overwrite: bool) -> list[Pat
         There are some, and `overwrite` does not allow to remove them.
     """
     expected = {target.path for target in targets} | {target.companion for target in targets}
+    mixes = any(target.shard is None for target in targets)
     bases = {_PART.sub("", target.name) for target in targets}
     found = []
     for path in Path(folder).rglob("*.parquet"):
         name = path.relative_to(folder).with_suffix("").as_posix()
-        if str(path) not in expected and _PART.sub("", name) in bases and read_metadata(str(path)):
+        if str(path) in expected or ERRORS_FOLDER in path.parts:
+            continue
+        stored = read_metadata(str(path))
+        # Of the same shard, or of mixed partitions where these are not mixed, or the other way round.
+        mixed = stored is not None and stored.get("shard") is None
+        if stored is not None and (_PART.sub("", name) in bases or mixed != mixes):
             found.append(path)
     if found and not overwrite:
         raise OutputError(
@@ -162,22 +196,19 @@ def find_strays(folder: str, targets: list[Target], overwrite: bool) -> list[Pat
     return found
 
 
-def _existing(target: Target) -> tuple[dict[str, Any], list[str]] | None:
-    """Stored metadata and columns of the file that is there; None if there is none that can be read."""
-    if not os.path.exists(target.path):  # noqa: PTH110
-        return None
-    stored, columns = read_footer(target.path)
-    return stored or {}, columns
+def _existing(target: Target) -> Footer | None:
+    """Footer of the file that is there; None if there is none."""
+    return read_footer(target.path) if os.path.exists(target.path) else None  # noqa: PTH110
 
 
 def _conflict(
     target: Target,
-    stored: dict[str, Any],
-    columns: list[str],
+    existing: Footer,
     schema: pa.Schema,
     made: Mapping[str, Any],
     in_place: bool,
 ) -> str | None:
+    stored, columns = existing.stored or {}, existing.columns
     embeddings = stored.get("embeddings", {})
     for name, info in made.items():
         if name in embeddings and _identity(embeddings[name]) != _identity(info):
@@ -187,6 +218,12 @@ def _conflict(
             return f"column {name!r} was made with {was}; this run has {now}"
         if name in columns and name not in embeddings:
             return f"has a column {name!r} that was not made by curator_dask"
+    shard, mine = (stored.get("shard") or {}).get("url"), (target.shard or {}).get("url")
+    if shard is not None and mine is not None and shard != mine:
+        return f"was made of {shard}, not of {mine}"
+    taken = [name for name in (URL_COLUMN, ERROR_COLUMN) if name in columns and name in schema.names]
+    if not stored and taken:
+        return f"has columns {taken} of its own, whose names curator_dask uses"
     lost = sorted(name for name in embeddings if name not in schema.names)
     if lost:
         return f"has embeddings {lost} that this run would not write"

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from curator_dask import backend
 from curator_dask.errors import CuratorError, DatasetError, ShardError
 from curator_dask.frames.parquet import METADATA_KEY
-from curator_dask.webdataset.index import Sample
+from curator_dask.webdataset.index import Sample, key_text
 from curator_dask.webdataset.reader import ShardReader
-from curator_dask.webdataset.shards import Shard, ShardRange
+from curator_dask.webdataset.shards import Shard, ShardRange, stamp
 
 logger = logging.getLogger("curator_dask")
 
@@ -69,7 +69,12 @@ class ReadShard:
             The Parquet (or, without one, the tar) cannot be read or does not fit the dataset's columns.
         """
         read = read_parquet_rows if self.source == "parquet" else read_tar_rows
-        table = read(part, self.schema, self.id_col, self.storage_options)
+        try:
+            table = read(part, self.schema, self.id_col, self.storage_options)
+        except UnicodeEncodeError as error:
+            raise ShardError(
+                f"{part.shard.url!r}: a name that is not UTF-8 cannot be a value: {error}"
+            ) from error
         return backend.current().from_arrow(table)
 
     def count(self, shard: Shard) -> int:
@@ -96,6 +101,7 @@ def learn_schema(
     step = max(1, -(-len(shards) // SCHEMA_SHARDS))
     looked = list(dict.fromkeys([*shards[::step], shards[-1]]))
     look = _parquet_schema if source == "parquet" else _tar_schema
+    join = _join_parquet if source == "parquet" else _join_tar
     schema, problems = pa.schema([]), []
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda shard: _try(look, shard, id_col, storage_options), looked)
@@ -104,7 +110,7 @@ def learn_schema(
                 problems.append(result)  # a shard that cannot be read is that shard's own trouble
                 continue
             try:
-                schema = pa.unify_schemas([schema, result], promote_options="permissive")
+                schema = join(schema, result)
             except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
                 raise DatasetError(
                     f"{shard.parquet or shard.url}: its columns do not fit those of the shards before it: {error}."
@@ -119,9 +125,11 @@ def learn_schema(
             f"id_col={id_col!r}: no such column in {shards[0].parquet or shards[0].url}; it has {schema.names}."
             " Give the column whose values are the keys in the tar"
         )
+    if pa.types.is_nested(schema.field(id_col).type):
+        raise DatasetError(f"id_col={id_col!r}: expected text or numbers, found {schema.field(id_col).type}")
     fields = [
         # Only nulls were seen so far: text is what such columns (error messages, mostly) turn out to hold.
-        pa.field(field.name, pa.string() if pa.types.is_null(field.type) else field.type)
+        pa.field(field.name, _plain(field.type))
         for field in schema
         if field.name != URL_COLUMN
     ]
@@ -131,9 +139,15 @@ def learn_schema(
 def read_parquet_rows(
     part: ShardRange, schema: pa.Schema, id_col: str, storage_options: Mapping[str, Any] | None = None
 ) -> pa.Table:
-    """The range's rows of the companion Parquet, with the schema's columns and types."""
+    """The range's rows of the companion Parquet, with the schema's columns and types.
+
+    If that is the output of an earlier run over a shard without Parquet, and the tar has changed since, the rows
+    are the tar's.
+    """
     with _open_parquet(part.shard, storage_options) as file:
         found = file.schema_arrow
+        if _outdated(found, part.shard, storage_options):
+            return read_tar_rows(part, schema, id_col, storage_options)
         wanted = [name for name in schema.names if name in found.names and name != URL_COLUMN]
         extra = set(found.names) - set(schema.names)
         if extra and METADATA_KEY not in (found.metadata or {}):
@@ -197,6 +211,16 @@ def _open_parquet(shard: Shard, storage_options: Mapping[str, Any] | None) -> pq
         ) from error
 
 
+def _outdated(schema: pa.Schema, shard: Shard, storage_options: Mapping[str, Any] | None) -> bool:
+    try:
+        stored = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+        return stored.get("source") == "tar" and stored["shard"]["tar"] != vars(
+            stamp(shard.url, storage_options)
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, ShardError):
+        return False
+
+
 def _row_range(file: pq.ParquetFile, columns: list[str], start: int, stop: int | None) -> pa.Table:
     """Rows ``start:stop``, reading only the row groups that hold them."""
     first, groups, skipped = 0, [], 0
@@ -232,11 +256,13 @@ def _tar_row(reader: ShardReader, sample: Sample, id_col: str) -> dict[str, Any]
     if document is not None:
         try:
             parsed = json.loads(bytes(reader.read(document)).decode("utf-8-sig"))
-        except (ValueError, CuratorError):
+        except (ValueError, RecursionError, CuratorError):
             parsed = None  # the image may be well: only the fields are missing
         if isinstance(parsed, dict):
             row = {
-                name: value for name, value in parsed.items() if isinstance(value, bool | int | float | str)
+                _clean(name): _clean(value)
+                for name, value in parsed.items()
+                if isinstance(value, bool | int | float | str)
             }
     if caption is not None:
         try:
@@ -245,8 +271,13 @@ def _tar_row(reader: ShardReader, sample: Sample, id_col: str) -> dict[str, Any]
             row.pop(CAPTION_COLUMN, None)
     row.pop(URL_COLUMN, None)
     # A name that is not UTF-8 cannot be a text value: its odd bytes are shown as \xNN.
-    row[id_col] = sample.key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    row[id_col] = key_text(sample.key)
     return row
+
+
+def _clean(value: Any) -> Any:
+    """Text without lone surrogates, which JSON can write and no column can hold; other values as they are."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def _text(data: bytes) -> str:
@@ -265,6 +296,25 @@ def _type_of(value: Any) -> pa.DataType:
     return pa.float64() if isinstance(value, float) else pa.string()
 
 
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type that a column of this type is read as."""
+    if pa.types.is_null(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
+
+
+def _join_parquet(one: pa.Schema, other: pa.Schema) -> pa.Schema:
+    return pa.unify_schemas([one, other], promote_options="permissive")
+
+
+def _join_tar(one: pa.Schema, other: pa.Schema) -> pa.Schema:
+    """The same for JSON, which has no types of its own: what differs is text."""
+    kinds = {field.name: field.type for field in one}
+    for field in other:
+        kinds[field.name] = _join_types(kinds.get(field.name, pa.null()), field.type)
+    return pa.schema(list(kinds.items()))
+
+
 def _join_types(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     if one == other or pa.types.is_null(one):
         return other
@@ -273,20 +323,20 @@ def _join_types(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 def _scalar(value: Any, kind: pa.DataType) -> Any:
     """The value as `kind`, or None where it does not fit."""
-    if value is None or _type_of(value) == kind:
-        return value
+    if value is None or isinstance(value, str):
+        return value if value is None or pa.types.is_string(kind) else None
     if pa.types.is_string(kind):
-        return value if isinstance(value, str) else json.dumps(value)
-    return (
-        float(value)
-        if kind == pa.float64() and isinstance(value, int) and not isinstance(value, bool)
-        else None
-    )
+        return json.dumps(value)
+    if kind == pa.float64() and not isinstance(value, bool):
+        return float(value)
+    return value if _type_of(value) == kind else None
 
 
 def _widen(column: pa.ChunkedArray, field: pa.Field, shard: Shard) -> pa.ChunkedArray:
     if column.type == field.type:
         return column
+    if _plain(column.type) == field.type:
+        return column.cast(field.type)
     try:
         both = pa.unify_schemas(
             [pa.schema([(field.name, column.type)]), pa.schema([field])], promote_options="permissive"

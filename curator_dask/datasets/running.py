@@ -72,7 +72,9 @@ def in_threads(function: Callable[[S], T], items: Sequence[S]) -> list[T]:
         return [result for results in done for result in results]
 
 
-def run_partitions(frame: dd.DataFrame, client: Client | None) -> Iterator[tuple[int, Any]]:
+def run_partitions(
+    frame: dd.DataFrame, client: Client | None, apart: bool = True
+) -> Iterator[tuple[int, Any]]:
     """Compute the partitions of a frame, and give each as it is done.
 
     Parameters
@@ -81,6 +83,9 @@ def run_partitions(frame: dd.DataFrame, client: Client | None) -> Iterator[tuple
         Every partition a small pandas frame.
     client
         Of the cluster; None computes one partition after the other in this process.
+    apart
+        The partitions share no work. Without a cluster those that do are computed in one go: one that fails
+        then fails all.
 
     Yields
     ------
@@ -91,6 +96,8 @@ def run_partitions(frame: dd.DataFrame, client: Client | None) -> Iterator[tuple
         computed is cancelled.
     """
     if client is None:
+        if not apart:
+            frame = frame.persist(scheduler="sync")
         for number, part in enumerate(frame.to_delayed()):
             try:
                 yield number, part.compute(scheduler="sync")

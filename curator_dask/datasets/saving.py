@@ -13,7 +13,7 @@ import dask.dataframe as dd
 import pandas as pd
 
 from curator_dask.datasets.planning import (
-    check_columns_kept,
+    check_own_files,
     find_strays,
     find_unfinished,
     plan_schema,
@@ -27,7 +27,7 @@ from curator_dask.datasets.running import (
 )
 from curator_dask.datasets.summary import SaveSummary
 from curator_dask.datasets.writing import Target, WritePartition
-from curator_dask.errors import ConfigError, CuratorError, OutputError, ShardError, WeightsError
+from curator_dask.errors import ClusterError, ConfigError, CuratorError, OutputError, ShardError, WeightsError
 from curator_dask.frames.lineage import trace
 from curator_dask.frames.parquet import (
     remove_leftovers,
@@ -37,6 +37,7 @@ from curator_dask.progress import Meter, watch
 
 def save(
     frame: dd.DataFrame,
+    earlier_steps: Sequence[Any],
     root: str,
     path: str | None,
     *,
@@ -51,6 +52,11 @@ def save(
     folder = os.path.abspath(path if path is not None else root)  # noqa: PTH100
     if "://" in (path if path is not None else root):
         raise ConfigError(f"path={path or root!r}: expected a local directory")
+    in_place = Path(folder) == Path(os.path.abspath(root))  # noqa: PTH100
+    if in_place and drop_failed:
+        raise ConfigError(
+            "drop_failed=True would drop rows from the dataset's own files: give save_metadata a path"
+        )
     missing = [name for name in columns or () if name not in frame.columns]
     if missing:
         raise ConfigError(f"columns: no such columns {missing}; the metadata has {list(frame.columns)}")
@@ -59,23 +65,29 @@ def save(
         client.register_plugin(WorkerSetup())
     _check_writable(folder)
     lineage = trace(frame)
-    steps = [function for function in lineage.functions if hasattr(function, "describe")]
+    steps = list(
+        {
+            step.column: step
+            for step in (*earlier_steps, *lineage.functions)
+            if hasattr(step, "describe") and (step in lineage.functions or step.column in frame.columns)
+        }.values()
+    )
     kept = [name for name in frame.columns if columns is None or name in columns]
     if steps:
         sources = ", ".join(str(step.encoder) for step in steps)
         where = "in this process" if client is None else f"on {len(client.nthreads())} workers"
         print(f"loading {sources} {where}", flush=True)
-    made = {step.column: _describe(step, client) for step in steps if step.column in kept}
+    described = {step.column: _describe(step, client) for step in steps}
+    made = {name: info for name, info in described.items() if name in kept}
     for name, info in made.items():
         made_by = f"{info['output']} output of {info['model']} ({info['dtype']}; {info['source']})"
         print(f"{name}: {info['dim']} values, {made_by}")
 
     schema = plan_schema(frame, kept, made, lineage)
-    targets = plan_targets(frame, lineage, folder, schema, made, drop_failed, storage_options)
-    in_place = Path(folder) == Path(os.path.abspath(root))  # noqa: PTH100
+    targets = plan_targets(frame, lineage, folder, schema, described, drop_failed, storage_options)
     todo = find_unfinished(targets, schema, made, in_place, overwrite)
-    if in_place and not overwrite and lineage.reader is not None:
-        check_columns_kept(lineage.reader, schema)
+    if in_place and not overwrite:
+        check_own_files(lineage, targets, schema)
     remove_leftovers(folder)
     strays = find_strays(folder, targets, overwrite)
 
@@ -84,7 +96,7 @@ def save(
     if todo:
         write = WritePartition(schema, id_col, made, drop_failed, in_place and not overwrite)
         written = write_graph(frame, targets, todo, write)
-        _run(written, client, [targets[number] for number in todo], summary)
+        _run(written, client, [targets[number] for number in todo], summary, lineage.ranges is not None)
     if not summary.failed_shards:
         for stray in strays:
             stray.unlink(missing_ok=True)
@@ -107,6 +119,7 @@ def write_graph(
     frame: dd.DataFrame, targets: Sequence[Target], todo: Sequence[int], write: WritePartition
 ) -> dd.DataFrame:
     """The lazy frame whose partitions write the targets with the numbers `todo` and report on them."""
+    assert frame.npartitions == len(targets), (frame.npartitions, len(targets))
     picked = frame if len(todo) == len(targets) else frame.partitions[todo]
     texts = [json.dumps(vars(targets[number])) for number in todo]
     return dd.map_partitions(
@@ -139,10 +152,12 @@ def _describe(step: Any, client: Any) -> dict[str, Any]:
     return info
 
 
-def _run(written: dd.DataFrame, client: Any, targets: list[Target], summary: SaveSummary) -> None:
+def _run(
+    written: dd.DataFrame, client: Any, targets: list[Target], summary: SaveSummary, apart: bool
+) -> None:
     meter = Meter(len(targets))
     with watch(meter, client):
-        for number, result in run_partitions(written, client):
+        for number, result in run_partitions(written, client, apart):
             if isinstance(result, pd.DataFrame):
                 report = json.loads(result["target"].iloc[0])
                 summary.add(report)
@@ -155,6 +170,11 @@ def _run(written: dd.DataFrame, client: Any, targets: list[Target], summary: Sav
                 )
                 summary.failed_shards[targets[number].name] = reason
                 meter.broken += 1
+    if client is not None and client.status != "running":
+        raise ClusterError(
+            f"the connection to the cluster was lost after {meter.done} of {meter.shards} files. Run again when it is"
+            " there: finished files are kept"
+        )
 
 
 def _target_frame(text: str) -> pd.DataFrame:

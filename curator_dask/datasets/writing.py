@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from curator_dask import backend
 from curator_dask.errors import OutputError
-from curator_dask.frames.parquet import conform, read_metadata, write_table
+from curator_dask.frames.parquet import conform, is_finished, read_footer, read_metadata, write_table
 
 ERROR_COLUMN = "image_error"
 #: Below the output. Readers of a folder of Parquet files (pyarrow, Spark) pass over names that begin with "_":
@@ -105,27 +105,32 @@ class WritePartition:
         bad = pc.is_valid(errors)
         report = _report(target.name, whole, errors, self.id_col)
         report["dropped"] = report["failed"] if self.drop_failed else 0
+        before = (
+            read_metadata(target.companion) if target.companion and "://" not in target.companion else None
+        )
         stored = {
             "fingerprint": target.fingerprint,
             "shard": target.shard,
-            "source": target.source,
-            "embeddings": {**self._inherited(target), **self.embeddings},
+            # Rows that an earlier run took from the tar are the tar's, also when they were read from its output.
+            "source": (before or {}).get("source") or target.source,
+            "embeddings": {**self._inherited(before), **self.embeddings},
         }
+        if is_finished(read_footer(target.path), target.fingerprint):
+            # Dask runs a task again when its worker died after writing: to write into the dataset's own file
+            # what was made of that file would apply every step twice.
+            return _reported(report)
         if self.keep_rows:
             _check_rows_kept(target, len(table))
         failed = table.filter(bad) if self.drop_failed else table.slice(0, 0)
         self._write_failed(target, failed, stored)
         if self.drop_failed:
             table = table.filter(pc.invert(bad))
-        write_table(target.path, table, stored)
-        return pd.DataFrame({"target": [json.dumps(report)]}).astype({"target": "str"})
+        write_table(target.path, table, {**stored, "rows": len(table)})
+        return _reported(report)
 
-    def _inherited(self, target: Target) -> dict[str, Any]:
+    def _inherited(self, before: dict[str, Any] | None) -> dict[str, Any]:
         """What made the embeddings that came with the shard's rows and are written unchanged."""
-        stored = (
-            read_metadata(target.companion) if target.companion and "://" not in target.companion else None
-        )
-        found = (stored or {}).get("embeddings", {})
+        found = (before or {}).get("embeddings", {})
         return {name: info for name, info in found.items() if name in self.schema.names}
 
     def _write_failed(self, target: Target, table: pa.Table, stored: Mapping[str, Any]) -> None:
@@ -136,6 +141,10 @@ class WritePartition:
             write_table(str(errors), table, stored)
         elif errors.exists():
             errors.unlink(missing_ok=True)  # left by an earlier run in which more failed, or went there
+
+
+def _reported(report: dict[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame({"target": [json.dumps(report)]}).astype({"target": "str"})
 
 
 def _check_rows_kept(target: Target, rows: int) -> None:

@@ -94,6 +94,17 @@ def list_to_matrix(column: Any, dim: int | None = None) -> tuple[np.ndarray, np.
     return matrix, valid
 
 
+def embedding_columns(meta: Any) -> list[str]:
+    """Names of the columns of a frame that hold lists of float32."""
+    kinds = {field.name: field.type for field in backend.frame_to_arrow(meta).schema}
+    lists = {
+        name: kind
+        for name, kind in kinds.items()
+        if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
+    }
+    return [name for name, kind in lists.items() if kind.value_type == pa.float32()]
+
+
 def to_array(column: Any) -> pa.Array:
     """One contiguous Arrow array from a Series or an Arrow array."""
     array = column.to_arrow() if hasattr(column, "to_arrow") else column

@@ -9,6 +9,7 @@ repartition or a reduction that no longer holds, and `trace` says so.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import CodeType, FunctionType
 from typing import Any
 
 from dask.base import tokenize
@@ -72,7 +73,7 @@ def trace(frame: DataFrame) -> Lineage:
     return Lineage(
         ranges=ranges,
         recipe=_recipe(expr, {}),
-        functions=tuple(reversed(list(dict.fromkeys(functions)))),
+        functions=tuple(reversed({id(function): function for function in functions}.values())),
         keeps_rows=ranges is not None
         and plain
         and all(getattr(func, "keeps_rows", False) for func in functions),
@@ -89,7 +90,13 @@ def _ranges(nodes: list[Expr], roots: list[Expr]) -> tuple[ShardRange, ...] | No
     # A delayed value (the list that `isin` looks in) is the same for all partitions.
     if len(roots) != 1 or not all(isinstance(node, Blockwise | _DelayedExpr) for node in nodes):
         return None
-    return _root_ranges(roots[0])
+    # What is joined to it may come from elsewhere if it is one partition, which meets each of the shards'.
+    leaves = [node for node in nodes if not node.dependencies() and not isinstance(node, _DelayedExpr)]
+    if any(node._name != roots[0]._name and node.npartitions > 1 for node in leaves):
+        return None
+    ranges = _root_ranges(roots[0])
+    # nodes[0] is the frame itself: a join may have more partitions than the shards it began with.
+    return ranges if ranges is not None and len(ranges) == nodes[0].npartitions else None
 
 
 def _root_ranges(root: Expr) -> tuple[ShardRange, ...] | None:
@@ -115,13 +122,41 @@ def _inputs(nodes: list[Expr]) -> tuple[ShardRange, ...] | None:
 def _recipe(node: Any, known: dict[str, str]) -> Any:
     """Token of what is done, without what it is done to; `known` has those of the nodes seen before.
 
-    A function may say by an attribute ``recipe`` what of it decides the result.
+    A callable object may say by a property ``recipe`` what of it decides the result.
     """
+    if isinstance(node, FunctionType):
+        return _function(node)
     if not isinstance(node, Expr):
-        return getattr(node, "recipe", node)
+        return node.recipe if callable(node) and hasattr(type(node), "recipe") else node
     if node._name not in known:
         known[node._name] = tokenize(_steps(node, known))
     return known[node._name]
+
+
+def _function(function: FunctionType) -> tuple[Any, ...]:
+    """What a function does, by its code and not by where it stands: line numbers and comments do not count."""
+    closure = tuple(tokenize(cell.cell_contents) for cell in function.__closure__ or ())
+    defaults = tokenize(function.__defaults__, function.__kwdefaults__)
+    return (
+        "function",
+        function.__module__,
+        function.__qualname__,
+        _code(function.__code__),
+        defaults,
+        *closure,
+    )
+
+
+def _code(code: CodeType) -> tuple[Any, ...]:
+    constants = tuple(
+        _code(value)
+        if isinstance(value, CodeType)
+        else sorted(map(repr, value))  # a set's order is another in each process
+        if isinstance(value, frozenset)
+        else repr(value)
+        for value in code.co_consts
+    )
+    return (code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars)
 
 
 def _steps(node: Expr, known: dict[str, str]) -> tuple[Any, ...]:

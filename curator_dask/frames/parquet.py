@@ -15,14 +15,14 @@ import socket
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curator_dask import backend
-from curator_dask.errors import OutputError
+from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.columns import list_to_matrix
 
 METADATA_KEY = b"curator_dask"
@@ -49,7 +49,8 @@ def output_schema(meta: Any, dims: Mapping[str, int], known: pa.Schema | None = 
     """
     fields = []
     for field in backend.frame_to_arrow(meta).schema:
-        kind = field.type
+        # An object column of an empty frame has no type: text is what such columns hold, mostly.
+        kind = pa.string() if pa.types.is_null(field.type) else field.type
         before = known.field(field.name).type if known is not None and field.name in known.names else None
         if field.name in dims:
             kind = pa.list_(pa.float32(), dims[field.name])
@@ -64,18 +65,18 @@ def conform(table: pa.Table, schema: pa.Schema, shard: str) -> pa.Table:
 
     Raises
     ------
-    OutputError
+    ShardError
         A column is missing, or its values do not fit the type; names the shard and the column.
     """
     arrays = []
     for field in schema:
         if field.name not in table.column_names:
-            raise OutputError(f"{shard}: column {field.name!r} is missing; found {table.column_names}")
+            raise ShardError(f"{shard}: column {field.name!r} is missing; found {table.column_names}")
         column = table.column(field.name)
         try:
             arrays.append(_to_type(column, field.type))
         except (pa.ArrowException, ValueError) as error:
-            raise OutputError(
+            raise ShardError(
                 f"{shard}: column {field.name!r} does not fit the output's schema: expected {field.type}, found"
                 f" {column.type} ({error}). All partitions must give the types of the dataset's metadata"
             ) from error
@@ -129,26 +130,47 @@ def write_table(path: str, table: pa.Table, metadata: Mapping[str, Any]) -> None
             temporary.unlink(missing_ok=True)
 
 
-def read_footer(path: str) -> tuple[dict[str, Any] | None, list[str]]:
-    """What `write_table` stored in the file, and the file's columns, from one look at its footer.
+class Footer(NamedTuple):
+    """What a Parquet file says of itself.
 
-    The first is None if it is not such a file, or cannot be read; then the columns may be none.
+    Attributes
+    ----------
+    stored
+        What `write_table` stored; None if the file is not from there.
+    columns
+        Names.
+    rows
+        Their number.
     """
+
+    stored: dict[str, Any] | None
+    columns: list[str]
+    rows: int
+
+
+def read_footer(path: str) -> Footer:
+    """Look at a file's footer, once; nothing is known of a file that cannot be read."""
     try:
-        schema = pq.read_schema(path)
-        stored = (schema.metadata or {}).get(METADATA_KEY)
-    except (OSError, pa.ArrowInvalid):
-        return None, []
+        with pq.ParquetFile(path) as file:
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+    except (OSError, pa.ArrowException):
+        return Footer(None, [], 0)
     try:
-        found = json.loads(stored) if stored else None
+        found = json.loads((schema.metadata or {}).get(METADATA_KEY, b"null"))
     except ValueError:
         found = None
-    return (found if isinstance(found, dict) else None), schema.names
+    return Footer(found if isinstance(found, dict) else None, schema.names, rows)
+
+
+def is_finished(footer: Footer, wanted: str) -> bool:
+    """Whether the file has this fingerprint, and still the rows that it was written with."""
+    stored = footer.stored or {}
+    return stored.get("fingerprint") == wanted and stored.get("rows") == footer.rows
 
 
 def read_metadata(path: str) -> dict[str, Any] | None:
     """What `write_table` stored in the file; None if it is not such a file, or cannot be read."""
-    return read_footer(path)[0]
+    return read_footer(path).stored
 
 
 def temporary_name(name: str) -> str:

@@ -207,10 +207,11 @@ class ShardIndex:
             int64, as long as `ids`; -1 where there is no such sample.
         """
         items = ids.tolist() if hasattr(ids, "tolist") else list(ids)
-        positions = [self._by_key.get(item, -1) for item in items]
+        by_key = self._by_key
+        positions = [by_key.get(item, -1) for item in items]
         for row, position in enumerate(positions):
             if position < 0:
-                positions[row] = self._find_otherwise(items[row])
+                positions[row] = -1 if position < -1 else self._find_otherwise(items[row])
         return np.asarray(positions, dtype=np.int64)
 
     def _find_otherwise(self, item: Any) -> int:
@@ -232,7 +233,12 @@ class ShardIndex:
 
     @functools.cached_property
     def _by_key(self) -> dict[Hashable, int]:
-        return {sample.key: position for position, sample in enumerate(self.samples)}
+        keys: dict[Hashable, int] = {sample.key: position for position, sample in enumerate(self.samples)}
+        # A key that is not UTF-8 is also found by the text that stands for it in a column.
+        odd = [(str(key), position) for key, position in keys.items() if not _is_text(str(key))]
+        for key, position in odd:
+            keys[key_text(key)] = -2 if key_text(key) in keys else position
+        return keys
 
     @functools.cached_property
     def _by_number(self) -> dict[Hashable, int]:
@@ -243,6 +249,15 @@ class ShardIndex:
         keys = enumerate(sample.key for sample in self.samples)
         parts = [(key.rpartition("/")[2], position) for position, key in keys if "/" in key]
         return _unique(parts), _unique((_digits(part), position) for part, position in parts)
+
+
+def key_text(key: str) -> str:
+    """The key as text that every column can hold: bytes that are not UTF-8 in hexadecimal, after a backslash."""
+    return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _is_text(key: str) -> bool:
+    return key.isascii() or not any("\udc80" <= sign <= "\udcff" for sign in key)
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -398,5 +413,7 @@ def _id_text(item: Any) -> tuple[str | None, bool]:
             whole = int(item)  # type: ignore[call-overload]
         except (ValueError, OverflowError, TypeError):  # NaN, infinity, complex
             return None, False
-        return (str(whole) if whole == item else None), True
+        # A float of 2**53 or more stands for several whole numbers: which one the key has is lost.
+        exact = whole == item and (isinstance(item, numbers.Rational) or abs(whole) < 2**53)
+        return (str(whole) if exact else None), True
     return None, False

@@ -11,6 +11,7 @@ import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -23,8 +24,7 @@ from curator_dask.datasets.writing import ERROR_COLUMN
 from curator_dask.decode.loader import DEFAULT_MAX_PIXELS
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError, DatasetError
-from curator_dask.frames.columns import EMBEDDING_TYPE, with_columns
-from curator_dask.frames.lineage import trace
+from curator_dask.frames.columns import EMBEDDING_TYPE, embedding_columns, with_columns
 from curator_dask.image.embedders.partition import EmbedPartition
 from curator_dask.models.encoders import Encoder, EncoderSpec
 
@@ -138,7 +138,10 @@ class ImageEmbedder(ABC):
                 f"the metadata lacks {missing}, by which a row finds its image; it has {list(meta.columns)}."
                 " Keep these columns when selecting others"
             )
-        earlier = trace(dataset.metadata).functions
+        if self.image_embedding_column == dataset.id_col:
+            raise ConfigError(
+                f"image_embedding_column={self.image_embedding_column!r} is the column of the keys: give another name"
+            )
         step = EmbedPartition(
             encoder=self.encoder_spec(),
             id_col=dataset.id_col,
@@ -149,7 +152,7 @@ class ImageEmbedder(ABC):
             max_pixels=self.max_pixels,
             on_error=self.on_error,
             use_index_files=self.use_index_files,
-            keep_errors=any(isinstance(function, EmbedPartition) for function in earlier),
+            others=tuple(name for name in embedding_columns(meta) if name != self.image_embedding_column),
             storage_options=dataset.storage_options,
         )
         new_meta = with_columns(
@@ -160,7 +163,7 @@ class ImageEmbedder(ABC):
             },
         )
         metadata = dataset.metadata.map_partitions(step, meta=new_meta, enforce_metadata=False)
-        return dataset.with_metadata(metadata)
+        return dataset.with_metadata(metadata, step)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.__dict__.items())
@@ -188,10 +191,11 @@ class OwnModelSpec:
     @classmethod
     def of(cls, embedder: ImageEmbedder) -> OwnModelSpec:
         """Describe an embedder, on the client, where its source can be read."""
-        common = ImageEmbedder.__init__.__code__.co_varnames
-        own = [f"{name}={value!r}" for name, value in sorted(embedder.__dict__.items()) if name not in common]
+        common = inspect.signature(ImageEmbedder.__init__).parameters
+        settings = {name: value for name, value in sorted(embedder.__dict__.items()) if name not in common}
+        own = [f"{name}={value!r}"[:60] for name, value in settings.items()]
         version = f" version {embedder.version}" if embedder.version else ""
-        name = f"{type(embedder).__qualname__}({', '.join(own)}){version} [code {_code_digest(embedder)}]"
+        name = f"{type(embedder).__qualname__}({', '.join(own)}){version} [code {_code_digest(embedder, settings)}]"
         return cls(embedder, name, tokenize(name, embedder.__dict__))
 
     def __hash__(self) -> int:
@@ -220,12 +224,21 @@ class OwnModelSpec:
         )
 
 
-def _code_digest(embedder: ImageEmbedder) -> str:
-    """Twelve digits of what the embedder's classes and its transform say, comments and layout left out."""
+def _code_digest(embedder: ImageEmbedder, settings: dict[str, Any]) -> str:
+    """Twelve digits of settings, transform and what their classes say, comments and layout left out."""
     classes = [kind for kind in type(embedder).__mro__ if kind not in ImageEmbedder.__mro__]
     transform = embedder.transform
     written: list[Any] = [] if isinstance(transform, TransformSpec) else [transform, type(transform)]
-    digest = hashlib.sha256()
+    try:
+        hash(transform)
+    except TypeError:
+        raise ConfigError(
+            f"{type(embedder).__qualname__}.transform: expected something hashable, the key of a loader,"
+            f" found {type(transform).__qualname__}: make it a function, or a frozen dataclass"
+        ) from None
+    digest = hashlib.sha256(tokenize(settings).encode())
+    if not isinstance(transform, FunctionType):
+        digest.update(tokenize(transform).encode())  # parameters; a function's code follows below
     for thing in [*classes, *written]:
         # What was typed into a prompt, or is built in, has no source: the name must do.
         with contextlib.suppress(OSError, TypeError, SyntaxError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from curator_dask.models.cache import ENCODERS, LOADERS
 from curator_dask.models.encoders import Encoder, EncoderInfo, EncoderSpec
 from curator_dask.progress import report
 from curator_dask.webdataset.reader import ShardReader
+
+logger = logging.getLogger("curator_dask")
 
 #: Where img2dataset says why an image is not in the tar.
 STATUS_COLUMN = "status"
@@ -39,8 +42,9 @@ class EmbedPartition:
         Columns of the key and of the embedding.
     batch_size, num_threads, decoder, max_pixels, on_error, use_index_files
         See `ImageEmbedder`.
-    keep_errors
-        An ``image_error`` that is there already comes from an embedder earlier in the same graph and is kept.
+    others
+        Other embedding columns of the frame: where one of them is null the ``image_error`` that is there already
+        says why, and is kept.
     storage_options
         For fsspec.
     """
@@ -54,7 +58,7 @@ class EmbedPartition:
     max_pixels: int
     on_error: str
     use_index_files: bool
-    keep_errors: bool
+    others: tuple[str, ...]
     storage_options: Mapping[str, Any] | None = None
 
     #: A row comes out for each that goes in.
@@ -63,7 +67,7 @@ class EmbedPartition:
     @property
     def recipe(self) -> tuple[Any, ...]:
         """What decides a vector besides the model, which is described by itself: not how fast it is made."""
-        return ("embed", self.id_col, self.column, self.decoder, self.max_pixels, self.keep_errors)
+        return ("embed", self.id_col, self.column, self.decoder, self.max_pixels)
 
     def __call__(self, frame: Any) -> Any:
         """The frame with the two columns, its rows in the same order.
@@ -75,7 +79,7 @@ class EmbedPartition:
         ImageError
             An image cannot be used, and `on_error` is ``"raise"``.
         """
-        ids = to_array(frame[self.id_col]).to_pylist()
+        ids = _exact_ids(to_array(frame[self.id_col]))
         urls = to_array(frame[URL_COLUMN]).to_pylist()
         errors: list[str | None] = [None] * len(ids)
         if len(ids):
@@ -88,9 +92,14 @@ class EmbedPartition:
         valid = np.array([error is None for error in errors], bool)
         if STATUS_COLUMN in frame.columns:
             _add_status(errors, to_array(frame[STATUS_COLUMN]).to_pylist())
-        if self.keep_errors:
+        others = [name for name in self.others if name in frame.columns]
+        if others and ERROR_COLUMN in frame.columns:
+            lacking = np.any([to_array(frame[name]).is_null() for name in others], axis=0)
             before = to_array(frame[ERROR_COLUMN]).to_pylist()
-            errors = [new or old for new, old in zip(errors, before, strict=True)]
+            errors = [
+                new or (old if lacks else None)
+                for new, old, lacks in zip(errors, before, lacking, strict=True)
+            ]
         return with_columns(
             frame, {self.column: vectors_to_list(matrix, valid), ERROR_COLUMN: pa.array(errors, pa.string())}
         )
@@ -155,6 +164,11 @@ class EmbedPartition:
                 url, use_index_files=self.use_index_files, storage_options=self.storage_options
             ) as reader:
                 index = reader.index
+                if index.duplicates:
+                    some = ", ".join(index.duplicates[:3])
+                    logger.warning(
+                        "%s: %d names occur twice, the first is taken: %s", url, len(index.duplicates), some
+                    )
                 wanted = [ids[row] for row in rows]
                 found = index.find(wanted)
                 if (found < 0).any() and not index.scanned:
@@ -191,3 +205,11 @@ def _add_status(errors: list[str | None], statuses: list[Any]) -> None:
     for row, (reason, status) in enumerate(zip(errors, statuses, strict=True)):
         if reason is not None and reason.startswith("missing") and status is not None:
             errors[row] = f"{reason} (status: {status})"
+
+
+def _exact_ids(ids: pa.Array) -> list[Any]:
+    """The ids as Python values; None for a number that a narrow float cannot hold exactly, whose key is lost."""
+    digits = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}.get(ids.type)  # bits of the significand
+    if digits is None:
+        return ids.to_pylist()
+    return [None if value is None or abs(value) >= 2**digits else value for value in ids.to_pylist()]
