@@ -1,4 +1,4 @@
-"""curator_dask: embed, filter and deduplicate WebDataset image-text shards on a Dask cluster.
+"""curator_dask: embed the images of WebDataset shards with any timm model, on a Dask cluster.
 
 Importing the package is quick: torch, timm, DALI and RAPIDS load where they are first used.
 """

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 import curator_dask
 
-EXIT_SHARD, EXIT_USAGE = 1, 2
+EXIT_SHARD, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     help="Embed the images of WebDataset shards on a Dask cluster.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its table cuts the options' names where the terminal is narrow
 )
 
 
@@ -50,6 +53,16 @@ class Metadata(StrEnum):
     auto = "auto"
     parquet = "parquet"
     tar = "tar"
+
+
+def _json_object(text: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(text) if text else {}
+    except ValueError as error:
+        raise typer.BadParameter(f"not JSON: {error}", param_hint="--model-kwargs") from None
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f"expected a JSON object, got {text}", param_hint="--model-kwargs")
+    return found
 
 
 @app.callback(invoke_without_command=True)
@@ -94,6 +107,13 @@ def embed(
     model_output: Annotated[
         Output, typer.Option(help="What of the model's output is the embedding.")
     ] = Output.auto,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Larger images are not decoded.  [default: Pillow's limit]")
+    ] = None,
+    model_kwargs: Annotated[
+        str | None,
+        typer.Option(help="JSON object of arguments for timm's model, for example '{\"img_size\": 336}'."),
+    ] = None,
     decoder: Annotated[Decoder, typer.Option(help="dali, or pillow: slower, the reference.")] = Decoder.dali,
     pretrained: Annotated[bool, typer.Option(help="Load the weights of the model's name.")] = True,
     checkpoint: Annotated[str | None, typer.Option(help="State dict to load over the model.")] = None,
@@ -107,14 +127,18 @@ def embed(
 
     An interrupted run is started again with the same command: finished shards are skipped.
 
-    Exit code 0: done, failed images are counted in the summary. 1: a shard could not be read. 2: wrong usage.
+    Exit code 0: done, failed images are counted in the summary. 1: a shard could not be read, or an
+    image with --raise-on-error. 2: wrong usage.
     """
     from curator_dask.client import get_client
     from curator_dask.datasets import ImageTextPairDataset
-    from curator_dask.errors import CuratorError
+    from curator_dask.decode.loader import DEFAULT_MAX_PIXELS
+    from curator_dask.errors import CuratorError, ImageError, ShardError
     from curator_dask.image.embedders import TimmImageEmbedder
+    from curator_dask.webdataset.shards import discover
 
     try:
+        discover(input_path)  # a wrong path should not cost the start of a cluster
         embedder = TimmImageEmbedder(
             model,
             pretrained=pretrained,
@@ -125,6 +149,8 @@ def embed(
             autocast=autocast,
             output=model_output.value,
             checkpoint_path=checkpoint,
+            model_kwargs=_json_object(model_kwargs),
+            max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
             decoder=decoder.value,
             on_error="raise" if raise_on_error else "null",
         )
@@ -138,11 +164,14 @@ def embed(
                 input_path, id_col, metadata=metadata.value, rows_per_partition=rows_per_partition
             )
             summary = embedder(dataset).save_metadata(output, overwrite=overwrite, drop_failed=drop_failed)
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished shards are kept, the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     except CuratorError as error:
         Console(stderr=True).print(
             f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
         )
-        raise typer.Exit(EXIT_USAGE) from None
+        raise typer.Exit(EXIT_SHARD if isinstance(error, ImageError | ShardError) else EXIT_USAGE) from None
     if summary.failed_shards:
         raise typer.Exit(EXIT_SHARD)
 

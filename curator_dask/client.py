@@ -203,12 +203,12 @@ def get_client(
             **user_env,
         }
         shared["env"] = env
-        torch_threads = f", torch threads each {threads}"
+        torch_threads = f" and {threads} torch threads"
     client = start_cluster(device, shared, env, timeout)
     if verbose:
         print(
-            f"Dask {device} cluster{reason}: workers {shared['n_workers']}, tasks at a time each "
-            f"{shared['threads_per_worker']}{torch_threads}; {_dashboard(client)}"
+            f"Dask {device} cluster{reason}: {shared['n_workers']} workers, {shared['threads_per_worker']} tasks"
+            f"{torch_threads} each; {_dashboard(client)}"
         )
     return client
 

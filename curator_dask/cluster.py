@@ -188,14 +188,14 @@ def _owning_client_class() -> type[distributed.Client]:
             result = super().close(*args, **kwargs)
             if cluster is not None:
                 # A worker that has torch loaded takes seconds to end; that it is killed then does no harm.
-                nanny = logging.getLogger("distributed.nanny")
-                level = nanny.level
-                nanny.setLevel(logging.ERROR)
+                log = logging.getLogger("distributed")
+                level = log.level
+                log.setLevel(logging.ERROR)
                 try:
                     with contextlib.suppress(TimeoutError):  # of a worker that would not end; it was killed
                         cluster.close()
                 finally:
-                    nanny.setLevel(level)
+                    log.setLevel(level)
             return result
 
     return ClusterClient

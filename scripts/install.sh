@@ -89,7 +89,7 @@ say "installing curator-dask[$extras] and what it needs (about 6 GB, most of it 
 started=$SECONDS
 if [[ -x $venv/bin/uv ]] || "$venv/bin/python" -m pip install --quiet uv; then
     configure_uv
-    "$venv/bin/uv" pip install $quiet --python "$venv/bin/python" --editable ".[$extras]" || {
+    "$venv/bin/uv" pip install $quiet --compile-bytecode --python "$venv/bin/python" --editable ".[$extras]" || {
         say "uv did not succeed (see above): trying pip, which takes minutes"
         "$venv/bin/python" -m pip install $quiet --editable ".[$extras]"
     }

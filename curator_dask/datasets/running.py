@@ -42,10 +42,12 @@ class OnlySurprises(logging.Filter):
     """Keeps a worker from logging, with a traceback, errors that the client explains in one line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """False for distributed's record of a task that ended with a `CuratorError`."""
+        """False for distributed's record of a task that ended with a `CuratorError`, or was cancelled."""
         kinds: list[type] = [CuratorError, *CuratorError.__subclasses__()]
         expected = tuple(f"{kind.__name__}(" for kind in kinds)
         texts = record.args if isinstance(record.args, tuple) else ()
+        if "ended with CancelledError" in record.getMessage():
+            return False  # of a task that was under way when the run was given up
         return not any(isinstance(text, str) and text.startswith(expected) for text in texts)
 
 
@@ -56,10 +58,11 @@ class WorkerSetup(WorkerPlugin):
 
     def setup(self, worker: Any) -> None:
         """Called by distributed when the worker has started, or the plugin is registered."""
-        log = logging.getLogger("distributed.worker")
-        for old in [each for each in log.filters if isinstance(each, OnlySurprises)]:
-            log.removeFilter(old)
-        log.addFilter(OnlySurprises())
+        for name in ("distributed.worker", "distributed.worker.state_machine"):
+            log = logging.getLogger(name)
+            for old in [each for each in log.filters if isinstance(each, OnlySurprises)]:
+                log.removeFilter(old)
+            log.addFilter(OnlySurprises())
 
 
 def in_threads(function: Callable[[S], T], items: Sequence[S]) -> list[T]:
