@@ -78,9 +78,7 @@ class Backend:
         if self.device == "gpu":
             native = torch.cuda.is_bf16_supported(including_emulation=False)
             return torch.bfloat16 if native else torch.float16
-        capabilities = torch.backends.cpu.get_cpu_capability()
-        native = capabilities.startswith("AVX512") and _cpu_has_bf16()
-        return torch.bfloat16 if native else None
+        return torch.bfloat16 if _cpu_has_bf16() else None
 
     def release_memory(self) -> None:
         """Give memory that torch keeps for later back to the device."""
@@ -112,6 +110,13 @@ class Backend:
             import torch
 
             torch.cuda.current_stream().synchronize()
+
+
+def out_of_memory_error() -> type[Exception]:
+    """What torch raises when a device is full; before torch 2.5 it had its name from the GPU alone."""
+    import torch
+
+    return getattr(torch, "OutOfMemoryError", None) or torch.cuda.OutOfMemoryError
 
 
 def _cpu_has_bf16() -> bool:

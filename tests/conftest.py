@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import dask
 import pytest
 
 from curator_dask import backend
@@ -21,6 +22,13 @@ def device(request, monkeypatch):
     _forget_device()
     yield request.param
     _forget_device()
+
+
+@pytest.fixture
+def in_this_process():
+    """Compute here and now, without a cluster."""
+    with dask.config.set(scheduler="sync"):
+        yield
 
 
 def _forget_device():

@@ -14,11 +14,7 @@ from PIL import Image
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import DatasetError, ImageError, ShardError
 
-
-@pytest.fixture(autouse=True)
-def in_this_process():
-    with dask.config.set(scheduler="sync"):
-        yield
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 @pytest.fixture(scope="module")

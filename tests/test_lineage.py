@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import dask
 import dask.dataframe as dd
 import pandas as pd
 import pyarrow as pa
@@ -20,11 +19,7 @@ from curator_dask.datasets.reading import ReadShard
 from curator_dask.frames.lineage import trace
 from curator_dask.image.embedders import TimmImageEmbedder
 
-
-@pytest.fixture(autouse=True)
-def in_this_process():
-    with dask.config.set(scheduler="sync"):
-        yield
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 @pytest.fixture(scope="module")

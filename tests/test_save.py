@@ -22,11 +22,7 @@ from curator_dask.errors import ConfigError, ImageError, OutputError
 from curator_dask.frames.lineage import trace
 from curator_dask.frames.parquet import read_metadata
 
-
-@pytest.fixture(autouse=True)
-def in_this_process():
-    with dask.config.set(scheduler="sync"):
-        yield
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 @pytest.fixture

@@ -155,8 +155,7 @@ class Encoder:
         float32 (n, dim) in host memory. When the device runs out of memory the batch is halved, and stays
         halved for what comes after.
         """
-        import torch
-
+        full = backend.out_of_memory_error()
         with self._lock:
             done: list[np.ndarray] = []
             start = 0
@@ -164,7 +163,7 @@ class Encoder:
                 stop = min(len(pixels), start + (self._limit or len(pixels)))
                 try:
                     done.append(self._forward(pixels[start:stop]).cpu().numpy())
-                except torch.OutOfMemoryError:
+                except full:
                     if stop - start == 1:
                         raise
                 else:

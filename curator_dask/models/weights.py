@@ -5,10 +5,11 @@ Only safe formats are read: safetensors, and PyTorch files with ``weights_only=T
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,13 +70,25 @@ def create_timm_model(
         )
     # A checkpoint replaces all weights: fetching the others first would be waste, and needs a network.
     fetch = pretrained and checkpoint_path is None
-    if is_hub or (fetch and not is_local):
+    from_hub = is_hub or (fetch and not is_local)
+    if from_hub:
         _check_hub(model_name)
-    try:
+
+    def create() -> Any:
         # Weights that are not loaded are random: seeded, so that every worker has the same.
         with _SEEDED, torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = timm.create_model(model_name, pretrained=fetch, **model_kwargs)
+            return timm.create_model(model_name, pretrained=fetch, **model_kwargs)
+
+    try:
+        try:
+            model = create()
+        except Exception as error:
+            if not (from_hub and _is_of_the_network(error)):
+                raise
+            # Some broken connections keep huggingface_hub from looking into its cache.
+            with _offline():
+                model = create()
     except Exception as error:
         if isinstance(error, TypeError) and model_kwargs:
             raise ConfigError(
@@ -162,6 +175,27 @@ def _check_hub(model_name: str) -> None:
         get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except Exception as error:
         raise _weights_error(model_name, error) from error
+
+
+def _is_of_the_network(error: Exception) -> bool:
+    """Whether the connection failed, and not what came over it."""
+    # huggingface_hub's HTTP library changes with its versions (requests, httpx, httpx2).
+    modules = [kind.__module__ for kind in type(error).__mro__]
+    return isinstance(error, ConnectionError | TimeoutError) or any(
+        name.startswith(("httpx", "httpcore", "requests")) for name in modules
+    )
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Let huggingface_hub look into its cache only."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _load_checkpoint(model: torch.nn.Module, checkpoint_path: str) -> None:
