@@ -57,6 +57,10 @@ def live_specs():
     return cache.ENCODERS.specs(), cache.LOADERS.specs()
 
 
+def finished_tasks(dask_scheduler):
+    return {name: prefix.state_counts["memory"] for name, prefix in dask_scheduler.task_prefixes.items()}
+
+
 def wait_for_files(out: Path, count: int, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while len(list(out.glob("*.parquet"))) < count:
@@ -144,3 +148,12 @@ def test_nothing_is_left_on_the_workers(folder, client, tmp_path):
     while any(client.run(lambda dask_worker: len(dask_worker.data)).values()):
         assert time.monotonic() < end, "results stay on the workers"
         time.sleep(0.1)
+
+
+def test_a_partition_is_one_task(folder, client, tmp_path):
+    dataset = ColourReader()(ImageTextPairDataset.from_webdataset(folder))
+    before = client.run_on_scheduler(finished_tasks)
+    dataset.save_metadata(tmp_path)
+    after = client.run_on_scheduler(finished_tasks)
+    counts = {name: count - before.get(name, 0) for name, count in after.items()}
+    assert sum(count for name, count in counts.items() if name != "describe") == SHARDS, counts

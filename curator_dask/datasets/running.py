@@ -108,7 +108,9 @@ def run_partitions(
                 yield number, error
         return
 
-    futures = futures_of(client.persist(frame))
+    # Fused here, since persist does not: read, embed and write are one task, and a partition's vectors never
+    # wait in a worker's memory as a result.
+    futures = futures_of(client.persist(frame.optimize()))
     numbers = {future.key: future.key[1] for future in futures}
     try:
         done = as_completed(futures, raise_errors=False)
