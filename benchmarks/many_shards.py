@@ -60,7 +60,7 @@ def client_steps(folder: str) -> dict[str, float]:
     """Seconds of each of `STEPS`, the process's memory after each, and the tars opened to build."""
     from benchmarks.bare import NullEmbedder
     from curator_dask.datasets import ImageTextPairDataset, planning, saving
-    from curator_dask.datasets.writing import WritePartition
+    from curator_dask.datasets.writing import Output, WritePartition
     from curator_dask.frames.lineage import trace
 
     embedder = NullEmbedder()
@@ -88,13 +88,14 @@ def client_steps(folder: str) -> dict[str, float]:
         frame = embedder(dataset).metadata
     with step("trace"):
         lineage = trace(frame)
-    out = os.path.join(folder, "out")  # noqa: PTH118
+    out = Output(os.path.join(folder, "out"), None, in_place=False, overwrite=False, drop_failed=False)  # noqa: PTH118
     made = {"image_embedding": {"dim": 3, "model": "null"}}
     with step("plan"):
         schema = planning.plan_schema(frame, list(frame.columns), made, lineage)
-        targets = planning.plan_targets(frame, lineage, out, schema, made, False, None)
-        todo = planning.find_unfinished(targets, schema, made, False, False)
-    write = WritePartition(schema, "key", made, False, False)
+        targets = planning.plan_targets(frame, lineage, out, schema, made, None)
+        there = planning.list_files(out)
+        todo, _ = planning.find_unfinished(targets, there, schema, made, out)
+    write = WritePartition(schema, out, "key", made)
     with step("graph"):
         graph = saving.write_graph(frame, targets, todo, write)
         tasks = len(graph.optimize().__dask_graph__())

@@ -1,11 +1,12 @@
-"""The command line: ``curator-dask embed INPUT OUTPUT --model NAME``."""
+"""The command line: ``embed``, and ``check``, ``retry`` and ``index`` beside it."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from rich.console import Console
 
 import curator_dask
 
+FEW_SHARDS = 16  # are indexed without a cluster
 EXIT_SHARD, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
@@ -55,14 +57,51 @@ class Metadata(StrEnum):
     tar = "tar"
 
 
-def _json_object(text: str | None) -> dict[str, Any]:
+InputPath = Annotated[
+    str,
+    typer.Argument(metavar="INPUT", help="Directory, glob, brace pattern or tar of the shards, or a URL."),
+]
+IdColumn = Annotated[str, typer.Option(help="Column whose values are the keys in the tars.")]
+RowSource = Annotated[Metadata, typer.Option(help="Rows from the Parquet beside each tar, or from the tar.")]
+SchedulerAddress = Annotated[
+    str | None, typer.Option(help="Connect to a running Dask scheduler instead, for example tcp://host:8786.")
+]
+SchedulerFile = Annotated[str | None, typer.Option(help="The same, by the scheduler's file.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Number of workers to start.")]
+StorageOptions = Annotated[
+    str | None,
+    typer.Option(
+        help="JSON object for fsspec, where INPUT is a URL, for example '{\"anon\": true}'.",
+        show_default=False,
+    ),
+]
+
+
+def _json_object(text: str | None, option: str) -> dict[str, Any]:
     try:
         found = json.loads(text) if text else {}
     except ValueError as error:
-        raise typer.BadParameter(f"not JSON: {error}", param_hint="--model-kwargs") from None
+        raise typer.BadParameter(f"not JSON: {error}", param_hint=option) from None
     if not isinstance(found, dict):
-        raise typer.BadParameter(f"expected a JSON object, got {text}", param_hint="--model-kwargs")
+        raise typer.BadParameter(f"expected a JSON object, got {text}", param_hint=option)
     return found
+
+
+@contextmanager
+def _told_plainly(interrupted: str) -> Iterator[None]:
+    """Errors as one line and an exit code; what `interrupted` says when the user has enough."""
+    from curator_dask.errors import CuratorError, ImageError, ShardError
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: {interrupted}", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except CuratorError as error:
+        Console(stderr=True).print(
+            f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
+        raise typer.Exit(EXIT_SHARD if isinstance(error, ImageError | ShardError) else EXIT_USAGE) from None
 
 
 @app.callback(invoke_without_command=True)
@@ -77,10 +116,8 @@ def main(
 
 @app.command()
 def embed(
-    input_path: Annotated[
-        str, typer.Argument(metavar="INPUT", help="Directory, glob, brace pattern or tar of the shards.")
-    ],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Directory for the Parquet files.")],
+    input_path: InputPath,
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Directory or URL for the Parquet files.")],
     model: Annotated[
         str,
         typer.Option(help="Any timm model: a name with or without tag, hf-hub:org/repo, local-dir:/folder."),
@@ -88,16 +125,11 @@ def embed(
     cluster: Annotated[
         ClusterType, typer.Option(help="Start workers on the CPU or the GPUs of this machine.")
     ] = (ClusterType.auto),
-    scheduler_address: Annotated[
-        str | None,
-        typer.Option(help="Connect to a running Dask scheduler instead, for example tcp://host:8786."),
-    ] = None,
-    scheduler_file: Annotated[str | None, typer.Option(help="The same, by the scheduler's file.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Number of workers to start.")] = None,
-    id_col: Annotated[str, typer.Option(help="Column whose values are the keys in the tars.")] = "key",
-    metadata: Annotated[
-        Metadata, typer.Option(help="Rows from the Parquet beside each tar, or from the tar.")
-    ] = (Metadata.auto),
+    scheduler_address: SchedulerAddress = None,
+    scheduler_file: SchedulerFile = None,
+    workers: Workers = None,
+    id_col: IdColumn = "key",
+    metadata: RowSource = Metadata.auto,
     rows_per_partition: Annotated[
         int | None, typer.Option(min=1, help="Cut shards into partitions of so many rows.")
     ] = None,
@@ -122,23 +154,32 @@ def embed(
     overwrite: Annotated[bool, typer.Option(help="Replace files that this command did not make.")] = False,
     drop_failed: Annotated[bool, typer.Option(help="Write failed rows to OUTPUT/_errors instead.")] = False,
     raise_on_error: Annotated[bool, typer.Option(help="Stop at the first image that fails.")] = False,
+    storage_options: StorageOptions = None,
+    output_storage_options: Annotated[
+        str | None, typer.Option(help="The same for OUTPUT, where that differs.", show_default=False)
+    ] = None,
 ) -> None:
     """Embed every image, and write one Parquet file a shard.
 
     An interrupted run is started again with the same command: finished shards are skipped.
 
-    Exit code 0: done, failed images are counted in the summary. 1: a shard could not be read, or an
-    image with --raise-on-error. 2: wrong usage.
+    Exit code 0: done, failed images are counted in the summary. 1: a shard could not be read, or not all of
+    it, or an image with --raise-on-error. 2: wrong usage.
     """
+    options = _json_object(storage_options, "--storage-options") or None
+    kwargs = _json_object(model_kwargs, "--model-kwargs")
+    # Without this option those of the dataset hold for the output, too.
+    output_options = _json_object(output_storage_options, "--output-storage-options")
+    saving: dict[str, Any] = {"storage_options": output_options} if output_storage_options else {}
+
     from curator_dask.client import get_client
     from curator_dask.datasets import ImageTextPairDataset
     from curator_dask.decode.loader import DEFAULT_MAX_PIXELS
-    from curator_dask.errors import CuratorError, ImageError, ShardError
     from curator_dask.image.embedders import TimmImageEmbedder
     from curator_dask.webdataset.shards import discover
 
-    try:
-        discover(input_path)  # a wrong path should not cost the start of a cluster
+    with _told_plainly("finished shards are kept, the same command goes on from there"):
+        discover(input_path, options)  # a wrong path should not cost the start of a cluster
         embedder = TimmImageEmbedder(
             model,
             pretrained=pretrained,
@@ -149,7 +190,7 @@ def embed(
             autocast=autocast,
             output=model_output.value,
             checkpoint_path=checkpoint,
-            model_kwargs=_json_object(model_kwargs),
+            model_kwargs=kwargs,
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
             decoder=decoder.value,
             on_error="raise" if raise_on_error else "null",
@@ -161,18 +202,167 @@ def embed(
             n_workers=workers,
         ):
             dataset = ImageTextPairDataset.from_webdataset(
-                input_path, id_col, metadata=metadata.value, rows_per_partition=rows_per_partition
+                input_path,
+                id_col,
+                metadata=metadata.value,
+                rows_per_partition=rows_per_partition,
+                storage_options=options,
             )
-            summary = embedder(dataset).save_metadata(output, overwrite=overwrite, drop_failed=drop_failed)
-    except KeyboardInterrupt:
-        print("\ninterrupted: finished shards are kept, the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except CuratorError as error:
-        Console(stderr=True).print(
-            f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+            summary = embedder(dataset).save_metadata(
+                output, overwrite=overwrite, drop_failed=drop_failed, **saving
+            )
+    if not summary.complete:
+        raise typer.Exit(EXIT_SHARD)
+
+
+@app.command()
+def retry(
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Directory or URL that embed wrote to.")],
+    column: Annotated[
+        str | None, typer.Option(help="Of which embedding; without it, all of them.", show_default=False)
+    ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(min=1, help="Larger images are not decoded.  [default: as before]", show_default=False),
+    ] = None,
+    decoder: Annotated[
+        Decoder | None, typer.Option(help="dali or pillow.  [default: as before]", show_default=False)
+    ] = None,
+    cluster: Annotated[
+        ClusterType, typer.Option(help="Start workers on the CPU or the GPUs of this machine.")
+    ] = ClusterType.auto,
+    scheduler_address: SchedulerAddress = None,
+    scheduler_file: SchedulerFile = None,
+    workers: Workers = None,
+    storage_options: Annotated[
+        str | None,
+        typer.Option(help="JSON object for fsspec, where OUTPUT or its shards are URLs.", show_default=False),
+    ] = None,
+) -> None:
+    """Embed only the failed rows of an output again, with the model that made it.
+
+    Exit code 0: done, images that failed again are counted in the summary. 1: a shard could not be read.
+    2: wrong usage.
+    """
+    from curator_dask.client import get_client
+    from curator_dask.datasets.retrying import find_settings
+    from curator_dask.errors import OutputError
+    from curator_dask.image.embedders import TimmImageEmbedder
+
+    options = _json_object(storage_options, "--storage-options") or None
+    summaries = []
+    with _told_plainly("files that were finished are kept, the same command goes on from there"):
+        found = find_settings(output, options)
+        columns = [column] if column is not None else list(found)
+        lacking = [name for name in columns if name not in found]
+        if lacking or not columns:
+            raise OutputError(
+                f"{output}: its files do not say which timm model made {', '.join(lacking) or 'an embedding'} (they"
+                f" do for {', '.join(found) or 'none'}). An embedder of your own is retried in Python, by its retry()"
+            )
+        changed = {"max_pixels": max_pixels, "decoder": None if decoder is None else decoder.value}
+        changed = {name: value for name, value in changed.items() if value is not None}
+        embedders = [TimmImageEmbedder(**{**found[name], **changed, "on_error": "null"}) for name in columns]
+        with get_client(
+            cluster_type=cluster.value,
+            scheduler_address=scheduler_address,
+            scheduler_file=scheduler_file,
+            n_workers=workers,
+        ):
+            summaries = [embedder.retry(output, storage_options=options) for embedder in embedders]
+    if not all(summary.complete for summary in summaries):
+        raise typer.Exit(EXIT_SHARD)
+
+
+@app.command()
+def check(
+    input_path: InputPath,
+    id_col: IdColumn = "key",
+    metadata: RowSource = Metadata.auto,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of how many shards, evenly spread, all headers and keys are read.",
+            show_default=False,
+        ),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Of all shards.")] = False,
+    dim: Annotated[
+        int, typer.Option(min=1, help="Values of an embedding, for the estimate of disk space.")
+    ] = 768,
+    output: Annotated[
+        str | None, typer.Option(help="Where the embeddings are to go: is there space?", show_default=False)
+    ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(min=1, help="Larger images cannot be used.  [default: Pillow's limit]"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")] = False,
+    storage_options: StorageOptions = None,
+) -> None:
+    """Look a dataset over before it is embedded: seconds, no model, no cluster.
+
+    Exit code 0: nothing was found that would fail. 1: something would, each with its fix. 2: wrong usage.
+    """
+    options = _json_object(storage_options, "--storage-options") or None
+    if every and shards is not None:
+        raise typer.BadParameter("--all and --shards exclude one another", param_hint="--shards")
+    from curator_dask.datasets.preflight import preflight
+    from curator_dask.decode.loader import DEFAULT_MAX_PIXELS
+
+    with _told_plainly("nothing was changed"):
+        report = preflight(
+            input_path,
+            id_col,
+            metadata=metadata.value,
+            shards="all" if every else shards,
+            dim=dim,
+            output=output,
+            max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+            storage_options=options,
         )
-        raise typer.Exit(EXIT_SHARD if isinstance(error, ImageError | ShardError) else EXIT_USAGE) from None
-    if summary.failed_shards:
+    print(json.dumps(report.to_dict()) if as_json else report)
+    if not report.ok:
+        raise typer.Exit(EXIT_SHARD)
+
+
+@app.command()
+def index(
+    input_path: InputPath,
+    scheduler_address: SchedulerAddress = None,
+    scheduler_file: SchedulerFile = None,
+    workers: Workers = None,
+    overwrite: Annotated[
+        bool, typer.Option(help="Write also those that fit, and over files that are no index of DALI's.")
+    ] = False,
+    storage_options: StorageOptions = None,
+) -> None:
+    """Write DALI's index file (.idx) beside each local tar that has none that fits.
+
+    Exit code 0: each tar has one. 1: some could not be written, and why. 2: wrong usage.
+    """
+    options = _json_object(storage_options, "--storage-options") or None
+    from curator_dask.client import get_client
+    from curator_dask.datasets.indexing import check_local, write_indexes
+    from curator_dask.webdataset.shards import discover
+
+    with _told_plainly("the index files that are written are whole, the same command goes on from there"):
+        check_local(input_path)
+        few = len(discover(input_path, options)) <= FEW_SHARDS
+        if few and not (workers or scheduler_address or scheduler_file):
+            cluster: Any = nullcontext()  # done before a cluster has started
+        else:
+            cluster = get_client(
+                cluster_type="cpu",
+                scheduler_address=scheduler_address,
+                scheduler_file=scheduler_file,
+                n_workers=workers,
+            )
+        with cluster:
+            summary = write_indexes(input_path, overwrite=overwrite, storage_options=options)
+    print(summary)
+    if summary.failed:
         raise typer.Exit(EXIT_SHARD)
 
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from curator_dask import backend
 from curator_dask.cluster import (
-    ALLOWED_FAILURES,
     THREAD_VARIABLES,
     cpu_workers,
     gpu_options,
@@ -175,10 +174,6 @@ def get_client(
         # imports the main script is waited for without end.
         "death_timeout": timeout,
         **cluster_kwargs,
-        "scheduler_kwargs": {
-            "allowed_failures": ALLOWED_FAILURES,
-            **(cluster_kwargs.get("scheduler_kwargs") or {}),
-        },
     }
     if device == "gpu":
         visible = cluster_kwargs.get("CUDA_VISIBLE_DEVICES")

@@ -10,10 +10,14 @@ import contextlib
 import functools
 import importlib.util
 import logging
+import multiprocessing
 import os
+import signal
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from curator_dask.errors import ClusterError, ConfigError
@@ -21,16 +25,19 @@ from curator_dask.errors import ClusterError, ConfigError
 if TYPE_CHECKING:
     import distributed
 
-# A task is given up after this many deaths of the worker it was on. A bad task takes innocent ones that wait
-# on the same worker with it (distributed#1469, #2694), so Dask's 3 blames tasks that did nothing.
-ALLOWED_FAILURES = 10
-
 # What a CPU worker needs for Python, torch, one model and a shard's pixels, with room to spare.
 MIN_WORKER_MEMORY = 3 * 2**30  # bytes
 
 # glibc gives each large tensor back to the kernel, and dask's nanny makes it more eager to: two thirds of the time
 # of a CNN on a CPU are then page faults (EfficientNet-Lite0 end to end: 22.6 images/s so, 69.8 with these).
 _MALLOC = {"MALLOC_ARENA_MAX": 1, "MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": 4_000_000_000}
+
+_START_LIMIT = 10.0  # seconds that closing waits for a worker that is just starting
+_CLOSE_LIMIT = 20.0  # seconds that closing itself may take
+
+# So long after a worker died the cluster looks if it is there again, and if it happens to be just starting once
+# more, ends its nanny for good: where workers die repeatedly, or start slowly, none would be left.
+_LOST_WORKER, _NEVER = "distributed.deploy.lost-worker-timeout", "10000 days"
 
 # Read by OpenMP, MKL and OpenBLAS when they are loaded. distributed sets all three to 1 by default.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -139,8 +146,11 @@ def start_cluster(
     # LocalCUDACluster replaces `env`; this is the other way to the same place.
     nanny_env = {**dask.config.get("distributed.nanny.environ", {}), **env}
     pre_spawn = dask.config.get("distributed.nanny.pre-spawn-environ", {})
+    dask.config.set({_LOST_WORKER: _NEVER})
+    others, children = set(LocalCluster._instances), multiprocessing.active_children()
     try:
         with (
+            _uninterrupted_loop() as loop,
             _environment(spawning),
             dask.config.set(
                 {
@@ -156,7 +166,10 @@ def start_cluster(
         ):
             # The dashboard moves to a free port by itself, and the printed line says where it is.
             warnings.filterwarnings("ignore", message=r"Port \d+ is already in use")
-            cluster = cluster_class(**options)
+            cluster = cluster_class(**{"loop": loop, **options})
+    except KeyboardInterrupt:
+        _abandon(others, children)
+        raise
     except Exception as error:
         raise ClusterError(
             f"the {device} cluster did not start: {error or type(error).__name__}. Worker processes print "
@@ -188,17 +201,59 @@ def _owning_client_class() -> type[distributed.Client]:
             result = super().close(*args, **kwargs)
             if cluster is not None:
                 # A worker that has torch loaded takes seconds to end; that it is killed then does no harm.
+                _wait_for_starting_workers(cluster)
                 log = logging.getLogger("distributed")
                 level = log.level
                 log.setLevel(logging.ERROR)
                 try:
-                    with contextlib.suppress(TimeoutError):  # of a worker that would not end; it was killed
-                        cluster.close()
+                    _close(cluster)
                 finally:
                     log.setLevel(level)
             return result
 
     return ClusterClient
+
+
+def _abandon(others: set[Any], children: list[Any]) -> None:
+    """End what a cluster has started that was interrupted meanwhile; it cannot be closed before it is up.
+
+    Parameters
+    ----------
+    others, children
+        Clusters and processes that were there before it.
+    """
+    from distributed import LocalCluster
+
+    for cluster in set(LocalCluster._instances) - others:
+        cluster.shutdown_on_close = False  # at the end of this process, where it would fail
+    for process in multiprocessing.active_children():
+        if process not in children:
+            process.kill()
+
+
+def _close(cluster: Any) -> None:
+    """Close a cluster in bounded time: a nanny whose worker died while it started may wait for it for ever."""
+    processes = [getattr(nanny, "process", None) for nanny in cluster.workers.values()]
+    try:
+        cluster.close(timeout=_CLOSE_LIMIT)
+    except (TimeoutError, AssertionError):  # the latter from Nanny.kill, of a worker that is starting again
+        cluster.shutdown_on_close = False  # at the end of this process, where it would fail again
+        for process in processes:
+            if pid := getattr(process, "pid", None):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _wait_for_starting_workers(cluster: Any) -> None:
+    """Let workers come up that are being started again: a nanny cannot close before (distributed's Nanny.kill)."""
+    from distributed.core import Status
+
+    end = time.monotonic() + _START_LIMIT
+    processes = [getattr(nanny, "process", None) for nanny in cluster.workers.values()]
+    while any(getattr(each, "status", None) == Status.starting for each in processes):
+        if time.monotonic() > end:
+            return
+        time.sleep(0.05)
 
 
 def wait_for_workers(client: distributed.Client, expected: int, whose: str, timeout: float) -> None:
@@ -218,6 +273,28 @@ def wait_for_workers(client: distributed.Client, expected: int, whose: str, time
             "workers' logs; check that they were started with this scheduler's address and that they have "
             "memory; a cluster that scales itself needs minimum=1; raise timeout if they are only slow"
         ) from None
+
+
+@contextmanager
+def _uninterrupted_loop() -> Iterator[Any]:
+    """An event loop in a thread that Ctrl-C does not reach, nor the workers that it starts, now and later.
+
+    It is the client that is interrupted, and that ends them. They get the signal too, as its children, and
+    would die with tracebacks while their nannies start others.
+    """
+    from distributed.utils import LoopRunner
+
+    resource_tracker.ensure_running()  # else the first worker's start does, and lifts the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        runner = LoopRunner()
+        runner.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield runner.loop
+    finally:
+        runner.stop()  # which it does when the cluster, too, has stopped it
 
 
 @contextmanager

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 from colours import write_dataset
+from PIL import Image
+from s3 import BUCKET, options, s3_server
+from typer.testing import CliRunner
+
+from curator_dask.cli import app
+from curator_dask.webdataset.index import ShardIndex
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -77,8 +87,175 @@ def test_wrong_usage(folder, tmp_path, arguments, message):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["embed", "{data}", "out", "--model", "resnet18", "--storage-options", "anon"], "--storage-options"),
+        (
+            ["embed", "{data}", "out", "--model", "m", "--output-storage-options", "[]"],
+            "--output-storage-options",
+        ),
+        (["embed", "{data}", "out", "--model", "m", "--model-kwargs", "1"], "--model-kwargs"),
+        (["check"], "Missing argument"),
+        (["check", "nowhere"], "nowhere"),
+        (["check", "{data}", "--all", "--shards", "2"], "--shards"),
+        (["check", "{data}", "--shards", "0"], "--shards"),
+        (["check", "{data}", "--storage-options", "{{"], "--storage-options"),
+        (["check", "{data}", "--id-col", "__url__"], "__url__"),
+        (["index", "nowhere"], "nowhere"),
+        (["index", "s3://bucket/data"], "expected local tars"),
+    ],
+)
+def test_wrong_usage_in_this_process(folder, tmp_path, arguments, message):
+    done = CliRunner().invoke(app, [argument.format(data=folder) for argument in arguments])
+    assert done.exit_code == 2, done.output
+    assert message in done.stderr
+    assert not done.stdout
+
+
 def test_an_unknown_model_is_wrong_usage(folder, tmp_path):
     done = run("embed", folder, tmp_path, "--model", "resnet5", "--cluster", "cpu", "--workers", "1")
     assert done.returncode == 2, done.stdout + done.stderr
     assert "resnet50" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_check_of_a_good_dataset(tmp_path):
+    write_dataset(tmp_path / "data", shards=2, samples=6)
+    done = run("check", tmp_path / "data", "--dim", "512", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rows: 12; samples: 12" in done.stdout
+    assert f"{12 * 512 * 4 / 1000:.1f} kB of vectors" in done.stdout
+    assert "free in" in done.stdout
+    assert "nothing that would fail, 0 notes" in done.stdout
+    assert not done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_check_of_a_bad_dataset(tmp_path):
+    folder = tmp_path / "data"
+    write_dataset(folder, shards=12, samples=6, bad={"000000001": b""})
+    os.truncate(folder / "00001.tar", (folder / "00001.tar").stat().st_size // 2)
+    (folder / "00002.tar").unlink()
+    os.mkfifo(folder / "00002.tar")
+    (folder / "00003.parquet").write_bytes(b"no Parquet")
+    done = run("check", folder)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert not done.stderr
+    lines = done.stdout.splitlines()
+    problems = [number for number, line in enumerate(lines) if line.startswith(("PROBLEM", "note"))]
+    assert all(lines[number + 1].startswith("    fix: ") for number in problems)
+    assert any(
+        "tar that is cut" in lines[number] and "00001: truncated" in lines[number] for number in problems
+    )
+    assert lines[-1].startswith("3 problems")
+
+    # As JSON: one object on one line, nothing else; of one shard, evenly spread, where it is asked for.
+    done = run("check", folder, "--json", "--shards", "1")
+    assert done.returncode == 1
+    assert not done.stderr
+    found = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    assert found["ok"] is False
+    assert {problem["kind"] for problem in found["problems"]} == {"damaged", "unreadable", "companion"}
+    assert all(problem["fix"] and problem["examples"] for problem in found["problems"])
+    assert found["looked"] == 2  # and the one that does not end as tars do
+    assert found["rows"] == 66
+    # From the tars the Parquet does not count; and what only costs rows is no failure.
+    for name in ("00001", "00002"):
+        (folder / f"{name}.tar").unlink()
+    done = run("check", folder, "--metadata", "tar", "--json", "--all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [note["kind"] for note in json.loads(done.stdout)["notes"]] == ["bad-image"]
+
+
+def test_index(tmp_path):
+    folder = tmp_path / "data"
+    write_dataset(folder, shards=3, samples=6)
+    done = run("index", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 index files written" in done.stdout
+    assert "cluster" not in done.stdout  # starting one would take longer
+    for tar in folder.glob("*.tar"):
+        ShardIndex.read_idx(tar.with_suffix(".idx"), tar)
+    os.truncate(folder / "00001.tar", (folder / "00001.tar").stat().st_size // 2)
+    done = run("index", folder, "--workers", "1")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "0 index files written, 2 fitted already, 1 failed" in done.stdout
+    assert "no index for 00001: truncated" in done.stdout
+    assert "Dask cpu cluster: 1 workers" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_from_a_store_to_a_store(tmp_path):
+    """Both ends remote, and a tar that was cut: its other samples are embedded, and the command ends with 1."""
+    write_dataset(tmp_path / "data", shards=2, samples=6, shuffle=False)
+    with s3_server() as server:
+        settings = json.dumps(options(server))
+        store = fsspec.filesystem("s3", **options(server))
+        store.put(str(tmp_path / "data"), f"{BUCKET}/data", recursive=True)
+        done = run("check", f"s3://{BUCKET}/data", "--json", "--storage-options", settings)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads(done.stdout)["samples"] == 12
+        assert "secret" not in done.stdout
+
+        tar = (tmp_path / "data" / "00001.tar").read_bytes()
+        store.pipe_file(f"{BUCKET}/data/00001.tar", tar[: len(tar) // 3])
+        left = len(ShardIndex.scan(_written(tmp_path / "cut.tar", tar[: len(tar) // 3])).samples)
+        done = run("check", f"s3://{BUCKET}/data", "--storage-options", settings)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "00001: truncated" in done.stdout
+
+        where = ["--storage-options", settings, "--output-storage-options", settings]
+        model = ["--model", "test_vit", "--no-pretrained", "--cluster", "cpu", "--workers", "1"]
+        done = run("embed", f"s3://{BUCKET}/data", f"s3://{BUCKET}/out", *model, *where)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "12 rows in 2 files" in done.stdout
+        assert "Traceback" not in done.stderr
+        assert "00001" in done.stdout
+        with store.open(f"{BUCKET}/out/00001.parquet") as file:
+            rows = pq.read_table(file)
+    assert rows["image_embedding"].null_count == 6 - left > 0
+
+
+def _written(path, data):
+    path.write_bytes(data)
+    return path
+
+
+def test_retry(tmp_path):
+    file = io.BytesIO()
+    Image.new("RGB", (200, 100), "red").save(file, "PNG")
+    write_dataset(
+        tmp_path / "data", shards=2, samples=4, bad={"000000001": b"", "000010002": file.getvalue()}
+    )
+    model = [
+        "--model",
+        "test_vit",
+        "--no-pretrained",
+        "--model-kwargs",
+        '{"img_size": 64}',
+        "--cluster",
+        "cpu",
+    ]
+    out = tmp_path / "out"
+    done = run("embed", tmp_path / "data", out, *model, "--workers", "1", "--max-pixels", "10000")
+    assert done.returncode == 0, done.stderr
+    before = pq.read_table(out)
+    assert before["image_error"].null_count == 6
+    done = run("retry", out, "--max-pixels", "100000", "--cluster", "cpu", "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert "2 failed rows tried again, 1 have a vector now" in done.stdout
+    assert "1 x empty" in done.stdout
+    after = pq.read_table(out)
+    assert after["image_error"].null_count == 7
+    assert after["key"].equals(before["key"])
+    kept = before["image_error"].is_null()
+    assert after["image_embedding"].filter(kept).equals(before["image_embedding"].filter(kept))
+
+    done = CliRunner().invoke(app, ["retry", str(out), "--column", "other"])
+    assert done.exit_code == 2
+    assert "do not say which timm model made other (they do for image_embedding)" in done.stderr
+    done = CliRunner().invoke(app, ["retry", str(tmp_path / "data")])
+    assert done.exit_code == 2
+    assert "no file of curator_dask's is there" in done.stderr

@@ -66,10 +66,6 @@ def test_cpu_workers_share_the_cores_and_never_see_a_gpu(client):
     assert {each["nthreads"] for each in client.scheduler_info(n_workers=-1)["workers"].values()} == {1}
 
 
-def test_a_task_survives_more_deaths_of_its_worker_than_dask_allows(client):
-    assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.allowed_failures) == 10
-
-
 @pytest.mark.parametrize(
     ("cores", "memory_gib", "given", "workers_and_threads"),
     [

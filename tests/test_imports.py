@@ -34,6 +34,7 @@ LAYERS = (
     "progress",
     "webdataset",
     "tasks",
+    "storage",
     "backend",
     "errors",
 )

@@ -19,6 +19,7 @@ from curator_dask.errors import ImageError, ShardError
 from curator_dask.webdataset.headers import Member
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.reader import ShardReader
+from curator_dask.webdataset.staging import STAGE
 
 
 def make_tar(path: Path, members: dict[str, bytes], format: int = tarfile.USTAR_FORMAT) -> Path:
@@ -214,17 +215,28 @@ def test_shards_that_cannot_be_opened(tmp_path):
 def test_remote_shards_are_staged_and_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "staging"))
     (tmp_path / "staging").mkdir()
+    monkeypatch.setattr(STAGE, "_folder", None)
+
+    def copies():
+        return list((tmp_path / "staging").glob("*/*"))
+
     wanted = contents()
     fs = fsspec.filesystem("memory")
     fs.pipe("/bucket/x.tar", make_tar(tmp_path / "x.tar", wanted).read_bytes())
     fs.pipe("/bucket/bad.tar", b"<html>" * 200)
     try:
         with ShardReader("memory://bucket/x.tar") as reader:
-            assert len(list((tmp_path / "staging").iterdir())) == 1
+            assert len(copies()) == 1
             assert read_all(reader) == wanted
             with pytest.raises(ImageError, match=r"memory://bucket/x\.tar"):
                 reader.read(Member("gone.jpg", 512, 1))
-        assert not list((tmp_path / "staging").iterdir())
+        with ShardReader("memory://bucket/x.tar") as reader:
+            assert read_all(reader) == wanted
+            assert len(copies()) == 1, "fetched again though it was there"
+            STAGE.clear()
+            assert len(copies()) == 1, "removed while it is in use"
+        STAGE.clear()
+        assert not copies()
         with ShardReader("memory://bucket/bad.tar") as reader, pytest.raises(ShardError) as caught:
             reader.index  # noqa: B018
         assert "memory://bucket/bad.tar" in str(caught.value)
@@ -232,6 +244,7 @@ def test_remote_shards_are_staged_and_removed(tmp_path, monkeypatch):
         for url in ("memory://bucket/gone.tar", "nostore://bucket/x.tar"):
             with pytest.raises(ShardError, match=url):
                 ShardReader(url)
-        assert not list((tmp_path / "staging").iterdir())
+        STAGE.clear()
+        assert not copies()
     finally:
         fs.rm("/bucket", recursive=True)

@@ -17,7 +17,7 @@ from colours import ColourReader, check_colours, colour_of, members_of, read_out
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.datasets.planning import plan_schema, plan_targets
 from curator_dask.datasets.saving import write_graph
-from curator_dask.datasets.writing import WritePartition
+from curator_dask.datasets.writing import Output, WritePartition
 from curator_dask.errors import ConfigError, ImageError, OutputError
 from curator_dask.frames.lineage import trace
 from curator_dask.frames.parquet import read_metadata
@@ -509,8 +509,9 @@ def test_a_step_on_the_own_files_is_not_applied_twice(folder):
     doubled = dataset.metadata.assign(width=dataset.metadata.width * 2)
     lineage = trace(doubled)
     schema = plan_schema(doubled, list(doubled.columns), {}, lineage)
-    targets = plan_targets(doubled, lineage, str(folder), schema, {}, False, None)
-    graph = write_graph(doubled, targets, range(3), WritePartition(schema, "key", {}, False, True))
+    output = Output(str(folder), None, in_place=True, overwrite=False, drop_failed=False)
+    targets = plan_targets(doubled, lineage, output, schema, {}, None)
+    graph = write_graph(doubled, targets, range(3), WritePartition(schema, output, "key", {}))
     first, second = graph.compute(), graph.compute()
     assert set(read_output(folder)["width"].to_pylist()) == {48}
     assert first["target"].tolist() == second["target"].tolist()

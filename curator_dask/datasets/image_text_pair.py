@@ -12,14 +12,14 @@ import dask
 import dask.dataframe as dd
 
 from curator_dask import backend
-from curator_dask.datasets.reading import URL_COLUMN, ReadShard, learn_schema
+from curator_dask.datasets.reading import URL_COLUMN, ReadShard, choose_source, learn_schema
 from curator_dask.datasets.running import current_client, in_threads
 from curator_dask.datasets.saving import SaveSummary, save
 from curator_dask.datasets.writing import ERROR_COLUMN
-from curator_dask.errors import ClusterError, ConfigError, DatasetError, ShardError
+from curator_dask.errors import ClusterError, ConfigError, ShardError
 from curator_dask.frames.lineage import trace
-from curator_dask.frames.parquet import read_metadata
 from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet, discover
+from curator_dask.webdataset.staging import STAGE
 
 logger = logging.getLogger("curator_dask")
 
@@ -107,8 +107,23 @@ class ImageTextPairDataset:
             raise ConfigError(
                 f"rows_per_partition={rows_per_partition!r}: expected a whole number of at least 1"
             )
-        found = discover(path, storage_options)
-        source = _choose_source(metadata, found)
+        try:
+            return cls._found(
+                discover(path, storage_options), id_col, metadata, rows_per_partition, storage_options
+            )
+        finally:
+            STAGE.clear()  # what was fetched to learn the columns
+
+    @classmethod
+    def _found(
+        cls,
+        found: ShardSet,
+        id_col: str,
+        metadata: str,
+        rows_per_partition: int | None,
+        storage_options: Mapping[str, Any] | None,
+    ) -> ImageTextPairDataset:
+        source = choose_source(metadata, found, storage_options)
         rows = "their Parquet files" if source == "parquet" else "their captions and JSON"
         print(f"found {len(found)} shards below {found.root}; rows come from {rows}")
         schema = learn_schema(found.shards, source, id_col, storage_options)
@@ -139,6 +154,7 @@ class ImageTextPairDataset:
         *,
         overwrite: bool = False,
         drop_failed: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> SaveSummary:
         """Compute the metadata and write it as Parquet, one file a partition, named after its shard.
 
@@ -148,7 +164,7 @@ class ImageTextPairDataset:
         Parameters
         ----------
         path
-            Directory; None is the dataset's own.
+            Directory or fsspec URL; None is the dataset's own.
         columns
             What to write; None is everything.
         overwrite
@@ -157,6 +173,8 @@ class ImageTextPairDataset:
         drop_failed
             Write rows whose image failed to ``_errors/`` below `path` instead. Not into the dataset's own
             directory: its files would lose these rows.
+        storage_options
+            For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
 
         Returns
         -------
@@ -177,7 +195,8 @@ class ImageTextPairDataset:
             columns=columns,
             overwrite=overwrite,
             drop_failed=drop_failed,
-            storage_options=self.storage_options,
+            input_options=self.storage_options,
+            output_options=storage_options,
         )
 
     @property
@@ -248,29 +267,6 @@ class ImageTextPairDataset:
 
 def _rebuild(graph: Any, dataset: ImageTextPairDataset, rebuild: Any, arguments: tuple, **kwargs: Any) -> Any:
     return dataset.with_metadata(rebuild(graph, *arguments, **kwargs))
-
-
-def _choose_source(metadata: str, found: ShardSet) -> str:
-    if metadata == "tar":
-        return "tar"
-    without = [shard for shard in found.shards if shard.parquet is None]
-    if not without:
-        return "parquet"
-    if len(without) == len(found.shards) and metadata == "auto":
-        return "tar"
-    companions = [shard.parquet for shard in found.shards if shard.parquet is not None]
-    if metadata == "auto" and all(_is_own_output(parquet) for parquet in companions):
-        return "tar"  # what an interrupted save_metadata left beside tars that have no Parquet of their own
-    names = ", ".join(shard.url for shard in without[:5]) + (", …" if len(without) > 5 else "")
-    raise DatasetError(
-        f"{len(without)} of {len(found.shards)} shards have no .parquet beside the tar: {names}. Restore these files,"
-        " or read the rows of all shards from the tars with metadata='tar'"
-    )
-
-
-def _is_own_output(parquet: str) -> bool:
-    stored = None if "://" in parquet else read_metadata(parquet)
-    return stored is not None and stored.get("source") == "tar"
 
 
 def _ranges(reader: ReadShard, shards: Sequence[Shard], rows_per_partition: int | None) -> list[ShardRange]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import dask.dataframe as dd
@@ -15,7 +13,7 @@ import pyarrow as pa
 import curator_dask
 from curator_dask.datasets.reading import URL_COLUMN
 from curator_dask.datasets.running import in_threads
-from curator_dask.datasets.writing import ERROR_COLUMN, ERRORS_FOLDER, Target
+from curator_dask.datasets.writing import ERROR_COLUMN, ERRORS_FOLDER, Output, Target
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.lineage import Lineage
 from curator_dask.frames.parquet import (
@@ -26,6 +24,7 @@ from curator_dask.frames.parquet import (
     read_footer,
     read_metadata,
 )
+from curator_dask.storage import Options, join, walk
 from curator_dask.webdataset.shards import ShardRange, stamp
 
 
@@ -38,25 +37,24 @@ def plan_schema(frame: dd.DataFrame, kept: list[str], made: Mapping[str, Any], l
 def plan_targets(
     frame: dd.DataFrame,
     lineage: Lineage,
-    folder: str,
+    output: Output,
     schema: pa.Schema,
     described: Mapping[str, Any],
-    drop_failed: bool,
-    storage_options: Mapping[str, Any] | None,
+    input_options: Options,
 ) -> list[Target]:
     """The file of each partition, with the fingerprint of all that decides its content."""
     common = {
         "package": curator_dask.__version__,
         "embeddings": {name: _identity(info) for name, info in described.items()},
         "columns": sorted(f"{column.name}: {_kind(column.type)}" for column in schema),
-        "drop_failed": drop_failed,
+        "drop_failed": output.drop_failed,
     }
     if lineage.ranges is None:
         # Partitions were mixed: each depends on all of the input. If that is not known, nothing is ever finished.
         inputs = (
             str(uuid.uuid4())
             if lineage.inputs is None
-            else in_threads(lambda part: _look(part, "parquet", folder, storage_options), lineage.inputs)
+            else in_threads(lambda part: _look(part, "parquet", output.folder, input_options), lineage.inputs)
         )
         common |= {"frame": frame.expr._name, "inputs": inputs}
         names = [f"part-{number:05d}" for number in range(frame.npartitions)]
@@ -67,12 +65,12 @@ def plan_targets(
         common["recipe"] = lineage.recipe
         names = [part.name for part in lineage.ranges]
         source = getattr(lineage.reader, "source", None)
-        shards = in_threads(lambda part: _look(part, source, folder, storage_options), lineage.ranges)
+        shards = in_threads(lambda part: _look(part, source, output.folder, input_options), lineage.ranges)
         parts = [{"shard": shard} for shard in shards]
     return [
         Target(
             name=name,
-            path=os.path.join(folder, f"{name}.parquet"),  # noqa: PTH118
+            path=join(output.folder, f"{name}.parquet"),
             fingerprint=fingerprint({**common, **part}),
             shard=shard,
             companion=lineage.ranges[number].shard.parquet if lineage.ranges else None,
@@ -87,42 +85,74 @@ def _kind(kind: pa.DataType) -> str:
     return "text" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else str(kind)
 
 
-def _look(
-    part: ShardRange, source: str | None, folder: str, storage_options: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def _look(part: ShardRange, source: str | None, folder: str, options: Options) -> dict[str, Any]:
     """State of a range's input files; a file that is not there has none, and its partition will say so."""
     found: dict[str, Any] = {"url": part.shard.url, "rows": [part.start, part.stop]}
     files = {"tar": part.shard.url}
     # The companion is input too, unless this very file is what is being written.
-    output = os.path.join(folder, f"{part.name}.parquet")  # noqa: PTH118
+    output = join(folder, f"{part.name}.parquet")
     if source == "parquet" and part.shard.parquet is not None and part.shard.parquet != output:
         files["parquet"] = part.shard.parquet
     for kind, url in files.items():
         try:
-            found[kind] = vars(stamp(url, storage_options))
+            found[kind] = vars(stamp(url, options))
         except ShardError:
             found[kind] = None
     return found
 
 
+def list_files(output: Output) -> frozenset[str]:
+    """Paths (or URLs) of the Parquet files below the output's folder.
+
+    Raises
+    ------
+    OutputError
+        The store does not answer.
+    """
+    try:
+        names = walk(output.folder, output.options)
+        return frozenset(join(output.folder, name) for name in names if name.endswith(".parquet"))
+    except Exception as error:  # a store's own, of many types
+        raise OutputError(
+            f"{output.folder}: cannot be listed: {error!r}. Check the address and storage_options"
+        ) from error
+
+
 def find_unfinished(
-    targets: list[Target], schema: pa.Schema, made: Mapping[str, Any], in_place: bool, overwrite: bool
-) -> list[int]:
-    """Numbers of the targets to write.
+    targets: list[Target],
+    there: frozenset[str],
+    schema: pa.Schema,
+    made: Mapping[str, Any],
+    output: Output,
+) -> tuple[list[int], dict[str, Any]]:
+    """Numbers of the targets to write, and what was noticed of the shards of the others.
+
+    Parameters
+    ----------
+    targets
+        All of them.
+    there
+        The files below the output's folder.
+    schema, made
+        What the files have, and what made their embeddings.
+    output
+        Where they are.
 
     Raises
     ------
     OutputError
         Something is in the way that `overwrite` does not allow to replace.
     """
-    found = in_threads(_existing, targets)
+    found = in_threads(lambda it: read_footer(it.path, output.options) if it.path in there else None, targets)
     todo, conflicts = [], []
+    remarks: dict[str, Any] = {}
     for number, (target, existing) in enumerate(zip(targets, found, strict=True)):
         if existing is not None and is_finished(existing, target.fingerprint):
+            remarks.update((existing.stored or {}).get("remarks", {}))
             continue
         todo.append(number)
-        if existing is not None and not overwrite:
-            problem = _conflict(target, existing, schema, made, in_place)
+        if existing is not None and not output.overwrite:
+            problem = _conflict(target, existing, schema, made, output.in_place)
             if problem:
                 conflicts.append(f"{target.path}: {problem}")
     if conflicts:
@@ -130,7 +160,7 @@ def find_unfinished(
             f"{len(conflicts)} files would be replaced by something else: {conflicts[0]}. Use overwrite=True"
             " (--overwrite) to replace them, or write to another path"
         )
-    return todo
+    return todo, remarks
 
 
 def check_own_files(lineage: Lineage, targets: list[Target], schema: pa.Schema) -> None:
@@ -166,7 +196,7 @@ def _is_beside(target: Target, owned: bool) -> bool:
 _PART = re.compile(r"(^|\.)part-\d{5}$")
 
 
-def find_strays(folder: str, targets: list[Target], overwrite: bool) -> list[Path]:
+def find_strays(targets: list[Target], there: frozenset[str], output: Output) -> list[str]:
     """Files that an earlier run wrote of the same shards, cut in another way.
 
     Raises
@@ -178,27 +208,22 @@ def find_strays(folder: str, targets: list[Target], overwrite: bool) -> list[Pat
     mixes = any(target.shard is None for target in targets)
     bases = {_PART.sub("", target.name) for target in targets}
     found = []
-    for path in Path(folder).rglob("*.parquet"):
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if str(path) in expected or ERRORS_FOLDER in path.parts:
+    for path in sorted(there - expected):
+        name = path.removeprefix(output.folder).lstrip("/").removesuffix(".parquet")
+        if name.startswith(f"{ERRORS_FOLDER}/"):
             continue
-        stored = read_metadata(str(path))
+        stored = read_metadata(path, output.options)
         # Of the same shard, or of mixed partitions where these are not mixed, or the other way round.
         mixed = stored is not None and stored.get("shard") is None
         if stored is not None and (_PART.sub("", name) in bases or mixed != mixes):
             found.append(path)
-    if found and not overwrite:
+    if found and not output.overwrite:
         raise OutputError(
-            f"{folder} has {len(found)} files of the same rows in other partitions, {min(found).name} for example: a"
+            f"{output.folder} has {len(found)} files of the same rows in other partitions, {found[0]} for example: a"
             " reader of the folder would see rows twice. Give the same rows_per_partition as before, write to another"
             " path, or use overwrite=True (--overwrite), which removes them when all is written"
         )
     return found
-
-
-def _existing(target: Target) -> Footer | None:
-    """Footer of the file that is there; None if there is none."""
-    return read_footer(target.path) if os.path.exists(target.path) else None  # noqa: PTH110
 
 
 def _conflict(
@@ -211,11 +236,9 @@ def _conflict(
     stored, columns = existing.stored or {}, existing.columns
     embeddings = stored.get("embeddings", {})
     for name, info in made.items():
-        if name in embeddings and _identity(embeddings[name]) != _identity(info):
-            differing = [key for key in _identity(info) if embeddings[name].get(key) != info[key]]
-            was = ", ".join(f"{key} {_short(embeddings[name].get(key))}" for key in differing)
-            now = ", ".join(f"{key} {_short(info[key])}" for key in differing)
-            return f"column {name!r} was made with {was}; this run has {now}"
+        difference = name in embeddings and describe_difference(embeddings[name], info)
+        if difference:
+            return f"column {name!r} {difference}"
         if name in columns and name not in embeddings:
             return f"has a column {name!r} that was not made by curator_dask"
     shard, mine = (stored.get("shard") or {}).get("url"), (target.shard or {}).get("url")
@@ -230,6 +253,15 @@ def _conflict(
     if not stored and not (in_place and target.path == target.companion):
         return "was not written by curator_dask"
     return None
+
+
+def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """How two embeddings were made differently, in words; None if they are the same."""
+    keys = [key for key in _identity(now) if before.get(key) != now[key]]
+    if not keys and _identity(before).keys() == _identity(now).keys():
+        return None
+    was, has = (", ".join(f"{key} {_short(info.get(key))}" for key in keys) for info in (before, now))
+    return f"was made with {was}; this run has {has}"
 
 
 def _short(value: Any) -> str:

@@ -1,33 +1,31 @@
-"""Rows of a shard: from its companion Parquet, or from the tar's own captions and JSON."""
+"""Rows of a shard: from its companion Parquet, or (`tar_rows`) from the tar's own captions and JSON."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curator_dask import backend
+from curator_dask.datasets.ids import check_ids
+from curator_dask.datasets.tar_rows import URL_COLUMN, join_tar, read_tar_rows, tar_schema
 from curator_dask.errors import CuratorError, DatasetError, ShardError
-from curator_dask.frames.parquet import METADATA_KEY
-from curator_dask.webdataset.index import Sample, key_text
+from curator_dask.frames.parquet import METADATA_KEY, open_parquet, read_metadata
 from curator_dask.webdataset.reader import ShardReader
-from curator_dask.webdataset.shards import Shard, ShardRange, stamp
+from curator_dask.webdataset.remarks import fact_of, remark
+from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet, stamp
 
-logger = logging.getLogger("curator_dask")
-
-URL_COLUMN = "__url__"
-CAPTION_COLUMN = "caption"
 #: Shards that are looked at on the client to learn the columns, spread evenly over the dataset.
 SCHEMA_SHARDS = 16
-#: Samples of each of these whose JSON is read, where there is no Parquet.
-SCHEMA_SAMPLES = 64
+#: States of Parquet files whose ids are in order.
+_checked: deque[tuple] = deque(maxlen=64)
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,45 @@ class ReadShard:
             return len(reader.index.samples)
 
 
+def choose_source(metadata: str, found: ShardSet, storage_options: Mapping[str, Any] | None = None) -> str:
+    """Where a dataset's rows come from: ``"parquet"`` or ``"tar"``.
+
+    Parameters
+    ----------
+    metadata
+        As for `ImageTextPairDataset.from_webdataset`.
+    found
+        The shards.
+    storage_options
+        For fsspec.
+
+    Raises
+    ------
+    DatasetError
+        Some shards have a Parquet file, others not.
+    """
+    if metadata == "tar":
+        return "tar"
+    without = [shard for shard in found.shards if shard.parquet is None]
+    if not without:
+        return "parquet"
+    if len(without) == len(found.shards) and metadata == "auto":
+        return "tar"
+    companions = [shard.parquet for shard in found.shards if shard.parquet is not None]
+    if metadata == "auto" and all(_is_own_output(parquet, storage_options) for parquet in companions):
+        return "tar"  # what an interrupted save_metadata left beside tars that have no Parquet of their own
+    names = ", ".join(shard.url for shard in without[:5]) + (", …" if len(without) > 5 else "")
+    raise DatasetError(
+        f"{len(without)} of {len(found.shards)} shards have no .parquet beside the tar: {names}. Restore these files,"
+        " or read the rows of all shards from the tars with metadata='tar'"
+    )
+
+
+def _is_own_output(parquet: str, storage_options: Mapping[str, Any] | None) -> bool:
+    stored = read_metadata(parquet, storage_options)
+    return stored is not None and stored.get("source") == "tar"
+
+
 def learn_schema(
     shards: Sequence[Shard], source: str, id_col: str, storage_options: Mapping[str, Any] | None = None
 ) -> pa.Schema:
@@ -100,8 +137,8 @@ def learn_schema(
     """
     step = max(1, -(-len(shards) // SCHEMA_SHARDS))
     looked = list(dict.fromkeys([*shards[::step], shards[-1]]))
-    look = _parquet_schema if source == "parquet" else _tar_schema
-    join = _join_parquet if source == "parquet" else _join_tar
+    look = _parquet_schema if source == "parquet" else tar_schema
+    join = _join_parquet if source == "parquet" else join_tar
     schema, problems = pa.schema([]), []
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda shard: _try(look, shard, id_col, storage_options), looked)
@@ -143,6 +180,11 @@ def read_parquet_rows(
 
     If that is the output of an earlier run over a shard without Parquet, and the tar has changed since, the rows
     are the tar's.
+
+    Raises
+    ------
+    ShardError
+        The file cannot be read, its columns do not fit, or its ids are null or repeated, in this part or another.
     """
     with _open_parquet(part.shard, storage_options) as file:
         found = file.schema_arrow
@@ -155,7 +197,23 @@ def read_parquet_rows(
                 f"{part.shard.parquet}: has columns {sorted(extra)} that the shards looked at first do not have"
                 f" ({schema.names}). Give all companion files the same columns"
             )
-        table = _row_range(file, wanted, part.start, part.stop)
+        if id_col not in wanted:
+            raise ShardError(
+                f"{part.shard.parquet}: expected the column {id_col!r}, by which rows find their images, found"
+                f" {found.names}. Give the file that column"
+            )
+        try:
+            table = _row_range(file, wanted, part.start, part.stop)
+            if part.part is None:
+                check_ids(table.column(id_col), id_col, str(part.shard.parquet))
+            else:
+                _check_all_ids(file, part.shard, id_col, storage_options)
+        except ShardError:
+            raise
+        except Exception as error:  # a store's own, of many types
+            raise _unreadable(part.shard, error) from error
+        if not file.metadata.num_rows:
+            _remark_unnamed(part.shard, storage_options)
     arrays = []
     for field in schema:
         if field.name == URL_COLUMN:
@@ -167,58 +225,74 @@ def read_parquet_rows(
     return pa.table(arrays, schema=schema)
 
 
-def read_tar_rows(
-    part: ShardRange, schema: pa.Schema, id_col: str, storage_options: Mapping[str, Any] | None = None
-) -> pa.Table:
-    """One row a sample of the range: its key, its caption and the scalar fields of its JSON.
-
-    A value that does not fit the column's type becomes null; how many is logged once a shard.
-    """
-    with ShardReader(part.shard.url, storage_options=storage_options) as reader:
-        if reader.index.problem:
-            logger.warning("%s: %s", part.shard.url, reader.index.problem)
-        samples = reader.index.samples[part.start : part.stop]
-        rows = [_tar_row(reader, sample, id_col) for sample in samples]
-    arrays, misfits = [], {}
-    for field in schema:
-        if field.name == URL_COLUMN:
-            arrays.append(_constant(part.shard.url, len(rows)))
-            continue
-        values = [_scalar(row.get(field.name), field.type) for row in rows]
-        lost = sum(
-            row.get(field.name) is not None and value is None for row, value in zip(rows, values, strict=True)
-        )
-        if lost:
-            misfits[field.name] = lost
-        arrays.append(pa.array(values, field.type))
-    if misfits:
-        logger.warning(
-            "%s: values in the JSON that do not fit their column became null: %s", part.shard.url, misfits
-        )
-    return pa.table(arrays, schema=schema)
+def _check_all_ids(
+    file: pq.ParquetFile, shard: Shard, id_col: str, storage_options: Mapping[str, Any] | None
+) -> None:
+    """Check the ids of the whole file, for one of its parts; once in a process, since there may be many parts."""
+    state = (shard.parquet, id_col, stamp(str(shard.parquet), storage_options))
+    if state not in _checked:
+        check_ids(file.read(columns=[id_col]).column(0), id_col, str(shard.parquet))
+        _checked.append(state)
 
 
 def _open_parquet(shard: Shard, storage_options: Mapping[str, Any] | None) -> pq.ParquetFile:
     assert shard.parquet is not None
     try:
-        if "://" in shard.parquet:
-            return pq.ParquetFile(fsspec.open(shard.parquet, "rb", **(storage_options or {})).open())
-        return pq.ParquetFile(shard.parquet)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ShardError(
-            f"{shard.parquet}: not a Parquet file that can be read: {error}. Restore it, or read the rows from the"
-            " tars with metadata='tar'"
-        ) from error
+        return open_parquet(shard.parquet, storage_options)
+    except Exception as error:  # a store's own, of many types
+        raise _unreadable(shard, error) from error
+
+
+def _unreadable(shard: Shard, error: Exception) -> ShardError:
+    why = " ".join(str(error).split()).rstrip(" .")  # Arrow's reasons have several lines
+    return ShardError(
+        f"{shard.parquet}: not a Parquet file that can be read: {why}. Restore it, or read the rows from the tars"
+        " with metadata='tar'"
+    )
+
+
+def companion_ids(
+    url: str, id_col: str, storage_options: Mapping[str, Any] | None = None
+) -> pa.ChunkedArray | None:
+    """All ids in the Parquet file beside a tar.
+
+    None if there is none that can be read, if it lacks the column, or if it is itself the output of a run that
+    took its rows from the tar.
+    """
+    shard = Shard(url, "", url[:-4] + ".parquet")
+    try:
+        with _open_parquet(shard, storage_options) as file:
+            if id_col not in file.schema_arrow.names or _stored(file.schema_arrow).get("source") == "tar":
+                return None
+            return file.read(columns=[id_col]).column(0)
+    except (ShardError, OSError, pa.ArrowException):
+        return None
+
+
+def _remark_unnamed(shard: Shard, storage_options: Mapping[str, Any] | None) -> None:
+    """Remark on all samples of a shard whose Parquet has no row: no later step sees this shard."""
+    with contextlib.suppress(ShardError), ShardReader(shard.url, storage_options=storage_options) as reader:
+        remark(shard.url, "damaged", reader.index.problem)
+        remark(shard.url, "orphans", fact_of(sample.key for sample in reader.index.samples))
 
 
 def _outdated(schema: pa.Schema, shard: Shard, storage_options: Mapping[str, Any] | None) -> bool:
+    stored = _stored(schema)
     try:
-        stored = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
         return stored.get("source") == "tar" and stored["shard"]["tar"] != vars(
             stamp(shard.url, storage_options)
         )
-    except (ValueError, KeyError, TypeError, AttributeError, ShardError):
+    except (KeyError, TypeError, ShardError):
         return False
+
+
+def _stored(schema: pa.Schema) -> dict[str, Any]:
+    """What an earlier run wrote about itself into the file."""
+    try:
+        stored = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    except ValueError:
+        return {}
+    return stored if isinstance(stored, dict) else {}
 
 
 def _row_range(file: pq.ParquetFile, columns: list[str], start: int, stop: int | None) -> pa.Table:
@@ -240,62 +314,6 @@ def _parquet_schema(shard: Shard, id_col: str, storage_options: Mapping[str, Any
         return file.schema_arrow.remove_metadata()
 
 
-def _tar_schema(shard: Shard, id_col: str, storage_options: Mapping[str, Any] | None) -> pa.Schema:
-    columns: dict[str, pa.DataType] = {}
-    with ShardReader(shard.url, storage_options=storage_options) as reader:
-        for sample in reader.index.samples[:SCHEMA_SAMPLES]:
-            for name, value in _tar_row(reader, sample, id_col).items():
-                columns[name] = _join_types(columns.get(name, pa.null()), _type_of(value))
-    head = {id_col: pa.string(), CAPTION_COLUMN: pa.string()}
-    return pa.schema([*head.items(), *((name, kind) for name, kind in columns.items() if name not in head)])
-
-
-def _tar_row(reader: ShardReader, sample: Sample, id_col: str) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    document, caption = sample.component("json"), sample.component("txt")
-    if document is not None:
-        try:
-            parsed = json.loads(bytes(reader.read(document)).decode("utf-8-sig"))
-        except (ValueError, RecursionError, CuratorError):
-            parsed = None  # the image may be well: only the fields are missing
-        if isinstance(parsed, dict):
-            row = {
-                _clean(name): _clean(value)
-                for name, value in parsed.items()
-                if isinstance(value, bool | int | float | str)
-            }
-    if caption is not None:
-        try:
-            row[CAPTION_COLUMN] = _text(bytes(reader.read(caption)))
-        except CuratorError:
-            row.pop(CAPTION_COLUMN, None)
-    row.pop(URL_COLUMN, None)
-    # A name that is not UTF-8 cannot be a text value: its odd bytes are shown as \xNN.
-    row[id_col] = key_text(sample.key)
-    return row
-
-
-def _clean(value: Any) -> Any:
-    """Text without lone surrogates, which JSON can write and no column can hold; other values as they are."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-
-
-def _text(data: bytes) -> str:
-    """UTF-8, with or without byte order mark; what is not UTF-8 is Latin-1, which every byte string is."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
-
-
-def _type_of(value: Any) -> pa.DataType:
-    if isinstance(value, bool):
-        return pa.bool_()
-    if isinstance(value, int):
-        return pa.int64() if -(2**63) <= value < 2**63 else pa.string()
-    return pa.float64() if isinstance(value, float) else pa.string()
-
-
 def _plain(kind: pa.DataType) -> pa.DataType:
     """The type that a column of this type is read as."""
     if pa.types.is_null(kind) or pa.types.is_string_view(kind):
@@ -305,31 +323,6 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 def _join_parquet(one: pa.Schema, other: pa.Schema) -> pa.Schema:
     return pa.unify_schemas([one, other], promote_options="permissive")
-
-
-def _join_tar(one: pa.Schema, other: pa.Schema) -> pa.Schema:
-    """The same for JSON, which has no types of its own: what differs is text."""
-    kinds = {field.name: field.type for field in one}
-    for field in other:
-        kinds[field.name] = _join_types(kinds.get(field.name, pa.null()), field.type)
-    return pa.schema(list(kinds.items()))
-
-
-def _join_types(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    if one == other or pa.types.is_null(one):
-        return other
-    return pa.float64() if {one, other} == {pa.int64(), pa.float64()} else pa.string()
-
-
-def _scalar(value: Any, kind: pa.DataType) -> Any:
-    """The value as `kind`, or None where it does not fit."""
-    if value is None or isinstance(value, str):
-        return value if value is None or pa.types.is_string(kind) else None
-    if pa.types.is_string(kind):
-        return json.dumps(value)
-    if kind == pa.float64() and not isinstance(value, bool):
-        return float(value)
-    return value if _type_of(value) == kind else None
 
 
 def _widen(column: pa.ChunkedArray, field: pa.Field, shard: Shard) -> pa.ChunkedArray:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,8 +21,9 @@ from distributed import (
     as_completed,
     default_client,
     futures_of,
-    wait,
 )
+from distributed.client import AllExit, FutureCancelledError
+from distributed.comm import CommClosedError
 
 from curator_dask.errors import ClusterError, CuratorError, ShardError
 
@@ -28,6 +34,27 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 _THREADS = 16  # that look at files at once
+
+#: Environment variable: seconds without any worker, or any answer of the scheduler, after which a run ends.
+PATIENCE_VARIABLE = "CURATOR_DASK_PATIENCE"
+#: Its default. Workers that are started again need seconds, nodes that a cluster asks for need minutes.
+PATIENCE = 600.0
+
+_POLL = 0.05  # seconds between looks for results
+_LOOK_EVERY = 5.0  # seconds between questions to the scheduler who is there
+_ANSWER = 30.0  # seconds that it may take to answer
+_WARN_EVERY = 60.0  # seconds
+_TELL = 10.0  # seconds for what may be left undone
+_FETCHES = 5  # failures to fetch a result that is said to be there, in a row
+_LOADS = 3  # times that a model is tried where every worker died of loading it
+
+
+class ResultLost(ShardError):
+    """A partition was done, but what it reported died with its worker, and was not made again."""
+
+
+class WorkersDied(ShardError):
+    """Every worker that a partition was given to died, as far as Dask tries."""
 
 
 def current_client() -> Client | None:
@@ -48,7 +75,16 @@ class OnlySurprises(logging.Filter):
         texts = record.args if isinstance(record.args, tuple) else ()
         if "ended with CancelledError" in record.getMessage():
             return False  # of a task that was under way when the run was given up
+        if record.exc_info and isinstance(record.exc_info[1], OSError):
+            record.exc_info = record.exc_text = None  # a connection that was lost takes one line to say
         return not any(isinstance(text, str) and text.startswith(expected) for text in texts)
+
+
+def _not_of_a_lost_connection(record: logging.LogRecord) -> bool:
+    """False for the tracebacks with which a client loses its scheduler, and gives up to look for it."""
+    error = record.exc_info[1] if record.exc_info else None
+    # A client that is closed while it waits ends the waiting with an exception of its own, "AllExit".
+    return not isinstance(error, asyncio.CancelledError | CommClosedError | AllExit)
 
 
 class WorkerSetup(WorkerPlugin):
@@ -63,6 +99,32 @@ class WorkerSetup(WorkerPlugin):
             for old in [each for each in log.filters if isinstance(each, OnlySurprises)]:
                 log.removeFilter(old)
             log.addFilter(OnlySurprises())
+
+
+def set_up_workers(client: Client) -> None:
+    """Register `WorkerSetup` on every worker.
+
+    Raises
+    ------
+    ClusterError
+        There is no scheduler any more.
+    """
+    presence = Presence(client)
+    while True:
+        presence.check()
+        try:
+            client.register_plugin(WorkerSetup())
+        except OSError:
+            time.sleep(_POLL)  # a worker died meanwhile; the one in its place gets it when it joins
+        else:
+            return
+
+
+def tell_workers(function: Callable[[], Any], client: Client) -> None:
+    """Call a function on every worker that answers within a few seconds; that others do not is no error."""
+    if client.status == "running":
+        with contextlib.suppress(Exception):
+            client.sync(client._run, function, on_error="ignore", callback_timeout=_TELL)
 
 
 def in_threads(function: Callable[[S], T], items: Sequence[S]) -> list[T]:
@@ -115,14 +177,142 @@ def run_partitions(
     try:
         done = as_completed(futures, raise_errors=False)
         del futures  # a result that has been given is let go on its worker
-        for future in done:
-            number = numbers.pop(future.key)
-            if future.status == "finished":
-                yield number, future.result()
-            else:
-                yield number, _explained(future)
+        for future, result in _while_connected(done, client):
+            yield numbers.pop(future.key), result
     finally:
-        client.cancel([_future(client, key) for key in numbers]) if numbers else None
+        if numbers and client.status == "running":
+            client.cancel([_future(client, key) for key in numbers])
+
+
+def run_alone(frame: dd.DataFrame, number: int, client: Client) -> Any:
+    """Compute one partition while nothing else of this run is on the cluster.
+
+    When a worker dies, Dask counts that against every task that it held (distributed#1469, #2694): what ends with
+    `WorkersDied` among others may be innocent, what does so alone is not.
+
+    Returns
+    -------
+    The partition, or the exception that it ended with.
+    """
+    # Under a new name: what Dask remembers of the old one is that it failed.
+    alone = frame.partitions[[number]].map_partitions(
+        _same, token=f"alone-{uuid.uuid4().hex}", meta=frame._meta
+    )
+    for _ in range(_FETCHES):
+        ((_, result),) = run_partitions(alone, client)
+        if not isinstance(result, ResultLost):
+            break
+    return result
+
+
+def _same(part: Any) -> Any:
+    return part
+
+
+class Presence:
+    """Whether there is still someone to do the work; asks the scheduler every few seconds.
+
+    Parameters
+    ----------
+    client
+        Of the cluster.
+    """
+
+    def __init__(self, client: Client) -> None:
+        for name in ("distributed.client", "distributed.batched", "asyncio"):
+            logging.getLogger(name).addFilter(_not_of_a_lost_connection)  # `check` says it in one line
+        self.client = client
+        self.patience = float(os.environ.get(PATIENCE_VARIABLE) or PATIENCE)
+        self.seen = self.warned = time.monotonic()
+        self.looked = 0.0
+
+    def check(self) -> None:
+        """Look if it is time to; say once a minute that there is no worker.
+
+        Raises
+        ------
+        ClusterError
+            The connection was lost, or there was no worker for `PATIENCE` seconds.
+        """
+        # What a client asked for is forgotten with its connection, also where it can connect again.
+        if self.client.status != "running":
+            raise _connection_lost(self.client)
+        now = time.monotonic()
+        if now - self.looked < _LOOK_EVERY:
+            return
+        self.looked = now
+        answered = True
+        try:
+            # Asked of the scheduler: what the client remembers of it may be empty for a moment.
+            if self.client.sync(self.client.scheduler.ncores, callback_timeout=_ANSWER):
+                self.seen = self.warned = now
+                return
+        except (OSError, TimeoutError):
+            answered = False
+        silence = now - self.seen
+        what = (
+            "the cluster has no worker"
+            if answered
+            else f"the scheduler at {_address(self.client)} does not answer"
+        )
+        if silence >= self.patience:
+            raise ClusterError(
+                f"{what}, for {silence:.0f} s. Look at the logs of workers and scheduler, start them again and run"
+                f" again: finished files are kept. {PATIENCE_VARIABLE} sets how many seconds are waited"
+                f" (now {self.patience:g})"
+            )
+        if now - self.warned >= _WARN_EVERY:
+            self.warned = now
+            print(
+                f"{what}, for {silence:.0f} s now; waiting {self.patience - silence:.0f} s more",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _while_connected(done: as_completed, client: Client) -> Iterator[tuple[Future, Any]]:
+    """Futures as they are done, with their result or exception, as long as somebody works on them."""
+    presence = Presence(client)
+    while not done.is_empty():
+        for future in done.next_batch(block=False):
+            yield future, _result(future, presence)
+        presence.check()
+        if not done.has_ready():
+            time.sleep(_POLL)
+
+
+def _result(future: Future, presence: Presence) -> Any:
+    """What a future that is done ended with."""
+    failures = 0
+    while True:
+        presence.check()
+        if future.status == "error":
+            return _explained(future)
+        try:
+            return future.result(timeout=_ANSWER)
+        except FutureCancelledError as error:
+            if error.reason == "scheduler-connection-lost":
+                raise _connection_lost(presence.client) from None
+            return ResultLost(
+                f"the worker that had written it died, and its report was lost ({error.reason})"
+            )
+        except (Exception, asyncio.CancelledError) as error:
+            # The worker that held it died, and it is being made again; or there is no scheduler any more.
+            failures += not isinstance(error, TimeoutError)
+            if failures > _FETCHES:
+                raise
+            time.sleep(_POLL)
+
+
+def _connection_lost(client: Client) -> ClusterError:
+    return ClusterError(
+        f"the connection to the scheduler at {_address(client)} was lost. Look whether it still runs, and what its"
+        " log says; then run again: finished files are kept"
+    )
+
+
+def _address(client: Client) -> str:
+    return client.scheduler.address if client.scheduler is not None else "?"
 
 
 def run_everywhere(function: Any, client: Client | None) -> dict[str, Any]:
@@ -135,43 +325,62 @@ def run_everywhere(function: Any, client: Client | None) -> dict[str, Any]:
     Raises
     ------
     ClusterError
-        No worker finished.
+        No worker finished, although workers that died came back twice; or there is none, or no scheduler.
     """
     if client is None:
         return {"this process": function()}
-    pending = {
-        address: client.submit(function, workers=[address], pure=False)
-        for address in _worker_addresses(client)
-    }
+    for _ in range(_LOADS):
+        results = _run_on_workers(function, client)
+        if results:
+            return results
+    raise ClusterError(
+        "no worker could load the model: each died while trying. Look at the workers' logs; most often it is memory:"
+        " fewer workers (n_workers) leave more for each"
+    )
+
+
+def _run_on_workers(function: Any, client: Client) -> dict[str, Any]:
+    presence = Presence(client)
+    while not (addresses := _worker_addresses(client)):
+        presence.check()
+        time.sleep(_POLL)
+    pending = {address: client.submit(function, workers=[address], pure=False) for address in addresses}
     results = {}
     try:
         while pending:
             for address, future in list(pending.items()):
                 if future.done():
-                    results[address] = pending.pop(address).result()
+                    del pending[address]
+                    result = _result(future, presence)
+                    if isinstance(result, ResultLost):
+                        continue
+                    if isinstance(result, BaseException):
+                        raise result
+                    results[address] = result
+            presence.check()
             alive = _worker_addresses(client)
             # A task that is tied to a worker that is gone would wait for ever.
             pending = {address: future for address, future in pending.items() if address in alive}
             if pending:
-                _wait_for_any(list(pending.values()))
+                _wait_for_any(pending.values())
     finally:
-        client.cancel(list(pending.values()))
-    if not results:
-        raise ClusterError(
-            "no worker could load the model: each died while trying, or there is none. Look at the workers' logs;"
-            " most often it is memory: fewer workers (n_workers) leave more for each"
-        )
+        if pending and client.status == "running":
+            client.cancel(list(pending.values()))
     return results
 
 
 def _worker_addresses(client: Client) -> list[str]:
     # Asked of the scheduler now: what the client remembers of it may be empty for a moment.
-    return list(client.nthreads())
+    try:
+        return list(client.sync(client.scheduler.ncores, callback_timeout=_ANSWER))
+    except (OSError, TimeoutError):
+        raise _connection_lost(client) from None
 
 
-def _wait_for_any(futures: list[Any]) -> None:
-    with contextlib.suppress(TimeoutError):
-        wait(futures, timeout=1, return_when="FIRST_COMPLETED")
+def _wait_for_any(futures: Collection[Future]) -> None:
+    end = time.monotonic() + 1
+    while not any(future.done() for future in futures) and time.monotonic() < end:
+        time.sleep(_POLL)
 
 
 def _future(client: Client, key: Any) -> Any:
@@ -181,9 +390,10 @@ def _future(client: Client, key: Any) -> Any:
 def _explained(future: Any) -> BaseException:
     error = future.exception()
     if isinstance(error, KilledWorker):
-        return ShardError(
-            f"{error.allowed_failures + 1} workers died while working on it. Look at the workers' logs: most often"
-            " it is memory (smaller batch_size or rows_per_partition) or a damaged file"
+        return WorkersDied(
+            f"{error.allowed_failures + 1} workers died while working on it, the last at {error.last_worker.address}."
+            " Look at the workers' logs: most often it is memory (smaller batch_size or rows_per_partition) or a"
+            " damaged file"
         )
     if isinstance(error, CuratorError):
         return error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,24 @@ from curator_dask.datasets.planning import (
     check_own_files,
     find_strays,
     find_unfinished,
+    list_files,
     plan_schema,
     plan_targets,
 )
+from curator_dask.datasets.runlock import RunLock
 from curator_dask.datasets.running import (
-    WorkerSetup,
     current_client,
     run_everywhere,
-    run_partitions,
+    set_up_workers,
 )
 from curator_dask.datasets.summary import SaveSummary
-from curator_dask.datasets.writing import Target, WritePartition
-from curator_dask.errors import ClusterError, ConfigError, CuratorError, OutputError, ShardError, WeightsError
+from curator_dask.datasets.targets import run_targets
+from curator_dask.datasets.writing import Output, Target, WritePartition, report_frame
+from curator_dask.errors import ConfigError, OutputError, WeightsError
 from curator_dask.frames.lineage import trace
-from curator_dask.frames.parquet import (
-    remove_leftovers,
-)
-from curator_dask.progress import Meter, watch
+from curator_dask.frames.parquet import remove_leftovers
+from curator_dask.storage import Options, absolute, is_remote, remove
+from curator_dask.webdataset.staging import STAGE
 
 
 def save(
@@ -45,25 +46,75 @@ def save(
     columns: Sequence[str] | None,
     overwrite: bool,
     drop_failed: bool,
-    storage_options: Mapping[str, Any] | None,
+    input_options: Options,
+    output_options: Options,
 ) -> SaveSummary:
     """Write a frame's partitions as Parquet; see `ImageTextPairDataset.save_metadata`."""
     started = time.monotonic()
-    folder = os.path.abspath(path if path is not None else root)  # noqa: PTH100
-    if "://" in (path if path is not None else root):
-        raise ConfigError(f"path={path or root!r}: expected a local directory")
-    in_place = Path(folder) == Path(os.path.abspath(root))  # noqa: PTH100
-    if in_place and drop_failed:
-        raise ConfigError(
-            "drop_failed=True would drop rows from the dataset's own files: give save_metadata a path"
-        )
     missing = [name for name in columns or () if name not in frame.columns]
     if missing:
         raise ConfigError(f"columns: no such columns {missing}; the metadata has {list(frame.columns)}")
+    output = _output(root, path, overwrite, drop_failed, input_options, output_options)
+    kept = [name for name in frame.columns if columns is None or name in columns]
     client = current_client()
     if client is not None:
-        client.register_plugin(WorkerSetup())
-    _check_writable(folder)
+        set_up_workers(client)
+    summary = SaveSummary(output.folder)
+    try:
+        with RunLock(output.folder, output.options):
+            _save(frame, earlier_steps, kept, output, id_col, input_options, client, summary, started)
+    finally:
+        clear_stages(client)
+    summary.seconds = time.monotonic() - started
+    print(summary)
+    return summary
+
+
+def _output(
+    root: str,
+    path: str | None,
+    overwrite: bool,
+    drop_failed: bool,
+    input_options: Options,
+    options: Options,
+) -> Output:
+    """Where to write to, if it can be.
+
+    Raises
+    ------
+    ConfigError
+        It is the dataset's own folder, and failed rows are to be dropped.
+    OutputError
+        It cannot be written to.
+    """
+    if options is None and (path is None or path.partition("://")[0] == root.partition("://")[0]):
+        options = input_options
+    folder, own = root if path is None else path, root
+    try:
+        folder = absolute(folder, options)
+        own = absolute(root, input_options)
+    except Exception as error:  # fsspec's, of many types: no such store, a package that it needs
+        raise OutputError(f"{folder}: fsspec cannot open this store: {error!r}") from error
+    if folder == own and drop_failed:
+        raise ConfigError(
+            "drop_failed=True would drop rows from the dataset's own files: give save_metadata a path"
+        )
+    if not is_remote(folder):
+        _check_writable(folder)
+    return Output(folder, options, folder == own, overwrite, drop_failed)
+
+
+def _save(
+    frame: dd.DataFrame,
+    earlier_steps: Sequence[Any],
+    kept: list[str],
+    output: Output,
+    id_col: str,
+    input_options: Options,
+    client: Any,
+    summary: SaveSummary,
+    started: float,
+) -> None:
     lineage = trace(frame)
     steps = list(
         {
@@ -72,37 +123,54 @@ def save(
             if hasattr(step, "describe") and (step in lineage.functions or step.column in frame.columns)
         }.values()
     )
-    kept = [name for name in frame.columns if columns is None or name in columns]
     if steps:
         sources = ", ".join(str(step.encoder) for step in steps)
         where = "in this process" if client is None else f"on {len(client.nthreads())} workers"
         print(f"loading {sources} {where}", flush=True)
-    described = {step.column: _describe(step, client) for step in steps}
+    described = {step.column: describe(step, client) for step in steps}
     made = {name: info for name, info in described.items() if name in kept}
     for name, info in made.items():
         made_by = f"{info['output']} output of {info['model']} ({info['dtype']}; {info['source']})"
         print(f"{name}: {info['dim']} values, {made_by}")
 
     schema = plan_schema(frame, kept, made, lineage)
-    targets = plan_targets(frame, lineage, folder, schema, described, drop_failed, storage_options)
-    todo = find_unfinished(targets, schema, made, in_place, overwrite)
-    if in_place and not overwrite:
+    targets = plan_targets(frame, lineage, output, schema, described, input_options)
+    if not is_remote(output.folder):
+        remove_leftovers(output.folder)
+    there = list_files(output)
+    todo, remarks = find_unfinished(targets, there, schema, made, output)
+    if output.in_place and not output.overwrite:
         check_own_files(lineage, targets, schema)
-    remove_leftovers(folder)
-    strays = find_strays(folder, targets, overwrite)
+    strays = find_strays(targets, there, output)
 
-    summary = SaveSummary(folder, skipped=len(targets) - len(todo))
+    summary.skipped = len(targets) - len(todo)
+    summary.add_remarks(remarks)
     summary.startup_seconds = time.monotonic() - started
     if todo:
-        write = WritePartition(schema, id_col, made, drop_failed, in_place and not overwrite)
+        settings = {step.column: json.loads(step.settings) for step in steps if step.column in made}
+        write = WritePartition(schema, output, id_col, made, settings, input_options)
         written = write_graph(frame, targets, todo, write)
-        _run(written, client, [targets[number] for number in todo], summary, lineage.ranges is not None)
+        run_targets(
+            written, client, [targets[number] for number in todo], summary, lineage.ranges is not None
+        )
+        if not is_remote(output.folder):
+            remove_leftovers(output.folder)  # of workers that died while they were writing
     if not summary.failed_shards:
         for stray in strays:
-            stray.unlink(missing_ok=True)
-    summary.seconds = time.monotonic() - started
-    print(summary)
-    return summary
+            remove(stray, output.options)
+
+
+def clear_stages(client: Any) -> None:
+    """Remove the local copies of remote shards, here and on all workers."""
+    STAGE.clear()
+    if client is not None and client.status == "running":
+        client.run(_clear_stage, wait=False)  # not to be held up by a worker that does not answer
+
+
+async def _clear_stage() -> None:  # only a coroutine is not waited for
+    from curator_dask.webdataset.staging import STAGE  # that of the worker's process
+
+    STAGE.clear()
 
 
 def _check_writable(folder: str) -> None:
@@ -125,14 +193,14 @@ def write_graph(
     return dd.map_partitions(
         write,
         picked,
-        dd.from_map(_target_frame, texts, meta=_target_frame("")),
-        meta=_target_frame(""),
+        dd.from_map(_target_frame, texts, meta=report_frame({})),
+        meta=report_frame({}),
         align_dataframes=False,
         enforce_metadata=False,
     )
 
 
-def _describe(step: Any, client: Any) -> dict[str, Any]:
+def describe(step: Any, client: Any) -> dict[str, Any]:
     """What makes an embedding; on the way every worker loads the model.
 
     Raises
@@ -150,31 +218,6 @@ def _describe(step: Any, client: Any) -> dict[str, Any]:
                 " node the same files, versions and kind of device"
             )
     return info
-
-
-def _run(
-    written: dd.DataFrame, client: Any, targets: list[Target], summary: SaveSummary, apart: bool
-) -> None:
-    meter = Meter(len(targets))
-    with watch(meter, client):
-        for number, result in run_partitions(written, client, apart):
-            if isinstance(result, pd.DataFrame):
-                report = json.loads(result["target"].iloc[0])
-                summary.add(report)
-                meter.finish(report["rows"])
-            elif isinstance(result, CuratorError) and not isinstance(result, ShardError):
-                raise result  # it would happen to every shard
-            else:
-                reason = (
-                    str(result) if isinstance(result, CuratorError) else f"{type(result).__name__}: {result}"
-                )
-                summary.failed_shards[targets[number].name] = reason
-                meter.broken += 1
-    if client is not None and client.status != "running":
-        raise ClusterError(
-            f"the connection to the cluster was lost after {meter.done} of {meter.shards} files. Run again when it is"
-            " there: finished files are kept"
-        )
 
 
 def _target_frame(text: str) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _EXAMPLES = 3  # of each reason, that the summary names
-_SHARDS = 20  # failed ones, that it prints
+_SHARDS = 20  # failed or damaged ones, that it prints
 
 
 @dataclass
@@ -28,6 +28,13 @@ class SaveSummary:
     failed_shards
         Names of shards that could not be read, or on which something else went wrong, with the reason; their
         rows are not in the output, and a rerun tries them again.
+    damaged_shards
+        Urls of shards that are cut or damaged, with what is wrong: the samples before the fault are in the output.
+    orphans
+        By the shard's url, samples of the tar that no row of its Parquet names: ``{"count": int, "examples":
+        [key, ...]}``.
+    duplicates
+        By the shard's url, member names that occur again in the tar, in the same form; the first is taken.
     reasons
         How many images failed for which kind of reason.
     examples
@@ -36,6 +43,8 @@ class SaveSummary:
         Of this call.
     startup_seconds
         Of these, until the first partition was handed out: most of it every worker loading the model.
+    again
+        Whether rows that had failed were tried again: then `rows` are these, and `failed` those that failed again.
     """
 
     path: str
@@ -45,16 +54,25 @@ class SaveSummary:
     written: int = 0
     skipped: int = 0
     failed_shards: dict[str, str] = field(default_factory=dict)
+    damaged_shards: dict[str, str] = field(default_factory=dict)
+    orphans: dict[str, dict[str, Any]] = field(default_factory=dict)
+    duplicates: dict[str, dict[str, Any]] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
     startup_seconds: float = 0.0
+    again: bool = False
 
     @property
     def images_per_second(self) -> float:
         """Rows divided by the seconds after the start-up."""
         running = self.seconds - self.startup_seconds
         return self.rows / running if self.rows and running > 0 else 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Every shard was read to its end, and none was given up; images that failed do not count."""
+        return not (self.failed_shards or self.damaged_shards or self.reasons["gave up"])
 
     def add(self, report: Mapping[str, Any]) -> None:
         """Count what `WritePartition` reports of a file."""
@@ -66,15 +84,32 @@ class SaveSummary:
         for reason, examples in report["examples"].items():
             known = self.examples.setdefault(reason, [])
             known += examples[: max(0, _EXAMPLES - len(known))]
+        self.add_remarks(report.get("remarks", {}))
+
+    def add_remarks(self, remarks: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take what was noticed of shards, by url and kind (`curator_dask.webdataset.remarks`); twice is once."""
+        kept: dict[str, dict[str, Any]] = {
+            "damaged": self.damaged_shards,
+            "orphans": self.orphans,
+            "duplicates": self.duplicates,
+        }
+        for url, facts in remarks.items():
+            for kind, fact in facts.items():
+                if kind in kept:  # a file of a later version may tell more
+                    kept[kind][url] = fact
 
     def __str__(self) -> str:
         before = f"{self.skipped} files were finished before"
         if not self.written and not self.failed_shards:
-            return f"{self.path}: nothing to do, {before}; {self.seconds:.1f} s"
+            lines = [f"{self.path}: nothing to do, {before}; {self.seconds:.1f} s"]
+            return "\n".join([*lines, *self._remark_lines()])
         dropped = f", {self.dropped} more in _errors/" if self.dropped else ""
         rows = (
             f"{self.rows - self.dropped} rows in {self.written} files{dropped}; {self.failed} failed images"
         )
+        if self.again:
+            rows = f"{self.rows} failed rows tried again, {self.rows - self.failed} have a vector now"
+            before = f"{self.skipped} files had none"
         start, rate = f"{self.startup_seconds:.1f} s of it start-up", f"{self.images_per_second:.1f} images/s"
         lines = [
             f"{self.path}: {rows}",
@@ -83,8 +118,29 @@ class SaveSummary:
         ]
         for reason, count in self.reasons.most_common():
             lines.append(f"  {count} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
-        failed = list(self.failed_shards.items())
-        lines += [f"  shard failed: {name}: {reason}" for name, reason in failed[:_SHARDS]]
-        if len(failed) > _SHARDS:
-            lines.append(f"  … and {len(failed) - _SHARDS} more shards that failed")
+        lines += [*_shard_lines("failed", self.failed_shards), *self._remark_lines()]
         return "\n".join(line for line in lines if line)
+
+    def _remark_lines(self) -> list[str]:
+        """What was noticed of the tars."""
+        return [
+            *_shard_lines("damaged, read up to there", self.damaged_shards),
+            *_total_line("samples without a row in their shard's Parquet, not embedded", self.orphans),
+            *_total_line("names that occur again in a tar, the first was taken", self.duplicates),
+        ]
+
+
+def _shard_lines(what: str, shards: Mapping[str, str]) -> list[str]:
+    lines = [f"  shard {what}: {name}: {reason}" for name, reason in list(shards.items())[:_SHARDS]]
+    if len(shards) > _SHARDS:
+        lines.append(f"  … and {len(shards) - _SHARDS} more shards {what}")
+    return lines
+
+
+def _total_line(what: str, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    if not facts:
+        return []
+    some = [f"{url} {', '.join(fact['examples'])}" for url, fact in list(facts.items())[:_EXAMPLES]]
+    total, shards = sum(fact["count"] for fact in facts.values()), len(facts)
+    where = "1 shard" if shards == 1 else f"{shards} shards"
+    return [f"  {total} {what}, in {where}, for example {'; '.join(some)}"]

@@ -5,24 +5,50 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from curator_dask import backend
+from curator_dask.datasets.tar_rows import URL_COLUMN
 from curator_dask.errors import OutputError
 from curator_dask.frames.parquet import conform, is_finished, read_footer, read_metadata, write_table
+from curator_dask.storage import Options, exists, join, remove
+from curator_dask.webdataset.remarks import remarks_on
 
 ERROR_COLUMN = "image_error"
 #: Below the output. Readers of a folder of Parquet files (pyarrow, Spark) pass over names that begin with "_":
 #: as "errors" they would read the failed rows back among the good ones.
 ERRORS_FOLDER = "_errors"
 _EXAMPLES = 3  # of each reason, that a report carries
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a run writes.
+
+    Attributes
+    ----------
+    folder
+        Local path or fsspec URL.
+    options
+        For fsspec.
+    in_place
+        It is the dataset's own folder.
+    overwrite
+        What other runs or programs made may be replaced.
+    drop_failed
+        Rows whose image failed go to ``_errors/``.
+    """
+
+    folder: str
+    options: Options
+    in_place: bool
+    overwrite: bool
+    drop_failed: bool
 
 
 @dataclass(frozen=True)
@@ -61,33 +87,39 @@ class WritePartition:
     ----------
     schema
         Of every file.
+    output
+        Where the files are.
     id_col
         Column of the keys, for messages.
     embeddings
         What made each embedding column.
-    drop_failed
-        Write rows with an ``image_error`` to ``_errors/``.
-    keep_rows
-        Refuse to replace a file by one with fewer rows.
+    settings
+        By column, the arguments of the embedder; null for one of the user's own.
+    input_options
+        For fsspec, where the dataset is in a store.
+    unfinished
+        Store no fingerprint, so that a rerun makes the file again.
     """
 
     schema: pa.Schema
+    output: Output
     id_col: str
     embeddings: Mapping[str, Any]
-    drop_failed: bool
-    keep_rows: bool
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    input_options: Options = None
+    unfinished: bool = False
 
     def __dask_tokenize__(self) -> Any:
-        settings = (self.id_col, self.embeddings, self.drop_failed, self.keep_rows)
-        return (type(self).__name__, self.schema.to_string(), *settings)
+        settings = {**vars(self), "schema": self.schema.to_string(), "output": vars(self.output)}
+        return (type(self).__name__, settings)
 
     def __call__(self, frame: Any, target_frame: pd.DataFrame) -> pd.DataFrame:
         """Write one partition.
 
         Returns
         -------
-        One row, whose column ``target`` is JSON: ``name``, ``rows``, ``failed``, ``dropped``, ``reasons`` and
-        ``examples``.
+        One row, whose column ``target`` is JSON: ``name``, ``rows``, ``failed``, ``dropped``, ``reasons``,
+        ``examples`` and ``remarks``.
 
         Raises
         ------
@@ -97,36 +129,34 @@ class WritePartition:
         target = Target(**json.loads(target_frame["target"].iloc[0]))
         whole = backend.frame_to_arrow(frame)
         table = conform(whole, self.schema, target.name)
-        errors = (
-            whole.column(ERROR_COLUMN)
-            if ERROR_COLUMN in whole.column_names
-            else pa.nulls(len(whole), pa.string())
-        )
-        bad = pc.is_valid(errors)
-        report = _report(target.name, whole, errors, self.id_col)
-        report["dropped"] = report["failed"] if self.drop_failed else 0
-        before = (
-            read_metadata(target.companion) if target.companion and "://" not in target.companion else None
-        )
+        bad = pc.is_valid(_errors(whole))
+        report = report_of(target.name, whole, self.id_col)
+        report["dropped"] = report["failed"] if self.output.drop_failed else 0
+        report["remarks"] = remarks_on(_urls(whole, target))
+        before = read_metadata(target.companion, self.input_options) if target.companion else None
         stored = {
-            "fingerprint": target.fingerprint,
+            "fingerprint": "" if self.unfinished else target.fingerprint,
+            "complete_as": target.fingerprint,  # what it is once rows that were given up have been tried again
+            "id_col": self.id_col,
             "shard": target.shard,
             # Rows that an earlier run took from the tar are the tar's, also when they were read from its output.
             "source": (before or {}).get("source") or target.source,
             "embeddings": {**self._inherited(before), **self.embeddings},
+            "settings": {**((before or {}).get("settings") or {}), **self.settings},
+            "remarks": report["remarks"],
         }
-        if is_finished(read_footer(target.path), target.fingerprint):
+        if is_finished(read_footer(target.path, self.output.options), target.fingerprint):
             # Dask runs a task again when its worker died after writing: to write into the dataset's own file
             # what was made of that file would apply every step twice.
-            return _reported(report)
-        if self.keep_rows:
-            _check_rows_kept(target, len(table))
-        failed = table.filter(bad) if self.drop_failed else table.slice(0, 0)
+            return report_frame(report)
+        if self.output.in_place and not self.output.overwrite:
+            self._check_rows_kept(target, len(table))
+        failed = table.filter(bad) if self.output.drop_failed else table.slice(0, 0)
         self._write_failed(target, failed, stored)
-        if self.drop_failed:
+        if self.output.drop_failed:
             table = table.filter(pc.invert(bad))
-        write_table(target.path, table, {**stored, "rows": len(table)})
-        return _reported(report)
+        write_table(target.path, table, {**stored, "rows": len(table)}, self.output.options)
+        return report_frame(report)
 
     def _inherited(self, before: dict[str, Any] | None) -> dict[str, Any]:
         """What made the embeddings that came with the shard's rows and are written unchanged."""
@@ -134,32 +164,45 @@ class WritePartition:
         return {name: info for name, info in found.items() if name in self.schema.names}
 
     def _write_failed(self, target: Target, table: pa.Table, stored: Mapping[str, Any]) -> None:
-        path = Path(target.path)
-        root = path.parents[target.name.count("/")]
-        errors = root / ERRORS_FOLDER / f"{target.name}.parquet"
+        errors = join(self.output.folder, f"{ERRORS_FOLDER}/{target.name}.parquet")
         if len(table):
-            write_table(str(errors), table, stored)
-        elif errors.exists():
-            errors.unlink(missing_ok=True)  # left by an earlier run in which more failed, or went there
+            write_table(errors, table, stored, self.output.options)
+        elif exists(errors, self.output.options):
+            remove(errors, self.output.options)  # left by an earlier run in which more failed, or went there
+
+    def _check_rows_kept(self, target: Target, rows: int) -> None:
+        before = read_footer(target.path, self.output.options).rows
+        if before > rows:
+            raise OutputError(
+                f"{target.path} has {before} rows and would be replaced by one with {rows}. Rows were filtered: give"
+                " save_metadata another path, or overwrite=True to drop them from the dataset's own files"
+            )
 
 
-def _reported(report: dict[str, Any]) -> pd.DataFrame:
+def _urls(table: pa.Table, target: Target) -> list[str]:
+    """The shards that a partition came from."""
+    found = pc.unique(table.column(URL_COLUMN)).to_pylist() if URL_COLUMN in table.column_names else []
+    return [url for url in {*found, (target.shard or {}).get("url")} if url is not None]
+
+
+def report_frame(report: Mapping[str, Any]) -> pd.DataFrame:
+    """A report as a partition that Dask can carry: one row, whose column ``target`` is JSON."""
     return pd.DataFrame({"target": [json.dumps(report)]}).astype({"target": "str"})
 
 
-def _check_rows_kept(target: Target, rows: int) -> None:
-    try:
-        before = pq.read_metadata(target.path).num_rows if Path(target.path).exists() else 0
-    except (OSError, pa.ArrowInvalid):
-        return
-    if before > rows:
-        raise OutputError(
-            f"{target.path} has {before} rows and would be replaced by one with {rows}. Rows were filtered: give"
-            " save_metadata another path, or overwrite=True to drop them from the dataset's own files"
-        )
+def report_of(name: str, table: pa.Table, id_col: str) -> dict[str, Any]:
+    """Counts of rows by what became of their images, as `SaveSummary.add` takes them.
 
-
-def _report(name: str, table: pa.Table, errors: Any, id_col: str) -> dict[str, Any]:
+    Parameters
+    ----------
+    name
+        Of the partition.
+    table
+        Its rows.
+    id_col
+        Column of the keys.
+    """
+    errors = _errors(table)
     reasons: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     keys = table.column(id_col) if id_col in table.column_names else None
@@ -173,6 +216,13 @@ def _report(name: str, table: pa.Table, errors: Any, id_col: str) -> dict[str, A
         "name": name,
         "rows": table.num_rows,
         "failed": sum(reasons.values()),
+        "dropped": 0,
         "reasons": dict(reasons),
         "examples": examples,
+        "remarks": {},
     }
+
+
+def _errors(table: pa.Table) -> pa.ChunkedArray | pa.Array:
+    has_errors = ERROR_COLUMN in table.column_names
+    return table.column(ERROR_COLUMN) if has_errors else pa.nulls(len(table), pa.string())

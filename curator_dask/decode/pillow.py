@@ -7,12 +7,11 @@
 from __future__ import annotations
 
 import functools
-import io
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from curator_dask.decode.sniff import Encoded, buffer_of, check_size, reason_of
+from curator_dask.decode.sniff import Encoded, check_size, open_image, reason_of
 from curator_dask.decode.transforms import Axis, TransformSpec
 from curator_dask.errors import ImageError
 
@@ -40,7 +39,7 @@ def decode(data: Encoded, max_pixels: int) -> Image.Image:
         With the reason why there is no image.
     """
     try:
-        with Image.open(io.BytesIO(buffer_of(data))) as opened:
+        with open_image(data) as opened:
             check_size(opened.height, opened.width, max_pixels)
             opened.load()
             return _to_rgb(_upright(opened))
@@ -59,6 +58,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow would cut every value above 255 to white; its high byte is what 16-bit RGB gets.
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    image.info.pop("transparency", None)  # it is dropped: Pillow need not warn of what it could have kept
     return image if type(image) is Image.Image and image.mode == "RGB" else image.convert("RGB")
 
 

@@ -10,14 +10,20 @@ from __future__ import annotations
 import io
 import re
 import struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from curator_dask.errors import ImageError
 
+if TYPE_CHECKING:
+    import PIL.Image
+
 Encoded = bytes | bytearray | memoryview | np.ndarray
 """The bytes of one image file, in any container that shows a flat buffer."""
+
+_UNSUPPORTED = ("HEIF", "JPEG XL", "EPS")
+"""Formats that are known by their first bytes and that Pillow may have no decoder for."""
 
 _TAIL = 64
 """Bytes at the end of a JPEG in which its end marker must lie; some writers pad with zeros."""
@@ -193,12 +199,22 @@ def _webp(view: memoryview) -> Header | None:
     return None
 
 
-def _open_lazily(view: memoryview, max_pixels: int) -> Header:
-    """Let Pillow read the headers of what is not read here."""
+def open_image(data: Encoded) -> PIL.Image.Image:
+    """Let Pillow open an image of any format that it decodes itself; close it.
+
+    Not EPS, for which Pillow runs Ghostscript: image files of unknown origin must not be programs.
+    """
     from PIL import Image
 
+    Image.init()
+    formats = [name for name in Image.OPEN if name != "EPS"]  # looked at anew: plugins may come later
+    return Image.open(io.BytesIO(buffer_of(data)), formats=formats)
+
+
+def _open_lazily(view: memoryview, max_pixels: int) -> Header:
+    """Let Pillow read the headers of what is not read here."""
     try:
-        with Image.open(io.BytesIO(view)) as image:
+        with open_image(view) as image:
             return Header(image.format or "unknown", image.height, image.width, plain=False)
     except Exception as error:
         raise ImageError(reason_of(error, view, max_pixels)) from None
@@ -229,6 +245,8 @@ def reason_of(error: Exception, data: Encoded, max_pixels: int) -> str:
         return f"too large: {size}, over max_pixels = {max_pixels / 1e6:.1f} MP"
     kind = _kind(buffer_of(data))
     if isinstance(error, UnidentifiedImageError):
+        if kind in _UNSUPPORTED:
+            return f"unsupported: {kind}, which Pillow does not decode here"
         if kind is None:
             start = buffer_of(data)[:14].tobytes().decode("latin-1")
             return f"not an image (starts with {start!a})"
@@ -248,11 +266,14 @@ def _kind(view: memoryview) -> str | None:
         (b"II*\0", "TIFF"),
         (b"MM\0*", "TIFF"),
         (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+        (b"\0\0\0\x0cJXL ", "JPEG XL"),
+        (b"\xff\x0a", "JPEG XL"),
+        (b"%!PS", "EPS"),
     ):
         if start.startswith(magic):
             return name
     if start[8:12] == b"WEBP":
         return "WebP"
     if start[4:8] == b"ftyp":
-        return "AVIF or HEIF"
+        return "AVIF" if re.search(b"avi[fs]", view[8:64].tobytes()) else "HEIF"
     return None

@@ -8,12 +8,13 @@ repartition or a reduction that no longer holds, and `trace` says so.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
 
 from dask.base import tokenize
-from dask.dataframe.dask_expr import DataFrame
+from dask.dataframe.dask_expr import DataFrame, new_collection
 from dask.dataframe.dask_expr._expr import (
     ArrowStringConversion,
     Blockwise,
@@ -80,6 +81,29 @@ def trace(frame: DataFrame) -> Lineage:
         reader=None if ranges is None else next(iter(roots.values())).operand("func"),
         inputs=_inputs(nodes),
     )
+
+
+def replace_functions(frame: DataFrame, change: Callable[[Any], Any]) -> DataFrame:
+    """The frame with other functions mapped over its partitions.
+
+    Parameters
+    ----------
+    frame
+        Not computed.
+    change
+        From a mapped function to the one in its place, or to itself.
+    """
+    expr: Any = frame.expr
+    functions = {
+        id(node.operand("func")): node.operand("func")
+        for node in expr.walk()
+        if "func" in node._parameters and not _is_root(node)
+    }
+    for function in functions.values():
+        other = change(function)
+        if other is not function:
+            expr = expr.substitute(function, other)
+    return new_collection(expr)
 
 
 def _is_root(node: Expr) -> bool:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,12 @@ import pyarrow.parquet as pq
 from curator_dask import backend
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.columns import list_to_matrix
+from curator_dask.storage import Options, RemoteFile, check_regular, is_remote, local_path, write_bytes
 
 METADATA_KEY = b"curator_dask"
+_BUFFER = (
+    1 << 16
+)  # bytes read at a time from a store where less was asked for: what pyarrow takes for a footer
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
@@ -83,17 +88,39 @@ def conform(table: pa.Table, schema: pa.Schema, shard: str) -> pa.Table:
     return pa.table(arrays, schema=schema)
 
 
-def write_table(path: str, table: pa.Table, metadata: Mapping[str, Any]) -> None:
-    """Write a Parquet file (zstd) under a temporary name beside `path`, then rename it.
+def open_parquet(path: str, options: Options = None) -> pq.ParquetFile:
+    """A Parquet file on this machine or in a store; close it, or use it as a context manager.
+
+    Raises
+    ------
+    Exception
+        ``OSError`` or ``pyarrow.ArrowException`` for a local file that cannot be read or is no Parquet; of a
+        remote one also what its store raises.
+    """
+    if is_remote(path):
+        file = RemoteFile(path, options)
+        # The tail of a file and its columns are a few requests; small reads in between are answered from memory.
+        return pq.ParquetFile(pa.PythonFile(io.BufferedReader(file, _BUFFER), "r"), pre_buffer=True)
+    check_regular(local_path(path))
+    return pq.ParquetFile(local_path(path))
+
+
+def write_table(path: str, table: pa.Table, metadata: Mapping[str, Any], options: Options = None) -> None:
+    """Write a Parquet file (zstd); under its name it is there whole, or as it was before.
+
+    On this machine it is written under a temporary name beside `path` and renamed; in an object store one
+    request puts it there.
 
     Parameters
     ----------
     path
-        Local path; its folder is made if need be.
+        Local path or fsspec URL; its folder is made if need be.
     table
         What to write.
     metadata
         JSON-able; stored under `METADATA_KEY`.
+    options
+        For fsspec, where `path` is a URL.
 
     Raises
     ------
@@ -101,29 +128,42 @@ def write_table(path: str, table: pa.Table, metadata: Mapping[str, Any]) -> None
         The file could not be written (read-only or full device, a type that Parquet has not); nothing is left
         behind.
     """
-    target = Path(path)
-    temporary = target.with_name(temporary_name(target.name))
     stored = {**(table.schema.metadata or {}), METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
     # A dictionary of float vectors is never smaller than the vectors: only the other columns try one.
     plain = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
+
+    def write(file: Any) -> None:
+        whole = table.replace_schema_metadata(stored)
+        pq.write_table(whole, file, compression="zstd", use_dictionary=plain or False)
+
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            pq.write_table(
-                table.replace_schema_metadata(stored), file, compression="zstd", use_dictionary=plain or False
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: could not be written: {error.strerror or error}. Nothing was left behind there; make room, or"
-            " give save_metadata a path that can be written, and run again: finished shards are kept"
-        ) from error
+        if is_remote(path):
+            buffer = pa.BufferOutputStream()
+            write(buffer)
+            write_bytes(path, buffer.getvalue().to_pybytes(), options)
+        else:
+            _write_local(Path(local_path(path)), write)
     except pa.ArrowException as error:
         raise OutputError(
             f"{path}: could not be written: {error}. Leave columns that Parquet cannot hold out by columns="
         ) from error
+    except Exception as error:  # a store's own, of many types
+        said = (error.strerror if isinstance(error, OSError) else None) or repr(error)
+        raise OutputError(
+            f"{path}: could not be written: {said}. Nothing was left behind there; make room, or give save_metadata a"
+            " path that can be written, and run again: finished shards are kept"
+        ) from error
+
+
+def _write_local(target: Path, write: Callable[[Any], None]) -> None:
+    temporary = target.with_name(temporary_name(target.name))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
     finally:
         # Only still there if something went wrong; an unwritable folder must not hide the first error.
         with contextlib.suppress(OSError):
@@ -148,12 +188,22 @@ class Footer(NamedTuple):
     rows: int
 
 
-def read_footer(path: str) -> Footer:
-    """Look at a file's footer, once; nothing is known of a file that cannot be read."""
+def read_footer(path: str, options: Options = None) -> Footer:
+    """Look at a file's footer, once; nothing is known of a file that is not there or is no Parquet.
+
+    Raises
+    ------
+    OutputError
+        The store it is in does not answer.
+    """
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path, options) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
-    except (OSError, pa.ArrowException):
+    except (FileNotFoundError, pa.ArrowException):
+        return Footer(None, [], 0)
+    except Exception as error:
+        if is_remote(path):
+            raise OutputError(f"{path}: the store does not answer as it should: {error!r}") from error
         return Footer(None, [], 0)
     try:
         found = json.loads((schema.metadata or {}).get(METADATA_KEY, b"null"))
@@ -168,9 +218,9 @@ def is_finished(footer: Footer, wanted: str) -> bool:
     return stored.get("fingerprint") == wanted and stored.get("rows") == footer.rows
 
 
-def read_metadata(path: str) -> dict[str, Any] | None:
+def read_metadata(path: str, options: Options = None) -> dict[str, Any] | None:
     """What `write_table` stored in the file; None if it is not such a file, or cannot be read."""
-    return read_footer(path).stored
+    return read_footer(path, options).stored
 
 
 def temporary_name(name: str) -> str:

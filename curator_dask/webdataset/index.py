@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from curator_dask.errors import ShardError
+from curator_dask.storage import check_regular
 from curator_dask.webdataset.headers import BLOCK, Member, TarWalk, encoded, header_problem, padded
 
 logger = logging.getLogger(__name__)
@@ -284,6 +285,7 @@ def warn_once(message: str) -> None:
 def _opened(path: str | os.PathLike) -> Iterator[int]:
     """Descriptor of a local tar, its faults as `ShardError`."""
     try:
+        check_regular(path)
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             yield file
@@ -311,6 +313,7 @@ def _parsed_idx(path: Path) -> tuple[bool, list[Member]]:
     """Whether an index file has names, and its members by their offsets; names are empty if it has none."""
     try:
         # White space is ASCII's alone, as for DALI: bytes.splitlines and bytes.split know no other.
+        check_regular(path)
         head, *lines = path.read_bytes().splitlines() or [b""]
     except OSError as error:
         raise StaleIndex(f"{path}: the index file cannot be read: {error}") from error

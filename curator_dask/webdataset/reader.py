@@ -7,25 +7,23 @@ import functools
 import io
 import mmap
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import fsspec
-
 from curator_dask.errors import ImageError, ShardError
+from curator_dask.storage import check_regular, is_remote, local_path
 from curator_dask.webdataset.headers import BLOCK, Member, header_problem, not_a_tar
 from curator_dask.webdataset.index import ShardIndex, warn_once
+from curator_dask.webdataset.staging import STAGE
 
 
 class ShardReader:
     """Reads members of one shard; a context manager.
 
-    A local tar is mapped into memory. A remote one is first copied to a temporary file (in ``TMPDIR``), which
-    goes when the reader is closed; index files beside remote tars are not used.
+    A local tar is mapped into memory. Of a remote one a local copy is made (see `staging`); index files beside
+    remote tars are not used.
 
     Parameters
     ----------
@@ -35,6 +33,8 @@ class ShardReader:
         Whether a ``.idx`` file beside the tar may save the scan of its headers.
     storage_options
         Options for fsspec, where `url` is a URL.
+    first
+        Of a remote tar, fetch only the first so many bytes; it then looks as if it were cut there.
 
     Raises
     ------
@@ -47,16 +47,19 @@ class ShardReader:
         url: str | os.PathLike,
         use_index_files: bool = True,
         storage_options: Mapping[str, Any] | None = None,
+        first: int | None = None,
     ) -> None:
         self.url = os.fsdecode(url)
         self._use_index_files = use_index_files
-        self._staged: Path | None = None
+        self._staged = contextlib.ExitStack()
         self._file: io.FileIO | None = None
         try:
-            if "://" in self.url and not self.url.startswith("file://"):
-                self._staged = _staged(self.url, storage_options or {})
+            if is_remote(self.url):
+                self._path = self._staged.enter_context(STAGE.lease(self.url, storage_options, first))
                 self._use_index_files = False
-            self._path = self._staged or Path(self.url.removeprefix("file://"))
+            else:
+                self._path = Path(local_path(self.url))
+            check_regular(self._path)
             self._file = io.FileIO(self._path)
             if os.fstat(self._file.fileno()).st_size == 0:
                 raise not_a_tar(self.url, b"")
@@ -139,7 +142,7 @@ class ShardReader:
         return found
 
     def close(self) -> None:
-        """Let go of the file; a copy of a remote tar is deleted. Closing twice does nothing."""
+        """Let go of the file, or of the copy of a remote one. Closing twice does nothing."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -148,9 +151,7 @@ class ShardReader:
             with contextlib.suppress(BufferError):  # views handed out keep the map; the last takes it along
                 self._map.close()
             del self._data, self._map
-        if self._staged is not None:
-            self._staged.unlink(missing_ok=True)
-            self._staged = None
+        self._staged.close()
 
     def __enter__(self) -> ShardReader:
         return self
@@ -159,17 +160,3 @@ class ShardReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _staged(url: str, storage_options: Mapping[str, Any]) -> Path:
-    """Copy a remote file to a temporary one."""
-    handle, name = tempfile.mkstemp(prefix="curator_dask.", suffix=".tar")
-    try:
-        with open(handle, "wb") as copy, fsspec.open(url, "rb", **storage_options) as remote:  # noqa: PTH123
-            shutil.copyfileobj(remote, copy, 1 << 22)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        if isinstance(error, Exception):
-            raise ShardError(f"{url}: the shard cannot be fetched: {error!r}") from error
-        raise
-    return Path(name)

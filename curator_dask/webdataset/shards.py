@@ -13,16 +13,22 @@ import itertools
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import fsspec
+from typing import Any, NamedTuple, TypeVar
 
 from curator_dask.errors import DatasetError, ShardError
+from curator_dask.storage import filesystem, is_remote, local_path, patiently
 from curator_dask.webdataset.braces import expand_braces
 
+T = TypeVar("T")
+
 _NUMBERS = re.compile(r"(\d+)")
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
+_UNPACK = (
+    "they must be unpacked to .tar first (gunzip, unzstd): a member of a compressed tar cannot be found without"
+    " reading all before it, and images hardly get smaller by it"
+)
 _FEW = 5  # how many names an error message lists
 
 
@@ -129,7 +135,7 @@ class _LocalFiles:
 
     def full(self, path: str) -> str:
         # Not resolved: a link into a content-addressed cache must keep its own name and neighbours.
-        return os.path.abspath(os.path.expanduser(path.removeprefix("file://")))  # noqa: PTH100, PTH111
+        return os.path.abspath(os.path.expanduser(local_path(path)))  # noqa: PTH100, PTH111
 
     def exists(self, path: str) -> bool:
         return os.path.exists(path)  # noqa: PTH110
@@ -171,7 +177,7 @@ class _RemoteFiles:
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
         try:
-            self.fs, _ = fsspec.core.url_to_fs(url, **options)
+            self.fs, _ = filesystem(url, options)
         except (ImportError, ValueError, OSError) as error:
             raise DatasetError(f"{url}: fsspec cannot open this store: {error}") from error
         self.list = functools.cache(self._list)
@@ -180,30 +186,42 @@ class _RemoteFiles:
         return self.fs.unstrip_protocol(self.fs._strip_protocol(path))
 
     def exists(self, path: str) -> bool:
-        return self.fs.exists(path)
+        return self._ask(lambda: self.fs.exists(path), path)
 
     def is_folder(self, path: str) -> bool:
-        return self.fs.isdir(path)
+        return self._ask(lambda: self.fs.isdir(path), path)
+
+    def _ask(self, action: Callable[[], T], path: str) -> T:
+        try:
+            return patiently(action, path)
+        except Exception as error:  # a store's own, of many types
+            raise DatasetError(
+                f"{path}: the store does not answer as it should: {error!r}. Check the address, and credentials and"
+                " endpoint in storage_options"
+            ) from error
 
     def _list(self, folder: str) -> _Listing:
-        try:
-            entries = self.fs.ls(folder, detail=True)
-        except FileNotFoundError:
-            entries = []
-        except (OSError, NotImplementedError) as error:
-            raise DatasetError(f"{folder}: the directory cannot be listed: {error}") from error
+        def entries_or_none() -> list[dict[str, Any]]:
+            try:
+                return self.fs.ls(folder, detail=True)
+            except FileNotFoundError:
+                return []
+
+        entries = self._ask(entries_or_none, folder)
         full = self.fs.unstrip_protocol
         folders = frozenset(full(entry["name"]) for entry in entries if entry["type"] == "directory")
         return _Listing(frozenset(full(entry["name"]) for entry in entries) - folders, folders)
 
     def walk(self, folder: str) -> Iterator[str]:
-        for path in self.fs.find(folder):  # an object store lists a whole tree in one sweep
+        # An object store lists a whole tree in one sweep.
+        for path in self._ask(lambda: self.fs.find(folder), folder):
             url = self.fs.unstrip_protocol(path)
             if not any(map(_is_hidden, url.removeprefix(folder).split("/"))):
                 yield url
 
     def glob(self, pattern: str) -> list[str]:
-        return [self.fs.unstrip_protocol(path) for path in self.fs.glob(pattern)]
+        found = self._ask(lambda: self.fs.glob(pattern), pattern)
+        return [self.fs.unstrip_protocol(path) for path in found]
 
 
 def discover(
@@ -235,17 +253,18 @@ def discover(
     items = [os.fsdecode(item) for item in given]
     if not items:
         raise DatasetError("path: expected a directory, glob, brace pattern or tar, found an empty list")
-    stores = {item.partition("://")[0] if _is_remote(item) else "" for item in items}
+    stores = {item.partition("://")[0] if is_remote(item) else "" for item in items}
     if len(stores) > 1:
         names = ", ".join(sorted(store or "local files" for store in stores))
         raise DatasetError(f"path: all shards must lie in one store, found {names}: make a dataset of each")
-    files = _RemoteFiles(items[0], storage_options or {}) if _is_remote(items[0]) else _LocalFiles()
+    files = _RemoteFiles(items[0], storage_options or {}) if is_remote(items[0]) else _LocalFiles()
 
     tars: dict[str, None] = {}  # in order, each once
     parquets: set[str] = set()
     roots: dict[str, None] = {}
     found: list[str]
     missing: list[str] = []
+    compressed: list[str] = []
     for item in _expanded(items, files):
         if _has_wildcard(item) and not files.exists(item):
             root, found = _from_glob(item, files)
@@ -261,12 +280,16 @@ def discover(
         else:
             _refuse_item(item, files)
         roots[root] = None
+        compressed += [file for file in found if _is_compressed_tar(file)]
         tars.update((file, None) for file in found if _is_tar(file))
 
     if missing:
         names = ", ".join(missing[:_FEW]) + (", …" if len(missing) > _FEW else "")
         there = _what_is_in(posixpath.dirname(missing[0]), files)
         raise DatasetError(f"{len(missing)} of the tars that were named do not exist: {names}; {there}")
+    if compressed:  # left out in silence they would be lost
+        names = ", ".join(compressed[:_FEW]) + (", …" if len(compressed) > _FEW else "")
+        raise DatasetError(f"{len(compressed)} of the shards found are compressed: {names}; {_UNPACK}")
     root = _common_folder(list(roots))
     if not tars:
         shown = ", ".join(items[:_FEW])
@@ -303,12 +326,12 @@ def stamp(url: str | os.PathLike, storage_options: Mapping[str, Any] | None = No
     """
     url = os.fsdecode(url)
     try:
-        if not _is_remote(url):
-            status = os.stat(url.removeprefix("file://"))  # noqa: PTH116
+        if not is_remote(url):
+            status = os.stat(local_path(url))  # noqa: PTH116
             return FileStamp(status.st_size, str(status.st_mtime_ns))
-        fs, path = fsspec.core.url_to_fs(url, **(storage_options or {}))
-        info = fs.info(path)
-    except (OSError, ImportError, ValueError) as error:
+        fs, path = filesystem(url, storage_options)
+        info = patiently(lambda: fs.info(path), url)
+    except Exception as error:  # a store's own, of many types
         raise ShardError(f"{url}: the file cannot be looked at: {error!r}; is it still there?") from error
     names = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
     version = next((str(info[name]) for name in names if info.get(name) is not None), "")
@@ -340,8 +363,8 @@ def _from_glob(pattern: str, files: _LocalFiles | _RemoteFiles) -> tuple[str, li
 def _refuse_item(item: str, files: _LocalFiles | _RemoteFiles) -> None:
     if files.exists(item):
         raise DatasetError(
-            f"{item}: expected a directory or a .tar file; a compressed tar must be unpacked to .tar first, "
-            "since a member in it cannot be found without reading all before it"
+            f"{item}: expected a directory or a .tar file"
+            + (f", found a compressed tar; {_UNPACK}" if _is_compressed_tar(item) else "")
         )
     there = _what_is_in(posixpath.dirname(item), files)
     raise DatasetError(f"{item}: expected a directory, glob, brace pattern or tar, found nothing; {there}")
@@ -381,9 +404,9 @@ def _is_hidden(path: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _is_remote(path: str) -> bool:
-    return "://" in path and not path.startswith("file://")
-
-
 def _is_tar(path: str) -> bool:
     return path[-4:].lower() == ".tar"
+
+
+def _is_compressed_tar(path: str) -> bool:
+    return path.lower().endswith(_COMPRESSED)

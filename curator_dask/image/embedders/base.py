@@ -6,10 +6,12 @@ import ast
 import contextlib
 import hashlib
 import inspect
+import json
 import logging
+import os
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,8 @@ from dask.base import tokenize
 from curator_dask import backend
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.datasets.reading import URL_COLUMN
+from curator_dask.datasets.retrying import retry
+from curator_dask.datasets.summary import SaveSummary
 from curator_dask.datasets.writing import ERROR_COLUMN
 from curator_dask.decode.loader import DEFAULT_MAX_PIXELS
 from curator_dask.decode.transforms import TransformSpec
@@ -142,19 +146,8 @@ class ImageEmbedder(ABC):
             raise ConfigError(
                 f"image_embedding_column={self.image_embedding_column!r} is the column of the keys: give another name"
             )
-        step = EmbedPartition(
-            encoder=self.encoder_spec(),
-            id_col=dataset.id_col,
-            column=self.image_embedding_column,
-            batch_size=self.batch_size,
-            num_threads=self.num_threads_per_worker,
-            decoder=self.decoder,
-            max_pixels=self.max_pixels,
-            on_error=self.on_error,
-            use_index_files=self.use_index_files,
-            others=tuple(name for name in embedding_columns(meta) if name != self.image_embedding_column),
-            storage_options=dataset.storage_options,
-        )
+        others = [name for name in embedding_columns(meta) if name != self.image_embedding_column]
+        step = self._step(dataset.id_col, others, dataset.storage_options)
         new_meta = with_columns(
             meta,
             {
@@ -164,6 +157,68 @@ class ImageEmbedder(ABC):
         )
         metadata = dataset.metadata.map_partitions(step, meta=new_meta, enforce_metadata=False)
         return dataset.with_metadata(metadata, step)
+
+    def retry(
+        self,
+        path: str | os.PathLike,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        shard_options: Mapping[str, Any] | None = None,
+    ) -> SaveSummary:
+        """Try the failed rows of an output again, and only these.
+
+        For reasons that may pass, or that this embedder's settings mend: images above `max_pixels`, a decoder
+        that gave up, shards that were given up because their workers died. The vectors that are there are kept.
+
+        Parameters
+        ----------
+        path
+            What `save_metadata` wrote, with the same model.
+        storage_options
+            For fsspec, where `path` is a URL.
+        shard_options
+            The same for the shards; None: `storage_options`.
+
+        Returns
+        -------
+        SaveSummary
+            Of the rows that were tried.
+
+        Raises
+        ------
+        OutputError
+            There is nothing there that this embedder made.
+        """
+        return retry(
+            os.fspath(path),
+            self.image_embedding_column,
+            lambda id_col, others: self._step(
+                id_col, others, storage_options if shard_options is None else shard_options
+            ),
+            storage_options,
+        )
+
+    def settings(self) -> dict[str, Any] | None:
+        """JSON-able arguments that make this embedder again, stored in its output; None if there are none such."""
+        return None
+
+    def _step(
+        self, id_col: str, others: Sequence[str], shard_options: Mapping[str, Any] | None
+    ) -> EmbedPartition:
+        return EmbedPartition(
+            encoder=self.encoder_spec(),
+            id_col=id_col,
+            column=self.image_embedding_column,
+            batch_size=self.batch_size,
+            num_threads=self.num_threads_per_worker,
+            decoder=self.decoder,
+            max_pixels=self.max_pixels,
+            on_error=self.on_error,
+            use_index_files=self.use_index_files,
+            others=tuple(others),
+            storage_options=shard_options,
+            settings=json.dumps(self.settings()),
+        )
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.__dict__.items())

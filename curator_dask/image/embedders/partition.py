@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from curator_dask import backend
+from curator_dask.datasets.ids import exact_ids
+from curator_dask.datasets.orphans import find_orphans
 from curator_dask.datasets.reading import URL_COLUMN
+from curator_dask.datasets.turns import turn
 from curator_dask.datasets.writing import ERROR_COLUMN
 from curator_dask.decode.loader import Loader, LoaderSpec
 from curator_dask.errors import CuratorError, ImageError
@@ -19,9 +21,9 @@ from curator_dask.frames.columns import to_array, vectors_to_list, with_columns
 from curator_dask.models.cache import ENCODERS, LOADERS
 from curator_dask.models.encoders import Encoder, EncoderInfo, EncoderSpec
 from curator_dask.progress import report
+from curator_dask.webdataset.index import warn_once
 from curator_dask.webdataset.reader import ShardReader
-
-logger = logging.getLogger("curator_dask")
+from curator_dask.webdataset.remarks import fact_of, remark
 
 #: Where img2dataset says why an image is not in the tar.
 STATUS_COLUMN = "status"
@@ -47,6 +49,10 @@ class EmbedPartition:
         says why, and is kept.
     storage_options
         For fsspec.
+    settings
+        JSON of the arguments that make the embedder again; ``null`` for one of the user's own.
+    given_up
+        Open no tar and load no model: every row gets a null vector and this reason.
     """
 
     encoder: EncoderSpec
@@ -60,6 +66,8 @@ class EmbedPartition:
     use_index_files: bool
     others: tuple[str, ...]
     storage_options: Mapping[str, Any] | None = None
+    given_up: str | None = None
+    settings: str = "null"
 
     #: A row comes out for each that goes in.
     keeps_rows = True
@@ -79,11 +87,17 @@ class EmbedPartition:
         ImageError
             An image cannot be used, and `on_error` is ``"raise"``.
         """
-        ids = _exact_ids(to_array(frame[self.id_col]))
+        ids = exact_ids(to_array(frame[self.id_col]))
         urls = to_array(frame[URL_COLUMN]).to_pylist()
         errors: list[str | None] = [None] * len(ids)
-        if len(ids):
-            with ENCODERS.lease(self.encoder, self.encoder.build) as encoder:
+        if self.given_up is not None:
+            matrix = self._give_up(ids, urls, errors)
+        elif len(ids):
+            first = next((url for url in urls if url is not None), None)
+            with (
+                turn(first, self.storage_options),
+                ENCODERS.lease(self.encoder, self.encoder.build) as encoder,
+            ):
                 spec = self._loader_spec(encoder)
                 with LOADERS.lease(spec, lambda: Loader(spec)) as loader:
                     matrix = self._embed(encoder, loader, ids, urls, errors)
@@ -166,14 +180,16 @@ class EmbedPartition:
                 index = reader.index
                 if index.duplicates:
                     some = ", ".join(index.duplicates[:3])
-                    logger.warning(
-                        "%s: %d names occur twice, the first is taken: %s", url, len(index.duplicates), some
-                    )
+                    warn_once(f"{url}: {len(index.duplicates)} names occur again, the first is taken: {some}")
                 wanted = [ids[row] for row in rows]
                 found = index.find(wanted)
                 if (found < 0).any() and not index.scanned:
-                    index = reader.rescan()
+                    listed, index = index, reader.rescan()
                     found = index.find(wanted)
+                    if index.samples != listed.samples:
+                        warn_once(
+                            f"{url[:-4]}.idx: the index file does not fit {url}: the tar is scanned instead"
+                        )
                 for position, row in sorted(zip(found.tolist(), rows, strict=True)):
                     if position < 0:
                         cut = f"; the tar is damaged: {index.problem}" if index.problem else ""
@@ -188,6 +204,18 @@ class EmbedPartition:
                     except CuratorError as error:
                         image = error
                     yield row, image
+                if reader.index is not index:  # what was read showed the index file to be out of date
+                    index = reader.index
+                    found = index.find(wanted)
+                remark(url, "damaged", index.problem)
+                remark(url, "duplicates", fact_of(index.duplicates))
+                remark(url, "orphans", find_orphans(url, index, found, self.id_col, self.storage_options))
+
+    def _give_up(self, ids: list[Any], urls: list[str | None], errors: list[str | None]) -> np.ndarray:
+        for row in range(len(ids)):
+            self._fail(row, str(self.given_up), ids, urls, errors)
+        report(images=0, failed=len(ids))
+        return np.zeros((len(ids), 0), np.float32)
 
     def _fail(
         self, row: int, reason: str, ids: list[Any], urls: list[str | None], errors: list[str | None]
@@ -205,11 +233,3 @@ def _add_status(errors: list[str | None], statuses: list[Any]) -> None:
     for row, (reason, status) in enumerate(zip(errors, statuses, strict=True)):
         if reason is not None and reason.startswith("missing") and status is not None:
             errors[row] = f"{reason} (status: {status})"
-
-
-def _exact_ids(ids: pa.Array) -> list[Any]:
-    """The ids as Python values; None for a number that a narrow float cannot hold exactly, whose key is lost."""
-    digits = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}.get(ids.type)  # bits of the significand
-    if digits is None:
-        return ids.to_pylist()
-    return [None if value is None or abs(value) >= 2**digits else value for value in ids.to_pylist()]

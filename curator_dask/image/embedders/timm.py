@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -89,6 +90,17 @@ class TimmImageEmbedder(ImageEmbedder):
         model = self.encoder_spec().build().model
         assert model is not None
         return model
+
+    def settings(self) -> dict[str, Any] | None:
+        """The arguments of this class; None where `model_kwargs` has what JSON has not."""
+        made = {**vars(self), "model_name": _absolute(self.model_name)}
+        if self.checkpoint_path is not None:
+            made["checkpoint_path"] = _absolute_path(self.checkpoint_path)
+        try:
+            json.dumps(made)
+        except TypeError:
+            return None
+        return made
 
     def encoder_spec(self) -> EncoderSpec:
         """Model, weights and output; the transform follows from them on the worker."""

@@ -1,0 +1,329 @@
+"""What a preflight found, as text and as JSON: every trouble with its remedy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from curator_dask.webdataset.index import key_text
+
+_WIDTH = 300  # characters of a name or reason that a line shows
+
+
+class Kind(NamedTuple):
+    """A kind of finding.
+
+    Attributes
+    ----------
+    fails
+        Whether a run would fail on it: as a whole, or that shard. Else it costs rows, or nothing but time.
+    what
+        Of which a number is found.
+    fix
+        What to do about it.
+    """
+
+    fails: bool
+    what: str
+    fix: str
+
+
+KINDS = {
+    "unreadable": Kind(True, "shard that cannot be read", "restore the file, or leave it out of INPUT"),
+    "not-a-tar": Kind(True, "file that is no tar", "fetch the shard again, or leave it out of INPUT"),
+    "damaged": Kind(
+        True,
+        "tar that is cut or damaged; samples behind the fault are lost",
+        "fetch the shard again: a run embeds what lies before the fault, and ends with 1",
+    ),
+    "name": Kind(
+        True, "shard whose name is not UTF-8", "rename the file: its name is a column of the output"
+    ),
+    "no-companion": Kind(
+        True,
+        "shard without a .parquet, where others have one",
+        "restore these files, or read all rows from the tars with metadata='tar' (--metadata tar)",
+    ),
+    "companion": Kind(
+        True,
+        "Parquet file that cannot be used",
+        "write it again, or read the rows from the tars with metadata='tar' (--metadata tar)",
+    ),
+    "columns": Kind(
+        True,
+        "shard whose columns do not fit",
+        "give id_col (--id-col) the column whose values are the keys, and all Parquet files the same columns",
+    ),
+    "ids": Kind(
+        True,
+        "Parquet file with ids that are null or repeated",
+        "give each row the key it has in the tar, once; or give id_col (--id-col) the column that has it",
+    ),
+    "no-match": Kind(
+        True,
+        "shard of which no row finds its image",
+        "give id_col (--id-col) the column whose values are the keys, and see that tar and Parquet belong together",
+    ),
+    "partition": Kind(
+        True,
+        "shard with more vectors than a partition can hold",
+        "use rows_per_partition=1_000_000 (--rows-per-partition)",
+    ),
+    "disk": Kind(True, "output that does not fit on its disk", "make room, or write to another disk"),
+    "not-downloaded": Kind(
+        False,
+        "row whose image img2dataset could not get; its vector will be null",
+        "none is needed; img2dataset tries again with incremental_mode='extend' and other URLs",
+    ),
+    "missing": Kind(
+        False,
+        "row without a sample in the tar; its vector will be null",
+        "see whether tar and Parquet are of the same version",
+    ),
+    "orphans": Kind(
+        False,
+        "sample without a row in the Parquet; it will not be embedded",
+        "add rows for them, or read the rows from the tars with metadata='tar' (--metadata tar)",
+    ),
+    "duplicates": Kind(
+        False, "member whose name occurred before in its tar; the first is taken", "give each its own key"
+    ),
+    "no-image": Kind(
+        False,
+        "sample without an image; its vector will be null",
+        "see whether the image's suffix is one of the usual (jpg, png, webp, …)",
+    ),
+    "several-images": Kind(
+        False,
+        "sample with several images; only one is embedded, key.ext if there is one, else the first",
+        "if these are different samples: a key ends at the first dot of the file's name, so use names without dots",
+    ),
+    "no-caption": Kind(False, "row without a caption", "none is needed for embedding images"),
+    "bad-image": Kind(
+        False,
+        "image that cannot be used, of those looked at; its vector will be null",
+        "none is needed; --max-pixels allows larger images, others have to be fetched again",
+    ),
+    "no-samples": Kind(
+        False, "tar without a sample", "leave it out, or fetch it again if it should have some"
+    ),
+    "no-rows": Kind(False, "Parquet file without a row", "none is needed; its output will be empty, too"),
+    "stale-idx": Kind(
+        False,
+        "index file (.idx) that does not fit its tar; the tar is scanned instead",
+        "curator-dask index INPUT writes them again",
+    ),
+}
+"""By the name that `Finding.kind` has; in the order in which they are shown."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of trouble, wherever it was found.
+
+    Attributes
+    ----------
+    kind
+        One of `KINDS`.
+    count
+        How many times, in what was looked at.
+    shards
+        In how many shards; 0 where it is not of a shard.
+    examples
+        ``shard: key, key`` or ``shard: reason`` of the first few.
+    estimate
+        How many there may be in all, where not every shard was looked at; None where `count` is all.
+    """
+
+    kind: str
+    count: int
+    shards: int
+    examples: tuple[str, ...]
+    estimate: int | None = None
+
+    @property
+    def fails(self) -> bool:
+        """Whether a run would fail on it."""
+        return KINDS[self.kind].fails
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        kind = KINDS[self.kind]
+        return {
+            "kind": self.kind,
+            "what": kind.what,
+            "count": self.count,
+            "shards": self.shards,
+            "estimate": self.estimate,
+            "examples": list(self.examples),
+            "fix": kind.fix,
+        }
+
+    def __str__(self) -> str:
+        kind = KINDS[self.kind]
+        about = f" (about {self.estimate:,} in all)" if self.estimate is not None else ""
+        more = "; …" if len(self.examples) < self.shards else ""
+        return (
+            f"{'PROBLEM' if kind.fails else 'note'}: {self.count:,} x {kind.what}{about}: "
+            f"{'; '.join(self.examples)}{more}\n    fix: {kind.fix}"
+        )
+
+
+@dataclass
+class Report:
+    """What `preflight` found.
+
+    Attributes
+    ----------
+    path
+        The dataset's root.
+    source
+        ``"parquet"`` or ``"tar"``: where rows come from.
+    shards, size
+        Tars and their bytes.
+    looked
+        Shards of which all headers and ids were read.
+    rows, samples
+        Of the dataset; None where nothing could be counted.
+    rows_exact, samples_exact
+        Whether all were counted. If not, they are extrapolated from the shards looked at.
+    components
+        Members by the suffix of their names, in the shards looked at.
+    statuses
+        Rows without a sample by img2dataset's status, in the shards looked at.
+    images
+        ``looked`` (how many headers were read), ``formats``, ``width``, ``height`` (pixels, upright) and ``bytes``
+        (each smallest, median, largest), ``unusable`` (by reason).
+    disk
+        Bytes of the output as estimated: ``dim``, ``vectors``, ``other`` columns, ``total``; ``free`` where the
+        output's disk is known, and ``there``, what earlier runs have left that is replaced or kept.
+    findings
+        Problems first.
+    seconds
+        That it took.
+    """
+
+    path: str
+    source: str
+    shards: int = 0
+    size: int = 0
+    looked: int = 0
+    rows: int | None = None
+    samples: int | None = None
+    rows_exact: bool = True
+    samples_exact: bool = True
+    components: dict[str, int] = field(default_factory=dict)
+    statuses: dict[str, int] = field(default_factory=dict)
+    images: dict[str, Any] = field(default_factory=dict)
+    disk: dict[str, Any] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def problems(self) -> list[Finding]:
+        """On which a run would fail, as a whole or some of its shards."""
+        return [finding for finding in self.findings if finding.fails]
+
+    @property
+    def notes(self) -> list[Finding]:
+        """What costs rows, or time."""
+        return [finding for finding in self.findings if not finding.fails]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found on which a run would fail."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, with problems and notes apart."""
+        plain = {name: value for name, value in vars(self).items() if name != "findings"}
+        return {
+            "ok": self.ok,
+            **plain,
+            "problems": [finding.to_dict() for finding in self.problems],
+            "notes": [finding.to_dict() for finding in self.notes],
+        }
+
+    def __str__(self) -> str:
+        where = "the Parquet files beside them" if self.source == "parquet" else "their captions and JSON"
+        lines = [
+            f"{shown(self.path)}: {_number(self.shards, 'shard')}, {_bytes(self.size)}; rows come from {where}",
+            f"  looked at: size, first header, end, companion and index of every shard; all headers and keys of"
+            f" {self._looked()}; the headers of {_number(self.images.get('looked', 0), 'image')}",
+            f"  rows: {_count(self.rows, self.rows_exact)}; samples: {_count(self.samples, self.samples_exact)}",
+        ]
+        if self.components:
+            shown_parts = ", ".join(f"{name} {count:,}" for name, count in [*self.components.items()][:12])
+            lines.append(f"  components{self._in_those()}: {shown_parts}")
+        if self.statuses:
+            lines.append(
+                f"  img2dataset{self._in_those()}: "
+                + ", ".join(f"{status} {count:,}" for status, count in self.statuses.items())
+            )
+        lines += self._image_lines()
+        lines += self._disk_lines()
+        lines += map(str, self.findings)
+        problems, notes = len(self.problems), len(self.notes)
+        verdict = (
+            f"{_number(problems, 'problem')} on which a run would fail"
+            if problems
+            else "nothing that would fail"
+        )
+        lines.append(f"{verdict}, {_number(notes, 'note')}; {self.seconds:.1f} s")
+        return "\n".join(lines)
+
+    def _looked(self) -> str:
+        if self.looked == self.shards:
+            return "every shard"
+        return f"{self.looked:,} of {self.shards:,}, evenly spread ('about' is extrapolated from these)"
+
+    def _in_those(self) -> str:
+        return "" if self.looked == self.shards else f" in these {self.looked:,} shards"
+
+    def _image_lines(self) -> list[str]:
+        found = self.images
+        if not found.get("formats"):
+            return []
+        formats = ", ".join(f"{kind} {count:,}" for kind, count in found["formats"].items())
+        (w0, w1, w2), (h0, h1, h2), (b0, b1, b2) = found["width"], found["height"], found["bytes"]
+        return [
+            f"  images: {formats}; width {w0} to {w2} (median {w1}), height {h0} to {h2} (median {h1}) pixels,"
+            f" {_bytes(b0)} to {_bytes(b2)} (median {_bytes(b1)})"
+        ]
+
+    def _disk_lines(self) -> list[str]:
+        found = self.disk
+        if not found:
+            return []
+        free = f"; free in {shown(found['output'])}: {_bytes(found['free'])}" if found.get("free") else ""
+        there = f" ({_bytes(found['there'])} of it are there)" if found.get("there") else ""
+        return [
+            f"  output: about {_bytes(found['total'])}{there}: {_bytes(found['vectors'])} of vectors (float32,"
+            f" {found['dim']} values each, which hardly compress) and {_bytes(found['other'])} of other columns{free}"
+        ]
+
+
+def shown(text: str) -> str:
+    """Text from a file on one line of a terminal: no control characters, no lone surrogates, not too long."""
+    plain = "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in key_text(text)
+    )
+    return plain if len(plain) <= _WIDTH else f"{plain[: _WIDTH - 1]}…"
+
+
+def _count(number: int | None, exact: bool) -> str:
+    if number is None:
+        return "unknown"
+    return f"{number:,}" if exact else f"about {number:,}"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"

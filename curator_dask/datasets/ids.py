@@ -1,0 +1,78 @@
+"""The ids of a shard's rows: which of them can be keys, what must not be among them, and what they leave out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curator_dask.errors import ShardError
+
+_FEW = 3  # rows that an error names
+_SIGNIFICAND = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}  # bits
+#: Types that Arrow's functions do not all know.
+_PLAINER = {pa.float16(): pa.float32(), pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+
+
+def exact_ids(ids: pa.Array) -> list[Any]:
+    """The ids as Python values; None for a number that a narrow float cannot hold exactly, whose key is lost."""
+    digits = _SIGNIFICAND.get(ids.type)
+    if digits is None:
+        return ids.to_pylist()
+    return [None if value is None or abs(value) >= 2**digits else value for value in ids.to_pylist()]
+
+
+def check_ids(ids: pa.ChunkedArray, id_col: str, path: str) -> None:
+    """See that every row of a companion Parquet has an id, and no two have the same.
+
+    Parameters
+    ----------
+    ids
+        The column of the whole file.
+    id_col
+        Its name, for the message.
+    path
+        The file's, for the message.
+
+    Raises
+    ------
+    ShardError
+        There are null (or NaN) or repeated ids; names the rows, counted from 0.
+    """
+    values = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+    digits = _SIGNIFICAND.get(values.type)
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    values = values.cast(_PLAINER.get(values.type, values.type))
+    nulls = values.is_null(nan_is_null=True)
+    if pc.any(nulls).as_py():
+        rows = pc.indices_nonzero(nulls).to_pylist()
+        raise ShardError(
+            f"{path}: {len(rows)} of {len(values)} rows have no id (column {id_col!r} is null): rows {_listed(rows)}."
+            " No image can be found for them: give them the keys they have in the tar, or leave them out"
+        )
+    if digits is not None:  # numbers that became equal by rounding match nothing, each on its own account
+        values = pc.if_else(pc.less(pc.abs(values), 2.0**digits), values, pa.scalar(None, values.type))
+    if len(pc.unique(values).drop_null()) == len(values) - values.null_count:
+        return
+    raise ShardError(f"{path}: {_repeated(values, id_col)}")
+
+
+def _repeated(values: pa.Array, id_col: str) -> str:
+    rows_of: dict[Any, list[int]] = {}
+    for row, value in enumerate(values.to_pylist()):
+        rows_of.setdefault(value, []).append(row)
+    doubled = {value: rows for value, rows in rows_of.items() if len(rows) > 1 and value is not None}
+    shown = [f"{value!r} in rows {_listed(rows)}" for value, rows in [*doubled.items()][:_FEW]]
+    more = f" and {len(doubled) - _FEW} more" if len(doubled) > _FEW else ""
+    return (
+        f"{len(doubled)} ids stand in several rows (column {id_col!r}): {'; '.join(shown)}{more}. Which row is the"
+        " image's cannot be told: leave one row of each, or give id_col the column whose values are the keys in the"
+        " tar"
+    )
+
+
+def _listed(rows: list[int]) -> str:
+    more = f", … ({len(rows)} in all)" if len(rows) > _FEW else ""
+    return ", ".join(map(str, rows[:_FEW])) + more

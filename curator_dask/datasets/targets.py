@@ -1,0 +1,112 @@
+"""Running the tasks that write an output's files: what each one came to, and what kills workers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import dask.dataframe as dd
+import pandas as pd
+
+from curator_dask.datasets.running import ResultLost, WorkersDied, run_alone, run_partitions
+from curator_dask.datasets.summary import SaveSummary
+from curator_dask.datasets.writing import Target, WritePartition
+from curator_dask.errors import ClusterError, CuratorError, ShardError
+from curator_dask.frames.lineage import replace_functions
+from curator_dask.progress import Meter, watch
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+#: Shards that killed their workers, with none finished, after which it is not the shards.
+HOPELESS = 6
+
+
+def run_targets(
+    written: dd.DataFrame, client: Client | None, targets: Sequence[Target], summary: SaveSummary, apart: bool
+) -> None:
+    """Write the files of all targets and count; what kills workers is tried again alone, then given up.
+
+    Parameters
+    ----------
+    written
+        Frame with a partition a target, whose partitions are reports (`writing.report_frame`).
+    client
+        Of the cluster; None runs in this process.
+    targets
+        Of the partitions, for their names.
+    summary
+        Where to count.
+    apart
+        The partitions share no work.
+
+    Raises
+    ------
+    ClusterError
+        Workers die on all that is given to them, or the cluster is gone.
+    CuratorError
+        What would happen to every shard, such as an output that cannot be written.
+    """
+    meter = Meter(len(targets))
+    suspects: list[int] = []
+    with watch(meter, client):
+        for number, result in run_partitions(written, client, apart):
+            if isinstance(result, WorkersDied | ResultLost) and apart:
+                suspects.append(number)
+                if len(suspects) >= HOPELESS and not meter.done:
+                    raise ClusterError(
+                        f"workers died while working on {_names(suspects, targets)}, and no shard was finished."
+                        f" {_WHY}"
+                    )
+            else:
+                _settle(targets[number], result, meter, summary)
+        if client is None or not suspects:
+            return
+        print(
+            f"workers died while working on {_names(suspects, targets)}: tried again one by one, to see which of"
+            " them it is",
+            file=sys.stderr,
+            flush=True,
+        )
+        for number in suspects:
+            result = run_alone(written, number, client)
+            if isinstance(result, WorkersDied):
+                result = run_alone(_giving_up(written, result), number, client)
+            _settle(targets[number], result, meter, summary)
+
+
+_WHY = (
+    "Look at the workers' logs: most often it is memory; fewer workers (n_workers) leave more for each, and a smaller"
+    " batch_size needs less. Run again then: finished files are kept"
+)
+
+
+def _names(numbers: Sequence[int], targets: Sequence[Target]) -> str:
+    return ", ".join(targets[number].name for number in numbers)
+
+
+def _settle(target: Target, result: Any, meter: Meter, summary: SaveSummary) -> None:
+    if isinstance(result, pd.DataFrame):
+        report = json.loads(result["target"].iloc[0])
+        summary.add(report)
+        meter.finish(report["rows"])
+    elif isinstance(result, CuratorError) and not isinstance(result, ShardError):
+        raise result  # it would happen to every shard
+    else:
+        reason = str(result) if isinstance(result, CuratorError) else f"{type(result).__name__}: {result}"
+        summary.failed_shards[target.name] = reason
+        meter.broken += 1
+
+
+def _giving_up(written: dd.DataFrame, error: WorkersDied) -> dd.DataFrame:
+    """The same files, with null vectors and the reason in place of what kills workers; a rerun tries again."""
+
+    def change(function: Any) -> Any:
+        if hasattr(function, "given_up"):
+            return replace(function, given_up=f"gave up: {error}")
+        return replace(function, unfinished=True) if isinstance(function, WritePartition) else function
+
+    return replace_functions(written, change)

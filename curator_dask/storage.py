@@ -1,0 +1,295 @@
+"""Files by local path or fsspec URL: looked at, read and written in one way.
+
+What goes over a network is done patiently: a call that fails is tried again after a pause, and one that
+does not come back in time is left behind and counts as failed.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import posixpath
+import random
+import stat
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+logger = logging.getLogger("curator_dask")
+
+T = TypeVar("T")
+Options = Mapping[str, Any] | None
+
+TRIES = 5
+"""Times that a call to a store is tried before it is given up; the pauses between add up to about 8 seconds."""
+
+STALL_SECONDS = float(os.environ.get("CURATOR_DASK_STALL_SECONDS", "60"))
+"""Seconds after which a call to a store (at most `BLOCK_BYTES` of data) that has not come back counts as failed."""
+
+BLOCK_BYTES = 1 << 23
+"""Bytes asked of a store at a time: a connection that is cut costs no more than these."""
+
+# There a write is one request that replaces the object as a whole; elsewhere a file is written beside and renamed.
+_OBJECT_STORES = frozenset("s3 s3a gs gcs abfs abfss az adl oci oss r2 memory".split())  # noqa: SIM905
+
+# What trying again does not mend.
+_FINAL = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    NotImplementedError,
+    ImportError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+)
+_FINAL_NAMES = frozenset({"NoCredentialsError", "PartialCredentialsError", "ParamValidationError"})
+_FINAL_STATUS = frozenset({400, 401, 403, 404, 405, 410})
+
+
+def is_remote(url: str) -> bool:
+    """Whether this is a URL of a store, not a path on this machine."""
+    return "://" in url and not url.startswith(("file://", "local://"))
+
+
+def local_path(url: str) -> str:
+    """The path of a local file that may be given as ``file://``."""
+    return url.removeprefix("file://").removeprefix("local://")
+
+
+def absolute(path: str, options: Options = None) -> str:
+    """A local path made absolute, or a URL as fsspec writes it, without a slash at its end."""
+    if not is_remote(path):
+        return os.path.abspath(os.path.expanduser(local_path(path)))  # noqa: PTH100, PTH111
+    fs, inside = filesystem(path, options)
+    return fs.unstrip_protocol(inside).rstrip("/")
+
+
+def join(folder: str, name: str) -> str:
+    """Path or URL of a file below a folder."""
+    return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else os.path.join(folder, name)  # noqa: PTH118
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """Raise OSError where a local path is no plain file: to open a FIFO waits for ever for its other end."""
+    mode = os.stat(path).st_mode  # noqa: PTH116
+    if not stat.S_ISREG(mode):
+        kind = "FIFO" if stat.S_ISFIFO(mode) else "directory" if stat.S_ISDIR(mode) else "device or socket"
+        raise OSError(f"expected a regular file, found a {kind}")
+
+
+def filesystem(url: str, options: Options = None) -> tuple[Any, str]:
+    """Fsspec's file system for a URL, and the URL's path in it."""
+    # Other processes write while this one looks: what was listed a minute ago says nothing.
+    return fsspec.core.url_to_fs(url, **{"use_listings_cache": False, **(options or {})})
+
+
+def patiently(action: Callable[[], T], what: str, size: int = 0) -> T:
+    """The result of a call to a store, tried `TRIES` times.
+
+    Parameters
+    ----------
+    action
+        What to do; run in a thread of its own, which is left behind where it does not come back within
+        `STALL_SECONDS`.
+    what
+        For the log.
+    size
+        Bytes that it moves: `STALL_SECONDS` for each `BLOCK_BYTES` of them.
+
+    Raises
+    ------
+    Exception
+        The last of its errors, or the first that trying again cannot mend (no such file, no permission).
+        TimeoutError where it stalled.
+    """
+    for number in range(1, TRIES + 1):
+        try:
+            return _in_time(action, STALL_SECONDS * max(1, -(-size // BLOCK_BYTES)))
+        except Exception as error:
+            if number == TRIES or _is_final(error):
+                raise
+            pause = (
+                0.5 * 2 ** (number - 1) * random.uniform(0.8, 1.2)
+            )  # all workers must not come back at once
+            logger.info("%s: try %d of %d failed (%r); again in %.1f s", what, number, TRIES, error, pause)
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def _in_time(action: Callable[[], T], seconds: float) -> T:
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="curator-store", daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if future.done():
+            raise  # its own
+        raise TimeoutError(
+            f"no answer within {seconds:g} s (CURATOR_DASK_STALL_SECONDS sets this limit)"
+        ) from None
+
+
+def _is_final(error: Exception) -> bool:
+    status = getattr(error, "status", None)
+    return isinstance(error, _FINAL) or type(error).__name__ in _FINAL_NAMES or status in _FINAL_STATUS
+
+
+class RemoteFile(io.RawIOBase):
+    """A remote file to be read, each block of it patiently.
+
+    Parameters
+    ----------
+    url
+        Of the file.
+    options
+        For fsspec.
+
+    Raises
+    ------
+    Exception
+        As of `patiently`; ``OSError`` also where a block comes shorter than asked for.
+    """
+
+    def __init__(self, url: str, options: Options = None) -> None:
+        super().__init__()
+        self.url = url
+        self._fs, self._path = filesystem(url, options)
+        self.size = int(patiently(lambda: self._fs.info(self._path), url).get("size") or 0)
+        self._at = 0
+        self._whole: bytes | None = None  # where the store gives nothing less
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Byte at which the next read begins."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move, as for any file."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer, or as much of it as one block has."""
+        data = self.block(self._at, min(self.size, self._at + min(len(buffer), BLOCK_BYTES)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def block(self, start: int, stop: int) -> bytes:
+        """Bytes ``start:stop`` of the file."""
+        if self._whole is None and start < stop:
+            found = patiently(lambda: self._asked(start, stop), self.url)
+            if len(found) == stop - start:
+                return found
+            self._whole = found
+        return b"" if self._whole is None else self._whole[start:stop]
+
+    def _asked(self, start: int, stop: int) -> bytes:
+        found = self._fs.cat_file(self._path, start=start, end=stop)
+        if len(found) not in (stop - start, self.size):
+            raise OSError(f"the connection was cut: expected {stop - start} bytes, got {len(found)}")
+        return bytes(found)
+
+
+def read_bytes(url: str, options: Options = None) -> bytes:
+    """All of a small file.
+
+    Raises
+    ------
+    OSError
+        It cannot be read.
+    """
+    if not is_remote(url):
+        return Path(local_path(url)).read_bytes()
+    fs, path = filesystem(url, options)
+    return patiently(lambda: bytes(fs.cat_file(path)), url)
+
+
+def write_bytes(url: str, data: Any, options: Options = None) -> None:
+    """Write a remote file: afterwards it is there whole, or as it was before.
+
+    On an object store one request replaces the object; elsewhere the file is written under another name and
+    renamed.
+
+    Raises
+    ------
+    Exception
+        As of `patiently`.
+    """
+    fs, path = filesystem(url, options)
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    if protocols & _OBJECT_STORES:
+        patiently(lambda: fs.pipe_file(path, data), url, len(data))
+        return
+    folder, name = posixpath.split(path)
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
+
+    def write_and_rename() -> None:
+        fs.makedirs(folder, exist_ok=True)
+        fs.pipe_file(temporary, data)
+        if fs.exists(path):
+            fs.rm_file(path)  # not every store renames over a file
+        fs.mv(temporary, path)
+
+    patiently(write_and_rename, url, len(data))
+
+
+def exists(url: str, options: Options = None) -> bool:
+    """Whether there is such a file."""
+    if not is_remote(url):
+        return os.path.exists(local_path(url))  # noqa: PTH110
+    fs, path = filesystem(url, options)
+    return patiently(lambda: fs.exists(path), url)
+
+
+def remove(url: str, options: Options = None) -> None:
+    """Remove a file; one that is not there is no error."""
+    if not is_remote(url):
+        Path(local_path(url)).unlink(missing_ok=True)
+        return
+    fs, path = filesystem(url, options)
+    try:
+        patiently(lambda: fs.rm_file(path), url)
+    except FileNotFoundError:
+        return
+
+
+def walk(folder: str, options: Options = None) -> Iterator[str]:
+    """Names of all files below a folder, relative to it; none where the folder is not there."""
+    if not is_remote(folder):
+        for root, _, files in os.walk(folder):
+            below = os.path.relpath(root, folder)
+            yield from (name if below == "." else f"{below}/{name}" for name in files)
+        return
+    fs, path = filesystem(folder, options)
+    try:
+        found = patiently(lambda: fs.find(path), folder)
+    except FileNotFoundError:
+        return
+    for name in found:
+        yield name.removeprefix(path.rstrip("/")).lstrip("/")

@@ -1,0 +1,529 @@
+"""Processes that die, hang or are interrupted in mid-run: real ones, killed for real."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import json
+import multiprocessing.forkserver
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import dask
+import psutil
+import pytest
+import torch
+from colours import (
+    ColourReader,
+    MeanColour,
+    SlowColourReader,
+    check_colours,
+    colour_of,
+    read_output,
+    write_dataset,
+)
+
+from curator_dask import get_client
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.datasets.running import PATIENCE_VARIABLE
+from curator_dask.datasets.targets import HOPELESS
+from curator_dask.errors import ClusterError
+
+SHARDS, SAMPLES = 40, 12
+BAD = "000030005"
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def workers_that_start_quickly():
+    """Forked from a process that has torch loaded; spawned, each would take seconds to be there again."""
+    multiprocessing.forkserver.set_forkserver_preload(["distributed", "pandas", "pyarrow", "torch", "timm"])
+    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS",)}
+    os.environ["OMP_NUM_THREADS"] = "1"
+    multiprocessing.forkserver.ensure_running()
+    os.environ.update({name: value for name, value in before.items() if value is not None})
+    if before["OMP_NUM_THREADS"] is None:
+        del os.environ["OMP_NUM_THREADS"]
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults") / "data"
+    write_dataset(folder, SHARDS, SAMPLES, bad={BAD: b""})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, tmp_path_factory):
+    """Digests of the files of a run in which nothing happens."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    with get_client("cpu", n_workers=1, verbose=False):
+        summary = embed(SlowColourReader(), folder, out)
+    assert (summary.rows, summary.failed, summary.written) == (SHARDS * SAMPLES, 1, SHARDS)
+    table = read_output(out)
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), bad={BAD})
+    return digests(out)
+
+
+def embed(embedder, folder, out):
+    return embedder(ImageTextPairDataset.from_webdataset(folder)).save_metadata(out)
+
+
+def digests(out: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.glob("*.parquet"))
+    }
+
+
+def leftovers(out: Path) -> list[str]:
+    return [path.name for path in out.rglob("*") if path.is_file() and path.suffix != ".parquet"]
+
+
+def wait_for_files(out: Path, count: int, seconds: float = 120) -> None:
+    wait_until(lambda: len(list(out.glob("*.parquet"))) >= count, seconds, f"{count} files in {out}")
+
+
+def wait_until(condition, seconds: float, what: str) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not after {seconds} s: {what}"
+        time.sleep(0.02)
+
+
+def worker_pids(client) -> list[int]:
+    """Of the workers' processes that live now, also of those that are still starting."""
+    nannies = client.cluster.workers.values()
+    return [nanny.process.pid for nanny in nannies if nanny.process is not None and nanny.process.pid]
+
+
+@contextlib.contextmanager
+def meanwhile(action):
+    """Run `action` in a thread beside the block; what it raises fails the test."""
+    problems = []
+
+    def act():
+        try:
+            action()
+        except BaseException as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    assert not problems, problems
+
+
+# ---- workers
+
+
+@pytest.mark.parametrize(("workers", "kills"), [(1, 6), (2, 7), (4, 7)])
+def test_workers_killed_at_random_moments(folder, undisturbed, tmp_path, workers, kills):
+    chance = random.Random(workers)
+    killed: list[int] = []
+
+    with get_client("cpu", n_workers=workers, verbose=False) as client:
+
+        def kill_again_and_again():
+            time.sleep(chance.uniform(0, 1))  # the first while models load
+            for number in range(kills):
+                wait_for_files(tmp_path, number * SHARDS // (kills + 1))
+                time.sleep(chance.uniform(0, 0.2))
+                wait_until(lambda: worker_pids(client), 60, "a worker")
+                victim = chance.choice(worker_pids(client))
+                os.kill(victim, signal.SIGKILL)
+                killed.append(victim)
+
+        with meanwhile(kill_again_and_again):
+            summary = embed(SlowColourReader(), folder, tmp_path)
+    assert len(killed) == kills
+    assert digests(tmp_path) == undisturbed
+    assert (summary.rows, summary.failed, summary.written) == (SHARDS * SAMPLES, 1, SHARDS)
+    assert summary.failed_shards == {}
+    assert "gave up" not in summary.reasons
+
+
+@pytest.mark.parametrize("seconds", [2, 20], ids=["shortly", "for longer than a worker may be silent"])
+def test_a_stopped_worker(folder, undisturbed, tmp_path, seconds):
+    stopped: list[int] = []
+    with (
+        dask.config.set({"distributed.scheduler.worker-ttl": "5s"}),
+        get_client("cpu", n_workers=2, verbose=False) as client,
+    ):
+
+        def stop_one():
+            wait_for_files(tmp_path, 2)
+            victim = worker_pids(client)[0]
+            os.kill(victim, signal.SIGSTOP)
+            stopped.append(victim)
+            time.sleep(seconds)
+            with contextlib.suppress(ProcessLookupError):  # it was replaced
+                os.kill(victim, signal.SIGCONT)
+
+        with meanwhile(stop_one):
+            summary = embed(SlowColourReader(), folder, tmp_path)
+    assert stopped
+    assert digests(tmp_path) == undisturbed
+    assert (summary.written, summary.failed_shards) == (SHARDS, {})
+
+
+# ---- shards that kill their worker
+
+
+class Poison(ColourReader):
+    """Kills its process when it meets one of some images, as long as a file is there."""
+
+    def __init__(self, keys, fuse, **settings):
+        super().__init__(**settings)
+        self.keys, self.fuse = tuple(keys), str(fuse)
+
+    def load_embedding_model(self, device):
+        return PoisonedMeanColour(self.keys, self.fuse).to(device)
+
+
+class PoisonedMeanColour(MeanColour):
+    def __init__(self, keys, fuse):
+        super().__init__()
+        self.colours, self.fuse = [colour_of(key) for key in keys], fuse
+
+    def forward(self, images):
+        time.sleep(0.01)
+        colours = super().forward(images)
+        for colour in self.colours:
+            hit = (colours.round() == torch.tensor(colour, dtype=colours.dtype)).all(dim=1).any()
+            if hit and Path(self.fuse).exists():
+                os.abort()
+        return colours
+
+
+class PoisonedTransform(ColourReader):
+    """The same, in the transform, which runs in the threads that decode."""
+
+    def __init__(self, keys, fuse, **settings):
+        super().__init__(**settings)
+        self.keys, self.fuse = tuple(keys), str(fuse)
+
+    @property
+    def transform(self):
+        return Deadly(tuple(colour_of(key) for key in self.keys), self.fuse)
+
+
+class Deadly:
+    def __init__(self, colours, fuse):
+        self.colours, self.fuse = colours, fuse
+
+    def __hash__(self):
+        return hash((self.colours, self.fuse))
+
+    def __eq__(self, other):
+        return isinstance(other, Deadly) and vars(self) == vars(other)
+
+    def __call__(self, image):
+        if image.getpixel((0, 0)) in self.colours and Path(self.fuse).exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        colour = torch.tensor(image.getpixel((0, 0)), dtype=torch.float32) / 255
+        return colour[:, None, None].expand(3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers", "threads", "poison", "tries"),
+    [
+        (Poison, 1, 1, ["000020005"], 4),  # 4 is what Dask does by default
+        (PoisonedTransform, 1, 2, ["000020005"], 2),
+        (Poison, 2, 1, ["000020005", "000050001"], 2),
+        (Poison, 2, 2, ["000000001"], 2),
+    ],
+)
+def test_what_kills_its_worker_is_given_up(tmp_path, capfd, kind, workers, threads, poison, tries):
+    shards = 8
+    fuse = tmp_path / "fuse"
+    fuse.touch()
+    keys = write_dataset(tmp_path / "data", shards, SAMPLES)
+    marked = {key for key in keys if key[:5] in {bad[:5] for bad in poison}}
+    with get_client(
+        "cpu",
+        n_workers=workers,
+        threads_per_worker=threads,
+        verbose=False,
+        scheduler_kwargs={"allowed_failures": tries - 1},
+    ):
+        summary = embed(kind(poison, fuse), tmp_path / "data", tmp_path / "out")
+        said = [line for line in capfd.readouterr().err.splitlines() if "tried again one by one" in line]
+        assert len(said) == 1
+        assert all(bad[:5] in said[0] for bad in poison)
+        assert (summary.rows, summary.written) == (shards * SAMPLES, shards)
+        assert summary.failed == summary.reasons["gave up"] == len(marked)
+        assert summary.failed_shards == {}
+
+        table = read_output(tmp_path / "out")
+        assert sorted(table["key"].to_pylist()) == sorted(keys)
+        check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), bad=marked)
+        for key, reason in zip(table["key"].to_pylist(), table["image_error"].to_pylist(), strict=True):
+            assert (reason is not None) == (key in marked)
+            assert reason is None or reason.startswith(f"gave up: {tries} workers died"), reason
+
+        fuse.unlink()
+        again = embed(kind(poison, fuse), tmp_path / "data", tmp_path / "out")
+    assert (again.written, again.skipped, again.failed) == (len(poison), shards - len(poison), 0)
+    table = read_output(tmp_path / "out")
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
+    assert table["image_error"].null_count == len(keys)
+
+
+def test_workers_that_die_on_everything_end_the_run(tmp_path):
+    """As where there is too little memory: each of thousands of shards would be tried eight times."""
+    (tmp_path / "fuse").touch()
+    shards = HOPELESS + 2
+    write_dataset(tmp_path / "data", shards, samples=2)
+    poison = [f"{shard:05d}0001" for shard in range(shards)]
+    with get_client("cpu", n_workers=1, verbose=False, scheduler_kwargs={"allowed_failures": 0}):
+        with pytest.raises(ClusterError, match=r"workers died while working on 0.*most often it is memory"):
+            embed(Poison(poison, tmp_path / "fuse"), tmp_path / "data", tmp_path / "out")
+        assert list((tmp_path / "out").glob("*")) == []
+        (tmp_path / "fuse").unlink()
+        assert embed(Poison(poison, tmp_path / "fuse"), tmp_path / "data", tmp_path / "out").written == shards
+
+
+def deadly_filter(part, key, fuse):
+    if (part["key"] == key).any() and Path(fuse).exists():
+        os.abort()
+    return part
+
+
+def test_what_kills_before_the_images_is_a_failed_shard(tmp_path):
+    """Its rows cannot be marked, since nobody knows them."""
+    (tmp_path / "fuse").touch()
+    write_dataset(tmp_path / "data", 4, SAMPLES)
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    meta = dataset.metadata._meta
+    frame = dataset.metadata.map_partitions(deadly_filter, "000010003", str(tmp_path / "fuse"), meta=meta)
+    dataset = ColourReader()(dataset.with_metadata(frame))
+    with get_client("cpu", n_workers=1, verbose=False, scheduler_kwargs={"allowed_failures": 0}):
+        summary = dataset.save_metadata(tmp_path / "out")
+        assert list(summary.failed_shards) == ["00001"]
+        assert "1 workers died" in summary.failed_shards["00001"]
+        assert (summary.rows, summary.failed, summary.written) == (3 * SAMPLES, 0, 3)
+
+
+# ---- the client
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from colours import SlowColourReader
+from curator_dask import get_client
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.errors import CuratorError
+if __name__ == "__main__":
+    folder, out, *address = sys.argv[1:]
+    options = {{"scheduler_address": address[0]}} if address else {{"cluster_type": "cpu", "n_workers": 2}}
+    try:
+        with get_client(**options):
+            summary = SlowColourReader()(ImageTextPairDataset.from_webdataset(folder)).save_metadata(out)
+    except CuratorError as error:
+        sys.exit(f"{{type(error).__name__}}: {{error}}")
+    print("SUMMARY", summary.written, summary.skipped)
+"""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("script") / "script.py"
+    path.write_text(SCRIPT.format(tests=str(TESTS)))
+    return path
+
+
+def test_a_client_killed_at_random_moments_is_started_again(folder, undisturbed, script, tmp_path):
+    chance = random.Random(3)
+    command = [sys.executable, script, folder, tmp_path]
+    finished = 0
+    for _ in range(3):
+        client = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for_files(tmp_path, finished + 2)
+        time.sleep(chance.uniform(0, 0.3))
+        family = psutil.Process(client.pid).children(recursive=True)
+        client.kill()
+        client.wait()
+        _, alive = psutil.wait_procs(family, timeout=60)
+        assert not alive, f"still running without their client: {alive}"
+        now = digests(tmp_path)
+        assert finished + 2 <= len(now) < SHARDS
+        assert now.items() <= undisturbed.items()
+        finished = len(now)
+    last = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert last.returncode == 0, last.stderr
+    assert f"SUMMARY {SHARDS - finished} {finished}" in last.stdout
+    assert digests(tmp_path) == undisturbed
+    assert leftovers(tmp_path) == []
+
+
+# ---- the cluster
+
+
+@contextlib.contextmanager
+def running_cluster(folder: Path):
+    """A scheduler and two workers with their nannies, as `dask scheduler` and `dask worker` start them."""
+    dask_command = [sys.executable, "-m", "dask"]
+    env = {**os.environ, "CURATOR_DASK_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    env["PYTHONPATH"] = os.pathsep.join([str(TESTS), *filter(None, [env.get("PYTHONPATH")])])
+    file = folder / "scheduler.json"
+    options = ["--scheduler-file", str(file), "--no-dashboard"]
+    with (folder / "cluster.log").open("wb") as log:
+        start = {"stdout": log, "stderr": log, "env": env, "cwd": folder, "start_new_session": True}
+        parts = [
+            subprocess.Popen(
+                [*dask_command, "scheduler", "--port", "0", "--host", "127.0.0.1", *options], **start
+            )
+        ]
+        try:
+            wait_until(file.exists, 60, "the scheduler's file")
+            workers = [*dask_command, "worker", "--nworkers", "2", "--nthreads", "1", *options]
+            parts.append(subprocess.Popen(workers, **start))
+            yield json.loads(file.read_text())["address"], *parts
+        finally:
+            for part in parts:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(part.pid, signal.SIGKILL)
+                part.wait()
+
+
+def run_until_it_ends(command, out, files, action, env=None):
+    """Start a client, act when so many files are there; its exit code, errors and the seconds it took to end."""
+    client = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(env or {})},
+    )
+    try:
+        wait_for_files(out, files)
+        action()
+        start = time.monotonic()
+        _, errors = client.communicate(timeout=120)
+    finally:
+        client.kill()
+    return client.returncode, errors, time.monotonic() - start
+
+
+def test_the_scheduler_killed(folder, undisturbed, script, tmp_path):
+    out = tmp_path / "out"
+    with running_cluster(tmp_path) as (address, scheduler, _):
+        command = [sys.executable, script, folder, out, address]
+        code, errors, seconds = run_until_it_ends(
+            command, out, 3, lambda: os.killpg(scheduler.pid, signal.SIGKILL)
+        )
+    assert code == 1
+    assert seconds < 30
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith(f"ClusterError: the connection to the scheduler at {address} was lost")
+    assert "run again" in last
+    assert "Traceback" not in errors
+    assert 3 <= len(digests(out)) < SHARDS
+    assert digests(out).items() <= undisturbed.items()
+    with get_client("cpu", n_workers=2, verbose=False):
+        embed(SlowColourReader(), folder, out)
+    assert digests(out) == undisturbed
+    assert leftovers(out) == []
+
+
+def test_all_workers_gone_for_good(folder, undisturbed, script, tmp_path):
+    out = tmp_path / "out"
+    with running_cluster(tmp_path) as (address, _, workers):
+        command = [sys.executable, script, folder, out, address]
+        code, errors, seconds = run_until_it_ends(
+            command, out, 3, lambda: os.killpg(workers.pid, signal.SIGKILL), {PATIENCE_VARIABLE: "6"}
+        )
+    assert code == 1
+    assert 5 < seconds < 40
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("ClusterError: the cluster has no worker, for ")
+    assert PATIENCE_VARIABLE in last
+    assert "Traceback" not in errors
+    assert digests(out).items() <= undisturbed.items()
+
+
+# ---- Ctrl-C
+
+
+def in_session(session: int) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+@pytest.mark.parametrize("moment", ["the cluster starts", "the model loads", "in the middle"])
+def test_ctrl_c(tmp_path, moment):
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_dataset(data, 150, SAMPLES)
+    command = [sys.executable, "-m", "curator_dask.cli", "embed", data, out, "--model", "test_vit"]
+    options = ["--no-pretrained", "--cluster", "cpu", "--workers", "2", "--batch-size", "1"]
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        run = subprocess.Popen([*command, *options], stdout=file, stderr=file, start_new_session=True)
+        if moment == "the cluster starts":
+            wait_until(lambda: len(in_session(run.pid)) >= 3, 60, "workers' processes")
+        elif moment == "the model loads":
+            wait_until(lambda: "loading " in log.read_text(), 60, "a line that says so")
+        else:
+            wait_for_files(out, 3)
+        os.killpg(run.pid, signal.SIGINT)
+        start = time.monotonic()
+        try:
+            run.wait(60)
+        finally:
+            text = log.read_text()
+            seconds = time.monotonic() - start
+            with contextlib.suppress(psutil.TimeoutExpired):
+                psutil.wait_procs(in_session(run.pid), timeout=3)  # the resource tracker ends a moment later
+            left = in_session(run.pid)
+            for process in left:
+                process.kill()
+            run.kill()
+    assert run.returncode == 130, text
+    assert seconds < 10, text
+    assert left == [], text
+    assert leftovers(out) == [] if out.exists() else moment != "in the middle"
+    assert "interrupted: finished shards are kept" in text
+    assert "Traceback" not in text
+
+
+# ---- nothing is left
+
+
+def test_no_files_and_threads_are_left(folder, tmp_path):
+    def counts(process=None):
+        import gc
+
+        import psutil
+
+        gc.collect()
+        process = psutil.Process()
+        return process.num_fds(), process.num_threads()
+
+    with get_client("cpu", n_workers=2, verbose=False) as client:
+        found = []
+        for number in range(5):
+            embed(ColourReader(), folder, tmp_path / str(number))
+            gc.collect()
+            time.sleep(0.5)
+            found.append({"client": counts(), **client.run(counts)})
+        for who, first in found[1].items():  # the first run starts what stays: pools, connections, the model
+            for later in found[2:]:
+                assert later[who][0] <= first[0] + 2, (who, found)
+                assert later[who][1] <= first[1] + 1, (who, found)

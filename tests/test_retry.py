@@ -1,0 +1,154 @@
+"""Failed rows tried again, and only these."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from colours import (
+    ColourReader,
+    check_colours,
+    colour_of,
+    image_of,
+    members_of,
+    read_output,
+    write_dataset,
+    write_tar,
+)
+from PIL import Image
+
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.datasets.retrying import find_settings
+from curator_dask.errors import OutputError
+from curator_dask.frames.parquet import read_metadata
+from curator_dask.image.embedders import TimmImageEmbedder
+
+SHARDS, SAMPLES = 3, 8
+LARGE = {"000000003", "000020000", "000020007"}  # above a limit of pixels that may be raised
+BROKEN = {"000000005": b"<!DOCTYPE html>"}
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    import io
+
+    bad = dict(BROKEN)
+    for key in LARGE:
+        file = io.BytesIO()
+        Image.new("RGB", (200, 100), colour_of(key)).save(file, "PNG")
+        bad[key] = file.getvalue()
+    write_dataset(tmp_path / "data", SHARDS, SAMPLES, bad=bad)
+    return tmp_path / "data"
+
+
+class CountingReader(ColourReader):
+    """Writes down how many images it was given."""
+
+    def __init__(self, log, **settings):
+        super().__init__(**settings)
+        self.log = str(log)
+
+    def load_embedding_model(self, device):
+        model, log = super().load_embedding_model(device), Path(self.log)
+
+        def count(images):
+            with log.open("a") as file:
+                file.write(f"{len(images)}\n")
+            return model(images)
+
+        return count
+
+
+def failed_keys(table):
+    return table["key"].filter(table["image_error"].is_valid()).to_pylist()
+
+
+def embed(folder, out, embedder, **settings):
+    return embedder(ImageTextPairDataset.from_webdataset(folder)).save_metadata(out, **settings)
+
+
+@pytest.mark.parametrize("drop_failed", [False, True])
+def test_only_what_failed_is_tried(folder, tmp_path, drop_failed, capsys):
+    out, log = tmp_path / "out", tmp_path / "log"
+    embed(folder, out, CountingReader(log, max_pixels=10_000), drop_failed=drop_failed)
+    before = read_output(out)
+    untouched = (out / "00001.parquet").stat().st_mtime_ns
+    log.write_text("")
+    summary = CountingReader(log, max_pixels=100_000).retry(out)
+    assert summary.failed_shards == {}
+    assert (summary.rows, summary.failed, summary.written, summary.skipped) == (4, 1, 2, 1)
+    assert sum(map(int, log.read_text().split())) - 2 <= len(LARGE)  # two to see what the model gives
+    assert "4 failed rows tried again, 3 have a vector now" in capsys.readouterr().out
+    table = read_output(out)
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), bad=BROKEN)
+    assert (out / "00001.parquet").stat().st_mtime_ns == untouched
+    if drop_failed:
+        assert len(before) == SHARDS * SAMPLES - 4
+        assert len(table) == SHARDS * SAMPLES - 1
+        assert pq.read_table(out / "_errors" / "00000.parquet")["key"].to_pylist() == list(BROKEN)
+        assert not (out / "_errors" / "00002.parquet").exists()
+    else:
+        assert table["key"].to_pylist() == before["key"].to_pylist(), "rows changed their order"
+        assert table.schema.equals(before.schema)
+        assert failed_keys(table) == list(BROKEN)
+    again = embed(folder, out, CountingReader(log, max_pixels=10_000), drop_failed=drop_failed)
+    assert again.skipped == SHARDS, "the run that made the files does not know them any more"
+    third = CountingReader(log, max_pixels=100_000).retry(out)
+    assert (third.rows, third.failed) == (1, 1)
+
+
+def test_nothing_to_try(tmp_path, capsys):
+    write_dataset(tmp_path / "data")
+    embed(tmp_path / "data", tmp_path / "out", ColourReader())
+    summary = ColourReader().retry(tmp_path / "out")
+    assert (summary.rows, summary.written, summary.skipped) == (0, 0, 3)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_two_embeddings_keep_apart(folder, tmp_path):
+    dataset = ImageTextPairDataset.from_webdataset(folder)
+    second = ColourReader(image_embedding_column="second", max_pixels=5_000)
+    second(ColourReader()(dataset)).save_metadata(tmp_path / "out")
+    ColourReader(image_embedding_column="second").retry(tmp_path / "out")
+    table = read_output(tmp_path / "out")
+    for column in ("image_embedding", "second"):
+        check_colours(table["key"].to_pylist(), table[column].to_pylist(), bad=BROKEN)
+    assert failed_keys(table) == list(BROKEN)
+
+
+def test_what_is_refused(folder, tmp_path):
+    embed(folder, tmp_path / "out", ColourReader(max_pixels=10_000))
+    with pytest.raises(OutputError, match=r"column 'image_embedding' was made with .*; this run has"):
+        ColourReader(normalize_embeddings=True).retry(tmp_path / "out")
+    with pytest.raises(OutputError, match="no file there has a column 'other'"):
+        ColourReader(image_embedding_column="other").retry(tmp_path / "out")
+    for place in (folder, tmp_path / "nowhere"):
+        with pytest.raises(OutputError, match=f"{place}: no file there"):
+            ColourReader().retry(place)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_shard_that_has_changed_is_for_embed(folder, tmp_path):
+    embed(folder, tmp_path / "out", ColourReader(max_pixels=10_000))
+    members = [member for sample in range(SAMPLES) for member in members_of(f"00002{sample:04d}")]
+    write_tar(folder / "00002.tar", members)
+    summary = ColourReader().retry(tmp_path / "out")
+    assert list(summary.failed_shards) == ["00002"]
+    assert "run embed again" in summary.failed_shards["00002"]
+    assert (summary.rows, summary.failed) == (2, 1)
+
+
+def test_settings_make_the_embedder_again(folder, tmp_path):
+    embedder = TimmImageEmbedder(
+        "test_vit", pretrained=False, max_pixels=10_000, model_kwargs={"img_size": 64}, batch_size=4
+    )
+    stored = TimmImageEmbedder(**json.loads(json.dumps(embedder.settings())))
+    assert stored.encoder_spec() == embedder.encoder_spec()
+    assert vars(stored) == vars(embedder)
+    embed(folder, tmp_path / "out", ColourReader())
+    assert find_settings(str(tmp_path / "out")) == {}
+    assert read_metadata(str(tmp_path / "out" / "00000.parquet"))["id_col"] == "key"
+    assert image_of("000000001")  # the dataset's own images are small

@@ -1,0 +1,76 @@
+"""What a run leaves on its workers: one model, no open shard, no results."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import psutil
+import pytest
+from colours import ColourReader, write_dataset
+
+from curator_dask import get_client
+from curator_dask.datasets import ImageTextPairDataset
+
+SHARDS, SAMPLES = 8, 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume") / "data"
+    write_dataset(folder, SHARDS, SAMPLES, bad={"000030005": b""})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client():
+    with get_client("cpu", n_workers=2) as client:
+        yield client
+
+
+def live_specs():
+    # By name: sent by value, it would take the caches along.
+    from curator_dask.models import cache
+
+    return cache.ENCODERS.specs(), cache.LOADERS.specs()
+
+
+def finished_tasks(dask_scheduler):
+    return {name: prefix.state_counts["memory"] for name, prefix in dask_scheduler.task_prefixes.items()}
+
+
+def test_one_model_a_worker_for_all_shards(folder, client, tmp_path):
+    embed = ColourReader()
+    embed(ImageTextPairDataset.from_webdataset(folder)).save_metadata(tmp_path / "one")
+    mine = embed.encoder_spec()
+
+    for encoders, loaders in client.run(live_specs).values():
+        assert encoders.count(mine) == 1
+        assert len(encoders) <= 2
+        assert len(loaders) <= 2
+
+
+def test_nothing_is_left_on_the_workers(folder, client, tmp_path):
+    def state():
+        process = psutil.Process()
+        loading = [thread.name for thread in threading.enumerate() if thread.name.startswith("curator-load")]
+        tars = [file.path for file in process.open_files() if file.path.endswith(".tar")]
+        return loading, tars
+
+    ColourReader()(ImageTextPairDataset.from_webdataset(folder)).save_metadata(tmp_path / "out")
+    for loading, tars in client.run(state).values():
+        assert loading == []
+        assert tars == []
+    end = time.monotonic() + 30  # workers hear of it that a result is no longer wanted, soon but not at once
+    while any(client.run(lambda dask_worker: len(dask_worker.data)).values()):
+        assert time.monotonic() < end, "results stay on the workers"
+        time.sleep(0.1)
+
+
+def test_a_partition_is_one_task(folder, client, tmp_path):
+    dataset = ColourReader()(ImageTextPairDataset.from_webdataset(folder))
+    before = client.run_on_scheduler(finished_tasks)
+    dataset.save_metadata(tmp_path)
+    after = client.run_on_scheduler(finished_tasks)
+    counts = {name: count - before.get(name, 0) for name, count in after.items()}
+    assert sum(count for name, count in counts.items() if name != "describe") == SHARDS, counts
