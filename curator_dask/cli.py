@@ -83,7 +83,11 @@ def _json_object(text: str | None, option: str) -> dict[str, Any]:
     except ValueError as error:
         raise typer.BadParameter(f"not JSON: {error}", param_hint=option) from None
     if not isinstance(found, dict):
-        raise typer.BadParameter(f"expected a JSON object, got {text}", param_hint=option)
+        # Without the text: it may hold secrets.
+        kind = type(found).__name__
+        raise typer.BadParameter(
+            f"expected a JSON object, such as '{{\"anon\": true}}', got a {kind}", param_hint=option
+        )
     return found
 
 
@@ -174,12 +178,21 @@ def embed(
 
     from curator_dask.client import get_client
     from curator_dask.datasets import ImageTextPairDataset
+    from curator_dask.datasets.reading import choose_source, learn_schema
+    from curator_dask.datasets.runlock import RunLock
     from curator_dask.decode.loader import DEFAULT_MAX_PIXELS
     from curator_dask.image.embedders import TimmImageEmbedder
+    from curator_dask.storage import absolute, is_remote
     from curator_dask.webdataset.shards import discover
 
     with _told_plainly("finished shards are kept, the same command goes on from there"):
-        discover(input_path, options)  # a wrong path should not cost the start of a cluster
+        # What is wrong with the arguments should not cost the start of a cluster.
+        found = discover(input_path, options)
+        source = choose_source(metadata.value, found, options)
+        if source == "parquet":
+            learn_schema(found.shards, source, id_col, options)
+        if not is_remote(output):
+            RunLock(absolute(output)).check()
         embedder = TimmImageEmbedder(
             model,
             pretrained=pretrained,

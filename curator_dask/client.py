@@ -158,7 +158,9 @@ def get_client(
         _refuse_new_cluster_options(options, cluster_kwargs)
         if scheduler_file is not None:
             scheduler_address = _read_scheduler_file(Path(scheduler_file))
-        return _connect(scheduler_address, security, timeout, verbose)
+        client = _connect(scheduler_address, security, timeout, verbose)
+        _shuffle_by_tasks()
+        return client
 
     for name in ("n_workers", "threads_per_worker"):
         value = options[name]
@@ -200,12 +202,21 @@ def get_client(
         shared["env"] = env
         torch_threads = f" and {threads} torch threads"
     client = start_cluster(device, shared, env, timeout)
+    _shuffle_by_tasks()
     if verbose:
         print(
             f"Dask {device} cluster{reason}: {shared['n_workers']} workers, {shared['threads_per_worker']} tasks"
             f"{torch_threads} each; {_dashboard(client)}"
         )
     return client
+
+
+def _shuffle_by_tasks() -> None:
+    """Let frames with vectors be shuffled and merged: distributed's own way (p2p) knows no list columns."""
+    import dask
+
+    if dask.config.get("dataframe.shuffle.method", None) is None:
+        dask.config.set({"dataframe.shuffle.method": "tasks"})
 
 
 def choose_device(cluster_type: str, gpus: int, missing: list[str], variable: str) -> tuple[str, str]:

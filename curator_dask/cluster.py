@@ -202,13 +202,15 @@ def _owning_client_class() -> type[distributed.Client]:
             if cluster is not None:
                 # A worker that has torch loaded takes seconds to end; that it is killed then does no harm.
                 _wait_for_starting_workers(cluster)
-                log = logging.getLogger("distributed")
-                level = log.level
-                log.setLevel(logging.ERROR)
+                logs = [logging.getLogger(name) for name in ("distributed", "tornado.application")]
+                levels = [log.level for log in logs]
+                logs[0].setLevel(logging.ERROR)
+                logs[1].setLevel(logging.CRITICAL)  # tracebacks of what was under way in the loop
                 try:
                     _close(cluster)
                 finally:
-                    log.setLevel(level)
+                    for log, level in zip(logs, levels, strict=True):
+                        log.setLevel(level)
             return result
 
     return ClusterClient
@@ -246,11 +248,10 @@ def _close(cluster: Any) -> None:
 
 def _wait_for_starting_workers(cluster: Any) -> None:
     """Let workers come up that are being started again: a nanny cannot close before (distributed's Nanny.kill)."""
-    from distributed.core import Status
-
     end = time.monotonic() + _START_LIMIT
     processes = [getattr(nanny, "process", None) for nanny in cluster.workers.values()]
-    while any(getattr(each, "status", None) == Status.starting for each in processes):
+    # By its name: a client that was never closed is when Python ends, where nothing can be imported any more.
+    while any(getattr(getattr(each, "status", None), "name", "") == "starting" for each in processes):
         if time.monotonic() > end:
             return
         time.sleep(0.05)

@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from curator_dask.errors import ConfigError
+
 logger = logging.getLogger("curator_dask")
 
 T = TypeVar("T")
@@ -71,12 +73,15 @@ def absolute(path: str, options: Options = None) -> str:
     if not is_remote(path):
         return os.path.abspath(os.path.expanduser(local_path(path)))  # noqa: PTH100, PTH111
     fs, inside = filesystem(path, options)
-    return fs.unstrip_protocol(inside).rstrip("/")
+    protocol, mark, rest = fs.unstrip_protocol(inside).partition("://")
+    return f"{protocol}{mark}{rest.rstrip('/')}"
 
 
 def join(folder: str, name: str) -> str:
     """Path or URL of a file below a folder."""
-    return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else os.path.join(folder, name)  # noqa: PTH118
+    if not is_remote(folder):
+        return os.path.join(folder, name)  # noqa: PTH118
+    return f"{folder}{'' if folder.endswith('/') else '/'}{name}"
 
 
 def check_regular(path: str | os.PathLike) -> None:
@@ -89,6 +94,10 @@ def check_regular(path: str | os.PathLike) -> None:
 
 def filesystem(url: str, options: Options = None) -> tuple[Any, str]:
     """Fsspec's file system for a URL, and the URL's path in it."""
+    if options is not None and not isinstance(options, Mapping):
+        raise ConfigError(
+            f"storage_options: expected a mapping, such as {{'anon': True}}, found a {type(options).__name__}"
+        )
     # Other processes write while this one looks: what was listed a minute ago says nothing.
     return fsspec.core.url_to_fs(url, **{"use_listings_cache": False, **(options or {})})
 

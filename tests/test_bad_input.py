@@ -175,7 +175,11 @@ def bad_members():
     yield "eps.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "^unsupported: EPS"
     yield "svg.jpg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "^not an image .starts with .<svg"
     yield "only-magic.jpg", whole["JPEG"][:3], "JPEG"
-    yield "bomb.png", bomb(60_000, 60_000), "^too large: 60000x60000 = 3600.0 MP, over max_pixels = 1.0 MP$"
+    yield (
+        "bomb.png",
+        bomb(60_000, 60_000),
+        "^too large: 60000x60000 = 3,600,000,000 pixels, over max_pixels = 1,000,000$",
+    )
     yield "too-large.jpg", encode(Image.new("L", (1001, 1000))), "^too large: 1001x1000"
     yield "too-large-gif.gif", encode(Image.new("L", (1001, 1000)), "GIF"), "^too large: "
 
@@ -744,4 +748,4 @@ def test_huge_images_do_not_fill_the_memory(tmp_path):
         assert table["image_error"].to_pylist() == [None] * count
         np.testing.assert_allclose(table["image_embedding"].to_pylist(), 127.5, atol=2)
         (peak,) = re.findall(rf"^{decoder} (\d+) MiB", ran.stdout, re.MULTILINE)
-        assert int(peak) < 2000, ran.stdout  # about 1,300; DALI's six at a time are 3,400
+        assert int(peak) < 2800, ran.stdout  # 1,300 to 2,300; DALI's six at a time are 3,400

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import end_to_end, harness, loader, many_shards
+from benchmarks import end_to_end, harness, loader, many_shards, memory
 from benchmarks.photographs import make_photographs
 
 MACHINE = {
@@ -97,3 +97,15 @@ def test_photographs_are_the_same_each_time(tmp_path):
     one, other = (make_photographs(6, 2, tmp_path / name) for name in "ab")
     for name in ("00000.tar", "00001.tar"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_memory(tmp_path):
+    result = run(memory, tmp_path / "memory.json", "--shards", "1", "2", "--workers", "1")
+    for count in ("1", "2"):
+        case = result["cases"][count]
+        assert case["images"]["runs"] == [8 * int(count)]
+        assert case["peak_rss_mib"]["median"] > 100
+    ((name, ratio),) = result["ratios"].items()
+    peaks = [result["cases"][count]["peak_rss_mib"]["runs"][0] for count in ("2", "1")]
+    assert name == "peak of 2 shards ÷ that of 1"
+    assert ratio["runs"] == [pytest.approx(peaks[0] / peaks[1], rel=0.01)]

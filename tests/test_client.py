@@ -328,3 +328,13 @@ if __name__ == "__main__":
     assert code == 0, errors
     assert json.loads(output) == [CPU_COUNT]  # distributed alone would leave 1
     assert left == []
+
+
+def test_a_script_that_does_not_close_its_client_ends_quietly(tmp_path):
+    source = """
+from curator_dask import get_client
+if __name__ == "__main__":
+    client = get_client("cpu", n_workers=1, verbose=False)
+"""
+    code, output, errors, left = run_script(tmp_path, source)
+    assert (code, output, errors, left) == (0, "", "", [])

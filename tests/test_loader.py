@@ -154,6 +154,25 @@ def bad_images(photograph):
     }
 
 
+def test_damage_inside_a_jpeg_is_judged_as_pillow_does(photograph, make_loader):
+    """DALI decodes some images to their end that Pillow, and so timm, refuses: their vectors would be noise."""
+    rng, damaged = np.random.default_rng(5), []
+    for number in range(240):
+        data = bytearray(encode(photograph, quality=90, progressive=number % 4 == 0))
+        size = int(rng.choice([1, 40, 400, 4000]))
+        start = int(rng.integers(0, len(data) - size - 2))
+        data[start : start + size] = rng.bytes(size)
+        damaged.append(bytes(data))
+    found = {}
+    for decoder in DECODERS:
+        found[decoder] = unpack(list(make_loader(decoder=decoder).load(enumerate(damaged))))
+    (dali, dali_errors), (pillow, pillow_errors) = found["dali"], found["pillow"]
+    assert len(pillow_errors) > 20 and len(pillow) > 20, "no test of both kinds"
+    assert dali_errors.keys() == pillow_errors.keys()
+    for number, pixels in pillow.items():
+        assert abs(pixels.astype(float) - dali[number]).mean() < 0.5, number
+
+
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_every_kind_of_image(photograph, make_loader, device, decoder):
     """Good ones as timm sees them, bad ones with a reason, in one mixed stream."""
@@ -292,7 +311,9 @@ def test_too_large_is_refused_before_decoding(make_loader, decoder):
     data = [header_only(20_000, 20_000), bytes(jpeg), coloured(3)]
     data += [encode(Image.new("L", (200, 101)), kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF")]
     _, errors = unpack(list(make_loader(decoder=decoder).load(enumerate(data))))
-    assert errors == dict.fromkeys((0, 1), "too large: 20000x20000 = 400.0 MP, over max_pixels = 179.0 MP")
+    assert errors == dict.fromkeys(
+        (0, 1), "too large: 20000x20000 = 400,000,000 pixels, over max_pixels = 178,956,970"
+    )
     pixels, errors = unpack(list(make_loader(decoder=decoder, max_pixels=200 * 100).load(enumerate(data))))
     assert list(pixels) == [2] and all(reason.startswith("too large: ") for reason in errors.values())
 

@@ -10,13 +10,16 @@ import textwrap
 import time
 from pathlib import Path
 
+import fsspec
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from colours import ColourReader, check_colours, read_output, write_dataset
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.datasets.runlock import LOCK_NAME, STALE_SECONDS, RunLock
-from curator_dask.errors import OutputError
+from curator_dask.errors import ConfigError, OutputError
 
 SHARDS, SAMPLES = 3, 8
 
@@ -201,3 +204,94 @@ def test_a_fifo_among_the_shards_is_not_waited_for(folder, tmp_path, in_this_pro
         assert list(summary.failed_shards) == ["00001"]
         assert "FIFO" in summary.failed_shards["00001"] and str(victim) in summary.failed_shards["00001"]
         assert summary.rows == (SHARDS - 1) * SAMPLES
+
+
+def test_overwrite_leaves_other_outputs_below_the_folder_alone(folder, tmp_path, in_this_process):
+    """Whatever partitions they have, and also the dataset's own files."""
+    write_dataset(tmp_path / "other", SHARDS, SAMPLES, key="9{shard:03d}{sample:04d}")
+    mine = ColourReader()(ImageTextPairDataset.from_webdataset(folder))
+    mixed = mine.with_metadata(mine.metadata.shuffle("key"))
+    other = ColourReader()(ImageTextPairDataset.from_webdataset(tmp_path / "other"))
+    mine.save_metadata()
+    other.save_metadata(tmp_path / "out" / "other")
+    other.with_metadata(other.metadata.shuffle("key")).save_metadata(tmp_path / "out" / "mixed")
+
+    def files():
+        return {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
+
+    before = files()
+    mine.save_metadata(tmp_path / "out", overwrite=True)
+    mixed.save_metadata(tmp_path, overwrite=True)
+    after = files()
+    assert {path: after.get(path) for path in before} == before
+    # Those that hold the same rows do go.
+    mixed.save_metadata(tmp_path / "out", overwrite=True)
+    assert not list((tmp_path / "out").glob("0*.parquet"))
+    mine.save_metadata(tmp_path / "out", overwrite=True)
+    assert not list((tmp_path / "out").glob("part-*.parquet"))
+
+
+def test_dropped_rows_of_other_partitions_do_not_stay(tmp_path, in_this_process):
+    write_dataset(tmp_path / "data", 2, 6, bad={"000000005": b""})
+    out = tmp_path / "out"
+    parts = ImageTextPairDataset.from_webdataset(tmp_path / "data", rows_per_partition=2)
+    ColourReader()(parts).save_metadata(out, drop_failed=True)
+    assert len(list((out / "_errors").iterdir())) == 1
+    save(tmp_path / "data", out, drop_failed=True, overwrite=True)
+    assert [path.name for path in (out / "_errors").iterdir()] == ["00000.parquet"]
+    save(tmp_path / "data", out)
+    assert list((out / "_errors").iterdir()) == []
+
+
+def test_the_datasets_own_folder_by_another_name(folder, tmp_path, in_this_process):
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(ConfigError, match="drop_failed=True would drop rows"):
+        save(folder, tmp_path / "link", drop_failed=True, overwrite=True)
+    save(folder, tmp_path / "link")
+    check_whole(folder)
+    assert save(folder, tmp_path / "link").skipped == SHARDS
+
+
+def test_the_root_of_a_store_is_no_local_folder(folder, in_this_process, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fs = fsspec.filesystem("memory")
+    try:
+        save(folder, "memory://")
+        assert [path for path in fs.find("/") if path.endswith(".parquet")] == [
+            f"/{n:05d}.parquet" for n in range(3)
+        ]
+        assert not (tmp_path / "memory:").exists()
+        assert save(folder, "memory://").skipped == SHARDS
+    finally:
+        fs.rm("/", recursive=True)
+
+
+def test_a_parquet_of_another_shard_is_said(folder, tmp_path, in_this_process):
+    (folder / "00000.parquet").rename(folder / "away")
+    (folder / "00001.parquet").rename(folder / "00000.parquet")
+    (folder / "away").rename(folder / "00001.parquet")
+    summary = save(folder, tmp_path / "out")
+    assert summary.failed == 2 * SAMPLES
+    assert not summary.complete
+    for shard in ("00000", "00001"):
+        assert "none of the 8 ids of its Parquet" in summary.damaged_shards[str(folder / f"{shard}.tar")]
+
+
+def test_text_that_is_not_utf8(tmp_path, in_this_process):
+    """In the ids it costs the shard, with a reason; in the downloader's status nothing."""
+    write_dataset(tmp_path / "data", 2, 3, bad={"000010002": b""})
+    odd = pa.array([b"ok", b"\xe9", b"x"]).view(pa.string())
+    for shard, column in (("00000", "key"), ("00001", "status")):
+        table = pq.read_table(tmp_path / "data" / f"{shard}.parquet")
+        for name in ("00000", "00001"):
+            path = tmp_path / "data" / f"{name}.parquet"
+            if "status" not in pq.read_schema(path).names:
+                whole = pq.read_table(path)
+                pq.write_table(whole.append_column("status", pa.array(["success"] * 3)), path)
+        table = pq.read_table(tmp_path / "data" / f"{shard}.parquet")
+        at = table.column_names.index(column)
+        pq.write_table(table.set_column(at, column, odd), tmp_path / "data" / f"{shard}.parquet")
+    summary = save(tmp_path / "data", tmp_path / "out")
+    assert list(summary.failed_shards) == ["00000"]
+    assert "column 'key', found bytes that are not UTF-8 in row 1" in summary.failed_shards["00000"]
+    assert (summary.rows, summary.failed) == (3, 1)

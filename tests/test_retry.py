@@ -79,7 +79,7 @@ def test_only_what_failed_is_tried(folder, tmp_path, drop_failed, capsys):
     log.write_text("")
     summary = CountingReader(log, max_pixels=100_000).retry(out)
     assert summary.failed_shards == {}
-    assert (summary.rows, summary.failed, summary.written, summary.skipped) == (4, 1, 2, 1)
+    assert (summary.rows, summary.failed, summary.written) == (4, 1, 2)
     assert sum(map(int, log.read_text().split())) - 2 <= len(LARGE)  # two to see what the model gives
     assert "4 failed rows tried again, 3 have a vector now" in capsys.readouterr().out
     table = read_output(out)
@@ -104,7 +104,7 @@ def test_nothing_to_try(tmp_path, capsys):
     write_dataset(tmp_path / "data")
     embed(tmp_path / "data", tmp_path / "out", ColourReader())
     summary = ColourReader().retry(tmp_path / "out")
-    assert (summary.rows, summary.written, summary.skipped) == (0, 0, 3)
+    assert (summary.rows, summary.written) == (0, 0)
     assert "nothing to do" in capsys.readouterr().out
 
 
@@ -152,3 +152,71 @@ def test_settings_make_the_embedder_again(folder, tmp_path):
     assert find_settings(str(tmp_path / "out")) == {}
     assert read_metadata(str(tmp_path / "out" / "00000.parquet"))["id_col"] == "key"
     assert image_of("000000001")  # the dataset's own images are small
+
+
+def test_a_retry_that_died_half_way_doubles_no_row(folder, tmp_path):
+    """The file of good rows is written first: what was dropped may then stand in both."""
+    out = tmp_path / "out"
+    embed(folder, out, ColourReader(max_pixels=10_000), drop_failed=True)
+    dropped = {path: path.read_bytes() for path in (out / "_errors").iterdir()}
+    ColourReader().retry(out)
+    for path, content in dropped.items():
+        path.write_bytes(content)
+    ColourReader().retry(out)
+    table = read_output(out)
+    assert sorted(table["key"].to_pylist()) == sorted(set(table["key"].to_pylist()))
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
+    assert len(table) == SHARDS * SAMPLES - len(BROKEN)
+    assert pq.read_table(out / "_errors" / "00000.parquet")["key"].to_pylist() == list(BROKEN)
+
+
+def test_files_without_a_row_are_no_obstacle(tmp_path):
+    bad = {f"00001{sample:04d}": b"" for sample in range(SAMPLES)}
+    write_dataset(tmp_path / "data", SHARDS, SAMPLES, bad=bad)
+    embed(tmp_path / "data", tmp_path / "out", ColourReader(), drop_failed=True)
+    assert pq.read_metadata(tmp_path / "out" / "00001.parquet").num_rows == 0
+    summary = ColourReader().retry(tmp_path / "out")
+    assert (summary.rows, summary.failed, summary.failed_shards) == (SAMPLES, SAMPLES, {})
+
+
+@pytest.mark.parametrize("lacking", ["key", "__url__", "image_error"])
+def test_an_output_without_the_columns_that_a_retry_needs(folder, tmp_path, lacking):
+    columns = {"key", "__url__", "image_error", "image_embedding"} - {lacking}
+    embed(folder, tmp_path / "out", ColourReader(max_pixels=10_000), columns=sorted(columns))
+    with pytest.raises(OutputError, match=f"has no columns .*{lacking}"):
+        ColourReader().retry(tmp_path / "out")
+
+
+def test_one_of_two_embeddings_of_dropped_rows(folder, tmp_path):
+    out = tmp_path / "out"
+    dataset = ImageTextPairDataset.from_webdataset(folder)
+    first, second = (ColourReader(image_embedding_column=name, max_pixels=10_000) for name in "ab")
+    second(first(dataset)).save_metadata(out, drop_failed=True)
+    before = len(read_output(out))
+    summary = ColourReader(image_embedding_column="a").retry(out)
+    assert (summary.rows, summary.failed) == (4, 1)
+    assert len(read_output(out)) == before, "rows that lack the other embedding came back"
+    summary = ColourReader(image_embedding_column="b").retry(out)
+    assert (summary.rows, summary.failed) == (4, 1)
+    table = read_output(out)
+    assert len(table) == SHARDS * SAMPLES - 1
+    for name in "ab":
+        check_colours(table["key"].to_pylist(), table[name].to_pylist())
+
+
+def test_a_shuffled_output_of_a_shard_that_has_changed(folder, tmp_path):
+    dataset = ColourReader(max_pixels=10_000)(ImageTextPairDataset.from_webdataset(folder))
+    dataset.with_metadata(dataset.metadata.shuffle("key", npartitions=1)).save_metadata(tmp_path / "out")
+    assert ColourReader(max_pixels=10_001).retry(tmp_path / "out").failed_shards == {}
+    members = [member for sample in range(SAMPLES) for member in members_of(f"00002{sample:04d}")]
+    write_tar(folder / "00002.tar", members)
+    summary = ColourReader().retry(tmp_path / "out")
+    assert "run embed again" in summary.failed_shards["part-00000"]
+
+
+@pytest.mark.parametrize("url", ["nostore://bucket/out", "memory://nothing"])
+def test_stores_that_cannot_be_opened(url):
+    with pytest.raises(OutputError, match=url.partition(":")[0]):
+        ColourReader().retry(url)
+    with pytest.raises(OutputError, match=url.partition(":")[0]):
+        find_settings(url)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 
+import dask.dataframe as dd
 import psutil
 import pytest
-from colours import ColourReader, write_dataset
+from colours import ColourReader, check_colours, read_output, write_dataset
 
 from curator_dask import get_client
 from curator_dask.datasets import ImageTextPairDataset
@@ -74,3 +75,37 @@ def test_a_partition_is_one_task(folder, client, tmp_path):
     after = client.run_on_scheduler(finished_tasks)
     counts = {name: count - before.get(name, 0) for name, count in after.items()}
     assert sum(count for name, count in counts.items() if name != "describe") == SHARDS, counts
+
+
+def test_memory_does_not_grow_with_shards(client, tmp_path):
+    """A generous bound; `benchmarks/memory.py` measures."""
+
+    def memory():
+        return psutil.Process().memory_info().rss
+
+    write_dataset(tmp_path / "few", 6, SAMPLES)
+    write_dataset(tmp_path / "many", 60, SAMPLES)
+    embed = ColourReader()
+    after = []
+    for name in ("few", "many"):
+        summary = embed(ImageTextPairDataset.from_webdataset(tmp_path / name)).save_metadata(
+            tmp_path / f"{name}-out"
+        )
+        assert summary.failed_shards == {}
+        after.append(sum(client.run(memory).values()))
+    assert after[1] < after[0] * 1.15, "memory grew by more than 15 % with ten times as many shards"
+
+
+@pytest.mark.parametrize("how", ["shuffle", "merge", "sort_values"])
+def test_vectors_can_be_shuffled_on_a_cluster(folder, client, tmp_path, how):
+    dataset = ColourReader()(ImageTextPairDataset.from_webdataset(folder))
+    frame = dataset.metadata
+    if how == "merge":
+        other = dd.from_pandas(frame[["key"]].compute().assign(score=1.0), npartitions=3)
+        frame = frame.merge(other, on="key")
+    else:
+        frame = getattr(frame, how)("key")
+    dataset.with_metadata(frame).save_metadata(tmp_path / "out")
+    table = read_output(tmp_path / "out")
+    assert len(table) == SHARDS * SAMPLES
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), bad={"000030005"})

@@ -102,7 +102,7 @@ KINDS = {
     "bad-image": Kind(
         False,
         "image that cannot be used, of those looked at; its vector will be null",
-        "none is needed; --max-pixels allows larger images, others have to be fetched again",
+        "those that are too large: --max-pixels; others have to be fetched again, or do without a vector",
     ),
     "no-samples": Kind(
         False, "tar without a sample", "leave it out, or fetch it again if it should have some"

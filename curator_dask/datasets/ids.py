@@ -45,6 +45,7 @@ def check_ids(ids: pa.ChunkedArray, id_col: str, path: str) -> None:
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     values = values.cast(_PLAINER.get(values.type, values.type))
+    _check_text(values, id_col, path)
     nulls = values.is_null(nan_is_null=True)
     if pc.any(nulls).as_py():
         rows = pc.indices_nonzero(nulls).to_pylist()
@@ -57,6 +58,20 @@ def check_ids(ids: pa.ChunkedArray, id_col: str, path: str) -> None:
     if len(pc.unique(values).drop_null()) == len(values) - values.null_count:
         return
     raise ShardError(f"{path}: {_repeated(values, id_col)}")
+
+
+def _check_text(values: pa.Array, id_col: str, path: str) -> None:
+    try:
+        values.validate(full=True)
+    except pa.ArrowInvalid:
+        for row, raw in enumerate(values.cast(pa.large_binary()).to_pylist()):
+            try:
+                (raw or b"").decode()
+            except UnicodeDecodeError:
+                raise ShardError(
+                    f"{path}: expected text in the column {id_col!r}, found bytes that are not UTF-8 in row {row}:"
+                    f" {raw[:40]!r}. Write the column as binary, or the keys as UTF-8"
+                ) from None
 
 
 def _repeated(values: pa.Array, id_col: str) -> str:

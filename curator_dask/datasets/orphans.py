@@ -14,7 +14,7 @@ from curator_dask.datasets.reading import companion_ids
 from curator_dask.errors import ShardError
 from curator_dask.frames.columns import to_array
 from curator_dask.webdataset.index import ShardIndex
-from curator_dask.webdataset.remarks import fact_of
+from curator_dask.webdataset.remarks import fact_of, remark
 from curator_dask.webdataset.shards import stamp
 
 _LIMIT = 256  # shards whose answer is kept
@@ -60,7 +60,16 @@ def find_orphans(
     ids = companion_ids(url, id_col, storage_options)
     fact = None
     if ids is not None:
-        named = set(index.find(exact_ids(to_array(ids))).tolist())
+        named = set(index.find(exact_ids(to_array(ids))).tolist()) - {-1}
+        if len(ids) and not named and not index.problem:
+            # Not a few images that were lost: the wrong column, or another shard's file.
+            remark(
+                url,
+                "damaged",
+                f"none of the {len(ids)} ids of its Parquet (column {id_col!r}) is the key of one of its"
+                f" {len(index.samples)} samples: give id_col (--id-col) the column that has the keys, and see that tar"
+                " and Parquet belong together",
+            )
         fact = fact_of(sample.key for number, sample in enumerate(index.samples) if number not in named)
     with _lock:
         _known[key] = fact

@@ -61,7 +61,9 @@ def plan_targets(
         parts: list[dict[str, Any]] = [{"partition": number} for number in range(frame.npartitions)]
         shards: list[dict[str, Any] | None] = [None] * len(names)
         source = None
+        dataset = None if lineage.inputs is None else fingerprint({"shards": _urls_of(lineage)})
     else:
+        dataset = None
         common["recipe"] = lineage.recipe
         names = [part.name for part in lineage.ranges]
         source = getattr(lineage.reader, "source", None)
@@ -75,9 +77,14 @@ def plan_targets(
             shard=shard,
             companion=lineage.ranges[number].shard.parquet if lineage.ranges else None,
             source=source,
+            dataset=dataset,
         )
         for number, (name, part, shard) in enumerate(zip(names, parts, shards, strict=True))
     ]
+
+
+def _urls_of(lineage: Lineage) -> list[str]:
+    return sorted({part.shard.url for part in lineage.inputs or ()})
 
 
 def _kind(kind: pa.DataType) -> str:
@@ -193,29 +200,39 @@ def _is_beside(target: Target, owned: bool) -> bool:
     return target.companion is not None and target.path != target.companion
 
 
-_PART = re.compile(r"(^|\.)part-\d{5}$")
+_PART = re.compile(r"\.part-\d{5}$")
+_MIXED = re.compile(r"part-\d{5}")
 
 
-def find_strays(targets: list[Target], there: frozenset[str], output: Output) -> list[str]:
-    """Files that an earlier run wrote of the same shards, cut in another way.
+def find_strays(lineage: Lineage, targets: list[Target], there: frozenset[str], output: Output) -> list[str]:
+    """Files that an earlier run wrote of the same shards, cut in another way, and what it dropped from them.
+
+    Only what surely holds the same rows: other datasets may have their outputs below the same folder.
 
     Raises
     ------
     OutputError
         There are some, and `overwrite` does not allow to remove them.
     """
-    expected = {target.path for target in targets} | {target.companion for target in targets}
-    mixes = any(target.shard is None for target in targets)
-    bases = {_PART.sub("", target.name) for target in targets}
+    inputs = {part.shard.name: part.shard for part in lineage.inputs or ()}
+    expected = {target.path for target in targets} | {shard.parquet for shard in inputs.values()}
+    expected |= {target.companion for target in targets}
+    dataset = None if lineage.inputs is None else fingerprint({"shards": _urls_of(lineage)})
+    names = {path: path.removeprefix(output.folder).lstrip("/").removesuffix(".parquet") for path in there}
     found = []
     for path in sorted(there - expected):
-        name = path.removeprefix(output.folder).lstrip("/").removesuffix(".parquet")
-        if name.startswith(f"{ERRORS_FOLDER}/"):
+        shard = inputs.get(_PART.sub("", names[path]))
+        if shard is None and not _MIXED.fullmatch(names[path]):
             continue
         stored = read_metadata(path, output.options)
-        # Of the same shard, or of mixed partitions where these are not mixed, or the other way round.
-        mixed = stored is not None and stored.get("shard") is None
-        if stored is not None and (_PART.sub("", name) in bases or mixed != mixes):
+        if stored is None:
+            continue
+        made_of = stored.get("shard")
+        if (
+            (made_of or {}).get("url") == shard.url
+            if shard
+            else not made_of and stored.get("dataset") == dataset
+        ):
             found.append(path)
     if found and not output.overwrite:
         raise OutputError(
@@ -223,7 +240,8 @@ def find_strays(targets: list[Target], there: frozenset[str], output: Output) ->
             " reader of the folder would see rows twice. Give the same rows_per_partition as before, write to another"
             " path, or use overwrite=True (--overwrite), which removes them when all is written"
         )
-    return found
+    errors = {join(output.folder, f"{ERRORS_FOLDER}/{names[path]}.parquet") for path in found}
+    return [*found, *sorted(errors & there)]
 
 
 def _conflict(
@@ -244,6 +262,8 @@ def _conflict(
     shard, mine = (stored.get("shard") or {}).get("url"), (target.shard or {}).get("url")
     if shard is not None and mine is not None and shard != mine:
         return f"was made of {shard}, not of {mine}"
+    if stored and shard is None and mine is None and stored.get("dataset") != target.dataset:
+        return "was made of other shards"
     taken = [name for name in (URL_COLUMN, ERROR_COLUMN) if name in columns and name in schema.names]
     if not stored and taken:
         return f"has columns {taken} of its own, whose names curator_dask uses"

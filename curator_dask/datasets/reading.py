@@ -114,7 +114,7 @@ def choose_source(metadata: str, found: ShardSet, storage_options: Mapping[str, 
     names = ", ".join(shard.url for shard in without[:5]) + (", …" if len(without) > 5 else "")
     raise DatasetError(
         f"{len(without)} of {len(found.shards)} shards have no .parquet beside the tar: {names}. Restore these files,"
-        " or read the rows of all shards from the tars with metadata='tar'"
+        " or read the rows of all shards from the tars with metadata='tar' (--metadata tar)"
     )
 
 
@@ -160,7 +160,7 @@ def learn_schema(
     if id_col not in schema.names:
         raise DatasetError(
             f"id_col={id_col!r}: no such column in {shards[0].parquet or shards[0].url}; it has {schema.names}."
-            " Give the column whose values are the keys in the tar"
+            " Give id_col (--id-col) the column whose values are the keys in the tar"
         )
     if pa.types.is_nested(schema.field(id_col).type):
         raise DatasetError(f"id_col={id_col!r}: expected text or numbers, found {schema.field(id_col).type}")
@@ -247,7 +247,7 @@ def _unreadable(shard: Shard, error: Exception) -> ShardError:
     why = " ".join(str(error).split()).rstrip(" .")  # Arrow's reasons have several lines
     return ShardError(
         f"{shard.parquet}: not a Parquet file that can be read: {why}. Restore it, or read the rows from the tars"
-        " with metadata='tar'"
+        " with metadata='tar' (--metadata tar)"
     )
 
 

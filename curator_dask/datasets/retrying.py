@@ -21,13 +21,14 @@ from curator_dask import backend
 from curator_dask.datasets.planning import describe_difference, list_files
 from curator_dask.datasets.runlock import RunLock
 from curator_dask.datasets.running import current_client, in_threads, set_up_workers
-from curator_dask.datasets.saving import clear_stages, describe
+from curator_dask.datasets.saving import clear_stages, describe, locate
 from curator_dask.datasets.summary import SaveSummary
+from curator_dask.datasets.tar_rows import URL_COLUMN
 from curator_dask.datasets.targets import run_targets
 from curator_dask.datasets.writing import ERROR_COLUMN, ERRORS_FOLDER, Output, Target, report_frame, report_of
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.parquet import Footer, conform, open_parquet, read_footer, write_table
-from curator_dask.storage import Options, absolute, exists, join, remove
+from curator_dask.storage import Options, exists, is_remote, join, local_path, remove
 from curator_dask.webdataset.shards import stamp
 
 
@@ -57,25 +58,30 @@ class RetryFile:
         path = join(self.output.folder, f"{name}.parquet")
         errors_path = join(self.output.folder, f"{ERRORS_FOLDER}/{name}.parquet")
         table, stored = _read(path, self.output.options)
-        _check_shard(stored, self.step.storage_options)
-        dropped = table.slice(0, 0)
+        _check_shard(path, table, stored, self.step.storage_options)
+        kept, dropped = table.slice(0, 0), table.slice(0, 0)
         if exists(errors_path, self.output.options):
-            dropped, _ = _read(errors_path, self.output.options)
+            aside = _without(_read(errors_path, self.output.options)[0], table, self.step.id_col)
+            lacking = pc.is_null(aside.column(self.step.column))
+            kept, dropped = aside.filter(pc.invert(lacking)), aside.filter(lacking)
         bad = pc.indices_nonzero(pc.is_null(table.column(self.step.column)))
         tried = pa.concat_tables([table.take(bad), dropped])
         done = backend.frame_to_arrow(self.step(backend.current().from_arrow(tried)))
         done = conform(done, tried.schema.remove_metadata(), name)
-        report = report_of(name, done, self.step.id_col)
+        failed = done.filter(pc.is_null(done.column(self.step.column)))
+        report = {**report_of(name, failed, self.step.id_col), "rows": len(done)}
         mended, again = done.slice(0, len(bad)), done.slice(len(bad))
-        good = pc.is_valid(again.column(self.step.column))
+        # What was dropped is good when nothing is wrong with it, in another embedding's eyes either.
+        good = pc.is_null(again.column(ERROR_COLUMN))
         table = pa.concat_tables([_replaced(table, bad, mended), again.filter(good)])
         if not any(str(reason).startswith("gave up") for reason in table.column(ERROR_COLUMN).to_pylist()):
             stored["fingerprint"] = stored.get("complete_as") or stored["fingerprint"]
+        # In this order a death in between leaves rows in both places, and `_without` forgives that; never in none.
         write_table(path, table, {**stored, "rows": len(table)}, self.output.options)
-        left = again.filter(pc.invert(good))
+        left = pa.concat_tables([kept, again.filter(pc.invert(good))])
         if len(left):
             write_table(errors_path, left, stored, self.output.options)
-        elif len(dropped):
+        elif exists(errors_path, self.output.options):
             remove(errors_path, self.output.options)
         return report_frame(report)
 
@@ -100,7 +106,7 @@ def retry(
         For fsspec, of the output.
     """
     started = time.monotonic()
-    output = Output(absolute(path, options), options, in_place=False, overwrite=False, drop_failed=False)
+    output = _output(path, options)
     client = current_client()
     if client is not None:
         set_up_workers(client)
@@ -109,7 +115,8 @@ def retry(
         raise _nothing_there(output, column)
     try:
         with RunLock(output.folder, options):
-            stored, targets, summary.skipped = _find(output, column)
+            stored, targets, remarks = _find(output, column)
+            summary.add_remarks(remarks)
             if targets:
                 others = [name for name in stored["embeddings"] if name != column]
                 step = make_step(stored["id_col"], others)
@@ -139,7 +146,7 @@ def find_settings(path: str, options: Options = None) -> dict[str, dict[str, Any
     OutputError
         No file there was written by curator_dask.
     """
-    output = Output(absolute(path, options), options, in_place=False, overwrite=False, drop_failed=False)
+    output = _output(path, options)
     for file in sorted(list_files(output)):
         stored = read_footer(file, options).stored
         if stored is not None:
@@ -147,13 +154,25 @@ def find_settings(path: str, options: Options = None) -> dict[str, dict[str, Any
     raise OutputError(f"{path}: no file of curator_dask's is there. Give the folder that embed wrote to")
 
 
-def _find(output: Output, column: str) -> tuple[dict[str, Any], list[Target], int]:
-    """What made the column, the files with failed rows, and the number of those without."""
+def _output(path: str, options: Options) -> Output:
+    return Output(locate(path, options), options, in_place=False, overwrite=False, drop_failed=False)
+
+
+def _find(output: Output, column: str) -> tuple[dict[str, Any], list[Target], dict[str, Any]]:
+    """What made the column, the files with failed rows, and what was noticed of all shards."""
     files = sorted(list_files(output))
     footers = in_threads(lambda path: read_footer(path, output.options), files)
     mine = {path: footer for path, footer in zip(files, footers, strict=True) if _has(footer, column)}
     if not mine:
         raise _nothing_there(output, column)
+    for path, footer in mine.items():
+        needed = [(footer.stored or {}).get("id_col"), URL_COLUMN, ERROR_COLUMN]
+        lacking = [name for name in needed if name not in footer.columns]
+        if lacking:
+            raise OutputError(
+                f"{path}: has no columns {lacking}, by which failed rows and their images are found. Only an output"
+                " with them can be retried: run embed again, with overwrite"
+            )
     made = [footer.stored or {} for footer in mine.values()]
     for other in made:
         difference = describe_difference(made[0]["embeddings"][column], other["embeddings"][column])
@@ -172,7 +191,8 @@ def _find(output: Output, column: str) -> tuple[dict[str, Any], list[Target], in
         for path, has_failed in zip(paths, failed, strict=True)
         if has_failed or names[path] in with_errors
     ]
-    return made[0], targets, len(paths) - len(targets)
+    remarks = {url: facts for other in made for url, facts in (other.get("remarks") or {}).items()}
+    return made[0], targets, remarks
 
 
 def _nothing_there(output: Output, column: str) -> OutputError:
@@ -187,13 +207,16 @@ def _has(footer: Footer, column: str) -> bool:
 
 
 def _has_failed(path: str, options: Options) -> bool:
-    """Whether a row has an ``image_error``, by the footer alone."""
+    """Whether a row has an ``image_error``, by the footer alone where that says it."""
     with open_parquet(path, options) as file:
-        # Columns of the file are counted by their leaves; a list's stand before it.
+        # Columns of a footer are counted by their leaves; a list's stand before it.
         leaves = [file.metadata.schema.column(number).path for number in range(file.metadata.num_columns)]
         column = leaves.index(ERROR_COLUMN)
-        groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
-        return any(group.column(column).statistics.null_count < group.num_rows for group in groups)
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        counts = [group.column(column).statistics for group in groups if group.num_rows]
+        if any(count is None or not count.has_null_count for count in counts):
+            return bool(file.read(columns=[ERROR_COLUMN]).column(0).drop_null())
+        return sum(count.null_count for count in counts) < file.metadata.num_rows
 
 
 def _read(path: str, options: Options) -> tuple[pa.Table, dict[str, Any]]:
@@ -206,11 +229,30 @@ def _read(path: str, options: Options) -> tuple[pa.Table, dict[str, Any]]:
     return table.replace_schema_metadata(None), stored or {}
 
 
-def _check_shard(stored: Mapping[str, Any], options: Options) -> None:
+def _without(table: pa.Table, other: pa.Table, id_col: str) -> pa.Table:
+    """The rows of one table that the other has not: a retry that died may have left them in both."""
+    columns = [URL_COLUMN, id_col]
+    there = set(zip(*(other.column(name).to_pylist() for name in columns), strict=True))
+    rows = zip(*(table.column(name).to_pylist() for name in columns), strict=True)
+    return table.filter(pa.array([row not in there for row in rows], pa.bool_()))
+
+
+def _check_shard(path: str, table: pa.Table, stored: Mapping[str, Any], options: Options) -> None:
+    """Raise ShardError where a shard is another than the one that was embedded, as far as that can be told."""
     shard = stored.get("shard")
-    if shard and shard.get("tar") and vars(stamp(shard["url"], options)) != shard["tar"]:
+    if shard:
+        changed = (
+            [shard["url"]] if shard.get("tar") and vars(stamp(shard["url"], options)) != shard["tar"] else []
+        )
+    elif is_remote(path):
+        changed = []
+    else:  # of mixed partitions it is not written down, but no shard can be younger than the file
+        made = int(stamp(path).version)
+        urls = [url for url in pc.unique(table.column(URL_COLUMN)).to_pylist() if url and not is_remote(url)]
+        changed = [url for url in urls if int(stamp(local_path(url)).version) > made]
+    if changed:
         raise ShardError(
-            f"{shard['url']}: the shard has changed since it was embedded: run embed again, which makes this file anew"
+            f"{changed[0]}: the shard has changed since it was embedded: run embed again, which makes this file anew"
         )
 
 

@@ -64,15 +64,22 @@ class RunLock:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="curator_dask-lock", daemon=True)
 
-    def __enter__(self) -> RunLock:
+    def check(self) -> None:
+        """Raise OutputError where another run is writing there."""
         other = self._read()
         if other is not None and _is_alive(other):
             raise OutputError(self._taken(other))
+
+    def __enter__(self) -> RunLock:
+        self.check()
         try:
             self._write()
         except Exception as error:  # a store's own, of many types
             said = (error.strerror if isinstance(error, OSError) else None) or repr(error)
-            raise OutputError(f"{self._folder}: could not be written: {said}. Give another path") from error
+            hint = ", or see whether storage_options are right" if is_remote(self._url) else ""
+            raise OutputError(
+                f"{self._folder}: could not be written: {said}. Give another path{hint}"
+            ) from error
         # Of two runs that found no note at the same moment, the later one's is there now.
         other = self._read()
         if other is not None and other.get("run") != self._note["run"]:

@@ -89,12 +89,12 @@ def _output(
     """
     if options is None and (path is None or path.partition("://")[0] == root.partition("://")[0]):
         options = input_options
-    folder, own = root if path is None else path, root
-    try:
-        folder = absolute(folder, options)
-        own = absolute(root, input_options)
-    except Exception as error:  # fsspec's, of many types: no such store, a package that it needs
-        raise OutputError(f"{folder}: fsspec cannot open this store: {error!r}") from error
+    if path == "":
+        raise ConfigError("path='': expected a directory or URL, or None for the dataset's own")
+    own = locate(root, input_options)
+    folder = own if path is None else locate(path, options)
+    if not is_remote(folder) and os.path.realpath(folder) == os.path.realpath(own):
+        folder = own  # by whatever links
     if folder == own and drop_failed:
         raise ConfigError(
             "drop_failed=True would drop rows from the dataset's own files: give save_metadata a path"
@@ -102,6 +102,22 @@ def _output(
     if not is_remote(folder):
         _check_writable(folder)
     return Output(folder, options, folder == own, overwrite, drop_failed)
+
+
+def locate(path: str, options: Options) -> str:
+    """Absolute path or URL of an output.
+
+    Raises
+    ------
+    OutputError
+        It is in a store that cannot be opened.
+    """
+    try:
+        return absolute(path, options)
+    except ConfigError:
+        raise
+    except Exception as error:  # fsspec's, of many types: no such store, a package that it needs
+        raise OutputError(f"{path}: fsspec cannot open this store: {error!r}") from error
 
 
 def _save(
@@ -141,7 +157,7 @@ def _save(
     todo, remarks = find_unfinished(targets, there, schema, made, output)
     if output.in_place and not output.overwrite:
         check_own_files(lineage, targets, schema)
-    strays = find_strays(targets, there, output)
+    strays = find_strays(lineage, targets, there, output)
 
     summary.skipped = len(targets) - len(todo)
     summary.add_remarks(remarks)

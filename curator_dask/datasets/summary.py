@@ -30,6 +30,7 @@ class SaveSummary:
         rows are not in the output, and a rerun tries them again.
     damaged_shards
         Urls of shards that are cut or damaged, with what is wrong: the samples before the fault are in the output.
+        Also those of whose samples no row names any: tar and Parquet do not belong together.
     orphans
         By the shard's url, samples of the tar that no row of its Parquet names: ``{"count": int, "examples":
         [key, ...]}``.
@@ -101,6 +102,7 @@ class SaveSummary:
     def __str__(self) -> str:
         before = f"{self.skipped} files were finished before"
         if not self.written and not self.failed_shards:
+            before = "no row had failed" if self.again else before
             lines = [f"{self.path}: nothing to do, {before}; {self.seconds:.1f} s"]
             return "\n".join([*lines, *self._remark_lines()])
         dropped = f", {self.dropped} more in _errors/" if self.dropped else ""
@@ -109,7 +111,6 @@ class SaveSummary:
         )
         if self.again:
             rows = f"{self.rows} failed rows tried again, {self.rows - self.failed} have a vector now"
-            before = f"{self.skipped} files had none"
         start, rate = f"{self.startup_seconds:.1f} s of it start-up", f"{self.images_per_second:.1f} images/s"
         lines = [
             f"{self.path}: {rows}",
@@ -124,7 +125,7 @@ class SaveSummary:
     def _remark_lines(self) -> list[str]:
         """What was noticed of the tars."""
         return [
-            *_shard_lines("damaged, read up to there", self.damaged_shards),
+            *_shard_lines("damaged", self.damaged_shards),
             *_total_line("samples without a row in their shard's Parquet, not embedded", self.orphans),
             *_total_line("names that occur again in a tar, the first was taken", self.duplicates),
         ]

@@ -69,6 +69,8 @@ class Target:
         The shard's own Parquet file, if it has one.
     source
         ``"parquet"`` or ``"tar"``: where the rows came from; None where partitions were mixed.
+    dataset
+        Where partitions were mixed, a digest of all shards that they came from, if these are known.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Target:
     shard: dict[str, Any] | None
     companion: str | None
     source: str | None
+    dataset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ class WritePartition:
             "complete_as": target.fingerprint,  # what it is once rows that were given up have been tried again
             "id_col": self.id_col,
             "shard": target.shard,
+            "dataset": target.dataset,
             # Rows that an earlier run took from the tar are the tar's, also when they were read from its output.
             "source": (before or {}).get("source") or target.source,
             "embeddings": {**self._inherited(before), **self.embeddings},

@@ -87,8 +87,7 @@ def check_size(height: int, width: int, max_pixels: int) -> None:
     """Raise ImageError where an image has more than `max_pixels` pixels."""
     if height * width > max_pixels:
         raise ImageError(
-            f"too large: {width}x{height} = {height * width / 1e6:.1f} MP, "
-            f"over max_pixels = {max_pixels / 1e6:.1f} MP"
+            f"too large: {width}x{height} = {height * width:,} pixels, over max_pixels = {max_pixels:,}"
         )
 
 
@@ -136,10 +135,28 @@ def _jpeg(view: memoryview) -> Header | None:
     # Pillow takes the orientation from XMP where EXIF has none, DALI does not.
     certain = orientation != 0 and not (xmp_turns and orientation is None)
     whole = b"\xff\xd9" in view[-_TAIL:].tobytes()
-    plain = certain and whole and precision == 8 and components in (1, 3) and sequential_or_progressive
+    common = precision == 8 and components in (1, 3) and sequential_or_progressive
+    # Where a scan holds what no scan may, DALI decodes on and guesses; Pillow refuses.
+    plain = certain and whole and common and _has_sound_scans(view, at)
     if orientation in (5, 6, 7, 8):
         height, width = width, height
     return Header("JPEG", height, width, plain)
+
+
+# In a scan 0xff stands before a stuffed zero or a restart marker, or it begins what follows the scan.
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+# Tables, the next scan of a progressive image, its number of lines, application data, comments.
+_BETWEEN_SCANS = frozenset([0xC4, 0xCC, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)])
+
+
+def _has_sound_scans(view: memoryview, at: int) -> bool:
+    """Whether the markers from the first scan at byte `at` to the end of the image are those that may be there."""
+    while view[at + 1] in _BETWEEN_SCANS:
+        found = _AFTER_SCAN.search(view, at + 2 + (view[at + 2] << 8 | view[at + 3]))
+        if found is None:
+            return False
+        at = found.start()
+    return view[at + 1] == 0xD9
 
 
 def _exif_orientation(tiff: memoryview) -> int | None:
@@ -241,8 +258,8 @@ def reason_of(error: Exception, data: Encoded, max_pixels: int) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, Image.DecompressionBombError):
         pixels = re.search(r"\((\d+) pixels\)", text)
-        size = f"{int(pixels[1]) / 1e6:.1f} MP" if pixels else text
-        return f"too large: {size}, over max_pixels = {max_pixels / 1e6:.1f} MP"
+        size = f"{int(pixels[1]):,} pixels" if pixels else text
+        return f"too large: {size}, over max_pixels = {max_pixels:,}"
     kind = _kind(buffer_of(data))
     if isinstance(error, UnidentifiedImageError):
         if kind in _UNSUPPORTED:

@@ -105,7 +105,7 @@ class EmbedPartition:
             matrix = np.empty((0, 0), np.float32)
         valid = np.array([error is None for error in errors], bool)
         if STATUS_COLUMN in frame.columns:
-            _add_status(errors, to_array(frame[STATUS_COLUMN]).to_pylist())
+            _add_status(errors, _texts(to_array(frame[STATUS_COLUMN])))
         others = [name for name in self.others if name in frame.columns]
         if others and ERROR_COLUMN in frame.columns:
             lacking = np.any([to_array(frame[name]).is_null() for name in others], axis=0)
@@ -226,6 +226,15 @@ class EmbedPartition:
                 " null vector and the run goes on"
             )
         errors[row] = reason
+
+
+def _texts(column: pa.Array) -> list[Any]:
+    """The values; of text that is not UTF-8 what can be read of it."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        raw = column.cast(pa.large_binary()).to_pylist()
+        return [None if value is None else value.decode("utf-8", "replace") for value in raw]
 
 
 def _add_status(errors: list[str | None], statuses: list[Any]) -> None:
