@@ -239,3 +239,16 @@ def test_names_of_partitions():
     assert ShardRange(shard).name == "a/00042"
     assert ShardRange(shard, 0, 1000, 0).name == "a/00042.part-00000"
     assert ShardRange(shard, 3000, None, 3).name == "a/00042.part-00003"
+
+
+@pytest.mark.parametrize("name", ["3.tar.gz", "a/3.TGZ", "3.tar.zst", "3.tar.xz"])
+def test_compressed_tars_among_others_are_not_left_out_in_silence(tmp_path, name):
+    touch(tmp_path / "1.tar", tmp_path / name, tmp_path / ".4.tar.gz")
+    with pytest.raises(
+        DatasetError, match=r"1 of the shards found are compressed: .*3\..*must be unpacked"
+    ) as caught:
+        discover(tmp_path)
+    assert str(tmp_path / name) in str(caught.value)
+    with pytest.raises(DatasetError, match="compressed"):
+        discover(f"{tmp_path}/**/*")
+    assert len(discover(f"{tmp_path}/*.tar")) == 1
