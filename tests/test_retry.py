@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -20,8 +21,12 @@ from colours import (
 from PIL import Image
 
 from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.datasets.planning import plan_schema, plan_targets
 from curator_dask.datasets.retrying import find_settings
+from curator_dask.datasets.saving import write_graph
+from curator_dask.datasets.writing import Output, WritePartition
 from curator_dask.errors import OutputError
+from curator_dask.frames.lineage import replace_functions, trace
 from curator_dask.frames.parquet import read_metadata
 from curator_dask.image.embedders import TimmImageEmbedder
 
@@ -220,3 +225,37 @@ def test_stores_that_cannot_be_opened(url):
         ColourReader().retry(url)
     with pytest.raises(OutputError, match=url.partition(":")[0]):
         find_settings(url)
+
+
+def test_shards_that_were_given_up_are_finished_by_a_retry(folder, tmp_path):
+    out = tmp_path / "out"
+    embed(folder, out, ColourReader())
+    (out / "00001.parquet").unlink()
+    # As a run does it with a shard that kills its workers.
+    dataset = ColourReader()(ImageTextPairDataset.from_webdataset(folder))
+    output = Output(str(out), None, in_place=False, overwrite=False, drop_failed=False)
+    lineage = trace(dataset.metadata)
+    (step,) = lineage.functions
+    made = {"image_embedding": step.describe().to_dict()}
+    schema = plan_schema(dataset.metadata, list(dataset.metadata.columns), made, lineage)
+    targets = plan_targets(dataset.metadata, lineage, output, schema, made, None)
+    written = write_graph(dataset.metadata, targets, [1], WritePartition(schema, output, "key", made))
+
+    def give_up(function):
+        if isinstance(function, WritePartition):
+            return replace(function, unfinished=True)
+        return (
+            replace(function, given_up="gave up: 4 workers died")
+            if hasattr(function, "given_up")
+            else function
+        )
+
+    replace_functions(written, give_up).compute()
+    marked = pq.read_table(out / "00001.parquet")
+    assert marked["image_error"].to_pylist() == ["gave up: 4 workers died"] * SAMPLES
+
+    summary = ColourReader().retry(out)
+    assert (summary.rows, summary.failed) == (SAMPLES + len(BROKEN), len(BROKEN))
+    table = read_output(out)
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), bad=BROKEN)
+    assert embed(folder, out, ColourReader()).skipped == SHARDS, "not known as finished"
