@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from colours import ColourReader, MeanColour, check_colours, write_dataset, write_tar
+from distributed import Client
+from fsspec.implementations.local import LocalFileSystem
 from s3 import BUCKET, Fault, options, s3_server
 
 from curator_dask import get_client
@@ -301,3 +303,34 @@ def test_columns_are_learned_from_the_beginning_of_a_tar(server, url):
         assert reader.index.problem
         assert [path.stat().st_size for path in STAGE._folder.iterdir()] == [9_000]
     STAGE.clear()
+
+
+class PlainStore(LocalFileSystem):
+    """Files behind a protocol of its own that is no object store's: a write there is no single request."""
+
+    protocol = "plain"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return LocalFileSystem._strip_protocol(str(path).removeprefix("plain://"))
+
+    def unstrip_protocol(self, name):
+        return "plain://" + self._strip_protocol(name)
+
+
+def test_a_store_without_atomic_writes(tmp_path, in_this_process):
+    """There a file is written beside its name and renamed, over the one before as well."""
+    fsspec.register_implementation("plain", PlainStore, clobber=True)
+    keys = write_dataset(tmp_path / "data", 3, SAMPLES)
+    dataset = ImageTextPairDataset.from_webdataset(f"plain://{tmp_path}/data")
+    out = f"plain://{tmp_path}/out/deep"
+    # Its own process: the workers of a cluster do not know this store.
+    with Client(processes=False, n_workers=1, dashboard_address=None):
+        ColourReader()(dataset).save_metadata(out)
+        assert ColourReader()(dataset).save_metadata(out).skipped == 3
+        ColourReader(batch_size=5, max_pixels=9_999)(dataset).save_metadata(out, overwrite=True)
+    files = sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert [path.name for path in files] == [f"{number:05d}.parquet" for number in range(3)]
+    table = pq.read_table(tmp_path / "out" / "deep")
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
+    assert sorted(table["key"].to_pylist()) == sorted(keys)
