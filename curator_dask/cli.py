@@ -124,8 +124,15 @@ def embed(
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Directory or URL for the Parquet files.")],
     model: Annotated[
         str,
-        typer.Option(help="Any timm model: a name with or without tag, hf-hub:org/repo, local-dir:/folder."),
+        typer.Option(
+            help="Any timm model: a name with or without tag, hf-hub:org/repo, local-dir:/folder. Or transformers'"
+            " CLIP or SigLIP: org/repo (openai/clip-vit-large-patch14), or its folder."
+        ),
     ],
+    model_dir: Annotated[
+        str | None,
+        typer.Option(help="Folder with the CLIP's weights, or for them.  [default: the hub's cache]"),
+    ] = None,
     cluster: Annotated[
         ClusterType, typer.Option(help="Start workers on the CPU or the GPUs of this machine.")
     ] = (ClusterType.auto),
@@ -181,7 +188,7 @@ def embed(
     from curator_dask.datasets.reading import choose_source, learn_schema
     from curator_dask.datasets.runlock import RunLock
     from curator_dask.decode.loader import DEFAULT_MAX_PIXELS
-    from curator_dask.image.embedders import TimmImageEmbedder
+    from curator_dask.image.embedders.making import make_embedder
     from curator_dask.storage import absolute, is_remote
     from curator_dask.webdataset.shards import discover
 
@@ -193,17 +200,20 @@ def embed(
             learn_schema(found.shards, source, id_col, options)
         if not is_remote(output):
             RunLock(absolute(output)).check()
-        embedder = TimmImageEmbedder(
+        embedder = make_embedder(
             model,
-            pretrained=pretrained,
+            model_dir,
+            {
+                "pretrained": pretrained,
+                "output": model_output.value,
+                "checkpoint_path": checkpoint,
+                "model_kwargs": kwargs,
+            },
             batch_size=batch_size,
             num_threads_per_worker=threads,
             image_embedding_column=column,
             normalize_embeddings=normalize,
             autocast=autocast,
-            output=model_output.value,
-            checkpoint_path=checkpoint,
-            model_kwargs=kwargs,
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
             decoder=decoder.value,
             on_error="raise" if raise_on_error else "null",
@@ -260,7 +270,7 @@ def retry(
     from curator_dask.client import get_client
     from curator_dask.datasets.retrying import find_settings
     from curator_dask.errors import OutputError
-    from curator_dask.image.embedders import TimmImageEmbedder
+    from curator_dask.image.embedders.making import from_settings
 
     options = _json_object(storage_options, "--storage-options") or None
     summaries = []
@@ -270,12 +280,12 @@ def retry(
         lacking = [name for name in columns if name not in found]
         if lacking or not columns:
             raise OutputError(
-                f"{output}: its files do not say which timm model made {', '.join(lacking) or 'an embedding'} (they"
+                f"{output}: its files do not say which model made {', '.join(lacking) or 'an embedding'} (they"
                 f" do for {', '.join(found) or 'none'}). An embedder of your own is retried in Python, by its retry()"
             )
         changed = {"max_pixels": max_pixels, "decoder": None if decoder is None else decoder.value}
         changed = {name: value for name, value in changed.items() if value is not None}
-        embedders = [TimmImageEmbedder(**{**found[name], **changed, "on_error": "null"}) for name in columns]
+        embedders = [from_settings({**found[name], **changed, "on_error": "null"}) for name in columns]
         with get_client(
             cluster_type=cluster.value,
             scheduler_address=scheduler_address,

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import transformers
 from colours import write_dataset
 from PIL import Image
 from s3 import BUCKET, options, s3_server
@@ -69,6 +71,33 @@ def test_embed_and_rerun(folder, tmp_path):
     assert "Traceback" not in again.stderr
 
 
+def write_clip(folder):
+    """A small CLIP with random weights, as transformers writes it."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.CLIPVisionConfig(**sizes, image_size=32, patch_size=8, projection_dim=24)
+    transformers.CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+
+
+def test_embed_with_clip_and_retry(folder, tmp_path):
+    """The folder with the weights is where a download would have put them."""
+    name, out = "openai/clip-vit-large-patch14", tmp_path / "out"
+    write_clip(tmp_path / "models" / name)
+    model = ["--model", name, "--model-dir", "models"]
+    cluster = ["--cluster", "cpu", "--workers", "1"]
+    done = run("embed", folder, out, *model, *cluster, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "image_embedding: 24 values, projected output of CLIPVisionModelWithProjection" in done.stdout
+    assert "12 rows in 2 files; 1 failed images" in done.stdout
+    assert "LOAD REPORT" not in done.stderr and "Traceback" not in done.stderr
+    before = pq.read_table(out)
+    assert before["image_embedding"].type == pa.list_(pa.field("element", pa.float32()), 24)
+    done = run("retry", out, *cluster)  # from another working directory
+    assert done.returncode == 0, done.stderr
+    assert "1 failed rows tried again, 0 have a vector now" in done.stdout
+    assert pq.read_table(out).equals(before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -96,6 +125,8 @@ def test_wrong_usage(folder, tmp_path, arguments, message):
             "--output-storage-options",
         ),
         (["embed", "{data}", "out", "--model", "m", "--model-kwargs", "1"], "--model-kwargs"),
+        (["embed", "{data}", "out", "--model", "a/b", "--model-output", "pooled"], "take --model-output,"),
+        (["embed", "{data}", "out", "--model", "resnet18", "--model-dir", "m"], "--model resnet18 is timm's"),
         (["check"], "Missing argument"),
         (["check", "nowhere"], "nowhere"),
         (["check", "{data}", "--all", "--shards", "2"], "--shards"),
@@ -255,7 +286,7 @@ def test_retry(tmp_path):
 
     done = CliRunner().invoke(app, ["retry", str(out), "--column", "other"])
     assert done.exit_code == 2
-    assert "do not say which timm model made other (they do for image_embedding)" in done.stderr
+    assert "do not say which model made other (they do for image_embedding)" in done.stderr
     done = CliRunner().invoke(app, ["retry", str(tmp_path / "data")])
     assert done.exit_code == 2
     assert "no file of curator_dask's is there" in done.stderr

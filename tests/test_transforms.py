@@ -94,6 +94,34 @@ def test_pixels_are_those_of_timm(photograph, case):
             assert difference(by_pillow.region(image), expected) <= 0.05, (height, width)
 
 
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+def test_a_crop_that_is_rounded_down(photograph, crop_pct):
+    """transformers' crop, by every decoder's way, against Pillow and a slice; and that it is not timm's."""
+    spec, timms = (spec_of(crop_mode=mode, crop_pct=crop_pct) for mode in ("center_floor", "center"))
+    sizes, uneven = [*SIZES, (301, 227), (225, 224), (331, 224)], 0
+    images = [photograph.resize((width, height)) for height, width in sizes]
+    decoder = DaliDecoder(len(sizes), 2, transform=spec)
+    decoder.start([np.frombuffer(encode(image), np.uint8) for image in images], sizes)
+    by_dali = decoder.finish()[0].numpy()
+    for image, (height, width), got in zip(images, sizes, by_dali, strict=True):
+        short = spec.scale_size[0]
+        to_height, to_width = (
+            (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+        )
+        top, left = (to_height - 224) // 2, (to_width - 224) // 2
+        whole = np.array(image.resize((to_width, to_height), Image.Resampling.BICUBIC))
+        expected = whole[top : top + 224, left : left + 224]
+        np.testing.assert_array_equal(PillowResize(spec)(image), expected)
+        assert difference(PillowResize(spec).region(image), expected) <= 0.05, (height, width)
+        assert difference(HostResize(spec)(np.array(image)), expected) <= 0.01, (height, width)
+        assert difference(got, expected) <= 0.05, (height, width)
+        rows, columns = spec.geometry(height, width)
+        if (rows, columns) != timms.geometry(height, width):
+            uneven += 1
+            assert difference(PillowResize(timms)(image), expected) > 0.5
+    assert uneven >= 2
+
+
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 def test_extreme_sizes(photograph, crop_mode):
     spec = spec_of(crop_mode=crop_mode)

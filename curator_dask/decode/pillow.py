@@ -1,12 +1,14 @@
 """Decoding and resizing with Pillow: the exact reference, and what DALI cannot take.
 
-`decode` gives an upright RGB image; `PillowResize` runs timm's own transform on it. What fails, fails with an
-`ImageError` whose text is the reason, and costs that image alone.
+`decode` gives an upright RGB image; `PillowResize` runs timm's own transform on it, or CLIP's. What fails, fails
+with an `ImageError` whose text is the reason, and costs that image alone.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -14,6 +16,9 @@ from PIL import Image, ImageOps
 from curator_dask.decode.sniff import Encoded, check_size, open_image, reason_of
 from curator_dask.decode.transforms import Axis, TransformSpec
 from curator_dask.errors import ImageError
+
+if TYPE_CHECKING:
+    import torch
 
 LARGEST_RESIZED = 1 << 26
 """Pixels of a resized image before its crop (4 bytes each in Pillow) above which only the crop is made.
@@ -63,7 +68,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 class PillowResize:
-    """timm's own evaluation transform without its normalisation.
+    """timm's own evaluation transform, or CLIP's, without its normalisation.
 
     Parameters
     ----------
@@ -76,22 +81,28 @@ class PillowResize:
 
         self._spec = spec
         self._resample = Image.Resampling[spec.interpolation.upper()]
-        self._transform = create_transform(
-            input_size=(3, *spec.size),
-            interpolation=spec.interpolation,
-            mean=spec.mean,
-            std=spec.std,
-            crop_pct=spec.crop_pct,
-            crop_mode=spec.crop_mode,
-            use_prefetcher=True,  # leaves uint8 pixels
-        )
+        self._timms: Callable[[Image.Image], torch.Tensor] | None = None
+        if spec.crop_mode != "center_floor":  # which timm does not know
+            self._timms = create_transform(
+                input_size=(3, *spec.size),
+                interpolation=spec.interpolation,
+                mean=spec.mean,
+                std=spec.std,
+                crop_pct=spec.crop_pct,
+                crop_mode=spec.crop_mode,
+                use_prefetcher=True,  # leaves uint8 pixels
+            )
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Resize and crop an RGB image to uint8 pixels of shape (height, width, 3)."""
         rows, columns = self._spec.geometry(image.height, image.width)
         if rows.resized * columns.resized > LARGEST_RESIZED or min(rows.resized, columns.resized) == 1:
             return self.region(image)
-        return self._transform(image).permute(1, 2, 0).numpy()
+        if self._timms is not None:
+            return self._timms(image).permute(1, 2, 0).numpy()
+        whole = image.resize((columns.resized, rows.resized), self._resample)
+        left, top = columns.start, rows.start
+        return self._bordered(whole.crop((left, top, left + columns.kept, top + rows.kept)), rows, columns)
 
     def region(self, image: Image.Image) -> np.ndarray:
         """Do the same, resizing only what the crop keeps; equal but for the last bit of a few pixels."""
@@ -108,6 +119,9 @@ class PillowResize:
         else:
             image = self._pass(image, (image.width, rows.kept), (0, top, image.width, bottom))
             image = self._pass(image, (columns.kept, rows.kept), (left, 0, right, rows.kept))
+        return self._bordered(image, rows, columns)
+
+    def _bordered(self, image: Image.Image, rows: Axis, columns: Axis) -> np.ndarray:
         if image.size == self._spec.size[::-1]:
             return np.array(image)
         whole = Image.new("RGB", self._spec.size[::-1], self._spec.fill)

@@ -1,8 +1,9 @@
-"""What timm's evaluation transform does to an image, as a small spec and as exact geometry.
+"""What timm's evaluation transform, or CLIP's own, does to an image: a small spec and exact geometry.
 
 `TransformSpec` is what travels: sizes, interpolation, mean and std. `TransformSpec.geometry` says in whole
-pixels how large an image becomes and which part of it is kept, with torchvision's and timm's own rounding;
-both decoders work from it. timm's source: ``timm/data/transforms_factory.py``, ``transforms_imagenet_eval``.
+pixels how large an image becomes and which part of it is kept, with the rounding of torchvision and timm, or
+of transformers; both decoders work from it. timm's source: ``timm/data/transforms_factory.py``,
+``transforms_imagenet_eval``; transformers': ``transformers/image_processing_backends.py``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 _REACH = {"nearest": 1, "bilinear": 1, "bicubic": 2, "box": 1, "hamming": 1, "lanczos": 3}
 """Pixels to each side that a filter looks at, times the scale where it shrinks."""
 
-CROP_MODES = ("center", "squash", "border")
+CROP_MODES = ("center", "squash", "border", "center_floor")
 
 _TIMM_CROP_PCT = 0.875  # timm.data.DEFAULT_CROP_PCT: what timm takes where a config has none
 
@@ -66,7 +67,7 @@ class Axis(NamedTuple):
 
 @dataclass(frozen=True)
 class TransformSpec:
-    """A resize, a crop and a normalisation, as timm's evaluation transform does them.
+    """A resize, a crop and a normalisation, as timm's evaluation transform or CLIP's own does them.
 
     Attributes
     ----------
@@ -81,7 +82,9 @@ class TransformSpec:
         ``floor(size / crop_pct)``.
     crop_mode
         ``"center"``: the shorter edge is resized, the middle is kept. ``"squash"``: both edges are resized,
-        the aspect is lost. ``"border"``: the longer edge is resized and a border is added.
+        the aspect is lost. ``"border"``: the longer edge is resized and a border is added. These three are
+        timm's. ``"center_floor"`` is transformers' (CLIP's own): as ``"center"``, but a crop that cannot lie in
+        the middle begins half a pixel before it, where torchvision rounds the half to an even number.
 
     Raises
     ------
@@ -197,7 +200,7 @@ class TransformSpec:
         """Rows and columns of an upright image of this size on their way to the output."""
         resized = self._resized(height, width)
         rows, columns = (
-            _crop(source, target, crop)
+            _crop(source, target, crop, floor=self.crop_mode == "center_floor")
             for source, target, crop in zip((height, width), resized, self.size, strict=True)
         )
         return rows, columns
@@ -206,7 +209,7 @@ class TransformSpec:
         target_height, target_width = self.scale_size
         if self.crop_mode == "squash":
             return target_height, target_width
-        if self.crop_mode == "center" and target_height == target_width:
+        if self.crop_mode in ("center", "center_floor") and target_height == target_width:
             # torchvision's Resize(int): the shorter edge exactly, the longer one truncated.
             if height <= width:
                 return target_height, int(target_height * width / height)
@@ -248,8 +251,9 @@ class TransformSpec:
         return rows.view(count, height, width, 3).permute(0, 3, 1, 2)
 
 
-def _crop(source: int, resized: int, crop: int) -> Axis:
-    """One axis of torchvision's CenterCrop and timm's CenterCropOrPad, which agree."""
+def _crop(source: int, resized: int, crop: int, *, floor: bool) -> Axis:
+    """One axis of torchvision's CenterCrop and timm's CenterCropOrPad, which agree; floored, of transformers'."""
     if crop > resized:
         return Axis(source, resized, start=0, kept=resized, pad=(crop - resized) // 2)
-    return Axis(source, resized, start=round((resized - crop) / 2), kept=crop, pad=0)
+    start = (resized - crop) // 2 if floor else round((resized - crop) / 2)
+    return Axis(source, resized, start, kept=crop, pad=0)

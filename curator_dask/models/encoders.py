@@ -173,6 +173,11 @@ class Encoder:
                 self._halve(stop - start)
         return np.concatenate(done) if done else np.empty((0, self.dim), np.float32)
 
+    @property
+    def not_finite(self) -> str:
+        """The reason of an image whose vector holds NaN or infinity."""
+        return f"not finite: the model ({self.info.dtype}) gave NaN or infinity"
+
     def close(self) -> None:
         """Let the model and its device memory go."""
         self.model = None

@@ -84,7 +84,7 @@ def create_timm_model(
         try:
             model = create()
         except Exception as error:
-            if not (from_hub and _is_of_the_network(error)):
+            if not (from_hub and is_of_the_network(error)):
                 raise
             # Some broken connections keep huggingface_hub from looking into its cache.
             with _offline():
@@ -96,7 +96,7 @@ def create_timm_model(
             ) from error
         if is_local:
             raise WeightsError(
-                f"{model_name}: the folder's model cannot be loaded: {type(error).__name__}: {_first_line(error)}."
+                f"{model_name}: the folder's model cannot be loaded: {type(error).__name__}: {first_line(error)}."
                 " Its config.json must be one that timm wrote, with an architecture that this timm"
                 f" ({timm.__version__}) has, and its weights that architecture's"
             ) from error
@@ -177,7 +177,7 @@ def _check_hub(model_name: str) -> None:
         raise _weights_error(model_name, error) from error
 
 
-def _is_of_the_network(error: Exception) -> bool:
+def is_of_the_network(error: Exception) -> bool:
     """Whether the connection failed, and not what came over it."""
     # huggingface_hub's HTTP library changes with its versions (requests, httpx, httpx2).
     modules = [kind.__module__ for kind in type(error).__mro__]
@@ -205,7 +205,7 @@ def _load_checkpoint(model: torch.nn.Module, checkpoint_path: str) -> None:
         load_checkpoint(model, checkpoint_path, weights_only=True)
     except Exception as error:
         raise WeightsError(
-            f"checkpoint_path={checkpoint_path!r} does not fit {type(model).__name__}: {_first_line(error)}."
+            f"checkpoint_path={checkpoint_path!r} does not fit {type(model).__name__}: {first_line(error)}."
             " It must be a state dict (.safetensors, or .pt/.pth without pickled objects) with the model's names"
         ) from error
 
@@ -219,12 +219,13 @@ def _weights_error(model_name: str, error: Exception) -> WeightsError:
     return WeightsError(
         f"{model_name}: the weights could not be loaded. Tried: the cache {constants.HF_HUB_CACHE}, {hub}. The last"
         " error was"
-        f" {type(error).__name__}: {_first_line(error)}. To work offline: fetch the weights on a machine with a"
+        f" {type(error).__name__}: {first_line(error)}. To work offline: fetch the weights on a machine with a"
         " network, copy that cache folder here (or point HF_HOME at it) and set HF_HUB_OFFLINE=1; or put"
         " config.json and model.safetensors into one folder and use model_name='local-dir:/that/folder'; or pass"
         " checkpoint_path="
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, short enough for a message."""
     return (str(error).strip() or repr(error)).splitlines()[0][:300]

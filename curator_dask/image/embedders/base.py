@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import hashlib
 import inspect
 import json
 import logging
 import os
-import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +24,7 @@ from curator_dask.datasets.writing import ERROR_COLUMN
 from curator_dask.decode.loader import DEFAULT_MAX_PIXELS
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError, DatasetError
+from curator_dask.frames.code import code_digest
 from curator_dask.frames.columns import EMBEDDING_TYPE, embedding_columns, with_columns
 from curator_dask.image.embedders.partition import EmbedPartition
 from curator_dask.models.encoders import Encoder, EncoderSpec
@@ -291,11 +288,6 @@ def _code_digest(embedder: ImageEmbedder, settings: dict[str, Any]) -> str:
             f"{type(embedder).__qualname__}.transform: expected something hashable, the key of a loader,"
             f" found {type(transform).__qualname__}: make it a function, or a frozen dataclass"
         ) from None
-    digest = hashlib.sha256(tokenize(settings).encode())
-    if not isinstance(transform, FunctionType):
-        digest.update(tokenize(transform).encode())  # parameters; a function's code follows below
-    for thing in [*classes, *written]:
-        # What was typed into a prompt, or is built in, has no source: the name must do.
-        with contextlib.suppress(OSError, TypeError, SyntaxError):
-            digest.update(ast.dump(ast.parse(textwrap.dedent(inspect.getsource(thing)))).encode())
-    return digest.hexdigest()[:12]
+    # A function's parameters are in its code, those of another callable are in the object.
+    others = [] if isinstance(transform, FunctionType) else [transform]
+    return code_digest(settings, [*classes, *written], others)

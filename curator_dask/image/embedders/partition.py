@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,22 +12,16 @@ import pyarrow as pa
 
 from curator_dask import backend
 from curator_dask.datasets.ids import exact_ids
-from curator_dask.datasets.orphans import find_orphans
+from curator_dask.datasets.images import add_status, keep_reasons, read_images
 from curator_dask.datasets.reading import URL_COLUMN
 from curator_dask.datasets.turns import turn
 from curator_dask.datasets.writing import ERROR_COLUMN
 from curator_dask.decode.loader import Loader, LoaderSpec
-from curator_dask.errors import CuratorError, ImageError
+from curator_dask.errors import ImageError
 from curator_dask.frames.columns import to_array, vectors_to_list, with_columns
 from curator_dask.models.cache import ENCODERS, LOADERS
 from curator_dask.models.encoders import Encoder, EncoderInfo, EncoderSpec
 from curator_dask.progress import report
-from curator_dask.webdataset.index import warn_once
-from curator_dask.webdataset.reader import ShardReader
-from curator_dask.webdataset.remarks import fact_of, remark
-
-#: Where img2dataset says why an image is not in the tar.
-STATUS_COLUMN = "status"
 
 
 @dataclass(frozen=True)
@@ -104,16 +99,7 @@ class EmbedPartition:
         else:
             matrix = np.empty((0, 0), np.float32)
         valid = np.array([error is None for error in errors], bool)
-        if STATUS_COLUMN in frame.columns:
-            _add_status(errors, _texts(to_array(frame[STATUS_COLUMN])))
-        others = [name for name in self.others if name in frame.columns]
-        if others and ERROR_COLUMN in frame.columns:
-            lacking = np.any([to_array(frame[name]).is_null() for name in others], axis=0)
-            before = to_array(frame[ERROR_COLUMN]).to_pylist()
-            errors = [
-                new or (old if lacks else None)
-                for new, old, lacks in zip(errors, before, lacking, strict=True)
-            ]
+        errors = keep_reasons(add_status(errors, frame), frame, self.others)
         return with_columns(
             frame, {self.column: vectors_to_list(matrix, valid), ERROR_COLUMN: pa.array(errors, pa.string())}
         )
@@ -148,68 +134,28 @@ class EmbedPartition:
     ) -> np.ndarray:
         """float32 (rows, dim), zeros where `errors` has a reason."""
         matrix = np.zeros((len(ids), encoder.dim), np.float32)
-        for batch in loader.load(self._images(ids, urls)):
-            for row, reason in batch.errors.items():
-                self._fail(row, reason, ids, urls, errors)
-            vectors = encoder(batch.pixels)
-            finite = np.isfinite(vectors).all(axis=1)
-            matrix[batch.positions[finite]] = vectors[finite]
-            for row in batch.positions[~finite]:
-                reason = f"not finite: the model ({encoder.info.dtype}) gave NaN or infinity"
-                self._fail(int(row), reason, ids, urls, errors)
-            report(
-                images=len(batch.positions) + len(batch.errors),
-                failed=len(batch.errors) + int((~finite).sum()),
-            )
-        return matrix
-
-    def _images(self, ids: list[Any], urls: list[str | None]) -> Iterator[tuple[int, Any]]:
-        """(row, encoded bytes) or (row, the error in their place) of all rows, shard by shard, in tar order."""
-        rows_of: dict[str | None, list[int]] = {}
-        for row, url in enumerate(urls):
-            rows_of.setdefault(url, []).append(row)
-        for url, rows in rows_of.items():
-            if url is None:
-                yield from (
-                    (row, ImageError("missing: the row has no shard (__url__ is null)")) for row in rows
+        images = read_images(
+            ids,
+            urls,
+            self.id_col,
+            use_index_files=self.use_index_files,
+            storage_options=self.storage_options,
+        )
+        # Closed at once also where the model fails: its traceback would keep the loader busy.
+        with closing(loader.load(images)) as batches:  # type: ignore[type-var]
+            for batch in batches:
+                for row, reason in batch.errors.items():
+                    self._fail(row, reason, ids, urls, errors)
+                vectors = encoder(batch.pixels)
+                finite = np.isfinite(vectors).all(axis=1)
+                matrix[batch.positions[finite]] = vectors[finite]
+                for row in batch.positions[~finite]:
+                    self._fail(int(row), encoder.not_finite, ids, urls, errors)
+                report(
+                    images=len(batch.positions) + len(batch.errors),
+                    failed=len(batch.errors) + int((~finite).sum()),
                 )
-                continue
-            with ShardReader(
-                url, use_index_files=self.use_index_files, storage_options=self.storage_options
-            ) as reader:
-                index = reader.index
-                if index.duplicates:
-                    some = ", ".join(index.duplicates[:3])
-                    warn_once(f"{url}: {len(index.duplicates)} names occur again, the first is taken: {some}")
-                wanted = [ids[row] for row in rows]
-                found = index.find(wanted)
-                if (found < 0).any() and not index.scanned:
-                    listed, index = index, reader.rescan()
-                    found = index.find(wanted)
-                    if index.samples != listed.samples:
-                        warn_once(
-                            f"{url[:-4]}.idx: the index file does not fit {url}: the tar is scanned instead"
-                        )
-                for position, row in sorted(zip(found.tolist(), rows, strict=True)):
-                    if position < 0:
-                        cut = f"; the tar is damaged: {index.problem}" if index.problem else ""
-                        yield row, ImageError(f"missing: no sample {ids[row]!r} in the tar{cut}")
-                        continue
-                    member = index.samples[position].image()
-                    if member is None:
-                        yield row, ImageError("missing: the sample has no image")
-                        continue
-                    try:
-                        image: Any = reader.read(member)
-                    except CuratorError as error:
-                        image = error
-                    yield row, image
-                if reader.index is not index:  # what was read showed the index file to be out of date
-                    index = reader.index
-                    found = index.find(wanted)
-                remark(url, "damaged", index.problem)
-                remark(url, "duplicates", fact_of(index.duplicates))
-                remark(url, "orphans", find_orphans(url, index, found, self.id_col, self.storage_options))
+        return matrix
 
     def _give_up(self, ids: list[Any], urls: list[str | None], errors: list[str | None]) -> np.ndarray:
         for row in range(len(ids)):
@@ -226,19 +172,3 @@ class EmbedPartition:
                 " null vector and the run goes on"
             )
         errors[row] = reason
-
-
-def _texts(column: pa.Array) -> list[Any]:
-    """The values; of text that is not UTF-8 what can be read of it."""
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        raw = column.cast(pa.large_binary()).to_pylist()
-        return [None if value is None else value.decode("utf-8", "replace") for value in raw]
-
-
-def _add_status(errors: list[str | None], statuses: list[Any]) -> None:
-    """Let a missing image's reason say what the downloader knew about it."""
-    for row, (reason, status) in enumerate(zip(errors, statuses, strict=True)):
-        if reason is not None and reason.startswith("missing") and status is not None:
-            errors[row] = f"{reason} (status: {status})"

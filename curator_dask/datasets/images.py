@@ -1,0 +1,150 @@
+"""The image of each row, found by shard and key, and the reason where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curator_dask.datasets.orphans import find_orphans
+from curator_dask.datasets.writing import ERROR_COLUMN
+from curator_dask.errors import CuratorError, ImageError
+from curator_dask.frames.columns import to_array
+from curator_dask.webdataset.index import warn_once
+from curator_dask.webdataset.reader import ShardReader
+from curator_dask.webdataset.remarks import fact_of, remark
+
+#: Where img2dataset says why an image is not in the tar.
+STATUS_COLUMN = "status"
+
+
+def read_images(
+    ids: Sequence[Any],
+    urls: Sequence[str | None],
+    id_col: str,
+    *,
+    use_index_files: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
+    found_as: dict[int, tuple[str, str]] | None = None,
+) -> Iterator[tuple[int, Any]]:
+    """The encoded images of rows, shard by shard, in the order of the tars.
+
+    What is noticed of a shard on the way becomes remarks on it.
+
+    Parameters
+    ----------
+    ids, urls
+        Key and shard of each row.
+    id_col
+        Column of the keys.
+    use_index_files
+        See `ShardReader`.
+    storage_options
+        For fsspec.
+    found_as
+        Filled in with the key in the tar and the member's name, by row, before the row's image is given.
+
+    Yields
+    ------
+    row
+        Number of the row; each comes once.
+    image
+        Its bytes, or the error in their place.
+
+    Raises
+    ------
+    ShardError
+        A shard cannot be read at all.
+    """
+    rows_of: dict[str | None, list[int]] = {}
+    for row, url in enumerate(urls):
+        rows_of.setdefault(url, []).append(row)
+    for url, rows in rows_of.items():
+        if url is None:
+            yield from ((row, ImageError("missing: the row has no shard (__url__ is null)")) for row in rows)
+            continue
+        with ShardReader(url, use_index_files=use_index_files, storage_options=storage_options) as reader:
+            index = reader.index
+            if index.duplicates:
+                some = ", ".join(index.duplicates[:3])
+                warn_once(f"{url}: {len(index.duplicates)} names occur again, the first is taken: {some}")
+            wanted = [ids[row] for row in rows]
+            found = index.find(wanted)
+            if (found < 0).any() and not index.scanned:
+                listed, index = index, reader.rescan()
+                found = index.find(wanted)
+                if index.samples != listed.samples:
+                    warn_once(
+                        f"{url[:-4]}.idx: the index file does not fit {url}: the tar is scanned instead"
+                    )
+            for position, row in sorted(zip(found.tolist(), rows, strict=True)):
+                if position < 0:
+                    cut = f"; the tar is damaged: {index.problem}" if index.problem else ""
+                    yield row, ImageError(f"missing: no sample {ids[row]!r} in the tar{cut}")
+                    continue
+                member = index.samples[position].image()
+                if member is None:
+                    yield row, ImageError("missing: the sample has no image")
+                    continue
+                if found_as is not None:
+                    found_as[row] = (index.samples[position].key, member.name)
+                try:
+                    image: Any = reader.read(member)
+                except CuratorError as error:
+                    image = error
+                yield row, image
+            if reader.index is not index:  # what was read showed the index file to be out of date
+                index = reader.index
+                found = index.find(wanted)
+            remark(url, "damaged", index.problem)
+            remark(url, "duplicates", fact_of(index.duplicates))
+            remark(url, "orphans", find_orphans(url, index, found, id_col, storage_options))
+
+
+def add_status(errors: Sequence[str | None], frame: Any) -> list[str | None]:
+    """The reasons of a frame's rows, where a missing image's also says what the downloader knew about it."""
+    if STATUS_COLUMN not in frame.columns:
+        return list(errors)
+    statuses = values_of(to_array(frame[STATUS_COLUMN]))
+    return [
+        f"{reason} (status: {status})"
+        if reason is not None and reason.startswith("missing") and status is not None
+        else reason
+        for reason, status in zip(errors, statuses, strict=True)
+    ]
+
+
+def keep_reasons(errors: Sequence[str | None], frame: Any, others: Sequence[str]) -> list[str | None]:
+    """The reasons of a frame's rows, with those that are there already for other embeddings.
+
+    Parameters
+    ----------
+    errors
+        The new ones.
+    frame
+        With its ``image_error``, if it has been embedded before.
+    others
+        Other embedding columns: where one of them is null the reason that is there says why.
+    """
+    there = [name for name in others if name in frame.columns]
+    if not there or ERROR_COLUMN not in frame.columns:
+        return list(errors)
+    lacking = np.any([to_array(frame[name]).is_null() for name in there], axis=0)
+    before = to_array(frame[ERROR_COLUMN]).to_pylist()
+    return [new or (old if lacks else None) for new, old, lacks in zip(errors, before, lacking, strict=True)]
+
+
+def values_of(column: pa.Array) -> list[Any]:
+    """The values of a column as Python has them; as text where it has not, and None where that fails too."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:  # of text that is not UTF-8 what can be read of it
+        raw = column.cast(pa.large_binary()).to_pylist()
+        return [None if value is None else value.decode("utf-8", "replace") for value in raw]
+    except Exception:  # a date before the year 1, a time zone that is not known
+        try:
+            return column.cast(pa.string()).to_pylist()
+        except pa.ArrowException:
+            return [None] * len(column)

@@ -1,0 +1,99 @@
+"""`ClipImageEmbedder`: embeds with CLIP or SigLIP as transformers has them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from curator_dask.decode.loader import DEFAULT_MAX_PIXELS
+from curator_dask.errors import ConfigError
+from curator_dask.image.embedders.base import ImageEmbedder
+from curator_dask.models.clip import ClipSpec
+from curator_dask.models.encoders import EncoderSpec
+from curator_dask.models.hub import CLIP_L14, names_folder
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ClipImageEmbedder(ImageEmbedder):
+    """Embeds images with the vision tower of a CLIP or SigLIP, and with its own preprocessing.
+
+    Parameters
+    ----------
+    model_name
+        A repository of the hub (``"org/repo"``, ``"org/repo@revision"``), or a folder with ``config.json``,
+        ``model.safetensors`` and ``preprocessor_config.json`` as transformers writes them. Default: OpenAI's
+        CLIP ViT-L/14, of which the revision and the files' digests are fixed; vectors of 768.
+    model_dir
+        Folder with the weights, or for them: what it lacks is fetched into ``model_dir/org/repo`` once a machine,
+        verified, and used without any network from then on. None: huggingface_hub's own cache.
+    batch_size, num_threads_per_worker, image_embedding_column, normalize_embeddings, autocast, use_index_files
+        See `ImageEmbedder`.
+    decoder, max_pixels, on_error
+        See `ImageEmbedder`.
+
+    Raises
+    ------
+    ConfigError
+        An argument has a value that it cannot have.
+    """
+
+    def __init__(
+        self,
+        model_name: str | os.PathLike = CLIP_L14,
+        model_dir: str | os.PathLike | None = None,
+        batch_size: int = 256,
+        num_threads_per_worker: int = 4,
+        image_embedding_column: str = "image_embedding",
+        normalize_embeddings: bool = True,
+        autocast: bool = True,
+        use_index_files: bool = True,
+        *,
+        decoder: str = "dali",
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        on_error: str = "null",
+    ) -> None:
+        super().__init__(
+            batch_size,
+            num_threads_per_worker,
+            image_embedding_column,
+            normalize_embeddings,
+            autocast,
+            use_index_files,
+            decoder=decoder,
+            max_pixels=max_pixels,
+            on_error=on_error,
+        )
+        if not isinstance(model_name, str | os.PathLike) or not os.fspath(model_name):
+            raise ConfigError(f"model_name={model_name!r}: expected a folder, or a repository as org/repo")
+        name = os.fspath(model_name)
+        is_folder = isinstance(model_name, os.PathLike) or names_folder(name)
+        # A worker may have another working directory than the client.
+        self.model_name = _absolute(name) if is_folder else name
+        self.model_dir = None if model_dir is None else _absolute(model_dir)
+
+    def load_embedding_model(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The vision tower on `device`."""
+        model = self.encoder_spec().build().model
+        assert model is not None
+        return model
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of this class, and its name under ``"embedder"``."""
+        return {"embedder": type(self).__name__, **vars(self)}
+
+    def encoder_spec(self) -> EncoderSpec:
+        """Model and weights; the transform follows from them on the worker."""
+        return ClipSpec(
+            model_name=self.model_name,
+            model_dir=self.model_dir,
+            autocast=self.autocast,
+            normalize=self.normalize_embeddings,
+        )
+
+
+def _absolute(path: str | os.PathLike) -> str:
+    return str(Path(path).expanduser().absolute())

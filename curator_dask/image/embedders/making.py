@@ -1,0 +1,98 @@
+"""Which embedder a model's name means, and which one made an output: for the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from curator_dask.errors import ConfigError, OutputError, WeightsError
+from curator_dask.image.embedders.base import ImageEmbedder
+from curator_dask.image.embedders.clip import ClipImageEmbedder
+from curator_dask.image.embedders.timm import TimmImageEmbedder
+from curator_dask.models.hub import CONFIG, names_folder, read_json
+
+#: Arguments of `TimmImageEmbedder` alone: their options, and their values where those are not given.
+_TIMMS_ALONE: dict[str, tuple[str, Any]] = {
+    "pretrained": ("--no-pretrained", True),
+    "output": ("--model-output", "auto"),
+    "checkpoint_path": ("--checkpoint", None),
+    "model_kwargs": ("--model-kwargs", {}),
+}
+
+
+def make_embedder(
+    model: str, model_dir: str | None, timms: Mapping[str, Any], **arguments: Any
+) -> ImageEmbedder:
+    """Make the embedder that a model's name means.
+
+    Parameters
+    ----------
+    model
+        A name of timm's, or a repository or folder of transformers' CLIP or SigLIP.
+    model_dir
+        See `ClipImageEmbedder`.
+    timms
+        Arguments that `TimmImageEmbedder` has alone: ``pretrained``, ``output``, ``checkpoint_path``,
+        ``model_kwargs``.
+    **arguments
+        Of both.
+
+    Raises
+    ------
+    ConfigError
+        An argument is given that this embedder does not have.
+    """
+    if is_transformers(model):
+        given = [option for name, (option, unset) in _TIMMS_ALONE.items() if timms[name] != unset]
+        if given:
+            raise ConfigError(
+                f"--model {model} is transformers' and does not take {', '.join(given)}, which timm's models do. A"
+                " timm model of the hub has the prefix hf-hub:, in a folder local-dir:"
+            )
+        return ClipImageEmbedder(model, model_dir, **arguments)
+    if model_dir is not None:
+        raise ConfigError(
+            f"--model-dir is for the weights of transformers' CLIP and SigLIP; --model {model} is timm's. Expected"
+            " org/repo, such as openai/clip-vit-large-patch14, or a folder with its files"
+        )
+    return TimmImageEmbedder(model, **timms, **arguments)
+
+
+def is_transformers(model_name: str) -> bool:
+    """Whether a name is that of a repository, or of a folder whose configuration is transformers'."""
+    if ":" in model_name:  # timm's hf-hub: and local-dir:
+        return False
+    if not names_folder(model_name):
+        return "/" in model_name
+    try:
+        return "model_type" in read_json(Path(model_name).expanduser() / CONFIG)
+    except WeightsError:
+        return False
+
+
+def from_settings(settings: Mapping[str, Any]) -> ImageEmbedder:
+    """Make the embedder again that an output says made it.
+
+    Parameters
+    ----------
+    settings
+        What its `ImageEmbedder.settings` gave: the arguments, and the class's name under ``"embedder"``. Without
+        the name it is `TimmImageEmbedder`, which came first.
+
+    Raises
+    ------
+    OutputError
+        This version has no such embedder.
+    """
+    arguments = dict(settings)
+    name = arguments.pop("embedder", TimmImageEmbedder.__name__)
+    kinds: dict[str, type[ImageEmbedder]] = {
+        kind.__name__: kind for kind in (TimmImageEmbedder, ClipImageEmbedder)
+    }
+    if name not in kinds:
+        raise OutputError(
+            f"the output was made by {name}; this version of curator_dask can make {', '.join(kinds)} again. Use the"
+            " version that wrote it, or the embedder's own retry() in Python"
+        )
+    return kinds[name](**arguments)

@@ -1,0 +1,400 @@
+"""The folder with a model's weights: found, or fetched from the hub once a node, and verified.
+
+What is fetched lies in a hidden folder until all of it is verified, and is then renamed into place, the
+configuration last: a folder that has it is whole. Only safetensors is fetched and read, never a pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from curator_dask.errors import ConfigError, WeightsError
+from curator_dask.models.weights import first_line, is_of_the_network
+
+logger = logging.getLogger("curator_dask")
+
+CLIP_L14 = "openai/clip-vit-large-patch14"
+"""The CLIP whose vectors the aesthetic and NSFW classifiers were trained on."""
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+"""Of weights in several files: which tensor is in which."""
+
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""Where transformers writes an image processor's settings, alone or among those of a whole processor."""
+
+TRIES = 4
+"""Connections, without a byte between them, after which a download is given up for this run."""
+
+PAUSE = 1.0
+"""Seconds before the second try; they double with each further one."""
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A revision of a repository, and what its files must be.
+
+    Attributes
+    ----------
+    revision
+        Commit.
+    digests
+        SHA-256 of each file, in hexadecimal. Only these files are fetched.
+    """
+
+    revision: str
+    digests: Mapping[str, str]
+
+
+PINS = {
+    CLIP_L14: Pin(
+        "32bd64288804d66eefd0ccbe215aa642df71cc41",
+        {
+            CONFIG: "8a09b467700c58138c29d53c605b34ebc69beaadd13274a8a2af8ad2c2f4032a",
+            PROCESSORS[0]: "910e70b3956ac9879ebc90b22fb3bc8a75b6a0677814500101a4c072bd7857bd",
+            WEIGHTS: "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
+        },
+    )
+}
+
+Check = Callable[[dict[str, Any]], None]
+
+
+def find_folder(model_name: str, model_dir: str | None = None, check: Check | None = None) -> Path:
+    """Find the folder with a model's weights; fetch it if it is nowhere.
+
+    Parameters
+    ----------
+    model_name
+        A folder, or a repository of the hub: ``"org/repo"``, ``"org/repo@revision"``.
+    model_dir
+        Folder that holds the files itself, or has them under ``org/repo``, or will have them there. None:
+        huggingface_hub's own cache.
+    check
+        Called with the parsed ``config.json`` before the weights are fetched; raises if it is of no use.
+
+    Returns
+    -------
+    pathlib.Path
+        It holds ``config.json`` and ``model.safetensors``, or the latter in several files with their index. A
+        folder that does so already is returned as it is, without any network.
+
+    Raises
+    ------
+    WeightsError
+        The folder lacks files, or they cannot be fetched, or what came is not what it should be.
+    ConfigError
+        The name is neither a folder nor that of a repository.
+    """
+    if names_folder(model_name):
+        folder = Path(model_name).expanduser().absolute()
+        if lacking(folder):
+            raise WeightsError(f"{model_name}: {_what_is_wrong(folder)}")
+        return folder
+    repository = _Repository.of(model_name)
+    if model_dir is None:
+        return _in_the_cache(repository, check)
+    base = Path(model_dir).expanduser().absolute()
+    target = base.joinpath(*model_name.split("/"))
+    for folder in (base, target):
+        if not lacking(folder):
+            return folder
+    return _in_folder(target, repository, check)
+
+
+def names_folder(model_name: str) -> bool:
+    """Whether a model's name is a path: of a folder that is there, or one that no repository could have."""
+    return model_name.startswith(("/", ".", "~")) or (model_name != "" and Path(model_name).is_dir())
+
+
+def lacking(folder: Path) -> list[str]:
+    """The files that a model's folder lacks; none if it is whole."""
+    missing = [] if (folder / CONFIG).is_file() else [CONFIG]
+    if (folder / WEIGHTS).is_file():
+        return missing
+    if not (folder / INDEX).is_file():
+        return [*missing, WEIGHTS]
+    return missing + [name for name in _shards(folder / INDEX) if not (folder / name).is_file()]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises
+    ------
+    WeightsError
+        It cannot be read, or is no JSON object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: cannot be read as JSON: {error}. Fetch it again") from error
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path}: expected a JSON object, found a {type(found).__name__}. Fetch it again")
+    return found
+
+
+def _shards(index: Path) -> list[str]:
+    names = read_json(index).get("weight_map")
+    files = sorted(set(map(str, names.values()))) if isinstance(names, dict) else []
+    if not files or any(Path(name).name != name for name in files):
+        raise WeightsError(f"{index}: expected a weight_map from tensors to files beside it. Fetch it again")
+    return files
+
+
+def _what_is_wrong(folder: Path) -> str:
+    """Of a folder that is not whole: what it lacks, what it has, and what to do."""
+    if not folder.is_dir():
+        return f"no folder {folder} here. Give one that every worker sees"
+    found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    text = f"the folder {folder} lacks {', '.join(lacking(folder))}; it holds {', '.join(found[:10]) or 'nothing'}."
+    if any(name.endswith(_PICKLES) for name in found):
+        return (
+            f"{text} Only safetensors is read, as a pickle can run code. Convert it where it is trusted: load it with"
+            " transformers' from_pretrained, then save_pretrained to a new folder"
+        )
+    return f"{text} Put the model's files there, as transformers' save_pretrained writes them"
+
+
+@dataclass(frozen=True)
+class _Repository:
+    """A repository of the hub at a revision, None being its newest."""
+
+    name: str
+    revision: str | None
+    pin: Pin | None
+
+    @classmethod
+    def of(cls, model_name: str) -> _Repository:
+        name, at, revision = model_name.partition("@")
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or ".." in model_name or bool(at) != bool(revision):
+            raise ConfigError(
+                f"model_name={model_name!r}: expected a folder that is there, or a repository of the hub as org/repo"
+                " or org/repo@revision"
+            )
+        pin = PINS.get(name)
+        if pin is not None and revision in ("", pin.revision):
+            return cls(name, pin.revision, pin)
+        return cls(name, revision or None, None)
+
+    def stated(self, file: str, revision: str | None) -> _File:
+        """What the hub says of a file; raises its EntryNotFoundError where there is none."""
+        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+
+        url = hf_hub_url(self.name, file, revision=revision)
+        found = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        digest = (
+            self.pin.digests[file] if self.pin is not None else found.etag or ""
+        )  # a small file's is another
+        return _File(
+            file, url, found.commit_hash, found.size, digest if re.fullmatch("[0-9a-f]{64}", digest) else None
+        )
+
+    def files(self, check: Check | None) -> list[_File]:
+        """Everything to fetch, all of one commit, the configuration last.
+
+        The configuration and the index are fetched and read for that: they are small, and a model that is of
+        no use should not cost the download of its weights.
+        """
+        from huggingface_hub.errors import EntryNotFoundError
+
+        def first_of(names: Iterable[str]) -> _File | None:
+            for name in names:
+                with contextlib.suppress(EntryNotFoundError):
+                    return self.stated(name, config.commit)
+            return None
+
+        with tempfile.TemporaryDirectory() as scratch:
+            config = self.stated(CONFIG, self.revision)
+            if config.commit not in (None, self.revision):  # a branch may move while its files are fetched
+                config = self.stated(CONFIG, config.commit)
+            _fetch(config, Path(scratch))
+            if check is not None:
+                check(read_json(Path(scratch, CONFIG)))
+            if self.pin is not None:
+                return [
+                    *(self.stated(name, config.commit) for name in self.pin.digests if name != CONFIG),
+                    config,
+                ]
+            processor = first_of(PROCESSORS)
+            weights = first_of([WEIGHTS, INDEX])
+            if weights is None:
+                raise WeightsError(
+                    f"{config.url}: beside it is neither {WEIGHTS} nor {INDEX}. Only safetensors is read, as a pickle"
+                    " can run code. Take a revision that has it (org/repo@revision), or convert the model: load it with"
+                    " transformers' from_pretrained, save_pretrained to a folder, and use that as model_name"
+                )
+            shards = []
+            if weights.name == INDEX:
+                _fetch(weights, Path(scratch))
+                shards = [self.stated(name, config.commit) for name in _shards(Path(scratch, INDEX))]
+        return [*([processor] if processor else []), *shards, weights, config]
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of the hub; its length in bytes and its SHA-256 are None where the hub does not say."""
+
+    name: str
+    url: str
+    commit: str | None
+    size: int | None
+    digest: str | None
+
+
+def _in_folder(target: Path, repository: _Repository, check: Check | None) -> Path:
+    """Fetch into a folder, unless another process does."""
+    hidden = target.with_name(f".{target.name}.partial")
+    with _explained(repository, target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target.with_name(f".{target.name}.lock"), repository.name):
+            if not lacking(target):  # the other process has finished
+                return target
+            files = repository.files(check)
+            # Beside what an interrupted run left of the same commit, to go on from there.
+            partial = hidden / (files[-1].commit or "unknown")
+            partial.mkdir(parents=True, exist_ok=True)
+            size = sum(file.size or 0 for file in files)
+            logger.warning("%s: fetching %.0f MB into %s", repository.name, size / 1e6, target)
+            for file in files:
+                _fetch(file, partial)
+            target.mkdir(exist_ok=True)
+            for file in files:
+                (partial / file.name).replace(target / file.name)
+            shutil.rmtree(hidden, ignore_errors=True)
+    return target
+
+
+def _in_the_cache(repository: _Repository, check: Check | None) -> Path:
+    """The snapshot in huggingface_hub's cache, filled where it is not whole."""
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository.name, CONFIG, revision=repository.revision)
+    if isinstance(found, str) and not lacking(Path(found).parent):
+        return Path(found).parent
+    with _explained(repository, None):
+        files = repository.files(check)
+        size = sum(file.size or 0 for file in files)
+        logger.warning("%s: fetching %.0f MB into %s", repository.name, size / 1e6, constants.HF_HUB_CACHE)
+        for file in files:
+            path = Path(hf_hub_download(repository.name, file.name, revision=repository.revision))
+            _verify(file, path)
+        if lacking(path.parent):
+            raise WeightsError(f"{repository.name}: it was changed while it was fetched. Run again")
+    return path.parent
+
+
+@contextlib.contextmanager
+def _locked(path: Path, name: str) -> Iterator[None]:
+    """Alone on this machine; a process that dies lets go."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning(
+            "%s: another process is fetching the weights (it holds %s); waiting for it", name, path
+        )
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fetch(file: _File, folder: Path) -> None:
+    """Bring a file into a folder, under its name once it is verified; goes on where an earlier try ended."""
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    # Not hf_hub_download: since version 2 it throws away what it has when it gives up.
+    part = folder / f"{file.name}.part"
+    # Compressed, an offset into what was received would not be one into what is sent.
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    failures = 0
+    while not (folder / file.name).is_file():
+        before = part.stat().st_size if part.exists() else 0
+        if before and (file.size is None or before > file.size):
+            part.unlink()
+            before = 0
+        try:
+            with part.open("ab") as out:
+                http_get(
+                    file.url,
+                    out,
+                    resume_size=before,
+                    headers=headers,
+                    expected_size=file.size,
+                    displayed_filename=file.name,
+                )
+        except Exception as error:
+            failures = 1 if part.stat().st_size > before else failures + 1
+            if not _may_pass(error) or failures >= TRIES:
+                raise
+            logger.warning("%s: %s; going on at byte %d", file.url, first_line(error), part.stat().st_size)
+            time.sleep(PAUSE * 2 ** (failures - 1))
+        else:
+            _verify(file, part)
+            part.replace(folder / file.name)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether another try may bring what this one did not."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return status >= 500 or status in (408, 429)
+    # huggingface_hub's word for less than was announced is an OSError without a number.
+    return is_of_the_network(error) or (isinstance(error, OSError) and error.errno is None)
+
+
+def _verify(file: _File, path: Path) -> None:
+    """Compare what came with what should have; it is removed if it differs."""
+    if file.digest is None:
+        return
+    with path.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if found == file.digest:
+        return
+    size = path.stat().st_size
+    path.resolve().unlink()
+    path.unlink(missing_ok=True)  # huggingface_hub's cache links to its file
+    raise WeightsError(
+        f"{file.url}: expected a file with SHA-256 {file.digest}, found {found} ({size} bytes); it was removed. Run"
+        " again; if that does not help, what stands between here and the hub (a proxy, a mirror in HF_ENDPOINT)"
+        " changes it"
+    )
+
+
+@contextlib.contextmanager
+def _explained(repository: _Repository, folder: Path | None) -> Iterator[None]:
+    """What goes wrong while fetching, as one error that says where the files can be put by hand."""
+    from huggingface_hub import constants
+
+    try:
+        yield
+    except (ConfigError, WeightsError):
+        raise
+    except Exception as error:
+        asked = f"{constants.ENDPOINT}{' (HF_HUB_OFFLINE is set)' if constants.HF_HUB_OFFLINE else ''}"
+        names = ", ".join(repository.pin.digests if repository.pin else (CONFIG, PROCESSORS[0], WEIGHTS))
+        raise WeightsError(
+            f"{repository.name}: the weights are not in {folder or constants.HF_HUB_CACHE}, and could not be fetched"
+            f" from {asked}: {type(error).__name__}: {first_line(error)}. To work offline, fetch {names} on a machine"
+            f" with a network and put them into {folder or 'a folder, to be given as model_dir'}. For a repository that"
+            " needs a login set HF_TOKEN"
+        ) from error
