@@ -11,7 +11,7 @@ import ctypes
 import functools
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -102,6 +102,20 @@ class Backend:
 
             tensor.record_stream(torch.cuda.current_stream())
 
+    def mark(self) -> Callable[[], None]:
+        """Mark what is queued on this thread's GPU stream so far.
+
+        Returns
+        -------
+        Callable
+            Called where another stream is current, it makes that stream's further work wait for the marked work.
+        """
+        if self.device != "gpu":
+            return lambda: None
+        import torch
+
+        return torch.cuda.current_stream().record_event().wait
+
     @contextmanager
     def wait_for_outputs(self) -> Iterator[None]:
         """On leaving, all work queued on this thread's GPU stream is done."""
@@ -158,6 +172,49 @@ def current() -> Backend:
     device: Literal["cpu", "gpu"] = "gpu" if wanted != "cpu" and gpu_count() else "cpu"
     has_cudf = device == "gpu" and importlib.util.find_spec("cudf") is not None
     return Backend(device=device, frames="cudf" if has_cudf else "pandas")
+
+
+def array_of(tensor: torch.Tensor) -> Any:
+    """A tensor's memory as an array of its device's library: NumPy, or CuPy on a GPU. Nothing is copied.
+
+    Raises
+    ------
+    ConfigError
+        The tensor is on a GPU and CuPy is not installed.
+    """
+    if tensor.device.type == "cpu":
+        return tensor.numpy()
+    try:
+        import cupy
+    except ImportError as error:
+        raise ConfigError(
+            f"images on a GPU are CuPy arrays, and CuPy cannot be imported here ({error}): install "
+            f"curator-dask[cuda13] or [cuda12], or set {DEVICE_VARIABLE}=cpu"
+        ) from error
+    return cupy.from_dlpack(tensor)
+
+
+def tensor_of(array: Any) -> torch.Tensor:
+    """The memory of a NumPy or CuPy array as a tensor on its device, to be read only.
+
+    Copied only where it is not in C order, which torch cannot take with negative strides.
+    """
+    import numpy as np
+    import torch
+
+    if not array.flags.c_contiguous:
+        array = array.copy()
+    if not isinstance(array, np.ndarray):
+        return torch.from_dlpack(array)
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writable(array)))
+
+
+class _Writable:
+    """A read-only NumPy array's memory, said to be writable: torch warns of what is not, and knows no const."""
+
+    def __init__(self, array: Any):
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+        self._array = array  # kept alive by what NumPy makes of this
 
 
 def frame_to_arrow(frame: Any) -> pa.Table:

@@ -22,7 +22,7 @@ import torch
 from PIL import Image, ImageOps
 
 from curator_dask import backend
-from curator_dask.decode import loader as loader_module
+from curator_dask.decode import chunks as chunks_module
 from curator_dask.decode.batches import Gather
 from curator_dask.decode.dali import DaliDecoder
 from curator_dask.decode.loader import Batch, Loader, LoaderSpec
@@ -320,7 +320,7 @@ def test_too_large_is_refused_before_decoding(make_loader, decoder):
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_chunk_is_bounded_in_pixels(make_loader, monkeypatch, decoder):
-    monkeypatch.setattr(loader_module, "CHUNK_PIXELS", 20_000)
+    monkeypatch.setattr(chunks_module, "CHUNK_PIXELS", 20_000)
     pixels, _ = unpack(list(make_loader(decoder=decoder).load((n, coloured(n)) for n in range(50))))
     assert all((pixels[n] == (n, 255 - n, 128)).all() for n in range(50))
 

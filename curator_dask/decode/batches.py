@@ -1,7 +1,8 @@
-"""What a loader hands out, and the gathering of single rows into full batches."""
+"""What a loader hands out, and the gathering of single images into full batches."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -9,12 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from curator_dask.backend import tensor_of
 from curator_dask.errors import ImageError
 
 if TYPE_CHECKING:
     import torch
 
     from curator_dask.backend import Backend
+
+WHOLE_PIXELS = 1 << 26
+"""Pixels that a batch of whole images holds at most, unless its only image has more: 200 MB.
+
+350 photographs of 500 by 375, or five of 12 megapixels. What is alive at once is a handful of batches
+(`curator_dask.decode.loader`), so it is a matter of 1 GB whatever the photographs' size.
+"""
 
 
 @dataclass
@@ -27,21 +36,87 @@ class Batch:
         int64 of shape (n,): the caller's positions of the images in `pixels`. n may be 0.
     pixels
         uint8 of shape (n, height, width, 3) on the loader's device; for a callable transform its results,
-        stacked, float32 of shape (n, ...).
+        stacked, float32 of shape (n, ...). Without a transform a list of n uint8 arrays (h, w, 3), NumPy or
+        CuPy, each of its own size; they are the caller's to keep and to change. (On a CPU, images that were
+        decoded together lie in one block of memory, which lives as long as any of them.)
     errors
         Reason by position, for images that could not be used. In no other batch.
     """
 
     positions: np.ndarray
-    pixels: torch.Tensor
+    pixels: Any
     errors: dict[int, str]
 
     def __repr__(self) -> str:
+        if isinstance(self.pixels, list):
+            return f"Batch({len(self.pixels)} whole images, errors={len(self.errors)})"
         shape = tuple(self.pixels.shape)
         return f"Batch({shape} {self.pixels.dtype} on {self.pixels.device}, errors={len(self.errors)})"
 
 
-class Gather:
+class Collector(ABC):
+    """Collects images, as they come out of the decoding, into batches.
+
+    Parameters
+    ----------
+    batch_size
+        Images of a full batch.
+    place
+        Backend on whose device the batches are wanted.
+    put
+        Takes each batch.
+    """
+
+    def __init__(self, batch_size: int, place: Backend, put: Callable[[Batch], None]):
+        self._batch_size = batch_size
+        self._place = place
+        self._put = put
+        self._new()
+
+    def _new(self) -> None:
+        self._positions: list[int] = []
+        self._errors: dict[int, str] = {}
+
+    def collect(self, futures: list[tuple[int, Future]], errors: dict[int, str]) -> None:
+        """Wait for the images that threads make, each with its position, and take errors that are known.
+
+        The list is emptied, so that nothing but its batch keeps an image alive.
+        """
+        self._errors.update(errors)
+        while futures:
+            position, future = futures.pop(0)
+            try:
+                image = self._checked(future.result())
+            except ImageError as error:
+                self._errors[position] = str(error)
+            except Exception as error:
+                self._errors[position] = f"could not be decoded: {type(error).__name__}: {error}"
+            else:
+                self.add([position], image[None])
+
+    def _checked(self, image: np.ndarray) -> np.ndarray:
+        return image
+
+    @abstractmethod
+    def add(self, positions: list[int], block: Any) -> None:
+        """Add the images of a block, which runs along `positions`."""
+
+    def flush(self) -> None:
+        """Give out what there is."""
+        if not self._positions and not self._errors:
+            return
+        pixels = self._pixels()
+        with self._place.wait_for_outputs():
+            pass  # what the caller gets is there, on whichever stream it works
+        self._put(Batch(np.array(self._positions, np.int64), pixels, self._errors))
+        self._new()
+
+    @abstractmethod
+    def _pixels(self) -> Any:
+        """What `Batch.pixels` becomes."""
+
+
+class Gather(Collector):
     """Collects rows into full batches.
 
     Parameters
@@ -60,34 +135,20 @@ class Gather:
     def __init__(
         self, batch_size: int, shape: tuple[int, ...] | None, place: Backend, put: Callable[[Batch], None]
     ):
-        self._batch_size = batch_size
         self._is_pixels = shape is not None
         self._shape = shape
-        self._place = place
-        self._put = put
-        self._new()
+        super().__init__(batch_size, place, put)
 
     def _new(self) -> None:
+        super()._new()
         self._buffer: torch.Tensor | None = None
-        self._positions: list[int] = []
-        self._errors: dict[int, str] = {}
 
-    def collect(self, futures: list[tuple[int, Future]], errors: dict[int, str]) -> None:
-        """Wait for the rows that threads make, each with its position, and take errors that are known."""
-        self._errors.update(errors)
-        for position, future in futures:
-            try:
-                row = future.result()
-                if self._shape is not None and tuple(row.shape) != self._shape:
-                    raise ImageError(
-                        f"the transform gave shape {tuple(row.shape)}, expected {self._shape} as before"
-                    )
-            except ImageError as error:
-                self._errors[position] = str(error)
-            except Exception as error:
-                self._errors[position] = f"could not be decoded: {type(error).__name__}: {error}"
-            else:
-                self.add([position], row[None])
+    def _checked(self, image: np.ndarray) -> np.ndarray:
+        if self._shape is not None and tuple(image.shape) != self._shape:
+            raise ImageError(
+                f"the transform gave shape {tuple(image.shape)}, expected {self._shape} as before"
+            )
+        return image
 
     def add(self, positions: list[int], block: Any) -> None:
         """Add rows: a NumPy array or tensor whose first axis runs along `positions`."""
@@ -98,23 +159,16 @@ class Gather:
                 self._buffer = self._empty(size, block.shape[1:])
             filled = len(self._positions)
             count = min(size - filled, len(positions) - at)
-            _copy(block[at : at + count], self._buffer[filled : filled + count])
+            copy_rows(block[at : at + count], self._buffer[filled : filled + count])
             self._positions += positions[at : at + count]
             at += count
             if filled + count == size:
                 self.flush()
 
-    def flush(self) -> None:
-        """Give out what there is."""
-        if not self._positions and not self._errors:
-            return
+    def _pixels(self) -> torch.Tensor:
         if self._buffer is None:
-            self._buffer = self._empty(0, self._shape or ())
-        pixels = self._buffer[: len(self._positions)]
-        with self._place.wait_for_outputs():
-            pass  # what the caller gets is there, on whichever stream it works
-        self._put(Batch(np.array(self._positions, np.int64), pixels, self._errors))
-        self._new()
+            return self._empty(0, self._shape or ())
+        return self._buffer[: len(self._positions)]
 
     def _empty(self, size: int, shape: Any) -> torch.Tensor:
         import torch
@@ -125,7 +179,41 @@ class Gather:
         return torch.empty((size, *shape), dtype=dtype, device=self._place.torch_device)
 
 
-def _copy(block: Any, rows: torch.Tensor) -> None:
+class GatherWhole(Collector):
+    """Collects whole images, each of its own size, into batches that are bounded in images and in pixels.
+
+    The batches' pixels are lists of tensors (h, w, 3) for now.
+    """
+
+    def _new(self) -> None:
+        super()._new()
+        self._images: list[torch.Tensor] = []
+        self._held = 0
+
+    def add(self, positions: list[int], block: Any) -> None:
+        """Add images: NumPy arrays, or a GPU's tensors; what is wanted on a GPU is copied there."""
+        for position, image in zip(positions, block, strict=True):
+            pixels = image.shape[0] * image.shape[1]
+            if self._images and self._held + pixels > WHOLE_PIXELS:
+                self.flush()
+            self._positions.append(position)
+            self._images.append(self._own(image))
+            self._held += pixels
+            if len(self._images) == self._batch_size:
+                self.flush()
+
+    def _own(self, image: Any) -> torch.Tensor:
+        tensor = tensor_of(image) if isinstance(image, np.ndarray) else image
+        if self._place.device == "cpu":
+            return tensor
+        return tensor.to(self._place.torch_device, copy=True)
+
+    def _pixels(self) -> list[torch.Tensor]:
+        return self._images
+
+
+def copy_rows(block: Any, rows: torch.Tensor) -> None:
+    """Copy an array or tensor into a tensor of the same shape."""
     import torch
 
     if rows.device.type == "cpu":

@@ -1,4 +1,4 @@
-"""Decoding with DALI: on the CPU to whole images, on the GPU to the transform's pixels.
+"""Decoding with DALI: on the CPU to whole images, on the GPU to the transform's pixels or whole images too.
 
 Resizing is DALI's own work on the GPU only. It takes two passes there, in Pillow's order, each rounded to
 uint8 and each on the crop's region alone: one pass is 0.15/255 away from Pillow, two are 0.002/255.
@@ -72,6 +72,7 @@ class DaliDecoder:
             "num_threads": num_threads,
             "device_id": device_id,
             "prefetch_queue_depth": 1,
+            "exec_dynamic": True,  # an output's memory is its own for as long as anyone holds it
         }
         self._decoder = decoder
         self._transform = transform
@@ -104,9 +105,9 @@ class DaliDecoder:
         Returns
         -------
         tuple
-            Without a transform: a list of uint8 arrays (h, w, 3), which keep DALI's memory alive. With one:
-            a uint8 tensor (n, height, width, 3) in DALI's memory on its device, to be copied before the next
-            `start`. Then each image's decoded height and width.
+            Without a transform: a list of uint8 (h, w, 3), on the CPU arrays that keep DALI's memory alive. With
+            one: a uint8 tensor (n, height, width, 3). What is on a GPU are tensors in DALI's memory, to be copied
+            before the next `start`. Then each image's decoded height and width.
 
         Raises
         ------
@@ -118,9 +119,10 @@ class DaliDecoder:
             images, shapes = self._pipeline.share_outputs()
             found = [(int(height), int(width)) for height, width, _ in shapes.as_array()]
             if self._transform is None:
-                pixels: Any = [np.asarray(images[index]) for index in range(len(images))]
+                as_array = np.asarray if self._options["device_id"] is None else _as_torch
+                pixels: Any = [as_array(images[index]) for index in range(len(images))]
             else:
-                pixels = _as_torch(images)
+                pixels = _as_torch(images.as_tensor())
             self._pipeline.release_outputs()
         except BaseException:
             self._pipeline = None
@@ -214,7 +216,7 @@ def _plan(spec: TransformSpec, height: int, width: int) -> dict[str, tuple[float
     return {**plan, "pad": (-rows.pad, -columns.pad)} if spec.pads else plan
 
 
-def _as_torch(images: Any) -> torch.Tensor:
+def _as_torch(tensor: Any) -> torch.Tensor:
     import torch
 
-    return torch.from_dlpack(images.as_tensor())
+    return torch.from_dlpack(tensor)
