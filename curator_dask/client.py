@@ -182,6 +182,8 @@ def get_client(
         if isinstance(visible, str):
             visible = visible.split(",")
         shared |= gpu_options(options, backend.gpu_count() if visible is None else len(visible))
+        # What a pipeline stage's num_gpus_per_worker is a share of.
+        shared["resources"] = {"GPU": 1, **(cluster_kwargs.get("resources") or {})}
         env = {backend.DEVICE_VARIABLE: "gpu", **user_env}
         torch_threads = ""
     else:

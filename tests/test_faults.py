@@ -20,6 +20,7 @@ import dask
 import psutil
 import pytest
 import torch
+from colour_stages import DeadlyStage, stages_of
 from colours import (
     ColourReader,
     MeanColour,
@@ -35,6 +36,7 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.datasets.running import PATIENCE_VARIABLE
 from curator_dask.datasets.targets import HOPELESS
 from curator_dask.errors import ClusterError
+from curator_dask.pipeline import Pipeline
 
 SHARDS, SAMPLES = 40, 12
 BAD = "000030005"
@@ -279,6 +281,19 @@ def test_what_kills_its_worker_is_given_up(tmp_path, capfd, kind, workers, threa
     table = read_output(tmp_path / "out")
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
     assert table["image_error"].null_count == len(keys)
+
+
+def test_a_stage_that_kills_its_worker_is_given_up(tmp_path):
+    """In a group of shards, of which the others are finished all the same."""
+    write_dataset(tmp_path / "data", 4, samples=3)
+    stages = stages_of(tmp_path / "data", tmp_path / "out", DeadlyStage("000010002"), size=2)
+    with get_client("cpu", n_workers=1, verbose=False, scheduler_kwargs={"allowed_failures": 0}) as client:
+        summary = Pipeline("deadly", stages=stages).run(client).summary
+    assert (summary.rows, summary.failed, summary.written) == (12, 3, 4) and summary.failed_shards == {}
+    assert summary.reasons["gave up"] == 3 and not summary.complete
+    table = read_output(tmp_path / "out")
+    lost = {key for key in table["key"].to_pylist() if key.startswith("00001")}
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), bad=lost)
 
 
 def test_workers_that_die_on_everything_end_the_run(tmp_path):

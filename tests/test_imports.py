@@ -15,7 +15,7 @@ import pytest
 import curator_dask
 
 PACKAGE = Path(curator_dask.__file__).parent
-HEAVY = ("torch", "nvidia", "cudf", "timm", "dask.dataframe", "pandas")
+HEAVY = ("torch", "nvidia", "cudf", "timm", "transformers", "dask.dataframe", "pandas")
 
 # The house of DESIGN.md, from the top: a file imports what stands below it, or beside it in its own entry.
 LAYERS = (

@@ -97,10 +97,7 @@ class ImageTextPairDataset:
         DatasetError
             No shards; some with and some without Parquet; no key column; columns that differ in kind.
         """
-        if metadata not in ("auto", "parquet", "tar"):
-            raise ConfigError(f"metadata={metadata!r}: expected 'auto', 'parquet' or 'tar'")
-        if id_col in (URL_COLUMN, ERROR_COLUMN):
-            raise ConfigError(f"id_col={id_col!r}: this name is taken; give the column of the keys")
+        check_options(id_col, metadata)
         if rows_per_partition is not None and (
             not isinstance(rows_per_partition, int) or rows_per_partition < 1
         ):
@@ -108,21 +105,27 @@ class ImageTextPairDataset:
                 f"rows_per_partition={rows_per_partition!r}: expected a whole number of at least 1"
             )
         try:
-            return cls._found(
-                discover(path, storage_options), id_col, metadata, rows_per_partition, storage_options
+            return cls.from_shards(
+                discover(path, storage_options),
+                id_col,
+                metadata=metadata,
+                rows_per_partition=rows_per_partition,
+                storage_options=storage_options,
             )
         finally:
             STAGE.clear()  # what was fetched to learn the columns
 
     @classmethod
-    def _found(
+    def from_shards(
         cls,
         found: ShardSet,
-        id_col: str,
-        metadata: str,
-        rows_per_partition: int | None,
-        storage_options: Mapping[str, Any] | None,
+        id_col: str = "key",
+        *,
+        metadata: str = "auto",
+        rows_per_partition: int | None = None,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> ImageTextPairDataset:
+        """The same of shards that were found before (`curator_dask.webdataset.shards.discover`)."""
         source = choose_source(metadata, found, storage_options)
         rows = "their Parquet files" if source == "parquet" else "their captions and JSON"
         print(f"found {len(found)} shards below {found.root}; rows come from {rows}")
@@ -263,6 +266,14 @@ class ImageTextPairDataset:
             f" {self.npartitions} partitions, keys in <code>{html.escape(self.id_col)}</code>"
             f"<table><tr><th>column</th><th>type</th></tr>{columns}</table></div>"
         )
+
+
+def check_options(id_col: str, metadata: str) -> None:
+    """Raise ConfigError where they are not what `ImageTextPairDataset.from_webdataset` takes."""
+    if metadata not in ("auto", "parquet", "tar"):
+        raise ConfigError(f"metadata={metadata!r}: expected 'auto', 'parquet' or 'tar'")
+    if id_col in (URL_COLUMN, ERROR_COLUMN):
+        raise ConfigError(f"id_col={id_col!r}: this name is taken; give the column of the keys")
 
 
 def _rebuild(graph: Any, dataset: ImageTextPairDataset, rebuild: Any, arguments: tuple, **kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -138,7 +138,10 @@ def in_threads(function: Callable[[S], T], items: Sequence[S]) -> list[T]:
 
 
 def run_partitions(
-    frame: dd.DataFrame, client: Client | None, apart: bool = True
+    frame: dd.DataFrame,
+    client: Client | None,
+    apart: bool = True,
+    resources: Mapping[str, float] | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """Compute the partitions of a frame, and give each as it is done.
 
@@ -151,6 +154,8 @@ def run_partitions(
     apart
         The partitions share no work. Without a cluster those that do are computed in one go: one that fails
         then fails all.
+    resources
+        Of a worker, that a partition takes.
 
     Yields
     ------
@@ -172,7 +177,7 @@ def run_partitions(
 
     # Fused here, since persist does not: read, embed and write are one task, and a partition's vectors never
     # wait in a worker's memory as a result.
-    futures = futures_of(client.persist(frame.optimize()))
+    futures = futures_of(client.persist(frame.optimize(), resources=resources))
     numbers = {future.key: future.key[1] for future in futures}
     try:
         done = as_completed(futures, raise_errors=False)
@@ -184,7 +189,9 @@ def run_partitions(
             client.cancel([_future(client, key) for key in numbers])
 
 
-def run_alone(frame: dd.DataFrame, number: int, client: Client) -> Any:
+def run_alone(
+    frame: dd.DataFrame, number: int, client: Client, resources: Mapping[str, float] | None = None
+) -> Any:
     """Compute one partition while nothing else of this run is on the cluster.
 
     When a worker dies, Dask counts that against every task that it held (distributed#1469, #2694): what ends with
@@ -199,7 +206,7 @@ def run_alone(frame: dd.DataFrame, number: int, client: Client) -> Any:
         _same, token=f"alone-{uuid.uuid4().hex}", meta=frame._meta
     )
     for _ in range(_FETCHES):
-        ((_, result),) = run_partitions(alone, client)
+        ((_, result),) = run_partitions(alone, client, resources=resources)
         if not isinstance(result, ResultLost):
             break
     return result

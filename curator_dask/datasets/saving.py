@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask.dataframe as dd
-import pandas as pd
 
+from curator_dask.datasets.groups import Groups, RunGroup, make_groups
 from curator_dask.datasets.planning import (
     check_own_files,
     find_strays,
@@ -28,12 +29,46 @@ from curator_dask.datasets.running import (
 )
 from curator_dask.datasets.summary import SaveSummary
 from curator_dask.datasets.targets import run_targets
-from curator_dask.datasets.writing import Output, Target, WritePartition, report_frame
+from curator_dask.datasets.writing import Output, Target, WritePartition, report_frame, target_frame
 from curator_dask.errors import ConfigError, OutputError, WeightsError
-from curator_dask.frames.lineage import trace
+from curator_dask.frames.lineage import Lineage, trace
 from curator_dask.frames.parquet import remove_leftovers
 from curator_dask.storage import Options, absolute, is_remote, remove
 from curator_dask.webdataset.staging import STAGE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Running:
+    """How the tasks of a run are laid out; it does not change what they make.
+
+    Attributes
+    ----------
+    group
+        Shards in a task.
+    resources
+        Of a worker, that a task takes (`distributed`'s, such as ``{"GPU": 0.25}``); None takes nothing.
+    """
+
+    group: int = 1
+    resources: Mapping[str, float] | None = None
+
+    def groups(
+        self,
+        lineage: Lineage,
+        targets: Sequence[Target],
+        todo: Sequence[int],
+        last: Callable[[Any, pd.DataFrame], pd.DataFrame],
+        meta: pd.DataFrame,
+    ) -> Groups | None:
+        """The tasks for the targets with the numbers `todo`; None if each is a task of its own."""
+        if self.group == 1 or lineage.ranges is None:
+            return None
+        ranges = [lineage.ranges[number] for number in todo]
+        texts = [targets[number].to_json() for number in todo]
+        return make_groups(RunGroup(lineage.reader, lineage.functions, last), ranges, texts, self.group, meta)
 
 
 def save(
@@ -48,6 +83,7 @@ def save(
     drop_failed: bool,
     input_options: Options,
     output_options: Options,
+    how: Running | None = None,
 ) -> SaveSummary:
     """Write a frame's partitions as Parquet; see `ImageTextPairDataset.save_metadata`."""
     started = time.monotonic()
@@ -62,7 +98,18 @@ def save(
     summary = SaveSummary(output.folder)
     try:
         with RunLock(output.folder, output.options):
-            _save(frame, earlier_steps, kept, output, id_col, input_options, client, summary, started)
+            _save(
+                frame,
+                earlier_steps,
+                kept,
+                output,
+                id_col,
+                input_options,
+                client,
+                summary,
+                started,
+                how or Running(),
+            )
     finally:
         clear_stages(client)
     summary.seconds = time.monotonic() - started
@@ -130,6 +177,7 @@ def _save(
     client: Any,
     summary: SaveSummary,
     started: float,
+    how: Running,
 ) -> None:
     lineage = trace(frame)
     steps = list(
@@ -139,15 +187,8 @@ def _save(
             if hasattr(step, "describe") and (step in lineage.functions or step.column in frame.columns)
         }.values()
     )
-    if steps:
-        sources = ", ".join(str(step.encoder) for step in steps)
-        where = "in this process" if client is None else f"on {len(client.nthreads())} workers"
-        print(f"loading {sources} {where}", flush=True)
-    described = {step.column: describe(step, client) for step in steps}
+    described = load_models(steps, kept, client)
     made = {name: info for name, info in described.items() if name in kept}
-    for name, info in made.items():
-        made_by = f"{info['output']} output of {info['model']} ({info['dtype']}; {info['source']})"
-        print(f"{name}: {info['dim']} values, {made_by}")
 
     schema = plan_schema(frame, kept, made, lineage)
     targets = plan_targets(frame, lineage, output, schema, described, input_options)
@@ -165,9 +206,14 @@ def _save(
     if todo:
         settings = {step.column: json.loads(step.settings) for step in steps if step.column in made}
         write = WritePartition(schema, output, id_col, made, settings, input_options)
-        written = write_graph(frame, targets, todo, write)
         run_targets(
-            written, client, [targets[number] for number in todo], summary, lineage.ranges is not None
+            write_graph(frame, targets, todo, write),
+            client,
+            [targets[number] for number in todo],
+            summary,
+            lineage.ranges is not None,
+            groups=how.groups(lineage, targets, todo, write, report_frame({})),
+            resources=how.resources,
         )
         if not is_remote(output.folder):
             remove_leftovers(output.folder)  # of workers that died while they were writing
@@ -200,20 +246,41 @@ def _check_writable(folder: str) -> None:
 
 
 def write_graph(
-    frame: dd.DataFrame, targets: Sequence[Target], todo: Sequence[int], write: WritePartition
+    frame: dd.DataFrame,
+    targets: Sequence[Target],
+    todo: Sequence[int],
+    write: Callable[[Any, pd.DataFrame], pd.DataFrame],
+    meta: pd.DataFrame | None = None,
 ) -> dd.DataFrame:
     """The lazy frame whose partitions write the targets with the numbers `todo` and report on them."""
     assert frame.npartitions == len(targets), (frame.npartitions, len(targets))
     picked = frame if len(todo) == len(targets) else frame.partitions[todo]
-    texts = [json.dumps(vars(targets[number])) for number in todo]
+    texts = [targets[number].to_json() for number in todo]
     return dd.map_partitions(
         write,
         picked,
-        dd.from_map(_target_frame, texts, meta=report_frame({})),
-        meta=report_frame({}),
+        dd.from_map(target_frame, texts, meta=report_frame({})),
+        meta=report_frame({}) if meta is None else meta,
         align_dataframes=False,
         enforce_metadata=False,
     )
+
+
+def load_models(steps: Sequence[Any], shown: Sequence[str], client: Any) -> dict[str, dict[str, Any]]:
+    """Have every worker load the models of some steps; what makes each embedding, by its column.
+
+    Those of the columns `shown` are printed.
+    """
+    if steps:
+        sources = ", ".join(str(step.encoder) for step in steps)
+        where = "in this process" if client is None else f"on {len(client.nthreads())} workers"
+        print(f"loading {sources} {where}", flush=True)
+    described = {step.column: describe(step, client) for step in steps}
+    for name in [name for name in described if name in shown]:
+        info = described[name]
+        made_by = f"{info['output']} output of {info['model']} ({info['dtype']}; {info['source']})"
+        print(f"{name}: {info['dim']} values, {made_by}")
+    return described
 
 
 def describe(step: Any, client: Any) -> dict[str, Any]:
@@ -234,7 +301,3 @@ def describe(step: Any, client: Any) -> dict[str, Any]:
                 " node the same files, versions and kind of device"
             )
     return info
-
-
-def _target_frame(text: str) -> pd.DataFrame:
-    return pd.DataFrame({"target": [text]}).astype({"target": "str"})

@@ -18,7 +18,7 @@ class SaveSummary:
     Attributes
     ----------
     path
-        Where the files are.
+        Where the files are; empty where nothing was written.
     rows, failed
         Rows that went through this call, and those of them whose image failed.
     dropped
@@ -36,6 +36,8 @@ class SaveSummary:
         [key, ...]}``.
     duplicates
         By the shard's url, member names that occur again in the tar, in the same form; the first is taken.
+    filtered
+        By the shard's url, rows that a pipeline's stages left out, in the same form.
     reasons
         How many images failed for which kind of reason.
     examples
@@ -58,6 +60,7 @@ class SaveSummary:
     damaged_shards: dict[str, str] = field(default_factory=dict)
     orphans: dict[str, dict[str, Any]] = field(default_factory=dict)
     duplicates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    filtered: dict[str, dict[str, Any]] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -93,6 +96,7 @@ class SaveSummary:
             "damaged": self.damaged_shards,
             "orphans": self.orphans,
             "duplicates": self.duplicates,
+            "filtered": self.filtered,
         }
         for url, facts in remarks.items():
             for kind, fact in facts.items():
@@ -101,7 +105,7 @@ class SaveSummary:
 
     def __str__(self) -> str:
         before = f"{self.skipped} files were finished before"
-        if not self.written and not self.failed_shards:
+        if self.path and not self.written and not self.failed_shards:
             before = "no row had failed" if self.again else before
             lines = [f"{self.path}: nothing to do, {before}; {self.seconds:.1f} s"]
             return "\n".join([*lines, *self._remark_lines()])
@@ -111,9 +115,11 @@ class SaveSummary:
         )
         if self.again:
             rows = f"{self.rows} failed rows tried again, {self.rows - self.failed} have a vector now"
+        if not self.path:
+            rows = f"{self.rows} rows of {self.written} shards computed; {self.failed} failed images"
         start, rate = f"{self.startup_seconds:.1f} s of it start-up", f"{self.images_per_second:.1f} images/s"
         lines = [
-            f"{self.path}: {rows}",
+            f"{self.path}: {rows}" if self.path else rows,
             f"  {before}" if self.skipped else "",
             f"  {self.seconds:.1f} s, {start}, then {rate}",
         ]
@@ -128,6 +134,7 @@ class SaveSummary:
             *_shard_lines("damaged", self.damaged_shards),
             *_total_line("samples without a row in their shard's Parquet, not embedded", self.orphans),
             *_total_line("names that occur again in a tar, the first was taken", self.duplicates),
+            *_total_line("rows filtered out by stages", self.filtered),
         ]
 
 

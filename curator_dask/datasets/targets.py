@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dask.dataframe as dd
 import pandas as pd
 
+from curator_dask.datasets.groups import BROKEN, Groups
 from curator_dask.datasets.running import ResultLost, WorkersDied, run_alone, run_partitions
 from curator_dask.datasets.summary import SaveSummary
 from curator_dask.datasets.writing import Target, WritePartition
@@ -26,7 +27,15 @@ HOPELESS = 6
 
 
 def run_targets(
-    written: dd.DataFrame, client: Client | None, targets: Sequence[Target], summary: SaveSummary, apart: bool
+    written: dd.DataFrame,
+    client: Client | None,
+    targets: Sequence[Target],
+    summary: SaveSummary,
+    apart: bool,
+    *,
+    groups: Groups | None = None,
+    resources: Mapping[str, float] | None = None,
+    take: Callable[[int, pd.DataFrame], None] | None = None,
 ) -> None:
     """Write the files of all targets and count; what kills workers is tried again alone, then given up.
 
@@ -42,6 +51,12 @@ def run_targets(
         Where to count.
     apart
         The partitions share no work.
+    groups
+        The same work with several targets a task.
+    resources
+        Of a worker, that a task takes (`distributed`'s, such as ``{"GPU": 0.25}``).
+    take
+        Called with the number of each target that is done, and its report.
 
     Raises
     ------
@@ -52,17 +67,27 @@ def run_targets(
     """
     meter = Meter(len(targets))
     suspects: list[int] = []
+    deaths = 0
+    frame = written if groups is None else groups.frame
+
+    def settle(number: int, result: Any) -> None:
+        if _settle(targets[number], result, meter, summary) and take is not None:
+            take(number, result)
+
     with watch(meter, client):
-        for number, result in run_partitions(written, client, apart):
+        for number, result in run_partitions(frame, client, apart, resources):
+            members = [number] if groups is None else groups.members[number]
             if isinstance(result, WorkersDied | ResultLost) and apart:
-                suspects.append(number)
-                if len(suspects) >= HOPELESS and not meter.done:
+                suspects += members
+                deaths += 1
+                if deaths >= HOPELESS and not meter.done:
                     raise ClusterError(
                         f"workers died while working on {_names(suspects, targets)}, and no shard was finished."
                         f" {_WHY}"
                     )
             else:
-                _settle(targets[number], result, meter, summary)
+                for row, member in enumerate(members):
+                    settle(member, result.iloc[[row]] if isinstance(result, pd.DataFrame) else result)
         if client is None or not suspects:
             return
         print(
@@ -72,10 +97,10 @@ def run_targets(
             flush=True,
         )
         for number in suspects:
-            result = run_alone(written, number, client)
+            result = run_alone(written, number, client, resources)
             if isinstance(result, WorkersDied):
-                result = run_alone(_giving_up(written, result), number, client)
-            _settle(targets[number], result, meter, summary)
+                result = run_alone(_giving_up(written, result), number, client, resources)
+            settle(number, result)
 
 
 _WHY = (
@@ -88,9 +113,13 @@ def _names(numbers: Sequence[int], targets: Sequence[Target]) -> str:
     return ", ".join(targets[number].name for number in numbers)
 
 
-def _settle(target: Target, result: Any, meter: Meter, summary: SaveSummary) -> None:
-    if isinstance(result, pd.DataFrame):
-        report = json.loads(result["target"].iloc[0])
+def _settle(target: Target, result: Any, meter: Meter, summary: SaveSummary) -> bool:
+    """Count what a target came to; whether it is done."""
+    report = json.loads(result["target"].iloc[0]) if isinstance(result, pd.DataFrame) else {}
+    if BROKEN in report:
+        summary.failed_shards[target.name] = report[BROKEN]
+        meter.broken += 1
+    elif report:
         summary.add(report)
         meter.finish(report["rows"])
     elif isinstance(result, CuratorError) and not isinstance(result, ShardError):
@@ -99,6 +128,7 @@ def _settle(target: Target, result: Any, meter: Meter, summary: SaveSummary) -> 
         reason = str(result) if isinstance(result, CuratorError) else f"{type(result).__name__}: {result}"
         summary.failed_shards[target.name] = reason
         meter.broken += 1
+    return bool(report) and BROKEN not in report
 
 
 def _giving_up(written: dd.DataFrame, error: WorkersDied) -> dd.DataFrame:

@@ -81,6 +81,10 @@ class Target:
     source: str | None
     dataset: str | None = None
 
+    def to_json(self) -> str:
+        """All of it, as text."""
+        return json.dumps(vars(self))
+
 
 @dataclass(frozen=True)
 class WritePartition:
@@ -191,7 +195,12 @@ def _urls(table: pa.Table, target: Target) -> list[str]:
 
 def report_frame(report: Mapping[str, Any]) -> pd.DataFrame:
     """A report as a partition that Dask can carry: one row, whose column ``target`` is JSON."""
-    return pd.DataFrame({"target": [json.dumps(report)]}).astype({"target": "str"})
+    return target_frame(json.dumps(report))
+
+
+def target_frame(text: str) -> pd.DataFrame:
+    """A target, as JSON, as a partition that Dask can carry."""
+    return pd.DataFrame({"target": [text]}).astype({"target": "str"})
 
 
 def report_of(name: str, table: pa.Table, id_col: str) -> dict[str, Any]:

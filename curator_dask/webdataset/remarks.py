@@ -13,10 +13,10 @@ from typing import Any
 
 from curator_dask.webdataset.index import key_text
 
-KINDS = ("damaged", "orphans", "duplicates")
+KINDS = ("damaged", "orphans", "duplicates", "filtered")
 """``"damaged"``: what is wrong with the tar, as text; the samples before the fault are used. ``"orphans"``: samples
-that no row of the shard's Parquet names. ``"duplicates"``: member names that occur again; the first is taken. The
-last two are ``{"count": int, "examples": [text, ...]}``."""
+that no row of the shard's Parquet names. ``"duplicates"``: member names that occur again; the first is taken.
+``"filtered"``: rows that a stage left out. The last three are ``{"count": int, "examples": [text, ...]}``."""
 
 EXAMPLES = 3
 """Names that a fact gives."""

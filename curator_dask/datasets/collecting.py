@@ -1,0 +1,77 @@
+"""Computing a dataset's partitions for what comes out of them, where nothing is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import dask.dataframe as dd
+import pandas as pd
+
+from curator_dask.datasets.running import current_client, set_up_workers
+from curator_dask.datasets.saving import Running, clear_stages, load_models, write_graph
+from curator_dask.datasets.summary import SaveSummary
+from curator_dask.datasets.targets import run_targets
+from curator_dask.datasets.writing import Target
+from curator_dask.frames.lineage import trace
+
+
+def collect(
+    frame: dd.DataFrame,
+    last: Callable[[Any, pd.DataFrame], pd.DataFrame],
+    meta: pd.DataFrame,
+    describers: list[Any],
+    how: Running,
+) -> tuple[SaveSummary, list[pd.DataFrame]]:
+    """Compute every partition, with the progress, the retries and the counts of `save_metadata`.
+
+    Parameters
+    ----------
+    frame
+        A partition a shard, as the dataset reads it.
+    last
+        From a partition and its target (`Target.to_json`) to one row with a report in the column ``target``.
+    meta
+        Empty, with the columns that `last` gives.
+    describers
+        Steps whose models every worker is to load first.
+    how
+        Layout of the tasks.
+
+    Returns
+    -------
+    summary
+        Counts; it is also printed.
+    rows
+        What `last` gave for each shard that did not fail, in the order of the shards.
+    """
+    started = time.monotonic()
+    client = current_client()
+    if client is not None:
+        set_up_workers(client)
+    summary = SaveSummary("")
+    done: dict[int, pd.DataFrame] = {}
+    try:
+        load_models(describers, [step.column for step in describers], client)
+        lineage = trace(frame)
+        targets = [
+            Target(part.name, "", "", {"url": part.shard.url}, None, None) for part in lineage.ranges or ()
+        ]
+        numbers = range(len(targets))
+        summary.startup_seconds = time.monotonic() - started
+        run_targets(
+            write_graph(frame, targets, numbers, last, meta),
+            client,
+            targets,
+            summary,
+            True,
+            groups=how.groups(lineage, targets, numbers, last, meta),
+            resources=how.resources,
+            take=done.__setitem__,
+        )
+    finally:
+        clear_stages(client)
+    summary.seconds = time.monotonic() - started
+    print(summary)
+    return summary, [done[number] for number in sorted(done)]

@@ -1,0 +1,367 @@
+"""`Pipeline`: stages through which images flow, fused into one Dask task a group of shards."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.datasets.collecting import collect
+from curator_dask.datasets.reading import URL_COLUMN
+from curator_dask.datasets.running import current_client, tell_workers
+from curator_dask.datasets.saving import Running, save
+from curator_dask.datasets.summary import SaveSummary
+from curator_dask.datasets.writing import ERROR_COLUMN
+from curator_dask.errors import ConfigError
+from curator_dask.frames.columns import EMBEDDING_TYPE, embedding_columns, with_columns
+from curator_dask.image.embedders import ClipImageEmbedder
+from curator_dask.stages.base import ProcessingStage, Stage, image_inputs, image_outputs, names_of
+from curator_dask.stages.fused import (
+    SCORES,
+    CollectTasks,
+    RunEmbeddingStages,
+    RunStages,
+    collected_frame,
+    collected_tasks,
+    images_of,
+    is_plain,
+)
+from curator_dask.stages.image import (
+    FilePartitioningStage,
+    ImageEmbeddingStage,
+    ImageParquetWriterStage,
+    ImageReaderStage,
+)
+from curator_dask.stages.live import ChainSpec, forget_run
+from curator_dask.tasks import ImageObject, Task
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+#: What an image has besides the fields of its metadata, and the shards that it comes from.
+_ATTRIBUTES = frozenset({"shards", *ImageObject.__dataclass_fields__})
+
+
+@dataclass
+class PipelineResult:
+    """What a run came to.
+
+    Attributes
+    ----------
+    summary
+        Counts, times and failures.
+    tasks
+        What came out of the last stage, without pixels, in the order of the shards; empty where that is a writer.
+    """
+
+    summary: SaveSummary
+    tasks: list[Task] = field(default_factory=list, repr=False)
+
+    @property
+    def objects(self) -> list[ImageObject]:
+        """The images of all tasks."""
+        return [image for task in self.tasks for image in images_of(task)]
+
+    def __str__(self) -> str:
+        return str(self.summary)
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+
+class Pipeline:
+    """Stages in their order: shards are found, read, worked on, and written.
+
+    Parameters
+    ----------
+    name, description
+        For messages and `describe`.
+    stages
+        The first is a `FilePartitioningStage`, the second an `ImageReaderStage`, the last may be an
+        `ImageParquetWriterStage`; between them as many as you like.
+    """
+
+    def __init__(self, name: str, description: str = "", stages: Sequence[Stage] | None = None) -> None:
+        self.name = name
+        self.description = description
+        self.stages: list[Stage] = []
+        for stage in stages or ():
+            self.add_stage(stage)
+
+    def add_stage(self, stage: Stage) -> Pipeline:
+        """Add a stage at the end; returns the pipeline, so that calls can be chained."""
+        if not isinstance(stage, Stage):
+            hint = ": make an object of it" if isinstance(stage, type) else ""
+            raise ConfigError(
+                f"pipeline {self.name!r}: expected a stage, found {getattr(stage, '__name__', type(stage).__name__)}"
+                f"{hint}; stages of your own are subclasses of ProcessingStage"
+            )
+        self.stages.append(stage)
+        return self
+
+    def describe(self) -> str:
+        """The stages, what each needs and makes, and which of them are one task."""
+        lines = [f"Pipeline {self.name!r}" + (f": {self.description}" if self.description else "")]
+        for number, stage in enumerate(self.stages, 1):
+            needs, makes = (", ".join(names) or "-" for names in (image_inputs(stage), image_outputs(stage)))
+            gone = f"; removes {', '.join(stage.removes())}" if stage.removes() else ""
+            lines += [f"  {number}. {names_of(stage)}: {stage!r}", f"     needs {needs}; makes {makes}{gone}"]
+        size = next(
+            (each.files_per_partition for each in self.stages if isinstance(each, FilePartitioningStage)), 1
+        )
+        share = _gpu_share(self.stages)
+        lines.append(
+            f"  stages 2 to {len(self.stages)} are one Dask task for {size} shard{'s' if size > 1 else ''}"
+            + (f", which takes {share:g} of a GPU" if share else "")
+        )
+        return "\n".join(lines)
+
+    def build(self) -> None:
+        """Check that the stages fit together; `run` does it first.
+
+        Raises
+        ------
+        ConfigError
+            A stage is missing or in the wrong place, or needs what no stage before it makes.
+        """
+        for stage in self.stages:
+            share = stage.num_gpus_per_worker
+            if not isinstance(share, int | float) or isinstance(share, bool) or share < 0:
+                raise self._wrong(stage, f"num_gpus_per_worker={share!r}: expected a number of at least 0")
+        self._check_inputs()
+        for place, kind in enumerate((FilePartitioningStage, ImageReaderStage)):
+            found = self.stages[place] if place < len(self.stages) else None
+            if not isinstance(found, kind):
+                what = "nothing" if found is None else names_of(found)
+                raise ConfigError(
+                    f"pipeline {self.name!r}: expected a {kind.__name__} as stage {place + 1}, found {what}"
+                )
+        embedding = [stage for stage in self.stages if isinstance(stage, ImageEmbeddingStage)]
+        if len(embedding) > 1:
+            raise self._wrong(
+                embedding[1], "an image has one embedding, and a stage before makes it; use two pipelines"
+            )
+        for place, stage in enumerate(self.stages[2:], 3):
+            if isinstance(stage, FilePartitioningStage | ImageReaderStage):
+                raise self._wrong(stage, f"is stage {place}; there can be one only, at the beginning")
+            if isinstance(stage, ImageParquetWriterStage):
+                if place < len(self.stages):
+                    raise self._wrong(stage, f"is stage {place} of {len(self.stages)}; put it last")
+            elif not isinstance(stage, ProcessingStage):
+                raise self._wrong(stage, "expected a subclass of ProcessingStage")
+
+    def run(self, client: Client | None = None) -> PipelineResult:
+        """Run the pipeline over all shards, and print a summary.
+
+        With a writer at the end a second run does only what is missing, as `save_metadata` does.
+
+        Parameters
+        ----------
+        client
+            Of the cluster, from `get_client`; None takes the client that there is, or, if there is none, does the
+            work in this process.
+
+        Returns
+        -------
+        PipelineResult
+            The summary, and what the last stage gave, if that is no writer.
+
+        Raises
+        ------
+        ConfigError
+            The stages do not fit together, or not to the dataset.
+        CuratorError
+            As `ImageTextPairDataset.from_webdataset` and `save_metadata`.
+        """
+        self.build()
+        if client is None:
+            client = current_client()
+        elif not hasattr(client, "scheduler_info"):
+            raise ConfigError(f"client: expected what get_client gives, found {type(client).__name__}")
+        partitioning, reader = self.stages[:2]
+        assert isinstance(partitioning, FilePartitioningStage) and isinstance(reader, ImageReaderStage)
+        how = Running(partitioning.files_per_partition, _resources(_gpu_share(self.stages), client))
+        chain = ChainSpec(
+            tuple(each for each in self.stages[1:] if isinstance(each, ProcessingStage)), uuid.uuid4().hex
+        )
+        with contextlib.nullcontext() if client is None else client.as_current():
+            dataset = ImageTextPairDataset.from_shards(
+                partitioning.find(),
+                reader.id_col,
+                metadata=reader.metadata,
+                storage_options=partitioning.storage_options,
+            )
+            step = self._step(chain, dataset)
+            try:
+                return self._run(dataset, step, how)
+            finally:
+                forget_run(chain.run)
+                if client is not None:
+                    tell_workers(functools.partial(forget_run, chain.run), client)
+
+    def _run(self, dataset: ImageTextPairDataset, step: RunStages, how: Running) -> PipelineResult:
+        writer = self._writer
+        if writer is None:
+            describers = [step] if isinstance(step, RunEmbeddingStages) else []
+            summary, rows = collect(
+                dataset.metadata, CollectTasks(step), collected_frame({}, []), describers, how
+            )
+            return PipelineResult(summary, [task for row in rows for task in collected_tasks(row)])
+        types = {name: pa.array([], kind) for name, kind in step.fields}
+        vectors = {} if step.column is None else {step.column: pa.array([], EMBEDDING_TYPE)}
+        added = {**types, **vectors, ERROR_COLUMN: pa.array([], pa.string())}
+        meta = with_columns(dataset.metadata._meta, added)
+        unknown = [name for name in writer.fields or () if name not in meta.columns]
+        if unknown:
+            raise self._wrong(writer, f"fields: nobody makes {unknown}; there are {list(meta.columns)}")
+        summary = save(
+            dataset.metadata.map_partitions(step, meta=meta, enforce_metadata=False),
+            [],
+            dataset.path,
+            writer.path,
+            id_col=dataset.id_col,
+            columns=writer.fields,
+            overwrite=writer.overwrite,
+            drop_failed=writer.drop_failed,
+            input_options=dataset.storage_options,
+            output_options=writer.storage_options,
+            how=how,
+        )
+        return PipelineResult(summary)
+
+    def _step(self, chain: ChainSpec, dataset: ImageTextPairDataset) -> RunStages:
+        """What is done to the rows of a shard."""
+        writer, meta = self._writer, dataset.metadata._meta
+        self._check_fields(list(meta.columns))
+        column = "image_embedding" if writer is None else writer.image_embedding_column
+        taken = {dataset.id_col, URL_COLUMN, ERROR_COLUMN} & {column}
+        if taken:
+            raise ConfigError(f"image_embedding_column={column!r}: this name is not free")
+        embeds = any("embedding" in image_outputs(stage) for stage in chain.stages)
+        models = [stage for stage in chain.stages if isinstance(stage, ImageEmbeddingStage)]
+        kind = RunEmbeddingStages if models else RunStages
+        return kind(
+            chain=chain,
+            id_col=dataset.id_col,
+            column=column if embeds else None,
+            fields=() if writer is None else self._typed_fields(writer, list(meta.columns)),
+            others=tuple(name for name in embedding_columns(meta) if name != column),
+            storage_options=dataset.storage_options,
+            dataset_name=dataset.path,
+            settings=json.dumps(_settings(chain, column)),
+        )
+
+    def _typed_fields(
+        self, writer: ImageParquetWriterStage, columns: list[str]
+    ) -> tuple[tuple[str, pa.DataType], ...]:
+        """The columns that stages add, with their types."""
+        made: dict[str, pa.DataType | None] = {}
+        for stage in self.stages[2:]:
+            made.update(image_outputs(stage))
+        made.update(writer.types)
+        fields = {**made, **SCORES}
+        fields = {name: fields[name] for name in made if name in SCORES or name not in _ATTRIBUTES}
+        wanted = {
+            name: kind
+            for name, kind in fields.items()
+            if name not in columns
+            and (writer.fields is None or name in writer.fields)
+            and name not in (writer.image_embedding_column, ERROR_COLUMN)
+        }
+        untyped = [name for name, kind in wanted.items() if kind is None]
+        if untyped:
+            raise self._wrong(
+                writer,
+                f"no stage says the type of {untyped}. Give it in the stage's outputs(), as in"
+                f" ['data'], {{{untyped[0]!r}: pa.float32()}}, or in fields={{{untyped[0]!r}: 'float32', ...}}",
+            )
+        return tuple((name, kind) for name, kind in wanted.items() if kind is not None)
+
+    @property
+    def _writer(self) -> ImageParquetWriterStage | None:
+        last = self.stages[-1]
+        return last if isinstance(last, ImageParquetWriterStage) else None
+
+    def _check_inputs(self) -> None:
+        """That attributes of images are made before they are needed; fields of the metadata are for `run`."""
+        there: set[str] = set()
+        gone: dict[str, str] = {}
+        for place, stage in enumerate(self.stages):
+            for name in image_inputs(stage):
+                if name not in _ATTRIBUTES or name in there:
+                    continue
+                if name in gone:
+                    raise self._wrong(
+                        stage, f"needs {name!r}, which {gone[name]} removes: put it before that"
+                    )
+                later = [names_of(each) for each in self.stages[place + 1 :] if name in image_outputs(each)]
+                hint = f"; {later[0]} does, but comes after it" if later else ""
+                raise self._wrong(stage, f"needs {name!r}, which no stage before it makes{hint}")
+            there |= set(image_outputs(stage))
+            there -= set(stage.removes())
+            gone |= dict.fromkeys(stage.removes(), names_of(stage))
+
+    def _check_fields(self, columns: list[str]) -> None:
+        there = set(columns)
+        for stage in self.stages:
+            lacking = [name for name in image_inputs(stage) if name not in there | _ATTRIBUTES]
+            if lacking:
+                raise self._wrong(
+                    stage,
+                    f"needs {lacking}, which neither the dataset has nor a stage before it makes; the dataset has"
+                    f" {columns}",
+                )
+            there |= set(image_outputs(stage))
+
+    def _wrong(self, stage: Stage, what: str) -> ConfigError:
+        return ConfigError(f"pipeline {self.name!r}: stage {names_of(stage)}: {what}")
+
+
+def _settings(chain: ChainSpec, column: str) -> dict[str, Any] | None:
+    """Arguments of the embedder that makes the same vectors, for retries; None if a stage is the user's own."""
+    if not is_plain(chain.stages) or len(chain.stages) != 2:
+        return None
+    reader, stage = chain.stages
+    assert isinstance(reader, ImageReaderStage) and isinstance(stage, ImageEmbeddingStage)
+    embedder = ClipImageEmbedder(
+        stage.model_name,
+        stage.model_dir,
+        batch_size=stage.model_inference_batch_size,
+        num_threads_per_worker=reader.num_threads,
+        image_embedding_column=column,
+        autocast=stage.autocast,
+        use_index_files=reader.use_index_files,
+        decoder=reader.decoder,
+        max_pixels=reader.max_pixels,
+    )
+    return embedder.settings()
+
+
+def _gpu_share(stages: Sequence[Stage]) -> float:
+    """What a task takes of a GPU: its stages work in turns, so it is the most that one of them takes."""
+    return max((stage.num_gpus_per_worker for stage in stages), default=0.0)
+
+
+def _resources(share: float, client: Client | None) -> dict[str, float] | None:
+    """The share as Dask's resource ``GPU``; None where no worker has declared any, as on a CPU cluster."""
+    if client is None or not share:
+        return None
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    most = max((worker["resources"].get("GPU", 0) for worker in workers), default=0)
+    if not most:
+        return None
+    if share > most:
+        raise ConfigError(
+            f"num_gpus_per_worker={share:g}: the workers have {most:g} each, and a task runs on one worker"
+        )
+    return {"GPU": share}

@@ -1,0 +1,98 @@
+"""What a stage is: the base class of the package's own and of a user's."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
+
+from curator_dask.tasks import Task
+
+X = TypeVar("X", bound=Task)
+Y = TypeVar("Y", bound=Task)
+
+#: Two lists of names: attributes of a task, and what each of its images has (attributes or fields of the metadata).
+Names = tuple[Sequence[str], Sequence[str]]
+#: The same, where fields of the metadata may be given with their type, as Arrow has it.
+TypedNames = tuple[Sequence[str], Sequence[str] | Mapping[str, pa.DataType]]
+
+
+class Stage:
+    """A step of a pipeline.
+
+    A stage is pickled to the workers, so it holds settings (strings, numbers), never a model.
+    """
+
+    #: In messages and in `Pipeline.describe`. The class's name, unless given.
+    name: str = ""
+    #: What a task with this stage in it takes of a GPU. 0.25: four tasks share one. Ignored on CPUs.
+    num_gpus_per_worker: float = 0.0
+
+    def inputs(self) -> Names:
+        """What the stage needs: attributes of its tasks, and of their images."""
+        return [], []
+
+    def outputs(self) -> TypedNames:
+        """What the stage makes, in the same form. A field of the metadata that is to be written needs its type.
+
+        For example ``["data"], {"brightness": pa.float32()}``.
+        """
+        return [], []
+
+    def removes(self) -> Sequence[str]:
+        """What images have no more after this stage."""
+        return []
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if name[:1] != "_")
+        return f"{type(self).__name__}({settings})"
+
+
+class ProcessingStage(Stage, ABC, Generic[X, Y]):
+    """Turns each task into another, on the workers; subclass it to bring your own stage.
+
+    `process` is given every batch of a shard in turn. Images with an ``error`` are in the batches too: let them
+    pass. Images that are left out of the result are left out of the output, and counted as filtered.
+    """
+
+    #: Part of the fingerprint. The code of the class is too, but not what it calls: change this when that changes,
+    #: so that what is finished is made anew.
+    version: str = ""
+    #: Whether several threads may be in `process` at once; if not they take turns.
+    thread_safe: bool = False
+
+    def setup_on_node(self, node_info: Any = None, worker_metadata: Any = None) -> None:
+        """Called once a machine and run, before `setup`: for downloads. The arguments are always None."""
+
+    def setup(self, worker_metadata: Any = None) -> None:
+        """Called once a worker and run, before the first task: for models. The argument is always None."""
+
+    @abstractmethod
+    def process(self, task: X) -> Y | Iterable[Y] | None:
+        """Work on one task, on a worker.
+
+        Returns
+        -------
+        A task, several (a list or a generator), or None to leave all of it out.
+        """
+
+    def teardown(self) -> None:
+        """Called once a worker, when the run has ended."""
+
+
+def names_of(stage: Stage) -> str:
+    """The name by which messages speak of a stage."""
+    return stage.name or type(stage).__name__
+
+
+def image_inputs(stage: Stage) -> list[str]:
+    """What a stage needs of each image."""
+    return list(stage.inputs()[1])
+
+
+def image_outputs(stage: Stage) -> dict[str, pa.DataType | None]:
+    """What a stage makes of each image, with the types that it gives."""
+    names = stage.outputs()[1]
+    return dict(names) if isinstance(names, Mapping) else dict.fromkeys(names)

@@ -1,0 +1,8 @@
+"""Stages for images: find shards, read them, embed, write."""
+
+from curator_dask.stages.image.embedding import ImageEmbeddingStage
+from curator_dask.stages.image.partitioning import FilePartitioningStage
+from curator_dask.stages.image.reader import ImageReaderStage
+from curator_dask.stages.image.writer import ImageParquetWriterStage
+
+__all__ = ["FilePartitioningStage", "ImageEmbeddingStage", "ImageParquetWriterStage", "ImageReaderStage"]

@@ -1,0 +1,89 @@
+"""`FilePartitioningStage`: finds the shards and makes groups of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from curator_dask.errors import ConfigError
+from curator_dask.stages.base import Names, ProcessingStage
+from curator_dask.tasks import FileGroupTask, Task
+from curator_dask.webdataset.shards import ShardSet, discover
+
+
+class FilePartitioningStage(ProcessingStage[Task, FileGroupTask]):
+    """Finds the shards of a dataset; each group of them becomes one Dask task. First stage of a pipeline.
+
+    Runs on the client, where a directory of 100,000 shards costs one listing.
+
+    Parameters
+    ----------
+    file_paths
+        Directory, glob, brace pattern, tar, or a list of these; local or an fsspec URL.
+    files_per_partition
+        Shards in a group. More than one saves tasks where shards are very small; every shard gets its own output
+        file all the same, and one that fails costs only itself.
+    file_extensions
+        ``[".tar"]``, the one kind there is.
+    storage_options
+        For fsspec, where `file_paths` is a URL.
+    limit
+        Take only so many groups, the first ones.
+
+    Raises
+    ------
+    ConfigError
+        An argument has a value that it cannot have.
+    """
+
+    name = "file_partitioning"
+
+    def __init__(
+        self,
+        file_paths: str | os.PathLike | Sequence[str | os.PathLike],
+        files_per_partition: int | None = None,
+        *,
+        file_extensions: Sequence[str] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        limit: int | None = None,
+    ) -> None:
+        for name, value in (("files_per_partition", files_per_partition), ("limit", limit)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1")
+        others = [end for end in file_extensions or () if end.lower().lstrip(".") != "tar"]
+        if others:
+            raise ConfigError(f"file_extensions={list(others)}: expected ['.tar'], shards are plain tars")
+        self.file_paths = file_paths
+        self.files_per_partition = files_per_partition or 1
+        self.storage_options = dict(storage_options) if storage_options else None
+        self.limit = limit
+
+    def outputs(self) -> Names:
+        """Groups of shards."""
+        return ["data"], ["shards"]
+
+    def find(self) -> ShardSet:
+        """The shards, in natural order of their names.
+
+        Raises
+        ------
+        DatasetError
+            There are none.
+        """
+        found = discover(self.file_paths, self.storage_options)
+        if self.limit is None:
+            return found
+        return replace(found, shards=found.shards[: self.limit * self.files_per_partition])
+
+    def process(self, task: Task | None = None) -> list[FileGroupTask]:
+        """The groups, whatever the task."""
+        found = self.find()
+        urls, size = [shard.url for shard in found.shards], self.files_per_partition
+        return [
+            FileGroupTask(
+                urls[start : start + size], found.root, f"shards-{start // size:05d}", self.storage_options
+            )
+            for start in range(0, len(urls), size)
+        ]

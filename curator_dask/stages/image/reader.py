@@ -1,0 +1,222 @@
+"""`ImageReaderStage`: from shards to batches of decoded images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any
+
+from curator_dask import backend
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.datasets.ids import exact_ids
+from curator_dask.datasets.image_text_pair import check_options
+from curator_dask.datasets.images import add_status, read_images, values_of
+from curator_dask.datasets.reading import URL_COLUMN
+from curator_dask.decode.loader import DEFAULT_MAX_PIXELS, Loader, LoaderSpec
+from curator_dask.errors import ConfigError
+from curator_dask.frames.columns import embedding_columns, to_array
+from curator_dask.models.cache import LOADERS
+from curator_dask.progress import report
+from curator_dask.stages.base import Names, ProcessingStage
+from curator_dask.tasks import FileGroupTask, ImageBatch, ImageObject
+from curator_dask.webdataset.index import key_text
+
+
+class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
+    """Reads shards and decodes their images, each at its own size; second stage of a pipeline.
+
+    Every row of the dataset becomes one `ImageObject`, in batches that are decoded while the stages after it work
+    on those before. An image that cannot be used is an object with an ``error``.
+
+    Parameters
+    ----------
+    dali_batch_size
+        Decoded images in a batch, at most: large ones fill it sooner (at about 200 MB of pixels).
+    verbose
+        Print each batch.
+    num_threads
+        Threads that decode, at most; on a CPU no more than the worker's share of the cores are used.
+    num_gpus_per_worker
+        See `curator_dask.stages.base.Stage`.
+    id_col, metadata
+        As for `ImageTextPairDataset.from_webdataset`: the column of the keys, and where the rows come from.
+    decoder, max_pixels, use_index_files
+        As for `curator_dask.image.embedders.ImageEmbedder`.
+    batch_size
+        Another name for `dali_batch_size`.
+
+    Raises
+    ------
+    ConfigError
+        An argument has a value that it cannot have.
+    """
+
+    name = "image_reader"
+    thread_safe = True
+
+    def __init__(
+        self,
+        dali_batch_size: int = 100,
+        verbose: bool = False,
+        num_threads: int = 8,
+        num_gpus_per_worker: float = 0.25,
+        *,
+        id_col: str = "key",
+        metadata: str = "auto",
+        decoder: str = "dali",
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        use_index_files: bool = True,
+        batch_size: int | None = None,
+    ) -> None:
+        dali_batch_size = dali_batch_size if batch_size is None else batch_size
+        for name, value in (
+            ("dali_batch_size", dali_batch_size),
+            ("num_threads", num_threads),
+            ("max_pixels", max_pixels),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1")
+        if decoder not in ("dali", "pillow"):
+            raise ConfigError(f"decoder={decoder!r}: expected 'dali' or 'pillow'")
+        check_options(id_col, metadata)
+        self.dali_batch_size = dali_batch_size
+        self.verbose = verbose
+        self.num_threads = num_threads
+        self.num_gpus_per_worker = num_gpus_per_worker
+        self.id_col = id_col
+        self.metadata = metadata
+        self.decoder = decoder
+        self.max_pixels = max_pixels
+        self.use_index_files = use_index_files
+
+    def inputs(self) -> Names:
+        """Groups of shards."""
+        return ["data"], ["shards"]
+
+    def outputs(self) -> Names:
+        """Images, decoded."""
+        return ["data"], ["image_path", "image_id", "metadata", "image_data", "error"]
+
+    def process(self, task: FileGroupTask) -> Iterator[ImageBatch]:
+        """Read and decode the shards of a group, one after the other.
+
+        Raises
+        ------
+        ShardError, DatasetError
+            A shard cannot be read at all.
+        """
+        dataset = ImageTextPairDataset.from_webdataset(
+            task.data, self.id_col, metadata=self.metadata, storage_options=task.storage_options
+        )
+        for part in dataset.metadata.to_delayed():
+            yield from self.read(part.compute(scheduler="sync"), task.storage_options, task.dataset_name)
+
+    def read(
+        self, frame: Any, storage_options: Mapping[str, Any] | None = None, dataset_name: str = ""
+    ) -> Generator[ImageBatch, None, None]:
+        """The images of a frame's rows, found by shard and key, in the order of the tars.
+
+        Parameters
+        ----------
+        frame
+            pandas or cuDF, with the columns `id_col` and ``__url__``.
+        storage_options
+            For fsspec, where shards are URLs.
+        dataset_name
+            For the batches.
+        """
+        ids = exact_ids(to_array(frame[self.id_col]))
+        urls = to_array(frame[URL_COLUMN]).to_pylist()
+        if not ids:
+            return
+        found_as: dict[int, tuple[str, str]] = {}
+        images = read_images(
+            ids,
+            urls,
+            self.id_col,
+            use_index_files=self.use_index_files,
+            storage_options=storage_options,
+            found_as=found_as,
+        )
+        rows = self.rows(frame)
+        spec = self._loader_spec()
+        with LOADERS.lease(spec, lambda: Loader(spec)) as loader:
+            for number, batch in enumerate(loader.load(images)):
+                started = time.monotonic()
+                pixels = zip(batch.positions.tolist(), batch.pixels, strict=True)
+                objects = [_object(row, ids, urls, rows, found_as, data, None) for row, data in pixels]
+                objects += [
+                    _object(row, ids, urls, rows, found_as, None, reason)
+                    for row, reason in _with_status(batch.errors, frame).items()
+                ]
+                batch.pixels.clear()  # else they would live until the next batch is decoded
+                yield ImageBatch(objects, dataset_name, f"{urls[0]} batch {number}")
+                failed = sum(image.error is not None for image in objects)  # also what failed after here
+                report(images=len(objects), failed=failed)
+                if self.verbose:
+                    _say(urls[0], number, len(objects), failed, time.monotonic() - started)
+
+    def unread(self, frame: Any, reason: str) -> list[ImageObject]:
+        """The rows of a frame as images that were not looked at, all with this error."""
+        ids = exact_ids(to_array(frame[self.id_col]))
+        urls = to_array(frame[URL_COLUMN]).to_pylist()
+        rows = self.rows(frame)
+        report(images=0, failed=len(ids))
+        return [_object(row, ids, urls, rows, {}, None, reason) for row in range(len(ids))]
+
+    def rows(self, frame: Any) -> list[dict[str, Any]]:
+        """The rows of a frame as dictionaries, without the vectors of other embeddings."""
+        vectors = set(embedding_columns(frame))
+        names = [name for name in frame.columns if name not in vectors]
+        columns = [values_of(to_array(frame[name])) for name in names]
+        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+    def _loader_spec(self) -> LoaderSpec:
+        import torch
+
+        device = backend.current().device
+        # On a CPU more decoding threads than the worker's cores would only take turns with the model's.
+        share = torch.get_num_threads() if device == "cpu" else self.num_threads
+        return LoaderSpec(
+            transform=None,
+            batch_size=self.dali_batch_size,
+            num_threads=min(self.num_threads, share),
+            decoder=self.decoder,
+            max_pixels=self.max_pixels,
+            device=device,
+        )
+
+
+def _object(
+    row: int,
+    ids: Sequence[Any],
+    urls: Sequence[str | None],
+    rows: Sequence[dict[str, Any]],
+    found_as: Mapping[int, tuple[str, str]],
+    pixels: Any,
+    error: str | None,
+) -> ImageObject:
+    key, member = found_as.get(row, (str(ids[row]), ""))
+    path = f"{urls[row]}/{member}" if member else str(urls[row])
+    return ImageObject(
+        image_path=key_text(path),
+        image_id=key_text(key),
+        metadata=rows[row],
+        image_data=pixels,
+        error=error,
+    )
+
+
+def _with_status(errors: Mapping[int, str], frame: Any) -> dict[int, str]:
+    """The reasons, with what the downloader knew of the images that are missing."""
+    if not errors:
+        return {}
+    reasons: list[str | None] = [errors.get(row) for row in range(len(frame))]
+    return {row: reason for row, reason in enumerate(add_status(reasons, frame)) if reason is not None}
+
+
+def _say(url: str | None, number: int, images: int, failed: int, seconds: float) -> None:
+    print(
+        f"{url} batch {number}: {images} images, {failed} failed; the stages after it took {seconds:.2f} s",
+        flush=True,
+    )
