@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import end_to_end, harness, loader, many_shards, memory
+from benchmarks import doors, end_to_end, harness, loader, many_shards, memory, random_clip
 from benchmarks.photographs import make_photographs
+from curator_dask.frames.columns import vectors_to_list
 
 MACHINE = {
     "cpu",
@@ -109,3 +113,64 @@ def test_memory(tmp_path):
     peaks = [result["cases"][count]["peak_rss_mib"]["runs"][0] for count in ("2", "1")]
     assert name == "peak of 2 shards ÷ that of 1"
     assert ratio["runs"] == [pytest.approx(peaks[0] / peaks[1], rel=0.01)]
+
+
+def test_doors(tmp_path):
+    result = run(doors, tmp_path / "doors.json", "--model", "null", "--layout", "1x1", "--repeats", "1")
+    check_cases(result, ["stages, null", "dataset, null"])
+    check_ratio(result, "stages ÷ dataset, null", "stages, null", "dataset, null")
+    times = [case["cpu_ms_per_item"]["runs"][0] for case in result["cases"].values()]
+    found = result["ratios"]["CPU time, stages ÷ dataset, null"]["runs"]
+    assert found == [pytest.approx(times[0] / times[1], rel=0.01)]
+    same = result["compared"]["null"]
+    assert (same["rows"], same["files"]) == (32, 2)
+    assert same["neighbours"] < 0.99 < 0.9999 < same["least_cosine"]
+
+
+def test_doors_of_a_clip(tmp_path, in_this_process, monkeypatch):
+    """Both doors, and the bare model, have the CLIP that the benchmark makes."""
+    monkeypatch.setattr(random_clip.tempfile, "gettempdir", lambda: str(tmp_path))
+    load = doors.load_of("clip-tiny", doors.options_of_command_line(["--quick"]))
+    source = make_photographs(12, 2, tmp_path / "shards")
+    for door in doors.DOORS:
+        assert doors.run(door, load, str(source), str(tmp_path / door)) == 12
+    found = doors.compare(*(tmp_path / door for door in doors.DOORS))
+    assert found["rows"] == 12 and found["least_cosine"] > 0.99999
+    folder = random_clip.clip_folder("clip-tiny")
+    assert random_clip.forward(str(folder), 4, 9, 0, 1) == 8
+    tower, _ = random_clip._tower(str(folder), 4)
+    assert tower.config.projection_dim == len(
+        pq.read_table(tmp_path / "stages/00000.parquet")["image_embedding"][0]
+    )
+
+
+ROWS = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+KEYS = [f"{number:03d}" for number in range(8)]
+
+
+def write_rows(path, keys=KEYS, vectors=ROWS, missing=(), **columns):
+    path.parent.mkdir(exist_ok=True)
+    column = vectors_to_list(vectors, ~np.isin(np.arange(len(keys)), missing))
+    pq.write_table(pa.table({"key": keys, **columns, "image_embedding": column}), path)
+
+
+def test_doors_compares_what_they_wrote(tmp_path):
+    write_rows(tmp_path / "one/00000.parquet")
+    write_rows(tmp_path / "same/00000.parquet")
+    assert doors.compare(tmp_path / "one", tmp_path / "same")["largest_difference"] == 0
+    order = [1, 0, *range(2, 8)]
+    faults = {
+        "the same files": {"path": "00001.parquet"},
+        "the same columns": {"caption": KEYS},
+        "the rows of the two doors differ, or their order": {"keys": [KEYS[row] for row in order]},
+        "the vectors of the two doors differ": {"vectors": ROWS[order]},
+        "1 vectors are missing": {"missing": [3]},
+    }
+    for number, (message, changes) in enumerate(faults.items()):
+        folder = tmp_path / str(number)
+        write_rows(folder / changes.pop("path", "00000.parquet"), **changes)
+        with pytest.raises(SystemExit, match=message):
+            doors.compare(tmp_path / "one", folder)
+    write_rows(tmp_path / "alike/00000.parquet", vectors=np.ones_like(ROWS))
+    with pytest.raises(SystemExit, match="all vectors are alike"):
+        doors.compare(tmp_path / "alike", tmp_path / "alike")
