@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from curator_dask.errors import ConfigError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 DEVICE_VARIABLE = "CURATOR_DASK_DEVICE"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,15 @@ class Backend:
             import torch
 
             torch.cuda.empty_cache()
+
+    def again_if_full(self, function: Callable[[], T]) -> T:
+        """Call a function, and once more, with what torch keeps for later given back, where the device was full."""
+        try:
+            return function()
+        except out_of_memory_error():
+            pass  # the traceback holds what the function had made so far
+        self.release_memory()
+        return function()
 
     def side_stream(self) -> AbstractContextManager[Any]:
         """A context whose work on the GPU does not queue behind this process's other work; may be reused."""

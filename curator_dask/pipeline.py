@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import uuid
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,12 @@ from curator_dask.frames.columns import EMBEDDING_TYPE, embedding_columns, with_
 from curator_dask.image.embedders import ClipImageEmbedder
 from curator_dask.stages.base import ProcessingStage, Stage, image_inputs, image_outputs, names_of
 from curator_dask.stages.fused import (
-    SCORES,
     CollectTasks,
     RunEmbeddingStages,
     RunStages,
     collected_frame,
     collected_tasks,
+    embedding_makers,
     images_of,
     is_plain,
 )
@@ -39,7 +39,8 @@ from curator_dask.stages.image import (
     ImageParquetWriterStage,
     ImageReaderStage,
 )
-from curator_dask.stages.live import ChainSpec, forget_run
+from curator_dask.stages.live import ChainSpec, end_run, end_run_on_worker
+from curator_dask.stages.rows import SCORES
 from curator_dask.tasks import ImageObject, Task
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ class Pipeline:
         self.name = name
         self.description = description
         self.stages: list[Stage] = []
+        if stages is not None and not isinstance(stages, Iterable):
+            raise ConfigError(f"pipeline {name!r}: stages={stages!r}: expected a list of stages")
         for stage in stages or ():
             self.add_stage(stage)
 
@@ -136,7 +139,7 @@ class Pipeline:
         """
         for stage in self.stages:
             share = stage.num_gpus_per_worker
-            if not isinstance(share, int | float) or isinstance(share, bool) or share < 0:
+            if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share < math.inf:
                 raise self._wrong(stage, f"num_gpus_per_worker={share!r}: expected a number of at least 0")
         self._check_inputs()
         for place, kind in enumerate((FilePartitioningStage, ImageReaderStage)):
@@ -145,6 +148,11 @@ class Pipeline:
                 what = "nothing" if found is None else names_of(found)
                 raise ConfigError(
                     f"pipeline {self.name!r}: expected a {kind.__name__} as stage {place + 1}, found {what}"
+                )
+            if type(found).process is not kind.process:  # type: ignore[attr-defined]
+                instead = "find()" if kind is FilePartitioningStage else "read()"
+                raise self._wrong(
+                    found, f"overrides process(), which a pipeline does not call: override {instead}"
                 )
         embedding = [stage for stage in self.stages if isinstance(stage, ImageEmbeddingStage)]
         if len(embedding) > 1:
@@ -191,9 +199,7 @@ class Pipeline:
         partitioning, reader = self.stages[:2]
         assert isinstance(partitioning, FilePartitioningStage) and isinstance(reader, ImageReaderStage)
         how = Running(partitioning.files_per_partition, _resources(_gpu_share(self.stages), client))
-        chain = ChainSpec(
-            tuple(each for each in self.stages[1:] if isinstance(each, ProcessingStage)), uuid.uuid4().hex
-        )
+        chain = ChainSpec.of([each for each in self.stages[1:] if isinstance(each, ProcessingStage)])
         with contextlib.nullcontext() if client is None else client.as_current():
             dataset = ImageTextPairDataset.from_shards(
                 partitioning.find(),
@@ -205,9 +211,9 @@ class Pipeline:
             try:
                 return self._run(dataset, step, how)
             finally:
-                forget_run(chain.run)
+                end_run(chain.run)
                 if client is not None:
-                    tell_workers(functools.partial(forget_run, chain.run), client)
+                    tell_workers(functools.partial(end_run_on_worker, chain.run), client)
 
     def _run(self, dataset: ImageTextPairDataset, step: RunStages, how: Running) -> PipelineResult:
         writer = self._writer
@@ -248,18 +254,34 @@ class Pipeline:
         if taken:
             raise ConfigError(f"image_embedding_column={column!r}: this name is not free")
         embeds = any("embedding" in image_outputs(stage) for stage in chain.stages)
-        models = [stage for stage in chain.stages if isinstance(stage, ImageEmbeddingStage)]
-        kind = RunEmbeddingStages if models else RunStages
-        return kind(
-            chain=chain,
-            id_col=dataset.id_col,
-            column=column if embeds else None,
-            fields=() if writer is None else self._typed_fields(writer, list(meta.columns)),
-            others=tuple(name for name in embedding_columns(meta) if name != column),
-            storage_options=dataset.storage_options,
-            dataset_name=dataset.path,
-            settings=json.dumps(_settings(chain, column)),
-        )
+        arguments: dict[str, Any] = {
+            "chain": chain,
+            "id_col": dataset.id_col,
+            "column": column if embeds else None,
+            "fields": () if writer is None else self._typed_fields(writer, list(meta.columns)),
+            "others": tuple(name for name in embedding_columns(meta) if name != column),
+            "storage_options": dataset.storage_options,
+            "dataset_name": dataset.path,
+            "settings": json.dumps(_settings(chain, column)),
+        }
+        dim = None if writer is None else self._dim(chain)
+        if dim is None and not any(isinstance(stage, ImageEmbeddingStage) for stage in chain.stages):
+            return RunStages(**arguments)
+        return RunEmbeddingStages(**arguments, dim=dim)
+
+    def _dim(self, chain: ChainSpec) -> int | None:
+        """Length of a vector, as a stage of the user's own states it; None: no such stage touches them."""
+        makers = embedding_makers(chain.stages)
+        if not makers:
+            return None
+        kind = image_outputs(makers[-1])["embedding"]
+        if kind is None or not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
+            raise self._wrong(
+                makers[-1],
+                "must say how long its vectors are, to write them: outputs() gives ['data'], {'embedding':"
+                " pa.list_(pa.float32(), 64)}",
+            )
+        return kind.list_size
 
     def _typed_fields(
         self, writer: ImageParquetWriterStage, columns: list[str]
@@ -268,15 +290,23 @@ class Pipeline:
         made: dict[str, pa.DataType | None] = {}
         for stage in self.stages[2:]:
             made.update(image_outputs(stage))
-        made.update(writer.types)
-        fields = {**made, **SCORES}
-        fields = {name: fields[name] for name in made if name in SCORES or name not in _ATTRIBUTES}
+        declared = set(made)
+        made |= {name: kind for name, kind in writer.types.items() if kind is not None}
+        taken = [name for name in writer.types if name in (writer.image_embedding_column, ERROR_COLUMN)]
+        of_dataset = [name for name in columns if writer.types.get(name) is not None and name not in declared]
+        if of_dataset or any(writer.types[name] is not None for name in taken):
+            raise self._wrong(
+                writer,
+                f"fields: the types of {of_dataset or taken} are settled: give None in place of a type",
+            )
+        fields = {name: SCORES.get(name, kind) for name, kind in made.items()}
         wanted = {
             name: kind
             for name, kind in fields.items()
-            if name not in columns
+            if (name in SCORES or name not in _ATTRIBUTES)
             and (writer.fields is None or name in writer.fields)
             and name not in (writer.image_embedding_column, ERROR_COLUMN)
+            and not (kind is None and name in columns)  # changed, not added: its type stays
         }
         untyped = [name for name, kind in wanted.items() if kind is None]
         if untyped:

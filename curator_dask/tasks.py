@@ -83,6 +83,9 @@ class ImageObject:
         Of classifiers.
     error
         Why the image cannot be used; None if it can.
+    origin
+        By which it finds its row again: the name of a reading, and the number of the row. Set by the reader; an
+        object that a stage makes of this image should have it too.
     """
 
     image_path: str = ""
@@ -93,6 +96,7 @@ class ImageObject:
     aesthetic_score: float | None = None
     nsfw_score: float | None = None
     error: str | None = None
+    origin: tuple[str, int] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass
@@ -103,6 +107,8 @@ class ImageBatch(Task[list[ImageObject]]):
 
     def problem(self) -> str | None:
         """What is wrong with one of the images, in words; None if nothing is."""
+        if not isinstance(self.data, list | tuple):
+            return f"data: expected a list of ImageObject, found {type(self.data).__name__}"
         for number, image in enumerate(self.data):
             if not isinstance(image, ImageObject):
                 return f"expected an ImageObject at place {number} of the batch, found {type(image).__name__}"
@@ -117,8 +123,8 @@ def _problem_of(image: ImageObject) -> str | None:
         return f"image_id: expected text, found {type(image.image_id).__name__}"
     if not isinstance(image.metadata, dict):
         return f"metadata: expected a dict, found {type(image.metadata).__name__}"
-    if image.error is not None and not isinstance(image.error, str):
-        return f"error: expected text or None, found {type(image.error).__name__}"
+    if image.error is not None and (not isinstance(image.error, str) or not image.error):
+        return f"error: expected a reason or None, found {image.error!r}"
     pixels, vector = image.image_data, image.embedding
     if pixels is not None:
         found = f"{getattr(pixels, 'dtype', type(pixels).__name__)} {getattr(pixels, 'shape', '')}"

@@ -466,6 +466,9 @@ def broken(folder, kind):
     elif kind == "too few layers":
         config = json.loads((folder / "config.json").read_text())
         edit(folder, "config.json", vision_config={**config["vision_config"], "num_hidden_layers": 3})
+    elif kind == "too many layers":
+        config = json.loads((folder / "config.json").read_text())
+        edit(folder, "config.json", vision_config={**config["vision_config"], "num_hidden_layers": 1})
     elif kind == "other widths":
         config = json.loads((folder / "config.json").read_text())
         edit(folder, "config.json", vision_config={**config["vision_config"], "intermediate_size": 64})
@@ -483,6 +486,7 @@ def broken(folder, kind):
         ("no JSON", WeightsError, "config.json: cannot be read as JSON"),
         ("no object", WeightsError, "preprocessor_config.json: expected a JSON object, found a list"),
         ("too few layers", WeightsError, r"lack \d+ tensors of CLIPVisionModelWithProjection: .*layers\.2\."),
+        ("too many layers", WeightsError, r"tensors that its config.json does not have: .*layers\.1\."),
         ("other widths", WeightsError, "cannot be loaded: .*config.json and its weights"),
         ("cut weights", WeightsError, "cannot be loaded: SafetensorError"),
     ],

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
-from colours import read_output, write_dataset
+import skimage.data
+from colours import read_output, write_tar
+from PIL import Image
 from test_clip import make_clip
 
 from curator_dask.datasets import ImageTextPairDataset
@@ -20,8 +24,6 @@ from curator_dask.stages.image import (
     ImageReaderStage,
 )
 
-BAD = "000010003"
-
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
@@ -32,7 +34,28 @@ def clip(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    write_dataset(tmp_path / "data", bad={BAD: b"\xff\xd8\xff"})
+    """Photographs, so that every way to resize one makes other pixels; many kinds of files, and a bad one."""
+    photograph = Image.fromarray(skimage.data.astronaut())
+    kinds = [
+        ("jpg", "JPEG", "RGB", (500, 375)),
+        ("jpg", "JPEG", "CMYK", (300, 410)),
+        ("gif", "GIF", "P", (257, 191)),
+        ("png", "PNG", "L", (120, 97)),
+        ("webp", "WEBP", "RGB", (640, 333)),
+        ("png", "PNG", "RGBA", (60, 41)),
+        ("jpg", "JPEG", "RGB", (97, 640)),
+        ("bmp", "BMP", "RGB", (224, 224)),
+    ]
+    for shard in range(3):
+        members = []
+        for number, (suffix, form, mode, size) in enumerate(kinds):
+            left = 10 * number + 50 * shard
+            image = photograph.crop((left, left, left + 300, left + 260)).resize(size)
+            file = io.BytesIO()
+            (image.convert("RGB").quantize() if mode == "P" else image.convert(mode)).save(file, form)
+            members.append((f"{shard:05d}{number:04d}.{suffix}", file.getvalue()))
+        members.append((f"{shard:05d}0008.jpg", b"\xff\xd8\xff"))
+        write_tar(tmp_path / "data" / f"{shard:05d}.tar", members)
     return tmp_path / "data"
 
 
@@ -56,13 +79,18 @@ def test_both_doors_make_the_same_rows(folder, clip, tmp_path, decoder, device, 
     through_dataset(folder, clip, tmp_path / "dataset", decoder=decoder)
     through_stages(folder, clip, tmp_path / "stages", decoder=decoder)
     one, other = read_output(tmp_path / "dataset"), read_output(tmp_path / "stages")
-    assert one.schema == other.schema and one.num_rows == 30
+    assert one.schema == other.schema and one.num_rows == 27
     plain = [name for name in one.column_names if name != "image_embedding"]
     assert one.select(plain).equals(other.select(plain))
     (vectors, valid), (others, also) = (list_to_matrix(each["image_embedding"]) for each in (one, other))
-    assert (valid == also).all() and valid.sum() == 29
-    # Batches differ in size, and with them the order of sums.
-    np.testing.assert_allclose(vectors, others, atol=2e-6 if device == "cpu" else 2e-2)
+    assert (valid == also).all() and valid.sum() == 24
+    cosines = (vectors * others).sum(axis=1)[valid]
+    between = vectors[valid] @ vectors[valid].T - 2 * np.eye(24)
+    assert between.max() < 0.999, "photographs that no test could tell from one another"
+    if device == "cpu":  # the same pixels; batches differ in size, and with them the order of sums
+        np.testing.assert_allclose(vectors, others, atol=2e-6)
+    else:  # resized by DALI in one door, by torch in the other; bf16
+        assert cosines.min() > 0.999
 
 
 def test_one_goes_on_where_the_other_stopped(folder, clip, tmp_path, in_this_process):
@@ -77,18 +105,16 @@ def test_one_goes_on_where_the_other_stopped(folder, clip, tmp_path, in_this_pro
 
 def test_failed_rows_of_a_pipeline_are_tried_again(folder, clip, tmp_path, in_this_process):
     """By what its files say of the model, which is what the command line does."""
-    through_stages(folder, clip, tmp_path / "out", max_pixels=24 * 20)  # keys of nine digits: 28 by 20
-    assert read_output(tmp_path / "out")["image_error"].null_count == 0
+    through_stages(folder, clip, tmp_path / "out", max_pixels=60_000)
+    assert read_output(tmp_path / "out")["image_error"].null_count == 3 * 4
     settings = find_settings(str(tmp_path / "out"))["image_embedding"]
-    summary = from_settings({**settings, "max_pixels": 1000}).retry(tmp_path / "out")
-    assert (summary.rows, summary.failed) == (30, 1)
+    summary = from_settings({**settings, "max_pixels": 1_000_000}).retry(tmp_path / "out")
+    assert (summary.rows, summary.failed) == (3 * 5, 3)
     through_dataset(folder, clip, tmp_path / "dataset")
     one, other = read_output(tmp_path / "dataset"), read_output(tmp_path / "out")
-    for name in ("key", "caption"):
-        assert one[name].to_pylist() == other[name].to_pylist()
-    np.testing.assert_allclose(
-        *(list_to_matrix(each["image_embedding"])[0] for each in (one, other)), atol=2e-6
-    )
+    assert one["key"].to_pylist() == other["key"].to_pylist()
+    vectors = [list_to_matrix(each["image_embedding"])[0] for each in (one, other)]
+    np.testing.assert_allclose(*vectors, atol=2e-6)
 
 
 def test_both_doors_share_one_model():

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from curator_dask import backend
 from curator_dask.errors import ConfigError, OutputError, ShardError
+from curator_dask.frames.code import code_digest
 from curator_dask.frames.columns import (
     EMBEDDING_TYPE,
     list_to_matrix,
@@ -424,3 +425,55 @@ def test_fingerprint():
     assert len(fingerprint(parts)) == 64 and int(fingerprint(parts), 16)
     others = [{}, {**parts, "a": 2}, {**parts, "a": "1"}, {**parts, "b": {"c": [2, 1], "d": None}}, {"a": 1}]
     assert len({fingerprint(other) for other in [parts, *others]}) == 1 + len(others)
+
+
+NOTEBOOK = """
+LEAST = 3
+def make(least):
+    class Stage:
+        def process(self, task):
+            {comment}
+            return [each for each in task if each {sign} least]
+    return Stage
+"""
+
+
+def notebook_class(least=1, sign=">", comment="pass"):
+    """A class whose source nobody can read, as of a cell of a notebook."""
+    names: dict = {"__name__": "__main__"}
+    exec(NOTEBOOK.format(sign=sign, comment=comment), names)
+    return names["make"](least)
+
+
+class Settings:
+    def __init__(self, **values):
+        self.__dict__.update(values)
+
+
+def test_what_a_digest_of_code_sees():
+    def of(settings=None, **changes):
+        return code_digest(settings, [notebook_class(**changes)])
+
+    assert of() == of() and len({of(), of(least=2), of(sign="<")}) == 3
+    same = [{"a": 1, "b": {2, 3}}, {"b": {3, 2}, "a": 1}]
+    assert of(same[0]) == of(same[1]) != of({"a": 1, "b": {2}})
+    assert of(Settings(x=np.arange(3))) == of(Settings(x=np.arange(3))) != of(Settings(x=np.arange(4)))
+    assert of(lambda: 1) != of(lambda: 2)
+    around = Settings()
+    around.me = around
+    assert of(around) == of(around)
+
+
+def test_a_digest_of_code_is_the_same_in_every_process():
+    """Also of what the main script defines, which Dask tells apart from itself."""
+    code = (
+        "from curator_dask.frames.code import code_digest\n"
+        "class Bound:\n    def __init__(self, least): self.least = least\n"
+        "class Stage:\n    def process(self, task): return task\n"
+        "print(code_digest({'bound': Bound(3), 'names': {'a', 'b', 'c'}, 'kind': Bound}, [Stage]))"
+    )
+    found = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in "ab"
+    }
+    assert len(found) == 1 and len(found.pop().strip()) == 12

@@ -230,7 +230,13 @@ def test_orientation_that_only_xmp_has(photograph, make_loader, decoder):
     pixels, _ = unpack(list(make_loader(decoder=decoder).load([(0, data)])))
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     assert upright.size == (150, 225)
-    np.testing.assert_array_equal(pixels[0], timm_pixels(upright))
+    check_pixels(pixels[0], timm_pixels(upright), decoder)
+
+
+def check_pixels(found, expected, decoder):
+    """Pillow's result: to the bit where Pillow resizes; torch's rounding differs in a few places."""
+    apart = np.abs(found.astype(int) - expected.astype(int))
+    assert apart.max() <= (0 if decoder == "pillow" else 1) and apart.mean() < 0.02
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -240,8 +246,8 @@ def test_16_bit_images_keep_their_contrast(make_loader, decoder):
         list(make_loader(decoder=decoder).load([(0, encode(Image.fromarray(ramp), "PNG"))]))
     )
     assert not errors
-    np.testing.assert_array_equal(
-        pixels[0], timm_pixels(Image.fromarray((ramp >> 8).astype(np.uint8)).convert("RGB"))
+    check_pixels(
+        pixels[0], timm_pixels(Image.fromarray((ramp >> 8).astype(np.uint8)).convert("RGB")), decoder
     )
 
 
@@ -521,7 +527,7 @@ def test_a_size_that_dali_reads_in_another_way(make_loader, photograph, monkeypa
     data = [encode(photograph, "PNG"), coloured(9)]
     pixels, errors = unpack(list(make_loader().load(enumerate(data))))
     assert not errors
-    np.testing.assert_array_equal(pixels[0], timm_pixels(photograph))
+    check_pixels(pixels[0], timm_pixels(photograph), "dali")
     assert (pixels[1] == (9, 246, 128)).all()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +22,22 @@ from colour_stages import (
     stages_of,
 )
 from colours import ColourReader, check_colours, colour_of, members_of, read_output, write_dataset, write_tar
+from dask.base import tokenize
 from PIL import Image
 
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import ConfigError, DatasetError, OutputError
+from curator_dask.errors import ClusterError, ConfigError, DatasetError, ImageError, OutputError
 from curator_dask.frames.parquet import read_metadata
 from curator_dask.pipeline import Pipeline
 from curator_dask.stages import ProcessingStage
+from curator_dask.stages.fused import RunStages
 from curator_dask.stages.image import (
     FilePartitioningStage,
     ImageEmbeddingStage,
     ImageParquetWriterStage,
     ImageReaderStage,
 )
+from curator_dask.stages.live import CHAINS, ChainSpec, end_run
 from curator_dask.tasks import FileGroupTask, ImageBatch, ImageObject
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -156,14 +160,17 @@ def test_a_second_run_writes_what_is_missing(folder, tmp_path):
     (tmp_path / "out" / "00001.parquet").unlink()
     summary = run(folder, tmp_path / "out", batch=7).summary
     assert (summary.written, summary.skipped) == (1, 2)
-    summary = run(folder, tmp_path / "out", Brightness()).summary
+    with pytest.raises(OutputError, match=r"was made with output .*; this run has output .*stages"):
+        run(folder, tmp_path / "out", Brightness())
+    summary = run(folder, tmp_path / "out", Brightness(), writer={"overwrite": True}).summary
     assert summary.written == 3, "another stage makes other rows"
 
 
 def test_a_stage_whose_settings_change_makes_everything_anew(folder, tmp_path):
-    assert run(folder, tmp_path / "out", FailsOn("none", tmp_path / "a")).summary.written == 3
-    assert run(folder, tmp_path / "out", FailsOn("none", tmp_path / "a")).summary.written == 0
-    assert run(folder, tmp_path / "out", FailsOn("none", tmp_path / "b")).summary.written == 3
+    for flag, written in (("a", 3), ("a", 0), ("b", 3)):
+        stage = FailsOn("none", tmp_path / flag)
+        summary = run(folder, tmp_path / "out", stage, writer={"overwrite": True}).summary
+        assert summary.written == written
 
 
 def test_fields_that_a_stage_adds(folder, tmp_path):
@@ -178,14 +185,57 @@ def test_fields_that_a_stage_adds(folder, tmp_path):
             assert row["brightness"] == pytest.approx(np.mean(colour_of(row["key"])), abs=1e-3)
 
 
+class Private(ProcessingStage):
+    """Its setting is not public, but decides all the same."""
+
+    def __init__(self, least):
+        self._least = least
+
+    def process(self, task):
+        return task
+
+
+def test_what_of_a_stage_decides_its_result(folder, tmp_path):
+    """A setting by whatever name does, and the stages' order; how fast and how loud it is does not."""
+
+    def written(*between, **options):
+        return run(folder, tmp_path / "out", *between, writer={"overwrite": True}, **options).summary.written
+
+    assert written(Private(0)) == 3 and written(Private(0)) == 0 and written(Private(255)) == 3
+    assert written(Shout(), Brightness()) == 3 and written(Shout(), Brightness()) == 0
+    assert written(Brightness(), Shout()) == 3
+    stages = stages_of(folder, tmp_path / "out", Brightness(), Shout(), batch=9)
+    for stage in stages[1:-1]:
+        stage.num_gpus_per_worker, stage.name = 0.5, "another"
+    stages[-2].verbose, stages[-2].model_inference_batch_size = True, 2
+    stages[-2].remove_image_data, stages[-2].model_dir = False, "/moved"
+    assert Pipeline("test", stages=stages).run().summary.written == 0
+
+
+def test_the_place_of_the_model_among_the_stages_decides(folder, tmp_path):
+    """Also of the package's own stage, which is not described as a user's is."""
+    embedding = ImageEmbeddingStage(model_name=str(tmp_path))
+    steps = [
+        RunStages(ChainSpec((ImageReaderStage(), *stages), "run"), "key", "image_embedding")
+        for stages in ((embedding,), (Shout(), embedding), (embedding, Shout()))
+    ]
+    assert len({tokenize(step.recipe) for step in steps}) == 3
+
+
 @pytest.mark.parametrize(
-    "fields", [["key", "__url__", "brightness"], {"key": None, "__url__": None, "brightness": "float64"}]
+    "fields",
+    [
+        ["key", "__url__", "brightness"],
+        {"key": None, "__url__": None, "brightness": None},
+        {"key": None, "__url__": None, "brightness": "float64"},
+    ],
 )
 def test_fields_that_are_asked_for(folder, tmp_path, fields):
     run(folder, tmp_path / "out", Brightness(typed=True), writer={"fields": fields})
     schema = read_output(tmp_path / "out").schema
     assert schema.names == list(fields)
-    assert schema.field("brightness").type == (pa.float64() if isinstance(fields, dict) else pa.float32())
+    wide = isinstance(fields, dict) and fields["brightness"] is not None
+    assert schema.field("brightness").type == (pa.float64() if wide else pa.float32())
 
 
 def test_a_field_without_a_type_can_be_computed_but_not_written(folder, tmp_path):
@@ -227,9 +277,9 @@ def test_images_that_a_stage_leaves_out_are_counted(tmp_path, capsys):
     table = read_output(tmp_path / "out")
     assert sorted(table["key"].to_pylist()) == left
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), bad={"0010002"})
-    url = str(tmp_path / "data" / "000.tar") if (tmp_path / "data" / "000.tar").exists() else None
     ((shard, fact),) = result.summary.filtered.items()
-    assert (url or shard).endswith(".tar") and fact["count"] == 10 and fact["examples"][0].startswith("000")
+    assert shard == str(tmp_path / "data" / "00000.tar")
+    assert fact["count"] == 10 and all(key.startswith("000") for key in fact["examples"])
     assert "10 rows filtered out by stages" in capsys.readouterr().out
     again = Pipeline("filter", stages=stages).run().summary
     assert again.skipped == 2 and again.filtered == result.summary.filtered
@@ -252,6 +302,204 @@ def test_a_stage_may_drop_split_and_add_tasks(folder):
     lost = sum(fact["count"] for fact in result.summary.filtered.values())
     assert lost in (4, 5), "a batch of four, and perhaps what failed meanwhile"
     assert ids.count("new") == 30 - lost and len(ids) == 2 * (30 - lost) and BAD not in ids
+
+
+class Edit(ProcessingStage):
+    """Does something to one image."""
+
+    def __init__(self, key, edit):
+        self.key, self.edit = key, edit
+
+    def process(self, task):
+        for image in task.data:
+            if image.image_id == self.key:
+                self.edit(image)
+        return task
+
+
+KEY = "000020007"
+
+
+def set_field(name, value):
+    return lambda image: image.metadata.__setitem__(name, value)
+
+
+def test_one_value_changed_leaves_all_others_as_they_were(folder, tmp_path):
+    """To the bit, also what Python cannot hold: text that is not UTF-8, nanoseconds, dates before the year 1."""
+    for path in sorted(folder.glob("*.parquet")):
+        table = pq.read_table(path)
+        rows = len(table)
+        odd = {
+            "bytes_as_text": pa.array([b"a\xff\xfe"] * rows, pa.binary()).view(pa.string()),
+            "time": pa.array(np.arange(rows) + 1, pa.int64()).cast(pa.time64("ns")),
+            "day": pa.array(np.arange(rows) - 10_000_000, pa.int32()).cast(pa.date32()),
+            "kind": pa.array(["x", "y"] * (rows // 2)).dictionary_encode(),
+        }
+        for name, column in odd.items():
+            table = table.append_column(name, column)
+        pq.write_table(table, path)
+    run(folder, tmp_path / "before")
+    changes = {"bytes_as_text": "new", "time": None, "day": None, "kind": "z", "caption": "other", "width": 5}
+    edit = Edit(KEY, lambda image: image.metadata.update(changes))
+    run(folder, tmp_path / "after", edit)
+    for path in sorted((tmp_path / "before").glob("*.parquet")):
+        one, other = pq.read_table(path), pq.read_table(tmp_path / "after" / path.name)
+        assert one["key"].to_pylist() == other["key"].to_pylist()
+        rest = [row for row, key in enumerate(one["key"].to_pylist()) if key != KEY]
+        for name in (*changes, "image_embedding"):
+            pair = [table[name].take(rest) for table in (one, other)]
+            if name == "kind":  # its dictionary has a word more
+                pair = [column.cast(pa.string()) for column in pair]
+            assert pair[0].equals(pair[1]), name
+    table = pq.read_table(path_of(tmp_path / "after", 2))
+    (row,) = table.slice(table["key"].to_pylist().index(KEY), 1).to_pylist()
+    assert {name: row[name] for name in changes} == changes
+
+
+def path_of(folder, shard):
+    return folder / f"{shard:05d}.parquet"
+
+
+def test_a_filter_leaves_odd_columns_alone(folder, tmp_path):
+    for path in sorted(folder.glob("*.parquet")):
+        table = pq.read_table(path)
+        days = pa.array([-10_000_000, *range(1, len(table))], pa.int32()).cast(pa.date32())
+        pq.write_table(table.append_column("day", days), path)
+    first = pq.read_table(path_of(folder, 2))["key"][0].as_py()
+
+    class Without(ProcessingStage):
+        def process(self, task):
+            task.data = [image for image in task.data if image.image_id != first]
+            return task
+
+    summary = run(folder, tmp_path / "out", Without()).summary
+    assert summary.written == 3 and summary.failed_shards == {}
+    assert pq.read_table(path_of(tmp_path / "out", 2))["day"].equals(
+        pq.read_table(path_of(folder, 2))["day"].slice(1)
+    )
+
+
+def test_what_a_stage_takes_out_of_the_metadata_stays_in_the_row(folder, tmp_path):
+    def forget(image):
+        image.metadata = {"new": 1}
+
+    run(folder, tmp_path / "out", Edit(KEY, forget))
+    rows = {row["key"]: row for row in read_output(tmp_path / "out").to_pylist()}
+    assert rows[KEY]["caption"] == f"caption of {KEY}" and rows[KEY]["__url__"].endswith("00002.tar")
+    assert list(rows[KEY]["image_embedding"]) == pytest.approx(colour_of(KEY), abs=0.51)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (set_field("key", "other"), f"changed metadata['key'] from '{KEY}' to 'other'"),
+        (set_field("__url__", None), "changed metadata['__url__'] from"),
+        (set_field("width", 24.5), "field 'width': expected int64, found 24.5 (it would lose digits)"),
+        (set_field("width", "wide"), "field 'width': expected int64, found 'wide'"),
+        (set_field("caption", 7), "field 'caption': expected string, found 7"),
+    ],
+)
+def test_what_a_stage_must_not_do_to_a_row_costs_its_shard(folder, tmp_path, edit, said):
+    summary = run(folder, tmp_path / "out", Edit(KEY, edit)).summary
+    assert list(summary.failed_shards) == ["00002"] and summary.written == 2
+    assert f"00002.tar/{KEY}.png" in summary.failed_shards["00002"] and said in summary.failed_shards["00002"]
+
+
+def test_a_stage_must_not_keep_images_back(tmp_path):
+    """Across shards they would come into another shard's file."""
+    write_dataset(tmp_path / "data", shards=3, samples=5)
+
+    class Pairs(ProcessingStage):
+        def setup(self, worker_metadata=None):
+            self.kept = []
+
+        def process(self, task):
+            self.kept += task.data
+            ready, self.kept = self.kept[: len(self.kept) // 2 * 2], self.kept[len(self.kept) // 2 * 2 :]
+            return ImageBatch(ready)
+
+    summary = run(tmp_path / "data", tmp_path / "out", Pairs(), batch=5).summary
+    assert "00001" in summary.failed_shards and "kept this image back" in summary.failed_shards["00001"]
+
+
+def test_a_column_that_the_dataset_has_can_be_made_anew(tmp_path):
+    write_dataset(tmp_path / "data", shards=1)
+    path = path_of(tmp_path / "data", 0)
+    table = pq.read_table(path)
+    old = {
+        "aesthetic_score": pa.array([1.0] * 10),
+        "old": pa.array(np.zeros((10, 2)).tolist(), pa.list_(pa.float32())),
+    }
+    for name, column in old.items():
+        table = table.append_column(name, column)
+    pq.write_table(table, path)
+
+    class Scores(ProcessingStage):
+        def inputs(self):
+            return ["data"], ["old"]
+
+        def outputs(self):
+            return ["data"], {"aesthetic_score": None, "width": pa.float32()}
+
+        def process(self, task):
+            for image in task.data:
+                assert image.metadata["old"].tolist() == [0, 0]
+                image.aesthetic_score, image.metadata["width"] = 7.5, 2.5
+                image.metadata["old"] = np.ones(2, np.float32)
+            return task
+
+    run(tmp_path / "data", tmp_path / "out", Scores())
+    table = read_output(tmp_path / "out")
+    assert set(table["aesthetic_score"].to_pylist()) == {7.5} and set(table["width"].to_pylist()) == {2.5}
+    assert table.schema.field("width").type == pa.float32()
+    assert set(map(tuple, table["old"].to_pylist())) == {(1.0, 1.0)}
+
+
+def test_a_stage_that_was_tried_by_hand_can_be_run(folder, tmp_path):
+    stages = stages_of(folder, tmp_path / "out")
+    (group, *_) = stages[0].process()
+    for batch in stages[1].process(group):
+        stages[2].process(batch)
+    assert Pipeline("again", stages=stages).run().summary.written == 3
+    stages[2].teardown()
+
+
+def test_a_stage_that_cannot_be_pickled(folder):
+    with pytest.raises(ConfigError, match=r"stage Edit cannot be sent to the workers: .*made in setup\(\)"):
+        run(folder, None, Edit(KEY, threading.Lock()))
+
+
+@pytest.mark.parametrize("error", [ImageError("bad"), SystemExit(3), KeyError("x")])
+def test_whatever_a_stage_raises_costs_its_shard(folder, error):
+    def throw(image):
+        raise error
+
+    (reason,) = run(folder, None, Edit(KEY, throw)).summary.failed_shards.values()
+    assert "00002.tar batch" in reason and "stage Edit" in reason
+
+
+def test_an_iterator_for_a_list_costs_the_shard(folder):
+    class Lazy(ProcessingStage):
+        def process(self, task):
+            task.data = filter(None, task.data)
+            return task
+
+    summary = run(folder, None, Lazy()).summary
+    assert all(
+        "data: expected a list of ImageObject, found filter" in why for why in summary.failed_shards.values()
+    )
+    assert len(summary.failed_shards) == 3
+
+
+def test_vectors_that_a_stage_has_spoilt_say_so(folder, tmp_path):
+    def spoil(image):
+        image.embedding = np.array([np.nan, 0, 0], np.float32)
+
+    stages = stages_of(folder, tmp_path / "out")
+    stages.insert(3, Edit(KEY, spoil))
+    Pipeline("spoil", stages=stages).run()
+    (row,) = [row for row in read_output(tmp_path / "out").to_pylist() if row["key"] == KEY]
+    assert row["image_embedding"] is None and row["image_error"] == "not finite: a stage gave NaN or infinity"
 
 
 def test_added_images_are_written_last(folder, tmp_path):
@@ -309,6 +557,54 @@ def test_only_some_shards(folder):
         ImageReaderStage(),
     ]
     assert {each.image_id[:5] for each in Pipeline("some", stages=stages).run().objects} == {"00000"}
+
+
+class Halves(ProcessingStage):
+    """Changes the vectors, and says what becomes of them."""
+
+    def __init__(self, kind=None):
+        self.kind = kind
+
+    def outputs(self):
+        return ["data"], {"embedding": self.kind}
+
+    def process(self, task):
+        for image in task.data:
+            if image.error is None:
+                image.embedding = np.asarray([image.metadata["width"], 1], np.float32)
+        return task
+
+
+@pytest.mark.parametrize("embeds", [True, False])
+def test_a_stage_that_makes_vectors_says_how_long_they_are(folder, tmp_path, embeds):
+    def stages(kind):
+        made = stages_of(folder, tmp_path / "out", embeds=embeds)
+        return [*made[:-1], Halves(kind), made[-1]]
+
+    for kind in (None, pa.list_(pa.float32()), pa.float32()):
+        with pytest.raises(ConfigError, match=r"stage Halves: must say how long its vectors are"):
+            Pipeline("own", stages=stages(kind)).run()
+    Pipeline("own", stages=stages(pa.list_(pa.float32(), 2))).run()
+    table = read_output(tmp_path / "out")
+    assert table.schema.field("image_embedding").type == pa.list_(pa.float32(), 2)
+    vectors = {row["key"]: row["image_embedding"] for row in table.to_pylist()}
+    assert vectors.pop(BAD) is None and set(map(tuple, vectors.values())) == {(24.0, 1.0)}
+    info = read_metadata(str(tmp_path / "out" / "00000.parquet"))["embeddings"]["image_embedding"]
+    assert info["dim"] == 2 and "Halves" in (info["output"] if embeds else info["model"])
+    assert Pipeline("own", stages=stages(pa.list_(pa.float32(), 2))).run().summary.written == 0
+
+
+def test_an_image_that_lost_its_vector_says_so(folder, tmp_path):
+    class Loses(ProcessingStage):
+        def process(self, task):
+            task.data[0].embedding = None
+            return task
+
+    stages = stages_of(folder, tmp_path / "out", batch=100)
+    stages.insert(3, Loses())
+    assert Pipeline("lost", stages=stages).run().summary.failed == 4
+    rows = [row for row in read_output(tmp_path / "out").to_pylist() if row["image_embedding"] is None]
+    assert len(rows) == 4 and all(row["image_error"] for row in rows)
 
 
 def test_drop_failed(folder, tmp_path):
@@ -391,6 +687,24 @@ def test_set_up_and_torn_down_once_a_run(folder, tmp_path):
     assert set(vars(stage)) == {"folder", "seconds", "thread_safe"}, "the user's own object is not set up"
 
 
+def test_one_run_does_not_tear_down_another(tmp_path):
+    diary = tmp_path / "diary"
+    diary.mkdir()
+    one, other = (ChainSpec((ImageReaderStage(), Diary(diary)), f"{tmp_path.name}-{name}") for name in "ab")
+
+    def torn():
+        return sum(path.name.startswith("teardown") for path in diary.iterdir())
+
+    with CHAINS.lease(one, one.build), CHAINS.lease(other, other.build):
+        end_run(other.run)
+        assert torn() == 0, "in use"
+    assert torn() == 1 and CHAINS.specs() == [one]
+    with pytest.raises(ClusterError, match="has ended"), CHAINS.lease(other, other.build):
+        pass
+    end_run(one.run)
+    assert torn() == 2 and CHAINS.specs() == []
+
+
 def test_a_stage_that_cannot_be_set_up_stops_the_run(folder, tmp_path):
     class Broken(ProcessingStage):
         def setup(self, worker_metadata=None):
@@ -407,32 +721,64 @@ def test_a_stage_that_cannot_be_set_up_stops_the_run(folder, tmp_path):
     assert not stamps(tmp_path / "out")
 
 
+class Gives(ProcessingStage):
+    name = "giver"
+
+    def __init__(self, made):
+        self.made = made
+
+    def process(self, task):
+        return self.made(task)
+
+
 @pytest.mark.parametrize(
     ("made", "said"),
+    [(lambda task: [task.data], "it gave list"), (lambda task: 5, "it gave int")],
+)
+def test_what_is_no_task_stops_the_run(folder, made, said):
+    with pytest.raises(ConfigError, match=f"stage giver: process must give a Task.*{said}"):
+        run(folder, None, Gives(made), embeds=False)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
     [
-        (lambda task: [task.data], "it gave list"),
-        (lambda task: 5, "process must give a Task"),
-        (lambda task: ImageBatch(["x"]), "expected an ImageObject at place 0 of the batch, found str"),
-        (lambda task: ImageBatch([ImageObject("a", 5)]), "image_id: expected text, found int"),
+        (["x"], "expected an ImageObject at place 0 of the batch, found str"),
+        ([ImageObject("a", 5)], "image_id: expected text, found int"),
+        ([ImageObject("a", "a", error="")], "image 'a': error: expected a reason or None, found ''"),
         (
-            lambda task: ImageBatch([ImageObject("a", "a", image_data=np.zeros((4, 4)))]),
-            r"image 'a': image_data: expected uint8 \(H, W, 3\), found float64 \(4, 4\)",
+            [ImageObject("a", "a", image_data=np.zeros((4, 4)))],
+            "image 'a': image_data: expected uint8 (H, W, 3), found float64 (4, 4)",
         ),
         (
-            lambda task: ImageBatch([ImageObject("a", "a", embedding=[1.0])]),
-            r"embedding: expected a NumPy array \(dim,\), found list",
+            [ImageObject("a", "a", embedding=[1.0])],
+            "embedding: expected a NumPy array (dim,), found list",
         ),
     ],
 )
-def test_what_a_stage_must_not_give(folder, made, said):
-    class Gives(ProcessingStage):
-        name = "giver"
+def test_what_images_must_not_be_costs_the_shard(folder, data, said):
+    def made(task):
+        return ImageBatch(data) if task.task_id.endswith("00001.tar batch 0") else task
 
-        def process(self, task):
-            return made(task)
+    summary = run(folder, None, Gives(made), embeds=False).summary
+    (reason,) = summary.failed_shards.values()
+    assert "00001.tar batch 0: stage giver: " in reason and said in reason
 
-    with pytest.raises(ConfigError, match=f"stage giver: .*{said}"):
-        run(folder, None, Gives(), embeds=False)
+
+class Says(ProcessingStage):
+    def __init__(self, made):
+        self.made = made
+
+    def outputs(self):
+        return self.made
+
+    def process(self, task):
+        return task
+
+
+class OwnReader(ImageReaderStage):
+    def process(self, task):
+        raise AssertionError("never called")
 
 
 READER, PARTS = ImageReaderStage(), FilePartitioningStage("somewhere")
@@ -457,6 +803,10 @@ READER, PARTS = ImageReaderStage(), FilePartitioningStage("somewhere")
         (
             [PARTS, READER, ColourStage(remove_image_data=True), Brightness()],
             "stage brightness: needs 'image_data', which image_embedding removes: put it before that",
+        ),
+        (
+            [PARTS, OwnReader(), ColourStage()],
+            r"stage image_reader: overrides process\(\), which a pipeline does not call: override read\(\)",
         ),
         ([PARTS, READER, PARTS], "stage file_partitioning: is stage 3; there can be one only"),
         ([PARTS, READER, READER], "stage image_reader: is stage 3; there can be one only"),
@@ -488,6 +838,8 @@ def test_a_field_that_nobody_makes(folder):
         ConfigError, match=r"stage Needs: needs \['likes'\], which neither the dataset .*'caption'"
     ):
         run(folder, None, Needs())
+    with pytest.raises(ConfigError, match=r"fields: the types of \['width'\] are settled: give None"):
+        run(folder, folder / "out", writer={"fields": {"key": None, "width": "float64"}})
     with pytest.raises(ConfigError, match=r"fields: nobody makes \['likes'\]; there are \['key'"):
         run(folder, folder / "out", writer={"fields": ["key", "likes"]})
 
@@ -507,6 +859,20 @@ def test_a_field_that_nobody_makes(folder):
             lambda: FilePartitioningStage("x", file_extensions=[".tar", ".zip"]),
             r"\['.zip'\]: expected \['.tar'\]",
         ),
+        (lambda: ImageParquetWriterStage(None), "path=None: expected a directory or URL"),
+        (lambda: ImageParquetWriterStage("x", fields=[]), r"fields=\[\]: expected a list of names"),
+        (
+            lambda: ImageParquetWriterStage("x", image_embedding_column=""),
+            "image_embedding_column='': expected a name",
+        ),
+        (
+            lambda: ImageParquetWriterStage("x", storage_options="y"),
+            "storage_options='y': expected a mapping",
+        ),
+        (lambda: ImageParquetWriterStage("x", fields={"a": 5}), "'a' has type 5"),
+        (lambda: FilePartitioningStage(5), "file_paths=5: expected a path, or a list of paths"),
+        (lambda: FilePartitioningStage("x", storage_options="y"), "storage_options='y': expected a mapping"),
+        (lambda: Pipeline("x", stages=5), "stages=5: expected a list of stages"),
         (lambda: ImageParquetWriterStage("x", fields="key"), "fields='key': expected a list of names"),
         (lambda: ImageParquetWriterStage("x", fields={"a": "floatish"}), "'a' has type 'floatish'"),
         (lambda: Pipeline("x", stages=[ImageReaderStage]), "found ImageReaderStage: make an object of it"),
@@ -568,7 +934,6 @@ def test_verbose(folder, capsys):
 
 def test_keys_with_odd_names(tmp_path):
     """Folders, dots, upper case suffixes, several images a sample, numbers as ids; the key is the sample's own."""
-    keys = ["a/b 1", "x.0005", "0007"]
     members = [
         *[(f"a/b 1{end}", data) for end, data in ((".PNG", members_of("1")[0][1]), (".txt", b"one"))],
         ("0005.jpg.png", members_of("5")[0][1]),
@@ -576,7 +941,7 @@ def test_keys_with_odd_names(tmp_path):
     ]
     write_tar(tmp_path / "data" / "00000.tar", members)
     result = run(tmp_path / "data")
-    assert [each.image_id for each in result.objects] == ["a/b 1", "0005", "0007"], keys
+    assert [each.image_id for each in result.objects] == ["a/b 1", "0005", "0007"]
     pq.write_table(pa.table({"id": pa.array([7, 5, 9])}), tmp_path / "data" / "00000.parquet")
     objects = {each.metadata["id"]: each for each in run(tmp_path / "data", id_col="id").objects}
     assert objects[7].image_id == "0007" and objects[5].image_id == "0005" and objects[9].image_id == "9"

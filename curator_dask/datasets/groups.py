@@ -9,6 +9,7 @@ from typing import Any
 import dask.dataframe as dd
 import pandas as pd
 
+from curator_dask.datasets.turns import turn
 from curator_dask.datasets.writing import report_frame, target_frame
 from curator_dask.errors import CuratorError, ShardError
 from curator_dask.webdataset.shards import ShardRange
@@ -59,7 +60,9 @@ class RunGroup:
         CuratorError
             What would happen to every shard.
         """
-        return pd.concat([self._one(part, text) for part, text in items], ignore_index=True)
+        # One turn for all: between two shards another group would take it, and none would come to its end.
+        with turn(items[0][0].shard.url, getattr(self.reader, "storage_options", None)):
+            return pd.concat([self._one(part, text) for part, text in items], ignore_index=True)
 
     def _one(self, part: ShardRange, text: str) -> pd.DataFrame:
         try:

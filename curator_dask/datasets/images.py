@@ -11,7 +11,7 @@ import pyarrow as pa
 from curator_dask.datasets.orphans import find_orphans
 from curator_dask.datasets.writing import ERROR_COLUMN
 from curator_dask.errors import CuratorError, ImageError
-from curator_dask.frames.columns import to_array
+from curator_dask.frames.columns import list_to_matrix, to_array
 from curator_dask.webdataset.index import warn_once
 from curator_dask.webdataset.reader import ShardReader
 from curator_dask.webdataset.remarks import fact_of, remark
@@ -134,6 +134,15 @@ def keep_reasons(errors: Sequence[str | None], frame: Any, others: Sequence[str]
     lacking = np.any([to_array(frame[name]).is_null() for name in there], axis=0)
     before = to_array(frame[ERROR_COLUMN]).to_pylist()
     return [new or (old if lacks else None) for new, old, lacks in zip(errors, before, lacking, strict=True)]
+
+
+def vectors_of(column: pa.Array) -> list[Any]:
+    """The vectors of an embedding column as NumPy arrays, None where it is null; as lists if they differ in length."""
+    try:
+        matrix, valid = list_to_matrix(column)
+    except ValueError:
+        return column.to_pylist()
+    return [vector if good else None for vector, good in zip(matrix, valid, strict=True)]
 
 
 def values_of(column: pa.Array) -> list[Any]:

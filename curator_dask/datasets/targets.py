@@ -96,6 +96,13 @@ def run_targets(
             file=sys.stderr,
             flush=True,
         )
+        if groups is not None:  # most of a group's shards are innocent: each by itself, but side by side
+            members, suspects = suspects, []
+            for number, result in run_partitions(written.partitions[members], client, apart, resources):
+                if isinstance(result, WorkersDied | ResultLost):
+                    suspects.append(members[number])
+                else:
+                    settle(members[number], result)
         for number in suspects:
             result = run_alone(written, number, client, resources)
             if isinstance(result, WorkersDied):

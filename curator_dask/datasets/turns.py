@@ -26,7 +26,7 @@ _thread = threading.local()
 def turn(url: str | None, options: Options = None) -> Iterator[None]:
     """Fetch a remote shard, wait for a turn, and hold both until the end of the block.
 
-    For a local shard, and outside of a Dask worker, there is nothing to wait for.
+    For a local shard, outside of a Dask worker, and within a turn of this task, there is nothing to wait for.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def turn(url: str | None, options: Options = None) -> Iterator[None]:
         For fsspec.
     """
     worker = current_worker() if url is not None and is_remote(url) else None
-    if worker is None or url is None:
+    if worker is None or url is None or getattr(_thread, "has_turn", False):
         yield
         return
     with ExitStack() as held:
@@ -46,7 +46,11 @@ def turn(url: str | None, options: Options = None) -> Iterator[None]:
                 held.enter_context(STAGE.lease(url, options))
         held.enter_context(_semaphore(worker))
         _leave_pool()
-        yield
+        _thread.has_turn = True
+        try:
+            yield
+        finally:
+            _thread.has_turn = False
 
 
 def _semaphore(worker: Any) -> threading.Semaphore:

@@ -206,7 +206,7 @@ class GatherWhole(Collector):
         tensor = tensor_of(image) if isinstance(image, np.ndarray) else image
         if self._place.device == "cpu":
             return tensor
-        return tensor.to(self._place.torch_device, copy=True)
+        return self._place.again_if_full(lambda: tensor.to(self._place.torch_device, copy=True))
 
     def _pixels(self) -> list[torch.Tensor]:
         return self._images

@@ -117,7 +117,10 @@ class ChunkDecoder:
                     transform.interpolation,
                     ", ".join(TORCH_MODES),
                 )
-            self._resize = HostResize(transform)
+            resize = HostResize(transform)
+            self._resize = resize
+            # What Pillow decodes is resized as the others are: so it is where the resize comes later, too.
+            self._finish_image = lambda image: resize(np.asarray(image))
         if on_gpu and transform is not None:
             self._smallest = SMALLEST_FOR_DALI
         self._dali = DaliDecoder(

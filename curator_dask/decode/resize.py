@@ -18,7 +18,7 @@ import numpy as np
 from curator_dask import backend
 from curator_dask.decode.batches import copy_rows
 from curator_dask.decode.transforms import Axis, TransformSpec
-from curator_dask.errors import CuratorError, ImageError
+from curator_dask.errors import CuratorError, ImageError, ShardError
 
 if TYPE_CHECKING:
     import torch
@@ -167,14 +167,18 @@ class BatchResize:
         What the model wants.
     num_threads
         Threads on a CPU. On a GPU one thread hands out the work.
+    exact
+        Resize with Pillow, on the host: the reference.
     """
 
-    def __init__(self, transform: TransformSpec, num_threads: int):
+    def __init__(self, transform: TransformSpec, num_threads: int, exact: bool = False):
         self._size = transform.size
         self._place = backend.current()
         self._stream = self._place.side_stream()
         self._together = self._place.device == "gpu"
         self._resize: Any = DeviceResize(transform) if self._together else HostResize(transform)
+        if exact:
+            self._resize = _pillow_resize(transform)
         self._pool = ThreadPoolExecutor(
             1 if self._together else num_threads, thread_name_prefix="curator-resize"
         )
@@ -212,7 +216,8 @@ class BatchResize:
                 good[index] = backend.tensor_of(_checked(image)) if self._together else _checked(image)
             except Exception as error:
                 errors[index] = _reason(error)
-        rows = torch.empty((len(good), *self._size, 3), dtype=torch.uint8, device=self._place.torch_device)
+        shape, device = (len(good), *self._size, 3), self._place.torch_device
+        rows = self._place.again_if_full(lambda: torch.empty(shape, dtype=torch.uint8, device=device))
         numbered = list(enumerate(good.values()))
         ready = self._place.mark()
         parts = [numbered] if self._together else [[one] for one in numbered]
@@ -234,14 +239,19 @@ class BatchResize:
             self._place.adopt(rows)
             for row, image in part:
                 try:
-                    copy_rows(self._resized(image), rows[row])
-                except Exception as error:  # memory, mostly
+                    self._place.again_if_full(partial(self._fill, rows[row], image))
+                except backend.out_of_memory_error() as error:  # not the image's fault: a rerun may have more
+                    raise ShardError(
+                        f"not resized: {error}. Fewer tasks a GPU leave more memory to each"
+                    ) from error
+                except Exception as error:
                     failed[row] = _reason(error)
         return failed
 
-    def _resized(self, image: Any) -> Any:
+    def _fill(self, row: torch.Tensor, image: Any) -> None:
         # What a stage has changed on the host comes to the GPU here.
-        return self._resize(image.to(self._place.torch_device) if self._together else image)
+        on_device = image.to(self._place.torch_device) if self._together else image
+        copy_rows(self._resize(on_device), row)
 
     def _finish(
         self, futures: list[Future], rows: torch.Tensor, indices: list[int], errors: dict[int, str]
@@ -253,6 +263,20 @@ class BatchResize:
         if failed:
             rows = rows[[row for row in range(len(rows)) if row not in failed]]
         return rows, errors | {indices[row]: reason for row, reason in failed.items()}
+
+
+def _pillow_resize(transform: TransformSpec) -> Callable[[Any], np.ndarray]:
+    from PIL import Image
+
+    from curator_dask.decode.pillow import PillowResize
+
+    pillow = PillowResize(transform)
+
+    def resize(pixels: Any) -> np.ndarray:
+        on_host = pixels if isinstance(pixels, np.ndarray) else pixels.cpu().numpy()
+        return pillow(Image.fromarray(on_host))
+
+    return resize
 
 
 def _checked(image: Any) -> Any:

@@ -1,13 +1,13 @@
-"""What a user's own class does, as a digest: so that finished work is made anew when its code has changed."""
+"""What a user's own class does, as a digest: so that finished work is made anew when its code or settings change."""
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import hashlib
 import inspect
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from types import CodeType, FunctionType
 from typing import Any
 
 from dask.base import tokenize
@@ -16,20 +16,84 @@ from dask.base import tokenize
 def code_digest(settings: Any, written: Sequence[Any], others: Sequence[Any] = ()) -> str:
     """Twelve digits of settings and of what classes and functions say, comments and layout left out.
 
+    The same in every process, also of what the main script or a notebook defines.
+
     Parameters
     ----------
     settings
-        Anything that Dask can tokenize.
+        Numbers, text, and containers and objects of them.
     written
-        Classes and functions whose source counts.
+        Classes and functions whose code counts.
     others
-        Objects whose content counts as Dask tokenizes it.
+        Objects whose content counts, as that of settings does.
     """
-    digest = hashlib.sha256(tokenize(settings).encode())
-    for thing in others:
-        digest.update(tokenize(thing).encode())
-    for thing in written:
-        # What was typed into a prompt, or is built in, has no source: the name must do.
-        with contextlib.suppress(OSError, TypeError, SyntaxError):
-            digest.update(ast.dump(ast.parse(textwrap.dedent(inspect.getsource(thing)))).encode())
-    return digest.hexdigest()[:12]
+    said = [_said(settings), *(_said(each) for each in others), *(_said(each) for each in written)]
+    return hashlib.sha256(repr(said).encode()).hexdigest()[:12]
+
+
+def _said(value: Any, depth: int = 0) -> Any:
+    """The value as nested tuples of text, whose order is always the same."""
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return repr(value)
+    if depth > 20:  # an object that holds itself
+        return type(value).__qualname__
+    if isinstance(value, Mapping):
+        return (
+            "map",
+            *sorted((repr(_said(key, depth + 1)), _said(each, depth + 1)) for key, each in value.items()),
+        )
+    if isinstance(value, list | tuple):
+        return (type(value).__name__, *(_said(each, depth + 1) for each in value))
+    if isinstance(value, Set):
+        return ("set", *sorted(repr(_said(each, depth + 1)) for each in value))
+    if isinstance(value, type):
+        return _class(value, depth)
+    if isinstance(value, FunctionType):
+        return _function(value, depth)
+    if hasattr(value, "__array__"):  # NumPy, torch
+        return ("array", str(getattr(value, "dtype", "")), tokenize(value.__array__()))
+    if hasattr(value, "__dict__"):
+        return (type(value).__qualname__, _said(vars(value), depth + 1))
+    return tokenize(value)
+
+
+def _class(kind: type, depth: int) -> Any:
+    functions = [each for each in vars(kind).values() if isinstance(each, FunctionType)]
+    around = [_closure(each, depth) for each in functions]
+    try:
+        return (kind.__qualname__, _source(kind), *around)
+    except (OSError, TypeError, SyntaxError):  # typed into a prompt, or built in
+        return (kind.__qualname__, *(_code(each.__code__) for each in functions), *around)
+
+
+def _function(function: FunctionType, depth: int) -> Any:
+    try:
+        # The source of a lambda is the line that it stands in, with whatever else does.
+        is_lambda = function.__name__ == "<lambda>"
+        said: Any = _code(function.__code__) if is_lambda else _source(function)
+    except (OSError, TypeError, SyntaxError):
+        said = _code(function.__code__)
+    return (function.__qualname__, said, _closure(function, depth))
+
+
+def _source(thing: Any) -> str:
+    return ast.dump(ast.parse(textwrap.dedent(inspect.getsource(thing))))
+
+
+def _closure(function: FunctionType, depth: int) -> Any:
+    """What a function uses of the functions around it."""
+    said = []
+    for cell in function.__closure__ or ():
+        try:
+            inside = cell.cell_contents
+        except ValueError:  # not set
+            continue
+        # A method's own class, which `super` needs, is said already.
+        said.append("class" if isinstance(inside, type) else _said(inside, depth + 1))
+    return tuple(said)
+
+
+def _code(code: CodeType) -> Any:
+    """What compiled code does, and not where it stands."""
+    constants = tuple(_code(each) if isinstance(each, CodeType) else _said(each) for each in code.co_consts)
+    return (code.co_code.hex(), constants, code.co_names, code.co_varnames)

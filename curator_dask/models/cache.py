@@ -23,6 +23,7 @@ class _Entry(Generic[T]):
     lock: threading.Lock = field(default_factory=threading.Lock)  # held while the object is being built
     value: T | None = None
     users: int = 0
+    doomed: bool = False  # to be closed by the last who uses it
 
 
 class SpecCache(Generic[T]):
@@ -65,12 +66,24 @@ class SpecCache(Generic[T]):
                 elif not entry.users:
                     del self._entries[spec]
                 closing = self._overdue()
+                if entry.doomed and not entry.users and self._entries.pop(spec, None) is not None:
+                    closing.append(entry.value)
             _close_all(closing)
 
     def specs(self) -> list[Hashable]:
         """The specs whose objects are alive, the one used longest ago first."""
         with self._lock:
             return [spec for spec, entry in self._entries.items() if entry.value is not None]
+
+    def forget(self, spec: Hashable) -> None:
+        """Close the object of `spec`, now or, while it is in use, with the last lease of it."""
+        with self._lock:
+            entry = self._entries.get(spec)
+            if entry is None:
+                return
+            entry.doomed = True
+            closing = [] if entry.users else [self._entries.pop(spec).value]
+        _close_all(closing)
 
     def clear(self) -> None:
         """Close every object that is not in use."""

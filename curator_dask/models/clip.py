@@ -189,7 +189,14 @@ def _load_tower(folder: Path, is_clip: bool) -> Any:
             f" its weights must be of one model, as save_pretrained of transformers (here"
             f" {transformers.__version__}) writes them"
         ) from error
-    # Further tensors, of the text tower, are as it should be; those that are missing would stay random.
+    # Further tensors, of the text tower, are as it should be, but not more layers of this one; those that are
+    # missing would stay random.
+    more = sorted(name for name in found["unexpected_keys"] if name.startswith("vision_model."))
+    if [name for name in more if not name.endswith("position_ids")]:
+        raise WeightsError(
+            f"{folder}: the weights have {len(more)} tensors that its config.json does not have: {', '.join(more[:3])}."
+            " They must be of one model"
+        )
     missing = sorted(found["missing_keys"])
     if missing:
         raise WeightsError(
@@ -260,7 +267,7 @@ def read_transform(folder: Path, processor: str) -> TransformSpec:
             stated = stated.get("image_processor", stated) if name != PROCESSORS[0] else stated
             break
     kind = stated.get("image_processor_type") or stated.get("feature_extractor_type") or ""
-    if kind and not kind.startswith(("CLIP", "Siglip")):
+    if not isinstance(kind, str) or (kind and not kind.startswith(("CLIP", "Siglip"))):
         _refuse(where, "image_processor_type", kind, "one of CLIP's or SigLIP's")
     settings = {
         **_DEFAULTS[processor],
@@ -273,7 +280,7 @@ def read_transform(folder: Path, processor: str) -> TransformSpec:
     factor, resample = settings["rescale_factor"], settings["resample"]
     if not isinstance(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         _refuse(where, "rescale_factor", factor, "1/255")
-    if resample not in range(len(_RESAMPLE)):
+    if isinstance(resample, bool) or not isinstance(resample, int) or resample not in range(len(_RESAMPLE)):
         _refuse(where, "resample", resample, "a number of Pillow's filters, 0 to 5")
     size, crop_pct, crop_mode = _sizes(settings, where)
     normalizes = settings["do_normalize"]

@@ -110,7 +110,7 @@ def find_folder(model_name: str, model_dir: str | None = None, check: Check | No
         return _in_the_cache(repository, check)
     base = Path(model_dir).expanduser().absolute()
     target = base.joinpath(*model_name.split("/"))
-    for folder in (base, target):
+    for folder in (target, base):
         if not lacking(folder):
             return folder
     return _in_folder(target, repository, check)

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
+from curator_dask.errors import ConfigError
 from curator_dask.tasks import Task
 
 X = TypeVar("X", bound=Task)
@@ -88,11 +89,41 @@ def names_of(stage: Stage) -> str:
 
 
 def image_inputs(stage: Stage) -> list[str]:
-    """What a stage needs of each image."""
-    return list(stage.inputs()[1])
+    """What a stage needs of each image.
+
+    Raises
+    ------
+    ConfigError
+        What its `Stage.inputs` gives is not of the form.
+    """
+    return list(_second(stage, "inputs", stage.inputs()))
 
 
 def image_outputs(stage: Stage) -> dict[str, pa.DataType | None]:
-    """What a stage makes of each image, with the types that it gives."""
-    names = stage.outputs()[1]
-    return dict(names) if isinstance(names, Mapping) else dict.fromkeys(names)
+    """What a stage makes of each image, with the types that it gives.
+
+    Raises
+    ------
+    ConfigError
+        What its `Stage.outputs` gives is not of the form.
+    """
+    names = _second(stage, "outputs", stage.outputs())
+    made = dict(names) if isinstance(names, Mapping) else dict.fromkeys(names)
+    for name, kind in made.items():
+        if kind is not None and not isinstance(kind, pa.DataType):
+            raise ConfigError(
+                f"stage {names_of(stage)}: outputs() gives {name!r} the type {kind!r}; expected one of pyarrow's, such"
+                " as pa.float32()"
+            )
+    return made
+
+
+def _second(stage: Stage, what: str, given: Any) -> Any:
+    """The names that images have, of what `Stage.inputs` or `Stage.outputs` gives."""
+    is_pair = isinstance(given, tuple | list) and len(given) == 2
+    if is_pair and all(isinstance(names, Iterable) and not isinstance(names, str) for names in given):
+        return given[1]
+    raise ConfigError(
+        f"stage {names_of(stage)}: {what}() gives {given!r}; expected two lists of names: of tasks, and of their"
+        " images, as in ['data'], ['image_data']"
+    )

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import logging
 import os
+import stat
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator
+import uuid
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 from filelock import FileLock
 
-from curator_dask.errors import ConfigError, CuratorError, ShardError
+from curator_dask.errors import ClusterError, ConfigError, CuratorError, ImageError, ShardError
 from curator_dask.models.cache import SpecCache
 from curator_dask.stages.base import ProcessingStage, names_of
+from curator_dask.stages.image.embedding import ImageEmbeddingStage
 from curator_dask.tasks import Task
 
 logger = logging.getLogger("curator_dask")
@@ -39,6 +45,25 @@ class ChainSpec:
     stages: tuple[ProcessingStage, ...]
     run: str
 
+    @classmethod
+    def of(cls, stages: Sequence[ProcessingStage]) -> ChainSpec:
+        """The stages for a new run.
+
+        Raises
+        ------
+        ConfigError
+            One of them cannot be sent to a worker.
+        """
+        for stage in stages:
+            try:
+                cloudpickle.dumps(stage)
+            except Exception as error:
+                raise ConfigError(
+                    f"stage {names_of(stage)} cannot be sent to the workers: {type(error).__name__}: {error}. A stage"
+                    " holds settings; what else it needs is made in setup()"
+                ) from error
+        return cls(tuple(stages), uuid.uuid4().hex)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ChainSpec) and self.run == other.run
 
@@ -49,7 +74,15 @@ class ChainSpec:
         return (type(self).__name__, self.run)
 
     def build(self) -> Chain:
-        """Set the stages up in this process."""
+        """Set the stages up in this process.
+
+        Raises
+        ------
+        ClusterError
+            The run has ended meanwhile: this is a task of it that was not cancelled in time.
+        """
+        if self.run in _ended:
+            raise ClusterError(f"run {self.run} has ended; its stages are not set up again")
         return Chain(self)
 
 
@@ -70,10 +103,13 @@ class Chain:
     def __init__(self, spec: ChainSpec) -> None:
         # Copies: without a cluster these would be the user's own objects, and what setup leaves in them would be
         # pickled with the next run.
-        self.stages = [copy.deepcopy(stage) for stage in spec.stages]
+        self.stages: list[Any] = copy.deepcopy(list(spec.stages))
         self._locks = [
             contextlib.nullcontext() if each.thread_safe else threading.Lock() for each in self.stages
         ]
+        for stage in self.stages[1:]:
+            if isinstance(stage, ImageEmbeddingStage):
+                stage.decoder = self.stages[0].decoder  # the Pillow reference is resized by Pillow, too
         self._set_up: list[ProcessingStage] = []
         try:
             once_a_node(spec.run, self._setup_on_node)
@@ -104,8 +140,10 @@ class Chain:
         self._set_up = []
 
 
-#: Stages that are set up in this process. A run leaves none behind.
-CHAINS: SpecCache[Chain] = SpecCache(capacity=2)
+#: Stages that are set up in this process. A run leaves none behind, so it is not for the capacity to close them.
+CHAINS: SpecCache[Chain] = SpecCache(capacity=64)
+#: The last runs that have ended.
+_ended: deque[str] = deque(maxlen=256)
 
 
 def once_a_node(run: str, function: Callable[[], None]) -> None:
@@ -119,24 +157,39 @@ def once_a_node(run: str, function: Callable[[], None]) -> None:
         If it raises it has not been done, and the next process tries.
     """
     marker = _marker(run)
-    marker.parent.mkdir(mode=0o700, exist_ok=True)
+    _own_folder(marker.parent)
     with FileLock(f"{marker}.lock"):
         if not marker.exists():
             function()
             marker.touch()
 
 
-def forget_run(run: str) -> None:
-    """Tear down what is set up in this process, and remove the note that this machine was."""
-    CHAINS.clear()
+def end_run(run: str) -> None:
+    """Tear down the stages of a run in this process, and remove the note that this machine was set up."""
+    _ended.append(run)
+    CHAINS.forget(ChainSpec((), run))
     for path in (_marker(run), Path(f"{_marker(run)}.lock")):
-        path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # other runs have theirs there
-        _marker(run).parent.rmdir()
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+async def end_run_on_worker(run: str) -> None:
+    """The same on a Dask worker, where teardown may take its time without holding up the worker's heartbeat."""
+    await asyncio.to_thread(end_run, run)
 
 
 def _marker(run: str) -> Path:
     return Path(tempfile.gettempdir(), f"curator_dask-{os.getuid()}", run)
+
+
+def _own_folder(folder: Path) -> None:
+    """Make a folder of this user's alone: in a folder that all may write to, another might have made it before."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise ClusterError(
+            f"{folder}: expected a folder that is this user's and that no other can write to. Remove it, or set TMPDIR"
+        )
 
 
 def _through(
@@ -147,15 +200,17 @@ def _through(
         for task in tasks:
             try:
                 if stage.thread_safe:
-                    yield from _checked(stage, _each(stage.process(task)))
+                    yield from _checked(stage, task, _each(stage.process(task)))
                     continue
                 with lock:
                     made = list(_each(stage.process(task)))
+            except ImageError as error:  # it would stop the run
+                raise ShardError(f"{task.task_id}: stage {names_of(stage)}: {error}") from error
             except (CuratorError, GeneratorExit):
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise ShardError(f"{task.task_id}: {_failed(stage, 'process', error)}") from error
-            yield from _checked(stage, made)
+            yield from _checked(stage, task, made)
 
 
 def _each(made: Any) -> Iterable[Any]:
@@ -164,15 +219,19 @@ def _each(made: Any) -> Iterable[Any]:
     return made if isinstance(made, Iterable) and not isinstance(made, Task) else (made,)
 
 
-def _checked(stage: ProcessingStage, made: Iterable[Any]) -> Iterator[Task]:
+def _checked(stage: ProcessingStage, source: Task, made: Iterable[Any]) -> Iterator[Task]:
     for task in made:
         if not isinstance(task, Task):
             raise ConfigError(
                 f"stage {names_of(stage)}: process must give a Task, several, or None; it gave {type(task).__name__}"
             )
+        task.task_id, task.dataset_name = (
+            task.task_id or source.task_id,
+            task.dataset_name or source.dataset_name,
+        )
         problem = task.problem()
         if problem:
-            raise ConfigError(f"stage {names_of(stage)}: {task.task_id}: {problem}")
+            raise ShardError(f"{task.task_id}: stage {names_of(stage)}: {problem}")
         yield task
 
 
@@ -185,7 +244,7 @@ def _guarded(stage: ProcessingStage, what: str, function: Callable[[], None]) ->
         raise ConfigError(_failed(stage, what, error)) from error
 
 
-def _failed(stage: ProcessingStage, what: str, error: Exception) -> str:
+def _failed(stage: ProcessingStage, what: str, error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f", at line {frames[-1].lineno} of {frames[-1].filename}" if frames else ""
     return f"stage {names_of(stage)}: {what} raised {type(error).__name__}: {error}{where}"

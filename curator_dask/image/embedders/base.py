@@ -288,6 +288,6 @@ def _code_digest(embedder: ImageEmbedder, settings: dict[str, Any]) -> str:
             f"{type(embedder).__qualname__}.transform: expected something hashable, the key of a loader,"
             f" found {type(transform).__qualname__}: make it a function, or a frozen dataclass"
         ) from None
-    # A function's parameters are in its code, those of another callable are in the object.
+    # A function's settings are around its code, those of another callable are in the object.
     others = [] if isinstance(transform, FunctionType) else [transform]
     return code_digest(settings, [*classes, *written], others)

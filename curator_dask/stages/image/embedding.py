@@ -53,6 +53,8 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
 
     name = "image_embedding"
     thread_safe = True
+    #: The reader's. What ``"pillow"`` has decoded is resized by Pillow, too.
+    decoder: str = "dali"
 
     def __init__(
         self,
@@ -77,6 +79,9 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
         self.model_name = same.model_name
         self.autocast = autocast
         self._resize: BatchResize | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_resize": None}  # of a stage that was tried by hand; its threads cannot travel
 
     def inputs(self) -> Names:
         """Images, decoded."""
@@ -116,7 +121,7 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
         """Load the model, once a worker."""
         spec = self.encoder_spec()
         with ENCODERS.lease(spec, spec.build) as encoder:
-            self._resize = _resizer(encoder)
+            self._resize = _resizer(encoder, exact=self.decoder == "pillow")
 
     def process(self, task: ImageBatch) -> ImageBatch:
         """Set ``embedding`` of each image, or its ``error``."""
@@ -131,10 +136,14 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
         parts = [images[start:stop] for start, stop in itertools.pairwise(ends)]
         spec = self.encoder_spec()
         with ENCODERS.lease(spec, spec.build) as encoder:
-            # All begin at once: while the model works on the first the others are resized.
-            waiting = [(part, self._resize.start([image.image_data for image in part])) for part in parts]
-            for part, finish in waiting:
-                self._embed(encoder, part, *finish())
+            # One part ahead: while the model works on one the next is resized.
+            waiting: list[Any] = []
+            for part in [*parts, None]:
+                if part is not None:
+                    waiting.append((part, self._resize.start([image.image_data for image in part])))
+                if len(waiting) > (part is not None):
+                    before, finish = waiting.pop(0)
+                    self._embed(encoder, before, *finish())
         if self.verbose:
             seconds = max(time.monotonic() - started, 1e-9)
             print(
@@ -171,7 +180,7 @@ def _can_be_embedded(image: ImageObject) -> bool:
     return image.error is None
 
 
-def _resizer(encoder: Encoder) -> BatchResize:
+def _resizer(encoder: Encoder, exact: bool) -> BatchResize:
     import torch
 
     if not isinstance(encoder.transform, TransformSpec):
@@ -179,4 +188,4 @@ def _resizer(encoder: Encoder) -> BatchResize:
             f"{encoder.info.source}: expected a model whose transform is a TransformSpec; a function of its own is"
             " for ImageEmbedder only"
         )
-    return BatchResize(encoder.transform, torch.get_num_threads())
+    return BatchResize(encoder.transform, torch.get_num_threads(), exact)

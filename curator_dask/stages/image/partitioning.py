@@ -52,7 +52,12 @@ class FilePartitioningStage(ProcessingStage[Task, FileGroupTask]):
         for name, value in (("files_per_partition", files_per_partition), ("limit", limit)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1")
-        others = [end for end in file_extensions or () if end.lower().lstrip(".") != "tar"]
+        if storage_options is not None and not isinstance(storage_options, Mapping):
+            raise ConfigError(f"storage_options={storage_options!r}: expected a mapping")
+        paths = [file_paths] if isinstance(file_paths, str | os.PathLike) else file_paths
+        if not isinstance(paths, Sequence) or not all(isinstance(each, str | os.PathLike) for each in paths):
+            raise ConfigError(f"file_paths={file_paths!r}: expected a path, or a list of paths")
+        others = [end for end in file_extensions or () if str(end).lower().lstrip(".") != "tar"]
         if others:
             raise ConfigError(f"file_extensions={list(others)}: expected ['.tar'], shards are plain tars")
         self.file_paths = file_paths

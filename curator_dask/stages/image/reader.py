@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from curator_dask import backend
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.datasets.ids import exact_ids
 from curator_dask.datasets.image_text_pair import check_options
-from curator_dask.datasets.images import add_status, read_images, values_of
+from curator_dask.datasets.images import add_status, read_images, values_of, vectors_of
 from curator_dask.datasets.reading import URL_COLUMN
 from curator_dask.decode.loader import DEFAULT_MAX_PIXELS, Loader, LoaderSpec
 from curator_dask.errors import ConfigError
@@ -112,7 +113,11 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
             yield from self.read(part.compute(scheduler="sync"), task.storage_options, task.dataset_name)
 
     def read(
-        self, frame: Any, storage_options: Mapping[str, Any] | None = None, dataset_name: str = ""
+        self,
+        frame: Any,
+        storage_options: Mapping[str, Any] | None = None,
+        dataset_name: str = "",
+        reading: str = "",
     ) -> Generator[ImageBatch, None, None]:
         """The images of a frame's rows, found by shard and key, in the order of the tars.
 
@@ -124,6 +129,8 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
             For fsspec, where shards are URLs.
         dataset_name
             For the batches.
+        reading
+            Name of this reading, for `ImageObject.origin`.
         """
         ids = exact_ids(to_array(frame[self.id_col]))
         urls = to_array(frame[URL_COLUMN]).to_pylist()
@@ -138,17 +145,14 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
             storage_options=storage_options,
             found_as=found_as,
         )
-        rows = self.rows(frame)
+        make = _Maker(reading, ids, urls, self.rows(frame), found_as)
         spec = self._loader_spec()
         with LOADERS.lease(spec, lambda: Loader(spec)) as loader:
             for number, batch in enumerate(loader.load(images)):
                 started = time.monotonic()
                 pixels = zip(batch.positions.tolist(), batch.pixels, strict=True)
-                objects = [_object(row, ids, urls, rows, found_as, data, None) for row, data in pixels]
-                objects += [
-                    _object(row, ids, urls, rows, found_as, None, reason)
-                    for row, reason in _with_status(batch.errors, frame).items()
-                ]
+                objects = [make(row, data, None) for row, data in pixels]
+                objects += [make(row, None, why) for row, why in _with_status(batch.errors, frame).items()]
                 batch.pixels.clear()  # else they would live until the next batch is decoded
                 yield ImageBatch(objects, dataset_name, f"{urls[0]} batch {number}")
                 failed = sum(image.error is not None for image in objects)  # also what failed after here
@@ -156,20 +160,21 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
                 if self.verbose:
                     _say(urls[0], number, len(objects), failed, time.monotonic() - started)
 
-    def unread(self, frame: Any, reason: str) -> list[ImageObject]:
+    def unread(self, frame: Any, reason: str, reading: str = "") -> list[ImageObject]:
         """The rows of a frame as images that were not looked at, all with this error."""
         ids = exact_ids(to_array(frame[self.id_col]))
         urls = to_array(frame[URL_COLUMN]).to_pylist()
-        rows = self.rows(frame)
+        make = _Maker(reading, ids, urls, self.rows(frame), {})
         report(images=0, failed=len(ids))
-        return [_object(row, ids, urls, rows, {}, None, reason) for row in range(len(ids))]
+        return [make(row, None, reason) for row in range(len(ids))]
 
     def rows(self, frame: Any) -> list[dict[str, Any]]:
-        """The rows of a frame as dictionaries, without the vectors of other embeddings."""
+        """The rows of a frame as dictionaries; vectors of other embeddings as NumPy arrays."""
         vectors = set(embedding_columns(frame))
-        names = [name for name in frame.columns if name not in vectors]
-        columns = [values_of(to_array(frame[name])) for name in names]
-        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+        columns = [
+            (vectors_of if name in vectors else values_of)(to_array(frame[name])) for name in frame.columns
+        ]
+        return [dict(zip(frame.columns, values, strict=True)) for values in zip(*columns, strict=True)]
 
     def _loader_spec(self) -> LoaderSpec:
         import torch
@@ -187,24 +192,27 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
         )
 
 
-def _object(
-    row: int,
-    ids: Sequence[Any],
-    urls: Sequence[str | None],
-    rows: Sequence[dict[str, Any]],
-    found_as: Mapping[int, tuple[str, str]],
-    pixels: Any,
-    error: str | None,
-) -> ImageObject:
-    key, member = found_as.get(row, (str(ids[row]), ""))
-    path = f"{urls[row]}/{member}" if member else str(urls[row])
-    return ImageObject(
-        image_path=key_text(path),
-        image_id=key_text(key),
-        metadata=rows[row],
-        image_data=pixels,
-        error=error,
-    )
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the objects of a reading's rows."""
+
+    reading: str
+    ids: Sequence[Any]
+    urls: Sequence[str | None]
+    rows: Sequence[dict[str, Any]]
+    found_as: Mapping[int, tuple[str, str]]
+
+    def __call__(self, row: int, pixels: Any, error: str | None) -> ImageObject:
+        key, member = self.found_as.get(row, (str(self.ids[row]), ""))
+        path = f"{self.urls[row]}/{member}" if member else str(self.urls[row])
+        return ImageObject(
+            image_path=key_text(path),
+            image_id=key_text(key),
+            metadata=self.rows[row],
+            image_data=pixels,
+            error=error,
+            origin=(self.reading, row),
+        )
 
 
 def _with_status(errors: Mapping[int, str], frame: Any) -> dict[int, str]:

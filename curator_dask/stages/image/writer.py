@@ -49,8 +49,14 @@ class ImageParquetWriterStage(Stage):
         drop_failed: bool = False,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        if isinstance(fields, str):
+        if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+            raise ConfigError(f"path={path!r}: expected a directory or URL")
+        if isinstance(fields, str) or (fields is not None and not fields):
             raise ConfigError(f"fields={fields!r}: expected a list of names")
+        if not isinstance(image_embedding_column, str) or not image_embedding_column:
+            raise ConfigError(f"image_embedding_column={image_embedding_column!r}: expected a name")
+        if storage_options is not None and not isinstance(storage_options, Mapping):
+            raise ConfigError(f"storage_options={storage_options!r}: expected a mapping")
         self.path = os.fspath(path)
         self.fields = None if fields is None else list(fields)
         self.types = dict(fields) if isinstance(fields, Mapping) else {}
@@ -67,6 +73,10 @@ class ImageParquetWriterStage(Stage):
                         f"fields: {name!r} has type {kind!r}; expected a name that pyarrow knows, such as 'float32' or"
                         " 'string'"
                     ) from None
+            elif kind is not None and not isinstance(kind, pa.DataType):
+                raise ConfigError(
+                    f"fields: {name!r} has type {kind!r}; expected a name such as 'float32', or None"
+                )
 
     def inputs(self) -> Names:
         """Images, with or without vectors."""
