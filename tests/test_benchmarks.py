@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import doors, end_to_end, harness, loader, many_shards, memory, random_clip
+from benchmarks import compare, doors, end_to_end, harness, loader, many_shards, memory, random_clip
+from benchmarks.peers import check
+from benchmarks.peers import run as peer_run
 from benchmarks.photographs import make_photographs
 from curator_dask.frames.columns import vectors_to_list
 
@@ -174,3 +179,71 @@ def test_doors_compares_what_they_wrote(tmp_path):
     write_rows(tmp_path / "alike/00000.parquet", vectors=np.ones_like(ROWS))
     with pytest.raises(SystemExit, match="all vectors are alike"):
         doors.compare(tmp_path / "alike", tmp_path / "alike")
+
+
+def test_compare(tmp_path):
+    """With curator_dask alone: the peers need environments of their own."""
+    result = run(compare, tmp_path / "compare.json", "--peers", "curator-dask", "--images", "80")
+    assert result["left_out"] == result["ratios"] == {}
+    found = result["peers"]["curator-dask"]
+    assert found["fidelity"]["rows"] == 80 and found["fidelity"]["least_cosine"] > 0.9999
+    for figure in compare.FIGURES:
+        assert found[figure]["median"] > 0
+    assert found["peak_mib"] > 100 and found["versions"]["torch"]
+    assert "curator-dask" in (tmp_path / "compare.svg").read_text()
+    assert result["table"][1][0] == "curator-dask"
+
+
+def test_compare_leaves_out_what_fails(tmp_path, monkeypatch):
+    """A peer that ends is reported with its last error, and its descendants are ended."""
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    (scripts / "broken.py").write_text(
+        "import subprocess, sys\n"
+        "child = subprocess.Popen(['sleep', '600'])\n"
+        "print(child.pid, flush=True, file=open('pid', 'w'))\n"
+        "sys.stdin.readline()\n"
+        "raise ValueError('nothing works')\n"
+    )
+    monkeypatch.setattr(peer_run, "SCRIPTS", scripts)
+    broken = peer_run.Peer("broken", "none", True, lambda count: [{}])
+    with (
+        pytest.raises(peer_run.PeerError, match="ended after .*ValueError: nothing works"),
+        peer_run.Run(broken, Path(sys.executable), {}, {"threads": 1}, tmp_path / "run"),
+    ):
+        pass
+    assert not psutil.pid_exists(int((tmp_path / "run/pid").read_text()))
+
+
+def test_compare_checks_vectors(tmp_path):
+    folder = make_photographs(8, 2, tmp_path / "shards")
+    keys = [key for shard in check.keys_of(folder).values() for key in shard]
+    expected = dict(zip(keys, ROWS, strict=True))
+    write_rows(tmp_path / "good/a.parquet", keys[:5], ROWS[:5] * 7)
+    write_rows(tmp_path / "good/b.parquet", keys[5:], ROWS[5:])
+    assert check.check(tmp_path / "good", folder, expected) == {
+        "rows": 8,
+        "least_cosine": 1.0,
+        "mean_cosine": 1.0,
+    }
+    # NeMo Curator names rows by position, clip-retrieval has its vectors in another file.
+    ids = [f"{shard}_{number:06d}" for shard in ("00000", "00001") for number in range(4)]
+    (tmp_path / "nemo").mkdir()
+    pq.write_table(pa.table({"image_id": ids, "embedding": ROWS.tolist()}), tmp_path / "nemo/x.parquet")
+    for name in ("metadata", "img_emb"):
+        (tmp_path / "clip" / name).mkdir(parents=True)
+    np.save(tmp_path / "clip/img_emb/img_emb_0.npy", ROWS.astype(np.float16))
+    pq.write_table(pa.table({"image_path": keys}), tmp_path / "clip/metadata/metadata_0.parquet")
+    for name in ("nemo", "clip"):
+        assert check.check(tmp_path / name, folder, expected)["least_cosine"] > 0.999
+    faults = {
+        "1 missing, 0 unknown .*, 0 twice": {"keys": keys[1:], "vectors": ROWS[1:]},
+        "1 missing, 1 unknown": {"keys": ["other", *keys[1:]]},
+        "1 missing, 0 unknown .*, 1 twice": {"keys": [keys[1], *keys[1:]]},
+        "1 vectors are missing": {"keys": keys, "missing": [3]},
+        "least cosine": {"keys": [keys[1], keys[0], *keys[2:]]},
+    }
+    for number, (message, changes) in enumerate(faults.items()):
+        write_rows(tmp_path / str(number) / "a.parquet", **changes)
+        with pytest.raises(check.CheckError, match=message):
+            check.check(tmp_path / str(number), folder, expected)

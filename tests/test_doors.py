@@ -13,10 +13,12 @@ from test_clip import make_clip
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.datasets.retrying import find_settings
+from curator_dask.errors import OutputError
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.image.embedders import ClipImageEmbedder
 from curator_dask.image.embedders.making import from_settings
 from curator_dask.pipeline import Pipeline
+from curator_dask.stages import ProcessingStage
 from curator_dask.stages.image import (
     FilePartitioningStage,
     ImageEmbeddingStage,
@@ -59,14 +61,17 @@ def folder(tmp_path):
     return tmp_path / "data"
 
 
-def through_stages(folder, clip, out, **reader):
-    stages = [
+def stages_of(folder, clip, out, **reader):
+    return [
         FilePartitioningStage(str(folder)),
         ImageReaderStage(dali_batch_size=6, **reader),
         ImageEmbeddingStage(model_name=str(clip), model_inference_batch_size=4, remove_image_data=True),
         ImageParquetWriterStage(str(out)),
     ]
-    return Pipeline("clip", stages=stages).run().summary
+
+
+def through_stages(folder, clip, out, **reader):
+    return Pipeline("clip", stages=stages_of(folder, clip, out, **reader)).run().summary
 
 
 def through_dataset(folder, clip, out, **settings):
@@ -115,6 +120,33 @@ def test_failed_rows_of_a_pipeline_are_tried_again(folder, clip, tmp_path, in_th
     assert one["key"].to_pylist() == other["key"].to_pylist()
     vectors = [list_to_matrix(each["image_embedding"])[0] for each in (one, other)]
     np.testing.assert_allclose(*vectors, atol=2e-6)
+
+
+class Invert(ProcessingStage):
+    """Changes what the model sees."""
+
+    def process(self, task):
+        for image in task.data:
+            if image.error is None:
+                image.image_data = 255 - image.image_data
+        return task
+
+
+def test_vectors_of_other_pixels_are_another_embedding(folder, clip, tmp_path, in_this_process):
+    """The same model, but neither door takes one for the other, nor fills the gaps of one with the other."""
+    through_dataset(folder, clip, tmp_path / "out")
+    inverted = stages_of(folder, clip, tmp_path / "out")
+    inverted.insert(2, Invert())
+    with pytest.raises(OutputError, match=r"was made with output projected; this run has output .*Invert"):
+        Pipeline("inverted", stages=inverted).run()
+    inverted[-1] = ImageParquetWriterStage(tmp_path / "inverted")
+    Pipeline("inverted", stages=inverted).run()
+    assert find_settings(str(tmp_path / "inverted")) == {}
+    with pytest.raises(OutputError, match=r"retry with the same model"):
+        ClipImageEmbedder(clip).retry(tmp_path / "inverted")
+    one, other = (read_output(tmp_path / name)["image_embedding"] for name in ("out", "inverted"))
+    (vectors, valid), (others, _) = list_to_matrix(one), list_to_matrix(other)
+    assert (vectors * others).sum(axis=1)[valid].max() < 0.999
 
 
 def test_both_doors_share_one_model():

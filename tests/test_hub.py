@@ -180,6 +180,13 @@ def test_a_folder_with_the_weights_needs_no_network(server, tmp_path, where):
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
 
 
+def test_the_model_of_the_name_comes_before_another_in_model_dir(server, tmp_path):
+    write_model(tmp_path / "models")
+    write_model(tmp_path / "models" / "someone" / "clip", seed=1)
+    assert find_folder("someone/clip", str(tmp_path / "models")) == tmp_path / "models" / "someone" / "clip"
+    assert find_folder("someone/other", str(tmp_path / "models")) == tmp_path / "models"
+
+
 def test_a_folder_may_be_read_only(server, tmp_path):
     folder = write_model(tmp_path / "models" / "someone" / "clip")
     for path in (folder, folder.parent, folder.parent.parent):
