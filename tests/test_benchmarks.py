@@ -199,16 +199,16 @@ def test_compare_leaves_out_what_fails(tmp_path, monkeypatch):
     scripts = tmp_path / "scripts"
     scripts.mkdir()
     (scripts / "broken.py").write_text(
-        "import subprocess, sys\n"
+        "import subprocess, sys, time\n"
         "child = subprocess.Popen(['sleep', '600'])\n"
         "print(child.pid, flush=True, file=open('pid', 'w'))\n"
-        "sys.stdin.readline()\n"
+        "time.sleep(1)  # so that the child is seen\n"
         "raise ValueError('nothing works')\n"
     )
     monkeypatch.setattr(peer_run, "SCRIPTS", scripts)
     broken = peer_run.Peer("broken", "none", True, lambda count: [{}])
     with (
-        pytest.raises(peer_run.PeerError, match="ended after .*ValueError: nothing works"),
+        pytest.raises(peer_run.PeerError, match=r"ended after .*ValueError: nothing works"),
         peer_run.Run(broken, Path(sys.executable), {}, {"threads": 1}, tmp_path / "run"),
     ):
         pass

@@ -1,0 +1,307 @@
+"""curator_dask beside what users would run instead: the same shards, model, weights and cores, in one run.
+
+    python -m benchmarks.compare --device cpu
+    python -m benchmarks.compare --device cpu --loads null --peers timm-webdataset daft --shards 16 --repeats 3
+
+The peers are small scripts in `benchmarks.peers`, each in a virtual environment of its own that `peers.build` makes;
+a peer that cannot be installed, or fails, or gives other vectors, is reported and left out. curator_dask is run by
+such a script too. Three loads: ``null`` only averages the pixels, so that decoding and the framework are left;
+``efficientnet-lite0`` has its pretrained weights; ``vit-b-32`` has random ones. There is a JSON file and a chart for
+each load and number of shards, written as soon as it is done.
+
+Before anything is timed, what each peer wrote for all photographs is compared with timm's own transform under Pillow
+and the bare model: the number of rows, the ids, each row's cosine (> 0.99). Peak memory is taken in that run, as the
+proportional set size of all its processes (pages that several share count once).
+
+Every run is a process of its own, in turns with those of the other peers, and does three jobs:
+
+- the cold start: 64 photographs in 4 small shards, counted from the start of Python;
+- the same again, for the peers that start their workers anew in every job;
+- all photographs.
+
+The steady state of a peer whose workers stay is the last job alone. Of one whose workers are new in every job
+(marked "by difference") it is the last job less the second one, in photographs and in seconds, so that its starting
+is not counted against it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import cores, machine, parser, ranged, summary, write_result, write_tables
+from benchmarks.peers.build import BuildError, build
+from benchmarks.peers.chart import bar_chart
+from benchmarks.peers.check import LOADS, CheckError, alikeness, check, count_rows, load_of, reference
+from benchmarks.peers.run import OURS, PEERS, PeerError, Run
+from benchmarks.photographs import make_photographs
+
+SMALL = (64, 4)
+"""Photographs and shards of the first job: at least as many shards as a peer has workers."""
+
+FIGURES = {
+    "images_per_second": "steady state",
+    "cpu_seconds_per_1000": "steady state",
+    "cold_seconds": f"from the start of Python until {SMALL[0]} photographs are embedded",
+    "job_images_per_second": "a whole job, the start of its workers included where they do not stay",
+}
+"""What is measured, and when."""
+
+
+def tars(folder: Path) -> list[str]:
+    """The shards of a folder."""
+    return sorted(str(path) for path in folder.glob("*.tar"))
+
+
+def measure_once(run: Run, shards: Path, images: int) -> dict[str, float]:
+    """The three jobs of an open run; figures of `FIGURES`."""
+    small = tars(make_photographs(*SMALL))
+    run.job(small, "cold")
+    cold = time.perf_counter() - run.started
+    again = (0.0, 0.0) if run.peer.stays else run.job(small, "again")
+    whole = run.job(tars(shards), "all")
+    rows = count_rows(run.place / "all")
+    if rows != images:
+        raise PeerError(f"expected {images} rows, found {rows}")
+    counted = images if run.peer.stays else images - SMALL[0]
+    seconds, cpu = (all_of_it - start for all_of_it, start in zip(whole, again, strict=True))
+    if seconds <= 0:
+        raise PeerError(f"{images} images took no longer than {SMALL[0]}: take more (--images)")
+    return {
+        "images_per_second": counted / seconds,
+        "cpu_seconds_per_1000": 1000 * cpu / counted,
+        "cold_seconds": cold,
+        "job_images_per_second": images / whole[0],
+    }
+
+
+class Comparison:
+    """One load in one number of shards.
+
+    Parameters
+    ----------
+    name
+        Of the load.
+    shards
+        Number of them.
+    options
+        Of the command line.
+    tuned
+        What `tune` found for a load and a peer; kept from one number of shards to the next.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shards: int,
+        options: argparse.Namespace,
+        tuned: dict[tuple[str, str], dict[str, float]],
+    ) -> None:
+        self.options, self.tuned = options, tuned
+        self.label = f"{name}, {shards} shards"
+        self.load = load_of(name)
+        self.images = options.images or LOADS[name].images
+        self.folder = make_photographs(self.images, shards)
+        self.expected = reference(self.load, self.folder)
+        self.left_out: dict[str, str] = {}
+        self.found: dict[str, dict[str, Any]] = {}
+        self.runs: dict[str, list[dict[str, float]]] = {}
+
+    def start(self, name: str, place: Path, settings: Mapping[str, Any], proportional: bool = False) -> Run:
+        """A run of a peer, to be entered."""
+        peer = PEERS[name]
+        python = Path(sys.executable) if peer.environment is None else build(peer.environment)
+        return Run(peer, python, self.load, settings, place, proportional)
+
+    def tune(self, name: str) -> dict[str, float]:
+        """Images a second with each of the peer's settings, which are given as JSON text."""
+        key = (self.load["name"], name)
+        if key in self.tuned:
+            return self.tuned[key]
+        found = {}
+        for settings in PEERS[name].settings(cores()):
+            with tempfile.TemporaryDirectory() as place:
+                try:
+                    with self.start(name, Path(place) / "run", settings) as run:
+                        rate = measure_once(run, self.folder, self.images)["images_per_second"]
+                except PeerError as error:
+                    print(f"  {name}: {settings}: {error}", flush=True)
+                    continue
+            found[json.dumps(settings)] = float(f"{rate:.4g}")
+            print(f"  {name}: {settings}: {rate:.1f} images/s", flush=True)
+        self.tuned[key] = found
+        return found
+
+    def admit(self, name: str) -> None:
+        """Run a peer once, compare what it wrote with the reference, and take its memory."""
+        tried = self.tune(name) if self.options.tune else {}
+        best = json.loads(max(tried, key=tried.__getitem__)) if tried else PEERS[name].settings(cores())[0]
+        with tempfile.TemporaryDirectory() as place:
+            with self.start(name, Path(place) / "run", best, proportional=True) as run:
+                run.job(
+                    tars(make_photographs(*SMALL)), "cold"
+                )  # the same first job as in a run that is timed
+                run.job(tars(self.folder), "all")
+            fidelity = check(Path(place) / "run" / "all", self.folder, self.expected)
+        self.found[name] = {
+            "settings": best,
+            "tried": tried,
+            "versions": run.versions,
+            "fidelity": fidelity,
+            "peak_mib": run.tree.peak_mib,
+            "steady": "last job" if PEERS[name].stays else "by difference",
+        }
+        self.runs[name] = []
+        print(f"  {name}: {fidelity}", flush=True)
+
+    def measure(self) -> None:
+        """All peers in turn, several times over, every second round backwards."""
+        for number in range(self.options.repeats):
+            for name in list(self.runs) if number % 2 == 0 else list(reversed(self.runs)):
+                with tempfile.TemporaryDirectory() as place:
+                    try:
+                        with self.start(name, Path(place) / "run", self.found[name]["settings"]) as run:
+                            figures = measure_once(run, self.folder, self.images)
+                    except PeerError as error:
+                        self.leave_out(name, f"round {number + 1}: {error}")
+                        continue
+                self.runs[name].append(figures)
+                print(
+                    f"  round {number + 1}: {name}: {figures['images_per_second']:.1f} images/s,"
+                    f" cold start {figures['cold_seconds']:.1f} s",
+                    flush=True,
+                )
+
+    def leave_out(self, name: str, why: object) -> None:
+        """Note why a peer has no figures."""
+        print(f"  {name}: left out: {why}", flush=True)
+        self.left_out[name] = str(why)
+        self.runs.pop(name, None)
+        self.found.pop(name, None)
+
+    def run(self) -> dict[str, Any]:
+        """Admit all peers, then time those that gave the right vectors; JSON-able, what was found."""
+        print(f"{self.label}: {self.images} photographs", flush=True)
+        for name in self.options.peers:
+            try:
+                self.admit(name)
+            except (PeerError, BuildError, CheckError) as error:
+                self.leave_out(name, error)
+        self.measure()
+        for name, runs in self.runs.items():
+            self.found[name] |= {figure: summary([run[figure] for run in runs]) for figure in FIGURES}
+        ratios = {}
+        for name, runs in self.runs.items():
+            if OURS in self.runs and name != OURS:
+                pairs = zip(self.runs[OURS], runs, strict=True)
+                ratios[f"{OURS} ÷ {name}"] = summary(
+                    [ours["images_per_second"] / theirs["images_per_second"] for ours, theirs in pairs]
+                )
+        return {"peers": self.found, "left_out": self.left_out, "ratios": ratios}
+
+
+def table_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """Table of all peers, heading first."""
+    rows = [["peer", "images/s", "span", "CPU s per 1,000", "cold start s", "peak MiB", "least cosine"]]
+    for name, peer in found["peers"].items():
+        rate = peer["images_per_second"]
+        rows.append(
+            [
+                name if peer["steady"] == "last job" else f"{name} (by difference)",
+                f"{rate['median']:.4g}",
+                f"{rate['min']:.4g} to {rate['max']:.4g}",
+                f"{peer['cpu_seconds_per_1000']['median']:.3g}",
+                f"{peer['cold_seconds']['median']:.3g}",
+                f"{peer['peak_mib']:.0f}",
+                f"{peer['fidelity']['least_cosine']:.4f}",
+            ]
+        )
+    return rows + [[f"{name} (left out)", *["-"] * 6] for name in found["left_out"]]
+
+
+def options_of_command_line(given: Sequence[str] | None) -> argparse.Namespace:
+    arguments = parser(__doc__)
+    arguments.add_argument(
+        "--peers", nargs="+", choices=PEERS, metavar="PEER", help=f"of: {'; '.join(PEERS)}"
+    )
+    arguments.add_argument(
+        "--loads", nargs="+", choices=LOADS, metavar="LOAD", help=f"of: {', '.join(LOADS)}"
+    )
+    arguments.add_argument("--shards", nargs="+", type=int, help="numbers of shards (default 4 16; quick 4)")
+    arguments.add_argument(
+        "--images", type=int, help="photographs (default 4096 or, with a model, 1024; quick 128)"
+    )
+    arguments.add_argument(
+        "--tune", action="store_true", help="try all settings of each peer, take the fastest"
+    )
+    options = arguments.parse_args(given)
+    quick = options.quick
+    options.peers = options.peers or ([OURS, "timm-webdataset"] if quick else list(PEERS))
+    options.loads = options.loads or (["null"] if quick else list(LOADS))
+    options.shards = options.shards or ([4] if quick else [4, 16])
+    options.images = options.images or (128 if quick else None)
+    options.repeats = options.repeats or (1 if quick else 5)
+    if options.device != "cpu":
+        arguments.error("--device gpu: the settings of the peers are made for a CPU")
+    if options.out and len(options.loads) * len(options.shards) > 1:
+        arguments.error("--out: there is a file for each load and number of shards; name one of each")
+    if options.images and options.images <= SMALL[0]:
+        arguments.error(f"--images {options.images}: expected more than the {SMALL[0]} of the first job")
+    return options
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    options = options_of_command_line(given)
+    tuned: dict[tuple[str, str], dict[str, float]] = {}
+    for name in options.loads:
+        for shards in options.shards:
+            described = machine()
+            comparison = Comparison(name, shards, options, tuned)
+            found = comparison.run()
+            write(comparison, found, described)
+
+
+def write(comparison: Comparison, found: Mapping[str, Any], described: Mapping[str, Any]) -> None:
+    """Print what was found; write JSON, chart and tables."""
+    options = comparison.options
+    notes = [f"{ratio}: **{ranged(value)}**" for ratio, value in found["ratios"].items()]
+    notes += [f"{name}: {PEERS[name].note}" for name in found["peers"] if PEERS[name].note]
+    notes.append(
+        f"least cosine: of a row's vector with timm's under Pillow; of two different photographs' vectors the median"
+        f" cosine is {alikeness(comparison.expected):.2g}"
+    )
+    notes += [f"{name} was left out: {why}" for name, why in found["left_out"].items()]
+    print("\n".join(notes))
+    results = {
+        "what": f"{comparison.label}, {comparison.images} photographs, the same cores: median of {options.repeats}"
+        " interleaved runs, each a process of its own. Cold start: from the start of Python until"
+        f" {SMALL[0]} photographs are embedded. Peak: proportional memory of all processes.",
+        "settings": {
+            "load": comparison.load["name"],
+            "images": comparison.images,
+            "repeats": options.repeats,
+        },
+        "figures": FIGURES,
+        **found,
+        "table": table_rows(found),
+        "notes": notes,
+    }
+    script = f"compare-{comparison.label.replace(', ', '-').replace(' ', '-')}"
+    written = write_result(script, options, described, results)
+    if written is not None and found["peers"]:
+        rates = {name: peer["images_per_second"] for name, peer in found["peers"].items()}
+        chart = bar_chart(comparison.label, "images/s in the steady state", rates, marked=[OURS])
+        written.with_suffix(".svg").write_text(chart)
+    if written is not None and options.out is None:
+        write_tables()
+
+
+if __name__ == "__main__":
+    main()
