@@ -12,7 +12,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from curator_dask import backend
 from curator_dask.decode.batches import Batch, Collector, Gather, GatherWhole
@@ -42,6 +42,19 @@ large as that is: with `DEFAULT_MAX_PIXELS`, 537 MB each.
 
 _POLL = 0.05
 """Seconds between two looks at whether the other side has gone."""
+
+
+def check_counts(**values: Any) -> None:
+    """Raise ConfigError for the first argument that is no whole number of at least 1."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1")
+
+
+def check_decoder(decoder: str) -> None:
+    """Raise ConfigError where there is no such decoder."""
+    if decoder not in ("dali", "pillow"):
+        raise ConfigError(f"decoder={decoder!r}: expected 'dali' or 'pillow'")
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,23 @@ class LoaderSpec:
                 raise ConfigError(
                     f"LoaderSpec.{name}: expected {known[0]!r} or {known[1]!r}, got {getattr(self, name)!r}"
                 )
+
+    @classmethod
+    def here(
+        cls,
+        transform: TransformSpec | Callable[[PIL.Image.Image], torch.Tensor] | None,
+        batch_size: int,
+        num_threads: int,
+        decoder: str,
+        max_pixels: int,
+    ) -> LoaderSpec:
+        """The spec for this process: its device, and no more threads than are of use there."""
+        import torch
+
+        device = backend.current().device
+        # On a CPU more decoding threads than the worker's cores would only take turns with the model's.
+        share = torch.get_num_threads() if device == "cpu" else num_threads
+        return cls(transform, batch_size, min(num_threads, share), decoder, max_pixels, device)
 
 
 class Loader:

@@ -21,7 +21,7 @@ from curator_dask.datasets.reading import URL_COLUMN
 from curator_dask.datasets.retrying import retry
 from curator_dask.datasets.summary import SaveSummary
 from curator_dask.datasets.writing import ERROR_COLUMN
-from curator_dask.decode.loader import DEFAULT_MAX_PIXELS
+from curator_dask.decode.loader import DEFAULT_MAX_PIXELS, check_counts, check_decoder
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError, DatasetError
 from curator_dask.frames.code import code_digest
@@ -82,15 +82,10 @@ class ImageEmbedder(ABC):
         max_pixels: int = DEFAULT_MAX_PIXELS,
         on_error: str = "null",
     ) -> None:
-        for name, value in (
-            ("batch_size", batch_size),
-            ("num_threads_per_worker", num_threads_per_worker),
-            ("max_pixels", max_pixels),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1")
-        if decoder not in ("dali", "pillow"):
-            raise ConfigError(f"decoder={decoder!r}: expected 'dali' or 'pillow'")
+        check_counts(
+            batch_size=batch_size, num_threads_per_worker=num_threads_per_worker, max_pixels=max_pixels
+        )
+        check_decoder(decoder)
         if on_error not in ("null", "raise"):
             raise ConfigError(f"on_error={on_error!r}: expected 'null' or 'raise'")
         if not image_embedding_column or image_embedding_column in (URL_COLUMN, ERROR_COLUMN):

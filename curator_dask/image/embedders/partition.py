@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curator_dask import backend
 from curator_dask.datasets.ids import exact_ids
 from curator_dask.datasets.images import add_status, keep_reasons, read_images
 from curator_dask.datasets.reading import URL_COLUMN
@@ -93,7 +92,9 @@ class EmbedPartition:
                 turn(first, self.storage_options),
                 ENCODERS.lease(self.encoder, self.encoder.build) as encoder,
             ):
-                spec = self._loader_spec(encoder)
+                spec = LoaderSpec.here(
+                    encoder.transform, self.batch_size, self.num_threads, self.decoder, self.max_pixels
+                )
                 with LOADERS.lease(spec, lambda: Loader(spec)) as loader:
                     matrix = self._embed(encoder, loader, ids, urls, errors)
         else:
@@ -108,21 +109,6 @@ class EmbedPartition:
         """Load the model and say what it is; run on a worker, where the model then stays."""
         with ENCODERS.lease(self.encoder, self.encoder.build) as encoder:
             return encoder.info
-
-    def _loader_spec(self, encoder: Encoder) -> LoaderSpec:
-        import torch
-
-        device = backend.current().device
-        # On a CPU more decoding threads than the worker's cores would only take turns with the model's.
-        share = torch.get_num_threads() if device == "cpu" else self.num_threads
-        return LoaderSpec(
-            transform=encoder.transform,
-            batch_size=self.batch_size,
-            num_threads=min(self.num_threads, share),
-            decoder=self.decoder,
-            max_pixels=self.max_pixels,
-            device=device,
-        )
 
     def _embed(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from curator_dask.decode.loader import check_counts
 from curator_dask.decode.resize import BatchResize
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError
@@ -68,8 +69,7 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
         autocast: bool = True,
     ) -> None:
         size = model_inference_batch_size
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ConfigError(f"model_inference_batch_size={size!r}: expected a whole number of at least 1")
+        check_counts(model_inference_batch_size=size)
         same = ClipImageEmbedder(model_name, model_dir, batch_size=size, autocast=autocast)
         self.model_dir = same.model_dir
         self.num_gpus_per_worker = num_gpus_per_worker

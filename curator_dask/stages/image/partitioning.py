@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from curator_dask.decode.loader import check_counts
 from curator_dask.errors import ConfigError
 from curator_dask.stages.base import Names, ProcessingStage
 from curator_dask.tasks import FileGroupTask, Task
@@ -49,9 +50,8 @@ class FilePartitioningStage(ProcessingStage[Task, FileGroupTask]):
         storage_options: Mapping[str, Any] | None = None,
         limit: int | None = None,
     ) -> None:
-        for name, value in (("files_per_partition", files_per_partition), ("limit", limit)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1")
+        given = {"files_per_partition": files_per_partition, "limit": limit}
+        check_counts(**{name: value for name, value in given.items() if value is not None})
         if storage_options is not None and not isinstance(storage_options, Mapping):
             raise ConfigError(f"storage_options={storage_options!r}: expected a mapping")
         paths = [file_paths] if isinstance(file_paths, str | os.PathLike) else file_paths

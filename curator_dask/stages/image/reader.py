@@ -7,14 +7,12 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from curator_dask import backend
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.datasets.ids import exact_ids
 from curator_dask.datasets.image_text_pair import check_options
 from curator_dask.datasets.images import add_status, read_images, values_of, vectors_of
 from curator_dask.datasets.reading import URL_COLUMN
-from curator_dask.decode.loader import DEFAULT_MAX_PIXELS, Loader, LoaderSpec
-from curator_dask.errors import ConfigError
+from curator_dask.decode.loader import DEFAULT_MAX_PIXELS, Loader, LoaderSpec, check_counts, check_decoder
 from curator_dask.frames.columns import embedding_columns, to_array
 from curator_dask.models.cache import LOADERS
 from curator_dask.progress import report
@@ -70,15 +68,8 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
         batch_size: int | None = None,
     ) -> None:
         dali_batch_size = dali_batch_size if batch_size is None else batch_size
-        for name, value in (
-            ("dali_batch_size", dali_batch_size),
-            ("num_threads", num_threads),
-            ("max_pixels", max_pixels),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1")
-        if decoder not in ("dali", "pillow"):
-            raise ConfigError(f"decoder={decoder!r}: expected 'dali' or 'pillow'")
+        check_counts(dali_batch_size=dali_batch_size, num_threads=num_threads, max_pixels=max_pixels)
+        check_decoder(decoder)
         check_options(id_col, metadata)
         self.dali_batch_size = dali_batch_size
         self.verbose = verbose
@@ -146,7 +137,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
             found_as=found_as,
         )
         make = _Maker(reading, ids, urls, self.rows(frame), found_as)
-        spec = self._loader_spec()
+        spec = LoaderSpec.here(None, self.dali_batch_size, self.num_threads, self.decoder, self.max_pixels)
         with LOADERS.lease(spec, lambda: Loader(spec)) as loader:
             for number, batch in enumerate(loader.load(images)):
                 started = time.monotonic()
@@ -175,21 +166,6 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
             (vectors_of if name in vectors else values_of)(to_array(frame[name])) for name in frame.columns
         ]
         return [dict(zip(frame.columns, values, strict=True)) for values in zip(*columns, strict=True)]
-
-    def _loader_spec(self) -> LoaderSpec:
-        import torch
-
-        device = backend.current().device
-        # On a CPU more decoding threads than the worker's cores would only take turns with the model's.
-        share = torch.get_num_threads() if device == "cpu" else self.num_threads
-        return LoaderSpec(
-            transform=None,
-            batch_size=self.dali_batch_size,
-            num_threads=min(self.num_threads, share),
-            decoder=self.decoder,
-            max_pixels=self.max_pixels,
-            device=device,
-        )
 
 
 @dataclass(frozen=True)
