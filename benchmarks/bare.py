@@ -124,7 +124,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 def _resize(transform: TransformSpec, pixels: np.ndarray) -> torch.Tensor:
     rows, columns = transform.geometry(*pixels.shape[:2])
     whole = torch.nn.functional.interpolate(
-        torch.from_numpy(pixels).permute(2, 0, 1)[None],
+        torch.from_numpy(pixels)[None].permute(0, 3, 1, 2),
         size=(rows.resized, columns.resized),
         mode=transform.interpolation,
         antialias=True,

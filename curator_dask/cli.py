@@ -162,6 +162,10 @@ def embed(
     checkpoint: Annotated[str | None, typer.Option(help="State dict to load over the model.")] = None,
     normalize: Annotated[bool, typer.Option(help="Make vectors unit length.")] = True,
     autocast: Annotated[bool, typer.Option(help="bf16 or fp16 where that is fast.")] = True,
+    compile: Annotated[
+        bool | None,
+        typer.Option(help="torch.compile: always, or never; else where it pays.", show_default=False),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace files that this command did not make.")] = False,
     drop_failed: Annotated[bool, typer.Option(help="Write failed rows to OUTPUT/_errors instead.")] = False,
     raise_on_error: Annotated[bool, typer.Option(help="Stop at the first image that fails.")] = False,
@@ -214,6 +218,7 @@ def embed(
             image_embedding_column=column,
             normalize_embeddings=normalize,
             autocast=autocast,
+            compile="auto" if compile is None else compile,
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
             decoder=decoder.value,
             on_error="raise" if raise_on_error else "null",

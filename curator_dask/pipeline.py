@@ -370,6 +370,7 @@ def _settings(chain: ChainSpec, column: str) -> dict[str, Any] | None:
         num_threads_per_worker=reader.num_threads,
         image_embedding_column=column,
         autocast=stage.autocast,
+        compile=stage.compile,
         use_index_files=reader.use_index_files,
         decoder=reader.decoder,
         max_pixels=reader.max_pixels,

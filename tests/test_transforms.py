@@ -229,9 +229,11 @@ def test_from_timm_takes_what_timm_resolves():
 def test_from_timm_defaults_are_timms(photograph):
     config = {"input_size": (3, 96, 96), "interpolation": "bilinear", "mean": MEAN, "std": STD}
     spec = TransformSpec.from_timm(config)
-    np.testing.assert_array_equal(
+    np.testing.assert_allclose(
         spec.normalize(torch.from_numpy(PillowResize(spec)(photograph))[None])[0],
         timm.data.create_transform(**config)(photograph),
+        rtol=0,
+        atol=1e-6,
     )
 
 

@@ -77,22 +77,30 @@ class Collector(ABC):
         self._positions: list[int] = []
         self._errors: dict[int, str] = {}
 
-    def collect(self, futures: list[tuple[int, Future]], errors: dict[int, str]) -> None:
-        """Wait for the images that threads make, each with its position, and take errors that are known.
+    def collect(self, futures: list[tuple[list[int], Future]], errors: dict[int, str]) -> None:
+        """Wait for the images that threads make, some positions at a time, and take errors that are known.
 
-        The list is emptied, so that nothing but its batch keeps an image alive.
+        The lists are emptied, so that nothing but its batch keeps an image alive.
         """
         self._errors.update(errors)
         while futures:
-            position, future = futures.pop(0)
-            try:
-                image = self._checked(future.result())
-            except ImageError as error:
-                self._errors[position] = str(error)
-            except Exception as error:
-                self._errors[position] = f"could not be decoded: {type(error).__name__}: {error}"
-            else:
-                self.add([position], image[None])
+            positions, future = futures.pop(0)
+            made = future.result()
+            del future
+            for position in positions:
+                self._take(position, made.pop(0))
+
+    def _take(self, position: int, image: Any) -> None:
+        try:
+            if isinstance(image, Exception):
+                raise image
+            image = self._checked(image)
+        except ImageError as error:
+            self._errors[position] = str(error)
+        except Exception as error:
+            self._errors[position] = f"could not be decoded: {type(error).__name__}: {error}"
+        else:
+            self.add([position], image[None])
 
     def _checked(self, image: np.ndarray) -> np.ndarray:
         return image

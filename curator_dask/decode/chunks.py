@@ -6,6 +6,7 @@ A chunk is a matter of decoding alone; it has nothing to do with the batches tha
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -33,6 +34,9 @@ CHUNK_PIXELS = 1 << 28
 CHUNK_PIXELS_A_THREAD = 1 << 25
 """The same for each decode thread: about three photographs of 12 megapixels."""
 
+_SHARES = 4
+"""Parts of a chunk that each thread resizes: small enough that none waits long for the last."""
+
 SMALLEST_FOR_DALI = 8
 """Pixels of an edge below which DALI's resize handles the border so unlike Pillow's that it can be seen."""
 
@@ -45,8 +49,8 @@ class Chunk:
     ----------
     dali
         Position, encoded bytes, height and width of each image that is DALI's.
-    pillow
-        Position and result of each that threads make.
+    pooled
+        Positions, and the list of results, of what threads make: an array of an image, or the exception in its place.
     errors
         Reason by position.
     pixels
@@ -54,12 +58,12 @@ class Chunk:
     """
 
     dali: list[tuple[int, np.ndarray, tuple[int, int]]] = field(default_factory=list)
-    pillow: list[tuple[int, Future]] = field(default_factory=list)
+    pooled: list[tuple[list[int], Future]] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
     pixels: int = 0
 
     def __len__(self) -> int:
-        return len(self.dali) + len(self.pillow) + len(self.errors)
+        return len(self.dali) + sum(len(positions) for positions, _ in self.pooled) + len(self.errors)
 
 
 class ChunkDecoder:
@@ -157,10 +161,12 @@ class ChunkDecoder:
         if self._dali is not None and header.plain and min(header.height, header.width) >= self._smallest:
             chunk.dali.append((position, np.frombuffer(owned, np.uint8), (header.height, header.width)))
         else:
-            self._submit(chunk, position, self._by_pillow, owned)
+            self._submit(chunk, [position], self._by_pillow, [owned])
 
-    def _submit(self, chunk: Chunk, position: int, work: Callable[[Any], Any], data: Any) -> None:
-        chunk.pillow.append((position, self._pool.submit(work, data)))
+    def _submit(
+        self, chunk: Chunk, positions: list[int], work: Callable[[Any], Any], images: list[Any]
+    ) -> None:
+        chunk.pooled.append((positions, self._pool.submit(_each, work, images)))
 
     def _by_pillow(self, data: Encoded) -> Any:
         from curator_dask.decode.pillow import decode
@@ -189,31 +195,37 @@ class ChunkDecoder:
         """Find the images that DALI cannot decode; the others keep DALI's result."""
         if len(items) == 1:
             position, data, _ = items[0]
-            self._submit(chunk, position, self._by_pillow, data)
+            self._submit(chunk, [position], self._by_pillow, [data])
             return
         for half in (items[: len(items) // 2], items[len(items) // 2 :]):
             part = Chunk(dali=half)
             self.start(part)
             self.finish(part, gather)
-            chunk.pillow += part.pillow
+            chunk.pooled += part.pooled
 
     def _take(self, items: list, pixels: Any, found: list, chunk: Chunk, gather: Collector) -> None:
         right = [size == decoded for (_, _, size), decoded in zip(items, found, strict=True)]
-        for index, (position, data, _) in enumerate(items):
-            if not right[index]:  # DALI reads the header in another way, so the crop was planned wrongly
-                self._submit(chunk, position, self._by_pillow, data)
-            elif self._resize is not None:
-                self._submit(chunk, position, self._resize, pixels[index])
-        if self._resize is None and any(right):
-            kept = [index for index, fits in enumerate(right) if fits]
+        for (position, data, _), fits in zip(items, right, strict=True):
+            if not fits:  # DALI reads the header in another way, so the crop was planned wrongly
+                self._submit(chunk, [position], self._by_pillow, [data])
+        kept = [index for index, fits in enumerate(right) if fits]
+        positions = [items[index][0] for index in kept]
+        if self._resize is not None:
+            # Several at a time: to hand an image to a thread and back costs a quarter of its resize.
+            each = math.ceil(len(kept) / (_SHARES * self._spec.num_threads))
+            for start in range(0, len(kept), each or 1):
+                some = slice(start, start + each)
+                images = [pixels[index] for index in kept[some]]
+                self._submit(chunk, positions[some], self._resize, images)
+        elif kept:
             if len(kept) < len(items):
                 pixels = [pixels[index] for index in kept] if isinstance(pixels, list) else pixels[kept]
             with self._place.wait_for_outputs():  # DALI reuses its memory after this
-                gather.add([items[index][0] for index in kept], pixels)
+                gather.add(positions, pixels)
 
     def drop(self, *chunks: Chunk) -> None:
         """Let unfinished chunks go: nothing is at work on their bytes any more, nor in the pipeline."""
-        futures = [future for chunk in chunks for _, future in chunk.pillow]
+        futures = [future for chunk in chunks for _, future in chunk.pooled]
         for future in futures:
             future.cancel()
         for future in futures:
@@ -227,6 +239,17 @@ class ChunkDecoder:
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._dali is not None:
             self._dali.close()
+
+
+def _each(work: Callable[[Any], Any], images: list[Any]) -> list[Any]:
+    """What becomes of each image, or the exception in its place. The list is emptied on the way."""
+    made: list[Any] = []
+    while images:
+        try:
+            made.append(work(images.pop(0)))
+        except Exception as error:
+            made.append(error)
+    return made
 
 
 def _finisher(transform: Any) -> Callable[[PIL.Image.Image], Any]:

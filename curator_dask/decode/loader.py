@@ -280,12 +280,12 @@ class _Run:
                     decoder.finish(running, gather)
                     decoder.start(chunk)
                     done, running, chunk = running, chunk, Chunk()
-                    gather.collect(done.pillow, done.errors)
+                    gather.collect(done.pooled, done.errors)
             for last in (running, chunk):
                 decoder.finish(last, gather)
                 if last is running:
                     decoder.start(chunk)
-                gather.collect(last.pillow, last.errors)
+                gather.collect(last.pooled, last.errors)
             gather.flush()
         finally:
             decoder.drop(running, chunk)  # after an error or an early stop

@@ -67,7 +67,9 @@ class HostResize:
             return self._pillow(Image.fromarray(pixels))
         if rows.resized * columns.resized > _WORTH * rows.kept * columns.kept:
             return self._pillow.region(Image.fromarray(pixels))
-        whole = backend.tensor_of(pixels).permute(2, 0, 1)[None]
+        # Indexed before it is turned: else the one image's stride is 3, torch does not see that channels come last, and
+        # its result, channel by channel, costs as much again to be put back.
+        whole = backend.tensor_of(pixels)[None].permute(0, 3, 1, 2)
         # torch does the width first; alone, the height's pass comes before it where Pillow does so.
         passes = [(rows.resized, columns.resized)]
         if not width_first(rows, columns):

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from curator_dask.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -222,7 +224,7 @@ class TransformSpec:
         return max(1, round(height / ratio)), max(1, round(width / ratio))
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Turn pixels into what the model takes, with the arithmetic of ToTensor and Normalize.
+        """Turn pixels into what the model takes, as ToTensor and Normalize do.
 
         Parameters
         ----------
@@ -232,7 +234,7 @@ class TransformSpec:
         Returns
         -------
         torch.Tensor
-            ``(pixels / 255 - mean) / std`` as float32 of shape (n, 3, height, width), in channels_last
+            ``(pixels / 255 - mean) / std`` as float32 of shape (n, 3, height, width), to 5e-7, in channels_last
             memory format, on the same device.
         """
         import torch
@@ -243,11 +245,17 @@ class TransformSpec:
                 f"got {pixels.dtype} {tuple(pixels.shape)}"
             )
         count, height, width, _ = pixels.shape
-        # A whole row of means beside a whole row of pixels: vectors of three would be twice as slow.
-        mean = torch.tensor(self.mean, device=pixels.device).repeat(width)
-        std = torch.tensor(self.std, device=pixels.device).repeat(width)
-        rows = pixels.reshape(count, height, width * 3).to(torch.float32)
-        rows.div_(255).sub_(mean).div_(std)
+        std = np.array(self.std)
+        # A whole row of factors beside a whole row of pixels: vectors of three would be twice as slow.
+        scale, shift = (
+            torch.tensor(value, dtype=torch.float32, device=pixels.device).repeat(width)
+            for value in (1 / (255 * std), -np.array(self.mean) / std)
+        )
+        rows = torch.empty((count, height, width * 3), dtype=torch.float32, device=pixels.device)
+        given = pixels.reshape(rows.shape)
+        # On a CPU image by image, each of which its cache holds from one step to the next.
+        for these, those in zip(rows, given, strict=True) if rows.device.type == "cpu" else [(rows, given)]:
+            torch.addcmul(shift, these.copy_(those), scale, out=these)
         return rows.view(count, height, width, 3).permute(0, 3, 1, 2)
 
 

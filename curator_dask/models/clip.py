@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError, WeightsError
+from curator_dask.models.compiling import CompileSetting
 from curator_dask.models.encoders import Encoder
 from curator_dask.models.hub import CLIP_L14, CONFIG, PROCESSORS, find_folder, read_json
 from curator_dask.models.weights import first_line
@@ -82,7 +83,7 @@ class ClipSpec:
         writes them, or a repository of the hub: ``"org/repo"``, ``"org/repo@revision"``.
     model_dir
         See `curator_dask.models.hub.find_folder`.
-    autocast, normalize
+    autocast, normalize, compile
         See `Encoder`.
     """
 
@@ -90,6 +91,7 @@ class ClipSpec:
     model_dir: str | None = None
     autocast: bool = True
     normalize: bool = True
+    compile: CompileSetting = "auto"
 
     def __str__(self) -> str:
         return self.model_name
@@ -141,6 +143,7 @@ class ClipSpec:
             output="projected" if is_clip else "pooled",
             normalize=self.normalize,
             autocast=self.autocast,
+            compile=self.compile,
         )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from curator_dask import backend
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError
+from curator_dask.models.compiling import CompileSetting, CompilingModel, pays
 from curator_dask.models.weights import create_timm_model, state_digest
 
 if TYPE_CHECKING:
@@ -97,6 +98,9 @@ class Encoder:
         Divide each vector by its L2 norm.
     autocast
         Run in the reduced precision that is fast on this device, where there is one.
+    compile
+        Use `torch.compile`: True with the first batch, ``"auto"`` where it `pays` and once the job has shown that it
+        is long.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class Encoder:
         output: str,
         normalize: bool,
         autocast: bool,
+        compile: CompileSetting = "auto",
     ) -> None:
         import torch
 
@@ -121,6 +126,7 @@ class Encoder:
             # channels_last is 1.3 to 1.5 times faster on CNNs and changes nothing on ViTs.
             model = model.eval().to(self.backend.torch_device).to(memory_format=torch.channels_last)
         self.model: Callable[[torch.Tensor], torch.Tensor] | None = model
+        self._run = model
         self._name = source
         self._limit: int | None = None  # images a forward pass, once the device has run out of memory
         self._lock = threading.Lock()  # one forward pass at a time, also with several tasks a worker
@@ -136,6 +142,8 @@ class Encoder:
             dtype=str(self.dtype or torch.float32).removeprefix("torch."),
             normalized=normalize,
         )
+        if compile is True or (compile == "auto" and pays(model)):
+            self._run = CompilingModel(model, source, at_once=compile is True)
 
     @property
     def dim(self) -> int:
@@ -181,6 +189,7 @@ class Encoder:
     def close(self) -> None:
         """Let the model and its device memory go."""
         self.model = None
+        del self._run
         self.backend.release_memory()
 
     def _halve(self, images: int) -> None:
@@ -204,7 +213,7 @@ class Encoder:
         device = self.backend.torch_device
         with torch.inference_mode(), torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
             inputs = self.transform.normalize(pixels) if isinstance(self.transform, TransformSpec) else pixels
-            vectors = self.model(inputs)
+            vectors = self._run(inputs)
             if (
                 not isinstance(vectors, torch.Tensor)
                 or vectors.shape[:1] != pixels.shape[:1]
@@ -249,7 +258,7 @@ class TimmSpec:
         Sorted (name, value) pairs for `timm.create_model`.
     output
         One of `OUTPUTS`.
-    autocast, normalize
+    autocast, normalize, compile
         See `Encoder`.
     """
 
@@ -260,6 +269,7 @@ class TimmSpec:
     output: str = "auto"
     autocast: bool = True
     normalize: bool = True
+    compile: CompileSetting = "auto"
 
     def __str__(self) -> str:
         return self.model_name
@@ -305,6 +315,7 @@ class TimmSpec:
             output=output,
             normalize=self.normalize,
             autocast=self.autocast,
+            compile=self.compile,
         )
 
 

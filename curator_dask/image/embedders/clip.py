@@ -11,6 +11,7 @@ from curator_dask.decode.loader import DEFAULT_MAX_PIXELS
 from curator_dask.errors import ConfigError
 from curator_dask.image.embedders.base import ImageEmbedder
 from curator_dask.models.clip import ClipSpec
+from curator_dask.models.compiling import CompileSetting
 from curator_dask.models.encoders import EncoderSpec
 from curator_dask.models.hub import CLIP_L14, names_folder
 
@@ -32,7 +33,7 @@ class ClipImageEmbedder(ImageEmbedder):
         verified, and used without any network from then on. None: huggingface_hub's own cache.
     batch_size, num_threads_per_worker, image_embedding_column, normalize_embeddings, autocast, use_index_files
         See `ImageEmbedder`.
-    decoder, max_pixels, on_error
+    decoder, max_pixels, on_error, compile
         See `ImageEmbedder`.
 
     Raises
@@ -55,6 +56,7 @@ class ClipImageEmbedder(ImageEmbedder):
         decoder: str = "dali",
         max_pixels: int = DEFAULT_MAX_PIXELS,
         on_error: str = "null",
+        compile: CompileSetting = "auto",
     ) -> None:
         super().__init__(
             batch_size,
@@ -66,6 +68,7 @@ class ClipImageEmbedder(ImageEmbedder):
             decoder=decoder,
             max_pixels=max_pixels,
             on_error=on_error,
+            compile=compile,
         )
         if not isinstance(model_name, str | os.PathLike) or not os.fspath(model_name):
             raise ConfigError(f"model_name={model_name!r}: expected a folder, or a repository as org/repo")
@@ -92,6 +95,7 @@ class ClipImageEmbedder(ImageEmbedder):
             model_dir=self.model_dir,
             autocast=self.autocast,
             normalize=self.normalize_embeddings,
+            compile=self.compile,
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from curator_dask.decode.loader import DEFAULT_MAX_PIXELS
 from curator_dask.errors import ConfigError
 from curator_dask.image.embedders.base import ImageEmbedder
+from curator_dask.models.compiling import CompileSetting
 from curator_dask.models.encoders import OUTPUTS, EncoderSpec, TimmSpec
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class TimmImageEmbedder(ImageEmbedder):
         State dict to load over the model; every worker must see the file.
     model_kwargs
         Further arguments of `timm.create_model`, such as ``{"img_size": 336}``.
-    decoder, max_pixels, on_error
+    decoder, max_pixels, on_error, compile
         See `ImageEmbedder`.
 
     Raises
@@ -63,6 +64,7 @@ class TimmImageEmbedder(ImageEmbedder):
         decoder: str = "dali",
         max_pixels: int = DEFAULT_MAX_PIXELS,
         on_error: str = "null",
+        compile: CompileSetting = "auto",
     ) -> None:
         super().__init__(
             batch_size,
@@ -74,6 +76,7 @@ class TimmImageEmbedder(ImageEmbedder):
             decoder=decoder,
             max_pixels=max_pixels,
             on_error=on_error,
+            compile=compile,
         )
         if output not in OUTPUTS:
             raise ConfigError(f"output={output!r}: expected one of {', '.join(OUTPUTS)}")
@@ -112,6 +115,7 @@ class TimmImageEmbedder(ImageEmbedder):
             output=self.output,
             autocast=self.autocast,
             normalize=self.normalize_embeddings,
+            compile=self.compile,
         )
 
 

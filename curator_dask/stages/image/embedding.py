@@ -16,6 +16,7 @@ from curator_dask.errors import ConfigError
 from curator_dask.image.embedders import ClipImageEmbedder
 from curator_dask.models.cache import ENCODERS
 from curator_dask.models.clip import ClipSpec
+from curator_dask.models.compiling import CompileSetting
 from curator_dask.models.encoders import Encoder, EncoderInfo, EncoderSpec
 from curator_dask.models.hub import CLIP_L14
 from curator_dask.stages.base import Names, ProcessingStage
@@ -45,6 +46,8 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
         Another CLIP or SigLIP: a folder as transformers saves it, or a hub id ``org/repo``.
     autocast
         Run the model in bf16 or fp16 where that is fast; vectors are float32 all the same.
+    compile
+        See `curator_dask.image.embedders.base.ImageEmbedder`.
 
     Raises
     ------
@@ -67,10 +70,11 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
         *,
         model_name: str = CLIP_L14,
         autocast: bool = True,
+        compile: CompileSetting = "auto",
     ) -> None:
         size = model_inference_batch_size
         check_counts(model_inference_batch_size=size)
-        same = ClipImageEmbedder(model_name, model_dir, batch_size=size, autocast=autocast)
+        same = ClipImageEmbedder(model_name, model_dir, batch_size=size, autocast=autocast, compile=compile)
         self.model_dir = same.model_dir
         self.num_gpus_per_worker = num_gpus_per_worker
         self.model_inference_batch_size = size
@@ -78,6 +82,7 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
         self.remove_image_data = remove_image_data
         self.model_name = same.model_name
         self.autocast = autocast
+        self.compile = compile
         self._resize: BatchResize | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,7 +102,7 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
 
     def encoder_spec(self) -> EncoderSpec:
         """What builds the encoder on a worker; the dataset API's embedders share it if theirs is equal."""
-        return ClipSpec(model_name=self.model_name, model_dir=self.model_dir, autocast=self.autocast)
+        return ClipSpec(self.model_name, self.model_dir, autocast=self.autocast, compile=self.compile)
 
     def describe_model(self) -> EncoderInfo:
         """Load the model on this worker, where it then stays, and say what it is."""

@@ -1,0 +1,159 @@
+"""`torch.compile` where it pays for itself: not before a job has shown that it is a long one."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from curator_dask import backend
+from curator_dask.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("curator_dask")
+
+CompileSetting = bool | Literal["auto"]
+
+WORTH_AFTER = 60.0
+"""Seconds of forward passes after which ``"auto"`` compiles.
+
+How long a job will be is not known to a worker. One that compiles when it has worked for as long as the compilation
+takes to pay for itself never loses more than as much again, and a short job never compiles. EfficientNet-Lite0 with
+one core: 25 s to compile, 1.4 times as fast afterwards, so 25 s are won back in 60 s of the old speed."""
+
+_PAD_FROM = 0.75
+"""Part of the compiled batch from which a smaller one is filled up to it; below, the model as it was is faster. For
+another size it would be compiled anew."""
+
+_LEAST_GAIN = 1.05
+"""How many times as fast the compiled model must be for ``"auto"`` to keep it."""
+
+
+def check_compile(value: Any) -> None:
+    """Raise ConfigError where a value is none of ``"auto"``, True and False."""
+    if value != "auto" and not isinstance(value, bool):
+        raise ConfigError(f"compile={value!r}: expected 'auto', True or False")
+
+
+class CompilingModel:
+    """A model that is compiled once, for one size of batch, when the time has come; for one thread at a time.
+
+    Parameters
+    ----------
+    model
+        Called with a tensor whose first axis runs along the images, in inference mode.
+    name
+        For messages.
+    at_once
+        Compile with the first batch. Otherwise after `WORTH_AFTER` seconds, and only to keep what is faster.
+    """
+
+    def __init__(self, model: Callable[[torch.Tensor], torch.Tensor], name: str, at_once: bool) -> None:
+        self._model = model
+        self._name = name
+        self._at_once = at_once
+        self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._size = 0  # of the batches it is compiled for; before, of the largest that came
+        self._spent = 0.0  # seconds
+        self._tried = False
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """What the model gives; how it is made may differ from call to call."""
+        if not self._tried and self._is_due(inputs):
+            self._try(inputs)
+        count = len(inputs)
+        if self._compiled is not None and _PAD_FROM * self._size <= count <= self._size:
+            return self._compiled(_filled(inputs, self._size))[:count]
+        begun = time.perf_counter()
+        made = self._model(inputs)
+        self._spent += time.perf_counter() - begun
+        return made
+
+    def _is_due(self, inputs: torch.Tensor) -> bool:
+        is_full, self._size = len(inputs) >= self._size, max(self._size, len(inputs))
+        return self._at_once or (self._spent >= WORTH_AFTER and is_full)
+
+    def _try(self, inputs: torch.Tensor) -> None:
+        import torch
+
+        begun = time.perf_counter()
+        try:
+            compiled = _compile(self._model, inputs)
+        except backend.out_of_memory_error():
+            raise  # the caller comes again with a smaller batch
+        except (
+            Exception
+        ) as error:  # no compiler on this machine, or a model that cannot be traced: of many types
+            self._tried = True
+            torch._dynamo.reset()
+            logger.log(
+                logging.WARNING if self._at_once else logging.INFO,
+                "%s: not compiled, going on as before: %s: %s",
+                self._name,
+                type(error).__name__,
+                (str(error).strip().splitlines() or ["no word"])[0][:300],
+            )
+            return
+        self._tried = True
+        seconds = time.perf_counter() - begun
+        gain = _seconds(self._model, inputs) / _seconds(compiled, inputs)
+        keep = self._at_once or gain >= _LEAST_GAIN
+        if keep:
+            self._compiled, self._size = compiled, len(inputs)
+        logger.info(
+            "%s: compiled in %.0f s for batches of %d, %.2f times as fast%s",
+            self._name,
+            seconds,
+            len(inputs),
+            gain,
+            "" if keep else ": not used",
+        )
+
+
+def pays(model: Any) -> bool:
+    """Whether compiling is known to make a model faster here: CNNs with batch normalisation, on a CPU.
+
+    Their normalisation is folded into the convolutions and the activation done with it (EfficientNet-Lite0 1.4 times
+    as fast). ViTs and ConvNeXts gain nothing there. On GPUs it has not been measured.
+    """
+    import torch
+
+    return (
+        backend.current().device == "cpu"
+        and isinstance(model, torch.nn.Module)
+        and any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in model.modules())
+    )
+
+
+def _compile(model: Callable, inputs: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The model compiled for inputs of this shape; it is called once to make that happen."""
+    import torch
+    from torch._inductor import config
+
+    compiled = torch.compile(model, dynamic=False)
+    # freezing: weights become constants, so that what can be folded into them is. The threads are this worker's share.
+    with config.patch(freezing=True, compile_threads=torch.get_num_threads()):
+        compiled(inputs)
+    return compiled
+
+
+def _seconds(model: Callable, inputs: torch.Tensor) -> float:
+    """Seconds of a pass, to its end."""
+    begun = time.perf_counter()
+    model(inputs).cpu()
+    return time.perf_counter() - begun
+
+
+def _filled(inputs: torch.Tensor, size: int) -> torch.Tensor:
+    """The inputs with blank images after them, in the same memory format."""
+    if len(inputs) == size:
+        return inputs
+    import torch
+
+    whole = torch.empty_like(inputs[:1].expand(size, *inputs.shape[1:]))
+    whole[: len(inputs)] = inputs
+    whole[len(inputs) :] = 0
+    return whole

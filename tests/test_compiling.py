@@ -1,0 +1,130 @@
+"""Models that are compiled: the same vectors, whatever the size of a batch, and never a run that fails for it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from curator_dask.errors import ConfigError
+from curator_dask.image.embedders import TimmImageEmbedder
+from curator_dask.models import compiling
+from curator_dask.models.encoders import TimmSpec
+
+CNN = "test_byobnet.r160_in1k"
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no C++ compiler"
+)
+
+
+@pytest.fixture(scope="module")
+def pixels() -> torch.Tensor:
+    return torch.randint(
+        0, 256, (12, 160, 160, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+
+
+def encoder(**settings):
+    torch.manual_seed(0)
+    return TimmSpec(CNN, pretrained=False, autocast=False, **settings).build()
+
+
+@needs_compiler
+def test_batches_of_all_sizes_have_the_same_vectors(pixels, monkeypatch):
+    expected = encoder(compile=False)(pixels)
+    sizes: list[int] = []
+    make = compiling._compile
+
+    def counted(model, inputs):
+        compiled = make(model, inputs)
+
+        def call(batch):
+            sizes.append(len(batch))
+            return compiled(batch)
+
+        return call
+
+    monkeypatch.setattr(compiling, "_compile", counted)
+    made = encoder(compile=True)
+    for count, is_compiled in (
+        (8, True),
+        (8, True),
+        (7, True),
+        (6, True),
+        (5, False),
+        (1, False),
+        (12, False),
+    ):
+        sizes.clear()
+        vectors = made(pixels[:count])
+        np.testing.assert_allclose(vectors, expected[:count], atol=1e-5)
+        assert np.abs(vectors[0] - expected[-1]).max() > 1e-4, "no test: all images have one vector"
+        assert set(sizes) == ({8} if is_compiled else set())
+
+
+@needs_compiler
+@pytest.mark.parametrize("faster", [True, False])
+def test_auto_waits_and_keeps_what_is_faster(pixels, monkeypatch, caplog, faster):
+    caplog.set_level(logging.INFO, "curator_dask")
+    monkeypatch.setattr(compiling, "_LEAST_GAIN", 0.0 if faster else 1e9)
+    made = encoder(compile="auto")
+    before = made(pixels[:8])
+    assert made._run._spent > 0 and not made._run._tried
+    made(pixels[:8])
+    assert not caplog.messages, "compiled before the time"
+    monkeypatch.setattr(compiling, "WORTH_AFTER", made._run._spent)
+    made(pixels[:4])
+    assert not made._run._tried, "compiled for the smaller batch at a shard's end"
+    np.testing.assert_allclose(made(pixels[:8]), before, atol=1e-5)
+    assert (made._run._compiled is not None) == faster
+    assert "times as fast" in caplog.text and ("not used" in caplog.text) != faster
+    np.testing.assert_allclose(made(pixels[:8]), before, atol=1e-5)
+
+
+def test_no_compiler_costs_a_warning(pixels, monkeypatch, caplog, tmp_path):
+    from torch._inductor import config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    expected = encoder(compile=False)(pixels)
+    made = encoder(compile=True)
+    with config.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}):
+        np.testing.assert_array_equal(made(pixels), expected)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert f"{CNN}: not compiled, going on as before" in warning
+    np.testing.assert_array_equal(made(pixels), expected)
+
+
+def test_memory_that_is_full_is_the_callers(pixels):
+    from curator_dask import backend
+
+    full = backend.out_of_memory_error()
+
+    class Large(torch.nn.Module):
+        def forward(self, images):
+            raise full("no memory left")
+
+    made = compiling.CompilingModel(Large(), "large", at_once=True)
+    with pytest.raises(full), torch.inference_mode():
+        made(pixels.float())
+    assert made._compiled is None
+
+
+def test_it_pays_for_cnns_on_a_cpu(device):
+    small = {"pretrained": False}
+    assert compiling.pays(timm.create_model(CNN, **small)) == (device == "cpu")
+    assert not compiling.pays(timm.create_model("test_vit", **small))
+    assert not compiling.pays(timm.create_model("test_convnext", **small))
+    assert not compiling.pays(lambda images: images)
+
+
+def test_the_setting_travels():
+    assert TimmImageEmbedder(CNN).encoder_spec().compile == "auto"
+    assert TimmImageEmbedder(CNN, compile=True).encoder_spec().compile is True
+    embedder = TimmImageEmbedder(CNN, compile=False)
+    assert TimmImageEmbedder(**embedder.settings()).compile is False
+    with pytest.raises(ConfigError, match="compile='yes': expected 'auto', True or False"):
+        TimmImageEmbedder(CNN, compile="yes")
