@@ -1,38 +1,22 @@
-"""Memory against the number of shards.
+"""A run over many small shards, watched: time, memory, and what it leaves open.
 
-    python -m benchmarks.memory
-
-Embeds 20 and 200 shards with the null model on a cluster of two workers, each run in new processes, in turns. The
-peak is that of the whole family of processes (client, scheduler, workers) while `save_metadata` runs. Open files
-and threads of the workers are counted before and after. Shards are hard links of a few, under names of their own.
+The peak is that of the whole family of processes (client, scheduler, workers) while `save_metadata` runs. Open files
+and threads of the workers are counted before and after. Shards are links of a few, under names of their own.
+`benchmarks.scale` runs it.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from benchmarks.harness import (
-    HERE,
-    Usage,
-    machine,
-    parser,
-    ranged,
-    summary,
-    write_result,
-    write_tables,
-)
+from benchmarks.harness import Usage
 from benchmarks.photographs import make_photographs
 
 _SOURCES = 4  # shards of photographs, of which the others are links
@@ -76,65 +60,8 @@ def one_run(folder: str, workers: int) -> dict[str, float]:
     return {
         "images": done.rows,
         "seconds": usage.seconds,
+        "cpu_seconds": usage.cpu_seconds,
         "peak_rss_mib": usage.peak_rss_mib,
         "files_left_open": max(after[worker][0] - before[worker][0] for worker in before),
         "threads_left": max(after[worker][1] - before[worker][1] for worker in before),
     }
-
-
-def _in_new_process(folder: str, workers: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.memory", "--in-process", folder, "--workers", str(workers)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=HERE.parent)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def main(given: list[str] | None = None) -> None:
-    """Run the command line."""
-    arguments = parser(__doc__)
-    arguments.add_argument("--shards", type=int, nargs="+", help="default 20 200")
-    arguments.add_argument("--images", type=int, help="of a shard; default 32")
-    arguments.add_argument("--workers", type=int, default=2)
-    arguments.add_argument("--in-process", metavar="FOLDER", help=argparse.SUPPRESS)
-    options = arguments.parse_args(given)
-    if options.in_process:
-        print(json.dumps(one_run(options.in_process, options.workers)))
-        return
-    described = machine()
-    counts = options.shards or ([2, 6] if options.quick else [20, 200])
-    images = options.images or (8 if options.quick else 32)
-    repeats = options.repeats or (1 if options.quick else 5)
-    runs: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
-    with tempfile.TemporaryDirectory() as place:
-        for count in counts:
-            folder = Path(place) / str(count)
-            folder.mkdir()
-            make_shards(images, count, folder)
-        for number in range(repeats):
-            for count in counts if number % 2 == 0 else reversed(counts):
-                runs[count].append(_in_new_process(str(Path(place) / str(count)), options.workers))
-                print(f"  round {number + 1}: {count} shards: {runs[count][-1]}", flush=True)
-    cases: dict[str, Any] = {
-        str(count): {name: summary([run[name] for run in each]) for name in each[0]}
-        for count, each in runs.items()
-    }
-    least, most = runs[min(counts)], runs[max(counts)]
-    ratio = summary([b["peak_rss_mib"] / a["peak_rss_mib"] for a, b in zip(least, most, strict=True)])
-    rows = [["shards", "images", "peak MiB", "files left open", "threads left"]]
-    for count, case in cases.items():
-        left = (f"{case[name]['max']:.0f}" for name in ("files_left_open", "threads_left"))
-        rows.append([count, f"{case['images']['median']:.0f}", ranged(case["peak_rss_mib"]), *left])
-    name = f"peak of {max(counts)} shards ÷ that of {min(counts)}"
-    results = {
-        "what": f"Null model, {options.workers} workers, {images} photographs a shard, {repeats} interleaved runs.",
-        "settings": {"shards": counts, "images": images, "workers": options.workers, "repeats": repeats},
-        "cases": cases,
-        "ratios": {name: ratio},
-        "table": rows,
-        "notes": [f"{name}: **{ranged(ratio)}**"],
-    }
-    if write_result("memory", options, described, results) and options.out is None:
-        write_tables()
-
-
-if __name__ == "__main__":
-    main()

@@ -98,12 +98,15 @@ class Backend:
         return function()
 
     def side_stream(self) -> AbstractContextManager[Any]:
-        """A context whose work on the GPU does not queue behind this process's other work; may be reused."""
+        """A context whose work on the GPU does not queue behind this process's other work, but goes before it.
+
+        It may be reused.
+        """
         if self.device != "gpu":
             return nullcontext()
         import torch
 
-        return torch.cuda.stream(torch.cuda.Stream())
+        return torch.cuda.stream(torch.cuda.Stream(priority=-1))
 
     def adopt(self, tensor: torch.Tensor) -> None:
         """Take over a finished tensor from a side stream: its memory is not reused under this one's work."""

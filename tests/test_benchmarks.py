@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import compare, doors, end_to_end, harness, loader, many_shards, memory, random_clip
+from benchmarks import compare, doors, end_to_end, harness, loader, random_clip
 from benchmarks.peers import check
 from benchmarks.peers import run as peer_run
 from benchmarks.photographs import make_photographs
@@ -71,14 +71,6 @@ def test_end_to_end(tmp_path):
     check_ratio(result, "end to end ÷ ceiling, 1x1", "end to end, 1x1", "decode, 1x1")
 
 
-def test_many_shards(tmp_path):
-    result = run(many_shards, tmp_path / "many.json", "--shards", "40")
-    case = result["cases"]["40"]
-    assert set(many_shards.STEPS) < set(case)
-    assert case["tars_opened"]["max"] == 0
-    assert case["peak_rss_mib"]["median"] >= case["rss_mib_build"]["median"] > 50
-
-
 def test_tables(tmp_path):
     """The README's tables come from the JSON; what stands around them stays."""
     cases = {"one": {"items_per_second": harness.summary([9.0, 10.0, 12.0])}}
@@ -106,18 +98,6 @@ def test_photographs_are_the_same_each_time(tmp_path):
     one, other = (make_photographs(6, 2, tmp_path / name) for name in "ab")
     for name in ("00000.tar", "00001.tar"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
-
-
-def test_memory(tmp_path):
-    result = run(memory, tmp_path / "memory.json", "--shards", "1", "2", "--workers", "1")
-    for count in ("1", "2"):
-        case = result["cases"][count]
-        assert case["images"]["runs"] == [8 * int(count)]
-        assert case["peak_rss_mib"]["median"] > 100
-    ((name, ratio),) = result["ratios"].items()
-    peaks = [result["cases"][count]["peak_rss_mib"]["runs"][0] for count in ("2", "1")]
-    assert name == "peak of 2 shards ÷ that of 1"
-    assert ratio["runs"] == [pytest.approx(peaks[0] / peaks[1], rel=0.01)]
 
 
 def test_doors(tmp_path):

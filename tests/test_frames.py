@@ -32,6 +32,7 @@ from curator_dask.frames.parquet import (
     METADATA_KEY,
     conform,
     fingerprint,
+    fingerprints,
     output_schema,
     read_metadata,
     remove_leftovers,
@@ -425,6 +426,16 @@ def test_fingerprint():
     assert len(fingerprint(parts)) == 64 and int(fingerprint(parts), 16)
     others = [{}, {**parts, "a": 2}, {**parts, "a": "1"}, {**parts, "b": {"c": [2, 1], "d": None}}, {"a": 1}]
     assert len({fingerprint(other) for other in [parts, *others]}) == 1 + len(others)
+
+
+@pytest.mark.parametrize(
+    "common", [{}, {"a": 1}, {"z": [1]}, {"a": {"n": "\u00fc", "b": 2}, "z": None, "sh": "x", "\u00fc": 1}]
+)
+def test_fingerprints_are_those_made_one_by_one(common):
+    values = [{"url": "a\u00fc\udce9", "rows": [0, None], "b": 1}, None, "x", 3, {}]
+    found = fingerprints(common, "shard", values)
+    assert found == [fingerprint({**common, "shard": value}) for value in values]
+    assert fingerprints(common, "shard", []) == []
 
 
 NOTEBOOK = """

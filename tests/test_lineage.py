@@ -16,7 +16,7 @@ from colours import ColourReader, write_dataset
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.datasets.reading import ReadShard
-from curator_dask.frames.lineage import trace
+from curator_dask.frames.lineage import pieces, trace
 from curator_dask.image.embedders import TimmImageEmbedder
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -102,6 +102,83 @@ def test_partitions_keep_their_shard(folders, name):
     if "__url__" in frame.columns:
         for number, part in enumerate(lineage.ranges):
             assert set(frame.partitions[number].compute()["__url__"]) <= {part.shard.url}
+
+
+@pytest.mark.parametrize("name", KEEPS_PARTITIONS)
+def test_pieces_of_a_frame_are_the_frame(folders, name):
+    """The same rows in the same partitions, and no piece carries the others along."""
+    change, shards, _ = KEEPS_PARTITIONS[name]
+    frame = change(frame_of(folders[0]))
+    found = list(pieces(frame, 1))
+    assert [piece.npartitions for piece in found] == [1] * len(shards)
+    for number, piece in enumerate(found):
+        assert_same_rows(piece.compute(), frame.partitions[number].compute())
+        ranges = {each for node in piece.expr.walk() for each in ranges_in(node)}
+        assert {each.name for each in ranges} == {f"{int(shards[number]):05d}"}
+    assert len({piece.expr._name for piece in found}) == len(found)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 9])
+def test_pieces_are_of_even_sizes(folders, size):
+    frame = frame_of(folders[0])
+    found = list(pieces(frame, size))
+    sizes = [piece.npartitions for piece in found]
+    assert sum(sizes) == 4 and max(sizes) <= size and max(sizes) - min(sizes) <= 1
+    assert len(sizes) == -(-4 // size)
+    assert_same_rows(dd.concat(found).compute(), frame.compute())
+
+
+@pytest.mark.parametrize("name", MIXES_PARTITIONS)
+def test_a_frame_of_mixed_partitions_is_one_piece(folders, name):
+    frame = MIXES_PARTITIONS[name](frame_of(folders[0]))
+    (piece,) = pieces(frame, 1)
+    assert piece.npartitions == frame.optimize().npartitions
+    assert len(piece.compute()) == len(frame.compute())
+
+
+def test_a_frame_beside_one_in_memory_is_one_piece(folders):
+    """Of what is no list of ranges nothing can be cut out."""
+    frame = frame_of(folders[0])
+    beside = dd.from_pandas(pd.DataFrame({"other": range(4)}), npartitions=4)
+    both = dd.map_partitions(
+        lambda left, right: left, frame, beside, meta=frame._meta, align_dataframes=False
+    )
+    (piece,) = pieces(both, 1)
+    assert piece.npartitions == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda frame: frame.map_partitions(numbered, meta=frame._meta.assign(number=0)),
+        lambda frame: frame.sample(frac=0.5, random_state=1),
+        lambda frame: frame.random_split([0.5, 0.5], random_state=1)[0],
+    ],
+)
+def test_a_frame_whose_partitions_are_numbered_is_one_piece(folders, change):
+    """In a piece they would have other numbers."""
+    frame = change(frame_of(folders[0]))
+    (piece,) = pieces(frame, 1)
+    assert piece.npartitions == 4
+    assert_same_rows(piece.compute(), frame.compute())
+
+
+def numbered(frame, partition_info=None):
+    return frame.assign(number=partition_info["number"] if partition_info else 0)
+
+
+def ranges_in(node):
+    """Ranges of shards that an expression, or what is fused in it, carries."""
+    for name, value in zip(node._parameters, node.operands, strict=False):
+        if name == "iterables":
+            yield from (each for items in value for each in items)
+        elif name == "exprs":
+            for inner in value:
+                yield from ranges_in(inner)
+
+
+def assert_same_rows(one, other):
+    pd.testing.assert_frame_equal(one.reset_index(drop=True), other.reset_index(drop=True))
 
 
 def test_a_function_that_keeps_rows_says_so_truly(folders):

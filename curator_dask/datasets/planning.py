@@ -19,6 +19,7 @@ from curator_dask.frames.lineage import Lineage
 from curator_dask.frames.parquet import (
     Footer,
     fingerprint,
+    fingerprints,
     is_finished,
     output_schema,
     read_footer,
@@ -58,7 +59,7 @@ def plan_targets(
         )
         common |= {"frame": frame.expr._name, "inputs": inputs}
         names = [f"part-{number:05d}" for number in range(frame.npartitions)]
-        parts: list[dict[str, Any]] = [{"partition": number} for number in range(frame.npartitions)]
+        prints = fingerprints(common, "partition", range(frame.npartitions))
         shards: list[dict[str, Any] | None] = [None] * len(names)
         source = None
         dataset = None if lineage.inputs is None else fingerprint({"shards": _urls_of(lineage)})
@@ -68,18 +69,18 @@ def plan_targets(
         names = [part.name for part in lineage.ranges]
         source = getattr(lineage.reader, "source", None)
         shards = in_threads(lambda part: _look(part, source, output.folder, input_options), lineage.ranges)
-        parts = [{"shard": shard} for shard in shards]
+        prints = fingerprints(common, "shard", shards)
     return [
         Target(
             name=name,
             path=join(output.folder, f"{name}.parquet"),
-            fingerprint=fingerprint({**common, **part}),
+            fingerprint=each,
             shard=shard,
             companion=lineage.ranges[number].shard.parquet if lineage.ranges else None,
             source=source,
             dataset=dataset,
         )
-        for number, (name, part, shard) in enumerate(zip(names, parts, shards, strict=True))
+        for number, (name, each, shard) in enumerate(zip(names, prints, shards, strict=True))
     ]
 
 

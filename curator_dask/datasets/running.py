@@ -40,6 +40,10 @@ PATIENCE_VARIABLE = "CURATOR_DASK_PATIENCE"
 #: Its default. Workers that are started again need seconds, nodes that a cluster asks for need minutes.
 PATIENCE = 600.0
 
+#: Partitions that are handed out at once, the next when half of them are done; more where there are more than half
+#: as many threads. What a scheduler needs for a task (0.5 ms and 17 kB) it then needs for few.
+AHEAD = 1000
+
 _POLL = 0.05  # seconds between looks for results
 _LOOK_EVERY = 5.0  # seconds between questions to the scheduler who is there
 _ANSWER = 30.0  # seconds that it may take to answer
@@ -152,8 +156,8 @@ def run_partitions(
     client
         Of the cluster; None computes one partition after the other in this process.
     apart
-        The partitions share no work. Without a cluster those that do are computed in one go: one that fails
-        then fails all.
+        The partitions share no work, and are handed out a thousand or two at a time. Those that do are handed out
+        all at once; without a cluster they are computed in one go: one that fails then fails all.
     resources
         Of a worker, that a partition takes.
 
@@ -165,25 +169,39 @@ def run_partitions(
         The partition, or the exception that it ended with. If the iterator is closed early, what has not been
         computed is cancelled.
     """
+    # Not above: it loads dask.dataframe, and `curator-dask check`, which needs `in_threads`, is done sooner.
+    from curator_dask.frames.lineage import pieces
+
     if client is None:
-        if not apart:
-            frame = frame.persist(scheduler="sync")
-        for number, part in enumerate(frame.to_delayed()):
+        whole = frame if apart else frame.persist(scheduler="sync")
+        parts = (part for piece in pieces(whole, AHEAD) for part in piece.to_delayed())
+        for number, part in enumerate(parts):
             try:
                 yield number, part.compute(scheduler="sync")
             except Exception as error:
                 yield number, error
         return
 
-    # Fused here, since persist does not: read, embed and write are one task, and a partition's vectors never
+    size = max(AHEAD, 2 * sum(_workers(client).values()))
+    # Fused, since persist does not do that: read, embed and write are one task, and a partition's vectors never
     # wait in a worker's memory as a result.
-    futures = futures_of(client.persist(frame.optimize(), resources=resources))
-    numbers = {future.key: future.key[1] for future in futures}
+    waiting = pieces(frame, size) if apart else iter([frame.optimize()])
+    piece = next(waiting, None)
+    presence = Presence(client)
+    done = as_completed([], raise_errors=False, loop=client.loop)
+    numbers: dict[Any, int] = {}
+    handed_out = 0
     try:
-        done = as_completed(futures, raise_errors=False)
-        del futures  # a result that has been given is let go on its worker
-        for future, result in _while_connected(done, client):
-            yield numbers.pop(future.key), result
+        while piece is not None or numbers:
+            if piece is not None and len(numbers) <= size // 2:
+                futures = futures_of(client.persist(piece, resources=resources))
+                numbers.update({future.key: handed_out + future.key[1] for future in futures})
+                handed_out += len(futures)
+                done.update(futures)
+                del futures  # a result that has been given is let go on its worker
+                piece = next(waiting, None)
+            for key, result in _finished(done, presence):
+                yield numbers.pop(key), result
     finally:
         if numbers and client.status == "running":
             client.cancel([_future(client, key) for key in numbers])
@@ -277,15 +295,30 @@ class Presence:
             )
 
 
-def _while_connected(done: as_completed, client: Client) -> Iterator[tuple[Future, Any]]:
-    """Futures as they are done, with their result or exception, as long as somebody works on them."""
-    presence = Presence(client)
-    while not done.is_empty():
-        for future in done.next_batch(block=False):
-            yield future, _result(future, presence)
-        presence.check()
-        if not done.has_ready():
-            time.sleep(_POLL)
+def _finished(done: as_completed, presence: Presence) -> Iterator[tuple[Any, Any]]:
+    """Key of each partition that is done now, with its result or exception; if there is none, after a pause."""
+    batch = done.next_batch(block=False)
+    results = _gathered([future for future in batch if future.status == "finished"], presence.client)
+    while batch:
+        future = batch.pop()
+        key = future.key
+        result = results.pop(key) if key in results else _result(future, presence)
+        del future  # let go on its worker
+        yield key, result
+    presence.check()
+    if not done.has_ready():
+        time.sleep(_POLL)
+
+
+def _gathered(futures: list[Future], client: Client) -> dict[Any, Any]:
+    """Results by key, fetched in one go; none where that fails: then each has to be asked for."""
+    if len(futures) < 2:
+        return {}
+    try:
+        results = client.sync(client._gather, futures, callback_timeout=_ANSWER)
+    except (Exception, asyncio.CancelledError):
+        return {}
+    return {future.key: result for future, result in zip(futures, results, strict=True)}
 
 
 def _result(future: Future, presence: Presence) -> Any:
@@ -377,9 +410,14 @@ def _run_on_workers(function: Any, client: Client) -> dict[str, Any]:
 
 
 def _worker_addresses(client: Client) -> list[str]:
+    return list(_workers(client))
+
+
+def _workers(client: Client) -> dict[str, int]:
+    """Threads of each worker, by its address."""
     # Asked of the scheduler now: what the client remembers of it may be empty for a moment.
     try:
-        return list(client.sync(client.scheduler.ncores, callback_timeout=_ANSWER))
+        return client.sync(client.scheduler.ncores, callback_timeout=_ANSWER)
     except (OSError, TimeoutError):
         raise _connection_lost(client) from None
 

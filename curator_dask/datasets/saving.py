@@ -29,7 +29,14 @@ from curator_dask.datasets.running import (
 )
 from curator_dask.datasets.summary import SaveSummary
 from curator_dask.datasets.targets import run_targets
-from curator_dask.datasets.writing import Output, Target, WritePartition, report_frame, target_frame
+from curator_dask.datasets.writing import (
+    Output,
+    Target,
+    TargetTexts,
+    WritePartition,
+    report_frame,
+    target_frame,
+)
 from curator_dask.errors import ConfigError, OutputError, WeightsError
 from curator_dask.frames.lineage import Lineage, trace
 from curator_dask.frames.parquet import remove_leftovers
@@ -255,7 +262,7 @@ def write_graph(
     """The lazy frame whose partitions write the targets with the numbers `todo` and report on them."""
     assert frame.npartitions == len(targets), (frame.npartitions, len(targets))
     picked = frame if len(todo) == len(targets) else frame.partitions[todo]
-    texts = [targets[number].to_json() for number in todo]
+    texts = TargetTexts([targets[number] for number in todo])
     return dd.map_partitions(
         write,
         picked,

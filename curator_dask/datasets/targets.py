@@ -86,8 +86,9 @@ def run_targets(
                         f" {_WHY}"
                     )
             else:
+                several = len(members) > 1 and isinstance(result, pd.DataFrame)
                 for row, member in enumerate(members):
-                    settle(member, result.iloc[[row]] if isinstance(result, pd.DataFrame) else result)
+                    settle(member, result.iloc[[row]] if several else result)
         if client is None or not suspects:
             return
         print(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +52,7 @@ class Output:
     drop_failed: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be 100,000
 class Target:
     """Where a partition goes.
 
@@ -83,7 +84,30 @@ class Target:
 
     def to_json(self) -> str:
         """All of it, as text."""
-        return json.dumps(vars(self))
+        return json.dumps({name: getattr(self, name) for name in self.__slots__})
+
+
+class TargetTexts(Sequence[str]):
+    """`Target.to_json` of each target, made when it is asked for: 100,000 at once would be in the way.
+
+    Parameters
+    ----------
+    targets
+        Of the partitions of a graph, in their order.
+    """
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.targets[number].to_json()
+
+    def __dask_tokenize__(self) -> Any:
+        said = "\n".join(f"{it.name}\0{it.path}\0{it.fingerprint}" for it in self.targets)
+        return (type(self).__name__, hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -200,7 +224,7 @@ def report_frame(report: Mapping[str, Any]) -> pd.DataFrame:
 
 def target_frame(text: str) -> pd.DataFrame:
     """A target, as JSON, as a partition that Dask can carry."""
-    return pd.DataFrame({"target": [text]}).astype({"target": "str"})
+    return pd.DataFrame({"target": [text]}, dtype="str")
 
 
 def report_of(name: str, table: pa.Table, id_col: str) -> dict[str, Any]:

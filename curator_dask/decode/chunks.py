@@ -173,23 +173,27 @@ class ChunkDecoder:
 
         return self._finish_image(decode(data, self._spec.max_pixels))
 
-    def start(self, chunk: Chunk) -> None:
-        """Begin with DALI's part of a chunk."""
+    def finish(self, chunk: Chunk, gather: Collector, following: Chunk | None = None) -> None:
+        """Wait for DALI's part of a chunk that was started, and hand out the rest of the work on it.
+
+        The `following` chunk is started as soon as DALI is free.
+        """
+        items, chunk.dali = chunk.dali, []
+        taken: tuple[Any, list] | None = None
+        if items and self._dali is not None:
+            try:
+                taken = self._dali.finish()
+            except Exception as error:  # DALI's own, of many types; memory that it could not get
+                log.debug("DALI lost a chunk of %d images and is asked for its halves: %s", len(items), error)
+                self._halve(items, chunk, gather)
+        if following is not None:
+            self._start(following)
+        if taken is not None:
+            self._take(items, *taken, chunk, gather)
+
+    def _start(self, chunk: Chunk) -> None:
         if self._dali is not None and chunk.dali:
             self._dali.start([data for _, data, _ in chunk.dali], [size for _, _, size in chunk.dali])
-
-    def finish(self, chunk: Chunk, gather: Collector) -> None:
-        """Wait for DALI's part of a chunk and hand out the rest of the work on it."""
-        if self._dali is None or not chunk.dali:
-            return
-        items, chunk.dali = chunk.dali, []
-        try:
-            pixels, found = self._dali.finish()
-        except Exception as error:  # DALI's own, of many types; memory that it could not get
-            log.debug("DALI lost a chunk of %d images and is asked for its halves: %s", len(items), error)
-            self._halve(items, chunk, gather)
-            return
-        self._take(items, pixels, found, chunk, gather)
 
     def _halve(self, items: list, chunk: Chunk, gather: Collector) -> None:
         """Find the images that DALI cannot decode; the others keep DALI's result."""
@@ -199,7 +203,7 @@ class ChunkDecoder:
             return
         for half in (items[: len(items) // 2], items[len(items) // 2 :]):
             part = Chunk(dali=half)
-            self.start(part)
+            self._start(part)
             self.finish(part, gather)
             chunk.pooled += part.pooled
 
@@ -220,7 +224,7 @@ class ChunkDecoder:
         elif kept:
             if len(kept) < len(items):
                 pixels = [pixels[index] for index in kept] if isinstance(pixels, list) else pixels[kept]
-            with self._place.wait_for_outputs():  # DALI reuses its memory after this
+            with self._place.wait_for_outputs():  # DALI has its memory back after this
                 gather.add(positions, pixels)
 
     def drop(self, *chunks: Chunk) -> None:

@@ -106,8 +106,8 @@ class DaliDecoder:
         -------
         tuple
             Without a transform: a list of uint8 (h, w, 3), on the CPU arrays that keep DALI's memory alive. With
-            one: a uint8 tensor (n, height, width, 3). What is on a GPU are tensors in DALI's memory, to be copied
-            before the next `start`. Then each image's decoded height and width.
+            one: a uint8 tensor (n, height, width, 3). What is on a GPU are tensors in DALI's memory, which is
+            theirs for as long as they live. Then each image's decoded height and width.
 
         Raises
         ------
@@ -157,6 +157,7 @@ class DaliDecoder:
                 device=self._decoder,
                 output_type=types.RGB,
                 jpeg_fancy_upsampling=True,  # chroma as libjpeg-turbo has it, on the GPU too
+                affine=False,  # threads tied to cores would be on those of another GPU's worker, too
             )
             shape = image.shape()
             if self._transform is not None:

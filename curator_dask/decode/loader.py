@@ -277,15 +277,13 @@ class _Run:
                 if self._stopped.is_set():
                     return
                 if decoder.admit(chunk, position, data):
-                    decoder.finish(running, gather)
-                    decoder.start(chunk)
+                    decoder.finish(running, gather, following=chunk)
                     done, running, chunk = running, chunk, Chunk()
                     gather.collect(done.pooled, done.errors)
-            for last in (running, chunk):
-                decoder.finish(last, gather)
-                if last is running:
-                    decoder.start(chunk)
-                gather.collect(last.pooled, last.errors)
+            decoder.finish(running, gather, following=chunk)
+            gather.collect(running.pooled, running.errors)
+            decoder.finish(chunk, gather)
+            gather.collect(chunk.pooled, chunk.errors)
             gather.flush()
         finally:
             decoder.drop(running, chunk)  # after an error or an early stop

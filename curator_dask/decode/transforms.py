@@ -8,6 +8,7 @@ of transformers; both decoders work from it. timm's source: ``timm/data/transfor
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -245,18 +246,26 @@ class TransformSpec:
                 f"got {pixels.dtype} {tuple(pixels.shape)}"
             )
         count, height, width, _ = pixels.shape
-        std = np.array(self.std)
-        # A whole row of factors beside a whole row of pixels: vectors of three would be twice as slow.
-        scale, shift = (
-            torch.tensor(value, dtype=torch.float32, device=pixels.device).repeat(width)
-            for value in (1 / (255 * std), -np.array(self.mean) / std)
-        )
+        scale, shift = _scale_and_shift(self.mean, self.std, width, pixels.device)
         rows = torch.empty((count, height, width * 3), dtype=torch.float32, device=pixels.device)
         given = pixels.reshape(rows.shape)
         # On a CPU image by image, each of which its cache holds from one step to the next.
         for these, those in zip(rows, given, strict=True) if rows.device.type == "cpu" else [(rows, given)]:
             torch.addcmul(shift, these.copy_(those), scale, out=these)
         return rows.view(count, height, width, 3).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=8)  # made anew for each batch they would make a GPU wait
+def _scale_and_shift(mean: tuple, std: tuple, width: int, device: torch.device) -> tuple[Any, Any]:
+    """What a row of pixels is multiplied with, and what is added.
+
+    A whole row of each: beside vectors of three the arithmetic would be twice as slow.
+    """
+    import torch
+
+    factors = 1 / (255 * np.array(std)), -np.array(mean) / np.array(std)
+    scale, shift = (torch.tensor(each, dtype=torch.float32, device=device).repeat(width) for each in factors)
+    return scale, shift
 
 
 def _crop(source: int, resized: int, crop: int, *, floor: bool) -> Axis:

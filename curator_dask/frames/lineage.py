@@ -8,7 +8,8 @@ repartition or a reduction that no longer holds, and `trace` says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
@@ -24,6 +25,7 @@ from dask.dataframe.dask_expr._expr import (
     Projection,
     _DelayedExpr,
 )
+from dask.dataframe.dask_expr._merge import BlockwiseMerge
 from dask.dataframe.dask_expr.io import FromMap
 
 from curator_dask.webdataset.shards import ShardRange
@@ -106,13 +108,75 @@ def replace_functions(frame: DataFrame, change: Callable[[Any], Any]) -> DataFra
     return new_collection(expr)
 
 
+def pieces(frame: DataFrame, size: int) -> Iterator[DataFrame]:
+    """The frame as several of at most `size` neighbouring partitions each, without a trace of the others.
+
+    A graph of 100,000 partitions takes a scheduler many seconds and hundreds of megabytes before its first task;
+    each of these is as small as what it computes.
+
+    Parameters
+    ----------
+    frame
+        Not computed. One whose partitions are not each made of their own parts of what is read is left whole.
+    size
+        Partitions of a piece, at most.
+
+    Yields
+    ------
+    Frames whose tasks are fused to one a partition; their partitions, one after the other, are those of `frame`.
+    """
+    expr: Any = frame.optimize(fuse=False).expr
+    count = expr.npartitions
+    nodes = {node._name: node for node in expr.walk()}
+    many = [node for node in nodes.values() if not node.dependencies() and node.npartitions > 1]
+    roots = {node._name: node for node in many if _is_root(node) and node.npartitions == count}
+    steps = [node for name, node in nodes.items() if name not in roots and node.npartitions > 1]
+    apart = _is_apart(list(nodes.values())) and not any(_knows_its_number(node) for node in steps)
+    if count <= size or len(roots) < len(many) or not apart:
+        yield frame.optimize()
+        return
+    # Of even sizes: Dask hands out few tasks in another way than many.
+    number = -(-count // size)
+    bounds = [count * each // number for each in range(number + 1)]
+    for start, stop in itertools.pairwise(bounds):
+        piece = expr
+        for root in roots.values():
+            piece = piece.substitute(root, _cut(root, start, stop))
+        yield new_collection(piece).optimize()
+
+
+def _knows_its_number(node: Expr) -> bool:
+    """Whether the number of a partition may count, not only what it holds: a sample's seeds, ``partition_info``."""
+    if getattr(node, "_has_partition_info", False):
+        return True
+    plain = (Blockwise._task, MapPartitions._task, BlockwiseMerge._task)
+    return type(node)._task not in plain
+
+
+def _cut(root: Expr, start: int, stop: int) -> Expr:
+    picked = root.operand("_partitions")
+    numbers = range(start, stop) if picked is None else picked[start:stop]
+    changed = {
+        "iterables": [[each[number] for number in numbers] for each in root.operand("iterables")],
+        "_partitions": None,
+        "user_divisions": None,
+    }
+    values = zip(root._parameters, root.operands, strict=True)
+    return type(root)(*(changed.get(name, value) for name, value in values))
+
+
 def _is_root(node: Expr) -> bool:
     return isinstance(node, FromMap)
 
 
-def _ranges(nodes: list[Expr], roots: list[Expr]) -> tuple[ShardRange, ...] | None:
+def _is_apart(nodes: list[Expr]) -> bool:
+    """Whether no step mixes partitions."""
     # A delayed value (the list that `isin` looks in) is the same for all partitions.
-    if len(roots) != 1 or not all(isinstance(node, Blockwise | _DelayedExpr) for node in nodes):
+    return all(isinstance(node, Blockwise | _DelayedExpr) for node in nodes)
+
+
+def _ranges(nodes: list[Expr], roots: list[Expr]) -> tuple[ShardRange, ...] | None:
+    if len(roots) != 1 or not _is_apart(nodes):
         return None
     # What is joined to it may come from elsewhere if it is one partition, which meets each of the shards'.
     leaves = [node for node in nodes if not node.dependencies() and not isinstance(node, _DelayedExpr)]

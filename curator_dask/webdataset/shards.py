@@ -32,7 +32,7 @@ _UNPACK = (
 _FEW = 5  # how many names an error message lists
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be 100,000
 class Shard:
     """One tar of a dataset.
 
@@ -75,7 +75,7 @@ class ShardSet:
         return iter(self.shards)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardRange:
     """A partition: a shard, or a range of its rows.
 

@@ -1,0 +1,103 @@
+"""Many shards: what the benchmark of them gives, and that handing them out in pieces loses and swaps nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from colours import ColourReader, check_colours, read_output, write_dataset
+
+from benchmarks import scale
+from curator_dask import get_client
+from curator_dask.datasets import ImageTextPairDataset, running
+
+SHARDS, SAMPLES = 11, 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scale") / "data"
+    write_dataset(folder, SHARDS, SAMPLES)
+    (folder / "00006.parquet").write_bytes(b"no Parquet")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["cluster", "this process"])
+def client(request):
+    if request.param == "this process":
+        yield None
+        return
+    with get_client("cpu", n_workers=2, verbose=False) as client:
+        yield client
+
+
+def pieces_sent(client):
+    """What names the graphs that the scheduler was given."""
+    events = [event for _, event in client.get_events("scheduler")]
+    return {event["stimulus_id"] for event in events if event.get("action") == "update-graph"}
+
+
+def test_shards_handed_out_in_pieces(folder, client, tmp_path, monkeypatch):
+    """A shard that fails in the midst, a filter, and shards that are finished: all as in one go."""
+    monkeypatch.setattr(running, "AHEAD", 3)
+    before = set() if client is None else pieces_sent(client)
+
+    def embedded(least):
+        dataset = ImageTextPairDataset.from_webdataset(folder)
+        rows = dataset.metadata[dataset.metadata["key"] >= least]
+        return ColourReader()(dataset.with_metadata(rows))
+
+    summary = embedded("000000002").save_metadata(tmp_path / "out")
+    assert (summary.written, list(summary.failed_shards)) == (SHARDS - 1, ["00006"])
+    table = read_output(tmp_path / "out")
+    keys = table["key"].to_pylist()
+    expected = {f"{shard:05d}{sample:04d}" for shard in range(SHARDS) for sample in range(SAMPLES)}
+    expected -= {"000000000", "000000001", *(f"00006{sample:04d}" for sample in range(SAMPLES))}
+    assert len(keys) == len(expected) and set(keys) == expected
+    check_colours(keys, table["image_embedding"].to_pylist())
+    for path in (tmp_path / "out").glob("*.parquet"):
+        assert {key[:5] for key in pq.read_table(path)["key"].to_pylist()} == {path.stem}
+    if client is not None:
+        # 11 shards in pieces of 3 at most, and one graph a worker to load the model.
+        assert len(pieces_sent(client) - before) == 4 + 2
+
+    for number in (1, 4, 5, 9):
+        (tmp_path / "out" / f"{number:05d}.parquet").unlink()
+    again = embedded("000000002").save_metadata(tmp_path / "out")
+    assert (again.written, again.skipped, list(again.failed_shards)) == (4, SHARDS - 5, ["00006"])
+    table = read_output(tmp_path / "out")
+    assert sorted(table["key"].to_pylist()) == sorted(expected)
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
+
+
+def test_scale(tmp_path):
+    """The benchmark's quick run: every figure comes from what was run, ratios from the same round."""
+    path = tmp_path / "scale.json"
+    scale.main(["--quick", "--out", str(path)])
+    result = json.loads(path.read_text())
+    cases = result["cases"]
+    assert list(cases) == [
+        "shards, 1 shards, 1w",
+        "shards, 3 shards, 1w",
+        "fixed, 2 shards, 1w",
+        "fixed, 6 shards, 1w",
+        "no-op, 30 shards, 1w",
+    ]
+    assert [case["images"]["median"] for case in list(cases.values())[:4]] == [16, 48, 24, 24]
+    tiny = cases["no-op, 30 shards, 1w"]
+    assert tiny["shards"]["runs"] == [30] and tiny["tars_opened"]["runs"] == [0]
+    order = [tiny[name]["median"] for name in ("build", "first_task", "seconds")]
+    assert order == sorted(order) and order[0] > 0
+    assert tiny["client_peak_mib"]["median"] >= tiny["client_before_mib"]["median"] > 50
+    ratios = result["ratios"]
+    peaks = [cases[f"shards, {count} shards, 1w"]["peak_rss_mib"]["median"] for count in (3, 1)]
+    found = ratios["peak memory of 3 shards ÷ that of 1, 1w"]["median"]
+    assert found == pytest.approx(peaks[0] / peaks[1], rel=0.01)
+    for figure, word in (("seconds", "time"), ("cpu_seconds", "CPU time")):
+        ends = [cases[f"fixed, {count} shards, 1w"][figure]["median"] for count in (2, 6)]
+        cost = ratios[f"{word} of a shard besides its images, ms"]["median"]
+        assert cost == pytest.approx(1000 * (ends[1] - ends[0]) / 4, abs=1)
+        share = ratios[f"share of it in a shard of 1,000 images, null model, {word}, %"]["median"]
+        assert share == pytest.approx(cost / 10 / (1000 * ends[0] / 24), rel=0.02, abs=0.01)
+    assert len(result["table"]) == 5 and any(line.startswith("no-op") for line in result["notes"])
