@@ -190,31 +190,59 @@ def _pipeline(
 
 
 def forward(
-    model_name: str, pretrained: bool, autocast: bool, batch_size: int, images: int, part: int, parts: int
+    model_name: str | None,
+    pretrained: bool,
+    autocast: bool,
+    batch_size: int,
+    images: int,
+    part: int,
+    parts: int,
+    *,
+    compiled: bool = False,
 ) -> int:
-    """A bare timm model on one batch of noise that stays on the device, `images` of it in all processes."""
+    """A bare timm model on one batch of noise that stays on the device, `images` of it in all processes.
+
+    None is the null model, which has the normalisation of the pixels in it.
+    """
     here = backend.current()
     device = here.torch_device
-    model, pixels = _model(model_name, pretrained, batch_size)
+    model, pixels = _model(model_name, pretrained, batch_size, compiled)
     dtype = here.autocast_dtype() if autocast else None
     batches = max(1, images // parts // batch_size)
-    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, dtype, enabled=dtype is not None),
+        _inductor(freezing=True) if compiled else contextlib.nullcontext(),
+    ):
         for _ in range(batches):
             vectors = model(pixels)
         vectors.float().cpu()  # waits for the device
     return batches * batch_size
 
 
+def _inductor(**settings: Any) -> Any:
+    from torch._inductor import config
+
+    return config.patch(**settings)
+
+
 @functools.cache
-def _model(model_name: str, pretrained: bool, batch_size: int) -> tuple[Any, torch.Tensor]:
+def _model(
+    model_name: str | None, pretrained: bool, batch_size: int, compiled: bool
+) -> tuple[Any, torch.Tensor]:
     import timm
     from timm.data import resolve_data_config
 
     device = backend.current().torch_device
+    if model_name is None:
+        noise = torch.randint(0, 256, (batch_size, *TRANSFORM.size, 3), dtype=torch.uint8, device=device)
+        return (lambda pixels: MeanColour()(TRANSFORM.normalize(pixels))), noise
     model: Any = timm.create_model(model_name, pretrained=pretrained)
     if "clip" not in model_name:  # a CLIP tower's head is its projection, which the embedding needs
         model.reset_classifier(0)
     size = resolve_data_config(pretrained_cfg=model.pretrained_cfg)["input_size"]
     pixels = torch.randn((batch_size, *size), generator=torch.Generator().manual_seed(0)).to(device)
     model = model.eval().to(device).to(memory_format=torch.channels_last)
+    if compiled:
+        model = torch.compile(model, dynamic=False)
     return model, pixels.to(memory_format=torch.channels_last)

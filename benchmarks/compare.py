@@ -19,6 +19,9 @@ Every run is a process of its own, in turns with those of the other peers, and d
 - the same again, for the peers that start their workers anew in every job;
 - all photographs.
 
+In the same turns the bare decoder and the bare model run, in as many processes and threads as curator_dask's
+workers (`benchmarks.ceiling`): the ceiling is what the machine could do if nothing else cost anything.
+
 The steady state of a peer whose workers stay is the last job alone. Of one whose workers are new in every job
 (marked "by difference") it is the last job less the second one, in photographs and in seconds, so that its starting
 is not counted against it.
@@ -27,6 +30,7 @@ is not counted against it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -35,11 +39,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import cores, machine, parser, ranged, summary, write_result, write_tables
+from benchmarks.ceiling import IN_DALI, ON_CPU, decode_case, in_turn, model_case
+from benchmarks.harness import Case, cores, machine, parser, ranged, summary, write_result, write_tables
 from benchmarks.peers.build import BuildError, build
 from benchmarks.peers.chart import bar_chart
 from benchmarks.peers.check import LOADS, CheckError, alikeness, check, count_rows, load_of, reference
-from benchmarks.peers.run import OURS, PEERS, PeerError, Run
+from benchmarks.peers.run import COMPILED, OURS, PEERS, PeerError, Run
 from benchmarks.photographs import make_photographs
 
 SMALL = (64, 4)
@@ -112,6 +117,7 @@ class Comparison:
         self.left_out: dict[str, str] = {}
         self.found: dict[str, dict[str, Any]] = {}
         self.runs: dict[str, list[dict[str, float]]] = {}
+        self.bare: dict[str, list[float]] = {}
 
     def start(self, name: str, place: Path, settings: Mapping[str, Any], proportional: bool = False) -> Run:
         """A run of a peer, to be entered."""
@@ -160,23 +166,57 @@ class Comparison:
         self.runs[name] = []
         print(f"  {name}: {fidelity}", flush=True)
 
+    def bare_cases(self, stack: contextlib.ExitStack) -> dict[str, Case]:
+        """What the ceiling is made of, in the layout of curator_dask's workers; none without it."""
+        if OURS not in self.found:
+            return {}
+        settings = self.found[OURS]["settings"]
+        workers, threads = settings["workers"], settings["threads"]
+        model, batch = self.load["model"], settings["batch_size"]
+        cases = {"decode": decode_case(ON_CPU, workers, threads, threads, self.folder, stack)}
+        if model is None:
+            cases["decode in DALI alone"] = decode_case(
+                IN_DALI, workers, threads, threads, self.folder, stack
+            )
+        images = max(self.images // 2, workers * batch)
+        for name in ("model", *(["compiled model"] if COMPILED in self.found else [])):
+            compiled = name != "model"
+            cases[name] = model_case(model, True, workers, threads, batch, images, stack, compiled)
+        for case in cases.values():
+            case.run()
+        return cases
+
     def measure(self) -> None:
-        """All peers in turn, several times over, every second round backwards."""
-        for number in range(self.options.repeats):
-            for name in list(self.runs) if number % 2 == 0 else list(reversed(self.runs)):
-                with tempfile.TemporaryDirectory() as place:
-                    try:
-                        with self.start(name, Path(place) / "run", self.found[name]["settings"]) as run:
-                            figures = measure_once(run, self.folder, self.images)
-                    except PeerError as error:
-                        self.leave_out(name, f"round {number + 1}: {error}")
-                        continue
-                self.runs[name].append(figures)
-                print(
-                    f"  round {number + 1}: {name}: {figures['images_per_second']:.1f} images/s,"
-                    f" cold start {figures['cold_seconds']:.1f} s",
-                    flush=True,
-                )
+        """All peers and the bare parts in turn, several times over, every second round backwards."""
+        with contextlib.ExitStack() as stack:
+            bare_cases = self.bare_cases(stack)
+            self.bare = {name: [] for name in bare_cases}
+            for number in range(self.options.repeats):
+                self.one_round(number)
+                for name, case in bare_cases.items():
+                    begun = time.perf_counter()
+                    images = case.run()
+                    self.bare[name].append(images / (time.perf_counter() - begun))
+                    print(
+                        f"  round {number + 1}: bare {name}: {self.bare[name][-1]:.1f} images/s", flush=True
+                    )
+
+    def one_round(self, number: int) -> None:
+        """All peers once."""
+        for name in list(self.runs) if number % 2 == 0 else list(reversed(self.runs)):
+            with tempfile.TemporaryDirectory() as place:
+                try:
+                    with self.start(name, Path(place) / "run", self.found[name]["settings"]) as run:
+                        figures = measure_once(run, self.folder, self.images)
+                except PeerError as error:
+                    self.leave_out(name, f"round {number + 1}: {error}")
+                    continue
+            self.runs[name].append(figures)
+            print(
+                f"  round {number + 1}: {name}: {figures['images_per_second']:.1f} images/s,"
+                f" cold start {figures['cold_seconds']:.1f} s",
+                flush=True,
+            )
 
     def leave_out(self, name: str, why: object) -> None:
         """Note why a peer has no figures."""
@@ -189,6 +229,8 @@ class Comparison:
         """Admit all peers, then time those that gave the right vectors; JSON-able, what was found."""
         print(f"{self.label}: {self.images} photographs", flush=True)
         for name in self.options.peers:
+            if PEERS[name].loads and self.load["name"] not in PEERS[name].loads:
+                continue
             try:
                 self.admit(name)
             except (PeerError, BuildError, CheckError) as error:
@@ -196,14 +238,34 @@ class Comparison:
         self.measure()
         for name, runs in self.runs.items():
             self.found[name] |= {figure: summary([run[figure] for run in runs]) for figure in FIGURES}
-        ratios = {}
-        for name, runs in self.runs.items():
-            if OURS in self.runs and name != OURS:
-                pairs = zip(self.runs[OURS], runs, strict=True)
-                ratios[f"{OURS} ÷ {name}"] = summary(
-                    [ours["images_per_second"] / theirs["images_per_second"] for ours, theirs in pairs]
-                )
-        return {"peers": self.found, "left_out": self.left_out, "ratios": ratios}
+        return {
+            "peers": self.found,
+            "left_out": self.left_out,
+            "bare": {name: summary(rates) for name, rates in self.bare.items()},
+            "ratios": {name: summary(values) for name, values in self.ratios().items()},
+        }
+
+    def ratios(self) -> dict[str, list[float]]:
+        """Quotients of rates in one and the same round."""
+        rates = {name: [run["images_per_second"] for run in runs] for name, runs in self.runs.items()}
+        found: dict[str, list[float]] = {}
+
+        def divide(name: str, above: Sequence[float], below: Sequence[float]) -> None:
+            found[name] = [one / other for one, other in zip(above, below, strict=True)]
+
+        for ours, model in ((OURS, "model"), (COMPILED, "compiled model")):
+            if ours not in rates:
+                continue
+            if model in self.bare:
+                both = zip(self.bare["decode"], self.bare[model], strict=True)
+                divide(f"{ours} ÷ ceiling", rates[ours], [in_turn(*each) for each in both])
+            if self.load["model"] is None:
+                for name in ("decode", "decode in DALI alone"):
+                    divide(f"{ours} ÷ bare {name}", rates[ours], self.bare[name])
+            for name, theirs in rates.items():
+                if name not in (OURS, COMPILED):
+                    divide(f"{ours} ÷ {name}", rates[ours], theirs)
+        return found
 
 
 def table_rows(found: Mapping[str, Any]) -> list[list[str]]:
@@ -222,6 +284,9 @@ def table_rows(found: Mapping[str, Any]) -> list[list[str]]:
                 f"{peer['fidelity']['least_cosine']:.4f}",
             ]
         )
+    for name, rate in found["bare"].items():
+        row = [f"bare {name}", f"{rate['median']:.4g}", f"{rate['min']:.4g} to {rate['max']:.4g}"]
+        rows.append([*row, *["-"] * 4])
     return rows + [[f"{name} (left out)", *["-"] * 6] for name in found["left_out"]]
 
 
@@ -297,7 +362,7 @@ def write(comparison: Comparison, found: Mapping[str, Any], described: Mapping[s
     written = write_result(script, options, described, results)
     if written is not None and found["peers"]:
         rates = {name: peer["images_per_second"] for name, peer in found["peers"].items()}
-        chart = bar_chart(comparison.label, "images/s in the steady state", rates, marked=[OURS])
+        chart = bar_chart(comparison.label, "images/s in the steady state", rates, marked=[OURS, COMPILED])
         written.with_suffix(".svg").write_text(chart)
     if written is not None and options.out is None:
         write_tables()

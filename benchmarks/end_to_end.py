@@ -8,8 +8,9 @@ Measured in turns, in the same layout of processes and threads:
 
 - ``end to end``: `save_metadata` of a dataset through `get_client`'s cluster, Parquet files written; the models
   are loaded and the pipelines built (steady state).
-- ``decode``: bare DALI and torch's resize, or on a GPU bare DALI, pixels dropped.
-- ``model``: the bare timm model on a batch that stays where it is.
+- ``decode``: bare DALI and torch's resize, or on a GPU bare DALI, pixels dropped. With ``--null-model`` on a CPU also
+  ``decode in DALI alone``, its resize with it.
+- ``model``: the bare timm model on a batch that stays where it is; the null model has the pixels' normalisation in it.
 
 The ceiling of a CPU is ``1 / (1 / decode + 1 / model)``, which is ``cores / (t_decode + t_model)`` in core-seconds an
 image; of a GPU ``min(decode, model)``. A cold start, from the start of Python to the end of the first shard, is
@@ -22,20 +23,20 @@ import argparse
 import contextlib
 import io
 import json
+import operator
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import bare
+from benchmarks.ceiling import IN_DALI, ON_CPU, decode_case, in_turn, model_case, slowest
 from benchmarks.harness import (
     HERE,
     Case,
-    Team,
     case_rows,
     cores,
     machine,
@@ -53,6 +54,7 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.image.embedders import ImageEmbedder, TimmImageEmbedder
 
 LITE0 = "efficientnet-lite0"
+IN_DALI_ALONE = "decode in DALI alone"
 GPU_MODEL = "vit_large_patch14_clip_quickgelu_224.openai"
 
 
@@ -194,13 +196,17 @@ def main(given: list[str] | None = None) -> None:
 
     ratios = {}
     for layout in options.layouts:
-        parts = [found[f"{name}, {layout}"] for name in ("decode", "model") if f"{name}, {layout}" in found]
+        parts = [found[f"{name}, {layout}"] for name in ("decode", "model")]
         ours = found[f"end to end, {layout}"]
         ceiling = slowest if options.device == "gpu" else in_turn
         ratios[f"ceiling, {layout}, images/s"] = per_round(ceiling, *parts)
         ratios[f"end to end ÷ ceiling, {layout}"] = per_round(
             lambda rate, *bounds, ceiling=ceiling: rate / ceiling(*bounds), ours, *parts
         )
+        for name in ("decode", IN_DALI_ALONE) if options.null_model else ():
+            if f"{name}, {layout}" in found:
+                bare_case = found[f"{name}, {layout}"]
+                ratios[f"end to end ÷ {name}, {layout}"] = per_round(operator.truediv, ours, bare_case)
     notes = [f"{name}: **{ranged(value)}**" for name, value in ratios.items()]
     for layout, stages in cold.items():
         rows = stages.pop("rows")["median"]
@@ -243,29 +249,18 @@ def cases_of(
             return save(options, str(folder))
 
     cases[f"end to end, {layout}"] = Case(end_to_end, pids)
-    # Two teams: the decoder's threads and the model's settle torch's number of threads each in its own way.
-    decoders = Team(workers, threads)
-    stack.callback(decoders.close)
-    kind = "crop region" if on_gpu else "torch"
-    work = partial(decoders.run, bare.decode, kind, bare.TRANSFORM, decode_threads, folder, 0)
-    cases[f"decode, {layout}"] = Case(work, decoders.pids)
-    if not options.null_model:
-        models = Team(workers, threads)
-        stack.callback(models.close)
-        images = max(options.images // 2, options.batch_size * workers)
-        arguments = (options.model, options.pretrained, True, options.batch_size, images)
-        cases[f"model, {layout}"] = Case(partial(models.run, bare.forward, *arguments), models.pids)
+    kind = IN_DALI if on_gpu else ON_CPU
+    cases[f"decode, {layout}"] = decode_case(kind, workers, threads, decode_threads, folder, stack)
+    if options.null_model and not on_gpu:
+        cases[f"{IN_DALI_ALONE}, {layout}"] = decode_case(
+            IN_DALI, workers, threads, decode_threads, folder, stack
+        )
+    images = max(options.images // 2, options.batch_size * workers)
+    model = None if options.null_model else options.model
+    cases[f"model, {layout}"] = model_case(
+        model, options.pretrained, workers, threads, options.batch_size, images, stack
+    )
     return cases
-
-
-def in_turn(*rates: float) -> float:
-    """Rate of a machine whose cores do several things to every image, each at a rate."""
-    return 1 / sum(1 / rate for rate in rates)
-
-
-def slowest(*rates: float) -> float:
-    """Rate of a pipeline whose stages run on different devices."""
-    return min(rates)
 
 
 if __name__ == "__main__":

@@ -67,8 +67,12 @@ def test_loader(tmp_path):
 
 def test_end_to_end(tmp_path):
     result = run(end_to_end, tmp_path / "end.json", "--null-model", "--layouts", "1x1")
-    check_cases(result, ["end to end, 1x1", "decode, 1x1"])
-    check_ratio(result, "end to end ÷ ceiling, 1x1", "end to end, 1x1", "decode, 1x1")
+    cases = [f"{name}, 1x1" for name in ("end to end", "decode", "decode in DALI alone", "model")]
+    check_cases(result, cases)
+    ours, decode, in_dali, model = cases
+    check_ratio(result, "end to end ÷ ceiling, 1x1", ours, decode, model)
+    check_ratio(result, "end to end ÷ decode, 1x1", ours, decode)
+    check_ratio(result, "end to end ÷ decode in DALI alone, 1x1", ours, in_dali)
 
 
 def test_tables(tmp_path):
@@ -164,8 +168,20 @@ def test_doors_compares_what_they_wrote(tmp_path):
 def test_compare(tmp_path):
     """With curator_dask alone: the peers need environments of their own."""
     result = run(compare, tmp_path / "compare.json", "--peers", "curator-dask", "--images", "80")
-    assert result["left_out"] == result["ratios"] == {}
+    assert result["left_out"] == {}
     found = result["peers"]["curator-dask"]
+    (rate,) = found["images_per_second"]["runs"]
+    (decode,), (in_dali,), (model,) = (each["runs"] for each in result["bare"].values())
+    assert list(result["bare"]) == ["decode", "decode in DALI alone", "model"]
+    ratios = {name: value["median"] for name, value in result["ratios"].items()}
+    assert ratios == pytest.approx(
+        {
+            "curator-dask ÷ ceiling": rate * (1 / decode + 1 / model),
+            "curator-dask ÷ bare decode": rate / decode,
+            "curator-dask ÷ bare decode in DALI alone": rate / in_dali,
+        },
+        rel=0.01,
+    )
     assert found["fidelity"]["rows"] == 80 and found["fidelity"]["least_cosine"] > 0.9999
     for figure in compare.FIGURES:
         assert found[figure]["median"] > 0

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 OURS = "curator-dask"
+COMPILED = "curator-dask, compile=True"
 SCRIPTS = Path(__file__).parent / "scripts"
 JOB_LIMIT = 1800  # seconds after which a job counts as hung
 
@@ -47,6 +48,8 @@ class Peer:
         For a number of cores, those worth trying, the best known first. ``--tune`` tries them all.
     note
         What a reader of its figures has to know.
+    loads
+        Names of the loads that it is of use for; empty: all.
     """
 
     script: str
@@ -54,6 +57,7 @@ class Peer:
     stays: bool
     settings: Callable[[int], list[dict[str, Any]]]
     note: str = ""
+    loads: tuple[str, ...] = ()
 
 
 def _workers(*layouts: tuple[int, int], **more: Any) -> Callable[[int], list[dict[str, Any]]]:
@@ -82,6 +86,14 @@ _LOOP = _all(_workers((0, 0), (1, 0), (0, 1), (1, 1)), _with(_workers((0, 0)), b
 
 PEERS = {
     OURS: Peer("with_curator_dask", None, True, _workers((0, 1), (1, 0))),
+    COMPILED: Peer(
+        "with_curator_dask",
+        None,
+        True,
+        _with(_workers((0, 1), (1, 0)), compile=True),
+        'its cold start has the compilation in it; `compile="auto"` compiles after a minute of work only',
+        loads=("efficientnet-lite0",),
+    ),
     "timm-webdataset": Peer("plain_loop", "timm-webdataset", True, _LOOP, "the loop that users write"),
     "timm-webdataset, channels_last": Peer(
         "plain_loop",

@@ -25,8 +25,10 @@ takes to pay for itself never loses more than as much again, and a short job nev
 one core: 25 s to compile, 1.4 times as fast afterwards, so 25 s are won back in 60 s of the old speed."""
 
 _PAD_FROM = 0.75
-"""Part of the compiled batch from which a smaller one is filled up to it; below, the model as it was is faster. For
-another size it would be compiled anew."""
+"""Part of the compiled batch from which a smaller one is filled up to it; below, the model as it was is faster."""
+
+_MOST = 3
+"""Sizes of a batch that a model is compiled for, one after the other."""
 
 _LEAST_GAIN = 1.05
 """How many times as fast the compiled model must be for ``"auto"`` to keep it."""
@@ -39,7 +41,9 @@ def check_compile(value: Any) -> None:
 
 
 class CompilingModel:
-    """A model that is compiled once, for one size of batch, when the time has come; for one thread at a time.
+    """A model that is compiled when the time has come, for one size of batch; for one thread at a time.
+
+    It is compiled again for a larger size, as where a small shard was the first, but not more than `_MOST` times.
 
     Parameters
     ----------
@@ -55,40 +59,39 @@ class CompilingModel:
         self._model = model
         self._name = name
         self._at_once = at_once
-        self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
-        self._size = 0  # of the batches it is compiled for; before, of the largest that came
-        self._spent = 0.0  # seconds
-        self._tried = False
+        self._compiled: Callable[[torch.Tensor], torch.Tensor] = model
+        self._size = 0  # of the batches it is compiled for
+        self._largest = 0  # batch that came
+        self._spent = 0.0  # seconds, since it was last compiled
+        self._left = _MOST
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """What the model gives; how it is made may differ from call to call."""
-        if not self._tried and self._is_due(inputs):
-            self._try(inputs)
         count = len(inputs)
-        if self._compiled is not None and _PAD_FROM * self._size <= count <= self._size:
+        if self._is_due(count):
+            self._compile(inputs)
+        if _PAD_FROM * self._size <= count <= self._size:
             return self._compiled(_filled(inputs, self._size))[:count]
         begun = time.perf_counter()
         made = self._model(inputs)
         self._spent += time.perf_counter() - begun
         return made
 
-    def _is_due(self, inputs: torch.Tensor) -> bool:
-        is_full, self._size = len(inputs) >= self._size, max(self._size, len(inputs))
-        return self._at_once or (self._spent >= WORTH_AFTER and is_full)
+    def _is_due(self, count: int) -> bool:
+        self._largest = max(self._largest, count)
+        may = self._left > 0 and count > self._size
+        return may and (self._at_once or (self._spent >= WORTH_AFTER and count == self._largest))
 
-    def _try(self, inputs: torch.Tensor) -> None:
-        import torch
-
+    def _compile(self, inputs: torch.Tensor) -> None:
         begun = time.perf_counter()
         try:
-            compiled = _compile(self._model, inputs)
+            compiled = _compiled(self._model, inputs)
         except backend.out_of_memory_error():
             raise  # the caller comes again with a smaller batch
         except (
             Exception
         ) as error:  # no compiler on this machine, or a model that cannot be traced: of many types
-            self._tried = True
-            torch._dynamo.reset()
+            self._left = 0
             logger.log(
                 logging.WARNING if self._at_once else logging.INFO,
                 "%s: not compiled, going on as before: %s: %s",
@@ -97,12 +100,12 @@ class CompilingModel:
                 (str(error).strip().splitlines() or ["no word"])[0][:300],
             )
             return
-        self._tried = True
         seconds = time.perf_counter() - begun
         gain = _seconds(self._model, inputs) / _seconds(compiled, inputs)
         keep = self._at_once or gain >= _LEAST_GAIN
         if keep:
             self._compiled, self._size = compiled, len(inputs)
+        self._left, self._spent = self._left - 1 if keep else 0, 0.0
         logger.info(
             "%s: compiled in %.0f s for batches of %d, %.2f times as fast%s",
             self._name,
@@ -128,7 +131,7 @@ def pays(model: Any) -> bool:
     )
 
 
-def _compile(model: Callable, inputs: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+def _compiled(model: Callable, inputs: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """The model compiled for inputs of this shape; it is called once to make that happen."""
     import torch
     from torch._inductor import config

@@ -27,7 +27,8 @@ def start(load: dict[str, Any], settings: dict[str, Any]) -> Job:
 
         embedder = NullEmbedder(**common)
     else:
-        embedder = TimmImageEmbedder(load["model"], output="pooled", **common)
+        compiled = settings.get("compile", "auto")
+        embedder = TimmImageEmbedder(load["model"], output="pooled", compile=compiled, **common)
 
     def job(shards: list[str], out: str) -> None:
         saved = embedder(ImageTextPairDataset.from_webdataset(shards)).save_metadata(out)
