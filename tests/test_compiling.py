@@ -72,7 +72,7 @@ def test_auto_waits_and_keeps_what_is_faster(pixels, monkeypatch, caplog, faster
     made(pixels[:4])
     assert not caplog.messages, "compiled for the smaller batch at a shard's end"
     np.testing.assert_allclose(made(pixels[:8]), before, atol=1e-5)
-    assert made._run._size == (8 if faster else 0)
+    assert made._run.compiled_for == (8 if faster else 0)
     assert "times as fast" in caplog.text and ("not used" in caplog.text) != faster
     np.testing.assert_allclose(made(pixels[:8]), before, atol=1e-5)
 
@@ -102,7 +102,7 @@ def test_memory_that_is_full_is_the_callers(pixels):
     made = compiling.CompilingModel(Large(), "large", at_once=True)
     with pytest.raises(full), torch.inference_mode():
         made(pixels.float())
-    assert made._size == 0
+    assert made.compiled_for == 0
 
 
 def test_it_pays_for_cnns_on_a_cpu(device):

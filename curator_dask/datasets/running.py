@@ -306,8 +306,9 @@ def _finished(done: as_completed, presence: Presence) -> Iterator[tuple[Any, Any
         del future  # let go on its worker
         yield key, result
     presence.check()
-    if not done.has_ready():
-        time.sleep(_POLL)
+    with done.thread_condition:  # under its lock, so that none is missed that ends just now
+        if not done.has_ready():
+            done.thread_condition.wait(_POLL)
 
 
 def _gathered(futures: list[Future], client: Client) -> dict[Any, Any]:
@@ -423,9 +424,10 @@ def _workers(client: Client) -> dict[str, int]:
 
 
 def _wait_for_any(futures: Collection[Future]) -> None:
-    end = time.monotonic() + 1
+    end, pause = time.monotonic() + 1, 0.002
     while not any(future.done() for future in futures) and time.monotonic() < end:
-        time.sleep(_POLL)
+        time.sleep(pause)
+        pause = min(2 * pause, _POLL)
 
 
 def _future(client: Client, key: Any) -> Any:

@@ -53,6 +53,11 @@ class CompilingModel:
         For messages.
     at_once
         Compile with the first batch. Otherwise after `WORTH_AFTER` seconds, and only to keep what is faster.
+
+    Attributes
+    ----------
+    compiled_for
+        Images of a batch that it is compiled for; 0 while it is not.
     """
 
     def __init__(self, model: Callable[[torch.Tensor], torch.Tensor], name: str, at_once: bool) -> None:
@@ -60,7 +65,7 @@ class CompilingModel:
         self._name = name
         self._at_once = at_once
         self._compiled: Callable[[torch.Tensor], torch.Tensor] = model
-        self._size = 0  # of the batches it is compiled for
+        self.compiled_for = 0
         self._largest = 0  # batch that came
         self._spent = 0.0  # seconds, since it was last compiled
         self._left = _MOST
@@ -70,8 +75,8 @@ class CompilingModel:
         count = len(inputs)
         if self._is_due(count):
             self._compile(inputs)
-        if _PAD_FROM * self._size <= count <= self._size:
-            return self._compiled(_filled(inputs, self._size))[:count]
+        if _PAD_FROM * self.compiled_for <= count <= self.compiled_for:
+            return self._compiled(_filled(inputs, self.compiled_for))[:count]
         begun = time.perf_counter()
         made = self._model(inputs)
         self._spent += time.perf_counter() - begun
@@ -79,7 +84,7 @@ class CompilingModel:
 
     def _is_due(self, count: int) -> bool:
         self._largest = max(self._largest, count)
-        may = self._left > 0 and count > self._size
+        may = self._left > 0 and count > self.compiled_for
         return may and (self._at_once or (self._spent >= WORTH_AFTER and count == self._largest))
 
     def _compile(self, inputs: torch.Tensor) -> None:
@@ -104,7 +109,7 @@ class CompilingModel:
         gain = _seconds(self._model, inputs) / _seconds(compiled, inputs)
         keep = self._at_once or gain >= _LEAST_GAIN
         if keep:
-            self._compiled, self._size = compiled, len(inputs)
+            self._compiled, self.compiled_for = compiled, len(inputs)
         self._left, self._spent = self._left - 1 if keep else 0, 0.0
         logger.info(
             "%s: compiled in %.0f s for batches of %d, %.2f times as fast%s",
