@@ -15,7 +15,7 @@ proportional set size of all its processes (pages that several share count once)
 
 Every run is a process of its own, in turns with those of the other peers, and does three jobs:
 
-- the cold start: 64 photographs in 4 small shards, counted from the start of Python;
+- the cold start: a shard of 64 photographs for each core, counted from the start of Python;
 - the same again, for the peers that start their workers anew in every job;
 - all photographs.
 
@@ -47,8 +47,9 @@ from benchmarks.peers.check import LOADS, CheckError, alikeness, check, count_ro
 from benchmarks.peers.run import COMPILED, OURS, PEERS, PeerError, Run
 from benchmarks.photographs import make_photographs
 
-SMALL = (64, 4)
-"""Photographs and shards of the first job: at least as many shards as a peer has workers."""
+SMALL = (64 * cores(), cores())
+"""Photographs and shards of the first job: a whole batch for each worker, so that what grows with the first one, or is
+compiled for it, is there afterwards."""
 
 FIGURES = {
     "images_per_second": "steady state",

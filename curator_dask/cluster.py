@@ -39,6 +39,12 @@ _CLOSE_LIMIT = 20.0  # seconds that closing itself may take
 # more, ends its nanny for good: where workers die repeatedly, or start slowly, none would be left.
 _LOST_WORKER, _NEVER = "distributed.deploy.lost-worker-timeout", "10000 days"
 
+# Dask's profiler of workers wakes a hundred times a second to look at every thread: 3 % of a CNN on one core.
+_PROFILER, _PROFILER_VARIABLE = (
+    "distributed.worker.profile.enabled",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED",
+)
+
 # Read by OpenMP, MKL and OpenBLAS when they are loaded. distributed sets all three to 1 by default.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -146,7 +152,10 @@ def start_cluster(
     # LocalCUDACluster replaces `env`; this is the other way to the same place.
     nanny_env = {**dask.config.get("distributed.nanny.environ", {}), **env}
     pre_spawn = dask.config.get("distributed.nanny.pre-spawn-environ", {})
+    # For good: a worker that is started again has the configuration as it is then.
     dask.config.set({_LOST_WORKER: _NEVER})
+    if _PROFILER_VARIABLE not in os.environ:
+        dask.config.set({_PROFILER: False})
     others, children = set(LocalCluster._instances), multiprocessing.active_children()
     try:
         with (

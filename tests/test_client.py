@@ -51,6 +51,15 @@ def client():
     assert children() == before
 
 
+def test_workers_are_not_profiled_nor_those_that_take_their_place(client):
+    import dask
+
+    name = "distributed.worker.profile.enabled"
+    assert set(client.run(dask.config.get, name).values()) == {False}
+    client.restart(timeout=120)
+    assert set(client.run(dask.config.get, name).values()) == {False}
+
+
 def test_cpu_workers_share_the_cores_and_never_see_a_gpu(client):
     settings = client.run(worker_settings)
     assert len(settings) == 2

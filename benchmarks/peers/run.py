@@ -24,7 +24,7 @@ SCRIPTS = Path(__file__).parent / "scripts"
 JOB_LIMIT = 1800  # seconds after which a job counts as hung
 
 _ROOT = Path(__file__).parents[2]
-_LOOK_EVERY = 0.2  # seconds between two looks at a peer's processes
+_LOOK_EVERY = 0.5  # seconds between two looks at a peer's processes, which take 4 ms of a core
 _SLOW_LOOK_EVERY = 1.0  # where proportional memory is read, which takes some 10 ms a process
 
 
