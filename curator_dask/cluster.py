@@ -181,7 +181,7 @@ def start_cluster(
         raise
     except Exception as error:
         raise ClusterError(
-            f"the {device} cluster did not start: {error or type(error).__name__}. Worker processes print "
+            f"the {device} cluster did not start: {str(error) or type(error).__name__}. Worker processes print "
             f"above why they ended. If they were only slow, raise timeout (now {timeout:g} s). If the script "
             "calls get_client outside `if __name__ == '__main__':`, put the call below that line"
         ) from error
