@@ -212,7 +212,7 @@ def forward(
     with (
         torch.inference_mode(),
         torch.autocast(device.type, dtype, enabled=dtype is not None),
-        _inductor(freezing=True) if compiled else contextlib.nullcontext(),
+        frozen() if compiled else contextlib.nullcontext(),
     ):
         for _ in range(batches):
             vectors = model(pixels)
@@ -220,10 +220,11 @@ def forward(
     return batches * batch_size
 
 
-def _inductor(**settings: Any) -> Any:
+def frozen() -> Any:
+    """A context in which what is compiled has its weights as constants, as the package's own has."""
     from torch._inductor import config
 
-    return config.patch(**settings)
+    return config.patch(freezing=True)
 
 
 @functools.cache

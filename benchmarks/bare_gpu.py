@@ -61,19 +61,12 @@ def forward(model_name: str, way: str, batch_size: int, images: int, part: int, 
     with (
         torch.inference_mode(),
         torch.autocast(device.type, dtype, enabled=dtype is not None),
-        _frozen() if way.startswith("compiled") else contextlib.nullcontext(),
+        bare.frozen() if way.startswith("compiled") else contextlib.nullcontext(),
     ):
         for _ in range(batches):
             vectors = model(pixels)
         vectors.float().cpu()  # waits for the device
     return batches * batch_size
-
-
-def _frozen() -> Any:
-    """Weights compiled as constants, as the package compiles."""
-    from torch._inductor import config
-
-    return config.patch(freezing=True)
 
 
 def data_config(model_name: str) -> dict[str, Any]:

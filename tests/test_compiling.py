@@ -52,7 +52,9 @@ def test_batches_of_all_sizes_have_the_same_vectors(pixels, monkeypatch):
     made = encoder(compile=True)
     for count, size in ((8, 8), (8, 8), (7, 8), (6, 8), (5, None), (1, None), (12, 12), (9, 12), (8, None)):
         sizes.clear()
-        vectors = made(pixels[:count])
+        # Only a larger batch may be compiled for: one that is filled up must look like a full one.
+        with torch._dynamo.config.patch(error_on_recompile=count not in (8, 12)):
+            vectors = made(pixels[:count])
         np.testing.assert_allclose(vectors, expected[:count], atol=1e-5)
         assert np.abs(vectors[0] - expected[-1]).max() > 1e-4, "no test: all images have one vector"
         assert set(sizes) == ({size} if size else set())

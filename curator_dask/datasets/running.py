@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import sys
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,9 +20,9 @@ from distributed import (
     default_client,
     futures_of,
 )
-from distributed.client import AllExit, FutureCancelledError
-from distributed.comm import CommClosedError
+from distributed.client import FutureCancelledError
 
+from curator_dask.datasets.presence import ANSWER, Presence, connection_lost, threads_of_workers
 from curator_dask.errors import ClusterError, CuratorError, ShardError
 
 if TYPE_CHECKING:
@@ -35,19 +33,11 @@ T = TypeVar("T")
 
 _THREADS = 16  # that look at files at once
 
-#: Environment variable: seconds without any worker, or any answer of the scheduler, after which a run ends.
-PATIENCE_VARIABLE = "CURATOR_DASK_PATIENCE"
-#: Its default. Workers that are started again need seconds, nodes that a cluster asks for need minutes.
-PATIENCE = 600.0
-
 #: Partitions that are handed out at once, the next when half of them are done; more where there are more than half
 #: as many threads. What a scheduler needs for a task (0.5 ms and 17 kB) it then needs for few.
 AHEAD = 1000
 
 _POLL = 0.05  # seconds between looks for results
-_LOOK_EVERY = 5.0  # seconds between questions to the scheduler who is there
-_ANSWER = 30.0  # seconds that it may take to answer
-_WARN_EVERY = 60.0  # seconds
 _TELL = 10.0  # seconds for what may be left undone
 _FETCHES = 5  # failures to fetch a result that is said to be there, in a row
 _LOADS = 3  # times that a model is tried where every worker died of loading it
@@ -82,13 +72,6 @@ class OnlySurprises(logging.Filter):
         if record.exc_info and isinstance(record.exc_info[1], OSError):
             record.exc_info = record.exc_text = None  # a connection that was lost takes one line to say
         return not any(isinstance(text, str) and text.startswith(expected) for text in texts)
-
-
-def _not_of_a_lost_connection(record: logging.LogRecord) -> bool:
-    """False for the tracebacks with which a client loses its scheduler, and gives up to look for it."""
-    error = record.exc_info[1] if record.exc_info else None
-    # A client that is closed while it waits ends the waiting with an exception of its own, "AllExit".
-    return not isinstance(error, asyncio.CancelledError | CommClosedError | AllExit)
 
 
 class WorkerSetup(WorkerPlugin):
@@ -182,7 +165,7 @@ def run_partitions(
                 yield number, error
         return
 
-    size = max(AHEAD, 2 * sum(_workers(client).values()))
+    size = max(AHEAD, 2 * sum(threads_of_workers(client).values()))
     # Fused, since persist does not do that: read, embed and write are one task, and a partition's vectors never
     # wait in a worker's memory as a result.
     waiting = pieces(frame, size) if apart else iter([frame.optimize()])
@@ -234,67 +217,6 @@ def _same(part: Any) -> Any:
     return part
 
 
-class Presence:
-    """Whether there is still someone to do the work; asks the scheduler every few seconds.
-
-    Parameters
-    ----------
-    client
-        Of the cluster.
-    """
-
-    def __init__(self, client: Client) -> None:
-        for name in ("distributed.client", "distributed.batched", "asyncio"):
-            logging.getLogger(name).addFilter(_not_of_a_lost_connection)  # `check` says it in one line
-        self.client = client
-        self.patience = float(os.environ.get(PATIENCE_VARIABLE) or PATIENCE)
-        self.seen = self.warned = time.monotonic()
-        self.looked = 0.0
-
-    def check(self) -> None:
-        """Look if it is time to; say once a minute that there is no worker.
-
-        Raises
-        ------
-        ClusterError
-            The connection was lost, or there was no worker for `PATIENCE` seconds.
-        """
-        # What a client asked for is forgotten with its connection, also where it can connect again.
-        if self.client.status != "running":
-            raise _connection_lost(self.client)
-        now = time.monotonic()
-        if now - self.looked < _LOOK_EVERY:
-            return
-        self.looked = now
-        answered = True
-        try:
-            # Asked of the scheduler: what the client remembers of it may be empty for a moment.
-            if self.client.sync(self.client.scheduler.ncores, callback_timeout=_ANSWER):
-                self.seen = self.warned = now
-                return
-        except (OSError, TimeoutError):
-            answered = False
-        silence = now - self.seen
-        what = (
-            "the cluster has no worker"
-            if answered
-            else f"the scheduler at {_address(self.client)} does not answer"
-        )
-        if silence >= self.patience:
-            raise ClusterError(
-                f"{what}, for {silence:.0f} s. Look at the logs of workers and scheduler, start them again and run"
-                f" again: finished files are kept. {PATIENCE_VARIABLE} sets how many seconds are waited"
-                f" (now {self.patience:g})"
-            )
-        if now - self.warned >= _WARN_EVERY:
-            self.warned = now
-            print(
-                f"{what}, for {silence:.0f} s now; waiting {self.patience - silence:.0f} s more",
-                file=sys.stderr,
-                flush=True,
-            )
-
-
 def _finished(done: as_completed, presence: Presence) -> Iterator[tuple[Any, Any]]:
     """Key of each partition that is done now, with its result or exception; if there is none, after a pause."""
     batch = done.next_batch(block=False)
@@ -316,7 +238,7 @@ def _gathered(futures: list[Future], client: Client) -> dict[Any, Any]:
     if len(futures) < 2:
         return {}
     try:
-        results = client.sync(client._gather, futures, callback_timeout=_ANSWER)
+        results = client.sync(client._gather, futures, callback_timeout=ANSWER)
     except (Exception, asyncio.CancelledError):
         return {}
     return {future.key: result for future, result in zip(futures, results, strict=True)}
@@ -330,10 +252,10 @@ def _result(future: Future, presence: Presence) -> Any:
         if future.status == "error":
             return _explained(future)
         try:
-            return future.result(timeout=_ANSWER)
+            return future.result(timeout=ANSWER)
         except FutureCancelledError as error:
             if error.reason == "scheduler-connection-lost":
-                raise _connection_lost(presence.client) from None
+                raise connection_lost(presence.client) from None
             return ResultLost(
                 f"the worker that had written it died, and its report was lost ({error.reason})"
             )
@@ -343,17 +265,6 @@ def _result(future: Future, presence: Presence) -> Any:
             if failures > _FETCHES:
                 raise
             time.sleep(_POLL)
-
-
-def _connection_lost(client: Client) -> ClusterError:
-    return ClusterError(
-        f"the connection to the scheduler at {_address(client)} was lost. Look whether it still runs, and what its"
-        " log says; then run again: finished files are kept"
-    )
-
-
-def _address(client: Client) -> str:
-    return client.scheduler.address if client.scheduler is not None else "?"
 
 
 def run_everywhere(function: Any, client: Client | None) -> dict[str, Any]:
@@ -382,7 +293,7 @@ def run_everywhere(function: Any, client: Client | None) -> dict[str, Any]:
 
 def _run_on_workers(function: Any, client: Client) -> dict[str, Any]:
     presence = Presence(client)
-    while not (addresses := _worker_addresses(client)):
+    while not (addresses := threads_of_workers(client)):
         presence.check()
         time.sleep(_POLL)
     pending = {address: client.submit(function, workers=[address], pure=False) for address in addresses}
@@ -399,7 +310,7 @@ def _run_on_workers(function: Any, client: Client) -> dict[str, Any]:
                         raise result
                     results[address] = result
             presence.check()
-            alive = _worker_addresses(client)
+            alive = threads_of_workers(client)
             # A task that is tied to a worker that is gone would wait for ever.
             pending = {address: future for address, future in pending.items() if address in alive}
             if pending:
@@ -408,19 +319,6 @@ def _run_on_workers(function: Any, client: Client) -> dict[str, Any]:
         if pending and client.status == "running":
             client.cancel(list(pending.values()))
     return results
-
-
-def _worker_addresses(client: Client) -> list[str]:
-    return list(_workers(client))
-
-
-def _workers(client: Client) -> dict[str, int]:
-    """Threads of each worker, by its address."""
-    # Asked of the scheduler now: what the client remembers of it may be empty for a moment.
-    try:
-        return client.sync(client.scheduler.ncores, callback_timeout=_ANSWER)
-    except (OSError, TimeoutError):
-        raise _connection_lost(client) from None
 
 
 def _wait_for_any(futures: Collection[Future]) -> None:

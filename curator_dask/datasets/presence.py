@@ -1,0 +1,113 @@
+"""Whether there is still someone to do the work: the scheduler, and its workers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+
+from distributed import Client
+from distributed.client import AllExit
+from distributed.comm import CommClosedError
+
+from curator_dask.errors import ClusterError
+
+#: Environment variable: seconds without any worker, or any answer of the scheduler, after which a run ends.
+PATIENCE_VARIABLE = "CURATOR_DASK_PATIENCE"
+#: Its default. Workers that are started again need seconds, nodes that a cluster asks for need minutes.
+PATIENCE = 600.0
+
+_LOOK_EVERY = 5.0  # seconds between questions to the scheduler who is there
+_WARN_EVERY = 60.0  # seconds
+ANSWER = 30.0  # seconds that it may take to answer
+
+
+class Presence:
+    """Whether there is still someone to do the work; asks the scheduler every few seconds.
+
+    Parameters
+    ----------
+    client
+        Of the cluster.
+    """
+
+    def __init__(self, client: Client) -> None:
+        for name in ("distributed.client", "distributed.batched", "asyncio"):
+            logging.getLogger(name).addFilter(_not_of_a_lost_connection)  # `check` says it in one line
+        self.client = client
+        self.patience = float(os.environ.get(PATIENCE_VARIABLE) or PATIENCE)
+        self.seen = self.warned = time.monotonic()
+        self.looked = 0.0
+
+    def check(self) -> None:
+        """Look if it is time to; say once a minute that there is no worker.
+
+        Raises
+        ------
+        ClusterError
+            The connection was lost, or there was no worker for `PATIENCE` seconds.
+        """
+        # What a client asked for is forgotten with its connection, also where it can connect again.
+        if self.client.status != "running":
+            raise connection_lost(self.client)
+        now = time.monotonic()
+        if now - self.looked < _LOOK_EVERY:
+            return
+        self.looked = now
+        answered = True
+        try:
+            # Asked of the scheduler: what the client remembers of it may be empty for a moment.
+            if self.client.sync(self.client.scheduler.ncores, callback_timeout=ANSWER):
+                self.seen = self.warned = now
+                return
+        except (OSError, TimeoutError):
+            answered = False
+        silence = now - self.seen
+        what = (
+            "the cluster has no worker"
+            if answered
+            else f"the scheduler at {_address(self.client)} does not answer"
+        )
+        if silence >= self.patience:
+            raise ClusterError(
+                f"{what}, for {silence:.0f} s. Look at the logs of workers and scheduler, start them again and run"
+                f" again: finished files are kept. {PATIENCE_VARIABLE} sets how many seconds are waited"
+                f" (now {self.patience:g})"
+            )
+        if now - self.warned >= _WARN_EVERY:
+            self.warned = now
+            print(
+                f"{what}, for {silence:.0f} s now; waiting {self.patience - silence:.0f} s more",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def threads_of_workers(client: Client) -> dict[str, int]:
+    """Threads of each worker that is there now, by its address."""
+    # Asked of the scheduler now: what the client remembers of it may be empty for a moment.
+    try:
+        return client.sync(client.scheduler.ncores, callback_timeout=ANSWER)
+    except (OSError, TimeoutError):
+        raise connection_lost(client) from None
+
+
+def connection_lost(client: Client) -> ClusterError:
+    """The error to raise where there is no scheduler any more."""
+    return ClusterError(
+        f"the connection to the scheduler at {_address(client)} was lost. Look whether it still runs, and what its"
+        " log says; then run again: finished files are kept"
+    )
+
+
+def _address(client: Client) -> str:
+    return client.scheduler.address if client.scheduler is not None else "?"
+
+
+def _not_of_a_lost_connection(record: logging.LogRecord) -> bool:
+    """False for the tracebacks with which a client loses its scheduler, and gives up to look for it."""
+    error = record.exc_info[1] if record.exc_info else None
+    # A client that is closed while it waits ends the waiting with an exception of its own, "AllExit".
+    return not isinstance(error, asyncio.CancelledError | CommClosedError | AllExit)
