@@ -99,7 +99,8 @@ class Comparison:
     options
         Of the command line.
     tuned
-        What `tune` found for a load and a peer; kept from one number of shards to the next.
+        What `tune` found for a load and a peer; kept from one number of shards to the next, and by ``--tuned`` from
+        one run to the next.
     """
 
     def __init__(
@@ -132,11 +133,13 @@ class Comparison:
         if key in self.tuned:
             return self.tuned[key]
         found = {}
+        images = min(self.images, LOADS[self.load["name"]].tried)
+        folder = make_photographs(images, len(tars(self.folder)))
         for settings in PEERS[name].settings(cores()):
             with tempfile.TemporaryDirectory() as place:
                 try:
                     with self.start(name, Path(place) / "run", settings) as run:
-                        rate = measure_once(run, self.folder, self.images)["images_per_second"]
+                        rate = measure_once(run, folder, images)["images_per_second"]
                 except PeerError as error:
                     print(f"  {name}: {settings}: {error}", flush=True)
                     continue
@@ -147,7 +150,8 @@ class Comparison:
 
     def admit(self, name: str) -> None:
         """Run a peer once, compare what it wrote with the reference, and take its memory."""
-        tried = self.tune(name) if self.options.tune else {}
+        known = self.tuned.get((self.load["name"], name), {})
+        tried = self.tune(name) if self.options.tune else known
         best = json.loads(max(tried, key=tried.__getitem__)) if tried else PEERS[name].settings(cores())[0]
         with tempfile.TemporaryDirectory() as place:
             with self.start(name, Path(place) / "run", best, proportional=True) as run:
@@ -306,6 +310,9 @@ def options_of_command_line(given: Sequence[str] | None) -> argparse.Namespace:
     arguments.add_argument(
         "--tune", action="store_true", help="try all settings of each peer, take the fastest"
     )
+    arguments.add_argument(
+        "--tuned", type=Path, nargs="+", default=[], help="results of --tune, to take its settings again"
+    )
     options = arguments.parse_args(given)
     quick = options.quick
     options.peers = options.peers or ([OURS, "timm-webdataset"] if quick else list(PEERS))
@@ -322,10 +329,20 @@ def options_of_command_line(given: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def settings_of(results: Sequence[Path]) -> dict[tuple[str, str], dict[str, float]]:
+    """What former runs found by ``--tune``, by load and peer, from their JSON files."""
+    found = {}
+    for path in results:
+        result = json.loads(path.read_text())
+        for name, peer in result["peers"].items():
+            found[result["settings"]["load"], name] = peer["tried"]
+    return found
+
+
 def main(given: Sequence[str] | None = None) -> None:
     """Run the command line."""
     options = options_of_command_line(given)
-    tuned: dict[tuple[str, str], dict[str, float]] = {}
+    tuned = settings_of(options.tuned)
     for name in options.loads:
         for shards in options.shards:
             described = machine()

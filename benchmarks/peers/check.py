@@ -42,11 +42,14 @@ class Load:
     ----------
     images
         Photographs a job, enough for some seconds of work on two cores.
+    tried
+        Photographs of a job that only tries a peer's settings.
     model
         Gives its name for timm, ``local-dir:`` and a folder; None is the null model.
     """
 
     images: int
+    tried: int
     model: Callable[[], str] | None
 
 
@@ -71,9 +74,9 @@ def _random_vit() -> str:
 
 
 LOADS = {
-    "null": Load(4096, None),
-    "efficientnet-lite0": Load(1024, _efficientnet),
-    "vit-b-32": Load(1024, _random_vit),
+    "null": Load(4096, 4096, None),
+    "efficientnet-lite0": Load(1024, 384, _efficientnet),
+    "vit-b-32": Load(1024, 384, _random_vit),
 }
 """By name. The null model runs at some hundred images a second, which is why it gets more."""
 

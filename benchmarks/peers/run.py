@@ -101,6 +101,7 @@ PEERS = {
         True,
         _with(_LOOP, channels_last=True),
         "the same loop by someone who knows of torch.channels_last",
+        loads=("efficientnet-lite0",),  # it is for convolutions
     ),
     "clip-retrieval": Peer(
         "clip_retrieval_runner",
