@@ -60,46 +60,44 @@ class Peer:
     loads: tuple[str, ...] = ()
 
 
-def _workers(*layouts: tuple[int, int], **more: Any) -> Callable[[int], list[dict[str, Any]]]:
-    """Settings of workers × threads, where 0 stands for the number of cores."""
+def _layouts(*layouts: tuple[int, int, int], **more: Any) -> Callable[[int], list[dict[str, Any]]]:
+    """Settings of workers, threads of each (0 stands for the number of cores) and the batch size."""
 
     def settings(count: int) -> list[dict[str, Any]]:
         return [
-            {"workers": workers or count, "threads": threads or count, "batch_size": 64, **more}
-            for workers, threads in layouts
+            {"workers": workers or count, "threads": threads or count, "batch_size": batch, **more}
+            for workers, threads, batch in layouts
         ]
 
     return settings
-
-
-def _with(
-    settings: Callable[[int], list[dict[str, Any]]], **more: Any
-) -> Callable[[int], list[dict[str, Any]]]:
-    return lambda count: [{**each, **more} for each in settings(count)]
 
 
 def _all(*several: Callable[[int], list[dict[str, Any]]]) -> Callable[[int], list[dict[str, Any]]]:
     return lambda count: [each for settings in several for each in settings(count)]
 
 
-_LOOP = _all(_workers((0, 0), (1, 0), (0, 1), (1, 1)), _with(_workers((0, 0)), batch_size=32))
+# Small batches are faster for most on a CPU: what is freed after a larger one goes back to the system each time.
+_LOOP = ((0, 0, 16), (0, 0, 64), (0, 0, 8), (1, 0, 16), (1, 0, 64))
+_OURS = ((0, 1, 64), (1, 0, 64), (0, 1, 16))
 
 PEERS = {
-    OURS: Peer("with_curator_dask", None, True, _workers((0, 1), (1, 0))),
+    OURS: Peer("with_curator_dask", None, True, _layouts(*_OURS)),
     COMPILED: Peer(
         "with_curator_dask",
         None,
         True,
-        _with(_workers((0, 1), (1, 0)), compile=True),
+        _layouts(*_OURS[:2], compile=True),
         'its cold start has the compilation in it; `compile="auto"` compiles after a minute of work only',
         loads=("efficientnet-lite0",),
     ),
-    "timm-webdataset": Peer("plain_loop", "timm-webdataset", True, _LOOP, "the loop that users write"),
+    "timm-webdataset": Peer(
+        "plain_loop", "timm-webdataset", True, _layouts(*_LOOP), "the loop that users write"
+    ),
     "timm-webdataset, channels_last": Peer(
         "plain_loop",
         "timm-webdataset",
         True,
-        _with(_LOOP, channels_last=True),
+        _layouts(*_LOOP, channels_last=True),
         "the same loop by someone who knows of torch.channels_last",
         loads=("efficientnet-lite0",),  # it is for convolutions
     ),
@@ -107,24 +105,28 @@ PEERS = {
         "clip_retrieval_runner",
         "clip-retrieval",
         True,
-        _LOOP,
+        _layouts(*_LOOP),
         "its reader, runner and writer (float16), without its logger; a timm model in place of its CLIP",
     ),
     "daft": Peer(
-        "daft_frame", "daft", False, _workers((0, 1), (1, 0)), "decoding with Pillow in the model's UDF"
+        "daft_frame",
+        "daft",
+        False,
+        _layouts((0, 1, 16), (0, 1, 64), (1, 0, 16)),
+        "decoding with Pillow in the model's UDF",
     ),
     "ray-data": Peer(
         "ray_dataset",
         "ray-data",
         False,
-        _all(_workers((0, 1), (1, 0)), _workers((1, 0), split=True)),
+        _all(_layouts((0, 1, 16), (0, 1, 64), (1, 0, 16)), _layouts((1, 0, 16), split=True)),
         "actors that decode with Pillow and embed",
     ),
     "nemo-curator": Peer(
         "nemo_stages",
         "nemo-curator",
         False,
-        _all(_workers((1, 0), executor="xenna"), _workers((1, 0), executor="ray_data")),
+        _all(_layouts((1, 0, 64), (1, 0, 16), executor="xenna"), _layouts((1, 0, 16), executor="ray_data")),
         "without a GPU its reader as released fails (it asks DALI for device 0); run with device_id=None; a timm"
         " stage in place of its CLIP; its ids are positions in a shard",
     ),
