@@ -11,6 +11,8 @@ Every run is a new family of processes (client with scheduler, workers), after a
 - ``no-op``: 1,000, 10,000 and 100,000 shards of one tiny image, whose rows pass through a step that gives them back,
   no image is decoded: what is left is finding, planning, the graph, the scheduler, and reading and writing a Parquet
   file of one row. A `save_metadata` without any step would do as well, but would not tell when the first task ran.
+  The largest, which takes long, is run once;
+- ``start``: the largest again, interrupted as soon as a worker has had its first task, which can be repeated.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ import io
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,34 +100,51 @@ class Pass:
         return frame
 
 
-def no_op_run(folder: str, workers: int) -> dict[str, float]:
+def _interrupt_after_first_task(place: Path, found: dict[str, float]) -> None:
+    """Note this process's CPU seconds when the first task has run, and interrupt it as Ctrl-C does."""
+    while not any(place.glob("first-*")):
+        time.sleep(0.05)
+    found["cpu"] = time.process_time()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def no_op_run(folder: str, workers: int, whole: bool = True) -> dict[str, float]:
     """A run of `save_metadata` over tiny shards, as the client sees it.
+
+    Parameters
+    ----------
+    folder
+        Of the shards.
+    workers
+        Processes.
+    whole
+        False interrupts the run at the first task: only the figures up to there are given.
 
     Returns
     -------
     dict
-        Seconds: ``build`` (find the shards, learn the columns), ``plan`` (`save_metadata` until it hands out the
-        first partitions), ``first_task`` (from the beginning until a worker had one) and ``seconds`` of all. CPU
-        seconds of the client's process, in which the scheduler runs too: ``client_cpu``. Its memory in MiB:
-        ``client_before_mib`` and ``client_peak_mib``. ``ms_a_shard``: the seconds after the first task. And the
-        ``tars_opened`` by the client.
+        Seconds: ``build`` (find the shards, learn the columns), ``first_task`` (from the beginning until a worker
+        had one) and ``seconds`` of all. CPU seconds of the client's process, in which the scheduler runs too:
+        ``client_cpu``. Its memory in MiB: ``client_before_mib`` and ``client_peak_mib``. ``ms_a_shard``: the seconds
+        after the first task. And the ``tars_opened`` by the client.
     """
     from curator_dask import get_client
     from curator_dask.datasets import ImageTextPairDataset
 
     opened: list[str] = []
+    found: dict[str, float] = {}
 
     def on_audit(event: str, arguments: tuple) -> None:
         if event == "open" and str(arguments[0]).startswith(folder) and str(arguments[0]).endswith(".tar"):
             opened.append(str(arguments[0]))
 
-    def save(source: str, out: str) -> tuple[Any, float]:
+    def save(source: str, out: str) -> Any:
         started = time.time()
         dataset = ImageTextPairDataset.from_webdataset(source)
-        built = time.time() - started
+        found["build"] = time.time() - started
         frame = dataset.metadata
         passed = frame.map_partitions(Pass(str(Path(out).parent)), meta=frame._meta, enforce_metadata=False)
-        return dataset.with_metadata(passed).save_metadata(out), built
+        return dataset.with_metadata(passed).save_metadata(out)
 
     with (
         contextlib.redirect_stdout(io.StringIO()),
@@ -136,22 +157,31 @@ def no_op_run(folder: str, workers: int) -> dict[str, float]:
         sys.addaudithook(on_audit)
         before = psutil.Process().memory_info().rss
         started, cpu = time.time(), time.process_time()
-        done, build = save(folder, f"{out}/timed/rows")
-        seconds, client_cpu = time.time() - started, time.process_time() - cpu
+        if whole:
+            done = save(folder, f"{out}/timed/rows")
+            assert done.written == done.rows and not done.failed_shards, done
+            found["seconds"], found["cpu"] = time.time() - started, time.process_time()
+        else:
+            watch = threading.Thread(target=_interrupt_after_first_task, args=(Path(out, "timed"), found))
+            watch.start()
+            with contextlib.suppress(KeyboardInterrupt):
+                save(folder, f"{out}/timed/rows")
+                watch.join()  # where all was done before it looked
+                time.sleep(1)
+            watch.join()
         first = min(float(path.read_text()) for path in Path(out, "timed").glob("first-*")) - started
-    assert done.written == done.rows and not done.failed_shards, done
-    return {
-        "shards": done.written,
-        "build": build,
-        "plan": done.startup_seconds,
+    figures = {
+        "build": found["build"],
         "first_task": first,
-        "seconds": seconds,
-        "ms_a_shard": 1000 * (seconds - first) / done.written,
-        "client_cpu": client_cpu,
+        "client_cpu": found["cpu"] - cpu,
         "client_before_mib": before / 2**20,
         "client_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
         "tars_opened": len(opened),
     }
+    if whole:
+        a_shard = 1000 * (found["seconds"] - first) / done.written
+        figures |= {"shards": done.written, "seconds": found["seconds"], "ms_a_shard": a_shard}
+    return figures
 
 
 def _in_new_process(kind: str, folder: Path, workers: int) -> dict[str, float]:
@@ -164,7 +194,11 @@ def _in_new_process(kind: str, folder: Path, workers: int) -> dict[str, float]:
 
 def in_process(kind: str, folder: str, workers: int) -> None:
     """Run a case in this process and print JSON."""
-    print("\n" + json.dumps((no_op_run if kind == "no-op" else memory.one_run)(folder, workers)))
+    if kind in ("shards", "fixed"):
+        figures = memory.one_run(folder, workers)
+    else:
+        figures = no_op_run(folder, workers, whole=kind == "no-op")
+    print("\n" + json.dumps(figures))
 
 
 @dataclass(frozen=True)
@@ -198,6 +232,8 @@ def plans_of(options: argparse.Namespace, place: Path) -> Iterator[Plan]:
         folder.mkdir()
         make_tiny_shards(count, folder)
         yield Plan("no-op", count, max(options.workers), folder)
+        if count > _ONCE or options.quick:
+            yield Plan("start", count, max(options.workers), folder)
 
 
 def measure(plans: Sequence[Plan], repeats: int) -> dict[str, dict[str, Any]]:
@@ -250,7 +286,7 @@ def rows_of(cases: Mapping[str, Any]) -> list[list[str]]:
     """Table of the cases with images, heading first."""
     rows = [["case", "images", "seconds", "CPU ms per image", "peak MiB", "files left open", "threads left"]]
     for name, case in cases.items():
-        if name.startswith("no-op"):
+        if "seconds" not in case or name.startswith("no-op"):
             continue
         images = case["images"]["median"]
         milliseconds = 1000 * case["cpu_seconds"]["median"] / images
@@ -263,13 +299,15 @@ def rows_of(cases: Mapping[str, Any]) -> list[list[str]]:
 def no_op_lines(cases: Mapping[str, Any]) -> Iterator[str]:
     """What the tiny shards cost, as text."""
     for name, case in cases.items():
-        if name.startswith("no-op"):
-            yield (
-                f"{name}: first task after {ranged(case['first_task'])} s (of these build {ranged(case['build'])},"
-                f" plan {ranged(case['plan'])}), all after {ranged(case['seconds'])} s,"
-                f" {ranged(case['ms_a_shard'])} ms a shard; client's CPU {ranged(case['client_cpu'])} s, its peak"
-                f" {case['client_peak_mib']['max']:.0f} MiB, {case['client_before_mib']['max']:.0f} of them before"
-            )
+        if "first_task" not in case:
+            continue
+        line = f"{name}: first task after {ranged(case['first_task'])} s (of these build {ranged(case['build'])})"
+        if "seconds" in case:
+            line += f", all after {ranged(case['seconds'])} s, {ranged(case['ms_a_shard'])} ms a shard"
+        yield (
+            f"{line}; client's CPU {ranged(case['client_cpu'])} s, its peak {case['client_peak_mib']['max']:.0f} MiB,"
+            f" {case['client_before_mib']['max']:.0f} of them before"
+        )
 
 
 def main(given: list[str] | None = None) -> None:

@@ -83,6 +83,7 @@ def test_scale(tmp_path):
         "fixed, 2 shards, 1w",
         "fixed, 6 shards, 1w",
         "no-op, 30 shards, 1w",
+        "start, 30 shards, 1w",
     ]
     assert [case["images"]["median"] for case in list(cases.values())[:4]] == [16, 48, 24, 24]
     tiny = cases["no-op, 30 shards, 1w"]
@@ -90,6 +91,9 @@ def test_scale(tmp_path):
     order = [tiny[name]["median"] for name in ("build", "first_task", "seconds")]
     assert order == sorted(order) and order[0] > 0
     assert tiny["client_peak_mib"]["median"] >= tiny["client_before_mib"]["median"] > 50
+    started = cases["start, 30 shards, 1w"]
+    assert started["first_task"]["median"] > started["build"]["median"] > 0
+    assert started["client_cpu"]["median"] > 0 and "seconds" not in started
     ratios = result["ratios"]
     peaks = [cases[f"shards, {count} shards, 1w"]["peak_rss_mib"]["median"] for count in (3, 1)]
     found = ratios["peak memory of 3 shards ÷ that of 1, 1w"]["median"]
@@ -100,4 +104,6 @@ def test_scale(tmp_path):
         assert cost == pytest.approx(1000 * (ends[1] - ends[0]) / 4, abs=1)
         share = ratios[f"share of it in a shard of 1,000 images, null model, {word}, %"]["median"]
         assert share == pytest.approx(cost / 10 / (1000 * ends[0] / 24), rel=0.02, abs=0.01)
-    assert len(result["table"]) == 5 and any(line.startswith("no-op") for line in result["notes"])
+    assert len(result["table"]) == 5 and all(
+        any(line.startswith(kind) for line in result["notes"]) for kind in ("no-op", "start")
+    )
