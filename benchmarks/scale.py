@@ -11,8 +11,8 @@ Every run is a new family of processes (client with scheduler, workers), after a
 - ``no-op``: 1,000, 10,000 and 100,000 shards of one tiny image, whose rows pass through a step that gives them back,
   no image is decoded: what is left is finding, planning, the graph, the scheduler, and reading and writing a Parquet
   file of one row. A `save_metadata` without any step would do as well, but would not tell when the first task ran.
-  The largest, which takes long, is run once;
-- ``start``: the largest again, interrupted as soon as a worker has had its first task, which can be repeated.
+  The larger ones, which take long, are run once.
+- ``start``: these again, interrupted as soon as a worker has had its first task, in every round.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ LITE0_RATE = 80.0
 """Images a second of EfficientNet-Lite0 on a machine of two cores (`benchmarks.end_to_end`)."""
 
 _LINKS = 10_000  # of one file; ext4 allows 65,000
-_ONCE = 10_000  # shards above which a no-op run takes so long that it is not repeated
+_ONCE = 1_000  # shards above which a no-op run takes so long that it is not repeated
 
 
 def make_tiny_shards(count: int, folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -69,6 +71,27 @@ def test_shards_handed_out_in_pieces(folder, client, tmp_path, monkeypatch):
     table = read_output(tmp_path / "out")
     assert sorted(table["key"].to_pylist()) == sorted(expected)
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
+
+
+@pytest.mark.parametrize("waiting", [range(64), range(20, 64, 3), ()], ids=["all wait", "some", "none"])
+def test_looks_at_files_that_wait_go_to_threads(waiting):
+    """The order stays, whichever of them waits; only those that wait are worth threads."""
+    looked_from = set()
+
+    def look(number):
+        looked_from.add(threading.get_ident())
+        time.sleep(0.03 if number in waiting else 0)
+        return number
+
+    assert running.in_threads(look, range(64)) == list(range(64))
+    assert not waiting or len(looked_from) > 2
+
+
+def test_looks_at_files_that_fail():
+    """No items, and an error of one."""
+    assert running.in_threads(lambda number: number, []) == []
+    with pytest.raises(ZeroDivisionError):
+        running.in_threads(lambda number: 1 / (5 - number), range(9))
 
 
 def test_scale(tmp_path):
