@@ -358,11 +358,16 @@ def _machine_name(described: Mapping[str, Any], device: str) -> str:
 
 
 def write_tables(readme: Path = README, results: Path = RESULTS) -> None:
-    """Put a table of each result into the README, between the two lines that mark the place."""
+    """Put a table of each result, and its chart, into the README, between the two lines that mark the place."""
     begin, end = "<!-- tables: begin -->", "<!-- tables: end -->"
     before, _, rest = readme.read_text().partition(begin)
     _, _, after = rest.partition(end)
-    tables = [table(json.loads(path.read_text())) for path in sorted(results.glob("*.json"))]
+    tables = []
+    for path in sorted(results.glob("*.json")):
+        result = json.loads(path.read_text())
+        tables.append(table(result))
+        if (chart := path.with_suffix(".svg")).exists():
+            tables.append(f"\n![{result['script']}]({chart.relative_to(readme.parent)})")
     readme.write_text("\n".join([before + begin, *tables, end + after]))
 
 

@@ -82,6 +82,7 @@ def test_tables(tmp_path):
     described = harness.machine()
     result = {"script": "x", "device": "cpu", "machine": described, "what": "This.", "notes": ["a note"]}
     (tmp_path / "x.json").write_text(json.dumps({**result, "table": harness.case_rows(cases)}))
+    (tmp_path / "x.svg").write_text("<svg/>")
     readme = tmp_path / "README.md"
     readme.write_text("above\n<!-- tables: begin -->\nold\n<!-- tables: end -->\nbelow\n")
     for _ in range(2):
@@ -89,6 +90,7 @@ def test_tables(tmp_path):
     lines = readme.read_text().splitlines()
     assert lines[0] == "above" and lines[-1] == "below" and "old" not in lines
     assert "| one | 10 | 9 to 12 | 3 | 250 |" in lines and lines.count("- a note") == 1
+    assert lines.count("![x](x.svg)") == 1
 
 
 def test_machine_names_no_host():
