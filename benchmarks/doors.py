@@ -141,7 +141,8 @@ def load_of(name: str, options: argparse.Namespace) -> Load:
         embedder = (
             bare.NullEmbedder(**common)
             if name == NULL
-            else TimmImageEmbedder(pretrained_efficientnet(), **common)
+            # Not compiled: "auto" does so after a minute of work, in the midst of a round.
+            else TimmImageEmbedder(pretrained_efficientnet(), compile=False, **common)
         )
         stage = SharedModelStage(embedder.encoder_spec(), options.batch_size)
     assert stage.encoder_spec() == embedder.encoder_spec(), "each door would load a model of its own"

@@ -66,7 +66,8 @@ def embedder_of(options: argparse.Namespace) -> ImageEmbedder:
     }
     if options.null_model:
         return bare.NullEmbedder(**common)
-    return TimmImageEmbedder(options.model, pretrained=options.pretrained, **common)
+    # Not compiled: "auto" does so after a minute of work, in the midst of a round.
+    return TimmImageEmbedder(options.model, pretrained=options.pretrained, compile=False, **common)
 
 
 def pretrained_efficientnet() -> str:
