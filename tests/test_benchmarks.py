@@ -45,7 +45,9 @@ def check_cases(result, names):
         for figure in ("items_per_second", "seconds", "cpu_ms_per_item"):
             values = case[figure]
             assert len(values["runs"]) == result["settings"]["repeats"]
-            assert 0 < values["min"] <= values["median"] <= values["max"]
+            assert 0 <= values["min"] <= values["median"] <= values["max"]
+            # The system counts CPU time in hundredths of a second: a few images may take none.
+            assert values["min"] > 0 or figure == "cpu_ms_per_item"
         assert case["peak_rss_mib"] > 100
 
 
