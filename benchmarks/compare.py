@@ -129,9 +129,6 @@ class Comparison:
 
     def tune(self, name: str) -> dict[str, float]:
         """Images a second with each of the peer's settings, which are given as JSON text."""
-        key = (self.load["name"], name)
-        if key in self.tuned:
-            return self.tuned[key]
         found = {}
         images = min(self.images, LOADS[self.load["name"]].tried)
         folder = make_photographs(images, len(tars(self.folder)))
@@ -145,19 +142,18 @@ class Comparison:
                     continue
             found[json.dumps(settings)] = float(f"{rate:.4g}")
             print(f"  {name}: {settings}: {rate:.1f} images/s", flush=True)
-        self.tuned[key] = found
         return found
 
     def admit(self, name: str) -> None:
         """Run a peer once, compare what it wrote with the reference, and take its memory."""
-        known = self.tuned.get((self.load["name"], name), {})
-        tried = self.tune(name) if self.options.tune else known
+        key = (self.load["name"], name)
+        if self.options.tune and key not in self.tuned:
+            self.tuned[key] = self.tune(name)
+        tried = self.tuned.get(key, {})
         best = json.loads(max(tried, key=tried.__getitem__)) if tried else PEERS[name].settings(cores())[0]
         with tempfile.TemporaryDirectory() as place:
             with self.start(name, Path(place) / "run", best, proportional=True) as run:
-                run.job(
-                    tars(make_photographs(*SMALL)), "cold"
-                )  # the same first job as in a run that is timed
+                run.job(tars(make_photographs(*SMALL)), "cold")  # first, as in a run that is timed
                 run.job(tars(self.folder), "all")
             fidelity = check(Path(place) / "run" / "all", self.folder, self.expected)
         self.found[name] = {
@@ -333,9 +329,12 @@ def settings_of(results: Sequence[Path]) -> dict[tuple[str, str], dict[str, floa
     """What former runs found by ``--tune``, by load and peer, from their JSON files."""
     found = {}
     for path in results:
-        result = json.loads(path.read_text())
-        for name, peer in result["peers"].items():
-            found[result["settings"]["load"], name] = peer["tried"]
+        try:
+            result = json.loads(path.read_text())
+            for name, peer in result["peers"].items():
+                found[result["settings"]["load"], name] = peer["tried"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SystemExit(f"--tuned {path}: expected a result of this script, found {error!r}") from None
     return found
 
 

@@ -533,12 +533,15 @@ def test_no_files_and_threads_are_left(folder, tmp_path):
 
     with get_client("cpu", n_workers=2, verbose=False) as client:
         found = []
-        for number in range(5):
+        for number in range(8):
             embed(ColourReader(), folder, tmp_path / str(number))
             gc.collect()
             time.sleep(0.5)
             found.append({"client": counts(), **client.run(counts)})
-        for who, first in found[1].items():  # the first run starts what stays: pools, connections, the model
-            for later in found[2:]:
-                assert later[who][0] <= first[0] + 2, (who, found)
-                assert later[who][1] <= first[1] + 1, (who, found)
+    # The first run starts what stays: pools, connections, the model. After it a pool may still grow by a
+    # connection (both its ends are in the client's process); what is left behind grows with every run.
+    runs = found[1:]
+    for who in runs[0]:
+        files, threads = ([run[who][kind] for run in runs] for kind in (0, 1))
+        assert files[-1] - files[0] < len(runs) - 1, (who, found)
+        assert threads[-1] - threads[0] < len(runs) - 1, (who, found)
