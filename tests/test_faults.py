@@ -538,10 +538,9 @@ def test_no_files_and_threads_are_left(folder, tmp_path):
             gc.collect()
             time.sleep(0.5)
             found.append({"client": counts(), **client.run(counts)})
-    # The first run starts what stays: pools, connections, the model. After it a pool may still grow by a
-    # connection (both its ends are in the client's process); what is left behind grows with every run.
-    runs = found[1:]
-    for who in runs[0]:
-        files, threads = ([run[who][kind] for run in runs] for kind in (0, 1))
-        assert files[-1] - files[0] < len(runs) - 1, (who, found)
-        assert threads[-1] - threads[0] < len(runs) - 1, (who, found)
+    # The first run starts what stays: pools, connections, the model. After it a pool may still grow by a connection
+    # or two, each with both its ends in the client's process; a file left behind by every run would make six.
+    first, *later = found[1:]
+    for who, (files, threads) in first.items():
+        assert later[-1][who][0] <= files + 4, (who, found)
+        assert max(run[who][1] for run in later) <= threads + 1, (who, found)
