@@ -49,9 +49,10 @@ def one_run(folder: str, workers: int) -> dict[str, float]:
         get_client("cpu", n_workers=workers, verbose=False) as client,
     ):
         embedder = NullEmbedder(batch_size=64)
-        first = str(sorted(Path(folder).glob("*.tar"))[0])
-        # What is loaded once, and a pool of threads that stays, is there before the count.
-        embedder(ImageTextPairDataset.from_webdataset(first)).save_metadata(os.path.join(out, "warm"))  # noqa: PTH118
+        # What is loaded once, and a pool of threads that stays, is there before the count: in every worker, for
+        # which one shard is not enough.
+        few = [str(path) for path in sorted(Path(folder).glob("*.tar"))[: 2 * workers]]
+        embedder(ImageTextPairDataset.from_webdataset(few)).save_metadata(os.path.join(out, "warm"))  # noqa: PTH118
         before = client.run(_handles)
         with Usage() as usage:
             done = embedder(ImageTextPairDataset.from_webdataset(folder)).save_metadata(out + "/all")
