@@ -51,7 +51,6 @@ from benchmarks.harness import (
     write_result,
     write_tables,
 )
-from benchmarks.photographs import make_photographs
 
 LITE0_RATE = 80.0
 """Images a second of EfficientNet-Lite0 on a machine of two cores (`benchmarks.end_to_end`)."""
@@ -225,7 +224,9 @@ def plans_of(options: argparse.Namespace, place: Path) -> Iterator[Plan]:
         for workers in options.workers:
             yield Plan("shards", count, workers, folder)
     for count in options.fixed:
-        folder = make_photographs(options.images, count)
+        folder = place / f"fixed-{count}"
+        folder.mkdir()
+        memory.make_shards(options.images // count, count, folder)
         yield Plan("fixed", count, max(options.workers), folder)
     for count in options.no_op:
         folder = place / f"no-op-{count}"
@@ -316,16 +317,16 @@ def main(given: list[str] | None = None) -> None:
     arguments.add_argument("--shards", type=int, nargs="+", help="small shards; default 4 16 64 256")
     arguments.add_argument("--shard-images", type=int, default=16, help="photographs in each of these")
     arguments.add_argument("--workers", type=int, nargs="+", help="default 1 2")
-    arguments.add_argument("--images", type=int, help="photographs, for the fixed cost; default 4096")
-    arguments.add_argument("--fixed", type=int, nargs=2, help="shards that they are in; default 4 64")
+    arguments.add_argument("--images", type=int, help="photographs, for the fixed cost; default 16384")
+    arguments.add_argument("--fixed", type=int, nargs=2, help="shards that they are in; default 16 256")
     arguments.add_argument("--no-op", type=int, nargs="+", help="tiny shards; default 1000 10000 100000")
     arguments.add_argument("--lite0-rate", type=float, default=LITE0_RATE, help="images/s of the real model")
     options = arguments.parse_args(given)
     quick = options.quick
     options.shards = options.shards or ([1, 3] if quick else [4, 16, 64, 256])
     options.workers = options.workers or ([1] if quick else [1, 2])
-    options.images = options.images or (24 if quick else 4096)
-    options.fixed = options.fixed or ([2, 6] if quick else [4, 64])
+    options.images = options.images or (24 if quick else 16384)
+    options.fixed = options.fixed or ([2, 6] if quick else [16, 256])
     options.no_op = options.no_op or ([30] if quick else [1_000, 10_000, 100_000])
     if options.device != "cpu" or len(options.shards) < 2 or len({*options.fixed}) < 2:
         raise SystemExit("error: --device cpu, and at least two different numbers of --shards and --fixed")

@@ -432,6 +432,24 @@ def test_a_join_with_more_partitions_than_shards_loses_nothing(tmp_path):
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
 
 
+def test_text_of_other_programs_keeps_its_type(folder, tmp_path):
+    # Polars writes large_string. Whatever is done to the rows, the keys still meet those of plain pandas.
+    for path in folder.glob("*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.set_column(0, "key", table["key"].cast(pa.large_string())), path)
+    dataset = ImageTextPairDataset.from_webdataset(folder)
+    keys = dataset.metadata["key"].compute().tolist()
+    notes = pd.DataFrame({"key": keys[1::2], "note": range(len(keys[1::2]))})
+    asked = dataset.metadata[dataset.metadata.key.isin(keys[2:])].merge(notes, on="key").shuffle("key")
+    ColourReader()(dataset.with_metadata(asked)).save_metadata(tmp_path / "out")
+    table = read_output(tmp_path / "out")
+    assert sorted(table["key"].to_pylist()) == sorted({*keys[2:]} & {*keys[1::2]})
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
+    ColourReader()(dataset).save_metadata(tmp_path / "all")
+    schema = pq.read_schema(tmp_path / "all" / "00000.parquet")
+    assert schema.field("key").type == pa.large_string()
+
+
 def test_failed_rows_are_not_dropped_from_the_datasets_own_files(folder):
     with pytest.raises(ConfigError, match="give save_metadata a path"):
         embedded(folder).save_metadata(drop_failed=True)

@@ -12,6 +12,7 @@ import pandas as pd
 from curator_dask.datasets.turns import turn
 from curator_dask.datasets.writing import report_frame, target_frame
 from curator_dask.errors import CuratorError, ShardError
+from curator_dask.frames.lineage import map_items
 from curator_dask.webdataset.shards import ShardRange
 
 #: In the place of a report of a partition that failed: the reason.
@@ -100,5 +101,4 @@ def make_groups(
     """
     members = [list(range(start, min(start + size, len(ranges)))) for start in range(0, len(ranges), size)]
     items = [tuple((ranges[number], texts[number]) for number in group) for group in members]
-    frame = dd.from_map(run, items, meta=meta, label="run-group", enforce_metadata=False)
-    return Groups(frame, members)
+    return Groups(map_items(run, items, meta, "run-group"), members)

@@ -17,7 +17,7 @@ from curator_dask.datasets.running import current_client, in_threads
 from curator_dask.datasets.saving import SaveSummary, save
 from curator_dask.datasets.writing import ERROR_COLUMN
 from curator_dask.errors import ClusterError, ConfigError, ShardError
-from curator_dask.frames.lineage import trace
+from curator_dask.frames.lineage import map_items, trace
 from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet, discover
 from curator_dask.webdataset.staging import STAGE
 
@@ -132,13 +132,8 @@ class ImageTextPairDataset:
         schema = learn_schema(found.shards, source, id_col, storage_options)
         reader = ReadShard(id_col, source, schema, storage_options)
         ranges = _ranges(reader, found.shards, rows_per_partition)
-        frame = dd.from_map(
-            reader,
-            ranges,
-            meta=_worker_backend().from_arrow(schema.empty_table()),
-            label="read-shard",
-            enforce_metadata=False,
-        )
+        empty = _worker_backend().from_arrow(schema.empty_table())
+        frame = map_items(reader, ranges, empty, "read-shard")
         tars = [shard.url for shard in found.shards]
         return cls(found.root, frame, tars, id_col, storage_options=storage_options)
 

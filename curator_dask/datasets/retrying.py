@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -27,6 +26,7 @@ from curator_dask.datasets.tar_rows import URL_COLUMN
 from curator_dask.datasets.targets import run_targets
 from curator_dask.datasets.writing import ERROR_COLUMN, ERRORS_FOLDER, Output, Target, report_frame, report_of
 from curator_dask.errors import OutputError, ShardError
+from curator_dask.frames.lineage import map_items
 from curator_dask.frames.parquet import Footer, conform, open_parquet, read_footer, write_table
 from curator_dask.storage import Options, exists, is_remote, join, local_path, remove
 from curator_dask.webdataset.shards import stamp
@@ -127,9 +127,8 @@ def retry(
                         f"{output.folder}: column {column!r} {difference}: retry with the same model"
                     )
                 summary.startup_seconds = time.monotonic() - started
-                frame = dd.from_map(
-                    RetryFile(step, output), [it.name for it in targets], meta=report_frame({})
-                )
+                retry_file = RetryFile(step, output)
+                frame = map_items(retry_file, [it.name for it in targets], report_frame({}), "retry-file")
                 run_targets(frame, client, targets, summary, apart=True)
     finally:
         clear_stages(client)

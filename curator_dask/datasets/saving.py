@@ -38,7 +38,7 @@ from curator_dask.datasets.writing import (
     target_frame,
 )
 from curator_dask.errors import ConfigError, OutputError, WeightsError
-from curator_dask.frames.lineage import Lineage, trace
+from curator_dask.frames.lineage import Lineage, map_items, trace
 from curator_dask.frames.parquet import remove_leftovers
 from curator_dask.storage import Options, absolute, is_remote, remove
 from curator_dask.webdataset.staging import STAGE
@@ -266,7 +266,7 @@ def write_graph(
     return dd.map_partitions(
         write,
         picked,
-        dd.from_map(target_frame, texts, meta=report_frame({})),
+        map_items(target_frame, texts, report_frame({}), "target"),
         meta=report_frame({}) if meta is None else meta,
         align_dataframes=False,
         enforce_metadata=False,

@@ -9,13 +9,13 @@ repartition or a reduction that no longer holds, and `trace` says so.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
 
 from dask.base import tokenize
-from dask.dataframe.dask_expr import DataFrame, new_collection
+from dask.dataframe.dask_expr import DataFrame, from_map, new_collection
 from dask.dataframe.dask_expr._expr import (
     ArrowStringConversion,
     Blockwise,
@@ -61,6 +61,27 @@ class Lineage:
     keeps_rows: bool
     reader: Any
     inputs: tuple[ShardRange, ...] | None
+
+
+def map_items(function: Callable[[Any], Any], items: Sequence[Any], meta: Any, label: str) -> DataFrame:
+    """`dask.dataframe.from_map` of a function that makes each column of the type that `meta` has.
+
+    Dask adds a step that looks for text of other types than its own, and turns that into its own: it takes 0.2 to
+    0.9 ms a partition, and is left out here.
+
+    Parameters
+    ----------
+    function
+        Makes a frame of an item.
+    items
+        One a partition.
+    meta
+        Empty frame.
+    label
+        Begins the names of the tasks.
+    """
+    frame = from_map(function, items, meta=meta, label=label, enforce_metadata=False)
+    return new_collection(frame.expr.frame) if isinstance(frame.expr, ArrowStringConversion) else frame
 
 
 def trace(frame: DataFrame) -> Lineage:
