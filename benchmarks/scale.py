@@ -330,6 +330,8 @@ def main(given: list[str] | None = None) -> None:
     options.no_op = options.no_op or ([30] if quick else [1_000, 10_000, 100_000])
     if options.device != "cpu" or len(options.shards) < 2 or len({*options.fixed}) < 2:
         raise SystemExit("error: --device cpu, and at least two different numbers of --shards and --fixed")
+    if any(options.images % count for count in options.fixed):
+        raise SystemExit("error: --images has to be a multiple of both numbers of --fixed")
     repeats = options.repeats or (1 if quick else 5)
     described = machine()
     with tempfile.TemporaryDirectory() as place:

@@ -123,6 +123,7 @@ def with_columns(frame: Any, columns: Mapping[str, pa.Array]) -> Any:
     columns
         Arrow arrays, one value a row, in the frame's row order.
     """
-    others = [name for name in frame.columns if name not in columns]
-    kept = frame if len(others) == len(frame.columns) else frame[others]
-    return kept.assign(**{name: backend.series_like(frame, array) for name, array in columns.items()})
+    kept = frame[[name for name in frame.columns if name not in columns]].copy(deep=False)
+    for name, array in columns.items():
+        kept[name] = backend.series_like(frame, array)
+    return kept
