@@ -160,7 +160,7 @@ def start_cluster(
     others, children = set(LocalCluster._instances), multiprocessing.active_children()
     try:
         with (
-            _uninterrupted_loop() as loop,
+            _uninterrupted_loop(timeout) as loop,
             _environment(spawning),
             dask.config.set(
                 {
@@ -287,25 +287,50 @@ def wait_for_workers(client: distributed.Client, expected: int, whose: str, time
 
 
 @contextmanager
-def _uninterrupted_loop() -> Iterator[Any]:
+def _uninterrupted_loop(timeout: float) -> Iterator[Any]:
     """An event loop in a thread that Ctrl-C does not reach, nor the workers that it starts, now and later.
 
     It is the client that is interrupted, and that ends them. They get the signal too, as its children, and
     would die with tracebacks while their nannies start others.
-    """
-    from distributed.utils import LoopRunner
 
+    Raises
+    ------
+    TimeoutError
+        The machine is so slow that no loop runs after `timeout` seconds.
+    """
     resource_tracker.ensure_running()  # else the first worker's start does, and lifts the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        runner = LoopRunner()
-        runner.start()
+        runner = _started_loop(timeout)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
         yield runner.loop
     finally:
         runner.stop()  # which it does when the cluster, too, has stopped it
+
+
+def _started_loop(timeout: float) -> Any:
+    """An event loop in a thread of its own, by the `LoopRunner` of distributed that started it.
+
+    distributed gives the loop's thread ten seconds and then fails an assertion; a machine that stands still for so
+    long, as virtual ones do, has the thread ready a moment later. So it is tried again, with a new thread: the late
+    one waits in a loop of its own, without work, until the process ends.
+    """
+    from distributed.utils import LoopRunner
+
+    end = time.monotonic() + timeout
+    while True:
+        runner = LoopRunner()
+        try:
+            runner.start()
+        except AssertionError:
+            if time.monotonic() >= end:
+                raise TimeoutError(
+                    f"no event loop runs after {timeout:g} s, this machine is too slow"
+                ) from None
+        else:
+            return runner
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -113,6 +114,41 @@ def test_a_second_client_has_a_cluster_of_its_own_and_closes_it(client, device, 
     threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     assert [os.environ.get(name) for name in threads] == [environment.get(name) for name in threads]
     assert client.submit(lambda: 7).result() == 7
+
+
+class StallsOnce(asyncio.DefaultEventLoopPolicy):
+    """What a machine that stands still looks like to distributed, which gives a new event loop 10 s."""
+
+    stalls = 1
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        if self.stalls:
+            self.stalls -= 1
+            time.sleep(11)
+        return super().new_event_loop()
+
+
+@pytest.fixture
+def stalls_once():
+    before = asyncio.get_event_loop_policy()
+    policy = StallsOnce()
+    asyncio.set_event_loop_policy(policy)
+    yield policy
+    asyncio.set_event_loop_policy(before)
+
+
+def test_a_machine_that_stands_still_while_the_cluster_starts(stalls_once):
+    with get_client("cpu", n_workers=1, verbose=False) as client:
+        assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+    assert stalls_once.stalls == 0
+
+
+@pytest.mark.usefixtures("stalls_once")
+def test_a_machine_that_stands_still_for_too_long():
+    before = children()
+    with pytest.raises(ClusterError, match=r"no event loop runs after 5 s.*raise timeout \(now 5 s\)"):
+        get_client("cpu", n_workers=1, timeout=5, verbose=False)
+    assert children() == before
 
 
 @pytest.mark.parametrize("how", ["address", "cluster", "file"])
