@@ -144,7 +144,7 @@ def embed(
     rows_per_partition: Annotated[
         int | None, typer.Option(min=1, help="Cut shards into partitions of so many rows.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass, at most.")] = 256,
     threads: Annotated[int, typer.Option(min=1, help="Decoding threads a worker.")] = 4,
     column: Annotated[str, typer.Option(help="Name of the embedding's column.")] = "image_embedding",
     model_output: Annotated[

@@ -27,9 +27,11 @@ from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 from timm.models import get_pretrained_cfg, list_pretrained
 
+from curator_dask import backend
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError, WeightsError
+from curator_dask.models import encoders
 from curator_dask.models.cache import ENCODERS, SpecCache
 from curator_dask.models.encoders import Encoder, TimmSpec, choose_output, projection_dims
 from curator_dask.models.weights import create_timm_model, state_digest
@@ -670,7 +672,24 @@ def numbered(count):
     return torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 2, 2, 3)
 
 
-def test_out_of_memory_halves_the_batch(caplog):
+@pytest.mark.skipif(backend.current().device != "cpu", reason="on a GPU a batch is a forward pass")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_large_batch_goes_through_in_parts_on_a_cpu(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = Numbers()
+        encoder = encoder_of(model)
+    finally:
+        torch.set_num_threads(before)
+    model.batches.clear()
+    vectors = encoder(numbered(101))
+    assert model.batches == ([16] * 6 + [5] if threads == 1 else [32] * 3 + [5])
+    np.testing.assert_allclose(vectors[:, 0] * 255, np.arange(101), atol=1e-3)
+
+
+def test_out_of_memory_halves_the_batch(caplog, monkeypatch):
+    monkeypatch.setattr(encoders, "IMAGES_A_THREAD", 23)
     model = Numbers(limit=3)
     encoder = encoder_of(model)
     model.batches.clear()

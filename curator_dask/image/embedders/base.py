@@ -45,7 +45,8 @@ class ImageEmbedder(ABC):
     Parameters
     ----------
     batch_size
-        Images a forward pass. Halved when the device runs out of memory.
+        Images a forward pass, at most. Halved when the device runs out of memory; on a CPU no more than 16 for each
+        of the worker's threads, which is as fast and takes less memory.
     num_threads_per_worker
         Threads that decode, at most; on a CPU no more than the worker's share of the cores are used.
     image_embedding_column

@@ -37,7 +37,8 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
     num_gpus_per_worker
         See `curator_dask.stages.base.Stage`.
     model_inference_batch_size
-        Images a forward pass, at most. Halved when the device runs out of memory.
+        Images a forward pass, at most. Halved when the device runs out of memory; on a CPU no more than 16 for each
+        of the worker's threads, which is as fast and takes less memory.
     verbose
         Print batches and rates.
     remove_image_data
