@@ -32,9 +32,11 @@ IMAGES_A_THREAD = 16
 
 More are no faster there and take more memory. With one thread, in images/s and the process's peak in MiB, at once and
 16 at a time: EfficientNet-Lite0 62 and 4,282 (a batch of 256), 59 and 1,645 (64), 60 and 1,005; ResNet-50 10.1 and
-4,205, 9.9 and 1,154; ConvNeXt-T 8.2 and 5,901, 8.5 and 1,168; ViT-B/32 9.6 and 2,097, 9.9 and 1,150. Compiled,
-EfficientNet-Lite0 is 1.09 times as fast with 16 as with 64.
+4,205, 9.9 and 1,154; ConvNeXt-T 8.2 and 5,901, 8.5 and 1,168; ViT-B/32 9.6 and 2,097, 9.9 and 1,150 (best of three on
+one core, with the cluster's malloc). Compiled, EfficientNet-Lite0 is 1.09 times as fast with 16 as with 64 (three
+rounds on two cores).
 """
+
 #: Names, in timm's architectures and tags, of image towers that were trained against text.
 _CONTRASTIVE = re.compile(r"(clip|siglip|pe_core|tipsv2)")
 #: Class counts of the classifiers that timm carries: ImageNet-1k, -12k, -21k, -22k and their variants.
