@@ -6,7 +6,9 @@
 The peers are small scripts in `benchmarks.peers`, each in a virtual environment of its own that `peers.build` makes;
 a peer that cannot be installed, or fails, or gives other vectors, is reported and left out. curator_dask is run by
 such a script too. Three loads: ``null`` only averages the pixels, so that decoding and the framework are left;
-``efficientnet-lite0`` has its pretrained weights; ``vit-b-32`` has random ones. There is a JSON file and a chart for
+``efficientnet-lite0`` has its pretrained weights; ``vit-b-32`` has random ones. Where the CPU has bf16, curator_dask
+takes it, and the peers do not: there it is measured with ``autocast=False`` as well, and the plain loop under
+`torch.autocast`. There is a JSON file and a chart for
 each load and number of shards, written as soon as it is done.
 
 Before anything is timed, what each peer wrote for all photographs is compared with timm's own transform under Pillow
@@ -44,8 +46,9 @@ from benchmarks.harness import Case, cores, machine, parser, ranged, summary, wr
 from benchmarks.peers.build import BuildError, build
 from benchmarks.peers.chart import bar_chart
 from benchmarks.peers.check import LOADS, CheckError, alikeness, check, count_rows, load_of, reference
-from benchmarks.peers.run import COMPILED, OURS, PEERS, PeerError, Run
+from benchmarks.peers.run import COMPILED, OURS, PEERS, VARIANTS, PeerError, Run
 from benchmarks.photographs import make_photographs
+from curator_dask import backend
 
 SMALL = (64 * cores(), cores())
 """Photographs and shards of the first job: a whole batch for each worker, so that what grows with the first one, or is
@@ -230,7 +233,10 @@ class Comparison:
         """Admit all peers, then time those that gave the right vectors; JSON-able, what was found."""
         print(f"{self.label}: {self.images} photographs", flush=True)
         for name in self.options.peers:
-            if PEERS[name].loads and self.load["name"] not in PEERS[name].loads:
+            peer = PEERS[name]
+            if peer.loads and self.load["name"] not in peer.loads:
+                continue
+            if peer.native_bf16 and backend.current().autocast_dtype() is None:
                 continue
             try:
                 self.admit(name)
@@ -254,17 +260,16 @@ class Comparison:
         def divide(name: str, above: Sequence[float], below: Sequence[float]) -> None:
             found[name] = [one / other for one, other in zip(above, below, strict=True)]
 
-        for ours, model in ((OURS, "model"), (COMPILED, "compiled model")):
-            if ours not in rates:
-                continue
-            if model in self.bare:
+        models = {OURS: "model", COMPILED: "compiled model"}  # bare, in the arithmetic of this one
+        for ours in [name for name in VARIANTS if name in rates]:
+            if (model := models.get(ours)) in self.bare:
                 both = zip(self.bare["decode"], self.bare[model], strict=True)
                 divide(f"{ours} ÷ ceiling", rates[ours], [in_turn(*each) for each in both])
             if self.load["model"] is None:
                 for name in ("decode", "decode in DALI alone"):
                     divide(f"{ours} ÷ bare {name}", rates[ours], self.bare[name])
             for name, theirs in rates.items():
-                if name not in (OURS, COMPILED):
+                if name not in VARIANTS:
                     divide(f"{ours} ÷ {name}", rates[ours], theirs)
         return found
 
@@ -379,7 +384,7 @@ def write(comparison: Comparison, found: Mapping[str, Any], described: Mapping[s
     written = write_result(script, options, described, results)
     if written is not None and found["peers"]:
         rates = {name: peer["images_per_second"] for name, peer in found["peers"].items()}
-        chart = bar_chart(comparison.label, "images/s in the steady state", rates, marked=[OURS, COMPILED])
+        chart = bar_chart(comparison.label, "images/s in the steady state", rates, marked=VARIANTS)
         written.with_suffix(".svg").write_text(chart)
     if written is not None and options.out is None:
         write_tables()

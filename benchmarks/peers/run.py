@@ -20,6 +20,8 @@ import psutil
 
 OURS = "curator-dask"
 COMPILED = "curator-dask, compile=True"
+FLOAT32 = "curator-dask, autocast=False"
+VARIANTS = (OURS, COMPILED, FLOAT32)
 SCRIPTS = Path(__file__).parent / "scripts"
 JOB_LIMIT = 1800  # seconds after which a job counts as hung
 
@@ -50,6 +52,8 @@ class Peer:
         What a reader of its figures has to know.
     loads
         Names of the loads that it is of use for; empty: all.
+    native_bf16
+        It is of use only where bf16 is fast.
     """
 
     script: str
@@ -58,6 +62,7 @@ class Peer:
     settings: Callable[[int], list[dict[str, Any]]]
     note: str = ""
     loads: tuple[str, ...] = ()
+    native_bf16: bool = False
 
 
 def _layouts(*layouts: tuple[int, int, int], **more: Any) -> Callable[[int], list[dict[str, Any]]]:
@@ -90,6 +95,15 @@ PEERS = {
         'its cold start has the compilation in it; `compile="auto"` compiles after a minute of work only',
         loads=("efficientnet-lite0",),
     ),
+    FLOAT32: Peer(
+        "with_curator_dask",
+        None,
+        True,
+        _layouts(*_OURS[::2], autocast=False),
+        "in float32 as the peers are; by itself it takes bf16 where a CPU has it",
+        loads=("efficientnet-lite0", "vit-b-32"),
+        native_bf16=True,
+    ),
     "timm-webdataset": Peer(
         "plain_loop", "timm-webdataset", True, _layouts(*_LOOP), "the loop that users write"
     ),
@@ -100,6 +114,15 @@ PEERS = {
         _layouts(*_LOOP, channels_last=True),
         "the same loop by someone who knows of torch.channels_last",
         loads=("efficientnet-lite0",),  # it is for convolutions
+    ),
+    "timm-webdataset, bf16": Peer(
+        "plain_loop",
+        "timm-webdataset",
+        True,
+        _layouts(*_LOOP, channels_last=True, bf16=True),
+        "the same loop in channels_last under torch.autocast, by someone who knows of both",
+        loads=("efficientnet-lite0", "vit-b-32"),
+        native_bf16=True,
     ),
     "clip-retrieval": Peer(
         "clip_retrieval_runner",

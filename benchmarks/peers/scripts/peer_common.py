@@ -72,6 +72,8 @@ class Embedder:
         Of torch, in this process.
     channels_last
         Lay out weights and pixels so.
+    bf16
+        Run the model under `torch.autocast`.
 
     Attributes
     ----------
@@ -79,7 +81,9 @@ class Embedder:
         From a PIL image to a tensor (3, H, W), float32.
     """
 
-    def __init__(self, load: dict[str, Any], threads: int, channels_last: bool = False) -> None:
+    def __init__(
+        self, load: dict[str, Any], threads: int, channels_last: bool = False, bf16: bool = False
+    ) -> None:
         import timm
         from timm.data import create_transform
 
@@ -88,13 +92,14 @@ class Embedder:
         model = MeanColour()
         if load["model"] is not None:
             model = timm.create_model(load["model"], pretrained=True, num_classes=0)
+        self.bf16 = bf16
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.eval().to(memory_format=self.layout)
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         """From (n, 3, H, W) to (n, d), both float32."""
-        with torch.inference_mode():
-            return self.model(pixels.contiguous(memory_format=self.layout))
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            return self.model(pixels.contiguous(memory_format=self.layout)).float()
 
     def embed_files(self, files: Sequence[Any]) -> Any:
         """From what PIL opens, n of them, to a NumPy matrix (n, d)."""

@@ -10,7 +10,9 @@ from peer_common import Embedder, Job, VectorFile, serve
 
 def start(load: dict[str, Any], settings: dict[str, Any]) -> Job:
     """Load the model; the DataLoader's workers are new in every job."""
-    embedder = Embedder(load, settings["threads"], settings.get("channels_last", False))
+    embedder = Embedder(
+        load, settings["threads"], settings.get("channels_last", False), settings.get("bf16", False)
+    )
 
     def job(shards: list[str], out: str) -> None:
         dataset = (

@@ -27,8 +27,8 @@ def start(load: dict[str, Any], settings: dict[str, Any]) -> Job:
 
         embedder = NullEmbedder(**common)
     else:
-        compiled = settings.get("compile", "auto")
-        embedder = TimmImageEmbedder(load["model"], output="pooled", compile=compiled, **common)
+        chosen = {name: settings[name] for name in ("compile", "autocast") if name in settings}
+        embedder = TimmImageEmbedder(load["model"], output="pooled", **chosen, **common)
 
     def job(shards: list[str], out: str) -> None:
         saved = embedder(ImageTextPairDataset.from_webdataset(shards)).save_metadata(out)
