@@ -8,8 +8,8 @@ a peer that cannot be installed, or fails, or gives other vectors, is reported a
 such a script too. Three loads: ``null`` only averages the pixels, so that decoding and the framework are left;
 ``efficientnet-lite0`` has its pretrained weights; ``vit-b-32`` has random ones. Where the CPU has bf16, curator_dask
 takes it, and the peers do not: there it is measured with ``autocast=False`` as well, and the plain loop under
-`torch.autocast`. There is a JSON file and a chart for
-each load and number of shards, written as soon as it is done.
+`torch.autocast`. There is a JSON file and a chart for each load and number of shards, written anew after every round,
+so that a run which is cut off leaves those that it did.
 
 Before anything is timed, what each peer wrote for all photographs is compared with timm's own transform under Pillow
 and the bare model: the number of rows, the ids, each row's cosine (> 0.99). Peak memory is taken in that run, as the
@@ -37,7 +37,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ class Comparison:
         self.found: dict[str, dict[str, Any]] = {}
         self.runs: dict[str, list[dict[str, float]]] = {}
         self.bare: dict[str, list[float]] = {}
+        self.rounds = 0  # that are done
 
     def start(self, name: str, place: Path, settings: Mapping[str, Any], proportional: bool = False) -> Run:
         """A run of a peer, to be entered."""
@@ -190,8 +192,11 @@ class Comparison:
             case.run()
         return cases
 
-    def measure(self) -> None:
-        """All peers and the bare parts in turn, several times over, every second round backwards."""
+    def measure(self, keep: Callable[[dict[str, Any]], None]) -> None:
+        """All peers and the bare parts in turn, several times over, every second round backwards.
+
+        `keep` is called after each round with what has been found.
+        """
         with contextlib.ExitStack() as stack:
             bare_cases = self.bare_cases(stack)
             self.bare = {name: [] for name in bare_cases}
@@ -204,10 +209,13 @@ class Comparison:
                     print(
                         f"  round {number + 1}: bare {name}: {self.bare[name][-1]:.1f} images/s", flush=True
                     )
+                self.rounds += 1
+                keep(self.so_far())
 
     def one_round(self, number: int) -> None:
-        """All peers once."""
-        for name in list(self.runs) if number % 2 == 0 else list(reversed(self.runs)):
+        """All peers once, but for those that have had their rounds."""
+        due = [name for name in self.runs if number < PEERS[name].rounds]
+        for name in due if number % 2 == 0 else reversed(due):
             with tempfile.TemporaryDirectory() as place:
                 try:
                     with self.start(name, Path(place) / "run", self.found[name]["settings"]) as run:
@@ -229,8 +237,8 @@ class Comparison:
         self.runs.pop(name, None)
         self.found.pop(name, None)
 
-    def run(self) -> dict[str, Any]:
-        """Admit all peers, then time those that gave the right vectors; JSON-able, what was found."""
+    def run(self, keep: Callable[[dict[str, Any]], None]) -> None:
+        """Admit all peers, then time those that gave the right vectors. `keep` is given what `so_far` gives."""
         print(f"{self.label}: {self.images} photographs", flush=True)
         for name in self.options.peers:
             peer = PEERS[name]
@@ -242,11 +250,20 @@ class Comparison:
                 self.admit(name)
             except (PeerError, BuildError, CheckError) as error:
                 self.leave_out(name, error)
-        self.measure()
-        for name, runs in self.runs.items():
-            self.found[name] |= {figure: summary([run[figure] for run in runs]) for figure in FIGURES}
+        if self.runs:
+            self.measure(keep)
+        else:
+            keep(self.so_far())
+
+    def so_far(self) -> dict[str, Any]:
+        """JSON-able, what has been found."""
+        figures = {
+            name: {figure: summary([run[figure] for run in runs]) for figure in FIGURES}
+            for name, runs in self.runs.items()
+        }
         return {
-            "peers": self.found,
+            "rounds": self.rounds,
+            "peers": {name: self.found[name] | found for name, found in figures.items()},
             "left_out": self.left_out,
             "bare": {name: summary(rates) for name, rates in self.bare.items()},
             "ratios": {name: summary(values) for name, values in self.ratios().items()},
@@ -258,7 +275,8 @@ class Comparison:
         found: dict[str, list[float]] = {}
 
         def divide(name: str, above: Sequence[float], below: Sequence[float]) -> None:
-            found[name] = [one / other for one, other in zip(above, below, strict=True)]
+            # The first rounds are those of all.
+            found[name] = [one / other for one, other in zip(above, below, strict=False)]
 
         models = {OURS: "model", COMPILED: "compiled model"}  # bare, in the arithmetic of this one
         for ours in [name for name in VARIANTS if name in rates]:
@@ -351,12 +369,11 @@ def main(given: Sequence[str] | None = None) -> None:
         for shards in options.shards:
             described = machine()
             comparison = Comparison(name, shards, options, tuned)
-            found = comparison.run()
-            write(comparison, found, described)
+            comparison.run(partial(write, comparison, described))
 
 
-def write(comparison: Comparison, found: Mapping[str, Any], described: Mapping[str, Any]) -> None:
-    """Print what was found; write JSON, chart and tables."""
+def write(comparison: Comparison, described: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Write JSON, chart and tables of what was found so far; print it when all rounds are done."""
     options = comparison.options
     notes = [f"{ratio}: **{ranged(value)}**" for ratio, value in found["ratios"].items()]
     notes += [f"{name}: {PEERS[name].note}" for name in found["peers"] if PEERS[name].note]
@@ -365,15 +382,16 @@ def write(comparison: Comparison, found: Mapping[str, Any], described: Mapping[s
         f" cosine is {alikeness(comparison.expected):.2g}"
     )
     notes += [f"{name} was left out: {why}" for name, why in found["left_out"].items()]
-    print("\n".join(notes))
+    if found["rounds"] in (0, options.repeats):
+        print("\n".join(notes))
     results = {
-        "what": f"{comparison.label}, {comparison.images} photographs, the same cores: median of {options.repeats}"
+        "what": f"{comparison.label}, {comparison.images} photographs, the same cores: median of {found['rounds']}"
         " interleaved runs, each a process of its own. Cold start: from the start of Python until"
         f" {SMALL[0]} photographs are embedded. Peak: proportional memory of all processes.",
         "settings": {
             "load": comparison.load["name"],
             "images": comparison.images,
-            "repeats": options.repeats,
+            "repeats": found["rounds"],
         },
         "figures": FIGURES,
         **found,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,31 @@ def test_compare(tmp_path):
     assert found["peak_mib"] > 100 and found["versions"]["torch"]
     assert "curator-dask" in (tmp_path / "compare.svg").read_text()
     assert result["table"][1][0] == "curator-dask"
+
+
+def test_compare_keeps_every_round(tmp_path, monkeypatch):
+    """A run that is cut off leaves the rounds that it did; a peer that has had its own takes part no more."""
+    path = tmp_path / "compare.json"
+    written = []
+    write = compare.write_result
+
+    def cut_off(*arguments):
+        written.append(write(*arguments))
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        return written[-1]
+
+    monkeypatch.setattr(compare, "write_result", cut_off)
+    monkeypatch.setitem(peer_run.PEERS, "curator-dask", replace(peer_run.PEERS["curator-dask"], rounds=1))
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            compare, path, "--peers", "curator-dask", "--images", str(compare.SMALL[0] + 16), "--repeats", "3"
+        )
+    result = json.loads(path.read_text())
+    assert result["settings"]["repeats"] == 2
+    assert len(result["peers"]["curator-dask"]["images_per_second"]["runs"]) == 1
+    assert len(result["bare"]["decode"]["runs"]) == 2
+    assert len(result["ratios"]["curator-dask ÷ bare decode"]["runs"]) == 1
 
 
 def test_compare_leaves_out_what_fails(tmp_path, monkeypatch):
