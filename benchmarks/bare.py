@@ -21,6 +21,7 @@ from curator_dask import backend
 from curator_dask.decode.loader import Loader, LoaderSpec
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.image.embedders import ImageEmbedder
+from curator_dask.models.compiling import has_batch_norm
 from curator_dask.webdataset.reader import ShardReader
 
 TRANSFORM = TransformSpec((224, 224), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), crop_pct=0.875)
@@ -207,7 +208,7 @@ def forward(
     here = backend.current()
     device = here.torch_device
     model, pixels = _model(model_name, pretrained, batch_size, compiled)
-    dtype = here.autocast_dtype() if autocast else None
+    dtype = here.autocast_dtype(fine=has_batch_norm(model)) if autocast else None
     batches = max(1, images // parts // batch_size)
     with (
         torch.inference_mode(),

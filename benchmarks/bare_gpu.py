@@ -20,6 +20,7 @@ from benchmarks import bare
 from curator_dask import backend
 from curator_dask.decode import dali
 from curator_dask.decode.transforms import TransformSpec
+from curator_dask.models.compiling import has_batch_norm
 
 WAYS = {
     "eager, autocast": "float32 weights, torch.autocast: a cast of every weight in every pass",
@@ -56,7 +57,8 @@ def forward(model_name: str, way: str, batch_size: int, images: int, part: int, 
     device = backend.current().torch_device
     model = _model(model_name, way)
     pixels = _noise(model_name, batch_size, way.endswith("weights"))
-    dtype = backend.current().autocast_dtype() if way.endswith("autocast") else None
+    fine = has_batch_norm(model)
+    dtype = backend.current().autocast_dtype(fine) if way.endswith("autocast") else None
     batches = max(1, images // parts // batch_size)
     with (
         torch.inference_mode(),

@@ -7,7 +7,7 @@ The peers are small scripts in `benchmarks.peers`, each in a virtual environment
 a peer that cannot be installed, or fails, or gives other vectors, is reported and left out. curator_dask is run by
 such a script too. Three loads: ``null`` only averages the pixels, so that decoding and the framework are left;
 ``efficientnet-lite0`` has its pretrained weights; ``vit-b-32`` has random ones. Where the CPU has bf16, curator_dask
-takes it, and the peers do not: there it is measured with ``autocast=False`` as well, and the plain loop under
+takes it for a ViT, and the peers do not: there it is measured with ``autocast=False`` as well, and the plain loop under
 `torch.autocast`. There is a JSON file and a chart for each load and number of shards, written anew after every round,
 so that a run which is cut off leaves those that it did.
 

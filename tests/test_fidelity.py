@@ -14,6 +14,7 @@ import torch
 from colours import write_tar
 from PIL import Image
 
+from curator_dask import backend
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.image.embedders import TimmImageEmbedder
@@ -81,7 +82,8 @@ def timms_own(images, model_folder, **config):
 
 
 def embed(folder, model_folder, **settings):
-    embedder = TimmImageEmbedder(f"local-dir:{model_folder}", batch_size=16, autocast=False, **settings)
+    settings = {"autocast": False} | settings
+    embedder = TimmImageEmbedder(f"local-dir:{model_folder}", batch_size=16, **settings)
     with dask.config.set(scheduler="sync"):
         frame = embedder(ImageTextPairDataset.from_webdataset(folder)).compute()
     assert frame["image_error"].isna().all(), frame["image_error"].dropna().tolist()
@@ -100,6 +102,16 @@ def test_min_cosine_against_timm_under_pillow(images, model_folder, decoder, bou
     worst = min(cosines, key=cosines.__getitem__)
     assert cosines[worst] >= bound, (worst, cosines[worst])
     assert all(abs(np.linalg.norm(vector) - 1) < 1e-5 for vector in found.values())
+
+
+def test_autocast_where_bf16_is_fast(images, model_folder, device, monkeypatch):
+    """The default, also on a CPU that has bf16 (on another it would be slow here, but as coarse)."""
+    monkeypatch.setattr(backend, "_cpu_has_bf16", lambda: True)
+    folder, data = images
+    expected = timms_own(data, model_folder)
+    found = embed(folder, model_folder, decoder="pillow", autocast=True)
+    bound = {"cpu": 0.99999, "gpu": 0.9998}[device]
+    assert min(float(np.dot(expected[key], found[key])) for key in expected) >= bound
 
 
 def test_the_test_can_tell(images, model_folder):

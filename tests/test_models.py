@@ -234,6 +234,14 @@ def test_autocast_gives_float32(device):
     assert (vectors * full).sum(axis=1).min() > 0.999
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+def test_batch_normalisation_is_not_done_in_bf16(name, device, monkeypatch):
+    monkeypatch.setattr(backend, "_cpu_has_bf16", lambda: True)
+    assert TimmSpec("test_vit", pretrained=False).build().dtype is backend.current().autocast_dtype()
+    encoder = TimmSpec(name, pretrained=False).build()
+    assert encoder.info.dtype == {"cpu": "float32", "gpu": "float16"}[device]
+
+
 # The same weights everywhere
 
 

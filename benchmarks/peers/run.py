@@ -104,8 +104,8 @@ PEERS = {
         None,
         True,
         _layouts(*_OURS[::2], autocast=False),
-        "in float32 as the peers are; by itself it takes bf16 where a CPU has it",
-        loads=("efficientnet-lite0", "vit-b-32"),
+        "in float32 as the peers are; by itself it takes bf16 for a ViT where a CPU has it",
+        loads=("vit-b-32",),  # CNNs are in float32 anyway
         native_bf16=True,
     ),
     "timm-webdataset": Peer(

@@ -126,12 +126,15 @@ def pays(model: Any) -> bool:
     Their normalisation is folded into the convolutions and the activation done with it (EfficientNet-Lite0 1.4 times
     as fast). ViTs and ConvNeXts gain nothing there. On GPUs it has not been measured.
     """
+    return backend.current().device == "cpu" and has_batch_norm(model)
+
+
+def has_batch_norm(model: Any) -> bool:
+    """Whether a model is a module with batch normalisation in it, which ViTs and ConvNeXts have not."""
     import torch
 
-    return (
-        backend.current().device == "cpu"
-        and isinstance(model, torch.nn.Module)
-        and any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in model.modules())
+    return isinstance(model, torch.nn.Module) and any(
+        isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in model.modules()
     )
 
 

@@ -54,7 +54,7 @@ class ImageEmbedder(ABC):
     normalize_embeddings
         Divide each vector by its L2 norm.
     autocast
-        Run the model in bf16 or fp16 where that is fast; vectors are float32 all the same.
+        Run the model in bf16 or fp16 where that is fast and precise enough; vectors are float32 all the same.
     use_index_files
         Use DALI's ``.idx`` beside a tar where it is there and fits; False scans the tar.
     decoder

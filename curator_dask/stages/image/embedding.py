@@ -46,7 +46,7 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
     model_name
         Another CLIP or SigLIP: a folder as transformers saves it, or a hub id ``org/repo``.
     autocast
-        Run the model in bf16 or fp16 where that is fast; vectors are float32 all the same.
+        Run the model in bf16 or fp16 where that is fast and precise enough; vectors are float32 all the same.
     compile
         See `curator_dask.image.embedders.base.ImageEmbedder`.
 
