@@ -214,7 +214,7 @@ class Comparison:
 
     def one_round(self, number: int) -> None:
         """All peers once, but for those that have had their rounds."""
-        due = [name for name in self.runs if number < PEERS[name].rounds]
+        due = [name for name in self.runs if number < self.options.at_most.get(name, self.options.repeats)]
         for name in due if number % 2 == 0 else reversed(due):
             with tempfile.TemporaryDirectory() as place:
                 try:
@@ -297,9 +297,12 @@ def table_rows(found: Mapping[str, Any]) -> list[list[str]]:
     rows = [["peer", "images/s", "span", "CPU s per 1,000", "cold start s", "peak MiB", "least cosine"]]
     for name, peer in found["peers"].items():
         rate = peer["images_per_second"]
+        remarks = [] if peer["steady"] == "last job" else ["by difference"]
+        if len(rate["runs"]) < found["rounds"]:
+            remarks.append(f"the first {len(rate['runs'])} rounds")
         rows.append(
             [
-                name if peer["steady"] == "last job" else f"{name} (by difference)",
+                f"{name} ({', '.join(remarks)})" if remarks else name,
                 f"{rate['median']:.4g}",
                 f"{rate['min']:.4g} to {rate['max']:.4g}",
                 f"{peer['cpu_seconds_per_1000']['median']:.3g}",
@@ -332,7 +335,16 @@ def options_of_command_line(given: Sequence[str] | None) -> argparse.Namespace:
     arguments.add_argument(
         "--tuned", type=Path, nargs="+", default=[], help="results of --tune, to take its settings again"
     )
+    arguments.add_argument(
+        "--at-most",
+        type=_limit,
+        nargs="+",
+        default=[],
+        metavar="PEER=ROUNDS",
+        help="peers that take part in the first rounds only: with a slow model one can take minutes",
+    )
     options = arguments.parse_args(given)
+    options.at_most = dict(options.at_most)
     quick = options.quick
     options.peers = options.peers or ([OURS, "timm-webdataset"] if quick else list(PEERS))
     options.loads = options.loads or (["null"] if quick else list(LOADS))
@@ -346,6 +358,13 @@ def options_of_command_line(given: Sequence[str] | None) -> argparse.Namespace:
     if options.images and options.images <= SMALL[0]:
         arguments.error(f"--images {options.images}: expected more than the {SMALL[0]} of the first job")
     return options
+
+
+def _limit(text: str) -> tuple[str, int]:
+    name, _, rounds = text.rpartition("=")
+    if name not in PEERS or not rounds.isdecimal() or int(rounds) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected PEER=ROUNDS, with a peer of {', '.join(PEERS)}")
+    return name, int(rounds)
 
 
 def settings_of(results: Sequence[Path]) -> dict[tuple[str, str], dict[str, float]]:

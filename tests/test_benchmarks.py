@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -209,14 +208,14 @@ def test_compare_keeps_every_round(tmp_path, monkeypatch):
         return written[-1]
 
     monkeypatch.setattr(compare, "write_result", cut_off)
-    monkeypatch.setitem(peer_run.PEERS, "curator-dask", replace(peer_run.PEERS["curator-dask"], rounds=1))
+    images = str(compare.SMALL[0] + 16)
+    rounds = ["--repeats", "3", "--at-most", "curator-dask=1"]
     with pytest.raises(KeyboardInterrupt):
-        run(
-            compare, path, "--peers", "curator-dask", "--images", str(compare.SMALL[0] + 16), "--repeats", "3"
-        )
+        run(compare, path, "--peers", "curator-dask", "--images", images, *rounds)
     result = json.loads(path.read_text())
     assert result["settings"]["repeats"] == 2
     assert len(result["peers"]["curator-dask"]["images_per_second"]["runs"]) == 1
+    assert result["table"][1][0] == "curator-dask (the first 1 rounds)"
     assert len(result["bare"]["decode"]["runs"]) == 2
     assert len(result["ratios"]["curator-dask ÷ bare decode"]["runs"]) == 1
 

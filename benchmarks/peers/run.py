@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import secrets
@@ -55,8 +54,6 @@ class Peer:
         Names of the loads that it is of use for; empty: all.
     native_bf16
         It is of use only where bf16 is fast.
-    rounds
-        Those that it takes part in, the first ones; fewer than all where each takes minutes.
     """
 
     script: str
@@ -66,7 +63,6 @@ class Peer:
     note: str = ""
     loads: tuple[str, ...] = ()
     native_bf16: bool = False
-    rounds: float = math.inf
 
 
 def _layouts(*layouts: tuple[int, int, int], **more: Any) -> Callable[[int], list[dict[str, Any]]]:
@@ -147,8 +143,7 @@ PEERS = {
         "ray-data",
         False,
         _all(_layouts((0, 1, 16), (0, 1, 64), (1, 0, 16)), _layouts((1, 0, 16), split=True)),
-        "actors that decode with Pillow and embed; in the first three rounds only",
-        rounds=3,
+        "actors that decode with Pillow and embed",
     ),
     "nemo-curator": Peer(
         "nemo_stages",
@@ -156,8 +151,7 @@ PEERS = {
         False,
         _all(_layouts((1, 0, 64), (1, 0, 16), executor="xenna"), _layouts((1, 0, 16), executor="ray_data")),
         "without a GPU its reader as released fails (it asks DALI for device 0); run with device_id=None; a timm"
-        " stage in place of its CLIP; its ids are positions in a shard; in the first three rounds only",
-        rounds=3,
+        " stage in place of its CLIP; its ids are positions in a shard",
     ),
 }
 """What is compared, by name; curator_dask first."""

@@ -132,8 +132,8 @@ class Encoder:
         self.transform = transform
         self.normalize = normalize
         # Batch normalisation rounds between all layers, and bf16 is too coarse for that: pretrained EfficientNet-Lite0
-        # has a least cosine of 0.994 to float32 with it (0.96 compiled), with fp16 0.9999 (photographs). ViTs, which
-        # add up what their layers make in float32, keep 0.9999.
+        # has a least cosine of 0.994 to float32 with it (0.96 compiled), with fp16 0.9999 (photographs; fp16 emulated).
+        # ViTs, which add up what their layers make in float32, keep 0.9999 (random weights).
         self.dtype = self.backend.autocast_dtype(fine=has_batch_norm(model)) if autocast else None
         self.digest = state_digest(model) if isinstance(model, torch.nn.Module) else "unknown"
         if isinstance(model, torch.nn.Module):
@@ -201,7 +201,8 @@ class Encoder:
     @property
     def not_finite(self) -> str:
         """The reason of an image whose vector holds NaN or infinity."""
-        return f"not finite: the model ({self.info.dtype}) gave NaN or infinity"
+        cure = "; autocast=False (--no-autocast) has a larger range" if self.info.dtype == "float16" else ""
+        return f"not finite: the model ({self.info.dtype}) gave NaN or infinity{cure}"
 
     def close(self) -> None:
         """Let the model and its device memory go."""
