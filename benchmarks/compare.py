@@ -21,8 +21,8 @@ Every run is a process of its own, in turns with those of the other peers, and d
 - the same again, for the peers that start their workers anew in every job;
 - all photographs.
 
-In the same turns the bare decoder and the bare model run, in as many processes and threads as curator_dask's
-workers (`benchmarks.ceiling`): the ceiling is what the machine could do if nothing else cost anything.
+Next to curator_dask's turn the bare decoder and the bare model run, in as many processes and threads as its workers
+(`benchmarks.ceiling`): the ceiling is what the machine could do if nothing else cost anything.
 
 The steady state of a peer whose workers stay is the last job alone. Of one whose workers are new in every job
 (marked "by difference") it is the last job less the second one, in photographs and in seconds, so that its starting
@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import tempfile
 import time
@@ -45,9 +44,10 @@ from typing import Any
 from benchmarks.ceiling import IN_DALI, ON_CPU, decode_case, in_turn, model_case
 from benchmarks.harness import Case, cores, machine, parser, ranged, summary, write_result, write_tables
 from benchmarks.peers.build import BuildError, build
-from benchmarks.peers.chart import bar_chart
+from benchmarks.peers.chart import bar_chart, table_rows
 from benchmarks.peers.check import LOADS, CheckError, alikeness, check, count_rows, load_of, reference
 from benchmarks.peers.run import COMPILED, OURS, PEERS, VARIANTS, PeerError, Run
+from benchmarks.peers.tuning import fastest, settings_of, tune
 from benchmarks.photographs import make_photographs
 from curator_dask import backend
 
@@ -62,6 +62,8 @@ FIGURES = {
     "job_images_per_second": "a whole job, the start of its workers included where they do not stay",
 }
 """What is measured, and when."""
+
+DALI_ALONE = "decode in DALI alone"
 
 
 def tars(folder: Path) -> list[str]:
@@ -112,7 +114,7 @@ class Comparison:
         name: str,
         shards: int,
         options: argparse.Namespace,
-        tuned: dict[tuple[str, str], dict[str, float]],
+        tuned: dict[tuple[str, str], dict[str, Any]],
     ) -> None:
         self.options, self.tuned = options, tuned
         self.label = f"{name}, {shards} shards"
@@ -124,6 +126,7 @@ class Comparison:
         self.found: dict[str, dict[str, Any]] = {}
         self.runs: dict[str, list[dict[str, float]]] = {}
         self.bare: dict[str, list[float]] = {}
+        self.ceilings: dict[str, tuple[str, str]] = {}  # of which bare cases they are made
         self.rounds = 0  # that are done
 
     def start(self, name: str, place: Path, settings: Mapping[str, Any], proportional: bool = False) -> Run:
@@ -132,30 +135,27 @@ class Comparison:
         python = Path(sys.executable) if peer.environment is None else build(peer.environment)
         return Run(peer, python, self.load, settings, place, proportional)
 
-    def tune(self, name: str) -> dict[str, float]:
-        """Images a second with each of the peer's settings, which are given as JSON text."""
-        found = {}
-        images = min(self.images, LOADS[self.load["name"]].tried)
+    def rate(self, name: str, settings: Mapping[str, Any], images: int) -> float:
+        """Images a second of a peer with some settings, in one run of at most so many photographs."""
+        images = min(self.images, images)
         folder = make_photographs(images, len(tars(self.folder)))
-        for settings in PEERS[name].settings(cores()):
-            with tempfile.TemporaryDirectory() as place:
-                try:
-                    with self.start(name, Path(place) / "run", settings) as run:
-                        rate = measure_once(run, folder, images)["images_per_second"]
-                except PeerError as error:
-                    print(f"  {name}: {settings}: {error}", flush=True)
-                    continue
-            found[json.dumps(settings)] = float(f"{rate:.4g}")
-            print(f"  {name}: {settings}: {rate:.1f} images/s", flush=True)
-        return found
+        with (
+            tempfile.TemporaryDirectory() as place,
+            self.start(name, Path(place) / "run", settings) as run,
+        ):
+            return measure_once(run, folder, images)["images_per_second"]
 
     def admit(self, name: str) -> None:
         """Run a peer once, compare what it wrote with the reference, and take its memory."""
         key = (self.load["name"], name)
         if self.options.tune and key not in self.tuned:
-            self.tuned[key] = self.tune(name)
-        tried = self.tuned.get(key, {})
-        best = json.loads(max(tried, key=tried.__getitem__)) if tried else PEERS[name].settings(cores())[0]
+            # A difference of two jobs wants all photographs: of few it was three times what it is of all.
+            few = LOADS[self.load["name"]].tried if PEERS[name].stays else self.images
+            print(f"  {name}: settings", flush=True)
+            self.tuned[key] = tune(PEERS[name].settings(cores()), partial(self.rate, name), few, self.images)
+            self.tuned[key]["tuned_with"] = f"{self.label}, at {machine()['commit']}"
+        tuning = self.tuned.get(key, {"tried": {}})
+        best = fastest(tuning["tried"]) or PEERS[name].settings(cores())[0]
         with tempfile.TemporaryDirectory() as place:
             with self.start(name, Path(place) / "run", best, proportional=True) as run:
                 run.job(tars(make_photographs(*SMALL)), "cold")  # first, as in a run that is timed
@@ -163,7 +163,7 @@ class Comparison:
             fidelity = check(Path(place) / "run" / "all", self.folder, self.expected)
         self.found[name] = {
             "settings": best,
-            "tried": tried,
+            **tuning,
             "versions": run.versions,
             "fidelity": fidelity,
             "peak_mib": run.tree.peak_mib,
@@ -173,21 +173,25 @@ class Comparison:
         print(f"  {name}: {fidelity}", flush=True)
 
     def bare_cases(self, stack: contextlib.ExitStack) -> dict[str, Case]:
-        """What the ceiling is made of, in the layout of curator_dask's workers; none without it."""
-        if OURS not in self.found:
-            return {}
-        settings = self.found[OURS]["settings"]
-        workers, threads = settings["workers"], settings["threads"]
-        model, batch = self.load["model"], settings["batch_size"]
-        cases = {"decode": decode_case(ON_CPU, workers, threads, threads, self.folder, stack)}
-        if model is None:
-            cases["decode in DALI alone"] = decode_case(
-                IN_DALI, workers, threads, threads, self.folder, stack
-            )
-        images = max(self.images // 2, workers * batch)
-        for name in ("model", *(["compiled model"] if COMPILED in self.found else [])):
-            compiled = name != "model"
-            cases[name] = model_case(model, True, workers, threads, batch, images, stack, compiled)
+        """What the ceilings are made of, in the layout of curator_dask's workers; none without it."""
+        cases: dict[str, Case] = {}
+
+        def decode(kind: str, workers: int, threads: int) -> Case:
+            return decode_case(kind, workers, threads, threads, self.folder, self.images, stack)
+
+        for ours, kind in ((OURS, "model"), (COMPILED, "compiled model")):
+            if ours not in self.found:
+                continue
+            settings = self.found[ours]["settings"]
+            workers, threads, batch = settings["workers"], settings["threads"], settings["batch_size"]
+            layout, model = f"{workers}x{threads}", self.load["model"]
+            parts = f"decode, {layout}", f"{kind}, {layout}"
+            cases.setdefault(parts[0], decode(ON_CPU, workers, threads))
+            if model is None:
+                cases[f"{DALI_ALONE}, {layout}"] = decode(IN_DALI, workers, threads)
+            images = max(self.images // 2, workers * batch)
+            cases[parts[1]] = model_case(model, True, workers, threads, batch, images, stack, ours != OURS)
+            self.ceilings[ours] = parts
         for case in cases.values():
             case.run()
         return cases
@@ -201,21 +205,19 @@ class Comparison:
             bare_cases = self.bare_cases(stack)
             self.bare = {name: [] for name in bare_cases}
             for number in range(self.options.repeats):
-                self.one_round(number)
-                for name, case in bare_cases.items():
-                    begun = time.perf_counter()
-                    images = case.run()
-                    self.bare[name].append(images / (time.perf_counter() - begun))
-                    print(
-                        f"  round {number + 1}: bare {name}: {self.bare[name][-1]:.1f} images/s", flush=True
-                    )
+                self.one_round(number, bare_cases)
                 self.rounds += 1
                 keep(self.so_far())
 
-    def one_round(self, number: int) -> None:
-        """All peers once, but for those that have had their rounds."""
+    def one_round(self, number: int, bare_cases: Mapping[str, Case]) -> None:
+        """All peers once, but for those that have had their rounds; the bare cases beside curator_dask."""
         due = [name for name in self.runs if number < self.options.at_most.get(name, self.options.repeats)]
-        for name in due if number % 2 == 0 else reversed(due):
+        ours = sum(name in VARIANTS for name in due)
+        order = [*due[:ours], None, *due[ours:]]
+        for name in order if number % 2 == 0 else reversed(order):
+            if name is None:
+                self.run_bare(number, bare_cases)
+                continue
             with tempfile.TemporaryDirectory() as place:
                 try:
                     with self.start(name, Path(place) / "run", self.found[name]["settings"]) as run:
@@ -229,6 +231,14 @@ class Comparison:
                 f" cold start {figures['cold_seconds']:.1f} s",
                 flush=True,
             )
+
+    def run_bare(self, number: int, cases: Mapping[str, Case]) -> None:
+        """The bare cases once."""
+        for name, case in cases.items():
+            begun = time.perf_counter()
+            images = case.run()
+            self.bare[name].append(images / (time.perf_counter() - begun))
+            print(f"  round {number + 1}: bare {name}: {self.bare[name][-1]:.1f} images/s", flush=True)
 
     def leave_out(self, name: str, why: object) -> None:
         """Note why a peer has no figures."""
@@ -278,43 +288,17 @@ class Comparison:
             # The first rounds are those of all.
             found[name] = [one / other for one, other in zip(above, below, strict=False)]
 
-        models = {OURS: "model", COMPILED: "compiled model"}  # bare, in the arithmetic of this one
         for ours in [name for name in VARIANTS if name in rates]:
-            if (model := models.get(ours)) in self.bare:
-                both = zip(self.bare["decode"], self.bare[model], strict=True)
+            if ours in self.ceilings:
+                both = zip(*(self.bare[part] for part in self.ceilings[ours]), strict=True)
                 divide(f"{ours} ÷ ceiling", rates[ours], [in_turn(*each) for each in both])
             if self.load["model"] is None:
-                for name in ("decode", "decode in DALI alone"):
+                for name in [name for name in self.bare if name.startswith("decode")]:
                     divide(f"{ours} ÷ bare {name}", rates[ours], self.bare[name])
             for name, theirs in rates.items():
                 if name not in VARIANTS:
                     divide(f"{ours} ÷ {name}", rates[ours], theirs)
         return found
-
-
-def table_rows(found: Mapping[str, Any]) -> list[list[str]]:
-    """Table of all peers, heading first."""
-    rows = [["peer", "images/s", "span", "CPU s per 1,000", "cold start s", "peak MiB", "least cosine"]]
-    for name, peer in found["peers"].items():
-        rate = peer["images_per_second"]
-        remarks = [] if peer["steady"] == "last job" else ["by difference"]
-        if len(rate["runs"]) < found["rounds"]:
-            remarks.append(f"the first {len(rate['runs'])} rounds")
-        rows.append(
-            [
-                f"{name} ({', '.join(remarks)})" if remarks else name,
-                f"{rate['median']:.4g}",
-                f"{rate['min']:.4g} to {rate['max']:.4g}",
-                f"{peer['cpu_seconds_per_1000']['median']:.3g}",
-                f"{peer['cold_seconds']['median']:.3g}",
-                f"{peer['peak_mib']:.0f}",
-                f"{peer['fidelity']['least_cosine']:.4f}",
-            ]
-        )
-    for name, rate in found["bare"].items():
-        row = [f"bare {name}", f"{rate['median']:.4g}", f"{rate['min']:.4g} to {rate['max']:.4g}"]
-        rows.append([*row, *["-"] * 4])
-    return rows + [[f"{name} (left out)", *["-"] * 6] for name in found["left_out"]]
 
 
 def options_of_command_line(given: Sequence[str] | None) -> argparse.Namespace:
@@ -367,23 +351,10 @@ def _limit(text: str) -> tuple[str, int]:
     return name, int(rounds)
 
 
-def settings_of(results: Sequence[Path]) -> dict[tuple[str, str], dict[str, float]]:
-    """What former runs found by ``--tune``, by load and peer, from their JSON files."""
-    found = {}
-    for path in results:
-        try:
-            result = json.loads(path.read_text())
-            for name, peer in result["peers"].items():
-                found[result["settings"]["load"], name] = peer["tried"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SystemExit(f"--tuned {path}: expected a result of this script, found {error!r}") from None
-    return found
-
-
 def main(given: Sequence[str] | None = None) -> None:
     """Run the command line."""
     options = options_of_command_line(given)
-    tuned = settings_of(options.tuned)
+    tuned = settings_of(options.tuned, machine()["cpu"])
     for name in options.loads:
         for shards in options.shards:
             described = machine()

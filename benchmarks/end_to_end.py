@@ -251,10 +251,12 @@ def cases_of(
 
     cases[f"end to end, {layout}"] = Case(end_to_end, pids)
     kind = IN_DALI if on_gpu else ON_CPU
-    cases[f"decode, {layout}"] = decode_case(kind, workers, threads, decode_threads, folder, stack)
+    cases[f"decode, {layout}"] = decode_case(
+        kind, workers, threads, decode_threads, folder, options.images, stack
+    )
     if options.null_model and not on_gpu:
         cases[f"{IN_DALI_ALONE}, {layout}"] = decode_case(
-            IN_DALI, workers, threads, decode_threads, folder, stack
+            IN_DALI, workers, threads, decode_threads, folder, options.images, stack
         )
     images = max(options.images // 2, options.batch_size * workers)
     model = None if options.null_model else options.model

@@ -26,6 +26,8 @@ from typing import Any
 
 import psutil
 
+from curator_dask.cluster import MALLOC
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 README = HERE / "README.md"
@@ -47,9 +49,6 @@ PACKAGES = (
 """Packages whose versions are written down, where they are installed."""
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
-"""For glibc: keep freed memory and reuse it. Its default gives every large tensor back to the system and faults all
-its pages in again, which took more time than EfficientNet-Lite0's arithmetic."""
 
 _EXTENSIONS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 """Sets of instructions that decide how fast a model is, the fastest first. Those in bf16 decide its precision, too."""
@@ -196,7 +195,7 @@ class Team:
     def __init__(self, processes: int, threads: int):
         context = multiprocessing.get_context("spawn")
         self._pools = [ProcessPoolExecutor(1, mp_context=context) for _ in range(processes)]
-        settings = {**dict.fromkeys(_THREAD_VARIABLES, str(threads)), **_MALLOC}
+        settings = {**dict.fromkeys(_THREAD_VARIABLES, str(threads)), **MALLOC}
         before = {name: os.environ.get(name) for name in settings}
         os.environ.update(settings)
         try:

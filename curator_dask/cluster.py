@@ -30,7 +30,7 @@ MIN_WORKER_MEMORY = 3 * 2**30  # bytes
 
 # glibc gives each large tensor back to the kernel, and dask's nanny makes it more eager to: two thirds of the time
 # of a CNN on a CPU are then page faults (EfficientNet-Lite0 end to end: 22.6 images/s so, 69.8 with these).
-_MALLOC = {"MALLOC_ARENA_MAX": 1, "MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": 4_000_000_000}
+MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 
 _START_LIMIT = 10.0  # seconds that closing waits for a worker that is just starting
 _CLOSE_LIMIT = 20.0  # seconds that closing itself may take
@@ -168,7 +168,7 @@ def start_cluster(
                     # What malloc reads must be there before the process is; the user's own environment wins.
                     "distributed.nanny.pre-spawn-environ": {
                         **pre_spawn,
-                        **(_MALLOC if device == "cpu" else {}),
+                        **(MALLOC if device == "cpu" else {}),
                     },
                 }
             ),

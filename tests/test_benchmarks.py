@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import compare, doors, end_to_end, harness, loader, random_clip
-from benchmarks.peers import check
+from benchmarks import ceiling, compare, doors, end_to_end, harness, loader, random_clip
+from benchmarks.peers import check, tuning
 from benchmarks.peers import run as peer_run
 from benchmarks.photographs import make_photographs
 from curator_dask.frames.columns import vectors_to_list
@@ -37,6 +37,12 @@ def run(script, path, *arguments):
     assert set(result["machine"]) == MACHINE
     assert result["quick"] and result["device"] == "cpu"
     return result
+
+
+@pytest.fixture(autouse=True)
+def decoded_once(monkeypatch):
+    """Few photographs are not decoded again and again for a steady figure."""
+    monkeypatch.setattr(ceiling, "DECODED", 1)
 
 
 def check_cases(result, names):
@@ -177,13 +183,15 @@ def test_compare(tmp_path):
     found = result["peers"]["curator-dask"]
     (rate,) = found["images_per_second"]["runs"]
     (decode,), (in_dali,), (model,) = (each["runs"] for each in result["bare"].values())
-    assert list(result["bare"]) == ["decode", "decode in DALI alone", "model"]
+    layout = "{workers}x{threads}".format(**found["settings"])
+    names = [f"{name}, {layout}" for name in ("decode", "decode in DALI alone", "model")]
+    assert list(result["bare"]) == names
     ratios = {name: value["median"] for name, value in result["ratios"].items()}
     assert ratios == pytest.approx(
         {
             "curator-dask ÷ ceiling": rate * (1 / decode + 1 / model),
-            "curator-dask ÷ bare decode": rate / decode,
-            "curator-dask ÷ bare decode in DALI alone": rate / in_dali,
+            f"curator-dask ÷ bare {names[0]}": rate / decode,
+            f"curator-dask ÷ bare {names[1]}": rate / in_dali,
         },
         rel=0.01,
     )
@@ -216,8 +224,38 @@ def test_compare_keeps_every_round(tmp_path, monkeypatch):
     assert result["settings"]["repeats"] == 2
     assert len(result["peers"]["curator-dask"]["images_per_second"]["runs"]) == 1
     assert result["table"][1][0] == "curator-dask (the first 1 rounds)"
-    assert len(result["bare"]["decode"]["runs"]) == 2
-    assert len(result["ratios"]["curator-dask ÷ bare decode"]["runs"]) == 1
+    assert {len(rates["runs"]) for rates in result["bare"].values()} == {2}
+    assert {len(ratio["runs"]) for ratio in result["ratios"].values()} == {1}
+
+
+def test_settings_of_peers(tmp_path):
+    """Those near to the fastest are tried again, with more; a result knows which settings were found where."""
+    rates = {"a": [10.0, 30.0], "b": [20.0], "c": [19.0, 21.0], "d": [18.0, 22.0], "e": [17.5, 20.0]}
+    rates["b"].append(19.0)
+    asked = []
+
+    def rate(settings, images):
+        asked.append((settings["name"], images))
+        if settings["name"] == "broken":
+            raise peer_run.PeerError("no")
+        return rates[settings["name"]][images == 100]
+
+    found = tuning.tune([{"name": name} for name in [*rates, "broken"]], rate, 10, 100)
+    assert sorted(asked) == sorted([*((name, 10) for name in [*rates, "broken"]), *((n, 100) for n in "bcd")])
+    assert found["failed"] == {'{"name": "broken"}': "no"}
+    assert tuning.fastest(found["tried"]) == {"name": "d"} and tuning.fastest({}) is None
+
+    path = tmp_path / "result.json"
+    peer = {**found, "tuned_with": "null, 4 shards", "settings": {}}
+    other = {"tried": {}, "settings": {}}
+    result = {"machine": {"cpu": "X"}, "settings": {"load": "null"}, "peers": {"one": peer, "two": other}}
+    path.write_text(json.dumps(result))
+    assert tuning.settings_of([path], "X") == {("null", "one"): {**found, "tuned_with": "null, 4 shards"}}
+    with pytest.raises(SystemExit, match=r"this machine \(Y\), found one of X"):
+        tuning.settings_of([path], "Y")
+    path.write_text("{}")
+    with pytest.raises(SystemExit, match=r"expected a result of benchmarks\.compare"):
+        tuning.settings_of([path], "X")
 
 
 def test_compare_leaves_out_what_fails(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""A bar chart as SVG, written without a library: no extra of this package brings one."""
+"""What was found as a table, and as a bar chart in SVG, written without a library: no extra of this package has one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 WIDTH, LEFT, RIGHT, TOP, STEP = (
-    760,
-    230,
+    780,
+    250,
     70,
     44,
     26,
@@ -52,3 +52,28 @@ def bar_chart(
             f'<text x="{largest + 6:.1f}" y="{middle + 4:.1f}">{value["median"]:.4g}</text>',
         ]
     return "\n".join([*parts, "</svg>", ""])
+
+
+def table_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """Table of all peers, heading first."""
+    rows = [["peer", "images/s", "span", "CPU s per 1,000", "cold start s", "peak MiB", "least cosine"]]
+    for name, peer in found["peers"].items():
+        rate = peer["images_per_second"]
+        remarks = [] if peer["steady"] == "last job" else ["by difference"]
+        if len(rate["runs"]) < found["rounds"]:
+            remarks.append(f"the first {len(rate['runs'])} rounds")
+        rows.append(
+            [
+                f"{name} ({', '.join(remarks)})" if remarks else name,
+                f"{rate['median']:.4g}",
+                f"{rate['min']:.4g} to {rate['max']:.4g}",
+                f"{peer['cpu_seconds_per_1000']['median']:.3g}",
+                f"{peer['cold_seconds']['median']:.3g}",
+                f"{peer['peak_mib']:.0f}",
+                f"{peer['fidelity']['least_cosine']:.4f}",
+            ]
+        )
+    for name, rate in found["bare"].items():
+        row = [f"bare {name}", f"{rate['median']:.4g}", f"{rate['min']:.4g} to {rate['max']:.4g}"]
+        rows.append([*row, *["-"] * 4])
+    return rows + [[f"{name} (left out)", *["-"] * 6] for name in found["left_out"]]

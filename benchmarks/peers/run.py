@@ -18,10 +18,13 @@ from typing import Any
 
 import psutil
 
+from curator_dask.cluster import MALLOC
+
 OURS = "curator-dask"
 COMPILED = "curator-dask, compile=True"
 FLOAT32 = "curator-dask, autocast=False"
 VARIANTS = (OURS, COMPILED, FLOAT32)
+BY_HAND_COMPILED = "timm-webdataset, by hand, compiled"
 SCRIPTS = Path(__file__).parent / "scripts"
 JOB_LIMIT = 1800  # seconds after which a job counts as hung
 
@@ -82,8 +85,20 @@ def _all(*several: Callable[[int], list[dict[str, Any]]]) -> Callable[[int], lis
 
 
 # Small batches are faster for most on a CPU: what is freed after a larger one goes back to the system each time.
-_LOOP = ((0, 0, 16), (0, 0, 64), (0, 0, 8), (1, 0, 16), (1, 0, 64))
-_OURS = ((0, 1, 64), (1, 0, 64), (0, 1, 16))
+_LOOP = _layouts((0, 0, 16), (0, 0, 64), (1, 0, 16), (1, 1, 16), (0, 1, 16))
+# Workers with a model each, that decode too: nothing goes from process to process.
+_APART = _layouts((0, 1, 16), apart=True)
+_OURS = ((0, 1, 16), (1, 0, 64), (0, 1, 64))
+
+
+def _by_hand(**more: Any) -> Callable[[int], list[dict[str, Any]]]:
+    """The plain loop with all that is known here to help it, in the layouts that are best for a CNN or a ViT."""
+    more = {"channels_last": True, "allocator": True, **more}
+    return _all(
+        _layouts((0, 1, 16), (0, 1, 64), apart=True, **more),
+        _layouts((0, 0, 16), (1, 0, 16), **more),
+    )
+
 
 PEERS = {
     OURS: Peer("with_curator_dask", None, True, _layouts(*_OURS)),
@@ -91,7 +106,7 @@ PEERS = {
         "with_curator_dask",
         None,
         True,
-        _layouts(*_OURS[:2], compile=True),
+        _layouts((0, 1, 64), (1, 0, 64), compile=True),
         'its cold start has the compilation in it; `compile="auto"` compiles after a minute of work only',
         loads=("efficientnet-lite0",),
     ),
@@ -104,31 +119,37 @@ PEERS = {
         loads=("vit-b-32",),  # CNNs are in float32 anyway
         native_bf16=True,
     ),
-    "timm-webdataset": Peer(
-        "plain_loop", "timm-webdataset", True, _layouts(*_LOOP), "the loop that users write"
-    ),
-    "timm-webdataset, channels_last": Peer(
+    "timm-webdataset": Peer("plain_loop", "timm-webdataset", True, _LOOP, "the loop that users write"),
+    "timm-webdataset, by hand": Peer(
         "plain_loop",
         "timm-webdataset",
         True,
-        _layouts(*_LOOP, channels_last=True),
-        "the same loop by someone who knows of torch.channels_last",
-        loads=("efficientnet-lite0",),  # it is for convolutions
+        _by_hand(),
+        "the same loop with all that curator_dask does for it: channels_last, its allocator settings, and a process"
+        " with one thread for each core that decodes and embeds a share of the shards, where that is faster",
     ),
-    "timm-webdataset, bf16": Peer(
+    BY_HAND_COMPILED: Peer(
         "plain_loop",
         "timm-webdataset",
         True,
-        _layouts(*_LOOP, channels_last=True, bf16=True),
-        "the same loop in channels_last under torch.autocast, by someone who knows of both",
-        loads=("efficientnet-lite0", "vit-b-32"),
+        _by_hand(compiled=True),
+        "the same under torch.compile with frozen weights; the compilation is in its cold start",
+        loads=("efficientnet-lite0",),
+    ),
+    "timm-webdataset, by hand, bf16": Peer(
+        "plain_loop",
+        "timm-webdataset",
+        True,
+        _by_hand(bf16=True),
+        "the same under torch.autocast",
+        loads=("vit-b-32",),
         native_bf16=True,
     ),
     "clip-retrieval": Peer(
         "clip_retrieval_runner",
         "clip-retrieval",
         True,
-        _layouts(*_LOOP),
+        _all(_APART, _LOOP),
         "its reader, runner and writer (float16), without its logger; a timm model in place of its CLIP",
     ),
     "daft": Peer(
@@ -142,14 +163,17 @@ PEERS = {
         "ray_dataset",
         "ray-data",
         False,
-        _all(_layouts((0, 1, 16), (0, 1, 64), (1, 0, 16)), _layouts((1, 0, 16), split=True)),
+        _layouts((0, 1, 16), (0, 1, 64), (1, 0, 16)),
         "actors that decode with Pillow and embed",
     ),
     "nemo-curator": Peer(
         "nemo_stages",
         "nemo-curator",
         False,
-        _all(_layouts((1, 0, 64), (1, 0, 16), executor="xenna"), _layouts((1, 0, 16), executor="ray_data")),
+        _all(
+            _layouts((0, 1, 16), (0, 1, 64), (1, 0, 64), executor="xenna"),
+            _layouts((1, 0, 16), executor="ray_data"),
+        ),
         "without a GPU its reader as released fails (it asks DALI for device 0); run with device_id=None; a timm"
         " stage in place of its CLIP; its ids are positions in a shard",
     ),
@@ -259,6 +283,7 @@ class Run:
             "PATH": f"{self.python.parent}{os.pathsep}{os.environ['PATH']}",  # NeMo Curator starts "ray"
             "PYTHONPATH": os.pathsep.join(paths),
             "OMP_NUM_THREADS": str(self.settings["threads"]),
+            **(MALLOC if self.settings.get("allocator") else {}),
             # Ray's head asks for a token, which its own command line does not find unless it is given one.
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),

@@ -11,7 +11,7 @@ import torch
 from clip_retrieval.clip_inference.reader import WebdatasetReader
 from clip_retrieval.clip_inference.runner import Runner
 from clip_retrieval.clip_inference.writer import NumpyWriter
-from peer_common import Embedder, Job, serve
+from peer_common import Embedder, Job, PartJob, apart, serve
 
 PARTS = {"enable_text": False, "enable_image": True, "enable_metadata": False}
 
@@ -31,6 +31,14 @@ class NoLogger:
 
 def start(load: dict[str, Any], settings: dict[str, Any]) -> Job:
     """Load the model; the DataLoader's workers are new in every job."""
+    if settings.get("apart"):  # as its PySpark distributor has it
+        return apart(run, load, settings)
+    whole = run(load, settings, settings["workers"])
+    return lambda shards, out: whole(shards, out, 0, 1)
+
+
+def run(load: dict[str, Any], settings: dict[str, Any], workers: int = 0) -> PartJob:
+    """Its runner in this process, with so many DataLoader workers."""
     embedder = Embedder(load, settings["threads"])
 
     def mapper(item: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +46,7 @@ def start(load: dict[str, Any], settings: dict[str, Any]) -> Job:
         vectors = torch.nn.functional.normalize(embedder.embed(item["image_tensor"]), dim=-1)
         return {"image_embs": vectors.to(torch.float16).numpy(), "image_filename": item["image_filename"]}
 
-    def job(shards: list[str], out: str) -> None:
+    def job(shards: list[str], out: str, number: int, count: int) -> None:
         Runner(
             reader_builder=lambda sampler: WebdatasetReader(
                 sampler,
@@ -46,14 +54,14 @@ def start(load: dict[str, Any], settings: dict[str, Any]) -> Job:
                 None,
                 shards,
                 settings["batch_size"],
-                settings["workers"],
+                workers,
                 **PARTS,
             ),
             mapper_builder=lambda: mapper,
-            writer_builder=lambda number: NumpyWriter(number, out, output_partition_count=1, **PARTS),
-            logger_builder=lambda number: NoLogger(),
-            output_partition_count=1,
-        )(0)
+            writer_builder=lambda part: NumpyWriter(part, out, output_partition_count=count, **PARTS),
+            logger_builder=lambda _: NoLogger(),
+            output_partition_count=count,
+        )(number)
 
     return job
 

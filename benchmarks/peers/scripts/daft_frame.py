@@ -25,7 +25,8 @@ def start(load: dict[str, Any], settings: dict[str, Any]) -> Job:
         @daft.method.batch(return_dtype=vectors, batch_size=settings["batch_size"])
         def embed(self, images: daft.Series) -> Any:
             with contextlib.ExitStack() as stack:
-                files = [stack.enter_context(file.open()) for file in images.to_pylist()]
+                # By default 16 MB are read for each; Daft's own decoding of images asks for as much as this does.
+                files = [stack.enter_context(file.open(buffer_size=1 << 20)) for file in images.to_pylist()]
                 return list(self.embedder.embed_files(files))
 
     embed = Embed()

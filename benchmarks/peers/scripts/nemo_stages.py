@@ -81,7 +81,7 @@ def start(load: dict[str, Any], settings: dict[str, Any]) -> Job:
     """Start its Ray cluster; the workers are new in every job."""
     cores = len(os.sched_getaffinity(0))
     # Its CPUs are for scheduling only: every stage wants one, and there are more stages than cores.
-    RayClient(num_cpus=3 * cores, include_dashboard=False).start()
+    RayClient(num_cpus=4 * cores, include_dashboard=False).start()
 
     reader = ImageReaderStage if torch.cuda.is_available() else CpuReaderStage
 
@@ -89,7 +89,10 @@ def start(load: dict[str, Any], settings: dict[str, Any]) -> Job:
         stages = [
             FilePartitioningStage(file_paths=shards, files_per_partition=1, file_extensions=[".tar"]),
             reader(dali_batch_size=settings["batch_size"], num_threads=cores, verbose=False),
-            TimmStage(load=load, threads=settings["threads"], batch_size=settings["batch_size"]),
+            # Without a number its Ray Data executor starts as many as there are CPUs that it was told of.
+            TimmStage(load=load, threads=settings["threads"], batch_size=settings["batch_size"]).with_(
+                num_workers=settings["workers"]
+            ),
             ConvertImageBatchToDocumentBatchStage(fields=["image_id", "embedding"]),
             ParquetWriter(path=out),
         ]

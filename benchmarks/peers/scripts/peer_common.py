@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
 
 Job = Callable[[list[str], str], None]
 """Embeds the images of some shards, given as paths, into a folder that does not exist yet."""
+
+PartJob = Callable[[list[str], str, int, int], None]
+"""The same for one part of the shards: its number and the number of parts come last."""
+
+Start = Callable[[dict[str, Any], dict[str, Any]], PartJob]
 
 VERSIONS = (
     "torch", "timm", "webdataset", "clip-retrieval", "daft", "ray", "nemo-curator", "nvidia-dali-cuda130", "pyarrow",
@@ -41,6 +48,39 @@ def serve(start: Callable[[dict[str, Any], dict[str, Any]], Job]) -> None:
             wanted = json.loads(line)
             job(wanted["shards"], wanted["out"])
             print(json.dumps({"done": wanted["out"]}), file=replies, flush=True)
+
+
+_job: PartJob | None = None  # of a process that `apart` started
+
+
+def apart(start: Start, load: dict[str, Any], settings: dict[str, Any]) -> Job:
+    """What does a job in ``settings["workers"]`` processes, each with its share of the shards; they live on.
+
+    Parameters
+    ----------
+    start
+        Of a module, called in each of them with the load and the settings.
+    """
+    count = settings["workers"]
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, context, _start_apart, (start, load, settings))
+
+    def job(shards: list[str], out: str) -> None:
+        parts = [pool.submit(_run_apart, shards, out, number, count) for number in range(count)]
+        for part in parts:
+            part.result()
+
+    return job
+
+
+def _start_apart(start: Start, load: dict[str, Any], settings: dict[str, Any]) -> None:
+    global _job
+    _job = start(load, settings)
+
+
+def _run_apart(shards: list[str], out: str, number: int, count: int) -> None:
+    assert _job is not None
+    _job(shards, out, number, count)
 
 
 def _versions() -> dict[str, str]:
@@ -74,6 +114,8 @@ class Embedder:
         Lay out weights and pixels so.
     bf16
         Run the model under `torch.autocast`.
+    compiled
+        By `torch.compile`, with frozen weights: batches of another size are compiled anew.
 
     Attributes
     ----------
@@ -82,7 +124,12 @@ class Embedder:
     """
 
     def __init__(
-        self, load: dict[str, Any], threads: int, channels_last: bool = False, bf16: bool = False
+        self,
+        load: dict[str, Any],
+        threads: int,
+        channels_last: bool = False,
+        bf16: bool = False,
+        compiled: bool = False,
     ) -> None:
         import timm
         from timm.data import create_transform
@@ -95,6 +142,11 @@ class Embedder:
         self.bf16 = bf16
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.eval().to(memory_format=self.layout)
+        if compiled:
+            from torch._inductor import config
+
+            config.freezing = True
+            self.model = torch.compile(self.model, dynamic=False)
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         """From (n, 3, H, W) to (n, d), both float32."""

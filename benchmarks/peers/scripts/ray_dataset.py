@@ -6,41 +6,20 @@ import io
 import os
 from typing import Any
 
-import numpy as np
 import ray
-import torch
 from peer_common import Embedder, Job, serve
-from PIL import Image
 
 
 class Embed:
-    """An actor with the model; decodes too unless a task before it did."""
+    """An actor with the model, that decodes too: in tasks of their own before it that was slower."""
 
     def __init__(self, load: dict[str, Any], threads: int) -> None:
         self.embedder = Embedder(load, threads)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """From keys and images, as bytes or as pixels, to keys and vectors."""
-        if "pixels" in batch:
-            vectors = self.embedder.embed(torch.from_numpy(np.ascontiguousarray(batch["pixels"]))).numpy()
-        else:
-            vectors = self.embedder.embed_files([io.BytesIO(image) for image in batch["jpg"]])
+        """From keys and JPEGs to keys and vectors."""
+        vectors = self.embedder.embed_files([io.BytesIO(image) for image in batch["jpg"]])
         return {"key": batch["__key__"], "image_embedding": vectors}
-
-
-class Decode:
-    """A task that decodes an image and brings it to the model's size."""
-
-    def __init__(self, load: dict[str, Any]) -> None:
-        self.data = load["data"]
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """From a key and a JPEG to the key and pixels."""
-        from timm.data import create_transform
-
-        image = Image.open(io.BytesIO(row["jpg"])).convert("RGB")
-        pixels = create_transform(**self.data, is_training=False)(image)
-        return {"__key__": row["__key__"], "pixels": pixels.numpy()}
 
 
 def start(load: dict[str, Any], settings: dict[str, Any]) -> Job:
@@ -57,8 +36,6 @@ def start(load: dict[str, Any], settings: dict[str, Any]) -> Job:
 
     def job(shards: list[str], out: str) -> None:
         images = ray.data.read_webdataset(shards, decoder=None, suffixes=["jpg"])
-        if settings.get("split"):
-            images = images.map(Decode(load))
         images.map_batches(
             Embed,
             fn_constructor_kwargs={"load": load, "threads": settings["threads"]},
