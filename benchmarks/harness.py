@@ -299,7 +299,12 @@ def per_round(function: Callable[..., float], *cases: Mapping[str, Any]) -> dict
 
 
 def _short(value: float) -> float:
-    return float(f"{value:.4g}")
+    return float(digits(value, 4))
+
+
+def digits(value: float, count: int) -> str:
+    """So many digits of a value; of a larger one all that stand before the point."""
+    return f"{value:.0f}" if abs(value) >= 10**count else f"{value:.{count}g}"
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -398,14 +403,14 @@ def table(result: Mapping[str, Any]) -> str:
 
 def case_rows(cases: Mapping[str, Mapping[str, Any]], unit: str = "images/s") -> list[list[str]]:
     """Table of the cases of `run_interleaved`, heading first."""
-    rows = [["case", unit, "span", f"CPU ms per {unit.partition('s/')[0]}", "peak MiB"]]
+    rows = [["case", unit, "span", f"CPU ms per {unit.partition('s/')[0]}", "peak RSS MiB"]]
     for name, case in cases.items():
         rate = case["items_per_second"]
         rows.append(
             [
                 name,
-                f"{rate['median']:.4g}",
-                f"{rate['min']:.4g} to {rate['max']:.4g}",
+                digits(rate["median"], 4),
+                f"{digits(rate['min'], 4)} to {digits(rate['max'], 4)}",
                 f"{case['cpu_ms_per_item']['median']:.3g}",
                 f"{case['peak_rss_mib']:.0f}",
             ]
@@ -415,7 +420,8 @@ def case_rows(cases: Mapping[str, Mapping[str, Any]], unit: str = "images/s") ->
 
 def ranged(value: Mapping[str, Any]) -> str:
     """A summary as text: median, and the span in brackets."""
-    return f"{value['median']:.3g} ({value['min']:.3g} to {value['max']:.3g})"
+    median, least, largest = (digits(value[which], 3) for which in ("median", "min", "max"))
+    return f"{median} ({least} to {largest})"
 
 
 def _rows(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -19,15 +19,13 @@ import psutil
 from benchmarks.harness import Usage
 from benchmarks.photographs import make_photographs
 
-_SOURCES = 4  # shards of photographs, of which the others are links
 
-
-def make_shards(images: int, count: int, folder: Path) -> None:
-    """Link `count` shards of `images` photographs each into a folder."""
-    source = make_photographs(_SOURCES * images, _SOURCES)
+def make_shards(images: int, count: int, folder: Path, sources: int = 4) -> None:
+    """Link `count` shards of `images` photographs each into a folder, of which so many are different."""
+    source = make_photographs(sources * images, sources)
     for number in range(count):
         for suffix in ("tar", "parquet"):
-            path = source / f"{number % _SOURCES:05d}.{suffix}"
+            path = source / f"{number % sources:05d}.{suffix}"
             (folder / f"{number:05d}.{suffix}").symlink_to(path)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
+from benchmarks.harness import digits
+
 WIDTH, LEFT, RIGHT, TOP, STEP = (
     780,
     250,
@@ -56,7 +58,7 @@ def bar_chart(
 
 def table_rows(found: Mapping[str, Any]) -> list[list[str]]:
     """Table of all peers, heading first."""
-    rows = [["peer", "images/s", "span", "CPU s per 1,000", "cold start s", "peak MiB", "least cosine"]]
+    rows = [["peer", "images/s", "span", "CPU s per 1,000", "cold start s", "peak PSS MiB", "least cosine"]]
     for name, peer in found["peers"].items():
         rate = peer["images_per_second"]
         remarks = [] if peer["steady"] == "last job" else ["by difference"]
@@ -65,8 +67,8 @@ def table_rows(found: Mapping[str, Any]) -> list[list[str]]:
         rows.append(
             [
                 f"{name} ({', '.join(remarks)})" if remarks else name,
-                f"{rate['median']:.4g}",
-                f"{rate['min']:.4g} to {rate['max']:.4g}",
+                digits(rate["median"], 4),
+                f"{digits(rate['min'], 4)} to {digits(rate['max'], 4)}",
                 f"{peer['cpu_seconds_per_1000']['median']:.3g}",
                 f"{peer['cold_seconds']['median']:.3g}",
                 f"{peer['peak_mib']:.0f}",
@@ -74,6 +76,6 @@ def table_rows(found: Mapping[str, Any]) -> list[list[str]]:
             ]
         )
     for name, rate in found["bare"].items():
-        row = [f"bare {name}", f"{rate['median']:.4g}", f"{rate['min']:.4g} to {rate['max']:.4g}"]
-        rows.append([*row, *["-"] * 4])
+        span = f"{digits(rate['min'], 4)} to {digits(rate['max'], 4)}"
+        rows.append([f"bare {name}", digits(rate["median"], 4), span, *["-"] * 4])
     return rows + [[f"{name} (left out)", *["-"] * 6] for name in found["left_out"]]
