@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 # What a CPU worker needs for Python, torch, one model and a shard's pixels, with room to spare.
 MIN_WORKER_MEMORY = 3 * 2**30  # bytes
 
-# glibc gives each large tensor back to the kernel, and dask's nanny makes it more eager to: two thirds of the time
-# of a CNN on a CPU are then page faults (EfficientNet-Lite0 end to end: 22.6 images/s so, 69.8 with these).
+# glibc gives each large tensor back to the kernel, and dask's nanny makes it more eager to: more than half of the time
+# of a CNN on a CPU are then page faults (EfficientNet-Lite0 end to end: 38 images/s so, 102 with these).
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 
 _START_LIMIT = 10.0  # seconds that closing waits for a worker that is just starting
