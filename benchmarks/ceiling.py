@@ -14,6 +14,8 @@ ON_CPU = "torch"
 """The fastest of `benchmarks.bare.DECODE_KINDS` on a CPU whose pixels are Pillow's."""
 IN_DALI = "crop region"
 """The fastest of them that is DALI's alone, a little further from Pillow's."""
+IN_DALI_ALONE = "decode in DALI alone"
+"""What a case of it is called."""
 DECODED = 2048
 """Photographs that bare decoding takes at least: seconds of two cores, for a steady figure."""
 

@@ -7,9 +7,9 @@ The peers are small scripts in `benchmarks.peers`, each in a virtual environment
 a peer that cannot be installed, or fails, or gives other vectors, is reported and left out. curator_dask is run by
 such a script too. Three loads: ``null`` only averages the pixels, so that decoding and the framework are left;
 ``efficientnet-lite0`` has its pretrained weights; ``vit-b-32`` has random ones. Where the CPU has bf16, curator_dask
-takes it for a ViT, and the peers do not: there it is measured with ``autocast=False`` as well, and the plain loop under
-`torch.autocast`. There is a JSON file and a chart for each load and number of shards, written anew after every round,
-so that a run which is cut off leaves those that it did.
+takes it for a ViT, and the peers do not: there it is measured with ``autocast=False`` as well, and the loop by hand
+under `torch.autocast`. There is a JSON file and a chart for each load and number of shards, written anew after every
+round, so that a run which is cut off leaves those that it did.
 
 Before anything is timed, what each peer wrote for all photographs is compared with timm's own transform under Pillow
 and the bare model: the number of rows, the ids, each row's cosine (> 0.99). Peak memory is taken in that run, as the
@@ -41,7 +41,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ceiling import IN_DALI, ON_CPU, decode_case, in_turn, model_case
+from benchmarks.ceiling import IN_DALI, IN_DALI_ALONE, ON_CPU, decode_case, in_turn, model_case
 from benchmarks.harness import Case, cores, machine, parser, ranged, summary, write_result, write_tables
 from benchmarks.peers.build import BuildError, build
 from benchmarks.peers.chart import bar_chart, table_rows
@@ -62,8 +62,6 @@ FIGURES = {
     "job_images_per_second": "a whole job, the start of its workers included where they do not stay",
 }
 """What is measured, and when."""
-
-DALI_ALONE = "decode in DALI alone"
 
 
 def tars(folder: Path) -> list[str]:
@@ -188,7 +186,7 @@ class Comparison:
             parts = f"decode, {layout}", f"{kind}, {layout}"
             cases.setdefault(parts[0], decode(ON_CPU, workers, threads))
             if model is None:
-                cases[f"{DALI_ALONE}, {layout}"] = decode(IN_DALI, workers, threads)
+                cases[f"{IN_DALI_ALONE}, {layout}"] = decode(IN_DALI, workers, threads)
             images = max(self.images // 2, workers * batch)
             cases[parts[1]] = model_case(model, True, workers, threads, batch, images, stack, ours != OURS)
             self.ceilings[ours] = parts

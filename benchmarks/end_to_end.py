@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import bare
-from benchmarks.ceiling import IN_DALI, ON_CPU, decode_case, in_turn, model_case, slowest
+from benchmarks.ceiling import IN_DALI, IN_DALI_ALONE, ON_CPU, decode_case, in_turn, model_case, slowest
 from benchmarks.harness import (
     HERE,
     Case,
@@ -54,7 +54,6 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.image.embedders import ImageEmbedder, TimmImageEmbedder
 
 LITE0 = "efficientnet-lite0"
-IN_DALI_ALONE = "decode in DALI alone"
 GPU_MODEL = "vit_large_patch14_clip_quickgelu_224.openai"
 
 
