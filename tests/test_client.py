@@ -52,13 +52,23 @@ def client():
     assert children() == before
 
 
-def test_workers_are_not_profiled_nor_those_that_take_their_place(client):
+def pauses(dask_worker=None, dask_scheduler=None) -> dict[str, float]:
+    """Milliseconds between what an event loop does of its own accord."""
+    found = (dask_worker or dask_scheduler).periodic_callbacks
+    return {
+        name: found[name].callback_time for name in ("monitor", "tick", "memory_monitor") if name in found
+    }
+
+
+def test_workers_are_left_alone_and_so_are_those_that_take_their_place(client):
     import dask
 
-    name = "distributed.worker.profile.enabled"
-    assert set(client.run(dask.config.get, name).values()) == {False}
-    client.restart(timeout=120)
-    assert set(client.run(dask.config.get, name).values()) == {False}
+    for _ in range(2):
+        assert set(client.run(dask.config.get, "distributed.worker.profile.enabled").values()) == {False}
+        for each in client.run(pauses).values():
+            assert each == {"monitor": 2000, "tick": 500, "memory_monitor": 500}
+        assert client.run_on_scheduler(pauses) == {"monitor": 2000, "tick": 500}
+        client.restart(timeout=120)
 
 
 def test_cpu_workers_share_the_cores_and_never_see_a_gpu(client):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import dask
 import pytest
 from colours import ColourReader, write_dataset
 
 from curator_dask import get_client
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.progress import Meter, report, watch
+from curator_dask.progress import Meter, Reporter, watch
 
 
 def test_a_meter_says_how_far_it_is():
@@ -26,10 +28,34 @@ def test_a_meter_says_how_far_it_is():
 
 def test_reports_in_this_process():
     meter = Meter(shards=1)
-    with watch(meter, None, show=False):
-        report(images=3, failed=1)
-    report(images=50)
+    with watch(meter, None, show=False), Reporter() as reporter:
+        reporter.add(images=3, failed=1)
+    with Reporter() as reporter:
+        reporter.add(images=50)
     assert (meter.images, meter.failed) == (3, 1)
+
+
+def test_a_task_that_fails_has_told_what_it_did():
+    meter = Meter(shards=1)
+    with watch(meter, None, show=False), pytest.raises(ValueError), Reporter() as reporter:
+        reporter.add(images=3, failed=1)
+        raise ValueError
+    assert (meter.images, meter.failed) == (3, 1)
+
+
+def test_batches_are_told_together(monkeypatch):
+    events: list[dict[str, int]] = []
+    monkeypatch.setattr(Meter, "count", lambda _, event: events.append(event))
+    with watch(Meter(shards=1), None, show=False), Reporter() as reporter:
+        for _ in range(1000):
+            reporter.add(images=16, failed=1)
+        before = len(events)
+        time.sleep(1)
+        reporter.add(images=16, failed=1)
+        assert len(events) == before + 1  # a watcher does not wait for the task's end
+    assert len(events) < 100
+    assert sum(event["images"] for event in events) == 16 * 1001
+    assert sum(event["failed"] for event in events) == 1001
 
 
 @pytest.mark.parametrize("on_cluster", [False, True])

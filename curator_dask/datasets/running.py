@@ -38,7 +38,8 @@ _WAITS = 0.02  # seconds of waiting, after which looks at files go to threads
 #: as many threads. What a scheduler needs for a task (0.5 ms and 17 kB) it then needs for few.
 AHEAD = 1000
 
-_POLL = 0.05  # seconds between looks for results
+_POLL = 0.05  # seconds between looks at what gives no notice
+_LOOK = 0.5  # seconds between looks whether there is still a cluster, while none of its results arrives
 _TELL = 10.0  # seconds for what may be left undone
 _FETCHES = 5  # failures to fetch a result that is said to be there, in a row
 _LOADS = 3  # times that a model is tried where every worker died of loading it
@@ -246,7 +247,7 @@ def _finished(done: as_completed, presence: Presence) -> Iterator[tuple[Any, Any
     presence.check()
     with done.thread_condition:  # under its lock, so that none is missed that ends just now
         if not done.has_ready():
-            done.thread_condition.wait(_POLL)
+            done.thread_condition.wait(_LOOK)
 
 
 def _gathered(futures: list[Future], client: Client) -> dict[Any, Any]:

@@ -248,10 +248,8 @@ class _Run:
             self._thread.join(_POLL)
 
     def _put(self, item: Batch | BaseException | None) -> None:
-        while not self._stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                self._queue.put(item, timeout=_POLL)
-                return
+        if not self._stopped.is_set():
+            self._queue.put(item)  # where it is full for good, `stop` empties it
 
     def _work(self) -> None:
         # The loader is this run's until its last image is decoded, not until the caller is through with it: so

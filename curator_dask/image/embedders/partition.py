@@ -20,7 +20,7 @@ from curator_dask.errors import ImageError
 from curator_dask.frames.columns import to_array, vectors_to_list, with_columns
 from curator_dask.models.cache import ENCODERS, LOADERS
 from curator_dask.models.encoders import Encoder, EncoderInfo, EncoderSpec
-from curator_dask.progress import report
+from curator_dask.progress import Reporter
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class EmbedPartition:
             storage_options=self.storage_options,
         )
         # Closed at once also where the model fails: its traceback would keep the loader busy.
-        with closing(loader.load(images)) as batches:  # type: ignore[type-var]
+        with Reporter() as reporter, closing(loader.load(images)) as batches:  # type: ignore[type-var]
             for batch in batches:
                 for row, reason in batch.errors.items():
                     self._fail(row, reason, ids, urls, errors)
@@ -137,7 +137,7 @@ class EmbedPartition:
                 matrix[batch.positions[finite]] = vectors[finite]
                 for row in batch.positions[~finite]:
                     self._fail(int(row), encoder.not_finite, ids, urls, errors)
-                report(
+                reporter.add(
                     images=len(batch.positions) + len(batch.errors),
                     failed=len(batch.errors) + int((~finite).sum()),
                 )
@@ -146,7 +146,8 @@ class EmbedPartition:
     def _give_up(self, ids: list[Any], urls: list[str | None], errors: list[str | None]) -> np.ndarray:
         for row in range(len(ids)):
             self._fail(row, str(self.given_up), ids, urls, errors)
-        report(images=0, failed=len(ids))
+        with Reporter() as reporter:
+            reporter.add(images=0, failed=len(ids))
         return np.zeros((len(ids), 0), np.float32)
 
     def _fail(
