@@ -235,7 +235,11 @@ def _same(part: Any) -> Any:
 
 
 def _finished(done: as_completed, presence: Presence) -> Iterator[tuple[Any, Any]]:
-    """Key of each partition that is done now, with its result or exception; if there is none, after a pause."""
+    """Key of each partition that is done now, with its result or exception; waits a while if there is none."""
+    presence.check()
+    with done.thread_condition:  # under its lock, so that none is missed that ends just now
+        if not done.has_ready():
+            done.thread_condition.wait(_LOOK)
     batch = done.next_batch(block=False)
     results = _gathered([future for future in batch if future.status == "finished"], presence.client)
     while batch:
@@ -244,10 +248,6 @@ def _finished(done: as_completed, presence: Presence) -> Iterator[tuple[Any, Any
         result = results.pop(key) if key in results else _result(future, presence)
         del future  # let go on its worker
         yield key, result
-    presence.check()
-    with done.thread_condition:  # under its lock, so that none is missed that ends just now
-        if not done.has_ready():
-            done.thread_condition.wait(_LOOK)
 
 
 def _gathered(futures: list[Future], client: Client) -> dict[Any, Any]:
