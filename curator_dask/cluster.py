@@ -33,6 +33,7 @@ MIN_WORKER_MEMORY = 3 * 2**30  # bytes
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 
 _START_LIMIT = 10.0  # seconds that closing waits for a worker that is just starting
+_SPAWN_LIMIT = 0.5  # seconds after an interrupt in which a worker's process may still appear
 _CLOSE_LIMIT = 20.0  # seconds that closing itself may take
 
 # So long after a worker died the cluster looks if it is there again, and if it happens to be just starting once
@@ -244,9 +245,19 @@ def _abandon(others: set[Any], children: list[Any]) -> None:
 
     for cluster in set(LocalCluster._instances) - others:
         cluster.shutdown_on_close = False  # at the end of this process, where it would fail
-    for process in multiprocessing.active_children():
-        if process not in children:
-            process.kill()
+    logging.getLogger("asyncio").addFilter(_not_of_a_killed_start)
+    # A nanny's thread may be about to start another: that would find its parent gone, and say so with a traceback.
+    end = time.monotonic() + _SPAWN_LIMIT
+    while time.monotonic() < end:
+        for process in multiprocessing.active_children():
+            if process not in children:
+                process.kill()
+        time.sleep(0.02)
+
+
+def _not_of_a_killed_start(record: logging.LogRecord) -> bool:
+    """False for the traceback of a nanny whose worker was killed before it was up."""
+    return not (record.exc_info and str(record.exc_info[1]) == "Nanny failed to start.")
 
 
 def _close(cluster: Any) -> None:
