@@ -52,12 +52,14 @@ class Reporter:
 
     def _tell(self) -> None:
         if self._images or self._failed:
-            _send({"images": self._images, "failed": self._failed})
+            report(self._images, self._failed)
         self._images = self._failed = 0
         self._told = time.monotonic()
 
 
-def _send(event: dict[str, Any]) -> None:
+def report(images: int, failed: int = 0) -> None:
+    """Say once, from within a task, how many images are finished, and how many of them failed."""
+    event = {"images": images, "failed": failed}
     try:
         from distributed.worker import get_worker
 

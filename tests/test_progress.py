@@ -10,7 +10,7 @@ from colours import ColourReader, write_dataset
 
 from curator_dask import get_client
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.progress import Meter, Reporter, watch
+from curator_dask.progress import Meter, Reporter, report, watch
 
 
 def test_a_meter_says_how_far_it_is():
@@ -30,8 +30,7 @@ def test_reports_in_this_process():
     meter = Meter(shards=1)
     with watch(meter, None, show=False), Reporter() as reporter:
         reporter.add(images=3, failed=1)
-    with Reporter() as reporter:
-        reporter.add(images=50)
+    report(images=50)
     assert (meter.images, meter.failed) == (3, 1)
 
 

@@ -20,7 +20,7 @@ from curator_dask.errors import ImageError
 from curator_dask.frames.columns import to_array, vectors_to_list, with_columns
 from curator_dask.models.cache import ENCODERS, LOADERS
 from curator_dask.models.encoders import Encoder, EncoderInfo, EncoderSpec
-from curator_dask.progress import Reporter
+from curator_dask.progress import Reporter, report
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,7 @@ class EmbedPartition:
     def _give_up(self, ids: list[Any], urls: list[str | None], errors: list[str | None]) -> np.ndarray:
         for row in range(len(ids)):
             self._fail(row, str(self.given_up), ids, urls, errors)
-        with Reporter() as reporter:
-            reporter.add(images=0, failed=len(ids))
+        report(images=0, failed=len(ids))
         return np.zeros((len(ids), 0), np.float32)
 
     def _fail(

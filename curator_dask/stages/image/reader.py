@@ -15,7 +15,7 @@ from curator_dask.datasets.reading import URL_COLUMN
 from curator_dask.decode.loader import DEFAULT_MAX_PIXELS, Loader, LoaderSpec, check_counts, check_decoder
 from curator_dask.frames.columns import embedding_columns, to_array
 from curator_dask.models.cache import LOADERS
-from curator_dask.progress import Reporter
+from curator_dask.progress import Reporter, report
 from curator_dask.stages.base import Names, ProcessingStage
 from curator_dask.tasks import FileGroupTask, ImageBatch, ImageObject
 from curator_dask.webdataset.index import key_text
@@ -156,8 +156,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
         ids = exact_ids(to_array(frame[self.id_col]))
         urls = to_array(frame[URL_COLUMN]).to_pylist()
         make = _Maker(reading, ids, urls, self.rows(frame), {})
-        with Reporter() as reporter:
-            reporter.add(images=0, failed=len(ids))
+        report(images=0, failed=len(ids))
         return [make(row, None, reason) for row in range(len(ids))]
 
     def rows(self, frame: Any) -> list[dict[str, Any]]:
