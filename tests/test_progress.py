@@ -7,10 +7,11 @@ import time
 import dask
 import pytest
 from colours import ColourReader, write_dataset
+from distributed import Client
 
 from curator_dask import get_client
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.progress import Meter, Reporter, report, watch
+from curator_dask.progress import Meter, report, watch
 
 
 def test_a_meter_says_how_far_it_is():
@@ -28,33 +29,71 @@ def test_a_meter_says_how_far_it_is():
 
 def test_reports_in_this_process():
     meter = Meter(shards=1)
-    with watch(meter, None, show=False), Reporter() as reporter:
-        reporter.add(images=3, failed=1)
+    with watch(meter, None, show=False):
+        report(images=3, failed=1)
     report(images=50)
     assert (meter.images, meter.failed) == (3, 1)
 
 
+def until(meter: Meter, images: int, failed: int) -> None:
+    """Wait for what was reported: workers add it up and tell it twice a second."""
+    end = time.monotonic() + 10
+    while (meter.images, meter.failed) != (images, failed) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert (meter.images, meter.failed) == (images, failed)
+
+
+def failing_task() -> None:
+    report(images=3, failed=1)
+    raise ValueError
+
+
 def test_a_task_that_fails_has_told_what_it_did():
     meter = Meter(shards=1)
-    with watch(meter, None, show=False), pytest.raises(ValueError), Reporter() as reporter:
-        reporter.add(images=3, failed=1)
-        raise ValueError
-    assert (meter.images, meter.failed) == (3, 1)
+    with get_client("cpu", n_workers=1) as client, watch(meter, client, show=False):
+        with pytest.raises(ValueError):
+            client.submit(failing_task).result()
+        until(meter, 3, 1)
 
 
-def test_batches_are_told_together(monkeypatch):
+def long_task() -> None:
+    for _ in range(1000):
+        report(images=16, failed=1)
+    time.sleep(2)
+    report(images=16, failed=1)
+    time.sleep(2)
+
+
+def short_task(_: int) -> None:
+    report(images=1)
+
+
+def test_what_a_worker_did_is_told_together_and_soon(monkeypatch):
     events: list[dict[str, int]] = []
-    monkeypatch.setattr(Meter, "count", lambda _, event: events.append(event))
-    with watch(Meter(shards=1), None, show=False), Reporter() as reporter:
-        for _ in range(1000):
-            reporter.add(images=16, failed=1)
-        before = len(events)
-        time.sleep(1)
-        reporter.add(images=16, failed=1)
-        assert len(events) == before + 1  # a watcher does not wait for the task's end
-    assert len(events) < 100
-    assert sum(event["images"] for event in events) == 16 * 1001
-    assert sum(event["failed"] for event in events) == 1001
+    count = Meter.count
+    monkeypatch.setattr(Meter, "count", lambda self, event: (events.append(event), count(self, event)))
+    meter = Meter(shards=1)
+    with get_client("cpu", n_workers=1) as client, watch(meter, client, show=False):
+        task = client.submit(long_task)
+        until(meter, 16 * 1001, 1001)
+        assert not task.done()  # a watcher does not wait for the task's end
+        assert len(events) == 2
+        task.result()
+        client.gather(client.map(short_task, range(50)))
+        until(meter, 16 * 1001 + 50, 1001)
+    assert len(events) < 25  # not one for each task
+
+
+def test_workers_that_come_and_go_in_one_process_are_heard():
+    for _ in range(2):
+        meter = Meter(shards=1)
+        with (
+            Client(processes=False, n_workers=2, dashboard_address=None) as client,
+            watch(meter, client, show=False),
+        ):
+            client.gather(client.map(short_task, range(10)))
+            until(meter, 10, 0)
+            client.submit(short_task, 11).result()  # all is over before this is told
 
 
 @pytest.mark.parametrize("on_cluster", [False, True])
@@ -65,6 +104,7 @@ def test_a_run_counts_every_image(tmp_path, on_cluster):
     if on_cluster:
         with get_client("cpu", n_workers=2) as client, watch(meter, client, show=False):
             dataset.compute()
+            until(meter, 30, 2)
     else:
         with dask.config.set(scheduler="sync"), watch(meter, None, show=False):
             dataset.compute()

@@ -123,7 +123,8 @@ def with_columns(frame: Any, columns: Mapping[str, pa.Array]) -> Any:
     columns
         Arrow arrays, one value a row, in the frame's row order.
     """
-    kept = frame[[name for name in frame.columns if name not in columns]].copy(deep=False)
+    replaced = [name for name in frame.columns if name in columns]
+    kept = frame.drop(columns=replaced) if replaced else frame.copy(deep=False)
     for name, array in columns.items():
         kept[name] = backend.series_like(frame, array)
     return kept

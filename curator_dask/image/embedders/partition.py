@@ -20,7 +20,7 @@ from curator_dask.errors import ImageError
 from curator_dask.frames.columns import to_array, vectors_to_list, with_columns
 from curator_dask.models.cache import ENCODERS, LOADERS
 from curator_dask.models.encoders import Encoder, EncoderInfo, EncoderSpec
-from curator_dask.progress import Reporter, report
+from curator_dask.progress import report
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class EmbedPartition:
             storage_options=self.storage_options,
         )
         # Closed at once also where the model fails: its traceback would keep the loader busy.
-        with Reporter() as reporter, closing(loader.load(images)) as batches:  # type: ignore[type-var]
+        with closing(loader.load(images)) as batches:  # type: ignore[type-var]
             for batch in batches:
                 for row, reason in batch.errors.items():
                     self._fail(row, reason, ids, urls, errors)
@@ -137,7 +137,7 @@ class EmbedPartition:
                 matrix[batch.positions[finite]] = vectors[finite]
                 for row in batch.positions[~finite]:
                     self._fail(int(row), encoder.not_finite, ids, urls, errors)
-                reporter.add(
+                report(
                     images=len(batch.positions) + len(batch.errors),
                     failed=len(batch.errors) + int((~finite).sum()),
                 )

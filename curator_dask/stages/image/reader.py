@@ -15,7 +15,7 @@ from curator_dask.datasets.reading import URL_COLUMN
 from curator_dask.decode.loader import DEFAULT_MAX_PIXELS, Loader, LoaderSpec, check_counts, check_decoder
 from curator_dask.frames.columns import embedding_columns, to_array
 from curator_dask.models.cache import LOADERS
-from curator_dask.progress import Reporter, report
+from curator_dask.progress import report
 from curator_dask.stages.base import Names, ProcessingStage
 from curator_dask.tasks import FileGroupTask, ImageBatch, ImageObject
 from curator_dask.webdataset.index import key_text
@@ -138,7 +138,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
         )
         make = _Maker(reading, ids, urls, self.rows(frame), found_as)
         spec = LoaderSpec.here(None, self.dali_batch_size, self.num_threads, self.decoder, self.max_pixels)
-        with LOADERS.lease(spec, lambda: Loader(spec)) as loader, Reporter() as reporter:
+        with LOADERS.lease(spec, lambda: Loader(spec)) as loader:
             for number, batch in enumerate(loader.load(images)):
                 started = time.monotonic()
                 pixels = zip(batch.positions.tolist(), batch.pixels, strict=True)
@@ -147,7 +147,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
                 batch.pixels.clear()  # else they would live until the next batch is decoded
                 yield ImageBatch(objects, dataset_name, f"{urls[0]} batch {number}")
                 failed = sum(image.error is not None for image in objects)  # also what failed after here
-                reporter.add(images=len(objects), failed=failed)
+                report(images=len(objects), failed=failed)
                 if self.verbose:
                     _say(urls[0], number, len(objects), failed, time.monotonic() - started)
 
