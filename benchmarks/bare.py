@@ -22,6 +22,7 @@ from curator_dask.decode.loader import Loader, LoaderSpec
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.image.embedders import ImageEmbedder
 from curator_dask.models.compiling import has_batch_norm
+from curator_dask.models.folding import fold_batch_norms
 from curator_dask.webdataset.reader import ShardReader
 
 TRANSFORM = TransformSpec((224, 224), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), crop_pct=0.875)
@@ -200,14 +201,16 @@ def forward(
     parts: int,
     *,
     compiled: bool = False,
+    folded: bool = False,
 ) -> int:
     """A bare timm model on one batch of noise that stays on the device, `images` of it in all processes.
 
-    None is the null model, which has the normalisation of the pixels in it.
+    None is the null model, which has the normalisation of the pixels in it. `folded` and `compiled` do to it what the
+    package does.
     """
     here = backend.current()
     device = here.torch_device
-    model, pixels = _model(model_name, pretrained, batch_size, compiled)
+    model, pixels = _model(model_name, pretrained, batch_size, compiled, folded)
     dtype = here.autocast_dtype(fine=has_batch_norm(model)) if autocast else None
     batches = max(1, images // parts // batch_size)
     with (
@@ -230,7 +233,7 @@ def frozen() -> Any:
 
 @functools.cache
 def _model(
-    model_name: str | None, pretrained: bool, batch_size: int, compiled: bool
+    model_name: str | None, pretrained: bool, batch_size: int, compiled: bool, folded: bool
 ) -> tuple[Any, torch.Tensor]:
     import timm
     from timm.data import resolve_data_config
@@ -244,6 +247,8 @@ def _model(
         model.reset_classifier(0)
     size = resolve_data_config(pretrained_cfg=model.pretrained_cfg)["input_size"]
     pixels = torch.randn((batch_size, *size), generator=torch.Generator().manual_seed(0)).to(device)
+    if folded:
+        fold_batch_norms(model.eval(), pixels[:1])
     model = model.eval().to(device).to(memory_format=torch.channels_last)
     if compiled:
         model = torch.compile(model, dynamic=False)

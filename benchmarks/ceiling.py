@@ -66,7 +66,7 @@ def model_case(
     batch_size: int,
     images: int,
     stack: contextlib.ExitStack,
-    compiled: bool = False,
+    **done: bool,
 ) -> Case:
     """The bare model on a batch that stays where it is. None is the null model; see `benchmarks.bare.forward`.
 
@@ -74,7 +74,7 @@ def model_case(
     """
     team = Team(workers, threads)
     stack.callback(team.close)
-    work = partial(bare.forward, compiled=compiled)
+    work = partial(bare.forward, **done)
     return Case(partial(team.run, work, model, pretrained, True, batch_size, images), team.pids)
 
 

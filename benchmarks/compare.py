@@ -21,8 +21,8 @@ Every run is a process of its own, in turns with those of the other peers, and d
 - the same again, for the peers that start their workers anew in every job;
 - all photographs.
 
-Next to curator_dask's turn the bare decoder and the bare model run, in as many processes and threads as its workers
-(`benchmarks.ceiling`): the ceiling is what the machine could do if nothing else cost anything.
+Next to curator_dask's turn the bare decoder and the bare model run, in new processes too, as many with as many threads
+as its workers (`benchmarks.ceiling`): the ceiling is what the machine could do if nothing else cost anything.
 
 The steady state of a peer whose workers stay is the last job alone. Of one whose workers are new in every job
 (marked "by difference") it is the last job less the second one, in photographs and in seconds, so that its starting
@@ -124,7 +124,9 @@ class Comparison:
         self.found: dict[str, dict[str, Any]] = {}
         self.runs: dict[str, list[dict[str, float]]] = {}
         self.bare: dict[str, list[float]] = {}
-        self.ceilings: dict[str, tuple[str, str]] = {}  # of which bare cases they are made
+        self.ceilings: dict[
+            str, tuple[str, str, str]
+        ] = {}  # whose they are, of which bare cases they are made
         self.rounds = 0  # that are done
 
     def start(self, name: str, place: Path, settings: Mapping[str, Any], proportional: bool = False) -> Run:
@@ -177,8 +179,8 @@ class Comparison:
         def decode(kind: str, workers: int, threads: int) -> Case:
             return decode_case(kind, workers, threads, threads, self.folder, self.images, stack)
 
-        for ours, kind in ((OURS, "model"), (COMPILED, "compiled model")):
-            if ours not in self.found:
+        for ours, kind in ((OURS, "model"), (OURS, "folded model"), (COMPILED, "compiled model")):
+            if ours not in self.found or (kind == "folded model" and not self.load["folds"]):
                 continue
             settings = self.found[ours]["settings"]
             workers, threads, batch = settings["workers"], settings["threads"], settings["batch_size"]
@@ -188,10 +190,10 @@ class Comparison:
             if model is None:
                 cases[f"{IN_DALI_ALONE}, {layout}"] = decode(IN_DALI, workers, threads)
             images = max(self.images // 2, workers * batch)
-            cases[parts[1]] = model_case(model, True, workers, threads, batch, images, stack, ours != OURS)
-            self.ceilings[ours] = parts
-        for case in cases.values():
-            case.run()
+            done = {"compiled": ours != OURS, "folded": kind == "folded model"}
+            cases[parts[1]] = model_case(model, True, workers, threads, batch, images, stack, **done)
+            ceiling = f"{ours} ÷ ceiling" + (" of the folded model" if done["folded"] else "")
+            self.ceilings[ceiling] = (ours, *parts)
         return cases
 
     def measure(self, keep: Callable[[dict[str, Any]], None]) -> None:
@@ -199,22 +201,19 @@ class Comparison:
 
         `keep` is called after each round with what has been found.
         """
-        with contextlib.ExitStack() as stack:
-            bare_cases = self.bare_cases(stack)
-            self.bare = {name: [] for name in bare_cases}
-            for number in range(self.options.repeats):
-                self.one_round(number, bare_cases)
-                self.rounds += 1
-                keep(self.so_far())
+        for number in range(self.options.repeats):
+            self.one_round(number)
+            self.rounds += 1
+            keep(self.so_far())
 
-    def one_round(self, number: int, bare_cases: Mapping[str, Case]) -> None:
+    def one_round(self, number: int) -> None:
         """All peers once, but for those that have had their rounds; the bare cases beside curator_dask."""
         due = [name for name in self.runs if number < self.options.at_most.get(name, self.options.repeats)]
         ours = sum(name in VARIANTS for name in due)
         order = [*due[:ours], None, *due[ours:]]
         for name in order if number % 2 == 0 else reversed(order):
             if name is None:
-                self.run_bare(number, bare_cases)
+                self.run_bare(number)
                 continue
             with tempfile.TemporaryDirectory() as place:
                 try:
@@ -230,13 +229,21 @@ class Comparison:
                 flush=True,
             )
 
-    def run_bare(self, number: int, cases: Mapping[str, Case]) -> None:
-        """The bare cases once."""
-        for name, case in cases.items():
-            begun = time.perf_counter()
-            images = case.run()
-            self.bare[name].append(images / (time.perf_counter() - begun))
-            print(f"  round {number + 1}: bare {name}: {self.bare[name][-1]:.1f} images/s", flush=True)
+    def run_bare(self, number: int) -> None:
+        """The bare cases once, in new processes, after a run that does not count.
+
+        New as a peer's are: two families of processes that do the same differ by 5 %, for as long as they live.
+        """
+        with contextlib.ExitStack() as stack:
+            cases = self.bare_cases(stack)
+            for case in cases.values():
+                case.run()
+            for name, case in cases.items():
+                begun = time.perf_counter()
+                images = case.run()
+                rates = self.bare.setdefault(name, [])
+                rates.append(images / (time.perf_counter() - begun))
+                print(f"  round {number + 1}: bare {name}: {rates[-1]:.1f} images/s", flush=True)
 
     def leave_out(self, name: str, why: object) -> None:
         """Note why a peer has no figures."""
@@ -287,9 +294,9 @@ class Comparison:
             found[name] = [one / other for one, other in zip(above, below, strict=False)]
 
         for ours in [name for name in VARIANTS if name in rates]:
-            if ours in self.ceilings:
-                both = zip(*(self.bare[part] for part in self.ceilings[ours]), strict=True)
-                divide(f"{ours} ÷ ceiling", rates[ours], [in_turn(*each) for each in both])
+            for ceiling in [name for name, (whose, *_) in self.ceilings.items() if whose == ours]:
+                both = zip(*(self.bare[part] for part in self.ceilings[ceiling][1:]), strict=True)
+                divide(ceiling, rates[ours], [in_turn(*each) for each in both])
             if self.load["model"] is None:
                 for name in [name for name in self.bare if name.startswith("decode")]:
                     divide(f"{ours} ÷ bare {name}", rates[ours], self.bare[name])

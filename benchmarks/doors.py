@@ -141,7 +141,7 @@ def load_of(name: str, options: argparse.Namespace) -> Load:
         embedder = (
             bare.NullEmbedder(**common)
             if name == NULL
-            # Not compiled: "auto" does so after a minute of work, in the midst of a round.
+            # Not compiled: "auto" may do so after minutes of work, in the midst of a round.
             else TimmImageEmbedder(pretrained_efficientnet(), compile=False, **common)
         )
         stage = SharedModelStage(embedder.encoder_spec(), options.batch_size)

@@ -65,7 +65,7 @@ def embedder_of(options: argparse.Namespace) -> ImageEmbedder:
     }
     if options.null_model:
         return bare.NullEmbedder(**common)
-    # Not compiled: "auto" does so after a minute of work, in the midst of a round.
+    # Not compiled: "auto" may do so after minutes of work, in the midst of a round.
     return TimmImageEmbedder(options.model, pretrained=options.pretrained, compile=False, **common)
 
 

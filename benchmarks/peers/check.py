@@ -83,13 +83,18 @@ LOADS = {
 
 @functools.cache
 def load_of(name: str) -> dict[str, Any]:
-    """What a peer is told of a load: ``name``, ``model``, ``data`` (timm's configuration) and ``dim``, the outputs."""
+    """What a peer is told of a load: ``name``, ``model``, ``data`` (timm's configuration) and ``dim``, the outputs.
+
+    ``folds`` says whether it has batch normalisation, which the package folds into the convolutions.
+    """
     import timm
     from timm.data import resolve_data_config
 
+    from curator_dask.models.compiling import has_batch_norm
+
     write = LOADS[name].model
     if write is None:
-        return {"name": name, "model": None, "data": _NULL_DATA, "dim": 3}
+        return {"name": name, "model": None, "data": _NULL_DATA, "dim": 3, "folds": False}
     model_name = write()
     model: Any = timm.create_model(model_name, pretrained=True, num_classes=0)
     return {
@@ -97,6 +102,7 @@ def load_of(name: str) -> dict[str, Any]:
         "model": model_name,
         "data": resolve_data_config({}, model=model),
         "dim": model.num_features,
+        "folds": has_batch_norm(model),
     }
 
 

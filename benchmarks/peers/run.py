@@ -107,7 +107,7 @@ PEERS = {
         None,
         True,
         _layouts((0, 1, 64), (1, 0, 64), compile=True),
-        'its cold start has the compilation in it; `compile="auto"` compiles after a minute of work only',
+        'its cold start has the compilation in it; `compile="auto"` compiles after five minutes of work only',
         loads=("efficientnet-lite0",),
     ),
     FLOAT32: Peer(

@@ -18,6 +18,7 @@ from curator_dask import backend
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError
 from curator_dask.models.compiling import CompileSetting, CompilingModel, has_batch_norm, pays
+from curator_dask.models.folding import fold_batch_norms
 from curator_dask.models.weights import create_timm_model, state_digest
 
 if TYPE_CHECKING:
@@ -112,6 +113,9 @@ class Encoder:
     compile
         Use `torch.compile`: True with the first batch, ``"auto"`` where it `pays` and once the job has shown that it
         is long.
+    owned
+        Nobody else has the model, and it takes what `transform` gives: on a CPU its batch normalisation is folded
+        into its weights (`fold_batch_norms`).
     """
 
     def __init__(
@@ -125,6 +129,7 @@ class Encoder:
         normalize: bool,
         autocast: bool,
         compile: CompileSetting = "auto",
+        owned: bool = False,
     ) -> None:
         import torch
 
@@ -136,7 +141,11 @@ class Encoder:
         # ViTs, which add up what their layers make in float32, keep 0.9999 (random weights).
         self.dtype = self.backend.autocast_dtype(fine=has_batch_norm(model)) if autocast else None
         self.digest = state_digest(model) if isinstance(model, torch.nn.Module) else "unknown"
+        compiles = compile is True or (compile == "auto" and pays(model))
         if isinstance(model, torch.nn.Module):
+            if owned and isinstance(transform, TransformSpec) and self.backend.device == "cpu":
+                noise = torch.Generator().manual_seed(0)
+                fold_batch_norms(model.eval(), torch.randn((1, 3, *transform.size), generator=noise))
             # channels_last is 1.3 to 1.5 times faster on CNNs and changes nothing on ViTs.
             model = model.eval().to(self.backend.torch_device).to(memory_format=torch.channels_last)
         self.model: Callable[[torch.Tensor], torch.Tensor] | None = model
@@ -159,7 +168,7 @@ class Encoder:
             dtype=str(self.dtype or torch.float32).removeprefix("torch."),
             normalized=normalize,
         )
-        if compile is True or (compile == "auto" and pays(model)):
+        if compiles:
             self._run = CompilingModel(model, source, at_once=compile is True)
 
     @property
@@ -334,6 +343,7 @@ class TimmSpec:
             normalize=self.normalize,
             autocast=self.autocast,
             compile=self.compile,
+            owned=True,
         )
 
 

@@ -67,7 +67,7 @@ class ImageEmbedder(ABC):
         ``"raise"``: it stops the run.
     compile
         Use `torch.compile`. ``"auto"``: for CNNs with batch normalisation on a CPU, on a worker that has computed for
-        a minute, if it makes it faster. True: always, from the first batch; that takes half a minute to minutes a
+        five minutes, if it makes it faster. True: always, from the first batch; that takes half a minute to minutes a
         worker. Where the machine has no C++ compiler, or the model cannot be compiled, it is run as it is.
     """
 
