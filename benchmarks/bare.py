@@ -210,8 +210,8 @@ def forward(
     """
     here = backend.current()
     device = here.torch_device
-    model, pixels = _model(model_name, pretrained, batch_size, compiled, folded)
-    dtype = here.autocast_dtype(fine=has_batch_norm(model)) if autocast else None
+    model, pixels, fine = _model(model_name, pretrained, batch_size, compiled, folded)
+    dtype = here.autocast_dtype(fine) if autocast else None
     batches = max(1, images // parts // batch_size)
     with (
         torch.inference_mode(),
@@ -234,22 +234,24 @@ def frozen() -> Any:
 @functools.cache
 def _model(
     model_name: str | None, pretrained: bool, batch_size: int, compiled: bool, folded: bool
-) -> tuple[Any, torch.Tensor]:
+) -> tuple[Any, torch.Tensor, bool]:
+    """The model, a batch, and whether bf16 is too coarse for it."""
     import timm
     from timm.data import resolve_data_config
 
     device = backend.current().torch_device
     if model_name is None:
         noise = torch.randint(0, 256, (batch_size, *TRANSFORM.size, 3), dtype=torch.uint8, device=device)
-        return (lambda pixels: MeanColour()(TRANSFORM.normalize(pixels))), noise
+        return (lambda pixels: MeanColour()(TRANSFORM.normalize(pixels))), noise, False
     model: Any = timm.create_model(model_name, pretrained=pretrained)
     if "clip" not in model_name:  # a CLIP tower's head is its projection, which the embedding needs
         model.reset_classifier(0)
     size = resolve_data_config(pretrained_cfg=model.pretrained_cfg)["input_size"]
     pixels = torch.randn((batch_size, *size), generator=torch.Generator().manual_seed(0)).to(device)
+    fine = has_batch_norm(model)
     if folded:
         fold_batch_norms(model.eval(), pixels[:1])
     model = model.eval().to(device).to(memory_format=torch.channels_last)
     if compiled:
         model = torch.compile(model, dynamic=False)
-    return model, pixels.to(memory_format=torch.channels_last)
+    return model, pixels.to(memory_format=torch.channels_last), fine

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import ceiling, compare, doors, end_to_end, harness, loader, random_clip
+from benchmarks import bare, ceiling, compare, doors, end_to_end, harness, loader, random_clip
 from benchmarks.peers import check, tuning
 from benchmarks.peers import run as peer_run
 from benchmarks.photographs import make_photographs
 from curator_dask.frames.columns import vectors_to_list
+from curator_dask.models.compiling import has_batch_norm
 
 MACHINE = {
     "cpu",
@@ -151,6 +152,12 @@ def write_rows(path, keys=KEYS, vectors=ROWS, missing=(), **columns):
     path.parent.mkdir(exist_ok=True)
     column = vectors_to_list(vectors, ~np.isin(np.arange(len(keys)), missing))
     pq.write_table(pa.table({"key": keys, **columns, "image_embedding": column}), path)
+
+
+def test_a_bare_model_that_is_folded_runs_in_the_precision_of_the_model():
+    plain, folded = (bare._model("test_efficientnet", False, 2, False, done) for done in (False, True))
+    assert has_batch_norm(plain[0]) and not has_batch_norm(folded[0])
+    assert plain[2] and folded[2], "bf16 is too coarse for it, also when nothing shows that any more"
 
 
 def test_doors_compares_what_they_wrote(tmp_path):
