@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import dask.dataframe as dd
@@ -19,11 +19,11 @@ from curator_dask.frames.lineage import trace
 
 def collect(
     frame: dd.DataFrame,
-    last: Callable[[Any, pd.DataFrame], pd.DataFrame],
+    last: Any,
     meta: pd.DataFrame,
     describers: list[Any],
     how: Running,
-) -> tuple[SaveSummary, list[pd.DataFrame]]:
+) -> tuple[SaveSummary, list[Mapping[str, Any]]]:
     """Compute every partition, with the progress, the retries and the counts of `save_metadata`.
 
     Parameters
@@ -31,9 +31,10 @@ def collect(
     frame
         A partition a shard, as the dataset reads it.
     last
-        From a partition and its target (`Target.to_json`) to one row with a report in the column ``target``.
+        From a partition and its target to one row with a report in the column ``target``; a
+        `curator_dask.datasets.groups.Last` that is also called with two frames and gives one, in which its row is.
     meta
-        Empty, with the columns that `last` gives.
+        Empty, with the columns of that frame.
     describers
         Steps whose models every worker is to load first.
     how
@@ -44,14 +45,14 @@ def collect(
     summary
         Counts; it is also printed.
     rows
-        What `last` gave for each shard that did not fail, in the order of the shards.
+        The row that `last` gave for each shard that did not fail, in the order of the shards.
     """
     started = time.monotonic()
     client = current_client()
     if client is not None:
         set_up_workers(client)
     summary = SaveSummary("")
-    done: dict[int, pd.DataFrame] = {}
+    done: dict[int, Mapping[str, Any]] = {}
     try:
         load_models(describers, [step.column for step in describers], client)
         lineage = trace(frame)
@@ -66,7 +67,7 @@ def collect(
             targets,
             summary,
             True,
-            groups=how.groups(lineage, targets, numbers, last, meta),
+            groups=how.groups(lineage, targets, numbers, last, client),
             resources=how.resources,
             take=done.__setitem__,
         )

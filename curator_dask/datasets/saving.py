@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import dask.dataframe as dd
 
-from curator_dask.datasets.groups import Groups, RunGroup, make_groups
+from curator_dask.datasets.groups import Groups, Last, RunGroup, even_groups, groups_by_size, make_groups
 from curator_dask.datasets.planning import (
     check_own_files,
     find_strays,
@@ -21,6 +21,7 @@ from curator_dask.datasets.planning import (
     plan_schema,
     plan_targets,
 )
+from curator_dask.datasets.presence import threads_of_workers
 from curator_dask.datasets.runlock import RunLock
 from curator_dask.datasets.running import (
     current_client,
@@ -54,28 +55,39 @@ class Running:
     Attributes
     ----------
     group
-        Shards in a task.
+        Shards in a task. None: as many as are worth one, on a cluster and where the shards are on its disks; of
+        those in a store each is a task, so that the next is fetched while the model works on the one before.
     resources
         Of a worker, that a task takes (`distributed`'s, such as ``{"GPU": 0.25}``); None takes nothing.
     """
 
-    group: int = 1
+    group: int | None = None
     resources: Mapping[str, float] | None = None
 
     def groups(
-        self,
-        lineage: Lineage,
-        targets: Sequence[Target],
-        todo: Sequence[int],
-        last: Callable[[Any, pd.DataFrame], pd.DataFrame],
-        meta: pd.DataFrame,
+        self, lineage: Lineage, targets: Sequence[Target], todo: Sequence[int], last: Last, client: Any
     ) -> Groups | None:
         """The tasks for the targets with the numbers `todo`; None if each is a task of its own."""
-        if self.group == 1 or lineage.ranges is None:
+        if self.group == 1 or lineage.ranges is None or not lineage.is_mapped:
             return None
         ranges = [lineage.ranges[number] for number in todo]
-        texts = [targets[number].to_json() for number in todo]
-        return make_groups(RunGroup(lineage.reader, lineage.functions, last), ranges, texts, self.group, meta)
+        picked = [targets[number] for number in todo]
+        if self.group is not None:
+            members = even_groups(len(todo), self.group)
+        elif client is None or any(is_remote(part.shard.url) for part in ranges):
+            return None
+        else:
+            threads = max(1, sum(threads_of_workers(client).values()))
+            members = groups_by_size([_bytes_of(target) for target in picked], threads)
+            if len(members) == len(todo):
+                return None
+        return make_groups(RunGroup(lineage.reader, lineage.functions, last), members, ranges, picked)
+
+
+def _bytes_of(target: Target) -> int:
+    """Size of its tar, or nothing if that is not there."""
+    state = (target.shard or {}).get("tar")
+    return state["size"] if state else 0
 
 
 def save(
@@ -219,7 +231,7 @@ def _save(
             [targets[number] for number in todo],
             summary,
             lineage.ranges is not None,
-            groups=how.groups(lineage, targets, todo, write, report_frame({})),
+            groups=how.groups(lineage, targets, todo, write, client),
             resources=how.resources,
         )
         if not is_remote(output.folder):

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import dask.dataframe as dd
 import pandas as pd
 
-from curator_dask.datasets.groups import BROKEN, Groups
+from curator_dask.datasets.groups import Groups
 from curator_dask.datasets.running import ResultLost, WorkersDied, run_alone, run_partitions
 from curator_dask.datasets.summary import SaveSummary
-from curator_dask.datasets.writing import Target, WritePartition
+from curator_dask.datasets.writing import BROKEN, Target, WritePartition
 from curator_dask.errors import ClusterError, CuratorError, ShardError
 from curator_dask.frames.lineage import replace_functions
 from curator_dask.progress import Meter, watch
@@ -35,7 +35,7 @@ def run_targets(
     *,
     groups: Groups | None = None,
     resources: Mapping[str, float] | None = None,
-    take: Callable[[int, pd.DataFrame], None] | None = None,
+    take: Callable[[int, Mapping[str, Any]], None] | None = None,
 ) -> None:
     """Write the files of all targets and count; what kills workers is tried again alone, then given up.
 
@@ -56,7 +56,7 @@ def run_targets(
     resources
         Of a worker, that a task takes (`distributed`'s, such as ``{"GPU": 0.25}``).
     take
-        Called with the number of each target that is done, and its report.
+        Called with the number of each target that is done, and the row of its report.
 
     Raises
     ------
@@ -71,24 +71,25 @@ def run_targets(
     frame = written if groups is None else groups.frame
 
     def settle(number: int, result: Any) -> None:
-        if _settle(targets[number], result, meter, summary) and take is not None:
-            take(number, result)
+        row = _only_row(result) if isinstance(result, pd.DataFrame) else result
+        if _settle(targets[number], row, meter, summary) and take is not None:
+            take(number, row)
 
     with watch(meter, client):
         for number, result in run_partitions(frame, client, apart, resources):
-            members = [number] if groups is None else groups.members[number]
+            members = [number] if groups is None else [*groups.members[number]]
             if isinstance(result, WorkersDied | ResultLost) and apart:
                 suspects += members
                 deaths += 1
-                if deaths >= HOPELESS and not meter.done:
+                if deaths >= HOPELESS and not meter.finished:
                     raise ClusterError(
                         f"workers died while working on {_names(suspects, targets)}, and no shard was finished."
                         f" {_WHY}"
                     )
             else:
-                several = len(members) > 1 and isinstance(result, pd.DataFrame)
-                for row, member in enumerate(members):
-                    settle(member, result.iloc[[row]] if several else result)
+                results = result if isinstance(result, list) else [result] * len(members)
+                for member, each in zip(members, results, strict=True):
+                    settle(member, each)
         if client is None or not suspects:
             return
         print(
@@ -121,9 +122,13 @@ def _names(numbers: Sequence[int], targets: Sequence[Target]) -> str:
     return ", ".join(targets[number].name for number in numbers)
 
 
+def _only_row(frame: pd.DataFrame) -> dict[str, Any]:
+    return {name: frame[name].iloc[0] for name in frame.columns}
+
+
 def _settle(target: Target, result: Any, meter: Meter, summary: SaveSummary) -> bool:
-    """Count what a target came to; whether it is done."""
-    report = json.loads(result["target"].iloc[0]) if isinstance(result, pd.DataFrame) else {}
+    """Count what a target came to, the row of its report or an exception; whether it is done."""
+    report = json.loads(result["target"]) if isinstance(result, dict) else {}
     if BROKEN in report:
         summary.failed_shards[target.name] = report[BROKEN]
         meter.broken += 1

@@ -25,6 +25,8 @@ ERROR_COLUMN = "image_error"
 #: as "errors" they would read the failed rows back among the good ones.
 ERRORS_FOLDER = "_errors"
 _EXAMPLES = 3  # of each reason, that a report carries
+#: In the place of a report of a partition that failed: the reason.
+BROKEN = "broken"
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,11 @@ class Target:
         """All of it, as text."""
         return json.dumps({name: getattr(self, name) for name in self.__slots__})
 
+    @classmethod
+    def from_json(cls, text: str) -> Target:
+        """The target of which this is `to_json`."""
+        return cls(**json.loads(text))
+
 
 class TargetTexts(Sequence[str]):
     """`Target.to_json` of each target, made when it is asked for: 100,000 at once would be in the way.
@@ -145,19 +152,33 @@ class WritePartition:
         return (type(self).__name__, settings)
 
     def __call__(self, frame: Any, target_frame: pd.DataFrame) -> pd.DataFrame:
-        """Write one partition.
+        """Write one partition whose target is a partition too; the report as `report_frame`."""
+        return report_frame(self._write(frame, Target.from_json(target_frame["target"].iloc[0])))
+
+    def row(self, frame: Any, text: str) -> dict[str, Any]:
+        """Write one partition, given its target as JSON.
 
         Returns
         -------
-        One row, whose column ``target`` is JSON: ``name``, ``rows``, ``failed``, ``dropped``, ``reasons``,
-        ``examples`` and ``remarks``.
+        dict
+            ``target`` is JSON: ``name``, ``rows``, ``failed``, ``dropped``, ``reasons``, ``examples`` and
+            ``remarks``.
 
         Raises
         ------
         OutputError
             The file cannot be written, or would have fewer rows than the one it replaces.
         """
-        target = Target(**json.loads(target_frame["target"].iloc[0]))
+        return report_row(self._write(frame, Target.from_json(text)))
+
+    def known_row(self, text: str) -> dict[str, Any] | None:
+        """What `row` gave when it wrote the file; None if the file is not there, or is another's."""
+        target = Target.from_json(text)
+        footer = read_footer(target.path, self.output.options)
+        report = (footer.stored or {}).get("report")
+        return report_row(report) if report and is_finished(footer, target.fingerprint) else None
+
+    def _write(self, frame: Any, target: Target) -> dict[str, Any]:
         whole = backend.frame_to_arrow(frame)
         table = conform(whole, self.schema, target.name)
         bad = pc.is_valid(_errors(whole))
@@ -176,11 +197,12 @@ class WritePartition:
             "embeddings": {**self._inherited(before), **self.embeddings},
             "settings": {**((before or {}).get("settings") or {}), **self.settings},
             "remarks": report["remarks"],
+            "report": report,
         }
         if is_finished(read_footer(target.path, self.output.options), target.fingerprint):
             # Dask runs a task again when its worker died after writing: to write into the dataset's own file
             # what was made of that file would apply every step twice.
-            return report_frame(report)
+            return report
         if self.output.in_place and not self.output.overwrite:
             self._check_rows_kept(target, len(table))
         failed = table.filter(bad) if self.output.drop_failed else table.slice(0, 0)
@@ -188,7 +210,7 @@ class WritePartition:
         if self.output.drop_failed:
             table = table.filter(pc.invert(bad))
         write_table(target.path, table, {**stored, "rows": len(table)}, self.output.options)
-        return report_frame(report)
+        return report
 
     def _inherited(self, before: dict[str, Any] | None) -> dict[str, Any]:
         """What made the embeddings that came with the shard's rows and are written unchanged."""
@@ -215,6 +237,16 @@ def _urls(table: pa.Table, target: Target) -> list[str]:
     """The shards that a partition came from."""
     found = pc.unique(table.column(URL_COLUMN)).to_pylist() if URL_COLUMN in table.column_names else []
     return [url for url in {*found, (target.shard or {}).get("url")} if url is not None]
+
+
+def report_row(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report as the row of a table: ``target`` is JSON."""
+    return {"target": json.dumps(report)}
+
+
+def failure_row(reason: str) -> dict[str, Any]:
+    """The row in the place of the report of a partition that failed."""
+    return report_row({BROKEN: reason})
 
 
 def report_frame(report: Mapping[str, Any]) -> pd.DataFrame:

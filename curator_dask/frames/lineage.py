@@ -49,6 +49,9 @@ class Lineage:
     keeps_rows
         Every row of the ranges is still there: nothing filtered, and only functions mapped that say so by an
         attribute ``keeps_rows``.
+    is_mapped
+        Nothing else is done to a range: `reader` reads it, and the `functions` are called with what the one before
+        gave.
     reader
         What reads a range (called with one); None where `ranges` is.
     inputs
@@ -59,6 +62,7 @@ class Lineage:
     recipe: str
     functions: tuple[Any, ...]
     keeps_rows: bool
+    is_mapped: bool
     reader: Any
     inputs: tuple[ShardRange, ...] | None
 
@@ -101,6 +105,9 @@ def trace(frame: DataFrame) -> Lineage:
         keeps_rows=ranges is not None
         and plain
         and all(getattr(func, "keeps_rows", False) for func in functions),
+        is_mapped=ranges is not None
+        and len({id(function) for function in functions}) == len(functions)  # `functions` has each once
+        and all(_is_plain_root(node) if _is_root(node) else _is_plain_map(node) for node in nodes),
         reader=None if ranges is None else next(iter(roots.values())).operand("func"),
         inputs=_inputs(nodes),
     )
@@ -188,6 +195,20 @@ def _cut(root: Expr, start: int, stop: int) -> Expr:
 
 def _is_root(node: Expr) -> bool:
     return isinstance(node, FromMap)
+
+
+def _is_plain_root(node: Expr) -> bool:
+    """Whether its function is called with an item alone, and what that gives is taken as it is."""
+    return not (node.operand("args") or node.operand("kwargs") or node.operand("enforce_metadata"))
+
+
+def _is_plain_map(node: Expr) -> bool:
+    """Whether its function is called with a partition alone, and what that gives is taken as it is."""
+    return (
+        type(node) is MapPartitions
+        and len(node.args) == 1
+        and not (node.kwargs or node.enforce_metadata or node._has_partition_info)
+    )
 
 
 def _is_apart(nodes: list[Expr]) -> bool:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from curator_dask import backend
 from curator_dask.datasets.reading import URL_COLUMN
 from curator_dask.datasets.turns import turn
-from curator_dask.datasets.writing import ERROR_COLUMN, report_frame, report_of
+from curator_dask.datasets.writing import ERROR_COLUMN, report_frame, report_of, report_row
 from curator_dask.errors import ConfigError
 from curator_dask.frames.code import code_digest
 from curator_dask.frames.columns import to_array
@@ -219,7 +219,18 @@ class CollectTasks:
 
     def __call__(self, frame: Any, target_frame: pd.DataFrame) -> pd.DataFrame:
         """A report as `curator_dask.datasets.writing.report_of` makes it, and the tasks beside it."""
-        target = json.loads(target_frame["target"].iloc[0])
+        return collected_frame(*self._collect(frame, target_frame["target"].iloc[0]))
+
+    def row(self, frame: Any, text: str) -> dict[str, Any]:
+        """The same as a row, given the target as JSON."""
+        report, tasks = self._collect(frame, text)
+        return {**report_row(report), self.COLUMN: _packed(tasks)}
+
+    def known_row(self, text: str) -> None:
+        """Nothing is written, so nothing is known."""
+
+    def _collect(self, frame: Any, text: str) -> tuple[dict[str, Any], list[Task]]:
+        target = json.loads(text)
         name, reading, step = target["name"], uuid.uuid4().hex, self.step
         tasks: list[Task] = []
         if self.given_up is not None:
@@ -238,19 +249,23 @@ class CollectTasks:
             ERROR_COLUMN: pa.array([image.error for image in images], pa.string()),
         }
         report = report_of(name, pa.table(counted), step.id_col)
-        return collected_frame({**report, "remarks": remarks_on([target["shard"]["url"]])}, tasks)
+        return {**report, "remarks": remarks_on([target["shard"]["url"]])}, tasks
 
 
 def collected_frame(report: Mapping[str, Any], tasks: Sequence[Task]) -> pd.DataFrame:
     """What `CollectTasks` gives: one row."""
-    # As bytes: a column of objects would be turned into text by Dask. A user's own tasks may be of `__main__`.
-    packed = pd.array([cloudpickle.dumps(list(tasks))], dtype=pd.ArrowDtype(pa.large_binary()))
+    packed = pd.array([_packed(tasks)], dtype=pd.ArrowDtype(pa.large_binary()))
     return report_frame(report).assign(**{CollectTasks.COLUMN: packed})
 
 
-def collected_tasks(row: pd.DataFrame) -> list[Task]:
-    """The tasks that `collected_frame` packed; they come from a worker of this cluster, as all Dask's results."""
-    return pickle.loads(row[CollectTasks.COLUMN].iloc[0])
+def _packed(tasks: Sequence[Task]) -> bytes:
+    # As bytes: a column of objects would be turned into text by Dask. A user's own tasks may be of `__main__`.
+    return cloudpickle.dumps(list(tasks))
+
+
+def collected_tasks(row: Mapping[str, Any]) -> list[Task]:
+    """The tasks in a row that `CollectTasks` made; it comes from a worker of this cluster, as all Dask's results."""
+    return pickle.loads(row[CollectTasks.COLUMN])
 
 
 def images_of(task: Task) -> list[ImageObject]:
