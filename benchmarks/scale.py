@@ -7,7 +7,8 @@ Every run is a new family of processes (client with scheduler, workers), after a
 - ``shards``: 4, 16, 64 and 256 small shards (16 photographs each) with the null model, on 1 and 2 workers. The peak
   is that of all processes while `save_metadata` runs.
 - ``fixed``: as many photographs in few shards and in many: the slope of time and CPU time is what a shard costs
-  besides its images. It is given as a share of what a shard of 1,000 images takes.
+  besides its images. It is given as a share of what a shard of 1,000 images takes; of such shards as many go into a
+  task (`curator_dask.datasets.groups`).
 - ``no-op``: 1,000, 10,000 and 100,000 shards of one tiny image, whose rows pass through a step that gives them back,
   no image is decoded: what is left is finding, planning, the graph, the scheduler, and reading and writing a Parquet
   file of one row. A `save_metadata` without any step would do as well, but would not tell when the first task ran.

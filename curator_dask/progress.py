@@ -32,7 +32,7 @@ class _Teller:
     """Adds up what a worker's tasks have done, and tells it twice a second at most.
 
     An event costs about 2 ms of processor time on its way through a worker's, the scheduler's and the client's event
-    loop: one for each shard would be a third of what a small shard costs besides its images.
+    loop: one for each shard would be a good part of what a small shard costs besides its images.
     """
 
     def __init__(self) -> None:
