@@ -10,7 +10,6 @@ import logging
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,13 +36,14 @@ class _Teller:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
+        self._images = self._failed = 0
         self._due = False
 
-    def add(self, counts: dict[str, int], worker: Worker) -> None:
+    def add(self, images: int, failed: int, worker: Worker) -> None:
         """Have this told within half a second."""
         with self._lock:
-            self._counts.update(counts)
+            self._images += images
+            self._failed += failed
             if self._due:
                 return
             self._due = True
@@ -51,8 +51,8 @@ class _Teller:
 
     def _tell(self, worker: Worker) -> None:
         with self._lock:
-            event = dict(self._counts)
-            self._counts.clear()
+            event = {"images": self._images, "failed": self._failed}
+            self._images = self._failed = 0
             self._due = False
         worker.log_event(TOPIC, event)
 
@@ -61,28 +61,19 @@ _tellers: WeakKeyDictionary[Worker, _Teller] = WeakKeyDictionary()  # of the wor
 _tellers_lock = threading.Lock()
 
 
-def report(images: int = 0, failed: int = 0, shards: int = 0, rows: int = 0) -> None:
-    """Say, from within a task, what was just finished.
-
-    Parameters
-    ----------
-    images, failed
-        Images, and those of them that failed.
-    shards, rows
-        Shards of a task that has others to do, and their rows.
-    """
-    counts = {"images": images, "failed": failed, "shards": shards, "rows": rows}
+def report(images: int, failed: int = 0) -> None:
+    """Say, from within a task, how many images were just finished, and how many of them failed."""
     try:
         from distributed.worker import get_worker
 
         worker = get_worker()
     except (ImportError, ValueError):  # not on a Dask worker
         for watcher in _watchers:
-            watcher(counts)
+            watcher({"images": images, "failed": failed})
     else:
         with _tellers_lock:
             teller = _tellers.setdefault(worker, _Teller())
-        teller.add(counts, worker)
+        teller.add(images, failed, worker)
 
 
 @dataclass
@@ -97,8 +88,6 @@ class Meter:
         Partitions finished, and given up.
     rows
         Of the partitions finished.
-    told_shards, told_rows
-        Partitions finished on all workers, and their rows, as tasks of several tell it before they end.
     images, failed
         Images finished on all workers, and those of them without a vector.
     started
@@ -109,8 +98,6 @@ class Meter:
     done: int = 0
     broken: int = 0
     rows: int = 0
-    told_shards: int = 0
-    told_rows: int = 0
     images: int = 0
     failed: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -119,10 +106,8 @@ class Meter:
     def count(self, event: dict[str, Any]) -> None:
         """Add what was reported."""
         with self.lock:
-            self.images += event.get("images", 0)
-            self.failed += event.get("failed", 0)
-            self.told_shards += event.get("shards", 0)
-            self.told_rows += event.get("rows", 0)
+            self.images += event["images"]
+            self.failed += event["failed"]
 
     def finish(self, rows: int) -> None:
         """Count a partition as finished."""
@@ -142,29 +127,20 @@ class Meter:
     @property
     def remaining(self) -> float | None:
         """Seconds until the end, if shards to come are like those finished; None before the first is."""
-        done = self.finished
-        if not done:
+        if not self.done:
             return None
-        told = self.told_shards > self.done
-        rows_a_shard = self.told_rows / self.told_shards if told else self.rows / self.done
-        total = rows_a_shard * (self.shards - self.broken)
+        total = self.rows / self.done * (self.shards - self.broken)
         # Of shards under way the images done count, too; without images (no embedding) only shards do.
         if self.images:
             return max(0.0, total - self.images) / self.rate
-        finished = done + self.broken
+        finished = self.done + self.broken
         return self.seconds / finished * (self.shards - finished)
-
-    @property
-    def finished(self) -> int:
-        """Partitions that are known to be, or are told to be by tasks that are not at their end."""
-        # What a worker told that died before its task's end may be told again.
-        return min(max(self.done, self.told_shards), self.shards - self.broken)
 
     def __str__(self) -> str:
         left = "?" if self.remaining is None else _clock(self.remaining)
         broken = f", {self.broken} failed" if self.broken else ""
         return (
-            f"shards {self.finished}/{self.shards}{broken} | {self.images} images, {self.rate:.1f}/s |"
+            f"shards {self.done}/{self.shards}{broken} | {self.images} images, {self.rate:.1f}/s |"
             f" {self.failed} failed | {_clock(self.seconds)} elapsed, {left} left"
         )
 

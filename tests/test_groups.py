@@ -15,16 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curator_dask import get_client
-from curator_dask.datasets import ImageTextPairDataset, groups
-from curator_dask.datasets.groups import GROUPS_A_THREAD, MOST_BYTES, MOST_SHARDS, groups_by_size
-from curator_dask.datasets.planning import plan_targets
-from curator_dask.datasets.running import run_partitions
-from curator_dask.datasets.saving import Running
-from curator_dask.datasets.writing import Output, WritePartition
+from curator_dask.datasets import ImageTextPairDataset, groups, saving
+from curator_dask.datasets.groups import GROUPS_A_THREAD, MOST_SHARDS, Groups, RunGroup, shrinking_groups
+from curator_dask.datasets.writing import Target
 from curator_dask.errors import OutputError
 from curator_dask.frames.lineage import trace
-from curator_dask.frames.parquet import output_schema
-from curator_dask.progress import Meter
 
 SHARDS, SAMPLES = 40, 4
 BAD, BROKEN, WITHOUT_TAR = "000050002", "00013", "00021"
@@ -49,25 +44,63 @@ def tasks_in(stream):
     return [task["key"] for task in stream.data if isinstance(task["key"], tuple)]
 
 
-@given(
-    sizes=st.lists(st.integers(0, MOST_BYTES * 2) | st.integers(0, MOST_BYTES // 20), max_size=300),
-    threads=st.integers(1, 40),
-)
-def test_groups_are_neighbours_within_bounds(sizes, threads):
-    found = groups_by_size(sizes, threads)
-    assert [number for group in found for number in group] == list(range(len(sizes)))
+@given(count=st.integers(0, 700), threads=st.integers(1, 40))
+def test_groups_shrink_to_the_end(count, threads):
+    found = shrinking_groups(count, threads)
+    assert [number for group in found for number in group] == list(range(count))
+    sizes = [len(group) for group in found]
+    assert sizes == sorted(sizes, reverse=True)
     for group in found:
-        held = sum(sizes[number] for number in group)
-        assert 1 <= len(group) <= MOST_SHARDS
-        assert held <= MOST_BYTES or len(group) == 1
         # Of what was left each thread could have several such groups.
-        assert len(group) == 1 or len(group) * GROUPS_A_THREAD * threads <= len(sizes) - group.start
+        most = (count - group.start) / (GROUPS_A_THREAD * threads)
+        assert 1 <= len(group) <= max(1, min(MOST_SHARDS, most))
 
 
 def test_few_shards_are_tasks_of_their_own_and_many_are_not():
-    assert groups_by_size([1000] * 15, 2) == [range(number, number + 1) for number in range(15)]
-    assert len(groups_by_size([1000] * 10_000, 2)) < 10_000 / MOST_SHARDS + 30
-    assert len(groups_by_size([MOST_BYTES] * 100, 2)) == 100
+    assert shrinking_groups(15, 2) == [range(number, number + 1) for number in range(15)]
+    assert len(shrinking_groups(10_000, 2)) < 10_000 / MOST_SHARDS + 30
+
+
+def groups_of(members, threads):
+    run = RunGroup(None, (), None)
+    return Groups(
+        run,
+        members,
+        range(10_000),
+        [Target(str(n), "", "", None, None, None) for n in range(10_000)],
+        threads,
+    )
+
+
+def test_groups_are_handed_out_large_ones_first():
+    """What is given back comes before what is smaller, and nothing comes while each thread has its next."""
+    groups = groups_of(shrinking_groups(40, 1), 1)
+    sizes = []
+    while (piece := groups.next_piece(0)) is not None:
+        sizes.append([len(members) for members in piece[1]])
+        assert piece[0].npartitions == len(piece[1])
+        assert groups.next_piece(3) is None
+        if len(sizes) == 1:
+            groups.give_back(range(5, 8), together=True)
+            groups.give_back(range(13, 15), together=False)
+            groups.give_back((), together=True)
+    assert sizes == [[8, 8, 6], [3, 1, 1], [4, 3], [2, 2], [1] * 7]
+
+    many = groups_of(shrinking_groups(8000, 1), 1)
+    lengths = []
+    while (piece := many.next_piece(2)) is not None:
+        lengths.append(sum(map(len, piece[1])))
+        if len(lengths) == 1:
+            assert many.next_piece(len(piece[1])) is None
+            assert many.next_piece(len(piece[1]) // 2) is not None  # of the same size: before they run out
+            lengths.append(1000)
+    assert max(lengths) == 1000 and sum(lengths) == 8000
+
+
+def test_names_of_tasks_are_new_each_time():
+    groups = groups_of([range(2)], 1)
+    one, other = groups.one_by_one([1]).next_piece(0), groups.one_by_one([1]).next_piece(0)
+    assert one[0].expr._name != other[0].expr._name and one[1] == other[1] == [[1]]
 
 
 def test_grouped_or_not_the_files_are_the_same(folder, client, tmp_path, monkeypatch):
@@ -152,6 +185,12 @@ class Diarist(ColourReader):
         return WritingMeanColour(self.diary, self.deadly)
 
 
+def shard_of(colours):
+    """The number of the shard, up to 25, that images of these colours are from."""
+    red, green, blue = torch.round(colours[0] / 4).int().tolist()
+    return (red * 4096 + green * 64 + blue) // 10_000
+
+
 class WritingMeanColour(MeanColour):
     def __init__(self, diary, deadly):
         super().__init__()
@@ -159,8 +198,7 @@ class WritingMeanColour(MeanColour):
 
     def forward(self, images):
         made = super().forward(images)
-        red, green, blue = torch.round(made[0] / 4).int().tolist()
-        shard = (red * 4096 + green * 64 + blue) // 10_000
+        shard = shard_of(made)
         if shard == self.deadly and not (self.diary / "dead").exists():
             (self.diary / "dead").touch()
             os._exit(1)
@@ -169,7 +207,7 @@ class WritingMeanColour(MeanColour):
 
 
 def test_what_a_worker_had_written_when_it_died_is_not_done_again(tmp_path):
-    """The deadly shard is the fifth of its group; and shards are done in their order."""
+    """The deadly shard is the fifth of its group."""
     shards = 26  # whose colours are all different
     write_dataset(tmp_path / "in", shards, SAMPLES)
     (tmp_path / "diary").mkdir()
@@ -179,53 +217,53 @@ def test_what_a_worker_had_written_when_it_died_is_not_done_again(tmp_path):
         summary = embedder(dataset).save_metadata(tmp_path / "out")
     assert (tmp_path / "diary" / "dead").exists()
     assert (summary.rows, summary.written, summary.failed) == (shards * SAMPLES, shards, 0)
-    embedded = [int(path.name[-5:]) for path in sorted((tmp_path / "diary").glob("*-*"))]
-    # The first group has six; a model is tried on a black image, the colour of shard 0, when it is loaded.
-    assert groups_by_size([1] * shards, 1)[0] == range(6)
-    assert [shard for shard in embedded if shard] == list(range(1, shards))
+    embedded = [int(path.name[-5:]) for path in (tmp_path / "diary").glob("*-*")]
+    assert shrinking_groups(shards, 1)[0] == range(6)
+    # A model is tried on a black image, the colour of shard 0, when it is loaded.
+    assert sorted(shard for shard in embedded if shard) == list(range(1, shards))
     table = read_output(tmp_path / "out")
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
 
 
-def grouped(dataset, out, client):
-    """The groups that `save_metadata` would run."""
-    frame = dataset.metadata
-    lineage = trace(frame)
-    output = Output(os.fspath(out), None, in_place=False, overwrite=False, drop_failed=False)
-    schema = output_schema(frame._meta, {"image_embedding": 3}, lineage.reader.schema)
-    targets = plan_targets(frame, lineage, output, schema, {}, None)
-    write = WritePartition(schema, output, "key", {})
-    return Running().groups(lineage, targets, range(len(targets)), write, client)
+@pytest.mark.parametrize("seconds", [0.0, 0.7])
+def test_a_group_that_takes_long_gives_back_what_is_left(folder, client, tmp_path, monkeypatch, seconds):
+    monkeypatch.setattr(saving, "LONG_ENOUGH", seconds)
+    with get_task_stream(client) as stream:
+        dataset = SlowColourReader(0.2)(ImageTextPairDataset.from_webdataset(folder))
+        summary = dataset.save_metadata(tmp_path / "out")
+    assert (summary.written, summary.failed, list(summary.failed_shards)) == (SHARDS - 1, 1, [BROKEN])
+    table = read_output(tmp_path / "out")
+    assert len(table) == (SHARDS - 1) * SAMPLES
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), bad={BAD})
+    tasks, groups = len(tasks_in(stream)), len(shrinking_groups(SHARDS, 2))
+    assert tasks == SHARDS if not seconds else groups < tasks < SHARDS
 
 
-def test_a_group_that_nobody_waits_for_ends_with_its_shard(folder, tmp_path):
-    """As after Ctrl-C, where the workers are a cluster's that stays."""
+class Panic(BaseException):
+    """As an extension's, which is no Exception."""
 
-    class Slow(ColourReader):
-        def load_embedding_model(self, device):
-            return Sleeper()
 
-    class Sleeper(MeanColour):
-        def forward(self, images):
-            time.sleep(0.5)
-            return super().forward(images)
+class Panicking(ColourReader):
+    """Raises what no library catches, at one shard."""
 
-    with get_client("cpu", n_workers=1, verbose=False) as client:
-        dataset = Slow()(ImageTextPairDataset.from_webdataset(folder))
-        found = grouped(dataset, tmp_path / "out", client)
-        assert len(found.members[0]) == MOST_SHARDS
-        results = run_partitions(found.frame, client)
-        assert len(next(results)[1]) == MOST_SHARDS
-        while len(list((tmp_path / "out").glob("*.parquet"))) < MOST_SHARDS + 2:
-            time.sleep(0.02)
-        results.close()
-        time.sleep(3)
-        files = len(list((tmp_path / "out").glob("*.parquet")))
-        assert MOST_SHARDS + 2 <= files <= MOST_SHARDS + 4, files
-        assert not any(client.processing().values())
-        # The same again is begun again.
-        again = dict(run_partitions(found.frame.partitions[[1]], client))
-        assert len(again[0]) == len(found.members[1])
+    def load_embedding_model(self, device):
+        return PanickingMeanColour()
+
+
+class PanickingMeanColour(MeanColour):
+    def forward(self, images):
+        made = super().forward(images)
+        if shard_of(made) == 7:
+            raise Panic("at shard 7")
+        return made
+
+
+def test_what_ends_a_whole_group_costs_one_shard(client, tmp_path):
+    write_dataset(tmp_path / "in", 26, SAMPLES)
+    dataset = Panicking()(ImageTextPairDataset.from_webdataset(tmp_path / "in"))
+    summary = dataset.save_metadata(tmp_path / "out")
+    assert (summary.written, summary.failed_shards) == (25, {"00007": "Panic: at shard 7"})
+    check_colours(*(read_output(tmp_path / "out")[name].to_pylist() for name in ("key", "image_embedding")))
 
 
 def test_an_output_that_cannot_be_written_ends_the_run(client, tmp_path):
@@ -236,29 +274,3 @@ def test_an_output_that_cannot_be_written_ends_the_run(client, tmp_path):
     dataset = ColourReader()(ImageTextPairDataset.from_webdataset(tmp_path / "in"))
     with pytest.raises(OutputError, match="could not be written"):
         dataset.save_metadata(tmp_path / "out")
-
-
-def test_a_meter_knows_of_shards_before_their_tasks_end():
-    meter = Meter(shards=20)
-    meter.count({"images": 300, "failed": 0, "shards": 3, "rows": 300})
-    meter.started -= 10
-    assert str(meter).startswith("shards 3/20 | 300 images, 30.0/s")
-    assert meter.remaining == pytest.approx((20 * 100 - 300) / 30, rel=0.05)
-    for _ in range(8):
-        meter.finish(rows=100)
-    assert str(meter).startswith("shards 8/20")
-    meter.count({"images": 0, "failed": 0, "shards": 30, "rows": 3000})  # told again after a worker's death
-    meter.broken = 1
-    assert str(meter).startswith("shards 19/20, 1 failed")
-
-
-def test_progress_tells_of_shards_within_a_group(folder, client, tmp_path, monkeypatch):
-    """Before the first task has ended, shards are counted."""
-    seen = []
-    count = Meter.count
-    monkeypatch.setattr(
-        Meter, "count", lambda self, event: (count(self, event), seen.append((self.done, self.finished)))
-    )
-    SlowColourReader(0.3)(ImageTextPairDataset.from_webdataset(folder)).save_metadata(tmp_path / "out")
-    assert any(done == 0 and finished > 0 for done, finished in seen), seen
-    assert max(finished for _, finished in seen) <= SHARDS - 1

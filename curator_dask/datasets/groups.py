@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import itertools
+import logging
+import math
+import time
+import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import dask.dataframe as dd
 
+from curator_dask.datasets.running import AHEAD
 from curator_dask.datasets.turns import turn
-from curator_dask.datasets.writing import Target, TargetTexts, failure_row, report_frame
+from curator_dask.datasets.writing import Target, failure_row, report_frame
 from curator_dask.errors import CuratorError, ShardError
 from curator_dask.frames.lineage import map_items
-from curator_dask.progress import report
 from curator_dask.webdataset.shards import ShardRange
-from curator_dask.webdataset.staging import current_worker
+
+log = logging.getLogger("curator_dask")
 
 #: Shards in a group, at most: what Dask needs for one of them (5 ms of two cores) is an eighth of it then.
 MOST_SHARDS = 8
-#: Bytes of a group's tars, at most, unless it has one alone: about 10,000 photographs, as in one usual large shard.
-MOST_BYTES = 1 << 29
+#: Seconds after which a group begins no other of its shards: a task that takes longer costs next to nothing itself,
+#: and others may be free to do the rest, now or later.
+LONG_ENOUGH = 10.0
 #: Groups that each thread is to have of what is left: so the last ones are single shards, for which no thread waits.
 GROUPS_A_THREAD = 4
 
@@ -36,22 +43,6 @@ class Last(Protocol):
 
 
 @dataclass(frozen=True)
-class Groups:
-    """Tasks of several partitions each.
-
-    Attributes
-    ----------
-    frame
-        A partition a task; what it gives is no frame but a list of rows (`RunGroup`), in the order of the members.
-    members
-        Numbers of the partitions of each task.
-    """
-
-    frame: dd.DataFrame
-    members: list[range]
-
-
-@dataclass(frozen=True)
 class RunGroup:
     """Does some partitions one after the other; one that fails does not stop the others.
 
@@ -63,26 +54,30 @@ class RunGroup:
         Mapped over these, in their order.
     last
         What is done then.
+    seconds
+        After which no other is begun.
     """
 
     reader: Callable[[ShardRange], Any]
     functions: tuple[Callable[[Any], Any], ...]
     last: Last
+    seconds: float = math.inf
 
     def __call__(self, items: Sequence[tuple[ShardRange, str]]) -> list[dict[str, Any]]:
-        """The row of each range and its target (JSON).
+        """The rows of ranges and their targets (JSON): of the first at least, of fewer than all after `seconds`.
 
         Raises
         ------
         CuratorError
             What would happen to every shard.
         """
+        end = time.monotonic() + self.seconds
         rows: list[dict[str, Any]] = []
         # One turn for all: between two shards another group would take it, and none would come to its end.
         with turn(items[0][0].shard.url, getattr(self.reader, "storage_options", None)):
             for part, text in items:
-                if rows:
-                    _stop_if_cancelled()
+                if rows and time.monotonic() > end:
+                    break
                 rows.append(self._one(part, text))
         return rows
 
@@ -95,63 +90,111 @@ class RunGroup:
             frame = self.reader(part)
             for function in self.functions:
                 frame = function(frame)
-            row = self.last.row(frame, text)
+            return self.last.row(frame, text)
         except CuratorError as error:
             if not isinstance(error, ShardError):
                 raise
             return failure_row(str(error))
         except Exception as error:
+            log.warning("shard %s failed", part.name, exc_info=True)
             return failure_row(f"{type(error).__name__}: {error}")
-        report(shards=1, rows=json.loads(row["target"])["rows"])
-        return row
 
 
-def _stop_if_cancelled() -> None:
-    """End this task if nobody waits for it any more: its client was interrupted, and left the workers running."""
-    worker = current_worker()
-    if worker is None:
-        return
-    state = worker.state.tasks.get(worker.get_current_task())
-    if state is None or state.state == "cancelled":
-        from distributed import Reschedule
+class Groups:
+    """Tasks of several partitions each, large ones first.
 
-        raise Reschedule  # if the same work was asked for again just now, it is begun again
+    Parameters
+    ----------
+    run
+        What is done to each partition.
+    members
+        Numbers of the partitions of each task.
+    ranges, targets
+        Of all partitions.
+    threads
+        Tasks that run at a time.
+    """
+
+    def __init__(
+        self,
+        run: RunGroup,
+        members: Sequence[Sequence[int]],
+        ranges: Sequence[ShardRange],
+        targets: Sequence[Target],
+        threads: int,
+    ) -> None:
+        self._run, self._ranges, self._targets = run, ranges, targets
+        self._few = 2 * threads  # so that each thread has one that waits
+        self._waiting = deque(_alike(members))
+        self._given_back: list[Sequence[int]] = []
+        self._last: Sequence[Sequence[int]] = ()
+        # Of its own for each piece: Dask remembers of a task's name that it failed.
+        self._tokens = (f"{uuid.uuid4().hex}-{number}" for number in itertools.count())
+
+    def next_piece(self, under_way: int) -> tuple[dd.DataFrame, Sequence[Sequence[int]]] | None:
+        """The next tasks and the members of each, for `run_pieces`: not before those that are larger are under way.
+
+        Each task gives a list of rows (`RunGroup`), those of its first members.
+        """
+        if under_way > self._few:
+            more_alike = self._waiting and self._last and len(self._waiting[0][0]) >= len(self._last[0])
+            if not more_alike or under_way > len(self._last) // 2:
+                return None
+        if self._given_back:
+            self._waiting.appendleft(self._given_back)
+            self._given_back = []
+        if not self._waiting:
+            return None
+        self._last = self._waiting.popleft()
+        return self._frame(self._last), self._last
+
+    def give_back(self, members: Sequence[int], together: bool) -> None:
+        """Take members that their group had no time for; as one task again, or each as one of its own."""
+        if members:
+            self._given_back += [members] if together else [[member] for member in members]
+
+    def one_by_one(self, numbers: Sequence[int]) -> Groups:
+        """The same with a task for each of some partitions."""
+        groups = [[number] for number in numbers]
+        return Groups(self._run, groups, self._ranges, self._targets, self._few // 2)
+
+    def _frame(self, members: Sequence[Sequence[int]]) -> dd.DataFrame:
+        items = _Items(members, self._ranges, self._targets, next(self._tokens))
+        return map_items(self._run, items, report_frame({}), "run-group")
 
 
 class _Items(Sequence[Any]):
-    """What the tasks of some groups are called with, made when it is asked for: there may be 100,000 shards."""
+    """What the tasks of some groups are called with."""
 
     def __init__(
-        self, members: Sequence[range], ranges: Sequence[ShardRange], targets: Sequence[Target]
+        self,
+        members: Sequence[Sequence[int]],
+        ranges: Sequence[ShardRange],
+        targets: Sequence[Target],
+        token: str,
     ) -> None:
-        self._members, self._ranges, self._texts = members, ranges, TargetTexts(targets)
+        self._members, self._ranges, self._targets, self._token = members, ranges, targets, token
 
     def __len__(self) -> int:
         return len(self._members)
 
     def __getitem__(self, number: Any) -> Any:
-        return tuple((self._ranges[each], self._texts[each]) for each in self._members[number])
+        return tuple((self._ranges[each], self._targets[each].to_json()) for each in self._members[number])
 
     def __dask_tokenize__(self) -> Any:
-        # A target's fingerprint is of its range, too.
-        return (type(self).__name__, [len(each) for each in self._members], self._texts.__dask_tokenize__())
+        return (type(self).__name__, self._token)
 
 
-def make_groups(
-    run: RunGroup, members: list[range], ranges: Sequence[ShardRange], targets: Sequence[Target]
-) -> Groups:
-    """The tasks that do some partitions.
-
-    Parameters
-    ----------
-    run
-        What is done to each.
-    members
-        Numbers of the partitions of each task.
-    ranges, targets
-        Of each partition.
-    """
-    return Groups(map_items(run, _Items(members, ranges, targets), report_frame({}), "run-group"), members)
+def _alike(members: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]:
+    """The groups in pieces of similar sizes, of a thousand partitions at most."""
+    piece: list[Sequence[int]] = []
+    for group in members:
+        if piece and (2 * len(group) <= len(piece[0]) or sum(map(len, piece)) + len(group) > AHEAD):
+            yield piece
+            piece = []
+        piece.append(group)
+    if piece:
+        yield piece
 
 
 def even_groups(count: int, size: int) -> list[range]:
@@ -159,26 +202,19 @@ def even_groups(count: int, size: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def groups_by_size(sizes: Sequence[int], threads: int) -> list[range]:
-    """Groups of neighbours that are worth a task, smaller ones to the end, so that all threads end together.
+def shrinking_groups(count: int, threads: int) -> list[range]:
+    """`count` partitions in groups that are worth a task, smaller to the end, so that all threads end together.
 
     Parameters
     ----------
-    sizes
-        Bytes of each partition's shard.
+    count
+        Of partitions.
     threads
         Tasks that run at a time.
     """
-    return list(_groups_by_size(sizes, threads))
-
-
-def _groups_by_size(sizes: Sequence[int], threads: int) -> Iterator[range]:
-    start = 0
-    while start < len(sizes):
-        most = min(MOST_SHARDS, (len(sizes) - start) // (GROUPS_A_THREAD * threads))
-        stop, held = start + 1, sizes[start]
-        while stop - start < most and held + sizes[stop] <= MOST_BYTES:
-            held += sizes[stop]
-            stop += 1
-        yield range(start, stop)
-        start = stop
+    groups, start = [], 0
+    while start < count:
+        size = max(1, min(MOST_SHARDS, (count - start) // (GROUPS_A_THREAD * threads)))
+        groups.append(range(start, start + size))
+        start += size
+    return groups

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import dask
 from distributed import (
     Client,
     Future,
@@ -169,63 +166,82 @@ def run_partitions(
     number
         Of the partition.
     result
-        The partition, or the exception that it ended with. If the iterator is closed early, what has not been
-        computed is cancelled.
+        As `run_pieces` gives it.
     """
     # Not above: it loads dask.dataframe, and `curator-dask check`, which needs `in_threads`, is done sooner.
     from curator_dask.frames.lineage import pieces
 
-    if client is None:
-        whole = frame if apart else frame.persist(scheduler="sync")
-        parts = (part for piece in pieces(whole, AHEAD) for part in piece.to_delayed())
-        for number, part in enumerate(parts):
-            try:
-                yield number, part.compute(scheduler="sync")
-            except Exception as error:
-                yield number, error
-        return
-
-    size = max(AHEAD, 2 * sum(threads_of_workers(client).values()))
+    if client is None and not apart:
+        frame = frame.persist(scheduler="sync")
+    size = AHEAD if client is None else max(AHEAD, 2 * sum(threads_of_workers(client).values()))
     # Fused, since persist does not do that: read, embed and write are one task, and a partition's vectors never
     # wait in a worker's memory as a result.
     waiting = pieces(frame, size) if apart else iter([frame.optimize()])
-    piece = next(waiting, None)
+    handed_out = 0
+
+    def next_piece(under_way: int) -> tuple[dd.DataFrame, Sequence[int]] | None:
+        nonlocal handed_out
+        piece = next(waiting, None) if under_way <= size // 2 else None
+        if piece is None:
+            return None
+        numbers = range(handed_out, handed_out + piece.npartitions)
+        handed_out = numbers.stop
+        return piece, numbers
+
+    return run_pieces(next_piece, client, resources)
+
+
+def run_pieces(
+    next_piece: Callable[[int], tuple[dd.DataFrame, Sequence[T]] | None],
+    client: Client | None,
+    resources: Mapping[str, float] | None = None,
+) -> Iterator[tuple[T, Any]]:
+    """Compute the partitions of frames that come one after the other, and give each partition as it is done.
+
+    Parameters
+    ----------
+    next_piece
+        Gives the next frame and names for its partitions, or None: there is none, or it is not to be handed out
+        while so many tasks, as it is called with, are not done. It is asked again whenever some are.
+    client
+        Of the cluster; None computes one partition after the other in this process.
+    resources
+        Of a worker, that a partition takes.
+
+    Yields
+    ------
+    name
+        Of the partition.
+    result
+        The partition, or the exception that it ended with. If the iterator is closed early, what has not been
+        computed is cancelled.
+    """
+    if client is None:
+        while (named := next_piece(0)) is not None:
+            for name, part in zip(named[1], named[0].to_delayed(), strict=True):
+                try:
+                    yield name, part.compute(scheduler="sync")
+                except Exception as error:
+                    yield name, error
+        return
+
     presence = Presence(client)
     done = as_completed([], raise_errors=False, loop=client.loop)
-    numbers: dict[Any, int] = {}
-    handed_out = 0
+    names: dict[Any, T] = {}
     try:
-        while piece is not None or numbers:
-            if piece is not None and len(numbers) <= size // 2:
-                with _in_order(handed_out) if apart else contextlib.nullcontext():
-                    futures = futures_of(client.persist(piece, resources=resources))
-                numbers.update({future.key: handed_out + future.key[1] for future in futures})
-                handed_out += len(futures)
+        while True:
+            while (named := next_piece(len(names))) is not None:
+                futures = futures_of(client.persist(named[0], resources=resources))
+                names.update({future.key: named[1][future.key[1]] for future in futures})
                 done.update(futures)
                 del futures  # a result that has been given is let go on its worker
-                piece = next(waiting, None)
+            if not names:
+                return
             for key, result in _finished(done, presence):
-                yield numbers.pop(key), result
+                yield names.pop(key), result
     finally:
-        if numbers and client.status == "running":
-            client.cancel([_future(client, key) for key in numbers])
-
-
-@contextlib.contextmanager
-def _in_order(first: int) -> Iterator[None]:
-    """Have partitions done in their order: of what does not depend on each other Dask would do ``9`` before ``10``."""
-    if "priority" in dask.get_annotations():  # the user's own
-        yield
-        return
-    with dask.annotate(priority=functools.partial(_priority, first)), warnings.catch_warnings():
-        # A frame warns that they are ignored. Its expressions do so, but not the scheduler.
-        warnings.filterwarnings("ignore", "Dask annotations")
-        yield
-
-
-def _priority(first: int, key: Any) -> float:
-    """Of the task of a partition, when `first` partitions came before its graph: a trace less for each."""
-    return -1e-9 * (first + key[1]) if isinstance(key, tuple) else 0.0
+        if names and client.status == "running":
+            client.cancel([_future(client, key) for key in names])
 
 
 def run_alone(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dask
 import dask.dataframe as dd
 
-from curator_dask.datasets.groups import Groups, Last, RunGroup, even_groups, groups_by_size, make_groups
+from curator_dask.datasets.groups import (
+    LONG_ENOUGH,
+    Groups,
+    Last,
+    RunGroup,
+    even_groups,
+    shrinking_groups,
+)
 from curator_dask.datasets.planning import (
     check_own_files,
     find_strays,
@@ -71,23 +80,21 @@ class Running:
         if self.group == 1 or lineage.ranges is None or not lineage.is_mapped:
             return None
         ranges = [lineage.ranges[number] for number in todo]
-        picked = [targets[number] for number in todo]
+        threads = 1 if client is None else max(1, sum(threads_of_workers(client).values()))
         if self.group is not None:
-            members = even_groups(len(todo), self.group)
-        elif client is None or any(is_remote(part.shard.url) for part in ranges):
-            return None
+            members, seconds = even_groups(len(todo), self.group), math.inf
         else:
-            threads = max(1, sum(threads_of_workers(client).values()))
-            members = groups_by_size([_bytes_of(target) for target in picked], threads)
-            if len(members) == len(todo):
+            members, seconds = shrinking_groups(len(todo), threads), LONG_ENOUGH
+            # Annotations (retries, say) are the user's, and meant for the tasks that a frame has.
+            if (
+                client is None
+                or dask.get_annotations()
+                or len(members) == len(todo)
+                or any(is_remote(part.shard.url) for part in ranges)
+            ):
                 return None
-        return make_groups(RunGroup(lineage.reader, lineage.functions, last), members, ranges, picked)
-
-
-def _bytes_of(target: Target) -> int:
-    """Size of its tar, or nothing if that is not there."""
-    state = (target.shard or {}).get("tar")
-    return state["size"] if state else 0
+        run = RunGroup(lineage.reader, lineage.functions, last, seconds)
+        return Groups(run, members, ranges, [targets[number] for number in todo], threads)
 
 
 def save(

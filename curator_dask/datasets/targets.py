@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,13 @@ import dask.dataframe as dd
 import pandas as pd
 
 from curator_dask.datasets.groups import Groups
-from curator_dask.datasets.running import ResultLost, WorkersDied, run_alone, run_partitions
+from curator_dask.datasets.running import (
+    ResultLost,
+    WorkersDied,
+    run_alone,
+    run_partitions,
+    run_pieces,
+)
 from curator_dask.datasets.summary import SaveSummary
 from curator_dask.datasets.writing import BROKEN, Target, WritePartition
 from curator_dask.errors import ClusterError, CuratorError, ShardError
@@ -52,7 +58,7 @@ def run_targets(
     apart
         The partitions share no work.
     groups
-        The same work with several targets a task.
+        The same work with several targets a task; only where the partitions are `apart`.
     resources
         Of a worker, that a task takes (`distributed`'s, such as ``{"GPU": 0.25}``).
     take
@@ -67,8 +73,13 @@ def run_targets(
     """
     meter = Meter(len(targets))
     suspects: list[int] = []
+    failed: list[int] = []  # with their groups
     deaths = 0
-    frame = written if groups is None else groups.frame
+    results: Iterator[tuple[Sequence[int], Any]] = (
+        run_pieces(groups.next_piece, client, resources)
+        if groups is not None
+        else (([number], result) for number, result in run_partitions(written, client, apart, resources))
+    )
 
     def settle(number: int, result: Any) -> None:
         row = _only_row(result) if isinstance(result, pd.DataFrame) else result
@@ -76,35 +87,40 @@ def run_targets(
             take(number, row)
 
     with watch(meter, client):
-        for number, result in run_partitions(frame, client, apart, resources):
-            members = [number] if groups is None else [*groups.members[number]]
+        for members, result in results:
             if isinstance(result, WorkersDied | ResultLost) and apart:
                 suspects += members
                 deaths += 1
-                if deaths >= HOPELESS and not meter.finished:
+                if deaths >= HOPELESS and not meter.done:
                     raise ClusterError(
                         f"workers died while working on {_names(suspects, targets)}, and no shard was finished."
                         f" {_WHY}"
                     )
+            elif groups is not None and isinstance(result, list):
+                for member, row in zip(members, result, strict=False):
+                    settle(member, row)
+                groups.give_back(members[len(result) :], together=len(result) > 1)
+            elif len(members) > 1 and client is not None and not isinstance(result, CuratorError):
+                failed += members
             else:
-                results = result if isinstance(result, list) else [result] * len(members)
-                for member, each in zip(members, results, strict=True):
-                    settle(member, each)
-        if client is None or not suspects:
+                for member in members:
+                    settle(member, result)
+        if client is None or not (suspects or failed):
             return
-        print(
-            f"workers died while working on {_names(suspects, targets)}: tried again one by one, to see which of"
-            " them it is",
-            file=sys.stderr,
-            flush=True,
-        )
+        if suspects:
+            print(
+                f"workers died while working on {_names(suspects, targets)}: tried again one by one, to see which of"
+                " them it is",
+                file=sys.stderr,
+                flush=True,
+            )
         if groups is not None:  # most of a group's shards are innocent: each by itself, but side by side
-            members, suspects = suspects, []
-            for number, result in run_partitions(written.partitions[members], client, apart, resources):
+            alone, suspects = groups.one_by_one([*suspects, *failed]), []
+            for (member,), result in run_pieces(alone.next_piece, client, resources):
                 if isinstance(result, WorkersDied | ResultLost):
-                    suspects.append(members[number])
+                    suspects.append(member)
                 else:
-                    settle(members[number], result)
+                    settle(member, result[0] if isinstance(result, list) else result)
         for number in suspects:
             result = run_alone(written, number, client, resources)
             if isinstance(result, WorkersDied):
