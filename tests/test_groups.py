@@ -272,5 +272,11 @@ def test_an_output_that_cannot_be_written_ends_the_run(client, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "b").write_text("in the way of a folder")
     dataset = ColourReader()(ImageTextPairDataset.from_webdataset(tmp_path / "in"))
-    with pytest.raises(OutputError, match="could not be written"):
+    with pytest.raises(OutputError, match="could not be written") as caught:
         dataset.save_metadata(tmp_path / "out")
+    end = time.monotonic() + 10
+    while (
+        client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) and time.monotonic() < end
+    ):
+        time.sleep(0.1)
+    assert time.monotonic() < end, f"tasks are left, while {caught} is kept"

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -146,7 +146,7 @@ def run_partitions(
     client: Client | None,
     apart: bool = True,
     resources: Mapping[str, float] | None = None,
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     """Compute the partitions of a frame, and give each as it is done.
 
     Parameters
@@ -195,7 +195,7 @@ def run_pieces(
     next_piece: Callable[[int], tuple[dd.DataFrame, Sequence[T]] | None],
     client: Client | None,
     resources: Mapping[str, float] | None = None,
-) -> Iterator[tuple[T, Any]]:
+) -> Generator[tuple[T, Any], None, None]:
     """Compute the partitions of frames that come one after the other, and give each partition as it is done.
 
     Parameters

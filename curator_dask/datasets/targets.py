@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,7 @@ def run_targets(
     suspects: list[int] = []
     failed: list[int] = []  # with their groups
     deaths = 0
-    results: Iterator[tuple[Sequence[int], Any]] = (
+    results: Generator[tuple[Sequence[int], Any], None, None] = (
         run_pieces(groups.next_piece, client, resources)
         if groups is not None
         else (([number], result) for number, result in run_partitions(written, client, apart, resources))
@@ -86,7 +87,8 @@ def run_targets(
         if _settle(targets[number], row, meter, summary) and take is not None:
             take(number, row)
 
-    with watch(meter, client):
+    # Closed at once also where an error ends the run, whose traceback would keep its tasks on the cluster.
+    with watch(meter, client), contextlib.closing(results):
         for members, result in results:
             if isinstance(result, WorkersDied | ResultLost) and apart:
                 suspects += members
@@ -116,11 +118,12 @@ def run_targets(
             )
         if groups is not None:  # most of a group's shards are innocent: each by itself, but side by side
             alone, suspects = groups.one_by_one([*suspects, *failed]), []
-            for (member,), result in run_pieces(alone.next_piece, client, resources):
-                if isinstance(result, WorkersDied | ResultLost):
-                    suspects.append(member)
-                else:
-                    settle(member, result[0] if isinstance(result, list) else result)
+            with contextlib.closing(run_pieces(alone.next_piece, client, resources)) as single:
+                for (member,), result in single:
+                    if isinstance(result, WorkersDied | ResultLost):
+                        suspects.append(member)
+                    else:
+                        settle(member, result[0] if isinstance(result, list) else result)
         for number in suspects:
             result = run_alone(written, number, client, resources)
             if isinstance(result, WorkersDied):
