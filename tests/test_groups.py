@@ -61,20 +61,14 @@ def test_few_shards_are_tasks_of_their_own_and_many_are_not():
     assert len(shrinking_groups(10_000, 2)) < 10_000 / MOST_SHARDS + 30
 
 
-def groups_of(members, threads):
-    run = RunGroup(None, (), None)
-    return Groups(
-        run,
-        members,
-        range(10_000),
-        [Target(str(n), "", "", None, None, None) for n in range(10_000)],
-        threads,
-    )
+def groups_of(members, count_threads):
+    targets = [Target(str(number), "", "", None, None, None) for number in range(10_000)]
+    return Groups(RunGroup(None, (), None), members, range(10_000), targets, count_threads)
 
 
 def test_groups_are_handed_out_large_ones_first():
     """What is given back comes before what is smaller, and nothing comes while each thread has its next."""
-    groups = groups_of(shrinking_groups(40, 1), 1)
+    groups = groups_of(shrinking_groups(40, 1), lambda: 1)
     sizes = []
     while (piece := groups.next_piece(0)) is not None:
         sizes.append([len(members) for members in piece[1]])
@@ -86,7 +80,7 @@ def test_groups_are_handed_out_large_ones_first():
             groups.give_back((), together=True)
     assert sizes == [[8, 8, 6], [3, 1, 1], [4, 3], [2, 2], [1] * 7]
 
-    many = groups_of(shrinking_groups(8000, 1), 1)
+    many = groups_of(shrinking_groups(8000, 1), lambda: 1)
     lengths = []
     while (piece := many.next_piece(2)) is not None:
         lengths.append(sum(map(len, piece[1])))
@@ -97,8 +91,18 @@ def test_groups_are_handed_out_large_ones_first():
     assert max(lengths) == 1000 and sum(lengths) == 8000
 
 
+def test_workers_that_come_later_get_their_share(monkeypatch):
+    monkeypatch.setattr(groups, "_COUNT_EVERY", 0.0)
+    threads = [1]
+    found = groups_of([], lambda: threads[0])
+    found.give_back(range(30), together=False)
+    assert found.next_piece(3) is None
+    threads[0] = 2
+    assert len(found.next_piece(3)[1]) == 30
+
+
 def test_names_of_tasks_are_new_each_time():
-    groups = groups_of([range(2)], 1)
+    groups = groups_of([range(2)], lambda: 1)
     one, other = groups.one_by_one([1]).next_piece(0), groups.one_by_one([1]).next_piece(0)
     assert one[0].expr._name != other[0].expr._name and one[1] == other[1] == [[1]]
 

@@ -31,6 +31,8 @@ LONG_ENOUGH = 10.0
 #: Groups that each thread is to have of what is left: so the last ones are single shards, for which no thread waits.
 GROUPS_A_THREAD = 4
 
+_COUNT_EVERY = 5.0  # seconds
+
 
 class Last(Protocol):
     """What is done last to the rows of a partition: they are written, or collected."""
@@ -111,8 +113,8 @@ class Groups:
         Numbers of the partitions of each task.
     ranges, targets
         Of all partitions.
-    threads
-        Tasks that run at a time.
+    count_threads
+        Says how many tasks run at a time: workers come and go.
     """
 
     def __init__(
@@ -121,10 +123,11 @@ class Groups:
         members: Sequence[Sequence[int]],
         ranges: Sequence[ShardRange],
         targets: Sequence[Target],
-        threads: int,
+        count_threads: Callable[[], int],
     ) -> None:
         self._run, self._ranges, self._targets = run, ranges, targets
-        self._few = 2 * threads  # so that each thread has one that waits
+        self._count_threads = count_threads
+        self._few, self._counted = 0, -math.inf
         self._waiting = deque(_alike(members))
         self._given_back: list[Sequence[int]] = []
         self._last: Sequence[Sequence[int]] = ()
@@ -136,6 +139,9 @@ class Groups:
 
         Each task gives a list of rows (`RunGroup`), those of its first members.
         """
+        if time.monotonic() - self._counted > _COUNT_EVERY:
+            self._counted = time.monotonic()
+            self._few = 2 * self._count_threads()  # so that each thread has one that waits
         if under_way > self._few:
             more_alike = self._waiting and self._last and len(self._waiting[0][0]) >= len(self._last[0])
             if not more_alike or under_way > len(self._last) // 2:
@@ -156,7 +162,7 @@ class Groups:
     def one_by_one(self, numbers: Sequence[int]) -> Groups:
         """The same with a task for each of some partitions."""
         groups = [[number] for number in numbers]
-        return Groups(self._run, groups, self._ranges, self._targets, self._few // 2)
+        return Groups(self._run, groups, self._ranges, self._targets, self._count_threads)
 
     def _frame(self, members: Sequence[Sequence[int]]) -> dd.DataFrame:
         items = _Items(members, self._ranges, self._targets, next(self._tokens))

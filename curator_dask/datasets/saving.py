@@ -80,11 +80,14 @@ class Running:
         if self.group == 1 or lineage.ranges is None or not lineage.is_mapped:
             return None
         ranges = [lineage.ranges[number] for number in todo]
-        threads = 1 if client is None else max(1, sum(threads_of_workers(client).values()))
+
+        def threads() -> int:
+            return 1 if client is None else max(1, sum(threads_of_workers(client).values()))
+
         if self.group is not None:
             members, seconds = even_groups(len(todo), self.group), math.inf
         else:
-            members, seconds = shrinking_groups(len(todo), threads), LONG_ENOUGH
+            members, seconds = shrinking_groups(len(todo), threads()), LONG_ENOUGH
             # Annotations (retries, say) are the user's, and meant for the tasks that a frame has.
             if (
                 client is None
