@@ -7,8 +7,9 @@ Every run is a new family of processes (client with scheduler, workers), after a
 - ``shards``: 4, 16, 64 and 256 small shards (16 photographs each) with the null model, on 1 and 2 workers. The peak
   is that of all processes while `save_metadata` runs.
 - ``fixed``: as many photographs in few shards and in many: the slope of time and CPU time is what a shard costs
-  besides its images. It is given as a share of what a shard of 1,000 images takes; of such shards as many go into a
-  task (`curator_dask.datasets.groups`).
+  besides its images, where several go in a task (`curator_dask.datasets.groups`), as they do as long as they take less
+  than ten seconds together. It is given as a share of what a shard of 1,000 images takes with the null model.
+- ``alone``: the many again, each a task of its own, as those of 1,000 images are with a real model.
 - ``no-op``: 1,000, 10,000 and 100,000 shards of one tiny image, whose rows pass through a step that gives them back,
   no image is decoded: what is left is finding, planning, the graph, the scheduler, and reading and writing a Parquet
   file of one row. A `save_metadata` without any step would do as well, but would not tell when the first task ran.
@@ -53,8 +54,8 @@ from benchmarks.harness import (
     write_tables,
 )
 
-LITE0_RATE = 98.0
-"""Images a second of EfficientNet-Lite0 on a machine of two cores (`benchmarks.end_to_end`)."""
+LITE0_RATE = 110.0
+"""Images a second of EfficientNet-Lite0 on a machine of two cores (`benchmarks.compare`)."""
 
 DISTINCT = 4096
 """Different photographs of the fixed cost's cases: the same ones, however many shards they are cut into."""
@@ -199,7 +200,11 @@ def in_process(kind: str, folder: str, workers: int) -> None:
     """Run a case in this process and print JSON."""
     # A shell that runs a script in the background (`&`) has it ignore Ctrl-C, which is how ``start`` ends.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if kind in ("shards", "fixed"):
+    if kind == "alone":
+        from curator_dask.datasets import groups
+
+        groups.MOST_SHARDS = 1
+    if kind in ("shards", "fixed", "alone"):
         figures = memory.one_run(folder, workers)
     else:
         figures = no_op_run(folder, workers, whole=kind == "no-op")
@@ -235,6 +240,8 @@ def plans_of(options: argparse.Namespace, place: Path) -> Iterator[Plan]:
         each = options.images // count
         memory.make_shards(each, count, folder, sources=min(options.images, DISTINCT) // each)
         yield Plan("fixed", count, max(options.workers), folder)
+        if count == max(options.fixed):
+            yield Plan("alone", count, max(options.workers), folder)
     for count in options.no_op:
         folder = place / f"no-op-{count}"
         folder.mkdir()
@@ -273,20 +280,23 @@ def ratios_of(options: argparse.Namespace, cases: Mapping[str, Any]) -> dict[str
         name = f"peak memory of {large} shards ÷ that of {small}, {workers}w"
         found[name] = summary([a / b for a, b in zip(*peaks, strict=True)])
     few, many = min(options.fixed), max(options.fixed)
+    workers = max(options.workers)
     for figure, word, lite0 in (
         ("seconds", "time", 1000 / options.lite0_rate),
         ("cpu_seconds", "CPU time", 1000 / options.lite0_rate * cores()),
     ):
-        ends = [each("fixed", count, max(options.workers), figure) for count in (few, many)]
-        costs = [(last - first) / (many - few) for first, last in zip(*ends, strict=True)]
-        null = [1000 * first / options.images for first in ends[0]]
-        found[f"{word} of a shard besides its images, ms"] = summary([1000 * cost for cost in costs])
-        found[f"share of it in a shard of 1,000 images, null model, {word}, %"] = summary(
-            [100 * cost / whole for cost, whole in zip(costs, null, strict=True)]
-        )
-        found[f"share of it in a shard of 1,000 images, EfficientNet-Lite0, {word}, %"] = summary(
-            [100 * cost / lite0 for cost in costs]
-        )
+        first = each("fixed", few, workers, figure)
+        null = [1000 * whole / options.images for whole in first]
+        for kind, of_what, model, wholes in (
+            ("fixed", "a shard", "null model", null),
+            ("alone", "a shard that is a task of its own", "EfficientNet-Lite0", [lite0] * len(first)),
+        ):
+            last = each(kind, many, workers, figure)
+            costs = [(end - start) / (many - few) for start, end in zip(first, last, strict=True)]
+            found[f"{word} of {of_what} besides its images, ms"] = summary([1000 * cost for cost in costs])
+            found[f"share of it in a shard of 1,000 images, {model}, {word}, %"] = summary(
+                [100 * cost / whole for cost, whole in zip(costs, wholes, strict=True)]
+            )
     return found
 
 

@@ -105,10 +105,11 @@ def test_scale(tmp_path):
         "shards, 3 shards, 1w",
         "fixed, 2 shards, 1w",
         "fixed, 6 shards, 1w",
+        "alone, 6 shards, 1w",
         "no-op, 30 shards, 1w",
         "start, 30 shards, 1w",
     ]
-    assert [case["images"]["median"] for case in list(cases.values())[:4]] == [16, 48, 24, 24]
+    assert [case["images"]["median"] for case in list(cases.values())[:5]] == [16, 48, 24, 24, 24]
     tiny = cases["no-op, 30 shards, 1w"]
     assert tiny["shards"]["runs"] == [30] and tiny["tars_opened"]["runs"] == [0]
     order = [tiny[name]["median"] for name in ("build", "first_task", "seconds")]
@@ -122,11 +123,18 @@ def test_scale(tmp_path):
     found = ratios["peak memory of 3 shards ÷ that of 1, 1w"]["median"]
     assert found == pytest.approx(peaks[0] / peaks[1], rel=0.01)
     for figure, word in (("seconds", "time"), ("cpu_seconds", "CPU time")):
-        ends = [cases[f"fixed, {count} shards, 1w"][figure]["median"] for count in (2, 6)]
-        cost = ratios[f"{word} of a shard besides its images, ms"]["median"]
-        assert cost == pytest.approx(1000 * (ends[1] - ends[0]) / 4, abs=1)
-        share = ratios[f"share of it in a shard of 1,000 images, null model, {word}, %"]["median"]
-        assert share == pytest.approx(cost / 10 / (1000 * ends[0] / 24), rel=0.02, abs=0.01)
-    assert len(result["table"]) == 5 and all(
+        first = cases["fixed, 2 shards, 1w"][figure]["median"]
+        for kind, what, model in (
+            ("fixed", "a shard", "null model"),
+            ("alone", "a shard that is a task of its own", "EfficientNet-Lite0"),
+        ):
+            last = cases[f"{kind}, 6 shards, 1w"][figure]["median"]
+            cost = ratios[f"{word} of {what} besides its images, ms"]["median"]
+            assert cost == pytest.approx(1000 * (last - first) / 4, abs=1)
+            share = ratios[f"share of it in a shard of 1,000 images, {model}, {word}, %"]["median"]
+            cores = 1 if figure == "seconds" else scale.cores()
+            whole = first / 24 if kind == "fixed" else cores / scale.LITE0_RATE
+            assert share == pytest.approx(cost / 10 / (1000 * whole), rel=0.02, abs=0.01)
+    assert len(result["table"]) == 6 and all(
         any(line.startswith(kind) for line in result["notes"]) for kind in ("no-op", "start")
     )
