@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from pathlib import Path
 
@@ -99,6 +100,14 @@ def test_workers_that_come_later_get_their_share(monkeypatch):
     assert found.next_piece(3) is None
     threads[0] = 2
     assert len(found.next_piece(3)[1]) == 30
+
+
+def test_a_piece_carries_its_own_shards_alone():
+    """What goes to the scheduler is as small as what it is for, however many shards there are."""
+    many = groups_of(shrinking_groups(10_000, 1), lambda: 1)
+    frame, members = many.next_piece(0)
+    assert sum(map(len, members)) == 1000
+    assert len(pickle.dumps(frame.expr)) < 300_000
 
 
 def test_names_of_tasks_are_new_each_time():

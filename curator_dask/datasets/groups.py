@@ -165,27 +165,23 @@ class Groups:
         return Groups(self._run, groups, self._ranges, self._targets, self._count_threads)
 
     def _frame(self, members: Sequence[Sequence[int]]) -> dd.DataFrame:
-        items = _Items(members, self._ranges, self._targets, next(self._tokens))
-        return map_items(self._run, items, report_frame({}), "run-group")
+        items = [
+            tuple((self._ranges[each], self._targets[each].to_json()) for each in group) for group in members
+        ]
+        return map_items(self._run, _Items(items, next(self._tokens)), report_frame({}), "run-group")
 
 
 class _Items(Sequence[Any]):
-    """What the tasks of some groups are called with."""
+    """What the tasks of some groups are called with; Dask names these by `token`, without a look at the items."""
 
-    def __init__(
-        self,
-        members: Sequence[Sequence[int]],
-        ranges: Sequence[ShardRange],
-        targets: Sequence[Target],
-        token: str,
-    ) -> None:
-        self._members, self._ranges, self._targets, self._token = members, ranges, targets, token
+    def __init__(self, items: Sequence[Any], token: str) -> None:
+        self._items, self._token = items, token
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._items)
 
     def __getitem__(self, number: Any) -> Any:
-        return tuple((self._ranges[each], self._targets[each].to_json()) for each in self._members[number])
+        return self._items[number]
 
     def __dask_tokenize__(self) -> Any:
         return (type(self).__name__, self._token)
