@@ -21,6 +21,7 @@ from curator_dask.datasets.writing import Output, WritePartition
 from curator_dask.errors import ConfigError, ImageError, OutputError
 from curator_dask.frames.lineage import trace
 from curator_dask.frames.parquet import read_metadata
+from curator_dask.progress import Meter, watch
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -552,10 +553,23 @@ def test_an_output_that_was_cut_by_hand_is_made_again(folder, tmp_path):
 
 
 def test_work_that_mixed_partitions_share_is_done_once_without_a_cluster(folder, tmp_path):
-    from curator_dask.progress import Meter, watch
-
     dataset = embedded(folder)
     meter = Meter(1)
     with watch(meter, None, show=False):
         dataset.with_metadata(dataset.metadata.shuffle("key", npartitions=4)).save_metadata(tmp_path / "out")
     assert meter.images == 30
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_progress_hears_of_every_image_without_a_cluster(folder, tmp_path, monkeypatch, mixed):
+    """Also where mixed partitions are computed in one go, before the first is given."""
+    heard = []
+    count = Meter.count
+    monkeypatch.setattr(
+        Meter, "count", lambda self, event: (heard.append(event["images"]), count(self, event))
+    )
+    dataset = embedded(folder)
+    if mixed:
+        dataset = dataset.with_metadata(dataset.metadata.repartition(npartitions=2))
+    assert dataset.save_metadata(tmp_path / "out").rows == 30
+    assert sum(heard) == 30

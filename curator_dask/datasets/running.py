@@ -188,7 +188,7 @@ def run_partitions(
         handed_out = numbers.stop
         return piece, numbers
 
-    return run_pieces(next_piece, client, resources)
+    yield from run_pieces(next_piece, client, resources)
 
 
 def run_pieces(
