@@ -90,6 +90,11 @@ def test_only_what_failed_is_tried(folder, tmp_path, drop_failed, capsys):
     table = read_output(out)
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), bad=BROKEN)
     assert (out / "00001.parquet").stat().st_mtime_ns == untouched
+    # What the first run counted is no longer said of the files that were changed.
+    told = [
+        read_metadata(str(path)).get("report", {}).get("failed") for path in sorted(out.glob("*.parquet"))
+    ]
+    assert told == [None, 0, None]
     if drop_failed:
         assert len(before) == SHARDS * SAMPLES - 4
         assert len(table) == SHARDS * SAMPLES - 1

@@ -58,6 +58,7 @@ class RetryFile:
         path = join(self.output.folder, f"{name}.parquet")
         errors_path = join(self.output.folder, f"{ERRORS_FOLDER}/{name}.parquet")
         table, stored = _read(path, self.output.options)
+        stored.pop("report", None)  # of the rows as they were
         _check_shard(path, table, stored, self.step.storage_options)
         kept, dropped = table.slice(0, 0), table.slice(0, 0)
         if exists(errors_path, self.output.options):
