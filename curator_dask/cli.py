@@ -95,9 +95,11 @@ def _json_object(text: str | None, option: str) -> dict[str, Any]:
 def _told_plainly(interrupted: str) -> Iterator[None]:
     """Errors as one line and an exit code; what `interrupted` says when the user has enough."""
     from curator_dask.errors import CuratorError, ImageError, ShardError
+    from curator_dask.interrupts import heard
 
     try:
-        yield
+        with heard():
+            yield
     except KeyboardInterrupt:
         print(f"\ninterrupted: {interrupted}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -36,6 +36,7 @@ LAYERS = (
     "tasks",
     "storage",
     "backend",
+    "interrupts",
     "errors",
 )
 # The only modules that may name the GPU libraries.

@@ -24,6 +24,7 @@ from curator_dask.datasets.summary import SaveSummary
 from curator_dask.datasets.writing import BROKEN, Target, WritePartition
 from curator_dask.errors import ClusterError, CuratorError, ShardError
 from curator_dask.frames.lineage import replace_functions
+from curator_dask.interrupts import heard
 from curator_dask.progress import Meter, watch
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def run_targets(
             take(number, row)
 
     # Closed at once also where an error ends the run, whose traceback would keep its tasks on the cluster.
-    with watch(meter, client), contextlib.closing(results):
+    with heard(), watch(meter, client), contextlib.closing(results):
         for members, result in results:
             if isinstance(result, WorkersDied | ResultLost) and apart:
                 suspects += members
