@@ -22,7 +22,7 @@ from curator_dask.decode.loader import Loader, LoaderSpec
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.image.embedders import ImageEmbedder
 from curator_dask.models.compiling import has_batch_norm
-from curator_dask.models.folding import fold_batch_norms
+from curator_dask.models.folding import fold_batch_norms, fold_padding
 from curator_dask.webdataset.reader import ShardReader
 
 TRANSFORM = TransformSpec((224, 224), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), crop_pct=0.875)
@@ -251,6 +251,7 @@ def _model(
     fine = has_batch_norm(model)
     if folded:
         fold_batch_norms(model.eval(), pixels[:1])
+        fold_padding(model, pixels[:1])
     model = model.eval().to(device).to(memory_format=torch.channels_last)
     if compiled:
         model = torch.compile(model, dynamic=False)

@@ -1,19 +1,20 @@
-"""Batch normalisation folded into convolutions: the same vectors as timm's own model, or nothing is changed."""
+"""Layers folded into convolutions: the same vectors as timm's own model, or nothing is changed."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 
 import numpy as np
 import pytest
 import timm
 import torch
-from timm.layers import BatchNormAct2d, StdConv2d
+from timm.layers import BatchNormAct2d, Conv2dSame, StdConv2d, StdConv2dSame
 from torch import nn
 
 from curator_dask.models.compiling import has_batch_norm
 from curator_dask.models.encoders import Encoder, TimmSpec
-from curator_dask.models.folding import fold_batch_norms
+from curator_dask.models.folding import fold_batch_norms, fold_padding
 
 SIZE = (3, 64, 64)
 
@@ -168,6 +169,103 @@ def test_a_bias_and_an_activation_stay():
         torch.testing.assert_close(vectors(model), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(64, 64), (65, 65), (63, 50), (224, 96)])
+@pytest.mark.parametrize(
+    "name", ["tf_mobilenetv3_small_100", "tf_efficientnet_lite0", "tf_mixnet_s", "tf_efficientnetv2_b0"]
+)
+def test_a_model_that_pads_both_ends_gives_the_same_vectors(name, size):
+    torch.manual_seed(0)
+    model = shaken(timm.create_model(name, num_classes=0))
+    count = sum(type(part) is Conv2dSame for part in model.modules())
+    images = torch.randn((3, 3, *size))
+    with torch.inference_mode():
+        expected = model(images)
+    state = {name: value.shape for name, value in model.state_dict().items()}
+    assert fold_padding(model, images[:1]) == count > 3
+    assert not any(isinstance(part, Conv2dSame) for part in model.modules())
+    assert model.state_dict().keys() == state.keys()
+    with torch.inference_mode():
+        made = model.to(memory_format=torch.channels_last)(images)
+    assert (made - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert (expected[0] - expected[1]).abs().max() > 5e-4 * expected.abs().max()
+    assert fold_padding(model, images[:1]) == 0
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5, (3, 2), (1, 4), 7])
+def test_a_convolution_that_pads_both_ends(kernel):
+    torch.manual_seed(0)
+    strides, dilations, sizes = (1, 2, 3, (1, 2), (2, 1), 5), (1, 2, (1, 2)), ((17, 16), (16, 15), (18, 21))
+    for stride, dilation, groups, size in itertools.product(strides, dilations, (1, 3), sizes):
+        case = f"stride {stride}, dilation {dilation}, groups {groups}, size {size}"
+        layer = Conv2dSame(3, 6, kernel, stride, dilation=dilation, groups=groups, bias=groups == 1)
+        model = nn.Sequential(layer).eval()
+        state = torch.random.get_rng_state()
+        images = torch.randn((2, 3, *size), generator=torch.Generator().manual_seed(1))
+        with torch.inference_mode():
+            expected = model(images)
+            folded = fold_padding(model, images)
+            assert torch.allclose(model(images), expected, rtol=1e-5, atol=1e-6), case
+        assert folded == 1 or (folded == 0 and dilation != 1 and model[0] is layer), case
+        assert torch.equal(torch.random.get_rng_state(), state), "others' random numbers are as they were"
+
+
+class Plain(Pooled):
+    def features(self, images):
+        return self.conv(images)
+
+
+class TwoSizes(Pooled):
+    def features(self, images):
+        return self.conv(self.conv(images))
+
+
+class Weighs(Pooled):
+    """Looks at the convolution's weights."""
+
+    def features(self, images):
+        return self.conv(images) * self.conv.weight.mean()
+
+
+class KnowsItsKind(Pooled):
+    def features(self, images):
+        return self.conv(images) + isinstance(self.conv, Conv2dSame)
+
+
+def hooked_same() -> nn.Module:
+    made = Conv2dSame(3, 3, 3, 2)
+    made.register_forward_hook(lambda *_: None)
+    return made
+
+
+def shared_same() -> nn.Module:
+    layer = Conv2dSame(3, 3, 3, 2)
+    return TwoNames(conv=layer, norm=nn.Identity(), other=layer)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TwoSizes(conv=Conv2dSame(3, 3, 3, 2)),
+        lambda: Weighs(conv=Conv2dSame(3, 3, 3, 2)),
+        lambda: KnowsItsKind(conv=Conv2dSame(3, 3, 3, 2)),
+        lambda: Plain(conv=StdConv2dSame(3, 3, 3, 2)),
+        lambda: Plain(conv=torch.nn.utils.parametrizations.weight_norm(Conv2dSame(3, 3, 3, 2))),
+        lambda: Plain(conv=hooked_same()),
+        lambda: Plain(conv=conv()),
+        shared_same,
+    ],
+)
+def test_a_layer_that_must_pad_as_it_does_is_as_it_was(make):
+    torch.manual_seed(0)
+    model = make().eval()
+    parts = dict(model.named_modules())
+    expected = vectors(model)
+    assert fold_padding(model, noise(1)) == 0
+    assert dict(model.named_modules()) == parts
+    torch.testing.assert_close(vectors(model), expected, rtol=0, atol=0)
+    assert not any(len(part._forward_pre_hooks) for part in model.modules())
+
+
 def test_what_is_left_alone_is_said(caplog):
     caplog.set_level(logging.INFO, "curator_dask")
     torch.manual_seed(0)
@@ -187,6 +285,8 @@ def test_an_encoder_says_of_a_folded_model_what_it_says_of_the_model(device):
     )
     assert has_batch_norm(encoder.model) == (device == "gpu")  # where it has been measured
     assert has_batch_norm(own.model), "a user's own model is not changed"
+    same = TimmSpec("tf_mobilenetv3_small_minimal_100", pretrained=False, compile=False).build()
+    assert any(isinstance(part, Conv2dSame) for part in same.model.modules()) == (device == "gpu")
     assert encoder.info.dtype == own.info.dtype  # not bf16, for which it is too coarse
     plain = TimmSpec("test_efficientnet", pretrained=False, compile="auto").build()
     assert plain.info == encoder.info and (plain._run is not plain.model) == (device == "cpu")
