@@ -242,13 +242,20 @@ def _abandon(others: set[Any], children: list[Any]) -> None:
         Clusters and processes that were there before it.
     """
     from distributed import LocalCluster
+    from distributed.core import Status
 
-    for cluster in set(LocalCluster._instances) - others:
+    abandoned = set(LocalCluster._instances) - others
+    for cluster in abandoned:
         cluster.shutdown_on_close = False  # at the end of this process, where it would fail
     logging.getLogger("asyncio").addFilter(_not_of_a_killed_start)
     # A nanny's thread may be about to start another: that would find its parent gone, and say so with a traceback.
     end = time.monotonic() + _SPAWN_LIMIT
     while time.monotonic() < end:
+        for cluster in abandoned:
+            for nanny in list(cluster._created):
+                nanny.status = (
+                    Status.closing
+                )  # one that was up would start a worker in place of each that ends
         for process in multiprocessing.active_children():
             if process not in children:
                 process.kill()
