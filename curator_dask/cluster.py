@@ -251,11 +251,10 @@ def _abandon(others: set[Any], children: list[Any]) -> None:
     # A nanny's thread may be about to start another: that would find its parent gone, and say so with a traceback.
     end = time.monotonic() + _SPAWN_LIMIT
     while time.monotonic() < end:
-        for cluster in abandoned:
-            for nanny in list(cluster._created):
-                nanny.status = (
-                    Status.closing
-                )  # one that was up would start a worker in place of each that ends
+        # A nanny that was up would start a worker in place of each that ends.
+        with contextlib.suppress(RuntimeError):  # the loop makes another just now: the next time then
+            for nanny in [each for cluster in abandoned for each in cluster._created]:
+                nanny.status = Status.closing
         for process in multiprocessing.active_children():
             if process not in children:
                 process.kill()

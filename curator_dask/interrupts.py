@@ -54,4 +54,4 @@ def _not_of_an_interrupted_wait(record: logging.LogRecord) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     code = trace.tb_frame.f_code if trace is not None else None
-    return code is None or not code.co_qualname.startswith("sync.<locals>.cancel")
+    return code is None or code.co_qualname != "sync.<locals>.cancel"

@@ -9,7 +9,8 @@ DenseNet-121 1.01. The vectors are the same to about 1e-6.
 Models that come from TensorFlow pad in a step of its own, which copies all that is padded, since they need a row and a
 column more at one end than at the other, and convolutions pad both ends alike. Padded as much at both, with a row and a
 column of zeros put before the weights, a convolution makes the same sums. On top of the above, measured in the same way
-(nine pairs), EfficientNet-Lite0 and -B0 are 1.05 times as fast, MobileNetV3-L 1.10. The vectors are the same.
+(nine pairs), EfficientNet-Lite0 and -B0 are 1.05 times as fast, MobileNetV3-L 1.10; a whole job with EfficientNet-Lite0
+on two cores, which share what memory can do, 1.10. The vectors are the same.
 """
 
 from __future__ import annotations
