@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from curator_dask import backend
-from curator_dask.decode.loader import Loader, LoaderSpec
+from curator_dask.decode.loader import Loader
+from curator_dask.decode.spec import LoaderSpec
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.image.embedders import ImageEmbedder
 from curator_dask.models.compiling import has_batch_norm

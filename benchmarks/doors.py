@@ -53,11 +53,11 @@ from benchmarks.memory import make_shards
 from benchmarks.random_clip import BASE, CLIPS, LARGE, TINY, clip_folder, forward
 from curator_dask import backend
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.datasets.summary import SaveSummary
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.image.embedders import ClipImageEmbedder, ImageEmbedder, TimmImageEmbedder
 from curator_dask.models.encoders import EncoderSpec
 from curator_dask.pipeline import Pipeline
+from curator_dask.runs.summary import SaveSummary
 from curator_dask.stages.base import Stage
 from curator_dask.stages.image import (
     FilePartitioningStage,

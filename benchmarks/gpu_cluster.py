@@ -13,10 +13,10 @@ from distributed import LocalCluster
 
 from benchmarks.harness import Case
 from curator_dask import backend, get_client
+from curator_dask.cache import ENCODERS
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ClusterError
 from curator_dask.image.embedders import TimmImageEmbedder
-from curator_dask.models.cache import ENCODERS
 
 
 def start_cluster(device: str, tasks: int, stack: contextlib.ExitStack) -> tuple[Any, str]:

@@ -26,7 +26,7 @@ from typing import Any
 
 import psutil
 
-from curator_dask.cluster import MALLOC
+from curator_dask.cluster.local import MALLOC
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

@@ -31,7 +31,7 @@ from benchmarks.harness import (
 )
 from benchmarks.photographs import make_photographs
 from curator_dask import backend
-from curator_dask.decode.loader import LoaderSpec
+from curator_dask.decode.spec import LoaderSpec
 
 
 def main(given: list[str] | None = None) -> None:

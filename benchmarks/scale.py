@@ -7,7 +7,7 @@ Every run is a new family of processes (client with scheduler, workers), after a
 - ``shards``: 4, 16, 64 and 256 small shards (16 photographs each) with the null model, on 1 and 2 workers. The peak
   is that of all processes while `save_metadata` runs.
 - ``fixed``: as many photographs in few shards and in many: the slope of time and CPU time is what a shard costs
-  besides its images, where several go in a task (`curator_dask.datasets.groups`), as they do as long as they take less
+  besides its images, where several go in a task (`curator_dask.runs.groups`), as they do as long as they take less
   than ten seconds together. It is given as a share of what a shard of 1,000 images takes with the null model.
 - ``alone``: the many again, each a task of its own, as those of 1,000 images are with a real model.
 - ``no-op``: 1,000, 10,000 and 100,000 shards of one tiny image, whose rows pass through a step that gives them back,
@@ -201,7 +201,7 @@ def in_process(kind: str, folder: str, workers: int) -> None:
     # A shell that runs a script in the background (`&`) has it ignore Ctrl-C, which is how ``start`` ends.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if kind == "alone":
-        from curator_dask.datasets import groups
+        from curator_dask.runs import groups
 
         groups.MOST_SHARDS = 1
     if kind in ("shards", "fixed", "alone"):

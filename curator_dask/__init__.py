@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from curator_dask.client import get_client
+    from curator_dask.cluster.client import get_client
 
 __all__ = ["__version__", "get_client"]
 __version__ = "0.1.0"
@@ -17,5 +17,5 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "get_client":
-        return importlib.import_module("curator_dask.client").get_client
+        return importlib.import_module("curator_dask.cluster.client").get_client
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -94,8 +94,8 @@ def _json_object(text: str | None, option: str) -> dict[str, Any]:
 @contextmanager
 def _told_plainly(interrupted: str) -> Iterator[None]:
     """Errors as one line and an exit code; what `interrupted` says when the user has enough."""
+    from curator_dask.cluster.interrupts import heard
     from curator_dask.errors import CuratorError, ImageError, ShardError
-    from curator_dask.interrupts import heard
 
     try:
         with heard():
@@ -189,12 +189,12 @@ def embed(
     output_options = _json_object(output_storage_options, "--output-storage-options")
     saving: dict[str, Any] = {"storage_options": output_options} if output_storage_options else {}
 
-    from curator_dask.client import get_client
+    from curator_dask.cluster.client import get_client
     from curator_dask.datasets import ImageTextPairDataset
-    from curator_dask.datasets.reading import choose_source, learn_schema
-    from curator_dask.datasets.runlock import RunLock
-    from curator_dask.decode.loader import DEFAULT_MAX_PIXELS
+    from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
     from curator_dask.image.embedders.making import make_embedder
+    from curator_dask.outputs.lock import RunLock
+    from curator_dask.rows.reading import choose_source, learn_schema
     from curator_dask.storage import absolute, is_remote
     from curator_dask.webdataset.shards import discover
 
@@ -274,10 +274,10 @@ def retry(
     Exit code 0: done, images that failed again are counted in the summary. 1: a shard could not be read.
     2: wrong usage.
     """
-    from curator_dask.client import get_client
-    from curator_dask.datasets.retrying import find_settings
+    from curator_dask.cluster.client import get_client
     from curator_dask.errors import OutputError
     from curator_dask.image.embedders.making import from_settings
+    from curator_dask.outputs.retrying import find_settings
 
     options = _json_object(storage_options, "--storage-options") or None
     summaries = []
@@ -338,8 +338,8 @@ def check(
     options = _json_object(storage_options, "--storage-options") or None
     if every and shards is not None:
         raise typer.BadParameter("--all and --shards exclude one another", param_hint="--shards")
-    from curator_dask.datasets.preflight import preflight
-    from curator_dask.decode.loader import DEFAULT_MAX_PIXELS
+    from curator_dask.checks.preflight import preflight
+    from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
 
     with _told_plainly("nothing was changed"):
         report = preflight(
@@ -373,8 +373,8 @@ def index(
     Exit code 0: each tar has one. 1: some could not be written, and why. 2: wrong usage.
     """
     options = _json_object(storage_options, "--storage-options") or None
-    from curator_dask.client import get_client
-    from curator_dask.datasets.indexing import check_local, write_indexes
+    from curator_dask.checks.indexing import check_local, write_indexes
+    from curator_dask.cluster.client import get_client
     from curator_dask.webdataset.shards import discover
 
     with _told_plainly("the index files that are written are whole, the same command goes on from there"):

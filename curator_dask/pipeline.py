@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from curator_dask.cluster.workers import current_client, tell_workers
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.datasets.collecting import collect
-from curator_dask.datasets.reading import URL_COLUMN
-from curator_dask.datasets.running import current_client, tell_workers
-from curator_dask.datasets.saving import Running, save
-from curator_dask.datasets.summary import SaveSummary
-from curator_dask.datasets.writing import ERROR_COLUMN
 from curator_dask.errors import ConfigError
 from curator_dask.frames.columns import EMBEDDING_TYPE, embedding_columns, with_columns
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.image.embedders import ClipImageEmbedder
+from curator_dask.outputs.saving import save
+from curator_dask.runs.collecting import collect
+from curator_dask.runs.groups import Running
+from curator_dask.runs.summary import SaveSummary
 from curator_dask.stages.base import ProcessingStage, Stage, image_inputs, image_outputs, names_of
 from curator_dask.stages.fused import (
     CollectTasks,

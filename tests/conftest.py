@@ -8,7 +8,7 @@ import dask
 import pytest
 
 from curator_dask import backend
-from curator_dask.models.cache import ENCODERS, LOADERS
+from curator_dask.cache import ENCODERS, LOADERS
 
 
 @pytest.fixture(params=["cpu", "gpu"])

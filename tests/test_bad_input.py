@@ -26,13 +26,13 @@ from PIL import Image, ImageOps
 from tars import FORMATS, directory, picture, tar_bytes, write
 
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.datasets.summary import SaveSummary
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ShardError
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.image.embedders import ImageEmbedder
+from curator_dask.rows.remarks import remark, remarks_on
+from curator_dask.runs.summary import SaveSummary
 from curator_dask.webdataset.index import ShardIndex
-from curator_dask.webdataset.remarks import remark, remarks_on
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 

@@ -16,8 +16,8 @@ from dask.system import CPU_COUNT
 from distributed import LocalCluster, default_client
 
 from curator_dask import backend, get_client
-from curator_dask import client as client_module
-from curator_dask import cluster as cluster_module
+from curator_dask.cluster import client as client_module
+from curator_dask.cluster import local as cluster_module
 from curator_dask.errors import ClusterError, ConfigError
 
 NO_GPU = pytest.mark.skipif(backend.gpu_count() > 0, reason="this machine has a GPU")

@@ -32,11 +32,11 @@ from colours import (
 )
 
 from curator_dask import get_client
+from curator_dask.cluster.presence import PATIENCE_VARIABLE
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.datasets.presence import PATIENCE_VARIABLE
-from curator_dask.datasets.targets import HOPELESS
 from curator_dask.errors import ClusterError
 from curator_dask.pipeline import Pipeline
+from curator_dask.runs.settle import HOPELESS
 
 SHARDS, SAMPLES = 40, 12
 BAD = "000030005"

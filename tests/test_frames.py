@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from curator_dask import backend
 from curator_dask.errors import ConfigError, OutputError, ShardError
-from curator_dask.frames.code import code_digest
+from curator_dask.fingerprint import code_digest, fingerprint, fingerprints
 from curator_dask.frames.columns import (
     EMBEDDING_TYPE,
     list_to_matrix,
@@ -31,8 +31,6 @@ from curator_dask.frames.columns import (
 from curator_dask.frames.parquet import (
     METADATA_KEY,
     conform,
-    fingerprint,
-    fingerprints,
     output_schema,
     read_metadata,
     remove_leftovers,

@@ -17,8 +17,9 @@ from benchmarks.gpu_run import Run
 from benchmarks.harness import Case, summary
 from benchmarks.photographs import make_photographs
 from curator_dask import backend
-from curator_dask.decode.loader import Loader, LoaderSpec
-from curator_dask.models.cache import ENCODERS
+from curator_dask.cache import ENCODERS
+from curator_dask.decode.loader import Loader
+from curator_dask.decode.spec import LoaderSpec
 from curator_dask.models.encoders import TimmSpec
 
 VERDICTS = {"cpu": {"not run"}, "gpu": {"reached", "missed", "not run"}}

@@ -16,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curator_dask import get_client
-from curator_dask.datasets import ImageTextPairDataset, groups, saving
-from curator_dask.datasets.groups import GROUPS_A_THREAD, MOST_SHARDS, Groups, RunGroup, shrinking_groups
-from curator_dask.datasets.writing import Target
+from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import OutputError
-from curator_dask.frames.lineage import trace
+from curator_dask.runs import groups
+from curator_dask.runs.groups import GROUPS_A_THREAD, MOST_SHARDS, Groups, RunGroup, shrinking_groups
+from curator_dask.runs.lineage import trace
+from curator_dask.runs.targets import Target
 
 SHARDS, SAMPLES = 40, 4
 BAD, BROKEN, WITHOUT_TAR = "000050002", "00013", "00021"
@@ -240,7 +241,7 @@ def test_what_a_worker_had_written_when_it_died_is_not_done_again(tmp_path):
 
 @pytest.mark.parametrize("seconds", [0.0, 0.7])
 def test_a_group_that_takes_long_gives_back_what_is_left(folder, client, tmp_path, monkeypatch, seconds):
-    monkeypatch.setattr(saving, "LONG_ENOUGH", seconds)
+    monkeypatch.setattr(groups, "LONG_ENOUGH", seconds)
     with get_task_stream(client) as stream:
         dataset = SlowColourReader(0.2)(ImageTextPairDataset.from_webdataset(folder))
         summary = dataset.save_metadata(tmp_path / "out")
@@ -248,8 +249,8 @@ def test_a_group_that_takes_long_gives_back_what_is_left(folder, client, tmp_pat
     table = read_output(tmp_path / "out")
     assert len(table) == (SHARDS - 1) * SAMPLES
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), bad={BAD})
-    tasks, groups = len(tasks_in(stream)), len(shrinking_groups(SHARDS, 2))
-    assert tasks == SHARDS if not seconds else groups < tasks < SHARDS
+    tasks, fewest = len(tasks_in(stream)), len(shrinking_groups(SHARDS, 2))
+    assert tasks == SHARDS if not seconds else fewest < tasks < SHARDS
 
 
 class Panic(BaseException):

@@ -16,7 +16,7 @@ import pytest
 from colours import image_of, members_of, write_dataset, write_tar
 
 from curator_dask import get_client
-from curator_dask.datasets.indexing import write_indexes
+from curator_dask.checks.indexing import write_indexes
 from curator_dask.errors import ConfigError, DatasetError
 from curator_dask.webdataset.index import ShardIndex
 

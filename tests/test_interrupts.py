@@ -12,7 +12,7 @@ import time
 import pytest
 from distributed.utils import LoopRunner, sync
 
-from curator_dask.interrupts import heard
+from curator_dask.cluster.interrupts import heard
 
 
 class Interrupted:

@@ -15,9 +15,9 @@ import pytest
 from colours import ColourReader, write_dataset
 
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.datasets.reading import ReadShard
-from curator_dask.frames.lineage import pieces, trace
 from curator_dask.image.embedders import TimmImageEmbedder
+from curator_dask.rows.reading import ReadShard
+from curator_dask.runs.lineage import pieces, trace
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 

@@ -25,8 +25,9 @@ from curator_dask import backend
 from curator_dask.decode import chunks as chunks_module
 from curator_dask.decode.batches import Gather
 from curator_dask.decode.dali import DaliDecoder
-from curator_dask.decode.loader import Batch, Loader, LoaderSpec
+from curator_dask.decode.loader import Batch, Loader
 from curator_dask.decode.sniff import sniff
+from curator_dask.decode.spec import LoaderSpec
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError, CuratorError, ShardError
 

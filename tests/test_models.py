@@ -28,11 +28,11 @@ from timm.data import create_transform, resolve_data_config
 from timm.models import get_pretrained_cfg, list_pretrained
 
 from curator_dask import backend
+from curator_dask.cache import ENCODERS, SpecCache
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError, WeightsError
 from curator_dask.models import encoders
-from curator_dask.models.cache import ENCODERS, SpecCache
 from curator_dask.models.encoders import Encoder, TimmSpec, choose_output, projection_dims
 from curator_dask.models.weights import create_timm_model, state_digest
 

@@ -18,8 +18,8 @@ import pytest
 from colours import ColourReader, check_colours, read_output, write_dataset
 
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.datasets.runlock import LOCK_NAME, STALE_SECONDS, RunLock
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.outputs.lock import LOCK_NAME, STALE_SECONDS, RunLock
 
 SHARDS, SAMPLES = 3, 8
 

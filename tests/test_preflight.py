@@ -20,9 +20,9 @@ import pytest
 from colours import ColourReader, image_of, members_of, write_dataset, write_tar
 from PIL import Image
 
+from curator_dask.checks.findings import KINDS
+from curator_dask.checks.preflight import preflight
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.datasets.findings import KINDS
-from curator_dask.datasets.preflight import preflight
 from curator_dask.errors import ConfigError, CuratorError, DatasetError
 from curator_dask.webdataset.index import ShardIndex
 
@@ -713,11 +713,11 @@ def test_large_remote_shards_are_not_fetched_unasked(folder, monkeypatch):
     store.put(str(folder), "/preflight/data", recursive=True)
     largest = max(path.stat().st_size for path in folder.glob("*.tar"))
     try:
-        monkeypatch.setattr("curator_dask.datasets.preflight._REMOTE_BYTES", largest)
+        monkeypatch.setattr("curator_dask.checks.preflight._REMOTE_BYTES", largest)
         report = preflight("memory://preflight/data")
         assert (report.looked, report.rows) == (1, 3 * SAMPLES)
         assert preflight("memory://preflight/data", shards=2).looked == 2
-        monkeypatch.setattr("curator_dask.datasets.preflight._REMOTE_BYTES", 1)
+        monkeypatch.setattr("curator_dask.checks.preflight._REMOTE_BYTES", 1)
         report = preflight("memory://preflight/data")
         assert (report.looked, report.samples, report.rows) == (0, None, 3 * SAMPLES)
         assert report.ok
@@ -750,7 +750,7 @@ def test_every_kind_has_a_test():
 
 def test_it_loads_no_model_library(folder):
     code = (
-        "import sys\nfrom curator_dask.datasets.preflight import preflight\n"
+        "import sys\nfrom curator_dask.checks.preflight import preflight\n"
         f"assert preflight({str(folder)!r}).ok\n"
         "print([name for name in ('torch', 'timm', 'nvidia.dali', 'torchvision') if name in sys.modules])"
     )

@@ -10,8 +10,8 @@ from colours import ColourReader, write_dataset
 from distributed import Client
 
 from curator_dask import get_client
+from curator_dask.cluster.progress import Meter, report, watch
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.progress import Meter, report, watch
 
 
 def test_a_meter_says_how_far_it_is():

@@ -21,14 +21,14 @@ from colours import (
 from PIL import Image
 
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.datasets.planning import plan_schema, plan_targets
-from curator_dask.datasets.retrying import find_settings
-from curator_dask.datasets.saving import write_graph
-from curator_dask.datasets.writing import Output, WritePartition
 from curator_dask.errors import OutputError
-from curator_dask.frames.lineage import replace_functions, trace
 from curator_dask.frames.parquet import read_metadata
 from curator_dask.image.embedders import TimmImageEmbedder
+from curator_dask.outputs.planning import plan_schema, plan_targets
+from curator_dask.outputs.retrying import find_settings
+from curator_dask.outputs.writing import Output, WritePartition
+from curator_dask.runs.lineage import replace_functions, trace
+from curator_dask.runs.settle import write_graph
 
 SHARDS, SAMPLES = 3, 8
 LARGE = {"000000003", "000020000", "000020007"}  # above a limit of pixels that may be raised

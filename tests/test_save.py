@@ -14,14 +14,14 @@ import pytest
 import torch
 from colours import ColourReader, check_colours, colour_of, members_of, read_output, write_dataset, write_tar
 
+from curator_dask.cluster.progress import Meter, watch
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.datasets.planning import plan_schema, plan_targets
-from curator_dask.datasets.saving import write_graph
-from curator_dask.datasets.writing import Output, WritePartition
 from curator_dask.errors import ConfigError, ImageError, OutputError
-from curator_dask.frames.lineage import trace
 from curator_dask.frames.parquet import read_metadata
-from curator_dask.progress import Meter, watch
+from curator_dask.outputs.planning import plan_schema, plan_targets
+from curator_dask.outputs.writing import Output, WritePartition
+from curator_dask.runs.lineage import trace
+from curator_dask.runs.settle import write_graph
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 

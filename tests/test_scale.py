@@ -12,7 +12,9 @@ from colours import ColourReader, check_colours, read_output, write_dataset
 
 from benchmarks import scale
 from curator_dask import get_client
-from curator_dask.datasets import ImageTextPairDataset, running
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.runs import execute as running
+from curator_dask.threads import in_threads
 
 SHARDS, SAMPLES = 11, 4
 
@@ -83,15 +85,15 @@ def test_looks_at_files_that_wait_go_to_threads(waiting):
         time.sleep(0.03 if number in waiting else 0)
         return number
 
-    assert running.in_threads(look, range(64)) == list(range(64))
+    assert in_threads(look, range(64)) == list(range(64))
     assert not waiting or len(looked_from) > 2
 
 
 def test_looks_at_files_that_fail():
     """No items, and an error of one."""
-    assert running.in_threads(lambda number: number, []) == []
+    assert in_threads(lambda number: number, []) == []
     with pytest.raises(ZeroDivisionError):
-        running.in_threads(lambda number: 1 / (5 - number), range(9))
+        in_threads(lambda number: 1 / (5 - number), range(9))
 
 
 def test_scale(tmp_path):

@@ -19,9 +19,10 @@ from curator_dask import backend
 from curator_dask.decode import batches as batches_module
 from curator_dask.decode import chunks as chunks_module
 from curator_dask.decode.dali import DaliDecoder
-from curator_dask.decode.loader import Loader, LoaderSpec
+from curator_dask.decode.loader import Loader
 from curator_dask.decode.pillow import PillowResize
 from curator_dask.decode.resize import BatchResize, DeviceResize, HostResize
+from curator_dask.decode.spec import LoaderSpec
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import CuratorError
 

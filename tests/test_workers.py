@@ -31,7 +31,7 @@ def client():
 
 def live_specs():
     # By name: sent by value, it would take the caches along.
-    from curator_dask.models import cache
+    from curator_dask import cache
 
     return cache.ENCODERS.specs(), cache.LOADERS.specs()
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from curator_dask.cluster import MALLOC
+from curator_dask.cluster.local import MALLOC
 
 OURS = "curator-dask"
 COMPILED = "curator-dask, compile=True"

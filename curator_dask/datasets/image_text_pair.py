@@ -12,12 +12,13 @@ import dask
 import dask.dataframe as dd
 
 from curator_dask import backend
-from curator_dask.datasets.reading import URL_COLUMN, ReadShard, choose_source, learn_schema
-from curator_dask.datasets.running import current_client, in_threads
-from curator_dask.datasets.saving import SaveSummary, save
-from curator_dask.datasets.writing import ERROR_COLUMN
+from curator_dask.cluster.workers import current_client
 from curator_dask.errors import ClusterError, ConfigError, ShardError
-from curator_dask.frames.lineage import map_items, trace
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
+from curator_dask.outputs.saving import SaveSummary, save
+from curator_dask.rows.reading import ReadShard, choose_source, learn_schema
+from curator_dask.runs.lineage import map_items, trace
+from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet, discover
 from curator_dask.webdataset.staging import STAGE
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
     from curator_dask.decode.dali import DaliDecoder
-    from curator_dask.decode.loader import LoaderSpec
+    from curator_dask.decode.spec import LoaderSpec
 
 log = logging.getLogger("curator_dask")
 

@@ -7,14 +7,13 @@ all that decided its content, the shard it came from, and what made each embeddi
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
 import re
 import socket
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,42 +30,6 @@ METADATA_KEY = b"curator_dask"
 _BUFFER = (
     1 << 16
 )  # bytes read at a time from a store where less was asked for: what pyarrow takes for a footer
-
-
-def fingerprint(parts: Mapping[str, Any]) -> str:
-    """SHA-256 of JSON-able parts, whatever their order, as 64 hexadecimal digits."""
-    return hashlib.sha256(_as_text(parts)).hexdigest()
-
-
-def fingerprints(common: Mapping[str, Any], name: str, values: Iterable[Any]) -> list[str]:
-    """``[fingerprint({**common, name: value}) for value in values]``, the common parts written down once.
-
-    Parameters
-    ----------
-    common
-        JSON-able parts.
-    name
-        Of one more part; none of `common`.
-    values
-        Of that part, JSON-able.
-    """
-    before = _as_text({key: value for key, value in common.items() if key < name})
-    after = _as_text({key: value for key, value in common.items() if key > name})
-    begun = hashlib.sha256(before[:-1] + (b"," if len(before) > 2 else b"") + _as_text(name) + b":")
-    end = (b"," if len(after) > 2 else b"") + after[1:]
-    found = []
-    for value in values:
-        digest = begun.copy()
-        digest.update(_as_text(value) + end)
-        found.append(digest.hexdigest())
-    return found
-
-
-_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
-
-
-def _as_text(value: Any) -> bytes:
-    return _encode(value).encode()
 
 
 def output_schema(meta: Any, dims: Mapping[str, int], known: pa.Schema | None = None) -> pa.Schema:

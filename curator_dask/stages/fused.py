@@ -19,21 +19,20 @@ import pandas as pd
 import pyarrow as pa
 
 from curator_dask import backend
-from curator_dask.datasets.reading import URL_COLUMN
-from curator_dask.datasets.turns import turn
-from curator_dask.datasets.writing import ERROR_COLUMN, report_frame, report_of, report_row
 from curator_dask.errors import ConfigError
-from curator_dask.frames.code import code_digest
+from curator_dask.fingerprint import code_digest, fingerprint
 from curator_dask.frames.columns import to_array
-from curator_dask.frames.parquet import fingerprint
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.models.encoders import EncoderInfo, EncoderSpec
+from curator_dask.rows.remarks import remarks_on
+from curator_dask.runs.reports import report_frame, report_of, report_row
+from curator_dask.runs.turns import turn
 from curator_dask.stages.base import ProcessingStage, image_outputs, names_of
 from curator_dask.stages.image.embedding import ImageEmbeddingStage
 from curator_dask.stages.image.reader import ImageReaderStage
 from curator_dask.stages.live import CHAINS, ChainSpec
 from curator_dask.stages.rows import place, table_of
 from curator_dask.tasks import ImageBatch, ImageObject, Task
-from curator_dask.webdataset.remarks import remarks_on
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,10 @@ class RunStages:
                     images += self._images(task)
         placed = place(frame, images, reading, self.id_col)
         return backend.current().from_arrow(table_of(frame, placed, self.fields, self.column, self.others))
+
+    def give_up(self, reason: str) -> RunStages:
+        """The same, but no tar is opened and no stage run: every row gets this reason."""
+        return replace(self, given_up=reason)
 
     def tasks(self, frame: Any, reading: str) -> Generator[Task, None, None]:
         """What comes out of the last stage, one after the other; close it when you stop early."""
@@ -218,13 +221,17 @@ class CollectTasks:
         return ("collect", *self.step.recipe)
 
     def __call__(self, frame: Any, target_frame: pd.DataFrame) -> pd.DataFrame:
-        """A report as `curator_dask.datasets.writing.report_of` makes it, and the tasks beside it."""
+        """A report as `curator_dask.runs.reports.report_of` makes it, and the tasks beside it."""
         return collected_frame(*self._collect(frame, target_frame["target"].iloc[0]))
 
     def row(self, frame: Any, text: str) -> dict[str, Any]:
         """The same as a row, given the target as JSON."""
         report, tasks = self._collect(frame, text)
         return {**report_row(report), self.COLUMN: _packed(tasks)}
+
+    def give_up(self, reason: str) -> CollectTasks:
+        """As `RunStages.give_up`."""
+        return replace(self, given_up=reason)
 
     def known_row(self, text: str) -> None:
         """Nothing is written, so nothing is known."""

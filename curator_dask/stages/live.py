@@ -21,8 +21,8 @@ from typing import Any
 import cloudpickle
 from filelock import FileLock
 
+from curator_dask.cache import SpecCache
 from curator_dask.errors import ClusterError, ConfigError, CuratorError, ImageError, ShardError
-from curator_dask.models.cache import SpecCache
 from curator_dask.stages.base import ProcessingStage, names_of
 from curator_dask.stages.image.embedding import ImageEmbeddingStage
 from curator_dask.tasks import Task

@@ -9,13 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from curator_dask import backend
-from curator_dask.datasets.images import keep_reasons, values_of, vectors_of
-from curator_dask.datasets.reading import URL_COLUMN
-from curator_dask.datasets.writing import ERROR_COLUMN
 from curator_dask.errors import ShardError
 from curator_dask.frames.columns import to_array, vectors_to_list
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
+from curator_dask.rows.images import keep_reasons, values_of, vectors_of
+from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.tasks import ImageObject
-from curator_dask.webdataset.remarks import fact_of, remark
 
 #: Attributes of an image that become columns, with their types.
 SCORES = {"aesthetic_score": pa.float32(), "nsfw_score": pa.float32()}

@@ -17,18 +17,17 @@ from dask.base import tokenize
 
 from curator_dask import backend
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.datasets.reading import URL_COLUMN
-from curator_dask.datasets.retrying import retry
-from curator_dask.datasets.summary import SaveSummary
-from curator_dask.datasets.writing import ERROR_COLUMN
-from curator_dask.decode.loader import DEFAULT_MAX_PIXELS, check_counts, check_decoder
+from curator_dask.decode.spec import DEFAULT_MAX_PIXELS, check_counts, check_decoder
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError, DatasetError
-from curator_dask.frames.code import code_digest
+from curator_dask.fingerprint import code_digest
 from curator_dask.frames.columns import EMBEDDING_TYPE, embedding_columns, with_columns
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.image.embedders.partition import EmbedPartition
 from curator_dask.models.compiling import CompileSetting, check_compile
 from curator_dask.models.encoders import Encoder, EncoderSpec
+from curator_dask.outputs.retrying import retry
+from curator_dask.runs.summary import SaveSummary
 
 if TYPE_CHECKING:
     import torch

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from curator_dask.datasets.ids import exact_ids
-from curator_dask.datasets.images import add_status, keep_reasons, read_images
-from curator_dask.datasets.reading import URL_COLUMN
-from curator_dask.datasets.turns import turn
-from curator_dask.datasets.writing import ERROR_COLUMN
-from curator_dask.decode.loader import Loader, LoaderSpec
+from curator_dask.cache import ENCODERS, LOADERS
+from curator_dask.cluster.progress import report
+from curator_dask.decode.loader import Loader
+from curator_dask.decode.spec import LoaderSpec
 from curator_dask.errors import ImageError
 from curator_dask.frames.columns import to_array, vectors_to_list, with_columns
-from curator_dask.models.cache import ENCODERS, LOADERS
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.models.encoders import Encoder, EncoderInfo, EncoderSpec
-from curator_dask.progress import report
+from curator_dask.rows.ids import exact_ids
+from curator_dask.rows.images import add_status, keep_reasons, read_images
+from curator_dask.runs.turns import turn
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,10 @@ class EmbedPartition:
         return with_columns(
             frame, {self.column: vectors_to_list(matrix, valid), ERROR_COLUMN: pa.array(errors, pa.string())}
         )
+
+    def give_up(self, reason: str) -> EmbedPartition:
+        """The same, but no tar is opened and no model loaded: every row gets this reason."""
+        return replace(self, given_up=reason)
 
     def describe(self) -> EncoderInfo:
         """Load the model and say what it is; run on a worker, where the model then stays."""

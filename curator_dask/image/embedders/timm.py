@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curator_dask.decode.loader import DEFAULT_MAX_PIXELS
+from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
 from curator_dask.errors import ConfigError
 from curator_dask.image.embedders.base import ImageEmbedder
 from curator_dask.models.compiling import CompileSetting

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from curator_dask.decode.loader import check_counts
+from curator_dask.cache import ENCODERS
 from curator_dask.decode.resize import BatchResize
+from curator_dask.decode.spec import check_counts
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError
 from curator_dask.image.embedders import ClipImageEmbedder
-from curator_dask.models.cache import ENCODERS
 from curator_dask.models.clip import ClipSpec
 from curator_dask.models.compiling import CompileSetting
 from curator_dask.models.encoders import Encoder, EncoderInfo, EncoderSpec

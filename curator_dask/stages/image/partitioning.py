@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from curator_dask.decode.loader import check_counts
+from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError
 from curator_dask.stages.base import Names, ProcessingStage
 from curator_dask.tasks import FileGroupTask, Task

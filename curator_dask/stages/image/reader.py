@@ -7,15 +7,16 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from curator_dask.cache import LOADERS
+from curator_dask.cluster.progress import report
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.datasets.ids import exact_ids
 from curator_dask.datasets.image_text_pair import check_options
-from curator_dask.datasets.images import add_status, read_images, values_of, vectors_of
-from curator_dask.datasets.reading import URL_COLUMN
-from curator_dask.decode.loader import DEFAULT_MAX_PIXELS, Loader, LoaderSpec, check_counts, check_decoder
+from curator_dask.decode.loader import Loader
+from curator_dask.decode.spec import DEFAULT_MAX_PIXELS, LoaderSpec, check_counts, check_decoder
 from curator_dask.frames.columns import embedding_columns, to_array
-from curator_dask.models.cache import LOADERS
-from curator_dask.progress import report
+from curator_dask.frames.names import URL_COLUMN
+from curator_dask.rows.ids import exact_ids
+from curator_dask.rows.images import add_status, read_images, values_of, vectors_of
 from curator_dask.stages.base import Names, ProcessingStage
 from curator_dask.tasks import FileGroupTask, ImageBatch, ImageObject
 from curator_dask.webdataset.index import key_text

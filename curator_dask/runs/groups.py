@@ -8,17 +8,21 @@ import math
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import dask
 import dask.dataframe as dd
 
-from curator_dask.datasets.running import AHEAD
-from curator_dask.datasets.turns import turn
-from curator_dask.datasets.writing import Target, failure_row, report_frame
+from curator_dask.cluster.presence import threads_of_workers
 from curator_dask.errors import CuratorError, ShardError
-from curator_dask.frames.lineage import map_items
+from curator_dask.runs.execute import AHEAD
+from curator_dask.runs.lineage import Lineage, map_items
+from curator_dask.runs.reports import failure_row, report_frame
+from curator_dask.runs.targets import Target
+from curator_dask.runs.turns import turn
+from curator_dask.storage import is_remote
 from curator_dask.webdataset.shards import ShardRange
 
 log = logging.getLogger("curator_dask")
@@ -220,3 +224,46 @@ def shrinking_groups(count: int, threads: int) -> list[range]:
         groups.append(range(start, start + size))
         start += size
     return groups
+
+
+@dataclass(frozen=True)
+class Running:
+    """How the tasks of a run are laid out; it does not change what they make.
+
+    Attributes
+    ----------
+    group
+        Shards in a task. None: as many as are worth one, on a cluster and where the shards are on its disks; of
+        those in a store each is a task, so that the next is fetched while the model works on the one before.
+    resources
+        Of a worker, that a task takes (`distributed`'s, such as ``{"GPU": 0.25}``); None takes nothing.
+    """
+
+    group: int | None = None
+    resources: Mapping[str, float] | None = None
+
+    def groups(
+        self, lineage: Lineage, targets: Sequence[Target], todo: Sequence[int], last: Last, client: Any
+    ) -> Groups | None:
+        """The tasks for the targets with the numbers `todo`; None if each is a task of its own."""
+        if self.group == 1 or lineage.ranges is None or not lineage.is_mapped:
+            return None
+        ranges = [lineage.ranges[number] for number in todo]
+
+        def threads() -> int:
+            return 1 if client is None else max(1, sum(threads_of_workers(client).values()))
+
+        if self.group is not None:
+            members, seconds = even_groups(len(todo), self.group), math.inf
+        else:
+            members, seconds = shrinking_groups(len(todo), threads()), LONG_ENOUGH
+            # Annotations (retries, say) are the user's, and meant for the tasks that a frame has.
+            if (
+                client is None
+                or dask.get_annotations()
+                or len(members) == len(todo)
+                or any(is_remote(part.shard.url) for part in ranges)
+            ):
+                return None
+        run = RunGroup(lineage.reader, lineage.functions, last, seconds)
+        return Groups(run, members, ranges, [targets[number] for number in todo], threads)

@@ -9,12 +9,14 @@ from typing import Any
 import dask.dataframe as dd
 import pandas as pd
 
-from curator_dask.datasets.running import current_client, set_up_workers
-from curator_dask.datasets.saving import Running, clear_stages, load_models, write_graph
-from curator_dask.datasets.summary import SaveSummary
-from curator_dask.datasets.targets import run_targets
-from curator_dask.datasets.writing import Target
-from curator_dask.frames.lineage import trace
+from curator_dask.cluster.workers import current_client, set_up_workers
+from curator_dask.runs.describing import load_models
+from curator_dask.runs.groups import Running
+from curator_dask.runs.lineage import trace
+from curator_dask.runs.settle import run_targets, write_graph
+from curator_dask.runs.state import clear_stages
+from curator_dask.runs.summary import SaveSummary
+from curator_dask.runs.targets import Target
 
 
 def collect(
@@ -32,7 +34,7 @@ def collect(
         A partition a shard, as the dataset reads it.
     last
         From a partition and its target to one row with a report in the column ``target``; a
-        `curator_dask.datasets.groups.Last` that is also called with two frames and gives one, in which its row is.
+        `curator_dask.runs.groups.Last` that is also called with two frames and gives one, in which its row is.
     meta
         Empty, with the columns of that frame.
     describers

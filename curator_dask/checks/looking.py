@@ -13,21 +13,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curator_dask.datasets.ids import check_ids, exact_ids
-from curator_dask.datasets.tar_rows import CAPTION_COLUMN, tar_row
 from curator_dask.decode.sniff import sniff
 from curator_dask.errors import CuratorError, ImageError, ShardError
 from curator_dask.frames.columns import to_array
+from curator_dask.frames.names import CAPTION_COLUMN, STATUS_COLUMN
 from curator_dask.frames.parquet import METADATA_KEY, open_parquet
+from curator_dask.rows.ids import check_ids, exact_ids
+from curator_dask.rows.remarks import fact_of
+from curator_dask.rows.tar_rows import tar_row
 from curator_dask.storage import Options, RemoteFile, check_regular, is_remote, local_path
 from curator_dask.webdataset.headers import BLOCK, Member, header_problem, header_size, not_a_tar
 from curator_dask.webdataset.index import IMAGE_EXTENSIONS, Sample, ShardIndex, StaleIndex, split_name
 from curator_dask.webdataset.reader import ShardReader
-from curator_dask.webdataset.remarks import fact_of
 from curator_dask.webdataset.shards import Shard, stamp
-
-STATUS_COLUMN = "status"
-"""Column of img2dataset that says what became of a download."""
 
 _SUCCESS = "success"
 _NO_SAMPLE = "its Parquet names {} images, the tar has none of them"
@@ -48,7 +46,7 @@ class Glance:
     size
         Bytes of the tar; 0 where it cannot be looked at.
     troubles
-        What would fail, by kind (`curator_dask.datasets.findings`): ``"unreadable"``, ``"not-a-tar"``,
+        What would fail, by kind (`curator_dask.checks.findings`): ``"unreadable"``, ``"not-a-tar"``,
         ``"name"``, ``"companion"``.
     ends
         Whether the tar ends as tars do. If not, a look at its headers tells why.

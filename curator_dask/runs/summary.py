@@ -91,7 +91,7 @@ class SaveSummary:
         self.add_remarks(report.get("remarks", {}))
 
     def add_remarks(self, remarks: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take what was noticed of shards, by url and kind (`curator_dask.webdataset.remarks`); twice is once."""
+        """Take what was noticed of shards, by url and kind (`curator_dask.rows.remarks`); twice is once."""
         kept: dict[str, dict[str, Any]] = {
             "damaged": self.damaged_shards,
             "orphans": self.orphans,

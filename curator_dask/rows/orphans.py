@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from curator_dask.datasets.ids import exact_ids
-from curator_dask.datasets.reading import companion_ids
 from curator_dask.errors import ShardError
 from curator_dask.frames.columns import to_array
+from curator_dask.rows.ids import exact_ids
+from curator_dask.rows.reading import companion_ids
+from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.webdataset.index import ShardIndex
-from curator_dask.webdataset.remarks import fact_of, remark
 from curator_dask.webdataset.shards import stamp
 
 _LIMIT = 256  # shards whose answer is kept

@@ -12,7 +12,7 @@ from typing import Any
 
 from distributed import Client, as_completed
 
-from curator_dask.datasets.running import current_client
+from curator_dask.cluster.workers import current_client
 from curator_dask.errors import ConfigError, CuratorError, ShardError
 from curator_dask.storage import Options, check_regular, is_remote, local_path
 from curator_dask.webdataset.headers import not_a_tar

@@ -6,26 +6,21 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import dask.dataframe as dd
 import pandas as pd
 
-from curator_dask.datasets.groups import Groups
-from curator_dask.datasets.running import (
-    ResultLost,
-    WorkersDied,
-    run_alone,
-    run_partitions,
-    run_pieces,
-)
-from curator_dask.datasets.summary import SaveSummary
-from curator_dask.datasets.writing import BROKEN, Target, WritePartition
+from curator_dask.cluster.interrupts import heard
+from curator_dask.cluster.progress import Meter, watch
+from curator_dask.cluster.workers import ResultLost, WorkersDied
 from curator_dask.errors import ClusterError, CuratorError, ShardError
-from curator_dask.frames.lineage import replace_functions
-from curator_dask.interrupts import heard
-from curator_dask.progress import Meter, watch
+from curator_dask.runs.execute import run_alone, run_partitions, run_pieces
+from curator_dask.runs.groups import Groups
+from curator_dask.runs.lineage import map_items, replace_functions
+from curator_dask.runs.reports import BROKEN, report_frame
+from curator_dask.runs.summary import SaveSummary
+from curator_dask.runs.targets import Target, TargetTexts, target_frame
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -164,12 +159,39 @@ def _settle(target: Target, result: Any, meter: Meter, summary: SaveSummary) -> 
     return bool(report) and BROKEN not in report
 
 
+@runtime_checkable
+class GivesUp(Protocol):
+    """What is done to a partition, and can be given up."""
+
+    def give_up(self, reason: str) -> Any:
+        """The same, without the work that kills workers: rows get the reason in the place of what it makes."""
+
+
 def _giving_up(written: dd.DataFrame, error: WorkersDied) -> dd.DataFrame:
     """The same files, with null vectors and the reason in place of what kills workers; a rerun tries again."""
 
     def change(function: Any) -> Any:
-        if hasattr(function, "given_up"):
-            return replace(function, given_up=f"gave up: {error}")
-        return replace(function, unfinished=True) if isinstance(function, WritePartition) else function
+        return function.give_up(f"gave up: {error}") if isinstance(function, GivesUp) else function
 
     return replace_functions(written, change)
+
+
+def write_graph(
+    frame: dd.DataFrame,
+    targets: Sequence[Target],
+    todo: Sequence[int],
+    write: Callable[[Any, pd.DataFrame], pd.DataFrame],
+    meta: pd.DataFrame | None = None,
+) -> dd.DataFrame:
+    """The lazy frame whose partitions write the targets with the numbers `todo` and report on them."""
+    assert frame.npartitions == len(targets), (frame.npartitions, len(targets))
+    picked = frame if len(todo) == len(targets) else frame.partitions[todo]
+    texts = TargetTexts([targets[number] for number in todo])
+    return dd.map_partitions(
+        write,
+        picked,
+        map_items(target_frame, texts, report_frame({}), "target"),
+        meta=report_frame({}) if meta is None else meta,
+        align_dataframes=False,
+        enforce_metadata=False,
+    )

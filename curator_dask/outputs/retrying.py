@@ -17,18 +17,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask import backend
-from curator_dask.datasets.planning import describe_difference, list_files
-from curator_dask.datasets.runlock import RunLock
-from curator_dask.datasets.running import current_client, in_threads, set_up_workers
-from curator_dask.datasets.saving import clear_stages, describe, locate
-from curator_dask.datasets.summary import SaveSummary
-from curator_dask.datasets.tar_rows import URL_COLUMN
-from curator_dask.datasets.targets import run_targets
-from curator_dask.datasets.writing import ERROR_COLUMN, ERRORS_FOLDER, Output, Target, report_frame, report_of
+from curator_dask.cluster.workers import current_client, set_up_workers
 from curator_dask.errors import OutputError, ShardError
-from curator_dask.frames.lineage import map_items
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer, conform, open_parquet, read_footer, write_table
+from curator_dask.outputs.lock import RunLock
+from curator_dask.outputs.planning import describe_difference, list_files
+from curator_dask.outputs.saving import locate
+from curator_dask.outputs.writing import ERRORS_FOLDER, Output
+from curator_dask.runs.describing import describe
+from curator_dask.runs.lineage import map_items
+from curator_dask.runs.reports import report_frame, report_of
+from curator_dask.runs.settle import run_targets
+from curator_dask.runs.state import clear_stages
+from curator_dask.runs.summary import SaveSummary
+from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, exists, is_remote, join, local_path, remove
+from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import stamp
 
 

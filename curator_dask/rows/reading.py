@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curator_dask import backend
-from curator_dask.datasets.ids import check_ids
-from curator_dask.datasets.tar_rows import URL_COLUMN, join_tar, read_tar_rows, tar_schema
 from curator_dask.errors import CuratorError, DatasetError, ShardError
+from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import METADATA_KEY, open_parquet, read_metadata
+from curator_dask.rows.ids import check_ids
+from curator_dask.rows.remarks import fact_of, remark
+from curator_dask.rows.tar_rows import join_tar, read_tar_rows, tar_schema
 from curator_dask.webdataset.reader import ShardReader
-from curator_dask.webdataset.remarks import fact_of, remark
 from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet, stamp
 
 #: Shards that are looked at on the client to learn the columns, spread evenly over the dataset.

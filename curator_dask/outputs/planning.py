@@ -11,21 +11,15 @@ import dask.dataframe as dd
 import pyarrow as pa
 
 import curator_dask
-from curator_dask.datasets.reading import URL_COLUMN
-from curator_dask.datasets.running import in_threads
-from curator_dask.datasets.writing import ERROR_COLUMN, ERRORS_FOLDER, Output, Target
 from curator_dask.errors import OutputError, ShardError
-from curator_dask.frames.lineage import Lineage
-from curator_dask.frames.parquet import (
-    Footer,
-    fingerprint,
-    fingerprints,
-    is_finished,
-    output_schema,
-    read_footer,
-    read_metadata,
-)
+from curator_dask.fingerprint import fingerprint, fingerprints
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
+from curator_dask.frames.parquet import Footer, is_finished, output_schema, read_footer, read_metadata
+from curator_dask.outputs.writing import ERRORS_FOLDER, Output
+from curator_dask.runs.lineage import Lineage
+from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, join, walk
+from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import ShardRange, stamp
 
 

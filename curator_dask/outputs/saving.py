@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dask
 import dask.dataframe as dd
 
-from curator_dask.datasets.groups import (
-    LONG_ENOUGH,
-    Groups,
-    Last,
-    RunGroup,
-    even_groups,
-    shrinking_groups,
-)
-from curator_dask.datasets.planning import (
+from curator_dask.cluster.workers import current_client, set_up_workers
+from curator_dask.errors import ConfigError, OutputError
+from curator_dask.frames.parquet import remove_leftovers
+from curator_dask.outputs.lock import RunLock
+from curator_dask.outputs.planning import (
     check_own_files,
     find_strays,
     find_unfinished,
@@ -30,74 +23,17 @@ from curator_dask.datasets.planning import (
     plan_schema,
     plan_targets,
 )
-from curator_dask.datasets.presence import threads_of_workers
-from curator_dask.datasets.runlock import RunLock
-from curator_dask.datasets.running import (
-    current_client,
-    run_everywhere,
-    set_up_workers,
-)
-from curator_dask.datasets.summary import SaveSummary
-from curator_dask.datasets.targets import run_targets
-from curator_dask.datasets.writing import (
-    Output,
-    Target,
-    TargetTexts,
-    WritePartition,
-    report_frame,
-    target_frame,
-)
-from curator_dask.errors import ConfigError, OutputError, WeightsError
-from curator_dask.frames.lineage import Lineage, map_items, trace
-from curator_dask.frames.parquet import remove_leftovers
+from curator_dask.outputs.writing import Output, WritePartition
+from curator_dask.runs.describing import load_models
+from curator_dask.runs.groups import Running
+from curator_dask.runs.lineage import trace
+from curator_dask.runs.settle import run_targets, write_graph
+from curator_dask.runs.state import clear_stages
+from curator_dask.runs.summary import SaveSummary
 from curator_dask.storage import Options, absolute, is_remote, remove
-from curator_dask.webdataset.staging import STAGE
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-
-@dataclass(frozen=True)
-class Running:
-    """How the tasks of a run are laid out; it does not change what they make.
-
-    Attributes
-    ----------
-    group
-        Shards in a task. None: as many as are worth one, on a cluster and where the shards are on its disks; of
-        those in a store each is a task, so that the next is fetched while the model works on the one before.
-    resources
-        Of a worker, that a task takes (`distributed`'s, such as ``{"GPU": 0.25}``); None takes nothing.
-    """
-
-    group: int | None = None
-    resources: Mapping[str, float] | None = None
-
-    def groups(
-        self, lineage: Lineage, targets: Sequence[Target], todo: Sequence[int], last: Last, client: Any
-    ) -> Groups | None:
-        """The tasks for the targets with the numbers `todo`; None if each is a task of its own."""
-        if self.group == 1 or lineage.ranges is None or not lineage.is_mapped:
-            return None
-        ranges = [lineage.ranges[number] for number in todo]
-
-        def threads() -> int:
-            return 1 if client is None else max(1, sum(threads_of_workers(client).values()))
-
-        if self.group is not None:
-            members, seconds = even_groups(len(todo), self.group), math.inf
-        else:
-            members, seconds = shrinking_groups(len(todo), threads()), LONG_ENOUGH
-            # Annotations (retries, say) are the user's, and meant for the tasks that a frame has.
-            if (
-                client is None
-                or dask.get_annotations()
-                or len(members) == len(todo)
-                or any(is_remote(part.shard.url) for part in ranges)
-            ):
-                return None
-        run = RunGroup(lineage.reader, lineage.functions, last, seconds)
-        return Groups(run, members, ranges, [targets[number] for number in todo], threads)
+    pass
 
 
 def save(
@@ -251,19 +187,6 @@ def _save(
             remove(stray, output.options)
 
 
-def clear_stages(client: Any) -> None:
-    """Remove the local copies of remote shards, here and on all workers."""
-    STAGE.clear()
-    if client is not None and client.status == "running":
-        client.run(_clear_stage, wait=False)  # not to be held up by a worker that does not answer
-
-
-async def _clear_stage() -> None:  # only a coroutine is not waited for
-    from curator_dask.webdataset.staging import STAGE  # that of the worker's process
-
-    STAGE.clear()
-
-
 def _check_writable(folder: str) -> None:
     """Fail before the model is loaded, not after."""
     try:
@@ -272,61 +195,3 @@ def _check_writable(folder: str) -> None:
         raise OutputError(f"{folder}: could not be written: {error.strerror}. Give another path") from error
     if not os.access(folder, os.W_OK):
         raise OutputError(f"{folder}: could not be written: no permission. Give another path")
-
-
-def write_graph(
-    frame: dd.DataFrame,
-    targets: Sequence[Target],
-    todo: Sequence[int],
-    write: Callable[[Any, pd.DataFrame], pd.DataFrame],
-    meta: pd.DataFrame | None = None,
-) -> dd.DataFrame:
-    """The lazy frame whose partitions write the targets with the numbers `todo` and report on them."""
-    assert frame.npartitions == len(targets), (frame.npartitions, len(targets))
-    picked = frame if len(todo) == len(targets) else frame.partitions[todo]
-    texts = TargetTexts([targets[number] for number in todo])
-    return dd.map_partitions(
-        write,
-        picked,
-        map_items(target_frame, texts, report_frame({}), "target"),
-        meta=report_frame({}) if meta is None else meta,
-        align_dataframes=False,
-        enforce_metadata=False,
-    )
-
-
-def load_models(steps: Sequence[Any], shown: Sequence[str], client: Any) -> dict[str, dict[str, Any]]:
-    """Have every worker load the models of some steps; what makes each embedding, by its column.
-
-    Those of the columns `shown` are printed.
-    """
-    if steps:
-        sources = ", ".join(str(step.encoder) for step in steps)
-        where = "in this process" if client is None else f"on {len(client.nthreads())} workers"
-        print(f"loading {sources} {where}", flush=True)
-    described = {step.column: describe(step, client) for step in steps}
-    for name in [name for name in described if name in shown]:
-        info = described[name]
-        made_by = f"{info['output']} output of {info['model']} ({info['dtype']}; {info['source']})"
-        print(f"{name}: {info['dim']} values, {made_by}")
-    return described
-
-
-def describe(step: Any, client: Any) -> dict[str, Any]:
-    """What makes an embedding; on the way every worker loads the model.
-
-    Raises
-    ------
-    WeightsError
-        Two workers loaded different weights under one name.
-    """
-    found = {address: info.to_dict() for address, info in run_everywhere(step.describe, client).items()}
-    (first, info), *others = found.items()
-    for address, other in others:
-        if other != info:
-            differing = {key: (info[key], other[key]) for key in info if info[key] != other[key]}
-            raise WeightsError(
-                f"{step.column}: the workers {first} and {address} do not run the same model: {differing}. Give every"
-                " node the same files, versions and kind of device"
-            )
-    return info

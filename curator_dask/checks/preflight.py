@@ -18,15 +18,14 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from curator_dask.datasets.findings import KINDS, Finding, Report, shown
-from curator_dask.datasets.looking import Glance, Look, glance, look
-from curator_dask.datasets.reading import choose_source, learn_schema, read_parquet_rows
-from curator_dask.datasets.running import in_threads
-from curator_dask.datasets.tar_rows import URL_COLUMN
-from curator_dask.datasets.writing import ERROR_COLUMN
-from curator_dask.decode.loader import DEFAULT_MAX_PIXELS
+from curator_dask.checks.findings import KINDS, Finding, Report, shown
+from curator_dask.checks.looking import Glance, Look, glance, look
+from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
 from curator_dask.errors import ConfigError, CuratorError, DatasetError
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
+from curator_dask.rows.reading import choose_source, learn_schema, read_parquet_rows
 from curator_dask.storage import Options, absolute, is_remote
+from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet, discover
 
 DEFAULT_DIM = 768

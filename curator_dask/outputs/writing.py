@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -14,19 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask import backend
-from curator_dask.datasets.tar_rows import URL_COLUMN
 from curator_dask.errors import OutputError
+from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import conform, is_finished, read_footer, read_metadata, write_table
+from curator_dask.rows.remarks import remarks_on
+from curator_dask.runs.reports import errors_of, report_frame, report_of, report_row
+from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, exists, join, remove
-from curator_dask.webdataset.remarks import remarks_on
 
-ERROR_COLUMN = "image_error"
 #: Below the output. Readers of a folder of Parquet files (pyarrow, Spark) pass over names that begin with "_":
 #: as "errors" they would read the failed rows back among the good ones.
 ERRORS_FOLDER = "_errors"
-_EXAMPLES = 3  # of each reason, that a report carries
-#: In the place of a report of a partition that failed: the reason.
-BROKEN = "broken"
 
 
 @dataclass(frozen=True)
@@ -52,69 +47,6 @@ class Output:
     in_place: bool
     overwrite: bool
     drop_failed: bool
-
-
-@dataclass(frozen=True, slots=True)  # there may be 100,000
-class Target:
-    """Where a partition goes.
-
-    Attributes
-    ----------
-    name
-        Of the shard or its part.
-    path
-        Of the Parquet file.
-    fingerprint
-        Of all that decides the content.
-    shard
-        State of the shard when the run was planned; None where partitions were mixed.
-    companion
-        The shard's own Parquet file, if it has one.
-    source
-        ``"parquet"`` or ``"tar"``: where the rows came from; None where partitions were mixed.
-    dataset
-        Where partitions were mixed, a digest of all shards that they came from, if these are known.
-    """
-
-    name: str
-    path: str
-    fingerprint: str
-    shard: dict[str, Any] | None
-    companion: str | None
-    source: str | None
-    dataset: str | None = None
-
-    def to_json(self) -> str:
-        """All of it, as text."""
-        return json.dumps({name: getattr(self, name) for name in self.__slots__})
-
-    @classmethod
-    def from_json(cls, text: str) -> Target:
-        """The target of which this is `to_json`."""
-        return cls(**json.loads(text))
-
-
-class TargetTexts(Sequence[str]):
-    """`Target.to_json` of each target, made when it is asked for: 100,000 at once would be in the way.
-
-    Parameters
-    ----------
-    targets
-        Of the partitions of a graph, in their order.
-    """
-
-    def __init__(self, targets: Sequence[Target]) -> None:
-        self.targets = targets
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, number: Any) -> Any:
-        return self.targets[number].to_json()
-
-    def __dask_tokenize__(self) -> Any:
-        said = "\n".join(f"{it.name}\0{it.path}\0{it.fingerprint}" for it in self.targets)
-        return (type(self).__name__, hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -171,6 +103,10 @@ class WritePartition:
         """
         return report_row(self._write(frame, Target.from_json(text)))
 
+    def give_up(self, reason: str) -> WritePartition:
+        """The same, to be made again by a rerun: what is written lacks what was given up."""
+        return replace(self, unfinished=True)
+
     def known_row(self, text: str) -> dict[str, Any] | None:
         """What `row` gave when it wrote the file; None if the file is not there, or is another's."""
         target = Target.from_json(text)
@@ -181,7 +117,7 @@ class WritePartition:
     def _write(self, frame: Any, target: Target) -> dict[str, Any]:
         whole = backend.frame_to_arrow(frame)
         table = conform(whole, self.schema, target.name)
-        bad = pc.is_valid(_errors(whole))
+        bad = pc.is_valid(errors_of(whole))
         report = report_of(target.name, whole, self.id_col)
         report["dropped"] = report["failed"] if self.output.drop_failed else 0
         report["remarks"] = remarks_on(_urls(whole, target))
@@ -237,61 +173,3 @@ def _urls(table: pa.Table, target: Target) -> list[str]:
     """The shards that a partition came from."""
     found = pc.unique(table.column(URL_COLUMN)).to_pylist() if URL_COLUMN in table.column_names else []
     return [url for url in {*found, (target.shard or {}).get("url")} if url is not None]
-
-
-def report_row(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A report as the row of a table: ``target`` is JSON."""
-    return {"target": json.dumps(report)}
-
-
-def failure_row(reason: str) -> dict[str, Any]:
-    """The row in the place of the report of a partition that failed."""
-    return report_row({BROKEN: reason})
-
-
-def report_frame(report: Mapping[str, Any]) -> pd.DataFrame:
-    """A report as a partition that Dask can carry: one row, whose column ``target`` is JSON."""
-    return target_frame(json.dumps(report))
-
-
-def target_frame(text: str) -> pd.DataFrame:
-    """A target, as JSON, as a partition that Dask can carry."""
-    return pd.DataFrame({"target": [text]}, dtype="str")
-
-
-def report_of(name: str, table: pa.Table, id_col: str) -> dict[str, Any]:
-    """Counts of rows by what became of their images, as `SaveSummary.add` takes them.
-
-    Parameters
-    ----------
-    name
-        Of the partition.
-    table
-        Its rows.
-    id_col
-        Column of the keys.
-    """
-    errors = _errors(table)
-    reasons: Counter[str] = Counter()
-    examples: dict[str, list[str]] = {}
-    keys = table.column(id_col) if id_col in table.column_names else None
-    for row in pc.indices_nonzero(pc.is_valid(errors)).to_pylist():
-        reason = errors[row].as_py()
-        kind = reason.partition(":")[0].partition(" (")[0]
-        reasons[kind] += 1
-        if len(examples.setdefault(kind, [])) < _EXAMPLES:
-            examples[kind].append(f"{name} {'' if keys is None else keys[row].as_py()}: {reason}")
-    return {
-        "name": name,
-        "rows": table.num_rows,
-        "failed": sum(reasons.values()),
-        "dropped": 0,
-        "reasons": dict(reasons),
-        "examples": examples,
-        "remarks": {},
-    }
-
-
-def _errors(table: pa.Table) -> pa.ChunkedArray | pa.Array:
-    has_errors = ERROR_COLUMN in table.column_names
-    return table.column(ERROR_COLUMN) if has_errors else pa.nulls(len(table), pa.string())

@@ -8,16 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curator_dask.datasets.orphans import find_orphans
-from curator_dask.datasets.writing import ERROR_COLUMN
 from curator_dask.errors import CuratorError, ImageError
 from curator_dask.frames.columns import list_to_matrix, to_array
+from curator_dask.frames.names import ERROR_COLUMN, STATUS_COLUMN
+from curator_dask.rows.orphans import find_orphans
+from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.webdataset.index import warn_once
 from curator_dask.webdataset.reader import ShardReader
-from curator_dask.webdataset.remarks import fact_of, remark
-
-#: Where img2dataset says why an image is not in the tar.
-STATUS_COLUMN = "status"
 
 
 def read_images(

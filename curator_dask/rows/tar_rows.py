@@ -10,15 +10,14 @@ from typing import Any
 import pyarrow as pa
 
 from curator_dask.errors import CuratorError
+from curator_dask.frames.names import CAPTION_COLUMN, URL_COLUMN
+from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.webdataset.index import Sample, key_text, warn_once
 from curator_dask.webdataset.reader import ShardReader
-from curator_dask.webdataset.remarks import fact_of, remark
 from curator_dask.webdataset.shards import Shard, ShardRange
 
 logger = logging.getLogger("curator_dask")
 
-URL_COLUMN = "__url__"
-CAPTION_COLUMN = "caption"
 #: Samples of each shard looked at whose JSON is read to learn the columns.
 SCHEMA_SAMPLES = 64
 #: Bytes of a remote shard that are fetched for that.

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curator_dask import backend
-from curator_dask.cluster import (
+from curator_dask.cluster.local import (
     THREAD_VARIABLES,
     cpu_workers,
     gpu_options,
     start_cluster,
     wait_for_workers,
 )
+from curator_dask.cluster.main_guard import check_main_guard
 from curator_dask.errors import ClusterError, ConfigError
-from curator_dask.main_guard import check_main_guard
 
 if TYPE_CHECKING:
     import distributed

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import json
 import textwrap
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -97,3 +98,39 @@ def _code(code: CodeType) -> Any:
     """What compiled code does, and not where it stands."""
     constants = tuple(_code(each) if isinstance(each, CodeType) else _said(each) for each in code.co_consts)
     return (code.co_code.hex(), constants, code.co_names, code.co_varnames)
+
+
+def fingerprint(parts: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON-able parts, whatever their order, as 64 hexadecimal digits."""
+    return hashlib.sha256(_as_text(parts)).hexdigest()
+
+
+def fingerprints(common: Mapping[str, Any], name: str, values: Iterable[Any]) -> list[str]:
+    """``[fingerprint({**common, name: value}) for value in values]``, the common parts written down once.
+
+    Parameters
+    ----------
+    common
+        JSON-able parts.
+    name
+        Of one more part; none of `common`.
+    values
+        Of that part, JSON-able.
+    """
+    before = _as_text({key: value for key, value in common.items() if key < name})
+    after = _as_text({key: value for key, value in common.items() if key > name})
+    begun = hashlib.sha256(before[:-1] + (b"," if len(before) > 2 else b"") + _as_text(name) + b":")
+    end = (b"," if len(after) > 2 else b"") + after[1:]
+    found = []
+    for value in values:
+        digest = begun.copy()
+        digest.update(_as_text(value) + end)
+        found.append(digest.hexdigest())
+    return found
+
+
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
+
+
+def _as_text(value: Any) -> bytes:
+    return _encode(value).encode()

@@ -1,0 +1,1 @@
+"""Clusters: starting or reaching one, its workers, who is still there, and how far they are."""

@@ -1,0 +1,196 @@
+"""Speaking to the workers: setting them up, calling a function on each, and what a future ended with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+from distributed import Client, Future, KilledWorker, WorkerPlugin, default_client
+from distributed.client import FutureCancelledError
+
+from curator_dask.cluster.presence import ANSWER, Presence, connection_lost, threads_of_workers
+from curator_dask.errors import ClusterError, CuratorError, ShardError
+
+
+class ResultLost(ShardError):
+    """A partition was done, but what it reported died with its worker, and was not made again."""
+
+
+class WorkersDied(ShardError):
+    """Every worker that a partition was given to died, as far as Dask tries."""
+
+
+def current_client() -> Client | None:
+    """The Dask client of this process, None if there is none: then work is done in this process."""
+    try:
+        return default_client()
+    except ValueError:
+        return None
+
+
+class OnlySurprises(logging.Filter):
+    """Keeps a worker from logging, with a traceback, errors that the client explains in one line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for distributed's record of a task that ended with a `CuratorError`, or was cancelled."""
+        kinds: list[type] = [CuratorError, *CuratorError.__subclasses__()]
+        expected = tuple(f"{kind.__name__}(" for kind in kinds)
+        texts = record.args if isinstance(record.args, tuple) else ()
+        if "ended with CancelledError" in record.getMessage():
+            return False  # of a task that was under way when the run was given up
+        if record.exc_info and isinstance(record.exc_info[1], OSError):
+            record.exc_info = record.exc_text = None  # a connection that was lost takes one line to say
+        return not any(isinstance(text, str) and text.startswith(expected) for text in texts)
+
+
+class WorkerSetup(WorkerPlugin):
+    """What runs need once on every worker, also on one that joins later."""
+
+    name = "curator_dask-worker-setup"
+
+    def setup(self, worker: Any) -> None:
+        """Called by distributed when the worker has started, or the plugin is registered."""
+        for name in ("distributed.worker", "distributed.worker.state_machine"):
+            log = logging.getLogger(name)
+            for old in [each for each in log.filters if isinstance(each, OnlySurprises)]:
+                log.removeFilter(old)
+            log.addFilter(OnlySurprises())
+
+
+def set_up_workers(client: Client) -> None:
+    """Register `WorkerSetup` on every worker.
+
+    Raises
+    ------
+    ClusterError
+        There is no scheduler any more.
+    """
+    presence = Presence(client)
+    while True:
+        presence.check()
+        try:
+            client.register_plugin(WorkerSetup())
+        except OSError:
+            time.sleep(_POLL)  # a worker died meanwhile; the one in its place gets it when it joins
+        else:
+            return
+
+
+def tell_workers(function: Callable[[], Any], client: Client) -> None:
+    """Call a function on every worker that answers within a few seconds; that others do not is no error."""
+    if client.status == "running":
+        with contextlib.suppress(Exception):
+            client.sync(client._run, function, on_error="ignore", callback_timeout=_TELL)
+
+
+_POLL = 0.05  # seconds between looks at what gives no notice
+
+
+_TELL = 10.0  # seconds for what may be left undone
+
+
+FETCHES = 5  # failures to fetch a result that is said to be there, in a row
+
+
+_LOADS = 3  # times that a model is tried where every worker died of loading it
+
+
+def run_everywhere(function: Any, client: Client | None) -> dict[str, Any]:
+    """Call a function once on every worker that is there now, or in this process without a cluster.
+
+    Returns
+    -------
+    What it returned, by the worker's address. A worker that dies meanwhile is left out.
+
+    Raises
+    ------
+    ClusterError
+        No worker finished, although workers that died came back twice; or there is none, or no scheduler.
+    """
+    if client is None:
+        return {"this process": function()}
+    for _ in range(_LOADS):
+        results = _run_on_workers(function, client)
+        if results:
+            return results
+    raise ClusterError(
+        "no worker could load the model: each died while trying. Look at the workers' logs; most often it is memory:"
+        " fewer workers (n_workers) leave more for each"
+    )
+
+
+def _run_on_workers(function: Any, client: Client) -> dict[str, Any]:
+    presence = Presence(client)
+    while not (addresses := threads_of_workers(client)):
+        presence.check()
+        time.sleep(_POLL)
+    pending = {address: client.submit(function, workers=[address], pure=False) for address in addresses}
+    results = {}
+    try:
+        while pending:
+            for address, future in list(pending.items()):
+                if future.done():
+                    del pending[address]
+                    result = result_of(future, presence)
+                    if isinstance(result, ResultLost):
+                        continue
+                    if isinstance(result, BaseException):
+                        raise result
+                    results[address] = result
+            presence.check()
+            alive = threads_of_workers(client)
+            # A task that is tied to a worker that is gone would wait for ever.
+            pending = {address: future for address, future in pending.items() if address in alive}
+            if pending:
+                _wait_for_any(pending.values())
+    finally:
+        if pending and client.status == "running":
+            client.cancel(list(pending.values()))
+    return results
+
+
+def _wait_for_any(futures: Collection[Future]) -> None:
+    end, pause = time.monotonic() + 1, 0.002
+    while not any(future.done() for future in futures) and time.monotonic() < end:
+        time.sleep(pause)
+        pause = min(2 * pause, _POLL)
+
+
+def result_of(future: Future, presence: Presence) -> Any:
+    """What a future that is done ended with."""
+    failures = 0
+    while True:
+        presence.check()
+        if future.status == "error":
+            return _explained(future)
+        try:
+            return future.result(timeout=ANSWER)
+        except FutureCancelledError as error:
+            if error.reason == "scheduler-connection-lost":
+                raise connection_lost(presence.client) from None
+            return ResultLost(
+                f"the worker that had written it died, and its report was lost ({error.reason})"
+            )
+        except (Exception, asyncio.CancelledError) as error:
+            # The worker that held it died, and it is being made again; or there is no scheduler any more.
+            failures += not isinstance(error, TimeoutError)
+            if failures > FETCHES:
+                raise
+            time.sleep(_POLL)
+
+
+def _explained(future: Any) -> BaseException:
+    error = future.exception()
+    if isinstance(error, KilledWorker):
+        return WorkersDied(
+            f"{error.allowed_failures + 1} workers died while working on it, the last at {error.last_worker.address}."
+            " Look at the workers' logs: most often it is memory (smaller batch_size or rows_per_partition) or a"
+            " damaged file"
+        )
+    if isinstance(error, CuratorError):
+        return error
+    return error if error is not None else ShardError(f"the task ended as {future.status}")

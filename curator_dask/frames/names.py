@@ -1,0 +1,12 @@
+"""Names of the columns that mean something to curator_dask."""
+
+from __future__ import annotations
+
+#: The shard of a row, as webdataset calls it.
+URL_COLUMN = "__url__"
+#: Why a row has no vector, or another column that steps make; null where nothing failed.
+ERROR_COLUMN = "image_error"
+#: The caption, where rows come from a tar.
+CAPTION_COLUMN = "caption"
+#: Column of img2dataset that says what became of a download.
+STATUS_COLUMN = "status"

@@ -1,0 +1,1 @@
+"""Rows of a shard and the images that belong to them."""

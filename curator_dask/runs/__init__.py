@@ -1,0 +1,1 @@
+"""Running what is done to shards: tasks, their groups, what each came to."""

@@ -1,0 +1,79 @@
+"""Where a partition goes, and what must be known of it for that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)  # there may be 100,000
+class Target:
+    """Where a partition goes.
+
+    Attributes
+    ----------
+    name
+        Of the shard or its part.
+    path
+        Of the Parquet file.
+    fingerprint
+        Of all that decides the content.
+    shard
+        State of the shard when the run was planned; None where partitions were mixed.
+    companion
+        The shard's own Parquet file, if it has one.
+    source
+        ``"parquet"`` or ``"tar"``: where the rows came from; None where partitions were mixed.
+    dataset
+        Where partitions were mixed, a digest of all shards that they came from, if these are known.
+    """
+
+    name: str
+    path: str
+    fingerprint: str
+    shard: dict[str, Any] | None
+    companion: str | None
+    source: str | None
+    dataset: str | None = None
+
+    def to_json(self) -> str:
+        """All of it, as text."""
+        return json.dumps({name: getattr(self, name) for name in self.__slots__})
+
+    @classmethod
+    def from_json(cls, text: str) -> Target:
+        """The target of which this is `to_json`."""
+        return cls(**json.loads(text))
+
+
+class TargetTexts(Sequence[str]):
+    """`Target.to_json` of each target, made when it is asked for: 100,000 at once would be in the way.
+
+    Parameters
+    ----------
+    targets
+        Of the partitions of a graph, in their order.
+    """
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.targets[number].to_json()
+
+    def __dask_tokenize__(self) -> Any:
+        said = "\n".join(f"{it.name}\0{it.path}\0{it.fingerprint}" for it in self.targets)
+        return (type(self).__name__, hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest())
+
+
+def target_frame(text: str) -> pd.DataFrame:
+    """A target, as JSON, as a partition that Dask can carry."""
+    return pd.DataFrame({"target": [text]}, dtype="str")
