@@ -53,6 +53,9 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 _EXTENSIONS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 """Sets of instructions that decide how fast a model is, the fastest first. Those in bf16 decide its precision, too."""
 
+START_METHOD = "spawn"
+"""How `Team` starts its processes. Only spawned ones have its settings; tests, which time nothing, fork them."""
+
 _RSS_EVERY = 0.2  # seconds between two looks at memory; a look takes about 1 ms
 
 
@@ -193,7 +196,7 @@ class Team:
     """
 
     def __init__(self, processes: int, threads: int):
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(START_METHOD)
         self._pools = [ProcessPoolExecutor(1, mp_context=context) for _ in range(processes)]
         settings = {**dict.fromkeys(_THREAD_VARIABLES, str(threads)), **MALLOC}
         before = {name: os.environ.get(name) for name in settings}

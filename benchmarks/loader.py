@@ -51,7 +51,7 @@ def main(given: list[str] | None = None) -> None:
     teams = {number: Team(1, number) for number in threads}
     cases = {}
     for number, team in teams.items():
-        spec = LoaderSpec(bare.TRANSFORM, batch_size=256, num_threads=number, device=options.device)
+        spec = LoaderSpec((bare.TRANSFORM,), batch_sizes=(256,), num_threads=number, device=options.device)
         label = f"{number} thread{'s' if number > 1 else ''}"
         cases[f"Loader, {label}"] = Case(partial(team.run, bare.load, spec, folder, 0), team.pids)
         for kind in bare.decode_kinds(options.device):

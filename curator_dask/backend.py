@@ -132,7 +132,8 @@ class Backend:
             return lambda: None
         import torch
 
-        return torch.cuda.current_stream().record_event().wait
+        wait: Callable[[], None] = torch.cuda.current_stream().record_event().wait
+        return wait
 
     @contextmanager
     def wait_for_outputs(self) -> Iterator[None]:

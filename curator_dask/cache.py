@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -70,10 +70,20 @@ class SpecCache(Generic[T]):
                     closing.append(entry.value)
             _close_all(closing)
 
+    def reserve(self, count: int) -> None:
+        """Keep at least so many alive: those that one task uses at once would else be made again for each task."""
+        with self._lock:
+            self.capacity = max(self.capacity, count)
+
     def specs(self) -> list[Hashable]:
         """The specs whose objects are alive, the one used longest ago first."""
         with self._lock:
             return [spec for spec, entry in self._entries.items() if entry.value is not None]
+
+    def in_use(self) -> int:
+        """How many leases last."""
+        with self._lock:
+            return sum(entry.users for entry in self._entries.values())
 
     def forget(self, spec: Hashable) -> None:
         """Close the object of `spec`, now or, while it is in use, with the last lease of it."""
@@ -107,7 +117,83 @@ def _close_all(values: list[Any]) -> None:
             close()
 
 
+class Remembered(Generic[T]):
+    """Answers that were dear to find, the last so many of them; safe to use from several threads.
+
+    Parameters
+    ----------
+    limit
+        How many are kept.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._answers: OrderedDict[Hashable, T] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, question: Hashable, find: Callable[[], T]) -> T:
+        """The answer, found if it is not known; two threads may both find it."""
+        with self._lock:
+            if question in self._answers:
+                return self._answers[question]
+        answer = find()
+        with self._lock:
+            self._answers[question] = answer
+            while len(self._answers) > self._limit:
+                self._answers.popitem(last=False)
+        return answer
+
+    def in_use(self) -> int:
+        """Nobody holds an answer."""
+        return 0
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._answers.clear()
+
+
+class Held(Protocol):
+    """Something that a process keeps for its tasks."""
+
+    def in_use(self) -> int:
+        """How many of its things tasks are holding now."""
+
+    def clear(self) -> None:
+        """Let go what nobody holds."""
+
+
+H = TypeVar("H", bound=Held)
+
+
+class Possessions:
+    """All that a process keeps for its tasks: models, loaders, stages, local copies, turns, answers.
+
+    On a Dask worker a plugin clears them when the worker ends (`curator_dask.cluster.workers.WorkerSetup`).
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, Held] = {}
+
+    def add(self, name: str, thing: H) -> H:
+        """Take something in, by a name; gives it back."""
+        self._held[name] = thing
+        return thing
+
+    def in_use(self) -> dict[str, int]:
+        """By name, how many things tasks are holding now; only what is not 0."""
+        return {name: count for name, thing in self._held.items() if (count := thing.in_use())}
+
+    def clear(self) -> None:
+        """Let go what nobody holds, the last that came in first."""
+        for thing in reversed(self._held.values()):
+            thing.clear()
+
+
+#: Those of this process.
+POSSESSIONS = Possessions()
+
 #: Models of this process. Two, so that a graph that embeds with two models does not reload them in turns.
-ENCODERS: SpecCache[Any] = SpecCache(capacity=2)
+ENCODERS: SpecCache[Any] = POSSESSIONS.add("models", SpecCache(capacity=2))
 #: Loaders (decoders and their threads) of this process.
-LOADERS: SpecCache[Any] = SpecCache(capacity=2)
+LOADERS: SpecCache[Any] = POSSESSIONS.add("loaders", SpecCache(capacity=2))

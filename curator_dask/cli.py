@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 import curator_dask
+from curator_dask.console import show_messages
 
 FEW_SHARDS = 16  # are indexed without a cluster
 EXIT_SHARD, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -63,6 +64,7 @@ InputPath = Annotated[
 ]
 IdColumn = Annotated[str, typer.Option(help="Column whose values are the keys in the tars.")]
 RowSource = Annotated[Metadata, typer.Option(help="Rows from the Parquet beside each tar, or from the tar.")]
+Cluster = Annotated[ClusterType, typer.Option(help="Start workers on the CPU or the GPUs of this machine.")]
 SchedulerAddress = Annotated[
     str | None, typer.Option(help="Connect to a running Dask scheduler instead, for example tcp://host:8786.")
 ]
@@ -91,6 +93,17 @@ def _json_object(text: str | None, option: str) -> dict[str, Any]:
     return found
 
 
+def _workers(
+    cluster: ClusterType, address: str | None, file: str | None, number: int | None
+) -> AbstractContextManager[Any]:
+    """A client of the running scheduler that was named, or else of workers that are started for the command."""
+    from curator_dask.cluster.client import get_client
+
+    return get_client(
+        cluster_type=cluster.value, scheduler_address=address, scheduler_file=file, n_workers=number
+    )
+
+
 @contextmanager
 def _told_plainly(interrupted: str) -> Iterator[None]:
     """Errors as one line and an exit code; what `interrupted` says when the user has enough."""
@@ -115,6 +128,7 @@ def main(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
     """Options before a command."""
+    show_messages()
     if version:
         print(f"curator-dask {curator_dask.__version__}")
         raise typer.Exit
@@ -135,9 +149,7 @@ def embed(
         str | None,
         typer.Option(help="Folder with the CLIP's weights, or for them.  [default: the hub's cache]"),
     ] = None,
-    cluster: Annotated[
-        ClusterType, typer.Option(help="Start workers on the CPU or the GPUs of this machine.")
-    ] = (ClusterType.auto),
+    cluster: Cluster = ClusterType.auto,
     scheduler_address: SchedulerAddress = None,
     scheduler_file: SchedulerFile = None,
     workers: Workers = None,
@@ -189,7 +201,6 @@ def embed(
     output_options = _json_object(output_storage_options, "--output-storage-options")
     saving: dict[str, Any] = {"storage_options": output_options} if output_storage_options else {}
 
-    from curator_dask.cluster.client import get_client
     from curator_dask.datasets import ImageTextPairDataset
     from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
     from curator_dask.image.embedders.making import make_embedder
@@ -225,12 +236,7 @@ def embed(
             decoder=decoder.value,
             on_error="raise" if raise_on_error else "null",
         )
-        with get_client(
-            cluster_type=cluster.value,
-            scheduler_address=scheduler_address,
-            scheduler_file=scheduler_file,
-            n_workers=workers,
-        ):
+        with _workers(cluster, scheduler_address, scheduler_file, workers):
             dataset = ImageTextPairDataset.from_webdataset(
                 input_path,
                 id_col,
@@ -258,9 +264,7 @@ def retry(
     decoder: Annotated[
         Decoder | None, typer.Option(help="dali or pillow.  [default: as before]", show_default=False)
     ] = None,
-    cluster: Annotated[
-        ClusterType, typer.Option(help="Start workers on the CPU or the GPUs of this machine.")
-    ] = ClusterType.auto,
+    cluster: Cluster = ClusterType.auto,
     scheduler_address: SchedulerAddress = None,
     scheduler_file: SchedulerFile = None,
     workers: Workers = None,
@@ -274,7 +278,6 @@ def retry(
     Exit code 0: done, images that failed again are counted in the summary. 1: a shard could not be read.
     2: wrong usage.
     """
-    from curator_dask.cluster.client import get_client
     from curator_dask.errors import OutputError
     from curator_dask.image.embedders.making import from_settings
     from curator_dask.outputs.retrying import find_settings
@@ -293,12 +296,7 @@ def retry(
         changed = {"max_pixels": max_pixels, "decoder": None if decoder is None else decoder.value}
         changed = {name: value for name, value in changed.items() if value is not None}
         embedders = [from_settings({**found[name], **changed, "on_error": "null"}) for name in columns]
-        with get_client(
-            cluster_type=cluster.value,
-            scheduler_address=scheduler_address,
-            scheduler_file=scheduler_file,
-            n_workers=workers,
-        ):
+        with _workers(cluster, scheduler_address, scheduler_file, workers):
             summaries = [embedder.retry(output, storage_options=options) for embedder in embedders]
     if not all(summary.complete for summary in summaries):
         raise typer.Exit(EXIT_SHARD)
@@ -374,21 +372,15 @@ def index(
     """
     options = _json_object(storage_options, "--storage-options") or None
     from curator_dask.checks.indexing import check_local, write_indexes
-    from curator_dask.cluster.client import get_client
     from curator_dask.webdataset.shards import discover
 
     with _told_plainly("the index files that are written are whole, the same command goes on from there"):
         check_local(input_path)
         few = len(discover(input_path, options)) <= FEW_SHARDS
         if few and not (workers or scheduler_address or scheduler_file):
-            cluster: Any = nullcontext()  # done before a cluster has started
+            cluster: AbstractContextManager[Any] = nullcontext()  # done before a cluster has started
         else:
-            cluster = get_client(
-                cluster_type="cpu",
-                scheduler_address=scheduler_address,
-                scheduler_file=scheduler_file,
-                n_workers=workers,
-            )
+            cluster = _workers(ClusterType.cpu, scheduler_address, scheduler_file, workers)
         with cluster:
             summary = write_indexes(input_path, overwrite=overwrite, storage_options=options)
     print(summary)

@@ -7,7 +7,7 @@ import functools
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -15,24 +15,16 @@ import pyarrow as pa
 from curator_dask.cluster.workers import current_client, tell_workers
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError
-from curator_dask.frames.columns import EMBEDDING_TYPE, embedding_columns, with_columns
-from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
-from curator_dask.image.embedders import ClipImageEmbedder
+from curator_dask.frames.columns import embedding_columns
+from curator_dask.frames.names import EMBEDDING_COLUMN, ERROR_COLUMN, URL_COLUMN
 from curator_dask.outputs.saving import save
-from curator_dask.runs.collecting import collect
-from curator_dask.runs.groups import Running
+from curator_dask.runs.groups import Layout
+from curator_dask.runs.run import run
 from curator_dask.runs.summary import SaveSummary
+from curator_dask.stages.again import embedder_arguments
 from curator_dask.stages.base import ProcessingStage, Stage, image_inputs, image_outputs, names_of
-from curator_dask.stages.fused import (
-    CollectTasks,
-    RunEmbeddingStages,
-    RunStages,
-    collected_frame,
-    collected_tasks,
-    embedding_makers,
-    images_of,
-    is_plain,
-)
+from curator_dask.stages.collect import TaskSink, collected_tasks
+from curator_dask.stages.fused import RunStages, embedding_fields, images_of, maker_of
 from curator_dask.stages.image import (
     FilePartitioningStage,
     ImageEmbeddingStage,
@@ -41,7 +33,7 @@ from curator_dask.stages.image import (
 )
 from curator_dask.stages.live import ChainSpec, end_run, end_run_on_worker
 from curator_dask.stages.rows import SCORES
-from curator_dask.tasks import ImageObject, Task
+from curator_dask.tasks import EMBEDDING, ImageObject, Task
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -63,7 +55,7 @@ class PipelineResult:
     """
 
     summary: SaveSummary
-    tasks: list[Task] = field(default_factory=list, repr=False)
+    tasks: list[Task[Any]] = field(default_factory=list, repr=False)
 
     @property
     def objects(self) -> list[ImageObject]:
@@ -73,7 +65,7 @@ class PipelineResult:
     def __str__(self) -> str:
         return str(self.summary)
 
-    def __iter__(self) -> Iterator[Task]:
+    def __iter__(self) -> Iterator[Task[Any]]:
         return iter(self.tasks)
 
     def __len__(self) -> int:
@@ -149,16 +141,18 @@ class Pipeline:
                 raise ConfigError(
                     f"pipeline {self.name!r}: expected a {kind.__name__} as stage {place + 1}, found {what}"
                 )
-            if type(found).process is not kind.process:  # type: ignore[attr-defined]
+            if type(found).process is not kind.process:
                 instead = "find()" if kind is FilePartitioningStage else "read()"
                 raise self._wrong(
                     found, f"overrides process(), which a pipeline does not call: override {instead}"
                 )
-        embedding = [stage for stage in self.stages if isinstance(stage, ImageEmbeddingStage)]
-        if len(embedding) > 1:
-            raise self._wrong(
-                embedding[1], "an image has one embedding, and a stage before makes it; use two pipelines"
-            )
+        fields = [stage.embedding_field for stage in self.stages if isinstance(stage, ImageEmbeddingStage)]
+        for stage in [each for each in self.stages if isinstance(each, ImageEmbeddingStage)][1:]:
+            if fields.count(stage.embedding_field) > 1:
+                raise self._wrong(
+                    stage,
+                    f"an image has one {stage.embedding_field!r}, of a stage before: give another embedding_field",
+                )
         for place, stage in enumerate(self.stages[2:], 3):
             if isinstance(stage, FilePartitioningStage | ImageReaderStage):
                 raise self._wrong(stage, f"is stage {place}; there can be one only, at the beginning")
@@ -169,7 +163,7 @@ class Pipeline:
                 raise self._wrong(stage, "expected a subclass of ProcessingStage")
 
     def run(self, client: Client | None = None) -> PipelineResult:
-        """Run the pipeline over all shards, and print a summary.
+        """Run the pipeline over all shards, and log a summary.
 
         With a writer at the end a second run does only what is missing, as `save_metadata` does.
 
@@ -198,7 +192,7 @@ class Pipeline:
             raise ConfigError(f"client: expected what get_client gives, found {type(client).__name__}")
         partitioning, reader = self.stages[:2]
         assert isinstance(partitioning, FilePartitioningStage) and isinstance(reader, ImageReaderStage)
-        how = Running(partitioning.files_per_partition, _resources(_gpu_share(self.stages), client))
+        layout = Layout(partitioning.files_per_partition, _resources(_gpu_share(self.stages), client))
         chain = ChainSpec.of([each for each in self.stages[1:] if isinstance(each, ProcessingStage)])
         with contextlib.nullcontext() if client is None else client.as_current():
             dataset = ImageTextPairDataset.from_shards(
@@ -209,29 +203,33 @@ class Pipeline:
             )
             step = self._step(chain, dataset)
             try:
-                return self._run(dataset, step, how)
+                return self._run(dataset, step, layout)
             finally:
                 end_run(chain.run)
                 if client is not None:
                     tell_workers(functools.partial(end_run_on_worker, chain.run), client)
 
-    def _run(self, dataset: ImageTextPairDataset, step: RunStages, how: Running) -> PipelineResult:
-        writer = self._writer
+    def _run(self, dataset: ImageTextPairDataset, step: RunStages, layout: Layout) -> PipelineResult:
+        writer, options = self._writer, dataset.storage_options
         if writer is None:
-            describers = [step] if isinstance(step, RunEmbeddingStages) else []
-            summary, rows = collect(
-                dataset.metadata, CollectTasks(step), collected_frame({}, []), describers, how
+            frame = dataset.metadata
+            summary, rows = run(
+                frame,
+                [step],
+                TaskSink(step),
+                kept=list(step.columns),
+                id_col=dataset.id_col,
+                input_options=options,
+                layout=layout,
             )
             return PipelineResult(summary, [task for row in rows for task in collected_tasks(row)])
-        types = {name: pa.array([], kind) for name, kind in step.fields}
-        vectors = {} if step.column is None else {step.column: pa.array([], EMBEDDING_TYPE)}
-        added = {**types, **vectors, ERROR_COLUMN: pa.array([], pa.string())}
-        meta = with_columns(dataset.metadata._meta, added)
-        unknown = [name for name in writer.fields or () if name not in meta.columns]
+        embedded = dataset.apply(step)
+        columns = list(embedded.metadata.columns)
+        unknown = [name for name in writer.fields or () if name not in columns]
         if unknown:
-            raise self._wrong(writer, f"fields: nobody makes {unknown}; there are {list(meta.columns)}")
+            raise self._wrong(writer, f"fields: nobody makes {unknown}; there are {columns}")
         summary = save(
-            dataset.metadata.map_partitions(step, meta=meta, enforce_metadata=False),
+            embedded.metadata,
             [],
             dataset.path,
             writer.path,
@@ -239,9 +237,9 @@ class Pipeline:
             columns=writer.fields,
             overwrite=writer.overwrite,
             drop_failed=writer.drop_failed,
-            input_options=dataset.storage_options,
+            input_options=options,
             output_options=writer.storage_options,
-            how=how,
+            layout=layout,
         )
         return PipelineResult(summary)
 
@@ -249,47 +247,62 @@ class Pipeline:
         """What is done to the rows of a shard."""
         writer, meta = self._writer, dataset.metadata._meta
         self._check_fields(list(meta.columns))
-        column = "image_embedding" if writer is None else writer.image_embedding_column
-        taken = {dataset.id_col, URL_COLUMN, ERROR_COLUMN} & {column}
+        main = EMBEDDING_COLUMN if writer is None else writer.image_embedding_column
+        vectors = tuple(
+            (main if each == EMBEDDING else each, each) for each in embedding_fields(chain.stages)
+        )
+        taken = {dataset.id_col, URL_COLUMN, ERROR_COLUMN} & {main, *(column for column, _ in vectors)}
         if taken:
-            raise ConfigError(f"image_embedding_column={column!r}: this name is not free")
-        embeds = any("embedding" in image_outputs(stage) for stage in chain.stages)
-        arguments: dict[str, Any] = {
-            "chain": chain,
-            "id_col": dataset.id_col,
-            "column": column if embeds else None,
-            "fields": () if writer is None else self._typed_fields(writer, list(meta.columns)),
-            "others": tuple(name for name in embedding_columns(meta) if name != column),
-            "storage_options": dataset.storage_options,
-            "dataset_name": dataset.path,
-            "settings": json.dumps(_settings(chain, column)),
-        }
-        dim = None if writer is None else self._dim(chain)
-        if dim is None and not any(isinstance(stage, ImageEmbeddingStage) for stage in chain.stages):
-            return RunStages(**arguments)
-        return RunEmbeddingStages(**arguments, dim=dim)
+            raise ConfigError(f"image_embedding_column={taken.pop()!r}: this name is not free")
+        self._check_vectors(vectors, meta)
+        step = RunStages(
+            chain=chain,
+            id_col=dataset.id_col,
+            vectors=vectors,
+            fields=() if writer is None else self._typed_fields(writer, list(meta.columns), vectors),
+            storage_options=dataset.storage_options,
+            dataset_name=dataset.path,
+            dims=() if writer is None else self._dims(chain),
+        )
+        return replace(step, settings=json.dumps(embedder_arguments(step)))
 
-    def _dim(self, chain: ChainSpec) -> int | None:
-        """Length of a vector, as a stage of the user's own states it; None: no such stage touches them."""
-        makers = embedding_makers(chain.stages)
-        if not makers:
-            return None
-        kind = image_outputs(makers[-1])["embedding"]
-        if kind is None or not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
-            raise self._wrong(
-                makers[-1],
-                "must say how long its vectors are, to write them: outputs() gives ['data'], {'embedding':"
-                " pa.list_(pa.float32(), 64)}",
-            )
-        return kind.list_size
+    def _check_vectors(self, vectors: Sequence[tuple[str, str]], meta: Any) -> None:
+        """That each embedding has a field, and a column, of its own."""
+        columns = [column for column, _ in vectors]
+        taken = {name for name in meta.columns if name not in embedding_columns(meta)}
+        taken |= _ATTRIBUTES - {EMBEDDING}
+        models = [stage for stage in self.stages if isinstance(stage, ImageEmbeddingStage)]
+        for stage in models:
+            field = stage.embedding_field
+            if field in taken or (field != EMBEDDING and columns.count(field) > 1):
+                raise self._wrong(
+                    stage, f"embedding_field={field!r}: the name is taken; give the vectors another one"
+                )
+
+    def _dims(self, chain: ChainSpec) -> tuple[tuple[str, int], ...]:
+        """By field, the length of vectors as stages of the user's own state it."""
+        dims = []
+        for name in embedding_fields(chain.stages):
+            stage, kind = maker_of(chain.stages, name)
+            if stage is None:
+                continue
+            if kind is None or not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
+                raise self._wrong(
+                    stage,
+                    f"must say how long its vectors are, to write them: outputs() gives ['data'], {{{name!r}:"
+                    " pa.list_(pa.float32(), 64)}",
+                )
+            dims.append((name, kind.list_size))
+        return tuple(dims)
 
     def _typed_fields(
-        self, writer: ImageParquetWriterStage, columns: list[str]
+        self, writer: ImageParquetWriterStage, columns: list[str], vectors: Sequence[tuple[str, str]]
     ) -> tuple[tuple[str, pa.DataType], ...]:
         """The columns that stages add, with their types."""
         made: dict[str, pa.DataType | None] = {}
         for stage in self.stages[2:]:
             made.update(image_outputs(stage))
+        made = {name: kind for name, kind in made.items() if name not in dict(vectors).values()}
         declared = set(made)
         made |= {name: kind for name, kind in writer.types.items() if kind is not None}
         taken = [name for name in writer.types if name in (writer.image_embedding_column, ERROR_COLUMN)]
@@ -355,27 +368,6 @@ class Pipeline:
 
     def _wrong(self, stage: Stage, what: str) -> ConfigError:
         return ConfigError(f"pipeline {self.name!r}: stage {names_of(stage)}: {what}")
-
-
-def _settings(chain: ChainSpec, column: str) -> dict[str, Any] | None:
-    """Arguments of the embedder that makes the same vectors, for retries; None if a stage is the user's own."""
-    if not is_plain(chain.stages) or len(chain.stages) != 2:
-        return None
-    reader, stage = chain.stages
-    assert isinstance(reader, ImageReaderStage) and isinstance(stage, ImageEmbeddingStage)
-    embedder = ClipImageEmbedder(
-        stage.model_name,
-        stage.model_dir,
-        batch_size=stage.model_inference_batch_size,
-        num_threads_per_worker=reader.num_threads,
-        image_embedding_column=column,
-        autocast=stage.autocast,
-        compile=stage.compile,
-        use_index_files=reader.use_index_files,
-        decoder=reader.decoder,
-        max_pixels=reader.max_pixels,
-    )
-    return embedder.settings()
 
 
 def _gpu_share(stages: Sequence[Stage]) -> float:

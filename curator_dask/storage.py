@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from curator_dask.errors import ConfigError
+from curator_dask.settings import STALL_SECONDS
 
 logger = logging.getLogger("curator_dask")
 
@@ -31,9 +32,6 @@ Options = Mapping[str, Any] | None
 
 TRIES = 5
 """Times that a call to a store is tried before it is given up; the pauses between add up to about 8 seconds."""
-
-STALL_SECONDS = float(os.environ.get("CURATOR_DASK_STALL_SECONDS", "60"))
-"""Seconds after which a call to a store (at most `BLOCK_BYTES` of data) that has not come back counts as failed."""
 
 BLOCK_BYTES = 1 << 23
 """Bytes asked of a store at a time: a connection that is cut costs no more than these."""
@@ -84,7 +82,7 @@ def join(folder: str, name: str) -> str:
     return f"{folder}{'' if folder.endswith('/') else '/'}{name}"
 
 
-def check_regular(path: str | os.PathLike) -> None:
+def check_regular(path: str | os.PathLike[str]) -> None:
     """Raise OSError where a local path is no plain file: to open a FIFO waits for ever for its other end."""
     mode = os.stat(path).st_mode  # noqa: PTH116
     if not stat.S_ISREG(mode):
@@ -99,7 +97,8 @@ def filesystem(url: str, options: Options = None) -> tuple[Any, str]:
             f"storage_options: expected a mapping, such as {{'anon': True}}, found a {type(options).__name__}"
         )
     # Other processes write while this one looks: what was listed a minute ago says nothing.
-    return fsspec.core.url_to_fs(url, **{"use_listings_cache": False, **(options or {})})
+    fs, path = fsspec.core.url_to_fs(url, **{"use_listings_cache": False, **(options or {})})
+    return fs, path
 
 
 def patiently(action: Callable[[], T], what: str, size: int = 0) -> T:
@@ -109,11 +108,11 @@ def patiently(action: Callable[[], T], what: str, size: int = 0) -> T:
     ----------
     action
         What to do; run in a thread of its own, which is left behind where it does not come back within
-        `STALL_SECONDS`.
+        `settings.STALL_SECONDS`.
     what
         For the log.
     size
-        Bytes that it moves: `STALL_SECONDS` for each `BLOCK_BYTES` of them.
+        Bytes that it moves: `settings.STALL_SECONDS` for each `BLOCK_BYTES` of them.
 
     Raises
     ------
@@ -121,16 +120,17 @@ def patiently(action: Callable[[], T], what: str, size: int = 0) -> T:
         The last of its errors, or the first that trying again cannot mend (no such file, no permission).
         TimeoutError where it stalled.
     """
+    limit = STALL_SECONDS.value() * max(1, -(-size // BLOCK_BYTES))
     for number in range(1, TRIES + 1):
         try:
-            return _in_time(action, STALL_SECONDS * max(1, -(-size // BLOCK_BYTES)))
+            return _in_time(action, limit)
         except Exception as error:
             if number == TRIES or _is_final(error):
                 raise
             pause = (
                 0.5 * 2 ** (number - 1) * random.uniform(0.8, 1.2)
             )  # all workers must not come back at once
-            logger.info("%s: try %d of %d failed (%r); again in %.1f s", what, number, TRIES, error, pause)
+            logger.debug("%s: try %d of %d failed (%r); again in %.1f s", what, number, TRIES, error, pause)
             time.sleep(pause)
     raise AssertionError("unreachable")
 
@@ -150,9 +150,7 @@ def _in_time(action: Callable[[], T], seconds: float) -> T:
     except TimeoutError:
         if future.done():
             raise  # its own
-        raise TimeoutError(
-            f"no answer within {seconds:g} s (CURATOR_DASK_STALL_SECONDS sets this limit)"
-        ) from None
+        raise TimeoutError(f"no answer within {seconds:g} s ({STALL_SECONDS.name} sets this limit)") from None
 
 
 def _is_final(error: Exception) -> bool:
@@ -273,7 +271,7 @@ def exists(url: str, options: Options = None) -> bool:
     if not is_remote(url):
         return os.path.exists(local_path(url))  # noqa: PTH110
     fs, path = filesystem(url, options)
-    return patiently(lambda: fs.exists(path), url)
+    return bool(patiently(lambda: fs.exists(path), url))
 
 
 def remove(url: str, options: Options = None) -> None:

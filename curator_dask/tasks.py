@@ -9,6 +9,9 @@ import numpy as np
 
 T = TypeVar("T")
 
+#: The field of an image that holds its vector; vectors of further models are fields of its metadata.
+EMBEDDING = "embedding"
+
 
 @dataclass
 class Task(Generic[T]):
@@ -83,6 +86,8 @@ class ImageObject:
         Of classifiers.
     error
         Why the image cannot be used; None if it can.
+    errors
+        By field, why a model has given no vector for it, where the image itself is good.
     origin
         By which it finds its row again: the name of a reading, and the number of the row. Set by the reader; an
         object that a stage makes of this image should have it too.
@@ -96,7 +101,21 @@ class ImageObject:
     aesthetic_score: float | None = None
     nsfw_score: float | None = None
     error: str | None = None
+    errors: dict[str, str] = field(default_factory=dict, repr=False)
     origin: tuple[str, int] | None = field(default=None, repr=False, compare=False)
+
+
+def vector_of(image: ImageObject, field: str) -> np.ndarray | None:
+    """The vector in a field of an image."""
+    return image.embedding if field == EMBEDDING else image.metadata.get(field)
+
+
+def set_vector(image: ImageObject, field: str, vector: np.ndarray) -> None:
+    """Put a vector into a field of an image."""
+    if field == EMBEDDING:
+        image.embedding = vector
+    else:
+        image.metadata[field] = vector
 
 
 @dataclass

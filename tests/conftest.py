@@ -2,13 +2,99 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing.forkserver
 import os
 
 import dask
 import pytest
+from leftovers import check_nothing_left, cluster_that_is_left_clean
 
-from curator_dask import backend
+from curator_dask import backend, get_client
 from curator_dask.cache import ENCODERS, LOADERS
+from curator_dask.cluster.local import THREAD_VARIABLES
+
+pytest_plugins = ["pytester"]
+
+# What takes a new process seconds to import. Not curator_dask itself: some of its modules read the environment, and a
+# worker's own is set after the fork.
+HEAVY = (
+    "dask.dataframe",
+    "distributed",
+    "nvidia.dali.fn",
+    "pandas",
+    "pyarrow.dataset",
+    "timm",
+    "torch",
+    "transformers",
+)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--runslow", action="store_true", help="run also what repeats another test, at length")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--runslow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="repeats another test: needs --runslow"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def workers_that_start_quickly():
+    """Forked from a process that has the heavy modules; spawned, each would take seconds to be there.
+
+    That process imports, and does no more: it has no thread, and has not touched a GPU. What it has loaded took its
+    number of threads from the environment of that moment, and malloc its settings: tests of those, and of how users'
+    own scripts start their workers (`test_client`, programs run by other tests), are left to spawn.
+    """
+    multiprocessing.forkserver.set_forkserver_preload(list(HEAVY))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in THREAD_VARIABLES:
+            patch.setenv(name, "1")
+        multiprocessing.forkserver.ensure_running()
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def messages_as_they_were():
+    """What a command of a test shows (`curator_dask.console`) is not shown by the next test."""
+    log = logging.getLogger("curator_dask")
+    handlers, level = list(log.handlers), log.level
+    yield
+    log.handlers[:] = handlers
+    log.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def shared_cluster():
+    """Two workers for all tests that neither kill nor stop nor set up workers, to be used by `client`."""
+    client = get_client("cpu", n_workers=2, verbose=False)
+    # The client goes and the cluster stays: else it would be the default of tests that want none.
+    cluster, client.cluster = client.cluster, None
+    client.close()
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def client(shared_cluster, tmp_path):
+    """A client of the shared cluster, on which nothing may be left, nor in `tmp_path`."""
+    with get_client(scheduler_address=shared_cluster, verbose=False) as client:
+        yield client
+        check_nothing_left(client, tmp_path)
+
+
+@pytest.fixture
+def private_cluster(tmp_path):
+    """Starts a cluster for one test, as `get_client` does; nothing may be left on it either, nor in `tmp_path`."""
+
+    def start(**options):
+        return cluster_that_is_left_clean(tmp_path, **options)
+
+    return start
 
 
 @pytest.fixture(params=["cpu", "gpu"])
@@ -29,6 +115,31 @@ def in_this_process():
     """Compute here and now, without a cluster."""
     with dask.config.set(scheduler="sync"):
         yield
+
+
+class Said(logging.Handler):
+    """Keeps messages."""
+
+    def __init__(self):
+        super().__init__()
+        self.messages = []
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())
+
+    @property
+    def text(self):
+        return "\n".join(self.messages)
+
+
+@pytest.fixture
+def said(caplog):
+    """What the library logs for a user to read."""
+    caplog.set_level(logging.INFO, "curator_dask")
+    logger, handler = logging.getLogger("curator_dask"), Said()
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
 
 
 def _forget_device():

@@ -19,7 +19,7 @@ BUCKET = "bucket"
 class Fault:
     """What the proxy does wrong.
 
-    `kind` is ``"503"``, ``"403"``, ``"stall"`` (no answer until the server is closed) or ``"cut"`` (the answer
+    `kind` is ``"503"``, ``"403"``, ``"stall"`` (no answer until they are released) or ``"cut"`` (the answer
     ends in the middle); `method` and `part` (of the path) choose the requests; `times` how many of them.
     """
 
@@ -46,6 +46,11 @@ class FaultyServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def release(self) -> None:
+        """Let the requests go that are stalled now."""
+        released, self.released = self.released, threading.Event()
+        released.set()
 
     def take_fault(self, method: str, path: str) -> str | None:
         with self._lock:
@@ -128,7 +133,7 @@ def s3_server() -> Callable[[], FaultyServer]:
     try:
         yield proxy
     finally:
-        proxy.released.set()
+        proxy.release()
         proxy.shutdown()
         proxy.server_close()
         moto.stop()

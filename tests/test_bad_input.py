@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextvars
 import io
 import os
 import re
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +32,7 @@ from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ShardError
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.image.embedders import ImageEmbedder
-from curator_dask.rows.remarks import remark, remarks_on
+from curator_dask.rows.remarks import noticing, remark
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.webdataset.index import ShardIndex
 
@@ -689,19 +691,23 @@ def test_rows_filtered_away_are_no_orphans(tmp_path):
 
 
 def test_what_was_noticed_is_forgotten_with_the_fault(tmp_path):
-    """A shard that is mended and read again in the same process; and the number of shards remembered is bounded."""
+    """A shard that is mended and read again in the same process; and what was noticed in one task is that task's."""
     tar = write(tmp_path / "data" / "0.tar", tar_bytes(samples(range(3)), end=False))
     assert [*embed(tmp_path / "data", tmp_path / "out").damaged_shards] == [str(tar)]
     write(tar, tar_bytes(samples(range(4))))
     assert not embed(tmp_path / "data", tmp_path / "out").damaged_shards
-    for number in range(20_000):
-        remark(f"{number}.tar", "damaged", "cut")
-    kept = remarks_on(f"{number}.tar" for number in range(20_000))
-    assert 10_000 < len(kept) < 20_000
-    assert kept["19999.tar"] == {"damaged": "cut"}
-    for number in range(20_000):
-        remark(f"{number}.tar", "damaged", None)
-    assert not remarks_on(kept)
+    with noticing() as outer:
+        remark("0.tar", "damaged", "cut")
+        with noticing() as inner:
+            thread = threading.Thread(
+                target=contextvars.copy_context().run, args=(remark, "1.tar", "damaged", "cut")
+            )
+            thread.start()
+            thread.join()
+            remark("2.tar", "damaged", "cut")
+            remark("2.tar", "damaged", None)
+    urls = ["0.tar", "1.tar", "2.tar"]
+    assert (outer.on(urls), inner.on(urls)) == ({"0.tar": {"damaged": "cut"}}, {"1.tar": {"damaged": "cut"}})
 
 
 HUGE = """

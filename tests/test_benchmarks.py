@@ -40,10 +40,13 @@ def run(script, path, *arguments):
     return result
 
 
-@pytest.fixture(autouse=True)
-def decoded_once(monkeypatch):
-    """Few photographs are not decoded again and again for a steady figure."""
-    monkeypatch.setattr(ceiling, "DECODED", 1)
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Few photographs are not decoded again and again for a steady figure, and processes start at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ceiling, "DECODED", 1)
+        patch.setattr(harness, "START_METHOD", "forkserver")
+        yield
 
 
 def check_cases(result, names):
@@ -182,10 +185,35 @@ def test_doors_compares_what_they_wrote(tmp_path):
         doors.compare(tmp_path / "alike", tmp_path / "alike")
 
 
-def test_compare(tmp_path):
-    """With curator_dask alone: the peers need environments of their own."""
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """What is written after a round, and after another in which the peer has no part; then the run is cut off.
+
+    With curator_dask alone: the peers need environments of their own.
+    """
+    path = tmp_path_factory.mktemp("compare") / "compare.json"
+    written = []
+    write = compare.write_result
+
+    def cut_off(*arguments):
+        wrote = write(*arguments)
+        written.append(json.loads(path.read_text()))
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        return wrote
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(compare, "write_result", cut_off)
+        rounds = ["--repeats", "3", "--at-most", "curator-dask=1"]
+        run(compare, path, "--peers", "curator-dask", "--images", str(compare.SMALL[0] + 16), *rounds)
+    return written, path
+
+
+def test_compare(compared):
     images = compare.SMALL[0] + 16
-    result = run(compare, tmp_path / "compare.json", "--peers", "curator-dask", "--images", str(images))
+    (result, _), path = compared
+    assert set(result["machine"]) == MACHINE
+    assert result["quick"] and result["device"] == "cpu"
     assert result["left_out"] == {}
     found = result["peers"]["curator-dask"]
     (rate,) = found["images_per_second"]["runs"]
@@ -206,27 +234,13 @@ def test_compare(tmp_path):
     for figure in compare.FIGURES:
         assert found[figure]["median"] > 0
     assert found["peak_mib"] > 100 and found["versions"]["torch"]
-    assert "curator-dask" in (tmp_path / "compare.svg").read_text()
+    assert "curator-dask" in path.with_suffix(".svg").read_text()
     assert result["table"][1][0] == "curator-dask"
 
 
-def test_compare_keeps_every_round(tmp_path, monkeypatch):
+def test_compare_keeps_every_round(compared):
     """A run that is cut off leaves the rounds that it did; a peer that has had its own takes part no more."""
-    path = tmp_path / "compare.json"
-    written = []
-    write = compare.write_result
-
-    def cut_off(*arguments):
-        written.append(write(*arguments))
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        return written[-1]
-
-    monkeypatch.setattr(compare, "write_result", cut_off)
-    images = str(compare.SMALL[0] + 16)
-    rounds = ["--repeats", "3", "--at-most", "curator-dask=1"]
-    with pytest.raises(KeyboardInterrupt):
-        run(compare, path, "--peers", "curator-dask", "--images", images, *rounds)
+    _, path = compared
     result = json.loads(path.read_text())
     assert result["settings"]["repeats"] == 2
     assert len(result["peers"]["curator-dask"]["images_per_second"]["runs"]) == 1

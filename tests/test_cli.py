@@ -1,4 +1,4 @@
-"""The command line, as a user runs it."""
+"""The command line: each command once as a user runs it, and in this process, which starts sooner."""
 
 from __future__ import annotations
 
@@ -37,6 +37,14 @@ def run(*arguments, cwd=None):
     return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=cwd)
 
 
+def run_here(*arguments):
+    """The same in this process, without the imports."""
+    done = CliRunner().invoke(app, [*map(str, arguments)])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+
+
 def test_embed_and_rerun(folder, tmp_path):
     arguments = [
         "embed",
@@ -48,21 +56,20 @@ def test_embed_and_rerun(folder, tmp_path):
         "--cluster",
         "cpu",
     ]
-    done = run(*arguments, "--workers", "1")
+    done = run_here(*arguments, "--workers", "1")
     assert done.returncode == 0, done.stderr
     assert "found 2 shards" in done.stdout
     assert "image_embedding: 64 values, pooled output of test_vit" in done.stdout
     assert "12 rows in 2 files; 1 failed images" in done.stdout
     assert "1 x empty, for example 00000 000000001: empty" in done.stdout
     assert "Traceback" not in done.stderr
-    assert "still alive" not in done.stderr
     schema = pq.read_schema(tmp_path / "out" / "00000.parquet")
     assert str(schema.field("image_embedding").type) == "fixed_size_list<element: float>[64]"
 
     (folder / "00001.tar").rename(folder / "00001.tar.away")
     try:
         (folder / "00001.tar").write_bytes(b"not a tar")
-        again = run(*arguments, "--workers", "1")
+        again = run_here(*arguments, "--workers", "1")
     finally:
         (folder / "00001.tar.away").rename(folder / "00001.tar")
     assert again.returncode == 1, again.stderr
@@ -90,9 +97,10 @@ def test_embed_with_clip_and_retry(folder, tmp_path):
     assert "image_embedding: 24 values, projected output of CLIPVisionModelWithProjection" in done.stdout
     assert "12 rows in 2 files; 1 failed images" in done.stdout
     assert "LOAD REPORT" not in done.stderr and "Traceback" not in done.stderr
+    assert "still alive" not in done.stderr
     before = pq.read_table(out)
     assert before["image_embedding"].type == pa.list_(pa.field("element", pa.float32()), 24)
-    done = run("retry", out, *cluster)  # from another working directory
+    done = run_here("retry", out, *cluster)  # from another working directory
     assert done.returncode == 0, done.stderr
     assert "1 failed rows tried again, 0 have a vector now" in done.stdout
     assert pq.read_table(out).equals(before)
@@ -102,11 +110,8 @@ def test_embed_with_clip_and_retry(folder, tmp_path):
     ("arguments", "message"),
     [
         (["embed"], "Missing argument"),
-        (["embed", "nowhere", "out", "--model", "resnet18", "--cluster", "cpu"], "nowhere"),
         (["embed", "{data}", "out", "--model", "resnet18", "--batch-size", "0"], "greater than or equal to"),
         (["embed", "{data}", "out", "--model", "resnet18", "--cluster", "tpu"], "tpu"),
-        (["embed", "{data}", "out", "--model", "resnet18", "--scheduler-file", "none.json"], "none.json"),
-        (["embed", "{data}", "out", "--model", "resnet18", "--id-col", "uid", "--cluster", "cpu"], "uid"),
     ],
 )
 def test_wrong_usage(folder, tmp_path, arguments, message):
@@ -119,6 +124,22 @@ def test_wrong_usage(folder, tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["embed", "nowhere", "out", "--model", "resnet18", "--cluster", "cpu"], "nowhere"),
+        (["embed", "{data}", "out", "--model", "resnet18", "--id-col", "uid", "--cluster", "cpu"], "uid"),
+    ],
+)
+def test_wrong_usage_with_a_cluster(folder, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    done = run_here(*(argument.format(data=folder) for argument in arguments), "--workers", "1")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["embed", "{data}", "out", "--model", "resnet18", "--scheduler-file", "none.json"], "none.json"),
         (["embed", "{data}", "out", "--model", "resnet18", "--storage-options", "anon"], "--storage-options"),
         (
             ["embed", "{data}", "out", "--model", "m", "--output-storage-options", "[]"],
@@ -145,7 +166,7 @@ def test_wrong_usage_in_this_process(folder, tmp_path, arguments, message):
 
 
 def test_an_unknown_model_is_wrong_usage(folder, tmp_path):
-    done = run("embed", folder, tmp_path, "--model", "resnet5", "--cluster", "cpu", "--workers", "1")
+    done = run_here("embed", folder, tmp_path, "--model", "resnet5", "--cluster", "cpu", "--workers", "1")
     assert done.returncode == 2, done.stdout + done.stderr
     assert "resnet50" in done.stderr
     assert "Traceback" not in done.stderr
@@ -170,7 +191,7 @@ def test_check_of_a_bad_dataset(tmp_path):
     (folder / "00002.tar").unlink()
     os.mkfifo(folder / "00002.tar")
     (folder / "00003.parquet").write_bytes(b"no Parquet")
-    done = run("check", folder)
+    done = run_here("check", folder)
     assert done.returncode == 1, done.stdout + done.stderr
     assert not done.stderr
     lines = done.stdout.splitlines()
@@ -182,7 +203,7 @@ def test_check_of_a_bad_dataset(tmp_path):
     assert lines[-1].startswith("3 problems")
 
     # As JSON: one object on one line, nothing else; of one shard, evenly spread, where it is asked for.
-    done = run("check", folder, "--json", "--shards", "1")
+    done = run_here("check", folder, "--json", "--shards", "1")
     assert done.returncode == 1
     assert not done.stderr
     found = json.loads(done.stdout)
@@ -195,7 +216,7 @@ def test_check_of_a_bad_dataset(tmp_path):
     # From the tars the Parquet does not count; and what only costs rows is no failure.
     for name in ("00001", "00002"):
         (folder / f"{name}.tar").unlink()
-    done = run("check", folder, "--metadata", "tar", "--json", "--all")
+    done = run_here("check", folder, "--metadata", "tar", "--json", "--all")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [note["kind"] for note in json.loads(done.stdout)["notes"]] == ["bad-image"]
 
@@ -210,7 +231,7 @@ def test_index(tmp_path):
     for tar in folder.glob("*.tar"):
         ShardIndex.read_idx(tar.with_suffix(".idx"), tar)
     os.truncate(folder / "00001.tar", (folder / "00001.tar").stat().st_size // 2)
-    done = run("index", folder, "--workers", "1")
+    done = run_here("index", folder, "--workers", "1")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "0 index files written, 2 fitted already, 1 failed" in done.stdout
     assert "no index for 00001: truncated" in done.stdout
@@ -225,7 +246,7 @@ def test_from_a_store_to_a_store(tmp_path):
         settings = json.dumps(options(server))
         store = fsspec.filesystem("s3", **options(server))
         store.put(str(tmp_path / "data"), f"{BUCKET}/data", recursive=True)
-        done = run("check", f"s3://{BUCKET}/data", "--json", "--storage-options", settings)
+        done = run_here("check", f"s3://{BUCKET}/data", "--json", "--storage-options", settings)
         assert done.returncode == 0, done.stdout + done.stderr
         assert json.loads(done.stdout)["samples"] == 12
         assert "secret" not in done.stdout
@@ -233,13 +254,13 @@ def test_from_a_store_to_a_store(tmp_path):
         tar = (tmp_path / "data" / "00001.tar").read_bytes()
         store.pipe_file(f"{BUCKET}/data/00001.tar", tar[: len(tar) // 3])
         left = len(ShardIndex.scan(_written(tmp_path / "cut.tar", tar[: len(tar) // 3])).samples)
-        done = run("check", f"s3://{BUCKET}/data", "--storage-options", settings)
+        done = run_here("check", f"s3://{BUCKET}/data", "--storage-options", settings)
         assert done.returncode == 1, done.stdout + done.stderr
         assert "00001: truncated" in done.stdout
 
         where = ["--storage-options", settings, "--output-storage-options", settings]
         model = ["--model", "test_vit", "--no-pretrained", "--cluster", "cpu", "--workers", "1"]
-        done = run("embed", f"s3://{BUCKET}/data", f"s3://{BUCKET}/out", *model, *where)
+        done = run_here("embed", f"s3://{BUCKET}/data", f"s3://{BUCKET}/out", *model, *where)
         assert done.returncode == 1, done.stdout + done.stderr
         assert "12 rows in 2 files" in done.stdout
         assert "Traceback" not in done.stderr
@@ -270,7 +291,7 @@ def test_retry(tmp_path):
         "cpu",
     ]
     out = tmp_path / "out"
-    done = run("embed", tmp_path / "data", out, *model, "--workers", "1", "--max-pixels", "10000")
+    done = run_here("embed", tmp_path / "data", out, *model, "--workers", "1", "--max-pixels", "10000")
     assert done.returncode == 0, done.stderr
     before = pq.read_table(out)
     assert before["image_error"].null_count == 6

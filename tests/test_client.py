@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 import warnings
 
+import dask
 import psutil
 import pytest
 from dask.system import CPU_COUNT
@@ -18,9 +20,17 @@ from distributed import LocalCluster, default_client
 from curator_dask import backend, get_client
 from curator_dask.cluster import client as client_module
 from curator_dask.cluster import local as cluster_module
+from curator_dask.cluster.dask_settings import LOST_WORKER, SHUFFLE, hold
 from curator_dask.errors import ClusterError, ConfigError
 
 NO_GPU = pytest.mark.skipif(backend.gpu_count() > 0, reason="this machine has a GPU")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def workers_start_as_users_have_them():
+    """A worker that is forked has its threads and malloc's settings from the process that it is forked from."""
+    with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
+        yield
 
 
 def worker_settings():
@@ -61,8 +71,6 @@ def pauses(dask_worker=None, dask_scheduler=None) -> dict[str, float]:
 
 
 def test_workers_are_left_alone_and_so_are_those_that_take_their_place(client):
-    import dask
-
     for again in (False, True):
         if again:
             client.restart(timeout=120)
@@ -102,7 +110,7 @@ def test_default_numbers_of_workers(cores, memory_gib, given, workers_and_thread
     assert cluster_module.cpu_workers(*given, cores, memory_gib * 2**30) == workers_and_threads
 
 
-def test_a_second_client_has_a_cluster_of_its_own_and_closes_it(client, device, capsys):
+def test_a_second_client_has_a_cluster_of_its_own_and_closes_it(client, device, said):
     before, environment = children(), dict(os.environ)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -115,16 +123,91 @@ def test_a_second_client_has_a_cluster_of_its_own_and_closes_it(client, device, 
         assert settings["device"] == settings["environment"]["CURATOR_DASK_DEVICE"] == device
         if device == "cpu":
             assert settings["torch_threads"] == 1  # not all cores: the caller's `env` goes before the default
-        printed = capsys.readouterr().out
-        assert printed.count("\n") == 1
-        assert f"Dask {device} cluster" in printed
-        assert second.dashboard_link in printed or second.scheduler.address in printed
+        (line,) = said.messages
+        assert line.startswith(f"Dask {device} cluster")
+        assert second.dashboard_link in line or second.scheduler.address in line
     finally:
         second.close()
     assert children() == before
     threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     assert [os.environ.get(name) for name in threads] == [environment.get(name) for name in threads]
     assert client.submit(lambda: 7).result() == 7
+
+
+def in_force():
+    return dask.config.get(LOST_WORKER.name), dask.config.get(SHUFFLE.name)
+
+
+@pytest.fixture
+def config(client):
+    """Dask's configuration as it is outside of clusters of ours: that of the module is as if it were not."""
+    held = client._held_settings.pop_all()
+    held.close()
+    yield copy.deepcopy(dask.config.config)
+    client._held_settings.push(hold((LOST_WORKER, SHUFFLE)))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_configuration_of_dask_is_left_as_it_was_found(config, first):
+    found = in_force()
+    clients = [get_client("cpu", n_workers=1, verbose=False) for _ in range(2)]
+    assert in_force() == ("10000 days", "tasks") != found
+    assert dask.config.get("distributed.worker.profile.enabled") is True, "that of other clusters"
+    clients.pop(first).close()
+    assert in_force() == ("10000 days", "tasks")
+    clients[0].close()
+    clients[0].close()
+    assert dask.config.config == config
+
+
+def test_the_configuration_while_connected(config):
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster:
+        before = copy.deepcopy(dask.config.config)
+        with get_client(scheduler_address=cluster, verbose=False):
+            assert in_force() == (config["distributed"]["deploy"]["lost-worker-timeout"], "tasks")
+        assert dask.config.config == before == config
+        second = get_client(scheduler_address=cluster, verbose=False)
+        second.shutdown()
+        assert dask.config.config == config
+
+
+@pytest.mark.parametrize("own", ["p2p", "disk"])
+def test_a_way_to_shuffle_that_the_user_chose_is_kept(config, own):
+    with dask.config.set({SHUFFLE.name: own}), get_client("cpu", n_workers=1, verbose=False):
+        assert in_force() == ("10000 days", own)
+    assert dask.config.config == config
+
+
+def test_what_the_user_changes_meanwhile_stays(config):
+    with dask.config.set({SHUFFLE.name: None}):
+        with get_client("cpu", n_workers=1, verbose=False):
+            dask.config.set({SHUFFLE.name: "disk"})
+        assert dask.config.get(SHUFFLE.name) == "disk"
+    assert dask.config.config == config
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cluster_type": "cpu", "n_workers": 1, "preload": "no_such_module"},
+        {"scheduler_address": "tcp://127.0.0.1:9", "timeout": 0.5},
+    ],
+    ids=["workers that cannot start", "nobody there"],
+)
+def test_the_configuration_where_no_cluster_comes(config, options):
+    with pytest.raises(ClusterError):
+        get_client(**options, verbose=False)
+    assert dask.config.config == config
+
+
+def test_workers_that_a_cluster_adds_are_left_alone_too(config):
+    own = {"distributed.comm.retry.count": 7}
+    with get_client("cpu", n_workers=1, verbose=False, config=own) as client:
+        client.cluster.scale(2)
+        client.wait_for_workers(2, timeout=60)
+        assert list(client.run(dask.config.get, "distributed.worker.profile.enabled").values()) == [False] * 2
+        assert list(client.run(dask.config.get, "distributed.comm.retry.count").values()) == [7] * 2
+    assert dask.config.config == config
 
 
 class StallsOnce(asyncio.DefaultEventLoopPolicy):
@@ -163,7 +246,7 @@ def test_a_machine_that_stands_still_for_too_long():
 
 
 @pytest.mark.parametrize("how", ["address", "cluster", "file"])
-def test_connecting_to_a_running_cluster_and_leaving_it_alone(client, how, tmp_path, capsys):
+def test_connecting_to_a_running_cluster_and_leaving_it_alone(client, how, tmp_path, said):
     options = {"scheduler_address": client.scheduler.address}
     if how == "cluster":
         options = {"scheduler_address": client.cluster}
@@ -175,7 +258,7 @@ def test_connecting_to_a_running_cluster_and_leaving_it_alone(client, how, tmp_p
     with get_client("gpu", **options, n_workers=None, rmm_pool_size="1024M", protocol="tcp") as second:
         assert second.scheduler.address == client.scheduler.address
         assert second.submit(lambda: 7).result() == 7
-    assert client.scheduler.address in capsys.readouterr().out
+    assert [client.scheduler.address in line for line in said.messages] == [True]
     assert client.submit(lambda: 8, pure=False).result() == 8
 
 

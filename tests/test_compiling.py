@@ -13,7 +13,7 @@ import torch
 from curator_dask.errors import ConfigError
 from curator_dask.image.embedders import TimmImageEmbedder
 from curator_dask.models import compiling
-from curator_dask.models.encoders import TimmSpec
+from curator_dask.models.timm import TimmSpec
 
 CNN = "test_byobnet.r160_in1k"
 needs_compiler = pytest.mark.skipif(
@@ -63,7 +63,7 @@ def test_batches_of_all_sizes_have_the_same_vectors(pixels, monkeypatch):
 @needs_compiler
 @pytest.mark.parametrize("faster", [True, False])
 def test_auto_waits_and_keeps_what_is_faster(pixels, monkeypatch, caplog, faster):
-    caplog.set_level(logging.INFO, "curator_dask")
+    caplog.set_level(logging.DEBUG, "curator_dask")
     monkeypatch.setattr(compiling, "_LEAST_GAIN", 0.0 if faster else 1e9)
     made = encoder(compile="auto")
     before = made(pixels[:8])

@@ -24,9 +24,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_says_what_it_found(folder, capsys):
+def test_says_what_it_found(folder, said):
     ImageTextPairDataset.from_webdataset(folder)
-    assert f"found 3 shards below {folder}; rows come from their Parquet files" in capsys.readouterr().out
+    assert f"found 3 shards below {folder}; rows come from their Parquet files" in said.messages
 
 
 def test_attributes_and_looks(folder):

@@ -6,7 +6,6 @@ import contextlib
 import gc
 import hashlib
 import json
-import multiprocessing.forkserver
 import os
 import random
 import signal
@@ -30,31 +29,17 @@ from colours import (
     read_output,
     write_dataset,
 )
+from leftovers import cluster_that_is_left_clean
 
-from curator_dask import get_client
-from curator_dask.cluster.presence import PATIENCE_VARIABLE
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ClusterError
 from curator_dask.pipeline import Pipeline
 from curator_dask.runs.settle import HOPELESS
+from curator_dask.settings import PATIENCE
 
 SHARDS, SAMPLES = 40, 12
 BAD = "000030005"
 TESTS = Path(__file__).parent
-
-
-@pytest.fixture(scope="module", autouse=True)
-def workers_that_start_quickly():
-    """Forked from a process that has torch loaded; spawned, each would take seconds to be there again."""
-    multiprocessing.forkserver.set_forkserver_preload(["distributed", "pandas", "pyarrow", "torch", "timm"])
-    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS",)}
-    os.environ["OMP_NUM_THREADS"] = "1"
-    multiprocessing.forkserver.ensure_running()
-    os.environ.update({name: value for name, value in before.items() if value is not None})
-    if before["OMP_NUM_THREADS"] is None:
-        del os.environ["OMP_NUM_THREADS"]
-    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +53,7 @@ def folder(tmp_path_factory):
 def undisturbed(folder, tmp_path_factory):
     """Digests of the files of a run in which nothing happens."""
     out = tmp_path_factory.mktemp("undisturbed")
-    with get_client("cpu", n_workers=1, verbose=False):
+    with cluster_that_is_left_clean(out, n_workers=1):
         summary = embed(SlowColourReader(), folder, out)
     assert (summary.rows, summary.failed, summary.written) == (SHARDS * SAMPLES, 1, SHARDS)
     table = read_output(out)
@@ -130,12 +115,12 @@ def meanwhile(action):
 # ---- workers
 
 
-@pytest.mark.parametrize(("workers", "kills"), [(1, 6), (2, 7), (4, 7)])
-def test_workers_killed_at_random_moments(folder, undisturbed, tmp_path, workers, kills):
+@pytest.mark.parametrize(("workers", "kills"), [(1, 6), (2, 7), pytest.param(4, 7, marks=pytest.mark.slow)])
+def test_workers_killed_at_random_moments(folder, undisturbed, private_cluster, tmp_path, workers, kills):
     chance = random.Random(workers)
     killed: list[int] = []
 
-    with get_client("cpu", n_workers=workers, verbose=False) as client:
+    with private_cluster(n_workers=workers) as client:
 
         def kill_again_and_again():
             time.sleep(chance.uniform(0, 1))  # the first while models load
@@ -157,11 +142,11 @@ def test_workers_killed_at_random_moments(folder, undisturbed, tmp_path, workers
 
 
 @pytest.mark.parametrize("seconds", [2, 20], ids=["shortly", "for longer than a worker may be silent"])
-def test_a_stopped_worker(folder, undisturbed, tmp_path, seconds):
+def test_a_stopped_worker(folder, undisturbed, private_cluster, tmp_path, seconds):
     stopped: list[int] = []
     with (
         dask.config.set({"distributed.scheduler.worker-ttl": "5s"}),
-        get_client("cpu", n_workers=2, verbose=False) as client,
+        private_cluster(n_workers=2) as client,
     ):
 
         def stop_one():
@@ -169,7 +154,9 @@ def test_a_stopped_worker(folder, undisturbed, tmp_path, seconds):
             victim = worker_pids(client)[0]
             os.kill(victim, signal.SIGSTOP)
             stopped.append(victim)
-            time.sleep(seconds)
+            end = time.monotonic() + seconds
+            while time.monotonic() < end and psutil.pid_exists(victim):
+                time.sleep(0.1)
             with contextlib.suppress(ProcessLookupError):  # it was replaced
                 os.kill(victim, signal.SIGCONT)
 
@@ -244,24 +231,24 @@ class Deadly:
         (Poison, 1, 1, ["000020005"], 4),  # 4 is what Dask does by default
         (PoisonedTransform, 1, 2, ["000020005"], 2),
         (Poison, 2, 1, ["000020005", "000050001"], 2),
-        (Poison, 2, 2, ["000000001"], 2),
+        pytest.param(Poison, 2, 2, ["000000001"], 2, marks=pytest.mark.slow),
     ],
 )
-def test_what_kills_its_worker_is_given_up(tmp_path, capfd, kind, workers, threads, poison, tries):
+def test_what_kills_its_worker_is_given_up(
+    private_cluster, tmp_path, caplog, kind, workers, threads, poison, tries
+):
     shards = 8
     fuse = tmp_path / "fuse"
     fuse.touch()
     keys = write_dataset(tmp_path / "data", shards, SAMPLES)
     marked = {key for key in keys if key[:5] in {bad[:5] for bad in poison}}
-    with get_client(
-        "cpu",
+    with private_cluster(
         n_workers=workers,
         threads_per_worker=threads,
-        verbose=False,
         scheduler_kwargs={"allowed_failures": tries - 1},
     ):
         summary = embed(kind(poison, fuse), tmp_path / "data", tmp_path / "out")
-        said = [line for line in capfd.readouterr().err.splitlines() if "tried again one by one" in line]
+        said = [line for line in caplog.messages if "tried again one by one" in line]
         assert len(said) == 1
         assert all(bad[:5] in said[0] for bad in poison)
         assert (summary.rows, summary.written) == (shards * SAMPLES, shards)
@@ -283,11 +270,11 @@ def test_what_kills_its_worker_is_given_up(tmp_path, capfd, kind, workers, threa
     assert table["image_error"].null_count == len(keys)
 
 
-def test_a_stage_that_kills_its_worker_is_given_up(tmp_path):
+def test_a_stage_that_kills_its_worker_is_given_up(private_cluster, tmp_path):
     """In a group of shards, of which the others are finished all the same."""
     write_dataset(tmp_path / "data", 4, samples=3)
     stages = stages_of(tmp_path / "data", tmp_path / "out", DeadlyStage("000010002"), size=2)
-    with get_client("cpu", n_workers=1, verbose=False, scheduler_kwargs={"allowed_failures": 0}) as client:
+    with private_cluster(n_workers=1, scheduler_kwargs={"allowed_failures": 0}) as client:
         summary = Pipeline("deadly", stages=stages).run(client).summary
     assert (summary.rows, summary.failed, summary.written) == (12, 3, 4) and summary.failed_shards == {}
     assert summary.reasons["gave up"] == 3 and not summary.complete
@@ -296,13 +283,13 @@ def test_a_stage_that_kills_its_worker_is_given_up(tmp_path):
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), bad=lost)
 
 
-def test_workers_that_die_on_everything_end_the_run(tmp_path):
+def test_workers_that_die_on_everything_end_the_run(private_cluster, tmp_path):
     """As where there is too little memory: each of thousands of shards would be tried eight times."""
     (tmp_path / "fuse").touch()
     shards = HOPELESS + 2
     write_dataset(tmp_path / "data", shards, samples=2)
     poison = [f"{shard:05d}0001" for shard in range(shards)]
-    with get_client("cpu", n_workers=1, verbose=False, scheduler_kwargs={"allowed_failures": 0}):
+    with private_cluster(n_workers=1, scheduler_kwargs={"allowed_failures": 0}):
         with pytest.raises(ClusterError, match=r"workers died while working on 0.*most often it is memory"):
             embed(Poison(poison, tmp_path / "fuse"), tmp_path / "data", tmp_path / "out")
         assert list((tmp_path / "out").glob("*")) == []
@@ -316,7 +303,7 @@ def deadly_filter(part, key, fuse):
     return part
 
 
-def test_what_kills_before_the_images_is_a_failed_shard(tmp_path):
+def test_what_kills_before_the_images_is_a_failed_shard(private_cluster, tmp_path):
     """Its rows cannot be marked, since nobody knows them."""
     (tmp_path / "fuse").touch()
     write_dataset(tmp_path / "data", 4, SAMPLES)
@@ -324,7 +311,7 @@ def test_what_kills_before_the_images_is_a_failed_shard(tmp_path):
     meta = dataset.metadata._meta
     frame = dataset.metadata.map_partitions(deadly_filter, "000010003", str(tmp_path / "fuse"), meta=meta)
     dataset = ColourReader()(dataset.with_metadata(frame))
-    with get_client("cpu", n_workers=1, verbose=False, scheduler_kwargs={"allowed_failures": 0}):
+    with private_cluster(n_workers=1, scheduler_kwargs={"allowed_failures": 0}):
         summary = dataset.save_metadata(tmp_path / "out")
         assert list(summary.failed_shards) == ["00001"]
         assert "1 workers died" in summary.failed_shards["00001"]
@@ -360,11 +347,12 @@ def script(tmp_path_factory):
     return path
 
 
-def test_a_client_killed_at_random_moments_is_started_again(folder, undisturbed, script, tmp_path):
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_client_killed_at_random_moments_is_started_again(folder, undisturbed, script, tmp_path, kills):
     chance = random.Random(3)
     command = [sys.executable, script, folder, tmp_path]
     finished = 0
-    for _ in range(3):
+    for _ in range(kills):
         client = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for_files(tmp_path, finished + 2)
         time.sleep(chance.uniform(0, 0.3))
@@ -433,7 +421,7 @@ def run_until_it_ends(command, out, files, action, env=None):
     return client.returncode, errors, time.monotonic() - start
 
 
-def test_the_scheduler_killed(folder, undisturbed, script, tmp_path):
+def test_the_scheduler_killed(folder, undisturbed, script, private_cluster, tmp_path):
     out = tmp_path / "out"
     with running_cluster(tmp_path) as (address, scheduler, _):
         command = [sys.executable, script, folder, out, address]
@@ -448,7 +436,7 @@ def test_the_scheduler_killed(folder, undisturbed, script, tmp_path):
     assert "Traceback" not in errors
     assert 3 <= len(digests(out)) < SHARDS
     assert digests(out).items() <= undisturbed.items()
-    with get_client("cpu", n_workers=2, verbose=False):
+    with private_cluster(n_workers=2):
         embed(SlowColourReader(), folder, out)
     assert digests(out) == undisturbed
     assert leftovers(out) == []
@@ -459,13 +447,13 @@ def test_all_workers_gone_for_good(folder, undisturbed, script, tmp_path):
     with running_cluster(tmp_path) as (address, _, workers):
         command = [sys.executable, script, folder, out, address]
         code, errors, seconds = run_until_it_ends(
-            command, out, 3, lambda: os.killpg(workers.pid, signal.SIGKILL), {PATIENCE_VARIABLE: "6"}
+            command, out, 3, lambda: os.killpg(workers.pid, signal.SIGKILL), {PATIENCE.name: "6s"}
         )
     assert code == 1
     assert 5 < seconds < 40
     last = errors.strip().splitlines()[-1]
     assert last.startswith("ClusterError: the cluster has no worker, for ")
-    assert PATIENCE_VARIABLE in last
+    assert PATIENCE.name in last
     assert "Traceback" not in errors
     assert digests(out).items() <= undisturbed.items()
 
@@ -521,7 +509,7 @@ def test_ctrl_c(tmp_path, moment):
 # ---- nothing is left
 
 
-def test_no_files_and_threads_are_left(folder, tmp_path):
+def test_no_files_and_threads_are_left(folder, private_cluster, tmp_path):
     def counts(process=None):
         import gc
 
@@ -531,7 +519,7 @@ def test_no_files_and_threads_are_left(folder, tmp_path):
         process = psutil.Process()
         return process.num_fds(), process.num_threads()
 
-    with get_client("cpu", n_workers=2, verbose=False) as client:
+    with private_cluster(n_workers=2) as client:
         found = []
         for number in range(8):
             embed(ColourReader(), folder, tmp_path / str(number))

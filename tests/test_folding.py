@@ -13,8 +13,9 @@ from timm.layers import BatchNormAct2d, Conv2dSame, StdConv2d, StdConv2dSame
 from torch import nn
 
 from curator_dask.models.compiling import has_batch_norm
-from curator_dask.models.encoders import Encoder, TimmSpec
+from curator_dask.models.encoders import Encoder
 from curator_dask.models.folding import fold_batch_norms, fold_padding
+from curator_dask.models.timm import TimmSpec
 
 SIZE = (3, 64, 64)
 
@@ -267,7 +268,7 @@ def test_a_layer_that_must_pad_as_it_does_is_as_it_was(make):
 
 
 def test_what_is_left_alone_is_said(caplog):
-    caplog.set_level(logging.INFO, "curator_dask")
+    caplog.set_level(logging.DEBUG, "curator_dask")
     torch.manual_seed(0)
     fold_batch_norms(shaken(UsesBoth(conv=conv(), norm=nn.BatchNorm2d(3))), noise(1))
     fold_batch_norms(shaken(Asks(conv=conv(), norm=nn.BatchNorm2d(3))), noise(1))

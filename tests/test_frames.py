@@ -29,14 +29,14 @@ from curator_dask.frames.columns import (
     with_columns,
 )
 from curator_dask.frames.parquet import (
-    METADATA_KEY,
     conform,
     output_schema,
-    read_metadata,
+    read_record,
     remove_leftovers,
     temporary_name,
     write_table,
 )
+from curator_dask.frames.record import METADATA_KEY, FileRecord
 
 
 def matrix_of(rows, dim):
@@ -253,7 +253,7 @@ def good():
 
 def test_written_file(tmp_path, good):
     path = tmp_path / "new" / "folder" / "00000.parquet"
-    write_table(str(path), good, {"fingerprint": "f", "shard": {"url": "ü"}})
+    write_table(str(path), good, FileRecord("f", shard={"url": "ü"}))
     assert [item.name for item in path.parent.iterdir()] == ["00000.parquet"]
     table = pq.read_table(path)
     assert table.equals(good)
@@ -265,49 +265,52 @@ def test_written_file(tmp_path, good):
     assert {chunk.compression for chunk in chunks} == {"ZSTD"}
     dictionary = {chunk.path_in_schema: chunk.has_dictionary_page for chunk in chunks}
     assert dictionary["key"] and not dictionary["vector.list.element"]
-    assert read_metadata(str(path)) == {"fingerprint": "f", "shard": {"url": "ü"}}
+    assert read_record(str(path)) == FileRecord("f", rows=200, shard={"url": "ü"})
 
 
 def test_a_table_of_vectors_alone_and_one_without_rows(tmp_path, good):
     for number, table in enumerate((good.select(["vector"]), good.slice(0, 0))):
         path = tmp_path / f"{number}.parquet"
-        write_table(str(path), table, {})
+        write_table(str(path), table, FileRecord("f"))
         assert pq.read_table(path).equals(table)
-        assert read_metadata(str(path)) == {}
+        assert read_record(str(path)) == FileRecord("f", rows=len(table))
 
 
 def test_other_metadata_of_the_table_is_kept(tmp_path, good):
     path = str(tmp_path / "a.parquet")
-    write_table(path, good.replace_schema_metadata({b"theirs": b"1", METADATA_KEY: b"old"}), {"new": 1})
+    write_table(
+        path, good.replace_schema_metadata({b"theirs": b"1", METADATA_KEY: b"old"}), FileRecord("new")
+    )
     stored = pq.read_metadata(path).metadata
-    assert stored[b"theirs"] == b"1" and json.loads(stored[METADATA_KEY]) == {"new": 1}
+    assert stored[b"theirs"] == b"1" and json.loads(stored[METADATA_KEY])["fingerprint"] == "new"
 
 
 def test_rewriting_replaces_and_an_open_reader_keeps_the_old(tmp_path, good):
     path = tmp_path / "a.parquet"
-    write_table(str(path), good, {"run": 1})
+    write_table(str(path), good, FileRecord("1"))
     with path.open("rb") as reader:
-        write_table(str(path), good.slice(0, 5), {"run": 2})
+        write_table(str(path), good.slice(0, 5), FileRecord("2"))
         assert pq.read_table(reader).num_rows == 200
-    assert pq.read_table(path).num_rows == 5 and read_metadata(str(path)) == {"run": 2}
+    assert pq.read_table(path).num_rows == 5 and read_record(str(path)) == FileRecord("2", rows=5)
 
 
 def test_a_write_that_fails_half_way_keeps_the_old_file(tmp_path, good):
     """A full device, as the kernel tells of it: the process may not write files above 50 kB."""
     path = tmp_path / "a.parquet"
-    write_table(str(path), good, {"run": 1})
+    write_table(str(path), good, FileRecord("1"))
     old = path.read_bytes()
     code = """
         import resource, signal, sys
         import numpy as np, pyarrow as pa
         from curator_dask.errors import OutputError
         from curator_dask.frames.parquet import write_table
+        from curator_dask.frames.record import FileRecord
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that write() gives EFBIG, as it gives ENOSPC when full
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         noise = pa.table({"noise": np.random.default_rng(0).random(200_000)})
         for path in sys.argv[1:]:
             try:
-                write_table(path, noise, {"run": 2})
+                write_table(path, noise, FileRecord("2"))
             except OutputError as error:
                 print(error)
     """
@@ -328,7 +331,7 @@ def test_a_write_that_fails_half_way_keeps_the_old_file(tmp_path, good):
 def test_what_arrow_refuses_leaves_nothing(tmp_path):
     union = pa.table({"a": pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1])])})
     with pytest.raises(OutputError, match=r"a\.parquet: could not be written"):
-        write_table(str(tmp_path / "a.parquet"), union, {})
+        write_table(str(tmp_path / "a.parquet"), union, FileRecord("f"))
     assert not list(tmp_path.iterdir())
 
 
@@ -342,20 +345,20 @@ def test_places_that_cannot_be_written(tmp_path, good, obstacle):
         "a long name": tmp_path / ("n" * 240 + ".parquet"),
     }[obstacle]
     with pytest.raises(OutputError, match=r"could not be written: .*run again"):
-        write_table(str(path), good, {})
+        write_table(str(path), good, FileRecord("f"))
     assert sorted(item.name for item in tmp_path.rglob("*")) == ["folder", "inside", "taken"]
 
 
-def test_read_metadata_of_what_is_not_ours(tmp_path, good):
+def test_the_record_of_what_is_not_ours(tmp_path, good):
     def written(name, data):
         (tmp_path / name).write_bytes(data)
         return str(tmp_path / name)
 
     whole = tmp_path / "whole.parquet"
-    write_table(str(whole), good, {"run": 1})
+    write_table(str(whole), good, FileRecord("1"))
     foreign = tmp_path / "foreign.parquet"
     pq.write_table(good, foreign)
-    assert read_metadata(str(whole)) == {"run": 1}
+    assert read_record(str(whole)) == FileRecord("1", rows=200)
     others = [
         str(tmp_path / "missing.parquet"),
         str(tmp_path),
@@ -369,7 +372,7 @@ def test_read_metadata_of_what_is_not_ours(tmp_path, good):
         path = tmp_path / f"{number}.parquet"
         pq.write_table(good.replace_schema_metadata({METADATA_KEY: stored}), path)
         others.append(str(path))
-    assert {path: read_metadata(path) for path in others} == dict.fromkeys(others)
+    assert {path: read_record(path) for path in others} == dict.fromkeys(others)
 
 
 def test_leftovers(tmp_path, good):
@@ -404,10 +407,11 @@ def test_a_killed_writer_leaves_only_what_is_removed(tmp_path, good):
     code = (
         "import resource, sys, numpy as np, pyarrow as pa\n"
         "from curator_dask.frames.parquet import write_table\n"
+        "from curator_dask.frames.record import FileRecord\n"
         "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"  # Python ignores it
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-        "write_table(sys.argv[1], pa.table({'noise': np.random.default_rng(0).random(200_000)}), {})\n"
+        "write_table(sys.argv[1], pa.table({'noise': np.random.default_rng(0).random(200_000)}), FileRecord('f'))\n"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.parquet")], env=env, check=False)
@@ -476,7 +480,7 @@ def test_what_a_digest_of_code_sees():
 def test_a_digest_of_code_is_the_same_in_every_process():
     """Also of what the main script defines, which Dask tells apart from itself."""
     code = (
-        "from curator_dask.frames.code import code_digest\n"
+        "from curator_dask.fingerprint import code_digest\n"
         "class Bound:\n    def __init__(self, least): self.least = least\n"
         "class Stage:\n    def process(self, task): return task\n"
         "print(code_digest({'bound': Bound(3), 'names': {'a', 'b', 'c'}, 'kind': Bound}, [Stage]))"

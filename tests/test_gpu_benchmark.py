@@ -12,7 +12,7 @@ from concurrent.futures import BrokenExecutor
 import numpy as np
 import pytest
 
-from benchmarks import bare, bare_gpu, gpu, gpu_cluster, gpu_report, gpu_trace
+from benchmarks import bare, bare_gpu, gpu, gpu_cluster, gpu_report, gpu_trace, harness
 from benchmarks.gpu_run import Run
 from benchmarks.harness import Case, summary
 from benchmarks.photographs import make_photographs
@@ -20,7 +20,7 @@ from curator_dask import backend
 from curator_dask.cache import ENCODERS
 from curator_dask.decode.loader import Loader
 from curator_dask.decode.spec import LoaderSpec
-from curator_dask.models.encoders import TimmSpec
+from curator_dask.models.timm import TimmSpec
 
 VERDICTS = {"cpu": {"not run"}, "gpu": {"reached", "missed", "not run"}}
 
@@ -45,8 +45,10 @@ def check_ratios(result):
         assert ratio["runs"] == pytest.approx([a / b for a, b in zip(one, other, strict=True)], rel=2e-3)
 
 
-def test_whole_run(device, tmp_path):
+def test_whole_run(device, tmp_path, monkeypatch):
     """All sections on the smallest case; nothing fails, every figure is there, every goal has a verdict."""
+    if device == "cpu":
+        monkeypatch.setattr(harness, "START_METHOD", "forkserver")
     path = tmp_path / "gpu.json"
     gpu.main(["--device", device, "--quick", "--no-compile", "--out", str(path)])
     result = json.loads(path.read_text())
@@ -263,7 +265,7 @@ def test_bare_dali_makes_the_loaders_pixels(monkeypatch, tmp_path):
     assert bare_gpu.decode(settings, folder, 7, 0, 1) == 12  # twice over six
     (images,) = bare_gpu._pipeline(settings, folder, 0, 1).run()
     made = np.stack([np.asarray(images[number]) for number in range(len(images))])
-    loader = Loader(LoaderSpec(transform, batch_size=4, num_threads=1))
+    loader = Loader(LoaderSpec((transform,), batch_sizes=(4,), num_threads=1))
     expected = next(iter(loader.load(enumerate(bare.encoded(folder, 0, 0, 1))))).pixels.numpy()
     assert made.shape == (4, 224, 224, 3)
     assert np.abs(made.astype(int) - expected.astype(int)).mean() < 0.05

@@ -15,7 +15,6 @@ from distributed import get_task_stream
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curator_dask import get_client
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import OutputError
 from curator_dask.runs import groups
@@ -33,12 +32,6 @@ def folder(tmp_path_factory):
     write_dataset(folder, SHARDS, SAMPLES, bad={BAD: b"no image"})
     (folder / f"{BROKEN}.parquet").write_bytes(b"no Parquet")
     return folder
-
-
-@pytest.fixture(scope="module")
-def client():
-    with get_client("cpu", n_workers=2, verbose=False) as client:
-        yield client
 
 
 def tasks_in(stream):
@@ -220,12 +213,12 @@ class WritingMeanColour(MeanColour):
         return made
 
 
-def test_what_a_worker_had_written_when_it_died_is_not_done_again(tmp_path):
+def test_what_a_worker_had_written_when_it_died_is_not_done_again(private_cluster, tmp_path):
     """The deadly shard is the fifth of its group."""
     shards = 26  # whose colours are all different
     write_dataset(tmp_path / "in", shards, SAMPLES)
     (tmp_path / "diary").mkdir()
-    with get_client("cpu", n_workers=1, verbose=False):
+    with private_cluster(n_workers=1):
         dataset = ImageTextPairDataset.from_webdataset(tmp_path / "in")
         embedder = Diarist(tmp_path / "diary", 4, on_error="raise")
         summary = embedder(dataset).save_metadata(tmp_path / "out")

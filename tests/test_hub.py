@@ -24,7 +24,7 @@ from huggingface_hub import constants
 from safetensors.numpy import save_file
 
 from curator_dask.errors import ConfigError, WeightsError
-from curator_dask.models import hub
+from curator_dask.models import downloads
 from curator_dask.models.hub import CLIP_L14, PINS, Pin, find_folder, lacking
 
 FILES = {"config.json", "preprocessor_config.json", "model.safetensors"}
@@ -144,7 +144,7 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setattr(
         constants, "DOWNLOAD_CHUNK_SIZE", CHUNK
     )  # what was received of a chunk is lost with it
-    monkeypatch.setattr(hub, "PAUSE", 0.01)
+    monkeypatch.setattr(downloads, "PAUSE", 0.01)
     huggingface_hub.close_session()  # made before it knew of NO_PROXY
     yield served.state
     served.shutdown()
@@ -321,7 +321,7 @@ def test_the_next_run_goes_on_where_one_gave_up(server, tmp_path, caplog):
     server.breaks_for_good = True
     with pytest.raises(WeightsError, match=r"someone/clip: the weights are not in .*clip, and .*503"):
         find_folder("someone/clip", str(tmp_path))
-    assert server.fetched().count("model.safetensors") == 1 + hub.TRIES
+    assert server.fetched().count("model.safetensors") == 1 + downloads.TRIES
     folder = tmp_path / "someone" / "clip"
     assert not folder.exists() or lacking(folder)
     server.broken, server.cuts = False, {}

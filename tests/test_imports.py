@@ -17,9 +17,10 @@ import curator_dask
 PACKAGE = Path(curator_dask.__file__).parent
 HEAVY = ("torch", "nvidia", "cudf", "timm", "transformers", "dask.dataframe", "pandas")
 
-# The house of DESIGN.md, from the top: a file imports what stands below it, or beside it in its own entry.
+# The house of docs/architecture.md, from the top: a file imports what stands below it, or beside it in its own entry.
 LAYERS = (
     "cli",
+    "testing",
     "pipeline",
     "stages",
     "image.embedders",
@@ -37,6 +38,8 @@ LAYERS = (
     "storage",
     "cache",
     "fingerprint",
+    "settings",
+    "console",
     "threads",
     "tasks",
     "backend",
@@ -114,7 +117,7 @@ def layering_faults(package: Path) -> list[str]:
         here = layer(name)
         if here is None:
             faults.append(
-                f"{name}: not in LAYERS of {Path(__file__).name} (nor in DESIGN.md): place it there"
+                f"{name}: not in LAYERS of {Path(__file__).name} (nor in docs/architecture.md): place it there"
             )
             continue
         own_folder = name if path.name == "__init__.py" else None
@@ -166,6 +169,34 @@ def gpu_faults(package: Path) -> list[str]:
     return faults
 
 
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_faults(package: Path) -> list[str]:
+    """Private names that a module takes from another of the package, or of what it took from there."""
+    faults = []
+    for name, path in find_modules(package).items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        taken = set()
+        for node in import_nodes(tree):
+            if isinstance(node, ast.Import):
+                names = [alias for alias in node.names if below_or_same(alias.name, "curator_dask")]
+                taken |= {alias.asname or alias.name for alias in names}
+            elif node.level or below_or_same(node.module or "", "curator_dask"):
+                taken |= {alias.asname or alias.name for alias in node.names}
+                parts = {
+                    part for alias in node.names for part in (alias.name, *(node.module or "").split("."))
+                }
+                faults += [f"{name}: imports {part}" for part in sorted(parts) if is_private(part)]
+        faults += [
+            f"{name}: uses {ast.unparse(node)}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and is_private(node.attr) and ast.unparse(node.value) in taken
+        ]
+    return faults
+
+
 def loaded_by(statement: str) -> set[str]:
     code = f"import sys, json\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -198,6 +229,10 @@ def test_every_file_imports_only_what_stands_below_it():
 
 def test_only_the_fork_names_gpu_libraries():
     assert gpu_faults(PACKAGE) == []
+
+
+def test_no_private_name_is_used_across_modules():
+    assert private_faults(PACKAGE) == []
 
 
 def write_package(folder: Path, files: dict[str, str]) -> Path:
@@ -290,3 +325,24 @@ def test_what_the_layers_allow(tmp_path):
 def test_gpu_names_are_found_in_code_alone(tmp_path, source, count):
     files = {"tasks.py": source, "backend.py": "import cudf, cupy; x = 'cuda'"}
     assert len(gpu_faults(write_package(tmp_path, files))) == count
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("from curator_dask.storage import _join", "cli: imports _join"),
+        ("def f():\n    from .storage import _join as join", "cli: imports _join"),
+        ("from curator_dask._storage import join", "cli: imports _storage"),
+        ("from curator_dask import storage\nstorage._join('a', 'b')", "cli: uses storage._join"),
+        ("import curator_dask.storage as files\nfiles._join", "cli: uses files._join"),
+        ("import curator_dask.storage\ncurator_dask.storage._join", "cli: uses curator_dask.storage._join"),
+        ("from curator_dask.storage import Remote\nRemote._ask(1)", "cli: uses Remote._ask"),
+    ],
+)
+def test_a_private_name_of_another_module_is_found(tmp_path, source, fault):
+    assert private_faults(write_package(tmp_path, {"cli.py": source})) == [fault]
+
+
+def test_private_names_of_its_own_and_of_others_packages_are_no_fault(tmp_path):
+    source = "import torch\nfrom curator_dask import __version__\n_x = torch._C\nclass A:\n    def f(self): self._y"
+    assert private_faults(write_package(tmp_path, {"cli.py": source})) == []

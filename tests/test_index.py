@@ -19,8 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from curator_dask.errors import ShardError
-from curator_dask.webdataset.headers import BLOCK, TarWalk
-from curator_dask.webdataset.index import Member, Sample, ShardIndex, StaleIndex, split_name
+from curator_dask.webdataset.headers import BLOCK, Member, TarWalk
+from curator_dask.webdataset.idx import StaleIndex
+from curator_dask.webdataset.index import ShardIndex
+from curator_dask.webdataset.samples import Sample, split_name
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from colours import image_of, members_of, write_dataset, write_tar
 
-from curator_dask import get_client
 from curator_dask.checks.indexing import write_indexes
 from curator_dask.errors import ConfigError, DatasetError
 from curator_dask.webdataset.index import ShardIndex
@@ -115,7 +114,7 @@ def test_files_that_are_none_of_dalis_stay(folder):
 def test_a_disk_that_takes_no_more(folder):
     code = (
         "import resource\n"
-        "from curator_dask.datasets.indexing import write_indexes\n"
+        "from curator_dask.checks.indexing import write_indexes\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         f"print(write_indexes({str(folder)!r}))"
     )
@@ -151,13 +150,13 @@ def test_wrong_usage(tmp_path):
         write_indexes(tmp_path / "nowhere")
 
 
-def test_on_a_cluster(folder):
+def test_on_a_cluster(folder, private_cluster):
     """All that is written here is written there, also when a worker is killed meanwhile."""
     reasons = damage(folder)
     for number in range(40):
         members = [member for key in range(200) for member in members_of(str(key), b"no image")]
         write_tar(folder / "more" / f"{number}.tar", members)
-    with get_client("cpu", n_workers=2, verbose=False, dashboard_address=None) as client:
+    with private_cluster(n_workers=2, dashboard_address=None) as client:
         pids = client.run(os.getpid)
         client.submit(os.kill, next(iter(pids.values())), signal.SIGKILL, pure=False)
         summary = write_indexes(folder)

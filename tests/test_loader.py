@@ -47,7 +47,7 @@ def make_loader(device):
     made = []
 
     def make(transform=SPEC, batch_size=16, num_threads=2, **options):
-        made.append(Loader(LoaderSpec(transform, batch_size, num_threads, device=device, **options)))
+        made.append(Loader(LoaderSpec((transform,), (batch_size,), num_threads, device=device, **options)))
         return made[-1]
 
     yield make
@@ -381,7 +381,7 @@ def test_batches_are_kept_apart(make_loader):
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_early_stop_and_exceptions_leave_nothing(device, decoder):
     process, before = psutil.Process(), threading.active_count()
-    one = Loader(LoaderSpec(SPEC, 4, 2, decoder=decoder, device=device))
+    one = Loader(LoaderSpec((SPEC,), (4,), 2, decoder=decoder, device=device))
     list(one.load((n, coloured(n)) for n in range(20)))
     threads, native = threading.active_count(), process.num_threads()
 
@@ -455,7 +455,7 @@ def test_blocks_of_rows_are_cut_at_the_batches(device):
         block = torch.tensor(numbers, dtype=torch.uint8)[:, None, None, None].expand(count, 2, 2, 3)
         gather.add(numbers, block.to(place.torch_device))
         at += count
-    gather.collect([], {99: "bad"})
+    gather.fail({99: "bad"})
     gather.flush()
     assert [len(batch.positions) for batch in batches] == [5, 5, 5, 5, 3]
     assert np.concatenate([batch.positions for batch in batches]).tolist() == list(range(23))
@@ -543,8 +543,12 @@ def _with_wrong_size(finish):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"transform": "center"}, "transform"),
-        ({"batch_size": 0}, "batch_size"),
+        ({"transforms": ("center",)}, "transforms"),
+        ({"transforms": ()}, "transforms"),
+        ({"transforms": SPEC}, "transforms"),
+        ({"batch_sizes": (0,)}, "batch_sizes"),
+        ({"batch_sizes": (1, 1)}, "batch_sizes"),
+        ({"batch_sizes": 1}, "batch_sizes"),
         ({"num_threads": 1.5}, "num_threads"),
         ({"decoder": "opencv"}, "decoder"),
         ({"device": "cuda"}, "device"),
@@ -553,17 +557,17 @@ def _with_wrong_size(finish):
 )
 def test_impossible_specs_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
-        LoaderSpec(**{"transform": SPEC, "batch_size": 1, "num_threads": 1, **change})
+        LoaderSpec(**{"transforms": (SPEC,), "batch_sizes": (1,), "num_threads": 1, **change})
 
 
 def test_specs_are_keys_and_the_gpu_must_be_there(monkeypatch):
-    assert (
-        len({LoaderSpec(SPEC, 8, 2), LoaderSpec(SPEC, 8, 2), LoaderSpec(SPEC, 8, 2, decoder="pillow")}) == 2
-    )
+    one, same = (LoaderSpec((SPEC,), (8,), 2) for _ in range(2))
+    others = [LoaderSpec((SPEC,), (8,), 2, decoder="pillow"), LoaderSpec((SPEC, SPEC), (8, 8), 2)]
+    assert len({one, same, *others}) == 3
     monkeypatch.setenv(backend.DEVICE_VARIABLE, "cpu")
     backend.current.cache_clear()
     try:
         with pytest.raises(ConfigError, match="on the CPU"):
-            Loader(LoaderSpec(SPEC, 8, 2, device="gpu"))
+            Loader(LoaderSpec((SPEC,), (8,), 2, device="gpu"))
     finally:
         backend.current.cache_clear()

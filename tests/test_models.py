@@ -23,6 +23,7 @@ import timm
 import torch
 from colours import ColourReader, MeanColour, check_colours, write_dataset
 from distributed import Client, LocalCluster
+from leftovers import check_nothing_left
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 from timm.models import get_pretrained_cfg, list_pretrained
@@ -33,7 +34,8 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError, WeightsError
 from curator_dask.models import encoders
-from curator_dask.models.encoders import Encoder, TimmSpec, choose_output, projection_dims
+from curator_dask.models.encoders import Encoder
+from curator_dask.models.timm import TimmSpec, choose_output, projection_dims
 from curator_dask.models.weights import create_timm_model, state_digest
 
 SMALL_CLIP = "vit_xsmall_patch16_clip_224"  # the smallest architecture of timm's that ends in a projection
@@ -544,7 +546,7 @@ ELSEWHERE = """
     import json, os, random, sys, time, urllib.request
     import torch
     from curator_dask.errors import WeightsError
-    from curator_dask.models.encoders import TimmSpec
+    from curator_dask.models.timm import TimmSpec
     from curator_dask.models.weights import create_timm_model, state_digest
 
     torch.manual_seed(random.randrange(2**31))
@@ -1002,11 +1004,13 @@ def cluster():
         Client(cluster) as client,
     ):
         yield client
+        check_nothing_left(client)
     ENCODERS.clear()
     assert ENCODERS.specs() == []
 
 
-def test_one_model_a_worker(tmp_path, cluster):
+def test_one_model_a_worker(tmp_path, cluster, monkeypatch):
+    monkeypatch.setattr(ENCODERS, "capacity", 2)  # more where a pass had more models at once
     write_dataset(tmp_path, shards=8, samples=3)
     dataset = ImageTextPairDataset.from_webdataset(tmp_path)
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import resource
+import signal
 import subprocess
-import sys
-import textwrap
 import time
-from pathlib import Path
 
 import fsspec
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from colours import ColourReader, check_colours, read_output, write_dataset
+from colours import ColourReader, SlowColourReader, check_colours, read_output, write_dataset
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, OutputError
@@ -69,31 +69,31 @@ def test_a_full_device(folder, small_device, in_this_process):
     check_whole(small_device / "out")
 
 
-SCRIPT = """
-    import resource, signal, sys
-    sys.path.insert(0, {tests!r})
-    import dask
-    from colours import ColourReader
-    from curator_dask.datasets import ImageTextPairDataset
-    from curator_dask.errors import OutputError
+# Processes that have the heavy modules from the beginning.
+FORKED = multiprocessing.get_context("forkserver")
+
+
+def save_with_small_files(folder, out, limit, said):
+    """Where no file may have more bytes; says what the run ended with."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    dataset = ColourReader()(ImageTextPairDataset.from_webdataset({data!r}))
-    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
-        dataset.save_metadata({out!r})
+        save(folder, out)
     except OutputError as error:
-        print("REFUSED", error)
-"""
+        said.send(str(error))
+    said.close()
 
 
 def test_a_file_that_may_not_grow(folder, tmp_path):
     """As a quota does it; also where nothing may be mounted."""
     out = tmp_path / "out"
-    code = textwrap.dedent(SCRIPT).format(
-        tests=str(Path(__file__).parent), data=str(folder), out=str(out), limit=2000
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert "REFUSED" in done.stdout and "could not be written: File too large" in done.stdout, done.stderr
+    hear, said = FORKED.Pipe(duplex=False)
+    process = FORKED.Process(target=save_with_small_files, args=(folder, out, 2000, said))
+    process.start()
+    said.close()
+    assert "could not be written: File too large" in hear.recv()
+    process.join(60)
+    assert process.exitcode == 0
     assert list(out.iterdir()) == []
     save(folder, out)
     check_whole(out)
@@ -161,23 +161,21 @@ def test_a_note_of_another_run(folder, tmp_path, in_this_process, note, is_alive
         assert not (out / LOCK_NAME).exists()
 
 
+def save_slowly(folder, out):
+    SlowColourReader(seconds=0.3)(ImageTextPairDataset.from_webdataset(folder)).save_metadata(out)
+
+
 def test_two_runs_at_once(folder, tmp_path):
-    script = textwrap.dedent(f"""
-        import sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from colours import SlowColourReader
-        from curator_dask.datasets import ImageTextPairDataset
-        embed = SlowColourReader(seconds=0.3)
-        embed(ImageTextPairDataset.from_webdataset({str(folder)!r})).save_metadata({str(tmp_path / "out")!r})
-    """)
-    first = subprocess.Popen([sys.executable, "-c", script])
+    first = FORKED.Process(target=save_slowly, args=(folder, tmp_path / "out"))
+    first.start()
     end = time.monotonic() + 60
     while not (tmp_path / "out" / LOCK_NAME).exists():
-        assert time.monotonic() < end and first.poll() is None
+        assert time.monotonic() < end and first.exitcode is None
         time.sleep(0.02)
     with pytest.raises(OutputError, match=f"another run is writing there, process {first.pid} "):
         save(folder, tmp_path / "out")
-    assert first.wait(60) == 0, "the first run was disturbed"
+    first.join(60)
+    assert first.exitcode == 0, "the first run was disturbed"
     check_whole(tmp_path / "out")
     assert not (tmp_path / "out" / LOCK_NAME).exists()
 

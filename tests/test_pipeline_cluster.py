@@ -9,7 +9,6 @@ from colour_stages import Diary, most_at_once, stages_of
 from colours import check_colours, read_output, write_dataset
 from distributed import get_task_stream
 
-from curator_dask import get_client
 from curator_dask.errors import ConfigError
 from curator_dask.pipeline import Pipeline
 
@@ -22,12 +21,6 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline") / "data"
     write_dataset(folder, SHARDS, SAMPLES, bad={BAD: b""})
     return folder
-
-
-@pytest.fixture(scope="module")
-def client():
-    with get_client("cpu", n_workers=2, verbose=False) as client:
-        yield client
 
 
 def diary_of(tmp_path):
@@ -80,10 +73,10 @@ def test_stages_are_set_up_once_a_machine_and_once_a_worker(folder, client, tmp_
     assert {process for what, process in events if what == "begin"} <= workers
 
 
-def test_a_share_of_a_gpu_bounds_the_tasks_at_once(tmp_path):
+def test_a_share_of_a_gpu_bounds_the_tasks_at_once(private_cluster, tmp_path):
     """By Dask's resources alone, so a CPU worker that declares a GPU will do."""
     write_dataset(tmp_path / "data", 8, 1)
-    with get_client("cpu", n_workers=1, threads_per_worker=4, verbose=False, resources={"GPU": 1}) as client:
+    with private_cluster(n_workers=1, threads_per_worker=4, resources={"GPU": 1}) as client:
         most = {}
         for share in (0.5, 0.25, 1):
             diary = tmp_path / f"diary-{share}"
@@ -107,9 +100,9 @@ def test_without_gpus_a_share_of_one_means_nothing(folder, client, tmp_path):
     assert most_at_once(diary) == 2, "both workers"
 
 
-def test_a_stage_that_is_not_thread_safe_is_in_one_thread_at_a_time(tmp_path):
+def test_a_stage_that_is_not_thread_safe_is_in_one_thread_at_a_time(private_cluster, tmp_path):
     write_dataset(tmp_path / "data", 6, 1)
-    with get_client("cpu", n_workers=1, threads_per_worker=3, verbose=False) as client:
+    with private_cluster(n_workers=1, threads_per_worker=3) as client:
         most = {}
         for safe in (True, False):
             diary = tmp_path / f"diary-{safe}"

@@ -16,9 +16,10 @@ import pytest
 from colours import ColourReader, MeanColour, check_colours, write_dataset, write_tar
 from distributed import Client
 from fsspec.implementations.local import LocalFileSystem
+from leftovers import check_nothing_left
 from s3 import BUCKET, Fault, options, s3_server
 
-from curator_dask import get_client
+from curator_dask import get_client, storage
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import DatasetError, OutputError, ShardError
 from curator_dask.webdataset.reader import ShardReader
@@ -26,7 +27,7 @@ from curator_dask.webdataset.staging import STAGE, Stage
 
 SHARDS, SAMPLES = 5, 6
 BAD = {"000010003": b"<!DOCTYPE html>"}
-STALL = 3.0  # seconds; what is healthy here answers within milliseconds
+STALL = 1.5  # seconds; what is healthy here answers within milliseconds
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +65,18 @@ def url(store, local):
 
 
 @pytest.fixture(scope="module")
-def client(server):
-    env = {"CURATOR_DASK_STALL_SECONDS": str(STALL)}
-    with get_client("cpu", n_workers=2, env=env) as client:
+def impatient_cluster():
+    """Where a call that stalls is given up soon."""
+    with get_client("cpu", n_workers=2, env={"CURATOR_DASK_STALL_SECONDS": str(STALL)}) as client:
         yield client
+
+
+@pytest.fixture
+def client(impatient_cluster, server, tmp_path):
+    yield impatient_cluster
+    server.faults.clear()
+    server.release()
+    check_nothing_left(impatient_cluster, tmp_path)
 
 
 def open_dataset(url, server, **settings):
@@ -149,6 +158,22 @@ def test_faults_that_pass_cost_time_alone(server, store, url, local, client):
     check_output(read_remote(store, out), local[1])
 
 
+def try_so_often(times):
+    """Calls to a store, in a worker's process; how often it was before."""
+    before, storage.TRIES = storage.TRIES, times
+    return before
+
+
+@pytest.fixture
+def soon_given_up(client):
+    """What does not pass is tried twice, not for half a minute."""
+    before = client.run(try_so_often, 2)
+    yield
+    for worker, times in before.items():
+        client.run(try_so_often, times, workers=[worker])
+
+
+@pytest.mark.usefixtures("soon_given_up")
 def test_faults_that_stay_cost_their_shard(server, store, url, local, client):
     out = f"s3://{BUCKET}/staying"
     dataset = open_dataset(url, server)
@@ -158,7 +183,7 @@ def test_faults_that_stay_cost_their_shard(server, store, url, local, client):
     assert sorted(summary.failed_shards) == ["00000", "00001", "00002", "00003"]
     for number in range(len(kinds)):
         assert f"{url}/{number:05d}.tar" in summary.failed_shards[f"{number:05d}"]
-    assert "no answer within 3 s" in summary.failed_shards["00002"]
+    assert f"no answer within {STALL:g} s" in summary.failed_shards["00002"]
     assert "PermissionError" in summary.failed_shards["00003"]
     assert (summary.rows, summary.written) == (SAMPLES, 1)
     assert staged_files(client) == []
@@ -243,9 +268,9 @@ class TimedMeanColour(MeanColour):
         return super().forward(images)
 
 
-def test_the_next_shard_is_fetched_meanwhile(server, url, tmp_path):
+def test_the_next_shard_is_fetched_meanwhile(server, url, private_cluster, tmp_path):
     (tmp_path / "times").mkdir()
-    with get_client("cpu", n_workers=1):
+    with private_cluster(n_workers=1):
         dataset = open_dataset(url, server)
         reader = TimedColourReader(tmp_path / "times", batch_size=100)
         reader(dataset).save_metadata(tmp_path / "out")
@@ -325,10 +350,11 @@ def test_a_store_without_atomic_writes(tmp_path, in_this_process):
     dataset = ImageTextPairDataset.from_webdataset(f"plain://{tmp_path}/data")
     out = f"plain://{tmp_path}/out/deep"
     # Its own process: the workers of a cluster do not know this store.
-    with Client(processes=False, n_workers=1, dashboard_address=None):
+    with Client(processes=False, n_workers=1, dashboard_address=None) as client:
         ColourReader()(dataset).save_metadata(out)
         assert ColourReader()(dataset).save_metadata(out).skipped == 3
         ColourReader(batch_size=5, max_pixels=9_999)(dataset).save_metadata(out, overwrite=True)
+        check_nothing_left(client, tmp_path)
     files = sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert [path.name for path in files] == [f"{number:05d}.parquet" for number in range(3)]
     table = pq.read_table(tmp_path / "out" / "deep")

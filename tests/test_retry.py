@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from colours import (
@@ -22,13 +22,16 @@ from PIL import Image
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import OutputError
-from curator_dask.frames.parquet import read_metadata
+from curator_dask.frames.columns import list_to_matrix
+from curator_dask.frames.parquet import read_record
 from curator_dask.image.embedders import TimmImageEmbedder
-from curator_dask.outputs.planning import plan_schema, plan_targets
+from curator_dask.outputs.parquet import ParquetSink
 from curator_dask.outputs.retrying import find_settings
-from curator_dask.outputs.writing import Output, WritePartition
+from curator_dask.outputs.writing import Output
 from curator_dask.runs.lineage import replace_functions, trace
-from curator_dask.runs.settle import write_graph
+from curator_dask.runs.shardwise import shard_function
+from curator_dask.runs.sink import Job
+from curator_dask.runs.step import ColumnStep
 
 SHARDS, SAMPLES = 3, 8
 LARGE = {"000000003", "000020000", "000020007"}  # above a limit of pixels that may be raised
@@ -76,7 +79,7 @@ def embed(folder, out, embedder, **settings):
 
 
 @pytest.mark.parametrize("drop_failed", [False, True])
-def test_only_what_failed_is_tried(folder, tmp_path, drop_failed, capsys):
+def test_only_what_failed_is_tried(folder, tmp_path, drop_failed, said):
     out, log = tmp_path / "out", tmp_path / "log"
     embed(folder, out, CountingReader(log, max_pixels=10_000), drop_failed=drop_failed)
     before = read_output(out)
@@ -86,14 +89,13 @@ def test_only_what_failed_is_tried(folder, tmp_path, drop_failed, capsys):
     assert summary.failed_shards == {}
     assert (summary.rows, summary.failed, summary.written) == (4, 1, 2)
     assert sum(map(int, log.read_text().split())) - 2 <= len(LARGE)  # two to see what the model gives
-    assert "4 failed rows tried again, 3 have a vector now" in capsys.readouterr().out
+    assert "4 failed rows tried again, 3 have a vector now" in said.text
     table = read_output(out)
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), bad=BROKEN)
     assert (out / "00001.parquet").stat().st_mtime_ns == untouched
     # What the first run counted is no longer said of the files that were changed.
-    told = [
-        read_metadata(str(path)).get("report", {}).get("failed") for path in sorted(out.glob("*.parquet"))
-    ]
+    reports = [read_record(str(path)).report for path in sorted(out.glob("*.parquet"))]
+    told = [report and report["failed"] for report in reports]
     assert told == [None, 0, None]
     if drop_failed:
         assert len(before) == SHARDS * SAMPLES - 4
@@ -110,12 +112,12 @@ def test_only_what_failed_is_tried(folder, tmp_path, drop_failed, capsys):
     assert (third.rows, third.failed) == (1, 1)
 
 
-def test_nothing_to_try(tmp_path, capsys):
+def test_nothing_to_try(tmp_path, said):
     write_dataset(tmp_path / "data")
     embed(tmp_path / "data", tmp_path / "out", ColourReader())
     summary = ColourReader().retry(tmp_path / "out")
     assert (summary.rows, summary.written) == (0, 0)
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in said.text
 
 
 def test_two_embeddings_keep_apart(folder, tmp_path):
@@ -160,7 +162,7 @@ def test_settings_make_the_embedder_again(folder, tmp_path):
     assert vars(stored) == vars(embedder)
     embed(folder, tmp_path / "out", ColourReader())
     assert find_settings(str(tmp_path / "out")) == {}
-    assert read_metadata(str(tmp_path / "out" / "00000.parquet"))["id_col"] == "key"
+    assert read_record(str(tmp_path / "out" / "00000.parquet")).id_col == "key"
     assert image_of("000000001")  # the dataset's own images are small
 
 
@@ -232,6 +234,9 @@ def test_stores_that_cannot_be_opened(url):
         find_settings(url)
 
 
+GIVEN_UP = "gave up: 4 workers died"
+
+
 def test_shards_that_were_given_up_are_finished_by_a_retry(folder, tmp_path):
     out = tmp_path / "out"
     embed(folder, out, ColourReader())
@@ -240,27 +245,81 @@ def test_shards_that_were_given_up_are_finished_by_a_retry(folder, tmp_path):
     dataset = ColourReader()(ImageTextPairDataset.from_webdataset(folder))
     output = Output(str(out), None, in_place=False, overwrite=False, drop_failed=False)
     lineage = trace(dataset.metadata)
-    (step,) = lineage.functions
-    made = {"image_embedding": step.describe().to_dict()}
-    schema = plan_schema(dataset.metadata, list(dataset.metadata.columns), made, lineage)
-    targets = plan_targets(dataset.metadata, lineage, output, schema, made, None)
-    written = write_graph(dataset.metadata, targets, [1], WritePartition(schema, output, "key", made))
-
-    def give_up(function):
-        if isinstance(function, WritePartition):
-            return replace(function, unfinished=True)
-        return (
-            replace(function, given_up="gave up: 4 workers died")
-            if hasattr(function, "given_up")
-            else function
-        )
-
-    replace_functions(written, give_up).compute()
+    (step,) = lineage.steps
+    job = Job(
+        dataset.metadata, lineage, lineage.steps, step.describe(), tuple(dataset.metadata.columns), "key"
+    )
+    plan = ParquetSink(output).plan(job)
+    done = shard_function(trace(replace_functions(dataset.metadata, lambda each: each.give_up(GIVEN_UP))))
+    plan.writer.give_up(GIVEN_UP).write(done(lineage.ranges[1]), plan.targets[1])
     marked = pq.read_table(out / "00001.parquet")
-    assert marked["image_error"].to_pylist() == ["gave up: 4 workers died"] * SAMPLES
+    assert marked["image_error"].to_pylist() == [GIVEN_UP] * SAMPLES
 
     summary = ColourReader().retry(out)
     assert (summary.rows, summary.failed) == (SAMPLES + len(BROKEN), len(BROKEN))
     table = read_output(out)
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), bad=BROKEN)
     assert embed(folder, out, ColourReader()).skipped == SHARDS, "not known as finished"
+
+
+def doubled(frame):
+    return frame.assign(double=frame["width"] * 2)
+
+
+class Redness(ColumnStep):
+    needs = frozenset({"vectors"})
+    columns = {"redness": pa.float32()}  # noqa: RUF012
+
+    def compute(self, rows):
+        matrix, valid = list_to_matrix(rows.column("image_embedding"), 3)
+        return {"redness": pa.array(matrix[:, 0], mask=~valid)}
+
+
+WITH_MORE = {
+    "a function": (
+        lambda dataset: dataset.with_metadata(dataset.metadata.map_partitions(doubled)),
+        "doubled",
+    ),
+    "a column": (
+        lambda dataset: dataset.with_metadata(
+            dataset.metadata.assign(good=dataset.metadata["image_error"].isna())
+        ),
+        "good = …",
+    ),
+    "a step": (lambda dataset: dataset.apply(Redness()), "redness"),
+}
+
+
+@pytest.mark.parametrize("name", WITH_MORE)
+def test_what_was_made_of_vectors_is_not_left_with_holes(folder, tmp_path, name):
+    """A mended row would have a vector, and not what was made of it: a retry is refused, and says what to do."""
+    more, said = WITH_MORE[name]
+    out, limited = tmp_path / "out", ColourReader(max_pixels=10_000)
+
+    def run(embedder):
+        dataset = more(embedder(ImageTextPairDataset.from_webdataset(folder)))
+        return dataset.save_metadata(out, overwrite=True)
+
+    assert run(limited).failed == len(LARGE) + len(BROKEN)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(OutputError, match=rf"{said} .*run the script"):
+        ColourReader(max_pixels=100_000).retry(out)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    for path in before:
+        if pq.read_table(path)["image_error"].null_count < SAMPLES:
+            path.unlink()
+    assert run(ColourReader(max_pixels=100_000)).failed == len(BROKEN)
+    table = read_output(out)
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), bad=BROKEN)
+    if name == "a step":
+        for key, red in zip(table["key"].to_pylist(), table["redness"].to_pylist(), strict=True):
+            assert red is None if key in BROKEN else red == pytest.approx(colour_of(key)[0], abs=0.51)
+
+
+def test_columns_that_were_there_before_are_no_hindrance(folder, tmp_path):
+    dataset = ImageTextPairDataset.from_webdataset(folder)
+    dataset = dataset.with_metadata(dataset.metadata.map_partitions(doubled))
+    out = tmp_path / "out"
+    ColourReader(max_pixels=10_000)(dataset).save_metadata(out)
+    assert ColourReader(max_pixels=100_000).retry(out).failed == len(BROKEN)
+    assert read_output(out)["double"].null_count == 0

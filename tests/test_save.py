@@ -17,11 +17,12 @@ from colours import ColourReader, check_colours, colour_of, members_of, read_out
 from curator_dask.cluster.progress import Meter, watch
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, ImageError, OutputError
-from curator_dask.frames.parquet import read_metadata
-from curator_dask.outputs.planning import plan_schema, plan_targets
-from curator_dask.outputs.writing import Output, WritePartition
+from curator_dask.frames.parquet import read_record
+from curator_dask.outputs.parquet import ParquetSink
+from curator_dask.outputs.writing import Output
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.settle import write_graph
+from curator_dask.runs.sink import Job
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -47,7 +48,7 @@ def stamps(folder):
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
 
 
-def test_files_schema_and_summary(folder, tmp_path, capsys):
+def test_files_schema_and_summary(folder, tmp_path, said):
     summary = embedded(folder).save_metadata(tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "00000.parquet",
@@ -61,7 +62,7 @@ def test_files_schema_and_summary(folder, tmp_path, capsys):
         assert schema.field("width").type == pa.int64()
         assert schema.field("image_error").type == pa.string()
         assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
-        made = read_metadata(str(path))["embeddings"]["image_embedding"]
+        made = read_record(str(path)).embeddings["image_embedding"]
         assert (made["model"].partition(" [code")[0], made["dim"], made["output"], made["dtype"]) == (
             "ColourReader()",
             3,
@@ -72,7 +73,7 @@ def test_files_schema_and_summary(folder, tmp_path, capsys):
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
     assert (summary.rows, summary.failed, summary.written, summary.skipped) == (30, 0, 3, 0)
     assert not summary.failed_shards
-    printed = capsys.readouterr().out
+    printed = said.text
     assert "30 rows in 3 files; 0 failed images" in printed
     assert "image_embedding: 3 values, model output of ColourReader() [code " in printed
 
@@ -189,7 +190,7 @@ def test_into_the_datasets_own_directory(folder):
 
     # A second model: the first one's vectors stay, and so does what is known of them.
     ColourReaderTwice(image_embedding_column="twice")(dataset).save_metadata()
-    stored = read_metadata(str(folder / "00000.parquet"))["embeddings"]
+    stored = read_record(str(folder / "00000.parquet")).embeddings
     assert {name: info["model"].partition(" [code")[0] for name, info in stored.items()} == {
         "image_embedding": "ColourReader()",
         "twice": "ColourReaderTwice()",
@@ -522,18 +523,16 @@ def test_a_persisted_dataset_keeps_what_made_its_embedding(tmp_path):
         check_colours(table["key"].to_pylist(), table[name].to_pylist(), bad={"000000001"})
     assert table["image_error"].null_count == 5
     path = next((tmp_path / "out").glob("*.parquet"))
-    assert set(read_metadata(str(path))["embeddings"]) == {"image_embedding", "second"}
+    assert set(read_record(str(path)).embeddings) == {"image_embedding", "second"}
 
 
 def test_a_step_on_the_own_files_is_not_applied_twice(folder):
     """As when Dask runs a task again, because its worker died after writing."""
     dataset = ImageTextPairDataset.from_webdataset(folder)
     doubled = dataset.metadata.assign(width=dataset.metadata.width * 2)
-    lineage = trace(doubled)
-    schema = plan_schema(doubled, list(doubled.columns), {}, lineage)
     output = Output(str(folder), None, in_place=True, overwrite=False, drop_failed=False)
-    targets = plan_targets(doubled, lineage, output, schema, {}, None)
-    graph = write_graph(doubled, targets, range(3), WritePartition(schema, output, "key", {}))
+    plan = ParquetSink(output).plan(Job(doubled, trace(doubled), (), {}, tuple(doubled.columns), "key"))
+    graph = write_graph(doubled, plan.targets, range(3), plan.writer)
     first, second = graph.compute(), graph.compute()
     assert set(read_output(folder)["width"].to_pylist()) == {48}
     assert first["target"].tolist() == second["target"].tolist()

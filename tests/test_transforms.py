@@ -100,10 +100,10 @@ def test_a_crop_that_is_rounded_down(photograph, crop_pct):
     spec, timms = (spec_of(crop_mode=mode, crop_pct=crop_pct) for mode in ("center_floor", "center"))
     sizes, uneven = [*SIZES, (301, 227), (225, 224), (331, 224)], 0
     images = [photograph.resize((width, height)) for height, width in sizes]
-    decoder = DaliDecoder(len(sizes), 2, transform=spec)
+    decoder = DaliDecoder(len(sizes), 2, transforms=[spec])
     decoder.start([np.frombuffer(encode(image), np.uint8) for image in images], sizes)
-    by_dali = decoder.finish()[0].numpy()
-    for image, (height, width), got in zip(images, sizes, by_dali, strict=True):
+    ((by_dali,), _) = decoder.finish()
+    for image, (height, width), got in zip(images, sizes, by_dali.numpy(), strict=True):
         short = spec.scale_size[0]
         to_height, to_width = (
             (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
@@ -151,10 +151,10 @@ def test_the_gpu_recipe_on_the_cpu(photograph, crop_mode, interpolation, limit):
     assert interpolation in DALI_MODES
     spec = spec_of(interpolation, crop_mode)
     images = [photograph.resize((width, height)) for height, width in SIZES]
-    decoder = DaliDecoder(len(SIZES), 2, transform=spec)
+    decoder = DaliDecoder(len(SIZES), 2, transforms=[spec])
     for count in (len(SIZES), 3):  # the pipeline is used again, with fewer images
         decoder.start([np.frombuffer(encode(image), np.uint8) for image in images[:count]], SIZES[:count])
-        pixels, found = decoder.finish()
+        (pixels,), found = decoder.finish()
         assert found == SIZES[:count]
         for image, got in zip(images, pixels.numpy(), strict=False):
             assert difference(got, timm_pixels(spec, image)) <= limit, image.size

@@ -42,7 +42,7 @@ def make_loader(device):
     made = []
 
     def make(batch_size=16, num_threads=2, **options):
-        made.append(Loader(LoaderSpec(None, batch_size, num_threads, device=device, **options)))
+        made.append(Loader(LoaderSpec((None,), (batch_size,), num_threads, device=device, **options)))
         return made[-1]
 
     yield make
@@ -179,8 +179,8 @@ def test_a_size_that_dali_reads_in_another_way(make_loader, device, monkeypatch)
     finish = DaliDecoder.finish
 
     def wrong(self):
-        pixels, found = finish(self)
-        return [pixels[0] // 2, *pixels[1:]], [(found[0][0] + 1, found[0][1]), *found[1:]]
+        (pixels,), found = finish(self)
+        return [[pixels[0] // 2, *pixels[1:]]], [(found[0][0] + 1, found[0][1]), *found[1:]]
 
     monkeypatch.setattr(DaliDecoder, "finish", wrong)
     images, _ = unpack(list(make_loader().load((n, coloured(n)) for n in range(9))), device)
@@ -346,7 +346,7 @@ def test_what_the_loader_hands_out_is_what_the_resize_takes(photograph, make_loa
     spec, data = SPECS[0], [encode(photograph.resize((200 + n, 160)), quality=90) for n in range(20)]
     images, _ = unpack(list(make_loader(7).load(enumerate(data))), device, 7)
     pixels, errors = make_resize(spec).start([images[number] for number in range(20)])()
-    at_once = Loader(LoaderSpec(spec, 20, 2, device=device))
+    at_once = Loader(LoaderSpec((spec,), (20,), 2, device=device))
     (batch,) = at_once.load(enumerate(data))
     at_once.close()
     assert not errors

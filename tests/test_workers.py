@@ -10,7 +10,6 @@ import psutil
 import pytest
 from colours import ColourReader, check_colours, read_output, write_dataset
 
-from curator_dask import get_client
 from curator_dask.datasets import ImageTextPairDataset
 
 SHARDS, SAMPLES = 8, 12
@@ -21,12 +20,6 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume") / "data"
     write_dataset(folder, SHARDS, SAMPLES, bad={"000030005": b""})
     return folder
-
-
-@pytest.fixture(scope="module")
-def client():
-    with get_client("cpu", n_workers=2) as client:
-        yield client
 
 
 def live_specs():

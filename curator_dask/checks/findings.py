@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from curator_dask.webdataset.index import key_text
+from curator_dask.webdataset.samples import key_text
 
 _WIDTH = 300  # characters of a name or reason that a line shows
 

@@ -16,11 +16,12 @@ from curator_dask.cluster.workers import current_client
 from curator_dask.errors import ConfigError, CuratorError, ShardError
 from curator_dask.storage import Options, check_regular, is_remote, local_path
 from curator_dask.webdataset.headers import not_a_tar
-from curator_dask.webdataset.index import ShardIndex, StaleIndex
+from curator_dask.webdataset.idx import StaleIndex
+from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.shards import Shard, discover
 
 _BLOCK = 16  # shards a task at most, so that a task ends within seconds
-_FAILURES = 20  # that are printed
+_FAILURES = 20  # that are named
 _MARKS = (b"v1.0", b"v1.1", b"v1.2")  # with which DALI's index files begin
 
 
@@ -61,7 +62,7 @@ class IndexSummary:
 
 
 def write_indexes(
-    path: str | os.PathLike | Sequence[str | os.PathLike],
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     overwrite: bool = False,
     storage_options: Options = None,
@@ -118,7 +119,7 @@ def write_indexes(
     return summary
 
 
-def check_local(path: str | os.PathLike | Sequence[str | os.PathLike]) -> None:
+def check_local(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> None:
     """Raise ConfigError where shards are remote."""
     given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     for item in map(os.fsdecode, given):

@@ -1,9 +1,8 @@
-"""What one shard is like, by looks that need no model: its file, its Parquet, its headers, some of its images."""
+"""What one shard is like, by a look that needs no model: all its headers, its rows' ids, some of its images."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,66 +12,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curator_dask.checks.glancing import Glance, said
 from curator_dask.decode.sniff import sniff
-from curator_dask.errors import CuratorError, ImageError, ShardError
+from curator_dask.errors import ImageError, ShardError
 from curator_dask.frames.columns import to_array
 from curator_dask.frames.names import CAPTION_COLUMN, STATUS_COLUMN
-from curator_dask.frames.parquet import METADATA_KEY, open_parquet
+from curator_dask.frames.parquet import open_parquet
 from curator_dask.rows.ids import check_ids, exact_ids
 from curator_dask.rows.remarks import fact_of
 from curator_dask.rows.tar_rows import tar_row
-from curator_dask.storage import Options, RemoteFile, check_regular, is_remote, local_path
-from curator_dask.webdataset.headers import BLOCK, Member, header_problem, header_size, not_a_tar
-from curator_dask.webdataset.index import IMAGE_EXTENSIONS, Sample, ShardIndex, StaleIndex, split_name
+from curator_dask.storage import Options, is_remote, local_path
+from curator_dask.webdataset.idx import StaleIndex
+from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.reader import ShardReader
-from curator_dask.webdataset.shards import Shard, stamp
+from curator_dask.webdataset.samples import IMAGE_EXTENSIONS, Sample, split_name
 
 _SUCCESS = "success"
 _NO_SAMPLE = "its Parquet names {} images, the tar has none of them"
 _SUFFIXES = (
     200  # different ones that are kept of a shard: keys with dots may make as many as there are samples
 )
-_TAIL = 1 << 16  # bytes of an index file's end in which its last line is looked for
-
-
-@dataclass
-class Glance:
-    """What is seen of a shard without reading its members' headers.
-
-    Attributes
-    ----------
-    shard
-        The shard.
-    size
-        Bytes of the tar; 0 where it cannot be looked at.
-    troubles
-        What would fail, by kind (`curator_dask.checks.findings`): ``"unreadable"``, ``"not-a-tar"``,
-        ``"name"``, ``"companion"``.
-    ends
-        Whether the tar ends as tars do. If not, a look at its headers tells why.
-    rows
-        Of the companion Parquet; None where it was not looked at, or cannot be read.
-    columns
-        Of the companion Parquet, and whether this is output of an earlier run.
-    parquet_size
-        Its bytes.
-    stale
-        What is wrong with the index file beside the tar, as far as its first and last line tell.
-    """
-
-    shard: Shard
-    size: int = 0
-    troubles: dict[str, str] = field(default_factory=dict)
-    ends: bool = False
-    rows: int | None = None
-    columns: tuple[pa.Schema, bool] | None = None
-    parquet_size: int = 0
-    stale: str | None = None
-
-    @property
-    def has_tar(self) -> bool:
-        """Whether there is a tar to look into."""
-        return not self.troubles.keys() & {"unreadable", "not-a-tar"}
 
 
 @dataclass
@@ -117,39 +76,6 @@ class Look:
     images: list[tuple[str, int, int, int]] = field(default_factory=list)
     unusable: dict[str, list[str]] = field(default_factory=dict)
     stale: str | None = None
-
-
-def glance(shard: Shard, with_parquet: bool, options: Options = None) -> Glance:
-    """Look at a shard's size, first header, end, companion and index file: a few reads, whatever its size.
-
-    Parameters
-    ----------
-    shard
-        The shard.
-    with_parquet
-        Whether its rows come from the companion Parquet.
-    options
-        For fsspec.
-    """
-    seen = Glance(shard)
-    try:
-        shard.url.encode()
-    except UnicodeEncodeError:
-        seen.troubles["name"] = "the file's name is not UTF-8"
-    try:
-        seen.size, head, tail = _edges(shard.url, options)
-    except Exception as error:  # a store's own errors may be of any kind
-        seen.troubles["unreadable"] = _said(error)
-    else:
-        if header_size(head) is None and (not head or head.count(0) < len(head) or len(head) < BLOCK):
-            seen.troubles["not-a-tar"] = str(not_a_tar(shard.url, head)).removeprefix(f"{shard.url}: ")
-        # A tar that begins with its end mark has no samples, or is no tar but zeros: its walk will tell.
-        seen.ends = seen.size % BLOCK == 0 and tail.count(0) == BLOCK and head.count(0) < BLOCK
-    if with_parquet and shard.parquet is not None:
-        _look_at_parquet(seen, options)
-    if seen.has_tar and not is_remote(shard.url):
-        seen.stale = _idx_trouble(Path(local_path(shard.url)))
-    return seen
 
 
 def look(
@@ -197,62 +123,6 @@ def look(
     return found
 
 
-def _edges(url: str, options: Options) -> tuple[int, bytes, bytes]:
-    """Size, first and last 512 bytes of a file."""
-    if is_remote(url):
-        remote = RemoteFile(url, options)
-        size = remote.size
-        return size, remote.block(0, min(size, BLOCK)), remote.block(max(0, size - BLOCK), size)
-    path = local_path(url)
-    check_regular(path)
-    with Path(path).open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        return size, os.pread(file.fileno(), BLOCK, 0), os.pread(file.fileno(), BLOCK, max(0, size - BLOCK))
-
-
-def _look_at_parquet(seen: Glance, options: Options) -> None:
-    parquet = seen.shard.parquet
-    assert parquet is not None
-    try:
-        seen.parquet_size = stamp(parquet, options).size
-        with open_parquet(parquet, options) as file:
-            schema = file.schema_arrow
-            seen.rows = file.metadata.num_rows
-        seen.columns = (schema.remove_metadata(), METADATA_KEY in (schema.metadata or {}))
-    except Exception as error:  # of the file system, of Arrow, of a store
-        seen.troubles["companion"] = _said(error)
-
-
-def _idx_trouble(tar: Path) -> str | None:
-    """What the first and the last line of the index file beside a tar show to be wrong with it."""
-    path = tar.with_suffix(".idx")
-    try:
-        check_regular(path)
-        with path.open("rb", buffering=0) as file:
-            head = os.pread(file.fileno(), 64, 0)
-            end = os.fstat(file.fileno()).st_size
-            tail = os.pread(file.fileno(), _TAIL, max(0, end - _TAIL))
-        with tar.open("rb", buffering=0) as file:
-            width = {b"v1.1 ": 3, b"v1.2 ": 4}.get(head[:5])
-            if width is None:
-                return f"no index of DALI's (starts with {head[:16]!r})"
-            words = tail.splitlines()[-1].split()
-            if not tail.endswith(b"\n") or len(words) < width or (len(words) % width and end <= _TAIL):
-                return "its last line is not whole"
-            offset, size = map(int, words[1 - width : 3 - width] if width == 4 else words[-2:])
-            header = os.pread(file.fileno(), BLOCK, offset - BLOCK) if offset >= BLOCK else b""
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, OverflowError) as error:
-        return _said(error)
-    if width == 3:
-        return None  # it has no names that a header could be compared with
-    member = Member(words[-1].decode("utf-8", "surrogateescape"), offset, size)
-    # What an extended header says cannot be seen here: a member without a plain header is for the full look.
-    wrong = header_problem(header, member)
-    return f"member {member.name!r} at byte {offset}: {wrong}" if wrong else None
-
-
 def _why_stale(tar: Path) -> str | None:
     path = tar.with_suffix(".idx")
     if not path.exists():
@@ -278,7 +148,7 @@ def _rows_of(
         with open_parquet(seen.shard.parquet, options) as file:
             table = file.read(columns=list(dict.fromkeys(wanted)))
     except Exception as error:  # of the file system, of Arrow, of a store
-        found.troubles["companion"] = _said(error)
+        found.troubles["companion"] = said(error)
         return None, None
     found.rows = table.num_rows
     try:
@@ -288,7 +158,7 @@ def _rows_of(
         ValueError,
         KeyError,
     ) as error:  # text that is not UTF-8, two columns of one name
-        found.troubles["companion"] = f"its values cannot be read: {_said(error)}"
+        found.troubles["companion"] = f"its values cannot be read: {said(error)}"
         return None, None
 
 
@@ -400,11 +270,3 @@ def _note(found: Look, kind: str, names: Any) -> None:
     fact = fact_of(names)
     if fact is not None:
         found.facts[kind] = fact
-
-
-def _said(error: Exception) -> str:
-    if isinstance(error, CuratorError):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__

@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from curator_dask.checks.findings import KINDS, Finding, Report, shown
-from curator_dask.checks.looking import Glance, Look, glance, look
+from curator_dask.checks.glancing import Glance, glance
+from curator_dask.checks.looking import Look, look
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
 from curator_dask.errors import ConfigError, CuratorError, DatasetError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
@@ -44,13 +45,13 @@ _VALUES = 2**31 - 1  # of an Arrow list column
 
 
 def preflight(
-    path: str | os.PathLike | Sequence[str | os.PathLike],
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     id_col: str = "key",
     *,
     metadata: str = "auto",
     shards: int | Literal["all"] | None = None,
     dim: int = DEFAULT_DIM,
-    output: str | os.PathLike | None = None,
+    output: str | os.PathLike[str] | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     storage_options: Options = None,
 ) -> Report:
@@ -321,7 +322,7 @@ def _estimate_disk(
     looks: Mapping[int, Look],
     with_parquet: bool,
     dim: int,
-    output: str | os.PathLike | None,
+    output: str | os.PathLike[str] | None,
     tally: _Tally,
 ) -> None:
     if report.rows is None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curator_dask import backend
+from curator_dask.cluster.dask_settings import SHUFFLE, client_class, hold
 from curator_dask.cluster.local import (
     THREAD_VARIABLES,
     cpu_workers,
@@ -25,13 +26,15 @@ from curator_dask.cluster.local import (
     wait_for_workers,
 )
 from curator_dask.cluster.main_guard import check_main_guard
+from curator_dask.console import show_in_notebook
 from curator_dask.errors import ClusterError, ConfigError
+from curator_dask.settings import check_variables
 
 if TYPE_CHECKING:
     import distributed
     from distributed.deploy.cluster import Cluster
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("curator_dask")
 
 # A scheduler that does not answer in this many seconds is not there; workers may take longer to come.
 CONNECT_LIMIT = 30.0
@@ -107,7 +110,7 @@ def get_client(
         Seconds to wait for workers: for all of a new cluster's, for at least one of a running cluster's.
         (For the answer of a running scheduler 30 at most.)
     verbose
-        Print one line that says what was started and where its dashboard is.
+        Log one line that says what was started and where its dashboard is.
     **cluster_kwargs
         Further options of `dask_cuda.LocalCUDACluster` (gpu) or `distributed.LocalCluster` (cpu), such as
         ``memory_limit``, ``device_memory_limit``, ``local_directory``, ``dashboard_address``, ``env``.
@@ -121,8 +124,8 @@ def get_client(
     Raises
     ------
     ConfigError
-        An unknown option or ``cluster_type``; options that exclude one another; options of a new cluster
-        together with a running one.
+        An unknown option or ``cluster_type``; a bad value of an environment variable; options that exclude one
+        another; options of a new cluster together with a running one.
     ClusterError
         No GPU or no GPU packages for ``"gpu"``; the scheduler or its file cannot be reached or read; no
         workers within the timeout; a script that starts a cluster outside ``if __name__ == "__main__":``.
@@ -131,6 +134,8 @@ def get_client(
     -----
     Options marked GPU are ignored by a CPU cluster, so that one script runs on both.
     """
+    show_in_notebook()
+    check_variables()
     if cluster_type not in ("auto", "cpu", "gpu"):
         raise ConfigError(f"cluster_type={cluster_type!r}: expected 'auto', 'cpu' or 'gpu'")
     if not timeout > 0:
@@ -158,9 +163,7 @@ def get_client(
         _refuse_new_cluster_options(options, cluster_kwargs)
         if scheduler_file is not None:
             scheduler_address = _read_scheduler_file(Path(scheduler_file))
-        client = _connect(scheduler_address, security, timeout, verbose)
-        _shuffle_by_tasks()
-        return client
+        return _connect(scheduler_address, security, timeout, verbose)
 
     for name in ("n_workers", "threads_per_worker"):
         value = options[name]
@@ -204,25 +207,21 @@ def get_client(
         shared["env"] = env
         torch_threads = f" and {threads} torch threads"
     client = start_cluster(device, shared, env, timeout)
-    _shuffle_by_tasks()
     if verbose:
-        print(
-            f"Dask {device} cluster{reason}: {shared['n_workers']} workers, {shared['threads_per_worker']} tasks"
-            f"{torch_threads} each; {_dashboard(client)}"
+        logger.info(
+            "Dask %s cluster%s: %d workers, %d tasks%s each; %s",
+            device,
+            reason,
+            shared["n_workers"],
+            shared["threads_per_worker"],
+            torch_threads,
+            _dashboard(client),
         )
     return client
 
 
-def _shuffle_by_tasks() -> None:
-    """Let frames with vectors be shuffled and merged: distributed's own way (p2p) knows no list columns."""
-    import dask
-
-    if dask.config.get("dataframe.shuffle.method", None) is None:
-        dask.config.set({"dataframe.shuffle.method": "tasks"})
-
-
 def choose_device(cluster_type: str, gpus: int, missing: list[str], variable: str) -> tuple[str, str]:
-    """The device of a new cluster, and why, as an addition to the printed line.
+    """The device of a new cluster, and why, as an addition to the line that is logged.
 
     Parameters
     ----------
@@ -280,8 +279,6 @@ def gpu_problem(gpus: int, missing: list[str]) -> str | None:
 
 def _connect(target: Any, security: Any, timeout: float, verbose: bool) -> distributed.Client:
     """A client of the cluster that runs at an address or is a cluster object."""
-    from distributed import Client
-
     if not isinstance(target, str) and not hasattr(target, "scheduler_address"):
         raise ConfigError(
             f"scheduler_address={target!r}: expected an address such as 'tcp://10.0.0.1:8786' or a cluster"
@@ -289,9 +286,13 @@ def _connect(target: Any, security: Any, timeout: float, verbose: bool) -> distr
     address = target if isinstance(target, str) else target.scheduler_address
     extra = {} if security is None else {"security": security}
     limit = min(timeout, CONNECT_LIMIT)
+    held = hold([SHUFFLE])
     try:
-        client = Client(target, timeout=limit, **extra)
-    except Exception as error:
+        client = client_class()(target, timeout=limit, held=held, **extra)
+    except BaseException as error:
+        held.close()
+        if not isinstance(error, Exception):
+            raise
         raise ClusterError(
             f"no Dask scheduler answered at {address!r} within {limit:g} s ({error or type(error).__name__})."
             " Check that `dask scheduler` runs there, that the port is open from this machine, and that both "
@@ -304,7 +305,7 @@ def _connect(target: Any, security: Any, timeout: float, verbose: bool) -> distr
         raise
     if verbose:
         count = len(client.scheduler_info(n_workers=-1)["workers"])
-        print(f"Dask scheduler at {address}: workers {count}; {_dashboard(client)}")
+        logger.info("Dask scheduler at %s: workers %d; %s", address, count, _dashboard(client))
     return client
 
 

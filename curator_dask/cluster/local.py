@@ -20,10 +20,12 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
+from curator_dask.cluster.dask_settings import LOST_WORKER, SHUFFLE, client_class, hold
 from curator_dask.errors import ClusterError, ConfigError
 
 if TYPE_CHECKING:
     import distributed
+    from distributed.deploy.cluster import Cluster
 
 # What a CPU worker needs for Python, torch, one model and a shard's pixels, with room to spare.
 MIN_WORKER_MEMORY = 3 * 2**30  # bytes
@@ -35,10 +37,6 @@ MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHO
 _START_LIMIT = 10.0  # seconds that closing waits for a worker that is just starting
 _SPAWN_LIMIT = 0.5  # seconds after an interrupt in which a worker's process may still appear
 _CLOSE_LIMIT = 20.0  # seconds that closing itself may take
-
-# So long after a worker died the cluster looks if it is there again, and if it happens to be just starting once
-# more, ends its nanny for good: where workers die repeatedly, or start slowly, none would be left.
-_LOST_WORKER, _NEVER = "distributed.deploy.lost-worker-timeout", "10000 days"
 
 # By the variable that a user would set. Dask's profiler of workers wakes a hundred times a second to look at every
 # thread: 3 % of a CNN on one core. All its event loops wake fifty times a second to see if they are late, workers and
@@ -147,6 +145,26 @@ def start_cluster(
     device: str, options: dict[str, Any], env: dict[str, str], timeout: float
 ) -> distributed.Client:
     """Start the cluster and the client that owns it, and wait for all workers."""
+    held = hold((LOST_WORKER, SHUFFLE))
+    try:
+        cluster = _started(device, options, env, timeout)
+        client: distributed.Client | None = None
+        try:
+            client = _owning_client_class()(cluster, timeout=timeout, held=held)
+            wait_for_workers(client, options["n_workers"], f"the new {device} cluster", timeout)
+        except BaseException:
+            if client is not None:
+                client.close()
+            cluster.close()
+            raise
+    except BaseException:
+        held.close()
+        raise
+    return client
+
+
+def _started(device: str, options: dict[str, Any], env: dict[str, str], timeout: float) -> Cluster:
+    """The cluster, whose workers are starting."""
     import dask
     from distributed import LocalCluster
 
@@ -161,9 +179,10 @@ def start_cluster(
     # LocalCUDACluster replaces `env`; this is the other way to the same place.
     nanny_env = {**dask.config.get("distributed.nanny.environ", {}), **env}
     pre_spawn = dask.config.get("distributed.nanny.pre-spawn-environ", {})
-    # For good: a worker that is started again has the configuration as it is then.
-    dask.config.set({_LOST_WORKER: _NEVER})
-    dask.config.set(dict(setting for variable, setting in _QUIET.items() if variable not in os.environ))
+    # For the event loops of scheduler and nannies, and for workers: their nannies keep it for those started again.
+    quiet = dict(setting for variable, setting in _QUIET.items() if variable not in os.environ)
+    if device == "cpu":  # also for workers of nannies that a scaled cluster adds
+        options = {**options, "config": {**quiet, **(options.get("config") or {})}}
     others, children = set(LocalCluster._instances), multiprocessing.active_children()
     try:
         with (
@@ -171,6 +190,7 @@ def start_cluster(
             _environment(spawning),
             dask.config.set(
                 {
+                    **quiet,
                     "distributed.nanny.environ": nanny_env,
                     # What malloc reads must be there before the process is; the user's own environment wins.
                     "distributed.nanny.pre-spawn-environ": {
@@ -181,9 +201,10 @@ def start_cluster(
             ),
             warnings.catch_warnings(),
         ):
-            # The dashboard moves to a free port by itself, and the printed line says where it is.
+            # The dashboard moves to a free port by itself, and the line that is logged says where it is.
             warnings.filterwarnings("ignore", message=r"Port \d+ is already in use")
-            cluster = cluster_class(**{"loop": loop, **options})
+            cluster: Cluster = cluster_class(**{"loop": loop, **options})
+            return cluster
     except KeyboardInterrupt:
         _abandon(others, children)
         raise
@@ -193,16 +214,6 @@ def start_cluster(
             f"above why they ended. If they were only slow, raise timeout (now {timeout:g} s). If the script "
             "calls get_client outside `if __name__ == '__main__':`, put the call below that line"
         ) from error
-    client: distributed.Client | None = None
-    try:
-        client = _owning_client_class()(cluster, timeout=timeout)
-        wait_for_workers(client, options["n_workers"], f"the new {device} cluster", timeout)
-    except BaseException:
-        if client is not None:
-            client.close()
-        cluster.close()
-        raise
-    return client
 
 
 @functools.cache
@@ -210,27 +221,32 @@ def _owning_client_class() -> type[distributed.Client]:
     """A Client that closes its cluster with itself; made on first use, because distributed loads then."""
     import distributed
 
-    class ClusterClient(distributed.Client):
+    class ClusterClient(client_class()):  # type: ignore[misc]
         """A `distributed.Client` that owns its cluster: closing it closes the cluster too."""
 
         def close(self, *args: Any, **kwargs: Any) -> Any:
             cluster = self.cluster
-            result = super().close(*args, **kwargs)
-            if cluster is not None:
-                # A worker that has torch loaded takes seconds to end; that it is killed then does no harm.
-                _wait_for_starting_workers(cluster)
-                logs = [logging.getLogger(name) for name in ("distributed", "tornado.application")]
-                levels = [log.level for log in logs]
-                logs[0].setLevel(logging.ERROR)
-                logs[1].setLevel(logging.CRITICAL)  # tracebacks of what was under way in the loop
-                try:
-                    _close(cluster)
-                finally:
-                    for log, level in zip(logs, levels, strict=True):
-                        log.setLevel(level)
+            with self._held_settings.pop_all():  # until the cluster is closed, too
+                result = distributed.Client.close(self, *args, **kwargs)
+                if cluster is not None:
+                    _close_quietly(cluster)
             return result
 
     return ClusterClient
+
+
+def _close_quietly(cluster: Cluster) -> None:
+    # A worker that has torch loaded takes seconds to end; that it is killed then does no harm.
+    _wait_for_starting_workers(cluster)
+    logs = [logging.getLogger(name) for name in ("distributed", "tornado.application")]
+    levels = [log.level for log in logs]
+    logs[0].setLevel(logging.ERROR)
+    logs[1].setLevel(logging.CRITICAL)  # tracebacks of what was under way in the loop
+    try:
+        _close(cluster)
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 def _abandon(others: set[Any], children: list[Any]) -> None:

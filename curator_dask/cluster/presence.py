@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import sys
 import time
 
 from distributed import Client
@@ -13,11 +11,9 @@ from distributed.client import AllExit
 from distributed.comm import CommClosedError
 
 from curator_dask.errors import ClusterError
+from curator_dask.settings import PATIENCE
 
-#: Environment variable: seconds without any worker, or any answer of the scheduler, after which a run ends.
-PATIENCE_VARIABLE = "CURATOR_DASK_PATIENCE"
-#: Its default. Workers that are started again need seconds, nodes that a cluster asks for need minutes.
-PATIENCE = 600.0
+logger = logging.getLogger("curator_dask")
 
 _LOOK_EVERY = 5.0  # seconds between questions to the scheduler who is there
 _WARN_EVERY = 60.0  # seconds
@@ -31,13 +27,18 @@ class Presence:
     ----------
     client
         Of the cluster.
+
+    Raises
+    ------
+    ConfigError
+        The environment variable of `settings.PATIENCE` has a bad value.
     """
 
     def __init__(self, client: Client) -> None:
         for name in ("distributed.client", "distributed.batched", "asyncio"):
             logging.getLogger(name).addFilter(_not_of_a_lost_connection)  # `check` says it in one line
         self.client = client
-        self.patience = float(os.environ.get(PATIENCE_VARIABLE) or PATIENCE)
+        self.patience = PATIENCE.value()
         self.seen = self.warned = time.monotonic()
         self.looked = 0.0
 
@@ -47,7 +48,7 @@ class Presence:
         Raises
         ------
         ClusterError
-            The connection was lost, or there was no worker for `PATIENCE` seconds.
+            The connection was lost, or there was no worker for `settings.PATIENCE` seconds.
         """
         # What a client asked for is forgotten with its connection, also where it can connect again.
         if self.client.status != "running":
@@ -73,25 +74,22 @@ class Presence:
         if silence >= self.patience:
             raise ClusterError(
                 f"{what}, for {silence:.0f} s. Look at the logs of workers and scheduler, start them again and run"
-                f" again: finished files are kept. {PATIENCE_VARIABLE} sets how many seconds are waited"
+                f" again: finished files are kept. {PATIENCE.name} sets how many seconds are waited"
                 f" (now {self.patience:g})"
             )
         if now - self.warned >= _WARN_EVERY:
             self.warned = now
-            print(
-                f"{what}, for {silence:.0f} s now; waiting {self.patience - silence:.0f} s more",
-                file=sys.stderr,
-                flush=True,
-            )
+            logger.warning("%s, for %.0f s now; waiting %.0f s more", what, silence, self.patience - silence)
 
 
 def threads_of_workers(client: Client) -> dict[str, int]:
     """Threads of each worker that is there now, by its address."""
     # Asked of the scheduler now: what the client remembers of it may be empty for a moment.
     try:
-        return client.sync(client.scheduler.ncores, callback_timeout=ANSWER)
+        threads: dict[str, int] = client.sync(client.scheduler.ncores, callback_timeout=ANSWER)
     except (OSError, TimeoutError):
         raise connection_lost(client) from None
+    return threads
 
 
 def connection_lost(client: Client) -> ClusterError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import platform
 import time
 from collections.abc import Callable, Collection
 from typing import Any
@@ -12,7 +14,9 @@ from typing import Any
 from distributed import Client, Future, KilledWorker, WorkerPlugin, default_client
 from distributed.client import FutureCancelledError
 
+from curator_dask.cache import POSSESSIONS
 from curator_dask.cluster.presence import ANSWER, Presence, connection_lost, threads_of_workers
+from curator_dask.console import show_messages
 from curator_dask.errors import ClusterError, CuratorError, ShardError
 
 
@@ -27,9 +31,10 @@ class WorkersDied(ShardError):
 def current_client() -> Client | None:
     """The Dask client of this process, None if there is none: then work is done in this process."""
     try:
-        return default_client()
+        client: Client = default_client()
     except ValueError:
         return None
+    return client
 
 
 class OnlySurprises(logging.Filter):
@@ -48,9 +53,18 @@ class OnlySurprises(logging.Filter):
 
 
 class WorkerSetup(WorkerPlugin):
-    """What runs need once on every worker, also on one that joins later."""
+    """What runs need once on every worker, also on one that joins later; it owns what the worker keeps for them.
+
+    A worker that is a process of its own shows what it logs there, unless its logging was configured: what a stage
+    with ``verbose`` says is in the worker's log.
+    """
 
     name = "curator_dask-worker-setup"
+    #: Once a worker: another would let go what the first one owns.
+    idempotent = True
+
+    def __init__(self) -> None:
+        self.client = _this_process()
 
     def setup(self, worker: Any) -> None:
         """Called by distributed when the worker has started, or the plugin is registered."""
@@ -59,6 +73,16 @@ class WorkerSetup(WorkerPlugin):
             for old in [each for each in log.filters if isinstance(each, OnlySurprises)]:
                 log.removeFilter(old)
             log.addFilter(OnlySurprises())
+        if _this_process() != self.client and not logging.getLogger("curator_dask").hasHandlers():
+            show_messages()
+
+    def teardown(self, worker: Any) -> None:
+        """Called by distributed when the worker ends: models, loaders, stages and local copies are let go."""
+        POSSESSIONS.clear()
+
+
+def _this_process() -> tuple[str, int]:
+    return platform.node(), os.getpid()
 
 
 def set_up_workers(client: Client) -> None:
@@ -153,14 +177,14 @@ def _run_on_workers(function: Any, client: Client) -> dict[str, Any]:
     return results
 
 
-def _wait_for_any(futures: Collection[Future]) -> None:
+def _wait_for_any(futures: Collection[Future[Any]]) -> None:
     end, pause = time.monotonic() + 1, 0.002
     while not any(future.done() for future in futures) and time.monotonic() < end:
         time.sleep(pause)
         pause = min(2 * pause, _POLL)
 
 
-def result_of(future: Future, presence: Presence) -> Any:
+def result_of(future: Future[Any], presence: Presence) -> Any:
     """What a future that is done ended with."""
     failures = 0
     while True:

@@ -13,11 +13,16 @@ import dask.dataframe as dd
 
 from curator_dask import backend
 from curator_dask.cluster.workers import current_client
-from curator_dask.errors import ClusterError, ConfigError, ShardError
+from curator_dask.console import show_in_notebook
+from curator_dask.errors import ClusterError, ConfigError, DatasetError, ShardError
+from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
-from curator_dask.outputs.saving import SaveSummary, save
+from curator_dask.outputs.saving import save
 from curator_dask.rows.reading import ReadShard, choose_source, learn_schema
-from curator_dask.runs.lineage import map_items, trace
+from curator_dask.runs.graph import map_items, map_step
+from curator_dask.runs.lineage import trace
+from curator_dask.runs.step import Step, check_step
+from curator_dask.runs.summary import SaveSummary
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet, discover
 from curator_dask.webdataset.staging import STAGE
@@ -63,12 +68,12 @@ class ImageTextPairDataset:
         self.id_col = id_col
         self.storage_options = storage_options
         # What made embeddings that the frame's own graph may no longer show, once it was persisted.
-        self._steps: tuple[Any, ...] = ()
+        self._steps: tuple[Step, ...] = ()
 
     @classmethod
     def from_webdataset(
         cls,
-        path: str | os.PathLike | Sequence[str | os.PathLike],
+        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         id_col: str = "key",
         *,
         metadata: str = "auto",
@@ -127,9 +132,10 @@ class ImageTextPairDataset:
         storage_options: Mapping[str, Any] | None = None,
     ) -> ImageTextPairDataset:
         """The same of shards that were found before (`curator_dask.webdataset.shards.discover`)."""
+        show_in_notebook()
         source = choose_source(metadata, found, storage_options)
         rows = "their Parquet files" if source == "parquet" else "their captions and JSON"
-        print(f"found {len(found)} shards below {found.root}; rows come from {rows}")
+        logger.info("found %d shards below %s; rows come from %s", len(found), found.root, rows)
         schema = learn_schema(found.shards, source, id_col, storage_options)
         reader = ReadShard(id_col, source, schema, storage_options)
         ranges = _ranges(reader, found.shards, rows_per_partition)
@@ -138,17 +144,64 @@ class ImageTextPairDataset:
         tars = [shard.url for shard in found.shards]
         return cls(found.root, frame, tars, id_col, storage_options=storage_options)
 
-    def with_metadata(self, metadata: dd.DataFrame, *steps: Any) -> ImageTextPairDataset:
-        """The same dataset with another metadata frame; `steps` are for embedders to leave their trace."""
+    def with_metadata(self, metadata: dd.DataFrame) -> ImageTextPairDataset:
+        """The same dataset with another metadata frame."""
         dataset = ImageTextPairDataset(
             self.path, metadata, self.tar_files, self.id_col, storage_options=self.storage_options
         )
-        dataset._steps = (*self._steps, *steps)
+        dataset._steps = self._steps
+        return dataset
+
+    def apply(self, step: Step) -> ImageTextPairDataset:
+        """The dataset with the columns of a step as its last; nothing is computed yet.
+
+        Embedders and classifiers do this when they are called. Steps that follow one another share one reading and one
+        decoding of each image.
+
+        Parameters
+        ----------
+        step
+            What is done to the rows of a shard: `curator_dask.runs.step.ColumnStep` is a base for your own.
+
+        Raises
+        ------
+        ConfigError
+            This is no step, or the name of a column that it makes is not free.
+        DatasetError
+            The metadata lacks what the step needs: the key column and ``__url__``, or vectors.
+        """
+        check_step(step)
+        meta = self.metadata._meta
+        if self.id_col in step.columns or URL_COLUMN in step.columns:
+            raise ConfigError(
+                f"{step.label}: makes {list(step.columns)}, and {self.id_col!r} is the column of the keys: give another"
+                " name"
+            )
+        made = {name for each in self._steps for name in each.columns if name in meta.columns} - {
+            ERROR_COLUMN
+        }
+        twice = [name for name in step.columns if name in made]
+        if twice:
+            raise ConfigError(
+                f"{step.label}: {twice} is made by a step before this one: give it another name"
+            )
+        missing = [name for name in (self.id_col, URL_COLUMN) if name not in meta.columns]
+        if step.needs & {"bytes", "pixels"} and missing:
+            raise DatasetError(
+                f"the metadata lacks {missing}, by which a row finds its image; it has {list(meta.columns)}."
+                " Keep these columns when selecting others"
+            )
+        if "vectors" in step.needs and not embedding_columns(meta):
+            raise DatasetError(
+                f"{step.label} needs vectors, and the metadata has none ({list(meta.columns)}): call an embedder first"
+            )
+        dataset = self.with_metadata(map_step(self.metadata, step))
+        dataset._steps = (*self._steps, step)
         return dataset
 
     def save_metadata(
         self,
-        path: str | os.PathLike | None = None,
+        path: str | os.PathLike[str] | None = None,
         columns: Sequence[str] | None = None,
         *,
         overwrite: bool = False,
@@ -178,13 +231,14 @@ class ImageTextPairDataset:
         Returns
         -------
         SaveSummary
-            Counts, times and failures; it is also printed.
+            Counts, times and failures; it is also logged.
 
         Raises
         ------
         OutputError
             Something would be replaced without `overwrite`, or cannot be written.
         """
+        show_in_notebook()
         return save(
             self.metadata,
             self._steps,
@@ -201,7 +255,7 @@ class ImageTextPairDataset:
     @property
     def npartitions(self) -> int:
         """Partitions of `metadata`: shards, or ranges of them."""
-        return self.metadata.npartitions
+        return int(self.metadata.npartitions)
 
     def compute(self, **kwargs: Any) -> Any:
         """All rows as one pandas or cuDF frame."""
@@ -236,7 +290,7 @@ class ImageTextPairDataset:
     def __dask_postcompute__(self) -> Any:
         return self.metadata.__dask_postcompute__()
 
-    def __dask_postpersist__(self) -> tuple[Callable[..., Any], tuple]:
+    def __dask_postpersist__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         rebuild, arguments = self.metadata.__dask_postpersist__()
         return _rebuild, (self, rebuild, arguments)
 
@@ -272,7 +326,9 @@ def check_options(id_col: str, metadata: str) -> None:
         raise ConfigError(f"id_col={id_col!r}: this name is taken; give the column of the keys")
 
 
-def _rebuild(graph: Any, dataset: ImageTextPairDataset, rebuild: Any, arguments: tuple, **kwargs: Any) -> Any:
+def _rebuild(
+    graph: Any, dataset: ImageTextPairDataset, rebuild: Any, arguments: tuple[Any, ...], **kwargs: Any
+) -> Any:
     return dataset.with_metadata(rebuild(graph, *arguments, **kwargs))
 
 

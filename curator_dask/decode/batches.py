@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,12 +40,15 @@ class Batch:
         CuPy, each of its own size; they are the caller's to keep and to change. (On a CPU, images that were
         decoded together lie in one block of memory, which lives as long as any of them.)
     errors
-        Reason by position, for images that could not be used. In no other batch.
+        Reason by position, for images that could not be used. In no other batch of this transform.
+    which
+        Number of the transform that `pixels` come from, in `LoaderSpec.transforms`.
     """
 
     positions: np.ndarray
     pixels: Any
     errors: dict[int, str]
+    which: int = 0
 
     def __repr__(self) -> str:
         if isinstance(self.pixels, list):
@@ -55,7 +58,7 @@ class Batch:
 
 
 class Collector(ABC):
-    """Collects images, as they come out of the decoding, into batches.
+    """Collects one transform's images, as they come out of the decoding, into batches.
 
     Parameters
     ----------
@@ -65,32 +68,27 @@ class Collector(ABC):
         Backend on whose device the batches are wanted.
     put
         Takes each batch.
+    which
+        Number of the transform.
     """
 
-    def __init__(self, batch_size: int, place: Backend, put: Callable[[Batch], None]):
+    def __init__(self, batch_size: int, place: Backend, put: Callable[[Batch], None], which: int = 0):
         self._batch_size = batch_size
         self._place = place
         self._put = put
+        self._which = which
         self._new()
 
     def _new(self) -> None:
         self._positions: list[int] = []
         self._errors: dict[int, str] = {}
 
-    def collect(self, futures: list[tuple[list[int], Future]], errors: dict[int, str]) -> None:
-        """Wait for the images that threads make, some positions at a time, and take errors that are known.
-
-        The lists are emptied, so that nothing but its batch keeps an image alive.
-        """
+    def fail(self, errors: dict[int, str]) -> None:
+        """Take reasons by position."""
         self._errors.update(errors)
-        while futures:
-            positions, future = futures.pop(0)
-            made = future.result()
-            del future
-            for position in positions:
-                self._take(position, made.pop(0))
 
-    def _take(self, position: int, image: Any) -> None:
+    def take(self, position: int, image: Any) -> None:
+        """Take an array of one image, or the exception in its place."""
         try:
             if isinstance(image, Exception):
                 raise image
@@ -116,7 +114,7 @@ class Collector(ABC):
         pixels = self._pixels()
         with self._place.wait_for_outputs():
             pass  # what the caller gets is there, on whichever stream it works
-        self._put(Batch(np.array(self._positions, np.int64), pixels, self._errors))
+        self._put(Batch(np.array(self._positions, np.int64), pixels, self._errors, self._which))
         self._new()
 
     @abstractmethod
@@ -138,14 +136,21 @@ class Gather(Collector):
         Backend on whose device the batches are wanted.
     put
         Takes each batch.
+    which
+        Number of the transform.
     """
 
     def __init__(
-        self, batch_size: int, shape: tuple[int, ...] | None, place: Backend, put: Callable[[Batch], None]
+        self,
+        batch_size: int,
+        shape: tuple[int, ...] | None,
+        place: Backend,
+        put: Callable[[Batch], None],
+        which: int = 0,
     ):
         self._is_pixels = shape is not None
         self._shape = shape
-        super().__init__(batch_size, place, put)
+        super().__init__(batch_size, place, put, which)
 
     def _new(self) -> None:
         super()._new()
@@ -218,6 +223,45 @@ class GatherWhole(Collector):
 
     def _pixels(self) -> list[torch.Tensor]:
         return self._images
+
+
+@dataclass
+class Made:
+    """What a thread makes of some images.
+
+    Attributes
+    ----------
+    which
+        Numbers of the transforms.
+    positions
+        The images.
+    future
+        Gives for each position a list with an array for each transform, or the exception in its place; or one
+        exception for all of them.
+    """
+
+    which: Sequence[int]
+    positions: list[int]
+    future: Future[Any]
+
+
+def collect(made: list[Made], errors: dict[int, str], collectors: Sequence[Collector]) -> None:
+    """Wait for the images that threads make, and hand them and the errors that are known to their collectors.
+
+    The lists are emptied, so that nothing but its batch keeps an image alive.
+    """
+    for collector in collectors:
+        collector.fail(errors)
+    while made:
+        some = made.pop(0)
+        results = some.future.result()
+        which, positions = some.which, some.positions
+        del some
+        for position in positions:
+            result = results.pop(0)
+            for at, number in enumerate(which):
+                collectors[number].take(position, result if isinstance(result, Exception) else result[at])
+            del result
 
 
 def copy_rows(block: Any, rows: torch.Tensor) -> None:

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from curator_dask.backend import Backend
-from curator_dask.decode.batches import WHOLE_PIXELS, Collector
+from curator_dask.decode.batches import WHOLE_PIXELS, Collector, Made
+from curator_dask.decode.makers import Maker
 from curator_dask.decode.sniff import Encoded, buffer_of, sniff
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ImageError
 
 if TYPE_CHECKING:
-    import PIL.Image
-
     from curator_dask.decode.dali import DaliDecoder
     from curator_dask.decode.spec import LoaderSpec
 
@@ -40,6 +40,12 @@ _SHARES = 4
 SMALLEST_FOR_DALI = 8
 """Pixels of an edge below which DALI's resize handles the border so unlike Pillow's that it can be seen."""
 
+_IN_DALI = "decoding with Pillow on the CPU: DALI has no %r resize as Pillow does it (it has %s)"
+_AFTER_DALI = (
+    "resizing with Pillow after DALI's decoding: there is no faster %r resize with the same "
+    "result (there is for %s)"
+)
+
 
 @dataclass
 class Chunk:
@@ -50,24 +56,34 @@ class Chunk:
     dali
         Position, encoded bytes, height and width of each image that is DALI's.
     pooled
-        Positions, and the list of results, of what threads make: an array of an image, or the exception in its place.
+        What threads make.
     errors
         Reason by position.
+    images
+        How many there are.
     pixels
         Decoded pixels of all of them.
     """
 
     dali: list[tuple[int, np.ndarray, tuple[int, int]]] = field(default_factory=list)
-    pooled: list[tuple[list[int], Future]] = field(default_factory=list)
+    pooled: list[Made] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
+    images: int = 0
     pixels: int = 0
-
-    def __len__(self) -> int:
-        return len(self.dali) + sum(len(positions) for positions, _ in self.pooled) + len(self.errors)
 
 
 class ChunkDecoder:
     """Decodes chunks with one DALI pipeline and one pool of threads; for one thread at a time.
+
+    Each image is decoded once, for all of the transforms. On a CPU it leaves DALI whole, and threads make each
+    transform's array of it; what DALI cannot take they decode with Pillow first. A loader of whole images alone
+    takes them as DALI has them, and where all transforms are callables Pillow decodes. DALI decodes to Pillow's very
+    pixels there, so a transform's do not depend on which others there are.
+
+    On a GPU DALI's pipeline decodes once, too, and has a resize for each `TransformSpec`, and the whole image. Its
+    pixels are not quite Pillow's there. So a callable, and a `TransformSpec` whose interpolation DALI lacks, gets
+    Pillow's as it does alone: beside others the image is decoded a second time for them. (What does depend on the
+    others are whole images with an edge below `SMALLEST_FOR_DALI`: beside a `TransformSpec` they are Pillow's.)
 
     Parameters
     ----------
@@ -75,6 +91,8 @@ class ChunkDecoder:
         The loader's.
     place
         Backend on whose device the pixels are wanted.
+    in_dali
+        Whether DALI's pipeline resizes; by default on a GPU alone.
 
     Raises
     ------
@@ -82,57 +100,61 @@ class ChunkDecoder:
         DALI is not installed.
     """
 
-    def __init__(self, spec: LoaderSpec, place: Backend):
+    def __init__(self, spec: LoaderSpec, place: Backend, in_dali: bool | None = None):
         self._spec = spec
         self._place = place
         self._pool = ThreadPoolExecutor(spec.num_threads, thread_name_prefix="curator-decode")
-        self._dali: DaliDecoder | None = None
         on_gpu = place.device == "gpu"
         # Enough images for every thread to be busy to the end.
-        self._most_images = min(spec.batch_size, 128 if on_gpu else max(64, 4 * spec.num_threads))
+        self._most_images = min(max(spec.batch_sizes), 128 if on_gpu else max(64, 4 * spec.num_threads))
         a_thread = CHUNK_PIXELS if on_gpu else CHUNK_PIXELS_A_THREAD
         self._most_pixels = min(CHUNK_PIXELS, a_thread * spec.num_threads)
-        if spec.transform is None:
+        if None in spec.transforms:
             self._most_pixels = min(self._most_pixels, WHOLE_PIXELS)
+        # Whether what leaves DALI is finished; else the threads make the transforms' arrays of it.
+        self._in_dali = spec.transforms == (None,) or (on_gpu if in_dali is None else in_dali)
+        self._all = tuple(range(len(spec.transforms)))
+        #: Numbers of the transforms for which DALI decodes, and of the others.
+        self._dalis = self._for_dali()
+        self._others = tuple(number for number in self._all if number not in self._dalis)
+        self._maker = Maker(spec.transforms, by_pillow=self._in_dali or not self._dalis)
         self._smallest = 1
-        # What threads make of an image that left DALI whole; None: it is taken as it is.
-        self._resize: Callable[[np.ndarray], np.ndarray] | None = None
-        self._finish_image = _finisher(spec.transform)
-        if spec.decoder == "dali" and (spec.transform is None or isinstance(spec.transform, TransformSpec)):
-            self._prepare_dali(spec.transform)
+        self._dali: DaliDecoder | None = None
+        if self._dalis:
+            self._prepare_dali()
 
-    def _prepare_dali(self, transform: TransformSpec | None) -> None:
-        from curator_dask.decode.dali import DALI_MODES, DaliDecoder
-        from curator_dask.decode.resize import TORCH_MODES, HostResize
+    def _for_dali(self) -> tuple[int, ...]:
+        transforms = self._spec.transforms
+        are_specs = [isinstance(each, TransformSpec) for each in transforms]
+        if self._spec.decoder != "dali" or not (any(are_specs) or None in transforms):
+            return ()
+        from curator_dask.decode.dali import DALI_MODES
+        from curator_dask.decode.resize import TORCH_MODES
 
-        on_gpu = self._place.device == "gpu"
-        if transform is not None and on_gpu and transform.interpolation not in DALI_MODES:
-            log.warning(
-                "decoding with Pillow on the CPU: DALI has no %r resize as Pillow does it (it has %s)",
-                transform.interpolation,
-                ", ".join(DALI_MODES),
-            )
-            return
-        if transform is not None and not on_gpu:
-            if transform.interpolation not in TORCH_MODES:
-                log.warning(
-                    "resizing with Pillow after DALI's decoding: there is no faster %r resize with the same "
-                    "result (there is for %s)",
-                    transform.interpolation,
-                    ", ".join(TORCH_MODES),
-                )
-            resize = HostResize(transform)
-            self._resize = resize
-            # What Pillow decodes is resized as the others are: so it is where the resize comes later, too.
-            self._finish_image = lambda image: resize(np.asarray(image))
-        if on_gpu and transform is not None:
+        known: Collection[str] = DALI_MODES if self._in_dali else TORCH_MODES
+        numbers = []
+        for number, each in enumerate(transforms):
+            missing = isinstance(each, TransformSpec) and each.interpolation not in known
+            if isinstance(each, TransformSpec) and missing:
+                log.warning(_IN_DALI if self._in_dali else _AFTER_DALI, each.interpolation, ", ".join(known))
+            if not self._in_dali or each is None or (are_specs[number] and not missing):
+                numbers.append(number)
+        return tuple(numbers)
+
+    def _prepare_dali(self) -> None:
+        from curator_dask.decode.dali import DaliDecoder
+
+        made: list[Any] = [self._spec.transforms[number] for number in self._dalis]
+        if not self._in_dali:
+            made = [None]
+        elif made != [None] * len(made):
             self._smallest = SMALLEST_FOR_DALI
         self._dali = DaliDecoder(
             self._most_images,
             self._spec.num_threads,
             device_id=self._place.dali_device_id,
             decoder=self._place.dali_decoder,
-            transform=transform if on_gpu else None,
+            transforms=made,
         )
 
     def admit(self, chunk: Chunk, position: int, data: Encoded | Exception) -> bool:
@@ -143,6 +165,7 @@ class ChunkDecoder:
         bool
             Whether the chunk is full.
         """
+        chunk.images += 1
         if isinstance(data, Exception):
             chunk.errors[position] = str(data) or type(data).__name__
         else:
@@ -150,7 +173,7 @@ class ChunkDecoder:
                 self._place_image(chunk, position, data)
             except ImageError as error:
                 chunk.errors[position] = str(error)
-        return len(chunk) >= self._most_images or chunk.pixels >= self._most_pixels
+        return chunk.images >= self._most_images or chunk.pixels >= self._most_pixels
 
     def _place_image(self, chunk: Chunk, position: int, data: Encoded) -> None:
         header = sniff(data, self._spec.max_pixels)
@@ -160,76 +183,98 @@ class ChunkDecoder:
         owned = data if isinstance(data, bytes) else buffer_of(data).tobytes()
         if self._dali is not None and header.plain and min(header.height, header.width) >= self._smallest:
             chunk.dali.append((position, np.frombuffer(owned, np.uint8), (header.height, header.width)))
+            if self._others:
+                self._to_pillow(chunk, self._others, position, owned)
         else:
-            self._submit(chunk, [position], self._by_pillow, [owned])
+            self._to_pillow(chunk, self._all, position, owned)
+
+    def _to_pillow(self, chunk: Chunk, which: tuple[int, ...], position: int, data: Encoded) -> None:
+        self._submit(chunk, which, [position], partial(self._by_pillow, which), [data])
 
     def _submit(
-        self, chunk: Chunk, positions: list[int], work: Callable[[Any], Any], images: list[Any]
+        self,
+        chunk: Chunk,
+        which: tuple[int, ...],
+        positions: list[int],
+        work: Callable[[Any], Any],
+        images: list[Any],
     ) -> None:
-        chunk.pooled.append((positions, self._pool.submit(_each, work, images)))
+        chunk.pooled.append(Made(which, positions, self._pool.submit(_each, work, images)))
 
-    def _by_pillow(self, data: Encoded) -> Any:
+    def _by_pillow(self, which: tuple[int, ...], data: Encoded) -> list[Any]:
         from curator_dask.decode.pillow import decode
 
-        return self._finish_image(decode(data, self._spec.max_pixels))
+        return self._maker.of_image(decode(data, self._spec.max_pixels), which)
 
-    def finish(self, chunk: Chunk, gather: Collector, following: Chunk | None = None) -> None:
+    def finish(self, chunk: Chunk, collectors: Sequence[Collector], following: Chunk | None = None) -> None:
         """Wait for DALI's part of a chunk that was started, and hand out the rest of the work on it.
 
         The `following` chunk is started as soon as DALI is free.
         """
         items, chunk.dali = chunk.dali, []
-        taken: tuple[Any, list] | None = None
+        taken: tuple[list[Any], list[Any]] | None = None
         if items and self._dali is not None:
             try:
                 taken = self._dali.finish()
             except Exception as error:  # DALI's own, of many types; memory that it could not get
                 log.debug("DALI lost a chunk of %d images and is asked for its halves: %s", len(items), error)
-                self._halve(items, chunk, gather)
+                self._halve(items, chunk, collectors)
         if following is not None:
             self._start(following)
         if taken is not None:
-            self._take(items, *taken, chunk, gather)
+            self._take(items, *taken, chunk, collectors)
 
     def _start(self, chunk: Chunk) -> None:
         if self._dali is not None and chunk.dali:
             self._dali.start([data for _, data, _ in chunk.dali], [size for _, _, size in chunk.dali])
 
-    def _halve(self, items: list, chunk: Chunk, gather: Collector) -> None:
+    def _halve(self, items: list[Any], chunk: Chunk, collectors: Sequence[Collector]) -> None:
         """Find the images that DALI cannot decode; the others keep DALI's result."""
         if len(items) == 1:
             position, data, _ = items[0]
-            self._submit(chunk, [position], self._by_pillow, [data])
+            self._to_pillow(chunk, self._dalis, position, data)
             return
         for half in (items[: len(items) // 2], items[len(items) // 2 :]):
             part = Chunk(dali=half)
             self._start(part)
-            self.finish(part, gather)
+            self.finish(part, collectors)
             chunk.pooled += part.pooled
 
-    def _take(self, items: list, pixels: Any, found: list, chunk: Chunk, gather: Collector) -> None:
+    def _take(
+        self,
+        items: list[Any],
+        outputs: list[Any],
+        found: list[Any],
+        chunk: Chunk,
+        collectors: Sequence[Collector],
+    ) -> None:
         right = [size == decoded for (_, _, size), decoded in zip(items, found, strict=True)]
         for (position, data, _), fits in zip(items, right, strict=True):
             if not fits:  # DALI reads the header in another way, so the crop was planned wrongly
-                self._submit(chunk, [position], self._by_pillow, [data])
+                self._to_pillow(chunk, self._dalis, position, data)
         kept = [index for index, fits in enumerate(right) if fits]
         positions = [items[index][0] for index in kept]
-        if self._resize is not None:
+        if not self._in_dali:
             # Several at a time: to hand an image to a thread and back costs a quarter of its resize.
             each = math.ceil(len(kept) / (_SHARES * self._spec.num_threads))
+            work = partial(self._maker.of_pixels, which=self._all)
+            (whole,) = outputs
             for start in range(0, len(kept), each or 1):
                 some = slice(start, start + each)
-                images = [pixels[index] for index in kept[some]]
-                self._submit(chunk, positions[some], self._resize, images)
+                images = [whole[index] for index in kept[some]]
+                self._submit(chunk, self._all, positions[some], work, images)
         elif kept:
-            if len(kept) < len(items):
-                pixels = [pixels[index] for index in kept] if isinstance(pixels, list) else pixels[kept]
             with self._place.wait_for_outputs():  # DALI has its memory back after this
-                gather.add(positions, pixels)
+                for number, pixels in zip(self._dalis, outputs, strict=True):
+                    if len(kept) < len(items):
+                        pixels = (
+                            [pixels[index] for index in kept] if isinstance(pixels, list) else pixels[kept]
+                        )
+                    collectors[number].add(positions, pixels)
 
     def drop(self, *chunks: Chunk) -> None:
         """Let unfinished chunks go: nothing is at work on their bytes any more, nor in the pipeline."""
-        futures = [future for chunk in chunks for _, future in chunk.pooled]
+        futures = [made.future for chunk in chunks for made in chunk.pooled]
         for future in futures:
             future.cancel()
         for future in futures:
@@ -254,24 +299,3 @@ def _each(work: Callable[[Any], Any], images: list[Any]) -> list[Any]:
         except Exception as error:
             made.append(error)
     return made
-
-
-def _finisher(transform: Any) -> Callable[[PIL.Image.Image], Any]:
-    """What makes an array of a decoded RGB image."""
-    if transform is None:
-        return np.array  # a copy: the image's own memory is read-only
-    if isinstance(transform, TransformSpec):
-        from curator_dask.decode.pillow import PillowResize
-
-        return PillowResize(transform)
-
-    def finish(image: PIL.Image.Image) -> np.ndarray:
-        import torch
-
-        try:
-            made = transform(image)
-            return torch.as_tensor(made).detach().to("cpu", torch.float32).numpy()
-        except Exception as error:
-            raise ImageError(f"the transform failed: {type(error).__name__}: {error}") from error
-
-    return finish

@@ -1,4 +1,4 @@
-"""Decoding with DALI: on the CPU to whole images, on the GPU to the transform's pixels or whole images too.
+"""Decoding with DALI: on the CPU to whole images, on the GPU to the transforms' pixels or whole images too.
 
 Resizing is DALI's own work on the GPU only. It takes two passes there, in Pillow's order, each rounded to
 uint8 and each on the crop's region alone: one pass is 0.15/255 away from Pillow, two are 0.002/255.
@@ -42,8 +42,8 @@ class DaliDecoder:
         GPU of the pipeline; None keeps it off the GPU.
     decoder
         Device of DALI's image decoder: ``"cpu"`` or ``"mixed"``.
-    transform
-        Resize and crop inside the pipeline; None gives the images whole.
+    transforms
+        For each the pipeline, which decodes once, has an output: resized and cropped, or whole where it is None.
 
     Raises
     ------
@@ -58,7 +58,7 @@ class DaliDecoder:
         *,
         device_id: int | None = None,
         decoder: str = "cpu",
-        transform: TransformSpec | None = None,
+        transforms: Sequence[TransformSpec | None] = (None,),
     ):
         try:
             import nvidia.dali  # noqa: F401
@@ -75,7 +75,7 @@ class DaliDecoder:
             "exec_dynamic": True,  # an output's memory is its own for as long as anyone holds it
         }
         self._decoder = decoder
-        self._transform = transform
+        self._transforms = tuple(transforms)
         self._pipeline: Any = None
         self._fed: list[np.ndarray] = []  # not empty: a chunk is being decoded
 
@@ -93,20 +93,23 @@ class DaliDecoder:
             self._pipeline = self._build()
         self._fed = list(encoded)  # DALI reads from these very arrays
         self._pipeline.feed_input("encoded", self._fed)
-        if self._transform is not None:
-            plans = [_plan(self._transform, *size) for size in sizes]
+        for number, transform in enumerate(self._transforms):
+            if transform is None:
+                continue
+            plans = [_plan(transform, *size) for size in sizes]
             for name in plans[0]:
-                self._pipeline.feed_input(name, np.array([plan[name] for plan in plans], np.float32))
+                given = np.array([plan[name] for plan in plans], np.float32)
+                self._pipeline.feed_input(_source(name, number), given)
         self._pipeline.schedule_run()
 
-    def finish(self) -> tuple[Any, list[tuple[int, int]]]:
+    def finish(self) -> tuple[list[Any], list[tuple[int, int]]]:
         """Wait for the chunk that was started.
 
         Returns
         -------
         tuple
-            Without a transform: a list of uint8 (h, w, 3), on the CPU arrays that keep DALI's memory alive. With
-            one: a uint8 tensor (n, height, width, 3). What is on a GPU are tensors in DALI's memory, which is
+            For each transform a uint8 tensor (n, height, width, 3); where it is None a list of uint8 (h, w, 3), on
+            the CPU arrays that keep DALI's memory alive. What is on a GPU are tensors in DALI's memory, which is
             theirs for as long as they live. Then each image's decoded height and width.
 
         Raises
@@ -116,13 +119,9 @@ class DaliDecoder:
             `start` gets a new pipeline.
         """
         try:
-            images, shapes = self._pipeline.share_outputs()
+            *outputs, shapes = self._pipeline.share_outputs()
             found = [(int(height), int(width)) for height, width, _ in shapes.as_array()]
-            if self._transform is None:
-                as_array = np.asarray if self._options["device_id"] is None else _as_torch
-                pixels: Any = [as_array(images[index]) for index in range(len(images))]
-            else:
-                pixels = _as_torch(images.as_tensor())
+            pixels = [self._taken(*each) for each in zip(self._transforms, outputs, strict=True)]
             self._pipeline.release_outputs()
         except BaseException:
             self._pipeline = None
@@ -130,6 +129,12 @@ class DaliDecoder:
         finally:
             self._fed = []
         return pixels, found
+
+    def _taken(self, transform: TransformSpec | None, images: Any) -> Any:
+        if transform is not None:
+            return _as_torch(images.as_tensor())
+        as_array = np.asarray if self._options["device_id"] is None else _as_torch
+        return [as_array(images[index]) for index in range(len(images))]
 
     def drop(self) -> None:
         """Wait for a chunk that was started and forget it."""
@@ -159,17 +164,24 @@ class DaliDecoder:
                 jpeg_fancy_upsampling=True,  # chroma as libjpeg-turbo has it, on the GPU too
                 affine=False,  # threads tied to cores would be on those of another GPU's worker, too
             )
-            shape = image.shape()
-            if self._transform is not None:
-                image = _resize(image, self._transform, "gpu" if on_gpu else "cpu")
-            return image, shape
+            device = "gpu" if on_gpu else "cpu"
+            made = [
+                image if transform is None else _resize(image, transform, device, number)
+                for number, transform in enumerate(self._transforms)
+            ]
+            return *made, image.shape()
 
         pipeline = graph()
         pipeline.build()
         return pipeline
 
 
-def _resize(image: Any, spec: TransformSpec, device: str) -> Any:
+def _source(name: str, number: int) -> str:
+    """What the pipeline calls an entry of `_plan` for the transform with this number."""
+    return f"{name}_{number}"
+
+
+def _resize(image: Any, spec: TransformSpec, device: str, number: int) -> Any:
     """Both passes and the border, as DALI operators; `_plan` makes what they are fed with."""
     from nvidia.dali import fn
     from nvidia.dali import types as dali_types
@@ -180,13 +192,15 @@ def _resize(image: Any, spec: TransformSpec, device: str) -> Any:
         "antialias": True,
     }
     for which in ("first", "second"):
-        given: dict[str, Any] = {what: fn.external_source(name=f"{which}_{what}") for what in _GIVEN}
+        given: dict[str, Any] = {
+            what: fn.external_source(name=_source(f"{which}_{what}", number)) for what in _GIVEN
+        }
         image = fn.resize(image, device=device, **given, **kernel)
     if spec.pads:
         image = fn.slice(
             image,
             device=device,
-            start=fn.cast(fn.external_source(name="pad"), dtype=types.INT32),
+            start=fn.cast(fn.external_source(name=_source("pad", number)), dtype=types.INT32),
             shape=list(spec.size),
             axes=[0, 1],
             out_of_bounds_policy="pad",
@@ -199,8 +213,8 @@ def _plan(spec: TransformSpec, height: int, width: int) -> dict[str, tuple[float
     """Sizes and regions of both passes for one image, (rows, columns) each, in pixels."""
     rows, columns = spec.geometry(height, width)
     (top, bottom), (left, right) = rows.region, columns.region
-    first: tuple
-    second: tuple
+    first: tuple[tuple[float, float], ...]
+    second: tuple[tuple[float, float], ...]
     if width_first(rows, columns):
         start, end = rows.needed(spec.interpolation)
         first = (end - start, columns.kept), (start, left), (end, right)

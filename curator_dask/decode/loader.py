@@ -2,39 +2,37 @@
 
 A `Loader` reads, sniffs and decodes in a thread of its own while the caller's model works on the batch
 before. Images are decoded in chunks, which are bounded in decoded pixels and have nothing to do with the
-model's batches; good images are gathered into full batches, bad ones into reasons.
+model's batches; good images are gathered into full batches, bad ones into reasons. Each image is decoded once,
+and gathered for each of the loader's transforms.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from curator_dask import backend
-from curator_dask.decode.batches import Batch, Collector, Gather, GatherWhole
+from curator_dask.decode.batches import Batch, Collector, Gather, GatherWhole, collect
 from curator_dask.decode.chunks import Chunk, ChunkDecoder
 from curator_dask.decode.sniff import Encoded
 from curator_dask.decode.spec import LoaderSpec
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError, CuratorError
 
-if TYPE_CHECKING:
-    pass
-
-
 _QUEUED = 2
-"""Finished batches that may wait for the caller."""
+"""Finished batches that may wait for the caller, for each transform."""
 
 _QUEUED_WHOLE = 1
-"""The same of whole images, which are many times as large.
+"""The same, for all transforms together, where one of them is whole images, which are many times as large.
 
 Alive at once in a load are then at most three batches (one with the caller, one queued, one being gathered) of
 `curator_dask.decode.batches.WHOLE_PIXELS` each, and two chunks (one being decoded, one being read or taken over)
 of as many pixels: 1 GB. What the last image of a chunk has too many comes on top, and a batch of one image is as
-large as that is: with `DEFAULT_MAX_PIXELS`, 537 MB each.
+large as that is: with `DEFAULT_MAX_PIXELS`, 537 MB each. Beside other transforms the images handed out are copies,
+one chunk more.
 """
 
 _POLL = 0.05
@@ -84,8 +82,9 @@ class Loader:
         Yields
         ------
         Batch
-            Each position is in exactly one batch, in `positions` or in `errors`. All batches but the last
-            are full; of whole images some are closed early.
+            Of each transform (`Batch.which`) each position is in exactly one batch, in `positions` or in `errors`.
+            All batches of a transform but its last are full; of whole images some are closed early. Take them
+            in the order in which they come: while too many wait, nothing is decoded for any transform.
 
         Raises
         ------
@@ -114,16 +113,20 @@ class Loader:
         self._closed = True
         self._decoder.close()
 
-    def _gather(self, put: Callable[[Batch], None]) -> Collector:
-        spec = self.spec
-        if spec.transform is None:
-            return GatherWhole(spec.batch_size, self._backend, put)
-        shape = (*spec.transform.size, 3) if isinstance(spec.transform, TransformSpec) else None
-        return Gather(spec.batch_size, shape, self._backend, put)
+    def _collectors(self, put: Callable[[Batch], None]) -> list[Collector]:
+        made: list[Collector] = []
+        each = zip(self.spec.transforms, self.spec.batch_sizes, strict=True)
+        for which, (transform, batch_size) in enumerate(each):
+            if transform is None:
+                made.append(GatherWhole(batch_size, self._backend, put, which))
+                continue
+            shape = (*transform.size, 3) if isinstance(transform, TransformSpec) else None
+            made.append(Gather(batch_size, shape, self._backend, put, which))
+        return made
 
     def _hand_over(self, batch: Batch) -> None:
         """Make pixels that come from the loader's stream the caller's, in the caller's thread."""
-        if self.spec.transform is not None:
+        if self.spec.transforms[batch.which] is not None:
             self._backend.adopt(batch.pixels)
             return
         for tensor in batch.pixels:
@@ -137,11 +140,16 @@ class _Run:
     def __init__(self, loader: Loader, images: Iterable[tuple[int, Encoded | Exception]]):
         self._loader = loader
         self._images = images
+        transforms = loader.spec.transforms
         self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(
-            _QUEUED if loader.spec.transform is not None else _QUEUED_WHOLE
+            _QUEUED_WHOLE if None in transforms else _QUEUED * len(transforms)
         )
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="curator-load", daemon=True)
+        # With the caller's context: what is noticed while the images are read belongs to the caller's task.
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(
+            target=context.run, args=(self._work,), name="curator-load", daemon=True
+        )
         self._thread.start()
 
     def batches(self) -> Iterator[Batch]:
@@ -182,21 +190,22 @@ class _Run:
         self._put(end)
 
     def _produce(self) -> None:
-        decoder, gather = self._loader._decoder, self._loader._gather(self._put)
+        decoder, collectors = self._loader._decoder, self._loader._collectors(self._put)
         chunk, running = Chunk(), Chunk()
         try:
             for position, data in self._images:
                 if self._stopped.is_set():
                     return
                 if decoder.admit(chunk, position, data):
-                    decoder.finish(running, gather, following=chunk)
+                    decoder.finish(running, collectors, following=chunk)
                     done, running, chunk = running, chunk, Chunk()
-                    gather.collect(done.pooled, done.errors)
-            decoder.finish(running, gather, following=chunk)
-            gather.collect(running.pooled, running.errors)
-            decoder.finish(chunk, gather)
-            gather.collect(chunk.pooled, chunk.errors)
-            gather.flush()
+                    collect(done.pooled, done.errors, collectors)
+            decoder.finish(running, collectors, following=chunk)
+            collect(running.pooled, running.errors, collectors)
+            decoder.finish(chunk, collectors)
+            collect(chunk.pooled, chunk.errors, collectors)
+            for collector in collectors:
+                collector.flush()
         finally:
             decoder.drop(running, chunk)  # after an error or an early stop
 

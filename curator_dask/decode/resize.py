@@ -257,7 +257,11 @@ class BatchResize:
         copy_rows(self._resize(on_device), row)
 
     def _finish(
-        self, futures: list[Future], rows: torch.Tensor, indices: list[int], errors: dict[int, str]
+        self,
+        futures: list[Future[dict[int, str]]],
+        rows: torch.Tensor,
+        indices: list[int],
+        errors: dict[int, str],
     ) -> tuple[torch.Tensor, dict[int, str]]:
         failed: dict[int, str] = {}
         for future in futures:

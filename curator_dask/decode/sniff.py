@@ -127,9 +127,9 @@ def _jpeg(view: memoryview) -> Header | None:
             sequential_or_progressive = marker <= 0xC2
         elif marker == 0xE1:
             segment = view[at + 4 : at + 2 + length]
-            if segment[:6] == b"Exif\0\0":
+            if bytes(segment[:6]) == b"Exif\0\0":
                 orientation = 0 if orientation is not None else _exif_orientation(segment[6:])
-            elif segment[:29] == b"http://ns.adobe.com/xap/1.0/\0":
+            elif bytes(segment[:29]) == b"http://ns.adobe.com/xap/1.0/\0":
                 xmp_turns = b"tiff:Orientation" in segment.tobytes()
         at += 2 + length
     # Pillow takes the orientation from XMP where EXIF has none, DALI does not.
@@ -178,7 +178,7 @@ def _exif_orientation(tiff: memoryview) -> int | None:
 
 def _png(view: memoryview) -> Header | None:
     """IHDR has the size; a walk over the chunks shows whether the file is whole and holds surprises."""
-    if view[12:16] != b"IHDR":
+    if bytes(view[12:16]) != b"IHDR":
         return None
     width, height, depth = struct.unpack_from(">IIB", view, 16)
     plain = depth <= 8  # Pillow and DALI disagree on how 16 bits become 8

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from curator_dask import backend
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError
 
-if TYPE_CHECKING:
-    import PIL.Image
-    import torch
-
+Transform = TransformSpec | Callable[..., Any] | None
+"""A `TransformSpec`, or a callable that makes a tensor of an upright RGB ``PIL.Image.Image``, or None: whole."""
 
 DEFAULT_MAX_PIXELS = 178_956_970
 """Twice ``PIL.Image.MAX_IMAGE_PIXELS``: where Pillow takes an image for a decompression bomb."""
@@ -26,10 +24,43 @@ def check_counts(**values: Any) -> None:
             raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1")
 
 
-def check_decoder(decoder: str) -> None:
-    """Raise ConfigError where there is no such decoder."""
-    if decoder not in ("dali", "pillow"):
-        raise ConfigError(f"decoder={decoder!r}: expected 'dali' or 'pillow'")
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images are read, decoded and put into batches; made at a door, of the arguments that it takes.
+
+    Attributes
+    ----------
+    batch_size
+        Images in a batch, at most.
+    num_threads
+        Threads that decode, at most.
+    decoder
+        ``"dali"``, or ``"pillow"`` for the exact reference.
+    max_pixels
+        Height times width above which an image is refused before it is decoded.
+    use_index_files
+        Use DALI's ``.idx`` beside a tar where it is there and fits.
+    on_error
+        ``"null"``: an image that cannot be used costs its row; ``"raise"``: it ends the run.
+
+    Raises
+    ------
+    ConfigError
+        An option has a value that it cannot have.
+    """
+
+    batch_size: int = 256
+    num_threads: int = 4
+    decoder: str = "dali"
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    use_index_files: bool = True
+    on_error: str = "null"
+
+    def __post_init__(self) -> None:
+        check_counts(batch_size=self.batch_size, num_threads=self.num_threads, max_pixels=self.max_pixels)
+        for name, known in (("decoder", ("dali", "pillow")), ("on_error", ("null", "raise"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: expected {known[0]!r} or {known[1]!r}")
 
 
 @dataclass(frozen=True)
@@ -38,12 +69,14 @@ class LoaderSpec:
 
     Attributes
     ----------
-    transform
-        A `TransformSpec`, or any callable that makes a tensor of an upright RGB ``PIL.Image.Image``. With a
-        callable Pillow decodes, whatever `decoder` says. None: the images are wanted whole.
-    batch_size
-        Images in a batch for the model; of whole images a batch may also close with fewer, at
-        `curator_dask.decode.batches.WHOLE_PIXELS`.
+    transforms
+        What is made of each image: at least one `Transform`. A `TransformSpec`; or any callable that makes a
+        tensor of an upright RGB ``PIL.Image.Image``; or None, for the whole image. Where all are callables Pillow
+        decodes, whatever `decoder` says. Beside others a callable gets the same pixels, but the image's ``info``
+        may be empty.
+    batch_sizes
+        For each transform the images in a batch for its model; of whole images a batch may also close with
+        fewer, at `curator_dask.decode.batches.WHOLE_PIXELS`.
     num_threads
         Decode threads.
     decoder
@@ -59,22 +92,35 @@ class LoaderSpec:
         A field that no loader could have.
     """
 
-    transform: TransformSpec | Callable[[PIL.Image.Image], torch.Tensor] | None
-    batch_size: int
+    transforms: tuple[Transform, ...]
+    batch_sizes: tuple[int, ...]
     num_threads: int
     decoder: str = "dali"
     max_pixels: int = DEFAULT_MAX_PIXELS
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if not (
-            self.transform is None or isinstance(self.transform, TransformSpec) or callable(self.transform)
+        if not isinstance(self.transforms, tuple) or not self.transforms:
+            raise ConfigError(
+                f"LoaderSpec.transforms: expected a tuple of at least one transform, got {self.transforms!r}"
+            )
+        for transform in self.transforms:
+            if not (transform is None or isinstance(transform, TransformSpec) or callable(transform)):
+                raise ConfigError(
+                    "LoaderSpec.transforms: expected of each a TransformSpec, a callable that takes a PIL image, "
+                    f"or None; got {type(transform).__name__}"
+                )
+        sizes = self.batch_sizes
+        if (
+            not isinstance(sizes, tuple)
+            or len(sizes) != len(self.transforms)
+            or not all(isinstance(size, int) and size >= 1 for size in sizes)
         ):
             raise ConfigError(
-                "LoaderSpec.transform: expected a TransformSpec, a callable that takes a PIL image, or None; "
-                f"got {type(self.transform).__name__}"
+                "LoaderSpec.batch_sizes: expected a tuple of whole numbers of at least 1, one for each of the "
+                f"{len(self.transforms)} transforms, got {sizes!r}"
             )
-        for name in ("batch_size", "num_threads", "max_pixels"):
+        for name in ("num_threads", "max_pixels"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"LoaderSpec.{name}: expected a whole number of at least 1, got {value!r}")
@@ -85,18 +131,21 @@ class LoaderSpec:
                 )
 
     @classmethod
-    def here(
-        cls,
-        transform: TransformSpec | Callable[[PIL.Image.Image], torch.Tensor] | None,
-        batch_size: int,
-        num_threads: int,
-        decoder: str,
-        max_pixels: int,
-    ) -> LoaderSpec:
-        """The spec for this process: its device, and no more threads than are of use there."""
+    def here(cls, transforms: tuple[Transform, ...], options: Sequence[ImageOptions]) -> LoaderSpec:
+        """The spec for this process: its device, and no more threads than are of use there.
+
+        Parameters
+        ----------
+        transforms
+            See `LoaderSpec`.
+        options
+            Of each transform; they agree in `ImageOptions.decoder` and `ImageOptions.max_pixels`.
+        """
         import torch
 
         device = backend.current().device
+        wanted = max(each.num_threads for each in options)
         # On a CPU more decoding threads than the worker's cores would only take turns with the model's.
-        share = torch.get_num_threads() if device == "cpu" else num_threads
-        return cls(transform, batch_size, min(num_threads, share), decoder, max_pixels, device)
+        share = torch.get_num_threads() if device == "cpu" else wanted
+        sizes = tuple(each.batch_size for each in options)
+        return cls(transforms, sizes, min(wanted, share), options[0].decoder, options[0].max_pixels, device)

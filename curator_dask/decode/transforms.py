@@ -256,7 +256,9 @@ class TransformSpec:
 
 
 @functools.lru_cache(maxsize=8)  # made anew for each batch they would make a GPU wait
-def _scale_and_shift(mean: tuple, std: tuple, width: int, device: torch.device) -> tuple[Any, Any]:
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
+) -> tuple[Any, Any]:
     """What a row of pixels is multiplied with, and what is added.
 
     A whole row of each: beside vectors of three the arithmetic would be twice as slow.

@@ -10,3 +10,5 @@ ERROR_COLUMN = "image_error"
 CAPTION_COLUMN = "caption"
 #: Column of img2dataset that says what became of a download.
 STATUS_COLUMN = "status"
+#: The vectors of a model, unless another name is given.
+EMBEDDING_COLUMN = "image_embedding"

@@ -1,19 +1,15 @@
-"""Parquet files that are there whole, or not at all, and that say what made them.
-
-Every file carries, under the key ``curator_dask`` of its key-value metadata, a JSON object: the fingerprint of
-all that decided its content, the shard it came from, and what made each embedding column.
-"""
+"""Parquet files that are there whole, or not at all, and that say what made them (`curator_dask.frames.record`)."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import re
 import socket
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +20,9 @@ import pyarrow.parquet as pq
 from curator_dask import backend
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.columns import list_to_matrix
+from curator_dask.frames.record import FileRecord
 from curator_dask.storage import Options, RemoteFile, check_regular, is_remote, local_path, write_bytes
 
-METADATA_KEY = b"curator_dask"
 _BUFFER = (
     1 << 16
 )  # bytes read at a time from a store where less was asked for: what pyarrow takes for a footer
@@ -98,7 +94,7 @@ def open_parquet(path: str, options: Options = None) -> pq.ParquetFile:
     return pq.ParquetFile(local_path(path))
 
 
-def write_table(path: str, table: pa.Table, metadata: Mapping[str, Any], options: Options = None) -> None:
+def write_table(path: str, table: pa.Table, record: FileRecord, options: Options = None) -> None:
     """Write a Parquet file (zstd); under its name it is there whole, or as it was before.
 
     On this machine it is written under a temporary name beside `path` and renamed; in an object store one
@@ -110,8 +106,8 @@ def write_table(path: str, table: pa.Table, metadata: Mapping[str, Any], options
         Local path or fsspec URL; its folder is made if need be.
     table
         What to write.
-    metadata
-        JSON-able; stored under `METADATA_KEY`.
+    record
+        What made it, stored in the file with the number of `table`'s rows.
     options
         For fsspec, where `path` is a URL.
 
@@ -121,7 +117,7 @@ def write_table(path: str, table: pa.Table, metadata: Mapping[str, Any], options
         The file could not be written (read-only or full device, a type that Parquet has not); nothing is left
         behind.
     """
-    stored = {**(table.schema.metadata or {}), METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
+    stored = {**(table.schema.metadata or {}), **replace(record, rows=len(table)).to_metadata()}
     # A dictionary of float vectors is never smaller than the vectors: only the other columns try one.
     plain = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
 
@@ -168,17 +164,22 @@ class Footer(NamedTuple):
 
     Attributes
     ----------
-    stored
-        What `write_table` stored; None if the file is not from there.
+    record
+        What made it; None if the file is not from here.
     columns
         Names.
     rows
         Their number.
     """
 
-    stored: dict[str, Any] | None
+    record: FileRecord | None
     columns: list[str]
     rows: int
+
+    def is_finished(self, *wanted: str | None) -> bool:
+        """Whether the file has one of these fingerprints, and still the rows that it was written with."""
+        record = self.record
+        return record is not None and record.fingerprint in wanted and record.rows == self.rows
 
 
 def read_footer(path: str, options: Options = None) -> Footer:
@@ -198,22 +199,12 @@ def read_footer(path: str, options: Options = None) -> Footer:
         if is_remote(path):
             raise OutputError(f"{path}: the store does not answer as it should: {error!r}") from error
         return Footer(None, [], 0)
-    try:
-        found = json.loads((schema.metadata or {}).get(METADATA_KEY, b"null"))
-    except ValueError:
-        found = None
-    return Footer(found if isinstance(found, dict) else None, schema.names, rows)
+    return Footer(FileRecord.parse(schema.metadata), schema.names, rows)
 
 
-def is_finished(footer: Footer, wanted: str) -> bool:
-    """Whether the file has this fingerprint, and still the rows that it was written with."""
-    stored = footer.stored or {}
-    return stored.get("fingerprint") == wanted and stored.get("rows") == footer.rows
-
-
-def read_metadata(path: str, options: Options = None) -> dict[str, Any] | None:
-    """What `write_table` stored in the file; None if it is not such a file, or cannot be read."""
-    return read_footer(path, options).stored
+def read_record(path: str, options: Options = None) -> FileRecord | None:
+    """The record of a file; None if it has none, or cannot be read."""
+    return read_footer(path, options).record
 
 
 def temporary_name(name: str) -> str:

@@ -16,8 +16,7 @@ from typing import Any, NoReturn
 
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError, WeightsError
-from curator_dask.models.compiling import CompileSetting
-from curator_dask.models.encoders import Encoder
+from curator_dask.models.encoders import Encoder, ModelSpec
 from curator_dask.models.hub import CLIP_L14, CONFIG, PROCESSORS, find_folder, read_json
 from curator_dask.models.weights import first_line
 
@@ -73,7 +72,7 @@ _QUIET = threading.Lock()  # transformers' verbosity belongs to the process
 
 
 @dataclass(frozen=True)
-class ClipSpec:
+class ClipSpec(ModelSpec):
     """Everything that decides what a CLIP or SigLIP makes of an image.
 
     Attributes
@@ -89,12 +88,6 @@ class ClipSpec:
 
     model_name: str = CLIP_L14
     model_dir: str | None = None
-    autocast: bool = True
-    normalize: bool = True
-    compile: CompileSetting = "auto"
-
-    def __str__(self) -> str:
-        return self.model_name
 
     def fetch(self) -> Path:
         """The folder with the weights; fetched if it is nowhere, without loading anything.
@@ -220,7 +213,8 @@ def _vectors_of(tower: Any) -> Any:
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             found = self.tower(pixel_values=images)
-            return found.image_embeds if "image_embeds" in found else found.pooler_output
+            vectors: torch.Tensor = found.image_embeds if "image_embeds" in found else found.pooler_output
+            return vectors
 
     return Vectors()
 

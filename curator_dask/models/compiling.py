@@ -98,7 +98,7 @@ class CompilingModel:
             # There is no compiler on this machine, or the model cannot be traced: errors of many types.
             self._left = 0
             logger.log(
-                logging.WARNING if self._at_once else logging.INFO,
+                logging.WARNING if self._at_once else logging.DEBUG,
                 "%s: not compiled, going on as before: %s: %s",
                 self._name,
                 type(error).__name__,
@@ -111,7 +111,7 @@ class CompilingModel:
         if keep:
             self._compiled, self.compiled_for = compiled, len(inputs)
         self._left, self._spent = self._left - 1 if keep else 0, 0.0
-        logger.info(
+        logger.debug(
             "%s: compiled in %.0f s for batches of %d, %.2f times as fast%s",
             self._name,
             seconds,
@@ -139,7 +139,9 @@ def has_batch_norm(model: Any) -> bool:
     )
 
 
-def _compiled(model: Callable, inputs: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+def _compiled(
+    model: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """The model compiled for inputs of this shape; it is called once to make that happen."""
     import torch
     from torch._inductor import config
@@ -151,7 +153,7 @@ def _compiled(model: Callable, inputs: torch.Tensor) -> Callable[[torch.Tensor],
     return compiled
 
 
-def _seconds(model: Callable, inputs: torch.Tensor) -> float:
+def _seconds(model: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> float:
     """Seconds of a pass, to its end; the better of two."""
     taken = []
     for _ in range(2):

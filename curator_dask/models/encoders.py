@@ -1,15 +1,14 @@
 """Encoders: a model on its device, with all that is needed to turn pixels into vectors.
 
-A `TimmSpec` (small, frozen, hashable) travels; `TimmSpec.build` makes the `Encoder` on the worker.
+An `EncoderSpec` (small, frozen, hashable) travels; its `build` makes the `Encoder` on the worker.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,14 +18,12 @@ from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError
 from curator_dask.models.compiling import CompileSetting, CompilingModel, has_batch_norm, pays
 from curator_dask.models.folding import fold_batch_norms, fold_padding
-from curator_dask.models.weights import create_timm_model, state_digest
+from curator_dask.models.weights import state_digest
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger("curator_dask")
-
-OUTPUTS = ("auto", "pooled", "projected", "logits")
 
 IMAGES_A_THREAD = 16
 """Images of a forward pass on a CPU for each of torch's threads, however large the batch.
@@ -37,11 +34,6 @@ More are no faster there and take more memory. With one thread, in images/s and 
 one core, with the cluster's malloc). Compiled, EfficientNet-Lite0 is 1.09 times as fast with 16 as with 64 (three
 rounds on two cores).
 """
-
-#: Names, in timm's architectures and tags, of image towers that were trained against text.
-_CONTRASTIVE = re.compile(r"(clip|siglip|pe_core|tipsv2)")
-#: Class counts of the classifiers that timm carries: ImageNet-1k, -12k, -21k, -22k and their variants.
-_CLASSIFIER_HEADS = frozenset({0, 1000, 10450, 11221, 11821, 19168, 21841, 21842, 21843})
 
 
 @dataclass(frozen=True)
@@ -89,6 +81,27 @@ class EncoderSpec(Protocol):
         """Make the encoder on this process's device."""
 
     def __hash__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What every encoder of a model that has a name is told; `TimmSpec` and `ClipSpec` add their own.
+
+    Attributes
+    ----------
+    model_name
+        By which the model is found.
+    autocast, normalize, compile
+        See `Encoder`.
+    """
+
+    model_name: str
+    autocast: bool = field(default=True, kw_only=True)
+    normalize: bool = field(default=True, kw_only=True)
+    compile: CompileSetting = field(default="auto", kw_only=True)
+
+    def __str__(self) -> str:
+        return self.model_name
 
 
 class Encoder:
@@ -225,7 +238,7 @@ class Encoder:
         first_time, self._was_full, self._limit = not self._was_full, True, (images + 1) // 2
         self.backend.release_memory()
         logger.log(
-            logging.WARNING if first_time else logging.INFO,
+            logging.WARNING if first_time else logging.DEBUG,
             "%s: out of memory with a batch of %d images, going on with %d (set batch_size=%d)",
             self._name,
             images,
@@ -272,128 +285,3 @@ class Encoder:
                 )
             blank = torch.stack([image] * 2)
         return int(self._forward(blank.to(self.backend.torch_device)).shape[1])
-
-
-@dataclass(frozen=True)
-class TimmSpec:
-    """Everything that decides what a timm model makes of an image.
-
-    Attributes
-    ----------
-    model_name, pretrained, checkpoint_path
-        See `create_timm_model`.
-    model_kwargs
-        Sorted (name, value) pairs for `timm.create_model`.
-    output
-        One of `OUTPUTS`.
-    autocast, normalize, compile
-        See `Encoder`.
-    """
-
-    model_name: str
-    pretrained: bool = True
-    checkpoint_path: str | None = None
-    model_kwargs: tuple[tuple[str, Any], ...] = ()
-    output: str = "auto"
-    autocast: bool = True
-    normalize: bool = True
-    compile: CompileSetting = "auto"
-
-    def __str__(self) -> str:
-        return self.model_name
-
-    def build(self) -> Encoder:
-        """Make the encoder on this process's device.
-
-        Raises
-        ------
-        ConfigError
-            The model has no such output, or takes images with other than three channels.
-        WeightsError
-            The weights cannot be had.
-        """
-        from timm.data import resolve_data_config
-
-        kwargs = dict(self.model_kwargs)
-        model = create_timm_model(self.model_name, self.pretrained, self.checkpoint_path, kwargs)
-        if not hasattr(model, "num_classes"):  # features_only=True gives a list of feature maps
-            raise ConfigError(
-                f"{self.model_name}: with model_kwargs={kwargs!r} timm gives a {type(model).__name__}; expected a"
-                " model that gives one vector an image"
-            )
-        config: Mapping[str, Any] = model.pretrained_cfg
-        output = choose_output(self.output, config, model.num_classes, self.model_name)
-        if output == "pooled" and model.num_classes:
-            model.reset_classifier(0)
-        size = kwargs.get("img_size")
-        overrides = (
-            {} if size is None else {"input_size": (3, *((size, size) if isinstance(size, int) else size))}
-        )
-        data_config = resolve_data_config(overrides, pretrained_cfg=config)
-        channels = kwargs.get("in_chans", data_config["input_size"][0])
-        if channels != 3:
-            raise ConfigError(f"{self.model_name} takes {channels} channels; expected 3 (RGB)")
-        return Encoder(
-            model,
-            TransformSpec.from_timm(data_config),
-            name=" ".join(
-                [config["architecture"], *(f"{key}={value!r}" for key, value in self.model_kwargs)]
-            ),
-            source=self.model_name,
-            output=output,
-            normalize=self.normalize,
-            autocast=self.autocast,
-            compile=self.compile,
-            owned=True,
-        )
-
-
-def choose_output(wanted: str, config: Mapping[str, Any], num_classes: int, name: str) -> str:
-    """Settle ``"auto"``, and refuse an output that the model does not have.
-
-    A contrastive tower (CLIP and its like) ends in a projection that timm keeps as the model's head: its
-    embedding is the projected one. SigLIP has no projection: its pooled output is its embedding. A classifier's
-    head gives logits; its embedding is what comes before.
-
-    Parameters
-    ----------
-    wanted
-        One of `OUTPUTS`.
-    config
-        timm's ``pretrained_cfg`` of the model.
-    num_classes
-        Outputs of the model's head as built; 0 if it has none.
-    name
-        Name for messages.
-
-    Returns
-    -------
-    ``"pooled"``, ``"projected"`` or ``"logits"``.
-    """
-    projects = num_classes in projection_dims(config)
-    if wanted == "auto":
-        return "projected" if projects else "pooled"
-    if wanted == "projected" and not projects:
-        raise ConfigError(
-            f"{name}: output='projected' needs a contrastive tower with a projection (CLIP and its like); this"
-            f" model's head {'has ' + str(num_classes) + ' classes' if num_classes else 'is absent'}."
-            " Use output='pooled'"
-        )
-    if wanted == "logits" and (projects or not num_classes):
-        raise ConfigError(
-            f"{name}: output='logits' needs a classifier; this model"
-            f" {'ends in a projection' if projects else 'has no head'}. Use output='auto'"
-        )
-    return wanted
-
-
-def projection_dims(config: Mapping[str, Any]) -> set[int]:
-    """Widths that timm registers for the projection of this architecture; empty if it is no contrastive tower."""
-    from timm.models import get_pretrained_cfg, list_pretrained
-
-    architecture, tag = config.get("architecture") or "", config.get("tag") or ""
-    if not _CONTRASTIVE.search(f"{architecture}.{tag}"):
-        return set()
-    tags = [name for name in list_pretrained(f"{architecture}.*") if _CONTRASTIVE.search(name)]
-    registered = filter(None, map(get_pretrained_cfg, tags))
-    return {config.num_classes for config in registered} - _CLASSIFIER_HEADS

@@ -198,7 +198,7 @@ def _do(
     if not off <= _TOLERANCE:
         for change in changes:
             change.undo()
-        logger.info("%s is not folded into the convolutions: %s", what, why)
+        logger.debug("%s is not folded into the convolutions: %s", what, why)
         return 0
     return len(changes)
 

@@ -7,20 +7,19 @@ configuration last: a folder that has it is whole. Only safetensors is fetched a
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from curator_dask.errors import ConfigError, WeightsError
-from curator_dask.models.weights import first_line, is_of_the_network
+from curator_dask.models.downloads import HubFile, fetch, verify
+from curator_dask.models.weights import first_line
 
 logger = logging.getLogger("curator_dask")
 
@@ -34,12 +33,6 @@ INDEX = "model.safetensors.index.json"
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """Where transformers writes an image processor's settings, alone or among those of a whole processor."""
-
-TRIES = 4
-"""Connections, without a byte between them, after which a download is given up for this run."""
-
-PAUSE = 1.0
-"""Seconds before the second try; they double with each further one."""
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -191,7 +184,7 @@ class _Repository:
             return cls(name, pin.revision, pin)
         return cls(name, revision or None, None)
 
-    def stated(self, file: str, revision: str | None) -> _File:
+    def stated(self, file: str, revision: str | None) -> HubFile:
         """What the hub says of a file; raises its EntryNotFoundError where there is none."""
         from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
@@ -200,11 +193,11 @@ class _Repository:
         digest = (
             self.pin.digests[file] if self.pin is not None else found.etag or ""
         )  # a small file's is another
-        return _File(
+        return HubFile(
             file, url, found.commit_hash, found.size, digest if re.fullmatch("[0-9a-f]{64}", digest) else None
         )
 
-    def files(self, check: Check | None) -> list[_File]:
+    def files(self, check: Check | None) -> list[HubFile]:
         """Everything to fetch, all of one commit, the configuration last.
 
         The configuration and the index are fetched and read for that: they are small, and a model that is of
@@ -212,7 +205,7 @@ class _Repository:
         """
         from huggingface_hub.errors import EntryNotFoundError
 
-        def first_of(names: Iterable[str]) -> _File | None:
+        def first_of(names: Iterable[str]) -> HubFile | None:
             for name in names:
                 with contextlib.suppress(EntryNotFoundError):
                     return self.stated(name, config.commit)
@@ -222,7 +215,7 @@ class _Repository:
             config = self.stated(CONFIG, self.revision)
             if config.commit not in (None, self.revision):  # a branch may move while its files are fetched
                 config = self.stated(CONFIG, config.commit)
-            _fetch(config, Path(scratch))
+            fetch(config, Path(scratch))
             if check is not None:
                 check(read_json(Path(scratch, CONFIG)))
             if self.pin is not None:
@@ -240,20 +233,9 @@ class _Repository:
                 )
             shards = []
             if weights.name == INDEX:
-                _fetch(weights, Path(scratch))
+                fetch(weights, Path(scratch))
                 shards = [self.stated(name, config.commit) for name in _shards(Path(scratch, INDEX))]
         return [*([processor] if processor else []), *shards, weights, config]
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file of the hub; its length in bytes and its SHA-256 are None where the hub does not say."""
-
-    name: str
-    url: str
-    commit: str | None
-    size: int | None
-    digest: str | None
 
 
 def _in_folder(target: Path, repository: _Repository, check: Check | None) -> Path:
@@ -271,7 +253,7 @@ def _in_folder(target: Path, repository: _Repository, check: Check | None) -> Pa
             size = sum(file.size or 0 for file in files)
             logger.warning("%s: fetching %.0f MB into %s", repository.name, size / 1e6, target)
             for file in files:
-                _fetch(file, partial)
+                fetch(file, partial)
             target.mkdir(exist_ok=True)
             for file in files:
                 (partial / file.name).replace(target / file.name)
@@ -292,7 +274,7 @@ def _in_the_cache(repository: _Repository, check: Check | None) -> Path:
         logger.warning("%s: fetching %.0f MB into %s", repository.name, size / 1e6, constants.HF_HUB_CACHE)
         for file in files:
             path = Path(hf_hub_download(repository.name, file.name, revision=repository.revision))
-            _verify(file, path)
+            verify(file, path)
         if lacking(path.parent):
             raise WeightsError(f"{repository.name}: it was changed while it was fetched. Run again")
     return path.parent
@@ -315,69 +297,6 @@ def _locked(path: Path, name: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _fetch(file: _File, folder: Path) -> None:
-    """Bring a file into a folder, under its name once it is verified; goes on where an earlier try ended."""
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
-
-    # Not hf_hub_download: since version 2 it throws away what it has when it gives up.
-    part = folder / f"{file.name}.part"
-    # Compressed, an offset into what was received would not be one into what is sent.
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
-    failures = 0
-    while not (folder / file.name).is_file():
-        before = part.stat().st_size if part.exists() else 0
-        if before and (file.size is None or before > file.size):
-            part.unlink()
-            before = 0
-        try:
-            with part.open("ab") as out:
-                http_get(
-                    file.url,
-                    out,
-                    resume_size=before,
-                    headers=headers,
-                    expected_size=file.size,
-                    displayed_filename=file.name,
-                )
-        except Exception as error:
-            failures = 1 if part.stat().st_size > before else failures + 1
-            if not _may_pass(error) or failures >= TRIES:
-                raise
-            logger.warning("%s: %s; going on at byte %d", file.url, first_line(error), part.stat().st_size)
-            time.sleep(PAUSE * 2 ** (failures - 1))
-        else:
-            _verify(file, part)
-            part.replace(folder / file.name)
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether another try may bring what this one did not."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
-        return status >= 500 or status in (408, 429)
-    # huggingface_hub's word for less than was announced is an OSError without a number.
-    return is_of_the_network(error) or (isinstance(error, OSError) and error.errno is None)
-
-
-def _verify(file: _File, path: Path) -> None:
-    """Compare what came with what should have; it is removed if it differs."""
-    if file.digest is None:
-        return
-    with path.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if found == file.digest:
-        return
-    size = path.stat().st_size
-    path.resolve().unlink()
-    path.unlink(missing_ok=True)  # huggingface_hub's cache links to its file
-    raise WeightsError(
-        f"{file.url}: expected a file with SHA-256 {file.digest}, found {found} ({size} bytes); it was removed. Run"
-        " again; if that does not help, what stands between here and the hub (a proxy, a mirror in HF_ENDPOINT)"
-        " changes it"
-    )
 
 
 @contextlib.contextmanager

@@ -104,7 +104,7 @@ class RunLock:
                     return
                 self._write()
             except Exception as error:  # the run itself will say it if the folder is gone
-                logger.info("%s could not be renewed: %r", self._url, error)
+                logger.debug("%s could not be renewed: %r", self._url, error)
 
     def _read(self) -> dict[str, Any] | None:
         try:
@@ -118,7 +118,7 @@ class RunLock:
         if is_remote(self._url):
             write_bytes(self._url, data, self._options)
             return
-        temporary = Path(f"{self._url}.{self._note['run'][:8]}.tmp")  # type: ignore[index]
+        temporary = Path(f"{self._url}.{self._note['run'][:8]}.tmp")
         try:
             temporary.write_bytes(data)
             temporary.replace(self._url)
@@ -139,7 +139,8 @@ def _is_alive(note: Mapping[str, Any]) -> bool:
     try:
         if note["host"] == socket.gethostname() and psutil.pid_exists(int(note["pid"])):
             # Numbers of processes are used again.
-            return abs(psutil.Process(int(note["pid"])).create_time() - float(note["process_started"])) < 2
+            age = float(note["process_started"]) - psutil.Process(int(note["pid"])).create_time()
+            return bool(abs(age) < 2)
         if note["host"] == socket.gethostname():
             return False
         return time.time() - float(note["seen"]) < STALE_SECONDS

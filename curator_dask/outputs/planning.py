@@ -4,43 +4,41 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import dask.dataframe as dd
 import pyarrow as pa
 
 import curator_dask
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.fingerprint import fingerprint, fingerprints
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
-from curator_dask.frames.parquet import Footer, is_finished, output_schema, read_footer, read_metadata
+from curator_dask.frames.parquet import Footer, output_schema, read_footer, read_record
 from curator_dask.outputs.writing import ERRORS_FOLDER, Output
 from curator_dask.runs.lineage import Lineage
+from curator_dask.runs.sink import Job
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, join, walk
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import ShardRange, stamp
 
+#: In what makes an embedding: what earlier files say of the same.
+FORMERLY = "formerly"
 
-def plan_schema(frame: dd.DataFrame, kept: list[str], made: Mapping[str, Any], lineage: Lineage) -> pa.Schema:
+
+def plan_schema(job: Job) -> pa.Schema:
     """Types of the columns to write: those of the frame, with the embeddings' lengths."""
-    dims = {name: info["dim"] for name, info in made.items()}
-    return output_schema(frame._meta[kept], dims, getattr(lineage.reader, "schema", None))
+    dims = {name: info["dim"] for name, info in job.made.items()}
+    return output_schema(job.frame._meta[list(job.kept)], dims, getattr(job.lineage.reader, "schema", None))
 
 
-def plan_targets(
-    frame: dd.DataFrame,
-    lineage: Lineage,
-    output: Output,
-    schema: pa.Schema,
-    described: Mapping[str, Any],
-    input_options: Options,
-) -> list[Target]:
+def plan_targets(job: Job, output: Output, schema: pa.Schema) -> list[Target]:
     """The file of each partition, with the fingerprint of all that decides its content."""
+    lineage, options = job.lineage, job.input_options
     common = {
         "package": curator_dask.__version__,
-        "embeddings": {name: _identity(info) for name, info in described.items()},
+        "embeddings": {name: _identity(info) for name, info in job.described.items()},
         "columns": sorted(f"{column.name}: {_kind(column.type)}" for column in schema),
         "drop_failed": output.drop_failed,
     }
@@ -49,11 +47,11 @@ def plan_targets(
         inputs = (
             str(uuid.uuid4())
             if lineage.inputs is None
-            else in_threads(lambda part: _look(part, "parquet", output.folder, input_options), lineage.inputs)
+            else in_threads(lambda part: _look(part, "parquet", output.folder, options), lineage.inputs)
         )
-        common |= {"frame": frame.expr._name, "inputs": inputs}
-        names = [f"part-{number:05d}" for number in range(frame.npartitions)]
-        prints = fingerprints(common, "partition", range(frame.npartitions))
+        common |= {"frame": job.frame.expr._name, "inputs": inputs}
+        names = [f"part-{number:05d}" for number in range(job.frame.npartitions)]
+        prints = fingerprints(common, "partition", range(job.frame.npartitions))
         shards: list[dict[str, Any] | None] = [None] * len(names)
         source = None
         dataset = None if lineage.inputs is None else fingerprint({"shards": _urls_of(lineage)})
@@ -62,8 +60,12 @@ def plan_targets(
         common["recipe"] = lineage.recipe
         names = [part.name for part in lineage.ranges]
         source = getattr(lineage.reader, "source", None)
-        shards = in_threads(lambda part: _look(part, source, output.folder, input_options), lineage.ranges)
+        shards = in_threads(lambda part: _look(part, source, output.folder, options), lineage.ranges)
         prints = fingerprints(common, "shard", shards)
+    former: Sequence[str | None] = [None] * len(names)
+    if any(FORMERLY in info for info in job.described.values()):
+        before = {name: _identity(info.get(FORMERLY, info)) for name, info in job.described.items()}
+        former = fingerprints({**common, "embeddings": before}, "shard", shards)
     return [
         Target(
             name=name,
@@ -73,8 +75,9 @@ def plan_targets(
             companion=lineage.ranges[number].shard.parquet if lineage.ranges else None,
             source=source,
             dataset=dataset,
+            formerly=old,
         )
-        for number, (name, each, shard) in enumerate(zip(names, prints, shards, strict=True))
+        for number, (name, each, old, shard) in enumerate(zip(names, prints, former, shards, strict=True))
     ]
 
 
@@ -124,10 +127,10 @@ def find_unfinished(
     targets: list[Target],
     there: frozenset[str],
     schema: pa.Schema,
-    made: Mapping[str, Any],
+    job: Job,
     output: Output,
-) -> tuple[list[int], dict[str, Any]]:
-    """Numbers of the targets to write, and what was noticed of the shards of the others.
+) -> tuple[list[Target], list[int], dict[str, Any]]:
+    """The targets with what they can take over, numbers of those to write, and remarks on the shards of the others.
 
     Parameters
     ----------
@@ -135,8 +138,8 @@ def find_unfinished(
         All of them.
     there
         The files below the output's folder.
-    schema, made
-        What the files have, and what made their embeddings.
+    schema, job
+        What the files have, and what is to be done.
     output
         Where they are.
 
@@ -146,15 +149,18 @@ def find_unfinished(
         Something is in the way that `overwrite` does not allow to replace.
     """
     found = in_threads(lambda it: read_footer(it.path, output.options) if it.path in there else None, targets)
-    todo, conflicts = [], []
+    planned, todo, conflicts = list(targets), [], []
     remarks: dict[str, Any] = {}
     for number, (target, existing) in enumerate(zip(targets, found, strict=True)):
-        if existing is not None and is_finished(existing, target.fingerprint):
-            remarks.update((existing.stored or {}).get("remarks", {}))
+        if existing is not None and existing.is_finished(target.fingerprint, target.formerly):
+            remarks.update(existing.record.remarks if existing.record else {})
             continue
         todo.append(number)
+        if existing is not None:
+            reuse = _reusable(target, existing, job)
+            planned[number] = replace(target, reuse=reuse) if reuse else target
         if existing is not None and not output.overwrite:
-            problem = _conflict(target, existing, schema, made, output.in_place)
+            problem = _conflict(target, existing, schema, job.made, output.in_place)
             if problem:
                 conflicts.append(f"{target.path}: {problem}")
     if conflicts:
@@ -162,7 +168,24 @@ def find_unfinished(
             f"{len(conflicts)} files would be replaced by something else: {conflicts[0]}. Use overwrite=True"
             " (--overwrite) to replace them, or write to another path"
         )
-    return todo, remarks
+    return planned, todo, remarks
+
+
+def _reusable(target: Target, existing: Footer, job: Job) -> tuple[str, ...]:
+    """Columns of vectors in a file that are of the same shard, as it is now, and made in the same way."""
+    record, shard = existing.record, target.shard or {}
+    needed = {job.id_col, URL_COLUMN, ERROR_COLUMN}
+    if record is None or record.id_col != job.id_col or not needed <= {*existing.columns}:
+        return ()
+    same = (record.shard or {}).get("tar") == shard.get("tar") is not None and record.url == shard.get("url")
+    return tuple(
+        name
+        for name, how in job.read_by.items()
+        if same
+        and name in existing.columns
+        and record.read_by.get(name) == how
+        and describe_difference(record.embeddings.get(name, {}), job.made[name]) is None
+    )
 
 
 def check_own_files(lineage: Lineage, targets: list[Target], schema: pa.Schema) -> None:
@@ -219,15 +242,10 @@ def find_strays(lineage: Lineage, targets: list[Target], there: frozenset[str], 
         shard = inputs.get(_PART.sub("", names[path]))
         if shard is None and not _MIXED.fullmatch(names[path]):
             continue
-        stored = read_metadata(path, output.options)
-        if stored is None:
+        record = read_record(path, output.options)
+        if record is None:
             continue
-        made_of = stored.get("shard")
-        if (
-            (made_of or {}).get("url") == shard.url
-            if shard
-            else not made_of and stored.get("dataset") == dataset
-        ):
+        if record.url == shard.url if shard else not record.shard and record.dataset == dataset:
             found.append(path)
     if found and not output.overwrite:
         raise OutputError(
@@ -246,32 +264,35 @@ def _conflict(
     made: Mapping[str, Any],
     in_place: bool,
 ) -> str | None:
-    stored, columns = existing.stored or {}, existing.columns
-    embeddings = stored.get("embeddings", {})
+    record, columns = existing.record, existing.columns
+    embeddings = {} if record is None else record.embeddings
     for name, info in made.items():
         difference = name in embeddings and describe_difference(embeddings[name], info)
         if difference:
             return f"column {name!r} {difference}"
         if name in columns and name not in embeddings:
             return f"has a column {name!r} that was not made by curator_dask"
-    shard, mine = (stored.get("shard") or {}).get("url"), (target.shard or {}).get("url")
-    if shard is not None and mine is not None and shard != mine:
-        return f"was made of {shard}, not of {mine}"
-    if stored and shard is None and mine is None and stored.get("dataset") != target.dataset:
-        return "was made of other shards"
+    if record is not None:
+        mine = (target.shard or {}).get("url")
+        if record.url is not None and mine is not None and record.url != mine:
+            return f"was made of {record.url}, not of {mine}"
+        if record.url is None and mine is None and record.dataset != target.dataset:
+            return "was made of other shards"
     taken = [name for name in (URL_COLUMN, ERROR_COLUMN) if name in columns and name in schema.names]
-    if not stored and taken:
+    if record is None and taken:
         return f"has columns {taken} of its own, whose names curator_dask uses"
     lost = sorted(name for name in embeddings if name not in schema.names)
     if lost:
         return f"has embeddings {lost} that this run would not write"
-    if not stored and not (in_place and target.path == target.companion):
+    if record is None and not (in_place and target.path == target.companion):
         return "was not written by curator_dask"
     return None
 
 
 def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """How two embeddings were made differently, in words; None if they are the same."""
+    if FORMERLY in now and _identity(before) == _identity(now[FORMERLY]):
+        return None
     keys = [key for key in _identity(now) if before.get(key) != now[key]]
     if not keys and _identity(before).keys() == _identity(now).keys():
         return None
@@ -286,4 +307,4 @@ def _short(value: Any) -> str:
 
 def _identity(info: Mapping[str, Any]) -> dict[str, Any]:
     """What must be equal for two embeddings to be the same: all but the name the model was asked for by."""
-    return {key: value for key, value in info.items() if key != "source"}
+    return {key: value for key, value in info.items() if key not in ("source", FORMERLY)}

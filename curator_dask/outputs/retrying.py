@@ -6,11 +6,13 @@ So the dataset that it came from need not be given again.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -20,21 +22,25 @@ from curator_dask import backend
 from curator_dask.cluster.workers import current_client, set_up_workers
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
-from curator_dask.frames.parquet import Footer, conform, open_parquet, read_footer, write_table
+from curator_dask.frames.parquet import conform, open_parquet, read_footer, read_record, write_table
+from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.planning import describe_difference, list_files
 from curator_dask.outputs.saving import locate
 from curator_dask.outputs.writing import ERRORS_FOLDER, Output
 from curator_dask.runs.describing import describe
-from curator_dask.runs.lineage import map_items
+from curator_dask.runs.graph import map_items
 from curator_dask.runs.reports import report_frame, report_of
-from curator_dask.runs.settle import run_targets
+from curator_dask.runs.settle import FrameTasks, run_targets
 from curator_dask.runs.state import clear_stages
+from curator_dask.runs.step import Step
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, exists, is_remote, join, local_path, remove
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import stamp
+
+logger = logging.getLogger("curator_dask")
 
 
 @dataclass(frozen=True)
@@ -44,13 +50,29 @@ class RetryFile:
     Attributes
     ----------
     step
-        The embedder's `EmbedPartition`.
+        The embedder's.
+    column
+        That it makes.
+    id_col
+        Column of the keys.
     output
         Where the files are.
+    shard_options
+        For fsspec, of the shards.
+    unfinished
+        Rows are given up: a rerun is to make the file again.
     """
 
-    step: Any
+    step: Step
+    column: str
+    id_col: str
     output: Output
+    shard_options: Options = None
+    unfinished: bool = False
+
+    def give_up(self, reason: str) -> RetryFile:
+        """The same without the work that kills workers: the rows get this reason, and a rerun makes the file again."""
+        return replace(self, step=self.step.give_up(reason), unfinished=True)
 
     def __call__(self, name: str) -> pd.DataFrame:
         """Do it; returns a report as `WritePartition` does, of the rows that were tried.
@@ -62,31 +84,31 @@ class RetryFile:
         """
         path = join(self.output.folder, f"{name}.parquet")
         errors_path = join(self.output.folder, f"{ERRORS_FOLDER}/{name}.parquet")
-        table, stored = _read(path, self.output.options)
-        stored.pop("report", None)  # of the rows as they were
-        _check_shard(path, table, stored, self.step.storage_options)
+        table, record = _read(path, self.output.options)
+        record = replace(record, report=None)  # of the rows as they were
+        _check_shard(path, table, record, self.shard_options)
         kept, dropped = table.slice(0, 0), table.slice(0, 0)
         if exists(errors_path, self.output.options):
-            aside = _without(_read(errors_path, self.output.options)[0], table, self.step.id_col)
-            lacking = pc.is_null(aside.column(self.step.column))
+            aside = _without(_read(errors_path, self.output.options)[0], table, self.id_col)
+            lacking = pc.is_null(aside.column(self.column))
             kept, dropped = aside.filter(pc.invert(lacking)), aside.filter(lacking)
-        bad = pc.indices_nonzero(pc.is_null(table.column(self.step.column)))
+        bad = pc.indices_nonzero(pc.is_null(table.column(self.column)))
         tried = pa.concat_tables([table.take(bad), dropped])
         done = backend.frame_to_arrow(self.step(backend.current().from_arrow(tried)))
         done = conform(done, tried.schema.remove_metadata(), name)
-        failed = done.filter(pc.is_null(done.column(self.step.column)))
-        report = {**report_of(name, failed, self.step.id_col), "rows": len(done)}
+        failed = done.filter(pc.is_null(done.column(self.column)))
+        report = {**report_of(name, failed, self.id_col), "rows": len(done)}
         mended, again = done.slice(0, len(bad)), done.slice(len(bad))
         # What was dropped is good when nothing is wrong with it, in another embedding's eyes either.
         good = pc.is_null(again.column(ERROR_COLUMN))
         table = pa.concat_tables([_replaced(table, bad, mended), again.filter(good)])
-        if not any(str(reason).startswith("gave up") for reason in table.column(ERROR_COLUMN).to_pylist()):
-            stored["fingerprint"] = stored.get("complete_as") or stored["fingerprint"]
+        if not self.unfinished:  # what was given up has been tried now
+            record = replace(record, fingerprint=record.complete_as or record.fingerprint)
         # In this order a death in between leaves rows in both places, and `_without` forgives that; never in none.
-        write_table(path, table, {**stored, "rows": len(table)}, self.output.options)
+        write_table(path, table, record, self.output.options)
         left = pa.concat_tables([kept, again.filter(pc.invert(good))])
         if len(left):
-            write_table(errors_path, left, stored, self.output.options)
+            write_table(errors_path, left, record, self.output.options)
         elif exists(errors_path, self.output.options):
             remove(errors_path, self.output.options)
         return report_frame(report)
@@ -95,8 +117,9 @@ class RetryFile:
 def retry(
     path: str,
     column: str,
-    make_step: Callable[[str, Sequence[str]], Any],
+    make_step: Callable[[str, Sequence[str]], Step],
     options: Options = None,
+    shard_options: Options = None,
 ) -> SaveSummary:
     """Embed the failed rows of an output again; see `ImageEmbedder.retry`.
 
@@ -110,6 +133,8 @@ def retry(
         Makes the step that embeds, given the column of the keys and the other embeddings of the output.
     options
         For fsspec, of the output.
+    shard_options
+        The same of the shards.
     """
     started = time.monotonic()
     output = _output(path, options)
@@ -121,26 +146,37 @@ def retry(
         raise _nothing_there(output, column)
     try:
         with RunLock(output.folder, options):
-            stored, targets, remarks = _find(output, column)
+            record, targets, remarks = _find(output, column)
             summary.add_remarks(remarks)
             if targets:
-                others = [name for name in stored["embeddings"] if name != column]
-                step = make_step(stored["id_col"], others)
-                made = describe(step, client)
-                difference = describe_difference(stored["embeddings"][column], made)
+                others = [name for name in record.embeddings if name != column]
+                id_col = record.id_col or ""
+                step = make_step(id_col, others)
+                difference = describe_difference(
+                    record.embeddings[column], describe(step, client).get(column, {})
+                )
                 if difference:
                     raise OutputError(
                         f"{output.folder}: column {column!r} {difference}: retry with the same model"
                     )
                 summary.startup_seconds = time.monotonic() - started
-                retry_file = RetryFile(step, output)
-                frame = map_items(retry_file, [it.name for it in targets], report_frame({}), "retry-file")
-                run_targets(frame, client, targets, summary, apart=True)
+                retry_file = RetryFile(step, column, id_col, output, shard_options)
+                run_targets(_tasks(retry_file, targets, client), client, targets, summary)
     finally:
         clear_stages(client)
     summary.seconds = time.monotonic() - started
-    print(summary)
+    logger.info("%s", summary)
     return summary
+
+
+def _tasks(retry_file: RetryFile, targets: Sequence[Target], client: Any) -> FrameTasks:
+    """A task a file."""
+
+    def written(reason: str | None) -> dd.DataFrame:
+        function = retry_file if reason is None else retry_file.give_up(reason)
+        return map_items(function, [it.name for it in targets], report_frame({}), "retry-file")
+
+    return FrameTasks(written(None), written, True, client)
 
 
 def find_settings(path: str, options: Options = None) -> dict[str, dict[str, Any]]:
@@ -153,9 +189,9 @@ def find_settings(path: str, options: Options = None) -> dict[str, dict[str, Any
     """
     output = _output(path, options)
     for file in sorted(list_files(output)):
-        stored = read_footer(file, options).stored
-        if stored is not None:
-            return {name: found for name, found in (stored.get("settings") or {}).items() if found}
+        record = read_record(file, options)
+        if record is not None:
+            return {name: found for name, found in record.settings.items() if found}
     raise OutputError(f"{path}: no file of curator_dask's is there. Give the folder that embed wrote to")
 
 
@@ -163,24 +199,33 @@ def _output(path: str, options: Options) -> Output:
     return Output(locate(path, options), options, in_place=False, overwrite=False, drop_failed=False)
 
 
-def _find(output: Output, column: str) -> tuple[dict[str, Any], list[Target], dict[str, Any]]:
+def _find(output: Output, column: str) -> tuple[FileRecord, list[Target], dict[str, Any]]:
     """What made the column, the files with failed rows, and what was noticed of all shards."""
     files = sorted(list_files(output))
     footers = in_threads(lambda path: read_footer(path, output.options), files)
-    mine = {path: footer for path, footer in zip(files, footers, strict=True) if _has(footer, column)}
-    if not mine:
-        raise _nothing_there(output, column)
-    for path, footer in mine.items():
-        needed = [(footer.stored or {}).get("id_col"), URL_COLUMN, ERROR_COLUMN]
+    mine: dict[str, FileRecord] = {}
+    for path, footer in zip(files, footers, strict=True):
+        if footer.record is None or column not in footer.record.embeddings:
+            continue
+        mine[path] = footer.record
+        needed = [footer.record.id_col, URL_COLUMN, ERROR_COLUMN]
         lacking = [name for name in needed if name not in footer.columns]
         if lacking:
             raise OutputError(
                 f"{path}: has no columns {lacking}, by which failed rows and their images are found. Only an output"
                 " with them can be retried: run embed again, with overwrite"
             )
-    made = [footer.stored or {} for footer in mine.values()]
-    for other in made:
-        difference = describe_difference(made[0]["embeddings"][column], other["embeddings"][column])
+        if footer.record.derived:
+            raise OutputError(
+                f"{path}: after the embedding {', '.join(footer.record.derived)} was made, which a retry cannot make"
+                " again: mended rows would have a vector, and not that. Remove the files with failed rows, and run the"
+                " script that wrote them again"
+            )
+    if not mine:
+        raise _nothing_there(output, column)
+    first, *others = mine.values()
+    for other in others:
+        difference = describe_difference(first.embeddings[column], other.embeddings[column])
         if difference:
             raise OutputError(
                 f"{output.folder}: the files do not have one model: column {column!r} {difference}"
@@ -192,12 +237,12 @@ def _find(output: Output, column: str) -> tuple[dict[str, Any], list[Target], di
     paths = [path for path in mine if not names[path].startswith(f"{ERRORS_FOLDER}/")]
     failed = in_threads(lambda path: _has_failed(path, output.options), paths)
     targets = [
-        Target(names[path], path, "", (mine[path].stored or {}).get("shard"), None, None)
+        Target(names[path], path, "", dict(mine[path].shard or {}) or None, None, None)
         for path, has_failed in zip(paths, failed, strict=True)
         if has_failed or names[path] in with_errors
     ]
-    remarks = {url: facts for other in made for url, facts in (other.get("remarks") or {}).items()}
-    return made[0], targets, remarks
+    remarks = {url: facts for record in mine.values() for url, facts in record.remarks.items()}
+    return first, targets, remarks
 
 
 def _nothing_there(output: Output, column: str) -> OutputError:
@@ -205,10 +250,6 @@ def _nothing_there(output: Output, column: str) -> OutputError:
         f"{output.folder}: no file there has a column {column!r} that curator_dask made. Give the folder that"
         " save_metadata (or embed) wrote to, and the name of the column"
     )
-
-
-def _has(footer: Footer, column: str) -> bool:
-    return footer.stored is not None and column in footer.stored.get("embeddings", {})
 
 
 def _has_failed(path: str, options: Options) -> bool:
@@ -221,17 +262,17 @@ def _has_failed(path: str, options: Options) -> bool:
         counts = [group.column(column).statistics for group in groups if group.num_rows]
         if any(count is None or not count.has_null_count for count in counts):
             return bool(file.read(columns=[ERROR_COLUMN]).column(0).drop_null())
-        return sum(count.null_count for count in counts) < file.metadata.num_rows
+        return bool(sum(count.null_count for count in counts) < file.metadata.num_rows)
 
 
-def _read(path: str, options: Options) -> tuple[pa.Table, dict[str, Any]]:
-    stored = read_footer(path, options).stored
+def _read(path: str, options: Options) -> tuple[pa.Table, FileRecord]:
+    record = read_record(path, options)
     try:
         with open_parquet(path, options) as file:
             table = file.read()
     except Exception as error:  # a store's own, of many types
         raise ShardError(f"{path}: cannot be read: {error!r}") from error
-    return table.replace_schema_metadata(None), stored or {}
+    return table.replace_schema_metadata(None), record or FileRecord("")
 
 
 def _without(table: pa.Table, other: pa.Table, id_col: str) -> pa.Table:
@@ -242,9 +283,9 @@ def _without(table: pa.Table, other: pa.Table, id_col: str) -> pa.Table:
     return table.filter(pa.array([row not in there for row in rows], pa.bool_()))
 
 
-def _check_shard(path: str, table: pa.Table, stored: Mapping[str, Any], options: Options) -> None:
+def _check_shard(path: str, table: pa.Table, record: FileRecord, options: Options) -> None:
     """Raise ShardError where a shard is another than the one that was embedded, as far as that can be told."""
-    shard = stored.get("shard")
+    shard = record.shard
     if shard:
         changed = (
             [shard["url"]] if shard.get("tar") and vars(stamp(shard["url"], options)) != shard["tar"] else []

@@ -13,8 +13,10 @@ import pyarrow.compute as pc
 from curator_dask import backend
 from curator_dask.errors import OutputError
 from curator_dask.frames.names import URL_COLUMN
-from curator_dask.frames.parquet import conform, is_finished, read_footer, read_metadata, write_table
-from curator_dask.rows.remarks import remarks_on
+from curator_dask.frames.parquet import conform, read_footer, read_record, write_table
+from curator_dask.frames.record import FileRecord
+from curator_dask.rows.known import KnownVectors
+from curator_dask.rows.remarks import current_remarks
 from curator_dask.runs.reports import errors_of, report_frame, report_of, report_row
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, exists, join, remove
@@ -69,6 +71,8 @@ class WritePartition:
         For fsspec, where the dataset is in a store.
     unfinished
         Store no fingerprint, so that a rerun makes the file again.
+    derived, read_by
+        See `FileRecord`.
     """
 
     schema: pa.Schema
@@ -78,6 +82,8 @@ class WritePartition:
     settings: Mapping[str, Any] = field(default_factory=dict)
     input_options: Options = None
     unfinished: bool = False
+    derived: tuple[str, ...] = ()
+    read_by: Mapping[str, str] = field(default_factory=dict)
 
     def __dask_tokenize__(self) -> Any:
         settings = {**vars(self), "schema": self.schema.to_string(), "output": vars(self.output)}
@@ -87,8 +93,8 @@ class WritePartition:
         """Write one partition whose target is a partition too; the report as `report_frame`."""
         return report_frame(self._write(frame, Target.from_json(target_frame["target"].iloc[0])))
 
-    def row(self, frame: Any, text: str) -> dict[str, Any]:
-        """Write one partition, given its target as JSON.
+    def write(self, frame: Any, target: Target) -> dict[str, Any]:
+        """Write one partition.
 
         Returns
         -------
@@ -101,18 +107,23 @@ class WritePartition:
         OutputError
             The file cannot be written, or would have fewer rows than the one it replaces.
         """
-        return report_row(self._write(frame, Target.from_json(text)))
+        return report_row(self._write(frame, target))
+
+    def reusable(self, target: Target) -> KnownVectors | None:
+        """Vectors in the file that is to be replaced."""
+        if not target.reuse:
+            return None
+        return KnownVectors(target.path, self.output.options, self.id_col, target.reuse)
 
     def give_up(self, reason: str) -> WritePartition:
         """The same, to be made again by a rerun: what is written lacks what was given up."""
         return replace(self, unfinished=True)
 
-    def known_row(self, text: str) -> dict[str, Any] | None:
-        """What `row` gave when it wrote the file; None if the file is not there, or is another's."""
-        target = Target.from_json(text)
+    def known(self, target: Target) -> dict[str, Any] | None:
+        """What `write` gave when it wrote the file; None if the file is not there, or is another's."""
         footer = read_footer(target.path, self.output.options)
-        report = (footer.stored or {}).get("report")
-        return report_row(report) if report and is_finished(footer, target.fingerprint) else None
+        report = footer.record.report if footer.record else None
+        return report_row(report) if report and footer.is_finished(target.fingerprint) else None
 
     def _write(self, frame: Any, target: Target) -> dict[str, Any]:
         whole = backend.frame_to_arrow(frame)
@@ -120,43 +131,48 @@ class WritePartition:
         bad = pc.is_valid(errors_of(whole))
         report = report_of(target.name, whole, self.id_col)
         report["dropped"] = report["failed"] if self.output.drop_failed else 0
-        report["remarks"] = remarks_on(_urls(whole, target))
-        before = read_metadata(target.companion, self.input_options) if target.companion else None
-        stored = {
-            "fingerprint": "" if self.unfinished else target.fingerprint,
-            "complete_as": target.fingerprint,  # what it is once rows that were given up have been tried again
-            "id_col": self.id_col,
-            "shard": target.shard,
-            "dataset": target.dataset,
-            # Rows that an earlier run took from the tar are the tar's, also when they were read from its output.
-            "source": (before or {}).get("source") or target.source,
-            "embeddings": {**self._inherited(before), **self.embeddings},
-            "settings": {**((before or {}).get("settings") or {}), **self.settings},
-            "remarks": report["remarks"],
-            "report": report,
-        }
-        if is_finished(read_footer(target.path, self.output.options), target.fingerprint):
+        report["remarks"] = current_remarks().on(_urls(whole, target))
+        if read_footer(target.path, self.output.options).is_finished(target.fingerprint):
             # Dask runs a task again when its worker died after writing: to write into the dataset's own file
             # what was made of that file would apply every step twice.
             return report
         if self.output.in_place and not self.output.overwrite:
             self._check_rows_kept(target, len(table))
+        record = self._record(target, report)
         failed = table.filter(bad) if self.output.drop_failed else table.slice(0, 0)
-        self._write_failed(target, failed, stored)
+        self._write_failed(target, failed, record)
         if self.output.drop_failed:
             table = table.filter(pc.invert(bad))
-        write_table(target.path, table, {**stored, "rows": len(table)}, self.output.options)
+        write_table(target.path, table, record, self.output.options)
         return report
 
-    def _inherited(self, before: dict[str, Any] | None) -> dict[str, Any]:
-        """What made the embeddings that came with the shard's rows and are written unchanged."""
-        found = (before or {}).get("embeddings", {})
-        return {name: info for name, info in found.items() if name in self.schema.names}
+    def _record(self, target: Target, report: Mapping[str, Any]) -> FileRecord:
+        before = read_record(target.companion, self.input_options) if target.companion else None
+        # What made the embeddings that came with the shard's rows and are written unchanged.
+        inherited = before.embeddings if before is not None else {}
+        return FileRecord(
+            fingerprint="" if self.unfinished else target.fingerprint,
+            complete_as=target.fingerprint,
+            id_col=self.id_col,
+            shard=target.shard,
+            dataset=target.dataset,
+            # Rows that an earlier run took from the tar are the tar's, also when they were read from its output.
+            source=(before.source if before is not None else None) or target.source,
+            embeddings={
+                **{name: info for name, info in inherited.items() if name in self.schema.names},
+                **self.embeddings,
+            },
+            settings={**(before.settings if before is not None else {}), **self.settings},
+            read_by={**(before.read_by if before is not None else {}), **self.read_by},
+            derived=self.derived,
+            remarks=report["remarks"],
+            report=report,
+        )
 
-    def _write_failed(self, target: Target, table: pa.Table, stored: Mapping[str, Any]) -> None:
+    def _write_failed(self, target: Target, table: pa.Table, record: FileRecord) -> None:
         errors = join(self.output.folder, f"{ERRORS_FOLDER}/{target.name}.parquet")
         if len(table):
-            write_table(errors, table, stored, self.output.options)
+            write_table(errors, table, record, self.output.options)
         elif exists(errors, self.output.options):
             remove(errors, self.output.options)  # left by an earlier run in which more failed, or went there
 

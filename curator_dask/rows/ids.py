@@ -17,10 +17,11 @@ _PLAINER = {pa.float16(): pa.float32(), pa.string_view(): pa.string(), pa.binary
 
 def exact_ids(ids: pa.Array) -> list[Any]:
     """The ids as Python values; None for a number that a narrow float cannot hold exactly, whose key is lost."""
+    values: list[Any] = ids.to_pylist()
     digits = _SIGNIFICAND.get(ids.type)
     if digits is None:
-        return ids.to_pylist()
-    return [None if value is None or abs(value) >= 2**digits else value for value in ids.to_pylist()]
+        return values
+    return [None if value is None or abs(value) >= 2**digits else value for value in values]
 
 
 def check_ids(ids: pa.ChunkedArray, id_col: str, path: str) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from curator_dask.errors import CuratorError, ImageError
 from curator_dask.frames.columns import list_to_matrix, to_array
-from curator_dask.frames.names import ERROR_COLUMN, STATUS_COLUMN
-from curator_dask.rows.orphans import find_orphans
+from curator_dask.frames.names import STATUS_COLUMN
+from curator_dask.rows.orphans import remark_orphans
+from curator_dask.rows.reasons import MISSING, Reason
 from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.webdataset.index import warn_once
 from curator_dask.webdataset.reader import ShardReader
@@ -60,7 +60,9 @@ def read_images(
         rows_of.setdefault(url, []).append(row)
     for url, rows in rows_of.items():
         if url is None:
-            yield from ((row, ImageError("missing: the row has no shard (__url__ is null)")) for row in rows)
+            yield from (
+                (row, ImageError(f"{MISSING}: the row has no shard (__url__ is null)")) for row in rows
+            )
             continue
         with ShardReader(url, use_index_files=use_index_files, storage_options=storage_options) as reader:
             index = reader.index
@@ -79,11 +81,11 @@ def read_images(
             for position, row in sorted(zip(found.tolist(), rows, strict=True)):
                 if position < 0:
                     cut = f"; the tar is damaged: {index.problem}" if index.problem else ""
-                    yield row, ImageError(f"missing: no sample {ids[row]!r} in the tar{cut}")
+                    yield row, ImageError(f"{MISSING}: no sample {ids[row]!r} in the tar{cut}")
                     continue
                 member = index.samples[position].image()
                 if member is None:
-                    yield row, ImageError("missing: the sample has no image")
+                    yield row, ImageError(f"{MISSING}: the sample has no image")
                     continue
                 if found_as is not None:
                     found_as[row] = (index.samples[position].key, member.name)
@@ -97,7 +99,7 @@ def read_images(
                 found = index.find(wanted)
             remark(url, "damaged", index.problem)
             remark(url, "duplicates", fact_of(index.duplicates))
-            remark(url, "orphans", find_orphans(url, index, found, id_col, storage_options))
+            remark_orphans(url, index, found, id_col, storage_options)
 
 
 def add_status(errors: Sequence[str | None], frame: Any) -> list[str | None]:
@@ -107,30 +109,10 @@ def add_status(errors: Sequence[str | None], frame: Any) -> list[str | None]:
     statuses = values_of(to_array(frame[STATUS_COLUMN]))
     return [
         f"{reason} (status: {status})"
-        if reason is not None and reason.startswith("missing") and status is not None
+        if reason is not None and Reason.of(reason).kind == MISSING and status is not None
         else reason
         for reason, status in zip(errors, statuses, strict=True)
     ]
-
-
-def keep_reasons(errors: Sequence[str | None], frame: Any, others: Sequence[str]) -> list[str | None]:
-    """The reasons of a frame's rows, with those that are there already for other embeddings.
-
-    Parameters
-    ----------
-    errors
-        The new ones.
-    frame
-        With its ``image_error``, if it has been embedded before.
-    others
-        Other embedding columns: where one of them is null the reason that is there says why.
-    """
-    there = [name for name in others if name in frame.columns]
-    if not there or ERROR_COLUMN not in frame.columns:
-        return list(errors)
-    lacking = np.any([to_array(frame[name]).is_null() for name in there], axis=0)
-    before = to_array(frame[ERROR_COLUMN]).to_pylist()
-    return [new or (old if lacks else None) for new, old, lacks in zip(errors, before, lacking, strict=True)]
 
 
 def vectors_of(column: pa.Array) -> list[Any]:
@@ -138,19 +120,19 @@ def vectors_of(column: pa.Array) -> list[Any]:
     try:
         matrix, valid = list_to_matrix(column)
     except ValueError:
-        return column.to_pylist()
+        return list(column.to_pylist())
     return [vector if good else None for vector, good in zip(matrix, valid, strict=True)]
 
 
 def values_of(column: pa.Array) -> list[Any]:
     """The values of a column as Python has them; as text where it has not, and None where that fails too."""
     try:
-        return column.to_pylist()
+        return list(column.to_pylist())
     except UnicodeDecodeError:  # of text that is not UTF-8 what can be read of it
         raw = column.cast(pa.large_binary()).to_pylist()
         return [None if value is None else value.decode("utf-8", "replace") for value in raw]
     except Exception:  # a date before the year 1, a time zone that is not known
         try:
-            return column.cast(pa.string()).to_pylist()
+            return list(column.cast(pa.string()).to_pylist())
         except pa.ArrowException:
             return [None] * len(column)

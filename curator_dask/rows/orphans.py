@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from curator_dask.cache import POSSESSIONS, Remembered
 from curator_dask.errors import ShardError
 from curator_dask.frames.columns import to_array
 from curator_dask.rows.ids import exact_ids
 from curator_dask.rows.reading import companion_ids
 from curator_dask.rows.remarks import fact_of, remark
+from curator_dask.storage import Options
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.shards import stamp
 
-_LIMIT = 256  # shards whose answer is kept
-_known: OrderedDict[tuple, dict[str, Any] | None] = OrderedDict()
-_lock = threading.Lock()
+#: What is to be said of shards, by their states: many parts of one ask the same.
+_SAID: Remembered[tuple[Any, str | None]] = POSSESSIONS.add("orphans", Remembered(256))
 
 
-def find_orphans(
+def remark_orphans(
     url: str,
     index: ShardIndex,
     found: np.ndarray,
     id_col: str,
-    storage_options: Mapping[str, Any] | None = None,
-) -> dict[str, Any] | None:
-    """The remark on samples without a row, None if there are none, or if the rows came from the tar.
+    storage_options: Options = None,
+) -> None:
+    """Remark on samples without a row, if the rows did not come from the tar.
 
     Where every sample was found nothing is read. Else rows may have been filtered away, or be in other partitions:
     then the ids of the Parquet file beside the tar decide, which are read once for all parts of a shard.
@@ -47,32 +45,33 @@ def find_orphans(
     storage_options
         For fsspec.
     """
-    if len(np.unique(found[found >= 0])) == len(index.samples):
-        return None
-    try:
-        states = tuple(stamp(path, storage_options) for path in (url, url[:-4] + ".parquet"))
-    except ShardError:  # no Parquet: the rows are the samples
-        return None
-    key = (url, id_col, *states)
-    with _lock:
-        if key in _known:
-            return _known[key]
-    ids = companion_ids(url, id_col, storage_options)
-    fact = None
-    if ids is not None:
-        named = set(index.find(exact_ids(to_array(ids))).tolist()) - {-1}
-        if len(ids) and not named and not index.problem:
-            # Not a few images that were lost: the wrong column, or another shard's file.
-            remark(
-                url,
-                "damaged",
-                f"none of the {len(ids)} ids of its Parquet (column {id_col!r}) is the key of one of its"
-                f" {len(index.samples)} samples: give id_col (--id-col) the column that has the keys, and see that tar"
-                " and Parquet belong together",
+    orphans, damaged = None, None
+    if len(np.unique(found[found >= 0])) < len(index.samples):
+        try:
+            states = tuple(stamp(path, storage_options) for path in (url, url[:-4] + ".parquet"))
+        except ShardError:  # no Parquet: the rows are the samples
+            states = ()
+        if states:
+            orphans, damaged = _SAID.get(
+                (url, id_col, *states), lambda: _find(url, index, id_col, storage_options)
             )
-        fact = fact_of(sample.key for number, sample in enumerate(index.samples) if number not in named)
-    with _lock:
-        _known[key] = fact
-        while len(_known) > _LIMIT:
-            _known.popitem(last=False)
-    return fact
+    remark(url, "orphans", orphans)
+    if damaged is not None:
+        remark(url, "damaged", damaged)
+
+
+def _find(url: str, index: ShardIndex, id_col: str, storage_options: Options) -> tuple[Any, str | None]:
+    """The fact that samples have no row, and what is wrong where none has."""
+    ids = companion_ids(url, id_col, storage_options)
+    if ids is None:
+        return None, None
+    named = set(index.find(exact_ids(to_array(ids))).tolist()) - {-1}
+    damaged = None
+    if len(ids) and not named and not index.problem:
+        # Not a few images that were lost: the wrong column, or another shard's file.
+        damaged = (
+            f"none of the {len(ids)} ids of its Parquet (column {id_col!r}) is the key of one of its"
+            f" {len(index.samples)} samples: give id_col (--id-col) the column that has the keys, and see that tar"
+            " and Parquet belong together"
+        )
+    return fact_of(sample.key for number, sample in enumerate(index.samples) if number not in named), damaged

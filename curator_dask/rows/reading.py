@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curator_dask import backend
+from curator_dask.cache import POSSESSIONS, Remembered
 from curator_dask.errors import CuratorError, DatasetError, ShardError
 from curator_dask.frames.names import URL_COLUMN
-from curator_dask.frames.parquet import METADATA_KEY, open_parquet, read_metadata
+from curator_dask.frames.parquet import open_parquet, read_record
+from curator_dask.frames.record import FileRecord
 from curator_dask.rows.ids import check_ids
 from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.rows.tar_rows import join_tar, read_tar_rows, tar_schema
@@ -25,8 +25,8 @@ from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet, stamp
 
 #: Shards that are looked at on the client to learn the columns, spread evenly over the dataset.
 SCHEMA_SHARDS = 16
-#: States of Parquet files whose ids are in order.
-_checked: deque[tuple] = deque(maxlen=64)
+#: Parquet files whose ids are in order, by their states.
+_CHECKED: Remembered[None] = POSSESSIONS.add("ids", Remembered(64))
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ReadShard:
         """Rows of a shard, from the Parquet's footer or the tar's index."""
         if self.source == "parquet":
             with _open_parquet(shard, self.storage_options) as file:
-                return file.metadata.num_rows
+                return int(file.metadata.num_rows)
         with ShardReader(shard.url, storage_options=self.storage_options) as reader:
             return len(reader.index.samples)
 
@@ -120,8 +120,8 @@ def choose_source(metadata: str, found: ShardSet, storage_options: Mapping[str, 
 
 
 def _is_own_output(parquet: str, storage_options: Mapping[str, Any] | None) -> bool:
-    stored = read_metadata(parquet, storage_options)
-    return stored is not None and stored.get("source") == "tar"
+    record = read_record(parquet, storage_options)
+    return record is not None and record.source == "tar"
 
 
 def learn_schema(
@@ -193,7 +193,7 @@ def read_parquet_rows(
             return read_tar_rows(part, schema, id_col, storage_options)
         wanted = [name for name in schema.names if name in found.names and name != URL_COLUMN]
         extra = set(found.names) - set(schema.names)
-        if extra and METADATA_KEY not in (found.metadata or {}):
+        if extra and FileRecord.parse(found.metadata) is None:
             raise ShardError(
                 f"{part.shard.parquet}: has columns {sorted(extra)} that the shards looked at first do not have"
                 f" ({schema.names}). Give all companion files the same columns"
@@ -231,9 +231,7 @@ def _check_all_ids(
 ) -> None:
     """Check the ids of the whole file, for one of its parts; once in a process, since there may be many parts."""
     state = (shard.parquet, id_col, stamp(str(shard.parquet), storage_options))
-    if state not in _checked:
-        check_ids(file.read(columns=[id_col]).column(0), id_col, str(shard.parquet))
-        _checked.append(state)
+    _CHECKED.get(state, lambda: check_ids(file.read(columns=[id_col]).column(0), id_col, str(shard.parquet)))
 
 
 def _open_parquet(shard: Shard, storage_options: Mapping[str, Any] | None) -> pq.ParquetFile:
@@ -263,7 +261,8 @@ def companion_ids(
     shard = Shard(url, "", url[:-4] + ".parquet")
     try:
         with _open_parquet(shard, storage_options) as file:
-            if id_col not in file.schema_arrow.names or _stored(file.schema_arrow).get("source") == "tar":
+            record = FileRecord.parse(file.schema_arrow.metadata)
+            if id_col not in file.schema_arrow.names or (record is not None and record.source == "tar"):
                 return None
             return file.read(columns=[id_col]).column(0)
     except (ShardError, OSError, pa.ArrowException):
@@ -278,22 +277,13 @@ def _remark_unnamed(shard: Shard, storage_options: Mapping[str, Any] | None) -> 
 
 
 def _outdated(schema: pa.Schema, shard: Shard, storage_options: Mapping[str, Any] | None) -> bool:
-    stored = _stored(schema)
-    try:
-        return stored.get("source") == "tar" and stored["shard"]["tar"] != vars(
-            stamp(shard.url, storage_options)
-        )
-    except (KeyError, TypeError, ShardError):
+    record = FileRecord.parse(schema.metadata)
+    if record is None or record.source != "tar" or "tar" not in (record.shard or {}):
         return False
-
-
-def _stored(schema: pa.Schema) -> dict[str, Any]:
-    """What an earlier run wrote about itself into the file."""
     try:
-        stored = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    except ValueError:
-        return {}
-    return stored if isinstance(stored, dict) else {}
+        return bool((record.shard or {})["tar"] != vars(stamp(shard.url, storage_options)))
+    except ShardError:
+        return False
 
 
 def _row_range(file: pq.ParquetFile, columns: list[str], start: int, stop: int | None) -> pa.Table:

@@ -1,17 +1,19 @@
-"""What was noticed about a shard on the way, kept in the process until its file is written.
+"""What is noticed about a shard on the way, and travels with the task until its result is told.
 
 Reading, embedding and writing a partition are one task, and what is noticed in the first is to be told with the
-last. A remark is no error: the shard's rows go on.
+last. A remark is no error: the shard's rows go on. Remarks belong to the task: another task of the same process does
+not see them.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
-from curator_dask.webdataset.index import key_text
+from curator_dask.webdataset.samples import key_text
 
 KINDS = ("damaged", "orphans", "duplicates", "filtered")
 """``"damaged"``: what is wrong with the tar, as text; the samples before the fault are used. ``"orphans"``: samples
@@ -21,13 +23,57 @@ that no row of the shard's Parquet names. ``"duplicates"``: member names that oc
 EXAMPLES = 3
 """Names that a fact gives."""
 
-_LIMIT = 16_384  # shards that remarks are kept of; the oldest go first
-_remarks: OrderedDict[str, dict[str, Any]] = OrderedDict()
-_lock = threading.Lock()
+
+class Remarks:
+    """What was noticed in a task, by the shard's url and kind; several threads may add to it."""
+
+    def __init__(self) -> None:
+        self._facts: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, url: str, kind: str, fact: Any) -> None:
+        """Keep a fact; see `remark`."""
+        with self._lock:
+            known = self._facts.setdefault(url, {})
+            if fact is None:
+                known.pop(kind, None)
+            else:
+                known[kind] = fact
+
+    def on(self, urls: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """What was noticed about these shards; only those with any."""
+        with self._lock:
+            return {url: dict(self._facts[url]) for url in urls if self._facts.get(url)}
+
+
+_current: ContextVar[Remarks] = ContextVar("curator_dask remarks")
+
+
+@contextmanager
+def noticing() -> Iterator[Remarks]:
+    """Collect the remarks of the block, also of threads that it starts with a copy of its context."""
+    remarks = Remarks()
+    token = _current.set(remarks)
+    try:
+        yield remarks
+    finally:
+        _current.reset(token)
+
+
+def current_remarks() -> Remarks:
+    """Those of the task that this is part of.
+
+    A task that Dask made of a frame's graph, where no block collects them, has its own until it ends.
+    """
+    remarks = _current.get(None)
+    if remarks is None:
+        remarks = Remarks()
+        _current.set(remarks)
+    return remarks
 
 
 def remark(url: str, kind: str, fact: Any) -> None:
-    """Keep what was noticed about a shard.
+    """Say what was noticed about a shard.
 
     Parameters
     ----------
@@ -36,25 +82,9 @@ def remark(url: str, kind: str, fact: Any) -> None:
     kind
         One of `KINDS`.
     fact
-        JSON-able; replaces an earlier remark of the same kind. None takes that back: the shard may have been
-        mended since.
+        JSON-able; replaces an earlier remark of the same kind. None takes that back.
     """
-    with _lock:
-        known = _remarks.pop(url, {})
-        if fact is None:
-            known.pop(kind, None)
-        else:
-            known[kind] = fact
-        if known:
-            _remarks[url] = known
-        while len(_remarks) > _LIMIT:
-            _remarks.popitem(last=False)
-
-
-def remarks_on(urls: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What was noticed in this process about these shards, by url and kind; only those with any."""
-    with _lock:
-        return {url: dict(_remarks[url]) for url in urls if url in _remarks}
+    current_remarks().add(url, kind, fact)
 
 
 def fact_of(names: Iterable[str]) -> dict[str, Any] | None:

@@ -12,8 +12,9 @@ import pyarrow as pa
 from curator_dask.errors import CuratorError
 from curator_dask.frames.names import CAPTION_COLUMN, URL_COLUMN
 from curator_dask.rows.remarks import fact_of, remark
-from curator_dask.webdataset.index import Sample, key_text, warn_once
+from curator_dask.webdataset.index import warn_once
 from curator_dask.webdataset.reader import ShardReader
+from curator_dask.webdataset.samples import Sample, key_text
 from curator_dask.webdataset.shards import Shard, ShardRange
 
 logger = logging.getLogger("curator_dask")

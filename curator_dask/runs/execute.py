@@ -177,7 +177,7 @@ def _finished(done: as_completed, presence: Presence) -> Iterator[tuple[Any, Any
         yield key, result
 
 
-def _gathered(futures: list[Future], client: Client) -> dict[Any, Any]:
+def _gathered(futures: list[Future[Any]], client: Client) -> dict[Any, Any]:
     """Results by key, fetched in one go; none where that fails: then each has to be asked for."""
     if len(futures) < 2:
         return {}

@@ -10,16 +10,20 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import dask
 import dask.dataframe as dd
 
 from curator_dask.cluster.presence import threads_of_workers
 from curator_dask.errors import CuratorError, ShardError
+from curator_dask.rows.known import knowing
+from curator_dask.rows.remarks import noticing
 from curator_dask.runs.execute import AHEAD
-from curator_dask.runs.lineage import Lineage, map_items
+from curator_dask.runs.graph import map_items
 from curator_dask.runs.reports import failure_row, report_frame
+from curator_dask.runs.shardwise import ShardFunction
+from curator_dask.runs.sink import Writer
 from curator_dask.runs.targets import Target
 from curator_dask.runs.turns import turn
 from curator_dask.storage import is_remote
@@ -38,35 +42,22 @@ GROUPS_A_THREAD = 4
 _COUNT_EVERY = 5.0  # seconds
 
 
-class Last(Protocol):
-    """What is done last to the rows of a partition: they are written, or collected."""
-
-    def row(self, frame: Any, text: str) -> dict[str, Any]:
-        """Do it, given the target as `Target.to_json`; ``target`` of the row is the report, as JSON."""
-
-    def known_row(self, text: str) -> dict[str, Any] | None:
-        """The row of a target that this run has done already; None if it has not, or nothing tells."""
-
-
 @dataclass(frozen=True)
 class RunGroup:
-    """Does some partitions one after the other; one that fails does not stop the others.
+    """Does some shards one after the other; one that fails does not stop the others.
 
     Attributes
     ----------
-    reader
-        From a range to its rows.
-    functions
-        Mapped over these, in their order.
-    last
+    function
+        From a range to its finished rows.
+    writer
         What is done then.
     seconds
         After which no other is begun.
     """
 
-    reader: Callable[[ShardRange], Any]
-    functions: tuple[Callable[[Any], Any], ...]
-    last: Last
+    function: ShardFunction
+    writer: Writer
     seconds: float = math.inf
 
     def __call__(self, items: Sequence[tuple[ShardRange, str]]) -> list[dict[str, Any]]:
@@ -79,24 +70,24 @@ class RunGroup:
         """
         end = time.monotonic() + self.seconds
         rows: list[dict[str, Any]] = []
-        # One turn for all: between two shards another group would take it, and none would come to its end.
-        with turn(items[0][0].shard.url, getattr(self.reader, "storage_options", None)):
+        # One turn for all of several: between two shards another group would take it, and none would come to its end.
+        # A single shard takes its turn when its rows are read and its images are wanted.
+        url = items[0][0].shard.url if len(items) > 1 else None
+        with turn(url, getattr(self.function.reader, "storage_options", None)):
             for part, text in items:
                 if rows and time.monotonic() > end:
                     break
-                rows.append(self._one(part, text))
+                rows.append(self._one(part, Target.from_json(text)))
         return rows
 
-    def _one(self, part: ShardRange, text: str) -> dict[str, Any]:
+    def _one(self, part: ShardRange, target: Target) -> dict[str, Any]:
         try:
             # A worker that died had done some of its group, perhaps.
-            known = self.last.known_row(text)
+            known = self.writer.known(target)
             if known is not None:
                 return known
-            frame = self.reader(part)
-            for function in self.functions:
-                frame = function(frame)
-            return self.last.row(frame, text)
+            with noticing(), knowing(self.writer.reusable(target)):
+                return self.writer.write(self.function(part), target)
         except CuratorError as error:
             if not isinstance(error, ShardError):
                 raise
@@ -158,6 +149,10 @@ class Groups:
         self._last = self._waiting.popleft()
         return self._frame(self._last), self._last
 
+    def items(self, members: Sequence[int]) -> tuple[tuple[ShardRange, str], ...]:
+        """What the task of some partitions is called with."""
+        return tuple((self._ranges[each], self._targets[each].to_json()) for each in members)
+
     def give_back(self, members: Sequence[int], together: bool) -> None:
         """Take members that their group had no time for; as one task again, or each as one of its own."""
         if members:
@@ -169,9 +164,7 @@ class Groups:
         return Groups(self._run, groups, self._ranges, self._targets, self._count_threads)
 
     def _frame(self, members: Sequence[Sequence[int]]) -> dd.DataFrame:
-        items = [
-            tuple((self._ranges[each], self._targets[each].to_json()) for each in group) for group in members
-        ]
+        items = [self.items(group) for group in members]
         return map_items(self._run, _Items(items, next(self._tokens)), report_frame({}), "run-group")
 
 
@@ -227,7 +220,7 @@ def shrinking_groups(count: int, threads: int) -> list[range]:
 
 
 @dataclass(frozen=True)
-class Running:
+class Layout:
     """How the tasks of a run are laid out; it does not change what they make.
 
     Attributes
@@ -243,27 +236,34 @@ class Running:
     resources: Mapping[str, float] | None = None
 
     def groups(
-        self, lineage: Lineage, targets: Sequence[Target], todo: Sequence[int], last: Last, client: Any
-    ) -> Groups | None:
-        """The tasks for the targets with the numbers `todo`; None if each is a task of its own."""
-        if self.group == 1 or lineage.ranges is None or not lineage.is_mapped:
-            return None
-        ranges = [lineage.ranges[number] for number in todo]
+        self,
+        function: ShardFunction,
+        writer: Writer,
+        ranges: Sequence[ShardRange],
+        targets: Sequence[Target],
+        client: Any,
+    ) -> Groups:
+        """The tasks of a run, of one shard or of several.
+
+        Parameters
+        ----------
+        function, writer
+            See `RunGroup`.
+        ranges, targets
+            Of the shards that are to be done.
+        client
+            Of the cluster; None does the work in this process.
+        """
 
         def threads() -> int:
             return 1 if client is None else max(1, sum(threads_of_workers(client).values()))
 
+        count, seconds = len(ranges), math.inf
         if self.group is not None:
-            members, seconds = even_groups(len(todo), self.group), math.inf
+            members = even_groups(count, self.group)
+        # Annotations (retries, say) are the user's, and meant for tasks of a shard.
+        elif client is None or dask.get_annotations() or any(is_remote(part.shard.url) for part in ranges):
+            members = even_groups(count, 1)
         else:
-            members, seconds = shrinking_groups(len(todo), threads()), LONG_ENOUGH
-            # Annotations (retries, say) are the user's, and meant for the tasks that a frame has.
-            if (
-                client is None
-                or dask.get_annotations()
-                or len(members) == len(todo)
-                or any(is_remote(part.shard.url) for part in ranges)
-            ):
-                return None
-        run = RunGroup(lineage.reader, lineage.functions, last, seconds)
-        return Groups(run, members, ranges, [targets[number] for number in todo], threads)
+            members, seconds = shrinking_groups(count, threads()), LONG_ENOUGH
+        return Groups(RunGroup(function, writer, seconds), members, ranges, targets, threads)

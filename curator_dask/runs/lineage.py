@@ -9,15 +9,16 @@ repartition or a reduction that no longer holds, and `trace` says so.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from dask.base import tokenize
-from dask.dataframe.dask_expr import DataFrame, from_map, new_collection
+from dask.dataframe.dask_expr import DataFrame, new_collection
 from dask.dataframe.dask_expr._expr import (
     ArrowStringConversion,
+    Assign,
     Blockwise,
     Expr,
     Isin,
@@ -28,6 +29,8 @@ from dask.dataframe.dask_expr._expr import (
 from dask.dataframe.dask_expr._merge import BlockwiseMerge
 from dask.dataframe.dask_expr.io import FromMap
 
+from curator_dask.runs.graph import MapStep, steps_in
+from curator_dask.runs.step import Step
 from curator_dask.webdataset.shards import ShardRange
 
 # What describes the result or the selection of partitions, not what is done to a row.
@@ -40,15 +43,22 @@ class Lineage:
 
     Attributes
     ----------
+    expr
+        Dask's expression of the frame, as its optimizer leaves it, tasks not fused.
     ranges
         The shard range of each partition, or None where partitions were mixed.
     recipe
         Token of all steps, the same for the same steps on other shards.
     functions
         The functions mapped over the partitions, in the order they are applied.
+    steps
+        Those of them that are steps, and the steps of passes.
+    derived
+        Names of functions, and of Dask's own operations, that are done to rows after the first step: what they make
+        of its columns is known to the frame alone.
     keeps_rows
-        Every row of the ranges is still there: nothing filtered, and only functions mapped that say so by an
-        attribute ``keeps_rows``.
+        Every row of the ranges is still there: nothing filtered, and only steps and functions mapped that say so by
+        an attribute ``keeps_rows``.
     is_mapped
         Nothing else is done to a range: `reader` reads it, and the `functions` are called with what the one before
         gave.
@@ -58,58 +68,88 @@ class Lineage:
         All ranges that any partition may depend on; None if there is other input, of which nothing is known.
     """
 
+    expr: Any
     ranges: tuple[ShardRange, ...] | None
     recipe: str
     functions: tuple[Any, ...]
+    steps: tuple[Step, ...]
+    derived: tuple[str, ...]
     keeps_rows: bool
     is_mapped: bool
     reader: Any
     inputs: tuple[ShardRange, ...] | None
 
 
-def map_items(function: Callable[[Any], Any], items: Sequence[Any], meta: Any, label: str) -> DataFrame:
-    """`dask.dataframe.from_map` of a function that makes each column of the type that `meta` has.
-
-    Dask adds a step that looks for text of other types than its own, and turns that into its own: it takes 0.2 to
-    0.9 ms a partition, and is left out here.
-
-    Parameters
-    ----------
-    function
-        Makes a frame of an item.
-    items
-        One a partition.
-    meta
-        Empty frame.
-    label
-        Begins the names of the tasks.
-    """
-    frame = from_map(function, items, meta=meta, label=label, enforce_metadata=False)
-    return new_collection(frame.expr.frame) if isinstance(frame.expr, ArrowStringConversion) else frame
-
-
 def trace(frame: DataFrame) -> Lineage:
     """Read the lineage of a Dask DataFrame; no more is computed than Dask needs to plan (a sort's quantiles)."""
     expr = frame.optimize(fuse=False).expr
     nodes = list(expr.walk())
-    functions = [node.operand("func") for node in nodes if "func" in node._parameters and not _is_root(node)]
-    roots = {node._name: node for node in nodes if _is_root(node)}
+    functions = [node.operand("func") for node in nodes if "func" in node._parameters and not is_root(node)]
+    roots = {node._name: node for node in nodes if is_root(node)}
     plain = all(
         isinstance(node, FromMap | MapPartitions | Projection | ArrowStringConversion) for node in nodes
     )
     ranges = _ranges(nodes, list(roots.values()))
+    in_order = tuple(reversed({id(function): function for function in functions}.values()))
     return Lineage(
+        expr=expr,
         ranges=ranges,
         recipe=_recipe(expr, {}),
-        functions=tuple(reversed({id(function): function for function in functions}.values())),
+        functions=in_order,
+        steps=tuple(steps_in(in_order)),
+        derived=_derived(nodes),
         keeps_rows=ranges is not None
         and plain
-        and all(getattr(func, "keeps_rows", False) for func in functions),
+        and all(isinstance(func, _KeepsRows) and func.keeps_rows for func in functions),
         is_mapped=ranges is not None
         and len({id(function) for function in functions}) == len(functions)  # `functions` has each once
-        and all(_is_plain_root(node) if _is_root(node) else _is_plain_map(node) for node in nodes),
+        and all(_is_plain_root(node) if is_root(node) else _is_plain_map(node) for node in nodes),
         reader=None if ranges is None else next(iter(roots.values())).operand("func"),
         inputs=_inputs(nodes),
+    )
+
+
+@runtime_checkable
+class _KeepsRows(Protocol):
+    """A function of a frame that says whether it keeps all rows."""
+
+    keeps_rows: bool
+
+
+@runtime_checkable
+class _HasRecipe(Protocol):
+    """A function of a frame, or of an item, that says what of it decides the result."""
+
+    @property
+    def recipe(self) -> Any: ...
+
+
+@runtime_checkable
+class _HasRecipes(Protocol):
+    """A function of a frame that does several steps."""
+
+    @property
+    def recipes(self) -> tuple[Any, ...]: ...
+
+
+def _derived(nodes: list[Expr]) -> tuple[str, ...]:
+    """What is done to the rows after the first step, other than by steps, from the first to the last."""
+    names: list[str] = []
+    for node in reversed(nodes):
+        if not any(_has_step(each) for each in node.dependencies()):
+            continue
+        if isinstance(node, Assign):
+            names += [f"{name} = …" for name in node.keys]
+        elif isinstance(node, MapPartitions) and not steps_in([node.operand("func")]):
+            function = node.operand("func")
+            names.append(getattr(function, "__qualname__", type(function).__qualname__))
+    return tuple(dict.fromkeys(names))
+
+
+def _has_step(node: Expr) -> bool:
+    return any(
+        "func" in each._parameters and not is_root(each) and bool(steps_in([each.operand("func")]))
+        for each in node.walk()
     )
 
 
@@ -127,13 +167,14 @@ def replace_functions(frame: DataFrame, change: Callable[[Any], Any]) -> DataFra
     functions = {
         id(node.operand("func")): node.operand("func")
         for node in expr.walk()
-        if "func" in node._parameters and not _is_root(node)
+        if "func" in node._parameters and not is_root(node)
     }
     for function in functions.values():
         other = change(function)
         if other is not function:
             expr = expr.substitute(function, other)
-    return new_collection(expr)
+    changed: DataFrame = new_collection(expr)
+    return changed
 
 
 def pieces(frame: DataFrame, size: int) -> Iterator[DataFrame]:
@@ -157,9 +198,9 @@ def pieces(frame: DataFrame, size: int) -> Iterator[DataFrame]:
     count = expr.npartitions
     nodes = {node._name: node for node in expr.walk()}
     many = [node for node in nodes.values() if not node.dependencies() and node.npartitions > 1]
-    roots = {node._name: node for node in many if _is_root(node) and node.npartitions == count}
+    roots = {node._name: node for node in many if is_root(node) and node.npartitions == count}
     steps = [node for name, node in nodes.items() if name not in roots and node.npartitions > 1]
-    apart = _is_apart(list(nodes.values())) and not any(_knows_its_number(node) for node in steps)
+    apart = _is_apart(list(nodes.values())) and not any(knows_its_number(node) for node in steps)
     if count <= size or len(roots) < len(many) or not apart:
         yield frame.optimize()
         return
@@ -169,11 +210,11 @@ def pieces(frame: DataFrame, size: int) -> Iterator[DataFrame]:
     for start, stop in itertools.pairwise(bounds):
         piece = expr
         for root in roots.values():
-            piece = piece.substitute(root, _cut(root, start, stop))
+            piece = piece.substitute(root, cut(root, start, stop))
         yield new_collection(piece).optimize()
 
 
-def _knows_its_number(node: Expr) -> bool:
+def knows_its_number(node: Expr) -> bool:
     """Whether the number of a partition may count, not only what it holds: a sample's seeds, ``partition_info``."""
     if getattr(node, "_has_partition_info", False):
         return True
@@ -181,7 +222,8 @@ def _knows_its_number(node: Expr) -> bool:
     return type(node)._task not in plain
 
 
-def _cut(root: Expr, start: int, stop: int) -> Expr:
+def cut(root: Expr, start: int, stop: int) -> Expr:
+    """What reads the partitions ``start:stop`` of those that `root` reads, without a trace of the others."""
     picked = root.operand("_partitions")
     numbers = range(start, stop) if picked is None else picked[start:stop]
     changed = {
@@ -193,7 +235,8 @@ def _cut(root: Expr, start: int, stop: int) -> Expr:
     return type(root)(*(changed.get(name, value) for name, value in values))
 
 
-def _is_root(node: Expr) -> bool:
+def is_root(node: Any) -> bool:
+    """Whether this is what reads shards, or other items."""
     return isinstance(node, FromMap)
 
 
@@ -205,7 +248,7 @@ def _is_plain_root(node: Expr) -> bool:
 def _is_plain_map(node: Expr) -> bool:
     """Whether its function is called with a partition alone, and what that gives is taken as it is."""
     return (
-        type(node) is MapPartitions
+        type(node) in (MapPartitions, MapStep)
         and len(node.args) == 1
         and not (node.kwargs or node.enforce_metadata or node._has_partition_info)
     )
@@ -242,7 +285,7 @@ def _inputs(nodes: list[Expr]) -> tuple[ShardRange, ...] | None:
     for node in nodes:
         if node.dependencies() or isinstance(node, _DelayedExpr):
             continue
-        ranges = _root_ranges(node) if _is_root(node) else None
+        ranges = _root_ranges(node) if is_root(node) else None
         if ranges is None:
             return None
         found.update(dict.fromkeys(ranges))
@@ -257,7 +300,7 @@ def _recipe(node: Any, known: dict[str, str]) -> Any:
     if isinstance(node, FunctionType):
         return _function(node)
     if not isinstance(node, Expr):
-        return node.recipe if callable(node) and hasattr(type(node), "recipe") else node
+        return node.recipe if callable(node) and isinstance(node, _HasRecipe) else node
     if node._name not in known:
         known[node._name] = tokenize(_steps(node, known))
     return known[node._name]
@@ -290,12 +333,14 @@ def _code(code: CodeType) -> tuple[Any, ...]:
 
 
 def _steps(node: Expr, known: dict[str, str]) -> tuple[Any, ...]:
-    if _is_root(node):
+    if is_root(node):
         return ("root", _recipe(node.operand("func"), known))
     if isinstance(node, Isin) and isinstance(node.operand("values"), _DelayedExpr):
         # Dask passes the list through a set, whose order is another in each process.
         looked_in = node.operand("values").obj.compute(scheduler="sync")
         return ("Isin", _recipe(node.operand("frame"), known), *sorted(map(repr, looked_in)))
+    if isinstance(node, MapPartitions) and isinstance(node.operand("func"), _HasRecipes):
+        return _unrolled(node, known)
     names = node._parameters
     # Operands beyond the named parameters are a variable number of further arguments.
     values = [
@@ -303,4 +348,23 @@ def _steps(node: Expr, known: dict[str, str]) -> tuple[Any, ...]:
         for position, value in enumerate(node.operands)
         if position >= len(names) or names[position] not in _NOT_RECIPE
     ]
-    return (type(node).__name__, *values)
+    kind = MapPartitions if isinstance(node, MapStep) else type(node)
+    return (kind.__name__, *values)
+
+
+def _unrolled(node: Expr, known: dict[str, str]) -> tuple[Any, ...]:
+    """What does several steps at once, by their recipes one after the other.
+
+    So a finished file does not depend on which of them are done together.
+    """
+    names = node._parameters
+    frame = _recipe(node.operand("frame"), known)
+    steps: tuple[Any, ...] = ()
+    for recipe in node.operand("func").recipes:
+        values = {
+            name: value for name, value in zip(names, node.operands, strict=False) if name not in _NOT_RECIPE
+        }
+        values |= {"frame": frame, "func": recipe}
+        steps = ("MapPartitions", *values.values())
+        frame = tokenize(steps)
+    return steps

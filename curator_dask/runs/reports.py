@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.rows.reasons import reasons_in
 from curator_dask.runs.targets import target_frame
 
 _EXAMPLES = 3  # of each reason, that a report carries
-
 
 #: In the place of a report of a partition that failed: the reason.
 BROKEN = "broken"
@@ -54,7 +54,7 @@ def report_of(name: str, table: pa.Table, id_col: str) -> dict[str, Any]:
     keys = table.column(id_col) if id_col in table.column_names else None
     for row in pc.indices_nonzero(pc.is_valid(errors)).to_pylist():
         reason = errors[row].as_py()
-        kind = reason.partition(":")[0].partition(" (")[0]
+        kind = reasons_in(reason)[0].label  # a row counts once
         reasons[kind] += 1
         if len(examples.setdefault(kind, [])) < _EXAMPLES:
             examples[kind].append(f"{name} {'' if keys is None else keys[row].as_py()}: {reason}")

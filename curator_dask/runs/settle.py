@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
+import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import dask.dataframe as dd
 import pandas as pd
 
 from curator_dask.cluster.interrupts import heard
 from curator_dask.cluster.progress import Meter, watch
-from curator_dask.cluster.workers import ResultLost, WorkersDied
+from curator_dask.cluster.workers import FETCHES, ResultLost, WorkersDied
 from curator_dask.errors import ClusterError, CuratorError, ShardError
+from curator_dask.rows.reasons import GAVE_UP
 from curator_dask.runs.execute import run_alone, run_partitions, run_pieces
+from curator_dask.runs.graph import map_items
 from curator_dask.runs.groups import Groups
-from curator_dask.runs.lineage import map_items, replace_functions
 from curator_dask.runs.reports import BROKEN, report_frame
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target, TargetTexts, target_frame
@@ -25,39 +26,185 @@ from curator_dask.runs.targets import Target, TargetTexts, target_frame
 if TYPE_CHECKING:
     from distributed import Client
 
+logger = logging.getLogger("curator_dask")
+
 #: Shards that killed their workers, with none finished, after which it is not the shards.
 HOPELESS = 6
 
+#: Numbers of targets, and what their task came to: a list of rows, of the first of them at least, or an exception.
+Result = tuple[Sequence[int], Any]
 
-def run_targets(
-    written: dd.DataFrame,
-    client: Client | None,
-    targets: Sequence[Target],
-    summary: SaveSummary,
-    apart: bool,
-    *,
-    groups: Groups | None = None,
-    resources: Mapping[str, float] | None = None,
-    take: Callable[[int, Mapping[str, Any]], None] | None = None,
-) -> None:
-    """Write the files of all targets and count; what kills workers is tried again alone, then given up.
+
+class Tasks(Protocol):
+    """The tasks of a run: how its targets are done."""
+
+    def run(self) -> Generator[Result, None, None]:
+        """Do all of them."""
+
+    def again(self, numbers: Sequence[int]) -> Generator[Result, None, None]:
+        """Those of them that can be told apart side by side, each in a task of its own; of the others nothing."""
+
+    def alone(self, number: int) -> Any:
+        """One of them, while nothing else of this run is on the cluster.
+
+        When a worker dies, Dask counts that against every task that it held (distributed#1469, #2694): what ends
+        with `WorkersDied` among others may be innocent, what does so alone is not.
+        """
+
+    def given_up(self, number: int, reason: str) -> Any:
+        """One of them, without the work that kills workers: its rows get the reason."""
+
+
+class ShardTasks:
+    """Each task does one or several shards, from the range to the finished target.
+
+    Parameters
+    ----------
+    make_groups
+        Given why what kills workers is given up, or None, makes the groups.
+    client
+        Of the cluster; None does the work in this process.
+    resources
+        Of a worker, that a task takes.
+    """
+
+    def __init__(
+        self,
+        make_groups: Callable[[str | None], Groups],
+        client: Client | None,
+        resources: Mapping[str, float] | None = None,
+    ) -> None:
+        self._make_groups, self._client, self._resources = make_groups, client, resources
+        self._groups = make_groups(None)
+
+    def run(self) -> Generator[Result, None, None]:
+        """Do all of them; what a group has had no time for is handed out again."""
+        with contextlib.closing(self._run(self._groups)) as results:
+            for members, result in results:
+                yield members, result
+                if isinstance(result, list):
+                    self._groups.give_back(members[len(result) :], together=len(result) > 1)
+
+    def again(self, numbers: Sequence[int]) -> Generator[Result, None, None]:
+        """Some of them, each in a task of its own, side by side."""
+        yield from self._run(self._groups.one_by_one(numbers))
+
+    def alone(self, number: int) -> Any:
+        """One of them, while nothing else of this run is on the cluster."""
+        return self._one(self._groups, number)
+
+    def given_up(self, number: int, reason: str) -> Any:
+        """One of them, without the work that kills workers."""
+        return self._one(self._make_groups(reason), number)
+
+    def _one(self, groups: Groups, number: int) -> Any:
+        for _ in range(FETCHES):
+            ((_, result),) = self._run(groups.one_by_one([number]))
+            if not isinstance(result, ResultLost):
+                break
+        return result
+
+    def _run(self, groups: Groups) -> Generator[Result, None, None]:
+        yield from run_pieces(groups.next_piece, self._client, self._resources)
+
+
+class FrameTasks:
+    """The tasks of a frame whose partitions were mixed, or may know their number: Dask lays them out.
 
     Parameters
     ----------
     written
-        Frame with a partition a target, whose partitions are reports (`writing.report_frame`).
-    client
-        Of the cluster; None runs in this process.
-    targets
-        Of the partitions, for their names.
-    summary
-        Where to count.
+        Frame with a partition a target, whose partitions are reports (`report_frame`).
+    giving_up
+        The same, given why what kills workers is given up.
     apart
         The partitions share no work.
-    groups
-        The same work with several targets a task; only where the partitions are `apart`.
-    resources
-        Of a worker, that a task takes (`distributed`'s, such as ``{"GPU": 0.25}``).
+    client, resources
+        As for `ShardTasks`.
+    """
+
+    def __init__(
+        self,
+        written: dd.DataFrame,
+        giving_up: Callable[[str], dd.DataFrame],
+        apart: bool,
+        client: Client | None,
+        resources: Mapping[str, float] | None = None,
+    ) -> None:
+        self._written, self._giving_up, self._apart = written, giving_up, apart
+        self._client, self._resources = client, resources
+
+    def run(self) -> Generator[Result, None, None]:
+        """Compute all partitions."""
+        results = run_partitions(self._written, self._client, self._apart, self._resources)
+        with contextlib.closing(results):
+            for number, result in results:
+                if isinstance(result, WorkersDied | ResultLost) and not self._apart:
+                    result = ShardError(str(result))  # what they share cannot be tried alone
+                yield [number], _rows(result)
+
+    def again(self, numbers: Sequence[int]) -> Generator[Result, None, None]:
+        """None: each was a task of its own before."""
+        yield from ()
+
+    def alone(self, number: int) -> Any:
+        """One partition, while nothing else of this run is on the cluster."""
+        assert self._client is not None
+        return _rows(run_alone(self._written, number, self._client, self._resources))
+
+    def given_up(self, number: int, reason: str) -> Any:
+        """One partition, without the work that kills workers."""
+        assert self._client is not None
+        return _rows(run_alone(self._giving_up(reason), number, self._client, self._resources))
+
+
+def _rows(result: Any) -> Any:
+    """A partition that is a report's frame as a list of its one row; exceptions as they are."""
+    if not isinstance(result, pd.DataFrame):
+        return result
+    return [{name: result[name].iloc[0] for name in result.columns}]
+
+
+def write_graph(
+    frame: dd.DataFrame,
+    targets: Sequence[Target],
+    todo: Sequence[int],
+    write: Callable[[Any, pd.DataFrame], pd.DataFrame],
+) -> dd.DataFrame:
+    """The lazy frame whose partitions write the targets with the numbers `todo` and report on them."""
+    assert frame.npartitions == len(targets), (frame.npartitions, len(targets))
+    picked = frame if len(todo) == len(targets) else frame.partitions[todo]
+    texts = TargetTexts([targets[number] for number in todo])
+    written: dd.DataFrame = dd.map_partitions(
+        write,
+        picked,
+        map_items(target_frame, texts, report_frame({}), "target"),
+        meta=report_frame({}),
+        align_dataframes=False,
+        enforce_metadata=False,
+    )
+    return written
+
+
+def run_targets(
+    tasks: Tasks,
+    client: Client | None,
+    targets: Sequence[Target],
+    summary: SaveSummary,
+    take: Callable[[int, Mapping[str, Any]], None] | None = None,
+) -> None:
+    """Do all targets and count; what kills workers is tried again alone, then given up.
+
+    Parameters
+    ----------
+    tasks
+        How they are done.
+    client
+        Of the cluster; None where it is in this process.
+    targets
+        For their names.
+    summary
+        Where to count.
     take
         Called with the number of each target that is done, and the row of its report.
 
@@ -70,61 +217,46 @@ def run_targets(
     """
     meter = Meter(len(targets))
     suspects: list[int] = []
-    failed: list[int] = []  # with their groups
+    grouped: list[int] = []  # those of whose group the task failed
     deaths = 0
-    results: Generator[tuple[Sequence[int], Any], None, None] = (
-        run_pieces(groups.next_piece, client, resources)
-        if groups is not None
-        else (([number], result) for number, result in run_partitions(written, client, apart, resources))
-    )
 
-    def settle(number: int, result: Any) -> None:
-        row = _only_row(result) if isinstance(result, pd.DataFrame) else result
-        if _settle(targets[number], row, meter, summary) and take is not None:
-            take(number, row)
+    def settle(numbers: Sequence[int], result: Any) -> None:
+        rows = result if isinstance(result, list) else [result] * len(numbers)
+        for number, row in zip(numbers, rows, strict=False):
+            if _settle(targets[number], row, meter, summary) and take is not None:
+                take(number, row)
 
     # Closed at once also where an error ends the run, whose traceback would keep its tasks on the cluster.
-    with heard(), watch(meter, client), contextlib.closing(results):
+    with heard(), watch(meter, client), contextlib.closing(tasks.run()) as results:
         for members, result in results:
-            if isinstance(result, WorkersDied | ResultLost) and apart:
-                suspects += members
-                deaths += 1
-                if deaths >= HOPELESS and not meter.done:
-                    raise ClusterError(
-                        f"workers died while working on {_names(suspects, targets)}, and no shard was finished."
-                        f" {_WHY}"
-                    )
-            elif groups is not None and isinstance(result, list):
-                for member, row in zip(members, result, strict=False):
-                    settle(member, row)
-                groups.give_back(members[len(result) :], together=len(result) > 1)
-            elif len(members) > 1 and client is not None and not isinstance(result, CuratorError):
-                failed += members
-            else:
-                for member in members:
-                    settle(member, result)
-        if client is None or not (suspects or failed):
-            return
-        if suspects:
-            print(
-                f"workers died while working on {_names(suspects, targets)}: tried again one by one, to see which of"
-                " them it is",
-                file=sys.stderr,
-                flush=True,
+            died = isinstance(result, WorkersDied | ResultLost)
+            if not died and (len(members) == 1 or isinstance(result, list | CuratorError)):
+                settle(members, result)
+                continue
+            (suspects if len(members) == 1 else grouped).extend(members)
+            deaths += died
+            if deaths >= HOPELESS and not meter.done:
+                raise ClusterError(
+                    f"workers died while working on {_names([*suspects, *grouped], targets)}, and no shard was"
+                    f" finished. {_WHY}"
+                )
+        if deaths:
+            logger.warning(
+                "workers died while working on %s: tried again one by one, to see which of them it is",
+                _names([*suspects, *grouped], targets),
             )
-        if groups is not None:  # most of a group's shards are innocent: each by itself, but side by side
-            alone, suspects = groups.one_by_one([*suspects, *failed]), []
-            with contextlib.closing(run_pieces(alone.next_piece, client, resources)) as single:
+        if grouped:  # most are innocent: each by itself, but side by side
+            with contextlib.closing(tasks.again(grouped)) as single:
                 for (member,), result in single:
                     if isinstance(result, WorkersDied | ResultLost):
                         suspects.append(member)
                     else:
-                        settle(member, result[0] if isinstance(result, list) else result)
+                        settle([member], result)
         for number in suspects:
-            result = run_alone(written, number, client, resources)
+            result = tasks.alone(number)
             if isinstance(result, WorkersDied):
-                result = run_alone(_giving_up(written, result), number, client, resources)
-            settle(number, result)
+                result = tasks.given_up(number, f"{GAVE_UP}: {result}")
+            settle([number], result)
 
 
 _WHY = (
@@ -135,10 +267,6 @@ _WHY = (
 
 def _names(numbers: Sequence[int], targets: Sequence[Target]) -> str:
     return ", ".join(targets[number].name for number in numbers)
-
-
-def _only_row(frame: pd.DataFrame) -> dict[str, Any]:
-    return {name: frame[name].iloc[0] for name in frame.columns}
 
 
 def _settle(target: Target, result: Any, meter: Meter, summary: SaveSummary) -> bool:
@@ -157,41 +285,3 @@ def _settle(target: Target, result: Any, meter: Meter, summary: SaveSummary) -> 
         summary.failed_shards[target.name] = reason
         meter.broken += 1
     return bool(report) and BROKEN not in report
-
-
-@runtime_checkable
-class GivesUp(Protocol):
-    """What is done to a partition, and can be given up."""
-
-    def give_up(self, reason: str) -> Any:
-        """The same, without the work that kills workers: rows get the reason in the place of what it makes."""
-
-
-def _giving_up(written: dd.DataFrame, error: WorkersDied) -> dd.DataFrame:
-    """The same files, with null vectors and the reason in place of what kills workers; a rerun tries again."""
-
-    def change(function: Any) -> Any:
-        return function.give_up(f"gave up: {error}") if isinstance(function, GivesUp) else function
-
-    return replace_functions(written, change)
-
-
-def write_graph(
-    frame: dd.DataFrame,
-    targets: Sequence[Target],
-    todo: Sequence[int],
-    write: Callable[[Any, pd.DataFrame], pd.DataFrame],
-    meta: pd.DataFrame | None = None,
-) -> dd.DataFrame:
-    """The lazy frame whose partitions write the targets with the numbers `todo` and report on them."""
-    assert frame.npartitions == len(targets), (frame.npartitions, len(targets))
-    picked = frame if len(todo) == len(targets) else frame.partitions[todo]
-    texts = TargetTexts([targets[number] for number in todo])
-    return dd.map_partitions(
-        write,
-        picked,
-        map_items(target_frame, texts, report_frame({}), "target"),
-        meta=report_frame({}) if meta is None else meta,
-        align_dataframes=False,
-        enforce_metadata=False,
-    )

@@ -31,6 +31,10 @@ class Target:
         ``"parquet"`` or ``"tar"``: where the rows came from; None where partitions were mixed.
     dataset
         Where partitions were mixed, a digest of all shards that they came from, if these are known.
+    formerly
+        Another fingerprint by which an earlier version knows the same content.
+    reuse
+        Columns of vectors in the file that is there now, which are taken over.
     """
 
     name: str
@@ -40,6 +44,8 @@ class Target:
     companion: str | None
     source: str | None
     dataset: str | None = None
+    formerly: str | None = None
+    reuse: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """All of it, as text."""

@@ -11,15 +11,49 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
+from curator_dask.cache import POSSESSIONS
 from curator_dask.errors import ShardError
 from curator_dask.storage import Options, is_remote
 from curator_dask.webdataset.staging import STAGE, current_worker
 
-_lock = threading.Lock()
-_turns: threading.Semaphore | None = None
 _thread = threading.local()
+
+
+class Turns:
+    """How many tasks of a worker may compute at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: threading.Semaphore | None = None
+        self._held = 0
+
+    @contextmanager
+    def take(self, count: int) -> Iterator[None]:
+        """Wait for one of `count` turns, and hold it until the end of the block."""
+        with self._lock:
+            if self._free is None:
+                self._free = threading.Semaphore(count)
+            free = self._free
+        with free:
+            with self._lock:
+                self._held += 1
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._held -= 1
+
+    def in_use(self) -> int:
+        """Turns that tasks hold."""
+        return self._held
+
+    def clear(self) -> None:
+        """Nothing is kept but the count, which is the worker's."""
+
+
+TURNS = POSSESSIONS.add("turns", Turns())
+"""Those of this process."""
 
 
 @contextmanager
@@ -44,21 +78,13 @@ def turn(url: str | None, options: Options = None) -> Iterator[None]:
         with contextlib.suppress(ShardError):
             if STAGE.has_room(url, options):
                 held.enter_context(STAGE.lease(url, options))
-        held.enter_context(_semaphore(worker))
+        held.enter_context(TURNS.take(worker.state.nthreads))
         _leave_pool()
         _thread.has_turn = True
         try:
             yield
         finally:
             _thread.has_turn = False
-
-
-def _semaphore(worker: Any) -> threading.Semaphore:
-    global _turns
-    with _lock:
-        if _turns is None:
-            _turns = threading.Semaphore(worker.state.nthreads)
-        return _turns
 
 
 def _leave_pool() -> None:

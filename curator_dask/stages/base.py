@@ -11,8 +11,8 @@ import pyarrow as pa
 from curator_dask.errors import ConfigError
 from curator_dask.tasks import Task
 
-X = TypeVar("X", bound=Task)
-Y = TypeVar("Y", bound=Task)
+X = TypeVar("X", bound=Task[Any])
+Y = TypeVar("Y", bound=Task[Any])
 
 #: Two lists of names: attributes of a task, and what each of its images has (attributes or fields of the metadata).
 Names = tuple[Sequence[str], Sequence[str]]
@@ -38,7 +38,9 @@ class Stage:
     def outputs(self) -> TypedNames:
         """What the stage makes, in the same form. A field of the metadata that is to be written needs its type.
 
-        For example ``["data"], {"brightness": pa.float32()}``.
+        For example ``["data"], {"brightness": pa.float32()}``. A stage that does not say here that it makes
+        ``image_data`` or ``embedding`` does not touch them, and vectors do not depend on it; one that has no
+        `outputs` at all may touch everything.
         """
         return [], []
 
@@ -81,6 +83,12 @@ class ProcessingStage(Stage, ABC, Generic[X, Y]):
 
     def teardown(self) -> None:
         """Called once a worker, when the run has ended."""
+
+
+def makes_pixels_or(stage: Stage, field: str) -> bool:
+    """Whether a stage may change an image's pixels, or a field: it says so in `outputs`, or says nothing there."""
+    says = type(stage).outputs is not Stage.outputs
+    return not says or bool({"image_data", field} & image_outputs(stage).keys())
 
 
 def names_of(stage: Stage) -> str:

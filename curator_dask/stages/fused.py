@@ -8,36 +8,32 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import pickle
 import uuid
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import cloudpickle
-import pandas as pd
 import pyarrow as pa
 
 from curator_dask import backend
 from curator_dask.errors import ConfigError
 from curator_dask.fingerprint import code_digest, fingerprint
-from curator_dask.frames.columns import to_array
+from curator_dask.frames.columns import EMBEDDING_TYPE, to_array
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
-from curator_dask.models.encoders import EncoderInfo, EncoderSpec
-from curator_dask.rows.remarks import remarks_on
-from curator_dask.runs.reports import report_frame, report_of, report_row
+from curator_dask.models.encoders import EncoderInfo
+from curator_dask.runs.step import Rows, read_by
 from curator_dask.runs.turns import turn
-from curator_dask.stages.base import ProcessingStage, image_outputs, names_of
+from curator_dask.stages.base import ProcessingStage, image_outputs, makes_pixels_or, names_of
 from curator_dask.stages.image.embedding import ImageEmbeddingStage
 from curator_dask.stages.image.reader import ImageReaderStage
 from curator_dask.stages.live import CHAINS, ChainSpec
 from curator_dask.stages.rows import place, table_of
-from curator_dask.tasks import ImageBatch, ImageObject, Task
+from curator_dask.tasks import EMBEDDING, ImageBatch, ImageObject, Task, set_vector
 
 
 @dataclass(frozen=True)
 class RunStages:
-    """Streams the rows of a partition through the stages of a pipeline; a node of the graph.
+    """Streams the rows of a partition through the stages of a pipeline: the step that a pipeline is.
 
     Attributes
     ----------
@@ -45,35 +41,43 @@ class RunStages:
         The stages, from the reader to the last one before the writer.
     id_col
         Column of the keys.
-    column
-        Of the embedding; None if no stage embeds.
+    vectors
+        By the column of each embedding, the field of an image that it comes from.
     fields
-        Name and type of the columns that stages add, besides the embedding.
-    others
-        Other embedding columns of the dataset.
+        Name and type of the other columns that stages add.
     storage_options
         For fsspec, where shards are URLs.
     dataset_name
         Of the batches.
     settings
-        JSON of the arguments of the embedder that would make the same; ``null`` if there is none.
+        JSON of the arguments of the embedders that would make the same, by column; null where there is none.
+    dims
+        By field, the length of vectors that stages of the user's own make or change.
     given_up
         Open no tar and run no stage: every row gets this reason.
     """
 
     chain: ChainSpec
     id_col: str
-    column: str | None
+    vectors: tuple[tuple[str, str], ...] = ()
     fields: tuple[tuple[str, pa.DataType], ...] = ()
-    others: tuple[str, ...] = ()
     storage_options: Mapping[str, Any] | None = None
     dataset_name: str = ""
-    settings: str = "null"
+    settings: str = "{}"
+    dims: tuple[tuple[str, int], ...] = ()
     given_up: str | None = None
+
+    needs = frozenset({"rows", "pixels"})
 
     def __dask_tokenize__(self) -> Any:
         fields = [(name, str(kind)) for name, kind in self.fields]
-        return (type(self).__name__, self.chain.run, self.column, fields, self.given_up)
+        return (type(self).__name__, self.chain.run, self.vectors, fields, self.given_up)
+
+    @property
+    def label(self) -> str:
+        """The models' names, or the stages'."""
+        models = [str(stage.encoder_spec()) for stage in _models(self.chain.stages)]
+        return ", ".join(models or [names_of(stage) for stage in self.chain.stages])
 
     @property
     def reader(self) -> ImageReaderStage:
@@ -83,18 +87,99 @@ class RunStages:
         return reader
 
     @property
+    def columns(self) -> dict[str, pa.DataType]:
+        """The fields that stages add, the embeddings, and ``image_error``."""
+        return {
+            **dict(self.fields),
+            **{column: EMBEDDING_TYPE for column, _ in self.vectors},
+            ERROR_COLUMN: pa.string(),
+        }
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """By column, the arguments of the embedder that makes the same."""
+        found = json.loads(self.settings)
+        return {column: found.get(column) for column, _ in self.vectors}
+
+    @property
     def keeps_rows(self) -> bool:
-        """Whether a row comes out for each that goes in: the package's own stages leave none out."""
-        return not _own(self.chain.stages)
+        """Whether a row comes out for each that goes in: reader and models leave none out."""
+        return is_plain(self.chain.stages)
 
     @property
     def recipe(self) -> tuple[Any, ...]:
-        """What decides a row besides the model: with the package's own stages the same as in the dataset API."""
+        """What decides a row besides the models: with the package's own stages the same as in the dataset API."""
+        return self.recipes[-1]
+
+    @property
+    def recipes(self) -> tuple[tuple[Any, ...], ...]:
+        """With the package's own stages alone, that of each embedding, as of embedders one after the other."""
+        decoder, max_pixels = self.reader.decoder, self.reader.max_pixels
+        columns = [column for column, _ in self.vectors]
+        if is_plain(self.chain.stages):
+            return tuple(("embed", self.id_col, column, decoder, max_pixels) for column in columns) or (
+                ("stages", self.id_col, None, decoder, max_pixels),
+            )
         fields = [(name, str(kind)) for name, kind in self.fields]
-        plain = is_plain(self.chain.stages)
-        rest = () if plain else ([_description(stage) for stage in self.chain.stages], fields)
-        kind = "stages" if self.column is None else "embed"
-        return (kind, self.id_col, self.column, self.reader.decoder, self.reader.max_pixels, *rest)
+        stages = [describe_stage(stage) for stage in self.chain.stages]
+        what = "embed" if columns else "stages"
+        made = tuple(columns) if len(columns) > 1 else (columns[0] if columns else None)
+        return ((what, self.id_col, made, decoder, max_pixels, stages, fields),)
+
+    @property
+    def read_by(self) -> dict[str, str]:
+        """What decides a vector besides model and shard, where no stage of the user's own touches it."""
+        return {
+            column: read_by(self.id_col, self.reader.options)
+            for column, field in self.vectors
+            if not self._touching(field)
+        }
+
+    def _touching(self, field: str) -> list[ProcessingStage[Any, Any]]:
+        """Stages of the user's own that may change pixels, or the vectors of a field."""
+        return [
+            stage
+            for stage in self.chain.stages
+            if not is_plain([stage]) and not _embeds(stage, field) and makes_pixels_or(stage, field)
+        ]
+
+    def give_up(self, reason: str) -> RunStages:
+        """The same, but no tar is opened and no stage run: every row gets this reason."""
+        return replace(self, given_up=reason)
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Set the stages up and say what makes the vectors; run on every worker before the first task."""
+        if not self.vectors:
+            return {}
+        with CHAINS.lease(self.chain, self.chain.build):
+            return {column: self._describe(field) for column, field in self.vectors}
+
+    def _describe(self, field: str) -> dict[str, Any]:
+        stages = self.chain.stages
+        model = next((stage for stage in _models(stages) if stage.embedding_field == field), None)
+        touching = [stage for stage in stages if not is_plain([stage]) and makes_pixels_or(stage, field)]
+        dim = dict(self.dims).get(field)
+        if model is None:
+            assert dim is not None
+            described = [describe_stage(stage) for stage in _makers(stages, field)]
+            name = ", ".join(f"{stage} [{digest}]" for stage, _, digest in described)
+            return EncoderInfo(
+                model=name,
+                source="stages",
+                weights="unknown",
+                transform="of the stages",
+                output="stages",
+                dim=dim,
+                dtype="float32",
+                normalized=False,
+            ).to_dict()
+        info = model.describe_model()
+        if is_plain(stages):
+            return info.to_dict()
+        before = _changed_by(info, stages, [stage for stage in stages if not is_plain([stage])], dim)
+        # Files of the first version count every stage, also those that leave pixels and vectors as they are.
+        now = _changed_by(info, stages, touching, dim, [stage for stage in stages if stage in touching])
+        return now if now == before else {**now, "formerly": before}
 
     def __call__(self, frame: Any) -> Any:
         """The frame with the stages' columns and ``image_error`` last, its rows in the same order.
@@ -115,23 +200,43 @@ class RunStages:
                 for task in tasks:
                     images += self._images(task)
         placed = place(frame, images, reading, self.id_col)
-        return backend.current().from_arrow(table_of(frame, placed, self.fields, self.column, self.others))
+        return backend.current().from_arrow(table_of(frame, placed, self.fields, self.vectors))
 
-    def give_up(self, reason: str) -> RunStages:
-        """The same, but no tar is opened and no stage run: every row gets this reason."""
-        return replace(self, given_up=reason)
-
-    def tasks(self, frame: Any, reading: str) -> Generator[Task, None, None]:
+    def tasks(self, frame: Any, reading: str) -> Generator[Task[Any], None, None]:
         """What comes out of the last stage, one after the other; close it when you stop early."""
         urls = to_array(frame[URL_COLUMN]).to_pylist()
         first = next((url for url in urls if url is not None), None)
         with turn(first, self.storage_options), CHAINS.lease(self.chain, self.chain.build) as chain:
             reader: Any = chain.stages[0]
-            batches = chain.feed(reader.read(frame, self.storage_options, self.dataset_name, reading))
+            batches = reader.read(frame, self.storage_options, self.dataset_name, reading)
+            batches = chain.feed(self._with_known(batches, Rows(frame)))
             with contextlib.closing(batches):
                 yield from batches
 
-    def _images(self, task: Task) -> list[ImageObject]:
+    def _with_known(
+        self, batches: Generator[ImageBatch, None, None], rows: Rows
+    ) -> Generator[Task[Any], None, None]:
+        """The batches of images, with the vectors that an earlier run has made: those are not made again."""
+        known, can_be = {}, self.read_by
+        for column, field in self.vectors:
+            found = rows.known(column, self.id_col) if column in can_be else None
+            if found is not None:
+                known[field] = found
+        with contextlib.closing(batches):
+            for batch in batches:
+                for image in batch.data:
+                    for _, field in self.vectors:
+                        image.metadata.pop(field, None)  # the dataset's own, of an earlier run
+                    for field, (matrix, reasons) in known.items():
+                        if (
+                            image.origin is not None
+                            and image.error is None
+                            and reasons[image.origin[1]] is None
+                        ):
+                            set_vector(image, field, matrix[image.origin[1]])
+                yield batch
+
+    def _images(self, task: Task[Any]) -> list[ImageObject]:
         if not isinstance(task, ImageBatch):
             last = names_of(self.chain.stages[-1])
             raise ConfigError(f"stage {last}: the writer takes ImageBatch; it gave {type(task).__name__}")
@@ -140,163 +245,79 @@ class RunStages:
         return list(task.data)
 
 
-@dataclass(frozen=True)
-class RunEmbeddingStages(RunStages):
-    """The same where one of the stages embeds.
-
-    Attributes
-    ----------
-    dim
-        Length of a vector where a stage of the user's own makes or changes them; None: the model's.
-    """
-
-    dim: int | None = None
-
-    @property
-    def encoder(self) -> EncoderSpec | str:
-        """What builds the model."""
-        return self._makers if self._model is None else self._model.encoder_spec()
-
-    def describe(self) -> EncoderInfo:
-        """Set the stages up and say what makes the vectors; run on every worker before the first task."""
-        with CHAINS.lease(self.chain, self.chain.build):
-            info = None if self._model is None else self._model.describe_model()
-        if info is not None and is_plain(self.chain.stages):
-            return info
-        if info is not None:
-            # Other stages may have changed pixels or vectors: these are not the model's alone.
-            digest = fingerprint({"stages": [_description(stage) for stage in self.chain.stages]})[:12]
-            names = ", ".join(type(stage).__qualname__ for stage in _own(self.chain.stages))
-            output = f"{info.output}, with the stages {names} [{digest}]"
-            return replace(
-                info, output=output, dim=self.dim or info.dim, normalized=info.normalized and not self.dim
-            )
-        assert self.dim is not None
-        return EncoderInfo(
-            model=self._makers,
-            source="stages",
-            weights="unknown",
-            transform="of the stages",
-            output="stages",
-            dim=self.dim,
-            dtype="float32",
-            normalized=False,
-        )
-
-    @property
-    def _model(self) -> ImageEmbeddingStage | None:
-        return next((stage for stage in self.chain.stages if isinstance(stage, ImageEmbeddingStage)), None)
-
-    @property
-    def _makers(self) -> str:
-        """Names of the user's stages that make or change vectors."""
-        makers = [_description(stage) for stage in embedding_makers(self.chain.stages)]
-        return ", ".join(f"{name} [{digest}]" for name, _, digest in makers)
-
-
-@dataclass(frozen=True)
-class CollectTasks:
-    """Runs the stages on a partition and reports; what came out, without pixels, is part of the report's frame.
-
-    Attributes
-    ----------
-    step
-        The stages.
-    given_up
-        As for `RunStages`.
-    """
-
-    step: RunStages
-    given_up: str | None = None
-
-    #: Of the frame: the tasks.
-    COLUMN = "tasks"
-
-    def __dask_tokenize__(self) -> Any:
-        return (type(self).__name__, self.step.__dask_tokenize__(), self.given_up)
-
-    @property
-    def recipe(self) -> tuple[Any, ...]:
-        """That of the stages."""
-        return ("collect", *self.step.recipe)
-
-    def __call__(self, frame: Any, target_frame: pd.DataFrame) -> pd.DataFrame:
-        """A report as `curator_dask.runs.reports.report_of` makes it, and the tasks beside it."""
-        return collected_frame(*self._collect(frame, target_frame["target"].iloc[0]))
-
-    def row(self, frame: Any, text: str) -> dict[str, Any]:
-        """The same as a row, given the target as JSON."""
-        report, tasks = self._collect(frame, text)
-        return {**report_row(report), self.COLUMN: _packed(tasks)}
-
-    def give_up(self, reason: str) -> CollectTasks:
-        """As `RunStages.give_up`."""
-        return replace(self, given_up=reason)
-
-    def known_row(self, text: str) -> None:
-        """Nothing is written, so nothing is known."""
-
-    def _collect(self, frame: Any, text: str) -> tuple[dict[str, Any], list[Task]]:
-        target = json.loads(text)
-        name, reading, step = target["name"], uuid.uuid4().hex, self.step
-        tasks: list[Task] = []
-        if self.given_up is not None:
-            tasks = [ImageBatch(step.reader.unread(frame, self.given_up, reading), step.dataset_name, name)]
-        else:
-            with contextlib.closing(step.tasks(frame, reading)) as stream:
-                for task in stream:
-                    for image in images_of(task):
-                        image.image_data = None
-                    tasks.append(task)
-        images = [image for task in tasks for image in images_of(task)]
-        if all(isinstance(task, ImageBatch) for task in tasks):
-            place(frame, images, reading, step.id_col)
-        counted = {
-            step.id_col: pa.array([image.image_id for image in images], pa.string()),
-            ERROR_COLUMN: pa.array([image.error for image in images], pa.string()),
-        }
-        report = report_of(name, pa.table(counted), step.id_col)
-        return {**report, "remarks": remarks_on([target["shard"]["url"]])}, tasks
-
-
-def collected_frame(report: Mapping[str, Any], tasks: Sequence[Task]) -> pd.DataFrame:
-    """What `CollectTasks` gives: one row."""
-    packed = pd.array([_packed(tasks)], dtype=pd.ArrowDtype(pa.large_binary()))
-    return report_frame(report).assign(**{CollectTasks.COLUMN: packed})
-
-
-def _packed(tasks: Sequence[Task]) -> bytes:
-    # As bytes: a column of objects would be turned into text by Dask. A user's own tasks may be of `__main__`.
-    return cloudpickle.dumps(list(tasks))
-
-
-def collected_tasks(row: Mapping[str, Any]) -> list[Task]:
-    """The tasks in a row that `CollectTasks` made; it comes from a worker of this cluster, as all Dask's results."""
-    return pickle.loads(row[CollectTasks.COLUMN])
-
-
-def images_of(task: Task) -> list[ImageObject]:
+def images_of(task: Task[Any]) -> list[ImageObject]:
     """The images of a task; none if it is no batch of them."""
     return task.data if isinstance(task, ImageBatch) else []
 
 
-def embedding_makers(stages: Sequence[ProcessingStage]) -> list[ProcessingStage]:
-    """The stages, besides `ImageEmbeddingStage`, that make or change vectors."""
-    makers = [stage for stage in stages if "embedding" in image_outputs(stage)]
-    return [stage for stage in makers if not isinstance(stage, ImageEmbeddingStage)]
+def _changed_by(
+    info: EncoderInfo,
+    stages: Sequence[ProcessingStage[Any, Any]],
+    named: Sequence[ProcessingStage[Any, Any]],
+    dim: int | None,
+    counted: Sequence[ProcessingStage[Any, Any]] | None = None,
+) -> dict[str, Any]:
+    """What makes a model's vectors where stages of the user's own may have changed pixels or vectors.
+
+    Parameters
+    ----------
+    info
+        The model.
+    stages
+        All of them.
+    named
+        Those that may have.
+    dim
+        Length of the vectors, where these say it.
+    counted
+        Those that the digest is of; None: all.
+    """
+    if not named:
+        return info.to_dict()
+    digest = fingerprint({"stages": [describe_stage(stage) for stage in counted or stages]})[:12]
+    names = ", ".join(type(stage).__qualname__ for stage in named)
+    return replace(
+        info,
+        output=f"{info.output}, with the stages {names} [{digest}]",
+        dim=dim or info.dim,
+        normalized=info.normalized and not dim,
+    ).to_dict()
 
 
-def is_plain(stages: Sequence[ProcessingStage]) -> bool:
-    """Whether all stages are the package's own, so that what they make is what the dataset API makes."""
-    return not _own(stages)
+def embedding_fields(stages: Sequence[ProcessingStage[Any, Any]]) -> list[str]:
+    """The fields of an image that hold vectors, in the order in which stages make them."""
+    made = [stage.embedding_field for stage in _models(stages)]
+    made += [EMBEDDING] if _makers(stages, EMBEDDING) else []
+    return list(dict.fromkeys(made))
 
 
-def _own(stages: Sequence[ProcessingStage]) -> list[ProcessingStage]:
-    """Those that are not the package's, whose code and settings decide the result."""
-    return [stage for stage in stages if type(stage) not in (ImageReaderStage, ImageEmbeddingStage)]
+def maker_of(
+    stages: Sequence[ProcessingStage[Any, Any]], field: str
+) -> tuple[ProcessingStage[Any, Any] | None, pa.DataType | None]:
+    """The last stage of the user's own that makes or changes the vectors of a field, and the type that it gives."""
+    makers = _makers(stages, field)
+    return (makers[-1], image_outputs(makers[-1])[field]) if makers else (None, None)
 
 
-def _description(stage: ProcessingStage) -> tuple[str, ...]:
+def _makers(stages: Sequence[ProcessingStage[Any, Any]], field: str) -> list[ProcessingStage[Any, Any]]:
+    return [stage for stage in stages if field in image_outputs(stage) and stage not in _models(stages)]
+
+
+def _embeds(stage: Any, field: str) -> bool:
+    """Whether a stage is a model, which is described by itself, though it may be of a class of the user's own."""
+    return isinstance(stage, ImageEmbeddingStage) and stage.embedding_field == field
+
+
+def _models(stages: Sequence[ProcessingStage[Any, Any]]) -> list[ImageEmbeddingStage]:
+    return [stage for stage in stages if isinstance(stage, ImageEmbeddingStage)]
+
+
+def is_plain(stages: Sequence[ProcessingStage[Any, Any]]) -> bool:
+    """Whether the stages are readers and models alone, so that what they make is what the dataset API makes."""
+    return all(type(stage) in (ImageReaderStage, ImageEmbeddingStage) for stage in stages)
+
+
+def describe_stage(stage: ProcessingStage[Any, Any]) -> tuple[str, ...]:
     """What decides what a stage makes of an image: its code and settings, but not how fast or how loud it is."""
     ours = [ImageReaderStage, ImageEmbeddingStage, *ImageEmbeddingStage.__mro__]
     classes = [kind for kind in type(stage).__mro__ if kind not in ours]

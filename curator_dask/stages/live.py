@@ -21,10 +21,11 @@ from typing import Any
 import cloudpickle
 from filelock import FileLock
 
-from curator_dask.cache import SpecCache
+from curator_dask.cache import POSSESSIONS, SpecCache
 from curator_dask.errors import ClusterError, ConfigError, CuratorError, ImageError, ShardError
-from curator_dask.stages.base import ProcessingStage, names_of
+from curator_dask.stages.base import ProcessingStage, makes_pixels_or, names_of
 from curator_dask.stages.image.embedding import ImageEmbeddingStage
+from curator_dask.stages.touching import untouched
 from curator_dask.tasks import Task
 
 logger = logging.getLogger("curator_dask")
@@ -42,11 +43,11 @@ class ChainSpec:
         Name of the run.
     """
 
-    stages: tuple[ProcessingStage, ...]
+    stages: tuple[ProcessingStage[Any, Any], ...]
     run: str
 
     @classmethod
-    def of(cls, stages: Sequence[ProcessingStage]) -> ChainSpec:
+    def of(cls, stages: Sequence[ProcessingStage[Any, Any]]) -> ChainSpec:
         """The stages for a new run.
 
         Raises
@@ -110,7 +111,7 @@ class Chain:
         for stage in self.stages[1:]:
             if isinstance(stage, ImageEmbeddingStage):
                 stage.decoder = self.stages[0].decoder  # the Pillow reference is resized by Pillow, too
-        self._set_up: list[ProcessingStage] = []
+        self._set_up: list[ProcessingStage[Any, Any]] = []
         try:
             once_a_node(spec.run, self._setup_on_node)
             for stage in self.stages:
@@ -124,7 +125,7 @@ class Chain:
         for stage in self.stages:
             _guarded(stage, "setup_on_node", stage.setup_on_node)
 
-    def feed(self, tasks: Generator[Task, None, None]) -> Generator[Task, None, None]:
+    def feed(self, tasks: Generator[Task[Any], None, None]) -> Generator[Task[Any], None, None]:
         """What the stages after the first make of its tasks, one after the other."""
         for stage, lock in list(zip(self.stages, self._locks, strict=True))[1:]:
             tasks = _through(stage, lock, tasks)
@@ -141,7 +142,7 @@ class Chain:
 
 
 #: Stages that are set up in this process. A run leaves none behind, so it is not for the capacity to close them.
-CHAINS: SpecCache[Chain] = SpecCache(capacity=64)
+CHAINS: SpecCache[Chain] = POSSESSIONS.add("stages", SpecCache(capacity=64))
 #: The last runs that have ended.
 _ended: deque[str] = deque(maxlen=256)
 
@@ -193,16 +194,16 @@ def _own_folder(folder: Path) -> None:
 
 
 def _through(
-    stage: ProcessingStage, lock: Any, tasks: Generator[Task, None, None]
-) -> Generator[Task, None, None]:
+    stage: ProcessingStage[Any, Any], lock: Any, tasks: Generator[Task[Any], None, None]
+) -> Generator[Task[Any], None, None]:
     # Closed by name: a traceback would keep what feeds it alive, and its loader busy.
     with contextlib.closing(tasks):
         for task in tasks:
             try:
-                if stage.thread_safe:
+                if stage.thread_safe and makes_pixels_or(stage, "image_data"):
                     yield from _checked(stage, task, _each(stage.process(task)))
                     continue
-                with lock:
+                with lock, untouched(stage, task):
                     made = list(_each(stage.process(task)))
             except ImageError as error:  # it would stop the run
                 raise ShardError(f"{task.task_id}: stage {names_of(stage)}: {error}") from error
@@ -219,7 +220,7 @@ def _each(made: Any) -> Iterable[Any]:
     return made if isinstance(made, Iterable) and not isinstance(made, Task) else (made,)
 
 
-def _checked(stage: ProcessingStage, source: Task, made: Iterable[Any]) -> Iterator[Task]:
+def _checked(stage: ProcessingStage[Any, Any], source: Task[Any], made: Iterable[Any]) -> Iterator[Task[Any]]:
     for task in made:
         if not isinstance(task, Task):
             raise ConfigError(
@@ -235,7 +236,7 @@ def _checked(stage: ProcessingStage, source: Task, made: Iterable[Any]) -> Itera
         yield task
 
 
-def _guarded(stage: ProcessingStage, what: str, function: Callable[[], None]) -> None:
+def _guarded(stage: ProcessingStage[Any, Any], what: str, function: Callable[[], None]) -> None:
     try:
         function()
     except CuratorError:
@@ -244,7 +245,7 @@ def _guarded(stage: ProcessingStage, what: str, function: Callable[[], None]) ->
         raise ConfigError(_failed(stage, what, error)) from error
 
 
-def _failed(stage: ProcessingStage, what: str, error: BaseException) -> str:
+def _failed(stage: ProcessingStage[Any, Any], what: str, error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f", at line {frames[-1].lineno} of {frames[-1].filename}" if frames else ""
     return f"stage {names_of(stage)}: {what} raised {type(error).__name__}: {error}{where}"

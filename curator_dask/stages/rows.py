@@ -10,11 +10,12 @@ import pyarrow as pa
 
 from curator_dask import backend
 from curator_dask.errors import ShardError
-from curator_dask.frames.columns import to_array, vectors_to_list
+from curator_dask.frames.columns import embedding_columns, to_array, vectors_to_list
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
-from curator_dask.rows.images import keep_reasons, values_of, vectors_of
+from curator_dask.rows.images import values_of, vectors_of
+from curator_dask.rows.reasons import MISSING, NOT_FINITE, as_stored, reason_for, reasons_in
 from curator_dask.rows.remarks import fact_of, remark
-from curator_dask.tasks import ImageObject
+from curator_dask.tasks import ImageObject, vector_of
 
 #: Attributes of an image that become columns, with their types.
 SCORES = {"aesthetic_score": pa.float32(), "nsfw_score": pa.float32()}
@@ -76,10 +77,9 @@ def table_of(
     frame: Any,
     placed: Sequence[Placed],
     fields: Sequence[tuple[str, pa.DataType]],
-    column: str | None,
-    others: Sequence[str],
+    vectors: Sequence[tuple[str, str]],
 ) -> pa.Table:
-    """The rows of the images: the frame's columns, then `fields`, the embedding and ``image_error``.
+    """The rows of the images: the frame's columns, then `fields`, the embeddings and ``image_error``.
 
     Parameters
     ----------
@@ -89,10 +89,8 @@ def table_of(
         The images with the numbers of their rows.
     fields
         Columns that stages make: names, and types.
-    column
-        Of the embedding; None if there is none.
-    others
-        Other embedding columns of the frame.
+    vectors
+        By the column of each embedding, the field of an image that it comes from.
 
     Raises
     ------
@@ -105,14 +103,16 @@ def table_of(
     for name, kind in fields:
         values = [getattr(image, name) if name in SCORES else image.metadata.get(name) for image in images]
         made[name] = _array(values, kind, name, images)
-    if column is not None:
-        for image in images:
-            image.error = image.error or _without_vector(image)
-        made[column] = _vectors(images)
-    before = keep_reasons([None] * len(frame), frame, others)
-    errors = [
-        image.error or (None if row is None else before[row]) for row, image in zip(rows, images, strict=True)
-    ]
+    reasons = {column: [_reason(image, field) for image in images] for column, field in vectors}
+    for column, field in vectors:
+        made[column] = _vectors(images, field, reasons[column])
+    others = [name for name in embedding_columns(frame) if name not in made]
+    kept_reasons = _kept_reasons(frame, others)
+    errors = []
+    for number, (row, image) in enumerate(zip(rows, images, strict=True)):
+        said = {column: each[number] for column, each in reasons.items()}
+        before = {name: None if row is None else each[row] for name, each in kept_reasons.items()}
+        errors.append(as_stored({**before, **said}) if said else image.error or as_stored(before))
     made[ERROR_COLUMN] = pa.array(errors, pa.string())
     kept = {
         name: _patched(table.column(name), name, rows, images, name in others)
@@ -122,11 +122,26 @@ def table_of(
     return pa.table({**kept, **made})
 
 
-def _without_vector(image: ImageObject) -> str | None:
-    """Why an image that has no error can have no vector."""
-    if image.embedding is None:
-        return "missing: the stages left the image without an embedding"
-    return None if np.isfinite(image.embedding).all() else "not finite: a stage gave NaN or infinity"
+def _reason(image: ImageObject, field: str) -> str | None:
+    """Why an image has no vector in a field; None if it has one."""
+    if image.error or field in image.errors:
+        return image.error or image.errors[field]
+    vector = vector_of(image, field)
+    if vector is None:
+        return f"{MISSING}: the stages left the image without an embedding"
+    return None if np.isfinite(vector).all() else f"{NOT_FINITE}: a stage gave NaN or infinity"
+
+
+def _kept_reasons(frame: Any, columns: Sequence[str]) -> dict[str, list[str | None]]:
+    """Why rows have no vector in columns that were there before."""
+    if ERROR_COLUMN not in frame.columns:
+        return {}
+    before = [reasons_in(stored) for stored in to_array(frame[ERROR_COLUMN]).to_pylist()]
+    lacking = {name: to_array(frame[name]).is_null().to_pylist() for name in columns}
+    return {
+        name: [reason_for(name, old) if lacks else None for old, lacks in zip(before, nulls, strict=True)]
+        for name, nulls in lacking.items()
+    }
 
 
 def _patched(
@@ -193,9 +208,10 @@ def _is_lossy(value: Any, kind: pa.DataType) -> bool:
     return abs(float(value)) > float(np.finfo(narrow[kind]).max)
 
 
-def _vectors(images: list[ImageObject]) -> pa.Array:
-    valid = np.array([image.error is None for image in images], bool)
-    vectors = [np.asarray(image.embedding, np.float32) for image in images if image.error is None]
+def _vectors(images: list[ImageObject], field: str, reasons: list[str | None]) -> pa.Array:
+    valid = np.array([reason is None for reason in reasons], bool)
+    good = (image for image, is_valid in zip(images, valid, strict=True) if is_valid)
+    vectors = [np.asarray(vector_of(image, field), np.float32) for image in good]
     lengths = {len(vector) for vector in vectors}
     if len(lengths) > 1:
         raise ShardError(

@@ -65,7 +65,7 @@ class TarWalk:
         What ended the last walk before the tar's end mark; None if nothing did.
     """
 
-    def __init__(self, file: int, path: str | os.PathLike) -> None:
+    def __init__(self, file: int, path: str | os.PathLike[str]) -> None:
         self.problem: str | None = None
         self._file, self._path = file, path
         self._length = os.fstat(file).st_size
@@ -218,7 +218,7 @@ def header_problem(header: bytes, member: Member) -> str | None:
     return None
 
 
-def not_a_tar(path: str | os.PathLike, head: bytes) -> ShardError:
+def not_a_tar(path: str | os.PathLike[str], head: bytes) -> ShardError:
     """The error for a file that starts with `head` and is no tar."""
     if not head:
         return ShardError(f"{path}: expected a tar, found an empty file (0 bytes): fetch the shard again")

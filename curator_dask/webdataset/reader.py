@@ -44,7 +44,7 @@ class ShardReader:
 
     def __init__(
         self,
-        url: str | os.PathLike,
+        url: str | os.PathLike[str],
         use_index_files: bool = True,
         storage_options: Mapping[str, Any] | None = None,
         first: int | None = None,

@@ -1,27 +1,24 @@
 """Which shards a dataset has: directories, globs, brace patterns and lists of tars.
 
 Nothing is opened here. Shards and their companion Parquet files are found from directory listings alone, so
-that 100,000 shards in one directory cost one listing and no look at a single file. Local paths go through
-`os`, anything with ``://`` through fsspec.
+that 100,000 shards in one directory cost one listing and no look at a single file.
 """
 
 from __future__ import annotations
 
-import functools
-import glob
 import itertools
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 from curator_dask.errors import DatasetError, ShardError
+from curator_dask.settings import check_variables
 from curator_dask.storage import filesystem, is_remote, local_path, patiently
 from curator_dask.webdataset.braces import expand_braces
-
-T = TypeVar("T")
+from curator_dask.webdataset.listings import Files, files_of, is_hidden
 
 _NUMBERS = re.compile(r"(\d+)")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
@@ -122,110 +119,9 @@ class FileStamp:
     version: str
 
 
-class _Listing(NamedTuple):
-    files: frozenset[str]
-    folders: frozenset[str]
-
-
-class _LocalFiles:
-    """Listings of the local file system, each directory once."""
-
-    def __init__(self) -> None:
-        self.list = functools.cache(self._list)
-
-    def full(self, path: str) -> str:
-        # Not resolved: a link into a content-addressed cache must keep its own name and neighbours.
-        return os.path.abspath(os.path.expanduser(local_path(path)))  # noqa: PTH100, PTH111
-
-    def exists(self, path: str) -> bool:
-        return os.path.exists(path)  # noqa: PTH110
-
-    def is_folder(self, path: str) -> bool:
-        return os.path.isdir(path)  # noqa: PTH112
-
-    def _list(self, folder: str) -> _Listing:
-        files: list[str] = []
-        folders: list[str] = []
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    (folders if entry.is_dir() else files).append(entry.path)
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        except OSError as error:
-            raise DatasetError(f"{folder}: the directory cannot be listed: {error}") from error
-        return _Listing(frozenset(files), frozenset(folders))
-
-    def walk(self, folder: str) -> Iterator[str]:
-        todo, seen = [folder], set()
-        while todo:
-            folder = todo.pop()
-            real = os.path.realpath(folder)
-            if real in seen:  # links between directories may go in circles
-                continue
-            seen.add(real)
-            listing = self.list(folder)
-            yield from (path for path in listing.files if not _is_hidden(path))
-            todo += [path for path in listing.folders if not _is_hidden(path)]
-
-    def glob(self, pattern: str) -> list[str]:
-        return [path.rstrip("/") for path in glob.glob(pattern, recursive=True)]  # noqa: PTH207
-
-
-class _RemoteFiles:
-    """Listings of a remote store, each directory once."""
-
-    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
-        try:
-            self.fs, _ = filesystem(url, options)
-        except (ImportError, ValueError, OSError) as error:
-            raise DatasetError(f"{url}: fsspec cannot open this store: {error}") from error
-        self.list = functools.cache(self._list)
-
-    def full(self, path: str) -> str:
-        return self.fs.unstrip_protocol(self.fs._strip_protocol(path))
-
-    def exists(self, path: str) -> bool:
-        return self._ask(lambda: self.fs.exists(path), path)
-
-    def is_folder(self, path: str) -> bool:
-        return self._ask(lambda: self.fs.isdir(path), path)
-
-    def _ask(self, action: Callable[[], T], path: str) -> T:
-        try:
-            return patiently(action, path)
-        except Exception as error:  # a store's own, of many types
-            raise DatasetError(
-                f"{path}: the store does not answer as it should: {error!r}. Check the address, and credentials and"
-                " endpoint in storage_options"
-            ) from error
-
-    def _list(self, folder: str) -> _Listing:
-        def entries_or_none() -> list[dict[str, Any]]:
-            try:
-                return self.fs.ls(folder, detail=True)
-            except FileNotFoundError:
-                return []
-
-        entries = self._ask(entries_or_none, folder)
-        full = self.fs.unstrip_protocol
-        folders = frozenset(full(entry["name"]) for entry in entries if entry["type"] == "directory")
-        return _Listing(frozenset(full(entry["name"]) for entry in entries) - folders, folders)
-
-    def walk(self, folder: str) -> Iterator[str]:
-        # An object store lists a whole tree in one sweep.
-        for path in self._ask(lambda: self.fs.find(folder), folder):
-            url = self.fs.unstrip_protocol(path)
-            if not any(map(_is_hidden, url.removeprefix(folder).split("/"))):
-                yield url
-
-    def glob(self, pattern: str) -> list[str]:
-        found = self._ask(lambda: self.fs.glob(pattern), pattern)
-        return [self.fs.unstrip_protocol(path) for path in found]
-
-
 def discover(
-    path: str | os.PathLike | Sequence[str | os.PathLike], storage_options: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    storage_options: Mapping[str, Any] | None = None,
 ) -> ShardSet:
     """Find the shards of a dataset.
 
@@ -248,7 +144,10 @@ def discover(
     ------
     DatasetError
         No shard was found, a tar that was named is not there, or a directory cannot be listed.
+    ConfigError
+        An environment variable has a bad value.
     """
+    check_variables()
     given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     items = [os.fsdecode(item) for item in given]
     if not items:
@@ -257,7 +156,7 @@ def discover(
     if len(stores) > 1:
         names = ", ".join(sorted(store or "local files" for store in stores))
         raise DatasetError(f"path: all shards must lie in one store, found {names}: make a dataset of each")
-    files = _RemoteFiles(items[0], storage_options or {}) if is_remote(items[0]) else _LocalFiles()
+    files = files_of(items[0], storage_options)
 
     tars: dict[str, None] = {}  # in order, each once
     parquets: set[str] = set()
@@ -270,7 +169,7 @@ def discover(
             root, found = _from_glob(item, files)
         elif _is_tar(item):
             root, found = posixpath.dirname(item), []
-            if item in files.list(root).files:
+            if item in files.listing(root).files:
                 found = [item]
             else:
                 missing.append(item)
@@ -300,7 +199,7 @@ def discover(
     shards = []
     for tar in tars:
         parquet = tar[:-4] + ".parquet"
-        has_parquet = parquet in parquets or parquet in files.list(posixpath.dirname(tar)).files
+        has_parquet = parquet in parquets or parquet in files.listing(posixpath.dirname(tar)).files
         shards.append(Shard(tar, tar.removeprefix(prefix)[:-4], parquet if has_parquet else None))
     shards.sort(key=lambda shard: _natural(shard.name))
     for one, other in itertools.pairwise(shards):
@@ -309,7 +208,7 @@ def discover(
     return ShardSet(root, tuple(shards))
 
 
-def stamp(url: str | os.PathLike, storage_options: Mapping[str, Any] | None = None) -> FileStamp:
+def stamp(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> FileStamp:
     """Look at a file's size and version without reading it.
 
     Parameters
@@ -338,29 +237,29 @@ def stamp(url: str | os.PathLike, storage_options: Mapping[str, Any] | None = No
     return FileStamp(int(info.get("size") or 0), version)
 
 
-def _expanded(items: list[str], files: _LocalFiles | _RemoteFiles) -> Iterator[str]:
+def _expanded(items: list[str], files: Files) -> Iterator[str]:
     for item in items:
         literal = "{" not in item or files.exists(files.full(item))
         yield from map(files.full, [item] if literal else expand_braces(item))
 
 
-def _from_glob(pattern: str, files: _LocalFiles | _RemoteFiles) -> tuple[str, list[str]]:
+def _from_glob(pattern: str, files: Files) -> tuple[str, list[str]]:
     """The directory before the first wildcard, and the files that match or lie in directories that match."""
     parts = pattern.split("/")
     fixed = next(number for number, part in enumerate(parts) if _has_wildcard(part))
     root = "/".join(parts[:fixed]) or "/"
     found: list[str] = []
     for path in files.glob(pattern):
-        if any(map(_is_hidden, path.removeprefix(root).split("/"))):
+        if any(map(is_hidden, path.removeprefix(root).split("/"))):
             continue
-        if path in files.list(posixpath.dirname(path)).folders:
+        if path in files.listing(posixpath.dirname(path)).folders:
             found += files.walk(path)
         else:
             found.append(path)
     return root, found
 
 
-def _refuse_item(item: str, files: _LocalFiles | _RemoteFiles) -> None:
+def _refuse_item(item: str, files: Files) -> None:
     if files.exists(item):
         raise DatasetError(
             f"{item}: expected a directory or a .tar file"
@@ -370,10 +269,10 @@ def _refuse_item(item: str, files: _LocalFiles | _RemoteFiles) -> None:
     raise DatasetError(f"{item}: expected a directory, glob, brace pattern or tar, found nothing; {there}")
 
 
-def _what_is_in(folder: str, files: _LocalFiles | _RemoteFiles) -> str:
-    listing = files.list(folder)
-    names = [posixpath.basename(path) for path in listing.files if not _is_hidden(path)]
-    names += [posixpath.basename(path) + "/" for path in listing.folders if not _is_hidden(path)]
+def _what_is_in(folder: str, files: Files) -> str:
+    listing = files.listing(folder)
+    names = [posixpath.basename(path) for path in listing.files if not is_hidden(path)]
+    names += [posixpath.basename(path) + "/" for path in listing.folders if not is_hidden(path)]
     names.sort(key=_natural)
     if not names:
         return f"{folder} is empty or does not exist"
@@ -397,11 +296,6 @@ def _natural(name: str) -> tuple[list[str | int], str]:
 
 def _has_wildcard(path: str) -> bool:
     return any(sign in path for sign in "*?[")
-
-
-def _is_hidden(path: str) -> bool:
-    name = path.rpartition("/")[2]
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def _is_tar(path: str) -> bool:

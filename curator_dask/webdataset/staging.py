@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import errno
-import os
 import shutil
 import tempfile
 import threading
@@ -18,12 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from curator_dask.errors import ShardError
+from curator_dask.cache import POSSESSIONS
+from curator_dask.errors import CuratorError, ShardError
+from curator_dask.settings import STAGE_BYTES
 from curator_dask.storage import BLOCK_BYTES, TRIES, Options, RemoteFile
 from curator_dask.webdataset.shards import FileStamp, stamp
-
-STAGE_BYTES = int(float(os.environ.get("CURATOR_DASK_STAGE_BYTES", "16e9")))
-"""Bytes of copies that a process keeps, those of shards in use aside if they alone are more."""
 
 
 @dataclass
@@ -34,6 +32,7 @@ class _Copy:
     lock: threading.Lock = field(default_factory=threading.Lock)  # held while it is fetched
     path: Path | None = None
     users: int = 0
+    doomed: bool = False  # to be removed with the last who uses it
 
 
 class Stage:
@@ -42,14 +41,20 @@ class Stage:
     Parameters
     ----------
     limit
-        Bytes of copies above which those that nobody uses are removed, the one used longest ago first.
+        Bytes of copies above which those that nobody uses are removed, the one used longest ago first. None:
+        `settings.STAGE_BYTES`, as it is at the time.
     """
 
-    def __init__(self, limit: int = STAGE_BYTES) -> None:
-        self.limit = limit
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit
         self._copies: OrderedDict[tuple[str, FileStamp, int], _Copy] = OrderedDict()
         self._lock = threading.Lock()
         self._folder: Path | None = None
+
+    @property
+    def limit(self) -> float:
+        """Bytes of copies above which those that nobody uses are removed."""
+        return STAGE_BYTES.value() if self._limit is None else self._limit
 
     @contextmanager
     def lease(self, url: str, options: Options = None, first: int | None = None) -> Iterator[Path]:
@@ -67,6 +72,7 @@ class Stage:
         ShardError
             The file cannot be fetched.
         """
+        limit = self.limit  # before anything is held: the variable may be bad
         state = stamp(url, options)
         size = state.size if first is None else min(first, state.size)
         key = (url, state, size)
@@ -74,7 +80,7 @@ class Stage:
             copy = self._copies.setdefault(key, _Copy(size))
             copy.users += 1
             self._copies.move_to_end(key)
-            self._make_room()
+            self._remove_idle(limit)
         try:
             with copy.lock:
                 if copy.path is None:
@@ -83,9 +89,9 @@ class Stage:
         finally:
             with self._lock:
                 copy.users -= 1
-                if copy.path is None and not copy.users:
-                    del self._copies[key]
-                self._make_room()
+                if not copy.users and (copy.path is None or copy.doomed):
+                    self._remove(key)
+                self._remove_idle(limit)
 
     def has_room(self, url: str, options: Options = None) -> bool:
         """Whether a copy of the file is there, or fits beside those in use."""
@@ -94,28 +100,35 @@ class Stage:
             used = sum(copy.size for copy in self._copies.values() if copy.users)
             return (url, state, state.size) in self._copies or used + state.size <= self.limit
 
+    def in_use(self) -> int:
+        """How many leases last."""
+        with self._lock:
+            return sum(copy.users for copy in self._copies.values())
+
     def clear(self) -> None:
-        """Remove the copies that nobody uses."""
+        """Remove the copies that nobody uses, and each of the others as soon as nobody does."""
         with self._lock:
             self._remove_idle(0)
+            for copy in self._copies.values():
+                copy.doomed = True
 
     def __len__(self) -> int:
         return len(self._copies)
 
-    def _make_room(self) -> None:
-        self._remove_idle(self.limit)
-
-    def _remove_idle(self, limit: int) -> None:
+    def _remove_idle(self, limit: float) -> None:
         """Remove copies not in use until the rest has at most `limit` bytes. The caller holds the lock."""
         total = sum(copy.size for copy in self._copies.values())
         for key, copy in list(self._copies.items()):
             if total <= limit:
                 return
             if not copy.users:
-                del self._copies[key]
+                self._remove(key)
                 total -= copy.size
-                if copy.path is not None:
-                    copy.path.unlink(missing_ok=True)
+
+    def _remove(self, key: tuple[str, FileStamp, int]) -> None:
+        copy = self._copies.pop(key)
+        if copy.path is not None:
+            copy.path.unlink(missing_ok=True)
 
     def _fetch(self, url: str, state: FileStamp, size: int, options: Options) -> Path:
         handle, name = tempfile.mkstemp(dir=self._place(), suffix=".tar")
@@ -129,7 +142,7 @@ class Stage:
                 raise ShardError(f"{url}: the shard was replaced while it was fetched: run again")
         except BaseException as error:
             path.unlink(missing_ok=True)
-            if isinstance(error, ShardError) or not isinstance(error, Exception):
+            if isinstance(error, CuratorError) or not isinstance(error, Exception):
                 raise
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
             raise ShardError(
@@ -150,7 +163,7 @@ class Stage:
         return self._folder
 
 
-STAGE = Stage()
+STAGE = POSSESSIONS.add("copies", Stage())
 """The copies of this process."""
 
 

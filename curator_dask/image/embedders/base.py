@@ -10,18 +10,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-import pyarrow as pa
 from dask.base import tokenize
 
 from curator_dask import backend
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.decode.spec import DEFAULT_MAX_PIXELS, check_counts, check_decoder
+from curator_dask.decode.spec import DEFAULT_MAX_PIXELS, ImageOptions, check_counts
 from curator_dask.decode.transforms import TransformSpec
-from curator_dask.errors import ConfigError, DatasetError
+from curator_dask.errors import ConfigError
 from curator_dask.fingerprint import code_digest
-from curator_dask.frames.columns import EMBEDDING_TYPE, embedding_columns, with_columns
+from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.image.embedders.partition import EmbedPartition
 from curator_dask.models.compiling import CompileSetting, check_compile
@@ -33,6 +32,21 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger("curator_dask")
+
+
+class EmbedderOptions(TypedDict, total=False):
+    """The arguments that all embedders take, by name; see `ImageEmbedder`."""
+
+    batch_size: int
+    num_threads_per_worker: int
+    image_embedding_column: str
+    normalize_embeddings: bool
+    autocast: bool
+    use_index_files: bool
+    decoder: str
+    max_pixels: int
+    on_error: str
+    compile: CompileSetting
 
 
 class ImageEmbedder(ABC):
@@ -89,12 +103,7 @@ class ImageEmbedder(ABC):
         compile: CompileSetting = "auto",
     ) -> None:
         check_compile(compile)
-        check_counts(
-            batch_size=batch_size, num_threads_per_worker=num_threads_per_worker, max_pixels=max_pixels
-        )
-        check_decoder(decoder)
-        if on_error not in ("null", "raise"):
-            raise ConfigError(f"on_error={on_error!r}: expected 'null' or 'raise'")
+        check_counts(num_threads_per_worker=num_threads_per_worker)
         if not image_embedding_column or image_embedding_column in (URL_COLUMN, ERROR_COLUMN):
             raise ConfigError(f"image_embedding_column={image_embedding_column!r}: this name is not free")
         self.batch_size = batch_size
@@ -107,6 +116,19 @@ class ImageEmbedder(ABC):
         self.max_pixels = max_pixels
         self.on_error = on_error
         self.compile = compile
+        _ = self.options  # checks them
+
+    @property
+    def options(self) -> ImageOptions:
+        """How images are read, decoded and put into batches."""
+        return ImageOptions(
+            self.batch_size,
+            self.num_threads_per_worker,
+            self.decoder,
+            self.max_pixels,
+            self.use_index_files,
+            self.on_error,
+        )
 
     @property
     def transform(self) -> TransformSpec | Callable[[Any], torch.Tensor]:
@@ -135,32 +157,17 @@ class ImageEmbedder(ABC):
         DatasetError
             The key column or ``__url__`` was dropped from the metadata.
         """
-        meta = dataset.metadata._meta
-        missing = [name for name in (dataset.id_col, URL_COLUMN) if name not in meta.columns]
-        if missing:
-            raise DatasetError(
-                f"the metadata lacks {missing}, by which a row finds its image; it has {list(meta.columns)}."
-                " Keep these columns when selecting others"
-            )
         if self.image_embedding_column == dataset.id_col:
             raise ConfigError(
                 f"image_embedding_column={self.image_embedding_column!r} is the column of the keys: give another name"
             )
-        others = [name for name in embedding_columns(meta) if name != self.image_embedding_column]
-        step = self._step(dataset.id_col, others, dataset.storage_options)
-        new_meta = with_columns(
-            meta,
-            {
-                self.image_embedding_column: pa.array([], EMBEDDING_TYPE),
-                ERROR_COLUMN: pa.array([], pa.string()),
-            },
-        )
-        metadata = dataset.metadata.map_partitions(step, meta=new_meta, enforce_metadata=False)
-        return dataset.with_metadata(metadata, step)
+        there = embedding_columns(dataset.metadata._meta)
+        others = [name for name in there if name != self.image_embedding_column]
+        return dataset.apply(self._step(dataset.id_col, others, dataset.storage_options))
 
     def retry(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         *,
         storage_options: Mapping[str, Any] | None = None,
         shard_options: Mapping[str, Any] | None = None,
@@ -196,6 +203,7 @@ class ImageEmbedder(ABC):
                 id_col, others, storage_options if shard_options is None else shard_options
             ),
             storage_options,
+            storage_options if shard_options is None else shard_options,
         )
 
     def settings(self) -> dict[str, Any] | None:
@@ -209,12 +217,7 @@ class ImageEmbedder(ABC):
             encoder=self.encoder_spec(),
             id_col=id_col,
             column=self.image_embedding_column,
-            batch_size=self.batch_size,
-            num_threads=self.num_threads_per_worker,
-            decoder=self.decoder,
-            max_pixels=self.max_pixels,
-            on_error=self.on_error,
-            use_index_files=self.use_index_files,
+            **vars(self.options),
             others=tuple(others),
             storage_options=shard_options,
             settings=json.dumps(self.settings()),

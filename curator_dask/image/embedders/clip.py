@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
 from curator_dask.errors import ConfigError
-from curator_dask.image.embedders.base import ImageEmbedder
+from curator_dask.image.embedders.base import EmbedderOptions, ImageEmbedder
 from curator_dask.models.clip import ClipSpec
-from curator_dask.models.compiling import CompileSetting
 from curator_dask.models.encoders import EncoderSpec
 from curator_dask.models.hub import CLIP_L14, names_folder
 
@@ -31,10 +29,8 @@ class ClipImageEmbedder(ImageEmbedder):
     model_dir
         Folder with the weights, or for them: what it lacks is fetched into ``model_dir/org/repo`` once a machine,
         verified, and used without any network from then on. None: huggingface_hub's own cache.
-    batch_size, num_threads_per_worker, image_embedding_column, normalize_embeddings, autocast, use_index_files
-        See `ImageEmbedder`.
-    decoder, max_pixels, on_error, compile
-        See `ImageEmbedder`.
+    *common, **options
+        See `TimmImageEmbedder`.
 
     Raises
     ------
@@ -44,32 +40,12 @@ class ClipImageEmbedder(ImageEmbedder):
 
     def __init__(
         self,
-        model_name: str | os.PathLike = CLIP_L14,
-        model_dir: str | os.PathLike | None = None,
-        batch_size: int = 256,
-        num_threads_per_worker: int = 4,
-        image_embedding_column: str = "image_embedding",
-        normalize_embeddings: bool = True,
-        autocast: bool = True,
-        use_index_files: bool = True,
-        *,
-        decoder: str = "dali",
-        max_pixels: int = DEFAULT_MAX_PIXELS,
-        on_error: str = "null",
-        compile: CompileSetting = "auto",
+        model_name: str | os.PathLike[str] = CLIP_L14,
+        model_dir: str | os.PathLike[str] | None = None,
+        *common: Any,
+        **options: Unpack[EmbedderOptions],
     ) -> None:
-        super().__init__(
-            batch_size,
-            num_threads_per_worker,
-            image_embedding_column,
-            normalize_embeddings,
-            autocast,
-            use_index_files,
-            decoder=decoder,
-            max_pixels=max_pixels,
-            on_error=on_error,
-            compile=compile,
-        )
+        super().__init__(*common, **options)
         if not isinstance(model_name, str | os.PathLike) or not os.fspath(model_name):
             raise ConfigError(f"model_name={model_name!r}: expected a folder, or a repository as org/repo")
         name = os.fspath(model_name)
@@ -99,5 +75,5 @@ class ClipImageEmbedder(ImageEmbedder):
         )
 
 
-def _absolute(path: str | os.PathLike) -> str:
+def _absolute(path: str | os.PathLike[str]) -> str:
     return str(Path(path).expanduser().absolute())

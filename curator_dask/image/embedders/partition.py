@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import closing
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from curator_dask.cache import ENCODERS, LOADERS
-from curator_dask.cluster.progress import report
-from curator_dask.decode.loader import Loader
-from curator_dask.decode.spec import LoaderSpec
+from curator_dask.cache import ENCODERS
+from curator_dask.decode.batches import Batch
+from curator_dask.decode.spec import ImageOptions
 from curator_dask.errors import ImageError
-from curator_dask.frames.columns import to_array, vectors_to_list, with_columns
+from curator_dask.frames.columns import EMBEDDING_TYPE, to_array, vectors_to_list
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
-from curator_dask.models.encoders import Encoder, EncoderInfo, EncoderSpec
+from curator_dask.models.encoders import Encoder, EncoderSpec
 from curator_dask.rows.ids import exact_ids
-from curator_dask.rows.images import add_status, keep_reasons, read_images
-from curator_dask.runs.turns import turn
+from curator_dask.runs.passes import run_steps
+from curator_dask.runs.step import Made, Reading, Rows, Wanted, Work, read_by
 
 
 @dataclass(frozen=True)
 class EmbedPartition:
-    """Adds the embedding and ``image_error`` to a partition; the node of the graph that does the work.
+    """The step that adds an embedding and ``image_error`` to the rows of a partition.
 
     Rows find their images by shard (``__url__``) and key, so it does not matter which rows a partition holds,
     in which order, or from how many shards.
+
+    The fields are flat and have this order because Dask's names of mixed frames are made of them, and those names
+    are in the files of such frames.
 
     Attributes
     ----------
@@ -39,14 +42,13 @@ class EmbedPartition:
     batch_size, num_threads, decoder, max_pixels, on_error, use_index_files
         See `ImageEmbedder`.
     others
-        Other embedding columns of the frame: where one of them is null the ``image_error`` that is there already
-        says why, and is kept.
+        Other embedding columns that the frame had when the step was made.
     storage_options
         For fsspec.
-    settings
-        JSON of the arguments that make the embedder again; ``null`` for one of the user's own.
     given_up
         Open no tar and load no model: every row gets a null vector and this reason.
+    settings
+        JSON of the arguments that make the embedder again; ``null`` for one of the user's own.
     """
 
     encoder: EncoderSpec
@@ -65,11 +67,59 @@ class EmbedPartition:
 
     #: A row comes out for each that goes in.
     keeps_rows = True
+    needs = frozenset({"rows", "pixels"})
+
+    @property
+    def options(self) -> ImageOptions:
+        """How its images are read, decoded and put into batches."""
+        return ImageOptions(
+            self.batch_size,
+            self.num_threads,
+            self.decoder,
+            self.max_pixels,
+            self.use_index_files,
+            self.on_error,
+        )
+
+    @property
+    def label(self) -> str:
+        """The model's name."""
+        return str(self.encoder)
+
+    @property
+    def columns(self) -> dict[str, pa.DataType]:
+        """The vectors, and why there is none."""
+        return {self.column: EMBEDDING_TYPE, ERROR_COLUMN: pa.string()}
 
     @property
     def recipe(self) -> tuple[Any, ...]:
         """What decides a vector besides the model, which is described by itself: not how fast it is made."""
         return ("embed", self.id_col, self.column, self.decoder, self.max_pixels)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """By column, the arguments that make the embedder again."""
+        return {self.column: json.loads(self.settings)}
+
+    @property
+    def read_by(self) -> dict[str, str]:
+        """What decides a vector besides the model and the shard."""
+        return {self.column: read_by(self.id_col, self.options)}
+
+    def reading(self, rows: Rows) -> Reading | None:
+        """How the images of these rows are read; None where nothing is to be opened."""
+        if self.given_up is not None or not len(rows) or rows.known(self.column, self.id_col) is not None:
+            return None
+        return Reading.of(self.id_col, self.options, self.storage_options)
+
+    def give_up(self, reason: str) -> EmbedPartition:
+        """The same, but no tar is opened and no model loaded: every row gets this reason."""
+        return replace(self, given_up=reason)
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Load the model and say what it is; run on a worker, where the model then stays."""
+        with ENCODERS.lease(self.encoder, self.encoder.build) as encoder:
+            return {self.column: encoder.info.to_dict()}
 
     def __call__(self, frame: Any) -> Any:
         """The frame with the two columns, its rows in the same order.
@@ -81,84 +131,71 @@ class EmbedPartition:
         ImageError
             An image cannot be used, and `on_error` is ``"raise"``.
         """
-        ids = exact_ids(to_array(frame[self.id_col]))
-        urls = to_array(frame[URL_COLUMN]).to_pylist()
-        errors: list[str | None] = [None] * len(ids)
-        if self.given_up is not None:
-            matrix = self._give_up(ids, urls, errors)
-        elif len(ids):
-            first = next((url for url in urls if url is not None), None)
-            with (
-                turn(first, self.storage_options),
-                ENCODERS.lease(self.encoder, self.encoder.build) as encoder,
-            ):
-                spec = LoaderSpec.here(
-                    encoder.transform, self.batch_size, self.num_threads, self.decoder, self.max_pixels
-                )
-                with LOADERS.lease(spec, lambda: Loader(spec)) as loader:
-                    matrix = self._embed(encoder, loader, ids, urls, errors)
-        else:
-            matrix = np.empty((0, 0), np.float32)
-        valid = np.array([error is None for error in errors], bool)
-        errors = keep_reasons(add_status(errors, frame), frame, self.others)
-        return with_columns(
-            frame, {self.column: vectors_to_list(matrix, valid), ERROR_COLUMN: pa.array(errors, pa.string())}
-        )
+        return run_steps((self,), frame)
 
-    def give_up(self, reason: str) -> EmbedPartition:
-        """The same, but no tar is opened and no model loaded: every row gets this reason."""
-        return replace(self, given_up=reason)
-
-    def describe(self) -> EncoderInfo:
-        """Load the model and say what it is; run on a worker, where the model then stays."""
+    @contextmanager
+    def begin(self, rows: Rows) -> Iterator[Work]:
+        """Have the model ready for the images of some rows."""
+        if self.reading(rows) is None:
+            yield _Embedding(self, rows, None)
+            return
         with ENCODERS.lease(self.encoder, self.encoder.build) as encoder:
-            return encoder.info
+            yield _Embedding(self, rows, encoder)
 
-    def _embed(
-        self,
-        encoder: Encoder,
-        loader: Loader,
-        ids: list[Any],
-        urls: list[str | None],
-        errors: list[str | None],
-    ) -> np.ndarray:
-        """float32 (rows, dim), zeros where `errors` has a reason."""
-        matrix = np.zeros((len(ids), encoder.dim), np.float32)
-        images = read_images(
-            ids,
-            urls,
-            self.id_col,
-            use_index_files=self.use_index_files,
-            storage_options=self.storage_options,
-        )
-        # Closed at once also where the model fails: its traceback would keep the loader busy.
-        with closing(loader.load(images)) as batches:  # type: ignore[type-var]
-            for batch in batches:
-                for row, reason in batch.errors.items():
-                    self._fail(row, reason, ids, urls, errors)
-                vectors = encoder(batch.pixels)
-                finite = np.isfinite(vectors).all(axis=1)
-                matrix[batch.positions[finite]] = vectors[finite]
-                for row in batch.positions[~finite]:
-                    self._fail(int(row), encoder.not_finite, ids, urls, errors)
-                report(
-                    images=len(batch.positions) + len(batch.errors),
-                    failed=len(batch.errors) + int((~finite).sum()),
-                )
-        return matrix
 
-    def _give_up(self, ids: list[Any], urls: list[str | None], errors: list[str | None]) -> np.ndarray:
-        for row in range(len(ids)):
-            self._fail(row, str(self.given_up), ids, urls, errors)
-        report(images=0, failed=len(ids))
-        return np.zeros((len(ids), 0), np.float32)
+class _Embedding(Work):
+    """The vectors of the rows of one partition, as they come.
 
-    def _fail(
-        self, row: int, reason: str, ids: list[Any], urls: list[str | None], errors: list[str | None]
-    ) -> None:
-        if self.on_error == "raise":
+    Parameters
+    ----------
+    step
+        Which.
+    rows
+        The rows.
+    encoder
+        None: every row is given up, or its vector known.
+    """
+
+    def __init__(self, step: EmbedPartition, rows: Rows, encoder: Encoder | None) -> None:
+        self._step, self._rows, self._encoder = step, rows, encoder
+        self._matrix = np.zeros((len(rows), 0 if encoder is None else encoder.dim), np.float32)
+        self._reasons: list[str | None] = [step.given_up] * len(rows)
+        if encoder is not None:
+            self.wanted = Wanted(encoder.transform, step.options)
+            return
+        known = rows.known(step.column, step.id_col) if len(rows) and step.given_up is None else None
+        if known is not None:
+            self._matrix, self._reasons = known
+        for row, reason in enumerate(self._reasons):
+            if reason is not None:
+                self._fail(row, reason)
+
+    def take(self, batch: Batch) -> set[int]:
+        """Embed some images."""
+        encoder = self._encoder
+        assert encoder is not None
+        for row, reason in batch.errors.items():
+            self._fail(row, reason)
+        vectors = encoder(batch.pixels)
+        finite = np.isfinite(vectors).all(axis=1)
+        self._matrix[batch.positions[finite]] = vectors[finite]
+        bad = set(batch.positions[~finite].tolist())
+        for row in bad:
+            self._fail(row, encoder.not_finite)
+        return bad
+
+    def finish(self) -> Made:
+        """The vectors, null where there is a reason."""
+        valid = np.array([reason is None for reason in self._reasons], bool)
+        name = self._step.column
+        return Made({name: vectors_to_list(self._matrix, valid)}, {name: self._reasons})
+
+    def _fail(self, row: int, reason: str) -> None:
+        if self._step.on_error == "raise":
+            url = self._rows.column(URL_COLUMN)[row].as_py()
+            key = exact_ids(to_array(self._rows.frame[self._step.id_col]))[row]
             raise ImageError(
-                f"{urls[row]}: image of {self.id_col}={ids[row]!r}: {reason}. With on_error='null' such rows get a"
+                f"{url}: image of {self._step.id_col}={key!r}: {reason}. With on_error='null' such rows get a"
                 " null vector and the run goes on"
             )
-        errors[row] = reason
+        self._reasons[row] = reason

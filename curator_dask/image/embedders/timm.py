@@ -6,13 +6,12 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
 from curator_dask.errors import ConfigError
-from curator_dask.image.embedders.base import ImageEmbedder
-from curator_dask.models.compiling import CompileSetting
-from curator_dask.models.encoders import OUTPUTS, EncoderSpec, TimmSpec
+from curator_dask.image.embedders.base import EmbedderOptions, ImageEmbedder
+from curator_dask.models.encoders import EncoderSpec
+from curator_dask.models.timm import OUTPUTS, TimmSpec
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +28,9 @@ class TimmImageEmbedder(ImageEmbedder):
         with ``config.json`` and ``model.safetensors``, which needs no network.
     pretrained
         Load the weights that belong to the name; False gives random ones.
-    batch_size, num_threads_per_worker, image_embedding_column, normalize_embeddings, autocast, use_index_files
-        See `ImageEmbedder`.
+    *common
+        ``batch_size``, ``num_threads_per_worker``, ``image_embedding_column``, ``normalize_embeddings``, ``autocast``
+        and ``use_index_files`` of `ImageEmbedder`, in this order, or by name.
     output
         ``"auto"``: the projected embedding of a contrastive tower (CLIP, SigLIP and their like), the pooled
         features of anything else. ``"pooled"``, ``"projected"`` and ``"logits"`` choose.
@@ -38,8 +38,8 @@ class TimmImageEmbedder(ImageEmbedder):
         State dict to load over the model; every worker must see the file.
     model_kwargs
         Further arguments of `timm.create_model`, such as ``{"img_size": 336}``.
-    decoder, max_pixels, on_error, compile
-        See `ImageEmbedder`.
+    **options
+        The others of `ImageEmbedder`: ``decoder``, ``max_pixels``, ``on_error``, ``compile``.
 
     Raises
     ------
@@ -51,33 +51,13 @@ class TimmImageEmbedder(ImageEmbedder):
         self,
         model_name: str,
         pretrained: bool = True,
-        batch_size: int = 256,
-        num_threads_per_worker: int = 4,
-        image_embedding_column: str = "image_embedding",
-        normalize_embeddings: bool = True,
-        autocast: bool = True,
-        use_index_files: bool = True,
-        *,
+        *common: Any,
         output: str = "auto",
-        checkpoint_path: str | os.PathLike | None = None,
+        checkpoint_path: str | os.PathLike[str] | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
-        decoder: str = "dali",
-        max_pixels: int = DEFAULT_MAX_PIXELS,
-        on_error: str = "null",
-        compile: CompileSetting = "auto",
+        **options: Unpack[EmbedderOptions],
     ) -> None:
-        super().__init__(
-            batch_size,
-            num_threads_per_worker,
-            image_embedding_column,
-            normalize_embeddings,
-            autocast,
-            use_index_files,
-            decoder=decoder,
-            max_pixels=max_pixels,
-            on_error=on_error,
-            compile=compile,
-        )
+        super().__init__(*common, **options)
         if output not in OUTPUTS:
             raise ConfigError(f"output={output!r}: expected one of {', '.join(OUTPUTS)}")
         if not isinstance(model_name, str) or not model_name:
@@ -119,7 +99,7 @@ class TimmImageEmbedder(ImageEmbedder):
         )
 
 
-def _absolute_path(path: str | os.PathLike) -> str:
+def _absolute_path(path: str | os.PathLike[str]) -> str:
     """A worker may have another working directory than the client."""
     return str(Path(path).expanduser().absolute())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import time
 from typing import Any
@@ -20,7 +21,9 @@ from curator_dask.models.compiling import CompileSetting
 from curator_dask.models.encoders import Encoder, EncoderInfo, EncoderSpec
 from curator_dask.models.hub import CLIP_L14
 from curator_dask.stages.base import Names, ProcessingStage
-from curator_dask.tasks import ImageBatch, ImageObject
+from curator_dask.tasks import EMBEDDING, ImageBatch, ImageObject, set_vector, vector_of
+
+logger = logging.getLogger("curator_dask")
 
 
 class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
@@ -40,7 +43,7 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
         Images a forward pass, at most. Halved when the device runs out of memory; on a CPU no more than 16 for each
         of the worker's threads, which is as fast and takes less memory.
     verbose
-        Print batches and rates.
+        Log batches and rates.
     remove_image_data
         Set ``image_data`` to None as soon as it is not needed any more.
     model_name
@@ -49,6 +52,9 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
         Run the model in bf16 or fp16 where that is fast and precise enough; vectors are float32 all the same.
     compile
         See `curator_dask.image.embedders.base.ImageEmbedder`.
+    embedding_field
+        Where the vector goes. For a second model in the same pipeline another than ``"embedding"``: a field of the
+        image's metadata, and the name of its column.
 
     Raises
     ------
@@ -63,7 +69,7 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
 
     def __init__(
         self,
-        model_dir: str | os.PathLike | None = None,
+        model_dir: str | os.PathLike[str] | None = None,
         num_gpus_per_worker: float = 0.25,
         model_inference_batch_size: int = 32,
         verbose: bool = False,
@@ -72,6 +78,7 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
         model_name: str = CLIP_L14,
         autocast: bool = True,
         compile: CompileSetting = "auto",
+        embedding_field: str = EMBEDDING,
     ) -> None:
         size = model_inference_batch_size
         check_counts(model_inference_batch_size=size)
@@ -84,6 +91,9 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
         self.model_name = same.model_name
         self.autocast = autocast
         self.compile = compile
+        if not isinstance(embedding_field, str) or not embedding_field:
+            raise ConfigError(f"embedding_field={embedding_field!r}: expected a name")
+        self.embedding_field = embedding_field
         self._resize: BatchResize | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,7 +105,7 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
 
     def outputs(self) -> Names:
         """Their vectors."""
-        return ["data"], ["embedding"]
+        return ["data"], [self.embedding_field]
 
     def removes(self) -> list[str]:
         """The pixels, if they are not to be kept."""
@@ -109,7 +119,8 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
         """Load the model on this worker, where it then stays, and say what it is."""
         spec = self.encoder_spec()
         with ENCODERS.lease(spec, spec.build) as encoder:
-            return encoder.info
+            info: EncoderInfo = encoder.info
+        return info
 
     def setup_on_node(self, node_info: Any = None, worker_metadata: Any = None) -> None:
         """Have the weights on this machine.
@@ -135,7 +146,9 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
             self.setup()
         assert self._resize is not None
         started = time.monotonic()
-        images = [image for image in task.data if _can_be_embedded(image)]
+        # An image that has its vector already is not embedded again.
+        lacking = [image for image in task.data if vector_of(image, self.embedding_field) is None]
+        images = [image for image in lacking if _can_be_embedded(image)]
         # Batches of one size: a last one of a few images would leave a GPU idle.
         count = -(-len(images) // self.model_inference_batch_size)
         ends = [len(images) * number // max(count, 1) for number in range(count + 1)]
@@ -152,10 +165,12 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
                     self._embed(encoder, before, *finish())
         if self.verbose:
             seconds = max(time.monotonic() - started, 1e-9)
-            print(
-                f"{task.task_id}: {len(images)} images embedded in {seconds:.2f} s,"
-                f" {len(images) / seconds:.1f} images/s",
-                flush=True,
+            logger.info(
+                "%s: %d images embedded in %.2f s, %.1f images/s",
+                task.task_id,
+                len(images),
+                seconds,
+                len(images) / seconds,
             )
         return task
 
@@ -171,10 +186,12 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
         for number, reason in bad.items():
             images[number].error = reason
         for image, vector, finite in zip(good, vectors, np.isfinite(vectors).all(axis=1), strict=True):
-            if finite:
-                image.embedding = vector
-            else:
+            if not finite and self.embedding_field == EMBEDDING:
                 image.error = encoder.not_finite
+            elif not finite:  # it costs this vector alone
+                image.errors[self.embedding_field] = encoder.not_finite
+            else:
+                set_vector(image, self.embedding_field, vector)
         if self.remove_image_data:
             for image in images:
                 image.image_data = None

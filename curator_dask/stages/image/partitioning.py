@@ -14,7 +14,7 @@ from curator_dask.tasks import FileGroupTask, Task
 from curator_dask.webdataset.shards import ShardSet, discover
 
 
-class FilePartitioningStage(ProcessingStage[Task, FileGroupTask]):
+class FilePartitioningStage(ProcessingStage[Task[Any], FileGroupTask]):
     """Finds the shards of a dataset; each group of them becomes one Dask task. First stage of a pipeline.
 
     Runs on the client, where a directory of 100,000 shards costs one listing.
@@ -43,7 +43,7 @@ class FilePartitioningStage(ProcessingStage[Task, FileGroupTask]):
 
     def __init__(
         self,
-        file_paths: str | os.PathLike | Sequence[str | os.PathLike],
+        file_paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         files_per_partition: int | None = None,
         *,
         file_extensions: Sequence[str] | None = None,
@@ -82,7 +82,7 @@ class FilePartitioningStage(ProcessingStage[Task, FileGroupTask]):
             return found
         return replace(found, shards=found.shards[: self.limit * self.files_per_partition])
 
-    def process(self, task: Task | None = None) -> list[FileGroupTask]:
+    def process(self, task: Task[Any] | None = None) -> list[FileGroupTask]:
         """The groups, whatever the task."""
         found = self.find()
         urls, size = [shard.url for shard in found.shards], self.files_per_partition

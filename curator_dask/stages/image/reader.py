@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,16 @@ from curator_dask.cluster.progress import report
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.datasets.image_text_pair import check_options
 from curator_dask.decode.loader import Loader
-from curator_dask.decode.spec import DEFAULT_MAX_PIXELS, LoaderSpec, check_counts, check_decoder
+from curator_dask.decode.spec import DEFAULT_MAX_PIXELS, ImageOptions, LoaderSpec, check_counts
 from curator_dask.frames.columns import embedding_columns, to_array
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.rows.ids import exact_ids
 from curator_dask.rows.images import add_status, read_images, values_of, vectors_of
 from curator_dask.stages.base import Names, ProcessingStage
 from curator_dask.tasks import FileGroupTask, ImageBatch, ImageObject
-from curator_dask.webdataset.index import key_text
+from curator_dask.webdataset.samples import key_text
+
+logger = logging.getLogger("curator_dask")
 
 
 class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
@@ -33,7 +36,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
     dali_batch_size
         Decoded images in a batch, at most: large ones fill it sooner (at about 200 MB of pixels).
     verbose
-        Print each batch.
+        Log each batch.
     num_threads
         Threads that decode, at most; on a CPU no more than the worker's share of the cores are used.
     num_gpus_per_worker
@@ -69,18 +72,25 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
         batch_size: int | None = None,
     ) -> None:
         dali_batch_size = dali_batch_size if batch_size is None else batch_size
-        check_counts(dali_batch_size=dali_batch_size, num_threads=num_threads, max_pixels=max_pixels)
-        check_decoder(decoder)
-        check_options(id_col, metadata)
+        check_counts(dali_batch_size=dali_batch_size)
         self.dali_batch_size = dali_batch_size
         self.verbose = verbose
         self.num_threads = num_threads
         self.num_gpus_per_worker = num_gpus_per_worker
+        check_options(id_col, metadata)
         self.id_col = id_col
         self.metadata = metadata
         self.decoder = decoder
         self.max_pixels = max_pixels
         self.use_index_files = use_index_files
+        _ = self.options  # checks them
+
+    @property
+    def options(self) -> ImageOptions:
+        """How images are read, decoded and put into batches."""
+        return ImageOptions(
+            self.dali_batch_size, self.num_threads, self.decoder, self.max_pixels, self.use_index_files
+        )
 
     def inputs(self) -> Names:
         """Groups of shards."""
@@ -138,7 +148,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
             found_as=found_as,
         )
         make = _Maker(reading, ids, urls, self.rows(frame), found_as)
-        spec = LoaderSpec.here(None, self.dali_batch_size, self.num_threads, self.decoder, self.max_pixels)
+        spec = LoaderSpec.here((None,), [self.options])
         with LOADERS.lease(spec, lambda: Loader(spec)) as loader:
             for number, batch in enumerate(loader.load(images)):
                 started = time.monotonic()
@@ -201,7 +211,11 @@ def _with_status(errors: Mapping[int, str], frame: Any) -> dict[int, str]:
 
 
 def _say(url: str | None, number: int, images: int, failed: int, seconds: float) -> None:
-    print(
-        f"{url} batch {number}: {images} images, {failed} failed; the stages after it took {seconds:.2f} s",
-        flush=True,
+    logger.info(
+        "%s batch %d: %d images, %d failed; the stages after it took %.2f s",
+        url,
+        number,
+        images,
+        failed,
+        seconds,
     )

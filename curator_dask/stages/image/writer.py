@@ -41,7 +41,7 @@ class ImageParquetWriterStage(Stage):
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         fields: Sequence[str] | Mapping[str, str | pa.DataType | None] | None = None,
         *,
         image_embedding_column: str = "image_embedding",

@@ -1,0 +1,105 @@
+"""What made a file: the record that every Parquet file of an output carries.
+
+It is a JSON object under the key ``curator_dask`` of the file's key-value metadata; this module alone knows its form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+METADATA_KEY = b"curator_dask"
+#: Of the record's form. Files without a number are of the first.
+VERSION = 1
+
+_KINDS: dict[str, type] = {
+    "str": str,
+    "str | None": str,
+    "int": int,
+    "tuple[str, ...]": list,
+    "Mapping[str, Any]": dict,
+    "Mapping[str, Any] | None": dict,
+}
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What made a file.
+
+    Attributes
+    ----------
+    fingerprint
+        Of all that decided the content. Empty where something was given up, so that a rerun makes the file again.
+    complete_as
+        What the fingerprint is once rows that were given up have been tried again.
+    rows
+        How many the file was written with.
+    id_col
+        Column of the keys.
+    shard
+        State of the shard: ``url``, ``rows`` (start and stop), and ``tar`` and ``parquet`` as `FileStamp` has them;
+        None where partitions were mixed.
+    dataset
+        Where partitions were mixed, a digest of all shards that they came from, if these are known.
+    source
+        ``"parquet"`` or ``"tar"``: where the rows came from.
+    embeddings
+        By column, what made its vectors (`curator_dask.models.encoders.EncoderInfo` as a dict).
+    settings
+        By column, the arguments that make its embedder again; null for one of the user's own.
+    read_by
+        By column of vectors, what decided them besides model and shard (`curator_dask.runs.step.Step.read_by`).
+    derived
+        What was made of vectors or pixels by what the file does not hold, by name: functions, and columns of steps.
+        It cannot be made again from the file alone.
+    remarks
+        What was noticed of the shards on the way (`curator_dask.rows.remarks`).
+    report
+        What the file came to, as `curator_dask.runs.reports.report_of` makes it; None where rows have been tried
+        again since.
+    version
+        Of the record's form.
+    """
+
+    fingerprint: str
+    complete_as: str = ""
+    rows: int = -1
+    id_col: str | None = None
+    shard: Mapping[str, Any] | None = None
+    dataset: str | None = None
+    source: str | None = None
+    embeddings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    read_by: Mapping[str, Any] = field(default_factory=dict)
+    derived: tuple[str, ...] = ()
+    remarks: Mapping[str, Any] = field(default_factory=dict)
+    report: Mapping[str, Any] | None = None
+    version: int = VERSION
+
+    @classmethod
+    def parse(cls, metadata: Mapping[bytes, bytes] | None) -> FileRecord | None:
+        """The record in the key-value metadata of a file, or of its schema; None if there is none that can be read."""
+        try:
+            stored = json.loads((metadata or {}).get(METADATA_KEY, b"null"))
+        except ValueError:
+            return None
+        if not isinstance(stored, dict):
+            return None
+        found: dict[str, Any] = {"fingerprint": ""}
+        for each in fields(cls):
+            value = stored.get(each.name)
+            # What a later version, or somebody else, has put into a field's place is not taken.
+            if isinstance(value, _KINDS[str(each.type)]):
+                found[each.name] = tuple(value) if isinstance(value, list) else value
+        return cls(**found)
+
+    def to_metadata(self) -> dict[bytes, bytes]:
+        """The record as an entry of a file's key-value metadata."""
+        return {METADATA_KEY: json.dumps(vars(self), sort_keys=True).encode()}
+
+    @property
+    def url(self) -> str | None:
+        """The shard's."""
+        return (self.shard or {}).get("url")

@@ -1,0 +1,138 @@
+"""timm's models as encoders: which output is the embedding, and what the model expects of an image."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from curator_dask.decode.transforms import TransformSpec
+from curator_dask.errors import ConfigError
+from curator_dask.models.encoders import Encoder, ModelSpec
+from curator_dask.models.weights import create_timm_model
+
+OUTPUTS = ("auto", "pooled", "projected", "logits")
+
+#: Names, in timm's architectures and tags, of image towers that were trained against text.
+_CONTRASTIVE = re.compile(r"(clip|siglip|pe_core|tipsv2)")
+#: Class counts of the classifiers that timm carries: ImageNet-1k, -12k, -21k, -22k and their variants.
+_CLASSIFIER_HEADS = frozenset({0, 1000, 10450, 11221, 11821, 19168, 21841, 21842, 21843})
+
+
+@dataclass(frozen=True)
+class TimmSpec(ModelSpec):
+    """Everything that decides what a timm model makes of an image.
+
+    Attributes
+    ----------
+    model_name, pretrained, checkpoint_path
+        See `create_timm_model`.
+    model_kwargs
+        Sorted (name, value) pairs for `timm.create_model`.
+    output
+        One of `OUTPUTS`.
+    autocast, normalize, compile
+        See `Encoder`.
+    """
+
+    pretrained: bool = True
+    checkpoint_path: str | None = None
+    model_kwargs: tuple[tuple[str, Any], ...] = ()
+    output: str = "auto"
+
+    def build(self) -> Encoder:
+        """Make the encoder on this process's device.
+
+        Raises
+        ------
+        ConfigError
+            The model has no such output, or takes images with other than three channels.
+        WeightsError
+            The weights cannot be had.
+        """
+        from timm.data import resolve_data_config
+
+        kwargs = dict(self.model_kwargs)
+        model = create_timm_model(self.model_name, self.pretrained, self.checkpoint_path, kwargs)
+        if not hasattr(model, "num_classes"):  # features_only=True gives a list of feature maps
+            raise ConfigError(
+                f"{self.model_name}: with model_kwargs={kwargs!r} timm gives a {type(model).__name__}; expected a"
+                " model that gives one vector an image"
+            )
+        config: Mapping[str, Any] = model.pretrained_cfg
+        output = choose_output(self.output, config, model.num_classes, self.model_name)
+        if output == "pooled" and model.num_classes:
+            model.reset_classifier(0)
+        size = kwargs.get("img_size")
+        overrides = (
+            {} if size is None else {"input_size": (3, *((size, size) if isinstance(size, int) else size))}
+        )
+        data_config = resolve_data_config(overrides, pretrained_cfg=config)
+        channels = kwargs.get("in_chans", data_config["input_size"][0])
+        if channels != 3:
+            raise ConfigError(f"{self.model_name} takes {channels} channels; expected 3 (RGB)")
+        return Encoder(
+            model,
+            TransformSpec.from_timm(data_config),
+            name=" ".join(
+                [config["architecture"], *(f"{key}={value!r}" for key, value in self.model_kwargs)]
+            ),
+            source=self.model_name,
+            output=output,
+            normalize=self.normalize,
+            autocast=self.autocast,
+            compile=self.compile,
+            owned=True,
+        )
+
+
+def choose_output(wanted: str, config: Mapping[str, Any], num_classes: int, name: str) -> str:
+    """Settle ``"auto"``, and refuse an output that the model does not have.
+
+    A contrastive tower (CLIP and its like) ends in a projection that timm keeps as the model's head: its
+    embedding is the projected one. SigLIP has no projection: its pooled output is its embedding. A classifier's
+    head gives logits; its embedding is what comes before.
+
+    Parameters
+    ----------
+    wanted
+        One of `OUTPUTS`.
+    config
+        timm's ``pretrained_cfg`` of the model.
+    num_classes
+        Outputs of the model's head as built; 0 if it has none.
+    name
+        Name for messages.
+
+    Returns
+    -------
+    ``"pooled"``, ``"projected"`` or ``"logits"``.
+    """
+    projects = num_classes in projection_dims(config)
+    if wanted == "auto":
+        return "projected" if projects else "pooled"
+    if wanted == "projected" and not projects:
+        raise ConfigError(
+            f"{name}: output='projected' needs a contrastive tower with a projection (CLIP and its like); this"
+            f" model's head {'has ' + str(num_classes) + ' classes' if num_classes else 'is absent'}."
+            " Use output='pooled'"
+        )
+    if wanted == "logits" and (projects or not num_classes):
+        raise ConfigError(
+            f"{name}: output='logits' needs a classifier; this model"
+            f" {'ends in a projection' if projects else 'has no head'}. Use output='auto'"
+        )
+    return wanted
+
+
+def projection_dims(config: Mapping[str, Any]) -> set[int]:
+    """Widths that timm registers for the projection of this architecture; empty if it is no contrastive tower."""
+    from timm.models import get_pretrained_cfg, list_pretrained
+
+    architecture, tag = config.get("architecture") or "", config.get("tag") or ""
+    if not _CONTRASTIVE.search(f"{architecture}.{tag}"):
+        return set()
+    tags = [name for name in list_pretrained(f"{architecture}.*") if _CONTRASTIVE.search(name)]
+    registered = filter(None, map(get_pretrained_cfg, tags))
+    return {config.num_classes for config in registered} - _CLASSIFIER_HEADS

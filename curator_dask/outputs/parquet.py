@@ -1,0 +1,86 @@
+"""`ParquetSink`: one Parquet file a partition, each there whole or not at all, and known by its fingerprint."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from curator_dask.frames.parquet import remove_leftovers
+from curator_dask.outputs.lock import RunLock
+from curator_dask.outputs.planning import (
+    FORMERLY,
+    check_own_files,
+    find_strays,
+    find_unfinished,
+    list_files,
+    plan_schema,
+    plan_targets,
+)
+from curator_dask.outputs.writing import Output, WritePartition
+from curator_dask.runs.sink import Job, Plan
+from curator_dask.runs.summary import SaveSummary
+from curator_dask.storage import is_remote, remove
+
+
+@dataclass(frozen=True)
+class ParquetSink:
+    """Writes each partition as a Parquet file that is named after its shard.
+
+    Attributes
+    ----------
+    output
+        Where the files are.
+    """
+
+    output: Output
+
+    @property
+    def place(self) -> str:
+        """The folder."""
+        return self.output.folder
+
+    def open(self) -> AbstractContextManager[Any]:
+        """Keep other runs out of the folder."""
+        return RunLock(self.output.folder, self.output.options)
+
+    def plan(self, job: Job) -> Plan:
+        """The file of each partition, and which of them are finished.
+
+        Raises
+        ------
+        OutputError
+            Something would be replaced that `overwrite` does not allow to replace.
+        """
+        output = self.output
+        schema = plan_schema(job)
+        targets = plan_targets(job, output, schema)
+        self._remove_leftovers()
+        there = list_files(output)
+        targets, todo, remarks = find_unfinished(targets, there, schema, job, output)
+        if output.in_place and not output.overwrite:
+            check_own_files(job.lineage, targets, schema)
+        strays = find_strays(job.lineage, targets, there, output)
+        writer = WritePartition(
+            schema,
+            output,
+            job.id_col,
+            {name: {k: v for k, v in info.items() if k != FORMERLY} for name, info in job.made.items()},
+            job.arguments,
+            job.input_options,
+            derived=job.derived,
+            read_by=job.read_by,
+        )
+        return Plan(targets, todo, writer, remarks, strays)
+
+    def close(self, plan: Plan, summary: SaveSummary) -> None:
+        """Remove what dead workers have left, and, when all is written, files of the same rows in other partitions."""
+        if plan.todo:
+            self._remove_leftovers()
+        if not summary.failed_shards:
+            for stray in plan.strays:
+                remove(stray, self.output.options)
+
+    def _remove_leftovers(self) -> None:
+        if not is_remote(self.output.folder):
+            remove_leftovers(self.output.folder)

@@ -1,0 +1,80 @@
+"""Why a row has no vector: a kind, and a text that begins with it; in ``image_error`` as one line of text.
+
+This module alone knows how reasons stand in that column: ``kind: details``, or ``[column] kind: details`` where only
+some of a row's columns lack their value, several of these with ``; `` between them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+#: There is no image: no sample of the row's key, no image in the sample, no shard.
+MISSING = "missing"
+#: Workers died while they worked on the shard.
+GAVE_UP = "gave up"
+#: The model gave NaN or infinity.
+NOT_FINITE = "not finite"
+
+_COLUMN = re.compile(r"(?:^|; )\[(?P<column>[^\[\]]+)\] ")
+
+
+class Reason(NamedTuple):
+    """Why a row lacks a value.
+
+    Attributes
+    ----------
+    kind
+        A few words by which reasons are counted, such as ``"missing"`` or ``"too large"``.
+    text
+        The whole reason; it begins with the kind.
+    column
+        That lacks it; None: all that steps make.
+    """
+
+    kind: str
+    text: str
+    column: str | None = None
+
+    @classmethod
+    def of(cls, text: str, column: str | None = None) -> Reason:
+        """The reason that a text is: its kind is what stands before the first colon, or parenthesis."""
+        return cls(text.partition(":")[0].partition(" (")[0], text, column)
+
+    @property
+    def label(self) -> str:
+        """By which it is counted: the kind, and the column where it is one column's alone."""
+        return self.kind if self.column is None else f"{self.kind} ({self.column})"
+
+
+def reasons_in(stored: str | None) -> list[Reason]:
+    """The reasons in a value of ``image_error``; none where it is null."""
+    if stored is None:
+        return []
+    found = list(_COLUMN.finditer(stored))
+    if not found or found[0].start():
+        return [Reason.of(stored)]
+    ends = [each.start() for each in found[1:]] + [len(stored)]
+    return [
+        Reason.of(stored[each.end() : end], each["column"]) for each, end in zip(found, ends, strict=True)
+    ]
+
+
+def as_stored(reasons: Mapping[str, str | None]) -> str | None:
+    """The value of ``image_error`` of a row.
+
+    Parameters
+    ----------
+    reasons
+        Why each of the columns that can fail has no value; None where it has one.
+    """
+    texts = {column: text for column, text in reasons.items() if text is not None}
+    if len(texts) == len(reasons) and len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"[{column}] {text}" for column, text in texts.items()) or None
+
+
+def reason_for(column: str, reasons: Iterable[Reason]) -> str | None:
+    """What reasons say of a column: those of all columns are its reasons, too."""
+    return next((each.text for each in reasons if each.column in (None, column)), None)

@@ -1,0 +1,175 @@
+"""One pass over a shard: its images are read once and decoded once, whatever steps want of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from curator_dask.cache import ENCODERS, LOADERS
+from curator_dask.cluster.progress import report
+from curator_dask.decode.loader import Loader
+from curator_dask.decode.spec import LoaderSpec
+from curator_dask.frames.columns import embedding_columns, to_array
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
+from curator_dask.rows.ids import exact_ids
+from curator_dask.rows.images import add_status, read_images
+from curator_dask.rows.reasons import as_stored, reason_for, reasons_in
+from curator_dask.rows.remarks import current_remarks
+from curator_dask.runs.step import Reading, Rows, SharingStep, Work
+from curator_dask.runs.turns import turn
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Several steps over the rows of a partition, with one reading and one decoding of its images.
+
+    Attributes
+    ----------
+    steps
+        In their order: each sees the columns of those before it.
+    """
+
+    steps: tuple[SharingStep, ...]
+
+    @property
+    def recipes(self) -> tuple[tuple[Any, ...], ...]:
+        """Those of the steps."""
+        return tuple(step.recipe for step in self.steps)
+
+    #: The steps of a pass keep all rows: others are not taken into one.
+    keeps_rows = True
+
+    def give_up(self, reason: str) -> Pass:
+        """The same without the work that kills workers."""
+        return Pass(tuple(step.give_up(reason) for step in self.steps))  # type: ignore[misc]
+
+    def __call__(self, frame: Any) -> Any:
+        """The frame with the columns of all steps."""
+        return run_steps(self.steps, frame)
+
+
+def run_steps(steps: Sequence[SharingStep], frame: Any) -> Any:
+    """The rows of a partition with the columns that steps make, in the same order.
+
+    Raises
+    ------
+    ShardError
+        A shard cannot be read at all, or what a step made is not what it promised.
+    ImageError
+        An image cannot be used, and a step says that this ends the run.
+    """
+    rows = Rows(frame)
+    current_remarks()  # made here, so that the threads that read add to them
+    readings = [step.reading(rows) for step in steps]
+    first = next((reading for reading in readings if reading is not None), None)
+    reasons: dict[str, list[str | None]] = {}
+    with ExitStack() as stack:
+        if first is not None and len(rows):
+            urls = to_array(frame[URL_COLUMN]).to_pylist()
+            url = next((url for url in urls if url is not None), None)
+            stack.enter_context(turn(url, first.storage_options))
+        ENCODERS.reserve(len(steps))
+        works = [stack.enter_context(step.begin(rows)) for step in steps]
+        if first is not None and len(rows):
+            _read(rows, urls, list(zip(readings, steps, works, strict=True)))
+        for work in works:
+            made = work.finish()
+            rows.add(made.columns)
+            reasons |= {name: add_status(each, frame) for name, each in made.reasons.items()}
+    if reasons:
+        if first is None:  # given up, or known: nobody has counted
+            failed = sum(any(row) for row in zip(*reasons.values(), strict=True))
+            report(images=len(rows) - failed, failed=failed)
+        rows.add({ERROR_COLUMN: pa.array(_merged(reasons, frame), pa.string())})
+    return rows.finished()
+
+
+def _read(
+    rows: Rows, urls: list[str | None], parts: Sequence[tuple[Reading | None, SharingStep, Work]]
+) -> None:
+    """Give every step the images that it wants; those that read alike share it."""
+    failed: set[int] = set()
+    counted = False
+    waiting = [part for part in parts if part[0] is not None]
+    while waiting:
+        reading = next((part for part in waiting if part[2].wanted is not None), waiting[0])[0]
+        assert reading is not None
+        alike = [part for part in waiting if _shares(part[0], part[2], reading)]
+        waiting = [part for part in waiting if part not in alike]
+        ids = exact_ids(rows.column(reading.id_col))
+        images: Iterator[tuple[int, Any]] = read_images(
+            ids,
+            urls,
+            reading.id_col,
+            use_index_files=reading.use_index_files,
+            storage_options=reading.storage_options,
+        )
+        tasters = [work for _, step, work in alike if "bytes" in step.needs]
+        if tasters:
+            images = _tasted(images, tasters)
+        viewers = [work for _, _, work in alike if work.wanted is not None]
+        for done, newly in _decoded(images, reading, viewers):
+            fresh = newly - failed
+            failed |= fresh
+            report(images=0 if counted else done, failed=len(fresh))
+        counted = True
+
+
+def _shares(own: Reading | None, work: Work, reading: Reading) -> bool:
+    """Whether a reading serves a work: who wants bytes alone does not mind how they are decoded."""
+    assert own is not None
+    if work.wanted is None:
+        own = replace(own, decoder=reading.decoder, max_pixels=reading.max_pixels)
+    return own == reading
+
+
+def _decoded(
+    images: Iterator[tuple[int, Any]], reading: Reading, works: Sequence[Work]
+) -> Iterator[tuple[int, set[int]]]:
+    """Images done and rows that failed, batch after batch."""
+    if not works:
+        for row, image in images:
+            yield 1, {row} if isinstance(image, Exception) else set()
+        return
+    wanted = [work.wanted for work in works if work.wanted is not None]
+    spec = LoaderSpec.here(
+        tuple(each.transform for each in wanted),
+        [each.options for each in wanted],
+    )
+    with (
+        LOADERS.lease(spec, lambda: Loader(spec)) as loader,
+        # Closed at once also where a model fails: its traceback would keep the loader busy.
+        closing(loader.load(images)) as batches,
+    ):
+        for batch in batches:
+            newly = {*works[batch.which].take(batch), *batch.errors}
+            # Each image comes once for each of the works.
+            yield (0 if batch.which else len(batch.positions) + len(batch.errors)), newly
+
+
+def _tasted(images: Iterator[tuple[int, Any]], works: Sequence[Work]) -> Iterator[tuple[int, Any]]:
+    for row, image in images:
+        for work in works:
+            work.take_bytes(row, image)
+        yield row, image
+
+
+def _merged(reasons: dict[str, list[str | None]], frame: Any) -> list[str | None]:
+    """``image_error`` of each row: what the steps say, and what is there for other vectors that are null."""
+    others = [name for name in embedding_columns(frame) if name not in reasons]
+    if not others or ERROR_COLUMN not in frame.columns:
+        return [
+            as_stored(dict(zip(reasons, row, strict=True))) for row in zip(*reasons.values(), strict=True)
+        ]
+    before = to_array(frame[ERROR_COLUMN]).to_pylist()
+    lacking = {name: to_array(frame[name]).is_null().to_pylist() for name in others}
+    merged = []
+    for number, stored in enumerate(before):
+        old = reasons_in(stored)
+        said = {name: reason_for(name, old) if lacking[name][number] else None for name in others}
+        merged.append(as_stored({**said, **{name: each[number] for name, each in reasons.items()}}))
+    return merged

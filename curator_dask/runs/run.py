@@ -1,0 +1,139 @@
+"""A run: what a frame says is done to all its partitions, and what comes of it goes to a sink."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dask.dataframe as dd
+
+from curator_dask.cluster.workers import current_client, set_up_workers
+from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.runs.describing import load_models
+from curator_dask.runs.groups import Groups, Layout
+from curator_dask.runs.lineage import replace_functions, trace
+from curator_dask.runs.settle import FrameTasks, ShardTasks, Tasks, run_targets, write_graph
+from curator_dask.runs.shardwise import shard_function
+from curator_dask.runs.sink import Job, Plan, Sink, Writer
+from curator_dask.runs.state import clear_stages
+from curator_dask.runs.step import GivesUp, Step
+from curator_dask.runs.summary import SaveSummary
+from curator_dask.storage import Options
+
+logger = logging.getLogger("curator_dask")
+
+
+def run(
+    frame: dd.DataFrame,
+    earlier_steps: Sequence[Step],
+    sink: Sink,
+    *,
+    kept: Sequence[str],
+    id_col: str,
+    input_options: Options = None,
+    layout: Layout | None = None,
+) -> tuple[SaveSummary, list[Mapping[str, Any]]]:
+    """Compute every partition of a frame that a sink lacks, and hand it to the sink.
+
+    Parameters
+    ----------
+    frame
+        Not computed.
+    earlier_steps
+        That made columns which the frame's own graph does not show any more, since it was persisted.
+    sink
+        Where the rows go.
+    kept
+        The columns that are wanted, in their order.
+    id_col
+        Column of the keys.
+    input_options
+        For fsspec, where the dataset is in a store.
+    layout
+        Of the tasks.
+
+    Returns
+    -------
+    summary
+        Counts, times and failures; it is also logged.
+    rows
+        What the sink's writer gave for each partition that was done, in their order.
+
+    Raises
+    ------
+    CuratorError
+        What would happen to every shard.
+    """
+    started = time.monotonic()
+    client = current_client()
+    if client is not None:
+        set_up_workers(client)
+    summary = SaveSummary(sink.place)
+    done: dict[int, Mapping[str, Any]] = {}
+    try:
+        with sink.open():
+            lineage = trace(frame)
+            columns = {*frame.columns, ERROR_COLUMN}
+            earlier = [step for step in earlier_steps if columns >= {*step.columns}]
+            steps = {tuple(step.columns): step for step in (*earlier, *lineage.steps)}
+            job = Job(
+                frame,
+                lineage,
+                tuple(steps.values()),
+                load_models(list(steps.values()), kept, client),
+                tuple(kept),
+                id_col,
+                input_options,
+            )
+            plan = sink.plan(job)
+            summary.skipped = len(plan.targets) - len(plan.todo)
+            summary.add_remarks(plan.remarks)
+            summary.startup_seconds = time.monotonic() - started
+            if plan.todo:
+                tasks = _tasks(job, plan, layout or Layout(), client)
+                targets = [plan.targets[number] for number in plan.todo]
+                run_targets(tasks, client, targets, summary, done.__setitem__)
+            sink.close(plan, summary)
+    finally:
+        clear_stages(client)
+    summary.seconds = time.monotonic() - started
+    logger.info("%s", summary)
+    return summary, [done[number] for number in sorted(done)]
+
+
+def _tasks(job: Job, plan: Plan, layout: Layout, client: Any) -> Tasks:
+    """How the targets of a plan are done: from the range of a shard where there is one, else as Dask lays it out."""
+    lineage, targets = job.lineage, plan.targets
+    function = shard_function(lineage)
+    if function is None:
+
+        def written(reason: str | None) -> dd.DataFrame:
+            writer: Any = plan.writer if reason is None else plan.writer.give_up(reason)
+            return write_graph(_given_up(job.frame, reason), targets, plan.todo, writer)
+
+        apart = lineage.ranges is not None
+        return FrameTasks(written(None), written, apart, client, layout.resources)
+
+    assert lineage.ranges is not None
+    ranges = [lineage.ranges[number] for number in plan.todo]
+
+    def groups(reason: str | None) -> Groups:
+        done = function if reason is None else shard_function(trace(_given_up(job.frame, reason)))
+        writer: Writer = plan.writer if reason is None else plan.writer.give_up(reason)
+        assert done is not None
+        return layout.groups(done, writer, ranges, [targets[number] for number in plan.todo], client)
+
+    return ShardTasks(groups, client, layout.resources)
+
+
+def _given_up(frame: dd.DataFrame, reason: str | None) -> dd.DataFrame:
+    if reason is None:
+        return frame
+    return replace_functions(frame, functools.partial(_give_up, reason))
+
+
+def _give_up(reason: str, function: Any) -> Any:
+    return function.give_up(reason) if isinstance(function, GivesUp) else function

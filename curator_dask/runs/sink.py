@@ -1,0 +1,160 @@
+"""Where finished rows go: the contract of a sink, and what a run tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import dask.dataframe as dd
+import pandas as pd
+
+from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.rows.known import KnownVectors
+from curator_dask.runs.lineage import Lineage
+from curator_dask.runs.step import Step
+from curator_dask.runs.summary import SaveSummary
+from curator_dask.runs.targets import Target
+from curator_dask.storage import Options
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done, as a sink needs to know it.
+
+    Attributes
+    ----------
+    frame
+        Not computed.
+    lineage
+        Its own.
+    steps
+        That make columns of it.
+    described
+        What makes each column of vectors (`Step.describe`).
+    kept
+        The columns that are wanted, in their order.
+    id_col
+        Column of the keys.
+    input_options
+        For fsspec, where the dataset is in a store.
+    """
+
+    frame: dd.DataFrame
+    lineage: Lineage
+    steps: tuple[Step, ...]
+    described: Mapping[str, Mapping[str, Any]]
+    kept: tuple[str, ...]
+    id_col: str
+    input_options: Options = None
+
+    @property
+    def made(self) -> dict[str, Mapping[str, Any]]:
+        """What makes the columns of vectors that are kept."""
+        return {name: info for name, info in self.described.items() if name in self.kept}
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        """What was made of vectors or pixels besides: functions of the frame, and columns of steps, by name."""
+        columns: list[str] = []
+        vectors = False
+        for step in self.steps:
+            vectors = vectors or any(name in self.described for name in step.columns)
+            if vectors and step.needs != {"bytes"}:
+                columns += [name for name in step.columns if name in self.kept and name not in self.described]
+        return (*self.lineage.derived, *(name for name in columns if name != ERROR_COLUMN))
+
+    @property
+    def read_by(self) -> dict[str, str]:
+        """By column of these that can be taken over, what decides its vectors besides model and shard."""
+        return {
+            name: how
+            for step in self.steps
+            for name, how in step.read_by.items()
+            if name in self.described and name in self.kept
+        }
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """By column of these, the arguments that make it again."""
+        return {
+            name: given
+            for step in self.steps
+            for name, given in step.arguments.items()
+            if name in self.described and name in self.kept
+        }
+
+
+@dataclass
+class Plan:
+    """What a sink has to do of a job.
+
+    Attributes
+    ----------
+    targets
+        One a partition, in the order of the partitions.
+    todo
+        Numbers of those that are not finished.
+    remarks
+        What was noticed of the shards of the others, by url and kind.
+    writer
+        Writes them, on the workers.
+    strays
+        What holds the same rows in another way, to be removed when all is written.
+    """
+
+    targets: Sequence[Target]
+    todo: Sequence[int]
+    writer: Writer
+    remarks: Mapping[str, Any] = field(default_factory=dict)
+    strays: Sequence[str] = ()
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """What is done last to the rows of a partition, on the worker that has them: they are written, or collected."""
+
+    def write(self, frame: Any, target: Target) -> dict[str, Any]:
+        """Put the rows where the target says, whole or not at all.
+
+        Returns
+        -------
+        A row: under ``"target"`` the report (`curator_dask.runs.reports.report_of`) as JSON.
+        """
+
+    def known(self, target: Target) -> dict[str, Any] | None:
+        """What `write` gave when it did a target that is finished; None if it is not, or nothing tells."""
+
+    def reusable(self, target: Target) -> KnownVectors | None:
+        """Vectors of the target's rows that are there already; None if there are none."""
+
+    def give_up(self, reason: str) -> Writer:
+        """The same for rows that were given up: a rerun is to do them again."""
+
+    def __call__(self, frame: Any, target_frame: pd.DataFrame) -> pd.DataFrame:
+        """`write` as a function that Dask maps: the target and the row are frames (`target_frame`)."""
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Puts finished rows somewhere, and knows what is there. `curator_dask.testing.SinkTests` holds the contract."""
+
+    @property
+    def place(self) -> str:
+        """Where the rows go, for the summary; empty where nothing is written."""
+
+    def open(self) -> AbstractContextManager[Any]:
+        """Keep other runs out for as long as the block lasts."""
+
+    def plan(self, job: Job) -> Plan:
+        """What is to be written, what of it is finished, and by what it is written.
+
+        Raises
+        ------
+        OutputError
+            Something would be replaced that must not be.
+        """
+
+    def close(self, plan: Plan, summary: SaveSummary) -> None:
+        """Called when all of a plan has been tried, and counted in the summary."""

@@ -1,0 +1,109 @@
+"""`StepTests`: what every step must do."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from typing import Any
+
+import cloudpickle
+import pyarrow as pa
+import pytest
+from dask.base import tokenize
+
+from curator_dask import backend
+from curator_dask.frames.columns import embedding_columns, with_columns
+from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.runs.step import Step, check_step, meta_with, types_of
+
+
+class StepTests:
+    """The contract of `curator_dask.runs.step.Step`; a subclass gives the fixtures `step` and `frame`."""
+
+    @pytest.fixture
+    def step(self) -> Step:
+        """The step, made anew."""
+        raise pytest.UsageError(f"{type(self).__name__} must have a fixture 'step'")
+
+    @pytest.fixture
+    def frame(self) -> Any:
+        """Some rows for it, pandas or cuDF, two at least; they find their images where it needs these."""
+        raise pytest.UsageError(f"{type(self).__name__} must have a fixture 'frame'")
+
+    def test_it_is_a_step(self, step: Step) -> None:
+        """It has all that a step has, of the right types."""
+        assert check_step(step) is step
+
+    def test_it_makes_the_columns_that_it_promises(self, step: Step, frame: Any) -> None:
+        """With their types, as the last, and ``image_error`` as the very last."""
+        made = step(frame)
+        names = list(made.columns)
+        expected = list(meta_with(frame.iloc[:0], [step]).columns)
+        assert names == expected, f"expected the columns {expected}, found {names}"
+        for name, kind in step.columns.items():
+            found = types_of(made).field(name).type
+            assert found == kind or pa.types.is_null(found), f"{name}: expected {kind}, found {found}"
+
+    def test_rows_stay_in_place(self, step: Step, frame: Any) -> None:
+        """No row is lost, doubled or moved, and no other column changes, if it says that it keeps rows."""
+        if not step.keeps_rows:
+            pytest.skip("this step may leave rows out")
+        before, after = backend.frame_to_arrow(frame), backend.frame_to_arrow(step(frame))
+        kept = [name for name in before.column_names if name not in step.columns]
+        assert after.select(kept).equals(before.select(kept))
+
+    def test_each_row_gets_its_own(self, step: Step, frame: Any) -> None:
+        """What a row gets does not depend on its neighbours' order."""
+        order = list(reversed(range(len(frame))))
+        columns = [name for name in step.columns if name != ERROR_COLUMN]
+        straight = backend.frame_to_arrow(step(frame)).select(columns)
+        turned = backend.frame_to_arrow(step(frame.iloc[order].reset_index(drop=True))).select(columns)
+        if not step.keeps_rows:
+            assert sorted(map(str, straight.to_pylist())) == sorted(map(str, turned.to_pylist()))
+            return
+        for one, other in zip(straight.to_pylist(), reversed(turned.to_pylist()), strict=True):
+            for name, value in one.items():
+                assert other[name] == pytest.approx(value, abs=1e-4), name
+
+    def test_no_rows(self, step: Step, frame: Any) -> None:
+        """An empty partition gives the same columns."""
+        assert list(step(frame.iloc[:0]).columns) == list(step(frame).columns)
+
+    def test_rows_without_vectors(self, step: Step, frame: Any) -> None:
+        """A partition in which every image has failed gives the same columns."""
+        if "vectors" not in step.needs:
+            pytest.skip("this step needs no vectors")
+        nulls = pa.nulls(len(frame), pa.list_(pa.float32()))
+        lacking = with_columns(frame, dict.fromkeys(embedding_columns(frame), nulls))
+        assert {*step(lacking).columns} == {*step(frame).columns}
+
+    def test_the_rows_that_were_given_stay_as_they_were(self, step: Step, frame: Any) -> None:
+        """The frame that it is called with is not changed."""
+        before = backend.frame_to_arrow(frame)
+        step(frame)
+        assert backend.frame_to_arrow(frame).equals(before)
+
+    def test_it_travels(self, step: Step, frame: Any) -> None:
+        """A pickled copy makes the same, and is small: it holds settings, not models."""
+        packed = cloudpickle.dumps(step)
+        assert len(packed) < 1_000_000, f"{len(packed)} bytes: models are loaded on the worker"
+        copy = pickle.loads(packed)
+        assert tokenize(copy.recipe) == tokenize(step.recipe), "a copy must have the same recipe"
+        one, other = (backend.frame_to_arrow(each(frame)) for each in (step, copy))
+        assert one.schema.names == other.schema.names and len(one) == len(other)
+
+    def test_it_says_what_it_is(self, step: Step) -> None:
+        """In JSON, the same each time, with the length of vectors."""
+        said = {name: dict(info) for name, info in step.describe().items()}
+        assert json.loads(json.dumps(said)) == said == {k: dict(v) for k, v in step.describe().items()}
+        assert set(said) <= set(step.columns)
+        assert all(isinstance(info["dim"], int) for info in said.values())
+        assert json.loads(json.dumps(dict(step.arguments))) == dict(step.arguments)
+
+    def test_given_up_rows_say_why(self, step: Step, frame: Any) -> None:
+        """Without its work, each row that it would have made something of has the reason."""
+        made = step.give_up("gave up: a test")(frame)
+        assert list(made.columns) == list(step(frame).columns)
+        if ERROR_COLUMN in step.columns:
+            reasons = backend.frame_to_arrow(made).column(ERROR_COLUMN).to_pylist()
+            assert reasons and all("gave up: a test" in str(reason) for reason in reasons)

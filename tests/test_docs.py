@@ -1,0 +1,483 @@
+"""README and docs: every block of code runs or is checked, and what the pages name is there."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import distributed
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import skimage.data
+import torch
+import torchvision
+import transformers
+import typer
+from colours import write_tar
+from distributed.cli import dask_scheduler, dask_worker
+from PIL import Image
+from s3 import BUCKET, options, s3_server
+from safetensors.torch import save_model
+from test_clip import make_clip
+from test_imports import LAYERS
+from test_scripts import load
+
+from curator_dask import get_client
+from curator_dask.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+
+# What the pages write, and what stands for it here. `folder` is one for each page, with `dataset`, `models` (a small
+# CLIP with random weights, where OpenAI's would be fetched to) and `model.safetensors` (a random ResNet-18) in it.
+STAND_INS = {
+    "/path/to": "{folder}",
+    "vit_large_patch14_clip_quickgelu_224.openai": "local-dir:{model}",  # pretrained EfficientNet-Lite0
+    # All pages share one cluster with one worker on the CPU.
+    'get_client(cluster_type="gpu")': 'get_client(scheduler_address="{scheduler}")',
+    'get_client(cluster_type="auto")': 'get_client(scheduler_address="{scheduler}")',
+    'get_client(cluster_type="cpu", n_workers=2, memory_limit="8GiB")': (
+        'get_client(scheduler_address="{scheduler}")'
+    ),
+    "get_client()": 'get_client(scheduler_address="{scheduler}")',
+    "tcp://host:8786": "{scheduler}",
+    '"key": "…", "secret": "…"': '"key": "key", "secret": "secret"',
+    "https://s3.example.org": "{store}",
+}
+
+# What must hold when a page has run, in its own names.
+HOLDS = {
+    "README.md": ["summary.rows == 14", "summary.failed == 2", "summary.complete"],
+    "data.md": [
+        "len(dataset) == 14",
+        "len(one) == 8 and len(some) == len(same) == 14",
+        "set(from_tars.metadata.columns) == {'key', 'caption', 'width', '__url__'}",
+        "sorted(pq.read_table(FOLDER + '/large')['width'].to_pylist()) == [300, 300, 340, 340]",
+        "parts.npartitions == 4",
+        "vectors.shape == (12, 1280) and len(table) == 12",
+    ],
+    "models.md": [
+        "(summary.rows, summary.failed) == (14, 2)",
+        "set(pq.read_schema(FOLDER + '/both/00000.parquet').names) >= {'timm', 'clip', 'image_error'}",
+        "pq.read_schema(FOLDER + '/clip_embeddings/00000.parquet').field('image_embedding').type.list_size == 48",
+    ],
+    "pipelines.md": [
+        "(result.summary.rows, result.summary.failed) == (14, 2)",
+        "pq.read_table(FOLDER + '/without_flat_ones').num_rows == 13",
+        "'000000005' not in pq.read_table(FOLDER + '/without_flat_ones')['key'].to_pylist()",
+        "min(each for each in pq.read_table(FOLDER + '/without_flat_ones')['contrast'].to_pylist() if each) > 5",
+    ],
+    "faults-and-resuming.md": [
+        "(summary.rows, dict(summary.reasons)) == (14, {'empty': 1, 'missing': 1})",
+        "'empty (0 bytes)' in ERRORS",
+        "f'missing: no sample {GONE!r} in the tar (status: failed_to_download)' in ERRORS",
+        "pq.read_table(FOLDER + '/good/_errors/00000.parquet').num_rows == 2",
+        "sum(pq.read_table(f'{FOLDER}/good/0000{number}.parquet').num_rows for number in (0, 1)) == 12",
+        "(rerun.written, rerun.skipped) == (0, 2)",
+    ],
+    "stores-and-clusters.md": ["(summary.rows, summary.failed, summary.written) == (14, 2, 2)"],
+    "your-own-model.md": [
+        "pq.read_schema(FOLDER + '/my_embeddings/00000.parquet').field('image_embedding').type.list_size == 512",
+        "pq.read_table(FOLDER + '/squashed')['squashed'].null_count == 2",
+        "(summary.written, summary.failed) == (2, 2)",
+        "pq.read_table(FOLDER + '/my_embeddings')['score'].null_count == 2",
+        "subprocess.run([sys.executable, '-m', 'pytest', '-q', SCRIPT + '::TestProbe']).returncode == 0",
+    ],
+    "coming-from-nemo-curator.md": [
+        "pq.read_table(FOLDER + '/embeddings').num_rows == 14",
+        "len(result.objects) == 14",
+        "all(each.image_data is None for each in result.objects)",
+        "all((each.embedding is None) == (each.error is not None) for each in result.objects)",
+        "issubclass(ImageEmbeddingStage, ProcessingStage) and isinstance(result.objects[0], ImageObject)",
+        "isinstance(result.tasks[0], ImageBatch)",
+    ],
+}
+GONE = "000000007"  # the row without an image
+
+# Blocks that a comment in the page says are not run, and of which programs may be unknown here.
+NOT_RUN = {"stores-and-clusters.md": ["needs several machines"]}
+
+
+@dataclass
+class Block:
+    """A fenced block of a page; `line` is that of its first line of code, `not_run` the reason in the comment."""
+
+    language: str
+    code: str
+    line: int
+    not_run: str | None
+
+
+@dataclass
+class Page:
+    """The blocks of a page, and its text without them."""
+
+    blocks: list[Block] = field(default_factory=list)
+    text: str = ""
+
+
+def read_page(path: Path) -> Page:
+    page, block, note, fence = Page(), None, None, ""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        stripped = line.strip()
+        if block is not None:
+            if stripped == fence:
+                page.blocks.append(block)
+                block = None
+            else:
+                block.code += line + "\n"
+        elif match := re.fullmatch(r"(```+|~~~+)(.*)", stripped):
+            fence = match[1]
+            block, note = Block(match[2], "", number + 1, note), None
+        else:
+            if stripped or note is None:
+                match = re.fullmatch(r"<!-- not run: (.+) -->", stripped)
+                note = match[1] if match else None
+            page.text += line + "\n"
+    assert block is None, f"{path.name}: the last block of code is not closed"
+    return page
+
+
+def blocks_of(name: str, language: str) -> list[Block]:
+    return [block for block in read_page(PAGES[name]).blocks if block.language == language]
+
+
+def as_script(name: str) -> str:
+    """The Python of a page as one script, each line where it is on the page."""
+    lines: list[str] = []
+    for block in blocks_of(name, "python"):
+        assert block.not_run is None, f"{name}, line {block.line}: Python runs"
+        lines += [""] * (block.line - 1 - len(lines)) + block.code.splitlines()
+    return "\n".join(lines) + "\n"
+
+
+PYTHON_PAGES = [name for name in PAGES if blocks_of(name, "python")]
+
+
+# A dataset, models, a cluster and a store
+
+
+def write_photographs(folder: Path) -> None:
+    """Two shards of photographs, with an image that is flat, one that is empty and a row that has none."""
+    photographs = [
+        Image.open(Path(skimage.data.__file__).parent / f"{name}.png").convert("RGB")
+        for name in ("astronaut", "chelsea", "coffee")
+    ]
+    for shard, count in enumerate((8, 6)):
+        members, rows = [], []
+        for number in range(count):
+            key, width = f"{shard:05d}{number:04d}", 180 + 40 * (number % 5)
+            row = {"key": key, "caption": f"photograph {number}", "width": width, "status": "success"}
+            data = io.BytesIO()
+            photographs[number % 3].resize((width, 170)).save(data, "JPEG", quality=90)
+            if key == "000000005":
+                Image.new("RGB", (180, 170), "teal").save(data := io.BytesIO(), "PNG")
+            if key == "000000006":
+                data = io.BytesIO()
+            if key == GONE:
+                row |= {"status": "failed_to_download"}
+            else:
+                members += [
+                    (f"{key}.jpg", data.getvalue()),
+                    (f"{key}.txt", str(row["caption"]).encode()),
+                    (f"{key}.json", json.dumps({"width": width}).encode()),
+                ]
+            rows.append(row)
+        write_tar(folder / f"{shard:05d}.tar", members)
+        pq.write_table(pa.Table.from_pylist(rows[::-1]), folder / f"{shard:05d}.parquet")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """What every page's folder has, and the model."""
+    folder = tmp_path_factory.mktemp("made")
+    write_photographs(folder / "page" / "dataset")
+    torch.manual_seed(0)
+    resnet = torchvision.models.resnet18()
+    resnet.fc = torch.nn.Identity()
+    save_model(resnet, folder / "page" / "model.safetensors")
+    np.save(folder / "page" / "probe.npy", np.ones(512, np.float32))
+    transformers.logging.disable_progress_bar()
+    make_clip(folder / "page" / "models" / "openai" / "clip-vit-large-patch14")
+    transformers.logging.enable_progress_bar()
+    load("pretrained_efficientnet").write_model_folder(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    # Without a `with` block, in which it would stay the current client: those that pages open would not be found.
+    client = get_client(cluster_type="cpu", n_workers=1, verbose=False)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def store(made):
+    with s3_server() as server:
+        files = fsspec.filesystem("s3", **options(server))
+        files.put(os.fspath(made / "page" / "dataset"), f"{BUCKET}/shards", recursive=True)
+        yield server
+
+
+@pytest.mark.parametrize("name", PYTHON_PAGES)
+def test_the_python_of_a_page_runs(name, made, cluster, store, tmp_path, monkeypatch):
+    folder = tmp_path / "page"
+    shutil.copytree(made / "page", folder)
+    places = {
+        "folder": folder,
+        "model": made / "model",
+        "scheduler": cluster.scheduler.address,
+        "store": store.url,
+    }
+    code = as_script(name)
+    for written, stand_in in STAND_INS.items():
+        code = code.replace(written, stand_in.format(**places))
+    script = tmp_path / f"{name.removesuffix('.md').replace('-', '_')}.py"
+    script.write_text(code, encoding="utf-8")
+    # moto's one region; a page need not name it.
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    try:
+        names = runpy.run_path(os.fspath(script), run_name="__main__")
+    finally:
+        while (latest := distributed.default_client()) is not cluster:
+            latest.close()  # what the page opened
+    names |= {"FOLDER": os.fspath(folder), "GONE": GONE, "np": np, "pq": pq}
+    names |= {"SCRIPT": os.fspath(script), "subprocess": subprocess, "sys": sys}
+    if (folder / "embeddings").exists():
+        names["ERRORS"] = pq.read_table(folder / "embeddings")["image_error"].to_pylist()
+    for holds in HOLDS[name]:
+        assert eval(holds, names), holds
+
+
+def test_each_page_with_python_says_what_must_hold():
+    assert set(HOLDS) == set(PYTHON_PAGES)
+
+
+def test_what_stands_in_is_on_a_page():
+    scripts = "".join(map(as_script, PYTHON_PAGES))
+    assert [written for written in STAND_INS if written not in scripts] == []
+
+
+# Commands
+
+
+def commands_of(block: Block) -> list[list[str]]:
+    """The commands of a bash block as words, without the variables that are set before them."""
+    commands = []
+    for line in block.code.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words.pop(0)
+        if words:
+            commands.append(words)
+    return commands
+
+
+def curator_dask_commands() -> dict:
+    return typer.main.get_command(app).commands
+
+
+def check_curator_dask(words: list[str]) -> None:
+    command = curator_dask_commands()[words[1]]
+    command.make_context(words[1], words[2:])  # raises where an option is unknown or an argument is missing
+
+
+def check_dask(words: list[str]) -> None:
+    main = {"scheduler": dask_scheduler.main, "worker": dask_worker.main}[words[1]]
+    context = main.make_context(words[1], words[2:])
+    assert not any(word.startswith("-") for word in context.params["preload_argv"]), words
+
+
+def check_pip(words: list[str]) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (wanted,) = re.findall(r"^\.\[(.+)\]$", words[-1])
+    assert words[:3] == ["pip", "install", "-e"] and set(wanted.split(",")) <= set(extras), words
+
+
+def check_python(words: list[str]) -> None:
+    assert words[1] == "-m" and find_spec(words[2]) is not None, words
+
+
+def check_script(words: list[str]) -> None:
+    assert os.access(ROOT / words[0], os.X_OK), words
+    for word in words[1:]:
+        assert not word.startswith("tests/") or (ROOT / word).exists(), words
+
+
+def check_export(words: list[str]) -> None:
+    assert all(re.fullmatch(r"[A-Z_]+=\S+", word) for word in words[1:]), words
+
+
+def check_installed(words: list[str]) -> None:
+    assert shutil.which(words[0]), words
+
+
+CHECKS = {
+    "curator-dask": check_curator_dask,
+    "dask": check_dask,
+    "pip": check_pip,
+    "python": check_python,
+    "export": check_export,
+    "ruff": check_installed,
+    "mypy": check_installed,
+}
+
+
+def check_commands(block: Block) -> int:
+    """Check all commands of a block; returns how many have no check."""
+    subprocess.run(["bash", "-n"], input=block.code, text=True, check=True)
+    unknown = 0
+    for words in commands_of(block):
+        check = check_script if words[0].startswith("scripts/") else CHECKS.get(words[0])
+        if check is None or (
+            words[:2] == ["dask", "cuda"]
+        ):  # dask-cuda is there on machines with a GPU alone
+            assert block.not_run, f"line {block.line}: {words[0]}: nothing checks this command"
+            unknown += 1
+        else:
+            check(words)
+    return unknown
+
+
+BASH = [(name, block) for name in PAGES for block in blocks_of(name, "bash")]
+
+
+@pytest.mark.parametrize(("name", "block"), BASH, ids=[f"{name}-{block.line}" for name, block in BASH])
+def test_the_commands_of_a_block_are_there(name, block):
+    assert commands_of(block), "a block without a command"
+    assert check_commands(block) <= 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "curator-dask embed IN OUT",
+        "curator-dask embed IN OUT --model m --modell-dir x",
+        "curator-dask emded IN OUT --model m",
+        "curator-dask embed IN OUT --model m --batch-size many",
+        "dask worker tcp://host:8786 --worker 16",
+        "scripts/demonstrate.sh",
+        "scripts/test.sh tests/test_key.py",
+        'pip install -e ".[gpu]"',
+        "python -m benchmarks.compared",
+        "if true; then",
+        "make",
+    ],
+)
+def test_a_command_that_is_not_there_is_found(code):
+    with pytest.raises(Exception):  # noqa: B017, each checker has its own
+        check_commands(Block("bash", code + "\n", 1, None))
+
+
+# What else the pages say
+
+
+def test_no_block_is_passed_over():
+    """Every block is Python or bash, and those that are not run are few and say why."""
+    not_run = {}
+    for name in PAGES:
+        for block in read_page(PAGES[name]).blocks:
+            assert block.language in ("python", "bash"), f"{name}, line {block.line}: {block.language!r}"
+            if block.not_run:
+                not_run.setdefault(name, []).append(block.not_run)
+    assert not_run == NOT_RUN
+    assert len(PYTHON_PAGES) >= 8 and len(BASH) >= 10
+
+
+def test_readme_is_short():
+    assert len(PAGES["README.md"].read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def anchors(path: Path) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", read_page(path).text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    for target in re.findall(r"\]\(([^)]+)\)", read_page(PAGES[name]).text):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        path = PAGES[name].parent / file if file else PAGES[name]
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), target
+
+
+def test_every_page_is_linked_from_the_readme():
+    text = read_page(PAGES["README.md"]).text
+    assert [name for name in PAGES if name != "README.md" and f"(docs/{name})" not in text] == []
+
+
+def code_spans(name: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", read_page(PAGES[name]).text)
+
+
+def test_options_are_those_of_the_commands():
+    programs = [*curator_dask_commands().values(), dask_worker.main]
+    known = {"--help", "--check", "--runslow"}  # the others are of ruff and of the tests
+    for program in programs:
+        for parameter in program.params:
+            known |= {*parameter.opts, *parameter.secondary_opts}
+    named = {
+        (name, option)
+        for name in PAGES
+        for span in code_spans(name)
+        for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", span)
+    }
+    assert len(named) > 15
+    assert {(name, option) for name, option in named if option not in known} == set()
+
+
+def test_variables_are_read_somewhere():
+    sources = "".join(
+        path.read_text(encoding="utf-8")
+        for pattern in ("curator_dask/**/*.py", "tests/conftest.py", "scripts/*.sh")
+        for path in ROOT.glob(pattern)
+    )
+    named = {
+        variable
+        for path in PAGES.values()
+        for variable in re.findall(r"CURATOR_DASK_[A-Z_]+", path.read_text(encoding="utf-8"))
+    }
+    assert named and {variable for variable in named if f'"{variable}"' not in sources} == set()
+
+
+def test_files_that_are_named_are_there():
+    """A path in a page is one of the repository or of the package."""
+    missing = set()
+    for name in PAGES:
+        for span in code_spans(name):
+            if re.fullmatch(r"[\w./-]+(\.py|\.sh|\.md|/)", span) and not span.startswith("/"):
+                places = (ROOT / span, ROOT / "curator_dask" / span)
+                if not any(place.exists() for place in places):
+                    missing.add(span)
+    # Written by curator_dask or by macOS, not in the repository.
+    assert missing - {"_errors/", "__MACOSX/"} == set()
+
+
+def test_the_architecture_has_every_folder_and_file_of_the_house():
+    page = read_page(PAGES["architecture.md"]).text
+    for entry in LAYERS:
+        top = entry.partition(".")[0]
+        name = f"{top}.py" if (ROOT / "curator_dask" / f"{top}.py").exists() else f"{top}/"
+        assert f"`{name}`" in page, name
+    picture = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    for entry in LAYERS:
+        assert entry.partition(".")[0] in picture, entry
