@@ -725,7 +725,7 @@ def watch():
         time.sleep(0.01)
 datasets = {name: ImageTextPairDataset.from_webdataset(f"{sys.argv[1]}/{name}") for name in ("pillow", "dali")}
 before = process.memory_info().rss
-thread = threading.Thread(target=watch)
+thread = threading.Thread(target=watch, daemon=True)
 thread.start()
 for decoder, dataset in datasets.items():
     ColourReader(decoder=decoder, num_threads_per_worker=1)(dataset).save_metadata()
