@@ -14,6 +14,7 @@ import pytest
 import torch
 from colours import ColourReader, check_colours, colour_of, members_of, read_output, write_dataset, write_tar
 
+import curator_dask
 from curator_dask.cluster.progress import Meter, watch
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, ImageError, OutputError
@@ -142,6 +143,36 @@ def test_rerun_computes_only_what_is_missing_or_changed(folder, tmp_path):
     summary = embedded(folder).save_metadata(out)
     assert (summary.written, summary.skipped) == (2, 2)
     assert summary.reasons == {"missing": 7}
+
+
+def other_version(folder, monkeypatch):
+    monkeypatch.setattr(curator_dask, "__version__", "0.0.1")
+    return embedded(folder), {}
+
+
+def fewer_columns(folder, monkeypatch):
+    return embedded(folder), {"columns": ["key", "__url__", "image_embedding", "image_error"]}
+
+
+def other_step(folder, monkeypatch):
+    return embedded(folder, ColourReader(max_pixels=9_999)), {}
+
+
+def rows_of_tars(folder, monkeypatch):
+    dataset = ImageTextPairDataset.from_webdataset(folder, metadata="tar")
+    return ColourReader()(dataset), {
+        "columns": ["key", "caption", "width", "__url__", "image_embedding", "image_error"]
+    }
+
+
+@pytest.mark.parametrize("change", [other_version, fewer_columns, other_step, rows_of_tars])
+def test_what_a_file_depends_on_makes_it_anew(folder, tmp_path, monkeypatch, change):
+    """Nothing of what was written before is taken for finished."""
+    embedded(folder).save_metadata(tmp_path / "out")
+    dataset, settings = change(folder, monkeypatch)
+    for written, skipped in ((3, 0), (0, 3)):
+        summary = dataset.save_metadata(tmp_path / "out", **settings)
+        assert (summary.written, summary.skipped) == (written, skipped)
 
 
 def test_partitions_picked_keep_their_names_and_what_is_finished(folder, tmp_path):
