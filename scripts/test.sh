@@ -11,6 +11,5 @@ cd "$root"
 scripts/install.sh cpu,test
 # The tests start programs (`curator-dask`, `python`) that must be those of the environment.
 export PATH=${CURATOR_DASK_VENV:-$root/.venv}/bin:$PATH
-# Two at a time, file by file: tests wait for processes more than they compute.
 printf '==> pytest %s\n' "$*"
-exec python -m pytest -n 2 --dist loadfile "$@"
+exec python -m pytest "$@"
