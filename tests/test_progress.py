@@ -49,6 +49,7 @@ def failing_task() -> None:
 
 def test_a_task_that_fails_has_told_what_it_did(client):
     meter = Meter(shards=1)
+    time.sleep(1)  # what tasks of tests before this one have done is told half a second later
     with watch(meter, client, show=False):
         # Not `result`: Dask keeps the error that was raised, and by its traceback the future, as long as the client.
         assert isinstance(client.submit(failing_task).exception(), ValueError)
