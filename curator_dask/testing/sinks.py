@@ -33,7 +33,7 @@ class SinkTests:
 
     def read(self, sink: Sink) -> list[str] | None:
         """The keys that are in the sink, in any order; None where it keeps nothing."""
-        raise NotImplementedError(f"{type(self).__name__} must have a method 'read'")
+        raise pytest.UsageError(f"{type(self).__name__} must have a method 'read'")
 
     @pytest.fixture(autouse=True)
     def _here(self) -> Any:
