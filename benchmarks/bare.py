@@ -11,6 +11,7 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,12 @@ class NullEmbedder(ImageEmbedder):
     def load_embedding_model(self, device: torch.device) -> torch.nn.Module:
         """The model that does nothing much."""
         return MeanColour().to(device)
+
+
+class SecondNullEmbedder(NullEmbedder):
+    """Another that does nothing much, of a transform that cannot share the first one's resize."""
+
+    transform = replace(TRANSFORM, crop_pct=1.0)
 
 
 class MeanColour(torch.nn.Module):

@@ -9,8 +9,8 @@ first's, round by round.
 
 The jobs: ``lite0`` and ``null`` embed with pretrained EfficientNet-Lite0 and with no model; ``clip`` and ``stages``
 with a small random CLIP, through the dataset and through a pipeline. ``two-models`` is of one build alone: what two
-models in one pass cost, divided by one decoding and both forward passes, each known from runs with one model and with
-none.
+models in one pass cost, divided by what they must: one decoding with a resize for each, known from a run with two
+models that do nothing much, and both forward passes, known from runs with one model and with none.
 """
 
 from __future__ import annotations
@@ -171,8 +171,8 @@ def _runner(job: str, folder: str, inputs: dict[str, str]) -> Callable[[Path], A
 
 
 def _two_models(folder: str, inputs: dict[str, str], repeats: int, out: str) -> dict[str, float]:
-    """Seconds of both models in one pass, over those of one decoding and both forward passes."""
-    from benchmarks.bare import NullEmbedder
+    """Seconds of both models in one pass, over those of one decoding, a resize for each and both forward passes."""
+    from benchmarks.bare import NullEmbedder, SecondNullEmbedder
     from curator_dask.datasets import ImageTextPairDataset
     from curator_dask.image.embedders import ClipImageEmbedder, TimmImageEmbedder
 
@@ -183,6 +183,7 @@ def _two_models(folder: str, inputs: dict[str, str], repeats: int, out: str) -> 
         "first": [first],
         "second": [second],
         "none": [none],
+        "resized twice": [none, SecondNullEmbedder(batch_size=64, image_embedding_column="second")],
         "both": [first, second],
     }
 
@@ -198,9 +199,10 @@ def _two_models(folder: str, inputs: dict[str, str], repeats: int, out: str) -> 
             rate = _timed(lambda place, chain=chain: run(chain, place), Path(out, f"{name}{number}"))  # type: ignore[misc]
             if number:  # the first warms up
                 seconds[name].append(1 / rate)
-    a, b, nothing, both = (statistics.median(seconds[name]) for name in ("first", "second", "none", "both"))
+    a, b, nothing, decoded, both = (statistics.median(each) for each in seconds.values())
     return {
-        "both / (decode + forwards)": both / (a + b - nothing),
+        "both / (decode + resizes + forwards)": both / (decoded + a + b - 2 * nothing),
+        "second resize / both": (decoded - nothing) / both,
         "both / one after the other": both / (a + b),
     }
 
