@@ -183,6 +183,9 @@ def embed(
     overwrite: Annotated[bool, typer.Option(help="Replace files that this command did not make.")] = False,
     drop_failed: Annotated[bool, typer.Option(help="Write failed rows to OUTPUT/_errors instead.")] = False,
     raise_on_error: Annotated[bool, typer.Option(help="Stop at the first image that fails.")] = False,
+    nested_json: Annotated[
+        bool, typer.Option(help="Lists and objects in the tars' JSON become columns of text, too.")
+    ] = False,
     storage_options: StorageOptions = None,
     output_storage_options: Annotated[
         str | None, typer.Option(help="The same for OUTPUT, where that differs.", show_default=False)
@@ -242,6 +245,7 @@ def embed(
                 id_col,
                 metadata=metadata.value,
                 rows_per_partition=rows_per_partition,
+                nested_json=nested_json,
                 storage_options=options,
             )
             summary = embedder(dataset).save_metadata(

@@ -13,7 +13,7 @@ from curator_dask.frames.names import STATUS_COLUMN
 from curator_dask.rows.orphans import remark_orphans
 from curator_dask.rows.reasons import MISSING, Reason
 from curator_dask.rows.remarks import fact_of, remark
-from curator_dask.webdataset.index import warn_once
+from curator_dask.webdataset.index import ShardIndex, warn_once
 from curator_dask.webdataset.reader import ShardReader
 
 
@@ -80,12 +80,16 @@ def read_images(
                     )
             for position, row in sorted(zip(found.tolist(), rows, strict=True)):
                 if position < 0:
-                    cut = f"; the tar is damaged: {index.problem}" if index.problem else ""
-                    yield row, ImageError(f"{MISSING}: no sample {ids[row]!r} in the tar{cut}")
+                    yield (
+                        row,
+                        ImageError(
+                            f"{MISSING}: no sample {ids[row]!r} in the tar{_because(index, ids[row])}"
+                        ),
+                    )
                     continue
                 member = index.samples[position].image()
                 if member is None:
-                    yield row, ImageError(f"{MISSING}: the sample has no image")
+                    yield row, ImageError(f"{MISSING}: the sample has no image{_because(index, ids[row])}")
                     continue
                 if found_as is not None:
                     found_as[row] = (index.samples[position].key, member.name)
@@ -99,7 +103,16 @@ def read_images(
                 found = index.find(wanted)
             remark(url, "damaged", index.problem)
             remark(url, "duplicates", fact_of(index.duplicates))
+            remark(url, "unread", fact_of(map(str, index.unread)))
             remark_orphans(url, index, found, id_col, storage_options)
+
+
+def _because(index: ShardIndex, item: Any) -> str:
+    """What may have cost an id its image, as the end of a reason."""
+    unread = index.why_unread(item)
+    if unread is not None:
+        return f": {unread}"
+    return f"; the tar is damaged: {index.problem}" if index.problem else ""
 
 
 def add_status(errors: Sequence[str | None], frame: Any) -> list[str | None]:
