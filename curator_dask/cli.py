@@ -176,6 +176,7 @@ def embed(
     checkpoint: Annotated[str | None, typer.Option(help="State dict to load over the model.")] = None,
     normalize: Annotated[bool, typer.Option(help="Make vectors unit length.")] = True,
     autocast: Annotated[bool, typer.Option(help="bf16 or fp16 where that is fast.")] = True,
+    image: Annotated[str | None, typer.Option(help="Which of several images a sample, as image.png.")] = None,
     compile: Annotated[
         bool | None,
         typer.Option(help="torch.compile: always, or never; else where it pays.", show_default=False),
@@ -236,6 +237,7 @@ def embed(
             autocast=autocast,
             compile="auto" if compile is None else compile,
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+            image_member=image,
             decoder=decoder.value,
             on_error="raise" if raise_on_error else "null",
         )

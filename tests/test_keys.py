@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from colours import ColourReader, check_colours, image_of, members_of, write_dataset, write_tar
+from dask.base import tokenize
 from PIL import Image
 
 from curator_dask import backend
 from curator_dask.checks.preflight import preflight
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import DatasetError, ImageError, ShardError
+from curator_dask.errors import ConfigError, DatasetError, ImageError, ShardError
+from curator_dask.image.embedders.partition import EmbedPartition
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -168,6 +170,36 @@ def test_numbers_that_a_float_cannot_hold_match_nothing(tmp_path):
     frame = embedded(tmp_path).compute()
     assert frame["image_embedding"].isna().tolist() == [True, True, False]
     assert frame["image_error"].str.startswith("missing").tolist()[:2] == [True, True]
+
+
+def test_the_image_of_several_is_picked_by_its_member(tmp_path):
+    names = {"0": "mask.png", "1": "image.png", "2": "png"}  # by the number of their colours
+    members = [(f"a.{name}", image_of(number)) for number, name in names.items()]
+    write_tar(tmp_path / "data" / "0.tar", [*members, ("b.mask.png", image_of("3"))])
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    assert "image_member" in str(preflight(tmp_path / "data"))
+    for number, member in {**names, "2": None}.items():
+        frame = ColourReader(image_member=member)(dataset).compute()
+        check_colours([number], frame["image_embedding"][:1])
+    both = ColourReader(image_embedding_column="mask", image_member="MASK.png")
+    both = both(ColourReader(image_member="image.png")(dataset))
+    frame = both.compute()
+    check_colours(["1", "0"], [frame["image_embedding"][0], frame["mask"][0]])
+    assert frame["image_error"].tolist()[1] == "[image_embedding] missing: the sample has no image.png"
+    out = tmp_path / "out"
+    assert ColourReader()(dataset).save_metadata(out).written == 1
+    assert (
+        ColourReader(image_member="image.png")(dataset).save_metadata(out).written == 1
+    )  # not taken for the same
+    check_colours(["1"], pq.read_table(out)["image_embedding"].to_pylist()[:1])
+    with pytest.raises(ConfigError, match=r"image_member='\.png'"):
+        ColourReader(image_member=".png")
+
+
+def test_a_member_that_is_not_named_does_not_count_in_names_of_mixed_frames():
+    settings = ("key", "image_embedding", 4, 1, "dali", 10**6, "null", True, (), None, None, "null")
+    assert tokenize(EmbedPartition(None, *settings)) == "8129f2687181cb649017bd733bf9174f"
+    assert tokenize(EmbedPartition(None, *settings, "image.png")) != tokenize(EmbedPartition(None, *settings))
 
 
 UUIDS = [uuid.UUID(int=number * 998877665544332211) for number in (1, 2, 3)]

@@ -101,7 +101,8 @@ KINDS = {
     "several-images": Kind(
         False,
         "sample with several images; only one is embedded, key.ext if there is one, else the first",
-        "if these are different samples: a key ends at the first dot of the file's name, so use names without dots",
+        "image_member='image.png' (--image image.png) picks by what follows the key and its dot; if these are different"
+        " samples: a key ends at the first dot of the file's name, so use names without dots",
     ),
     "no-caption": Kind(False, "row without a caption", "none is needed for embedding images"),
     "bad-image": Kind(

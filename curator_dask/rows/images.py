@@ -25,6 +25,7 @@ def read_images(
     use_index_files: bool = True,
     storage_options: Mapping[str, Any] | None = None,
     found_as: dict[int, tuple[str, str]] | None = None,
+    image_member: str | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """The encoded images of rows, shard by shard, in the order of the tars.
 
@@ -42,6 +43,9 @@ def read_images(
         For fsspec.
     found_as
         Filled in with the key in the tar and the member's name, by row, before the row's image is given.
+
+    image_member
+        See `Sample.image`.
 
     Yields
     ------
@@ -87,9 +91,14 @@ def read_images(
                         ),
                     )
                     continue
-                member = index.samples[position].image()
+                member = index.samples[position].image(image_member)
                 if member is None:
-                    yield row, ImageError(f"{MISSING}: the sample has no image{_because(index, ids[row])}")
+                    yield (
+                        row,
+                        ImageError(
+                            f"{MISSING}: the sample has no {image_member or 'image'}{_because(index, ids[row])}"
+                        ),
+                    )
                     continue
                 if found_as is not None:
                     found_as[row] = (index.samples[position].key, member.name)

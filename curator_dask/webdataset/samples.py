@@ -48,11 +48,14 @@ class Sample(NamedTuple):
         others = (member for member in self.members if suffix_of(member).rpartition(".")[2] == extension)
         return next(others, None) if found is None else found
 
-    def image(self) -> Member | None:
+    def image(self, suffix: str | None = None) -> Member | None:
         """The image: ``key.ext`` if there is one, else the first member whose last extension is an image's.
 
-        `IMAGE_EXTENSIONS` says which these are. None if there is no image.
+        `IMAGE_EXTENSIONS` says which these are. With a `suffix` it is the member of this suffix. None if there
+        is no image.
         """
+        if suffix is not None:
+            return self.component(suffix)
         images = [m for m in self.members if suffix_of(m).rpartition(".")[2] in IMAGE_EXTENSIONS]
         plain = (member for member in images if "." not in suffix_of(member))
         return next(plain, images[0] if images else None)
