@@ -11,6 +11,7 @@ import ctypes
 import functools
 import importlib.util
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 DEVICE_VARIABLE = "CURATOR_DASK_DEVICE"
+_UUID_BYTES = 16
 T = TypeVar("T")
 
 
@@ -63,7 +65,7 @@ class Backend:
         if self.frames == "cudf":
             import cudf
 
-            return cudf.DataFrame.from_arrow(table)
+            return cudf.DataFrame.from_arrow(without_uuids(table))
         import pandas as pd
 
         return table.to_pandas(types_mapper=pd.ArrowDtype)
@@ -234,6 +236,30 @@ class _Writable:
     def __init__(self, array: Any):
         self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
         self._array = array  # kept alive by what NumPy makes of this
+
+
+def without_uuids(table: pa.Table) -> pa.Table:
+    """The table with UUIDs as their text: cuDF has no such type, and no bytes of a fixed size.
+
+    Columns of 16 bytes a value are UUIDs, or, where all of them are printable ASCII, text.
+    """
+    import pyarrow as pa
+
+    for number, field in enumerate(table.schema):
+        if field.type not in (pa.uuid(), pa.binary(_UUID_BYTES)):
+            continue
+        values = table.column(number).to_pylist()
+        raw = [value.bytes if isinstance(value, uuid.UUID) else value for value in values]
+        is_text = field.type != pa.uuid() and all(each is None or _is_printable(each) for each in raw)
+        texts = [
+            None if each is None else each.decode() if is_text else str(uuid.UUID(bytes=each)) for each in raw
+        ]
+        table = table.set_column(number, field.name, pa.array(texts, pa.string()))
+    return table
+
+
+def _is_printable(raw: bytes) -> bool:
+    return raw.isascii() and raw.decode().isprintable()
 
 
 def frame_to_arrow(frame: Any) -> pa.Table:

@@ -176,6 +176,7 @@ def embed(
     checkpoint: Annotated[str | None, typer.Option(help="State dict to load over the model.")] = None,
     normalize: Annotated[bool, typer.Option(help="Make vectors unit length.")] = True,
     autocast: Annotated[bool, typer.Option(help="bf16 or fp16 where that is fast.")] = True,
+    image: Annotated[str | None, typer.Option(help="Which of several images a sample, as image.png.")] = None,
     compile: Annotated[
         bool | None,
         typer.Option(help="torch.compile: always, or never; else where it pays.", show_default=False),
@@ -183,6 +184,9 @@ def embed(
     overwrite: Annotated[bool, typer.Option(help="Replace files that this command did not make.")] = False,
     drop_failed: Annotated[bool, typer.Option(help="Write failed rows to OUTPUT/_errors instead.")] = False,
     raise_on_error: Annotated[bool, typer.Option(help="Stop at the first image that fails.")] = False,
+    nested_json: Annotated[
+        bool, typer.Option(help="Lists and objects in the tars' JSON become columns of text, too.")
+    ] = False,
     storage_options: StorageOptions = None,
     output_storage_options: Annotated[
         str | None, typer.Option(help="The same for OUTPUT, where that differs.", show_default=False)
@@ -233,6 +237,7 @@ def embed(
             autocast=autocast,
             compile="auto" if compile is None else compile,
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+            image_member=image,
             decoder=decoder.value,
             on_error="raise" if raise_on_error else "null",
         )
@@ -242,6 +247,7 @@ def embed(
                 id_col,
                 metadata=metadata.value,
                 rows_per_partition=rows_per_partition,
+                nested_json=nested_json,
                 storage_options=options,
             )
             summary = embedder(dataset).save_metadata(

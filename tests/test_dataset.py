@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from colours import ColourReader, image_of, write_dataset, write_tar
 
+from curator_dask.checks.preflight import preflight
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError, ShardError
 
@@ -110,6 +111,58 @@ def test_rows_from_the_tar(tmp_path):
     assert frame["score"].fillna(-1).tolist() == [1.0, 0.5, -1, -1, -1, -1]
     assert str(frame["nsfw"].dtype) == "bool[pyarrow]"
     assert sorted(set(frame.columns)) == ["__url__", "caption", "key", "nsfw", "score", "url", "width"]
+
+
+def test_classes_compound_names_and_nested_json(tmp_path):
+    picture, document = image_of("1"), {"width": 3, "tags": ["é", 1], "deep": {"a": None}, "none": None}
+    write_tar(
+        tmp_path / "0.tar",
+        [
+            *[("0.jpg", picture), ("0.metadata.json", json.dumps(document).encode()), ("0.cls", b"3\n")],
+            *[("k.jpg", picture), ("k.ocr.txt", b"ocr"), ("k.caption.txt", b"caption"), ("k.npy", b"\x93")],
+            *[
+                ("p.jpg", picture),
+                ("p.txt", b"plain"),
+                ("p.caption.txt", b"other"),
+                ("p.json", b'{"width": 4}'),
+            ],
+            ("p.extra.json", b'{"width": 5}'),
+        ],
+    )
+    frame = ImageTextPairDataset.from_webdataset(tmp_path).compute()
+    assert frame["caption"].fillna("-").tolist() == ["-", "caption", "plain"]
+    assert frame["cls"].fillna(-1).tolist() == [3, -1, -1]
+    assert frame["width"].fillna(-1).tolist() == [3, -1, 4]
+    assert set(frame.columns) == {"key", "caption", "cls", "width", "__url__"}
+
+    nested = ImageTextPairDataset.from_webdataset(tmp_path, nested_json=True)
+    frame = nested.compute()
+    assert json.loads(frame["tags"][0]) == document["tags"]
+    assert json.loads(frame["deep"][0]) == document["deep"]
+    assert frame["tags"].isna().tolist() == [False, True, True]
+
+    left_out = [
+        "field 'tags' of the JSON",
+        "field 'deep' of the JSON",
+        ".ocr.txt",
+        ".npy",
+        ".caption.txt",
+        ".extra.json",
+    ]
+    assert preflight(tmp_path).left_out == left_out
+    assert f"in the tars, but not in the rows: {', '.join(left_out)} (" in str(preflight(tmp_path))
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path)
+    summary = ColourReader()(dataset).save_metadata(tmp_path / "out")
+    assert f"in the tars, but not in the rows: {', '.join(left_out)}" in str(summary)
+    summary = ColourReader()(nested).save_metadata(tmp_path / "nested")
+    assert "field" not in str(summary)
+
+
+def test_classes_that_are_no_numbers_are_text(tmp_path):
+    for shard, label in enumerate(["007", "cat", "1" * 5000]):
+        write_tar(tmp_path / str(shard) / "0.tar", [("a.jpg", b""), ("a.cls", label.encode())])
+        frame = ImageTextPairDataset.from_webdataset(tmp_path / str(shard)).compute()
+        assert frame["cls"].tolist() == [label]
 
 
 def test_values_that_do_not_fit_are_null_and_said(tmp_path, caplog):

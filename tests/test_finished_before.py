@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from colour_stages import Brightness, stages_of
-from colours import ColourReader, write_dataset
+from colours import ColourReader, image_of, write_dataset, write_tar
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.image.embedders import TimmImageEmbedder
@@ -193,3 +193,31 @@ def test_files_of_the_first_version_are_skipped(folder, pretrained, tmp_path, na
     first = min(before)
     pq.write_table(pq.read_table(first).slice(1), first)
     assert run().written == 1
+
+
+def test_files_without_columns_that_tars_have_come_to_give_are_finished(tmp_path):
+    """A class, or the fields of a JSON with a compound name; where a file is to be made, all get them."""
+    folder, out = tmp_path / "data", tmp_path / "out"
+    for shard in range(2):
+        key = f"{shard:05d}0001"
+        more = [
+            (f"{key}.cls", b"7"),
+            (f"{key}.metadata.json", b'{"width": 3}'),
+            (f"{key}.caption.txt", b"text"),
+        ]
+        write_tar(folder / f"{shard:05d}.tar", [(f"{key}.png", image_of(key)), *more])
+
+    def run():
+        return ColourReader()(from_shards(folder)).save_metadata(out)
+
+    assert run().written == 2
+    for path in out.glob("*.parquet"):
+        schema = pq.read_schema(path)
+        table = pq.read_table(path)
+        assert (table["cls"].to_pylist(), table["width"].to_pylist()) == ([7], [3])
+        pq.write_table(table.drop_columns(["cls", "width"]).replace_schema_metadata(schema.metadata), path)
+        as_the_first_version(path, folder, CASES["rows of the tar"][1], lambda info: info)
+    assert (run().written, run().skipped) == (0, 2)
+    min(out.glob("*.parquet")).unlink()
+    assert run().written == 2
+    assert all("cls" in pq.read_schema(path).names for path in out.glob("*.parquet"))

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import datetime
 import io
+import re
+import uuid
+from decimal import Decimal
 
 import dask
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from colours import ColourReader, check_colours, image_of, members_of, write_dataset, write_tar
+from dask.base import tokenize
 from PIL import Image
 
+from curator_dask import backend
+from curator_dask.checks.preflight import preflight
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import DatasetError, ImageError, ShardError
+from curator_dask.errors import ConfigError, DatasetError, ImageError, ShardError
+from curator_dask.image.embedders.partition import EmbedPartition
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -162,6 +170,115 @@ def test_numbers_that_a_float_cannot_hold_match_nothing(tmp_path):
     frame = embedded(tmp_path).compute()
     assert frame["image_embedding"].isna().tolist() == [True, True, False]
     assert frame["image_error"].str.startswith("missing").tolist()[:2] == [True, True]
+
+
+def test_the_image_of_several_is_picked_by_its_member(tmp_path):
+    names = {"0": "mask.png", "1": "image.png", "2": "png"}  # by the number of their colours
+    members = [(f"a.{name}", image_of(number)) for number, name in names.items()]
+    write_tar(tmp_path / "data" / "0.tar", [*members, ("b.mask.png", image_of("3"))])
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    assert "image_member" in str(preflight(tmp_path / "data"))
+    for number, member in {**names, "2": None}.items():
+        frame = ColourReader(image_member=member)(dataset).compute()
+        check_colours([number], frame["image_embedding"][:1])
+    both = ColourReader(image_embedding_column="mask", image_member="MASK.png")
+    both = both(ColourReader(image_member="image.png")(dataset))
+    frame = both.compute()
+    check_colours(["1", "0"], [frame["image_embedding"][0], frame["mask"][0]])
+    assert frame["image_error"].tolist()[1] == "[image_embedding] missing: the sample has no image.png"
+    out = tmp_path / "out"
+    assert ColourReader()(dataset).save_metadata(out).written == 1
+    assert (
+        ColourReader(image_member="image.png")(dataset).save_metadata(out).written == 1
+    )  # not taken for the same
+    check_colours(["1"], pq.read_table(out)["image_embedding"].to_pylist()[:1])
+    with pytest.raises(ConfigError, match=r"image_member='\.png'"):
+        ColourReader(image_member=".png")
+
+
+def test_a_member_that_is_not_named_does_not_count_in_names_of_mixed_frames():
+    settings = ("key", "image_embedding", 4, 1, "dali", 10**6, "null", True, (), None, None, "null")
+    assert tokenize(EmbedPartition(None, *settings)) == "8129f2687181cb649017bd733bf9174f"
+    assert tokenize(EmbedPartition(None, *settings, "image.png")) != tokenize(EmbedPartition(None, *settings))
+
+
+UUIDS = [uuid.UUID(int=number * 998877665544332211) for number in (1, 2, 3)]
+LARGE = [2**53, 2**53 + 1, 12345678901234567890]
+DAYS = [datetime.date(2024, 5, 31), datetime.date(1, 1, 1), datetime.date(1969, 12, 31)]
+TEXTS = ["a", "ü", "c"]
+ID_TYPES = {  # an array of ids, and the keys that their writer would give them
+    "uuid": (pa.array([each.bytes for each in UUIDS], pa.uuid()), UUIDS),
+    "uuids as bytes": (pa.array([each.bytes for each in UUIDS], pa.binary(16)), UUIDS),
+    "uuids as bytes of any length": (pa.array([each.bytes for each in UUIDS], pa.binary()), UUIDS),
+    "16 letters": (pa.array([letter * 16 for letter in "abc"]).cast(pa.binary()).cast(pa.binary(16)), None),
+    "decimal128": (pa.array([*map(Decimal, LARGE)], pa.decimal128(20, 0)), LARGE),
+    "decimal256": (pa.array([*map(Decimal, LARGE)], pa.decimal256(40, 2)), LARGE),
+    "uint64": (pa.array(LARGE, pa.uint64()), LARGE),
+    "date32": (pa.array(DAYS), DAYS),
+    "date64": (pa.array(DAYS, pa.date64()), DAYS),
+    "large_string": (pa.array(TEXTS, pa.large_string()), TEXTS),
+    "string_view": (pa.array(TEXTS, pa.string_view()), TEXTS),
+    "binary": (pa.array(TEXTS).cast(pa.binary()), TEXTS),
+    "large_binary": (pa.array(TEXTS).cast(pa.large_binary()), TEXTS),
+    "dictionary": (pa.array(TEXTS).dictionary_encode(), TEXTS),
+    "dictionary of numbers": (pa.array(LARGE, pa.uint64()).dictionary_encode(), LARGE),
+    "json": (pa.ExtensionArray.from_storage(pa.json_(), pa.array(TEXTS)), TEXTS),
+}
+
+
+@pytest.mark.parametrize("kind", ID_TYPES)
+def test_ids_of_every_type_are_found_by_their_text(tmp_path, kind):
+    ids, keys = ID_TYPES[kind]
+    keys = ["a" * 16, "b" * 16, "c" * 16] if keys is None else [str(key) for key in keys]
+    members = [(f"{key}.png", image_of(str(number))) for number, key in enumerate(keys)]
+    write_tar(tmp_path / "0.tar", members[::-1])
+    pq.write_table(pa.table({"id": ids}), tmp_path / "0.parquet")
+    assert preflight(tmp_path, "id").findings == []
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path, "id")
+    for written in (1, 0):
+        summary = ColourReader()(dataset).save_metadata(tmp_path / "out")
+        assert (summary.written, summary.failed, summary.orphans) == (written, 0, {})
+    table = pq.read_table(tmp_path / "out")
+    assert table["id"].to_pylist() == ids.to_pylist()
+    check_colours(["0", "1", "2"], table["image_embedding"].to_pylist())
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array([True, False]),
+        pa.array([["a"], ["b"]]),
+        pa.array([{"id": "a"}, {"id": "b"}]),
+        pa.array([datetime.datetime(2024, 5, 31, 12)] * 2),
+        pa.array([datetime.time(1), datetime.time(2)]),
+        pa.array([datetime.timedelta(1)] * 2),
+    ],
+    ids=lambda ids: str(ids.type),
+)
+def test_ids_without_a_text_of_their_own_are_refused_by_type(tmp_path, ids):
+    write_tar(tmp_path / "0.tar", [("a.png", image_of("1"))])
+    pq.write_table(pa.table({"id": ids}), tmp_path / "0.parquet")
+    stored = pq.read_schema(tmp_path / "0.parquet").field("id").type
+    with pytest.raises(DatasetError, match=f"id_col='id'.*found {re.escape(str(stored))}. Give id_col"):
+        ImageTextPairDataset.from_webdataset(tmp_path, "id")
+    assert "columns" in {finding.kind for finding in preflight(tmp_path, "id").problems}
+
+
+def test_uuids_are_text_where_the_frame_has_no_such_type():
+    """What cuDF is given; the values are those of ArrowDtype's frames."""
+    raw = [each.bytes for each in UUIDS] + [None]
+    letters = [b"a" * 16, b"b" * 16, None, None]
+    table = pa.table(
+        {
+            "uuid": pa.array(raw, pa.uuid()),
+            "raw": pa.array(raw, pa.binary(16)),
+            "t": pa.array(letters, pa.binary(16)),
+        }
+    )
+    found = backend.without_uuids(table)
+    assert found["uuid"].to_pylist() == found["raw"].to_pylist() == [*map(str, UUIDS), None]
+    assert found["t"].to_pylist() == ["a" * 16, "b" * 16, None, None]
+    assert set(found.schema.types) == {pa.string()}
 
 
 def test_keys_that_are_not_utf8(tmp_path):

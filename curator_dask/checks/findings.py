@@ -88,6 +88,11 @@ KINDS = {
     "duplicates": Kind(
         False, "member whose name occurred before in its tar; the first is taken", "give each its own key"
     ),
+    "unread": Kind(
+        False,
+        "member that cannot be read: a link to what is not in its tar, a sparse file",
+        "pack the tar with the files themselves: tar --dereference follows links, and do without --sparse",
+    ),
     "no-image": Kind(
         False,
         "sample without an image; its vector will be null",
@@ -96,7 +101,8 @@ KINDS = {
     "several-images": Kind(
         False,
         "sample with several images; only one is embedded, key.ext if there is one, else the first",
-        "if these are different samples: a key ends at the first dot of the file's name, so use names without dots",
+        "image_member='image.png' (--image image.png) picks by what follows the key and its dot; if these are different"
+        " samples: a key ends at the first dot of the file's name, so use names without dots",
     ),
     "no-caption": Kind(False, "row without a caption", "none is needed for embedding images"),
     "bad-image": Kind(
@@ -189,6 +195,8 @@ class Report:
         Whether all were counted. If not, they are extrapolated from the shards looked at.
     components
         Members by the suffix of their names, in the shards looked at.
+    left_out
+        Kinds of components and fields of the JSON that rows from the tars do not take, in the shards looked at.
     statuses
         Rows without a sample by img2dataset's status, in the shards looked at.
     images
@@ -213,6 +221,7 @@ class Report:
     rows_exact: bool = True
     samples_exact: bool = True
     components: dict[str, int] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
     statuses: dict[str, int] = field(default_factory=dict)
     images: dict[str, Any] = field(default_factory=dict)
     disk: dict[str, Any] = field(default_factory=dict)
@@ -255,6 +264,11 @@ class Report:
         if self.components:
             shown_parts = ", ".join(f"{name} {count:,}" for name, count in [*self.components.items()][:12])
             lines.append(f"  components{self._in_those()}: {shown_parts}")
+        if self.left_out:
+            lines.append(
+                f"  in the tars, but not in the rows: {', '.join(self.left_out)} (lists and objects of the JSON become"
+                " columns of text with nested_json=True, --nested-json)"
+            )
         if self.statuses:
             lines.append(
                 f"  img2dataset{self._in_those()}: "

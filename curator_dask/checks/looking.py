@@ -20,7 +20,7 @@ from curator_dask.frames.names import CAPTION_COLUMN, STATUS_COLUMN
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.rows.ids import check_ids, exact_ids
 from curator_dask.rows.remarks import fact_of
-from curator_dask.rows.tar_rows import tar_row
+from curator_dask.rows.tar_rows import SCHEMA_SAMPLES, tar_row
 from curator_dask.storage import Options, is_remote, local_path
 from curator_dask.webdataset.idx import StaleIndex
 from curator_dask.webdataset.index import ShardIndex
@@ -54,6 +54,8 @@ class Look:
         What costs rows or is worth knowing, by kind: ``{"count": int, "examples": [key, ...]}``.
     suffixes
         Members by the suffix of their names, in lower case.
+    left_out
+        Kinds of components and fields of the JSON that rows from the tar do not take, of the first samples.
     statuses
         Rows without a sample by the status that img2dataset gave them.
     images
@@ -72,6 +74,7 @@ class Look:
     troubles: dict[str, str] = field(default_factory=dict)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     suffixes: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, None] = field(default_factory=dict)
     statuses: Counter[str] = field(default_factory=Counter)
     images: list[tuple[str, int, int, int]] = field(default_factory=list)
     unusable: dict[str, list[str]] = field(default_factory=dict)
@@ -112,6 +115,8 @@ def look(
                 # Then the caption may be a field of the JSON.
                 without = [one for one in silent if not tar_row(reader, one, id_col).get(CAPTION_COLUMN)]
                 _note(found, "no-caption", [sample.key for sample in without])
+                for sample in index.samples[:SCHEMA_SAMPLES]:
+                    tar_row(reader, sample, id_col, left_out=found.left_out)
             _look_at_images(reader, index, found, images, max_pixels)
     except (ShardError, OSError) as error:
         found.troubles["unreadable"] = str(error).removeprefix(f"{seen.shard.url}: ")
@@ -197,9 +202,10 @@ def _look_at_samples(index: ShardIndex, found: Look) -> list[Sample]:
         for member in sample.members:
             suffix = (split_name(member.name) or ("", ""))[1].lower()
             found.suffixes[suffix] += 1
-            pictures += suffix.rpartition(".")[2] in IMAGE_EXTENSIONS
-            captions += suffix == "txt"
-            if suffix in ("txt", "json"):
+            extension = suffix.rpartition(".")[2]
+            pictures += extension in IMAGE_EXTENSIONS
+            captions += extension == "txt"
+            if extension in ("txt", "json"):
                 found.text_size += member.size
         if not captions:
             silent.append(sample)
@@ -216,6 +222,7 @@ def _look_at_samples(index: ShardIndex, found: Look) -> list[Sample]:
     _note(found, "no-image", without)
     _note(found, "several-images", several)
     _note(found, "duplicates", index.duplicates)
+    _note(found, "unread", map(str, index.unread))
     return silent
 
 
@@ -228,6 +235,8 @@ def _match(index: ShardIndex, ids: list[Any], statuses: list[Any] | None, found:
         succeeded = _SUCCESS in statuses  # without any the column may be somebody else's
         failed = {row for row in lacking if _has_failed(statuses[row], succeeded)}
         found.statuses = Counter(statuses[row][:80] for row in failed)
+    if failed and len(failed) == len(ids):
+        found.facts.pop("no-samples", None)  # there is nothing to mend: img2dataset got none of its images
     missing = [str(ids[row]) for row in lacking if row not in failed]
     _note(found, "not-downloaded", [str(ids[row]) for row in sorted(failed)])
     if missing and len(lacking) == len(ids) and not index.problem:

@@ -41,6 +41,7 @@ _FETCHES = (
 )
 _IMAGES, _IMAGES_A_SHARD = 4096, 32  # whose headers are read
 _FEW = 5  # shards that a finding names
+_KINDS = 20  # of what rows leave out, that a report names
 _VALUES = 2**31 - 1  # of an Arrow list column
 
 
@@ -272,6 +273,8 @@ def _count(report: Report, glances: Sequence[Glance], looks: Mapping[int, Look],
         suffixes += one.suffixes
         statuses += one.statuses
     report.components = {shown(name): count for name, count in suffixes.most_common(50)}
+    left_out = dict.fromkeys(kind for one in looks.values() for kind in one.left_out)
+    report.left_out = [shown(kind) for kind in [*left_out][:_KINDS]]
     report.statuses = {shown(status): count for status, count in statuses.most_common(20)}
     images = [image for one in looks.values() for image in one.images]
     unusable: Counter[str] = Counter()

@@ -78,6 +78,7 @@ class ImageTextPairDataset:
         *,
         metadata: str = "auto",
         rows_per_partition: int | None = None,
+        nested_json: bool = False,
         storage_options: Mapping[str, Any] | None = None,
     ) -> ImageTextPairDataset:
         """Find the shards and learn the columns; rows are read when something is computed.
@@ -91,10 +92,12 @@ class ImageTextPairDataset:
             matches the key that is this number with leading zeros. Without Parquet, the name the keys get.
         metadata
             ``"parquet"``: rows and columns of the ``.parquet`` beside each tar. ``"tar"``: a row a sample, with
-            its key, ``caption`` from ``.txt`` and the scalar top-level fields of ``.json``. ``"auto"``: Parquet
-            where it is there.
+            its key, ``caption`` from ``.txt``, ``cls`` from ``.cls`` and the scalar top-level fields of ``.json``.
+            ``"auto"``: Parquet where it is there.
         rows_per_partition
             Cut shards into partitions of so many rows, to keep every worker busy on few large shards.
+        nested_json
+            Of rows from tars: lists and objects of the ``.json`` become columns, too, of JSON text.
         storage_options
             For fsspec, where `path` is a URL.
 
@@ -116,6 +119,7 @@ class ImageTextPairDataset:
                 id_col,
                 metadata=metadata,
                 rows_per_partition=rows_per_partition,
+                nested_json=nested_json,
                 storage_options=storage_options,
             )
         finally:
@@ -129,6 +133,7 @@ class ImageTextPairDataset:
         *,
         metadata: str = "auto",
         rows_per_partition: int | None = None,
+        nested_json: bool = False,
         storage_options: Mapping[str, Any] | None = None,
     ) -> ImageTextPairDataset:
         """The same of shards that were found before (`curator_dask.webdataset.shards.discover`)."""
@@ -136,8 +141,8 @@ class ImageTextPairDataset:
         source = choose_source(metadata, found, storage_options)
         rows = "their Parquet files" if source == "parquet" else "their captions and JSON"
         logger.info("found %d shards below %s; rows come from %s", len(found), found.root, rows)
-        schema = learn_schema(found.shards, source, id_col, storage_options)
-        reader = ReadShard(id_col, source, schema, storage_options)
+        schema = learn_schema(found.shards, source, id_col, storage_options, nested_json)
+        reader = ReadShard(id_col, source, schema, storage_options, nested_json)
         ranges = _ranges(reader, found.shards, rows_per_partition)
         empty = _worker_backend().from_arrow(schema.empty_table())
         frame = map_items(reader, ranges, empty, "read-shard")

@@ -42,6 +42,8 @@ class ImageOptions:
         Use DALI's ``.idx`` beside a tar where it is there and fits.
     on_error
         ``"null"``: an image that cannot be used costs its row; ``"raise"``: it ends the run.
+    image_member
+        Suffix of the image among several of a sample (``"image.png"``); None: ``key.ext``, else the first.
 
     Raises
     ------
@@ -55,12 +57,18 @@ class ImageOptions:
     max_pixels: int = DEFAULT_MAX_PIXELS
     use_index_files: bool = True
     on_error: str = "null"
+    image_member: str | None = None
 
     def __post_init__(self) -> None:
         check_counts(batch_size=self.batch_size, num_threads=self.num_threads, max_pixels=self.max_pixels)
         for name, known in (("decoder", ("dali", "pillow")), ("on_error", ("null", "raise"))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: expected {known[0]!r} or {known[1]!r}")
+        member = self.image_member
+        if member is not None and (not isinstance(member, str) or not member or member.startswith(".")):
+            raise ConfigError(
+                f"image_member={member!r}: expected what follows the key and its dot, such as 'image.png'"
+            )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ URL_COLUMN = "__url__"
 ERROR_COLUMN = "image_error"
 #: The caption, where rows come from a tar.
 CAPTION_COLUMN = "caption"
+#: The class of webdataset's ``.cls``, where rows come from a tar.
+CLASS_COLUMN = "cls"
 #: Column of img2dataset that says what became of a download.
 STATUS_COLUMN = "status"
 #: The vectors of a model, unless another name is given.

@@ -66,6 +66,11 @@ def plan_targets(job: Job, output: Output, schema: pa.Schema) -> list[Target]:
     if any(FORMERLY in info for info in job.described.values()):
         before = {name: _identity(info.get(FORMERLY, info)) for name, info in job.described.items()}
         former = fingerprints({**common, "embeddings": before}, "shard", shards)
+    later: frozenset[str] = getattr(lineage.reader, "later_columns", frozenset())
+    fewer = [f"{column.name}: {_kind(column.type)}" for column in schema if column.name not in later]
+    lacking: Sequence[str | None] = [None] * len(names)
+    if len(fewer) < len(schema):
+        lacking = fingerprints({**common, "columns": sorted(fewer)}, "shard", shards)
     return [
         Target(
             name=name,
@@ -76,8 +81,11 @@ def plan_targets(job: Job, output: Output, schema: pa.Schema) -> list[Target]:
             source=source,
             dataset=dataset,
             formerly=old,
+            lacking=less,
         )
-        for number, (name, each, old, shard) in enumerate(zip(names, prints, former, shards, strict=True))
+        for number, (name, each, old, less, shard) in enumerate(
+            zip(names, prints, former, lacking, shards, strict=True)
+        )
     ]
 
 
@@ -151,8 +159,14 @@ def find_unfinished(
     found = in_threads(lambda it: read_footer(it.path, output.options) if it.path in there else None, targets)
     planned, todo, conflicts = list(targets), [], []
     remarks: dict[str, Any] = {}
+    finished = [_is_finished(*each, lacking=False) for each in zip(targets, found, strict=True)]
+    if not all(
+        finished
+    ):  # files without the later columns are all as they are, or all made anew: of one schema
+        lacking = [_is_finished(*each, lacking=True) for each in zip(targets, found, strict=True)]
+        finished = lacking if all(lacking) else finished
     for number, (target, existing) in enumerate(zip(targets, found, strict=True)):
-        if existing is not None and existing.is_finished(target.fingerprint, target.formerly):
+        if existing is not None and finished[number]:
             remarks.update(existing.record.remarks if existing.record else {})
             continue
         todo.append(number)
@@ -169,6 +183,11 @@ def find_unfinished(
             " (--overwrite) to replace them, or write to another path"
         )
     return planned, todo, remarks
+
+
+def _is_finished(target: Target, existing: Footer | None, lacking: bool) -> bool:
+    wanted = (target.fingerprint, target.formerly, target.lacking if lacking else None)
+    return existing is not None and existing.is_finished(*wanted)
 
 
 def _reusable(target: Target, existing: Footer, job: Job) -> tuple[str, ...]:

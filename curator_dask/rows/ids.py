@@ -7,21 +7,54 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curator_dask.errors import ShardError
+from curator_dask.errors import DatasetError, ShardError
 
 _FEW = 3  # rows that an error names
 _SIGNIFICAND = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}  # bits
 #: Types that Arrow's functions do not all know.
 _PLAINER = {pa.float16(): pa.float32(), pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
+_ID_KINDS = (
+    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+    *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary),
+    *(pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_date, pa.types.is_null),
+)
+
 
 def exact_ids(ids: pa.Array) -> list[Any]:
     """The ids as Python values; None for a number that a narrow float cannot hold exactly, whose key is lost."""
+    ids = _decoded(ids)
     values: list[Any] = ids.to_pylist()
     digits = _SIGNIFICAND.get(ids.type)
     if digits is None:
         return values
     return [None if value is None or abs(value) >= 2**digits else value for value in values]
+
+
+def check_id_type(kind: pa.DataType, id_col: str) -> None:
+    """See that the values of a column of this type have a text that can be a key.
+
+    Raises
+    ------
+    DatasetError
+        They have none, or one that is written in several ways (times), or too few differ (booleans).
+    """
+    if not any(is_kind(_value_type(kind)) for is_kind in _ID_KINDS):
+        raise DatasetError(
+            f"id_col={id_col!r}: expected text, bytes, whole numbers, dates or UUIDs, found {kind}. Give id_col"
+            " (--id-col) the column whose values are the keys in the tar, or write that column as text"
+        )
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values that a dictionary, or a type that is no one of Arrow's own, holds."""
+    if pa.types.is_dictionary(kind):
+        return _value_type(kind.value_type)
+    return _value_type(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def _decoded(ids: pa.Array) -> pa.Array:
+    return ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids
 
 
 def check_ids(ids: pa.ChunkedArray, id_col: str, path: str) -> None:
@@ -42,9 +75,10 @@ def check_ids(ids: pa.ChunkedArray, id_col: str, path: str) -> None:
         There are null (or NaN) or repeated ids; names the rows, counted from 0.
     """
     values = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+    values = _decoded(values)
     digits = _SIGNIFICAND.get(values.type)
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
+    if isinstance(values, pa.ExtensionArray):
+        values = values.storage
     values = values.cast(_PLAINER.get(values.type, values.type))
     _check_text(values, id_col, path)
     nulls = values.is_null(nan_is_null=True)

@@ -13,7 +13,7 @@ from curator_dask.frames.names import STATUS_COLUMN
 from curator_dask.rows.orphans import remark_orphans
 from curator_dask.rows.reasons import MISSING, Reason
 from curator_dask.rows.remarks import fact_of, remark
-from curator_dask.webdataset.index import warn_once
+from curator_dask.webdataset.index import ShardIndex, warn_once
 from curator_dask.webdataset.reader import ShardReader
 
 
@@ -25,6 +25,7 @@ def read_images(
     use_index_files: bool = True,
     storage_options: Mapping[str, Any] | None = None,
     found_as: dict[int, tuple[str, str]] | None = None,
+    image_member: str | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """The encoded images of rows, shard by shard, in the order of the tars.
 
@@ -42,6 +43,9 @@ def read_images(
         For fsspec.
     found_as
         Filled in with the key in the tar and the member's name, by row, before the row's image is given.
+
+    image_member
+        See `Sample.image`.
 
     Yields
     ------
@@ -80,12 +84,21 @@ def read_images(
                     )
             for position, row in sorted(zip(found.tolist(), rows, strict=True)):
                 if position < 0:
-                    cut = f"; the tar is damaged: {index.problem}" if index.problem else ""
-                    yield row, ImageError(f"{MISSING}: no sample {ids[row]!r} in the tar{cut}")
+                    yield (
+                        row,
+                        ImageError(
+                            f"{MISSING}: no sample {ids[row]!r} in the tar{_because(index, ids[row])}"
+                        ),
+                    )
                     continue
-                member = index.samples[position].image()
+                member = index.samples[position].image(image_member)
                 if member is None:
-                    yield row, ImageError(f"{MISSING}: the sample has no image")
+                    yield (
+                        row,
+                        ImageError(
+                            f"{MISSING}: the sample has no {image_member or 'image'}{_because(index, ids[row])}"
+                        ),
+                    )
                     continue
                 if found_as is not None:
                     found_as[row] = (index.samples[position].key, member.name)
@@ -99,7 +112,16 @@ def read_images(
                 found = index.find(wanted)
             remark(url, "damaged", index.problem)
             remark(url, "duplicates", fact_of(index.duplicates))
+            remark(url, "unread", fact_of(map(str, index.unread)))
             remark_orphans(url, index, found, id_col, storage_options)
+
+
+def _because(index: ShardIndex, item: Any) -> str:
+    """What may have cost an id its image, as the end of a reason."""
+    unread = index.why_unread(item)
+    if unread is not None:
+        return f": {unread}"
+    return f"; the tar is damaged: {index.problem}" if index.problem else ""
 
 
 def add_status(errors: Sequence[str | None], frame: Any) -> list[str | None]:

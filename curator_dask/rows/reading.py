@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -17,9 +18,9 @@ from curator_dask.errors import CuratorError, DatasetError, ShardError
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet, read_record
 from curator_dask.frames.record import FileRecord
-from curator_dask.rows.ids import check_ids
+from curator_dask.rows.ids import check_id_type, check_ids
 from curator_dask.rows.remarks import fact_of, remark
-from curator_dask.rows.tar_rows import join_tar, read_tar_rows, tar_schema
+from curator_dask.rows.tar_rows import join_tar, later_columns, read_tar_rows, tar_schema
 from curator_dask.webdataset.reader import ShardReader
 from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet, stamp
 
@@ -43,21 +44,29 @@ class ReadShard:
         Columns of every partition; the last is ``__url__``.
     storage_options
         For fsspec.
+    nested_json
+        Lists and objects in the JSON of tars are columns, too, as text.
     """
 
     id_col: str
     source: str
     schema: pa.Schema
     storage_options: Mapping[str, Any] | None = None
+    nested_json: bool = False
 
     @property
-    def recipe(self) -> tuple[str, str]:
+    def recipe(self) -> tuple[str, ...]:
         """What is done to a shard, for fingerprints: the columns found in it are none of that."""
-        return ("read", self.id_col)
+        return ("read", self.id_col, *(["nested"] if self.nested_json else []))
+
+    @property
+    def later_columns(self) -> frozenset[str]:
+        """See `curator_dask.rows.tar_rows.later_columns`."""
+        return later_columns(self.schema)
 
     def __dask_tokenize__(self) -> Any:
-        schema = str(self.schema.to_string(show_schema_metadata=False))
-        return (type(self).__name__, self.id_col, self.source, schema, self.storage_options)
+        schema = str(self.schema.to_string(show_field_metadata=False, show_schema_metadata=False))
+        return (type(self).__name__, *self.recipe[1:], self.source, schema, self.storage_options)
 
     def __call__(self, part: ShardRange) -> Any:
         """The rows of the range, in the order of the Parquet or of the tar.
@@ -69,7 +78,7 @@ class ReadShard:
         """
         read = read_parquet_rows if self.source == "parquet" else read_tar_rows
         try:
-            table = read(part, self.schema, self.id_col, self.storage_options)
+            table = read(part, self.schema, self.id_col, self.storage_options, self.nested_json)
         except UnicodeEncodeError as error:
             raise ShardError(
                 f"{part.shard.url!r}: a name that is not UTF-8 cannot be a value: {error}"
@@ -125,11 +134,15 @@ def _is_own_output(parquet: str, storage_options: Mapping[str, Any] | None) -> b
 
 
 def learn_schema(
-    shards: Sequence[Shard], source: str, id_col: str, storage_options: Mapping[str, Any] | None = None
+    shards: Sequence[Shard],
+    source: str,
+    id_col: str,
+    storage_options: Mapping[str, Any] | None = None,
+    nested_json: bool = False,
 ) -> pa.Schema:
     """The columns of a dataset, from at most `SCHEMA_SHARDS` of its shards, ``__url__`` last.
 
-    A column that some of them lack is null there; numbers widen.
+    A column that some of them lack is null there; numbers widen. `nested_json` is as for `tar_row`.
 
     Raises
     ------
@@ -138,7 +151,7 @@ def learn_schema(
     """
     step = max(1, -(-len(shards) // SCHEMA_SHARDS))
     looked = list(dict.fromkeys([*shards[::step], shards[-1]]))
-    look = _parquet_schema if source == "parquet" else tar_schema
+    look = _parquet_schema if source == "parquet" else partial(tar_schema, nested_json=nested_json)
     join = _join_parquet if source == "parquet" else join_tar
     schema, problems = pa.schema([]), []
     with ThreadPoolExecutor(8) as pool:
@@ -163,11 +176,10 @@ def learn_schema(
             f"id_col={id_col!r}: no such column in {shards[0].parquet or shards[0].url}; it has {schema.names}."
             " Give id_col (--id-col) the column whose values are the keys in the tar"
         )
-    if pa.types.is_nested(schema.field(id_col).type):
-        raise DatasetError(f"id_col={id_col!r}: expected text or numbers, found {schema.field(id_col).type}")
+    check_id_type(schema.field(id_col).type, id_col)
     fields = [
         # Only nulls were seen so far: text is what such columns (error messages, mostly) turn out to hold.
-        pa.field(field.name, _plain(field.type))
+        field.with_type(_plain(field.type))
         for field in schema
         if field.name != URL_COLUMN
     ]
@@ -175,12 +187,16 @@ def learn_schema(
 
 
 def read_parquet_rows(
-    part: ShardRange, schema: pa.Schema, id_col: str, storage_options: Mapping[str, Any] | None = None
+    part: ShardRange,
+    schema: pa.Schema,
+    id_col: str,
+    storage_options: Mapping[str, Any] | None = None,
+    nested_json: bool = False,
 ) -> pa.Table:
     """The range's rows of the companion Parquet, with the schema's columns and types.
 
     If that is the output of an earlier run over a shard without Parquet, and the tar has changed since, the rows
-    are the tar's.
+    are the tar's, with `nested_json` as for `tar_row`.
 
     Raises
     ------
@@ -190,7 +206,7 @@ def read_parquet_rows(
     with _open_parquet(part.shard, storage_options) as file:
         found = file.schema_arrow
         if _outdated(found, part.shard, storage_options):
-            return read_tar_rows(part, schema, id_col, storage_options)
+            return read_tar_rows(part, schema, id_col, storage_options, nested_json)
         wanted = [name for name in schema.names if name in found.names and name != URL_COLUMN]
         extra = set(found.names) - set(schema.names)
         if extra and FileRecord.parse(found.metadata) is None:
@@ -273,6 +289,7 @@ def _remark_unnamed(shard: Shard, storage_options: Mapping[str, Any] | None) -> 
     """Remark on all samples of a shard whose Parquet has no row: no later step sees this shard."""
     with contextlib.suppress(ShardError), ShardReader(shard.url, storage_options=storage_options) as reader:
         remark(shard.url, "damaged", reader.index.problem)
+        remark(shard.url, "unread", fact_of(map(str, reader.index.unread)))
         remark(shard.url, "orphans", fact_of(sample.key for sample in reader.index.samples))
 
 

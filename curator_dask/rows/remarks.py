@@ -15,10 +15,12 @@ from typing import Any
 
 from curator_dask.webdataset.samples import key_text
 
-KINDS = ("damaged", "orphans", "duplicates", "filtered")
+KINDS = ("damaged", "orphans", "duplicates", "unread", "left-out", "filtered")
 """``"damaged"``: what is wrong with the tar, as text; the samples before the fault are used. ``"orphans"``: samples
 that no row of the shard's Parquet names. ``"duplicates"``: member names that occur again; the first is taken.
-``"filtered"``: rows that a stage left out. The last three are ``{"count": int, "examples": [text, ...]}``."""
+``"unread"``: members that cannot be read, links to what is not in the tar and sparse files. ``"left-out"``: kinds of
+components and fields of the JSON that rows of tars do not take. ``"filtered"``: rows that a stage left out. All but the
+first are ``{"count": int, "examples": [text, ...]}``."""
 
 EXAMPLES = 3
 """Names that a fact gives."""
@@ -87,9 +89,9 @@ def remark(url: str, kind: str, fact: Any) -> None:
     current_remarks().add(url, kind, fact)
 
 
-def fact_of(names: Iterable[str]) -> dict[str, Any] | None:
+def fact_of(names: Iterable[str], examples: int = EXAMPLES) -> dict[str, Any] | None:
     """The fact that these names are: how many, and the first few; None if there are none."""
     listed = list(names)
     return (
-        {"count": len(listed), "examples": [key_text(name) for name in listed[:EXAMPLES]]} if listed else None
+        {"count": len(listed), "examples": [key_text(name) for name in listed[:examples]]} if listed else None
     )

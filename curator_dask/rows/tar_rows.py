@@ -1,34 +1,44 @@
-"""Rows of a shard that has no Parquet: from the captions and the JSON in its tar."""
+"""Rows of a shard that has no Parquet: from the captions, classes and JSON in its tar."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from curator_dask.errors import CuratorError
-from curator_dask.frames.names import CAPTION_COLUMN, URL_COLUMN
+from curator_dask.frames.names import CAPTION_COLUMN, CLASS_COLUMN, URL_COLUMN
 from curator_dask.rows.remarks import fact_of, remark
+from curator_dask.storage import Options
+from curator_dask.webdataset.headers import Member
 from curator_dask.webdataset.index import warn_once
 from curator_dask.webdataset.reader import ShardReader
-from curator_dask.webdataset.samples import Sample, key_text
+from curator_dask.webdataset.samples import Sample, key_text, suffix_of
 from curator_dask.webdataset.shards import Shard, ShardRange
 
 logger = logging.getLogger("curator_dask")
 
 #: Samples of each shard looked at whose JSON is read to learn the columns.
 SCHEMA_SAMPLES = 64
+#: Kinds of what rows leave out that are kept of a shard, and those that are told.
+_KINDS_KEPT, _KINDS_SHOWN = 200, 10
+#: Marks the columns of a schema that the first version did not take.
+_LATER = {b"curator_dask": b"later"}
+_DIGITS = 18  # that every int64 can have
 #: Bytes of a remote shard that are fetched for that.
 SCHEMA_BYTES = 1 << 24
 
 
 def read_tar_rows(
-    part: ShardRange, schema: pa.Schema, id_col: str, storage_options: Mapping[str, Any] | None = None
+    part: ShardRange,
+    schema: pa.Schema,
+    id_col: str,
+    storage_options: Options = None,
+    nested_json: bool = False,
 ) -> pa.Table:
-    """One row a sample of the range: its key, its caption and the scalar fields of its JSON.
+    """One row a sample of the range: its key, its caption, its class and the fields of its JSON.
 
     A value that does not fit the column's type becomes null; how many is logged once a shard.
     """
@@ -38,8 +48,11 @@ def read_tar_rows(
             warn_once(f"{part.shard.url}: {reader.index.problem}")
         remark(part.shard.url, "damaged", reader.index.problem)
         remark(part.shard.url, "duplicates", fact_of(reader.index.duplicates))
+        remark(part.shard.url, "unread", fact_of(map(str, reader.index.unread)))
         samples = reader.index.samples[part.start : part.stop]
-        rows = [tar_row(reader, sample, id_col) for sample in samples]
+        left_out: dict[str, None] = {}
+        rows = [tar_row(reader, sample, id_col, nested_json, left_out) for sample in samples]
+        remark(part.shard.url, "left-out", fact_of(left_out, _KINDS_SHOWN))
     arrays, misfits = [], {}
     for field in schema:
         if field.name == URL_COLUMN:
@@ -59,41 +72,94 @@ def read_tar_rows(
     return pa.table(arrays, schema=schema)
 
 
-def tar_schema(shard: Shard, id_col: str, storage_options: Mapping[str, Any] | None) -> pa.Schema:
-    """The columns of a shard's rows, from the JSON of its first samples: the key, the caption, then the fields."""
-    columns: dict[str, pa.DataType] = {}
+def tar_schema(shard: Shard, id_col: str, storage_options: Options, nested_json: bool = False) -> pa.Schema:
+    """The columns of a shard's rows, from its first samples: the key, the caption, then the other fields."""
+    columns: dict[str, pa.DataType] = {id_col: pa.string(), CAPTION_COLUMN: pa.string()}
+    plain = set(columns)
     with ShardReader(shard.url, storage_options=storage_options, first=SCHEMA_BYTES) as reader:
         for sample in reader.index.samples[:SCHEMA_SAMPLES]:
-            for name, value in tar_row(reader, sample, id_col).items():
-                columns[name] = _join_types(columns.get(name, pa.null()), _type_of(value))
-    head = {id_col: pa.string(), CAPTION_COLUMN: pa.string()}
-    return pa.schema([*head.items(), *((name, kind) for name, kind in columns.items() if name not in head)])
+            row = tar_row(reader, sample, id_col, nested_json)
+            for name, value in row.items():
+                if name not in (id_col, CAPTION_COLUMN):
+                    columns[name] = _join_types(columns.get(name, pa.null()), _type_of(value))
+            if sample.component("json") is not None:
+                plain |= row.keys() - ({CLASS_COLUMN} if sample.component(CLASS_COLUMN) else set())
+    return pa.schema([_field(name, kind, name not in plain) for name, kind in columns.items()])
 
 
-def tar_row(reader: ShardReader, sample: Sample, id_col: str) -> dict[str, Any]:
-    """A sample's key, caption and the scalar fields of its JSON; what cannot be read is left out."""
+def _field(name: str, kind: pa.DataType, later: bool) -> pa.Field:
+    return pa.field(name, kind, metadata=_LATER if later else None)
+
+
+def later_columns(schema: pa.Schema) -> frozenset[str]:
+    """Columns that the first version did not take from tars: files without them are no less finished."""
+    return frozenset(field.name for field in schema if field.metadata == _LATER)
+
+
+def tar_row(
+    reader: ShardReader,
+    sample: Sample,
+    id_col: str,
+    nested_json: bool = False,
+    left_out: dict[str, None] | None = None,
+) -> dict[str, Any]:
+    """A sample's key, caption, class and the fields of its JSON; what cannot be read is left out.
+
+    Parameters
+    ----------
+    reader, sample
+        Of the shard.
+    id_col
+        Name of the key's column.
+    nested_json
+        Take lists and objects of the JSON too, as text; else only its scalars.
+    left_out
+        Gets the kinds of components and the fields that are not in the row.
+    """
     row: dict[str, Any] = {}
-    document, caption = sample.component("json"), sample.component("txt")
-    if document is not None:
+    document = sample.text("json", "metadata.json")
+    caption = sample.text("txt", "caption.txt")
+    label = sample.component(CLASS_COLUMN)
+    for name, value in _fields(reader, document).items():
+        if isinstance(value, bool | int | float | str):
+            row[_clean(name)] = _clean(value)
+        elif nested_json and value is not None:
+            row[_clean(name)] = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
+        elif value is not None and left_out is not None and len(left_out) < _KINDS_KEPT:
+            left_out[f"field {_clean(name)!r} of the JSON"] = None
+    for column, member in ((CAPTION_COLUMN, caption), (CLASS_COLUMN, label)):
+        if member is None:
+            continue
         try:
-            parsed = json.loads(bytes(reader.read(document)).decode("utf-8-sig"))
-        except (ValueError, RecursionError, CuratorError):
-            parsed = None  # the image may be well: only the fields are missing
-        if isinstance(parsed, dict):
-            row = {
-                _clean(name): _clean(value)
-                for name, value in parsed.items()
-                if isinstance(value, bool | int | float | str)
-            }
-    if caption is not None:
-        try:
-            row[CAPTION_COLUMN] = _text(bytes(reader.read(caption)))
+            text = _text(bytes(reader.read(member)))
         except CuratorError:
-            row.pop(CAPTION_COLUMN, None)
+            row.pop(column, None)
+            continue
+        row[column] = text if column == CAPTION_COLUMN else _number_or_text(text.strip())
     row.pop(URL_COLUMN, None)
     # A name that is not UTF-8 cannot be a text value: its odd bytes are shown as \xNN.
     row[id_col] = key_text(sample.key)
+    if left_out is not None and len(left_out) < _KINDS_KEPT:
+        taken = (document, caption, label, sample.image())
+        left_out.update({f".{suffix_of(member)}": None for member in sample.members if member not in taken})
     return row
+
+
+def _fields(reader: ShardReader, document: Member | None) -> dict[str, Any]:
+    """The fields of a JSON object; none where it cannot be read, for the image may be well."""
+    if document is None:
+        return {}
+    try:
+        parsed = json.loads(bytes(reader.read(document)).decode("utf-8-sig"))
+    except (ValueError, RecursionError, CuratorError):
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _number_or_text(text: str) -> int | str:
+    """A class: most are numbers."""
+    is_number = len(text) <= _DIGITS and text.isascii() and text.isdigit() and str(int(text)) == text
+    return int(text) if is_number else text
 
 
 def _clean(value: Any) -> Any:
@@ -119,10 +185,12 @@ def _type_of(value: Any) -> pa.DataType:
 
 def join_tar(one: pa.Schema, other: pa.Schema) -> pa.Schema:
     """The columns of two shards together. JSON has no types of its own: what differs is text."""
-    kinds = {field.name: field.type for field in one}
-    for field in other:
-        kinds[field.name] = _join_types(kinds.get(field.name, pa.null()), field.type)
-    return pa.schema(list(kinds.items()))
+    kinds: dict[str, pa.DataType] = {}
+    plain: set[str] = set()
+    for schema in (one, other):
+        kinds |= {field.name: _join_types(kinds.get(field.name, pa.null()), field.type) for field in schema}
+        plain |= {*schema.names} - later_columns(schema)
+    return pa.schema([_field(name, kind, name not in plain) for name, kind in kinds.items()])
 
 
 def _join_types(one: pa.DataType, other: pa.DataType) -> pa.DataType:

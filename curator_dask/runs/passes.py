@@ -107,6 +107,7 @@ def _read(
             reading.id_col,
             use_index_files=reading.use_index_files,
             storage_options=reading.storage_options,
+            image_member=reading.image_member,
         )
         tasters = [work for _, step, work in alike if "bytes" in step.needs]
         if tasters:

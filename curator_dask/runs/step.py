@@ -105,7 +105,7 @@ class Reading:
     ----------
     id_col
         Column of the keys.
-    decoder, max_pixels, use_index_files
+    decoder, max_pixels, use_index_files, image_member
         See `curator_dask.decode.spec.ImageOptions`.
     storage_options
         For fsspec, where shards are URLs.
@@ -116,11 +116,13 @@ class Reading:
     max_pixels: int
     use_index_files: bool = True
     storage_options: Options = None
+    image_member: str | None = None
 
     @classmethod
     def of(cls, id_col: str, options: ImageOptions, storage_options: Options = None) -> Reading:
         """As options say."""
-        return cls(id_col, options.decoder, options.max_pixels, options.use_index_files, storage_options)
+        how = (options.decoder, options.max_pixels, options.use_index_files)
+        return cls(id_col, *how, storage_options, options.image_member)
 
 
 @dataclass(frozen=True)
@@ -339,7 +341,8 @@ class _Computing(Work):
 
 def read_by(id_col: str, options: ImageOptions) -> str:
     """`Step.read_by` of vectors that a model makes of images."""
-    return f"{id_col} {options.decoder} {options.max_pixels}"
+    member = "" if options.image_member is None else f" {options.image_member}"
+    return f"{id_col} {options.decoder} {options.max_pixels}{member}"
 
 
 def check_step(step: Any) -> Step:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _EXAMPLES = 3  # of each reason, that the summary names
+_KINDS = 10  # of what rows leave out, that it prints
 _SHARDS = 20  # failed or damaged ones, that it prints
 
 
@@ -36,6 +37,12 @@ class SaveSummary:
         [key, ...]}``.
     duplicates
         By the shard's url, member names that occur again in the tar, in the same form; the first is taken.
+    unread
+        By the shard's url, members of the tar that cannot be read, in the same form: links to what is not in the tar,
+        sparse files.
+    left_out
+        By the shard's url, kinds of components (``.npy``) and fields of the JSON that rows from the tar do not take, in
+        the same form.
     filtered
         By the shard's url, rows that a pipeline's stages left out, in the same form.
     reasons
@@ -60,6 +67,8 @@ class SaveSummary:
     damaged_shards: dict[str, str] = field(default_factory=dict)
     orphans: dict[str, dict[str, Any]] = field(default_factory=dict)
     duplicates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unread: dict[str, dict[str, Any]] = field(default_factory=dict)
+    left_out: dict[str, dict[str, Any]] = field(default_factory=dict)
     filtered: dict[str, dict[str, Any]] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -96,6 +105,8 @@ class SaveSummary:
             "damaged": self.damaged_shards,
             "orphans": self.orphans,
             "duplicates": self.duplicates,
+            "unread": self.unread,
+            "left-out": self.left_out,
             "filtered": self.filtered,
         }
         for url, facts in remarks.items():
@@ -134,6 +145,8 @@ class SaveSummary:
             *_shard_lines("damaged", self.damaged_shards),
             *_total_line("samples without a row in their shard's Parquet, not embedded", self.orphans),
             *_total_line("names that occur again in a tar, the first was taken", self.duplicates),
+            *_total_line("members that cannot be read, left out", self.unread),
+            *_left_out_line(self.left_out),
             *_total_line("rows filtered out by stages", self.filtered),
         ]
 
@@ -143,6 +156,13 @@ def _shard_lines(what: str, shards: Mapping[str, str]) -> list[str]:
     if len(shards) > _SHARDS:
         lines.append(f"  … and {len(shards) - _SHARDS} more shards {what}")
     return lines
+
+
+def _left_out_line(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The same kinds are in most shards: each is named once."""
+    kinds = list(dict.fromkeys(kind for fact in facts.values() for kind in fact["examples"]))
+    more = ", …" if len(kinds) > _KINDS else ""
+    return [f"  in the tars, but not in the rows: {', '.join(kinds[:_KINDS])}{more}"] if kinds else []
 
 
 def _total_line(what: str, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -33,6 +33,8 @@ class Target:
         Where partitions were mixed, a digest of all shards that they came from, if these are known.
     formerly
         Another fingerprint by which an earlier version knows the same content.
+    lacking
+        That of the same content without columns that rows from tars did not have earlier.
     reuse
         Columns of vectors in the file that is there now, which are taken over.
     """
@@ -45,6 +47,7 @@ class Target:
     source: str | None
     dataset: str | None = None
     formerly: str | None = None
+    lacking: str | None = None
     reuse: tuple[str, ...] = ()
 
     def to_json(self) -> str:

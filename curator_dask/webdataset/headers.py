@@ -20,7 +20,9 @@ BLOCK = 512
 _END = bytes(BLOCK)
 _SIZE_LIMIT = 8**11  # from here on the size field's octal digits do not suffice
 _MAX_EXTENSION = 1 << 24  # bytes of a long name or of pax records; real ones have hundreds
-_MAX_PADDING = 1 << 20  # zeros behind the end mark; GNU tar fills up to 10 KiB, or to its blocking factor
+_CHUNK = 1 << 20  # bytes of the padding behind the end mark that are looked at together
+_MUCH_PADDING = 1 << 20  # bytes: GNU tar fills up to 10 KiB, or to the blocking factor that it is given
+_TRACE = 16  # bytes: a picture or a text does not end in so many zeros
 _KINDS = (  # how common files that are no tar begin
     (b"\x1f\x8b", "gzip-compressed data", "unpack it with gunzip"),
     (b"BZh", "bzip2-compressed data", "unpack it with bunzip2"),
@@ -42,11 +44,33 @@ class Member(NamedTuple):
         Of the file's first byte in the tar, in bytes. Its header fills the 512 bytes before.
     size
         Bytes.
+    target
+        Of a link to another file of the tar, the name of the file whose bytes these are; else empty.
     """
 
     name: str
     offset: int
     size: int
+    target: str = ""
+
+
+class Other(NamedTuple):
+    """An entry of a tar that has no bytes of its own, or none that can be read as they lie: links, sparse files, pipes.
+
+    Attributes
+    ----------
+    at
+        Byte at which its header starts.
+    kind
+        The header's type: ``"1"`` hard link, ``"2"`` symbolic link, ``"S"`` sparse file, ...
+    name, target
+        Its name, and where a link points; bytes that are not UTF-8 as surrogates.
+    """
+
+    at: int
+    kind: str
+    name: str
+    target: str
 
 
 class TarWalk:
@@ -63,10 +87,13 @@ class TarWalk:
     ----------
     problem
         What ended the last walk before the tar's end mark; None if nothing did.
+    others
+        What the walks passed by that is neither a regular file nor a directory.
     """
 
     def __init__(self, file: int, path: str | os.PathLike[str]) -> None:
         self.problem: str | None = None
+        self.others: list[Other] = []
         self._file, self._path = file, path
         self._length = os.fstat(file).st_size
 
@@ -88,10 +115,11 @@ class TarWalk:
         at = start
         shared: dict[bytes, bytes] = {}  # pax records for all members that follow
         own: dict[bytes, bytes] = {}  # and for the next one only
+        content = (start, 0)  # place and size of the last entry's data
         while until is None or at < until:
             header = os.pread(self._file, BLOCK, at)
             if header == _END:
-                self._check_end(at)
+                self._check_end(at, *content)
                 return
             size = header_size(header)
             if size is None:
@@ -108,24 +136,30 @@ class TarWalk:
                 at = data + padded(size)
                 continue
             is_file = kind in b"0\x007"
+            target, type_ = header[157:257].partition(b"\0")[0], chr(kind)
             if shared or own:
                 records, own = shared | own, {}
                 name = records.get(b"path") or header_name(header)
+                target = records.get(b"linkpath") or target
                 size = _to_int(records[b"size"]) if b"size" in records else size
                 # What is stored of a sparse file is not its content.
-                is_file = is_file and not any(keyword.startswith(b"GNU.sparse") for keyword in records)
+                if is_file and any(keyword.startswith(b"GNU.sparse") for keyword in records):
+                    is_file, type_ = False, "S"
+                    name = records.get(b"GNU.sparse.name") or name
             else:
                 name = header_name(header)
+            text = name.decode("utf-8", "surrogateescape")
+            if not is_file and kind != ord("5"):
+                self.others.append(Other(at, type_, text, target.decode("utf-8", "surrogateescape")))
             if kind in b"123456":  # links, devices, directories, pipes: no data, whatever the size says
                 at = data
                 continue
             if kind == ord("S"):
                 data = self._behind_sparse_maps(header, data)
-            text = name.decode("utf-8", "surrogateescape")
             if size < 0 or data + size > self._length:
                 self._stop_in_data(f"member {text!r}", data, size)
                 return
-            at = data + padded(size)
+            at, content = data + padded(size), (data, size)
             if is_file:
                 yield Member(text, data, size)
 
@@ -135,10 +169,8 @@ class TarWalk:
             self._stop_in_data(f"an extended header (type {kind})", data, size)
             return None
         content = os.pread(self._file, size, data)
-        if kind == "L":
-            return {b"path": content.partition(b"\0")[0]}
-        if kind == "K":  # where a link points
-            return {}
+        if kind in "LK":  # a name, and where a link points
+            return {b"path" if kind == "L" else b"linkpath": content.partition(b"\0")[0]}
         records = _pax_records(content)
         if records is None:
             self.problem = f"damaged: the extended header at byte {data} is not made of pax records"
@@ -151,12 +183,26 @@ class TarWalk:
             data += BLOCK
         return data
 
-    def _check_end(self, at: int) -> None:
-        rest = os.pread(self._file, _MAX_PADDING, at)
-        if self._length - at > _MAX_PADDING or rest.count(0) != len(rest):
-            self.problem = (
-                f"damaged: the tar's end mark stands at byte {at}, but the file has {self._length} bytes"
-            )
+    def _check_end(self, at: int, data: int, size: int) -> None:
+        # Zeros are padding, whatever their length: GNU tar fills up its last record, which may have many megabytes.
+        # But a download that was given its space beforehand and broke off has them from the midst of a file on.
+        end, tail = at, os.pread(self._file, min(size, _TRACE), data + size - min(size, _TRACE))
+        if self._length - at > _MUCH_PADDING and (at == 0 or tail == bytes(_TRACE)):
+            where = f"to its end at byte {self._length}"
+            self.problem = f"damaged: zeros from the midst of a file {where}: it was not fetched whole"
+            return
+        while at < self._length:
+            try:
+                at = os.lseek(self._file, at, os.SEEK_DATA)  # a hole, however large, takes no time
+            except OSError:
+                return  # there is nothing but a hole
+            rest = os.pread(self._file, _CHUNK, at)
+            if rest.count(0) != len(rest):
+                self.problem = (
+                    f"damaged: the tar's end mark stands at byte {end}, but the file has {self._length} bytes"
+                )
+                return
+            at += len(rest) or _CHUNK
 
     def _stop_at_header(self, at: int, header: bytes) -> None:
         if len(header) < BLOCK:
@@ -210,10 +256,11 @@ def header_problem(header: bytes, member: Member) -> str | None:
         return "the header before it is not that of a file"
     if size != member.size and member.size < _SIZE_LIMIT:
         return f"the header before it gives {size} bytes"
-    found, name = header_name(header), encoded(member.name)
+    written = member.target or member.name
+    found, name = header_name(header), encoded(written)
     # After a long-name header GNU tar repeats the first 100 bytes; Python's tarfile writes "?" for what only
     # pax records can hold.
-    if found not in (name, name[:100], member.name.encode("ascii", "replace")[:100]):
+    if found not in (name, name[:100], written.encode("ascii", "replace")[:100]):
         return f"the header before it is that of {found.decode('utf-8', 'replace')!r}"
     return None
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from curator_dask.errors import ShardError
 from curator_dask.storage import check_regular
 from curator_dask.webdataset.headers import BLOCK, Member, TarWalk, encoded, header_problem, padded
+from curator_dask.webdataset.links import Unread, follow
 from curator_dask.webdataset.samples import Sample, split_name
 
 _HEADERS_CHECKED = 16  # evenly spread headers by which an index file is compared with the tar
@@ -26,7 +28,7 @@ def read_members(path: Path) -> tuple[bool, list[Member]]:
 
     Returns
     -------
-    Whether it has names (v1.2), and its members by their offsets; their names are empty if it has none.
+    Whether it has names (v1.2), and its members in its order; their names are empty if it has none.
 
     Raises
     ------
@@ -57,52 +59,108 @@ def read_members(path: Path) -> tuple[bool, list[Member]]:
             raise StaleIndex(f"{path}: expected {width} words a component, found the line {line[:80]!r}")
         names = [word.decode("utf-8", "surrogateescape") for word in words[3::4]] if width == 4 else []
         members += map(Member, names or [""] * len(offsets), offsets, sizes)
-    return width == 4, sorted(members, key=lambda member: member.offset)
+    return width == 4, members
+
+
+class Compared(NamedTuple):
+    """What a comparison of an index file with its tar showed.
+
+    Attributes
+    ----------
+    members
+        Those of the index file, links with what they point to.
+    repeated
+        Names that the tar repeats.
+    unread
+        What in the tar cannot be read.
+    wrong
+        What in the tar does not fit the index file; None if all does.
+    """
+
+    members: Sequence[Member] = ()
+    repeated: tuple[str, ...] = ()
+    unread: tuple[Unread, ...] = ()
+    wrong: str | None = None
 
 
 def compare(
     listed: Sequence[Member], file: int, path: str | os.PathLike[str], every_header: bool
-) -> tuple[str | None, tuple[str, ...]]:
+) -> Compared:
     """Compare the members of an index file that has names with the tar.
 
     Parameters
     ----------
     listed
-        Members by their offsets.
+        Members in the index file's order.
     file, path
         Descriptor of the open tar, and its name for errors.
     every_header
         Compare all headers, not only a few.
-
-    Returns
-    -------
-    What in the tar does not fit the members listed, None if all does; and names that the tar repeats.
     """
     known = {split_name(member.name) for member in listed}
-    count = len(listed) if every_header else _HEADERS_CHECKED
-    checked = set(np.linspace(0, len(listed) - 1, count, dtype=int).tolist())
+    at_place: dict[tuple[int, int], list[Member]] = {}  # the file itself, and links to it
+    for member in listed:
+        at_place.setdefault((member.offset, member.size), []).append(member)
+    places = sorted(at_place)
     walk = TarWalk(file, path)
     length = os.fstat(file).st_size
-    repeated: list[str] = []
+    there: dict[tuple[int, int], Member] = {}
+    left_out: list[Member] = []
     end = 0  # of the data so far
-    for position, member in enumerate(listed):
-        if member.offset + member.size > length:
-            return f"member {member.name!r} ends behind the tar's {length} bytes", ()
-        if member.offset != end + BLOCK:  # something lies between: another header, a member left out
-            between = list(walk.members(end, until=member.offset))
-            left_out = [other.name for other in between[:-1] if split_name(other.name)]
-            if between[-1:] != [member] or not {*map(split_name, left_out)} <= known:
-                return f"between bytes {end} and {member.offset} the tar has other members", ()
-            repeated += left_out
-        elif position in checked:
-            wrong = header_problem(os.pread(file, BLOCK, end), member)
-            if wrong:
-                return f"member {member.name!r} at byte {member.offset}: {wrong}", ()
-        end = member.offset + padded(member.size)
-    behind = [member.name for member in walk.members(end) if split_name(member.name)]
-    if walk.problem or not {*map(split_name, behind)} <= known:
-        return walk.problem or f"the tar goes on with member {behind[0]!r}", ()
-    return None, (*repeated, *behind)
+    for offset, size in places:
+        if offset + size > length:
+            wrong = f"member {at_place[offset, size][0].name!r} ends behind the tar's {length} bytes"
+            return Compared(wrong=wrong)
+        if offset != end + BLOCK:  # something lies between: another header, a member left out
+            between = list(walk.members(end, until=offset))
+            if not between or between[-1][1:3] != (offset, size) or not _are_known(between, known):
+                return Compared(wrong=f"between bytes {end} and {offset} the tar has other members")
+            left_out += between[:-1]
+            there[offset, size] = between[-1]
+        end = offset + padded(size)
+    behind = list(walk.members(end))
+    if walk.problem or not _are_known(behind, known):
+        strange = next((each.name for each in behind if split_name(each.name) not in known), "")
+        return Compared(wrong=walk.problem or f"the tar goes on with member {strange!r}")
+    # All links were passed: their headers lie between two members, or behind the last.
+    linked = {other.name for other in walk.others}
+    count = len(places) if every_header else _HEADERS_CHECKED
+    checked = set(np.linspace(0, len(places) - 1, count, dtype=int).tolist())
+    for position, place in enumerate(places):
+        names = at_place[place]
+        if place in there:
+            continue
+        there[place] = names[0]
+        if position in checked or len(names) > 1 or names[0].name in linked:
+            start = place[0] - BLOCK
+            header = os.pread(file, BLOCK, start)
+            fitting = [each for each in names if not header_problem(header, each)]
+            if not fitting and names[0].name in linked:  # links to what is no sample's
+                fitting = [each for each in walk.members(start, until=place[0]) if each[1:3] == place]
+            if not fitting or not _are_known(fitting, known):
+                wrong = header_problem(header, names[0]) or ""
+                return Compared(wrong=f"member {names[0].name!r} at byte {place[0]}: {wrong}")
+            there[place] = fitting[0]
+    files = sorted([*there.values(), *left_out, *behind], key=lambda each: each.offset)
+    read, unread = follow(files, walk.others)
+    links = {each[:3]: each for each in read if each.target}
+    if not _are_known(links.values(), known):
+        strange = next(each.name for each in links.values() if split_name(each.name) not in known)
+        return Compared(wrong=f"it does not have the link {strange!r}")
+    of_files, taken = set(there.values()), {each[:3] for each in listed}
+    invented = [each.name for each in listed if each not in of_files and each[:3] not in links]
+    if invented or len(taken) < len(listed):
+        return Compared(
+            wrong=f"the tar has no member {invented[0]!r}" if invented else "it has a member twice"
+        )
+    members = [each if each in of_files else links[each[:3]] for each in listed]
+    repeated = [each.name for each in read if split_name(each.name) and each[:3] not in taken]
+    return Compared(members, tuple(repeated), unread)
+
+
+def _are_known(members: Iterable[Member], known: Set[tuple[str, str] | None]) -> bool:
+    """Whether an index has what has a sample's name of these."""
+    return {split_name(member.name) for member in members} - {None} <= known
 
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:
@@ -118,7 +176,7 @@ def write_samples(path: Path, samples: Sequence[Sample]) -> None:
     lines = [b"v1.2 %d\n" % len(samples)]
     for sample in samples:
         words = []
-        for name, offset, size in sample.members:
+        for name, offset, size, _ in sample.members:
             raw = encoded(name)
             extension = raw[raw.index(b".", raw.rfind(b"/") + 1) + 1 :]
             if raw.split() != [raw] or not extension:

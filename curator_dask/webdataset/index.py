@@ -23,7 +23,8 @@ from curator_dask.webdataset import idx
 from curator_dask.webdataset.headers import Member, TarWalk
 from curator_dask.webdataset.idx import StaleIndex
 from curator_dask.webdataset.keys import KeyTable
-from curator_dask.webdataset.samples import Sample, group_members
+from curator_dask.webdataset.links import Unread, follow
+from curator_dask.webdataset.samples import Sample, group_members, split_name
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +37,14 @@ class ShardIndex:
     ----------
     samples
         In the order of their first members in the tar; members of one key are one sample even where others
-        lie between them. Directories, links, hidden files (``._x.jpg``), ``__MACOSX/`` and names without an
-        extension are passed over.
+        lie between them. Links to files of the same tar are members as these are. Directories, hidden files
+        (``._x.jpg``), ``__MACOSX/`` and names without an extension are passed over.
     problem
         What is wrong with the tar, None if nothing is; `samples` then holds what lies whole before the fault.
     duplicates
         Names that occurred again; `samples` has the first. An index file may not list all of them.
+    unread
+        What has a sample's name and cannot be read: links to what is not in the tar, sparse files.
     scanned
         Whether this comes from the tar's own headers, all of them.
     """
@@ -50,6 +53,7 @@ class ShardIndex:
     problem: str | None = None
     duplicates: tuple[str, ...] = ()
     scanned: bool = True
+    unread: tuple[Unread, ...] = ()
 
     @classmethod
     def scan(cls, path: str | os.PathLike[str]) -> ShardIndex:
@@ -64,16 +68,17 @@ class ShardIndex:
         """
         with _opened(path) as file:
             walk = TarWalk(file, path)
-            samples, duplicates = group_members(walk.members())
-        return cls(samples, walk.problem, duplicates)
+            members, unread = follow(list(walk.members()), walk.others)
+        samples, duplicates = group_members(members)
+        return cls(samples, walk.problem, duplicates, unread=unread)
 
     @classmethod
     def read_idx(cls, idx_path: str | os.PathLike[str], tar_path: str | os.PathLike[str]) -> ShardIndex:
         """Read DALI's index file (v1.1 or v1.2) of a local tar and compare it with the tar.
 
         Compared are the file's structure and count, every place where two members do not touch (there the tar
-        is scanned), that no sample follows the last member, and some headers, or all where the index file is
-        older than the tar. An index of v1.1 has no names: its tar is scanned, and the index compared with that.
+        is scanned, links too), that no sample follows the last member, and some headers, or all where the index file
+        is older than the tar. An index of v1.1 has no names: its tar is scanned, and the index compared with that.
 
         Raises
         ------
@@ -86,9 +91,10 @@ class ShardIndex:
         if has_names:
             with _opened(tar_path) as file:
                 older = Path(idx_path).stat().st_mtime_ns < os.fstat(file).st_mtime_ns
-                wrong, repeated = idx.compare(listed, file, tar_path, every_header=older)
-            samples, doubled = group_members(listed)
-            index = cls(samples, None, doubled + repeated, scanned=False)
+                seen = idx.compare(listed, file, tar_path, every_header=older)
+            samples, doubled = group_members(seen.members)
+            wrong = seen.wrong
+            index = cls(samples, None, doubled + seen.repeated, scanned=False, unread=seen.unread)
         else:
             index = cls.scan(tar_path)
             places = {(member.offset, member.size) for member in listed}
@@ -132,10 +138,23 @@ class ShardIndex:
         """Positions in `samples` of the samples with these ids, -1 where there is none; see `KeyTable.find`."""
         return self._keys.find(ids)
 
+    def why_unread(self, item: Any) -> str | None:
+        """What in the tar has this id's key but cannot be read, and why; None if there is no such thing."""
+        if not self.unread:
+            return None
+        position = int(KeyTable(list(self._unread_by_key)).find([item])[0])
+        return None if position < 0 else str([*self._unread_by_key.values()][position])
+
     @functools.cached_property
     def by_name(self) -> dict[str, Member]:
         """The members of all samples by their names."""
         return {member.name: member for sample in self.samples for member in sample.members}
+
+    @functools.cached_property
+    def _unread_by_key(self) -> dict[str, Unread]:
+        """The first of each key."""
+        named = ((split_name(each.name), each) for each in reversed(self.unread))
+        return {parts[0]: each for parts, each in named if parts is not None}
 
     @functools.cached_property
     def _keys(self) -> KeyTable:

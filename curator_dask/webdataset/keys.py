@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import functools
 import numbers
+import uuid
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
@@ -11,13 +14,16 @@ import numpy as np
 
 from curator_dask.webdataset.samples import key_text
 
+_UUID_BYTES = 16
+
 
 class KeyTable:
     """The keys of a shard, to find ids among.
 
     An id matches the key that is its text. A whole number (42 or 42.0, not "42") also matches the key that is
     that number with leading zeros, if only one is. Where no whole key fits, the same holds for the last parts
-    of keys in folders (``"00042"`` finds ``"a/00042"``), as far as they are unique.
+    of keys in folders (``"00042"`` finds ``"a/00042"``), as far as they are unique. The text of a UUID is that with
+    hyphens in lower case, of a date ``2024-05-31``; 16 bytes that are no key themselves are taken for a UUID.
 
     Parameters
     ----------
@@ -34,7 +40,7 @@ class KeyTable:
         Parameters
         ----------
         ids
-            Text, numbers, None or NaN: a list, an array or a pandas Series.
+            Text, bytes, numbers, dates, UUIDs, None or NaN: a list, an array or a pandas Series.
 
         Returns
         -------
@@ -53,6 +59,12 @@ class KeyTable:
         text, is_number = _id_text(item)
         if text is None:
             return -1
+        position = self._find_text(text, is_number)
+        if position < 0 and isinstance(item, bytes) and len(item) == _UUID_BYTES:
+            return self._find_text(str(uuid.UUID(bytes=item)), False)
+        return position
+
+    def _find_text(self, text: str, is_number: bool) -> int:
         for by_text, by_number in ((self._by_key, self._by_number), self._by_last_part):
             position = by_text.get(text, -1)
             if position == -1 and is_number:
@@ -107,12 +119,19 @@ def _id_text(item: Any) -> tuple[str | None, bool]:
         return item, False
     if isinstance(item, bytes):
         return item.decode("utf-8", "surrogateescape"), False
+    if isinstance(item, uuid.UUID):
+        return str(item), False
+    if isinstance(item, datetime.datetime):  # as which cuDF holds dates
+        item = item.date() if item.time() == datetime.time() else None
+    if isinstance(item, datetime.date):
+        return item.isoformat(), False
     if isinstance(item, numbers.Number) and not isinstance(item, bool):
         try:
             whole = int(item)  # type: ignore[call-overload]
         except (ValueError, OverflowError, TypeError):  # NaN, infinity, complex
             return None, False
         # A float of 2**53 or more stands for several whole numbers: which one the key has is lost.
-        exact = whole == item and (isinstance(item, numbers.Rational) or abs(whole) < 2**53)
+        is_exact = isinstance(item, numbers.Rational | decimal.Decimal)
+        exact = whole == item and (is_exact or abs(whole) < 2**53)
         return (str(whole) if exact else None), True
     return None, False

@@ -35,17 +35,29 @@ class Sample(NamedTuple):
         """
         for suffix in suffixes:
             for member in self.members:
-                if _suffix(member) == suffix.lower():
+                if suffix_of(member) == suffix.lower():
                     return member
         return None
 
-    def image(self) -> Member | None:
+    def text(self, extension: str, *preferred: str) -> Member | None:
+        """The text of this extension: ``key.txt``, else the first whose last extension it is (``key.caption.txt``).
+
+        Of the latter the suffixes `preferred` win. None if there is none.
+        """
+        found = self.component(extension, *preferred)
+        others = (member for member in self.members if suffix_of(member).rpartition(".")[2] == extension)
+        return next(others, None) if found is None else found
+
+    def image(self, suffix: str | None = None) -> Member | None:
         """The image: ``key.ext`` if there is one, else the first member whose last extension is an image's.
 
-        `IMAGE_EXTENSIONS` says which these are. None if there is no image.
+        `IMAGE_EXTENSIONS` says which these are. With a `suffix` it is the member of this suffix. None if there
+        is no image.
         """
-        images = [m for m in self.members if _suffix(m).rpartition(".")[2] in IMAGE_EXTENSIONS]
-        plain = (member for member in images if "." not in _suffix(member))
+        if suffix is not None:
+            return self.component(suffix)
+        images = [m for m in self.members if suffix_of(m).rpartition(".")[2] in IMAGE_EXTENSIONS]
+        plain = (member for member in images if "." not in suffix_of(member))
         return next(plain, images[0] if images else None)
 
 
@@ -82,6 +94,7 @@ def group_members(members: Iterable[Member]) -> tuple[list[Sample], tuple[str, .
     return [Sample(key, tuple(group.values())) for key, group in groups.items()], tuple(repeated)
 
 
-def _suffix(member: Member) -> str:
+def suffix_of(member: Member) -> str:
+    """What follows the key and its dot in a member's name, in lower case."""
     parts = split_name(member.name)
     return parts[1].lower() if parts else ""

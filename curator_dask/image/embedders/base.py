@@ -47,6 +47,7 @@ class EmbedderOptions(TypedDict, total=False):
     max_pixels: int
     on_error: str
     compile: CompileSetting
+    image_member: str | None
 
 
 class ImageEmbedder(ABC):
@@ -82,11 +83,15 @@ class ImageEmbedder(ABC):
         Use `torch.compile`. ``"auto"``: for CNNs with batch normalisation on a CPU, on a worker that has computed for
         five minutes, if it makes it faster. True: always, from the first batch; that takes half a minute to minutes a
         worker. Where the machine has no C++ compiler, or the model cannot be compiled, it is run as it is.
+    image_member
+        Of samples with several images, what follows the key and its dot in the name of that to embed, such as
+        ``"image.png"``. None: ``key.ext`` if there is one, else the first.
     """
 
     #: Part of the fingerprint. The code of the class and of its transform is too, but not what they call: change
     #: this when that changes, so that finished vectors are made anew.
     version: str = ""
+    image_member: str | None = None
 
     def __init__(
         self,
@@ -101,6 +106,7 @@ class ImageEmbedder(ABC):
         max_pixels: int = DEFAULT_MAX_PIXELS,
         on_error: str = "null",
         compile: CompileSetting = "auto",
+        image_member: str | None = None,
     ) -> None:
         check_compile(compile)
         check_counts(num_threads_per_worker=num_threads_per_worker)
@@ -116,6 +122,8 @@ class ImageEmbedder(ABC):
         self.max_pixels = max_pixels
         self.on_error = on_error
         self.compile = compile
+        if image_member is not None:  # else it is none of the settings by which earlier files know theirs
+            self.image_member = image_member
         _ = self.options  # checks them
 
     @property
@@ -128,6 +136,7 @@ class ImageEmbedder(ABC):
             self.max_pixels,
             self.use_index_files,
             self.on_error,
+            self.image_member,
         )
 
     @property

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from dask.tokenize import normalize_object, normalize_token
 
 from curator_dask.cache import ENCODERS
 from curator_dask.decode.batches import Batch
@@ -49,6 +50,8 @@ class EmbedPartition:
         Open no tar and load no model: every row gets a null vector and this reason.
     settings
         JSON of the arguments that make the embedder again; ``null`` for one of the user's own.
+    image_member
+        See `ImageEmbedder`.
     """
 
     encoder: EncoderSpec
@@ -64,6 +67,7 @@ class EmbedPartition:
     storage_options: Mapping[str, Any] | None = None
     given_up: str | None = None
     settings: str = "null"
+    image_member: str | None = None
 
     #: A row comes out for each that goes in.
     keeps_rows = True
@@ -79,6 +83,20 @@ class EmbedPartition:
             self.max_pixels,
             self.use_index_files,
             self.on_error,
+            self.image_member,
+        )
+
+    def __dask_tokenize__(self) -> Any:
+        """As Dask makes it of a dataclass, without a member that is not named: earlier files know no such thing."""
+        parameters = self.__dataclass_params__  # type: ignore[attr-defined]
+        return (
+            normalize_object(type(self)),
+            [(name, getattr(parameters, name)) for name in parameters.__slots__],
+            [
+                (each.name, normalize_token(getattr(self, each.name)))
+                for each in fields(self)
+                if each.name != "image_member" or self.image_member is not None
+            ],
         )
 
     @property
@@ -94,7 +112,8 @@ class EmbedPartition:
     @property
     def recipe(self) -> tuple[Any, ...]:
         """What decides a vector besides the model, which is described by itself: not how fast it is made."""
-        return ("embed", self.id_col, self.column, self.decoder, self.max_pixels)
+        member = [] if self.image_member is None else [self.image_member]
+        return ("embed", self.id_col, self.column, self.decoder, self.max_pixels, *member)
 
     @property
     def arguments(self) -> dict[str, Any]:
