@@ -172,7 +172,32 @@ def bad_members():
     for form, data in whole.items():
         yield f"cut-{form.lower()}.jpg", data[: len(data) * 6 // 10], "^(truncated|damaged)"
     yield "cut-progressive.jpg", encode(new(), progressive=True)[:1500], "^truncated"
-    yield "heic.jpg", b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(200), "^unsupported: HEIF"
+    yield (
+        "heic.jpg",
+        b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(200),
+        "^unsupported: HEIF.*pillow-heif",
+    )
+    yield "video.jpg", b"\0\0\0\x18ftypisom\0\0\2\0isomiso2mp41" + bytes(200), r"^not an image \(an MP4"
+    yield "dos-eps.jpg", b"\xc5\xd0\xd3\xc6" + bytes(200), "^unsupported: EPS"
+    yield "codestream.jp2", b"\xff\x4f\xff\x51" + bytes(200), "^damaged JPEG 2000"
+    jpeg = bytearray(encode(Image.new("RGB", (20, 20))))
+    frame = jpeg.index(b"\xff\xc0")
+    for name, at, value, reason in (
+        ("12-bit", 4, b"\x0c", "^unsupported: JPEG of 12 bits"),
+        ("lossless", 1, b"\xc3", "^unsupported: lossless JPEG"),
+        ("no-pixels", 5, bytes(4), r"^not an image \(a JPEG of 0 pixels"),
+    ):
+        changed = bytearray(jpeg)
+        changed[frame + at : frame + at + len(value)] = value
+        yield f"{name}.jpg", bytes(changed), reason
+    bitfields = bytearray(encode(Image.new("RGB", (20, 20)), "BMP"))
+    bitfields[30] = 3
+    yield "bitfields.bmp", bytes(bitfields), "^unsupported: BMP"
+    for name, at in (("compression", 26), ("filter", 27), ("interlace", 28)):
+        unknown = bytearray(encode(Image.new("RGB", (20, 20)), "PNG"))
+        unknown[at] = 7
+        unknown[29:33] = struct.pack(">I", zlib.crc32(unknown[12:29]))
+        yield f"{name}.png", bytes(unknown), rf"^damaged PNG: its header names an unknown {name} method \(7\)"
     yield "jpeg-xl.jpg", b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(200), "^unsupported: JPEG XL"
     yield "eps.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "^unsupported: EPS"
     yield "svg.jpg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "^not an image .starts with .<svg"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -24,6 +25,10 @@ Encoded = bytes | bytearray | memoryview | np.ndarray
 
 _UNSUPPORTED = ("HEIF", "JPEG XL", "EPS")
 """Formats that are known by their first bytes and that Pillow may have no decoder for."""
+
+_REMEDIES = {
+    "HEIF": ": install pillow-heif, and call pillow_heif.register_heif_opener() on the workers",
+}
 
 _TAIL = 64
 """Bytes at the end of a JPEG in which its end marker must lie; some writers pad with zeros."""
@@ -73,6 +78,7 @@ def sniff(data: Encoded, max_pixels: int) -> Header:
     view = buffer_of(data)
     if not view.nbytes:
         raise ImageError("empty (0 bytes)")
+    _refuse_unreadable_png(view)
     try:
         header = _common(view)
     except (IndexError, struct.error):  # the headers end too early or point outside of the data
@@ -108,30 +114,19 @@ def _jpeg(view: memoryview) -> Header | None:
     orientation: int | None = None  # None: no EXIF seen; 0: one that is better left to Pillow
     xmp_turns = False
     sequential_or_progressive = False
-    at = 2
-    while True:
-        if view[at] != 0xFF:
-            return None
-        marker = view[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # stand alone, without a length
-            at += 2
-            continue
-        if marker in (0xDA, 0xD9):  # scan, or the end
-            break
-        length = view[at + 2] << 8 | view[at + 3]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+    at = marker = 0
+    for marker, at in _segments(view):
+        if marker in _FRAMES:
             precision, height, width, components = struct.unpack_from(">BHHB", view, at + 4)
             sequential_or_progressive = marker <= 0xC2
         elif marker == 0xE1:
-            segment = view[at + 4 : at + 2 + length]
+            segment = view[at + 4 : at + 2 + (view[at + 2] << 8 | view[at + 3])]
             if bytes(segment[:6]) == b"Exif\0\0":
                 orientation = 0 if orientation is not None else _exif_orientation(segment[6:])
             elif bytes(segment[:29]) == b"http://ns.adobe.com/xap/1.0/\0":
                 xmp_turns = b"tiff:Orientation" in segment.tobytes()
-        at += 2 + length
+    if marker not in (0xDA, 0xD9):
+        return None
     # Pillow takes the orientation from XMP where EXIF has none, DALI does not.
     certain = orientation != 0 and not (xmp_turns and orientation is None)
     whole = b"\xff\xd9" in view[-_TAIL:].tobytes()
@@ -141,6 +136,27 @@ def _jpeg(view: memoryview) -> Header | None:
     if orientation in (5, 6, 7, 8):
         height, width = width, height
     return Header("JPEG", height, width, plain)
+
+
+_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+"""Markers of a JPEG's frame header (SOF)."""
+_LOSSLESS = frozenset([0xC3, 0xC7, 0xCB, 0xCF])
+
+
+def _segments(view: memoryview) -> Iterator[tuple[int, int]]:
+    """Each marker of a JPEG and its byte; the last is the scan's or the end's, unless something else comes first."""
+    at = 2
+    while view[at] == 0xFF:
+        marker = view[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # stand alone, without a length
+            at += 2
+        else:
+            yield marker, at
+            if marker in (0xDA, 0xD9):
+                return
+            at += 2 + (view[at + 2] << 8 | view[at + 3])
 
 
 # In a scan 0xff stands before a stuffed zero or a restart marker, or it begins what follows the scan.
@@ -174,6 +190,17 @@ def _exif_orientation(tiff: memoryview) -> int | None:
     except struct.error:
         return 0
     return None
+
+
+def _refuse_unreadable_png(view: memoryview) -> None:
+    """Raise ImageError where a PNG's header names a method that PNG does not have: decoders do not agree on it."""
+    if view[:16].tobytes() != b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" or view.nbytes < 29:
+        return
+    for name, value, known in zip(
+        ("compression", "filter", "interlace"), view[26:29], (0, 0, 1), strict=True
+    ):
+        if value > known:
+            raise ImageError(f"damaged PNG: its header names an unknown {name} method ({value})")
 
 
 def _png(view: memoryview) -> Header | None:
@@ -223,6 +250,7 @@ def open_image(data: Encoded) -> PIL.Image.Image:
     """
     from PIL import Image
 
+    _refuse_unreadable_png(buffer_of(data))
     Image.init()
     formats = [name for name in Image.OPEN if name != "EPS"]  # looked at anew: plugins may come later
     return Image.open(io.BytesIO(buffer_of(data)), formats=formats)
@@ -260,16 +288,67 @@ def reason_of(error: Exception, data: Encoded, max_pixels: int) -> str:
         pixels = re.search(r"\((\d+) pixels\)", text)
         size = f"{int(pixels[1]):,} pixels" if pixels else text
         return f"too large: {size}, over max_pixels = {max_pixels:,}"
-    kind = _kind(buffer_of(data))
+    view = buffer_of(data)
+    kind = _kind(view)
+    if kind == "MP4":
+        return "not an image (an MP4 or MOV video)"
+    if _has_no_pixels(view):
+        return f"not an image (a {kind} of 0 pixels)"
+    if (unsupported := _unsupported(view, text)) is not None:
+        return f"unsupported: {unsupported}"
     if isinstance(error, UnidentifiedImageError):
         if kind in _UNSUPPORTED:
-            return f"unsupported: {kind}, which Pillow does not decode here"
+            remedy = _REMEDIES.get(kind, "")
+            return f"unsupported: {kind}, which Pillow does not decode here{remedy}"
         if kind is None:
-            start = buffer_of(data)[:14].tobytes().decode("latin-1")
+            start = view[:14].tobytes().decode("latin-1")
             return f"not an image (starts with {start!a})"
         return f"damaged {kind}: its headers cannot be read"
     short = re.search("truncat|more data|end of|EOF|not enough|incomplete", text, re.IGNORECASE)
     return f"truncated: {text}" if short else f"damaged {kind or 'image'}: {text or type(error).__name__}"
+
+
+def _jpeg_frame(view: memoryview) -> tuple[int, int, int, int] | None:
+    """Marker, bits a sample, height and width of a JPEG's frame; None where it has none."""
+    try:
+        for marker, at in _segments(view):
+            if marker in _FRAMES:
+                return (marker, *struct.unpack_from(">BHH", view, at + 4))
+    except (IndexError, struct.error):
+        pass
+    return None
+
+
+def _has_no_pixels(view: memoryview) -> bool:
+    """Whether the headers of a JPEG, PNG or BMP give an image no height or no width."""
+    try:
+        match _kind(view):
+            case "JPEG":
+                frame = _jpeg_frame(view)
+                # A height of 0 may be said after the scan.
+                return frame is not None and frame[3] == 0
+            case "PNG":
+                return view[12:16].tobytes() == b"IHDR" and 0 in struct.unpack_from(">II", view, 16)
+            case "BMP":
+                header, width, height = struct.unpack_from("<Iii", view, 14)
+                return header >= 40 and 0 in (width, height)
+    except struct.error:
+        pass
+    return False
+
+
+def _unsupported(view: memoryview, text: str) -> str | None:
+    """What of a sound JPEG or BMP Pillow has no decoder for, by its header and Pillow's words; None: nothing."""
+    kind = _kind(view)
+    if kind == "JPEG" and (frame := _jpeg_frame(view)) is not None:
+        marker, precision = frame[:2]
+        if marker in _LOSSLESS:
+            return "lossless JPEG, which Pillow does not decode here"
+        if precision in (12, 16):
+            return f"JPEG of {precision} bits a sample, which Pillow does not decode here"
+    if kind == "BMP" and re.match("Unsupported BMP (bitfields|compression|pixel depth)", text):
+        return f"BMP, which Pillow does not decode here ({text})"
+    return None
 
 
 def _kind(view: memoryview) -> str | None:
@@ -285,6 +364,8 @@ def _kind(view: memoryview) -> str | None:
         (b"\0\0\0\x0cjP  ", "JPEG 2000"),
         (b"\0\0\0\x0cJXL ", "JPEG XL"),
         (b"\xff\x0a", "JPEG XL"),
+        (b"\xff\x4f\xff\x51", "JPEG 2000"),
+        (b"\xc5\xd0\xd3\xc6", "EPS"),
         (b"%!PS", "EPS"),
     ):
         if start.startswith(magic):
@@ -292,5 +373,10 @@ def _kind(view: memoryview) -> str | None:
     if start[8:12] == b"WEBP":
         return "WebP"
     if start[4:8] == b"ftyp":
-        return "AVIF" if re.search(b"avi[fs]", view[8:64].tobytes()) else "HEIF"
+        brands = view[8 : min(64, int.from_bytes(view[:4], "big") or 64)].tobytes()
+        for pattern, name in ((b"avi[fs]", "AVIF"), (b"hei[cxms]|hev[cxms]|mif[12]|miaf|msf1", "HEIF")):
+            if re.search(pattern, brands):
+                return name
+        # Also other still images, such as Canon's CR3, lie in this container.
+        return "MP4" if re.match(b"isom|iso[2-9]|mp4|mp71|qt  |M4[VAP]|avc1|3g|dash|f4v", brands) else None
     return None
