@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -431,7 +433,7 @@ def broken_folder(folder, kind):
         ("no weights", "no model.safetensors in .*config.json"),
         ("no JSON", "cannot be loaded: JSONDecodeError"),
         ("unknown architecture", "cannot be loaded: .*test_vat"),
-        ("weights of another", "cannot be loaded: RuntimeError"),
+        ("weights of another", "its weights do not fit: missing: .*; not the model's: .*this architecture"),
         ("cut weights", "cannot be loaded: SafetensorError"),
     ],
 )
@@ -498,12 +500,65 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     refuse(tmp_path, "no such file on this worker")
     other = tmp_path / "other.safetensors"
     save_file(timm.create_model("test_vit2").state_dict(), other)
-    refuse(other, "does not fit VisionTransformer: .*state_dict")
+    refuse(other, "does not fit VisionTransformer: .*Give weights of this architecture")
     for name, data in (("text.safetensors", b"no weights"), ("text.pth", b"no weights"), ("empty.pth", b"")):
         (tmp_path / name).write_bytes(data)
         refuse(tmp_path / name, "does not fit VisionTransformer")
     torch.save(list(range(3)), tmp_path / "list.pth")
     refuse(tmp_path / "list.pth", "does not fit VisionTransformer")
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module.model.", "visual.trunk."])
+def test_prefixed_weights_load_as_the_reason_says(tmp_path, prefix):
+    model = timm.create_model("test_vit", num_classes=0)
+    state = {prefix + name: value for name, value in model.state_dict().items()} | {"scale": torch.zeros(())}
+    torch.save({"state_dict": state}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError) as caught:
+        TimmSpec("test_vit", checkpoint_path=str(tmp_path / "a.pth")).build()
+    said, renamed = str(caught.value), tmp_path / "renamed.pth"
+    assert re.search(
+        r"missing: cls_token, pos_embed, patch_embed.proj.weight and \d+ more; not the model's: ", said
+    )
+    assert f"the prefix {prefix.removeprefix('module.')!r}" in said
+    assert said.endswith('The weights have no classifier. Pass model_kwargs={"num_classes": 0}')
+    code = re.search(r"torch\.save\(.*\)", said)[0].replace("PATH", repr(str(tmp_path / "a.pth")))
+    exec(code.replace("'renamed.pth'", repr(str(renamed))), {"torch": torch, "timm": timm})
+    spec = TimmSpec("test_vit", checkpoint_path=str(renamed), model_kwargs=(("num_classes", 0),))
+    assert spec.build().info.weights == state_digest(model)
+
+
+@pytest.mark.parametrize("classes", [0, 37])
+def test_weights_of_another_classifier_load_as_the_reason_says(tmp_path, classes):
+    folder = tmp_path / "model"
+    write_model(folder)
+    model = timm.create_model("test_vit", num_classes=classes)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    found = "missing: head.weight, head.bias"
+    if classes:
+        found = r"of another shape: head.weight \(expected \[1000, 64\], found \[37, 64\]\), head.bias \("
+    advice = f'{found}.* classifier.* Pass model_kwargs={{"num_classes": {classes}}}$'
+    path, output = str(folder / "model.safetensors"), "logits" if classes else "pooled"
+    with pytest.raises(WeightsError, match=advice):
+        TimmSpec("test_vit", checkpoint_path=path).build()
+    fits = TimmSpec("test_vit", checkpoint_path=path, output=output, model_kwargs=(("num_classes", classes),))
+    assert fits.build().info.weights == state_digest(model)
+    options = f'checkpoint_path= and model_kwargs={{"num_classes": {classes}}}'
+    with pytest.raises(WeightsError, match=f"{found}.* Pass the folder's weights as {options}$"):
+        TimmSpec(f"local-dir:{folder}").build()
+    fits = replace(fits, model_name=f"local-dir:{folder}")
+    assert fits.build().info.weights == state_digest(model)
+
+
+def test_a_checkpoint_needs_no_weights_in_the_model_folder(tmp_path):
+    model, path = write_model(tmp_path / "model"), tmp_path / "model" / "best.pth"
+    (tmp_path / "model" / "model.safetensors").unlink()
+    torch.save(model.state_dict(), path)
+    name = f"local-dir:{tmp_path}/model"
+    with pytest.raises(WeightsError, match=r"no model.safetensors in .*best.pth.* checkpoint_path="):
+        TimmSpec(name).build()
+    assert TimmSpec(name, checkpoint_path=str(path), output="logits").build().info.weights == state_digest(
+        model
+    )
 
 
 # A hub of models, and other processes. A process takes many seconds to import timm: two tell it all.

@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curator_dask.errors import ConfigError, WeightsError
+from curator_dask.models.misfit import Misfit, classifier_of
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +58,7 @@ def create_timm_model(
     if (is_hub or is_local) and not model_name.split(":", 1)[1]:
         raise ConfigError(f"model_name={model_name!r}: expected a repository or a folder after the colon")
     if is_local:
-        _check_local_folder(model_name, pretrained)
+        _check_local_folder(model_name, pretrained and checkpoint_path is None)
     elif not is_hub:
         _check_registry_name(model_name)
         if pretrained and checkpoint_path is None and not timm.models.is_model_pretrained(model_name):
@@ -94,6 +96,11 @@ def create_timm_model(
             raise ConfigError(
                 f"{model_name}: timm does not take model_kwargs={dict(model_kwargs)!r}: {error}"
             ) from error
+        misfit = Misfit.of(error)
+        if misfit is not None:
+            what = f"{model_name}: its weights do not fit"
+            classifier = classifier_of(_architecture_in(model_name)) if is_local else ()
+            raise WeightsError(_not_fitting(what, misfit, classifier, is_local)) from error
         if is_local:
             raise WeightsError(
                 f"{model_name}: the folder's model cannot be loaded: {type(error).__name__}: {first_line(error)}."
@@ -142,7 +149,7 @@ def _check_registry_name(model_name: str) -> None:
             )
 
 
-def _check_local_folder(model_name: str, pretrained: bool) -> None:
+def _check_local_folder(model_name: str, with_weights: bool) -> None:
     folder = Path(model_name.split(":", 1)[1])
     found = sorted(path.name for path in folder.iterdir())[:10] if folder.is_dir() else None
     if found is None:
@@ -151,8 +158,17 @@ def _check_local_folder(model_name: str, pretrained: bool) -> None:
         )
     if "config.json" not in found and not (folder / "config.json").is_file():
         raise WeightsError(f"{model_name}: no config.json in {folder}; it holds {found or 'nothing'}")
-    if pretrained and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise WeightsError(f"{model_name}: no model.safetensors in {folder}; it holds {found}")
+    if with_weights and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise WeightsError(
+            f"{model_name}: no model.safetensors in {folder}; it holds {found}. Weights of another name or form:"
+            " pass them as checkpoint_path="
+        )
+
+
+def _architecture_in(model_name: str) -> str:
+    """The architecture that a folder's configuration names."""
+    config = json.loads(Path(model_name.split(":", 1)[1], "config.json").read_text())
+    return str(config["architecture"])
 
 
 def _check_hub(model_name: str) -> None:
@@ -198,16 +214,29 @@ def _offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _load_checkpoint(model: torch.nn.Module, checkpoint_path: str) -> None:
+def _load_checkpoint(model: Any, checkpoint_path: str) -> None:
     from timm.models import load_checkpoint
 
     try:
         load_checkpoint(model, checkpoint_path, weights_only=True)
     except Exception as error:
+        what = f"checkpoint_path={checkpoint_path!r} does not fit {type(model).__name__}"
+        misfit = Misfit.of(error)
+        if misfit is not None:
+            classifier = classifier_of(model.pretrained_cfg["architecture"])
+            raise WeightsError(_not_fitting(what, misfit, classifier)) from error
         raise WeightsError(
-            f"checkpoint_path={checkpoint_path!r} does not fit {type(model).__name__}: {first_line(error)}."
+            f"{what}: {first_line(error)}."
             " It must be a state dict (.safetensors, or .pt/.pth without pickled objects) with the model's names"
         ) from error
+
+
+def _not_fitting(what: str, misfit: Misfit, classifier: Collection[str], in_folder: bool = False) -> str:
+    """The message: what differs, and what to do."""
+    advice = misfit.advice(classifier, in_folder) or (
+        "Give weights of this architecture and size, or the architecture and model_kwargs of these weights"
+    )
+    return f"{what}: {misfit}. {advice}"
 
 
 def _weights_error(model_name: str, error: Exception) -> WeightsError:
