@@ -376,6 +376,16 @@ def test_a_shard_that_changed_is_embedded_again(tmp_path):
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), {"000000002"})
 
 
+def test_vectors_that_a_users_function_may_have_touched_are_not_taken_over(folder, tmp_path):
+    def turned(frame):
+        return frame.assign(key=frame["key"].to_numpy()[::-1])
+
+    embedded = ColourReader()(ImageTextPairDataset.from_webdataset(folder))
+    mapped = embedded.metadata.map_partitions(turned, meta=embedded.metadata._meta)
+    embedded.with_metadata(mapped).save_metadata(tmp_path / "out")
+    assert all(not read_record(str(path)).read_by for path in (tmp_path / "out").glob("*.parquet"))
+
+
 def test_what_was_given_up_is_not_taken_over(folder, tmp_path):
     embedded = ColourReader()(dataset_of(folder))
     embedded.save_metadata(tmp_path / "out")

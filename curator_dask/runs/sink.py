@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import dask.dataframe as dd
 import pandas as pd
 
-from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.rows.known import KnownVectors
 from curator_dask.runs.lineage import Lineage
 from curator_dask.runs.step import Step
@@ -67,7 +67,14 @@ class Job:
 
     @property
     def read_by(self) -> dict[str, str]:
-        """By column of these that can be taken over, what decides its vectors besides model and shard."""
+        """By column of these that can be taken over, what decides its vectors besides model and shard.
+
+        None where a function of the user's own came after the model: it may have changed vectors or keys.
+        """
+        assigned = {f"{name} = …": name for name in self.kept}
+        fixed = {self.id_col, URL_COLUMN, ERROR_COLUMN, *self.described}
+        if any(assigned.get(each, self.id_col) in fixed for each in self.lineage.derived):
+            return {}
         return {
             name: how
             for step in self.steps
