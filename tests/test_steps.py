@@ -23,7 +23,8 @@ from curator_dask.image.embedders import ClipImageEmbedder
 from curator_dask.models.encoders import Encoder
 from curator_dask.pipeline import Pipeline
 from curator_dask.rows import images
-from curator_dask.runs.step import ColumnStep, Made, Reading, Work
+from curator_dask.runs.step import ColumnStep, Made, Reading, Work, check_step
+from curator_dask.stages import ProcessingStage
 from curator_dask.stages.image import (
     FilePartitioningStage,
     ImageEmbeddingStage,
@@ -166,6 +167,13 @@ class Swaps(Redness):
         return {"redness": pa.array(np.roll(np.asarray(super().compute(rows)["redness"]), 1))}
 
 
+class Turns(Redness):
+    """Gives the first row the last one's score."""
+
+    def compute(self, rows):
+        return {"redness": pa.array(np.asarray(super().compute(rows)["redness"])[::-1])}
+
+
 class Drops(Redness):
     """Loses a row, and says that it does not."""
 
@@ -185,6 +193,7 @@ class Forgets(Redness):
     ("kind", "test"),
     [
         (Swaps, "test_each_row_gets_its_own"),
+        (Turns, "test_each_row_gets_its_own"),
         (Drops, "test_rows_stay_in_place"),
         (Forgets, "test_it_travels"),
     ],
@@ -194,6 +203,36 @@ def test_the_contract_finds_what_breaks_it(folder, kind, test):
     with pytest.raises(AssertionError):
         getattr(StepTests(), test)(kind(), frame)
     getattr(StepTests(), test)(Redness(), frame)
+
+
+class SwapsVectors(ProcessingStage):
+    """Gives two images each other's vector."""
+
+    def inputs(self):
+        return ["data"], ["embedding"]
+
+    def outputs(self):
+        return ["data"], {"embedding": pa.list_(pa.float32(), 8)}
+
+    def process(self, task):
+        good = [image for image in task.data if not image.error]
+        if len(good) > 1:
+            good[0].embedding, good[1].embedding = good[1].embedding, good[0].embedding
+        return task
+
+
+def test_the_contract_of_stages_finds_swapped_vectors():
+    test, batch = StageTests(), StageTests.batch.__wrapped__(StageTests())
+    with pytest.raises(AssertionError, match="0 has another embedding when it is alone"):
+        test.test_each_image_gets_its_own(SwapsVectors(), batch)
+
+
+@pytest.mark.parametrize("columns", [["score"], {3: pa.float32()}, {"score": "float"}, {}])
+def test_columns_without_names_and_types_are_refused(columns):
+    step = Redness()
+    step.columns = columns
+    with pytest.raises(ConfigError, match=r"Redness\.columns: expected names with types"):
+        check_step(step)
 
 
 class TestBrightness(StageTests):
@@ -376,14 +415,40 @@ def test_a_shard_that_changed_is_embedded_again(tmp_path):
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), {"000000002"})
 
 
-def test_vectors_that_a_users_function_may_have_touched_are_not_taken_over(folder, tmp_path):
-    def turned(frame):
-        return frame.assign(key=frame["key"].to_numpy()[::-1])
+def with_turned_keys(frame):
+    return frame.assign(key=frame["key"].to_numpy()[::-1])
 
+
+@pytest.mark.parametrize(
+    ("change", "taken_over"),
+    [
+        (lambda frame: frame.map_partitions(with_turned_keys, meta=frame._meta), False),
+        (lambda frame: frame.fillna({"image_error": "none"}), False),
+        (lambda frame: frame.assign(key=frame["key"] + "0"), False),
+        (lambda frame: frame[frame["key"] != ""].assign(two=2), True),
+    ],
+)
+def test_vectors_that_may_have_been_touched_are_not_taken_over(folder, tmp_path, change, taken_over):
     embedded = ColourReader()(ImageTextPairDataset.from_webdataset(folder))
-    mapped = embedded.metadata.map_partitions(turned, meta=embedded.metadata._meta)
-    embedded.with_metadata(mapped).save_metadata(tmp_path / "out")
-    assert all(not read_record(str(path)).read_by for path in (tmp_path / "out").glob("*.parquet"))
+    changed = embedded.with_metadata(change(embedded.metadata))
+    changed.save_metadata(tmp_path / "out")
+    assert all(
+        bool(read_record(str(path)).read_by) == taken_over for path in (tmp_path / "out").glob("*.parquet")
+    )
+    embedded.save_metadata(tmp_path / "out", overwrite=True)
+    table = pq.read_table(tmp_path / "out")
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), BAD)
+
+
+def test_vectors_in_place_are_not_taken_over_from_what_a_function_made_of_them(tmp_path):
+    folder = tmp_path / "data"
+    write_dataset(folder, 1, 3)
+    ColourReader()(ImageTextPairDataset.from_webdataset(str(folder))).save_metadata()
+    again = ImageTextPairDataset.from_webdataset(str(folder))
+    turned = again.metadata.map_partitions(with_turned_keys, meta=again.metadata._meta)
+    ColourReader(image_embedding_column="other")(again.with_metadata(turned)).save_metadata()
+    (path,) = folder.glob("*.parquet")
+    assert set(read_record(str(path)).read_by) == {"other"}
 
 
 def test_what_was_given_up_is_not_taken_over(folder, tmp_path):

@@ -70,6 +70,7 @@ class ParquetSink:
             job.input_options,
             derived=job.derived,
             read_by=job.read_by,
+            keeps_vectors=job.keeps_vectors,
         )
         return Plan(targets, todo, writer, remarks, strays)
 

@@ -73,6 +73,8 @@ class WritePartition:
         Store no fingerprint, so that a rerun makes the file again.
     derived, read_by
         See `FileRecord`.
+    keeps_vectors
+        Vectors that come with the rows are written as they were read.
     """
 
     schema: pa.Schema
@@ -84,6 +86,7 @@ class WritePartition:
     unfinished: bool = False
     derived: tuple[str, ...] = ()
     read_by: Mapping[str, str] = field(default_factory=dict)
+    keeps_vectors: bool = False
 
     def __dask_tokenize__(self) -> Any:
         settings = {**vars(self), "schema": self.schema.to_string(), "output": vars(self.output)}
@@ -163,7 +166,7 @@ class WritePartition:
                 **self.embeddings,
             },
             settings={**(before.settings if before is not None else {}), **self.settings},
-            read_by={**(before.read_by if before is not None else {}), **self.read_by},
+            read_by={**(before.read_by if before is not None and self.keeps_vectors else {}), **self.read_by},
             derived=self.derived,
             remarks=report["remarks"],
             report=report,

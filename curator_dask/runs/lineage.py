@@ -9,7 +9,7 @@ repartition or a reduction that no longer holds, and `trace` says so.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any, Protocol, runtime_checkable
@@ -20,7 +20,9 @@ from dask.dataframe.dask_expr._expr import (
     ArrowStringConversion,
     Assign,
     Blockwise,
+    DropnaFrame,
     Expr,
+    Filter,
     Isin,
     MapPartitions,
     Projection,
@@ -78,6 +80,33 @@ class Lineage:
     is_mapped: bool
     reader: Any
     inputs: tuple[ShardRange, ...] | None
+
+    def leaves_alone(self, names: Collection[str], since: str = "read") -> bool:
+        """Whether columns have the values, row by row, that they had when they were made.
+
+        Known are steps, columns selected, rows filtered, and other columns assigned. All else may change values.
+
+        Parameters
+        ----------
+        names
+            Of the columns.
+        since
+            They were ``"read"``, or made by the first ``"step"``.
+        """
+        node = self.expr
+        while not is_root(node):
+            if since == "step" and not _has_step(node):
+                return True
+            is_step = isinstance(node, MapPartitions) and bool(steps_in([node.operand("func")]))
+            other = isinstance(node, Assign) and not {*node.keys} & {*names}
+            if not (
+                is_step
+                or other
+                or isinstance(node, Projection | Filter | DropnaFrame | ArrowStringConversion)
+            ):
+                return False
+            node = node.frame
+        return True
 
 
 def trace(frame: DataFrame) -> Lineage:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import dask.dataframe as dd
 import pandas as pd
 
+from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.rows.known import KnownVectors
 from curator_dask.runs.lineage import Lineage
@@ -69,11 +70,9 @@ class Job:
     def read_by(self) -> dict[str, str]:
         """By column of these that can be taken over, what decides its vectors besides model and shard.
 
-        None where a function of the user's own came after the model: it may have changed vectors or keys.
+        Empty where something else than steps and filters came after the model: it may have changed vectors or keys.
         """
-        assigned = {f"{name} = …": name for name in self.kept}
-        fixed = {self.id_col, URL_COLUMN, ERROR_COLUMN, *self.described}
-        if any(assigned.get(each, self.id_col) in fixed for each in self.lineage.derived):
+        if not self.lineage.leaves_alone(self._identities, since="step"):
             return {}
         return {
             name: how
@@ -81,6 +80,16 @@ class Job:
             for name, how in step.read_by.items()
             if name in self.described and name in self.kept
         }
+
+    @property
+    def keeps_vectors(self) -> bool:
+        """Whether columns of vectors that come with the rows are written as they were read, beside the same keys."""
+        return self.lineage.leaves_alone(self._identities)
+
+    @property
+    def _identities(self) -> set[str]:
+        """Columns of vectors, and those that say whose they are."""
+        return {self.id_col, URL_COLUMN, ERROR_COLUMN, *self.described, *embedding_columns(self.frame._meta)}
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -360,8 +360,9 @@ def check_step(step: Any) -> Step:
             f"expected a Step (curator_dask.runs.step), found {found}, which "
             + (f"lacks {', '.join(lacking)}" if lacking else "is a class: make an object of it")
         )
-    wrong = {name: kind for name, kind in step.columns.items() if not isinstance(kind, pa.DataType)}
-    if wrong or not step.columns:
+    columns = step.columns if isinstance(step.columns, Mapping) else dict.fromkeys(step.columns)
+    wrong = {k: v for k, v in columns.items() if not (isinstance(k, str) and isinstance(v, pa.DataType))}
+    if wrong or not columns:
         raise ConfigError(
             f"{type(step).__name__}.columns: expected names with types of pyarrow's, found {wrong or 'none'}"
         )

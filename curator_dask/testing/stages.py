@@ -91,6 +91,19 @@ class StageTests:
                 there = getattr(image, name, None) is not None or name in image.metadata
                 assert there or image.error or name in image.errors, f"{image.image_id} has no {name}"
 
+    def test_each_image_gets_its_own(self, stage: ProcessingStage[Any, Any], batch: ImageBatch) -> None:
+        """What an image gets does not depend on its neighbours."""
+        for image in self.through(stage, batch):
+            given = [each for each in batch.data if each.origin == image.origin]
+            for alone in self.through(stage, ImageBatch(given, batch.dataset_name, batch.task_id)):
+                for name, value in {**alone.metadata, "embedding": alone.embedding}.items():
+                    found = image.embedding if name == "embedding" else image.metadata.get(name)
+                    same = f"{image.image_id} has another {name} when it is alone"
+                    if isinstance(value, np.ndarray | float) and found is not None:
+                        np.testing.assert_allclose(found, value, atol=1e-4, err_msg=same)
+                    else:
+                        assert str(found) == str(value), same
+
     def test_the_same_again(self, stage: ProcessingStage[Any, Any], batch: ImageBatch) -> None:
         """Two runs give the same images, with the same metadata."""
         one, other = (self.through(stage, batch) for _ in range(2))
