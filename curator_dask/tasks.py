@@ -25,11 +25,15 @@ class Task(Generic[T]):
         Of the dataset that it comes from.
     task_id
         Name of the piece, for messages.
+    _stage_perf, _metadata
+        A stage's own, handed on and not read: stages of NeMo Curator 1.x give them to the batches that they make.
     """
 
     data: T
     dataset_name: str = ""
     task_id: str = ""
+    _stage_perf: list[Any] = field(default_factory=list, repr=False, kw_only=True)
+    _metadata: dict[str, Any] = field(default_factory=dict, repr=False, kw_only=True)
 
     @property
     def num_items(self) -> int:

@@ -73,6 +73,10 @@ if [[ -x $venv/bin/python && -f $stamp && $(<"$stamp") == "$wanted" ]]; then
     say "using $venv, where [$extras] is installed"
     exit 0
 fi
+if [[ -f $stamp && $(<"$stamp") != "$root "* ]]; then
+    die "$venv belongs to another checkout, $(sed 's/ [0-9]* [0-9]*$//' "$stamp"), which would be run from here from now" \
+        "on: name another folder by CURATOR_DASK_VENV, or remove this one"
+fi
 
 if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     python=$(find_python)

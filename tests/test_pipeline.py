@@ -430,6 +430,39 @@ def test_a_stage_must_not_keep_images_back(tmp_path):
     assert "00001" in summary.failed_shards and "kept this image back" in summary.failed_shards["00001"]
 
 
+def test_a_stage_of_nemo_curator_hands_on_what_its_tasks_carry(tmp_path):
+    """It makes a new batch, with all that the one before carried, as stages of 1.x do."""
+    write_dataset(tmp_path / "data", shards=1)
+
+    class Marks(ProcessingStage):
+        def process(self, task):
+            task._metadata["marked"] = len(task.data)
+            task._stage_perf.append("Marks")
+            return task
+
+    class Flips(ProcessingStage):
+        def process(self, task):
+            return ImageBatch(
+                task_id=f"{task.task_id}_flipped",
+                dataset_name=task.dataset_name,
+                data=task.data[::-1],
+                _metadata=task._metadata,
+                _stage_perf=task._stage_perf,
+            )
+
+    class Looks(ProcessingStage):
+        def outputs(self):
+            return ["data"], {"marked": pa.string()}
+
+        def process(self, task):
+            for image in task.data:
+                image.metadata["marked"] = f"{task._metadata['marked']} {task._stage_perf}"
+            return task
+
+    run(tmp_path / "data", tmp_path / "out", Marks(), Flips(), Looks(), batch=10)
+    assert read_output(tmp_path / "out").column("marked").to_pylist() == ["10 ['Marks']"] * 10
+
+
 def test_a_column_that_the_dataset_has_can_be_made_anew(tmp_path):
     write_dataset(tmp_path / "data", shards=1)
     path = path_of(tmp_path / "data", 0)
