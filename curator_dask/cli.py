@@ -86,10 +86,8 @@ def _json_object(text: str | None, option: str) -> dict[str, Any]:
         raise typer.BadParameter(f"not JSON: {error}", param_hint=option) from None
     if not isinstance(found, dict):
         # Without the text: it may hold secrets.
-        kind = type(found).__name__
-        raise typer.BadParameter(
-            f"expected a JSON object, such as '{{\"anon\": true}}', got a {kind}", param_hint=option
-        )
+        expected = f"expected a JSON object, such as '{{\"anon\": true}}', got a {type(found).__name__}"
+        raise typer.BadParameter(expected, param_hint=option)
     return found
 
 
@@ -184,9 +182,10 @@ def embed(
     overwrite: Annotated[bool, typer.Option(help="Replace files that this command did not make.")] = False,
     drop_failed: Annotated[bool, typer.Option(help="Write failed rows to OUTPUT/_errors instead.")] = False,
     raise_on_error: Annotated[bool, typer.Option(help="Stop at the first image that fails.")] = False,
-    nested_json: Annotated[
-        bool, typer.Option(help="Lists and objects in the tars' JSON become columns of text, too.")
-    ] = False,
+    min_good: Annotated[
+        float, typer.Option(min=0, max=1, help="Exit code 1 if a smaller share of the images has a vector.")
+    ] = 0.0,
+    nested_json: Annotated[bool, typer.Option(help="Nested JSON of tars as columns of text.")] = False,
     storage_options: StorageOptions = None,
     output_storage_options: Annotated[
         str | None, typer.Option(help="The same for OUTPUT, where that differs.", show_default=False)
@@ -196,8 +195,8 @@ def embed(
 
     An interrupted run is started again with the same command: finished shards are skipped.
 
-    Exit code 0: done, failed images are counted in the summary. 1: a shard could not be read, or not all of
-    it, or an image with --raise-on-error. 2: wrong usage.
+    Exit code 0: done, failed images are counted in the summary. 1: a shard could not be read, or not all of it, or an
+    image with --raise-on-error; no image has a vector, or fewer than --min-good. 2: wrong usage.
     """
     options = _json_object(storage_options, "--storage-options") or None
     kwargs = _json_object(model_kwargs, "--model-kwargs")
@@ -253,7 +252,11 @@ def embed(
             summary = embedder(dataset).save_metadata(
                 output, overwrite=overwrite, drop_failed=drop_failed, **saving
             )
-    if not summary.complete:
+    if summary.good < min_good:
+        print(
+            f"error: {summary.good:.1%} of the images have a vector, --min-good {min_good}", file=sys.stderr
+        )
+    if not summary.complete or not summary.good or summary.good < min_good:
         raise typer.Exit(EXIT_SHARD)
 
 
@@ -289,7 +292,6 @@ def retry(
     from curator_dask.outputs.retrying import find_settings
 
     options = _json_object(storage_options, "--storage-options") or None
-    summaries = []
     with _told_plainly("files that were finished are kept, the same command goes on from there"):
         found = find_settings(output, options)
         columns = [column] if column is not None else list(found)

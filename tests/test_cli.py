@@ -78,6 +78,24 @@ def test_embed_and_rerun(folder, tmp_path):
     assert "Traceback" not in again.stderr
 
 
+@pytest.mark.parametrize(
+    ("bad", "options", "code", "said"),
+    [
+        (3, [], 1, "NONE of the 3 images has a vector"),
+        (2, [], 0, ""),
+        (2, ["--min-good", "0.5"], 1, "error: 33.3% of the images have a vector, --min-good 0.5"),
+        (1, ["--min-good", "0.5"], 0, ""),
+    ],
+)
+def test_a_run_without_enough_vectors_has_failed(client, tmp_path, bad, options, code, said):
+    write_dataset(tmp_path / "data", 1, 3, bad={f"00000000{number}": b"" for number in range(bad)})
+    arguments = ["embed", tmp_path / "data", tmp_path / "out", "--model", "test_vit", "--no-pretrained"]
+    done = run_here(*arguments, "--scheduler-address", client.scheduler.address, *options)
+    assert done.returncode == code
+    assert said in done.stdout + done.stderr
+    assert "NONE" not in done.stdout or bad == 3
+
+
 def write_clip(folder):
     """A small CLIP with random weights, as transformers writes it."""
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -83,6 +83,11 @@ class SaveSummary:
         return self.rows / running if self.rows and running > 0 else 0.0
 
     @property
+    def good(self) -> float:
+        """Share of `rows` that have a vector; 1.0 where there are no rows."""
+        return 1.0 - self.failed / self.rows if self.rows else 1.0
+
+    @property
     def complete(self) -> bool:
         """Every shard was read to its end, and none was given up; images that failed do not count."""
         return not (self.failed_shards or self.damaged_shards or self.reasons["gave up"])
@@ -134,6 +139,8 @@ class SaveSummary:
             f"  {before}" if self.skipped else "",
             f"  {self.seconds:.1f} s, {start}, then {rate}",
         ]
+        if not self.good and not self.again:
+            lines.append(f"  NONE of the {self.rows} images has a vector:")
         for reason, count in self.reasons.most_common():
             lines.append(f"  {count} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
         lines += [*_shard_lines("failed", self.failed_shards), *self._remark_lines()]
