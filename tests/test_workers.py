@@ -9,8 +9,12 @@ import dask.dataframe as dd
 import psutil
 import pytest
 from colours import ColourReader, check_colours, read_output, write_dataset
+from distributed import Client, LocalCluster
 
+from curator_dask import get_client
 from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.errors import ClusterError
+from curator_dask.settings import PATIENCE
 
 SHARDS, SAMPLES = 8, 12
 
@@ -102,3 +106,45 @@ def test_vectors_can_be_shuffled_on_a_cluster(folder, client, tmp_path, how):
     table = read_output(tmp_path / "out")
     assert len(table) == SHARDS * SAMPLES
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), bad={"000030005"})
+
+
+def paused(dask_worker):
+    """As Dask does where memory runs out; its memory monitor, which would look again, is stopped."""
+    from distributed.core import Status
+
+    dask_worker.periodic_callbacks["memory_monitor"].stop()
+    dask_worker.status = Status.paused
+
+
+def test_workers_paused_for_memory_end_the_run(folder, private_cluster, tmp_path, monkeypatch):
+    """Dask lets them finish what they do, and gives them nothing more."""
+    monkeypatch.setenv(PATIENCE.name, "2s")
+    with private_cluster(n_workers=1) as client:
+        dataset = ColourReader()(ImageTextPairDataset.from_webdataset(folder))
+        (address,) = client.run(paused)
+        expected = f"every worker is paused for its memory.*{address} has .* of its limit of .*--memory-limit"
+        with pytest.raises(ClusterError, match=expected):
+            dataset.save_metadata(tmp_path / "out")
+
+
+def test_a_cluster_that_starts_workers_for_work_alone(folder, tmp_path, monkeypatch):
+    """An adaptive one without workers at rest: it is asked for work, not for workers."""
+    monkeypatch.setenv(PATIENCE.name, "60s")
+    with LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+        cluster.adapt(minimum=0, maximum=1, interval="200ms")
+        with get_client(scheduler_address=cluster.scheduler_address, verbose=False):
+            summary = ColourReader()(ImageTextPairDataset.from_webdataset(folder)).save_metadata(
+                tmp_path / "out"
+            )
+    assert summary.rows == SHARDS * SAMPLES and not summary.failed_shards
+
+
+def test_a_cluster_without_workers_is_not_waited_for_for_ever(folder, monkeypatch):
+    monkeypatch.setenv(PATIENCE.name, "2s")
+    options = {"n_workers": 0, "dashboard_address": "127.0.0.1:0"}
+    with (
+        LocalCluster(**options) as cluster,
+        Client(cluster),
+        pytest.raises(ClusterError, match=f"the cluster has no worker, for .* s.*{PATIENCE.name}"),
+    ):
+        ImageTextPairDataset.from_webdataset(folder)

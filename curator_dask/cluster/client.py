@@ -299,7 +299,9 @@ def _connect(target: Any, security: Any, timeout: float, verbose: bool) -> distr
             "sides have the same dask"
         ) from error
     try:
+        work = client.submit(int, pure=False)  # a cluster that scales itself starts no worker for nothing
         wait_for_workers(client, 1, f"the scheduler at {address}", timeout)
+        del work
     except BaseException:
         client.close()
         raise

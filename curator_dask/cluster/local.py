@@ -321,7 +321,7 @@ def wait_for_workers(client: distributed.Client, expected: int, whose: str, time
         raise ClusterError(
             f"{whose} has {came} workers after {timeout:g} s, expected at least {expected}. Look at the "
             "workers' logs; check that they were started with this scheduler's address and that they have "
-            "memory; a cluster that scales itself needs minimum=1; raise timeout if they are only slow"
+            "memory; raise timeout if they are only slow, or wait in a queue"
         ) from None
 
 

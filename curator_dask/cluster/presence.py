@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 
+from dask.utils import format_bytes
 from distributed import Client
 from distributed.client import AllExit
 from distributed.comm import CommClosedError
@@ -43,12 +44,12 @@ class Presence:
         self.looked = 0.0
 
     def check(self) -> None:
-        """Look if it is time to; say once a minute that there is no worker.
+        """Look if it is time to; say once a minute that there is no worker, or none that takes work.
 
         Raises
         ------
         ClusterError
-            The connection was lost, or there was no worker for `settings.PATIENCE` seconds.
+            The connection was lost, or there was no worker for `settings.PATIENCE` seconds but such as Dask has paused.
         """
         # What a client asked for is forgotten with its connection, also where it can connect again.
         if self.client.status != "running":
@@ -57,20 +58,15 @@ class Presence:
         if now - self.looked < _LOOK_EVERY:
             return
         self.looked = now
-        answered = True
         try:
             # Asked of the scheduler: what the client remembers of it may be empty for a moment.
-            if self.client.sync(self.client.scheduler.ncores, callback_timeout=ANSWER):
+            if self.client.sync(self.client.scheduler.ncores_running, callback_timeout=ANSWER):
                 self.seen = self.warned = now
                 return
+            what = self._why_idle()
         except (OSError, TimeoutError):
-            answered = False
+            what = f"the scheduler at {_address(self.client)} does not answer"
         silence = now - self.seen
-        what = (
-            "the cluster has no worker"
-            if answered
-            else f"the scheduler at {_address(self.client)} does not answer"
-        )
         if silence >= self.patience:
             raise ClusterError(
                 f"{what}, for {silence:.0f} s. Look at the logs of workers and scheduler, start them again and run"
@@ -80,6 +76,21 @@ class Presence:
         if now - self.warned >= _WARN_EVERY:
             self.warned = now
             logger.warning("%s, for %.0f s now; waiting %.0f s more", what, silence, self.patience - silence)
+
+    def _why_idle(self) -> str:
+        """What is wrong where no worker takes work."""
+        found = self.client.sync(self.client.scheduler.identity, n_workers=-1, callback_timeout=ANSWER)
+        paused = [(address, each) for address, each in found["workers"].items() if each["status"] == "paused"]
+        if not paused:
+            return "the cluster has no worker"
+        address, worker = paused[0]
+        used, limit = (
+            format_bytes(each or 0) for each in (worker["metrics"]["memory"], worker["memory_limit"])
+        )
+        return (
+            f"every worker is paused for its memory ({len(paused)}: {address} has {used} of its limit of {limit}; give"
+            " each more, by --memory-limit or fewer workers, or have fewer images a batch by batch_size)"
+        )
 
 
 def threads_of_workers(client: Client) -> dict[str, int]:

@@ -147,11 +147,29 @@ def run_everywhere(function: Any, client: Client | None) -> dict[str, Any]:
     )
 
 
-def _run_on_workers(function: Any, client: Client) -> dict[str, Any]:
-    presence = Presence(client)
+def wait_for_a_worker(client: Client) -> dict[str, int]:
+    """Wait until there is a worker; one is asked for, since a cluster that scales itself starts none for nothing.
+
+    Returns
+    -------
+    Threads of each, by its address.
+
+    Raises
+    ------
+    ClusterError
+        There is none for `settings.PATIENCE` seconds, or no scheduler.
+    """
+    presence, work = Presence(client), None
     while not (addresses := threads_of_workers(client)):
+        if work is None:
+            work = client.submit(int, pure=False)
         presence.check()
         time.sleep(_POLL)
+    return addresses
+
+
+def _run_on_workers(function: Any, client: Client) -> dict[str, Any]:
+    presence, addresses = Presence(client), wait_for_a_worker(client)
     pending = {address: client.submit(function, workers=[address], pure=False) for address in addresses}
     results = {}
     try:

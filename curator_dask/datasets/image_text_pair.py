@@ -12,9 +12,10 @@ import dask
 import dask.dataframe as dd
 
 from curator_dask import backend
-from curator_dask.cluster.workers import current_client
+from curator_dask.cluster.presence import Presence
+from curator_dask.cluster.workers import current_client, result_of, wait_for_a_worker
 from curator_dask.console import show_in_notebook
-from curator_dask.errors import ClusterError, ConfigError, DatasetError, ShardError
+from curator_dask.errors import ConfigError, DatasetError, ShardError
 from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.outputs.saving import save
@@ -28,8 +29,6 @@ from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet, discover
 from curator_dask.webdataset.staging import STAGE
 
 logger = logging.getLogger("curator_dask")
-
-_WORKER_TIMEOUT = 60  # seconds that a cluster may be without any worker
 
 
 class ImageTextPairDataset:
@@ -375,11 +374,9 @@ def _worker_backend() -> backend.Backend:
     client = current_client()
     if client is None:
         return backend.current()
-    try:
-        client.wait_for_workers(1, timeout=_WORKER_TIMEOUT)
-    except TimeoutError:
-        raise ClusterError(
-            f"the cluster at {client.scheduler.address if client.scheduler else '?'} had no worker for"
-            f" {_WORKER_TIMEOUT} s: start some and run again"
-        ) from None
-    return client.submit(backend.current, pure=False).result()
+    wait_for_a_worker(client)
+    found = result_of(client.submit(backend.current, pure=False), Presence(client))
+    if isinstance(found, BaseException):
+        raise found
+    current: backend.Backend = found
+    return current
