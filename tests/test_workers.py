@@ -12,6 +12,7 @@ from colours import ColourReader, check_colours, read_output, write_dataset
 from distributed import Client, LocalCluster
 
 from curator_dask import get_client
+from curator_dask.cluster.presence import Presence
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ClusterError
 from curator_dask.settings import PATIENCE
@@ -125,6 +126,20 @@ def test_workers_paused_for_memory_end_the_run(folder, private_cluster, tmp_path
         expected = f"every worker is paused for its memory.*{address} has .* of its limit of .*--memory-limit"
         with pytest.raises(ClusterError, match=expected):
             dataset.save_metadata(tmp_path / "out")
+
+
+def test_a_paused_worker_finishes_what_it_has_begun(private_cluster, monkeypatch):
+    """However long that takes: Dask lets it, and so it is not given up."""
+    monkeypatch.setenv(PATIENCE.name, "1s")
+    with private_cluster(n_workers=1) as client:
+        future = client.submit(time.sleep, 14, pure=False)
+        time.sleep(1)
+        client.run(paused)
+        presence = Presence(client)
+        while not future.done():
+            presence.check()
+            time.sleep(0.1)
+        del future
 
 
 def test_a_cluster_that_starts_workers_for_work_alone(folder, tmp_path, monkeypatch):

@@ -64,6 +64,9 @@ class Presence:
                 self.seen = self.warned = now
                 return
             what = self._why_idle()
+            if what is None:
+                self.seen = self.warned = now
+                return
         except (OSError, TimeoutError):
             what = f"the scheduler at {_address(self.client)} does not answer"
         silence = now - self.seen
@@ -77,12 +80,14 @@ class Presence:
             self.warned = now
             logger.warning("%s, for %.0f s now; waiting %.0f s more", what, silence, self.patience - silence)
 
-    def _why_idle(self) -> str:
-        """What is wrong where no worker takes work."""
+    def _why_idle(self) -> str | None:
+        """What is wrong where no worker takes work; None if one that is paused still finishes what it has begun."""
         found = self.client.sync(self.client.scheduler.identity, n_workers=-1, callback_timeout=ANSWER)
         paused = [(address, each) for address, each in found["workers"].items() if each["status"] == "paused"]
         if not paused:
             return "the cluster has no worker"
+        if any(each["metrics"].get("task_counts", {}).get("executing") for _, each in paused):
+            return None
         address, worker = paused[0]
         used, limit = (
             format_bytes(each or 0) for each in (worker["metrics"]["memory"], worker["memory_limit"])
