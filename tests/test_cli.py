@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import transformers
-from colours import write_dataset
+from colours import write_dataset, write_tar
 from PIL import Image
 from s3 import BUCKET, options, s3_server
 from typer.testing import CliRunner
@@ -94,6 +95,23 @@ def test_a_run_without_enough_vectors_has_failed(client, tmp_path, bad, options,
     assert done.returncode == code
     assert said in done.stdout + done.stderr
     assert "NONE" not in done.stdout or bad == 3
+
+
+def test_vectors_of_finished_files_count(client, tmp_path):
+    """A rerun that finds nothing but bad images to do is no failure where others are good, and the reverse."""
+    address = client.scheduler.address
+    write_dataset(tmp_path / "data", 2, 3, bad={f"00001000{number}": b"" for number in range(3)})
+    arguments = ["embed", tmp_path / "data", tmp_path / "out", "--model", "test_vit", "--no-pretrained"]
+    arguments += ["--scheduler-address", address]
+    assert run_here(*arguments).returncode == 0
+    (tmp_path / "out/00001.parquet").unlink()
+    again = run_here(*arguments)
+    assert again.returncode == 0 and "3 failed images" in again.stdout and "NONE" not in again.stdout
+    for shard in ("data/00000.tar", "data/00000.parquet", "out/00000.parquet"):
+        (tmp_path / shard).unlink()
+    nothing = run_here(*arguments)
+    assert nothing.returncode == 1 and "nothing to do" in nothing.stdout
+    assert "NONE of the 3 images has a vector" in nothing.stdout
 
 
 def write_clip(folder):
@@ -291,6 +309,24 @@ def test_from_a_store_to_a_store(tmp_path):
 def _written(path, data):
     path.write_bytes(data)
     return path
+
+
+def test_retry_takes_the_member_that_was_named(client, tmp_path):
+    """The sample's second image, as when the output was made, and not its first."""
+    red, blue = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (200, 100), "red").save(red, "PNG")
+    Image.new("RGB", (200, 100), "blue").save(blue, "PNG")
+    write_tar(tmp_path / "two/0.tar", [("0.a.png", red.getvalue()), ("0.b.png", blue.getvalue())])
+    write_tar(tmp_path / "one/0.tar", [("0.png", blue.getvalue())])
+    model = ["--model", "test_vit", "--no-pretrained"]
+    cluster = ["--scheduler-address", client.scheduler.address]
+    assert run_here("embed", tmp_path / "one", tmp_path / "alone", *model, *cluster).returncode == 0
+    limited = [*model, *cluster, "--image", "b.png", "--max-pixels", "10000"]
+    assert run_here("embed", tmp_path / "two", tmp_path / "out", *limited).returncode == 1  # too large
+    done = run_here("retry", tmp_path / "out", "--max-pixels", "100000", *cluster)
+    assert "1 failed rows tried again, 1 have a vector now" in done.stdout
+    alone, mended = (pq.read_table(tmp_path / name)["image_embedding"] for name in ("alone", "out"))
+    np.testing.assert_allclose(mended.to_pylist(), alone.to_pylist(), atol=1e-5)
 
 
 def test_retry(tmp_path):

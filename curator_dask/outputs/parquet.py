@@ -57,7 +57,7 @@ class ParquetSink:
         targets = plan_targets(job, output, schema)
         self._remove_leftovers()
         there = list_files(output)
-        targets, todo, remarks = find_unfinished(targets, there, schema, job, output)
+        targets, todo, remarks, reports = find_unfinished(targets, there, schema, job, output)
         if output.in_place and not output.overwrite:
             check_own_files(job.lineage, targets, schema)
         strays = find_strays(job.lineage, targets, there, output)
@@ -72,7 +72,7 @@ class ParquetSink:
             read_by=job.read_by,
             keeps_vectors=job.keeps_vectors,
         )
-        return Plan(targets, todo, writer, remarks, strays)
+        return Plan(targets, todo, writer, remarks, strays, reports)
 
     def close(self, plan: Plan, summary: SaveSummary) -> None:
         """Remove what dead workers have left, and, when all is written, files of the same rows in other partitions."""

@@ -137,8 +137,8 @@ def find_unfinished(
     schema: pa.Schema,
     job: Job,
     output: Output,
-) -> tuple[list[Target], list[int], dict[str, Any]]:
-    """The targets with what they can take over, numbers of those to write, and remarks on the shards of the others.
+) -> tuple[list[Target], list[int], dict[str, Any], list[Mapping[str, Any]]]:
+    """The targets with what they can take over, numbers of those to write; remarks on and reports of the others.
 
     Parameters
     ----------
@@ -159,15 +159,18 @@ def find_unfinished(
     found = in_threads(lambda it: read_footer(it.path, output.options) if it.path in there else None, targets)
     planned, todo, conflicts = list(targets), [], []
     remarks: dict[str, Any] = {}
+    reports: list[Mapping[str, Any]] = []
     finished = [_is_finished(*each, lacking=False) for each in zip(targets, found, strict=True)]
-    if not all(
-        finished
-    ):  # files without the later columns are all as they are, or all made anew: of one schema
+    if not all(finished):
+        # Files without the later columns all stay as they are, or are all made anew: of one schema.
         lacking = [_is_finished(*each, lacking=True) for each in zip(targets, found, strict=True)]
         finished = lacking if all(lacking) else finished
     for number, (target, existing) in enumerate(zip(targets, found, strict=True)):
         if existing is not None and finished[number]:
-            remarks.update(existing.record.remarks if existing.record else {})
+            record = existing.record
+            remarks.update(record.remarks if record else {})
+            # Of a file whose rows have been tried again it is not known how many failed.
+            reports.append((record and record.report) or {"rows": existing.rows, "failed": 0})
             continue
         todo.append(number)
         if existing is not None:
@@ -182,7 +185,7 @@ def find_unfinished(
             f"{len(conflicts)} files would be replaced by something else: {conflicts[0]}. Use overwrite=True"
             " (--overwrite) to replace them, or write to another path"
         )
-    return planned, todo, remarks
+    return planned, todo, remarks, reports
 
 
 def _is_finished(target: Target, existing: Footer | None, lacking: bool) -> bool:

@@ -84,21 +84,13 @@ def read_images(
                     )
             for position, row in sorted(zip(found.tolist(), rows, strict=True)):
                 if position < 0:
-                    yield (
-                        row,
-                        ImageError(
-                            f"{MISSING}: no sample {ids[row]!r} in the tar{_because(index, ids[row])}"
-                        ),
-                    )
+                    what = f"no sample {ids[row]!r} in the tar"
+                    yield row, ImageError(f"{MISSING}: {what}{_because(index, ids[row])}")
                     continue
                 member = index.samples[position].image(image_member)
                 if member is None:
-                    yield (
-                        row,
-                        ImageError(
-                            f"{MISSING}: the sample has no {image_member or 'image'}{_because(index, ids[row])}"
-                        ),
-                    )
+                    what = f"the sample has no {image_member or 'image'}"
+                    yield row, ImageError(f"{MISSING}: {what}{_because(index, ids[row])}")
                     continue
                 if found_as is not None:
                     found_as[row] = (index.samples[position].key, member.name)

@@ -118,6 +118,8 @@ class Plan:
         Writes them, on the workers.
     strays
         What holds the same rows in another way, to be removed when all is written.
+    finished
+        Of the targets that are not done: ``rows``, and ``failed`` of them.
     """
 
     targets: Sequence[Target]
@@ -125,6 +127,7 @@ class Plan:
     writer: Writer
     remarks: Mapping[str, Any] = field(default_factory=dict)
     strays: Sequence[str] = ()
+    finished: Sequence[Mapping[str, Any]] = ()
 
 
 @runtime_checkable

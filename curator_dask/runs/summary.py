@@ -26,6 +26,8 @@ class SaveSummary:
         Of the failed ones, those written to ``_errors/`` and not among the good ones.
     written, skipped
         Files written in this call, and files that were finished before.
+    rows_before, failed_before
+        Rows of files that were finished before, and those of them without a vector.
     failed_shards
         Names of shards that could not be read, or on which something else went wrong, with the reason; their
         rows are not in the output, and a rerun tries them again.
@@ -63,6 +65,8 @@ class SaveSummary:
     dropped: int = 0
     written: int = 0
     skipped: int = 0
+    rows_before: int = 0
+    failed_before: int = 0
     failed_shards: dict[str, str] = field(default_factory=dict)
     damaged_shards: dict[str, str] = field(default_factory=dict)
     orphans: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -84,8 +88,9 @@ class SaveSummary:
 
     @property
     def good(self) -> float:
-        """Share of `rows` that have a vector; 1.0 where there are no rows."""
-        return 1.0 - self.failed / self.rows if self.rows else 1.0
+        """Share of the images that have a vector, those of finished files too; 1.0 where there are none."""
+        rows = self.rows + self.rows_before
+        return 1.0 - (self.failed + self.failed_before) / rows if rows else 1.0
 
     @property
     def complete(self) -> bool:
@@ -124,7 +129,7 @@ class SaveSummary:
         if self.path and not self.written and not self.failed_shards:
             before = "no row had failed" if self.again else before
             lines = [f"{self.path}: nothing to do, {before}; {self.seconds:.1f} s"]
-            return "\n".join([*lines, *self._remark_lines()])
+            return "\n".join([*lines, *self._none_line(), *self._remark_lines()])
         dropped = f", {self.dropped} more in _errors/" if self.dropped else ""
         rows = (
             f"{self.rows - self.dropped} rows in {self.written} files{dropped}; {self.failed} failed images"
@@ -138,13 +143,16 @@ class SaveSummary:
             f"{self.path}: {rows}" if self.path else rows,
             f"  {before}" if self.skipped else "",
             f"  {self.seconds:.1f} s, {start}, then {rate}",
+            *self._none_line(),
         ]
-        if not self.good and not self.again:
-            lines.append(f"  NONE of the {self.rows} images has a vector:")
         for reason, count in self.reasons.most_common():
             lines.append(f"  {count} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
         lines += [*_shard_lines("failed", self.failed_shards), *self._remark_lines()]
         return "\n".join(line for line in lines if line)
+
+    def _none_line(self) -> list[str]:
+        none = not self.good and not self.again
+        return [f"  NONE of the {self.rows + self.rows_before} images has a vector"] if none else []
 
     def _remark_lines(self) -> list[str]:
         """What was noticed of the tars."""
