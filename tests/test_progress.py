@@ -56,6 +56,15 @@ def test_a_task_that_fails_has_told_what_it_did(client):
         until(meter, 3, 1)
 
 
+def test_a_run_does_not_count_what_another_client_of_its_cluster_does(client):
+    meter, others = Meter(shards=1), Meter(shards=1)
+    with Client(client.scheduler.address, set_as_default=False) as other, watch(meter, client, show=False):
+        with watch(others, other, show=False):
+            other.submit(failing_task, pure=False).exception()
+            until(others, 3, 1)
+        assert (meter.images, meter.failed) == (0, 0)
+
+
 def long_task() -> None:
     for _ in range(1000):
         report(images=16, failed=1)

@@ -1,7 +1,8 @@
 """Counts that flow from the workers to the person who waits.
 
 A task reports what it has just done. On a Dask worker that is added up and becomes an event that the client has
-subscribed to; in a process without a cluster it goes to the watcher directly.
+subscribed to; in a process without a cluster it goes to the watcher directly. Tasks carry the name of their run as an
+annotation, so that two people on one scheduler each see their own.
 """
 
 from __future__ import annotations
@@ -10,11 +11,16 @@ import logging
 import sys
 import threading
 import time
+import uuid
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
+
+import dask
 
 if TYPE_CHECKING:
     from distributed import Client, Worker
@@ -22,6 +28,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("curator_dask")
 
 TOPIC = "curator_dask-progress"
+_RUN = "curator_dask_run"  # the annotation of a task
+# Dask warns that its query planner does not heed annotations: it need not, this one is for `report` alone.
+warnings.filterwarnings("ignore", f"Dask annotations .*{_RUN}")
 _TELL_EVERY = 0.5  # seconds between events of a worker
 _LOG_EVERY = 30.0  # seconds between log lines where there is no terminal to draw on
 _watchers: list[Callable[[dict[str, Any]], None]] = []  # of this process, for runs without a cluster
@@ -36,14 +45,15 @@ class _Teller:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._images = self._failed = 0
+        self._images: Counter[str] = Counter()  # by run
+        self._failed: Counter[str] = Counter()
         self._due = False
 
-    def add(self, images: int, failed: int, worker: Worker) -> None:
+    def add(self, run: str, images: int, failed: int, worker: Worker) -> None:
         """Have this told within half a second."""
         with self._lock:
-            self._images += images
-            self._failed += failed
+            self._images[run] += images
+            self._failed[run] += failed
             if self._due:
                 return
             self._due = True
@@ -51,10 +61,22 @@ class _Teller:
 
     def _tell(self, worker: Worker) -> None:
         with self._lock:
-            event = {"images": self._images, "failed": self._failed}
-            self._images = self._failed = 0
+            events = [
+                {"run": run, "images": images, "failed": self._failed[run]}
+                for run, images in self._images.items()
+            ]
+            self._images.clear()
+            self._failed.clear()
             self._due = False
-        worker.log_event(TOPIC, event)
+        for event in events:
+            worker.log_event(TOPIC, event)
+
+
+def _run_of_task(worker: Worker) -> str | None:
+    """The run that the task of this thread belongs to; None of a user's own ``compute()``, which nobody watches."""
+    task = worker.state.tasks.get(worker.active_threads.get(threading.get_ident(), ""))
+    annotations = None if task is None else task.annotations
+    return annotations.get(_RUN) if annotations else None
 
 
 _tellers: WeakKeyDictionary[Worker, _Teller] = WeakKeyDictionary()  # of the workers in this process
@@ -71,9 +93,11 @@ def report(images: int, failed: int = 0) -> None:
         for watcher in _watchers:
             watcher({"images": images, "failed": failed})
     else:
+        if (run := _run_of_task(worker)) is None:
+            return
         with _tellers_lock:
             teller = _tellers.setdefault(worker, _Teller())
-        teller.add(images, failed, worker)
+        teller.add(run, images, failed, worker)
 
 
 @dataclass
@@ -92,6 +116,8 @@ class Meter:
         Images finished on all workers, and those of them without a vector.
     started
         `time.monotonic` at the start, seconds.
+    run
+        Its name, told apart from all other runs on the cluster.
     """
 
     shards: int
@@ -101,6 +127,7 @@ class Meter:
     images: int = 0
     failed: int = 0
     started: float = field(default_factory=time.monotonic)
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def count(self, event: dict[str, Any]) -> None:
@@ -147,7 +174,7 @@ class Meter:
 
 @contextmanager
 def watch(meter: Meter, client: Client | None, show: bool = True) -> Iterator[None]:
-    """Feed `meter` with the events of a run, and show it.
+    """Feed `meter` with the events of the tasks handed out meanwhile, and show it.
 
     On a terminal a line is kept up to date; elsewhere one is logged every 30 seconds.
 
@@ -162,7 +189,8 @@ def watch(meter: Meter, client: Client | None, show: bool = True) -> Iterator[No
     """
 
     def on_event(event: Any) -> None:
-        meter.count(event[1])
+        if event[1]["run"] == meter.run:
+            meter.count(event[1])
 
     if client is not None:
         client.subscribe_topic(TOPIC, on_event)
@@ -173,7 +201,8 @@ def watch(meter: Meter, client: Client | None, show: bool = True) -> Iterator[No
     try:
         if show:
             shower.start()
-        yield
+        with dask.annotate(**{_RUN: meter.run}):
+            yield
     finally:
         stop.set()
         if show:
