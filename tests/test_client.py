@@ -15,12 +15,14 @@ import dask
 import psutil
 import pytest
 from dask.system import CPU_COUNT
-from distributed import LocalCluster, default_client
+from distributed import Client, LocalCluster, default_client
+from distributed.security import Security
 
 from curator_dask import backend, get_client
 from curator_dask.cluster import client as client_module
 from curator_dask.cluster import local as cluster_module
 from curator_dask.cluster.dask_settings import LOST_WORKER, SHUFFLE, hold
+from curator_dask.cluster.workers import current_client
 from curator_dask.errors import ClusterError, ConfigError
 
 NO_GPU = pytest.mark.skipif(backend.gpu_count() > 0, reason="this machine has a GPU")
@@ -115,23 +117,78 @@ def test_a_second_client_has_a_cluster_of_its_own_and_closes_it(client, device, 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         second = get_client(device, n_workers=1, env={"OMP_NUM_THREADS": 1})
+    address = second.scheduler.address
     try:
         assert [each for each in caught if "Port" in str(each.message)] == []
         assert default_client() is second
-        assert second.scheduler.address != client.scheduler.address
+        assert address != client.scheduler.address
         (settings,) = second.run(worker_settings).values()
         assert settings["device"] == settings["environment"]["CURATOR_DASK_DEVICE"] == device
         if device == "cpu":
             assert settings["torch_threads"] == 1  # not all cores: the caller's `env` goes before the default
-        (line,) = said.messages
+        still_up, line = said.messages
+        assert (
+            f"the cluster at {client.scheduler.address} that get_client() started before is still up"
+            in still_up
+        )
         assert line.startswith(f"Dask {device} cluster")
-        assert second.dashboard_link in line or second.scheduler.address in line
+        assert second.dashboard_link in line or address in line
     finally:
         second.close()
     assert children() == before
     threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     assert [os.environ.get(name) for name in threads] == [environment.get(name) for name in threads]
     assert client.submit(lambda: 7).result() == 7
+    # Where work goes now is said, once.
+    assert [current_client(), current_client()] == [client, client]
+    (goes,) = said.messages[2:]
+    assert f"the client of {address} is closed" in goes
+    assert client.scheduler.address in goes
+
+
+def test_an_asynchronous_client(client):
+    async def use():
+        async with Client(client.scheduler.address, asynchronous=True) as ours:
+            with pytest.raises(ClusterError, match=r"asynchronous.*get_client.*to_thread"):
+                current_client()
+            return await asyncio.to_thread(current_client) is ours
+
+    assert asyncio.run(use())
+
+
+@pytest.fixture
+def certificates(tmp_path):
+    """Real ones, in files."""
+    made, settings = Security.temporary(), {}
+    names = {"tls_ca_file": "ca-file", "tls_client_cert": "cert", "tls_client_key": "key"}
+    for name, setting in names.items():
+        (tmp_path / name).write_text(getattr(made, name), encoding="utf-8")
+        roles = [""] if setting == "ca-file" else ["client.", "scheduler.", "worker."]
+        settings |= {f"distributed.comm.tls.{role}{setting}": str(tmp_path / name) for role in roles}
+    return settings
+
+
+def test_tls(certificates):
+    with dask.config.set(certificates):
+        ours = Security()
+    with pytest.raises(ConfigError, match=r"protocol='tls' with security=None.*security=True"):
+        get_client("cpu", protocol="tls")
+    with pytest.raises(ConfigError, match="security: tls_client_key='/no/key' is not a file"):
+        get_client(scheduler_address="tls://h:1", security=Security(tls_client_key="/no/key"))
+    with get_client("cpu", n_workers=1, protocol="tls", security=ours) as client:
+        address = client.scheduler.address
+        assert address.startswith("tls://")
+        assert list(client.run(lambda dask_worker: dask_worker.address[:6]).values()) == ["tls://"]
+        with pytest.raises(ClusterError, match=r"It speaks TLS: give security="):
+            get_client(scheduler_address=address)
+        with pytest.raises(ClusterError, match=r"It speaks TLS: give security="):
+            get_client(scheduler_address=address, security=Security.temporary(), timeout=2)
+        with pytest.raises(ClusterError, match=r"that it does not speak TLS"):
+            get_client(scheduler_address=address.replace("tls", "tcp"), timeout=2)
+        with get_client(scheduler_address=address, security=ours) as second:
+            assert second.submit(lambda: 7).result() == 7
+        with dask.config.set(certificates), get_client(scheduler_address=address) as third:
+            assert third.submit(lambda: 8).result() == 8
 
 
 def in_force():
@@ -272,6 +329,7 @@ def test_connecting_to_a_running_cluster_and_leaving_it_alone(client, how, tmp_p
             {"scheduler_address": "tcp://h:1", "n_workers": 2, "rmm_async": False, "memory_limit": "1GB"},
             "memory_limit, n_workers, rmm_async: only for a new cluster",
         ),
+        ({"scheduler_address": "tls://h:1", "security": True}, "security=True makes certificates for a new"),
         ({"cluster_type": "cpu", "n_workers": 0}, "n_workers=0: expected a whole number"),
         ({"cluster_type": "cpu", "threads_per_worker": 1.5}, "threads_per_worker=1.5: expected a whole"),
         ({"cluster_type": "cpu", "timeout": 0}, "timeout=0: expected a positive"),

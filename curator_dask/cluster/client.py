@@ -6,7 +6,6 @@ in its environment, so that it also holds for a worker that is restarted.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import inspect
 import json
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curator_dask import backend
-from curator_dask.cluster.dask_settings import SHUFFLE, client_class, hold
+from curator_dask.cluster.dask_settings import SHUFFLE, client_class, hold, open_clients
 from curator_dask.cluster.local import (
     THREAD_VARIABLES,
     cpu_workers,
@@ -26,6 +25,7 @@ from curator_dask.cluster.local import (
     wait_for_workers,
 )
 from curator_dask.cluster.main_guard import check_main_guard
+from curator_dask.cluster.options import check_cluster_kwargs, check_security
 from curator_dask.console import show_in_notebook
 from curator_dask.errors import ClusterError, ConfigError
 from curator_dask.settings import check_variables
@@ -33,6 +33,7 @@ from curator_dask.settings import check_variables
 if TYPE_CHECKING:
     import distributed
     from distributed.deploy.cluster import Cluster
+    from distributed.security import Security
 
 logger = logging.getLogger("curator_dask")
 
@@ -56,6 +57,7 @@ def get_client(
     rmm_managed_memory: bool = False,
     rmm_release_threshold: str | int | float | None = None,
     *,
+    security: Security | bool | None = None,
     timeout: float = 120,
     verbose: bool = True,
     **cluster_kwargs: Any,
@@ -88,8 +90,8 @@ def get_client(
     nvlink_only
         GPU: workers talk over NVLink alone. Needs ``protocol="ucx"``.
     protocol
-        ``"tcp"``, ``"tls"`` or ``"ucx"``. ucx is for GPU clusters (a CPU one uses tcp then) and
-        needs the package ``distributed-ucxx``.
+        ``"tcp"``, ``"tls"`` (with `security`) or ``"ucx"``. ucx is for GPU clusters (a CPU one uses tcp then)
+        and needs the package ``distributed-ucxx``.
     rmm_pool_size
         GPU: initial size of RMM's pool in each worker: bytes, text such as ``"10GB"``, a fraction of the
         device's memory, or None for no pool. Used with ``rmm_async=False`` only; the asynchronous allocator
@@ -106,6 +108,10 @@ def get_client(
         GPU: RMM uses managed memory, in place of the asynchronous allocator.
     rmm_release_threshold
         GPU: the asynchronous allocator gives memory above this size back. Needs ``rmm_async``.
+    security
+        Certificates for TLS, of a new cluster or to connect to one: `distributed.security.Security`. True makes
+        temporary ones for a new cluster (its ``client.security`` lets others connect). None: those of Dask's
+        configuration (``distributed.comm.tls``), if it has any.
     timeout
         Seconds to wait for workers: for all of a new cluster's, for at least one of a running cluster's.
         (For the answer of a running scheduler 30 at most.)
@@ -114,7 +120,6 @@ def get_client(
     **cluster_kwargs
         Further options of `dask_cuda.LocalCUDACluster` (gpu) or `distributed.LocalCluster` (cpu), such as
         ``memory_limit``, ``device_memory_limit``, ``local_directory``, ``dashboard_address``, ``env``.
-        ``security`` is also taken when connecting.
 
     Returns
     -------
@@ -159,7 +164,12 @@ def get_client(
                 f"scheduler_address={scheduler_address!r} and scheduler_file={str(scheduler_file)!r} were "
                 "both given: give one of them"
             )
-        security = cluster_kwargs.pop("security", None)
+        if security is True:
+            raise ConfigError(
+                "security=True makes certificates for a new cluster; to connect to one give the Security that its"
+                " scheduler was started with"
+            )
+        check_security(security, "")
         _refuse_new_cluster_options(options, cluster_kwargs)
         if scheduler_file is not None:
             scheduler_address = _read_scheduler_file(Path(scheduler_file))
@@ -171,7 +181,8 @@ def get_client(
             raise ConfigError(f"{name}={value!r}: expected a whole number from 1 up, or None")
     variable = os.environ.get(backend.DEVICE_VARIABLE, "").lower()
     device, reason = choose_device(cluster_type, backend.gpu_count(), _missing_gpu_packages(), variable)
-    _check_cluster_kwargs(device, cluster_kwargs)
+    check_cluster_kwargs(device, cluster_kwargs, set(inspect.signature(get_client).parameters))
+    check_security(security, protocol)
     check_main_guard()
     user_env = {name: str(value) for name, value in (cluster_kwargs.pop("env", None) or {}).items()}
     shared = {
@@ -179,6 +190,7 @@ def get_client(
         # imports the main script is waited for without end.
         "death_timeout": timeout,
         **cluster_kwargs,
+        **({} if security is None else {"security": security}),
     }
     if device == "gpu":
         visible = cluster_kwargs.get("CUDA_VISIBLE_DEVICES")
@@ -206,6 +218,13 @@ def get_client(
         }
         shared["env"] = env
         torch_threads = f" and {threads} torch threads"
+    for other in open_clients():
+        if other.cluster is not None and other.scheduler is not None:
+            logger.warning(
+                "the cluster at %s that get_client() started before is still up: its workers keep their memory, and"
+                " their GPUs, until its client is closed (client.close())",
+                other.scheduler.address,
+            )
     client = start_cluster(device, shared, env, timeout)
     if verbose:
         logger.info(
@@ -293,10 +312,10 @@ def _connect(target: Any, security: Any, timeout: float, verbose: bool) -> distr
         held.close()
         if not isinstance(error, Exception):
             raise
+        secured = address.startswith("tls") or "TLS" in str(error)
         raise ClusterError(
-            f"no Dask scheduler answered at {address!r} within {limit:g} s ({error or type(error).__name__})."
-            " Check that `dask scheduler` runs there, that the port is open from this machine, and that both "
-            "sides have the same dask"
+            f"no Dask scheduler answered at {address!r} within {limit:g} s ({error or type(error).__name__}). "
+            + (_TLS if secured else _NO_TLS)
         ) from error
     try:
         work = client.submit(int, pure=False)  # a cluster that scales itself starts no worker for nothing
@@ -309,6 +328,17 @@ def _connect(target: Any, security: Any, timeout: float, verbose: bool) -> distr
         count = len(client.scheduler_info(n_workers=-1)["workers"])
         logger.info("Dask scheduler at %s: workers %d; %s", address, count, _dashboard(client))
     return client
+
+
+_TLS = (
+    "It speaks TLS: give security=, a distributed.security.Security with the certificates that scheduler and workers"
+    " were started with (--tls-ca-file, --tls-cert, --tls-key), or name them in Dask's configuration"
+    " (distributed.comm.tls)"
+)
+_NO_TLS = (
+    "Check that `dask scheduler` runs there, that the port is open from this machine, that both sides have the same"
+    " dask, and that it does not speak TLS (its address is then tls://…, and needs security=)"
+)
 
 
 def _read_scheduler_file(path: Path) -> str:
@@ -336,31 +366,6 @@ def _refuse_new_cluster_options(options: Mapping[str, Any], cluster_kwargs: Mapp
             f"{', '.join(sorted(given))}: only for a new cluster, but scheduler_address or scheduler_file "
             "names a running one. Leave them out here and give them where that cluster is started"
         )
-
-
-def _check_cluster_kwargs(device: str, cluster_kwargs: Mapping[str, Any]) -> None:
-    """Refuse what the cluster would refuse late, in a worker's process, or take with no effect."""
-    from distributed import LocalCluster, Nanny, Worker
-
-    for name, needed in (("processes", True), ("asynchronous", False)):
-        if cluster_kwargs.get(name, needed) is not needed:
-            raise ConfigError(
-                f"{name}={cluster_kwargs[name]!r}: get_client starts clusters of processes and uses them "
-                "synchronously. Start another kind yourself and pass it as scheduler_address"
-            )
-    classes: list[type] = [LocalCluster, Nanny, Worker, *Worker.__mro__]
-    if device == "gpu":
-        from dask_cuda import LocalCUDACluster
-
-        classes.append(LocalCUDACluster)
-    known = {name for each in classes for name in inspect.signature(each.__init__).parameters}  # type: ignore[misc]
-    known -= {"self", "args", "kwargs", "worker_kwargs"}
-    for name in cluster_kwargs:
-        if name not in known:
-            ours = set(inspect.signature(get_client).parameters)
-            near = difflib.get_close_matches(name, sorted(known | ours), n=3)
-            hint = f": did you mean {' or '.join(near)}?" if near else ""
-            raise ConfigError(f"unknown option {name}={cluster_kwargs[name]!r} for a {device} cluster{hint}")
 
 
 def _dashboard(client: distributed.Client) -> str:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     import distributed
@@ -74,6 +75,20 @@ def hold(settings: Iterable[Held]) -> ExitStack:
     return stack
 
 
+_opened: WeakSet[Any] = WeakSet()  # clients of `client_class` that nobody has closed
+_closed: list[str] = []  # the scheduler's address of the one closed last, unless another was opened since
+
+
+def open_clients() -> list[Any]:
+    """The clients of `client_class` that nobody has closed."""
+    return list(_opened)
+
+
+def closed_client() -> str | None:
+    """The scheduler's address of the client closed last, if no other was opened since; told once."""
+    return _closed.pop() if _closed else None
+
+
 @functools.cache
 def client_class() -> type[distributed.Client]:
     """A Client that gives settings back when it is closed; made on first use, because distributed loads then."""
@@ -91,12 +106,22 @@ def client_class() -> type[distributed.Client]:
         def __init__(self, *args: Any, held: ExitStack, **kwargs: Any) -> None:
             self._held_settings = held
             distributed.Client.__init__(self, *args, **kwargs)
+            _closed.clear()
+            _opened.add(self)
 
         def close(self, *args: Any, **kwargs: Any) -> Any:
+            self.forget()
             with self._held_settings:
                 return distributed.Client.close(self, *args, **kwargs)
 
+        def forget(self) -> None:
+            """Note that it is closed, once."""
+            if self in _opened and self.scheduler is not None:
+                _opened.discard(self)
+                _closed[:] = [self.scheduler.address]
+
         def shutdown(self) -> Any:
+            self.forget()
             with self._held_settings:
                 return distributed.Client.shutdown(self)
 

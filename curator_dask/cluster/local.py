@@ -226,6 +226,7 @@ def _owning_client_class() -> type[distributed.Client]:
 
         def close(self, *args: Any, **kwargs: Any) -> Any:
             cluster = self.cluster
+            self.forget()
             with self._held_settings.pop_all():  # until the cluster is closed, too
                 result = distributed.Client.close(self, *args, **kwargs)
                 if cluster is not None:

@@ -15,9 +15,12 @@ from distributed import Client, Future, KilledWorker, WorkerPlugin, default_clie
 from distributed.client import FutureCancelledError
 
 from curator_dask.cache import POSSESSIONS
+from curator_dask.cluster.dask_settings import closed_client
 from curator_dask.cluster.presence import ANSWER, Presence, connection_lost, threads_of_workers
 from curator_dask.console import show_messages
 from curator_dask.errors import ClusterError, CuratorError, ShardError
+
+logger = logging.getLogger("curator_dask")
 
 
 class ResultLost(ShardError):
@@ -29,11 +32,27 @@ class WorkersDied(ShardError):
 
 
 def current_client() -> Client | None:
-    """The Dask client of this process, None if there is none: then work is done in this process."""
-    try:
-        client: Client = default_client()
-    except ValueError:
-        return None
+    """The Dask client of this process, None if there is none: then work is done in this process.
+
+    Raises
+    ------
+    ClusterError
+        It is asynchronous: in its event loop nothing can be waited for.
+    """
+    client: Client | None = None
+    with contextlib.suppress(ValueError):
+        client = default_client()
+    if client is not None and client.asynchronous:
+        raise ClusterError(
+            "the current Dask client is asynchronous, and what is asked for waits for workers: use"
+            " curator_dask.get_client(), or call it in a thread of its own, as `await asyncio.to_thread(…)` does"
+        )
+    closed = closed_client()
+    if closed is not None and (client is None or client.scheduler.address != closed):
+        where = "in this process, one shard after the other"
+        if client is not None:
+            where = f"on the cluster at {client.scheduler.address}, whose client is still open"
+        logger.warning("the client of %s is closed: from now on work is done %s", closed, where)
     return client
 
 
