@@ -21,7 +21,16 @@ from colour_stages import (
     Shout,
     stages_of,
 )
-from colours import ColourReader, check_colours, colour_of, members_of, read_output, write_dataset, write_tar
+from colours import (
+    ColourReader,
+    check_colours,
+    colour_of,
+    image_of,
+    members_of,
+    read_output,
+    write_dataset,
+    write_tar,
+)
 from dask.base import tokenize
 from PIL import Image
 
@@ -104,6 +113,17 @@ def test_rows_from_the_tars(tmp_path):
     )
     run(tmp_path / "data", tmp_path / "stages")
     assert read_output(tmp_path / "dataset").equals(read_output(tmp_path / "stages"))
+
+
+def test_the_image_of_several_is_picked_by_its_member(tmp_path):
+    members = [("a.mask.png", 0), ("a.image.png", 1), ("b.mask.png", 3)]  # by the number of their colours
+    write_tar(tmp_path / "data" / "0.tar", [(name, image_of(str(number))) for name, number in members])
+    out = tmp_path / "out"
+    for member, number in ((None, "0"), ("image.png", "1")):
+        assert run(tmp_path / "data", out, image_member=member).summary.written == 1  # not taken for the same
+        table = read_output(out)
+        check_colours([number], table["image_embedding"].to_pylist()[:1])
+    assert table["image_error"].to_pylist() == [None, "missing: the sample has no image.png"]
 
 
 def test_objects_where_nothing_is_written(folder):

@@ -24,6 +24,7 @@ def embedder_arguments(step: RunStages) -> dict[str, Any]:
             use_index_files=reader.use_index_files,
             decoder=reader.decoder,
             max_pixels=reader.max_pixels,
+            image_member=reader.image_member,
         ).settings()
         for stage in step.chain.stages
         if type(stage) is ImageEmbeddingStage and columns[stage.embedding_field] in untouched

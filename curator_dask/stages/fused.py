@@ -114,17 +114,22 @@ class RunStages:
     @property
     def recipes(self) -> tuple[tuple[Any, ...], ...]:
         """With the package's own stages alone, that of each embedding, as of embedders one after the other."""
-        decoder, max_pixels = self.reader.decoder, self.reader.max_pixels
+        reader = self.reader
+        how = (
+            reader.decoder,
+            reader.max_pixels,
+            *([] if reader.image_member is None else [reader.image_member]),
+        )
         columns = [column for column, _ in self.vectors]
         if is_plain(self.chain.stages):
-            return tuple(("embed", self.id_col, column, decoder, max_pixels) for column in columns) or (
-                ("stages", self.id_col, None, decoder, max_pixels),
+            return tuple(("embed", self.id_col, column, *how) for column in columns) or (
+                ("stages", self.id_col, None, *how),
             )
         fields = [(name, str(kind)) for name, kind in self.fields]
         stages = [describe_stage(stage) for stage in self.chain.stages]
         what = "embed" if columns else "stages"
         made = tuple(columns) if len(columns) > 1 else (columns[0] if columns else None)
-        return ((what, self.id_col, made, decoder, max_pixels, stages, fields),)
+        return ((what, self.id_col, made, *how, stages, fields),)
 
     @property
     def read_by(self) -> dict[str, str]:

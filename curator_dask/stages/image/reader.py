@@ -43,7 +43,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
         See `curator_dask.stages.base.Stage`.
     id_col, metadata
         As for `ImageTextPairDataset.from_webdataset`: the column of the keys, and where the rows come from.
-    decoder, max_pixels, use_index_files
+    decoder, max_pixels, use_index_files, image_member
         As for `curator_dask.image.embedders.ImageEmbedder`.
     batch_size
         Another name for `dali_batch_size`.
@@ -70,6 +70,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
         max_pixels: int = DEFAULT_MAX_PIXELS,
         use_index_files: bool = True,
         batch_size: int | None = None,
+        image_member: str | None = None,
     ) -> None:
         dali_batch_size = dali_batch_size if batch_size is None else batch_size
         check_counts(dali_batch_size=dali_batch_size)
@@ -83,13 +84,19 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
         self.decoder = decoder
         self.max_pixels = max_pixels
         self.use_index_files = use_index_files
+        self.image_member = image_member
         _ = self.options  # checks them
 
     @property
     def options(self) -> ImageOptions:
         """How images are read, decoded and put into batches."""
         return ImageOptions(
-            self.dali_batch_size, self.num_threads, self.decoder, self.max_pixels, self.use_index_files
+            self.dali_batch_size,
+            self.num_threads,
+            self.decoder,
+            self.max_pixels,
+            self.use_index_files,
+            image_member=self.image_member,
         )
 
     def inputs(self) -> Names:
@@ -146,6 +153,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
             use_index_files=self.use_index_files,
             storage_options=storage_options,
             found_as=found_as,
+            image_member=self.image_member,
         )
         make = _Maker(reading, ids, urls, self.rows(frame), found_as)
         spec = LoaderSpec.here((None,), [self.options])
