@@ -89,6 +89,10 @@ HOLDS = {
         "sum(pq.read_table(f'{FOLDER}/good/0000{number}.parquet').num_rows for number in (0, 1)) == 12",
         "(rerun.written, rerun.skipped) == (0, 2)",
     ],
+    "statistics.md": [
+        "pq.read_table(FOLDER + '/embeddings')['phash'].null_count == summary.failed == 2",
+        "set(pq.read_table(FOLDER + '/embeddings')['format'].to_pylist()) == {'JPEG', 'PNG', None}",
+    ],
     "stores-and-clusters.md": ["(summary.rows, summary.failed, summary.written) == (14, 2, 2)"],
     "your-own-model.md": [
         "pq.read_schema(FOLDER + '/my_embeddings/00000.parquet').field('image_embedding').type.list_size == 512",

@@ -24,6 +24,7 @@ LAYERS = (
     "pipeline",
     "stages",
     "image.embedders",
+    "image.statistics",
     "image.classifiers",
     "datasets",
     "outputs",

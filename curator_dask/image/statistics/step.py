@@ -1,0 +1,224 @@
+"""`ImageStatistics`: columns that say of each image what it is, made while it is read for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.decode.batches import Batch
+from curator_dask.decode.spec import DEFAULT_MAX_PIXELS, ImageOptions
+from curator_dask.errors import ConfigError, ImageError
+from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.image.statistics.header import HEADER, read_header
+from curator_dask.image.statistics.pixels import PIXELS, Measure
+from curator_dask.runs.passes import run_steps
+from curator_dask.runs.step import Made, Reading, Rows, Wanted, Work, types_of
+from curator_dask.storage import Options
+
+#: All statistics, with the Arrow types of their columns.
+STATISTICS: Mapping[str, pa.DataType] = {**HEADER, **PIXELS}
+
+_BATCH = 256  # images whose values are handed over together
+_WHAT = "statistics"  # what ``image_error`` calls these columns
+
+
+class ImageStatistics:
+    """Adds statistics of each image as columns, in the pass that embeds it, or by themselves.
+
+    Alone or with an embedder before or after it on the same dataset, each image is fetched and decoded once.
+
+    Parameters
+    ----------
+    names
+        Which of `STATISTICS`; all by default.
+
+        Of the headers: ``width``, ``height`` (pixels, of the upright image), ``aspect`` (width / height), ``format``
+        and ``mode`` (Pillow's names), ``bytes`` (of the file), ``orientation`` (EXIF's, 1 to 8, null where there is
+        none), ``animated``.
+
+        Of the pixels: ``phash`` and ``dhash`` (64 bits, imagehash's of the upright RGB image); ``blurriness`` (the
+        standard deviation of the edges at 64 pixels, the smaller the blurrier: CleanVision's, without the outermost
+        pixels, which Pillow leaves unfiltered), ``brightness`` (0 to 1, CleanVision's), ``entropy`` (bits, Pillow's,
+        of all three channels; 1.58 of a plain picture), ``colourfulness`` (Hasler and Süsstrunk 2003; 0 is grey),
+        ``grey`` (all channels equal in every pixel), ``border`` (the share of the area that plain bars of the first
+        corner's colour take).
+    prefix
+        Before each name, where the dataset has columns of these names.
+    num_threads_per_worker, decoder, max_pixels, use_index_files, image_member
+        As for `curator_dask.image.embedders.ImageEmbedder`; where an embedder's are the same, it shares its images.
+
+    Raises
+    ------
+    ConfigError
+        There is no such statistic, or an option is wrong.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str] | None = None,
+        *,
+        prefix: str = "",
+        num_threads_per_worker: int = 4,
+        decoder: str = "dali",
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        use_index_files: bool = True,
+        image_member: str | None = None,
+    ) -> None:
+        chosen = list(STATISTICS) if names is None else list(dict.fromkeys(names))
+        unknown = [name for name in chosen if name not in STATISTICS]
+        if unknown or not chosen or isinstance(names, str):
+            raise ConfigError(f"names={names!r}: expected a list of some of {', '.join(STATISTICS)}")
+        self.names = [name for name in STATISTICS if name in chosen]
+        self.prefix = prefix
+        self.options = ImageOptions(
+            _BATCH, num_threads_per_worker, decoder, max_pixels, use_index_files, image_member=image_member
+        )
+
+    def __call__(self, dataset: ImageTextPairDataset) -> ImageTextPairDataset:
+        """The dataset with the statistics as its last columns; nothing is computed yet.
+
+        Raises
+        ------
+        ConfigError
+            The dataset has another column of one of these names.
+        """
+        step = MeasureImages(
+            tuple(self.names), self.prefix, dataset.id_col, self.options, dataset.storage_options
+        )
+        there = types_of(dataset.metadata._meta)
+        for name, kind in step.columns.items():
+            # Of the same type it is what an earlier run has made, and is made anew.
+            if name != ERROR_COLUMN and name in there.names and there.field(name).type != kind:
+                raise ConfigError(
+                    f"the dataset has a column {name!r} of its own ({there.field(name).type}): prefix='image_' gives"
+                    " the statistics other names"
+                )
+        return dataset.apply(step)
+
+    def __repr__(self) -> str:
+        return f"ImageStatistics({self.names!r}, prefix={self.prefix!r})"
+
+
+@dataclass(frozen=True)
+class MeasureImages:
+    """The step of `ImageStatistics`, with its settings.
+
+    Attributes
+    ----------
+    names, prefix
+        See `ImageStatistics`.
+    id_col
+        Column of the keys.
+    options
+        How images are read.
+    storage_options
+        For fsspec, where shards are URLs.
+    given_up
+        Why nothing is to be opened, if so.
+    """
+
+    names: tuple[str, ...]
+    prefix: str
+    id_col: str
+    options: ImageOptions
+    storage_options: Options = None
+    given_up: str | None = None
+
+    label = "image statistics"
+    keeps_rows = True
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Bytes for what headers say, pixels for the rest."""
+        kinds = {"bytes": HEADER, "pixels": PIXELS}
+        return frozenset(need for need, known in kinds.items() if any(name in known for name in self.names))
+
+    @property
+    def columns(self) -> dict[str, pa.DataType]:
+        """The statistics, and why there are none."""
+        return {**{self.prefix + name: STATISTICS[name] for name in self.names}, ERROR_COLUMN: pa.string()}
+
+    @property
+    def recipe(self) -> tuple[Any, ...]:
+        """Which, and of what."""
+        options = self.options
+        member = [] if options.image_member is None else [options.image_member]
+        return (_WHAT, 1, self.id_col, self.prefix, self.names, options.decoder, options.max_pixels, *member)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """None: a retry does not make them again."""
+        return dict.fromkeys(self.columns)
+
+    @property
+    def read_by(self) -> dict[str, str]:
+        """No vectors are made."""
+        return {}
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """There is no model."""
+        return {}
+
+    def give_up(self, reason: str) -> MeasureImages:
+        """The same, but no tar is opened."""
+        return replace(self, given_up=reason)
+
+    def reading(self, rows: Rows) -> Reading | None:
+        """How the images of these rows are read; None where nothing is to be opened."""
+        if self.given_up is not None or not len(rows):
+            return None
+        return Reading.of(self.id_col, self.options, self.storage_options)
+
+    def begin(self, rows: Rows) -> AbstractContextManager[Work]:
+        """Begin with the rows of a partition."""
+        return nullcontext(_Measuring(self, len(rows)))
+
+    def __call__(self, frame: Any) -> Any:
+        """The frame with the statistics, its rows in the same order."""
+        return run_steps((self,), frame)
+
+
+class _Measuring(Work):
+    def __init__(self, step: MeasureImages, rows: int) -> None:
+        self._step = step
+        self._reasons: list[str | None] = [step.given_up] * rows
+        self._headers: dict[int, dict[str, Any]] = {}
+        self._measure = Measure(tuple(name for name in step.names if name in PIXELS))
+        self._values = np.zeros((rows, self._measure.width), np.float32)
+        self._measured = np.zeros(rows, bool)
+        if self._measure.names:
+            self.wanted = Wanted(self._measure, step.options)
+
+    def take_bytes(self, row: int, image: Any) -> None:
+        """Read the headers of an image."""
+        try:
+            if isinstance(image, Exception):
+                raise ImageError(str(image) or type(image).__name__)
+            self._headers[row] = read_header(image, self._step.options.max_pixels)
+        except ImageError as error:
+            self._reasons[row] = str(error)
+
+    def take(self, batch: Batch) -> set[int]:
+        """Take what was measured of some images."""
+        for row, reason in batch.errors.items():
+            self._reasons[row] = reason
+        if len(batch.positions):
+            self._values[batch.positions] = batch.pixels.cpu().numpy()
+            self._measured[batch.positions] = True
+        return set()
+
+    def finish(self) -> Made:
+        """The columns, null where there is a reason."""
+        step, rows = self._step, range(len(self._reasons))
+        made = self._measure.columns(self._values, self._measured)
+        for name in step.names:
+            if name in HEADER:
+                values = [self._headers[row][name] if row in self._headers else None for row in rows]
+                made[name] = pa.array(values, HEADER[name])
+        return Made({step.prefix + name: made[name] for name in step.names}, {_WHAT: self._reasons})

@@ -1,0 +1,168 @@
+"""Statistics of images: against imagehash, Pillow and CleanVision, in the pass of a model and alone."""
+
+from __future__ import annotations
+
+import io
+
+import imagehash
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import skimage.data
+from colours import ColourReader, check_colours, image_of, write_dataset, write_tar
+from PIL import Image
+
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.errors import ConfigError
+from curator_dask.image.statistics import STATISTICS, ImageStatistics
+from curator_dask.testing import StepTests
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+#: Brightness of scikit-image's photographs, by CleanVision 0.3.7.
+CLEANVISION = {"astronaut": 0.4504073, "coffee": 0.4173510, "cat": 0.4697706}
+
+
+def sharpness(image: Image.Image) -> float:
+    """The edges' standard deviation at 64 pixels, by hand."""
+    ratio = max(image.size) / 64
+    small = image.resize([int(edge // ratio) for edge in image.size]).convert("L")
+    pixels = np.asarray(small, np.int64)
+    shifts = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    around = sum(np.roll(pixels, shift, (0, 1)) for shift in shifts) - pixels
+    return np.clip(8 * pixels - around, 0, 255)[1:-1, 1:-1].std()
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def photograph(name: str) -> Image.Image:
+    return Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Photographs and pictures that are made, under keys that are their names."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    bars = Image.new("RGB", (200, 160))
+    bars.paste(photograph("cat").resize((200, 80)), (0, 40))
+    noise = np.random.default_rng(3).integers(0, 256, (90, 120), np.uint8)
+    frames = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue")]
+    images = {
+        **{name: encoded(photograph(name)) for name in CLEANVISION},
+        "jpeg": encoded(photograph("coffee"), "JPEG", quality=90, exif=turned),
+        "bars": encoded(bars),
+        "grey": encoded(Image.fromarray(noise)),
+        "animated": encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "plain": encoded(Image.new("RGB", (40, 40), "white")),
+        "broken": b"<html>not found</html>",
+        "cut": encoded(photograph("cat"))[:9000],
+    }
+    write_tar(tmp_path / "data" / "0.tar", [(f"{name}.jpg", data) for name, data in images.items()])
+    return tmp_path / "data"
+
+
+def measured(folder, *arguments, **options) -> dict[str, dict]:
+    """By key, the row."""
+    made = ImageStatistics(*arguments, **options)(ImageTextPairDataset.from_webdataset(folder))
+    rows = pa.Table.from_pandas(made.compute(), preserve_index=False).to_pylist()
+    return {row["key"]: row for row in rows}
+
+
+@pytest.mark.parametrize("decoder", ["dali", "pillow"])
+def test_statistics(folder, decoder):
+    rows = measured(folder, decoder=decoder)
+    for name, brightness in CLEANVISION.items():
+        row, image = rows[name], photograph(name)
+        assert (row["width"], row["height"]) == image.size
+        assert row["phash"] == int(str(imagehash.phash(image)), 16)
+        assert row["dhash"] == int(str(imagehash.dhash(image)), 16)
+        assert row["blurriness"] == pytest.approx(sharpness(image), rel=0.03)
+        assert row["brightness"] == pytest.approx(brightness, rel=1e-5)
+        assert row["entropy"] == pytest.approx(image.entropy(), rel=1e-5)
+        assert (row["format"], row["mode"], row["orientation"], row["animated"]) == (
+            "PNG",
+            "RGB",
+            None,
+            False,
+        )
+        assert (row["grey"], row["image_error"]) == (False, None)
+        assert row["colourfulness"] > 15 and row["border"] < 0.05
+    wide = photograph("coffee").size
+    turned = rows["jpeg"]
+    assert (turned["height"], turned["width"], turned["orientation"], turned["format"]) == (*wide, 6, "JPEG")
+    assert turned["aspect"] == pytest.approx(wide[1] / wide[0])
+    upright = photograph("coffee").transpose(Image.Transpose.ROTATE_270)
+    near = imagehash.hex_to_hash(f"{turned['phash']:016x}") - imagehash.phash(upright)
+    assert near <= 2  # of 64 bits: JPEG's loss
+    assert rows["bars"]["border"] == pytest.approx(0.5, abs=0.05)
+    assert (rows["grey"]["grey"], rows["grey"]["colourfulness"], rows["grey"]["mode"]) == (True, 0, "L")
+    assert rows["animated"]["animated"] and rows["animated"]["format"] == "GIF"
+    assert (rows["plain"]["border"], rows["plain"]["blurriness"]) == (1, 0)
+    assert rows["plain"]["entropy"] == pytest.approx(np.log2(3))
+    for key, named in (("broken", "not an image"), ("cut", "")):
+        assert named in rows[key]["image_error"] and rows[key]["phash"] is None
+    assert rows["broken"]["width"] is None
+    assert rows["cut"]["width"] == photograph("cat").width  # what the headers say stands
+
+
+def test_one_pass_with_a_model_and_a_file(tmp_path, monkeypatch):
+    keys = write_dataset(tmp_path / "data", bad={"000010004": b"<html>"})
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    statistics = ImageStatistics(["phash", "bytes"])
+    made = ColourReader()(statistics(dataset))
+    summary = made.save_metadata(tmp_path / "out")
+    assert (summary.rows, summary.failed) == (len(keys), 1)
+    table = pq.read_table(tmp_path / "out")
+    schema = {name: table.schema.field(name).type for name in ("bytes", "phash")}
+    assert schema == {"bytes": pa.int64(), "phash": pa.uint64()}
+    good = table.filter(table["image_error"].is_null())
+    check_colours(good["key"].to_pylist(), good["image_embedding"].to_pylist())
+    alone = measured(tmp_path / "data", ["phash", "bytes"])
+    for row in table.to_pylist():
+        assert {name: row[name] for name in ("bytes", "phash")} == {
+            name: alone[row["key"]][name] for name in ("bytes", "phash")
+        }
+    (bad,) = (row for row in table.to_pylist() if row["image_error"])
+    assert (bad["key"], bad["bytes"], bad["phash"]) == ("000010004", None, None)
+    assert bad["image_error"] == alone["000010004"]["image_error"]  # one reason for both, said once
+    assert ColourReader()(statistics(dataset)).save_metadata(tmp_path / "out").skipped == 3
+    # Another statistic: the vectors that are there are taken over.
+    more = ColourReader()(ImageStatistics(["phash", "bytes", "grey"])(dataset))
+    assert more.save_metadata(tmp_path / "out").written == 3
+
+
+def test_names_that_cannot_be(tmp_path):
+    for names in (["sharpness"], [], "phash"):
+        with pytest.raises(ConfigError, match="expected a list of some of width, height"):
+            ImageStatistics(names)
+    write_dataset(tmp_path, shards=1)  # whose rows have a width
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path)
+    with pytest.raises(ConfigError, match=r"a column 'width' of its own \(int64\): prefix='image_'"):
+        ImageStatistics()(dataset)
+    frame = ImageStatistics(["width"], prefix="image_")(dataset).compute()
+    assert frame["width"].tolist() == dataset.compute()["width"].tolist()
+    widths = [Image.open(io.BytesIO(image_of(key))).width for key in frame["key"]]
+    assert frame["image_width"].tolist() == widths
+
+
+@pytest.mark.parametrize("names", [None, ["width", "format"], ["phash"]])
+class TestStep(StepTests):
+    @pytest.fixture
+    def step(self, frame, names):
+        return ImageStatistics(names)(self.dataset)._steps[-1]
+
+    @pytest.fixture
+    def frame(self, folder):
+        self.dataset = ImageTextPairDataset.from_webdataset(folder)
+        return self.dataset.compute()
+
+
+def test_all_are_documented():
+    for name in STATISTICS:
+        assert f"``{name}``" in ImageStatistics.__doc__
