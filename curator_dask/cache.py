@@ -169,7 +169,7 @@ H = TypeVar("H", bound=Held)
 class Possessions:
     """All that a process keeps for its tasks: models, loaders, stages, local copies, turns, answers.
 
-    On a Dask worker a plugin clears them when the worker ends (`curator_dask.cluster.workers.WorkerSetup`).
+    On a Dask worker a plugin clears them when the worker ends (`curator_dask.cluster.setup`).
     """
 
     def __init__(self) -> None:

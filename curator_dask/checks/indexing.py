@@ -12,6 +12,7 @@ from typing import Any
 
 from distributed import Client, as_completed
 
+from curator_dask.cluster.package import check_package
 from curator_dask.cluster.workers import current_client
 from curator_dask.errors import ConfigError, CuratorError, ShardError
 from curator_dask.storage import Options, check_regular, is_remote, local_path
@@ -182,6 +183,7 @@ def _here(blocks: Sequence[Sequence[Shard]], overwrite: bool) -> Iterator[tuple[
 def _on_cluster(
     client: Client, blocks: Sequence[Sequence[Shard]], overwrite: bool
 ) -> Iterator[tuple[Sequence[Shard], Any]]:
+    check_package(client)
     futures = client.map(index_shards, blocks, [overwrite] * len(blocks), pure=False)
     of = {future.key: block for future, block in zip(futures, blocks, strict=True)}
     try:

@@ -189,8 +189,11 @@ def watch(meter: Meter, client: Client | None, show: bool = True) -> Iterator[No
     """
 
     def on_event(event: Any) -> None:
-        if event[1]["run"] == meter.run:
-            meter.count(event[1])
+        what = event[1]
+        if "left_out" in what:
+            logger.warning("worker %s is left out: %s", what["left_out"], what["reason"])
+        elif what["run"] == meter.run:
+            meter.count(what)
 
     if client is not None:
         client.subscribe_topic(TOPIC, on_event)

@@ -1,23 +1,19 @@
-"""Speaking to the workers: setting them up, calling a function on each, and what a future ended with."""
+"""Speaking to the workers: calling a function on each, and what a future ended with."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import os
-import platform
 import time
 from collections.abc import Callable, Collection
 from typing import Any
 
-from distributed import Client, Future, KilledWorker, WorkerPlugin, default_client
+from distributed import Client, Future, KilledWorker, default_client
 from distributed.client import FutureCancelledError
 
-from curator_dask.cache import POSSESSIONS
 from curator_dask.cluster.dask_settings import closed_client
 from curator_dask.cluster.presence import ANSWER, Presence, connection_lost, threads_of_workers
-from curator_dask.console import show_messages
 from curator_dask.errors import ClusterError, CuratorError, ShardError
 
 logger = logging.getLogger("curator_dask")
@@ -54,73 +50,6 @@ def current_client() -> Client | None:
             where = f"on the cluster at {client.scheduler.address}, whose client is still open"
         logger.warning("the client of %s is closed: from now on work is done %s", closed, where)
     return client
-
-
-class OnlySurprises(logging.Filter):
-    """Keeps a worker from logging, with a traceback, errors that the client explains in one line."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """False for distributed's record of a task that ended with a `CuratorError`, or was cancelled."""
-        kinds: list[type] = [CuratorError, *CuratorError.__subclasses__()]
-        expected = tuple(f"{kind.__name__}(" for kind in kinds)
-        texts = record.args if isinstance(record.args, tuple) else ()
-        if "ended with CancelledError" in record.getMessage():
-            return False  # of a task that was under way when the run was given up
-        if record.exc_info and isinstance(record.exc_info[1], OSError):
-            record.exc_info = record.exc_text = None  # a connection that was lost takes one line to say
-        return not any(isinstance(text, str) and text.startswith(expected) for text in texts)
-
-
-class WorkerSetup(WorkerPlugin):
-    """What runs need once on every worker, also on one that joins later; it owns what the worker keeps for them.
-
-    A worker that is a process of its own shows what it logs there, unless its logging was configured: what a stage
-    with ``verbose`` says is in the worker's log.
-    """
-
-    name = "curator_dask-worker-setup"
-    #: Once a worker: another would let go what the first one owns.
-    idempotent = True
-
-    def __init__(self) -> None:
-        self.client = _this_process()
-
-    def setup(self, worker: Any) -> None:
-        """Called by distributed when the worker has started, or the plugin is registered."""
-        for name in ("distributed.worker", "distributed.worker.state_machine"):
-            log = logging.getLogger(name)
-            for old in [each for each in log.filters if isinstance(each, OnlySurprises)]:
-                log.removeFilter(old)
-            log.addFilter(OnlySurprises())
-        if _this_process() != self.client and not logging.getLogger("curator_dask").hasHandlers():
-            show_messages()
-
-    def teardown(self, worker: Any) -> None:
-        """Called by distributed when the worker ends: models, loaders, stages and local copies are let go."""
-        POSSESSIONS.clear()
-
-
-def _this_process() -> tuple[str, int]:
-    return platform.node(), os.getpid()
-
-
-def set_up_workers(client: Client) -> None:
-    """Register `WorkerSetup` on every worker.
-
-    Raises
-    ------
-    ClusterError
-        There is no scheduler any more.
-    """
-    presence = Presence(client)
-    while True:
-        presence.check()
-        try:
-            client.register_plugin(WorkerSetup())
-        except OSError:
-            time.sleep(_POLL)  # a worker died meanwhile; the one in its place gets it when it joins
-        else:
-            return
 
 
 def tell_workers(function: Callable[[], Any], client: Client) -> None:

@@ -12,6 +12,7 @@ import dask
 import dask.dataframe as dd
 
 from curator_dask import backend
+from curator_dask.cluster.package import check_package
 from curator_dask.cluster.presence import Presence
 from curator_dask.cluster.workers import current_client, result_of, wait_for_a_worker
 from curator_dask.console import show_in_notebook
@@ -375,6 +376,7 @@ def _worker_backend() -> backend.Backend:
     if client is None:
         return backend.current()
     wait_for_a_worker(client)
+    check_package(client)
     found = result_of(client.submit(backend.current, pure=False), Presence(client))
     if isinstance(found, BaseException):
         raise found

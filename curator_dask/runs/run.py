@@ -10,7 +10,8 @@ from typing import Any
 
 import dask.dataframe as dd
 
-from curator_dask.cluster.workers import current_client, set_up_workers
+from curator_dask.cluster.setup import set_up_workers
+from curator_dask.cluster.workers import current_client
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.runs.describing import load_models
 from curator_dask.runs.groups import Groups, Layout

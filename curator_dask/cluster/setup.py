@@ -1,0 +1,120 @@
+"""What a worker needs once: set up when it joins, let go when it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+from typing import Any
+
+from distributed import Client, WorkerPlugin
+
+from curator_dask.cache import POSSESSIONS
+from curator_dask.cluster.package import check_package
+from curator_dask.cluster.presence import Presence
+from curator_dask.cluster.progress import TOPIC
+from curator_dask.console import show_messages
+from curator_dask.errors import CuratorError
+
+_POLL = 0.05  # seconds between tries
+
+
+def worker_setup() -> WorkerPlugin:
+    """The plugin that sets a worker up, also one that joins later, and owns what the worker keeps for runs.
+
+    Its class is made here, so that it is pickled by value: distributed gives tasks to a worker whose plugins cannot be
+    loaded, and that worker never does them. One that lacks the package is sent away before it takes a task of ours,
+    which would end it, and be counted as a task that kills workers.
+    """
+
+    class WorkerSetup(WorkerPlugin):
+        name = "curator_dask-worker-setup"
+        #: Once a worker: another would let go what the first one owns.
+        idempotent = True
+        client: tuple[str, int]
+        topic: str
+
+        async def setup(self, worker: Any) -> None:
+            """Called by distributed when the worker has joined, or the plugin is registered."""
+            try:
+                from curator_dask.cluster.setup import set_up
+            except Exception as error:
+                reason = f"it cannot import curator_dask ({type(error).__name__}: {error})"
+                worker.log_event(self.topic, {"left_out": worker.address, "reason": reason})
+                await worker.scheduler.retire_workers(workers=[worker.address], remove=True)
+                # When it has started: until then its nanny does not listen.
+                worker.loop.add_callback(worker.close, reason=reason)
+            else:
+                set_up(self.client)
+
+        def teardown(self, worker: Any) -> None:
+            """Called by distributed when the worker ends."""
+            try:
+                from curator_dask.cluster.setup import tear_down
+            except Exception:
+                return
+            tear_down()
+
+    plugin = WorkerSetup()  # whose methods name nothing of this module: that would be loaded with them
+    plugin.client, plugin.topic = _this_process(), TOPIC
+    return plugin
+
+
+def set_up(client: tuple[str, int]) -> None:
+    """Set this worker up.
+
+    A worker that is a process of its own, not the client's, shows what it logs there, unless its logging was
+    configured: what a stage with ``verbose`` says is in the worker's log.
+    """
+    for name in ("distributed.worker", "distributed.worker.state_machine"):
+        log = logging.getLogger(name)
+        for old in [each for each in log.filters if isinstance(each, OnlySurprises)]:
+            log.removeFilter(old)
+        log.addFilter(OnlySurprises())
+    if _this_process() != client and not logging.getLogger("curator_dask").hasHandlers():
+        show_messages()
+
+
+def tear_down() -> None:
+    """Models, loaders, stages and local copies are let go."""
+    POSSESSIONS.clear()
+
+
+class OnlySurprises(logging.Filter):
+    """Keeps a worker from logging, with a traceback, errors that the client explains in one line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for distributed's record of a task that ended with a `CuratorError`, or was cancelled."""
+        kinds: list[type] = [CuratorError, *CuratorError.__subclasses__()]
+        expected = tuple(f"{kind.__name__}(" for kind in kinds)
+        texts = record.args if isinstance(record.args, tuple) else ()
+        if "ended with CancelledError" in record.getMessage():
+            return False  # of a task that was under way when the run was given up
+        if record.exc_info and isinstance(record.exc_info[1], OSError):
+            record.exc_info = record.exc_text = None  # a connection that was lost takes one line to say
+        return not any(isinstance(text, str) and text.startswith(expected) for text in texts)
+
+
+def _this_process() -> tuple[str, int]:
+    return platform.node(), os.getpid()
+
+
+def set_up_workers(client: Client) -> None:
+    """Have every worker set up, those that join later too.
+
+    Raises
+    ------
+    ClusterError
+        A worker lacks the package, or there is no scheduler any more.
+    """
+    check_package(client)
+    presence = Presence(client)
+    while True:
+        presence.check()
+        try:
+            client.register_plugin(worker_setup())
+        except OSError:
+            time.sleep(_POLL)  # a worker died meanwhile; the one in its place gets it when it joins
+        else:
+            return
