@@ -22,6 +22,7 @@ from PIL import Image
 
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.image.embedders import ImageEmbedder
+from curator_dask.runs.step import ColumnStep
 
 
 def colour_of(key: str) -> tuple[int, int, int]:
@@ -136,3 +137,17 @@ class SlowMeanColour(MeanColour):
     def forward(self, images):
         time.sleep(self.seconds)
         return super().forward(images)
+
+
+class Gate(ColumnStep):
+    """Waits until there is a file."""
+
+    columns = {"waited": pa.bool_()}  # noqa: RUF012
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def compute(self, rows):
+        while not Path(self.path).exists():
+            time.sleep(0.02)
+        return {"waited": [True] * len(rows)}

@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from pathlib import Path
 
-import pyarrow as pa
 import pytest
-from colours import ColourReader, check_colours, read_output, write_dataset
+from colours import ColourReader, Gate, check_colours, read_output, write_dataset
 
 from curator_dask import __version__, get_client
 from curator_dask.checks.indexing import write_indexes
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ClusterError
-from curator_dask.runs.step import ColumnStep
 
 SHARDS, SAMPLES = 12, 6
 
@@ -41,20 +38,6 @@ def preload(tmp_path):
         return [str(path)]
 
     return write
-
-
-class Gate(ColumnStep):
-    """Waits until there is a file."""
-
-    columns = {"waited": pa.bool_()}  # noqa: RUF012
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def compute(self, rows):
-        while not Path(self.path).exists():
-            time.sleep(0.02)
-        return {"waited": [True] * len(rows)}
 
 
 @contextlib.contextmanager

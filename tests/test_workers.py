@@ -8,10 +8,11 @@ import time
 import dask.dataframe as dd
 import psutil
 import pytest
-from colours import ColourReader, check_colours, read_output, write_dataset
+from colours import ColourReader, Gate, check_colours, read_output, write_dataset
 from distributed import Client, LocalCluster
 
 from curator_dask import get_client
+from curator_dask.cluster import presence as presence_module
 from curator_dask.cluster.presence import Presence
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ClusterError
@@ -120,12 +121,43 @@ def paused(dask_worker):
 def test_workers_paused_for_memory_end_the_run(folder, private_cluster, tmp_path, monkeypatch):
     """Dask lets them finish what they do, and gives them nothing more."""
     monkeypatch.setenv(PATIENCE.name, "2s")
+    monkeypatch.setattr(presence_module, "_LOOK_EVERY", 0.5)
     with private_cluster(n_workers=1) as client:
         dataset = ColourReader()(ImageTextPairDataset.from_webdataset(folder))
         (address,) = client.run(paused)
         expected = f"every worker is paused for its memory.*{address} has .* of its limit of .*--memory-limit"
         with pytest.raises(ClusterError, match=expected):
             dataset.save_metadata(tmp_path / "out")
+
+
+@pytest.mark.parametrize("when", ["before the run", "with a task that waits"])
+def test_one_paused_of_two_does_not_hold_up_the_run(folder, private_cluster, tmp_path, monkeypatch, when):
+    """What it was given and has not begun is done by the other; Dask would leave it there."""
+    monkeypatch.setattr(presence_module, "_LOOK_EVERY", 0.5)
+    gate, out = tmp_path / "gate", tmp_path / "out"
+    with private_cluster(n_workers=2) as client:
+        dataset = ColourReader()(ImageTextPairDataset.from_webdataset(folder)).apply(Gate(gate))
+        first, _ = client.scheduler_info(n_workers=-1)["workers"]
+
+        def pause_later():
+            end = time.monotonic() + 30
+            while len(client.processing()[first]) < 2 and time.monotonic() < end:
+                time.sleep(0.05)
+            client.run(paused, workers=[first])
+            gate.touch()
+
+        pausing = threading.Thread(target=pause_later)
+        if when == "before the run":
+            gate.touch()
+            client.run(paused, workers=[first])
+        else:
+            pausing.start()
+        summary = dataset.save_metadata(out)
+        if pausing.ident:
+            pausing.join()
+    assert summary.rows == SHARDS * SAMPLES and summary.complete
+    table = read_output(out)
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), bad={"000030005"})
 
 
 def test_a_paused_worker_finishes_what_it_has_begun(private_cluster, monkeypatch):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from dask.utils import format_bytes
 from distributed import Client
@@ -29,6 +31,12 @@ class Presence:
     client
         Of the cluster.
 
+    Attributes
+    ----------
+    resting
+        Addresses of workers that Dask has paused and that do nothing, at two looks, while others work: what they have
+        been given they begin when they have memory again, perhaps never.
+
     Raises
     ------
     ConfigError
@@ -42,6 +50,8 @@ class Presence:
         self.patience = PATIENCE.value()
         self.seen = self.warned = time.monotonic()
         self.looked = 0.0
+        self.resting: frozenset[str] = frozenset()
+        self._rested: frozenset[str] = frozenset()
 
     def check(self) -> None:
         """Look if it is time to; say once a minute that there is no worker, or none that takes work.
@@ -59,11 +69,7 @@ class Presence:
             return
         self.looked = now
         try:
-            # Asked of the scheduler: what the client remembers of it may be empty for a moment.
-            if self.client.sync(self.client.scheduler.ncores_running, callback_timeout=ANSWER):
-                self.seen = self.warned = now
-                return
-            what = self._why_idle()
+            what = self._what_is_wrong()
             if what is None:
                 self.seen = self.warned = now
                 return
@@ -80,15 +86,24 @@ class Presence:
             self.warned = now
             logger.warning("%s, for %.0f s now; waiting %.0f s more", what, silence, self.patience - silence)
 
-    def _why_idle(self) -> str | None:
-        """What is wrong where no worker takes work; None if one that is paused still finishes what it has begun."""
-        found = self.client.sync(self.client.scheduler.identity, n_workers=-1, callback_timeout=ANSWER)
-        paused = [(address, each) for address, each in found["workers"].items() if each["status"] == "paused"]
+    def _what_is_wrong(self) -> str | None:
+        """Why no worker takes work; None if one does, or one that is paused still finishes what it has begun."""
+        # Asked of the scheduler: what the client remembers of it may be empty for a moment.
+        running = self._ask(self.client.scheduler.ncores_running)
+        paused, at_rest = {}, frozenset[str]()
+        if len(running) < len(self._ask(self.client.scheduler.ncores)):
+            found = self._ask(self.client.scheduler.identity, n_workers=-1)
+            paused = {
+                address: each for address, each in found["workers"].items() if each["status"] == "paused"
+            }
+            at_rest = frozenset(address for address, each in paused.items() if not _works(each))
+        self.resting = at_rest & self._rested if running else frozenset()
+        self._rested = at_rest
+        if running or len(at_rest) < len(paused):
+            return None
         if not paused:
             return "the cluster has no worker"
-        if any(each["metrics"].get("task_counts", {}).get("executing") for _, each in paused):
-            return None
-        address, worker = paused[0]
+        address, worker = next(iter(paused.items()))
         used, limit = (
             format_bytes(each or 0) for each in (worker["metrics"]["memory"], worker["memory_limit"])
         )
@@ -96,6 +111,15 @@ class Presence:
             f"every worker is paused for its memory ({len(paused)}: {address} has {used} of its limit of {limit}; give"
             " each more, by --memory-limit or fewer workers, or have fewer images a batch by batch_size)"
         )
+
+    def _ask(self, question: Any, **options: Any) -> Any:
+        return self.client.sync(question, callback_timeout=ANSWER, **options)
+
+
+def _works(worker: Mapping[str, Any]) -> bool:
+    """Whether a worker, as the scheduler knows it, is at work on a task; one that left its pool is, too."""
+    counts = worker["metrics"].get("task_counts", {})
+    return bool(counts.get("executing") or counts.get("long-running"))
 
 
 def threads_of_workers(client: Client) -> dict[str, int]:

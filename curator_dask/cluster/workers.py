@@ -23,6 +23,10 @@ class ResultLost(ShardError):
     """A partition was done, but what it reported died with its worker, and was not made again."""
 
 
+class HandedBack(ResultLost):
+    """A partition was not done, by no fault of its own: another worker is to do it."""
+
+
 class WorkersDied(ShardError):
     """Every worker that a partition was given to died, as far as Dask tries."""
 
@@ -65,6 +69,9 @@ _POLL = 0.05  # seconds between looks at what gives no notice
 _TELL = 10.0  # seconds for what may be left undone
 
 
+TAKEN_BACK = "taken back"  # why a task was cancelled
+
+
 FETCHES = 5  # failures to fetch a result that is said to be there, in a row
 
 
@@ -76,7 +83,8 @@ def run_everywhere(function: Any, client: Client | None) -> dict[str, Any]:
 
     Returns
     -------
-    What it returned, by the worker's address. A worker that dies meanwhile is left out.
+    What it returned, by the worker's address. A worker that dies meanwhile is left out, and one that Dask has paused
+    before it began.
 
     Raises
     ------
@@ -133,8 +141,11 @@ def _run_on_workers(function: Any, client: Client) -> dict[str, Any]:
                     results[address] = result
             presence.check()
             alive = threads_of_workers(client)
-            # A task that is tied to a worker that is gone would wait for ever.
-            pending = {address: future for address, future in pending.items() if address in alive}
+            # A task that is tied to a worker that is gone would wait for ever; one that is paused loads it later.
+            waits = presence.resting if results else ()
+            dropped = [address for address in pending if address not in alive or address in waits]
+            if dropped:
+                client.cancel([pending.pop(address) for address in dropped])
             if pending:
                 _wait_for_any(pending.values())
     finally:
@@ -162,6 +173,8 @@ def result_of(future: Future[Any], presence: Presence) -> Any:
         except FutureCancelledError as error:
             if error.reason == "scheduler-connection-lost":
                 raise connection_lost(presence.client) from None
+            if error.reason == TAKEN_BACK:
+                return HandedBack("a worker that is paused for its memory has not begun it")
             return ResultLost(
                 f"the worker that had written it died, and its report was lost ({error.reason})"
             )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from distributed import (
@@ -15,7 +16,7 @@ from distributed import (
 )
 
 from curator_dask.cluster.presence import ANSWER, Presence, threads_of_workers
-from curator_dask.cluster.workers import FETCHES, ResultLost, result_of
+from curator_dask.cluster.workers import FETCHES, TAKEN_BACK, ResultLost, result_of
 
 if TYPE_CHECKING:
     import dask.dataframe as dd
@@ -78,13 +79,14 @@ def run_partitions(
         handed_out = numbers.stop
         return piece, numbers
 
-    yield from run_pieces(next_piece, client, resources)
+    yield from run_pieces(next_piece, client, resources, apart)
 
 
 def run_pieces(
     next_piece: Callable[[int], tuple[dd.DataFrame, Sequence[T]] | None],
     client: Client | None,
     resources: Mapping[str, float] | None = None,
+    apart: bool = True,
 ) -> Generator[tuple[T, Any], None, None]:
     """Compute the partitions of frames that come one after the other, and give each partition as it is done.
 
@@ -97,14 +99,16 @@ def run_pieces(
         Of the cluster; None computes one partition after the other in this process.
     resources
         Of a worker, that a partition takes.
+    apart
+        The partitions share no work: one that was given to a worker which is paused and does nothing is taken back.
 
     Yields
     ------
     name
         Of the partition.
     result
-        The partition, or the exception that it ended with. If the iterator is closed early, what has not been
-        computed is cancelled.
+        The partition, or the exception that it ended with; `HandedBack` where it is to be handed out again. If the
+        iterator is closed early, what has not been computed is cancelled.
     """
     if client is None:
         while (named := next_piece(0)) is not None:
@@ -129,6 +133,8 @@ def run_pieces(
                 return
             for key, result in _finished(done, presence):
                 yield names.pop(key), result
+            if apart:
+                _take_back(names, presence)
     finally:
         if names and client.status == "running":
             client.cancel([_future(client, key) for key in names])
@@ -175,6 +181,19 @@ def _finished(done: as_completed, presence: Presence) -> Iterator[tuple[Any, Any
         result = results.pop(key) if key in results else result_of(future, presence)
         del future  # let go on its worker
         yield key, result
+
+
+def _take_back(names: Container[Any], presence: Presence) -> None:
+    """Cancel those of some tasks that were given to workers which have been paused since, and do nothing."""
+    if not presence.resting:
+        return
+    client = presence.client
+    with contextlib.suppress(
+        OSError, TimeoutError, KeyError
+    ):  # one of the workers is gone, and so are its tasks
+        given = client.sync(client.scheduler.processing, workers=[*presence.resting], callback_timeout=ANSWER)
+        keys = [key for each in given.values() for key in each if key in names]
+        client.cancel([_future(client, key) for key in keys], reason=TAKEN_BACK)
 
 
 def _gathered(futures: list[Future[Any]], client: Client) -> dict[Any, Any]:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from curator_dask.cluster.interrupts import heard
 from curator_dask.cluster.progress import Meter, watch
-from curator_dask.cluster.workers import FETCHES, ResultLost, WorkersDied
+from curator_dask.cluster.workers import FETCHES, HandedBack, ResultLost, WorkersDied
 from curator_dask.errors import ClusterError, CuratorError, ShardError
 from curator_dask.rows.reasons import GAVE_UP
 from curator_dask.runs.execute import run_alone, run_partitions, run_pieces
@@ -78,9 +78,12 @@ class ShardTasks:
         self._groups = make_groups(None)
 
     def run(self) -> Generator[Result, None, None]:
-        """Do all of them; what a group has had no time for is handed out again."""
+        """Do all of them; what a group has had no time for, or was not begun, is handed out again."""
         with contextlib.closing(self._run(self._groups)) as results:
             for members, result in results:
+                if isinstance(result, HandedBack):
+                    self._groups.give_back(members, together=True)
+                    continue
                 yield members, result
                 if isinstance(result, list):
                     self._groups.give_back(members[len(result) :], together=len(result) > 1)
@@ -234,7 +237,7 @@ def run_targets(
                 settle(members, result)
                 continue
             (suspects if len(members) == 1 else grouped).extend(members)
-            deaths += died
+            deaths += died and not isinstance(result, HandedBack)
             if deaths >= HOPELESS and not meter.done:
                 raise ClusterError(
                     f"workers died while working on {_names([*suspects, *grouped], targets)}, and no shard was"
