@@ -14,6 +14,7 @@ from distributed import Client, LocalCluster
 from curator_dask import get_client
 from curator_dask.cluster import presence as presence_module
 from curator_dask.cluster.presence import Presence
+from curator_dask.cluster.setup import set_up_workers
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ClusterError
 from curator_dask.settings import PATIENCE
@@ -172,6 +173,34 @@ def test_a_paused_worker_finishes_what_it_has_begun(private_cluster, monkeypatch
             presence.check()
             time.sleep(0.1)
         del future
+
+
+def keep_what_is_freed(dask_worker):
+    """Have malloc hold 300 MB that nobody uses, below a block that is used; Dask's limit is such that it pauses."""
+    blocks = [bytes(2000) for _ in range(150_000)]
+    dask_worker.pin = blocks.pop()
+    used = psutil.Process().memory_info().rss
+    dask_worker.memory_manager.memory_limit = int(used / 0.85)
+
+
+def status(dask_worker):
+    return dask_worker.status.name
+
+
+def wait_for_status(client, wanted, seconds):
+    end = time.monotonic() + seconds
+    while (now := {*client.run(status).values()}) != {wanted} and time.monotonic() < end:
+        time.sleep(0.1)
+    return now
+
+
+def test_a_paused_worker_gives_memory_back_and_goes_on(private_cluster):
+    with private_cluster(n_workers=1) as client:
+        client.run(keep_what_is_freed)
+        assert wait_for_status(client, "paused", 20) == {"paused"}
+        assert wait_for_status(client, "running", 3) == {"paused"}, "it is resumed without us"
+        set_up_workers(client)
+        assert wait_for_status(client, "running", 20) == {"running"}
 
 
 def test_a_cluster_that_starts_workers_for_work_alone(folder, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from typing import Any
 from distributed import Client, WorkerPlugin
 
 from curator_dask.cache import POSSESSIONS
+from curator_dask.cluster.memory import leave_memory, watch_memory
 from curator_dask.cluster.package import check_package
 from curator_dask.cluster.presence import Presence
 from curator_dask.cluster.progress import TOPIC
@@ -46,7 +47,7 @@ def worker_setup() -> WorkerPlugin:
                 # When it has started: until then its nanny does not listen.
                 worker.loop.add_callback(worker.close, reason=reason)
             else:
-                set_up(self.client)
+                set_up(worker, self.client)
 
         def teardown(self, worker: Any) -> None:
             """Called by distributed when the worker ends."""
@@ -54,15 +55,15 @@ def worker_setup() -> WorkerPlugin:
                 from curator_dask.cluster.setup import tear_down
             except Exception:
                 return
-            tear_down()
+            tear_down(worker)
 
     plugin = WorkerSetup()  # whose methods name nothing of this module: that would be loaded with them
     plugin.client, plugin.topic = _this_process(), TOPIC
     return plugin
 
 
-def set_up(client: tuple[str, int]) -> None:
-    """Set this worker up.
+def set_up(worker: Any, client: tuple[str, int]) -> None:
+    """Set up the worker of this process.
 
     A worker that is a process of its own, not the client's, shows what it logs there, unless its logging was
     configured: what a stage with ``verbose`` says is in the worker's log.
@@ -74,10 +75,12 @@ def set_up(client: tuple[str, int]) -> None:
         log.addFilter(OnlySurprises())
     if _this_process() != client and not logging.getLogger("curator_dask").hasHandlers():
         show_messages()
+    watch_memory(worker)
 
 
-def tear_down() -> None:
+def tear_down(worker: Any) -> None:
     """Models, loaders, stages and local copies are let go."""
+    leave_memory(worker)
     POSSESSIONS.clear()
 
 

@@ -1,0 +1,55 @@
+"""A worker that runs out of memory gives back to the system what it does not use.
+
+malloc keeps what is freed, with our settings nearly all of it (`curator_dask.cluster.local.MALLOC`: a model is much
+faster so). Dask counts that as used, pauses the worker, and resumes it when it is less: without this, never.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import functools
+from typing import Any
+
+from tornado.ioloop import PeriodicCallback
+
+_EVERY = 1000.0  # milliseconds
+_CLOSE = 0.9  # of what Dask pauses a worker at
+_NAME = "curator_dask-memory"
+
+
+def watch_memory(worker: Any) -> None:
+    """Look at a worker's memory once a second, from its event loop, until `leave_memory`."""
+    if _NAME not in worker.periodic_callbacks:
+        callback = PeriodicCallback(functools.partial(_look, worker), _EVERY)
+        worker.periodic_callbacks[_NAME] = callback
+        callback.start()
+
+
+def leave_memory(worker: Any) -> None:
+    """The end of `watch_memory`."""
+    callback = worker.periodic_callbacks.pop(_NAME, None)
+    if callback is not None:
+        callback.stop()
+
+
+async def _look(worker: Any) -> None:
+    limit, paused_at = worker.memory_manager.memory_limit, worker.memory_manager.memory_pause_fraction
+    if limit and paused_at and worker.monitor.get_process_memory() > _CLOSE * paused_at * limit:
+        await asyncio.to_thread(give_back)  # not in the loop: it takes up to a second
+
+
+def give_back() -> None:
+    """Give what malloc keeps to the system; Dask itself collects what Python has dropped when it pauses a worker."""
+    with_glibc = _malloc_trim()
+    if with_glibc is not None:
+        with_glibc(0)
+
+
+@functools.cache
+def _malloc_trim() -> Any:
+    """glibc's; None with another library."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None
