@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from pathlib import Path
 
 import pytest
-from colours import ColourReader, Gate, check_colours, read_output, write_dataset
+import torch
+from colours import ColourReader, Gate, MeanColour, check_colours, read_output, write_dataset
 
 from curator_dask import __version__, get_client
 from curator_dask.checks.indexing import write_indexes
+from curator_dask.cluster.workers import WorkerUnfit
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ClusterError
+from curator_dask.settings import PATIENCE
 
 SHARDS, SAMPLES = 12, 6
 
@@ -41,7 +45,7 @@ def preload(tmp_path):
 
 
 @contextlib.contextmanager
-def joins_later(client, preload, gate, said, expected):
+def joins_later(client, gate, said, expected, preload=(), change=lambda: None):
     """Another worker joins when the run has begun; the gate opens when the expected words have been said."""
 
     def wait_for(text):
@@ -51,6 +55,7 @@ def joins_later(client, preload, gate, said, expected):
 
     def add():
         wait_for("image_embedding: 3 values")
+        change()
         client.cluster.new_spec["options"]["preload"] = preload
         client.cluster.scale(len(client.cluster.worker_spec) + 1)
         wait_for(expected)
@@ -88,9 +93,68 @@ def test_a_late_worker_without_the_package_is_left_out(folder, private_cluster, 
     expected = "is left out: it cannot import curator_dask (ModuleNotFoundError"
     with private_cluster(n_workers=1) as client:
         dataset = ColourReader()(ImageTextPairDataset.from_webdataset(folder)).apply(Gate(gate))
-        with joins_later(client, preload(WITHOUT), gate, said, expected):
+        with joins_later(client, gate, said, expected, preload(WITHOUT)):
             summary = dataset.save_metadata(out)
     assert expected in said.text
     assert summary.rows == SHARDS * SAMPLES and summary.complete
     table = read_output(out)
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
+
+
+class FileColourReader(ColourReader):
+    """Whose weight, of 1, is in a file."""
+
+    def __init__(self, path, **settings):
+        super().__init__(**settings)
+        self.path = str(path)
+
+    def load_embedding_model(self, device):
+        layer = torch.nn.Linear(3, 3, bias=False)
+        layer.weight.data = torch.eye(3) * float(Path(self.path).read_text())
+        return torch.nn.Sequential(MeanColour(), layer.requires_grad_(False)).to(device)
+
+
+@pytest.mark.parametrize("fault", ["no model", "another model", "an older version"])
+def test_a_late_worker_that_is_unfit_is_left_out(folder, private_cluster, preload, tmp_path, said, fault):
+    gate, out, weight = tmp_path / "gate", tmp_path / "out", tmp_path / "weight"
+    weight.write_text("1")
+    first, change, expected = {
+        "no model": ((), weight.unlink, "cannot load FileColourReader"),
+        "another model": (
+            (),
+            lambda: weight.write_text("2"),
+            "does not run the same model as the first workers",
+        ),
+        "an older version": (preload(OLDER), lambda: None, f"expected the client's version {__version__}"),
+    }[fault]
+    with private_cluster(n_workers=1) as client:
+        embedder = FileColourReader(weight)
+        dataset = embedder(ImageTextPairDataset.from_webdataset(folder)).apply(Gate(gate))
+        with joins_later(client, gate, said, expected, first, change):
+            summary = dataset.save_metadata(out)
+    (line,) = [line for line in said.messages if expected in line]  # once, however many tasks it was given
+    assert line.startswith("the worker tcp://") and line.endswith("It is left out")
+    assert summary.rows == SHARDS * SAMPLES and summary.complete
+    table = read_output(out)
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
+
+
+def test_where_all_workers_have_become_unfit_the_run_ends(
+    folder, private_cluster, tmp_path, said, monkeypatch
+):
+    monkeypatch.setenv(PATIENCE.name, "1s")
+    gate, weight = tmp_path / "gate", tmp_path / "weight"
+    weight.write_text("1")
+    with private_cluster(n_workers=1) as client:
+        embedder = FileColourReader(weight)
+        dataset = embedder(ImageTextPairDataset.from_webdataset(folder)).apply(Gate(gate))
+
+        def lose_the_model():
+            weight.unlink()
+            client.restart_workers(list(client.scheduler_info(n_workers=-1)["workers"]))
+
+        with (
+            joins_later(client, gate, said, "is left out", change=lose_the_model),
+            pytest.raises(WorkerUnfit, match=r"cannot load FileColourReader.*FileNotFoundError"),
+        ):
+            dataset.save_metadata(tmp_path / "out")

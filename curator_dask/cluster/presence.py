@@ -36,6 +36,8 @@ class Presence:
     resting
         Addresses of workers that Dask has paused and that do nothing, at two looks, while others work: what they have
         been given they begin when they have memory again, perhaps never.
+    there
+        Addresses of all workers at the last look.
 
     Raises
     ------
@@ -50,6 +52,7 @@ class Presence:
         self.patience = PATIENCE.value()
         self.seen = self.warned = time.monotonic()
         self.looked = 0.0
+        self.there: frozenset[str] = frozenset()
         self.resting: frozenset[str] = frozenset()
         self._rested: frozenset[str] = frozenset()
 
@@ -91,7 +94,8 @@ class Presence:
         # Asked of the scheduler: what the client remembers of it may be empty for a moment.
         running = self._ask(self.client.scheduler.ncores_running)
         paused, at_rest = {}, frozenset[str]()
-        if len(running) < len(self._ask(self.client.scheduler.ncores)):
+        self.there = frozenset(self._ask(self.client.scheduler.ncores))
+        if len(running) < len(self.there):
             found = self._ask(self.client.scheduler.identity, n_workers=-1)
             paused = {
                 address: each for address, each in found["workers"].items() if each["status"] == "paused"

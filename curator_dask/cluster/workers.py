@@ -27,6 +27,18 @@ class HandedBack(ResultLost):
     """A partition was not done, by no fault of its own: another worker is to do it."""
 
 
+class WorkerUnfit(CuratorError):
+    """A worker cannot do the tasks of this run; others may.
+
+    Attributes
+    ----------
+    worker
+        Its address.
+    """
+
+    worker: str = ""
+
+
 class WorkersDied(ShardError):
     """Every worker that a partition was given to died, as far as Dask tries."""
 
@@ -174,7 +186,7 @@ def result_of(future: Future[Any], presence: Presence) -> Any:
             if error.reason == "scheduler-connection-lost":
                 raise connection_lost(presence.client) from None
             if error.reason == TAKEN_BACK:
-                return HandedBack("a worker that is paused for its memory has not begun it")
+                return HandedBack("the worker that it was given to has not begun it")
             return ResultLost(
                 f"the worker that had written it died, and its report was lost ({error.reason})"
             )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import time
 import uuid
 from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,10 +18,13 @@ from distributed import (
 )
 
 from curator_dask.cluster.presence import ANSWER, Presence, threads_of_workers
-from curator_dask.cluster.workers import FETCHES, TAKEN_BACK, ResultLost, result_of
+from curator_dask.cluster.workers import FETCHES, TAKEN_BACK, HandedBack, ResultLost, WorkerUnfit, result_of
+from curator_dask.settings import PATIENCE
 
 if TYPE_CHECKING:
     import dask.dataframe as dd
+
+logger = logging.getLogger("curator_dask")
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -29,7 +34,47 @@ T = TypeVar("T")
 #: as many threads. What a scheduler needs for a task (0.5 ms and 17 kB) it then needs for few.
 AHEAD = 1000
 
+_COMES_BACK = 30.0  # seconds in which a worker that died has been started again
+
 _LOOK = 0.5  # seconds between looks whether there is still a cluster, while none of its results arrives
+
+
+class Hands:
+    """The workers that tasks may go to: all but those that turned out unfit.
+
+    Parameters
+    ----------
+    client
+        Of the cluster.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._left_out: dict[str, WorkerUnfit] = {}
+
+    def leave_out(self, error: WorkerUnfit) -> HandedBack:
+        """Give a worker no further task; what its task came to."""
+        if error.worker not in self._left_out:
+            logger.warning("%s. It is left out", error)
+        self._left_out[error.worker] = error
+        return HandedBack(str(error))
+
+    def chosen(self) -> list[str] | None:
+        """Addresses of those that are there now; None where nobody is left out, and so any will do.
+
+        Raises
+        ------
+        WorkerUnfit
+            All that there are for a while are unfit: what is wrong with one.
+        """
+        if not self._left_out:
+            return None
+        end = time.monotonic() + min(_COMES_BACK, PATIENCE.value())
+        while not (fit := [each for each in threads_of_workers(self._client) if each not in self._left_out]):
+            if time.monotonic() > end:
+                raise next(iter(self._left_out.values()))
+            time.sleep(_LOOK)
+        return fit
 
 
 def run_partitions(
@@ -87,6 +132,7 @@ def run_pieces(
     client: Client | None,
     resources: Mapping[str, float] | None = None,
     apart: bool = True,
+    hands: Hands | None = None,
 ) -> Generator[tuple[T, Any], None, None]:
     """Compute the partitions of frames that come one after the other, and give each partition as it is done.
 
@@ -101,6 +147,8 @@ def run_pieces(
         Of a worker, that a partition takes.
     apart
         The partitions share no work: one that was given to a worker which is paused and does nothing is taken back.
+    hands
+        Where workers may turn out unfit for these partitions.
 
     Yields
     ------
@@ -122,19 +170,26 @@ def run_pieces(
     presence = Presence(client)
     done = as_completed([], raise_errors=False, loop=client.loop)
     names: dict[Any, T] = {}
+    tied: dict[Any, frozenset[str]] = {}  # to these workers; the others may go to any
     try:
         while True:
             while (named := next_piece(len(names))) is not None:
-                futures = futures_of(client.persist(named[0], resources=resources))
+                chosen = None if hands is None else hands.chosen()
+                futures = futures_of(client.persist(named[0], resources=resources, workers=chosen))
                 names.update({future.key: named[1][future.key[1]] for future in futures})
+                if chosen is not None:
+                    tied.update(dict.fromkeys((future.key for future in futures), frozenset(chosen)))
                 done.update(futures)
                 del futures  # a result that has been given is let go on its worker
             if not names:
                 return
             for key, result in _finished(done, presence):
+                tied.pop(key, None)
+                if hands is not None and isinstance(result, WorkerUnfit):
+                    result = hands.leave_out(result)
                 yield names.pop(key), result
             if apart:
-                _take_back(names, presence)
+                _take_back(names, tied, presence)
     finally:
         if names and client.status == "running":
             client.cancel([_future(client, key) for key in names])
@@ -183,11 +238,14 @@ def _finished(done: as_completed, presence: Presence) -> Iterator[tuple[Any, Any
         yield key, result
 
 
-def _take_back(names: Container[Any], presence: Presence) -> None:
-    """Cancel those of some tasks that were given to workers which have been paused since, and do nothing."""
+def _take_back(names: Container[Any], tied: Mapping[Any, frozenset[str]], presence: Presence) -> None:
+    """Cancel those of some tasks that wait for workers which are paused and do nothing, or are gone."""
+    client = presence.client
+    lost = [key for key, workers in tied.items() if workers.isdisjoint(presence.there)]
+    if lost:
+        client.cancel([_future(client, key) for key in lost], reason=TAKEN_BACK)
     if not presence.resting:
         return
-    client = presence.client
     with contextlib.suppress(
         OSError, TimeoutError, KeyError
     ):  # one of the workers is gone, and so are its tasks

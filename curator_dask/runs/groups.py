@@ -20,6 +20,7 @@ from curator_dask.errors import CuratorError, ShardError
 from curator_dask.rows.known import knowing
 from curator_dask.rows.remarks import noticing
 from curator_dask.runs.execute import AHEAD
+from curator_dask.runs.fit import Fit
 from curator_dask.runs.graph import map_items
 from curator_dask.runs.reports import failure_row, report_frame
 from curator_dask.runs.shardwise import ShardFunction
@@ -54,11 +55,14 @@ class RunGroup:
         What is done then.
     seconds
         After which no other is begun.
+    fit
+        What the worker must be; None where any will do.
     """
 
     function: ShardFunction
     writer: Writer
     seconds: float = math.inf
+    fit: Fit | None = None
 
     def __call__(self, items: Sequence[tuple[ShardRange, str]]) -> list[dict[str, Any]]:
         """The rows of ranges and their targets (JSON): of the first at least, of fewer than all after `seconds`.
@@ -67,7 +71,11 @@ class RunGroup:
         ------
         CuratorError
             What would happen to every shard.
+        WorkerUnfit
+            What would happen to every shard that comes to this worker.
         """
+        if self.fit is not None:
+            self.fit.check()
         end = time.monotonic() + self.seconds
         rows: list[dict[str, Any]] = []
         # One turn for all of several: between two shards another group would take it, and none would come to its end.
@@ -242,6 +250,7 @@ class Layout:
         ranges: Sequence[ShardRange],
         targets: Sequence[Target],
         client: Any,
+        fit: Fit | None = None,
     ) -> Groups:
         """The tasks of a run, of one shard or of several.
 
@@ -253,6 +262,8 @@ class Layout:
             Of the shards that are to be done.
         client
             Of the cluster; None does the work in this process.
+        fit
+            What a worker must be.
         """
 
         def threads() -> int:
@@ -266,4 +277,4 @@ class Layout:
             members = even_groups(count, 1)
         else:
             members, seconds = shrinking_groups(count, threads()), LONG_ENOUGH
-        return Groups(RunGroup(function, writer, seconds), members, ranges, targets, threads)
+        return Groups(RunGroup(function, writer, seconds, fit), members, ranges, targets, threads)

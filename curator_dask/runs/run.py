@@ -14,6 +14,7 @@ from curator_dask.cluster.setup import set_up_workers
 from curator_dask.cluster.workers import current_client
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.runs.describing import load_models
+from curator_dask.runs.fit import Fit
 from curator_dask.runs.groups import Groups, Layout
 from curator_dask.runs.lineage import replace_functions, trace
 from curator_dask.runs.settle import FrameTasks, ShardTasks, Tasks, run_targets, write_graph
@@ -121,13 +122,15 @@ def _tasks(job: Job, plan: Plan, layout: Layout, client: Any) -> Tasks:
         return FrameTasks(written(None), written, apart, client, layout.resources)
 
     assert lineage.ranges is not None
+    fit = None if client is None else Fit(job.steps, job.described)
     ranges = [lineage.ranges[number] for number in plan.todo]
 
     def groups(reason: str | None) -> Groups:
         done = function if reason is None else shard_function(trace(_given_up(job.frame, reason)))
         writer: Writer = plan.writer if reason is None else plan.writer.give_up(reason)
         assert done is not None
-        return layout.groups(done, writer, ranges, [targets[number] for number in plan.todo], client)
+        asked = fit if reason is None else None  # what is given up loads no model
+        return layout.groups(done, writer, ranges, [targets[number] for number in plan.todo], client, asked)
 
     return ShardTasks(groups, client, layout.resources)
 

@@ -16,7 +16,7 @@ from curator_dask.cluster.progress import Meter, watch
 from curator_dask.cluster.workers import FETCHES, HandedBack, ResultLost, WorkersDied
 from curator_dask.errors import ClusterError, CuratorError, ShardError
 from curator_dask.rows.reasons import GAVE_UP
-from curator_dask.runs.execute import run_alone, run_partitions, run_pieces
+from curator_dask.runs.execute import Hands, run_alone, run_partitions, run_pieces
 from curator_dask.runs.graph import map_items
 from curator_dask.runs.groups import Groups
 from curator_dask.runs.reports import BROKEN, report_frame
@@ -76,6 +76,7 @@ class ShardTasks:
     ) -> None:
         self._make_groups, self._client, self._resources = make_groups, client, resources
         self._groups = make_groups(None)
+        self._hands = None if client is None else Hands(client)
 
     def run(self) -> Generator[Result, None, None]:
         """Do all of them; what a group has had no time for, or was not begun, is handed out again."""
@@ -108,7 +109,7 @@ class ShardTasks:
         return result
 
     def _run(self, groups: Groups) -> Generator[Result, None, None]:
-        yield from run_pieces(groups.next_piece, self._client, self._resources)
+        yield from run_pieces(groups.next_piece, self._client, self._resources, hands=self._hands)
 
 
 class FrameTasks:

@@ -1,0 +1,79 @@
+"""Whether the worker that a task came to can do it: one that joined later was not asked when the run began."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from curator_dask import __version__
+from curator_dask.cache import POSSESSIONS, Remembered
+from curator_dask.cluster.workers import WorkerUnfit
+from curator_dask.errors import CuratorError
+from curator_dask.runs.step import Step
+from curator_dask.webdataset.staging import current_worker
+
+#: Runs that this process was found fit for.
+_FIT: Remembered[bool] = POSSESSIONS.add("fit", Remembered(16))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a worker must be for the tasks of a run.
+
+    Attributes
+    ----------
+    steps
+        Whose models it must be able to load.
+    described
+        What they must be then (`Step.describe`), as the first workers said.
+    version
+        Of this package.
+    run
+        Names the run.
+    """
+
+    steps: Sequence[Step]
+    described: Mapping[str, Mapping[str, Any]]
+    version: str = __version__
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def check(self) -> None:
+        """Look once a run.
+
+        Raises
+        ------
+        WorkerUnfit
+            This worker has another version of the package, cannot load a model, or loads another than the others did.
+        """
+        _FIT.get(self.run, self._look)
+
+    def _look(self) -> bool:
+        if __version__ != self.version:
+            raise _unfit(f"has curator_dask {__version__}, expected the client's version {self.version}")
+        found: dict[str, Mapping[str, Any]] = {}
+        for step in self.steps:
+            try:
+                found |= step.describe()
+            except Exception as error:
+                said = str(error) if isinstance(error, CuratorError) else f"{type(error).__name__}: {error}"
+                raise _unfit(f"cannot load {step.label}: {said}") from error
+        for column, info in found.items():
+            expected = self.described[column]
+            if info != expected:
+                differing = {
+                    key: (expected[key], info.get(key)) for key in expected if info.get(key) != expected[key]
+                }
+                raise _unfit(f"does not run the same model as the first workers, for {column}: {differing}")
+        return True
+
+
+def _unfit(what: str) -> WorkerUnfit:
+    worker = current_worker()
+    address = "this process" if worker is None else worker.address
+    error = WorkerUnfit(
+        f"the worker {address} {what}. Give every node the same files, versions and kind of device"
+    )
+    error.worker = address
+    return error
