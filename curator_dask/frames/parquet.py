@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,10 +176,16 @@ class Footer(NamedTuple):
     columns: list[str]
     rows: int
 
-    def is_finished(self, *wanted: str | None) -> bool:
-        """Whether the file has one of these fingerprints, and still the rows that it was written with."""
+    def is_finished(self, *wanted: str | None, columns: Iterable[str] = ()) -> bool:
+        """Whether the file has one of these fingerprints, and still the rows that it was written with.
+
+        The fingerprint is that of each of the columns of vectors, or of the last run where none is named.
+        """
         record = self.record
-        return record is not None and record.fingerprint in wanted and record.rows == self.rows
+        if record is None or record.rows != self.rows:
+            return False
+        found = {record.run_of(name).get("fingerprint") for name in columns} or {record.fingerprint}
+        return found <= {*wanted}
 
 
 def read_footer(path: str, options: Options = None) -> Footer:

@@ -59,6 +59,9 @@ class FileRecord:
     report
         What the file came to, as `curator_dask.runs.reports.report_of` makes it; None where rows have been tried
         again since.
+    earlier
+        By column of vectors that the last run has kept and not made: ``fingerprint``, ``complete_as`` and ``report``
+        of the run that made it.
     version
         Of the record's form.
     """
@@ -76,6 +79,7 @@ class FileRecord:
     derived: tuple[str, ...] = ()
     remarks: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] | None = None
+    earlier: Mapping[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
     @classmethod
@@ -98,6 +102,12 @@ class FileRecord:
     def to_metadata(self) -> dict[bytes, bytes]:
         """The record as an entry of a file's key-value metadata."""
         return {METADATA_KEY: json.dumps(vars(self), sort_keys=True).encode()}
+
+    def run_of(self, column: str) -> Mapping[str, Any]:
+        """``fingerprint``, ``complete_as`` and ``report`` of the run that made a column, the last or an earlier."""
+        if column in self.earlier:
+            return {"fingerprint": "", "complete_as": "", "report": None, **self.earlier[column]}
+        return {"fingerprint": self.fingerprint, "complete_as": self.complete_as, "report": self.report}
 
     @property
     def url(self) -> str | None:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from curator_dask.frames.parquet import remove_leftovers
+from curator_dask.outputs.conflicts import FORMERLY, check_own_files, find_strays
+from curator_dask.outputs.keeping import find_kept
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.planning import (
-    FORMERLY,
-    check_own_files,
-    find_strays,
     find_unfinished,
     list_files,
     plan_schema,
     plan_targets,
+    read_footers,
 )
 from curator_dask.outputs.writing import Output, WritePartition
 from curator_dask.runs.sink import Job, Plan
@@ -54,10 +54,12 @@ class ParquetSink:
         """
         output = self.output
         schema = plan_schema(job)
-        targets = plan_targets(job, output, schema)
-        self._remove_leftovers()
         there = list_files(output)
-        targets, todo, remarks, reports = find_unfinished(targets, there, schema, job, output)
+        footers = read_footers(job, there, output)
+        kept = find_kept(job, schema, footers, output.in_place, output.options)
+        targets = plan_targets(job, output, schema, kept)
+        self._remove_leftovers()
+        targets, todo, remarks, reports = find_unfinished(targets, footers, schema, kept, job, output)
         if output.in_place and not output.overwrite:
             check_own_files(job.lineage, targets, schema)
         strays = find_strays(job.lineage, targets, there, output)
@@ -71,6 +73,7 @@ class ParquetSink:
             derived=job.derived,
             read_by=job.read_by,
             keeps_vectors=job.keeps_vectors,
+            kept=kept,
         )
         return Plan(targets, todo, writer, remarks, strays, reports)
 

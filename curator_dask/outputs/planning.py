@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import itertools
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,19 +12,17 @@ import pyarrow as pa
 
 import curator_dask
 from curator_dask.errors import OutputError, ShardError
-from curator_dask.fingerprint import fingerprint, fingerprints
+from curator_dask.fingerprint import fingerprints
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
-from curator_dask.frames.parquet import Footer, output_schema, read_footer, read_record
-from curator_dask.outputs.writing import ERRORS_FOLDER, Output
-from curator_dask.runs.lineage import Lineage
+from curator_dask.frames.parquet import Footer, output_schema, read_footer
+from curator_dask.outputs.conflicts import FORMERLY, conflict, dataset_of, describe_difference, identity
+from curator_dask.outputs.keeping import Kept, good_columns
+from curator_dask.outputs.writing import Output
 from curator_dask.runs.sink import Job
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, join, walk
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import ShardRange, stamp
-
-#: In what makes an embedding: what earlier files say of the same.
-FORMERLY = "formerly"
 
 
 def plan_schema(job: Job) -> pa.Schema:
@@ -33,13 +31,22 @@ def plan_schema(job: Job) -> pa.Schema:
     return output_schema(job.frame._meta[list(job.kept)], dims, getattr(job.lineage.reader, "schema", None))
 
 
-def plan_targets(job: Job, output: Output, schema: pa.Schema) -> list[Target]:
-    """The file of each partition, with the fingerprint of all that decides its content."""
+def names_of(job: Job) -> list[str]:
+    """Of the files of a job's partitions, without ``.parquet``."""
+    if job.lineage.ranges is None:
+        return [f"part-{number:05d}" for number in range(job.frame.npartitions)]
+    return [part.name for part in job.lineage.ranges]
+
+
+def plan_targets(job: Job, output: Output, schema: pa.Schema, kept: Kept) -> list[Target]:
+    """The file of each partition, with the fingerprint of all that decides its content, but what is kept there."""
     lineage, options = job.lineage, job.input_options
+    described = {name: identity(info) for name, info in job.described.items()}
+    own = [column for column in schema if column.name not in kept.types.names]
     common = {
         "package": curator_dask.__version__,
-        "embeddings": {name: _identity(info) for name, info in job.described.items()},
-        "columns": sorted(f"{column.name}: {_kind(column.type)}" for column in schema),
+        "embeddings": described,
+        "columns": _kinds(own),
         "drop_failed": output.drop_failed,
     }
     if lineage.ranges is None:
@@ -50,27 +57,31 @@ def plan_targets(job: Job, output: Output, schema: pa.Schema) -> list[Target]:
             else in_threads(lambda part: _look(part, "parquet", output.folder, options), lineage.inputs)
         )
         common |= {"frame": job.frame.expr._name, "inputs": inputs}
-        names = [f"part-{number:05d}" for number in range(job.frame.npartitions)]
         prints = fingerprints(common, "partition", range(job.frame.npartitions))
-        shards: list[dict[str, Any] | None] = [None] * len(names)
+        shards: list[dict[str, Any] | None] = [None] * len(prints)
         source = None
-        dataset = None if lineage.inputs is None else fingerprint({"shards": _urls_of(lineage)})
+        dataset = dataset_of(lineage)
     else:
         dataset = None
         common["recipe"] = lineage.recipe
-        names = [part.name for part in lineage.ranges]
         source = getattr(lineage.reader, "source", None)
         shards = in_threads(lambda part: _look(part, source, output.folder, options), lineage.ranges)
         prints = fingerprints(common, "shard", shards)
-    former: Sequence[str | None] = [None] * len(names)
-    if any(FORMERLY in info for info in job.described.values()):
-        before = {name: _identity(info.get(FORMERLY, info)) for name, info in job.described.items()}
-        former = fingerprints({**common, "embeddings": before}, "shard", shards)
+    before = {name: identity(info.get(FORMERLY, info)) for name, info in job.described.items()}
+    # Earlier versions counted columns that other runs had put into the dataset's own files.
+    parts = itertools.product(
+        [described] if before == described else [described, before],
+        [own] if len(own) == len(schema) else [own, schema],
+    )
+    as_before = [
+        fingerprints({**common, "embeddings": infos, "columns": _kinds(columns)}, "shard", shards)
+        for infos, columns in itertools.islice(parts, 1, None)
+    ]
     later: frozenset[str] = getattr(lineage.reader, "later_columns", frozenset())
-    fewer = [f"{column.name}: {_kind(column.type)}" for column in schema if column.name not in later]
-    lacking: Sequence[str | None] = [None] * len(names)
-    if len(fewer) < len(schema):
-        lacking = fingerprints({**common, "columns": sorted(fewer)}, "shard", shards)
+    fewer = [column for column in own if column.name not in later]
+    lacking: Sequence[str | None] = [None] * len(prints)
+    if len(fewer) < len(own):
+        lacking = fingerprints({**common, "columns": _kinds(fewer)}, "shard", shards)
     return [
         Target(
             name=name,
@@ -80,17 +91,17 @@ def plan_targets(job: Job, output: Output, schema: pa.Schema) -> list[Target]:
             companion=lineage.ranges[number].shard.parquet if lineage.ranges else None,
             source=source,
             dataset=dataset,
-            formerly=old,
+            formerly=tuple(former[number] for former in as_before),
             lacking=less,
         )
-        for number, (name, each, old, less, shard) in enumerate(
-            zip(names, prints, former, lacking, shards, strict=True)
+        for number, (name, each, less, shard) in enumerate(
+            zip(names_of(job), prints, lacking, shards, strict=True)
         )
     ]
 
 
-def _urls_of(lineage: Lineage) -> list[str]:
-    return sorted({part.shard.url for part in lineage.inputs or ()})
+def _kinds(columns: Iterable[pa.Field]) -> list[str]:
+    return sorted(f"{column.name}: {_kind(column.type)}" for column in columns)
 
 
 def _kind(kind: pa.DataType) -> str:
@@ -131,10 +142,18 @@ def list_files(output: Output) -> frozenset[str]:
         ) from error
 
 
+def read_footers(job: Job, there: Collection[str], output: Output) -> dict[str, Footer]:
+    """What those of a job's files that are there say of themselves, by path."""
+    paths = [join(output.folder, f"{name}.parquet") for name in names_of(job)]
+    found = [path for path in paths if path in there]
+    return dict(zip(found, in_threads(lambda path: read_footer(path, output.options), found), strict=True))
+
+
 def find_unfinished(
     targets: list[Target],
-    there: frozenset[str],
+    there: Mapping[str, Footer],
     schema: pa.Schema,
+    kept: Kept,
     job: Job,
     output: Output,
 ) -> tuple[list[Target], list[int], dict[str, Any], list[Mapping[str, Any]]]:
@@ -145,9 +164,9 @@ def find_unfinished(
     targets
         All of them.
     there
-        The files below the output's folder.
-    schema, job
-        What the files have, and what is to be done.
+        Those of the files that are there, by path.
+    schema, kept, job
+        What the files have, what of it other runs have made, and what is to be done.
     output
         Where they are.
 
@@ -156,28 +175,34 @@ def find_unfinished(
     OutputError
         Something is in the way that `overwrite` does not allow to replace.
     """
-    found = in_threads(lambda it: read_footer(it.path, output.options) if it.path in there else None, targets)
+    found = [there.get(target.path) for target in targets]
+    columns = tuple(job.made)
     planned, todo, conflicts = list(targets), [], []
     remarks: dict[str, Any] = {}
     reports: list[Mapping[str, Any]] = []
-    finished = [_is_finished(*each, lacking=False) for each in zip(targets, found, strict=True)]
+    finished = [_is_finished(*each, columns, lacking=False) for each in zip(targets, found, strict=True)]
     if not all(finished):
         # Files without the later columns all stay as they are, or are all made anew: of one schema.
-        lacking = [_is_finished(*each, lacking=True) for each in zip(targets, found, strict=True)]
+        lacking = [_is_finished(*each, columns, lacking=True) for each in zip(targets, found, strict=True)]
         finished = lacking if all(lacking) else finished
     for number, (target, existing) in enumerate(zip(targets, found, strict=True)):
         if existing is not None and finished[number]:
             record = existing.record
             remarks.update(record.remarks if record else {})
+            report = (
+                record
+                and next((record.run_of(name) for name in columns), {"report": record.report})["report"]
+            )
             # Of a file whose rows have been tried again it is not known how many failed.
-            reports.append((record and record.report) or {"rows": existing.rows, "failed": 0})
+            reports.append(report or {"rows": existing.rows, "failed": 0})
             continue
         todo.append(number)
         if existing is not None:
             reuse = _reusable(target, existing, job)
-            planned[number] = replace(target, reuse=reuse) if reuse else target
+            keep = good_columns(kept, target, existing, job.id_col)
+            planned[number] = replace(target, reuse=reuse, keep=keep) if reuse or keep else target
         if existing is not None and not output.overwrite:
-            problem = _conflict(target, existing, schema, job.made, output.in_place)
+            problem = conflict(planned[number], existing, schema, kept, job, output.in_place)
             if problem:
                 conflicts.append(f"{target.path}: {problem}")
     if conflicts:
@@ -188,9 +213,9 @@ def find_unfinished(
     return planned, todo, remarks, reports
 
 
-def _is_finished(target: Target, existing: Footer | None, lacking: bool) -> bool:
-    wanted = (target.fingerprint, target.formerly, target.lacking if lacking else None)
-    return existing is not None and existing.is_finished(*wanted)
+def _is_finished(target: Target, existing: Footer | None, columns: tuple[str, ...], lacking: bool) -> bool:
+    wanted = (target.fingerprint, *target.formerly, target.lacking if lacking else None)
+    return existing is not None and existing.is_finished(*wanted, columns=columns)
 
 
 def _reusable(target: Target, existing: Footer, job: Job) -> tuple[str, ...]:
@@ -208,125 +233,3 @@ def _reusable(target: Target, existing: Footer, job: Job) -> tuple[str, ...]:
         and record.read_by.get(name) == how
         and describe_difference(record.embeddings.get(name, {}), job.made[name]) is None
     )
-
-
-def check_own_files(lineage: Lineage, targets: list[Target], schema: pa.Schema) -> None:
-    """Protect the dataset's own Parquet files where the run writes into its directory.
-
-    Raises
-    ------
-    OutputError
-        They would lose columns, or files with the same rows would come to lie beside them.
-    """
-    reader = lineage.reader
-    lost = [name for name in getattr(reader, "schema", schema).names if name not in schema.names]
-    if lost and getattr(reader, "source", None) == "parquet":
-        raise OutputError(
-            f"writing into the dataset's own Parquet files would drop their columns {lost}. Keep these columns, give"
-            " another path, or use overwrite=True"
-        )
-    owned = any(part.shard.parquet is not None for part in lineage.inputs or ())
-    beside = [target for target in targets if _is_beside(target, owned)]
-    if beside:
-        raise OutputError(
-            f"{len(beside)} files, {beside[0].path} for example, would lie beside the dataset's own Parquet files and"
-            " hold the same rows once more. Give another path, or use overwrite=True"
-        )
-
-
-def _is_beside(target: Target, owned: bool) -> bool:
-    if target.shard is None:
-        return owned
-    return target.companion is not None and target.path != target.companion
-
-
-_PART = re.compile(r"\.part-\d{5}$")
-_MIXED = re.compile(r"part-\d{5}")
-
-
-def find_strays(lineage: Lineage, targets: list[Target], there: frozenset[str], output: Output) -> list[str]:
-    """Files that an earlier run wrote of the same shards, cut in another way, and what it dropped from them.
-
-    Only what surely holds the same rows: other datasets may have their outputs below the same folder.
-
-    Raises
-    ------
-    OutputError
-        There are some, and `overwrite` does not allow to remove them.
-    """
-    inputs = {part.shard.name: part.shard for part in lineage.inputs or ()}
-    expected = {target.path for target in targets} | {shard.parquet for shard in inputs.values()}
-    expected |= {target.companion for target in targets}
-    dataset = None if lineage.inputs is None else fingerprint({"shards": _urls_of(lineage)})
-    names = {path: path.removeprefix(output.folder).lstrip("/").removesuffix(".parquet") for path in there}
-    found = []
-    for path in sorted(there - expected):
-        shard = inputs.get(_PART.sub("", names[path]))
-        if shard is None and not _MIXED.fullmatch(names[path]):
-            continue
-        record = read_record(path, output.options)
-        if record is None:
-            continue
-        if record.url == shard.url if shard else not record.shard and record.dataset == dataset:
-            found.append(path)
-    if found and not output.overwrite:
-        raise OutputError(
-            f"{output.folder} has {len(found)} files of the same rows in other partitions, {found[0]} for example: a"
-            " reader of the folder would see rows twice. Give the same rows_per_partition as before, write to another"
-            " path, or use overwrite=True (--overwrite), which removes them when all is written"
-        )
-    errors = {join(output.folder, f"{ERRORS_FOLDER}/{names[path]}.parquet") for path in found}
-    return [*found, *sorted(errors & there)]
-
-
-def _conflict(
-    target: Target,
-    existing: Footer,
-    schema: pa.Schema,
-    made: Mapping[str, Any],
-    in_place: bool,
-) -> str | None:
-    record, columns = existing.record, existing.columns
-    embeddings = {} if record is None else record.embeddings
-    for name, info in made.items():
-        difference = name in embeddings and describe_difference(embeddings[name], info)
-        if difference:
-            return f"column {name!r} {difference}"
-        if name in columns and name not in embeddings:
-            return f"has a column {name!r} that was not made by curator_dask"
-    if record is not None:
-        mine = (target.shard or {}).get("url")
-        if record.url is not None and mine is not None and record.url != mine:
-            return f"was made of {record.url}, not of {mine}"
-        if record.url is None and mine is None and record.dataset != target.dataset:
-            return "was made of other shards"
-    taken = [name for name in (URL_COLUMN, ERROR_COLUMN) if name in columns and name in schema.names]
-    if record is None and taken:
-        return f"has columns {taken} of its own, whose names curator_dask uses"
-    lost = sorted(name for name in embeddings if name not in schema.names)
-    if lost:
-        return f"has embeddings {lost} that this run would not write"
-    if record is None and not (in_place and target.path == target.companion):
-        return "was not written by curator_dask"
-    return None
-
-
-def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """How two embeddings were made differently, in words; None if they are the same."""
-    if FORMERLY in now and _identity(before) == _identity(now[FORMERLY]):
-        return None
-    keys = [key for key in _identity(now) if before.get(key) != now[key]]
-    if not keys and _identity(before).keys() == _identity(now).keys():
-        return None
-    was, has = (", ".join(f"{key} {_short(info.get(key))}" for key in keys) for info in (before, now))
-    return f"was made with {was}; this run has {has}"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _identity(info: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be equal for two embeddings to be the same: all but the name the model was asked for by."""
-    return {key: value for key, value in info.items() if key not in ("source", FORMERLY)}

@@ -25,8 +25,9 @@ from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import conform, open_parquet, read_footer, read_record, write_table
 from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.conflicts import describe_difference
 from curator_dask.outputs.lock import RunLock
-from curator_dask.outputs.planning import describe_difference, list_files
+from curator_dask.outputs.planning import list_files
 from curator_dask.outputs.saving import locate
 from curator_dask.outputs.writing import ERRORS_FOLDER, Output
 from curator_dask.runs.describing import describe
@@ -86,7 +87,6 @@ class RetryFile:
         path = join(self.output.folder, f"{name}.parquet")
         errors_path = join(self.output.folder, f"{ERRORS_FOLDER}/{name}.parquet")
         table, record = _read(path, self.output.options)
-        record = replace(record, report=None)  # of the rows as they were
         _check_shard(path, table, record, self.shard_options)
         kept, dropped = table.slice(0, 0), table.slice(0, 0)
         if exists(errors_path, self.output.options):
@@ -103,8 +103,7 @@ class RetryFile:
         # What was dropped is good when nothing is wrong with it, in another embedding's eyes either.
         good = pc.is_null(again.column(ERROR_COLUMN))
         table = pa.concat_tables([_replaced(table, bad, mended), again.filter(good)])
-        if not self.unfinished:  # what was given up has been tried now
-            record = replace(record, fingerprint=record.complete_as or record.fingerprint)
+        record = _tried(record, self.column, self.unfinished)
         # In this order a death in between leaves rows in both places, and `_without` forgives that; never in none.
         write_table(path, table, record, self.output.options)
         left = pa.concat_tables([kept, again.filter(pc.invert(good))])
@@ -274,6 +273,16 @@ def _read(path: str, options: Options) -> tuple[pa.Table, FileRecord]:
     except Exception as error:  # a store's own, of many types
         raise ShardError(f"{path}: cannot be read: {error!r}") from error
     return table.replace_schema_metadata(None), record or FileRecord("")
+
+
+def _tried(record: FileRecord, column: str, unfinished: bool) -> FileRecord:
+    """The record of a file of which a column's rows were tried again; what was given up has been tried then."""
+    run = dict(record.run_of(column), report=None)  # it is of the rows as they were
+    if not unfinished:
+        run["fingerprint"] = run["complete_as"] or run["fingerprint"]
+    if column in record.earlier:
+        return replace(record, earlier={**record.earlier, column: run})
+    return replace(record, **run)
 
 
 def _without(table: pa.Table, other: pa.Table, id_col: str) -> pa.Table:

@@ -15,8 +15,9 @@ from curator_dask.errors import OutputError
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import conform, read_footer, read_record, write_table
 from curator_dask.frames.record import FileRecord
-from curator_dask.rows.known import KnownVectors
-from curator_dask.rows.remarks import current_remarks
+from curator_dask.outputs.keeping import Joined, Joining, Kept
+from curator_dask.rows.known import KnownVectors, StoredRows
+from curator_dask.rows.remarks import current_remarks, fact_of, remark
 from curator_dask.runs.reports import errors_of, report_frame, report_of, report_row
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, exists, join, remove
@@ -75,6 +76,8 @@ class WritePartition:
         See `FileRecord`.
     keeps_vectors
         Vectors that come with the rows are written as they were read.
+    kept
+        Columns of other runs.
     """
 
     schema: pa.Schema
@@ -87,6 +90,7 @@ class WritePartition:
     derived: tuple[str, ...] = ()
     read_by: Mapping[str, str] = field(default_factory=dict)
     keeps_vectors: bool = False
+    kept: Kept = field(default_factory=Kept)
 
     def __dask_tokenize__(self) -> Any:
         settings = {**vars(self), "schema": self.schema.to_string(), "output": vars(self.output)}
@@ -116,7 +120,7 @@ class WritePartition:
         """Vectors in the file that is to be replaced."""
         if not target.reuse:
             return None
-        return KnownVectors(target.path, self.output.options, self.id_col, target.reuse)
+        return KnownVectors(self._paths(target), self.output.options, self.id_col, target.reuse)
 
     def give_up(self, reason: str) -> WritePartition:
         """The same, to be made again by a rerun: what is written lacks what was given up."""
@@ -131,17 +135,25 @@ class WritePartition:
     def _write(self, frame: Any, target: Target) -> dict[str, Any]:
         whole = backend.frame_to_arrow(frame)
         table = conform(whole, self.schema, target.name)
-        bad = pc.is_valid(errors_of(whole))
-        report = report_of(target.name, whole, self.id_col)
+        errors = self.kept.reasons(whole, errors_of(whole))
+        bad = pc.is_valid(errors)
+        report = report_of(target.name, whole, self.id_col, errors)
         report["dropped"] = report["failed"] if self.output.drop_failed else 0
         report["remarks"] = current_remarks().on(_urls(whole, target))
-        if read_footer(target.path, self.output.options).is_finished(target.fingerprint):
+        there = read_footer(target.path, self.output.options)
+        if there.is_finished(target.fingerprint):
             # Dask runs a task again when its worker died after writing: to write into the dataset's own file
             # what was made of that file would apply every step twice.
-            return report
+            return {**report, **((there.record and there.record.report) or {})}
         if self.output.in_place and not self.output.overwrite:
             self._check_rows_kept(target, len(table))
-        record = self._record(target, report)
+        said = FileRecord("")
+        if self.kept:
+            joined = self._join(target, table, errors, there.record)
+            table, bad, said = joined.table, pa.array(joined.failed), joined.said
+            report["dropped"] = int(joined.failed.sum()) if self.output.drop_failed else 0
+            report["remarks"] = current_remarks().on(_urls(whole, target))
+        record = self._record(target, report, said)
         failed = table.filter(bad) if self.output.drop_failed else table.slice(0, 0)
         self._write_failed(target, failed, record)
         if self.output.drop_failed:
@@ -149,7 +161,25 @@ class WritePartition:
         write_table(target.path, table, record, self.output.options)
         return report
 
-    def _record(self, target: Target, report: Mapping[str, Any]) -> FileRecord:
+    def _join(self, target: Target, table: pa.Table, errors: pa.Array, before: FileRecord | None) -> Joined:
+        stored = StoredRows(self._paths(target), self.output.options, self.id_col) if target.keep else None
+        joined = Joining(self.kept, target, stored, before, self.id_col).join(
+            table, errors, self.output.overwrite, self.output.drop_failed
+        )
+        url = (target.shard or {}).get("url")
+        if url is not None and joined.not_made:
+            remark(url, "not-made", fact_of(joined.not_made))
+        return joined
+
+    def _paths(self, target: Target) -> list[str]:
+        """The target's file that is there, and the rows that were dropped from it."""
+        errors = self._errors_path(target)
+        return [target.path, *([errors] if exists(errors, self.output.options) else [])]
+
+    def _errors_path(self, target: Target) -> str:
+        return join(self.output.folder, f"{ERRORS_FOLDER}/{target.name}.parquet")
+
+    def _record(self, target: Target, report: Mapping[str, Any], said: FileRecord) -> FileRecord:
         before = read_record(target.companion, self.input_options) if target.companion else None
         # What made the embeddings that came with the shard's rows and are written unchanged.
         inherited = before.embeddings if before is not None else {}
@@ -163,17 +193,23 @@ class WritePartition:
             source=(before.source if before is not None else None) or target.source,
             embeddings={
                 **{name: info for name, info in inherited.items() if name in self.schema.names},
+                **said.embeddings,
                 **self.embeddings,
             },
-            settings={**(before.settings if before is not None else {}), **self.settings},
-            read_by={**(before.read_by if before is not None and self.keeps_vectors else {}), **self.read_by},
-            derived=self.derived,
+            settings={**(before.settings if before is not None else {}), **said.settings, **self.settings},
+            read_by={
+                **(before.read_by if before is not None and self.keeps_vectors else {}),
+                **said.read_by,
+                **self.read_by,
+            },
+            derived=tuple(dict.fromkeys([*said.derived, *self.derived])),
             remarks=report["remarks"],
             report=report,
+            earlier=said.earlier,
         )
 
     def _write_failed(self, target: Target, table: pa.Table, record: FileRecord) -> None:
-        errors = join(self.output.folder, f"{ERRORS_FOLDER}/{target.name}.parquet")
+        errors = self._errors_path(target)
         if len(table):
             write_table(errors, table, record, self.output.options)
         elif exists(errors, self.output.options):

@@ -1,13 +1,14 @@
-"""Vectors that an earlier run has written of the same images with the same model, taken over in place of made anew.
+"""Rows that an earlier run has written, found by shard and key, and their vectors, taken over in place of made anew.
 
 So a score, a filter or another model that is added to a finished output costs only itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,27 +17,70 @@ import pyarrow as pa
 from curator_dask.frames.columns import list_to_matrix, to_array
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import open_parquet
-from curator_dask.rows.reasons import GAVE_UP, Reason, reason_for, reasons_in
+from curator_dask.rows.reasons import GAVE_UP, NOT_MADE, Reason, reason_for, reasons_in
 from curator_dask.storage import Options
 
 
-class KnownVectors:
-    """The vectors in a file of an earlier run.
+class StoredRows:
+    """The rows in files of an earlier run.
 
     Parameters
     ----------
-    path, options
-        Of the file.
+    paths, options
+        Of the file, and of those that hold further rows of the same partition.
     id_col
         Column of the keys.
+    columns
+        To read besides the key, the shard and the reasons; None: all.
+    """
+
+    def __init__(
+        self, paths: Sequence[str], options: Options, id_col: str, columns: Sequence[str] | None = None
+    ) -> None:
+        self._paths, self._options, self._id_col, self._columns = paths, options, id_col, columns
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """The rows of all files, in the order of these."""
+        wanted = None
+        if self._columns is not None:
+            wanted = [self._id_col, URL_COLUMN, ERROR_COLUMN, *self._columns]
+        tables = []
+        for path in self._paths:
+            with open_parquet(path, self._options) as file:
+                tables.append(file.read(columns=wanted).replace_schema_metadata(None))
+        return pa.concat_tables(tables, promote_options="default")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def places(self, ids: Iterable[Any], urls: Iterable[Any]) -> list[int]:
+        """Where rows are in the table, by key and shard; -1 for those that are not there."""
+        return [self._rows.get(each, -1) for each in zip(urls, ids, strict=True)]
+
+    @cached_property
+    def _rows(self) -> dict[tuple[Any, Any], int]:
+        keys = (self.table.column(name).to_pylist() for name in (URL_COLUMN, self._id_col))
+        rows: dict[tuple[Any, Any], int] = {}
+        for row, pair in enumerate(zip(*keys, strict=True)):
+            rows.setdefault(pair, row)  # what stands in two files is the first's
+        return rows
+
+
+class KnownVectors:
+    """The vectors in files of an earlier run.
+
+    Parameters
+    ----------
+    paths, options, id_col
+        As for `StoredRows`.
     columns
         Of the vectors that are still good.
     """
 
-    def __init__(self, path: str, options: Options, id_col: str, columns: Sequence[str]) -> None:
-        self._path, self._options, self._id_col, self._columns = path, options, id_col, columns
-        self._table: pa.Table | None = None
-        self._rows: dict[tuple[Any, Any], int] = {}
+    def __init__(self, paths: Sequence[str], options: Options, id_col: str, columns: Sequence[str]) -> None:
+        self._columns = columns
+        self._stored = StoredRows(paths, options, id_col, columns)
 
     def find(
         self, column: str, ids: Sequence[Any], urls: Sequence[str | None]
@@ -50,14 +94,14 @@ class KnownVectors:
         reasons
             Why a row has no vector; None where it has one.
 
-        None where a row is not in the file, or may have a vector when it is tried again.
+        None where a row is not in the files, or may have a vector when it is tried again.
         """
         if column not in self._columns:
             return None
-        table = self._read()
-        places = [self._rows.get(each, -1) for each in zip(urls, ids, strict=True)]
+        places = self._stored.places(ids, urls)
         if -1 in places or not places:
             return None
+        table = self._stored.table
         matrix, valid = list_to_matrix(to_array(table.column(column)))
         reasons: list[str | None] = [None] * len(places)
         stored = table.column(ERROR_COLUMN).to_pylist()
@@ -65,19 +109,10 @@ class KnownVectors:
             if valid[place]:
                 continue
             reason = reason_for(column, reasons_in(stored[place]))
-            if reason is None or Reason.of(reason).kind == GAVE_UP:
+            if reason is None or Reason.of(reason).kind in (GAVE_UP, NOT_MADE):
                 return None
             reasons[number] = reason
         return matrix[places], reasons
-
-    def _read(self) -> pa.Table:
-        if self._table is None:
-            wanted = [self._id_col, URL_COLUMN, ERROR_COLUMN, *self._columns]
-            with open_parquet(self._path, self._options) as file:
-                self._table = file.read(columns=wanted)
-            keys = (self._table.column(name).to_pylist() for name in (URL_COLUMN, self._id_col))
-            self._rows = {pair: row for row, pair in enumerate(zip(*keys, strict=True))}
-        return self._table
 
 
 _current: ContextVar[KnownVectors | None] = ContextVar("curator_dask known vectors", default=None)

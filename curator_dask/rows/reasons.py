@@ -7,7 +7,7 @@ some of a row's columns lack their value, several of these with ``; `` between t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 #: There is no image: no sample of the row's key, no image in the sample, no shard.
@@ -16,6 +16,8 @@ MISSING = "missing"
 GAVE_UP = "gave up"
 #: The model gave NaN or infinity.
 NOT_FINITE = "not finite"
+#: The model of the column has not seen the shard, or not as it is now.
+NOT_MADE = "not made"
 
 _COLUMN = re.compile(r"(?:^|; )\[(?P<column>[^\[\]]+)\] ")
 
@@ -73,6 +75,26 @@ def as_stored(reasons: Mapping[str, str | None]) -> str | None:
     if len(texts) == len(reasons) and len(set(texts.values())) == 1:
         return next(iter(texts.values()))
     return "; ".join(f"[{column}] {text}" for column, text in texts.items()) or None
+
+
+def reasons_of(
+    stored: str | None, lacking: Mapping[str, bool], others: Collection[str] = ()
+) -> dict[str, str | None]:
+    """What a value of ``image_error`` says of columns, by column, as `as_stored` takes it.
+
+    Parameters
+    ----------
+    stored
+        The value.
+    lacking
+        For each of the columns, whether it has no value.
+    others
+        Columns of which it is not asked. What is said of further columns by name is part of the result.
+    """
+    said = reasons_in(stored)
+    found = {column: reason_for(column, said) if lacks else None for column, lacks in lacking.items()}
+    named = {each.column: each.text for each in said if each.column is not None}
+    return found | {name: text for name, text in named.items() if name not in found and name not in others}
 
 
 def reason_for(column: str, reasons: Iterable[Reason]) -> str | None:

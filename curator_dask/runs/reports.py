@@ -36,7 +36,9 @@ def report_frame(report: Mapping[str, Any]) -> pd.DataFrame:
     return target_frame(json.dumps(report))
 
 
-def report_of(name: str, table: pa.Table, id_col: str) -> dict[str, Any]:
+def report_of(
+    name: str, table: pa.Table, id_col: str, errors: pa.ChunkedArray | pa.Array | None = None
+) -> dict[str, Any]:
     """Counts of rows by what became of their images, as `SaveSummary.add` takes them.
 
     Parameters
@@ -47,8 +49,10 @@ def report_of(name: str, table: pa.Table, id_col: str) -> dict[str, Any]:
         Its rows.
     id_col
         Column of the keys.
+    errors
+        Their ``image_error``; None: as the table has it.
     """
-    errors = errors_of(table)
+    errors = errors_of(table) if errors is None else errors
     reasons: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     keys = table.column(id_col) if id_col in table.column_names else None

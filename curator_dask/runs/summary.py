@@ -47,6 +47,9 @@ class SaveSummary:
         the same form.
     filtered
         By the shard's url, rows that a pipeline's stages left out, in the same form.
+    not_made
+        By the shard's url, columns of other runs' vectors that have none for it, since it is new or has changed, in the
+        same form: their embedders, or a retry, make them.
     reasons
         How many images failed for which kind of reason.
     examples
@@ -74,6 +77,7 @@ class SaveSummary:
     unread: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: dict[str, dict[str, Any]] = field(default_factory=dict)
     filtered: dict[str, dict[str, Any]] = field(default_factory=dict)
+    not_made: dict[str, dict[str, Any]] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -118,6 +122,7 @@ class SaveSummary:
             "unread": self.unread,
             "left-out": self.left_out,
             "filtered": self.filtered,
+            "not-made": self.not_made,
         }
         for url, facts in remarks.items():
             for kind, fact in facts.items():
@@ -163,6 +168,9 @@ class SaveSummary:
             *_total_line("members that cannot be read, left out", self.unread),
             *_left_out_line(self.left_out),
             *_total_line("rows filtered out by stages", self.filtered),
+            *_total_line(
+                "columns have no vectors of what is new: run their embedders, or retry", self.not_made
+            ),
         ]
 
 

@@ -32,11 +32,13 @@ class Target:
     dataset
         Where partitions were mixed, a digest of all shards that they came from, if these are known.
     formerly
-        Another fingerprint by which an earlier version knows the same content.
+        Other fingerprints by which earlier versions know the same content.
     lacking
         That of the same content without columns that rows from tars did not have earlier.
     reuse
         Columns of vectors in the file that is there now, which are taken over.
+    keep
+        Columns of other runs in that file whose values are good for these rows.
     """
 
     name: str
@@ -46,9 +48,10 @@ class Target:
     companion: str | None
     source: str | None
     dataset: str | None = None
-    formerly: str | None = None
+    formerly: tuple[str, ...] = ()
     lacking: str | None = None
     reuse: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """All of it, as text."""

@@ -1,0 +1,186 @@
+"""What a run must not replace: files that something else has made, and rows that lie there in another way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from curator_dask.errors import OutputError
+from curator_dask.fingerprint import fingerprint
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
+from curator_dask.frames.parquet import Footer, read_record
+from curator_dask.outputs.keeping import Kept, others_in, pairs_with
+from curator_dask.outputs.writing import ERRORS_FOLDER, Output
+from curator_dask.runs.lineage import Lineage
+from curator_dask.runs.sink import Job
+from curator_dask.runs.targets import Target
+from curator_dask.storage import join
+
+#: In what makes an embedding: what earlier files say of the same.
+FORMERLY = "formerly"
+
+
+def dataset_of(lineage: Lineage) -> str | None:
+    """A digest of all shards that mixed partitions may come from; None if they are not known."""
+    if lineage.inputs is None:
+        return None
+    return fingerprint({"shards": sorted({part.shard.url for part in lineage.inputs})})
+
+
+def check_own_files(lineage: Lineage, targets: list[Target], schema: pa.Schema) -> None:
+    """Protect the dataset's own Parquet files where the run writes into its directory.
+
+    Raises
+    ------
+    OutputError
+        They would lose columns, or files with the same rows would come to lie beside them.
+    """
+    reader = lineage.reader
+    lost = [name for name in getattr(reader, "schema", schema).names if name not in schema.names]
+    if lost and getattr(reader, "source", None) == "parquet":
+        raise OutputError(
+            f"writing into the dataset's own Parquet files would drop their columns {lost}. Keep these columns, give"
+            " another path, or use overwrite=True"
+        )
+    owned = any(part.shard.parquet is not None for part in lineage.inputs or ())
+    beside = [target for target in targets if _is_beside(target, owned)]
+    if beside:
+        raise OutputError(
+            f"{len(beside)} files, {beside[0].path} for example, would lie beside the dataset's own Parquet files and"
+            " hold the same rows once more. Give another path, or use overwrite=True"
+        )
+
+
+def _is_beside(target: Target, owned: bool) -> bool:
+    if target.shard is None:
+        return owned
+    return target.companion is not None and target.path != target.companion
+
+
+_PART = re.compile(r"\.part-\d{5}$")
+_MIXED = re.compile(r"part-\d{5}")
+
+
+def find_strays(lineage: Lineage, targets: list[Target], there: frozenset[str], output: Output) -> list[str]:
+    """Files that an earlier run wrote of the same shards, cut in another way, and what it dropped from them.
+
+    Only what surely holds the same rows: other datasets may have their outputs below the same folder.
+
+    Raises
+    ------
+    OutputError
+        There are some, and `overwrite` does not allow to remove them.
+    """
+    inputs = {part.shard.name: part.shard for part in lineage.inputs or ()}
+    expected = {target.path for target in targets} | {shard.parquet for shard in inputs.values()}
+    expected |= {target.companion for target in targets}
+    dataset = dataset_of(lineage)
+    names = {path: path.removeprefix(output.folder).lstrip("/").removesuffix(".parquet") for path in there}
+    found = []
+    for path in sorted(there - expected):
+        shard = inputs.get(_PART.sub("", names[path]))
+        if shard is None and not _MIXED.fullmatch(names[path]):
+            continue
+        record = read_record(path, output.options)
+        if record is None:
+            continue
+        if record.url == shard.url if shard else not record.shard and record.dataset == dataset:
+            found.append(path)
+    if found and not output.overwrite:
+        raise OutputError(
+            f"{output.folder} has {len(found)} files of the same rows in other partitions, {found[0]} for example: a"
+            " reader of the folder would see rows twice. Give the same rows_per_partition as before, write to another"
+            " path, or use overwrite=True (--overwrite), which removes them when all is written"
+        )
+    errors = {join(output.folder, f"{ERRORS_FOLDER}/{names[path]}.parquet") for path in found}
+    return [*found, *sorted(errors & there)]
+
+
+def conflict(
+    target: Target,
+    existing: Footer,
+    schema: pa.Schema,
+    kept: Kept,
+    job: Job,
+    in_place: bool,
+) -> str | None:
+    """Why a file that is there must not be replaced by a target, in words; None if it may.
+
+    Parameters
+    ----------
+    target, existing
+        The target, and what the file says of itself.
+    schema, kept, job
+        What would be written, what of it other runs have made, and what is to be done.
+    in_place
+        It is a file of the dataset's own folder.
+    """
+    record, columns = existing.record, existing.columns
+    embeddings = {} if record is None else record.embeddings
+    for name, info in job.made.items():
+        difference = name in embeddings and describe_difference(embeddings[name], info)
+        if difference:
+            return (
+                f"column {name!r} {difference}. To have both side by side, give this one another name by"
+                " image_embedding_column (--column)"
+            )
+        if name in columns and name not in embeddings:
+            return f"has a column {name!r} that was not made by curator_dask"
+    if record is not None:
+        mine = (target.shard or {}).get("url")
+        if record.url is not None and mine is not None and record.url != mine:
+            return f"was made of {record.url}, not of {mine}"
+        if record.url is None and mine is None and record.dataset != target.dataset:
+            return "was made of other shards"
+    taken = [name for name in (URL_COLUMN, ERROR_COLUMN) if name in columns and name in schema.names]
+    if record is None and taken:
+        return f"has columns {taken} of its own, whose names curator_dask uses"
+    pairs = pairs_with(target, existing, job.id_col)
+    lost = sorted(
+        name for name in embeddings if name not in schema.names and not (pairs and name in kept.vectors)
+    )
+    if lost:
+        return (
+            f"has embeddings {lost} that this run would not write: they are kept only where both runs write the key,"
+            " __url__ and image_error of each row, of the same partitions of the shards, and apply no function to the"
+            " rows"
+        )
+    if record is not None and kept and others_in(existing, job):
+        stale = [
+            name
+            for name in columns
+            if name in kept.types.names and name not in (*kept.vectors, *target.keep, ERROR_COLUMN)
+        ]
+        if stale:
+            return f"has columns {stale} that this run would not write, and the shard has changed since they were made"
+        steps = {name for step in job.steps for name in step.columns}
+        again = sorted(steps & {*record.derived} & {*columns})
+        if again and not {*job.made} <= {*embeddings}:
+            return f"has columns {again} that another run has made: give this run's another name"
+    if record is None and not (in_place and target.path == target.companion):
+        return "was not written by curator_dask"
+    return None
+
+
+def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """How two embeddings were made differently, in words; None if they are the same."""
+    if FORMERLY in now and identity(before) == identity(now[FORMERLY]):
+        return None
+    keys = [key for key in identity(now) if before.get(key) != now[key]]
+    if not keys and identity(before).keys() == identity(now).keys():
+        return None
+    was, has = (", ".join(f"{key} {_short(info.get(key))}" for key in keys) for info in (before, now))
+    return f"was made with {was}; this run has {has}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def identity(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be equal for two embeddings to be the same: all but the name the model was asked for by."""
+    return {key: value for key, value in info.items() if key not in ("source", FORMERLY)}
