@@ -1,4 +1,4 @@
-"""The place that a run writes to: full, read-only, or another run's."""
+"""The place that a run writes to: full, read-only, or another run's; and columns that other runs have put there."""
 
 from __future__ import annotations
 
@@ -15,11 +15,22 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from colours import ColourReader, SlowColourReader, check_colours, read_output, write_dataset
+from colours import (
+    ColourReader,
+    SlowColourReader,
+    check_colours,
+    members_of,
+    read_output,
+    write_dataset,
+    write_tar,
+)
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.frames.parquet import read_record
+from curator_dask.models.encoders import Encoder
 from curator_dask.outputs.lock import LOCK_NAME, STALE_SECONDS, RunLock
+from curator_dask.runs.step import ColumnStep
 
 SHARDS, SAMPLES = 3, 8
 
@@ -293,3 +304,238 @@ def test_text_that_is_not_utf8(tmp_path, in_this_process):
     assert list(summary.failed_shards) == ["00000"]
     assert "column 'key', found bytes that are not UTF-8 in row 1" in summary.failed_shards["00000"]
     assert (summary.rows, summary.failed) == (3, 1)
+
+
+# Columns that other runs have made
+
+BAD = "000000002"
+
+
+class Models:
+    """Two models whose columns are ``a`` and ``b``, in turn into one output; counts what each is given."""
+
+    def __init__(self, folder, out, monkeypatch):
+        self.folder, self.out = folder, out
+        self.images = []
+        forward = Encoder.__call__
+        monkeypatch.setattr(
+            Encoder, "__call__", lambda *args: (self.images.append(len(args[1])), forward(*args))[1]
+        )
+
+    def dataset(self, columns, **settings):
+        dataset = ImageTextPairDataset.from_webdataset(self.folder)
+        for column in columns:
+            dataset = ColourReader(image_embedding_column=column, **settings)(dataset)
+        return dataset
+
+    def save(self, makes, change=lambda dataset: dataset, settings=None, **saving):
+        """Files written and skipped, and images embedded; the summary."""
+        self.images.clear()
+        summary = change(self.dataset(makes, **(settings or {}))).save_metadata(self.out, **saving)
+        return (summary.written, summary.skipped, sum(self.images)), summary
+
+    def read(self):
+        return read_output(self.out or self.folder)
+
+    def check(self, bad=(BAD,)):
+        table = self.read()
+        for column in "ab":
+            check_colours(table["key"].to_pylist(), table[column].to_pylist(), bad)
+        return table
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch, in_this_process):
+    write_dataset(tmp_path / "data", 2, 5, bad={BAD: b"no image"})
+    return Models(tmp_path / "data", tmp_path / "out", monkeypatch)
+
+
+@pytest.fixture(params=["elsewhere", "in place"])
+def either(models, request):
+    models.out = models.out if request.param == "elsewhere" else None
+    return models
+
+
+def test_two_models_in_turn_keep_each_others_columns(either):
+    """The second adds its column, and each finds its own finished, whatever the other has left of its own."""
+    assert either.save("a")[0] == (2, 0, 9)
+    before = either.read()
+    small = {"max_pixels": 24 * 20}
+    done, summary = either.save("b", settings=small)
+    assert (done, summary.failed) == ((2, 0, 0), 10), "one too large, or no image, each"
+    table = either.read()
+    assert all(table[name].equals(before[name]) for name in ("key", "__url__", "a"))
+    assert {text and text.partition(":")[0] for text in table["image_error"].to_pylist()} == {
+        "[b] too large",
+        "not an image (starts with 'no image')",
+    }
+    for columns, settings in (("a", {}), ("b", small), ("a", {}), ("b", small)):
+        done, summary = either.save(columns, settings=settings)
+        assert done == (0, 2, 0)
+        assert summary.failed_before == (1 if columns == "a" else 10), "of its own column"
+    # With other options only their column is made anew.
+    assert either.save("b")[0] == (2, 0, 9)
+    assert either.save("a")[0] == either.save("b")[0] == (0, 2, 0)
+    assert either.check()["a"].equals(before["a"])
+    # Both in one pass, and one alone again: nothing is embedded.
+    assert either.save("ab")[0] == either.save("a")[0] == either.save("b")[0] == (2, 0, 0)
+    either.check()
+
+
+def test_one_pass_after_one_model_embeds_with_the_other(models):
+    models.save("a")
+    before = models.read()
+    assert models.save("ab")[0] == (2, 0, 9)
+    assert models.check()["a"].equals(before["a"])
+
+
+def test_vectors_of_a_shard_that_changed_do_not_stay_beside_new_rows(either):
+    """The other model's are gone, with a reason, and both it and a retry make them."""
+    either.save("a")
+    either.save("b")
+    url = str(either.folder / "00001.tar")
+    keys = [f"00001{number:04d}" for number in range(5)]
+    write_tar(either.folder / "00001.tar", [member for key in keys for member in members_of(key, b"now bad")])
+    done, summary = either.save("b")
+    assert done == (1, 1, 0) and summary.not_made == {url: {"count": 1, "examples": ["a"]}}
+    table = either.read()
+    reason = dict(zip(table["key"].to_pylist(), table["image_error"].to_pylist(), strict=True))
+    assert all(reason[key].startswith("[a] not made: ") for key in keys)
+    assert all("retry --column a); [b] not an image" in reason[key] for key in keys)
+    assert either.save("b")[0] == (0, 2, 0)
+
+    write_tar(either.folder / "00001.tar", [member for key in keys for member in members_of(key)])
+    either.save("b")
+    retried = ColourReader(image_embedding_column="a").retry(either.out or either.folder)
+    assert (retried.rows, retried.failed) == (6, 1)
+    either.check()
+    assert either.save("a")[0] == (1, 1, 0), "what a retry made is taken over"
+    assert either.save("b")[1].not_made == {}
+    either.check()
+
+
+def test_columns_find_their_rows_by_key(models):
+    models.save("a")
+    for path in models.folder.glob("*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.take(list(range(len(table)))[::-1]), path)
+    models.save("b")
+    models.check()
+
+
+def test_a_model_that_stopped_half_way_is_finished_beside_the_other(models):
+    models.save("a")
+    (models.out / "00001.parquet").unlink()
+    models.save("b")
+    assert models.read()["a"].null_count == 6, "all files have one schema"
+    assert models.save("a")[0] == (1, 1, 5)
+    assert models.save("a")[0] == models.save("b")[0] == (0, 2, 0)
+    assert set(models.check()["image_error"].to_pylist()) == {None, "not an image (starts with 'no image')"}
+
+
+def without_the_first(dataset):
+    return dataset.with_metadata(dataset.metadata[dataset.metadata["key"] > "000000000"])
+
+
+def test_rows_of_the_other_model_are_not_lost(models):
+    models.save("a")
+    with pytest.raises(OutputError, match=r"has 1 rows with values of \['a'\].*overwrite=True"):
+        models.save("b", without_the_first)
+    assert models.save("b", without_the_first, overwrite=True)[0] == (2, 0, 9)
+    assert len(models.check()) == 9
+    assert models.save("a")[0] == (1, 1, 4), "its row is lacking there"
+
+
+def test_rows_that_the_other_model_was_not_given(models):
+    models.save("a", without_the_first)
+    models.save("b")
+    assert models.read()["a"].null_count == 2
+    assert models.save("a")[0] == (2, 0, 4)
+    models.check()
+
+
+def test_another_model_under_the_same_name(models):
+    models.save("a")
+    models.save("b")
+    other = {"normalize_embeddings": True}
+    with pytest.raises(OutputError, match=r"'b' was made with.*image_embedding_column.*overwrite=True"):
+        models.save("b", settings=other)
+    assert models.save("b", settings=other, overwrite=True)[0] == (2, 0, 9)
+    assert models.save("a")[0] == models.save("b", settings=other)[0] == (0, 2, 0)
+
+
+def test_dropped_rows_of_two_models(models):
+    """What has no vector of one of them lies aside with both columns, and is known there."""
+    models.save("a", drop_failed=True)
+    small = {"max_pixels": 28 * 20 - 1}  # keys have nine characters, and images their width of it
+    models.save("b", settings=small, drop_failed=True)
+    assert len(models.read()) == 0
+    done, summary = models.save("a", drop_failed=True)
+    assert done == (2, 0, 0) and (summary.failed, summary.dropped) == (1, 10)
+    assert models.save("b", settings=small, drop_failed=True)[0] == (0, 2, 0)
+    assert models.save("b")[0] == (2, 0, 9)
+    assert len(models.check()) == 10
+
+
+class RednessOf(ColumnStep):
+    needs = frozenset({"vectors"})
+    columns = {"redness": pa.float32()}  # noqa: RUF012
+
+    def __init__(self, column):
+        self.column = column
+
+    def compute(self, rows):
+        return {
+            "redness": [None if each is None else each[0] for each in rows.column(self.column).to_pylist()]
+        }
+
+
+def test_what_was_made_of_the_other_models_vectors_stays(models):
+    models.save("a", lambda dataset: dataset.apply(RednessOf("a")))
+    before = models.read()
+    few = ["key", "__url__", "b", "image_error"]
+    models.save("b", columns=few)
+    table = models.check()
+    assert table.column_names[-4:] == ["a", "b", "image_error", "redness"]
+    assert all(table[name].equals(before[name]) for name in before.column_names)
+    assert models.save("a", lambda dataset: dataset.apply(RednessOf("a")))[0] == (0, 2, 0)
+    with pytest.raises(OutputError, match="after the embedding redness was made"):
+        ColourReader(image_embedding_column="a").retry(models.out)
+    with pytest.raises(OutputError, match=r"has columns \['redness'\] that another run has made"):
+        models.save("c", lambda dataset: dataset.apply(RednessOf("c")))
+    write_tar(models.folder / "00001.tar", members_of("000010000"))
+    with pytest.raises(OutputError, match=r"00001.*\['caption', 'width', 'redness'\].*shard has changed"):
+        models.save("b", columns=few)
+
+
+def with_a_function(dataset):
+    return dataset.with_metadata(dataset.metadata.map_partitions(lambda frame: frame))
+
+
+def shuffled(dataset):
+    return dataset.with_metadata(dataset.metadata.shuffle("key", npartitions=2))
+
+
+@pytest.mark.parametrize("change", [with_a_function, shuffled])
+def test_rows_whose_keys_may_be_others_get_no_columns(models, change):
+    models.save("a", change)
+    with pytest.raises(
+        OutputError, match=r"has embeddings \['a'\] that this run would not write: .*no function"
+    ):
+        models.save("b", change)
+
+
+def test_values_that_another_run_has_changed_are_not_finished_work(models):
+    """A file counts as a model's for as long as it says what that model's run would write."""
+    wider = [
+        lambda dataset, by=by: dataset.with_metadata(dataset.metadata.assign(width=by)) for by in (1.5, 2.5)
+    ]
+    models.save("a", wider[0])
+    models.save("b", wider[1])
+    assert set(models.read()["width"].to_pylist()) == {2.5}
+    assert models.save("a", wider[0])[0] == (2, 0, 0)
+    # NaN is no change.
+    models.save("a", lambda dataset: dataset.with_metadata(dataset.metadata.assign(width=float("nan"))))
+    models.save("b", lambda dataset: dataset.with_metadata(dataset.metadata.assign(width=float("nan"))))
+    record = read_record(str(models.out / "00000.parquet"))
+    assert record.run_of("a")["fingerprint"] not in ("", record.fingerprint)

@@ -6,7 +6,7 @@ position. What an earlier run has left counts as finished for as long as the fil
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,7 +112,7 @@ def find_kept(
         return Kept()
     made = tuple(name for name in schema.names if name in job.made)
     steps = tuple(name for step in job.steps for name in step.columns if name != ERROR_COLUMN)
-    return Kept(_types(sources, options), _order(schema, sources, made, there), vectors, made or steps)
+    return Kept(_types(sources, options), _order(schema, sources, there), vectors, made or steps)
 
 
 def others_in(footer: Footer, job: Job) -> list[str]:
@@ -161,16 +161,13 @@ def _types(sources: Mapping[str, str], options: Options) -> pa.Schema:
     return pa.schema([pa.field(name, schemas[path].field(name).type) for name, path in sources.items()])
 
 
-def _order(
-    schema: pa.Schema, sources: Mapping[str, str], made: Sequence[str], there: Mapping[str, Footer]
-) -> tuple[str, ...]:
-    """That of a file which has all of the columns; else those of the other runs stand before this one's."""
+def _order(schema: pa.Schema, sources: Mapping[str, str], there: Mapping[str, Footer]) -> tuple[str, ...]:
+    """That of the file which has most of the columns; what it lacks stands before ``image_error``."""
     names = list(dict.fromkeys([*schema.names, *sources]))
-    for footer in there.values():
-        if {*footer.columns} == {*names}:
-            return tuple(footer.columns)
-    last = [name for name in (*made, ERROR_COLUMN) if name in names]
-    return (*(name for name in names if name not in last), *last)
+    fullest = max(there.values(), key=lambda footer: len({*footer.columns} & {*names}))
+    order = [name for name in fullest.columns if name in names]
+    at = order.index(ERROR_COLUMN) if ERROR_COLUMN in order else len(order)
+    return (*order[:at], *(name for name in names if name not in order), *order[at:])
 
 
 @dataclass(frozen=True)

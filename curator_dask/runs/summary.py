@@ -169,7 +169,8 @@ class SaveSummary:
             *_left_out_line(self.left_out),
             *_total_line("rows filtered out by stages", self.filtered),
             *_total_line(
-                "columns have no vectors of what is new: run their embedders, or retry", self.not_made
+                "columns of other runs have no vectors of a shard that is new or has changed: run them again, or retry",
+                self.not_made,
             ),
         ]
 
