@@ -114,6 +114,29 @@ def test_vectors_of_finished_files_count(client, tmp_path):
     assert "NONE of the 3 images has a vector" in nothing.stdout
 
 
+def test_two_models_in_turn_into_one_output(client, tmp_path):
+    """Each its column; a retry without one mends both."""
+    write_dataset(tmp_path / "data", 1, 3)
+    out = tmp_path / "out"
+
+    def embed(model, column, *more):
+        arguments = ["embed", tmp_path / "data", out, "--no-pretrained", "--model", model, "--column", column]
+        done = run_here(*arguments, "--scheduler-address", client.scheduler.address, *more)
+        return done.stdout + " ".join(done.stderr.split())
+
+    for column in "ab":
+        assert "3 rows in 1 files" in embed("test_vit", column, "--max-pixels", "1")
+    for column in "ab":
+        assert "nothing to do, 1 files were finished before" in embed("test_vit", column, "--max-pixels", "1")
+    refused = embed("test_vit", "b", "--no-normalize")
+    assert "another name by image_embedding_column (--column). Use overwrite=True (--overwrite)" in refused
+    done = run_here("retry", out, "--max-pixels", "1000", "--scheduler-address", client.scheduler.address)
+    assert done.returncode == 0, done.stderr
+    table = pq.read_table(out / "00000.parquet")
+    assert table["a"].null_count == table["b"].null_count == 0 == table["image_error"].null_count - 3
+    assert table["a"].equals(table["b"]), "of one model"
+
+
 def write_clip(folder):
     """A small CLIP with random weights, as transformers writes it."""
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -126,8 +126,8 @@ def stamp(path):
     return {"size": found.st_size, "version": str(found.st_mtime_ns)}
 
 
-def as_the_first_version(path, folder, recipe, before_stages):
-    """Give a file the footer that the first version would have written."""
+def as_the_first_version(path, folder, recipe, before_stages, made=None):
+    """Give a file the footer that the first version would have written; `made`: columns of its last run alone."""
     table, schema = pq.read_table(path), pq.read_schema(path)
     now = json.loads(schema.metadata[KEY])
     identities = {}
@@ -136,14 +136,17 @@ def as_the_first_version(path, folder, recipe, before_stages):
         identities[name] = before_stages(known)
     shard = path.name[:5]
     files = {"tar": stamp(folder / f"{shard}.tar")}
-    if now["source"] == "parquet":
+    if now["source"] == "parquet" and path.parent != folder:
         files["parquet"] = stamp(folder / f"{shard}.parquet")
-    kinds = {each.name: str(each.type).replace("element:", "item:") for each in schema}
+    kinds = {each.name: str(each.type) for each in schema}
+    for each in identities if made is None else made:  # the others are of the type that they were read as
+        if each in kinds:
+            kinds[each] = kinds[each].replace("element:", "item:")
     columns = sorted(f"{each}: {'text' if kind == 'string' else kind}" for each, kind in kinds.items())
     state = {"url": str(folder / f"{shard}.tar"), "rows": now["shard"]["rows"], **files}
     parts = {
         "package": "0.1.0",
-        "embeddings": identities,
+        "embeddings": {name: each for name, each in identities.items() if made is None or name in made},
         "columns": columns,
         "drop_failed": False,
         "recipe": recipe,
@@ -221,3 +224,30 @@ def test_files_without_columns_that_tars_have_come_to_give_are_finished(tmp_path
     min(out.glob("*.parquet")).unlink()
     assert run().written == 2
     assert all("cls" in pq.read_schema(path).names for path in out.glob("*.parquet"))
+
+
+def test_a_second_model_beside_a_column_of_the_first_version(folder, tmp_path):
+    """The column is that version's finished work, whatever has come to stand beside it."""
+    make, recipe = CASES["one model"]
+    make(folder, None).save_metadata(tmp_path)
+    for path in tmp_path.glob("*.parquet"):
+        as_the_first_version(path, folder, recipe, lambda info: info)
+    other = ColourReader(image_embedding_column="second")
+    assert other(from_shards(folder)).save_metadata(tmp_path).written == 2
+    assert make(folder, None).save_metadata(tmp_path).skipped == 2
+    assert other(from_shards(folder)).save_metadata(tmp_path).skipped == 2
+
+
+def test_two_models_in_the_own_files_of_the_first_version(tmp_path):
+    """It counted the first model's column in what the second had made, and forgot the first's fingerprint."""
+    write_dataset(tmp_path, 2, 4)
+    second = ColourReader(image_embedding_column="second")
+    for embedder in (ColourReader(), second):
+        embedder(from_shards(tmp_path)).save_metadata()
+    for path in tmp_path.glob("*.parquet"):
+        recipe = "69bcce4ae390deaadead2c6c9b8f8d54"
+        as_the_first_version(path, tmp_path, recipe, lambda info: info, made=["second"])
+    assert second(from_shards(tmp_path)).save_metadata().skipped == 2
+    assert ColourReader()(from_shards(tmp_path)).save_metadata().written == 2
+    for embedder in (ColourReader(), second):
+        assert embedder(from_shards(tmp_path)).save_metadata().skipped == 2
