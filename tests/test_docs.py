@@ -73,6 +73,7 @@ HOLDS = {
     "models.md": [
         "(summary.rows, summary.failed) == (14, 2)",
         "set(pq.read_schema(FOLDER + '/both/00000.parquet').names) >= {'timm', 'clip', 'image_error'}",
+        "set(pq.read_schema(FOLDER + '/in_turn/00000.parquet').names) >= {'timm', 'clip', 'image_error'}",
         "pq.read_schema(FOLDER + '/clip_embeddings/00000.parquet').field('image_embedding').type.list_size == 48",
     ],
     "pipelines.md": [

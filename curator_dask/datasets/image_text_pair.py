@@ -217,6 +217,7 @@ class ImageTextPairDataset:
 
         Every file appears whole or not at all. A second call writes only what is missing or no longer fits
         (another shard, another model, another package version), so an interrupted run is simply started again.
+        Vectors that other runs have put there in columns of other names stay, with what was made of them.
 
         Parameters
         ----------
