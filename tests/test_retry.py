@@ -162,6 +162,11 @@ def test_settings_make_the_embedder_again(folder, tmp_path):
     assert vars(stored) == vars(embedder)
     embed(folder, tmp_path / "out", ColourReader())
     assert find_settings(str(tmp_path / "out")) == {}
+    dataset = TimmImageEmbedder("test_vit", pretrained=False, image_embedding_column="of_some")(
+        ImageTextPairDataset.from_webdataset(folder)
+    )
+    dataset.with_metadata(dataset.metadata.partitions[2:]).save_metadata(tmp_path / "out")
+    assert list(find_settings(str(tmp_path / "out"))) == ["of_some"]
     assert read_record(str(tmp_path / "out" / "00000.parquet")).id_col == "key"
     assert image_of("000000001")  # the dataset's own images are small
 

@@ -188,11 +188,13 @@ def find_settings(path: str, options: Options = None) -> dict[str, dict[str, Any
         No file there was written by curator_dask.
     """
     output = _output(path, options)
-    for file in sorted(list_files(output)):
-        record = read_record(file, options)
-        if record is not None:
-            return {name: found for name, found in record.settings.items() if found}
-    raise OutputError(f"{path}: no file of curator_dask's is there. Give the folder that embed wrote to")
+    found = in_threads(lambda file: read_record(file, options), sorted(list_files(output)))
+    records = [record for record in found if record is not None]
+    if not records:
+        raise OutputError(f"{path}: no file of curator_dask's is there. Give the folder that embed wrote to")
+    # A model may have been run on some of the shards alone.
+    every = {name: made_by for record in reversed(records) for name, made_by in record.settings.items()}
+    return {name: made_by for name, made_by in every.items() if made_by}
 
 
 def _output(path: str, options: Options) -> Output:
