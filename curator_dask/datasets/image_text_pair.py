@@ -16,17 +16,19 @@ from curator_dask.cluster.package import check_package
 from curator_dask.cluster.presence import Presence
 from curator_dask.cluster.workers import current_client, result_of, wait_for_a_worker
 from curator_dask.console import show_in_notebook
-from curator_dask.errors import ConfigError, DatasetError, ShardError
+from curator_dask.datasets.ranges import ranges_of, row_counts
+from curator_dask.errors import ConfigError, DatasetError
 from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.outputs.saving import save
 from curator_dask.rows.reading import ReadShard, choose_source, learn_schema
+from curator_dask.rows.where import Where
+from curator_dask.runs.filtering import FilterRows
 from curator_dask.runs.graph import map_items, map_step
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.step import Step, check_step
 from curator_dask.runs.summary import SaveSummary
-from curator_dask.threads import in_threads
-from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet, discover
+from curator_dask.webdataset.shards import ShardSet, discover
 from curator_dask.webdataset.staging import STAGE
 
 logger = logging.getLogger("curator_dask")
@@ -143,7 +145,7 @@ class ImageTextPairDataset:
         logger.info("found %d shards below %s; rows come from %s", len(found), found.root, rows)
         schema = learn_schema(found.shards, source, id_col, storage_options, nested_json)
         reader = ReadShard(id_col, source, schema, storage_options, nested_json)
-        ranges = _ranges(reader, found.shards, rows_per_partition)
+        ranges = ranges_of(reader, found.shards, rows_per_partition)
         empty = _worker_backend().from_arrow(schema.empty_table())
         frame = map_items(reader, ranges, empty, "read-shard")
         tars = [shard.url for shard in found.shards]
@@ -203,6 +205,26 @@ class ImageTextPairDataset:
         dataset = self.with_metadata(map_step(self.metadata, step))
         dataset._steps = (*self._steps, step)
         return dataset
+
+    def filter(self, where: str) -> ImageTextPairDataset:
+        """The dataset with the rows alone that pass a condition; nothing is computed yet.
+
+        Put after an embedder or a classifier it may name what they make; put before, only rows that pass are embedded.
+
+        Parameters
+        ----------
+        where
+            As behind SQL's WHERE, evaluated by DuckDB on one row at a time: ``"score > 5.5 and width >= 256"``. Null
+            and NaN never pass. Rows that are left out are counted in the summary.
+
+        Raises
+        ------
+        ConfigError
+            It is no such condition, or names a column that there is not.
+        """
+        step = FilterRows(Where(where), self.id_col)
+        step(self.metadata._meta)  # on no rows: is every column there, of a type that fits?
+        return self.apply(step)
 
     def save_metadata(
         self,
@@ -280,7 +302,7 @@ class ImageTextPairDataset:
         if lineage.ranges is None or not lineage.keeps_rows or lineage.reader is None:
             return len(self.metadata)
         # Counting rows must not run a model: footers and indexes know.
-        return sum(_row_counts(lineage.reader, lineage.ranges))
+        return sum(row_counts(lineage.reader, lineage.ranges))
 
     @property
     def expr(self) -> Any:
@@ -336,39 +358,6 @@ def _rebuild(
     graph: Any, dataset: ImageTextPairDataset, rebuild: Any, arguments: tuple[Any, ...], **kwargs: Any
 ) -> Any:
     return dataset.with_metadata(rebuild(graph, *arguments, **kwargs))
-
-
-def _ranges(reader: ReadShard, shards: Sequence[Shard], rows_per_partition: int | None) -> list[ShardRange]:
-    if rows_per_partition is None:
-        return [ShardRange(shard) for shard in shards]
-    whole = [ShardRange(shard) for shard in shards]
-    ranges = []
-    for shard, rows in zip(shards, _row_counts(reader, whole), strict=True):
-        starts = range(0, max(rows, 1), rows_per_partition)
-        # The last part is open: rows are never lost to a count that was taken too early.
-        stops = [*starts[1:], None]
-        ranges += [
-            ShardRange(shard, start, stop, part)
-            for part, (start, stop) in enumerate(zip(starts, stops, strict=True))
-        ]
-    return ranges
-
-
-def _row_counts(reader: ReadShard, ranges: Sequence[ShardRange]) -> list[int]:
-    shards = list(dict.fromkeys(part.shard for part in ranges))
-    rows = dict(zip(shards, in_threads(lambda shard: _count(reader, shard), shards), strict=True))
-    return [
-        max(0, min(rows[part.shard], rows[part.shard] if part.stop is None else part.stop) - part.start)
-        for part in ranges
-    ]
-
-
-def _count(reader: ReadShard, shard: Shard) -> int:
-    try:
-        return reader.count(shard)
-    except ShardError as error:
-        logger.warning("%s", error)  # its partition will say so too, without stopping the others
-        return 0
 
 
 def _worker_backend() -> backend.Backend:

@@ -362,7 +362,7 @@ def check_step(step: Any) -> Step:
         )
     columns = step.columns if isinstance(step.columns, Mapping) else dict.fromkeys(step.columns)
     wrong = {k: v for k, v in columns.items() if not (isinstance(k, str) and isinstance(v, pa.DataType))}
-    if wrong or not columns:
+    if wrong or not (columns or not step.keeps_rows):  # a filter makes none
         raise ConfigError(
             f"{type(step).__name__}.columns: expected names with types of pyarrow's, found {wrong or 'none'}"
         )

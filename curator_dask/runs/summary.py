@@ -167,7 +167,7 @@ class SaveSummary:
             *_total_line("names that occur again in a tar, the first was taken", self.duplicates),
             *_total_line("members that cannot be read, left out", self.unread),
             *_left_out_line(self.left_out),
-            *_total_line("rows filtered out by stages", self.filtered),
+            *_total_line("rows filtered out", self.filtered),
             *_total_line(
                 "columns of other runs have no vectors of a shard that is new or has changed: run them again, or retry",
                 self.not_made,

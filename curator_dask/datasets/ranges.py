@@ -1,0 +1,48 @@
+"""How the rows of shards are laid out in partitions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from curator_dask.errors import ShardError
+from curator_dask.rows.reading import ReadShard
+from curator_dask.threads import in_threads
+from curator_dask.webdataset.shards import Shard, ShardRange
+
+logger = logging.getLogger("curator_dask")
+
+
+def ranges_of(reader: ReadShard, shards: Sequence[Shard], rows_per_partition: int | None) -> list[ShardRange]:
+    """A range a partition: a shard, or at most so many of its rows."""
+    if rows_per_partition is None:
+        return [ShardRange(shard) for shard in shards]
+    whole = [ShardRange(shard) for shard in shards]
+    ranges = []
+    for shard, rows in zip(shards, row_counts(reader, whole), strict=True):
+        starts = range(0, max(rows, 1), rows_per_partition)
+        # The last part is open: rows are never lost to a count that was taken too early.
+        stops = [*starts[1:], None]
+        ranges += [
+            ShardRange(shard, start, stop, part)
+            for part, (start, stop) in enumerate(zip(starts, stops, strict=True))
+        ]
+    return ranges
+
+
+def row_counts(reader: ReadShard, ranges: Sequence[ShardRange]) -> list[int]:
+    """How many rows each range has, by footers and indexes alone; none where a shard cannot be read."""
+    shards = list(dict.fromkeys(part.shard for part in ranges))
+    rows = dict(zip(shards, in_threads(lambda shard: _count(reader, shard), shards), strict=True))
+    return [
+        max(0, min(rows[part.shard], rows[part.shard] if part.stop is None else part.stop) - part.start)
+        for part in ranges
+    ]
+
+
+def _count(reader: ReadShard, shard: Shard) -> int:
+    try:
+        return reader.count(shard)
+    except ShardError as error:
+        logger.warning("%s", error)  # its partition will say so too, without stopping the others
+        return 0

@@ -1,0 +1,173 @@
+"""A condition on rows in the words of SQL's WHERE, evaluated by DuckDB.
+
+Null never passes, as in SQL. Nor does NaN, which DuckDB takes for larger than every number (as Polars does; pandas and
+pyarrow do not, and on a Parquet file DuckDB's own answer depends on the statistics of its row groups).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curator_dask.errors import ConfigError
+
+_CHANGES = frozenset({"random", "uuid", "gen_random_uuid", "uuidv4", "uuidv7", "nextval", "setseed"})
+_TABLE = "rows"
+_SELECT = f"SELECT * FROM {_TABLE} WHERE "
+_local = threading.local()
+
+
+@dataclass(frozen=True)
+class Where:
+    """A condition on the columns of one row.
+
+    Attributes
+    ----------
+    text
+        Such as ``"aesthetic_score > 5.5 and width >= 256"``. What looks at other rows (subqueries, aggregates) is
+        refused, for it would see those of its own partition; so is what changes from call to call.
+
+    Raises
+    ------
+    ConfigError
+        This is no such condition.
+    """
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str) or not self.text.strip():
+            raise ConfigError(f"where={self.text!r}: expected a condition, such as 'width >= 256'")
+        for node in _nodes(self._tree):
+            kind = str(node.get("class"))
+            if kind in ("SUBQUERY", "WINDOW"):
+                raise ConfigError(
+                    f"where={self.text!r}: a condition is on one row, and this has a {kind.lower()}: it would see the"
+                    " rows of its own partition alone"
+                )
+            if kind == "FUNCTION" and str(node.get("function_name")).lower() in _CHANGES:
+                raise ConfigError(
+                    f"where={self.text!r}: {node['function_name']}() gives something else each time, and a run that is"
+                    " started again would keep other rows"
+                )
+
+    @cached_property
+    def clauses(self) -> tuple[str, ...]:
+        """The conditions that all must hold, as they are written; one, where it is no chain of ANDs."""
+        where = self._tree
+        if where.get("type") != "CONJUNCTION_AND":
+            return (self.text.strip(),)
+        return tuple(self._written(child) for child in where["children"])
+
+    def _written(self, where: Mapping[str, Any]) -> str:
+        """A part of the condition as text again."""
+        statement = json.loads(self._parsed)
+        statement["statements"][0]["node"]["where_clause"] = where
+        (text,) = _asked("SELECT json_deserialize_sql(?::JSON)", json.dumps(statement))
+        written: str = text.partition(" WHERE ")[2]
+        return written.removeprefix("(").removesuffix(")") if written.startswith("(") else written
+
+    def columns(self, names: Sequence[str]) -> list[str]:
+        """Which of the columns it names."""
+        named = {
+            str(part).lower()
+            for node in _nodes(self._tree)
+            if "column_names" in node
+            for part in node["column_names"]
+        }
+        return [name for name in names if name.lower() in named]
+
+    def passes(self, table: pa.Table) -> np.ndarray:
+        """Whether each row passes.
+
+        Parameters
+        ----------
+        table
+            With the columns that the condition names.
+
+        Returns
+        -------
+        numpy.ndarray
+            int8 (rows,): 1 passes, 0 does not, -1 where it depends on a null or NaN.
+
+        Raises
+        ------
+        ConfigError
+            It does not fit the table's columns.
+        """
+        wanted = self.columns(table.column_names)
+        seen = pa.table(
+            {name: _without_nan(table.column(name)) for name in wanted} or {"": pa.nulls(len(table))}
+        )
+        connection = _connection()
+        connection.register(_TABLE, seen)
+        try:
+            query = f"SELECT CAST(({self.text}\n) AS BOOLEAN) AS passes FROM {_TABLE}"
+            found = connection.sql(query).to_arrow_table().column("passes")
+        except Exception as error:  # DuckDB's own, of many types
+            reason = str(error).partition("\n\nLINE")[0].replace("\n", " ")
+            raise ConfigError(
+                f"where={self.text!r} cannot be asked of these rows: {reason}. Their columns are {table.column_names}"
+            ) from None
+        finally:
+            connection.unregister(_TABLE)
+        return np.asarray(pc.fill_null(pc.cast(found, pa.int8()), -1))
+
+    @cached_property
+    def _parsed(self) -> str:
+        (parsed,) = _asked("SELECT json_serialize_sql(?)", _SELECT + self.text)
+        return str(parsed)
+
+    @cached_property
+    def _tree(self) -> Mapping[str, Any]:
+        """The condition as DuckDB's parser understands it."""
+        said = json.loads(self._parsed)
+        if said.get("error"):
+            raise ConfigError(
+                f"where={self.text!r}: no condition of SQL's WHERE: {said.get('error_message')}. A column's name with"
+                ' other signs than letters, digits and _ stands in double quotes: "my column" > 1'
+            )
+        statements = said["statements"]
+        node = statements[0]["node"] if len(statements) == 1 else {}
+        others = {"group_expressions", "having", "qualify", "modifiers"}
+        if node.get("type") != "SELECT_NODE" or any(node.get(name) for name in others):
+            raise ConfigError(f"where={self.text!r}: expected one condition, and nothing behind it")
+        tree: Mapping[str, Any] = node["where_clause"]
+        return tree
+
+
+def _nodes(tree: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(tree, Mapping):
+        yield tree
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for each in tree:
+            yield from _nodes(each)
+
+
+def _asked(query: str, value: str) -> Any:
+    """The one row that is the answer. All rows are fetched: a result with more to fetch keeps its connection busy."""
+    return _connection().execute(query, [value]).fetchall()[0]
+
+
+def _without_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not pa.types.is_floating(column.type):
+        return column
+    return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+
+
+def _connection() -> Any:
+    """One of this thread's own, that reads nothing but what is registered."""
+    if not hasattr(_local, "connection"):
+        import duckdb
+
+        _local.connection = duckdb.connect(config={"enable_external_access": "false", "threads": 1})
+    return _local.connection

@@ -1,0 +1,151 @@
+"""Rows that do not pass a condition: left out, counted, and none of the others moved."""
+
+from __future__ import annotations
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from colours import ColourReader, check_colours, write_dataset
+
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.errors import ConfigError, OutputError
+from curator_dask.image.statistics import ImageStatistics
+from curator_dask.rows.where import Where
+from curator_dask.testing import StepTests
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+TABLE = pa.table(
+    {
+        "score": [1.0, float("nan"), None, 3.0, -2.0],
+        "note": ["x", "y", None, "z", "x and y"],
+        "My column": [1, 2, 3, 4, None],
+        "info": [{"w": 1}, {"w": 2}, None, {"w": 1}, {"w": 5}],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("where", "passes", "clauses", "columns"),
+    [
+        ("score > 2", [0, -1, -1, 1, 0], ["score > 2"], ["score"]),
+        ("SCORE > 0 AND note <> 'q'", [1, -1, -1, 1, 0], ["SCORE > 0", "note != 'q'"], ["score", "note"]),
+        (
+            "\"My column\" > 2 and (info.w = 1 or note = 'x and y') -- why",
+            [0, 0, -1, 1, -1],
+            ['"My column" > 2', "(info.w = 1) OR (note = 'x and y')"],
+            ["note", "My column", "info"],
+        ),
+        ("score is null", [0, 1, 1, 0, 0], ["score is null"], ["score"]),  # NaN is null
+        ("length(note) between 2 and 9", [0, 0, -1, 0, 1], ["length(note) between 2 and 9"], ["note"]),
+    ],
+)
+def test_a_condition(where, passes, clauses, columns):
+    condition = Where(where)
+    assert condition.passes(TABLE).tolist() == passes
+    assert list(condition.clauses) == clauses
+    assert condition.columns(TABLE.column_names) == columns
+    for clause in condition.clauses:  # each can be asked by itself
+        Where(clause).passes(TABLE)
+
+
+def test_the_engine_alone_lets_nan_pass():
+    """Why NaN is made null first: DuckDB, as of 2.0, holds it for larger than every number."""
+    assert duckdb.sql("SELECT 'nan'::FLOAT > 5.5").fetchall() == [(True,)]
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("", "expected a condition, such as"),
+        ("score >", "no condition of SQL's WHERE: syntax error"),
+        ("my column > 1", "stands in double quotes"),
+        ("score > 1; drop table rows", "no condition of SQL's WHERE"),
+        ("1 = 1) or (1 = 1", "no condition of SQL's WHERE"),
+        ("score > 1 limit 3", "expected one condition, and nothing behind it"),
+        ("score > 1 group by caption", "expected one condition, and nothing behind it"),
+        (
+            "score > (select avg(score) from rows)",
+            "has a subquery: it would see the rows of its own partition",
+        ),
+        ("row_number() over () < 3", "has a window"),
+        ("random() > 0.5", r"random\(\) gives something else each time"),
+        ("scores > 1", "Referenced column .scores. not found.*Their columns are .*'key'"),
+        ("caption > 1", "cannot be asked of these rows"),
+        ("width > avg(width)", "cannot be asked of these rows"),
+    ],
+)
+def test_what_is_no_condition(tmp_path, where, said):
+    write_dataset(tmp_path, shards=1)
+    with pytest.raises(ConfigError, match=said):
+        ImageTextPairDataset.from_webdataset(tmp_path).filter(where)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    write_dataset(tmp_path / "data", bad={"000010004": b"<html>"})
+    return ImageTextPairDataset.from_webdataset(tmp_path / "data")
+
+
+WHERE = "cast(key[-4:] as int) % 3 = 1 and image_error is null"
+
+
+def kept_of(keys):
+    return [key for key in keys if int(key[-4:]) % 3 == 1 and key != "000010004"]
+
+
+def test_rows_that_pass_are_written_and_the_others_counted(dataset, tmp_path):
+    every = dataset.compute()["key"].tolist()
+    made = ColourReader()(dataset).filter(WHERE)
+    summary = made.save_metadata(tmp_path / "out")
+    table = pq.read_table(tmp_path / "out")
+    assert table["key"].to_pylist() == kept_of(every)  # in their order
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
+    assert (summary.rows, summary.failed) == (len(kept_of(every)), 0)
+    left_out = {url[-9:]: fact["count"] for url, fact in summary.filtered.items()}
+    assert left_out == {"00000.tar": 7, "00001.tar": 8, "00002.tar": 7}
+    assert "rows filtered out" in str(summary)
+    assert made.save_metadata(tmp_path / "out").skipped == 3
+    other = (
+        ColourReader()(dataset)
+        .filter("cast(key[-4:] as int) % 3 = 0")
+        .save_metadata(tmp_path / "out", overwrite=True)
+    )
+    assert other.written == 3
+
+
+def test_before_the_model_only_rows_that_pass_are_embedded(dataset, tmp_path):
+    statistics = ImageStatistics(["bytes"])(dataset)
+    limit = int(np.median(statistics.compute()["bytes"].dropna()))
+    made = ColourReader()(statistics.filter(f"bytes > {limit}").filter("key not like '%9'"))
+    frame = made.compute()
+    expected = statistics.compute()
+    expected = expected[(expected["bytes"] > limit) & ~expected["key"].str.endswith("9")]
+    assert frame["key"].tolist() == expected["key"].tolist()
+    check_colours(frame["key"], frame["image_embedding"])
+    summary = made.save_metadata(tmp_path / "out")
+    assert sum(fact["count"] for fact in summary.filtered.values()) == 30 - len(frame)  # of both filters
+    assert summary.rows == len(frame)
+
+
+def test_rows_of_the_datasets_own_files_are_not_dropped(dataset):
+    with pytest.raises(OutputError, match="rows"):
+        ColourReader()(dataset).filter("key like '%1'").save_metadata()
+
+
+def test_no_row_passes(dataset, tmp_path):
+    summary = ColourReader()(dataset.filter("1 = 2")).save_metadata(tmp_path / "out")
+    assert (summary.rows, summary.written) == (0, 3)
+    assert pq.read_table(tmp_path / "out").num_rows == 0
+
+
+class TestFilterRows(StepTests):
+    @pytest.fixture
+    def step(self, dataset):
+        return dataset.filter("key like '%1' or key like '%2'")._steps[-1]
+
+    @pytest.fixture
+    def frame(self, dataset):
+        return dataset.compute()
