@@ -21,9 +21,11 @@ from distributed.security import Security
 from curator_dask import backend, get_client
 from curator_dask.cluster import client as client_module
 from curator_dask.cluster import local as cluster_module
+from curator_dask.cluster import presence as presence_module
 from curator_dask.cluster.dask_settings import LOST_WORKER, SHUFFLE, hold
 from curator_dask.cluster.workers import current_client
 from curator_dask.errors import ClusterError, ConfigError
+from curator_dask.settings import PATIENCE
 
 NO_GPU = pytest.mark.skipif(backend.gpu_count() > 0, reason="this machine has a GPU")
 
@@ -420,12 +422,20 @@ def test_options_of_a_gpu_cluster_that_exclude_one_another(given, message):
         cluster_module.gpu_options({**GPU_DEFAULTS, **given}, 2)
 
 
-def test_a_scheduler_without_workers():
+def test_a_scheduler_without_workers(said):
     with (
         LocalCluster(n_workers=0, dashboard_address=":0") as empty,
-        pytest.raises(ClusterError, match=r"has 0 workers after 0\.5 s, expected at least 1.*logs"),
+        pytest.MonkeyPatch.context() as patch,
     ):
-        get_client(scheduler_address=empty, timeout=0.5)
+        patch.setattr(presence_module, "_WARN_EVERY", 1)
+        patch.setattr(presence_module, "_LOOK_EVERY", 0.5)
+        patch.setenv(PATIENCE.name, "3s")
+        for timeout, expected in ((0.5, r"timeout .*\(now 0\.5\)"), (None, rf"{PATIENCE.name} .*\(now 3\)")):
+            with pytest.raises(
+                ClusterError, match=rf"the cluster has no worker, for .* s\..*logs.*{expected}"
+            ):
+                get_client(scheduler_address=empty, timeout=timeout)
+    assert "the cluster has no worker, for 1 s now; waiting 2 s more" in said.text
 
 
 def test_an_address_where_no_scheduler_is():

@@ -22,7 +22,6 @@ from curator_dask.cluster.local import (
     cpu_workers,
     gpu_options,
     start_cluster,
-    wait_for_workers,
 )
 from curator_dask.cluster.main_guard import check_main_guard
 from curator_dask.cluster.options import check_cluster_kwargs, check_security
@@ -39,6 +38,8 @@ logger = logging.getLogger("curator_dask")
 
 # A scheduler that does not answer in this many seconds is not there; workers may take longer to come.
 CONNECT_LIMIT = 30.0
+# Workers that this process starts are there in seconds.
+START_LIMIT = 120.0
 
 
 def get_client(
@@ -58,7 +59,7 @@ def get_client(
     rmm_release_threshold: str | int | float | None = None,
     *,
     security: Security | bool | None = None,
-    timeout: float = 120,
+    timeout: float | None = None,
     verbose: bool = True,
     **cluster_kwargs: Any,
 ) -> distributed.Client:
@@ -113,8 +114,9 @@ def get_client(
         temporary ones for a new cluster (its ``client.security`` lets others connect). None: those of Dask's
         configuration (``distributed.comm.tls``), if it has any.
     timeout
-        Seconds to wait for workers: for all of a new cluster's, for at least one of a running cluster's.
-        (For the answer of a running scheduler 30 at most.)
+        Seconds to wait for workers: for all of a new cluster's, by default 120; for one of a running cluster's, by
+        default what the environment variable ``CURATOR_DASK_PATIENCE`` says, 600 without it. (For the answer of a
+        running scheduler 30 at most.)
     verbose
         Log one line that says what was started and where its dashboard is.
     **cluster_kwargs
@@ -143,7 +145,7 @@ def get_client(
     check_variables()
     if cluster_type not in ("auto", "cpu", "gpu"):
         raise ConfigError(f"cluster_type={cluster_type!r}: expected 'auto', 'cpu' or 'gpu'")
-    if not timeout > 0:
+    if timeout is not None and not timeout > 0:
         raise ConfigError(f"timeout={timeout!r}: expected a positive number of seconds")
     options = {
         "n_workers": n_workers,
@@ -175,6 +177,7 @@ def get_client(
             scheduler_address = _read_scheduler_file(Path(scheduler_file))
         return _connect(scheduler_address, security, timeout, verbose)
 
+    timeout = START_LIMIT if timeout is None else timeout
     for name in ("n_workers", "threads_per_worker"):
         value = options[name]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -296,7 +299,7 @@ def gpu_problem(gpus: int, missing: list[str]) -> str | None:
     return None
 
 
-def _connect(target: Any, security: Any, timeout: float, verbose: bool) -> distributed.Client:
+def _connect(target: Any, security: Any, timeout: float | None, verbose: bool) -> distributed.Client:
     """A client of the cluster that runs at an address or is a cluster object."""
     if not isinstance(target, str) and not hasattr(target, "scheduler_address"):
         raise ConfigError(
@@ -304,7 +307,9 @@ def _connect(target: Any, security: Any, timeout: float, verbose: bool) -> distr
         )
     address = target if isinstance(target, str) else target.scheduler_address
     extra = {} if security is None else {"security": security}
-    limit = min(timeout, CONNECT_LIMIT)
+    from curator_dask.cluster.workers import wait_for_a_worker  # loads distributed
+
+    limit = CONNECT_LIMIT if timeout is None else min(timeout, CONNECT_LIMIT)
     held = hold([SHUFFLE])
     try:
         client = client_class()(target, timeout=limit, held=held, **extra)
@@ -318,9 +323,7 @@ def _connect(target: Any, security: Any, timeout: float, verbose: bool) -> distr
             + (_TLS if secured else _NO_TLS)
         ) from error
     try:
-        work = client.submit(int, pure=False)  # a cluster that scales itself starts no worker for nothing
-        wait_for_workers(client, 1, f"the scheduler at {address}", timeout)
-        del work
+        wait_for_a_worker(client, timeout)
     except BaseException:
         client.close()
         raise

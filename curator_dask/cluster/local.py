@@ -151,7 +151,7 @@ def start_cluster(
         client: distributed.Client | None = None
         try:
             client = _owning_client_class()(cluster, timeout=timeout, held=held)
-            wait_for_workers(client, options["n_workers"], f"the new {device} cluster", timeout)
+            _wait_for_workers(client, options["n_workers"], device, timeout)
         except BaseException:
             if client is not None:
                 client.close()
@@ -307,8 +307,8 @@ def _wait_for_starting_workers(cluster: Any) -> None:
         time.sleep(0.05)
 
 
-def wait_for_workers(client: distributed.Client, expected: int, whose: str, timeout: float) -> None:
-    """Wait until a cluster, called `whose` in the error, has so many workers.
+def _wait_for_workers(client: distributed.Client, expected: int, device: str, timeout: float) -> None:
+    """Wait until a new cluster has so many workers.
 
     Raises
     ------
@@ -320,9 +320,8 @@ def wait_for_workers(client: distributed.Client, expected: int, whose: str, time
     except TimeoutError:
         came = len(client.scheduler_info(n_workers=-1)["workers"])
         raise ClusterError(
-            f"{whose} has {came} workers after {timeout:g} s, expected at least {expected}. Look at the "
-            "workers' logs; check that they were started with this scheduler's address and that they have "
-            "memory; raise timeout if they are only slow, or wait in a queue"
+            f"the new {device} cluster has {came} workers after {timeout:g} s, expected {expected}. Look at the "
+            "workers' logs, and that they have memory; raise timeout if they are only slow"
         ) from None
 
 

@@ -30,6 +30,8 @@ class Presence:
     ----------
     client
         Of the cluster.
+    timeout
+        Seconds to wait for a worker; None: those of `settings.PATIENCE`.
 
     Attributes
     ----------
@@ -45,11 +47,12 @@ class Presence:
         The environment variable of `settings.PATIENCE` has a bad value.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, timeout: float | None = None) -> None:
         for name in ("distributed.client", "distributed.batched", "asyncio"):
             logging.getLogger(name).addFilter(_not_of_a_lost_connection)  # `check` says it in one line
         self.client = client
-        self.patience = PATIENCE.value()
+        self.patience = PATIENCE.value() if timeout is None else timeout
+        self.set_by = PATIENCE.name if timeout is None else "timeout"
         self.seen = self.warned = time.monotonic()
         self.looked = 0.0
         self.there: frozenset[str] = frozenset()
@@ -68,7 +71,7 @@ class Presence:
         if self.client.status != "running":
             raise connection_lost(self.client)
         now = time.monotonic()
-        if now - self.looked < _LOOK_EVERY:
+        if now - self.looked < min(_LOOK_EVERY, self.patience):
             return
         self.looked = now
         try:
@@ -81,9 +84,9 @@ class Presence:
         silence = now - self.seen
         if silence >= self.patience:
             raise ClusterError(
-                f"{what}, for {silence:.0f} s. Look at the logs of workers and scheduler, start them again and run"
-                f" again: finished files are kept. {PATIENCE.name} sets how many seconds are waited"
-                f" (now {self.patience:g})"
+                f"{what}, for {silence:.0f} s. Look at the logs of workers and scheduler ({_address(self.client)}),"
+                " start them again and run again: finished files are kept. "
+                f"{self.set_by} sets how many seconds are waited (now {self.patience:g})"
             )
         if now - self.warned >= _WARN_EVERY:
             self.warned = now

@@ -115,8 +115,15 @@ def run_everywhere(function: Any, client: Client | None) -> dict[str, Any]:
     )
 
 
-def wait_for_a_worker(client: Client) -> dict[str, int]:
+def wait_for_a_worker(client: Client, timeout: float | None = None) -> dict[str, int]:
     """Wait until there is a worker; one is asked for, since a cluster that scales itself starts none for nothing.
+
+    Parameters
+    ----------
+    client
+        Of the cluster.
+    timeout
+        Seconds; None: those of `settings.PATIENCE`.
 
     Returns
     -------
@@ -125,9 +132,9 @@ def wait_for_a_worker(client: Client) -> dict[str, int]:
     Raises
     ------
     ClusterError
-        There is none for `settings.PATIENCE` seconds, or no scheduler.
+        There is none for so long, or no scheduler.
     """
-    presence, work = Presence(client), None
+    presence, work = Presence(client, timeout), None
     while not (addresses := threads_of_workers(client)):
         if work is None:
             work = client.submit(int, pure=False)
