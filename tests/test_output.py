@@ -407,11 +407,42 @@ def test_vectors_of_a_shard_that_changed_do_not_stay_beside_new_rows(either):
     write_tar(either.folder / "00001.tar", [member for key in keys for member in members_of(key)])
     either.save("b")
     retried = ColourReader(image_embedding_column="a").retry(either.out or either.folder)
-    assert (retried.rows, retried.failed) == (6, 1)
+    assert (retried.rows, retried.failed, retried.not_made) == (6, 1, {})
     either.check()
-    assert either.save("a")[0] == (1, 1, 0), "what a retry made is taken over"
-    assert either.save("b")[1].not_made == {}
+    done, summary = either.save("b", settings={"max_pixels": 10**6})
+    assert done == (2, 0, 9) and summary.not_made == {}, "what a retry made is not kept"
     either.check()
+    assert either.save("a")[0] == (1, 1, 0), "what a retry made is not taken over"
+    either.check()
+
+
+def test_a_tar_that_cannot_be_looked_at_has_not_changed(models):
+    models.save("a")
+    before, rows = models.read(), models.dataset("")
+    (models.folder / "00001.tar").rename(models.folder / "away")
+    assert rows.save_metadata(models.out).written == 2, "rows alone need no tar"
+    assert models.read()["a"].equals(before["a"])
+    (models.folder / "away").rename(models.folder / "00001.tar")
+    assert models.save("a")[0] == (0, 2, 0)
+    models.save("b")
+    assert models.check()["a"].equals(before["a"])
+
+
+def test_columns_of_another_dataset_do_not_come_back(models, tmp_path):
+    models.save("a")
+    models.folder = tmp_path / "other"
+    write_dataset(models.folder, 2, 3)
+    pq.write_table(
+        pq.read_table(models.folder / "00001.parquet").slice(0, 0), models.folder / "00001.parquet"
+    )
+    with pytest.raises(OutputError, match=r"00000\.parquet: was made of .*data/00000\.tar"):
+        models.save("b")
+    models.save("b", overwrite=True)
+    assert "a" not in models.read().column_names
+    # A shard without rows is one like others.
+    models.save("a")
+    assert models.save("a")[0] == models.save("b")[0] == (0, 2, 0)
+    assert len(models.check(bad=())) == 3
 
 
 def test_columns_find_their_rows_by_key(models):

@@ -61,7 +61,7 @@ class FileRecord:
         again since.
     earlier
         By column of vectors that the last run has kept and not made: ``fingerprint``, ``complete_as`` and ``report``
-        of the run that made it.
+        of the run that made it, and the state of the ``tar`` that it was made of.
     version
         Of the record's form.
     """
@@ -104,10 +104,11 @@ class FileRecord:
         return {METADATA_KEY: json.dumps(vars(self), sort_keys=True).encode()}
 
     def run_of(self, column: str) -> Mapping[str, Any]:
-        """``fingerprint``, ``complete_as`` and ``report`` of the run that made a column, the last or an earlier."""
+        """What `earlier` says of a column, be it of the last run or of an earlier one."""
         if column in self.earlier:
-            return {"fingerprint": "", "complete_as": "", "report": None, **self.earlier[column]}
-        return {"fingerprint": self.fingerprint, "complete_as": self.complete_as, "report": self.report}
+            return {"fingerprint": "", "complete_as": "", "report": None, "tar": None, **self.earlier[column]}
+        last = {"fingerprint": self.fingerprint, "complete_as": self.complete_as, "report": self.report}
+        return {**last, "tar": (self.shard or {}).get("tar")}
 
     @property
     def url(self) -> str | None:

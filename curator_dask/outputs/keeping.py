@@ -24,8 +24,6 @@ from curator_dask.runs.sink import Job
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options
 
-_NEVER = {"fingerprint": "", "complete_as": "", "report": None}
-
 
 @dataclass(frozen=True)
 class Kept:
@@ -47,6 +45,9 @@ class Kept:
     order: tuple[str, ...] = ()
     vectors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     own: tuple[str, ...] = ()
+
+    def __dask_tokenize__(self) -> Any:
+        return (type(self).__name__, self.types.to_string(), self.order, self.vectors, self.own)
 
     def __bool__(self) -> bool:
         return bool(self.vectors)
@@ -88,11 +89,12 @@ def find_kept(
     if not known_rows or not {job.id_col, URL_COLUMN} <= {*schema.names}:
         return Kept()
     read = getattr(job.lineage.reader, "schema", schema).names
+    urls = {part.shard.url for part in job.lineage.ranges or ()}
     vectors: dict[str, Mapping[str, Any]] = {}
     sources: dict[str, str] = {}  # of the columns, a file that has it
     for path, footer in there.items():
         record = footer.record
-        if record is None or not _has_keys(footer, job.id_col):
+        if record is None or record.url not in urls or not _has_keys(footer, job.id_col):
             continue
         # Not what comes with the rows from elsewhere, nor what was read here and is not wanted any more.
         wanted = [
@@ -126,13 +128,13 @@ def good_columns(kept: Kept, target: Target, footer: Footer, id_col: str) -> tup
     record, shard = footer.record, target.shard or {}
     if not kept or record is None or not pairs_with(target, footer, id_col):
         return ()
-    same_tar = shard.get("tar") is not None and (record.shard or {}).get("tar") == shard["tar"]
-    same = same_tar and record.shard == shard
+    tar = shard.get("tar")  # None where it cannot be looked at, which does not say that it has changed
+    vectors = {name for name in record.embeddings if tar is None or record.run_of(name)["tar"] == tar}
+    same = tar is not None and record.shard == shard
     return tuple(
         name
         for name in kept.types.names
-        if name in footer.columns
-        and (same_tar and name in record.embeddings if name in kept.vectors else same)
+        if name in footer.columns and (name in vectors if name in kept.vectors else same)
     )
 
 
@@ -202,7 +204,7 @@ class Joining:
     target
         Where the rows go.
     stored
-        The rows that are there; None if there are none that could be asked.
+        The rows that are there, if `target` says that something of them is to be kept.
     record
         Of the file that is there.
     id_col
@@ -210,7 +212,7 @@ class Joining:
     """
 
     def __init__(
-        self, kept: Kept, target: Target, stored: StoredRows | None, record: FileRecord | None, id_col: str
+        self, kept: Kept, target: Target, stored: StoredRows, record: FileRecord | None, id_col: str
     ) -> None:
         self._kept, self._target, self._id_col = kept, target, id_col
         self._stored = stored if target.keep else None
@@ -254,10 +256,11 @@ class Joining:
         joined = pa.table({name: columns[name] for name in kept.order})
         stays = ~failed if drops else np.full(len(table), True)
         same = self._says_the_same(table, places, stays)
-        earlier = {
-            name: before.run_of(name) if before is not None and same and name in self._target.keep else _NEVER
-            for name in kept.vectors
-        }
+        earlier: dict[str, Any] = {}
+        for name in kept.vectors:
+            run = before.run_of(name) if before is not None and name in self._target.keep else None
+            tar = (self._target.shard or {}).get("tar") if run is None else run["tar"]
+            earlier[name] = run if same and run is not None else {"tar": tar}
         said = FileRecord(
             "",
             embeddings=self._said("embeddings"),
@@ -311,7 +314,7 @@ class Joining:
         ]
         if any(name not in table.column_names for name in shared):
             return False
-        now, before = table.filter(pa.array(stays)), old.take(pa.array(here))
+        now, before = table.filter(pa.array(stays)), old.select(shared).take(pa.array(here))
         return all(_equal(now.column(name), before.column(name)) for name in shared)
 
     def _said(self, kind: str) -> dict[str, Any]:

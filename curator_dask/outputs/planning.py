@@ -224,11 +224,12 @@ def _reusable(target: Target, existing: Footer, job: Job) -> tuple[str, ...]:
     needed = {job.id_col, URL_COLUMN, ERROR_COLUMN}
     if record is None or record.id_col != job.id_col or not needed <= {*existing.columns}:
         return ()
-    same = (record.shard or {}).get("tar") == shard.get("tar") is not None and record.url == shard.get("url")
+    tar = shard.get("tar")
     return tuple(
         name
         for name, how in job.read_by.items()
-        if same
+        if record.url == shard.get("url")
+        and record.run_of(name)["tar"] == tar is not None
         and name in existing.columns
         and record.read_by.get(name) == how
         and describe_difference(record.embeddings.get(name, {}), job.made[name]) is None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.planning import list_files
 from curator_dask.outputs.saving import locate
 from curator_dask.outputs.writing import ERRORS_FOLDER, Output
+from curator_dask.rows.remarks import fact_of
 from curator_dask.runs.describing import describe
 from curator_dask.runs.graph import map_items
 from curator_dask.runs.reports import report_frame, report_of
@@ -147,7 +148,7 @@ def retry(
     try:
         with RunLock(output.folder, options):
             record, targets, remarks = _find(output, column)
-            summary.add_remarks(remarks)
+            summary.add_remarks(_without_remark(remarks, column))
             if targets:
                 others = [name for name in record.embeddings if name != column]
                 id_col = record.id_col or ""
@@ -279,12 +280,22 @@ def _read(path: str, options: Options) -> tuple[pa.Table, FileRecord]:
 
 def _tried(record: FileRecord, column: str, unfinished: bool) -> FileRecord:
     """The record of a file of which a column's rows were tried again; what was given up has been tried then."""
-    run = dict(record.run_of(column), report=None)  # it is of the rows as they were
-    if not unfinished:
-        run["fingerprint"] = run["complete_as"] or run["fingerprint"]
-    if column in record.earlier:
-        return replace(record, earlier={**record.earlier, column: run})
-    return replace(record, **run)
+    run = record.run_of(column)
+    fingerprint = run["fingerprint"] if unfinished else run["complete_as"] or run["fingerprint"]
+    record = replace(record, remarks=_without_remark(record.remarks, column))
+    if column not in record.earlier:
+        return replace(record, fingerprint=fingerprint, report=None)  # it is of the rows as they were
+    run = {**run, "fingerprint": fingerprint, "report": None}
+    return replace(record, earlier={**record.earlier, column: run})
+
+
+def _without_remark(remarks: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """The remarks on shards without that the column is not made."""
+    left = {url: dict(facts) for url, facts in remarks.items()}
+    for facts in left.values():
+        names = [name for name in facts.pop("not-made", {}).get("examples", ()) if name != column]
+        facts |= {"not-made": fact_of(names, len(names))} if names else {}
+    return left
 
 
 def _without(table: pa.Table, other: pa.Table, id_col: str) -> pa.Table:

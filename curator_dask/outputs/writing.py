@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from curator_dask import backend
 from curator_dask.errors import OutputError
 from curator_dask.frames.names import URL_COLUMN
-from curator_dask.frames.parquet import conform, read_footer, read_record, write_table
+from curator_dask.frames.parquet import Footer, conform, read_footer, read_record, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.keeping import Joined, Joining, Kept
 from curator_dask.rows.known import KnownVectors, StoredRows
@@ -149,7 +149,7 @@ class WritePartition:
             self._check_rows_kept(target, len(table))
         said = FileRecord("")
         if self.kept:
-            joined = self._join(target, table, errors, there.record)
+            joined = self._join(target, table, errors, there)
             table, bad, said = joined.table, pa.array(joined.failed), joined.said
             report["dropped"] = int(joined.failed.sum()) if self.output.drop_failed else 0
             report["remarks"] = current_remarks().on(_urls(whole, target))
@@ -161,14 +161,15 @@ class WritePartition:
         write_table(target.path, table, record, self.output.options)
         return report
 
-    def _join(self, target: Target, table: pa.Table, errors: pa.Array, before: FileRecord | None) -> Joined:
-        stored = StoredRows(self._paths(target), self.output.options, self.id_col) if target.keep else None
-        joined = Joining(self.kept, target, stored, before, self.id_col).join(
+    def _join(self, target: Target, table: pa.Table, errors: pa.Array, there: Footer) -> Joined:
+        others = [name for name in there.columns if name not in self.kept.own]
+        stored = StoredRows(self._paths(target), self.output.options, self.id_col, others)
+        joined = Joining(self.kept, target, stored, there.record, self.id_col).join(
             table, errors, self.output.overwrite, self.output.drop_failed
         )
         url = (target.shard or {}).get("url")
         if url is not None and joined.not_made:
-            remark(url, "not-made", fact_of(joined.not_made))
+            remark(url, "not-made", fact_of(joined.not_made, len(joined.not_made)))
         return joined
 
     def _paths(self, target: Target) -> list[str]:

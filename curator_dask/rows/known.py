@@ -44,7 +44,7 @@ class StoredRows:
         """The rows of all files, in the order of these."""
         wanted = None
         if self._columns is not None:
-            wanted = [self._id_col, URL_COLUMN, ERROR_COLUMN, *self._columns]
+            wanted = list(dict.fromkeys([self._id_col, URL_COLUMN, ERROR_COLUMN, *self._columns]))
         tables = []
         for path in self._paths:
             with open_parquet(path, self._options) as file:
