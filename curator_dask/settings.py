@@ -11,6 +11,7 @@ import functools
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from curator_dask.errors import ConfigError
 
@@ -72,6 +73,11 @@ PATIENCE = Variable(
 )
 VARIABLES = (STAGE_BYTES, STALL_SECONDS, PATIENCE)
 """All of them."""
+
+
+def home() -> Path:
+    """Where weights that this package fetches itself are kept: ``CURATOR_DASK_HOME``, else ``~/.curator_dask``."""
+    return Path(os.environ.get("CURATOR_DASK_HOME") or "~/.curator_dask").expanduser().absolute()
 
 
 def check_variables() -> None:

@@ -159,6 +159,11 @@ class ImageTextPairDataset:
         dataset._steps = self._steps
         return dataset
 
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What has been applied, in this order."""
+        return self._steps
+
     def apply(self, step: Step) -> ImageTextPairDataset:
         """The dataset with the columns of a step as its last; nothing is computed yet.
 

@@ -51,6 +51,8 @@ class FileRecord:
         By column, the arguments that make its embedder again; null for one of the user's own.
     read_by
         By column of vectors, what decided them besides model and shard (`curator_dask.runs.step.Step.read_by`).
+    scores
+        By column, what made scores of vectors (`curator_dask.runs.step.ScoringStep.scores`).
     derived
         What was made of vectors or pixels by what the file does not hold, by name: functions, and columns of steps.
         It cannot be made again from the file alone.
@@ -76,6 +78,7 @@ class FileRecord:
     embeddings: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     read_by: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, Any] = field(default_factory=dict)
     derived: tuple[str, ...] = ()
     remarks: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] | None = None

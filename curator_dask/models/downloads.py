@@ -45,8 +45,15 @@ class HubFile:
     digest: str | None
 
 
-def fetch(file: HubFile, folder: Path) -> None:
+def fetch(file: HubFile, folder: Path, *, token: bool | None = None) -> None:
     """Bring a file into a folder, under its name once it is verified; goes on where an earlier try ended.
+
+    Parameters
+    ----------
+    file, folder
+        What, and where to.
+    token
+        False: the user's token for the hub is not sent, as the file is elsewhere.
 
     Raises
     ------
@@ -61,7 +68,7 @@ def fetch(file: HubFile, folder: Path) -> None:
     # Not hf_hub_download: since version 2 it throws away what it has when it gives up.
     part = folder / f"{file.name}.part"
     # Compressed, an offset into what was received would not be one into what is sent.
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    headers = {**build_hf_headers(token=token), "Accept-Encoding": "identity"}
     failures = 0
     while not (folder / file.name).is_file():
         before = part.stat().st_size if part.exists() else 0

@@ -266,6 +266,11 @@ class Joining:
             embeddings=self._said("embeddings"),
             settings=self._said("settings"),
             read_by=self._said("read_by"),
+            scores={
+                column: made
+                for column, made in (before.scores if before is not None else {}).items()
+                if column in self._target.keep
+            },
             derived=before.derived if before is not None else (),
             earlier=earlier,
         )

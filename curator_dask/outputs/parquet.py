@@ -74,6 +74,7 @@ class ParquetSink:
             read_by=job.read_by,
             keeps_vectors=job.keeps_vectors,
             kept=kept,
+            scores=job.scores,
         )
         return Plan(targets, todo, writer, remarks, strays, reports)
 

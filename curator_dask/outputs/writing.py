@@ -72,7 +72,7 @@ class WritePartition:
         For fsspec, where the dataset is in a store.
     unfinished
         Store no fingerprint, so that a rerun makes the file again.
-    derived, read_by
+    derived, read_by, scores
         See `FileRecord`.
     keeps_vectors
         Vectors that come with the rows are written as they were read.
@@ -91,6 +91,7 @@ class WritePartition:
     read_by: Mapping[str, str] = field(default_factory=dict)
     keeps_vectors: bool = False
     kept: Kept = field(default_factory=Kept)
+    scores: Mapping[str, Any] = field(default_factory=dict)
 
     def __dask_tokenize__(self) -> Any:
         settings = {**vars(self), "schema": self.schema.to_string(), "output": vars(self.output)}
@@ -203,11 +204,24 @@ class WritePartition:
                 **said.read_by,
                 **self.read_by,
             },
+            scores={
+                **(self._inherited_scores(before) if before is not None else {}),
+                **said.scores,
+                **self.scores,
+            },
             derived=tuple(dict.fromkeys([*said.derived, *self.derived])),
             remarks=report["remarks"],
             report=report,
             earlier=said.earlier,
         )
+
+    def _inherited_scores(self, before: FileRecord) -> dict[str, Any]:
+        """Those of vectors that are written as they were read."""
+        return {
+            name: said
+            for name, said in before.scores.items()
+            if name in self.schema.names and self.keeps_vectors and said["vectors"] not in self.embeddings
+        }
 
     def _write_failed(self, target: Target, table: pa.Table, record: FileRecord) -> None:
         errors = self._errors_path(target)

@@ -76,15 +76,19 @@ def run_steps(steps: Sequence[SharingStep], frame: Any) -> Any:
         works = [stack.enter_context(step.begin(rows)) for step in steps]
         if first is not None and len(rows):
             _read(rows, urls, list(zip(readings, steps, works, strict=True)))
-        for work in works:
+        for step, work in zip(steps, works, strict=True):
             made = work.finish()
-            rows.add(made.columns)
-            reasons |= {name: add_status(each, frame) for name, each in made.reasons.items()}
-    if reasons:
-        if first is None:  # given up, or known: nobody has counted
+            # What lacks a value for its vector's sake has that one's reason, as it is.
+            looks = bool(step.needs & {"bytes", "pixels"})
+            found = {name: add_status(each, frame) if looks else each for name, each in made.reasons.items()}
+            rows.add(made.columns, found)
+            reasons |= found
+    if any(ERROR_COLUMN in step.columns for step in steps):
+        if first is None:  # given up, known, or from vectors alone: nobody has counted
             failed = sum(any(row) for row in zip(*reasons.values(), strict=True))
             report(images=len(rows) - failed, failed=failed)
-        rows.add({ERROR_COLUMN: pa.array(_merged(reasons, frame), pa.string())})
+        errors = rows.column(ERROR_COLUMN) if ERROR_COLUMN in rows.names else pa.nulls(len(rows), pa.string())
+        rows.add({ERROR_COLUMN: pa.array(_merged(reasons, frame), pa.string()) if reasons else errors})
     return rows.finished()
 
 
@@ -160,17 +164,25 @@ def _tasted(images: Iterator[tuple[int, Any]], works: Sequence[Work]) -> Iterato
 
 
 def _merged(reasons: dict[str, list[str | None]], frame: Any) -> list[str | None]:
-    """``image_error`` of each row: what the steps say, and what is there for other vectors that are null."""
-    others = [name for name in embedding_columns(frame) if name not in reasons]
-    if not others or ERROR_COLUMN not in frame.columns:
+    """``image_error`` of each row: what the steps say, and what is there for other values that are null."""
+    if ERROR_COLUMN not in frame.columns:
         return [
             as_stored(dict(zip(reasons, row, strict=True))) for row in zip(*reasons.values(), strict=True)
         ]
+    others = [name for name in embedding_columns(frame) if name not in reasons]
     before = to_array(frame[ERROR_COLUMN]).to_pylist()
     lacking = {name: to_array(frame[name]).is_null().to_pylist() for name in others}
     merged = []
     for number, stored in enumerate(before):
         old = reasons_in(stored)
         said = {name: reason_for(name, old) if lacking[name][number] else None for name in others}
+        # Of scores that are there: they are no vectors, and named where they alone are lacking.
+        said |= {
+            each.column: each.text
+            for each in old
+            if each.column is not None
+            and each.column in frame.columns
+            and each.column not in (*others, *reasons)
+        }
         merged.append(as_stored({**said, **{name: each[number] for name, each in reasons.items()}}))
     return merged

@@ -14,7 +14,7 @@ from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.rows.known import KnownVectors
 from curator_dask.runs.lineage import Lineage
-from curator_dask.runs.step import Step
+from curator_dask.runs.step import ScoringStep, Step
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options
@@ -65,6 +65,17 @@ class Job:
             if vectors and step.needs != {"bytes"}:
                 columns += [name for name in step.columns if name in self.kept and name not in self.described]
         return (*self.lineage.derived, *(name for name in columns if name != ERROR_COLUMN))
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """By column of these, what made scores of vectors."""
+        return {
+            name: said
+            for step in self.steps
+            if isinstance(step, ScoringStep)
+            for name, said in step.scores.items()
+            if name in self.kept
+        }
 
     @property
     def read_by(self) -> dict[str, str]:

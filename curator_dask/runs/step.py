@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import pyarrow as pa
 
 from curator_dask import backend
@@ -16,10 +15,9 @@ from curator_dask.decode.batches import Batch
 from curator_dask.decode.spec import ImageOptions
 from curator_dask.errors import ConfigError, ShardError
 from curator_dask.fingerprint import code_digest
-from curator_dask.frames.columns import to_array, with_columns
-from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
-from curator_dask.rows.ids import exact_ids
-from curator_dask.rows.known import known_vectors
+from curator_dask.frames.columns import with_columns
+from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.runs.rows import Rows as Rows  # from here, too
 from curator_dask.storage import Options
 
 #: What a step may need of a row: its other columns, the bytes of its image, the decoded pixels, a vector.
@@ -95,6 +93,15 @@ class SharingStep(Step, Protocol):
 
     def begin(self, rows: Rows) -> AbstractContextManager[Work]:
         """Begin with the rows of a partition; what is leased for the work is given back at the end of the block."""
+
+
+@runtime_checkable
+class ScoringStep(Protocol):
+    """A step that makes scores of vectors, and says in the record of a file what made them."""
+
+    @property
+    def scores(self) -> Mapping[str, Mapping[str, Any]]:
+        """By column, JSON-able: names of ``head`` and ``vectors``, ``recipe``, whether they were ``checked`` to fit."""
 
 
 @dataclass(frozen=True)
@@ -178,62 +185,6 @@ class Work(ABC):
     @abstractmethod
     def finish(self) -> Made:
         """What came of it, when all images have been taken."""
-
-
-class Rows:
-    """The rows of a partition, for the steps of a pass.
-
-    Parameters
-    ----------
-    frame
-        pandas or cuDF.
-    """
-
-    def __init__(self, frame: Any) -> None:
-        self.frame = frame
-        self._made: dict[str, pa.Array] = {}
-        self._known: dict[str, tuple[np.ndarray, list[str | None]] | None] = {}
-
-    def __len__(self) -> int:
-        return len(self.frame)
-
-    @property
-    def names(self) -> list[str]:
-        """Of the columns that there are, those that steps before have made too."""
-        return list(dict.fromkeys([*self.frame.columns, *self._made]))
-
-    def column(self, name: str) -> pa.Array:
-        """A column, of the frame or made by a step before this one in the same pass.
-
-        Raises
-        ------
-        ShardError
-            There is none of this name.
-        """
-        if name in self._made:
-            return self._made[name]
-        if name not in self.frame.columns:
-            raise ShardError(
-                f"expected a column {name!r}, found {self.names}: put the step that makes it before"
-            )
-        return to_array(self.frame[name])
-
-    def known(self, column: str, id_col: str) -> tuple[np.ndarray, list[str | None]] | None:
-        """The vectors that an earlier run has made of all of these rows, and reasons; None: they are to be made."""
-        if column not in self._known:
-            known = known_vectors()
-            ids = exact_ids(self.column(id_col))
-            urls = self.column(URL_COLUMN).to_pylist()
-            self._known[column] = None if known is None else known.find(column, ids, urls)
-        return self._known[column]
-
-    def add(self, columns: Mapping[str, pa.Array]) -> None:
-        """Take the columns that a step has made."""
-        self._made.update(columns)
-
-    def finished(self) -> Any:
-        """The frame with all columns that steps have made last."""
-        return with_columns(self.frame, self._made) if self._made else self.frame
 
 
 class ColumnStep(ABC):

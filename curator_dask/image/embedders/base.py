@@ -22,6 +22,7 @@ from curator_dask.errors import ConfigError
 from curator_dask.fingerprint import code_digest
 from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
+from curator_dask.image.classifiers import ImageClassifier
 from curator_dask.image.embedders.partition import EmbedPartition
 from curator_dask.models.compiling import CompileSetting, check_compile
 from curator_dask.models.encoders import Encoder, EncoderSpec
@@ -48,6 +49,7 @@ class EmbedderOptions(TypedDict, total=False):
     on_error: str
     compile: CompileSetting
     image_member: str | None
+    classifiers: Sequence[ImageClassifier]
 
 
 class ImageEmbedder(ABC):
@@ -86,12 +88,15 @@ class ImageEmbedder(ABC):
     image_member
         Of samples with several images, what follows the key and its dot in the name of that to embed, such as
         ``"image.png"``. None: ``key.ext`` if there is one, else the first.
+    classifiers
+        Heads that score the vectors in the same pass (`curator_dask.image.classifiers`).
     """
 
     #: Part of the fingerprint. The code of the class and of its transform is too, but not what they call: change
     #: this when that changes, so that finished vectors are made anew.
     version: str = ""
     image_member: str | None = None
+    classifiers: tuple[ImageClassifier, ...] = ()
 
     def __init__(
         self,
@@ -107,6 +112,7 @@ class ImageEmbedder(ABC):
         on_error: str = "null",
         compile: CompileSetting = "auto",
         image_member: str | None = None,
+        classifiers: Sequence[ImageClassifier] = (),
     ) -> None:
         check_compile(compile)
         check_counts(num_threads_per_worker=num_threads_per_worker)
@@ -124,6 +130,8 @@ class ImageEmbedder(ABC):
         self.compile = compile
         if image_member is not None:  # else it is none of the settings by which earlier files know theirs
             self.image_member = image_member
+        if classifiers:
+            self.classifiers = _checked(classifiers, image_embedding_column)
         _ = self.options  # checks them
 
     @property
@@ -159,7 +167,7 @@ class ImageEmbedder(ABC):
         return OwnModelSpec.of(self)
 
     def __call__(self, dataset: ImageTextPairDataset) -> ImageTextPairDataset:
-        """The dataset with the embedding and ``image_error`` as its last columns; nothing is computed yet.
+        """The dataset with the embedding, scores and ``image_error`` as its last columns; nothing is computed yet.
 
         Raises
         ------
@@ -172,7 +180,10 @@ class ImageEmbedder(ABC):
             )
         there = embedding_columns(dataset.metadata._meta)
         others = [name for name in there if name != self.image_embedding_column]
-        return dataset.apply(self._step(dataset.id_col, others, dataset.storage_options))
+        embedded = dataset.apply(self._step(dataset.id_col, others, dataset.storage_options))
+        for classifier in self.classifiers:
+            embedded = classifier(embedded)
+        return embedded
 
     def retry(
         self,
@@ -214,6 +225,11 @@ class ImageEmbedder(ABC):
             storage_options,
             storage_options if shard_options is None else shard_options,
         )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All settings that decide what it makes of an image: heads do not."""
+        return {name: value for name, value in vars(self).items() if name != "classifiers"}
 
     def settings(self) -> dict[str, Any] | None:
         """JSON-able arguments that make this embedder again, stored in its output; None if there are none such."""
@@ -263,7 +279,7 @@ class OwnModelSpec:
         own = [f"{name}={value!r}"[:60] for name, value in settings.items()]
         version = f" version {embedder.version}" if embedder.version else ""
         name = f"{type(embedder).__qualname__}({', '.join(own)}){version} [code {_code_digest(embedder, settings)}]"
-        return cls(embedder, name, tokenize(name, embedder.__dict__))
+        return cls(embedder, name, tokenize(name, embedder.arguments))
 
     def __hash__(self) -> int:
         return hash(self.token)
@@ -290,6 +306,18 @@ class OwnModelSpec:
             autocast=embedder.autocast,
             compile=embedder.compile,
         )
+
+
+def _checked(classifiers: Sequence[ImageClassifier], column: str) -> tuple[ImageClassifier, ...]:
+    for each in classifiers:
+        if not isinstance(each, ImageClassifier):
+            raise ConfigError(f"classifiers: expected classifiers (ImageClassifier), found {each!r}")
+        if each.embedding_column != column:
+            raise ConfigError(
+                f"classifiers: {each.model_name} scores {each.embedding_column!r}, and this embedder makes {column!r}:"
+                " give it embedding_column"
+            )
+    return tuple(classifiers)
 
 
 def _code_digest(embedder: ImageEmbedder, settings: dict[str, Any]) -> str:

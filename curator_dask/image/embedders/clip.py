@@ -62,7 +62,7 @@ class ClipImageEmbedder(ImageEmbedder):
 
     def settings(self) -> dict[str, Any]:
         """The arguments of this class, and its name under ``"embedder"``."""
-        return {"embedder": type(self).__name__, **vars(self)}
+        return {"embedder": type(self).__name__, **self.arguments}
 
     def encoder_spec(self) -> EncoderSpec:
         """Model and weights; the transform follows from them on the worker."""

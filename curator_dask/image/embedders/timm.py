@@ -76,7 +76,7 @@ class TimmImageEmbedder(ImageEmbedder):
 
     def settings(self) -> dict[str, Any] | None:
         """The arguments of this class; None where `model_kwargs` has what JSON has not."""
-        made = {**vars(self), "model_name": _absolute(self.model_name)}
+        made = {**self.arguments, "model_name": _absolute(self.model_name)}
         if self.checkpoint_path is not None:
             made["checkpoint_path"] = _absolute_path(self.checkpoint_path)
         try:

@@ -1,0 +1,8 @@
+"""Classifiers: heads on vectors, LAION's or your own, each with a column of scores."""
+
+from curator_dask.image.classifiers.aesthetic import AestheticClassifier
+from curator_dask.image.classifiers.base import ImageClassifier
+from curator_dask.image.classifiers.file import HeadClassifier
+from curator_dask.image.classifiers.nsfw import NsfwClassifier
+
+__all__ = ["AestheticClassifier", "HeadClassifier", "ImageClassifier", "NsfwClassifier"]

@@ -1,0 +1,86 @@
+"""The rows of a partition, as the steps of a pass see them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curator_dask.errors import ShardError
+from curator_dask.frames.columns import to_array, with_columns
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
+from curator_dask.rows.ids import exact_ids
+from curator_dask.rows.known import known_vectors
+from curator_dask.rows.reasons import reason_for, reasons_in
+
+
+class Rows:
+    """The rows of a partition, for the steps of a pass.
+
+    Parameters
+    ----------
+    frame
+        pandas or cuDF.
+    """
+
+    def __init__(self, frame: Any) -> None:
+        self.frame = frame
+        self._made: dict[str, pa.Array] = {}
+        self._reasons: dict[str, list[str | None]] = {}
+        self._known: dict[str, tuple[np.ndarray, list[str | None]] | None] = {}
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the columns that there are, those that steps before have made too."""
+        return list(dict.fromkeys([*self.frame.columns, *self._made]))
+
+    def column(self, name: str) -> pa.Array:
+        """A column, of the frame or made by a step before this one in the same pass.
+
+        Raises
+        ------
+        ShardError
+            There is none of this name.
+        """
+        if name in self._made:
+            return self._made[name]
+        if name not in self.frame.columns:
+            raise ShardError(
+                f"expected a column {name!r}, found {self.names}: put the step that makes it before"
+            )
+        return to_array(self.frame[name])
+
+    def known(self, column: str, id_col: str) -> tuple[np.ndarray, list[str | None]] | None:
+        """The vectors that an earlier run has made of all of these rows, and reasons; None: they are to be made."""
+        if column not in self._known:
+            known = known_vectors()
+            ids = exact_ids(self.column(id_col))
+            urls = self.column(URL_COLUMN).to_pylist()
+            self._known[column] = None if known is None else known.find(column, ids, urls)
+        return self._known[column]
+
+    def reasons(self, column: str) -> list[str | None]:
+        """Why rows lack a vector: by the step of this pass that makes the column, or by ``image_error``."""
+        if column in self._reasons:
+            return self._reasons[column]
+        if ERROR_COLUMN not in self.frame.columns:
+            return [None] * len(self)
+        return [
+            reason_for(column, reasons_in(each)) for each in to_array(self.frame[ERROR_COLUMN]).to_pylist()
+        ]
+
+    def add(
+        self, columns: Mapping[str, pa.Array], reasons: Mapping[str, list[str | None]] | None = None
+    ) -> None:
+        """Take the columns that a step has made, and why rows lack their values."""
+        self._made.update(columns)
+        self._reasons.update(reasons or {})
+
+    def finished(self) -> Any:
+        """The frame with all columns that steps have made last."""
+        return with_columns(self.frame, self._made) if self._made else self.frame
