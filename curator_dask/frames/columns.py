@@ -96,13 +96,15 @@ def list_to_matrix(column: Any, dim: int | None = None) -> tuple[np.ndarray, np.
 
 def embedding_columns(meta: Any) -> list[str]:
     """Names of the columns of a frame that hold lists of float32."""
-    kinds = {field.name: field.type for field in backend.frame_to_arrow(meta).schema}
-    lists = {
-        name: kind
-        for name, kind in kinds.items()
-        if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
-    }
-    return [name for name, kind in lists.items() if kind.value_type == pa.float32()]
+    return vectors_in(backend.frame_to_arrow(meta).schema)
+
+
+def vectors_in(schema: pa.Schema) -> list[str]:
+    """Names of the columns of a schema that hold lists of float32."""
+    lists = [
+        field for field in schema if pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
+    ]
+    return [field.name for field in lists if field.type.value_type == pa.float32()]
 
 
 def to_array(column: Any) -> pa.Array:

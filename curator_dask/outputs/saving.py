@@ -79,7 +79,7 @@ def _output(
             "drop_failed=True would drop rows from the dataset's own files: give save_metadata a path"
         )
     if not is_remote(folder):
-        _check_writable(folder)
+        check_writable(folder)
     return Output(folder, options, folder == own, overwrite, drop_failed)
 
 
@@ -99,7 +99,7 @@ def locate(path: str, options: Options) -> str:
         raise OutputError(f"{path}: fsspec cannot open this store: {error!r}") from error
 
 
-def _check_writable(folder: str) -> None:
+def check_writable(folder: str) -> None:
     """Fail before the model is loaded, not after."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

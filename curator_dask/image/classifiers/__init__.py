@@ -3,6 +3,7 @@
 from curator_dask.image.classifiers.aesthetic import AestheticClassifier
 from curator_dask.image.classifiers.base import ImageClassifier
 from curator_dask.image.classifiers.file import HeadClassifier
+from curator_dask.image.classifiers.files import score_output
 from curator_dask.image.classifiers.nsfw import NsfwClassifier
 
-__all__ = ["AestheticClassifier", "HeadClassifier", "ImageClassifier", "NsfwClassifier"]
+__all__ = ["AestheticClassifier", "HeadClassifier", "ImageClassifier", "NsfwClassifier", "score_output"]

@@ -15,6 +15,7 @@ from dask.base import tokenize
 from curator_dask import backend
 from curator_dask.cache import POSSESSIONS, SpecCache
 from curator_dask.errors import ConfigError, CuratorError, ShardError, WeightsError
+from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import to_array
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.image.classifiers.origins import Origin
@@ -155,7 +156,7 @@ class ScoreVectors:
             head.pred_column: {
                 "head": head.model_name,
                 "vectors": head.embedding_column,
-                "recipe": tokenize(self.recipe),
+                "recipe": fingerprint({"recipe": self.recipe}),
                 "checked": head.check,
             }
         }

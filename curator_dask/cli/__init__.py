@@ -1,22 +1,37 @@
-"""The command line: ``embed``, and ``check``, ``retry`` and ``index`` beside it."""
+"""The command line: ``embed``, and ``check``, ``retry``, ``index`` and ``score`` beside it."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from enum import StrEnum
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 import curator_dask
+from curator_dask.cli.options import (
+    EXIT_SHARD,
+    Cluster,
+    ClusterType,
+    Decoder,
+    IdColumn,
+    InputPath,
+    Metadata,
+    Output,
+    RowSource,
+    SchedulerAddress,
+    SchedulerFile,
+    StorageOptions,
+    Workers,
+    json_object,
+    told_plainly,
+    workers_of,
+)
+from curator_dask.cli.score import score
 from curator_dask.console import show_messages
 
 FEW_SHARDS = 16  # are indexed without a cluster
-EXIT_SHARD, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     help="Embed the images of WebDataset shards on a Dask cluster.",
@@ -24,101 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # its table cuts the options' names where the terminal is narrow
 )
-
-
-class ClusterType(StrEnum):
-    """Where to run."""
-
-    auto = "auto"
-    cpu = "cpu"
-    gpu = "gpu"
-
-
-class Decoder(StrEnum):
-    """What decodes and resizes images."""
-
-    dali = "dali"
-    pillow = "pillow"
-
-
-class Output(StrEnum):
-    """Which output of the model is the embedding."""
-
-    auto = "auto"
-    pooled = "pooled"
-    projected = "projected"
-    logits = "logits"
-
-
-class Metadata(StrEnum):
-    """Where the rows come from."""
-
-    auto = "auto"
-    parquet = "parquet"
-    tar = "tar"
-
-
-InputPath = Annotated[
-    str,
-    typer.Argument(metavar="INPUT", help="Directory, glob, brace pattern or tar of the shards, or a URL."),
-]
-IdColumn = Annotated[str, typer.Option(help="Column whose values are the keys in the tars.")]
-RowSource = Annotated[Metadata, typer.Option(help="Rows from the Parquet beside each tar, or from the tar.")]
-Cluster = Annotated[ClusterType, typer.Option(help="Start workers on the CPU or the GPUs of this machine.")]
-SchedulerAddress = Annotated[
-    str | None, typer.Option(help="Connect to a running Dask scheduler instead, for example tcp://host:8786.")
-]
-SchedulerFile = Annotated[str | None, typer.Option(help="The same, by the scheduler's file.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Number of workers to start.")]
-StorageOptions = Annotated[
-    str | None,
-    typer.Option(
-        help="JSON object for fsspec, where INPUT is a URL, for example '{\"anon\": true}'.",
-        show_default=False,
-    ),
-]
-
-
-def _json_object(text: str | None, option: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text) if text else {}
-    except ValueError as error:
-        raise typer.BadParameter(f"not JSON: {error}", param_hint=option) from None
-    if not isinstance(found, dict):
-        # Without the text: it may hold secrets.
-        expected = f"expected a JSON object, such as '{{\"anon\": true}}', got a {type(found).__name__}"
-        raise typer.BadParameter(expected, param_hint=option)
-    return found
-
-
-def _workers(
-    cluster: ClusterType, address: str | None, file: str | None, number: int | None
-) -> AbstractContextManager[Any]:
-    """A client of the running scheduler that was named, or else of workers that are started for the command."""
-    from curator_dask.cluster.client import get_client
-
-    return get_client(
-        cluster_type=cluster.value, scheduler_address=address, scheduler_file=file, n_workers=number
-    )
-
-
-@contextmanager
-def _told_plainly(interrupted: str) -> Iterator[None]:
-    """Errors as one line and an exit code; what `interrupted` says when the user has enough."""
-    from curator_dask.cluster.interrupts import heard
-    from curator_dask.errors import CuratorError, ImageError, ShardError
-
-    try:
-        with heard():
-            yield
-    except KeyboardInterrupt:
-        print(f"\ninterrupted: {interrupted}", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except CuratorError as error:
-        Console(stderr=True).print(
-            f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
-        raise typer.Exit(EXIT_SHARD if isinstance(error, ImageError | ShardError) else EXIT_USAGE) from None
 
 
 @app.callback(invoke_without_command=True)
@@ -198,10 +118,10 @@ def embed(
     Exit code 0: done, failed images are counted in the summary. 1: a shard could not be read, or not all of it, or an
     image with --raise-on-error; no image has a vector, or fewer than --min-good. 2: wrong usage.
     """
-    options = _json_object(storage_options, "--storage-options") or None
-    kwargs = _json_object(model_kwargs, "--model-kwargs")
+    options = json_object(storage_options, "--storage-options") or None
+    kwargs = json_object(model_kwargs, "--model-kwargs")
     # Without this option those of the dataset hold for the output, too.
-    output_options = _json_object(output_storage_options, "--output-storage-options")
+    output_options = json_object(output_storage_options, "--output-storage-options")
     saving: dict[str, Any] = {"storage_options": output_options} if output_storage_options else {}
 
     from curator_dask.datasets import ImageTextPairDataset
@@ -212,7 +132,7 @@ def embed(
     from curator_dask.storage import absolute, is_remote
     from curator_dask.webdataset.shards import discover
 
-    with _told_plainly("finished shards are kept, the same command goes on from there"):
+    with told_plainly("finished shards are kept, the same command goes on from there"):
         # What is wrong with the arguments should not cost the start of a cluster.
         found = discover(input_path, options)
         source = choose_source(metadata.value, found, options)
@@ -240,7 +160,7 @@ def embed(
             decoder=decoder.value,
             on_error="raise" if raise_on_error else "null",
         )
-        with _workers(cluster, scheduler_address, scheduler_file, workers):
+        with workers_of(cluster, scheduler_address, scheduler_file, workers):
             dataset = ImageTextPairDataset.from_webdataset(
                 input_path,
                 id_col,
@@ -291,8 +211,8 @@ def retry(
     from curator_dask.image.embedders.making import from_settings
     from curator_dask.outputs.retrying import find_settings
 
-    options = _json_object(storage_options, "--storage-options") or None
-    with _told_plainly("files that were finished are kept, the same command goes on from there"):
+    options = json_object(storage_options, "--storage-options") or None
+    with told_plainly("files that were finished are kept, the same command goes on from there"):
         found = find_settings(output, options)
         columns = [column] if column is not None else list(found)
         lacking = [name for name in columns if name not in found]
@@ -304,7 +224,7 @@ def retry(
         changed = {"max_pixels": max_pixels, "decoder": None if decoder is None else decoder.value}
         changed = {name: value for name, value in changed.items() if value is not None}
         embedders = [from_settings({**found[name], **changed, "on_error": "null"}) for name in columns]
-        with _workers(cluster, scheduler_address, scheduler_file, workers):
+        with workers_of(cluster, scheduler_address, scheduler_file, workers):
             summaries = [embedder.retry(output, storage_options=options) for embedder in embedders]
     if not all(summary.complete for summary in summaries):
         raise typer.Exit(EXIT_SHARD)
@@ -341,13 +261,13 @@ def check(
 
     Exit code 0: nothing was found that would fail. 1: something would, each with its fix. 2: wrong usage.
     """
-    options = _json_object(storage_options, "--storage-options") or None
+    options = json_object(storage_options, "--storage-options") or None
     if every and shards is not None:
         raise typer.BadParameter("--all and --shards exclude one another", param_hint="--shards")
     from curator_dask.checks.preflight import preflight
     from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
 
-    with _told_plainly("nothing was changed"):
+    with told_plainly("nothing was changed"):
         report = preflight(
             input_path,
             id_col,
@@ -378,17 +298,17 @@ def index(
 
     Exit code 0: each tar has one. 1: some could not be written, and why. 2: wrong usage.
     """
-    options = _json_object(storage_options, "--storage-options") or None
+    options = json_object(storage_options, "--storage-options") or None
     from curator_dask.checks.indexing import check_local, write_indexes
     from curator_dask.webdataset.shards import discover
 
-    with _told_plainly("the index files that are written are whole, the same command goes on from there"):
+    with told_plainly("the index files that are written are whole, the same command goes on from there"):
         check_local(input_path)
         few = len(discover(input_path, options)) <= FEW_SHARDS
         if few and not (workers or scheduler_address or scheduler_file):
             cluster: AbstractContextManager[Any] = nullcontext()  # done before a cluster has started
         else:
-            cluster = _workers(ClusterType.cpu, scheduler_address, scheduler_file, workers)
+            cluster = workers_of(ClusterType.cpu, scheduler_address, scheduler_file, workers)
         with cluster:
             summary = write_indexes(input_path, overwrite=overwrite, storage_options=options)
     print(summary)
@@ -396,5 +316,4 @@ def index(
         raise typer.Exit(EXIT_SHARD)
 
 
-if __name__ == "__main__":
-    app()
+app.command()(score)

@@ -1,0 +1,111 @@
+"""What commands share: their common options, and how they end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+EXIT_SHARD, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class ClusterType(StrEnum):
+    """Where to run."""
+
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+class Decoder(StrEnum):
+    """What decodes and resizes images."""
+
+    dali = "dali"
+    pillow = "pillow"
+
+
+class Output(StrEnum):
+    """Which output of the model is the embedding."""
+
+    auto = "auto"
+    pooled = "pooled"
+    projected = "projected"
+    logits = "logits"
+
+
+class Metadata(StrEnum):
+    """Where the rows come from."""
+
+    auto = "auto"
+    parquet = "parquet"
+    tar = "tar"
+
+
+InputPath = Annotated[
+    str,
+    typer.Argument(metavar="INPUT", help="Directory, glob, brace pattern or tar of the shards, or a URL."),
+]
+IdColumn = Annotated[str, typer.Option(help="Column whose values are the keys in the tars.")]
+RowSource = Annotated[Metadata, typer.Option(help="Rows from the Parquet beside each tar, or from the tar.")]
+Cluster = Annotated[ClusterType, typer.Option(help="Start workers on the CPU or the GPUs of this machine.")]
+SchedulerAddress = Annotated[
+    str | None, typer.Option(help="Connect to a running Dask scheduler instead, for example tcp://host:8786.")
+]
+SchedulerFile = Annotated[str | None, typer.Option(help="The same, by the scheduler's file.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Number of workers to start.")]
+StorageOptions = Annotated[
+    str | None,
+    typer.Option(
+        help="JSON object for fsspec, where INPUT is a URL, for example '{\"anon\": true}'.",
+        show_default=False,
+    ),
+]
+
+
+def json_object(text: str | None, option: str) -> dict[str, Any]:
+    """The JSON object that an option was given."""
+    try:
+        found = json.loads(text) if text else {}
+    except ValueError as error:
+        raise typer.BadParameter(f"not JSON: {error}", param_hint=option) from None
+    if not isinstance(found, dict):
+        # Without the text: it may hold secrets.
+        expected = f"expected a JSON object, such as '{{\"anon\": true}}', got a {type(found).__name__}"
+        raise typer.BadParameter(expected, param_hint=option)
+    return found
+
+
+def workers_of(
+    cluster: ClusterType, address: str | None, file: str | None, number: int | None
+) -> AbstractContextManager[Any]:
+    """A client of the running scheduler that was named, or else of workers that are started for the command."""
+    from curator_dask.cluster.client import get_client
+
+    return get_client(
+        cluster_type=cluster.value, scheduler_address=address, scheduler_file=file, n_workers=number
+    )
+
+
+@contextmanager
+def told_plainly(interrupted: str) -> Iterator[None]:
+    """Errors as one line and an exit code; what `interrupted` says when the user has enough."""
+    from curator_dask.cluster.interrupts import heard
+    from curator_dask.errors import CuratorError, ImageError, ShardError
+
+    try:
+        with heard():
+            yield
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: {interrupted}", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except CuratorError as error:
+        Console(stderr=True).print(
+            f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
+        raise typer.Exit(EXIT_SHARD if isinstance(error, ImageError | ShardError) else EXIT_USAGE) from None

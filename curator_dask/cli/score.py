@@ -1,0 +1,119 @@
+"""``score``: heads on the vectors of an output."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from curator_dask.cli.options import (
+    EXIT_SHARD,
+    Cluster,
+    ClusterType,
+    SchedulerAddress,
+    SchedulerFile,
+    Workers,
+    json_object,
+    told_plainly,
+    workers_of,
+)
+
+if TYPE_CHECKING:
+    from curator_dask.image.classifiers import ImageClassifier
+
+#: In the place of a file: the one that is published, as the class finds it.
+PUBLISHED = "default"
+
+
+def score(
+    embeddings: Annotated[
+        str,
+        typer.Argument(
+            metavar="EMBEDDINGS", help="Directory or URL that embed wrote to, or of other Parquet files."
+        ),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="OUTPUT", help="Where the files go with their scores.  [default: in their place]"
+        ),
+    ] = None,
+    aesthetic: Annotated[
+        str | None,
+        typer.Option(
+            help="LAION's aesthetic predictor: a file, or 'default', which is fetched. Column aesthetic_score.",
+            show_default=False,
+        ),
+    ] = None,
+    nsfw: Annotated[
+        str | None,
+        typer.Option(
+            help="LAION's NSFW detector: a file, or 'default' for the one in CURATOR_DASK_HOME. Column nsfw_score.",
+            show_default=False,
+        ),
+    ] = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE", help="A head of your own, and its column; several times.", show_default=False
+        ),
+    ] = None,
+    column: Annotated[str, typer.Option(help="Column of the vectors.")] = "image_embedding",
+    check: Annotated[bool, typer.Option(help="Refuse vectors that a head is not for.")] = True,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace scores of other heads, and others' columns.")
+    ] = False,
+    cluster: Cluster = ClusterType.auto,
+    scheduler_address: SchedulerAddress = None,
+    scheduler_file: SchedulerFile = None,
+    workers: Workers = None,
+    storage_options: Annotated[
+        str | None,
+        typer.Option(help="JSON object for fsspec, where EMBEDDINGS is a URL.", show_default=False),
+    ] = None,
+    output_storage_options: Annotated[
+        str | None, typer.Option(help="The same for OUTPUT, where that differs.", show_default=False)
+    ] = None,
+) -> None:
+    """Score the vectors of an output: a column for each head, all else stays as it is.
+
+    The same command again does only what is missing. No tar is opened, and no image decoded.
+
+    Exit code 0: done. 1: a file could not be read. 2: wrong usage, a head that is not for these vectors among it.
+    """
+    options = json_object(storage_options, "--storage-options") or None
+    output_options = json_object(output_storage_options, "--output-storage-options")
+    pairs = [each.partition("=") for each in head or ()]
+    bad = [name + equals + path for name, equals, path in pairs if not (name and path)]
+    if bad:
+        raise typer.BadParameter(f"{bad[0]!r}: expected NAME=FILE", param_hint="--head")
+    if not (aesthetic or nsfw or pairs):
+        raise typer.BadParameter("give a head: --aesthetic, --nsfw or --head", param_hint="--head")
+
+    from curator_dask.image.classifiers import (
+        AestheticClassifier,
+        HeadClassifier,
+        NsfwClassifier,
+        score_output,
+    )
+
+    with told_plainly("files that were scored are kept, the same command goes on from there"):
+        heads: list[ImageClassifier] = []
+        if aesthetic:
+            path = None if aesthetic == PUBLISHED else aesthetic
+            heads.append(AestheticClassifier(column, model_path=path, check=check))
+        if nsfw:
+            path = None if nsfw == PUBLISHED else nsfw
+            heads.append(NsfwClassifier(column, model_path=path, check=check))
+        heads += [HeadClassifier(path, name, column, check=check) for name, _, path in pairs]
+        with workers_of(cluster, scheduler_address, scheduler_file, workers):
+            summary = score_output(
+                embeddings,
+                heads,
+                output,
+                overwrite=overwrite,
+                storage_options=options,
+                output_storage_options=output_options if output_storage_options else None,
+            )
+    if not summary.complete:
+        raise typer.Exit(EXIT_SHARD)

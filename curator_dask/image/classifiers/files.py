@@ -1,0 +1,71 @@
+"""Scoring the vectors of an output that is there: its files get columns, and keep all that they have."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from curator_dask.errors import ConfigError
+from curator_dask.frames.record import FileRecord
+from curator_dask.image.classifiers.base import ImageClassifier
+from curator_dask.image.classifiers.origins import one_origin
+from curator_dask.outputs.adding import AddedStep, add_columns
+from curator_dask.runs.summary import SaveSummary
+
+
+def score_output(
+    path: str | os.PathLike[str],
+    classifiers: Sequence[ImageClassifier],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+    output_storage_options: Mapping[str, Any] | None = None,
+) -> SaveSummary:
+    """Score the vectors of an output: no tar is opened, no image decoded, no vector changed.
+
+    Each file is written whole or not at all. A second call does only what is missing: files, and heads.
+
+    Parameters
+    ----------
+    path
+        What `save_metadata` or ``curator-dask embed`` wrote, or other Parquet files with lists of float32.
+    classifiers
+        The heads, each with a column of its own.
+    output
+        Where the files go with their scores; None: in the place of those that are there.
+    overwrite
+        Replace scores of other heads under these names, and columns and files that others made.
+    storage_options, output_storage_options
+        For fsspec, where `path` and `output` are URLs; without the second those of `path`, too.
+
+    Raises
+    ------
+    ConfigError
+        A head is for other vectors than these; two make one column.
+    OutputError
+        There are no such vectors, or something would be replaced.
+    WeightsError
+        A head cannot be read.
+    """
+    twice = [name for name, count in Counter(each.pred_column for each in classifiers).items() if count > 1]
+    if twice or not classifiers:
+        raise ConfigError(
+            f"classifiers: two make the column {twice[0]!r}: give one another pred_column"
+            if twice
+            else "no head is given"
+        )
+
+    def steps(records: Mapping[str, FileRecord | None]) -> list[AddedStep]:
+        return [each.step(one_origin(each.embedding_column, records)) for each in classifiers]
+
+    return add_columns(
+        os.fspath(path),
+        steps,
+        None if output is None else os.fspath(output),
+        overwrite=overwrite,
+        options=storage_options,
+        output_options=storage_options if output_storage_options is None else output_storage_options,
+    )

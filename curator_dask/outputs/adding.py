@@ -1,0 +1,295 @@
+"""Adding columns that are made of vectors to the files of an output: all else in them stays as it is.
+
+Each file is read as it is and written anew with more columns; shards are not needed, and no image is decoded. A file's
+record says which scores it has, so a further one costs only itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import pandas as pd
+import pyarrow as pa
+
+from curator_dask import backend
+from curator_dask.cluster.workers import current_client, set_up_workers
+from curator_dask.errors import OutputError, ShardError
+from curator_dask.frames.columns import vectors_in
+from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.frames.parquet import (
+    Footer,
+    conform,
+    open_parquet,
+    read_footer,
+    remove_leftovers,
+    write_table,
+)
+from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.lock import RunLock
+from curator_dask.outputs.planning import list_files
+from curator_dask.outputs.saving import check_writable, locate
+from curator_dask.outputs.writing import ERRORS_FOLDER, Output
+from curator_dask.runs.describing import describe
+from curator_dask.runs.graph import map_items
+from curator_dask.runs.passes import run_steps
+from curator_dask.runs.reports import report_frame, report_of
+from curator_dask.runs.settle import FrameTasks, run_targets
+from curator_dask.runs.step import ScoringStep, SharingStep
+from curator_dask.runs.summary import SaveSummary
+from curator_dask.runs.targets import Target
+from curator_dask.storage import Options, is_remote, join
+from curator_dask.threads import in_threads
+from curator_dask.webdataset.shards import stamp
+
+logger = logging.getLogger("curator_dask")
+
+#: In what a record says of scores: the state of the file that they were made of, where they stand in another.
+MADE_OF = "made_of"
+
+
+class AddedStep(SharingStep, ScoringStep, Protocol):
+    """A step that makes scores of vectors."""
+
+
+@dataclass(frozen=True)
+class AddToFile:
+    """Adds columns to one file, and writes it in its place or elsewhere.
+
+    Attributes
+    ----------
+    steps
+        That make the columns.
+    source, target
+        Where the file is, and where it goes.
+    given_up
+        The file kills workers: it is left as it is, for this reason.
+    """
+
+    steps: tuple[AddedStep, ...]
+    source: Output
+    target: Output
+    given_up: str | None = None
+
+    def give_up(self, reason: str) -> AddToFile:
+        """The same without the work that kills workers."""
+        return replace(self, given_up=reason)
+
+    def lacking(self, name: str) -> tuple[str, Output, Footer, tuple[AddedStep, ...]]:
+        """The file to read, where it is, what it says of itself, and the steps whose columns it lacks."""
+        path = join(self.source.folder, name)
+        footer = read_footer(path, self.source.options)
+        done = join(self.target.folder, name)
+        if done == path:
+            return path, self.source, footer, self._lacking(footer, None)
+        there = read_footer(done, self.target.options)
+        origin = vars(stamp(path, self.source.options))
+        if there.rows == footer.rows and _made_of(there.record) == origin:
+            return done, self.target, there, self._lacking(there, origin)
+        return path, self.source, footer, self.steps
+
+    def _lacking(self, footer: Footer, origin: Mapping[str, Any] | None) -> tuple[AddedStep, ...]:
+        record = footer.record
+        if record is None or record.rows != footer.rows:
+            return self.steps
+        return tuple(
+            step
+            for step in self.steps
+            if any(
+                name not in footer.columns
+                or record.scores.get(name, {}).get("recipe") != said["recipe"]
+                or record.scores[name].get(MADE_OF) != origin
+                for name, said in step.scores.items()
+            )
+        )
+
+    def __call__(self, name: str) -> pd.DataFrame:
+        """Do it; returns a report as `WritePartition` does.
+
+        Raises
+        ------
+        ShardError
+            The file cannot be read, or its vectors are not what the heads take.
+        """
+        path, output, _, steps = self.lacking(name)
+        if self.given_up is not None:
+            raise ShardError(f"{path}: {self.given_up}. It is as it was; run again, or look at the file")
+        try:
+            with open_parquet(path, output.options) as file:
+                table = file.read()
+        except Exception as error:  # a store's own, of many types
+            raise ShardError(f"{path}: cannot be read: {error!r}") from error
+        record = FileRecord.parse(table.schema.metadata) or FileRecord("")
+        if steps:  # else a worker died after it had written the file
+            table = _with_columns(table, record, steps, name)
+        report = report_of(name.removesuffix(".parquet"), table, record.id_col or "key")
+        if steps:
+            made = {column: dict(said) for step in steps for column, said in step.scores.items()}
+            if self.source.folder != self.target.folder:
+                origin = vars(stamp(join(self.source.folder, name), self.source.options))
+                made = {column: {**said, MADE_OF: origin} for column, said in made.items()}
+            kept = replace(
+                record,
+                scores={**record.scores, **made},
+                derived=tuple(dict.fromkeys([*record.derived, *made])),
+                report=None if record.report is None else {**record.report, **_counts(report)},
+            )
+            write_table(join(self.target.folder, name), table, kept, self.target.options)
+        return report_frame(report)
+
+
+def add_columns(
+    path: str,
+    make_steps: Callable[[Mapping[str, FileRecord | None]], Sequence[AddedStep]],
+    output: str | None = None,
+    *,
+    overwrite: bool = False,
+    options: Options = None,
+    output_options: Options = None,
+) -> SaveSummary:
+    """Add columns that steps make of vectors to the files of an output.
+
+    Parameters
+    ----------
+    path
+        Of the output: Parquet files with vectors, from here or elsewhere.
+    make_steps
+        Given the record of each file by its path, makes the steps.
+    output
+        Where the files go with their new columns; None: in the place of those that are there.
+    overwrite
+        Replace scores of other heads, and columns and files that others made.
+    options, output_options
+        For fsspec, of `path` and of `output`.
+
+    Returns
+    -------
+    SaveSummary
+        Counts and times; it is also logged.
+
+    Raises
+    ------
+    OutputError
+        There are no such files, or something would be replaced.
+    """
+    started = time.monotonic()
+    source = target = Output(locate(path, options), options, output is None, overwrite, False)
+    if output is not None and locate(output, output_options) != source.folder:
+        target = Output(locate(output, output_options), output_options, False, overwrite, False)
+    if not is_remote(target.folder):
+        check_writable(target.folder)
+    client = current_client()
+    if client is not None:
+        set_up_workers(client)
+    summary = SaveSummary(target.folder)
+    with RunLock(target.folder, target.options):
+        if not is_remote(target.folder):
+            remove_leftovers(target.folder)
+        files = [file.removeprefix(source.folder).lstrip("/") for file in sorted(list_files(source))]
+        names = [name for name in files if not name.startswith(f"{ERRORS_FOLDER}/")]
+        if not names:
+            raise OutputError(f"{path}: no Parquet file is there. Give the folder that embed wrote to")
+        paths = [join(source.folder, name) for name in names]
+        footers = dict(zip(paths, in_threads(lambda each: read_footer(each, options), paths), strict=True))
+        steps = tuple(make_steps({each: footer.record for each, footer in footers.items()}))
+        add = AddToFile(steps, source, target)
+        looked = in_threads(add.lacking, names)
+        for number, (where, _, footer, lacking) in enumerate(looked):
+            if lacking:
+                _check_vectors(where, footer, lacking)
+            if lacking and not overwrite:
+                _check_free(where, footer, lacking, paths[number], join(target.folder, names[number]), target)
+        todo = [name for name, (_, _, _, lacking) in zip(names, looked, strict=True) if lacking]
+        for step in {id(step): step for look in looked for step in look[3]}.values():
+            describe(step, client)
+        finished = [footer for _, _, footer, lacking in looked if not lacking]
+        summary.skipped = len(finished)
+        summary.rows_before = sum(footer.rows for footer in finished)
+        summary.failed_before = sum(
+            ((footer.record and footer.record.report) or {}).get("failed", 0) for footer in finished
+        )
+        summary.startup_seconds = time.monotonic() - started
+        if todo:
+            targets = [
+                Target(name.removesuffix(".parquet"), join(target.folder, name), "", None, None, None)
+                for name in todo
+            ]
+            run_targets(_tasks(add, todo, client), client, targets, summary)
+    summary.seconds = time.monotonic() - started
+    logger.info("%s", summary)
+    return summary
+
+
+def _tasks(add: AddToFile, names: Sequence[str], client: Any) -> FrameTasks:
+    """A task a file."""
+
+    def written(reason: str | None) -> Any:
+        function = add if reason is None else add.give_up(reason)
+        return map_items(function, list(names), report_frame({}), "add-columns")
+
+    return FrameTasks(written(None), written, True, client)
+
+
+def _check_vectors(read: str, footer: Footer, lacking: Sequence[AddedStep]) -> None:
+    missing = {said["vectors"] for step in lacking for said in step.scores.values()} - {*footer.columns}
+    if missing:
+        raise OutputError(
+            f"{read}: has no column {sorted(missing)} of vectors; it has {footer.columns}. Give the name of theirs"
+            " (embedding_column, --column)"
+        )
+
+
+def _check_free(
+    read: str, footer: Footer, lacking: Sequence[AddedStep], source: str, written: str, target: Output
+) -> None:
+    """Raise OutputError where columns, or a file, would be replaced."""
+    record = footer.record or FileRecord("")
+    hint = "Give the column another name, or use overwrite=True (--overwrite)"
+    for step in lacking:
+        for name, said in step.scores.items():
+            before = record.scores.get(name)
+            if name in footer.columns and before is None:
+                raise OutputError(f"{read}: has a column {name!r} that is no score of a head. {hint}")
+            if name in footer.columns and before is not None and before.get("recipe") != said["recipe"]:
+                raise OutputError(
+                    f"{read}: has a column {name!r} by the head {before.get('head')}, this run has"
+                    f" {said['head']}. {hint} to replace it"
+                )
+    if read == source != written:
+        there = read_footer(written, target.options)
+        if there.columns and _made_of(there.record) is None:
+            raise OutputError(
+                f"{written}: would be replaced, and was not made by adding scores. Write to another path, or use"
+                " overwrite=True (--overwrite)"
+            )
+
+
+def _made_of(record: FileRecord | None) -> Any:
+    """The state of the file of which another was made; None: of none."""
+    scores = record.scores.values() if record is not None else ()
+    return next((said[MADE_OF] for said in scores if MADE_OF in said), None)
+
+
+def _counts(report: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: report[name] for name in ("failed", "reasons", "examples")}
+
+
+def _with_columns(table: pa.Table, record: FileRecord, steps: Sequence[AddedStep], name: str) -> pa.Table:
+    """The table with the columns that steps make, ``image_error`` last where there was none."""
+    # The vectors, what says why some are null, and the other columns of which it may say so.
+    used = {*vectors_in(table.schema), *record.scores, ERROR_COLUMN}
+    frame = backend.current().from_arrow(table.select([each for each in table.column_names if each in used]))
+    made = backend.frame_to_arrow(run_steps(steps, frame))
+    kinds = {column: kind for step in steps for column, kind in step.columns.items()}
+    new = conform(made, pa.schema(list(kinds.items())), name)
+    for column in kinds:
+        if column in table.column_names:
+            table = table.set_column(table.column_names.index(column), column, new.column(column))
+        elif column != ERROR_COLUMN and ERROR_COLUMN in table.column_names:
+            table = table.add_column(table.column_names.index(ERROR_COLUMN), column, new.column(column))
+        else:
+            table = table.append_column(column, new.column(column))
+    return table
