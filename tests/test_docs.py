@@ -45,8 +45,13 @@ PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs"
 # What the pages write, and what stands for it here. `folder` is one for each page, with `dataset`, `models` (a small
 # CLIP with random weights, where OpenAI's would be fetched to) and `model.safetensors` (a random ResNet-18) in it.
 STAND_INS = {
-    "/path/to": "{folder}",
     "vit_large_patch14_clip_quickgelu_224.openai": "local-dir:{model}",  # pretrained EfficientNet-Lite0
+    # LAION's heads are for OpenAI's CLIP alone: any linear one of the class below them.
+    "heads = [AestheticClassifier()": 'heads = [AestheticClassifier.__base__("{folder}/head.pth", "aesthetic_score")',
+    'NsfwClassifier(model_path="/path/to/nsfw.safetensors")': (
+        'NsfwClassifier.__base__("{folder}/head.pth", "nsfw_score")'
+    ),
+    "/path/to": "{folder}",
     # All pages share one cluster with one worker on the CPU.
     'get_client(cluster_type="gpu")': 'get_client(scheduler_address="{scheduler}")',
     'get_client(cluster_type="auto")': 'get_client(scheduler_address="{scheduler}")',
@@ -94,6 +99,12 @@ HOLDS = {
         "pq.read_table(FOLDER + '/embeddings')['phash'].null_count == 2",
         "(summary.rows, summary.failed) == (pq.read_table(FOLDER + '/good').num_rows, 0) and 0 < summary.rows < 14",
         "set(pq.read_table(FOLDER + '/embeddings')['format'].to_pylist()) == {'JPEG', 'PNG', None}",
+    ],
+    "scores.md": [
+        "pq.read_table(FOLDER + '/embeddings')['aesthetic_score'].null_count == 2",
+        "pq.read_table(FOLDER + '/embeddings')['nsfw_score'].null_count == 2",
+        "set(pq.read_table(FOLDER + '/embeddings')['blurry'].to_pylist()) <= {True, False, None}",
+        "pq.read_table(FOLDER + '/embeddings')['blurry'].null_count == 2",
     ],
     "stores-and-clusters.md": ["(summary.rows, summary.failed, summary.written) == (14, 2, 2)"],
     "your-own-model.md": [
@@ -216,6 +227,7 @@ def made(tmp_path_factory):
     resnet = torchvision.models.resnet18()
     resnet.fc = torch.nn.Identity()
     save_model(resnet, folder / "page" / "model.safetensors")
+    torch.save(torch.nn.Linear(1280, 1).state_dict(), folder / "page" / "head.pth")
     np.save(folder / "page" / "probe.npy", np.ones(512, np.float32))
     transformers.logging.disable_progress_bar()
     make_clip(folder / "page" / "models" / "openai" / "clip-vit-large-patch14")
