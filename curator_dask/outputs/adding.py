@@ -16,7 +16,8 @@ import pandas as pd
 import pyarrow as pa
 
 from curator_dask import backend
-from curator_dask.cluster.workers import current_client, set_up_workers
+from curator_dask.cluster.setup import set_up_workers
+from curator_dask.cluster.workers import current_client
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.columns import vectors_in
 from curator_dask.frames.names import ERROR_COLUMN
