@@ -273,12 +273,17 @@ def frame_to_arrow(frame: Any) -> pa.Table:
 
 def series_like(frame: Any, array: pa.Array) -> Any:
     """An Arrow array as a Series of the frame's library, with the frame's index."""
+    series = series_of(frame, array)
+    series.index = frame.index
+    return series
+
+
+def series_of(frame: Any, array: pa.Array) -> Any:
+    """An Arrow array of any length as a Series of the frame's library."""
     if hasattr(frame, "to_arrow"):
         import cudf
 
-        series = cudf.Series.from_arrow(array)
-        series.index = frame.index
-        return series
+        return cudf.Series.from_arrow(array)
     import pandas as pd
 
-    return pd.Series(pd.arrays.ArrowExtensionArray(array), index=frame.index)
+    return pd.Series(pd.arrays.ArrowExtensionArray(array))

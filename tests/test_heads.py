@@ -563,6 +563,22 @@ def test_scores_are_added_to_an_output_and_nothing_else_changes(tmp_path, in_thi
         assert table[column].type == pa.float32()
 
 
+def test_scores_stay_beside_a_second_model(folder, red, tmp_path, in_this_process):
+    out, head = tmp_path / "out", HeadClassifier(red, "red")
+    ColourReader()(dataset_of(folder)).save_metadata(out)
+    score_output(out, [head])
+    before = pq.read_table(out)
+    ColourReader(image_embedding_column="second")(dataset_of(folder)).save_metadata(out)
+    assert pq.read_table(out)["red"].equals(before["red"])
+    summary = score_output(out, [head, HeadClassifier(red, "other", "second")])
+    assert summary.written == 2
+    table = pq.read_table(out)
+    assert table["other"].equals(table["red"]) and table["red"].equals(before["red"])
+    assert set(read_record(str(out / "00000.parquet")).scores) == {"red", "other"}
+    with pytest.raises(OutputError, match="which a retry cannot make again"):
+        ColourReader().retry(out)
+
+
 def test_an_output_elsewhere_leaves_the_vectors_files_alone(tmp_path, in_this_process):
     out, other = write_vectors(tmp_path / "out"), tmp_path / "scored"
     before = {path.name: path.read_bytes() for path in out.glob("*.parquet")}

@@ -239,7 +239,7 @@ class _Scoring(Work):
         valid = vectors.is_valid().to_numpy(zero_copy_only=False)
         scores = self._scores(vectors)
         good = np.isfinite(scores) if scores.dtype.kind == "f" else np.ones(len(scores), bool)
-        values = self._finished(scores, np.flatnonzero(valid))
+        values = self._finished(scores)
         if pa.types.is_floating(values.type):
             good &= pc.is_finite(values).fill_null(False).to_numpy(zero_copy_only=False)
         place = np.full(len(valid), len(scores))
@@ -313,10 +313,10 @@ class _Scoring(Work):
             scores = scores.float()
         return np.asarray(scores)
 
-    def _finished(self, scores: np.ndarray, places: np.ndarray) -> pa.Array:
+    def _finished(self, scores: np.ndarray) -> pa.Array:
         """What `postprocess` makes of scores, as the column's type."""
         name, kind = self._classifier.pred_column, self._classifier.arrow_type
-        series = backend.series_like(self._rows.frame[[]].iloc[places], pa.array(scores))
+        series = backend.series_of(self._rows.frame, pa.array(scores))
         array = to_array(self._classifier.postprocess(series))
         if len(array) != len(scores):
             raise ShardError(
