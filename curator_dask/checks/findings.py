@@ -110,6 +110,12 @@ KINDS = {
         "image that cannot be used, of those looked at; its vector will be null",
         "those that are too large: --max-pixels; others have to be fetched again, or do without a vector",
     ),
+    "gray16": Kind(
+        False,
+        "grey image of more than 8 bits a sample, of those looked at",
+        "none is needed where the files declare how many bits they use: the highest 8 of these are taken."
+        " gray16='pillow' (--gray16 pillow) does as Pillow does: above 255 all is white",
+    ),
     "no-samples": Kind(
         False, "tar without a sample", "leave it out, or fetch it again if it should have some"
     ),

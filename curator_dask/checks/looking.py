@@ -62,6 +62,8 @@ class Look:
         Kind, width, height (upright, pixels) and bytes of those whose headers were read.
     unusable
         Keys of those that cannot be used, by reason.
+    deep_gray
+        Keys of the images, of those looked at, that are grey with more than 8 bits a sample.
     stale
         Why the index file does not fit the tar.
     """
@@ -78,6 +80,7 @@ class Look:
     statuses: Counter[str] = field(default_factory=Counter)
     images: list[tuple[str, int, int, int]] = field(default_factory=list)
     unusable: dict[str, list[str]] = field(default_factory=dict)
+    deep_gray: list[str] = field(default_factory=list)
     stale: str | None = None
 
 
@@ -273,6 +276,8 @@ def _look_at_images(
             found.unusable.setdefault(kind, []).append(f"{sample.key}: {error}")
         else:
             found.images.append((header.kind, header.width, header.height, member.size))
+            if header.deep_gray:
+                found.deep_gray.append(sample.key)
 
 
 def _note(found: Look, kind: str, names: Any) -> None:

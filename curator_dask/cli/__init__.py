@@ -79,9 +79,7 @@ def embed(
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass, at most.")] = 256,
     threads: Annotated[int, typer.Option(min=1, help="Decoding threads a worker.")] = 4,
     column: Annotated[str, typer.Option(help="Name of the embedding's column.")] = "image_embedding",
-    model_output: Annotated[
-        Output, typer.Option(help="What of the model's output is the embedding.")
-    ] = Output.auto,
+    model_output: Annotated[Output, typer.Option(help="Of the model: what is the vector.")] = Output.auto,
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Larger images are not decoded.  [default: Pillow's limit]")
     ] = None,
@@ -94,6 +92,7 @@ def embed(
     checkpoint: Annotated[str | None, typer.Option(help="State dict to load over the model.")] = None,
     normalize: Annotated[bool, typer.Option(help="Make vectors unit length.")] = True,
     autocast: Annotated[bool, typer.Option(help="bf16 or fp16 where that is fast.")] = True,
+    gray16: Annotated[str, typer.Option(help="Grey of over 8 bits: scale, or pillow: clip.")] = "scale",
     image: Annotated[str | None, typer.Option(help="Which of several images a sample, as image.png.")] = None,
     compile: Annotated[
         bool | None,
@@ -157,6 +156,7 @@ def embed(
             compile="auto" if compile is None else compile,
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
             image_member=image,
+            gray16=gray16,
             decoder=decoder.value,
             on_error="raise" if raise_on_error else "null",
         )

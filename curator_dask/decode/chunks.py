@@ -204,7 +204,7 @@ class ChunkDecoder:
     def _by_pillow(self, which: tuple[int, ...], data: Encoded) -> list[Any]:
         from curator_dask.decode.pillow import decode
 
-        return self._maker.of_image(decode(data, self._spec.max_pixels), which)
+        return self._maker.of_image(decode(data, self._spec.max_pixels, self._spec.gray16), which)
 
     def finish(self, chunk: Chunk, collectors: Sequence[Collector], following: Chunk | None = None) -> None:
         """Wait for DALI's part of a chunk that was started, and hand out the rest of the work on it.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
+from curator_dask.decode.gray import declared_bits, is_deep_gray, to_gray8
 from curator_dask.decode.sniff import Encoded, check_size, open_image, reason_of
 from curator_dask.decode.transforms import Axis, TransformSpec
 from curator_dask.errors import ImageError
@@ -28,7 +29,7 @@ wide on the way.
 """
 
 
-def decode(data: Encoded, max_pixels: int) -> Image.Image:
+def decode(data: Encoded, max_pixels: int, gray16: str = "scale") -> Image.Image:
     """Decode one image: its first frame, upright, RGB, alpha dropped.
 
     Parameters
@@ -37,6 +38,8 @@ def decode(data: Encoded, max_pixels: int) -> Image.Image:
         The encoded image.
     max_pixels
         Largest height times width that is decoded.
+    gray16
+        See `curator_dask.decode.spec.ImageOptions`.
 
     Raises
     ------
@@ -47,7 +50,10 @@ def decode(data: Encoded, max_pixels: int) -> Image.Image:
         with open_image(data) as opened:
             check_size(opened.height, opened.width, max_pixels)
             opened.load()
-            return _to_rgb(_upright(opened))
+            image = _upright(opened)
+            if gray16 == "scale" and is_deep_gray(opened):
+                image = to_gray8(image, declared_bits(opened, data))
+            return _to_rgb(image)
     except Exception as error:
         raise ImageError(reason_of(error, data, max_pixels)) from None
 
@@ -60,9 +66,6 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        # Pillow would cut every value above 255 to white; its high byte is what 16-bit RGB gets.
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     image.info.pop("transparency", None)  # it is dropped: Pillow need not warn of what it could have kept
     return image if type(image) is Image.Image and image.mode == "RGB" else image.convert("RGB")
 

@@ -46,12 +46,15 @@ class Header(NamedTuple):
     plain
         True where DALI is known to decode such an image to Pillow's very pixels, and nothing in the headers
         is suspect. Everything else is Pillow's.
+    deep_gray
+        Grey of more than 8 bits a sample.
     """
 
     kind: str
     height: int
     width: int
     plain: bool
+    deep_gray: bool = False
 
 
 def buffer_of(data: Encoded) -> memoryview:
@@ -207,7 +210,8 @@ def _png(view: memoryview) -> Header | None:
     """IHDR has the size; a walk over the chunks shows whether the file is whole and holds surprises."""
     if bytes(view[12:16]) != b"IHDR":
         return None
-    width, height, depth = struct.unpack_from(">IIB", view, 16)
+    width, height, depth, colour = struct.unpack_from(">IIBB", view, 16)
+    deep_gray = depth == 16 and colour == 0
     plain = depth <= 8  # Pillow and DALI disagree on how 16 bits become 8
     at = 8
     while at + 12 <= view.nbytes:
@@ -220,8 +224,8 @@ def _png(view: memoryview) -> Header | None:
                 plain = False
         at += 12 + length
         if name == b"IEND":
-            return Header("PNG", height, width, plain and at <= view.nbytes)
-    return Header("PNG", height, width, plain=False)
+            return Header("PNG", height, width, plain and at <= view.nbytes, deep_gray)
+    return Header("PNG", height, width, plain=False, deep_gray=deep_gray)
 
 
 def _webp(view: memoryview) -> Header | None:
@@ -260,7 +264,8 @@ def _open_lazily(view: memoryview, max_pixels: int) -> Header:
     """Let Pillow read the headers of what is not read here."""
     try:
         with open_image(view) as image:
-            return Header(image.format or "unknown", image.height, image.width, plain=False)
+            deep_gray = image.mode.partition(";")[0] == "I"
+            return Header(image.format or "unknown", image.height, image.width, False, deep_gray)
     except Exception as error:
         raise ImageError(reason_of(error, view, max_pixels)) from None
 

@@ -17,6 +17,10 @@ DEFAULT_MAX_PIXELS = 178_956_970
 """Twice ``PIL.Image.MAX_IMAGE_PIXELS``: where Pillow takes an image for a decompression bomb."""
 
 
+GRAY16 = ("scale", "pillow")
+"""What is done with grey of more than 8 bits a sample."""
+
+
 def check_counts(**values: Any) -> None:
     """Raise ConfigError for the first argument that is no whole number of at least 1."""
     for name, value in values.items():
@@ -44,6 +48,9 @@ class ImageOptions:
         ``"null"``: an image that cannot be used costs its row; ``"raise"``: it ends the run.
     image_member
         Suffix of the image among several of a sample (``"image.png"``); None: ``key.ext``, else the first.
+    gray16
+        Of grey with more than 8 bits a sample, ``"scale"``: the highest 8 of the bits that the file declares;
+        ``"pillow"``: as Pillow's ``convert("RGB")`` makes it, above 255 white.
 
     Raises
     ------
@@ -58,10 +65,15 @@ class ImageOptions:
     use_index_files: bool = True
     on_error: str = "null"
     image_member: str | None = None
+    gray16: str = "scale"
 
     def __post_init__(self) -> None:
         check_counts(batch_size=self.batch_size, num_threads=self.num_threads, max_pixels=self.max_pixels)
-        for name, known in (("decoder", ("dali", "pillow")), ("on_error", ("null", "raise"))):
+        for name, known in (
+            ("decoder", ("dali", "pillow")),
+            ("on_error", ("null", "raise")),
+            ("gray16", GRAY16),
+        ):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: expected {known[0]!r} or {known[1]!r}")
         member = self.image_member
@@ -69,6 +81,12 @@ class ImageOptions:
             raise ConfigError(
                 f"image_member={member!r}: expected what follows the key and its dot, such as 'image.png'"
             )
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Of the options that came after the first version, those that are not as in it: for identities."""
+        member = () if self.image_member is None else (self.image_member,)
+        return (*member, *([] if self.gray16 == "scale" else [f"gray16={self.gray16}"]))
 
 
 @dataclass(frozen=True)
@@ -91,6 +109,8 @@ class LoaderSpec:
         ``"dali"``, or ``"pillow"`` for the exact reference.
     max_pixels
         Height times width above which an image is refused before it is decoded.
+    gray16
+        See `ImageOptions`.
     device
         ``"cpu"`` or ``"gpu"``: where the pixels are wanted (``backend.Backend.device``).
 
@@ -106,6 +126,7 @@ class LoaderSpec:
     decoder: str = "dali"
     max_pixels: int = DEFAULT_MAX_PIXELS
     device: str = "cpu"
+    gray16: str = "scale"
 
     def __post_init__(self) -> None:
         if not isinstance(self.transforms, tuple) or not self.transforms:
@@ -132,7 +153,11 @@ class LoaderSpec:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"LoaderSpec.{name}: expected a whole number of at least 1, got {value!r}")
-        for name, known in (("decoder", ("dali", "pillow")), ("device", ("cpu", "gpu"))):
+        for name, known in (
+            ("decoder", ("dali", "pillow")),
+            ("device", ("cpu", "gpu")),
+            ("gray16", GRAY16),
+        ):
             if getattr(self, name) not in known:
                 raise ConfigError(
                     f"LoaderSpec.{name}: expected {known[0]!r} or {known[1]!r}, got {getattr(self, name)!r}"
@@ -147,7 +172,7 @@ class LoaderSpec:
         transforms
             See `LoaderSpec`.
         options
-            Of each transform; they agree in `ImageOptions.decoder` and `ImageOptions.max_pixels`.
+            Of each transform; they agree in what decides pixels.
         """
         import torch
 
@@ -156,4 +181,6 @@ class LoaderSpec:
         # On a CPU more decoding threads than the worker's cores would only take turns with the model's.
         share = torch.get_num_threads() if device == "cpu" else wanted
         sizes = tuple(each.batch_size for each in options)
-        return cls(transforms, sizes, min(wanted, share), options[0].decoder, options[0].max_pixels, device)
+        first = options[0]
+        how = (first.decoder, first.max_pixels, device, first.gray16)
+        return cls(transforms, sizes, min(wanted, share), *how)

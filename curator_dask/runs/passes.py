@@ -128,7 +128,7 @@ def _shares(own: Reading | None, work: Work, reading: Reading) -> bool:
     """Whether a reading serves a work: who wants bytes alone does not mind how they are decoded."""
     assert own is not None
     if work.wanted is None:
-        own = replace(own, decoder=reading.decoder, max_pixels=reading.max_pixels)
+        own = replace(own, decoder=reading.decoder, max_pixels=reading.max_pixels, gray16=reading.gray16)
     return own == reading
 
 

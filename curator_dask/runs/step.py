@@ -112,7 +112,7 @@ class Reading:
     ----------
     id_col
         Column of the keys.
-    decoder, max_pixels, use_index_files, image_member
+    decoder, max_pixels, use_index_files, image_member, gray16
         See `curator_dask.decode.spec.ImageOptions`.
     storage_options
         For fsspec, where shards are URLs.
@@ -124,12 +124,13 @@ class Reading:
     use_index_files: bool = True
     storage_options: Options = None
     image_member: str | None = None
+    gray16: str = "scale"
 
     @classmethod
     def of(cls, id_col: str, options: ImageOptions, storage_options: Options = None) -> Reading:
         """As options say."""
         how = (options.decoder, options.max_pixels, options.use_index_files)
-        return cls(id_col, *how, storage_options, options.image_member)
+        return cls(id_col, *how, storage_options, options.image_member, options.gray16)
 
 
 @dataclass(frozen=True)
@@ -292,8 +293,7 @@ class _Computing(Work):
 
 def read_by(id_col: str, options: ImageOptions) -> str:
     """`Step.read_by` of vectors that a model makes of images."""
-    member = "" if options.image_member is None else f" {options.image_member}"
-    return f"{id_col} {options.decoder} {options.max_pixels}{member}"
+    return " ".join([id_col, options.decoder, str(options.max_pixels), *options.named])
 
 
 def check_step(step: Any) -> Step:

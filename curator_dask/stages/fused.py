@@ -114,12 +114,8 @@ class RunStages:
     @property
     def recipes(self) -> tuple[tuple[Any, ...], ...]:
         """With the package's own stages alone, that of each embedding, as of embedders one after the other."""
-        reader = self.reader
-        how = (
-            reader.decoder,
-            reader.max_pixels,
-            *([] if reader.image_member is None else [reader.image_member]),
-        )
+        options = self.reader.options
+        how = (options.decoder, options.max_pixels, *options.named)
         columns = [column for column, _ in self.vectors]
         if is_plain(self.chain.stages):
             return tuple(("embed", self.id_col, column, *how) for column in columns) or (

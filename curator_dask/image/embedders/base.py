@@ -50,6 +50,7 @@ class EmbedderOptions(TypedDict, total=False):
     compile: CompileSetting
     image_member: str | None
     classifiers: Sequence[ImageClassifier]
+    gray16: str
 
 
 class ImageEmbedder(ABC):
@@ -90,6 +91,9 @@ class ImageEmbedder(ABC):
         ``"image.png"``. None: ``key.ext`` if there is one, else the first.
     classifiers
         Heads that score the vectors in the same pass (`curator_dask.image.classifiers`).
+    gray16
+        Of grey with more than 8 bits a sample, ``"scale"``: the highest 8 of the bits that the file declares, as
+        with 16-bit RGB. ``"pillow"``: as Pillow's ``convert("RGB")`` makes it, every sample above 255 white.
     """
 
     #: Part of the fingerprint. The code of the class and of its transform is too, but not what they call: change
@@ -97,6 +101,7 @@ class ImageEmbedder(ABC):
     version: str = ""
     image_member: str | None = None
     classifiers: tuple[ImageClassifier, ...] = ()
+    gray16: str = "scale"
 
     def __init__(
         self,
@@ -113,6 +118,7 @@ class ImageEmbedder(ABC):
         compile: CompileSetting = "auto",
         image_member: str | None = None,
         classifiers: Sequence[ImageClassifier] = (),
+        gray16: str = "scale",
     ) -> None:
         check_compile(compile)
         check_counts(num_threads_per_worker=num_threads_per_worker)
@@ -128,10 +134,13 @@ class ImageEmbedder(ABC):
         self.max_pixels = max_pixels
         self.on_error = on_error
         self.compile = compile
-        if image_member is not None:  # else it is none of the settings by which earlier files know theirs
+        # At their defaults these are none of the settings by which earlier files know theirs.
+        if image_member is not None:
             self.image_member = image_member
         if classifiers:
             self.classifiers = _checked(classifiers, image_embedding_column)
+        if gray16 != "scale":
+            self.gray16 = gray16
         _ = self.options  # checks them
 
     @property
@@ -145,6 +154,7 @@ class ImageEmbedder(ABC):
             self.use_index_files,
             self.on_error,
             self.image_member,
+            self.gray16,
         )
 
     @property

@@ -50,7 +50,7 @@ class EmbedPartition:
         Open no tar and load no model: every row gets a null vector and this reason.
     settings
         JSON of the arguments that make the embedder again; ``null`` for one of the user's own.
-    image_member
+    image_member, gray16
         See `ImageEmbedder`.
     """
 
@@ -68,6 +68,7 @@ class EmbedPartition:
     given_up: str | None = None
     settings: str = "null"
     image_member: str | None = None
+    gray16: str = "scale"
 
     #: A row comes out for each that goes in.
     keeps_rows = True
@@ -84,10 +85,11 @@ class EmbedPartition:
             self.use_index_files,
             self.on_error,
             self.image_member,
+            self.gray16,
         )
 
     def __dask_tokenize__(self) -> Any:
-        """As Dask makes it of a dataclass, without a member that is not named: earlier files know no such thing."""
+        """As Dask makes it of a dataclass, without later options at their default: earlier files know none of them."""
         parameters = self.__dataclass_params__  # type: ignore[attr-defined]
         return (
             normalize_object(type(self)),
@@ -95,7 +97,7 @@ class EmbedPartition:
             [
                 (each.name, normalize_token(getattr(self, each.name)))
                 for each in fields(self)
-                if each.name != "image_member" or self.image_member is not None
+                if each.name not in ("image_member", "gray16") or getattr(self, each.name) != each.default
             ],
         )
 
@@ -112,8 +114,7 @@ class EmbedPartition:
     @property
     def recipe(self) -> tuple[Any, ...]:
         """What decides a vector besides the model, which is described by itself: not how fast it is made."""
-        member = [] if self.image_member is None else [self.image_member]
-        return ("embed", self.id_col, self.column, self.decoder, self.max_pixels, *member)
+        return ("embed", self.id_col, self.column, self.decoder, self.max_pixels, *self.options.named)
 
     @property
     def arguments(self) -> dict[str, Any]:

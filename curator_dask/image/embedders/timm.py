@@ -39,7 +39,8 @@ class TimmImageEmbedder(ImageEmbedder):
     model_kwargs
         Further arguments of `timm.create_model`, such as ``{"img_size": 336}``.
     **options
-        The others of `ImageEmbedder`: ``decoder``, ``max_pixels``, ``on_error``, ``compile``.
+        The others of `ImageEmbedder`: ``decoder``, ``max_pixels``, ``on_error``, ``compile``, ``image_member``,
+        ``gray16``.
 
     Raises
     ------

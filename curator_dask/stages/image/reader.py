@@ -43,7 +43,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
         See `curator_dask.stages.base.Stage`.
     id_col, metadata
         As for `ImageTextPairDataset.from_webdataset`: the column of the keys, and where the rows come from.
-    decoder, max_pixels, use_index_files, image_member
+    decoder, max_pixels, use_index_files, image_member, gray16
         As for `curator_dask.image.embedders.ImageEmbedder`.
     batch_size
         Another name for `dali_batch_size`.
@@ -71,6 +71,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
         use_index_files: bool = True,
         batch_size: int | None = None,
         image_member: str | None = None,
+        gray16: str = "scale",
     ) -> None:
         dali_batch_size = dali_batch_size if batch_size is None else batch_size
         check_counts(dali_batch_size=dali_batch_size)
@@ -85,6 +86,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
         self.max_pixels = max_pixels
         self.use_index_files = use_index_files
         self.image_member = image_member
+        self.gray16 = gray16
         _ = self.options  # checks them
 
     @property
@@ -97,6 +99,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
             self.max_pixels,
             self.use_index_files,
             image_member=self.image_member,
+            gray16=self.gray16,
         )
 
     def inputs(self) -> Names:
