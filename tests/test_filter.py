@@ -8,10 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from colours import ColourReader, check_colours, write_dataset
+from typer.testing import CliRunner
 
+from curator_dask.cli import app
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.image.statistics import ImageStatistics
+from curator_dask.outputs.filtering import filter_output
 from curator_dask.rows.where import Where
 from curator_dask.testing import StepTests
 
@@ -139,6 +142,90 @@ def test_no_row_passes(dataset, tmp_path):
     summary = ColourReader()(dataset.filter("1 = 2")).save_metadata(tmp_path / "out")
     assert (summary.rows, summary.written) == (0, 3)
     assert pq.read_table(tmp_path / "out").num_rows == 0
+
+
+@pytest.fixture
+def scored(dataset, tmp_path):
+    """An output of three files with a score a row: null of one, NaN of one, and many of the same value."""
+    out = tmp_path / "embeddings"
+    ColourReader()(dataset).save_metadata(out)
+    for path in sorted(out.glob("*.parquet")):
+        table = pq.read_table(path)
+        scores = [float(int(key[-4:]) // 2) for key in table["key"].to_pylist()]
+        if path.stem == "00001":
+            scores[2:4] = [None, float("nan")]
+        pq.write_table(table.append_column("score", pa.array(scores, pa.float32())), path)
+    return out
+
+
+def rows_of(folder):
+    return {row["key"]: row for row in pq.read_table(folder).to_pylist()}
+
+
+def test_an_output_is_filtered_and_counted(scored, tmp_path):
+    before = rows_of(scored)
+    where = "score >= 2 and image_error is null"
+    expected = {
+        key: row
+        for key, row in before.items()
+        if row["score"] is not None and row["score"] >= 2 and row["image_error"] is None
+    }
+    counted = filter_output(scored, where=where)
+    assert (counted.rows, counted.kept, counted.output) == (30, len(expected), None)
+    assert counted.passing["image_error IS NULL"] == 29
+    assert counted.unknown == {"score >= 2": 2, "image_error IS NULL": 0}
+    summary = filter_output(scored, tmp_path / "good", where=where)
+    assert f"{len(expected)} of 30 rows kept" in str(summary)
+    assert rows_of(tmp_path / "good") == expected
+    schema = pq.read_schema(tmp_path / "good" / "00000.parquet")
+    assert (
+        schema.field("image_embedding").type
+        == pq.read_schema(scored / "00000.parquet").field("image_embedding").type
+    )
+    assert list(expected) == pq.read_table(tmp_path / "good")["key"].to_pylist()  # in their order
+    again = filter_output(scored, tmp_path / "good", where=where)
+    assert (again.output.skipped, again.output.written, again.kept) == (3, 0, len(expected))
+    with pytest.raises(OutputError, match=r"made of other rows or by another condition.*overwrite"):
+        filter_output(scored, tmp_path / "good", where="score > 3")
+    assert filter_output(scored, tmp_path / "good", where="score > 3", overwrite=True).output.written == 3
+    with pytest.raises(OutputError, match="rows that do not pass would be lost"):
+        filter_output(scored, scored, where="score > 3")
+
+
+@pytest.mark.parametrize(
+    ("share", "where"), [(0.3, None), (0.5, "key not like '%7'"), (1.0, None), (0.01, None)]
+)
+def test_the_best_rows_over_all_files(scored, tmp_path, share, where):
+    summary = filter_output(scored, tmp_path / "best", top=("score", share), where=where)
+    rows = [
+        row
+        for row in rows_of(scored).values()
+        if row["score"] is not None and row["score"] == row["score"] and not (where and row["key"][-1] == "7")
+    ]
+    best = sorted(rows, key=lambda row: (-row["score"], row["key"]))[: round(share * len(rows))]
+    assert set(rows_of(tmp_path / "best")) == {row["key"] for row in best}
+    assert summary.kept == len(best) == pq.read_table(tmp_path / "best").num_rows
+    assert summary.output.rows == len(best)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--where", "score >= 2"], 0, "rows kept"),
+        (["OUT", "--where", "score >= 2", "--top", "score=0.5"], 0, "the best by score: down to"),
+        (["OUT"], 2, "give a condition"),
+        (["--where", "scores > 2"], 2, "Referenced column"),
+        (["--top", "score"], 2, "expected COLUMN=SHARE"),
+        (["--top", "score=2"], 2, "expected a column and a share above 0, at most 1"),
+        (["--top", "caption=0.5"], 2, "is no column of numbers"),
+        (["--top", "nothing=0.5"], 2, "has no column 'nothing'"),
+    ],
+)
+def test_the_command(scored, tmp_path, arguments, code, said):
+    given = [str(tmp_path / "out") if each == "OUT" else each for each in arguments]
+    result = CliRunner().invoke(app, ["filter", str(scored), *given, "--cluster", "cpu", "--workers", "1"])
+    assert result.exit_code == code, result.output
+    assert said in " ".join(result.output.split())
 
 
 class TestFilterRows(StepTests):

@@ -1,4 +1,4 @@
-"""The command line: ``embed``, and ``check``, ``retry``, ``index`` and ``score`` beside it."""
+"""The command line: ``embed``, and ``check``, ``retry``, ``index``, ``score`` and ``filter`` beside it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import curator_dask
+from curator_dask.cli.filter import filter_rows
 from curator_dask.cli.options import (
     EXIT_SHARD,
     Cluster,
@@ -317,3 +318,4 @@ def index(
 
 
 app.command()(score)
+app.command("filter")(filter_rows)

@@ -1,0 +1,107 @@
+"""``filter``: the rows of an output that pass, in files of their own."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from curator_dask.cli.options import (
+    EXIT_SHARD,
+    Cluster,
+    ClusterType,
+    SchedulerAddress,
+    SchedulerFile,
+    Workers,
+    json_object,
+    told_plainly,
+    workers_of,
+)
+
+
+def filter_rows(
+    embeddings: Annotated[
+        str,
+        typer.Argument(
+            metavar="EMBEDDINGS", help="Directory or URL that embed wrote to, or of other Parquet files."
+        ),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[OUTPUT]", help="Where the rows that pass go.  [default: they are counted alone]"
+        ),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONDITION",
+            help='As behind SQL\'s WHERE: "aesthetic_score > 5.5 and width >= 256". Null never passes.',
+            show_default=False,
+        ),
+    ] = None,
+    top: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN=SHARE",
+            help="Of the rows that pass, the share with the largest values, over all files: clip_score=0.3.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace files in OUTPUT that something else has made.")
+    ] = False,
+    cluster: Cluster = ClusterType.auto,
+    scheduler_address: SchedulerAddress = None,
+    scheduler_file: SchedulerFile = None,
+    workers: Workers = None,
+    storage_options: Annotated[
+        str | None,
+        typer.Option(help="JSON object for fsspec, where EMBEDDINGS is a URL.", show_default=False),
+    ] = None,
+    output_storage_options: Annotated[
+        str | None, typer.Option(help="The same for OUTPUT, where that differs.", show_default=False)
+    ] = None,
+) -> None:
+    """Keep the rows of an output that pass a condition, with all their columns; says how many pass each part of it.
+
+    Without OUTPUT nothing is written. The same command again does only what is missing. No tar is opened.
+
+    Exit code 0: done. 1: a file could not be read. 2: wrong usage, a condition that does not fit the columns among it.
+    """
+    column, equals, share = (top or "").rpartition("=")
+    best: tuple[str, float] | None = None
+    if top is not None:
+        try:
+            best = (column, float(share))
+        except ValueError:
+            column = ""
+        if not (column and equals):
+            raise typer.BadParameter(
+                f"{top!r}: expected COLUMN=SHARE, such as clip_score=0.3", param_hint="--top"
+            )
+    options = json_object(storage_options, "--storage-options") or None
+    output_options = json_object(output_storage_options, "--output-storage-options") or None
+
+    from curator_dask.outputs.filtering import filter_output
+
+    def run(to: str | None) -> bool:
+        found = filter_output(
+            embeddings,
+            to,
+            where=where,
+            top=best,
+            overwrite=overwrite,
+            storage_options=options,
+            output_storage_options=output_options,
+        )
+        return found.output is None or found.output.complete
+
+    with told_plainly("files that were written are kept, the same command goes on from there"):
+        if output is None:
+            run(None)
+            return
+        with workers_of(cluster, scheduler_address, scheduler_file, workers):
+            complete = run(output)
+    if not complete:
+        raise typer.Exit(EXIT_SHARD)

@@ -1,0 +1,382 @@
+"""Filtering an output: the rows that pass go into files of their own, all their columns as they are.
+
+First every file is asked which of its rows pass, by the columns that are named alone; then the files are written, each
+whole or not at all. So the counts are known before anything is written, and of a second run too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curator_dask.cluster.setup import set_up_workers
+from curator_dask.cluster.workers import current_client
+from curator_dask.errors import ConfigError, OutputError, ShardError
+from curator_dask.fingerprint import fingerprint
+from curator_dask.frames.names import URL_COLUMN
+from curator_dask.frames.parquet import open_parquet, read_footer, remove_leftovers, write_table
+from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.lock import RunLock
+from curator_dask.outputs.planning import list_files
+from curator_dask.outputs.saving import check_writable, locate
+from curator_dask.outputs.writing import ERRORS_FOLDER, Output
+from curator_dask.rows.where import Where
+from curator_dask.runs.graph import map_items
+from curator_dask.runs.reports import report_frame, report_of
+from curator_dask.runs.settle import FrameTasks, run_targets
+from curator_dask.runs.summary import SaveSummary
+from curator_dask.runs.targets import Target
+from curator_dask.storage import Options, is_remote, join
+from curator_dask.threads import in_threads
+from curator_dask.webdataset.shards import stamp
+
+logger = logging.getLogger("curator_dask")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where the best rows by a column end; rows of one value end by their key.
+
+    Attributes
+    ----------
+    column
+        Of numbers; more is better.
+    value
+        The last that is kept.
+    last
+        Key and shard, as text, of the last row of that value that is kept.
+    """
+
+    column: str
+    value: float
+    last: tuple[str, str]
+
+
+@dataclass
+class FilterSummary:
+    """What a filter keeps.
+
+    Attributes
+    ----------
+    rows, kept
+        Rows that were looked at, and those that pass.
+    passing
+        By clause, rows that pass it alone.
+    unknown
+        By clause, rows of which it says nothing, since a value is null or NaN: they do not pass.
+    cut
+        Where the best rows end, if only these are kept.
+    output
+        What was written, if anything was.
+    """
+
+    rows: int = 0
+    kept: int = 0
+    passing: dict[str, int] = field(default_factory=dict)
+    unknown: dict[str, int] = field(default_factory=dict)
+    cut: Cut | None = None
+    output: SaveSummary | None = None
+
+    def __str__(self) -> str:
+        lines = [f"{self.kept:,} of {self.rows:,} rows kept ({_share(self.kept, self.rows)})"]
+        for clause, count in self.passing.items():
+            null = f", {self.unknown[clause]:,} unknown (null)" if self.unknown[clause] else ""
+            lines.append(f"  {clause}: {count:,} pass ({_share(count, self.rows)}){null}")
+        if self.cut is not None:
+            lines.append(f"  the best by {self.cut.column}: down to {self.cut.value:g}")
+        return "\n".join(lines)
+
+
+def _share(count: int, rows: int) -> str:
+    return f"{count / rows:.1%}" if rows else "-"
+
+
+def filter_output(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    where: str | None = None,
+    top: tuple[str, float] | None = None,
+    overwrite: bool = False,
+    storage_options: Options = None,
+    output_storage_options: Options = None,
+) -> FilterSummary:
+    """Keep the rows of an output that pass; no tar is opened, no vector changed.
+
+    Parameters
+    ----------
+    path
+        What `save_metadata` or ``curator-dask embed`` wrote, or other Parquet files.
+    output
+        Where the rows that pass go, in files of the same names; None: they are counted alone.
+    where
+        A condition as behind SQL's WHERE (`ImageTextPairDataset.filter`).
+    top
+        A column and a share of 1: of the rows that pass `where` and have a value there, so many with the largest. It is
+        exact over all files, and rows of one value go by their key. (8 bytes a row are held meanwhile.)
+    overwrite
+        Replace files in `output` that something else has made.
+    storage_options, output_storage_options
+        For fsspec, where `path` and `output` are URLs; without the second those of `path`, too.
+
+    Raises
+    ------
+    ConfigError
+        Neither or no such condition is given.
+    OutputError
+        There are no such files or columns, or something would be replaced.
+    """
+    if where is None and top is None:
+        raise ConfigError("give a condition (where=, --where), or the share of the best rows (top=, --top)")
+    if top is not None and not 0 < top[1] <= 1:
+        raise ConfigError(
+            f"top={top!r}: expected a column and a share above 0, at most 1, such as ('score', 0.3)"
+        )
+    started = time.monotonic()
+    source = Output(locate(os.fspath(path), storage_options), storage_options, False, overwrite, False)
+    names = [file.removeprefix(source.folder).lstrip("/") for file in sorted(list_files(source))]
+    names = [name for name in names if not name.startswith(f"{ERRORS_FOLDER}/")]
+    if not names:
+        raise OutputError(f"{source.folder}: no Parquet file is there. Give the folder that embed wrote to")
+    chosen = _Chosen(None if where is None else Where(where), top)
+    looks = in_threads(lambda name: chosen.look(join(source.folder, name), storage_options), names)
+    summary = FilterSummary(sum(look.rows for look in looks))
+    for clause in looks[0].passing:
+        summary.passing[clause] = sum(look.passing[clause] for look in looks)
+        summary.unknown[clause] = sum(look.unknown[clause] for look in looks)
+    if top is not None:
+        paths = [join(source.folder, name) for name in names]
+        summary.cut = chosen.cut_of(looks, paths, storage_options)
+        chosen = replace(chosen, cut=summary.cut)
+    summary.kept = sum(look.kept for look in looks) if top is None else _count(top[1], looks)
+    logger.info("%s", summary)
+    if output is not None:
+        options = storage_options if output_storage_options is None else output_storage_options
+        target = Output(locate(os.fspath(output), options), options, False, overwrite, False)
+        if target.folder == source.folder:
+            raise OutputError(
+                f"{target.folder}: rows that do not pass would be lost: give another folder for the output"
+            )
+        summary.output = _write(names, FilterFile(chosen, source, target), started)
+    return summary
+
+
+@dataclass(frozen=True)
+class _Look:
+    rows: int
+    kept: int
+    passing: Mapping[str, int]
+    unknown: Mapping[str, int]
+    values: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Which rows of a file pass."""
+
+    where: Where | None
+    top: tuple[str, float] | None
+    cut: Cut | None = None
+
+    def look(self, path: str, options: Options) -> _Look:
+        """Count the rows of a file by what passes, and take the values by which the best are found."""
+        table = self._read(path, options)
+        passes = self._where(table)
+        clauses = [Where(clause) for clause in (self.where.clauses if self.where else ())]
+        said = {clause.text: clause.passes(table) for clause in clauses}
+        values = None
+        if self.top is not None:
+            values = _numbers(table, self.top[0], path)[passes]
+            values = values[~np.isnan(values)]
+        return _Look(
+            len(table),
+            int(passes.sum()),
+            {text: int((each == 1).sum()) for text, each in said.items()},
+            {text: int((each == -1).sum()) for text, each in said.items()},
+            values,
+        )
+
+    def cut_of(self, looks: Sequence[_Look], paths: Sequence[str], options: Options) -> Cut | None:
+        """Where the best rows of all files end; None where no row has a value."""
+        assert self.top is not None
+        column, share = self.top
+        values = np.concatenate([look.values for look in looks if look.values is not None])
+        count = _count(share, looks)
+        if not count:
+            return None
+        value = float(np.partition(values, len(values) - count)[len(values) - count])
+        left = count - int((values > value).sum())  # of those that have just this value
+        tied = [
+            path
+            for path, look in zip(paths, looks, strict=True)
+            if value in (look.values if look.values is not None else ())
+        ]
+        keys = sorted(
+            key for each in in_threads(lambda path: self._keys(path, options, value), tied) for key in each
+        )
+        return Cut(column, value, keys[left - 1])
+
+    def _keys(self, path: str, options: Options, value: float) -> list[tuple[str, str]]:
+        assert self.top is not None
+        table = self._read(path, options)
+        rows = self._where(table) & (_numbers(table, self.top[0], path) == value)
+        return _names_of(table, np.flatnonzero(rows))
+
+    def rows(self, table: pa.Table, path: str) -> np.ndarray:
+        """Bool (rows,): which rows of a file pass, the cut included."""
+        passes = self._where(table)
+        if self.top is None:
+            return passes
+        if self.cut is None:
+            return np.zeros(len(table), bool)
+        values = _numbers(table, self.cut.column, path)
+        kept = passes & (values > self.cut.value)
+        tied = np.flatnonzero(passes & (values == self.cut.value))
+        kept[tied] = [name <= self.cut.last for name in _names_of(table, tied)]
+        return kept
+
+    def _where(self, table: pa.Table) -> np.ndarray:
+        return np.ones(len(table), bool) if self.where is None else self.where.passes(table) == 1
+
+    def _read(self, path: str, options: Options) -> pa.Table:
+        """The columns that are named, and those that say which row is which."""
+        footer = read_footer(path, options)
+        keys = [(footer.record.id_col if footer.record else None) or "key", URL_COLUMN]
+        wanted = [] if self.where is None else self.where.columns(footer.columns)
+        wanted += [] if self.top is None else [self.top[0], *keys]
+        named = [name for name in dict.fromkeys(wanted) if name in footer.columns]
+        return _read(path, options, named or footer.columns[:1])
+
+
+def _count(share: float, looks: Sequence[_Look]) -> int:
+    return round(share * sum(len(look.values) for look in looks if look.values is not None))
+
+
+def _numbers(table: pa.Table, column: str, path: str) -> np.ndarray:
+    """float64 (rows,), NaN where there is none."""
+    if column not in table.column_names:
+        raise OutputError(f"{path}: has no column {column!r} to find the best rows by")
+    try:
+        return np.asarray(pc.cast(table.column(column), pa.float64()).to_numpy())
+    except pa.ArrowException as error:
+        raise OutputError(f"{path}: column {column!r} is no column of numbers ({error})") from None
+
+
+def _names_of(table: pa.Table, rows: np.ndarray) -> list[tuple[str, str]]:
+    """Key and shard of some rows, as text."""
+    names = [name for name in table.column_names if name != URL_COLUMN]
+    record = FileRecord.parse(table.schema.metadata)
+    key = (record.id_col if record else None) or ("key" if "key" in names else names[0])
+    columns = [
+        table.column(name).take(pa.array(rows)).to_pylist()
+        for name in (key, URL_COLUMN)
+        if name in table.column_names
+    ]
+    return [(str(each[0]), str(each[-1])) for each in zip(*columns, strict=True)]
+
+
+def _read(path: str, options: Options, columns: Sequence[str] | None = None) -> pa.Table:
+    try:
+        with open_parquet(path, options) as file:
+            return file.read(columns=columns)
+    except Exception as error:  # a store's own, of many types
+        raise ShardError(f"{path}: cannot be read: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class FilterFile:
+    """Writes the rows of one file that pass.
+
+    Attributes
+    ----------
+    chosen
+        Which rows.
+    source, target
+        Where the file is, and where it goes.
+    given_up
+        The file kills workers: it is not written, for this reason.
+    """
+
+    chosen: _Chosen
+    source: Output
+    target: Output
+    given_up: str | None = None
+
+    def mark(self, name: str) -> str:
+        """The fingerprint of what is written."""
+        chosen = self.chosen
+        made = stamp(join(self.source.folder, name), self.source.options)
+        where = None if chosen.where is None else chosen.where.text
+        cut = None if chosen.cut is None else [chosen.cut.column, chosen.cut.value, *chosen.cut.last]
+        return fingerprint({"filter": where, "top": chosen.top, "cut": cut, "file": vars(made)})
+
+    def __call__(self, name: str) -> pd.DataFrame:
+        """Do it; returns a report as `WritePartition` does."""
+        path = join(self.source.folder, name)
+        if self.given_up is not None:
+            raise ShardError(f"{path}: {self.given_up}")
+        table = _read(path, self.source.options)
+        record = FileRecord.parse(table.schema.metadata) or FileRecord("")
+        kept = table.filter(pa.array(self.chosen.rows(table, path))).replace_schema_metadata(None)
+        report = report_of(name.removesuffix(".parquet"), kept, record.id_col or "key")
+        record = replace(
+            record,
+            fingerprint=self.mark(name),
+            complete_as="",
+            report=report,
+            earlier={},
+            # A retry would bring rows back that do not pass.
+            derived=tuple(dict.fromkeys([*record.derived, "filter"])),
+        )
+        write_table(join(self.target.folder, name), kept, record, self.target.options)
+        return report_frame(report)
+
+
+def _write(names: Sequence[str], function: FilterFile, started: float) -> SaveSummary:
+    target = function.target
+    if not is_remote(target.folder):
+        check_writable(target.folder)
+    client = current_client()
+    if client is not None:
+        set_up_workers(client)
+    summary = SaveSummary(target.folder)
+    with RunLock(target.folder, target.options):
+        if not is_remote(target.folder):
+            remove_leftovers(target.folder)
+        there = in_threads(lambda name: read_footer(join(target.folder, name), target.options), names)
+        todo = []
+        for name, footer in zip(names, there, strict=True):
+            if footer.is_finished(function.mark(name)):
+                summary.skipped += 1
+                summary.rows_before += footer.rows
+                continue
+            if footer.columns and not target.overwrite:
+                raise OutputError(
+                    f"{join(target.folder, name)}: is there, and was made of other rows or by another condition. Write"
+                    " to another path, or use overwrite=True (--overwrite)"
+                )
+            todo.append(name)
+        summary.startup_seconds = time.monotonic() - started
+        if todo:
+            targets = [
+                Target(name.removesuffix(".parquet"), join(target.folder, name), "", None, None, None)
+                for name in todo
+            ]
+
+            def written(reason: str | None) -> Any:
+                each = function if reason is None else replace(function, given_up=reason)
+                return map_items(each, todo, report_frame({}), "filter-file")
+
+            run_targets(FrameTasks(written(None), written, True, client), client, targets, summary)
+    summary.seconds = time.monotonic() - started
+    logger.info("%s", summary)
+    return summary
