@@ -457,7 +457,7 @@ def test_options_are_those_of_the_commands():
         (name, option)
         for name in PAGES
         for span in code_spans(name)
-        for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", span)
+        for option in re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", span)
     }
     assert len(named) > 15
     assert {(name, option) for name, option in named if option not in known} == set()
