@@ -35,8 +35,10 @@ from curator_dask.cache import ENCODERS, SpecCache
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError, WeightsError
+from curator_dask.image.embedders import TimmImageEmbedder
 from curator_dask.models import encoders
 from curator_dask.models.encoders import Encoder
+from curator_dask.models.precision import LEAST_COSINE, pictures
 from curator_dask.models.timm import TimmSpec, choose_output, projection_dims
 from curator_dask.models.weights import create_timm_model, state_digest
 
@@ -244,6 +246,30 @@ def test_batch_normalisation_is_not_done_in_bf16(name, device, monkeypatch):
     assert TimmSpec("test_vit", pretrained=False).build().dtype is backend.current().autocast_dtype()
     encoder = TimmSpec(name, pretrained=False).build()
     assert encoder.info.dtype == {"cpu": "float32", "gpu": "float16"}[device]
+
+
+@pytest.mark.parametrize(("name", "enough"), [("test_vit", True), ("test_nfnet", False)])
+def test_half_precision_is_kept_where_it_is_measured_to_be_enough(name, enough, device, monkeypatch):
+    monkeypatch.setattr(backend, "_cpu_has_bf16", lambda: True)
+    encoder = TimmSpec(name, pretrained=False, compile=False).build()
+    info, half = encoder.info.to_dict(), str(backend.current().autocast_dtype()).removeprefix("torch.")
+    inputs = torch.from_numpy(pictures(*encoder.transform.size))
+    full = random_spec(name).build()(inputs.to(encoder.backend.torch_device))
+    assert (info["least_cosine"] >= LEAST_COSINE) == enough and info["dtype"] == (
+        half if enough else "float32"
+    )
+    assert ((encoder(inputs.to(encoder.backend.torch_device)) * full).sum(axis=1) >= LEAST_COSINE).all()
+    other = 0.99999999 if enough else 0.9
+    assert TimmSpec(name, pretrained=False, autocast=other).build().info.dtype == (
+        "float32" if enough else half
+    )
+    assert "least_cosine" not in random_spec(name).build().info.to_dict()
+
+
+def test_the_limit_of_half_precision_is_a_cosine():
+    for wrong in (1, 1.0, 0.0, "half"):
+        with pytest.raises(ConfigError, match=r"autocast=.*least cosine"):
+            TimmImageEmbedder("test_vit", autocast=wrong)
 
 
 # The same weights everywhere

@@ -18,6 +18,7 @@ from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError
 from curator_dask.models.compiling import CompileSetting, CompilingModel, has_batch_norm, pays
 from curator_dask.models.folding import fold_batch_norms, fold_padding
+from curator_dask.models.precision import enough_cosine, least_cosine, pictures
 from curator_dask.models.weights import state_digest
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ class EncoderInfo:
         Arithmetic of the forward pass: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Vectors are float32.
     normalized
         Whether each vector has length 1.
+    least_cosine
+        Of vectors in half precision to float32, as measured when the model was loaded
+        (`curator_dask.models.precision`); None where it was not. It does not count when two embeddings are compared.
     """
 
     model: str
@@ -68,10 +72,11 @@ class EncoderInfo:
     dim: int
     dtype: str
     normalized: bool
+    least_cosine: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return asdict(self)
+        """JSON-able form, without what was not measured."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class EncoderSpec(Protocol):
@@ -96,7 +101,7 @@ class ModelSpec:
     """
 
     model_name: str
-    autocast: bool = field(default=True, kw_only=True)
+    autocast: bool | float = field(default=True, kw_only=True)
     normalize: bool = field(default=True, kw_only=True)
     compile: CompileSetting = field(default="auto", kw_only=True)
 
@@ -122,7 +127,8 @@ class Encoder:
     normalize
         Divide each vector by its L2 norm.
     autocast
-        Run in the reduced precision that is fast on this device and enough for the model, where there is one.
+        Run in the reduced precision that is fast on this device, where there is one, if it is enough for the model:
+        True wants a cosine to float32 of `curator_dask.models.precision.LEAST_COSINE`, a number another.
     compile
         Use `torch.compile`: True with the first batch, ``"auto"`` where it `pays` and once the job has shown that it
         is long.
@@ -140,7 +146,7 @@ class Encoder:
         source: str,
         output: str,
         normalize: bool,
-        autocast: bool,
+        autocast: bool | float,
         compile: CompileSetting = "auto",
         owned: bool = False,
     ) -> None:
@@ -151,7 +157,7 @@ class Encoder:
         self.normalize = normalize
         # Batch normalisation rounds between all layers, and bf16 is too coarse for that: pretrained EfficientNet-Lite0
         # has a least cosine of 0.994 to float32 with it (0.96 compiled), with fp16 0.9999 (photographs; fp16 emulated).
-        # ViTs, which add up what their layers make in float32, keep 0.9999 (random weights).
+        # Of the others some keep 0.9999, and some do not: that is measured.
         self.dtype = self.backend.autocast_dtype(fine=has_batch_norm(model)) if autocast else None
         self.digest = state_digest(model) if isinstance(model, torch.nn.Module) else "unknown"
         compiles = compile is True or (compile == "auto" and pays(model))
@@ -170,6 +176,7 @@ class Encoder:
             self._limit = IMAGES_A_THREAD * torch.get_num_threads()
         self._was_full = False
         self._lock = threading.Lock()  # one forward pass at a time, also with several tasks a worker
+        dim, least = self._measure(enough_cosine(autocast))
         self.info = EncoderInfo(
             model=name,
             source=source,
@@ -178,9 +185,10 @@ class Encoder:
             if isinstance(transform, TransformSpec)
             else getattr(transform, "__qualname__", type(transform).__qualname__),
             output=output,
-            dim=self._measure_dim(),
+            dim=dim,
             dtype=str(self.dtype or torch.float32).removeprefix("torch."),
             normalized=normalize,
+            least_cosine=least,
         )
         if compiles:
             self._run = CompilingModel(model, source, at_once=compile is True)
@@ -268,20 +276,37 @@ class Encoder:
             vectors = vectors.float()
             return torch.nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
 
-    def _measure_dim(self) -> int:
-        """Run two blank images: no table of model widths can be wrong for this one."""
+    def _measure(self, enough: float) -> tuple[int, float | None]:
+        """Run two pictures: how long a vector is, which no table knows, and whether half precision is enough.
+
+        `dtype` becomes None where it is not. Also the least cosine, where there was something to measure.
+        """
+        inputs = self._pictures().to(self.backend.torch_device)
+        vectors = self._forward(inputs)
+        dim = int(vectors.shape[1])
+        half, self.dtype = self.dtype, None
+        if half is None:
+            return dim, None
+        try:
+            least = least_cosine(self._forward(inputs), vectors)
+        except RuntimeError:  # weights that are in half precision themselves; float32 that finds no room
+            self.dtype = half
+            return dim, None
+        self.dtype = half if least >= enough else None
+        return dim, least
+
+    def _pictures(self) -> torch.Tensor:
+        """What the model is tried on, as `__call__` takes it."""
         import torch
 
         if isinstance(self.transform, TransformSpec):
-            blank = torch.zeros((2, *self.transform.size, 3), dtype=torch.uint8)
-        else:
-            from PIL import Image
+            return torch.from_numpy(pictures(*self.transform.size))
+        from PIL import Image
 
-            image = self.transform(Image.new("RGB", (256, 256)))
-            if not isinstance(image, torch.Tensor):
-                raise ConfigError(
-                    f"{self._name}: expected the transform to give a float32 tensor of an image; it gave"
-                    f" {type(image).__name__}"
-                )
-            blank = torch.stack([image] * 2)
-        return int(self._forward(blank.to(self.backend.torch_device)).shape[1])
+        inputs = [self.transform(Image.fromarray(each)) for each in pictures(256, 256)]
+        if not isinstance(inputs[0], torch.Tensor):
+            raise ConfigError(
+                f"{self._name}: expected the transform to give a float32 tensor of an image; it gave"
+                f" {type(inputs[0]).__name__}"
+            )
+        return torch.stack(inputs)

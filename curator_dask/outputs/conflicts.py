@@ -182,5 +182,5 @@ def _short(value: Any) -> str:
 
 
 def identity(info: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be equal for two embeddings to be the same: all but the name the model was asked for by."""
-    return {key: value for key, value in info.items() if key not in ("source", FORMERLY)}
+    """What must be equal for two embeddings to be the same: not the name the model was asked for by, nor a measure."""
+    return {key: value for key, value in info.items() if key not in ("source", "least_cosine", FORMERLY)}

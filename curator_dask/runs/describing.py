@@ -27,7 +27,8 @@ def load_models(steps: Sequence[Step], shown: Sequence[str], client: Any) -> dic
         described |= describe(step, client)
     for name in [name for name in described if name in shown]:
         info = described[name]
-        made_by = f"{info['output']} output of {info['model']} ({info['dtype']}; {info['source']})"
+        least = f", {info['least_cosine']:.5f} of half precision" if "least_cosine" in info else ""
+        made_by = f"{info['output']} output of {info['model']} ({info['dtype']}{least}; {info['source']})"
         logger.info("%s: %s values, %s", name, info["dim"], made_by)
     return described
 
@@ -45,8 +46,12 @@ def describe(step: Step, client: Any) -> Mapping[str, Mapping[str, Any]]:
     for address, other in others:
         for column, info in said.items():
             found = other.get(column, {})
-            if found != info:
-                differing = {key: (info[key], found.get(key)) for key in info if info[key] != found.get(key)}
+            differing = {
+                key: (info[key], found.get(key))
+                for key in info
+                if info[key] != found.get(key) and key != "least_cosine"
+            }
+            if differing:
                 raise WeightsError(
                     f"{column}: the workers {first} and {address} do not run the same model: {differing}. Give every"
                     " node the same files, versions and kind of device"

@@ -76,7 +76,7 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
         remove_image_data: bool = False,
         *,
         model_name: str = CLIP_L14,
-        autocast: bool = True,
+        autocast: bool | float = True,
         compile: CompileSetting = "auto",
         embedding_field: str = EMBEDDING,
     ) -> None:

@@ -1,0 +1,66 @@
+"""Whether half precision is enough for a model: two pictures in float32 and in half, when the model is loaded.
+
+The pictures are always the same ones, so the choice is a fact of model and machine, known before anything is written.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from curator_dask.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+LEAST_COSINE = 0.9999
+"""Of a vector in half precision to the same in float32, for half precision to be kept."""
+
+_LAYERS = ((3, 1.0), (12, 0.5), (48, 0.25))  # squares an edge, and how strong they are
+_CONTRAST, _NOISE = 90, 0.03
+
+
+def enough_cosine(autocast: bool | float) -> float:
+    """The least cosine that an argument ``autocast`` asks for.
+
+    Raises
+    ------
+    ConfigError
+        It is none of True, False and a number between 0 and 1.
+    """
+    if isinstance(autocast, bool):
+        return LEAST_COSINE
+    if not isinstance(autocast, float) or not 0 < autocast < 1:
+        raise ConfigError(
+            f"autocast={autocast!r}: expected True, False, or the least cosine to float32 between 0 and 1"
+        )
+    return autocast
+
+
+def pictures(height: int, width: int) -> np.ndarray:
+    """Two pictures, uint8 (2, height, width, 3): shapes and detail of all sizes, and black.
+
+    Least cosines on the two and on eight photographs, in bf16, random weights: CSATv2 0.995 and 0.979, BiT 0.9978 and
+    0.9981, NFNet (L0) 0.9991 and 0.9998, ConvNeXt, ViT and Swin from 0.99992 and from 0.99996. A model without
+    normalisation loses most where there is nothing to see, others where there is much.
+    """
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    made = random.normal(0, _NOISE, (height, width, 3))
+    for edge, strength in _LAYERS:
+        squares = Image.fromarray(random.integers(0, 256, (edge, edge, 3)).astype(np.uint8))
+        whole = np.asarray(squares.resize((width, height), Image.Resampling.BICUBIC))
+        made += strength * (whole / 127.5 - 1)
+    seen = np.clip(127.5 + _CONTRAST * made, 0, 255).astype(np.uint8)
+    return np.stack([seen, np.zeros_like(seen)])
+
+
+def least_cosine(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The least cosine of vectors (n, dim), row by row; 0 where there is none, as of NaN."""
+    import torch
+
+    cosines = torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=1)
+    cosines = torch.where((one == other).all(dim=1), 1.0, cosines)  # of zeros, too
+    return round(float(cosines.nan_to_num(0.0).min()), 7)
