@@ -61,14 +61,12 @@ class Backend:
         return "mixed" if self.device == "gpu" else "cpu"
 
     def from_arrow(self, table: pa.Table) -> Any:
-        """A frame of this backend's type with the table's columns; pandas keeps Arrow's types exactly."""
+        """A frame of this backend's type with the table's columns; of pandas' types they have `pandas_type`."""
         if self.frames == "cudf":
             import cudf
 
             return cudf.DataFrame.from_arrow(without_uuids(table))
-        import pandas as pd
-
-        return table.to_pandas(types_mapper=pd.ArrowDtype)
+        return table.to_pandas(types_mapper=pandas_type)
 
     def autocast_dtype(self, fine: bool = False) -> torch.dtype | None:
         """The reduced precision that is fast here, or None where there is none.
@@ -286,4 +284,17 @@ def series_of(frame: Any, array: pa.Array) -> Any:
         return cudf.Series.from_arrow(array)
     import pandas as pd
 
-    return pd.Series(pd.arrays.ArrowExtensionArray(array))
+    return pd.Series(pandas_type(array.type).__from_arrow__(array))
+
+
+def pandas_type(kind: pa.DataType) -> Any:
+    """The type of a column in pandas: Arrow's own, but text is as Dask makes it.
+
+    pandas joins text of two types, of which Arrow's would be one, to columns of Python objects, whose type Dask's
+    ``to_parquet`` cannot know.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pd.StringDtype("pyarrow") if is_text else pd.ArrowDtype(kind)

@@ -72,6 +72,8 @@ HOLDS = {
         "len(one) == 8 and len(some) == len(same) == 14",
         "set(from_tars.metadata.columns) == {'key', 'caption', 'width', '__url__'}",
         "sorted(pq.read_table(FOLDER + '/large')['width'].to_pylist()) == [300, 300, 340, 340]",
+        "pq.read_table(FOLDER + '/both').num_rows == len(both) == 14",
+        "set(both.columns) >= {'image_embedding', 'second'}",
         "parts.npartitions == 4",
         "vectors.shape == (12, 1280) and len(table) == 12",
     ],

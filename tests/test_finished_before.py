@@ -11,14 +11,19 @@ import json
 import sys
 from pathlib import Path
 
+import dask.dataframe as dd
+import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from colour_stages import Brightness, stages_of
 from colours import ColourReader, image_of, write_dataset, write_tar
+from dask.dataframe.dask_expr import new_collection
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.image.embedders import TimmImageEmbedder
 from curator_dask.pipeline import Pipeline
+from curator_dask.runs.graph import map_step
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -196,6 +201,21 @@ def test_files_of_the_first_version_are_skipped(folder, pretrained, tmp_path, na
     first = min(before)
     pq.write_table(pq.read_table(first).slice(1), first)
     assert run().written == 1
+
+
+def test_frames_have_the_names_that_they_had_when_their_text_was_of_another_type(folder):
+    """Of partitions that were mixed the names are all that tells a finished file."""
+    frame = from_shards(folder).metadata
+    reader, (ranges,) = frame.expr.operand("func"), frame.expr.operand("iterables")
+    empty = reader.schema.empty_table().to_pandas(types_mapper=pd.ArrowDtype)
+    before = dd.from_map(reader, ranges, meta=empty, label="read-shard")
+    before = new_collection(before.expr.frame)  # without Dask's own conversion of text
+    step = ColourReader()(from_shards(folder)).metadata.expr.operand("func")
+    added = before._meta.copy(deep=False)
+    for name, kind in step.columns.items():
+        added[name] = pd.Series(pd.arrays.ArrowExtensionArray(pa.array([], kind)), index=added.index)
+    mapped = before.map_partitions(step, meta=added, enforce_metadata=False).shuffle("key")
+    assert map_step(frame, step).shuffle("key").expr._name == mapped.expr._name
 
 
 def test_files_without_columns_that_tars_have_come_to_give_are_finished(tmp_path):

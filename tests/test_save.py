@@ -473,7 +473,7 @@ def test_text_of_other_programs_keeps_its_type(folder, tmp_path):
     dataset = ImageTextPairDataset.from_webdataset(folder)
     # As the reader makes it, so that a step sees the same column whether or not shards are taken in groups.
     computed = dataset.metadata["key"].compute()
-    assert dataset.metadata.dtypes["key"] == computed.dtype == pd.ArrowDtype(pa.large_string())
+    assert dataset.metadata.dtypes["key"] == computed.dtype == pd.StringDtype("pyarrow")
     keys = computed.tolist()
     notes = pd.DataFrame({"key": keys[1::2], "note": range(len(keys[1::2]))})
     asked = dataset.metadata[dataset.metadata.key.isin(keys[2:])].merge(notes, on="key").shuffle("key")

@@ -28,7 +28,9 @@ _BUFFER = (
 )  # bytes read at a time from a store where less was asked for: what pyarrow takes for a footer
 
 
-def output_schema(meta: Any, dims: Mapping[str, int], known: pa.Schema | None = None) -> pa.Schema:
+def output_schema(
+    meta: Any, dims: Mapping[str, int], known: Mapping[str, pa.DataType] | None = None
+) -> pa.Schema:
     """The one schema of all files of an output.
 
     Parameters
@@ -38,20 +40,28 @@ def output_schema(meta: Any, dims: Mapping[str, int], known: pa.Schema | None = 
     dims
         Length of a vector, for each embedding column: these become ``fixed_size_list<float32>[dim]``.
     known
-        Types that columns had when they were read. A list that was of fixed size then is so again, also where
-        the frame (cuDF) knows only lists.
+        Types that columns had when they were read, for what the frame does not know: how long lists are (cuDF) and
+        text may be, and what a column of Python objects holds.
     """
     fields = []
     for field in backend.frame_to_arrow(meta).schema:
-        # An object column of an empty frame has no type: text is what such columns hold, mostly.
-        kind = pa.string() if pa.types.is_null(field.type) else field.type
-        before = known.field(field.name).type if known is not None and field.name in known.names else None
+        kind = field.type
+        before = (known or {}).get(field.name)
         if field.name in dims:
             kind = pa.list_(pa.float32(), dims[field.name])
+        elif pa.types.is_null(kind):
+            # An object column of an empty frame has no type: text is what such columns hold, mostly.
+            kind = before or pa.string()
+        elif _is_text(kind):
+            kind = before if before is not None and _is_text(before) else pa.string()
         elif before is not None and pa.types.is_fixed_size_list(before) and pa.types.is_list(kind):
             kind = before if before.value_type == kind.value_type else kind
         fields.append(pa.field(field.name, kind))
     return pa.schema(fields)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def conform(table: pa.Table, schema: pa.Schema, shard: str) -> pa.Table:
@@ -72,7 +82,9 @@ def conform(table: pa.Table, schema: pa.Schema, shard: str) -> pa.Table:
         except (pa.ArrowException, ValueError) as error:
             raise ShardError(
                 f"{shard}: column {field.name!r} does not fit the output's schema: expected {field.type}, found"
-                f" {column.type} ({error}). All partitions must give the types of the dataset's metadata"
+                f" {column.type} ({error}). All partitions must give the types of the dataset's metadata; a column of"
+                " Python objects, which tells no type, is taken for text: give it one by"
+                " astype(pandas.ArrowDtype(...))"
             ) from error
     return pa.table(arrays, schema=schema)
 

@@ -18,6 +18,7 @@ from curator_dask.frames.parquet import Footer, output_schema, read_footer
 from curator_dask.outputs.conflicts import FORMERLY, conflict, dataset_of, describe_difference, identity
 from curator_dask.outputs.keeping import Kept, good_columns
 from curator_dask.outputs.writing import Output
+from curator_dask.runs.graph import types_read
 from curator_dask.runs.sink import Job
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, join, walk
@@ -28,7 +29,7 @@ from curator_dask.webdataset.shards import ShardRange, stamp
 def plan_schema(job: Job) -> pa.Schema:
     """Types of the columns to write: those of the frame, with the embeddings' lengths."""
     dims = {name: info["dim"] for name, info in job.made.items()}
-    return output_schema(job.frame._meta[list(job.kept)], dims, getattr(job.lineage.reader, "schema", None))
+    return output_schema(job.frame._meta[list(job.kept)], dims, types_read(job.frame))
 
 
 def names_of(job: Job) -> list[str]:

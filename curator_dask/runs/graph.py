@@ -6,9 +6,13 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pandas as pd
+import pyarrow as pa
 from dask.dataframe.dask_expr import DataFrame, from_map, new_collection
 from dask.dataframe.dask_expr._expr import ArrowStringConversion, MapPartitions
-from dask.tokenize import _tokenize_deterministic
+from dask.dataframe.dask_expr.io import FromMap, ReadParquet
+from dask.dataframe.dask_expr.io.parquet import ReadParquetFSSpec, ReadParquetPyarrowFS
+from dask.tokenize import _tokenize_deterministic, normalize_token
 
 from curator_dask.runs.passes import Pass
 from curator_dask.runs.step import SharingStep, Step, meta_with
@@ -31,11 +35,41 @@ def map_items(function: Callable[[Any], Any], items: Sequence[Any], meta: Any, l
     label
         Begins the names of the tasks.
     """
-    frame: Any = from_map(function, items, meta=meta, label=label, enforce_metadata=False)
-    mapped: DataFrame = frame
-    if isinstance(frame.expr, ArrowStringConversion):
-        mapped = new_collection(frame.expr.frame)
+    expr: Any = from_map(function, items, meta=meta, label=label, enforce_metadata=False).expr
+    if isinstance(expr, ArrowStringConversion):
+        expr = expr.frame
+    mapped: DataFrame = new_collection(_map_items(*expr.operands))
     return mapped
+
+
+class MapItems(FromMap):
+    """A function that is mapped over items."""
+
+    _instances = weakref.WeakValueDictionary()  # noqa: RUF012 see `MapStep`
+
+    def __dask_tokenize__(self) -> Any:
+        if not self._determ_token:
+            self._determ_token = _tokenize_deterministic(FromMap, *map(_AsNamed, self.operands))
+        return self._determ_token
+
+
+class _AsNamed:
+    """An operand as a name has it: of a frame, text has Arrow's type, as it had once.
+
+    The names are in the files of frames whose partitions were mixed, which are not to be made again.
+    """
+
+    def __init__(self, operand: Any) -> None:
+        self._operand = operand
+
+    def __dask_tokenize__(self) -> Any:
+        token = normalize_token(self._operand)
+        if not isinstance(self._operand, pd.DataFrame):
+            return token
+        return [_TEXT if part[0] is pd.arrays.ArrowStringArray else part for part in token]
+
+
+_TEXT = normalize_token(pd.arrays.ArrowExtensionArray(pa.array([], pa.string())))
 
 
 class MapStep(MapPartitions):
@@ -47,7 +81,7 @@ class MapStep(MapPartitions):
     def __dask_tokenize__(self) -> Any:
         # As that of `map_partitions`, which is in the files of frames whose partitions were mixed.
         if not self._determ_token:
-            self._determ_token = _tokenize_deterministic(MapPartitions, *self.operands)
+            self._determ_token = _tokenize_deterministic(MapPartitions, *map(_AsNamed, self.operands))
         return self._determ_token
 
     def _simplify_up(self, parent: Any, dependents: Any) -> Any:
@@ -63,7 +97,8 @@ class MapStep(MapPartitions):
         return _map_step(*{**values, "frame": here[0], "func": Pass(steps)}.values())
 
 
-#: `MapStep` as Dask's classes are called, which have no types.
+#: As Dask's classes are called, which have no types.
+_map_items: Any = MapItems
 _map_step: Any = MapStep
 
 
@@ -76,6 +111,47 @@ def map_step(frame: DataFrame, step: Step) -> DataFrame:
     meta = meta_with(frame._meta, [step])
     mapped: Any = frame.map_partitions(step, meta=meta, enforce_metadata=False).expr
     made: DataFrame = new_collection(_map_step(*mapped.operands))
+    return made
+
+
+def types_read(frame: DataFrame) -> dict[str, pa.DataType]:
+    """The Arrow types that columns have in the files that a frame is read from, where these agree.
+
+    Dask itself knows a list, for one, as a Python object.
+    """
+    found: dict[str, set[pa.DataType]] = {}
+    for node in frame.expr.walk():
+        if isinstance(node, ReadParquet):
+            schema = node._dataset_info["schema"]
+        else:
+            schema = getattr(node.operand("func"), "schema", ()) if isinstance(node, FromMap) else ()
+        for field in schema:
+            found.setdefault(field.name, set()).add(field.type)
+    return {name: kinds.pop() for name, kinds in found.items() if len(kinds) == 1}
+
+
+class _ByFile(ReadParquetFSSpec):
+    def _tune_up(self, parent: Any) -> None:
+        return None
+
+
+class _ByFragment(ReadParquetPyarrowFS):
+    def _tune_up(self, parent: Any) -> None:
+        return None
+
+
+def unfused(frame: DataFrame) -> DataFrame:
+    """The frame with as many partitions for Dask's optimizer as it says that it has.
+
+    Of Parquet files of which few columns are wanted the optimizer reads several as one partition. Whatever else is
+    mapped beside them has then lost its partner, and there is less to do side by side.
+    """
+    expr: Any = frame.expr
+    for node in list(expr.walk()):
+        if isinstance(node, ReadParquet):
+            kind: Any = _ByFile if isinstance(node, ReadParquetFSSpec) else _ByFragment
+            expr = expr.substitute(node, kind(*node.operands))
+    made: DataFrame = new_collection(expr)
     return made
 
 

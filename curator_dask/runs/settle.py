@@ -17,7 +17,7 @@ from curator_dask.cluster.workers import FETCHES, HandedBack, ResultLost, Worker
 from curator_dask.errors import ClusterError, CuratorError, ShardError
 from curator_dask.rows.reasons import GAVE_UP
 from curator_dask.runs.execute import Hands, run_alone, run_partitions, run_pieces
-from curator_dask.runs.graph import map_items
+from curator_dask.runs.graph import map_items, unfused
 from curator_dask.runs.groups import Groups
 from curator_dask.runs.reports import BROKEN, report_frame
 from curator_dask.runs.summary import SaveSummary
@@ -177,6 +177,7 @@ def write_graph(
 ) -> dd.DataFrame:
     """The lazy frame whose partitions write the targets with the numbers `todo` and report on them."""
     assert frame.npartitions == len(targets), (frame.npartitions, len(targets))
+    frame = unfused(frame)
     picked = frame if len(todo) == len(targets) else frame.partitions[todo]
     texts = TargetTexts([targets[number] for number in todo])
     written: dd.DataFrame = dd.map_partitions(

@@ -38,10 +38,11 @@ class StepTests:
         """With their types, as the last, and ``image_error`` as the very last."""
         made = step(frame)
         names = list(made.columns)
-        expected = list(meta_with(frame.iloc[:0], [step]).columns)
+        empty = meta_with(frame.iloc[:0], [step])
+        expected = list(empty.columns)
         assert names == expected, f"expected the columns {expected}, found {names}"
-        for name, kind in step.columns.items():
-            found = types_of(made).field(name).type
+        for name in step.columns:
+            kind, found = (types_of(each).field(name).type for each in (empty, made))
             assert found == kind or pa.types.is_null(found), f"{name}: expected {kind}, found {found}"
 
     def test_rows_stay_in_place(self, step: Step, frame: Any) -> None:
