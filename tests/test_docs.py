@@ -93,7 +93,7 @@ HOLDS = {
         "(summary.rows, dict(summary.reasons)) == (14, {'empty': 1, 'missing': 1})",
         "'empty (0 bytes)' in ERRORS",
         "f'missing: no sample {GONE!r} in the tar (status: failed_to_download)' in ERRORS",
-        "pq.read_table(FOLDER + '/good/_errors/00000.parquet').num_rows == 2",
+        "pq.read_table(FOLDER + '/good.errors/00000.parquet').num_rows == 2",
         "sum(pq.read_table(f'{FOLDER}/good/0000{number}.parquet').num_rows for number in (0, 1)) == 12",
         "(rerun.written, rerun.skipped) == (0, 2)",
     ],
@@ -489,7 +489,7 @@ def test_files_that_are_named_are_there():
                 if not any(place.exists() for place in places):
                     missing.add(span)
     # Written by curator_dask or by macOS, not in the repository.
-    assert missing - {"_errors/", "__MACOSX/"} == set()
+    assert missing - {"__MACOSX/"} == set()
 
 
 def test_the_architecture_has_every_folder_and_file_of_the_house():

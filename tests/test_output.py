@@ -245,11 +245,11 @@ def test_dropped_rows_of_other_partitions_do_not_stay(tmp_path, in_this_process)
     out = tmp_path / "out"
     parts = ImageTextPairDataset.from_webdataset(tmp_path / "data", rows_per_partition=2)
     ColourReader()(parts).save_metadata(out, drop_failed=True)
-    assert len(list((out / "_errors").iterdir())) == 1
+    assert len(list(out.with_suffix(".errors").iterdir())) == 1
     save(tmp_path / "data", out, drop_failed=True, overwrite=True)
-    assert [path.name for path in (out / "_errors").iterdir()] == ["00000.parquet"]
+    assert [path.name for path in out.with_suffix(".errors").iterdir()] == ["00000.parquet"]
     save(tmp_path / "data", out)
-    assert list((out / "_errors").iterdir()) == []
+    assert list(out.with_suffix(".errors").iterdir()) == []
 
 
 def test_the_datasets_own_folder_by_another_name(folder, tmp_path, in_this_process):

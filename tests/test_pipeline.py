@@ -671,7 +671,7 @@ def test_an_image_that_lost_its_vector_says_so(folder, tmp_path):
 def test_drop_failed(folder, tmp_path):
     summary = run(folder, tmp_path / "out", writer={"drop_failed": True}).summary
     assert summary.dropped == 1 and BAD not in read_output(tmp_path / "out")["key"].to_pylist()
-    assert pq.read_table(tmp_path / "out" / "_errors" / "00001.parquet")["key"].to_pylist() == [BAD]
+    assert pq.read_table(tmp_path / "out.errors" / "00001.parquet")["key"].to_pylist() == [BAD]
 
 
 def test_another_output_is_not_replaced(folder, tmp_path):

@@ -130,7 +130,7 @@ def test_from_a_store_to_a_folder_and_back(server, store, url, local, client, tm
     out = f"s3://{BUCKET}/from-local"
     near = ImageTextPairDataset.from_webdataset(local[0])
     ColourReader()(near).save_metadata(out, storage_options=options(server), drop_failed=True)
-    good, failed = read_remote(store, out), pq.read_table(store.open(f"{out}/_errors/00001.parquet"))
+    good, failed = read_remote(store, out), pq.read_table(store.open(f"{out}.errors/00001.parquet"))
     assert failed["key"].to_pylist() == list(BAD)
     check_colours(good["key"].to_pylist(), good["image_embedding"].to_pylist())
 

@@ -100,8 +100,8 @@ def test_only_what_failed_is_tried(folder, tmp_path, drop_failed, said):
     if drop_failed:
         assert len(before) == SHARDS * SAMPLES - 4
         assert len(table) == SHARDS * SAMPLES - 1
-        assert pq.read_table(out / "_errors" / "00000.parquet")["key"].to_pylist() == list(BROKEN)
-        assert not (out / "_errors" / "00002.parquet").exists()
+        assert pq.read_table(out.with_suffix(".errors") / "00000.parquet")["key"].to_pylist() == list(BROKEN)
+        assert not (out.with_suffix(".errors") / "00002.parquet").exists()
     else:
         assert table["key"].to_pylist() == before["key"].to_pylist(), "rows changed their order"
         assert table.schema.equals(before.schema)
@@ -175,7 +175,7 @@ def test_a_retry_that_died_half_way_doubles_no_row(folder, tmp_path):
     """The file of good rows is written first: what was dropped may then stand in both."""
     out = tmp_path / "out"
     embed(folder, out, ColourReader(max_pixels=10_000), drop_failed=True)
-    dropped = {path: path.read_bytes() for path in (out / "_errors").iterdir()}
+    dropped = {path: path.read_bytes() for path in out.with_suffix(".errors").iterdir()}
     ColourReader().retry(out)
     for path, content in dropped.items():
         path.write_bytes(content)
@@ -184,7 +184,30 @@ def test_a_retry_that_died_half_way_doubles_no_row(folder, tmp_path):
     assert sorted(table["key"].to_pylist()) == sorted(set(table["key"].to_pylist()))
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
     assert len(table) == SHARDS * SAMPLES - len(BROKEN)
-    assert pq.read_table(out / "_errors" / "00000.parquet")["key"].to_pylist() == list(BROKEN)
+    assert pq.read_table(out.with_suffix(".errors") / "00000.parquet")["key"].to_pylist() == list(BROKEN)
+
+
+def test_failed_rows_of_an_earlier_version_are_found(folder, tmp_path):
+    """They were below the output."""
+    out = tmp_path / "out"
+    embed(folder, out, ColourReader(max_pixels=10_000), drop_failed=True)
+    out.with_suffix(".errors").rename(out / "_errors")
+    assert embed(folder, out, ColourReader(max_pixels=10_000), drop_failed=True).skipped == SHARDS
+    summary = ColourReader(max_pixels=100_000).retry(out)
+    assert (summary.rows, summary.failed, summary.failed_shards) == (4, 1, {})
+    assert list((out / "_errors").iterdir()) == []
+    assert pq.read_table(out.with_suffix(".errors") / "00000.parquet")["key"].to_pylist() == list(BROKEN)
+    table = read_output(out)
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
+    assert len(table) == SHARDS * SAMPLES - 1
+
+
+def test_a_folder_of_that_name_which_is_anothers_stays(folder, tmp_path):
+    other = tmp_path / "out.errors" / "00001.parquet"
+    other.parent.mkdir()
+    pq.write_table(pa.table({"mine": [1]}), other)
+    embed(folder, tmp_path / "out", ColourReader())
+    assert pq.read_table(other).to_pydict() == {"mine": [1]}
 
 
 def test_files_without_a_row_are_no_obstacle(tmp_path):

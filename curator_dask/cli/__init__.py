@@ -100,7 +100,7 @@ def embed(
         typer.Option(help="torch.compile: always, or never; else where it pays.", show_default=False),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace files that this command did not make.")] = False,
-    drop_failed: Annotated[bool, typer.Option(help="Write failed rows to OUTPUT/_errors instead.")] = False,
+    drop_failed: Annotated[bool, typer.Option(help="Write failed rows to OUTPUT.errors instead.")] = False,
     raise_on_error: Annotated[bool, typer.Option(help="Stop at the first image that fails.")] = False,
     min_good: Annotated[
         float, typer.Option(min=0, max=1, help="Exit code 1 if a smaller share of the images has a vector.")

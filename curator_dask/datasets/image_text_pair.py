@@ -256,8 +256,8 @@ class ImageTextPairDataset:
             Allow replacing what this call did not make: embeddings of another model, files of other programs,
             rows or columns of the dataset's own Parquet files that are no longer in `metadata`.
         drop_failed
-            Write rows whose image failed to ``_errors/`` below `path` instead. Not into the dataset's own
-            directory: its files would lose these rows.
+            Write the good rows alone, and those whose image failed to a folder beside, `path` and ``.errors``. Not
+            into the dataset's own directory: its files would lose these rows.
         storage_options
             For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
 

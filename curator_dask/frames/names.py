@@ -1,4 +1,4 @@
-"""Names of the columns that mean something to curator_dask."""
+"""Names that mean something to curator_dask: of columns, and of the folder of failed rows."""
 
 from __future__ import annotations
 
@@ -14,3 +14,5 @@ CLASS_COLUMN = "cls"
 STATUS_COLUMN = "status"
 #: The vectors of a model, unless another name is given.
 EMBEDDING_COLUMN = "image_embedding"
+#: Ends the name of the folder with the failed rows of an output, where these are not in the output.
+ERRORS_SUFFIX = ".errors"

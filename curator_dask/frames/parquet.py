@@ -21,7 +21,16 @@ from curator_dask import backend
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.record import FileRecord
-from curator_dask.storage import Options, RemoteFile, check_regular, is_remote, local_path, write_bytes
+from curator_dask.storage import (
+    Options,
+    RemoteFile,
+    check_regular,
+    is_remote,
+    join,
+    local_path,
+    walk,
+    write_bytes,
+)
 
 _BUFFER = (
     1 << 16
@@ -87,6 +96,22 @@ def conform(table: pa.Table, schema: pa.Schema, shard: str) -> pa.Table:
                 " astype(pandas.ArrowDtype(...))"
             ) from error
     return pa.table(arrays, schema=schema)
+
+
+def list_parquet(folder: str, options: Options = None) -> frozenset[str]:
+    """Paths (or URLs) of the Parquet files below a folder; none where it is not there.
+
+    Raises
+    ------
+    OutputError
+        The store does not answer.
+    """
+    try:
+        return frozenset(join(folder, name) for name in walk(folder, options) if name.endswith(".parquet"))
+    except Exception as error:  # a store's own, of many types
+        raise OutputError(
+            f"{folder}: cannot be listed: {error!r}. Check the address and storage_options"
+        ) from error
 
 
 def open_parquet(path: str, options: Options = None) -> pq.ParquetFile:

@@ -30,10 +30,10 @@ from curator_dask.frames.parquet import (
     write_table,
 )
 from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.lock import RunLock
-from curator_dask.outputs.planning import list_files
 from curator_dask.outputs.saving import check_writable, locate
-from curator_dask.outputs.writing import ERRORS_FOLDER, Output
+from curator_dask.outputs.writing import Output
 from curator_dask.runs.describing import describe
 from curator_dask.runs.graph import map_items
 from curator_dask.runs.passes import run_steps
@@ -189,8 +189,7 @@ def add_columns(
     with RunLock(target.folder, target.options):
         if not is_remote(target.folder):
             remove_leftovers(target.folder)
-        files = [file.removeprefix(source.folder).lstrip("/") for file in sorted(list_files(source))]
-        names = [name for name in files if not name.startswith(f"{ERRORS_FOLDER}/")]
+        names = output_files(source.folder, options)
         if not names:
             raise OutputError(f"{path}: no Parquet file is there. Give the folder that embed wrote to")
         paths = [join(source.folder, name) for name in names]

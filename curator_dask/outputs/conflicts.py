@@ -12,12 +12,12 @@ from curator_dask.errors import OutputError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer, read_record
+from curator_dask.outputs.failed import list_errors
 from curator_dask.outputs.keeping import Kept, others_in, pairs_with
-from curator_dask.outputs.writing import ERRORS_FOLDER, Output
+from curator_dask.outputs.writing import Output
 from curator_dask.runs.lineage import Lineage
 from curator_dask.runs.sink import Job
 from curator_dask.runs.targets import Target
-from curator_dask.storage import join
 
 #: In what makes an embedding: what earlier files say of the same.
 FORMERLY = "formerly"
@@ -95,8 +95,9 @@ def find_strays(lineage: Lineage, targets: list[Target], there: frozenset[str], 
             " reader of the folder would see rows twice. Give the same rows_per_partition as before, write to another"
             " path, or use overwrite=True (--overwrite), which removes them when all is written"
         )
-    errors = {join(output.folder, f"{ERRORS_FOLDER}/{names[path]}.parquet") for path in found}
-    return [*found, *sorted(errors & there)]
+    gone = {names[path] for path in found}
+    errors = list_errors(output.folder, output.options) if found else {}
+    return [*found, *sorted(path for path, name in errors.items() if name in gone)]
 
 
 def conflict(

@@ -25,10 +25,10 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet, read_footer, remove_leftovers, write_table
 from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.lock import RunLock
-from curator_dask.outputs.planning import list_files
 from curator_dask.outputs.saving import check_writable, locate
-from curator_dask.outputs.writing import ERRORS_FOLDER, Output
+from curator_dask.outputs.writing import Output
 from curator_dask.rows.where import Where
 from curator_dask.runs.graph import map_items
 from curator_dask.runs.reports import report_frame, report_of
@@ -143,8 +143,7 @@ def filter_output(
         )
     started = time.monotonic()
     source = Output(locate(os.fspath(path), storage_options), storage_options, False, overwrite, False)
-    names = [file.removeprefix(source.folder).lstrip("/") for file in sorted(list_files(source))]
-    names = [name for name in names if not name.startswith(f"{ERRORS_FOLDER}/")]
+    names = output_files(source.folder, storage_options)
     if not names:
         raise OutputError(f"{source.folder}: no Parquet file is there. Give the folder that embed wrote to")
     chosen = _Chosen(None if where is None else Where(where), top)

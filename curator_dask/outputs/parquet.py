@@ -6,13 +6,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from curator_dask.frames.parquet import remove_leftovers
+from curator_dask.frames.parquet import list_parquet, remove_leftovers
 from curator_dask.outputs.conflicts import FORMERLY, check_own_files, find_strays
+from curator_dask.outputs.failed import errors_folder
 from curator_dask.outputs.keeping import find_kept
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.planning import (
     find_unfinished,
-    list_files,
     plan_schema,
     plan_targets,
     read_footers,
@@ -54,7 +54,7 @@ class ParquetSink:
         """
         output = self.output
         schema = plan_schema(job)
-        there = list_files(output)
+        there = list_parquet(output.folder, output.options)
         footers = read_footers(job, there, output)
         kept = find_kept(job, schema, footers, output.in_place, output.options)
         targets = plan_targets(job, output, schema, kept)
@@ -89,3 +89,4 @@ class ParquetSink:
     def _remove_leftovers(self) -> None:
         if not is_remote(self.output.folder):
             remove_leftovers(self.output.folder)
+            remove_leftovers(str(errors_folder(self.output.folder)))

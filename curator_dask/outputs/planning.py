@@ -21,7 +21,7 @@ from curator_dask.outputs.writing import Output
 from curator_dask.runs.graph import types_read
 from curator_dask.runs.sink import Job
 from curator_dask.runs.targets import Target
-from curator_dask.storage import Options, join, walk
+from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import ShardRange, stamp
 
@@ -124,23 +124,6 @@ def _look(part: ShardRange, source: str | None, folder: str, options: Options) -
         except ShardError:
             found[kind] = None
     return found
-
-
-def list_files(output: Output) -> frozenset[str]:
-    """Paths (or URLs) of the Parquet files below the output's folder.
-
-    Raises
-    ------
-    OutputError
-        The store does not answer.
-    """
-    try:
-        names = walk(output.folder, output.options)
-        return frozenset(join(output.folder, name) for name in names if name.endswith(".parquet"))
-    except Exception as error:  # a store's own, of many types
-        raise OutputError(
-            f"{output.folder}: cannot be listed: {error!r}. Check the address and storage_options"
-        ) from error
 
 
 def read_footers(job: Job, there: Collection[str], output: Output) -> dict[str, Footer]:

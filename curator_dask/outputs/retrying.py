@@ -23,13 +23,20 @@ from curator_dask.cluster.setup import set_up_workers
 from curator_dask.cluster.workers import current_client
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
-from curator_dask.frames.parquet import conform, open_parquet, read_footer, read_record, write_table
+from curator_dask.frames.parquet import (
+    conform,
+    list_parquet,
+    open_parquet,
+    read_footer,
+    read_record,
+    write_table,
+)
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.conflicts import describe_difference
+from curator_dask.outputs.failed import find_errors, list_errors, write_failed
 from curator_dask.outputs.lock import RunLock
-from curator_dask.outputs.planning import list_files
 from curator_dask.outputs.saving import locate
-from curator_dask.outputs.writing import ERRORS_FOLDER, Output
+from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import fact_of
 from curator_dask.runs.describing import describe
 from curator_dask.runs.graph import map_items
@@ -39,7 +46,7 @@ from curator_dask.runs.state import clear_stages
 from curator_dask.runs.step import Step
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
-from curator_dask.storage import Options, exists, is_remote, join, local_path, remove
+from curator_dask.storage import Options, is_remote, join, local_path
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import stamp
 
@@ -86,12 +93,13 @@ class RetryFile:
             The shard cannot be read, or has changed since the file was written.
         """
         path = join(self.output.folder, f"{name}.parquet")
-        errors_path = join(self.output.folder, f"{ERRORS_FOLDER}/{name}.parquet")
-        table, record = _read(path, self.output.options)
+        folder, options = self.output.folder, self.output.options
+        table, record = _read(path, options)
         _check_shard(path, table, record, self.shard_options)
         kept, dropped = table.slice(0, 0), table.slice(0, 0)
-        if exists(errors_path, self.output.options):
-            aside = _without(_read(errors_path, self.output.options)[0], table, self.id_col)
+        errors_path = find_errors(folder, name, options)
+        if errors_path is not None:
+            aside = _without(_read(errors_path, options)[0], table, self.id_col)
             lacking = pc.is_null(aside.column(self.column))
             kept, dropped = aside.filter(pc.invert(lacking)), aside.filter(lacking)
         bad = pc.indices_nonzero(pc.is_null(table.column(self.column)))
@@ -106,12 +114,9 @@ class RetryFile:
         table = pa.concat_tables([_replaced(table, bad, mended), again.filter(good)])
         record = _tried(record, self.column, self.unfinished)
         # In this order a death in between leaves rows in both places, and `_without` forgives that; never in none.
-        write_table(path, table, record, self.output.options)
+        write_table(path, table, record, options)
         left = pa.concat_tables([kept, again.filter(pc.invert(good))])
-        if len(left):
-            write_table(errors_path, left, record, self.output.options)
-        elif exists(errors_path, self.output.options):
-            remove(errors_path, self.output.options)
+        write_failed(folder, name, left, record, options)
         return report_frame(report)
 
 
@@ -143,7 +148,7 @@ def retry(
     if client is not None:
         set_up_workers(client)
     summary = SaveSummary(output.folder, again=True)
-    if not list_files(output):
+    if not list_parquet(output.folder, options):
         raise _nothing_there(output, column)
     try:
         with RunLock(output.folder, options):
@@ -189,7 +194,7 @@ def find_settings(path: str, options: Options = None) -> dict[str, dict[str, Any
         No file there was written by curator_dask.
     """
     output = _output(path, options)
-    found = in_threads(lambda file: read_record(file, options), sorted(list_files(output)))
+    found = in_threads(lambda file: read_record(file, options), sorted(list_parquet(output.folder, options)))
     records = [record for record in found if record is not None]
     if not records:
         raise OutputError(f"{path}: no file of curator_dask's is there. Give the folder that embed wrote to")
@@ -204,7 +209,8 @@ def _output(path: str, options: Options) -> Output:
 
 def _find(output: Output, column: str) -> tuple[FileRecord, list[Target], dict[str, Any]]:
     """What made the column, the files with failed rows, and what was noticed of all shards."""
-    files = sorted(list_files(output))
+    aside = list_errors(output.folder, output.options)
+    files = sorted({*list_parquet(output.folder, output.options), *aside})
     footers = in_threads(lambda path: read_footer(path, output.options), files)
     mine: dict[str, FileRecord] = {}
     for path, footer in zip(files, footers, strict=True):
@@ -233,11 +239,9 @@ def _find(output: Output, column: str) -> tuple[FileRecord, list[Target], dict[s
             raise OutputError(
                 f"{output.folder}: the files do not have one model: column {column!r} {difference}"
             )
-    names = {path: path.removeprefix(output.folder).lstrip("/").removesuffix(".parquet") for path in mine}
-    with_errors = {
-        name.removeprefix(f"{ERRORS_FOLDER}/") for name in names.values() if name.startswith(ERRORS_FOLDER)
-    }
-    paths = [path for path in mine if not names[path].startswith(f"{ERRORS_FOLDER}/")]
+    with_errors = {aside[path] for path in mine if path in aside}
+    paths = [path for path in mine if path not in aside]
+    names = {path: path.removeprefix(output.folder).lstrip("/").removesuffix(".parquet") for path in paths}
     failed = in_threads(lambda path: _has_failed(path, output.options), paths)
     targets = [
         Target(names[path], path, "", dict(mine[path].shard or {}) or None, None, None)

@@ -9,6 +9,7 @@ from pathlib import Path
 import dask.dataframe as dd
 
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.outputs.failed import errors_folder
 from curator_dask.outputs.parquet import ParquetSink
 from curator_dask.outputs.writing import Output
 from curator_dask.runs.groups import Layout
@@ -62,7 +63,7 @@ def _output(
     Raises
     ------
     ConfigError
-        It is the dataset's own folder, and failed rows are to be dropped.
+        Failed rows are to be dropped, and it is the dataset's own folder, or has nothing beside it.
     OutputError
         It cannot be written to.
     """
@@ -78,8 +79,16 @@ def _output(
         raise ConfigError(
             "drop_failed=True would drop rows from the dataset's own files: give save_metadata a path"
         )
+    beside = errors_folder(folder)
+    if drop_failed and beside is None:
+        raise ConfigError(
+            f"drop_failed=True writes failed rows to a folder beside {folder}, and there is none beside a bucket: give"
+            " save_metadata a folder in it"
+        )
     if not is_remote(folder):
         check_writable(folder)
+        if drop_failed and beside is not None and not Path(beside).exists():
+            check_writable(os.path.dirname(beside))  # noqa: PTH120
     return Output(folder, options, folder == own, overwrite, drop_failed)
 
 

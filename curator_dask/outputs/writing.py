@@ -15,16 +15,13 @@ from curator_dask.errors import OutputError
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import Footer, conform, read_footer, read_record, write_table
 from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.failed import find_errors, write_failed
 from curator_dask.outputs.keeping import Joined, Joining, Kept
 from curator_dask.rows.known import KnownVectors, StoredRows
 from curator_dask.rows.remarks import current_remarks, fact_of, remark
 from curator_dask.runs.reports import errors_of, report_frame, report_of, report_row
 from curator_dask.runs.targets import Target
-from curator_dask.storage import Options, exists, join, remove
-
-#: Below the output. Readers of a folder of Parquet files (pyarrow, Spark) pass over names that begin with "_":
-#: as "errors" they would read the failed rows back among the good ones.
-ERRORS_FOLDER = "_errors"
+from curator_dask.storage import Options
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Output:
     overwrite
         What other runs or programs made may be replaced.
     drop_failed
-        Rows whose image failed go to ``_errors/``.
+        Rows whose image failed go elsewhere (`curator_dask.outputs.failed`).
     """
 
     folder: str
@@ -156,7 +153,7 @@ class WritePartition:
             report["remarks"] = current_remarks().on(_urls(whole, target))
         record = self._record(target, report, said)
         failed = table.filter(bad) if self.output.drop_failed else table.slice(0, 0)
-        self._write_failed(target, failed, record)
+        write_failed(self.output.folder, target.name, failed, record, self.output.options)
         if self.output.drop_failed:
             table = table.filter(pc.invert(bad))
         write_table(target.path, table, record, self.output.options)
@@ -175,11 +172,8 @@ class WritePartition:
 
     def _paths(self, target: Target) -> list[str]:
         """The target's file that is there, and the rows that were dropped from it."""
-        errors = self._errors_path(target)
-        return [target.path, *([errors] if exists(errors, self.output.options) else [])]
-
-    def _errors_path(self, target: Target) -> str:
-        return join(self.output.folder, f"{ERRORS_FOLDER}/{target.name}.parquet")
+        errors = find_errors(self.output.folder, target.name, self.output.options)
+        return [target.path, *([] if errors is None else [errors])]
 
     def _record(self, target: Target, report: Mapping[str, Any], said: FileRecord) -> FileRecord:
         before = read_record(target.companion, self.input_options) if target.companion else None
@@ -222,13 +216,6 @@ class WritePartition:
             for name, said in before.scores.items()
             if name in self.schema.names and self.keeps_vectors and said["vectors"] not in self.embeddings
         }
-
-    def _write_failed(self, target: Target, table: pa.Table, record: FileRecord) -> None:
-        errors = self._errors_path(target)
-        if len(table):
-            write_table(errors, table, record, self.output.options)
-        elif exists(errors, self.output.options):
-            remove(errors, self.output.options)  # left by an earlier run in which more failed, or went there
 
     def _check_rows_kept(self, target: Target, rows: int) -> None:
         before = read_footer(target.path, self.output.options).rows

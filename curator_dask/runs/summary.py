@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from curator_dask.frames.names import ERRORS_SUFFIX
+
 _EXAMPLES = 3  # of each reason, that the summary names
 _KINDS = 10  # of what rows leave out, that it prints
 _SHARDS = 20  # failed or damaged ones, that it prints
@@ -23,7 +25,8 @@ class SaveSummary:
     rows, failed
         Rows that went through this call, and those of them whose image failed.
     dropped
-        Of the failed ones, those written to ``_errors/`` and not among the good ones.
+        Of the failed ones, those written to a folder beside the output, `path` and ``.errors``, and not among the good
+        ones.
     written, skipped
         Files written in this call, and files that were finished before.
     rows_before, failed_before
@@ -135,7 +138,7 @@ class SaveSummary:
             before = "no row had failed" if self.again else before
             lines = [f"{self.path}: nothing to do, {before}; {self.seconds:.1f} s"]
             return "\n".join([*lines, *self._none_line(), *self._remark_lines()])
-        dropped = f", {self.dropped} more in _errors/" if self.dropped else ""
+        dropped = f", {self.dropped} more in {self.path}{ERRORS_SUFFIX}" if self.dropped else ""
         rows = (
             f"{self.rows - self.dropped} rows in {self.written} files{dropped}; {self.failed} failed images"
         )

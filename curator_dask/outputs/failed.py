@@ -1,0 +1,64 @@
+"""Where the rows go whose image failed, if they are not to be among the good ones.
+
+Beside the output, not in it: there are readers of a folder (Polars, DuckDB's ``**``) that read all files below it,
+whatever their names and those of their folders begin and end with.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from curator_dask.frames.names import ERRORS_SUFFIX
+from curator_dask.frames.parquet import list_parquet, read_record, write_table
+from curator_dask.frames.record import FileRecord
+from curator_dask.storage import Options, exists, is_remote, join, remove
+
+_FORMERLY = "_errors"  # below the output
+
+
+def errors_folder(folder: str) -> str | None:
+    """The folder beside an output; None where nothing can be beside it: it is all of a bucket."""
+    if is_remote(folder) and "/" not in folder.partition("://")[2]:
+        return None
+    return f"{folder}{ERRORS_SUFFIX}"
+
+
+def errors_paths(folder: str, name: str) -> list[str]:
+    """Where the failed rows of a file may be: beside the output, and where they were written once."""
+    folders = [errors_folder(folder), join(folder, _FORMERLY)]
+    return [join(each, f"{name}.parquet") for each in folders if each is not None]
+
+
+def list_errors(folder: str, options: Options) -> dict[str, str]:
+    """Paths (or URLs) of the files with failed rows of an output, and the names of those that they belong to."""
+    found = {}
+    for each in (errors_folder(folder), join(folder, _FORMERLY)):
+        for path in list_parquet(each, options) if each is not None else ():
+            found[path] = path.removeprefix(each or "").lstrip("/").removesuffix(".parquet")
+    return found
+
+
+def output_files(folder: str, options: Options) -> list[str]:
+    """Names of the Parquet files of an output, in order, without those of failed rows."""
+    failed = list_errors(folder, options)
+    files = [path for path in sorted(list_parquet(folder, options)) if path not in failed]
+    return [path.removeprefix(folder).lstrip("/") for path in files]
+
+
+def find_errors(folder: str, name: str, options: Options) -> str | None:
+    """The file with the failed rows of a file; None where there is none.
+
+    Each place has all of them: the older one is left where a run has died before it removed it.
+    """
+    return next((path for path in errors_paths(folder, name) if read_record(path, options)), None)
+
+
+def write_failed(folder: str, name: str, table: pa.Table, record: FileRecord, options: Options) -> None:
+    """Write the failed rows of a file; where there are none, those that an earlier run left are removed."""
+    paths = errors_paths(folder, name)
+    if len(table):
+        write_table(paths.pop(0), table, record, options)
+    for path in paths:
+        # Another's file of that name stays.
+        if exists(path, options) and (found := read_record(path, options)) and found.url == record.url:
+            remove(path, options)
