@@ -137,6 +137,40 @@ def test_two_models_in_turn_into_one_output(client, tmp_path):
     assert table["a"].equals(table["b"]), "of one model"
 
 
+def test_summaries_as_json(client, tmp_path):
+    write_dataset(tmp_path / "data", 2, 3, bad={"000010002": b""})
+    (tmp_path / "out").mkdir()
+    cluster = ["--scheduler-address", client.scheduler.address]
+    embed = ["embed", tmp_path / "data", tmp_path / "out", "--model", "test_vit", "--no-pretrained", *cluster]
+    done = run_here(*embed, "--json", "-")
+    assert "found 2 shards" in done.stderr
+    found = json.loads(done.stdout)
+    assert (found["rows"], found["failed"], found["written"], found["good"]) == (6, 1, 2, 5 / 6)
+    assert found["reasons"] == {"empty": 1} and found["complete"] is True and found["seconds"] > 0
+    good = {"rows": 3, "failed": 0, "reasons": {}, "before": False}
+    failed = {"rows": 3, "failed": 1, "reasons": {"empty": 1}, "before": False}
+    assert found["shards"] == {"00000": good, "00001": failed}
+    assert found["versions"].keys() >= {"curator-dask", "python", "torch", "timm", "pyarrow"}
+    assert found["versions"]["pyarrow"] == pa.__version__
+
+    file = tmp_path / "summary.json"
+    (tmp_path / "out" / "00000.parquet").unlink()
+    assert "3 rows in 1 files" in run_here(*embed, "--json", file).stdout
+    again = json.loads(file.read_text())
+    assert again["shards"] == {"00000": good, "00001": {**failed, "before": True}}
+    assert (again["skipped"], again["failed_before"]) == (1, 1)
+    assert run_here("retry", tmp_path / "out", *cluster, "--json", file).returncode == 0
+    assert json.loads(file.read_text())["image_embedding"]["shards"] == {"00001": {**failed, "rows": 1}}
+    assert run_here("index", tmp_path / "data", "--json", file).returncode == 0
+    assert json.loads(file.read_text())["written"] == 2
+
+    # Where it cannot be written is said before, not after hours.
+    (tmp_path / "out" / "00000.parquet").unlink()
+    done = run_here(*embed, "--json", tmp_path / "nowhere" / "summary.json")
+    assert done.returncode == 2 and "no file can be written there" in done.stderr
+    assert not (tmp_path / "out" / "00000.parquet").exists()
+
+
 def write_clip(folder):
     """A small CLIP with random weights, as transformers writes it."""
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -261,10 +295,10 @@ def test_check_of_a_bad_dataset(tmp_path):
     )
     assert lines[-1].startswith("3 problems")
 
-    # As JSON: one object on one line, nothing else; of one shard, evenly spread, where it is asked for.
-    done = run_here("check", folder, "--json", "--shards", "1")
+    # As JSON: one object on one line, and the words for people elsewhere; of one shard, where that is asked for.
+    done = run_here("check", folder, "--json", "-", "--shards", "1")
     assert done.returncode == 1
-    assert not done.stderr
+    assert done.stderr.splitlines()[-1].startswith("3 problems")
     found = json.loads(done.stdout)
     assert done.stdout.count("\n") == 1
     assert found["ok"] is False
@@ -275,7 +309,7 @@ def test_check_of_a_bad_dataset(tmp_path):
     # From the tars the Parquet does not count; and what only costs rows is no failure.
     for name in ("00001", "00002"):
         (folder / f"{name}.tar").unlink()
-    done = run_here("check", folder, "--metadata", "tar", "--json", "--all")
+    done = run_here("check", folder, "--metadata", "tar", "--json", "-", "--all")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [note["kind"] for note in json.loads(done.stdout)["notes"]] == ["bad-image"]
 
@@ -305,7 +339,7 @@ def test_from_a_store_to_a_store(tmp_path):
         settings = json.dumps(options(server))
         store = fsspec.filesystem("s3", **options(server))
         store.put(str(tmp_path / "data"), f"{BUCKET}/data", recursive=True)
-        done = run_here("check", f"s3://{BUCKET}/data", "--json", "--storage-options", settings)
+        done = run_here("check", f"s3://{BUCKET}/data", "--json", "-", "--storage-options", settings)
         assert done.returncode == 0, done.stdout + done.stderr
         assert json.loads(done.stdout)["samples"] == 12
         assert "secret" not in done.stdout

@@ -50,6 +50,10 @@ class IndexSummary:
     failed: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, JSON-able."""
+        return dict(vars(self))
+
     def __str__(self) -> str:
         lines = [
             f"{self.path}: {self.written} index files written, {self.fitting} fitted already,"

@@ -18,6 +18,7 @@ from curator_dask.cli.options import (
     Decoder,
     IdColumn,
     InputPath,
+    JsonFile,
     Metadata,
     Output,
     RowSource,
@@ -26,6 +27,7 @@ from curator_dask.cli.options import (
     StorageOptions,
     Workers,
     json_object,
+    summary_to,
     told_plainly,
     workers_of,
 )
@@ -110,6 +112,7 @@ def embed(
     output_storage_options: Annotated[
         str | None, typer.Option(help="The same for OUTPUT, where that differs.", show_default=False)
     ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Embed every image, and write one Parquet file a shard.
 
@@ -132,7 +135,8 @@ def embed(
     from curator_dask.storage import absolute, is_remote
     from curator_dask.webdataset.shards import discover
 
-    with told_plainly("finished shards are kept, the same command goes on from there"):
+    interrupted = "finished shards are kept, the same command goes on from there"
+    with summary_to(json_file) as put, told_plainly(interrupted):
         # What is wrong with the arguments should not cost the start of a cluster.
         found = discover(input_path, options)
         source = choose_source(metadata.value, found, options)
@@ -173,6 +177,7 @@ def embed(
             summary = embedder(dataset).save_metadata(
                 output, overwrite=overwrite, drop_failed=drop_failed, **saving
             )
+        put(summary.to_dict())
     if summary.good < min_good:
         print(
             f"error: {summary.good:.1%} of the images have a vector, --min-good {min_good}", file=sys.stderr
@@ -202,8 +207,9 @@ def retry(
         str | None,
         typer.Option(help="JSON object for fsspec, where OUTPUT or its shards are URLs.", show_default=False),
     ] = None,
+    json_file: JsonFile = None,
 ) -> None:
-    """Embed only the failed rows of an output again, with the model that made it.
+    """Embed only the failed rows of an output again, with the model that made it; in JSON, a summary by column.
 
     Exit code 0: done, images that failed again are counted in the summary. 1: a shard could not be read.
     2: wrong usage.
@@ -213,7 +219,8 @@ def retry(
     from curator_dask.outputs.retrying import find_settings
 
     options = json_object(storage_options, "--storage-options") or None
-    with told_plainly("files that were finished are kept, the same command goes on from there"):
+    interrupted = "files that were finished are kept, the same command goes on from there"
+    with summary_to(json_file) as put, told_plainly(interrupted):
         found = find_settings(output, options)
         columns = [column] if column is not None else list(found)
         lacking = [name for name in columns if name not in found]
@@ -227,6 +234,7 @@ def retry(
         embedders = [from_settings({**found[name], **changed, "on_error": "null"}) for name in columns]
         with workers_of(cluster, scheduler_address, scheduler_file, workers):
             summaries = [embedder.retry(output, storage_options=options) for embedder in embedders]
+        put({name: each.to_dict() for name, each in zip(columns, summaries, strict=True)})
     if not all(summary.complete for summary in summaries):
         raise typer.Exit(EXIT_SHARD)
 
@@ -255,8 +263,8 @@ def check(
         int | None,
         typer.Option(min=1, help="Larger images cannot be used.  [default: Pillow's limit]"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")] = False,
     storage_options: StorageOptions = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Look a dataset over before it is embedded: seconds, no model, no cluster.
 
@@ -268,7 +276,7 @@ def check(
     from curator_dask.checks.preflight import preflight
     from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
 
-    with told_plainly("nothing was changed"):
+    with summary_to(json_file) as put, told_plainly("nothing was changed"):
         report = preflight(
             input_path,
             id_col,
@@ -279,7 +287,8 @@ def check(
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
             storage_options=options,
         )
-    print(json.dumps(report.to_dict()) if as_json else report)
+        print(report)
+        put(report.to_dict())
     if not report.ok:
         raise typer.Exit(EXIT_SHARD)
 
@@ -294,6 +303,7 @@ def index(
         bool, typer.Option(help="Write also those that fit, and over files that are no index of DALI's.")
     ] = False,
     storage_options: StorageOptions = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Write DALI's index file (.idx) beside each local tar that has none that fits.
 
@@ -303,7 +313,8 @@ def index(
     from curator_dask.checks.indexing import check_local, write_indexes
     from curator_dask.webdataset.shards import discover
 
-    with told_plainly("the index files that are written are whole, the same command goes on from there"):
+    interrupted = "the index files that are written are whole, the same command goes on from there"
+    with summary_to(json_file) as put, told_plainly(interrupted):
         check_local(input_path)
         few = len(discover(input_path, options)) <= FEW_SHARDS
         if few and not (workers or scheduler_address or scheduler_file):
@@ -312,7 +323,8 @@ def index(
             cluster = workers_of(ClusterType.cpu, scheduler_address, scheduler_file, workers)
         with cluster:
             summary = write_indexes(input_path, overwrite=overwrite, storage_options=options)
-    print(summary)
+        print(summary)
+        put(summary.to_dict())
     if summary.failed:
         raise typer.Exit(EXIT_SHARD)
 

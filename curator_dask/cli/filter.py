@@ -10,10 +10,12 @@ from curator_dask.cli.options import (
     EXIT_SHARD,
     Cluster,
     ClusterType,
+    JsonFile,
     SchedulerAddress,
     SchedulerFile,
     Workers,
     json_object,
+    summary_to,
     told_plainly,
     workers_of,
 )
@@ -62,6 +64,7 @@ def filter_rows(
     output_storage_options: Annotated[
         str | None, typer.Option(help="The same for OUTPUT, where that differs.", show_default=False)
     ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Keep the rows of an output that pass a condition, with all their columns; says how many pass each part of it.
 
@@ -83,10 +86,10 @@ def filter_rows(
     options = json_object(storage_options, "--storage-options") or None
     output_options = json_object(output_storage_options, "--output-storage-options") or None
 
-    from curator_dask.outputs.filtering import filter_output
+    from curator_dask.outputs.filtering import FilterSummary, filter_output
 
-    def run(to: str | None) -> bool:
-        found = filter_output(
+    def run(to: str | None) -> FilterSummary:
+        return filter_output(
             embeddings,
             to,
             where=where,
@@ -95,13 +98,14 @@ def filter_rows(
             storage_options=options,
             output_storage_options=output_options,
         )
-        return found.output is None or found.output.complete
 
-    with told_plainly("files that were written are kept, the same command goes on from there"):
+    interrupted = "files that were written are kept, the same command goes on from there"
+    with summary_to(json_file) as put, told_plainly(interrupted):
         if output is None:
-            run(None)
-            return
-        with workers_of(cluster, scheduler_address, scheduler_file, workers):
-            complete = run(output)
-    if not complete:
+            summary = run(None)  # looks at columns alone, without a cluster
+        else:
+            with workers_of(cluster, scheduler_address, scheduler_file, workers):
+                summary = run(output)
+        put(summary.to_dict())
+    if summary.output is not None and not summary.output.complete:
         raise typer.Exit(EXIT_SHARD)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -67,6 +69,16 @@ StorageOptions = Annotated[
     ),
 ]
 
+JsonFile = Annotated[
+    str | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        help="Write the summary as a JSON object; - is standard output, and nothing else is written there.",
+        show_default=False,
+    ),
+]
+
 
 def json_object(text: str | None, option: str) -> dict[str, Any]:
     """The JSON object that an option was given."""
@@ -109,3 +121,27 @@ def told_plainly(interrupted: str) -> Iterator[None]:
             f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
         )
         raise typer.Exit(EXIT_SHARD if isinstance(error, ImageError | ShardError) else EXIT_USAGE) from None
+
+
+@contextmanager
+def summary_to(file: str | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """What puts a summary into the file of ``--json``; with ``-`` it alone goes to standard output."""
+    if file == "-":
+        output = sys.stdout
+        with redirect_stdout(sys.stderr):
+            yield lambda summary: print(json.dumps(summary), file=output)
+        return
+    folder = Path(file or "").absolute().parent
+    if file is not None and (Path(file).is_dir() or not os.access(folder, os.W_OK)):
+        raise typer.BadParameter(f"{file}: no file can be written there", param_hint="--json")
+
+    def write(summary: Mapping[str, Any]) -> None:
+        from curator_dask.errors import OutputError
+
+        try:
+            if file is not None:
+                Path(file).write_text(f"{json.dumps(summary)}\n", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{file}: the summary could not be written: {error.strerror}") from error
+
+    yield write

@@ -10,10 +10,12 @@ from curator_dask.cli.options import (
     EXIT_SHARD,
     Cluster,
     ClusterType,
+    JsonFile,
     SchedulerAddress,
     SchedulerFile,
     Workers,
     json_object,
+    summary_to,
     told_plainly,
     workers_of,
 )
@@ -74,6 +76,7 @@ def score(
     output_storage_options: Annotated[
         str | None, typer.Option(help="The same for OUTPUT, where that differs.", show_default=False)
     ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Score the vectors of an output: a column for each head, all else stays as it is.
 
@@ -97,7 +100,8 @@ def score(
         score_output,
     )
 
-    with told_plainly("files that were scored are kept, the same command goes on from there"):
+    interrupted = "files that were scored are kept, the same command goes on from there"
+    with summary_to(json_file) as put, told_plainly(interrupted):
         heads: list[ImageClassifier] = []
         if aesthetic:
             path = None if aesthetic == PUBLISHED else aesthetic
@@ -115,5 +119,6 @@ def score(
                 storage_options=options,
                 output_storage_options=output_options if output_storage_options else None,
             )
+        put(summary.to_dict())
     if not summary.complete:
         raise typer.Exit(EXIT_SHARD)

@@ -86,6 +86,11 @@ class FilterSummary:
     cut: Cut | None = None
     output: SaveSummary | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: the attributes, ``output`` as `SaveSummary.to_dict` gives it."""
+        output = None if self.output is None else self.output.to_dict()
+        return {**vars(self), "cut": None if self.cut is None else vars(self.cut), "output": output}
+
     def __str__(self) -> str:
         lines = [f"{self.kept:,} of {self.rows:,} rows kept ({_share(self.kept, self.rows)})"]
         for clause, count in self.passing.items():

@@ -178,7 +178,7 @@ def find_unfinished(
                 and next((record.run_of(name) for name in columns), {"report": record.report})["report"]
             )
             # Of a file whose rows have been tried again it is not known how many failed.
-            reports.append(report or {"rows": existing.rows, "failed": 0})
+            reports.append({"rows": existing.rows, "failed": 0, **(report or {}), "name": target.name})
             continue
         todo.append(number)
         if existing is not None:

@@ -92,8 +92,8 @@ def run(
             )
             plan = sink.plan(job)
             summary.skipped = len(plan.targets) - len(plan.todo)
-            summary.rows_before = sum(report["rows"] for report in plan.finished)
-            summary.failed_before = sum(report["failed"] for report in plan.finished)
+            for report in plan.finished:
+                summary.add_finished(report)
             summary.add_remarks(plan.remarks)
             summary.startup_seconds = time.monotonic() - started
             if plan.todo:

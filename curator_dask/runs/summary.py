@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import platform
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
+import curator_dask
 from curator_dask.frames.names import ERRORS_SUFFIX
 
 _EXAMPLES = 3  # of each reason, that the summary names
 _KINDS = 10  # of what rows leave out, that it prints
 _SHARDS = 20  # failed or damaged ones, that it prints
+_PACKAGES = ("dask", "pandas", "pyarrow", "torch", "timm", "transformers", "pillow", "nvidia-dali-cuda130")
 
 
 @dataclass
@@ -63,6 +68,9 @@ class SaveSummary:
         Of these, until the first partition was handed out: most of it every worker loading the model.
     again
         Whether rows that had failed were tried again: then `rows` are these, and `failed` those that failed again.
+    shards
+        By the name of each file, its ``rows``, how many ``failed``, for which ``reasons``, and whether it was finished
+        ``before``.
     """
 
     path: str
@@ -86,6 +94,7 @@ class SaveSummary:
     seconds: float = 0.0
     startup_seconds: float = 0.0
     again: bool = False
+    shards: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def images_per_second(self) -> float:
@@ -114,7 +123,24 @@ class SaveSummary:
         for reason, examples in report["examples"].items():
             known = self.examples.setdefault(reason, [])
             known += examples[: max(0, _EXAMPLES - len(known))]
+        self._add_shard(report, before=False)
         self.add_remarks(report.get("remarks", {}))
+
+    def add_finished(self, report: Mapping[str, Any]) -> None:
+        """Count what is known of a file that was finished before."""
+        self.rows_before += report["rows"]
+        self.failed_before += report["failed"]
+        self._add_shard(report, before=True)
+
+    def _add_shard(self, report: Mapping[str, Any], before: bool) -> None:
+        counts = {name: report[name] for name in ("rows", "failed")}
+        reasons = dict(report.get("reasons", {}))
+        self.shards[report["name"]] = {**counts, "reasons": reasons, "before": before}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, JSON-able, with `good`, `complete`, `images_per_second` and the versions of what ran."""
+        more = {name: getattr(self, name) for name in ("good", "complete", "images_per_second")}
+        return {**vars(self), "reasons": dict(self.reasons), **more, "versions": installed_versions()}
 
     def add_remarks(self, remarks: Mapping[str, Mapping[str, Any]]) -> None:
         """Take what was noticed of shards, by url and kind (`curator_dask.rows.remarks`); twice is once."""
@@ -176,6 +202,15 @@ class SaveSummary:
                 self.not_made,
             ),
         ]
+
+
+def installed_versions() -> dict[str, str]:
+    """Of this package, of Python, and of what decides vectors and files, as far as it is installed."""
+    found = {"curator-dask": curator_dask.__version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _shard_lines(what: str, shards: Mapping[str, str]) -> list[str]:
