@@ -46,14 +46,16 @@ def describe(step: Step, client: Any) -> Mapping[str, Mapping[str, Any]]:
     for address, other in others:
         for column, info in said.items():
             found = other.get(column, {})
-            differing = {
-                key: (info[key], found.get(key))
-                for key in info
-                if info[key] != found.get(key) and key != "least_cosine"
-            }
+            differing = differences(info, found)
             if differing:
                 raise WeightsError(
                     f"{column}: the workers {first} and {address} do not run the same model: {differing}. Give every"
                     " node the same files, versions and kind of device"
                 )
     return said
+
+
+def differences(info: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Where two workers' models differ, both values by name. How precise half precision was is no part of a model."""
+    names = [name for name in info if name != "least_cosine"]
+    return {name: (info[name], found.get(name)) for name in names if info[name] != found.get(name)}

@@ -11,6 +11,7 @@ from curator_dask import __version__
 from curator_dask.cache import POSSESSIONS, Remembered
 from curator_dask.cluster.workers import WorkerUnfit
 from curator_dask.errors import CuratorError
+from curator_dask.runs.describing import differences
 from curator_dask.runs.step import Step
 from curator_dask.webdataset.staging import current_worker
 
@@ -60,11 +61,8 @@ class Fit:
                 said = str(error) if isinstance(error, CuratorError) else f"{type(error).__name__}: {error}"
                 raise _unfit(f"cannot load {step.label}: {said}") from error
         for column, info in found.items():
-            expected = self.described[column]
-            if info != expected:
-                differing = {
-                    key: (expected[key], info.get(key)) for key in expected if info.get(key) != expected[key]
-                }
+            differing = differences(self.described[column], info)
+            if differing:
                 raise _unfit(f"does not run the same model as the first workers, for {column}: {differing}")
         return True
 
