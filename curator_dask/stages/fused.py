@@ -25,6 +25,7 @@ from curator_dask.runs.step import Rows, read_by
 from curator_dask.runs.turns import turn
 from curator_dask.stages.base import ProcessingStage, image_outputs, makes_pixels_or, names_of
 from curator_dask.stages.image.embedding import ImageEmbeddingStage
+from curator_dask.stages.image.filters import ScoreFilterStage
 from curator_dask.stages.image.reader import ImageReaderStage
 from curator_dask.stages.live import CHAINS, ChainSpec
 from curator_dask.stages.rows import place, table_of
@@ -153,7 +154,15 @@ class RunStages:
         if not self.vectors:
             return {}
         with CHAINS.lease(self.chain, self.chain.build):
+            self._check_heads()
             return {column: self._describe(field) for column, field in self.vectors}
+
+    def _check_heads(self) -> None:
+        """Refuse heads on vectors of another model than theirs."""
+        models = [stage for stage in _models(self.chain.stages) if stage.embedding_field == EMBEDDING]
+        for stage in self.chain.stages:
+            if isinstance(stage, ScoreFilterStage):
+                stage.check_vectors(models[0].describe_model() if models else None)
 
     def _describe(self, field: str) -> dict[str, Any]:
         stages = self.chain.stages
@@ -324,7 +333,9 @@ def describe_stage(stage: ProcessingStage[Any, Any]) -> tuple[str, ...]:
     classes = [kind for kind in type(stage).__mro__ if kind not in ours]
     if not classes:
         return (type(stage).__qualname__,)  # its place counts; the model is described by itself
-    common = {"name", "num_gpus_per_worker", "thread_safe", "_resize"}
+    common = {"name", "num_gpus_per_worker", "thread_safe", "_resize", "_loaded"}
+    if isinstance(stage, ScoreFilterStage):
+        common |= stage.uncounted
     for kind in (ImageReaderStage, ImageEmbeddingStage):
         common |= set(inspect.signature(kind).parameters) if isinstance(stage, kind) else set()
     settings = {name: value for name, value in sorted(vars(stage).items()) if name not in common}
