@@ -766,3 +766,30 @@ def test_it_loads_no_model_library(folder):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_images_that_img2dataset_left_on_their_side_are_counted(tmp_path):
+    """Re-encoded they have lost their orientation; a file that has its own is turned when it is decoded."""
+    words = {
+        1: "Horizontal (normal)",
+        2: "Mirrored horizontal",
+        3: "Rotated 180",
+        4: "Mirrored vertical",
+        5: "Mirrored horizontal then rotated 90 CCW",
+        6: "Rotated 90 CW",
+        7: "Mirrored horizontal then rotated 90 CW",
+        8: "Rotated 90 CCW",
+    }
+    members = []
+    for number, text in words.items():
+        exif = Image.Exif()
+        exif[0x0112] = number
+        for kept in (False, True):
+            file = io.BytesIO()
+            Image.new("RGB", (20, 30)).save(file, "JPEG", **({"exif": exif} if kept else {}))
+            key, row = f"{number}{kept}", {"exif": json.dumps({"Image Orientation": text})}
+            members += [(f"{key}.jpg", file.getvalue()), (f"{key}.json", json.dumps(row).encode())]
+    members += [("9.jpg", file.getvalue()), ("9.json", b'{"exif": null}')]
+    write_tar(tmp_path / "0.tar", members)
+    (note,) = [each for each in preflight(tmp_path).notes if each.kind == "turned"]
+    assert note.count == 7 and note.examples == ("0: '2False'",)

@@ -110,6 +110,12 @@ KINDS = {
         "image that cannot be used, of those looked at; its vector will be null",
         "those that are too large: --max-pixels; others have to be fetched again, or do without a vector",
     ),
+    "turned": Kind(
+        False,
+        "image that lies on its side or is mirrored, of those looked at: img2dataset dropped its EXIF orientation",
+        "images are embedded as they are stored; img2dataset keeps the orientation with skip_reencode=True and"
+        " resize_mode='no', or turn them by their 'exif' text before",
+    ),
     "gray16": Kind(
         False,
         "grey image of more than 8 bits a sample, of those looked at",

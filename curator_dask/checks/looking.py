@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.checks.glancing import Glance, said
-from curator_dask.decode.sniff import sniff
+from curator_dask.decode.sniff import open_image, sniff
 from curator_dask.errors import ImageError, ShardError
 from curator_dask.frames.columns import to_array
 from curator_dask.frames.names import CAPTION_COLUMN, STATUS_COLUMN
@@ -29,6 +30,18 @@ from curator_dask.webdataset.samples import IMAGE_EXTENSIONS, Sample, split_name
 
 _SUCCESS = "success"
 _NO_SAMPLE = "its Parquet names {} images, the tar has none of them"
+_EXIF, _ORIENTATION = "exif", "Image Orientation"
+_TURNS = frozenset(
+    [
+        "Mirrored horizontal",
+        "Rotated 180",
+        "Mirrored vertical",
+        "Mirrored horizontal then rotated 90 CCW",
+        "Rotated 90 CW",
+        "Mirrored horizontal then rotated 90 CW",
+        "Rotated 90 CCW",
+    ]
+)  # EXIF's 2 to 8 in the words of the exifread package, which img2dataset stores
 _SUFFIXES = (
     200  # different ones that are kept of a shard: keys with dots may make as many as there are samples
 )
@@ -64,6 +77,8 @@ class Look:
         Keys of those that cannot be used, by reason.
     deep_gray
         Keys of the images, of those looked at, that are grey with more than 8 bits a sample.
+    turned
+        Keys of the images, of those looked at, that lie on their side or are mirrored, as their ``exif`` says.
     stale
         Why the index file does not fit the tar.
     """
@@ -81,6 +96,7 @@ class Look:
     images: list[tuple[str, int, int, int]] = field(default_factory=list)
     unusable: dict[str, list[str]] = field(default_factory=dict)
     deep_gray: list[str] = field(default_factory=list)
+    turned: list[str] = field(default_factory=list)
     stale: str | None = None
 
 
@@ -270,7 +286,8 @@ def _look_at_images(
         if member is None:
             continue
         try:
-            header = sniff(reader.read(member), max_pixels)
+            data = reader.read(member)
+            header = sniff(data, max_pixels)
         except ImageError as error:
             kind = str(error).partition(":")[0].partition(" (")[0]
             found.unusable.setdefault(kind, []).append(f"{sample.key}: {error}")
@@ -278,6 +295,26 @@ def _look_at_images(
             found.images.append((header.kind, header.width, header.height, member.size))
             if header.deep_gray:
                 found.deep_gray.append(sample.key)
+            if _was_turned(tar_row(reader, sample, "").get(_EXIF)) and not _has_orientation(data):
+                found.turned.append(sample.key)
+
+
+def _was_turned(exif: Any) -> bool:
+    """Whether img2dataset's text of the EXIF that a photograph had names another orientation than upright."""
+    try:
+        orientation = json.loads(exif)[_ORIENTATION]
+    except (TypeError, ValueError, KeyError):
+        return False
+    return orientation in _TURNS
+
+
+def _has_orientation(data: Any) -> bool:
+    """Whether the file still has an orientation of its own, which every decoder follows."""
+    try:
+        with open_image(data) as image:
+            return 0x0112 in image.getexif()
+    except Exception:  # of Pillow, of any type: that is told when the image is decoded
+        return False
 
 
 def _note(found: Look, kind: str, names: Any) -> None:

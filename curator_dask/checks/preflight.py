@@ -315,6 +315,8 @@ def _tally_looks(report: Report, glances: Sequence[Glance], looks: Mapping[int, 
         bad = [text for texts in seen.unusable.values() for text in texts]
         if bad:
             tally.add("bad-image", f"{name}: {bad[0]}", len(bad), factor=images)
+        if seen.turned:
+            tally.add("turned", f"{name}: {seen.turned[0]!r}", len(seen.turned), factor=images)
         if seen.deep_gray:
             tally.add("gray16", f"{name}: {seen.deep_gray[0]!r}", len(seen.deep_gray), factor=images)
         if one.stale or seen.stale:
