@@ -793,3 +793,15 @@ def test_images_that_img2dataset_left_on_their_side_are_counted(tmp_path):
     write_tar(tmp_path / "0.tar", members)
     (note,) = [each for each in preflight(tmp_path).notes if each.kind == "turned"]
     assert note.count == 7 and note.examples == ("0: '2False'",)
+
+
+def test_deep_gray_images_are_counted(tmp_path):
+    members = []
+    for kind, suffix in (("PNG", "png"), ("TIFF", "tif"), ("PPM", "pgm"), ("JPEG2000", "jp2")):
+        for depth in (np.uint8, np.uint16):
+            file = io.BytesIO()
+            Image.fromarray(np.full((20, 30), 200, depth)).save(file, kind)
+            members.append((f"{suffix}{depth(0).nbytes}.{suffix}", file.getvalue()))
+    write_tar(tmp_path / "0.tar", members)
+    (note,) = [each for each in preflight(tmp_path).notes if each.kind == "gray16"]
+    assert note.count == 4 and note.examples == ("0: 'png2'",)
