@@ -28,6 +28,7 @@ from colours import (
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.parquet import read_record
+from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.encoders import Encoder
 from curator_dask.outputs.lock import LOCK_NAME, STALE_SECONDS, RunLock
 from curator_dask.runs.step import ColumnStep
@@ -512,12 +513,15 @@ class RednessOf(ColumnStep):
     needs = frozenset({"vectors"})
     columns = {"redness": pa.float32()}  # noqa: RUF012
 
-    def __init__(self, column):
-        self.column = column
+    def __init__(self, column, times=1):
+        self.column, self.times = column, times
 
     def compute(self, rows):
         return {
-            "redness": [None if each is None else each[0] for each in rows.column(self.column).to_pylist()]
+            "redness": [
+                None if each is None else each[0] * self.times
+                for each in rows.column(self.column).to_pylist()
+            ]
         }
 
 
@@ -532,11 +536,29 @@ def test_what_was_made_of_the_other_models_vectors_stays(models):
     assert models.save("a", lambda dataset: dataset.apply(RednessOf("a")))[0] == (0, 2, 0)
     with pytest.raises(OutputError, match="after the embedding redness was made"):
         ColourReader(image_embedding_column="a").retry(models.out)
-    with pytest.raises(OutputError, match=r"has columns \['redness'\] that another run has made"):
-        models.save("c", lambda dataset: dataset.apply(RednessOf("c")))
+    with pytest.raises(OutputError, match=r"has columns \['redness'\] that another run has made, with other"):
+        models.save("c", lambda dataset: dataset.apply(RednessOf("c", 2)))
     write_tar(models.folder / "00001.tar", members_of("000010000"))
     with pytest.raises(OutputError, match=r"00001.*\['caption', 'width', 'redness'\].*shard has changed"):
         models.save("b", columns=few)
+
+
+def test_statistics_and_models_in_turn(models):
+    models.save("", ImageStatistics(["format", "brightness"]))
+    before = models.read()
+    for makes in "ab":
+        models.save(makes)
+    table = models.check()
+    assert all(table[name].equals(before[name]) for name in ("format", "brightness"))
+    assert models.save("", ImageStatistics(["format", "brightness"]))[0] == (0, 2, 0)
+    assert models.save("a")[0] == models.save("b")[0] == (0, 2, 0)
+    # Too large for the statistics alone: their reason stays when a model's column is made anew.
+    models.save("", ImageStatistics(["brightness"], prefix="of_", max_pixels=24 * 20))
+    models.save("b", settings={"max_pixels": 10**6})
+    table = models.check()
+    assert table["of_brightness"].null_count == 10
+    reasons = [text for text in table["image_error"].to_pylist() if not text.startswith("not an image")]
+    assert len(reasons) == 9 and all(text.startswith("[image statistics] too large") for text in reasons)
 
 
 def with_a_function(dataset):

@@ -63,7 +63,8 @@ class FileRecord:
         again since.
     earlier
         By column of vectors that the last run has kept and not made: ``fingerprint``, ``complete_as`` and ``report``
-        of the run that made it, and the state of the ``tar`` that it was made of.
+        of the run that made it, and the state of the ``tar`` that it was made of. Under ``""`` the same of the last run
+        that made no vectors.
     version
         Of the record's form.
     """

@@ -13,7 +13,7 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer, read_record
 from curator_dask.outputs.failed import list_errors
-from curator_dask.outputs.keeping import Kept, others_in, pairs_with
+from curator_dask.outputs.keeping import Kept, pairs_with
 from curator_dask.outputs.writing import Output
 from curator_dask.runs.lineage import Lineage
 from curator_dask.runs.sink import Job
@@ -149,7 +149,7 @@ def conflict(
             " __url__ and image_error of each row, of the same partitions of the shards, and apply no function to the"
             " rows"
         )
-    if record is not None and kept and others_in(existing, job):
+    if record is not None and kept:
         stale = [
             name
             for name in columns
@@ -157,10 +157,6 @@ def conflict(
         ]
         if stale:
             return f"has columns {stale} that this run would not write, and the shard has changed since they were made"
-        steps = {name for step in job.steps for name in step.columns}
-        again = sorted(steps & {*record.derived} & {*columns})
-        if again and not {*job.made} <= {*embeddings}:
-            return f"has columns {again} that another run has made: give this run's another name"
     if record is None and not (in_place and target.path == target.companion):
         return "was not written by curator_dask"
     return None

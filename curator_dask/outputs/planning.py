@@ -160,7 +160,7 @@ def find_unfinished(
         Something is in the way that `overwrite` does not allow to replace.
     """
     found = [there.get(target.path) for target in targets]
-    columns = tuple(job.made)
+    columns = tuple(job.made) or ("",)
     planned, todo, conflicts = list(targets), [], []
     remarks: dict[str, Any] = {}
     reports: list[Mapping[str, Any]] = []
@@ -173,10 +173,7 @@ def find_unfinished(
         if existing is not None and finished[number]:
             record = existing.record
             remarks.update(record.remarks if record else {})
-            report = (
-                record
-                and next((record.run_of(name) for name in columns), {"report": record.report})["report"]
-            )
+            report = record.run_of(columns[0])["report"] if record else None
             # Of a file whose rows have been tried again it is not known how many failed.
             reports.append({"rows": existing.rows, "failed": 0, **(report or {}), "name": target.name})
             continue

@@ -16,7 +16,8 @@ from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import Footer, conform, read_footer, read_record, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.failed import find_errors, write_failed
-from curator_dask.outputs.keeping import Joined, Joining, Kept
+from curator_dask.outputs.joining import Joined, Joining
+from curator_dask.outputs.keeping import Kept
 from curator_dask.rows.known import KnownVectors, StoredRows
 from curator_dask.rows.remarks import current_remarks, fact_of, remark
 from curator_dask.runs.reports import errors_of, report_frame, report_of, report_row
