@@ -538,6 +538,10 @@ def test_what_was_made_of_the_other_models_vectors_stays(models):
         ColourReader(image_embedding_column="a").retry(models.out)
     with pytest.raises(OutputError, match=r"has columns \['redness'\] that another run has made, with other"):
         models.save("c", lambda dataset: dataset.apply(RednessOf("c", 2)))
+    with pytest.raises(
+        OutputError, match=r"has columns \['redness'\].*vectors that they may be of are made anew"
+    ):
+        models.save("a", settings={"max_pixels": 10**6})
     write_tar(models.folder / "00001.tar", members_of("000010000"))
     with pytest.raises(OutputError, match=r"00001.*\['caption', 'width', 'redness'\].*shard has changed"):
         models.save("b", columns=few)

@@ -156,7 +156,10 @@ def conflict(
             if name in kept.types.names and name not in (*kept.vectors, *target.keep, ERROR_COLUMN)
         ]
         if stale:
-            return f"has columns {stale} that this run would not write, and the shard has changed since they were made"
+            return (
+                f"has columns {stale} that this run would not write, and the shard has changed since they were made, or"
+                " vectors that they may be of are made anew"
+            )
     if record is None and not (in_place and target.path == target.companion):
         return "was not written by curator_dask"
     return None

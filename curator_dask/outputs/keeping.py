@@ -136,18 +136,25 @@ def others_in(footer: Footer, job: Job) -> list[str]:
     return [name for name in footer.columns if record and name in record.embeddings and name not in job.made]
 
 
-def good_columns(kept: Kept, target: Target, footer: Footer, id_col: str) -> tuple[str, ...]:
+def good_columns(kept: Kept, target: Target, footer: Footer, job: Job) -> tuple[str, ...]:
     """Columns in the file that is there whose values are still those of the target's rows."""
     record, shard = footer.record, target.shard or {}
-    if not kept or record is None or not pairs_with(target, footer, id_col):
+    if not kept or record is None or not pairs_with(target, footer, job.id_col):
         return ()
     tar = shard.get("tar")  # None where it cannot be looked at, which does not say that it has changed
     vectors = {name for name in record.embeddings if tar is None or record.run_of(name)["tar"] == tar}
     same = tar is not None and record.shard == shard
+    # What was made of vectors does not go with those that are made anew; of which it was is known of scores alone.
+    anew = [name for name in job.made if name in record.embeddings and name not in target.reuse]
+    old = {
+        name
+        for name in record.derived
+        if anew and record.scores.get(name, {}).get("vectors", anew[0]) in anew
+    }
     return tuple(
         name
         for name in kept.types.names
-        if name in footer.columns and (name in vectors if name in kept.vectors else same)
+        if name in footer.columns and (name in vectors if name in kept.vectors else same and name not in old)
     )
 
 

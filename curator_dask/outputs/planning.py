@@ -180,7 +180,7 @@ def find_unfinished(
         todo.append(number)
         if existing is not None:
             reuse = _reusable(target, existing, job)
-            keep = good_columns(kept, target, existing, job.id_col)
+            keep = good_columns(kept, replace(target, reuse=reuse), existing, job)
             planned[number] = replace(target, reuse=reuse, keep=keep) if reuse or keep else target
         if existing is not None and not output.overwrite:
             problem = conflict(planned[number], existing, schema, kept, job, output.in_place)
