@@ -100,3 +100,19 @@ def test_objects_whose_type_nobody_knows_say_what_to_do(keys, embedded, tmp_path
     typed = boxes.astype({"box": pd.ArrowDtype(pa.list_(pa.float32()))})
     merged = embedded.metadata.merge(typed, on="key")
     assert embedded.with_metadata(merged).save_metadata(tmp_path / "out").complete
+
+
+def test_head_says_what_it_computes(embedded, said):
+    assert len(embedded.head(2)) == 2
+    told = (
+        "head computes 1 of 3 partitions (10 rows, the first of 00000) with ColourReader, and keeps no file"
+    )
+    assert told in said.text
+    embedded.head(2, npartitions=-1)
+    assert "head computes 3 of 3 partitions (30 rows, the first of 00000)" in said.text
+    mixed = embedded.with_metadata(embedded.metadata.shuffle("key"))
+    mixed.head(1)
+    assert "head computes 1 of 3 partitions, and all that is mixed into them, with ColourReader" in said.text
+    said.messages.clear()
+    embedded.persist().head(1)
+    assert "head" not in said.text, "nothing is computed"

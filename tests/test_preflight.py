@@ -454,6 +454,53 @@ def test_whose_downloads_failed_all_is_no_mismatch(folder):
     assert by_kind(report)["not-downloaded"].count == SAMPLES + 2
 
 
+def all_failed_downloads(folder):
+    for number in range(3):
+        write_tar(folder / f"{number:05d}.tar", [])
+        edit(folder / f"{number:05d}.parquet", lambda c: c | {"status": ["failed_to_download"] * SAMPLES})
+
+
+def no_images(folder):
+    for number in range(3):
+        texts = [one for one in members_in(folder / f"{number:05d}.tar") if not one[0].endswith("png")]
+        write_tar(folder / f"{number:05d}.tar", texts)
+
+
+def no_images_in_tars_alone(folder):
+    no_images(folder)
+    for path in folder.glob("*.parquet"):
+        path.unlink()
+
+
+def all_bad_images(folder):
+    for tar in folder.glob("*.tar"):
+        pages = [(name, b"<html>" if name.endswith("png") else data) for name, data in members_in(tar)]
+        write_tar(tar, pages)
+
+
+@pytest.mark.parametrize(
+    ("breakage", "why"),
+    [
+        (all_failed_downloads, "no row finds an image"),
+        (no_images, "no row finds an image"),
+        (no_images_in_tars_alone, "no row finds an image"),
+        (all_bad_images, "none of the 18 images looked at can be used"),
+    ],
+)
+def test_that_no_row_would_have_a_vector(folder, tmp_path, in_this_process, breakage, why):
+    breakage(folder)
+    report = preflight(folder)
+    assert [finding.kind for finding in report.problems] == ["no-vector"]
+    finding = report.problems[0]
+    assert (finding.count, finding.examples) == (3 * SAMPLES, (why,))
+    assert "NONE that was looked at would have a vector" in str(report)
+    assert run(folder, tmp_path / "out")[1].good == 0
+    # One image is enough.
+    key = pq.read_table(folder / "00002.parquet")["key"][0].as_py() if report.source == "parquet" else "1"
+    write_tar(folder / "00002.tar", members_of(key))
+    assert preflight(folder).ok
+
+
 def test_statuses_are_counted(folder):
     failed_downloads(folder)
     assert preflight(folder).statuses == {"failed_to_download": 1, "failed_to_resize": 1}

@@ -29,6 +29,11 @@ class Kind(NamedTuple):
 
 
 KINDS = {
+    "no-vector": Kind(
+        True,
+        "row, of which NONE that was looked at would have a vector",
+        "the notes say what the images lack; a run would end with 1",
+    ),
     "unreadable": Kind(True, "shard that cannot be read", "restore the file, or leave it out of INPUT"),
     "not-a-tar": Kind(True, "file that is no tar", "fetch the shard again, or leave it out of INPUT"),
     "damaged": Kind(

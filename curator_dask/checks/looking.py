@@ -79,6 +79,8 @@ class Look:
         Keys of the images, of those looked at, that are grey with more than 8 bits a sample.
     turned
         Keys of the images, of those looked at, that lie on their side or are mirrored, as their ``exif`` says.
+    pictured
+        Whether any row finds an image.
     stale
         Why the index file does not fit the tar.
     """
@@ -97,6 +99,7 @@ class Look:
     unusable: dict[str, list[str]] = field(default_factory=dict)
     deep_gray: list[str] = field(default_factory=list)
     turned: list[str] = field(default_factory=list)
+    pictured: bool = False
     stale: str | None = None
 
 
@@ -142,6 +145,7 @@ def look(
         return found
     if not with_parquet:
         found.rows = found.samples
+        found.pictured = any(sample.image() for sample in index.samples)
     if seen.stale is None and not is_remote(seen.shard.url) and not index.problem:
         found.stale = _why_stale(Path(local_path(seen.shard.url)))
     return found
@@ -263,6 +267,7 @@ def _match(index: ShardIndex, ids: list[Any], statuses: list[Any] | None, found:
     else:
         _note(found, "missing", missing)
     named = set(places.tolist())
+    found.pictured = any(index.samples[place].image() for place in named if place >= 0)
     _note(found, "orphans", [s.key for number, s in enumerate(index.samples) if number not in named])
 
 

@@ -321,6 +321,14 @@ def _tally_looks(report: Report, glances: Sequence[Glance], looks: Mapping[int, 
             tally.add("gray16", f"{name}: {seen.deep_gray[0]!r}", len(seen.deep_gray), factor=images)
         if one.stale or seen.stale:
             tally.add("stale-idx", f"{name}: {one.stale or seen.stale}")
+    rows = sum(one.rows for one in looks.values())
+    if rows and not any(one.troubles for one in looks.values()):
+        unusable = report.images["looked"]
+        if not any(one.pictured for one in looks.values()):
+            tally.add("no-vector", "no row finds an image", rows, shards=0, factor=more)
+        elif unusable and not any(one.images for one in looks.values()):
+            text = f"none of the {unusable:,} images looked at can be used"
+            tally.add("no-vector", text, rows, shards=0, factor=more)
 
 
 def _estimate_disk(

@@ -24,7 +24,7 @@ from curator_dask.outputs.saving import save
 from curator_dask.rows.reading import ReadShard, choose_source, learn_schema
 from curator_dask.rows.where import Where
 from curator_dask.runs.filtering import FilterRows
-from curator_dask.runs.graph import map_items, map_step
+from curator_dask.runs.graph import is_apart, map_items, map_step, steps_of
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.step import Step, check_step
 from curator_dask.runs.summary import SaveSummary
@@ -298,9 +298,29 @@ class ImageTextPairDataset:
         """The dataset with its metadata computed and kept on the workers."""
         return self.with_metadata(self.metadata.persist(**kwargs))
 
-    def head(self, n: int = 5, **kwargs: Any) -> Any:
-        """The first rows of the first partition; computes that partition."""
-        return self.metadata.head(n, **kwargs)
+    def head(self, n: int = 5, npartitions: int = 1, **kwargs: Any) -> Any:
+        """The first rows of the first partitions; computes these, and says what that is where images are."""
+        show_in_notebook()
+        steps = [step for step in steps_of(self.metadata) if step.needs & {"bytes", "pixels"}]
+        if steps:
+            count = self.npartitions if npartitions < 0 else min(npartitions, self.npartitions)
+            logger.info(
+                "head computes %s with %s, and keeps no file: save_metadata does",
+                self._describe_first(count),
+                ", ".join(step.label for step in steps),
+            )
+        return self.metadata.head(n, npartitions=npartitions, **kwargs)
+
+    def _describe_first(self, count: int) -> str:
+        what = f"{count} of {self.npartitions} partitions"
+        if not is_apart(self.metadata):
+            return f"{what}, and all that is mixed into them,"
+        lineage = trace(self.metadata)
+        if lineage.ranges is None or lineage.reader is None:
+            return what
+        ranges = lineage.ranges[:count]
+        rows = sum(_row_counts(lineage.reader, ranges))
+        return f"{what} ({rows} rows, the first of {ranges[0].name})"
 
     def __len__(self) -> int:
         lineage = trace(self.metadata)

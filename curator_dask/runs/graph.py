@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 from dask.dataframe.dask_expr import DataFrame, from_map, new_collection
-from dask.dataframe.dask_expr._expr import ArrowStringConversion, MapPartitions
+from dask.dataframe.dask_expr._expr import ArrowStringConversion, Blockwise, MapPartitions
 from dask.dataframe.dask_expr.io import FromMap, ReadParquet
 from dask.dataframe.dask_expr.io.parquet import ReadParquetFSSpec, ReadParquetPyarrowFS
 from dask.tokenize import _tokenize_deterministic, normalize_token
@@ -128,6 +128,17 @@ def types_read(frame: DataFrame) -> dict[str, pa.DataType]:
         for field in schema:
             found.setdefault(field.name, set()).add(field.type)
     return {name: kinds.pop() for name, kinds in found.items() if len(kinds) == 1}
+
+
+def steps_of(frame: DataFrame) -> list[Step]:
+    """The steps by which a frame is made, from the first to the last."""
+    nodes: list[Any] = [node for node in frame.expr.walk() if isinstance(node, MapStep)]
+    return steps_in([node.operand("func") for node in reversed(nodes)])
+
+
+def is_apart(frame: DataFrame) -> bool:
+    """Whether each partition of a frame is made of its own parts of what is read, for all that can be told at once."""
+    return all(isinstance(node, Blockwise) for node in frame.expr.walk())
 
 
 class _ByFile(ReadParquetFSSpec):
