@@ -138,7 +138,7 @@ GONE = "000000007"  # the row without an image
 # Blocks that a comment in the page says are not run, and of which programs may be unknown here.
 NOT_RUN = {
     "stores-and-clusters.md": ["needs several machines"],
-    "readers.md": ["needs datasets", "needs lancedb", "needs embedding-reader"],
+    "readers.md": ["needs datasets", "needs lancedb", "needs embedding-reader", "needs embedding-atlas"],
 }
 # Programs that a page is about, and that need not be here.
 NEEDED = {"readers.md": ("duckdb", "polars")}

@@ -319,7 +319,7 @@ class ImageTextPairDataset:
         if lineage.ranges is None or lineage.reader is None:
             return what
         ranges = lineage.ranges[:count]
-        rows = sum(_row_counts(lineage.reader, ranges))
+        rows = sum(row_counts(lineage.reader, ranges))
         return f"{what} ({rows} rows, the first of {ranges[0].name})"
 
     def __len__(self) -> int:
