@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from colours import ColourReader, Gate, MeanColour, check_colours, read_output, 
 
 from curator_dask import __version__, get_client
 from curator_dask.checks.indexing import write_indexes
+from curator_dask.cluster import presence as presence_module
 from curator_dask.cluster.workers import WorkerUnfit
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ClusterError
@@ -45,7 +47,7 @@ def preload(tmp_path):
 
 
 @contextlib.contextmanager
-def joins_later(client, gate, said, expected, preload=(), change=lambda: None):
+def joins_later(client, gate, said, expected, preload=(), change=lambda: None, then=lambda: None):
     """Another worker joins when the run has begun; the gate opens when the expected words have been said."""
 
     def wait_for(text):
@@ -59,6 +61,7 @@ def joins_later(client, gate, said, expected, preload=(), change=lambda: None):
         client.cluster.new_spec["options"]["preload"] = preload
         client.cluster.scale(len(client.cluster.worker_spec) + 1)
         wait_for(expected)
+        then()
         gate.touch()
 
     thread = threading.Thread(target=add)
@@ -134,6 +137,30 @@ def test_a_late_worker_that_is_unfit_is_left_out(folder, private_cluster, preloa
             summary = dataset.save_metadata(out)
     (line,) = [line for line in said.messages if expected in line]  # once, however many tasks it was given
     assert line.startswith("the worker tcp://") and line.endswith("It is left out")
+    assert summary.rows == SHARDS * SAMPLES and summary.complete
+    table = read_output(out)
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
+
+
+def test_what_only_a_worker_that_died_may_do_is_handed_out_again(
+    folder, private_cluster, preload, tmp_path, said, monkeypatch
+):
+    """The one in its place has another address, and an unfit one is there all the while."""
+    monkeypatch.setattr(presence_module, "_LOOK_EVERY", 0.5)
+    gate, out = tmp_path / "gate", tmp_path / "out"
+    with private_cluster(n_workers=1) as client:
+        (fit,) = client.scheduler_info(n_workers=-1)["workers"]
+        dataset = ColourReader()(ImageTextPairDataset.from_webdataset(folder)).apply(Gate(gate))
+
+        def kill():
+            end = time.monotonic() + 30  # until what came back from the unfit one is waiting for the other
+            while len(client.processing()[fit]) < 3 and time.monotonic() < end:
+                time.sleep(0.05)
+            client.run(os._exit, 1, workers=[fit], on_error="ignore")
+
+        expected = "expected the client's version"
+        with joins_later(client, gate, said, expected, preload(OLDER), then=kill):
+            summary = dataset.save_metadata(out)
     assert summary.rows == SHARDS * SAMPLES and summary.complete
     table = read_output(out)
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())

@@ -34,7 +34,7 @@ T = TypeVar("T")
 #: as many threads. What a scheduler needs for a task (0.5 ms and 17 kB) it then needs for few.
 AHEAD = 1000
 
-_COMES_BACK = 30.0  # seconds in which a worker that died has been started again
+_COMES_BACK = 60.0  # seconds in which a worker that died has been started again
 
 _LOOK = 0.5  # seconds between looks whether there is still a cluster, while none of its results arrives
 
