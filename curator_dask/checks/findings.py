@@ -118,8 +118,8 @@ KINDS = {
     "turned": Kind(
         False,
         "image that lies on its side or is mirrored, of those looked at: img2dataset dropped its EXIF orientation",
-        "images are embedded as they are stored; img2dataset keeps the orientation with skip_reencode=True and"
-        " resize_mode='no', or turn them by their 'exif' text before",
+        "images are embedded as they are stored: orientation='exif-column' (--orientation exif-column) turns them by"
+        " the 'exif' text of their rows",
     ),
     "gray16": Kind(
         False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.checks.glancing import Glance, said
-from curator_dask.decode.sniff import open_image, sniff
+from curator_dask.decode.orientation import EXIF_COLUMN, has_orientation, orientation_in
+from curator_dask.decode.sniff import sniff
 from curator_dask.errors import ImageError, ShardError
 from curator_dask.frames.columns import to_array
 from curator_dask.frames.names import CAPTION_COLUMN, STATUS_COLUMN
@@ -30,18 +30,6 @@ from curator_dask.webdataset.samples import IMAGE_EXTENSIONS, Sample, split_name
 
 _SUCCESS = "success"
 _NO_SAMPLE = "its Parquet names {} images, the tar has none of them"
-_EXIF, _ORIENTATION = "exif", "Image Orientation"
-_TURNS = frozenset(
-    [
-        "Mirrored horizontal",
-        "Rotated 180",
-        "Mirrored vertical",
-        "Mirrored horizontal then rotated 90 CCW",
-        "Rotated 90 CW",
-        "Mirrored horizontal then rotated 90 CW",
-        "Rotated 90 CCW",
-    ]
-)  # EXIF's 2 to 8 in the words of the exifread package, which img2dataset stores
 _SUFFIXES = (
     200  # different ones that are kept of a shard: keys with dots may make as many as there are samples
 )
@@ -300,26 +288,10 @@ def _look_at_images(
             found.images.append((header.kind, header.width, header.height, member.size))
             if header.deep_gray:
                 found.deep_gray.append(sample.key)
-            if _was_turned(tar_row(reader, sample, "").get(_EXIF)) and not _has_orientation(data):
+            if orientation_in(tar_row(reader, sample, "").get(EXIF_COLUMN)) != 1 and not has_orientation(
+                data
+            ):
                 found.turned.append(sample.key)
-
-
-def _was_turned(exif: Any) -> bool:
-    """Whether img2dataset's text of the EXIF that a photograph had names another orientation than upright."""
-    try:
-        orientation = json.loads(exif)[_ORIENTATION]
-    except (TypeError, ValueError, KeyError):
-        return False
-    return orientation in _TURNS
-
-
-def _has_orientation(data: Any) -> bool:
-    """Whether the file still has an orientation of its own, which every decoder follows."""
-    try:
-        with open_image(data) as image:
-            return 0x0112 in image.getexif()
-    except Exception:  # of Pillow, of any type: that is told when the image is decoded
-        return False
 
 
 def _note(found: Look, kind: str, names: Any) -> None:

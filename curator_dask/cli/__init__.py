@@ -94,6 +94,9 @@ def embed(
     checkpoint: Annotated[str | None, typer.Option(help="State dict to load over the model.")] = None,
     normalize: Annotated[bool, typer.Option(help="Make vectors unit length.")] = True,
     autocast: Annotated[bool, typer.Option(help="bf16 or fp16 where that is fast.")] = True,
+    orientation: Annotated[
+        str, typer.Option(help="stored, or exif-column: by img2dataset's 'exif' where the file has none.")
+    ] = "stored",
     gray16: Annotated[str, typer.Option(help="Grey of over 8 bits: scale, or pillow: clip.")] = "scale",
     image: Annotated[str | None, typer.Option(help="Which of several images a sample, as image.png.")] = None,
     compile: Annotated[
@@ -161,6 +164,7 @@ def embed(
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
             image_member=image,
             gray16=gray16,
+            orientation=orientation,
             decoder=decoder.value,
             on_error="raise" if raise_on_error else "null",
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from curator_dask import backend
+from curator_dask.decode.orientation import ORIENTATIONS
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError
 
@@ -51,6 +52,9 @@ class ImageOptions:
     gray16
         Of grey with more than 8 bits a sample, ``"scale"``: the highest 8 of the bits that the file declares;
         ``"pillow"``: as Pillow's ``convert("RGB")`` makes it, above 255 white.
+    orientation
+        ``"stored"``: as the file says; ``"exif-column"``: where it says nothing as the row's ``exif`` does,
+        img2dataset's text.
 
     Raises
     ------
@@ -66,6 +70,7 @@ class ImageOptions:
     on_error: str = "null"
     image_member: str | None = None
     gray16: str = "scale"
+    orientation: str = "stored"
 
     def __post_init__(self) -> None:
         check_counts(batch_size=self.batch_size, num_threads=self.num_threads, max_pixels=self.max_pixels)
@@ -73,6 +78,7 @@ class ImageOptions:
             ("decoder", ("dali", "pillow")),
             ("on_error", ("null", "raise")),
             ("gray16", GRAY16),
+            ("orientation", ORIENTATIONS),
         ):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: expected {known[0]!r} or {known[1]!r}")
@@ -86,7 +92,11 @@ class ImageOptions:
     def named(self) -> tuple[str, ...]:
         """Of the options that came after the first version, those that are not as in it: for identities."""
         member = () if self.image_member is None else (self.image_member,)
-        return (*member, *([] if self.gray16 == "scale" else [f"gray16={self.gray16}"]))
+        others = {"gray16": "scale", "orientation": "stored"}
+        return (
+            *member,
+            *(f"{name}={getattr(self, name)}" for name in others if getattr(self, name) != others[name]),
+        )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import pyarrow as pa
 from curator_dask.cache import ENCODERS, LOADERS
 from curator_dask.cluster.progress import report
 from curator_dask.decode.loader import Loader
+from curator_dask.decode.orientation import EXIF_COLUMN, turned
 from curator_dask.decode.spec import LoaderSpec
 from curator_dask.frames.columns import embedding_columns, to_array
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
@@ -113,6 +114,8 @@ def _read(
             storage_options=reading.storage_options,
             image_member=reading.image_member,
         )
+        if reading.orientation == "exif-column":
+            images = turned(images, rows.column(EXIF_COLUMN).to_pylist())
         tasters = [work for _, step, work in alike if "bytes" in step.needs]
         if tasters:
             images = _tasted(images, tasters)

@@ -112,7 +112,7 @@ class Reading:
     ----------
     id_col
         Column of the keys.
-    decoder, max_pixels, use_index_files, image_member, gray16
+    decoder, max_pixels, use_index_files, image_member, gray16, orientation
         See `curator_dask.decode.spec.ImageOptions`.
     storage_options
         For fsspec, where shards are URLs.
@@ -125,12 +125,13 @@ class Reading:
     storage_options: Options = None
     image_member: str | None = None
     gray16: str = "scale"
+    orientation: str = "stored"
 
     @classmethod
     def of(cls, id_col: str, options: ImageOptions, storage_options: Options = None) -> Reading:
         """As options say."""
         how = (options.decoder, options.max_pixels, options.use_index_files)
-        return cls(id_col, *how, storage_options, options.image_member, options.gray16)
+        return cls(id_col, *how, storage_options, options.image_member, options.gray16, options.orientation)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ def embedder_arguments(step: RunStages) -> dict[str, Any]:
             max_pixels=reader.max_pixels,
             image_member=reader.image_member,
             gray16=reader.gray16,
+            orientation=reader.orientation,
         ).settings()
         for stage in step.chain.stages
         if type(stage) is ImageEmbeddingStage and columns[stage.embedding_field] in untouched

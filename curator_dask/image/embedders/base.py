@@ -16,6 +16,7 @@ from dask.base import tokenize
 
 from curator_dask import backend
 from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.decode.orientation import check_exif_column
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS, ImageOptions, check_counts
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError
@@ -52,6 +53,7 @@ class EmbedderOptions(TypedDict, total=False):
     image_member: str | None
     classifiers: Sequence[ImageClassifier]
     gray16: str
+    orientation: str
 
 
 class ImageEmbedder(ABC):
@@ -97,6 +99,9 @@ class ImageEmbedder(ABC):
     gray16
         Of grey with more than 8 bits a sample, ``"scale"``: the highest 8 of the bits that the file declares, as
         with 16-bit RGB. ``"pillow"``: as Pillow's ``convert("RGB")`` makes it, every sample above 255 white.
+    orientation
+        ``"stored"``: an image is turned as its file says. ``"exif-column"``: where the file says nothing, as the row's
+        ``exif`` does, the text in which img2dataset keeps what it has dropped.
     """
 
     #: Part of the fingerprint. The code of the class and of its transform is too, but not what they call: change
@@ -105,6 +110,7 @@ class ImageEmbedder(ABC):
     image_member: str | None = None
     classifiers: tuple[ImageClassifier, ...] = ()
     gray16: str = "scale"
+    orientation: str = "stored"
 
     def __init__(
         self,
@@ -122,6 +128,7 @@ class ImageEmbedder(ABC):
         image_member: str | None = None,
         classifiers: Sequence[ImageClassifier] = (),
         gray16: str = "scale",
+        orientation: str = "stored",
     ) -> None:
         check_compile(compile)
         enough_cosine(autocast)
@@ -145,6 +152,8 @@ class ImageEmbedder(ABC):
             self.classifiers = _checked(classifiers, image_embedding_column)
         if gray16 != "scale":
             self.gray16 = gray16
+        if orientation != "stored":
+            self.orientation = orientation
         _ = self.options  # checks them
 
     @property
@@ -159,6 +168,7 @@ class ImageEmbedder(ABC):
             self.on_error,
             self.image_member,
             self.gray16,
+            self.orientation,
         )
 
     @property
@@ -192,6 +202,7 @@ class ImageEmbedder(ABC):
             raise ConfigError(
                 f"image_embedding_column={self.image_embedding_column!r} is the column of the keys: give another name"
             )
+        check_exif_column(self.options.orientation, dataset.metadata.columns)
         there = embedding_columns(dataset.metadata._meta)
         others = [name for name in there if name != self.image_embedding_column]
         embedded = dataset.apply(self._step(dataset.id_col, others, dataset.storage_options))

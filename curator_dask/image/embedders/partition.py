@@ -50,7 +50,7 @@ class EmbedPartition:
         Open no tar and load no model: every row gets a null vector and this reason.
     settings
         JSON of the arguments that make the embedder again; ``null`` for one of the user's own.
-    image_member, gray16
+    image_member, gray16, orientation
         See `ImageEmbedder`.
     """
 
@@ -69,6 +69,7 @@ class EmbedPartition:
     settings: str = "null"
     image_member: str | None = None
     gray16: str = "scale"
+    orientation: str = "stored"
 
     #: A row comes out for each that goes in.
     keeps_rows = True
@@ -86,6 +87,7 @@ class EmbedPartition:
             self.on_error,
             self.image_member,
             self.gray16,
+            self.orientation,
         )
 
     def __dask_tokenize__(self) -> Any:
@@ -97,7 +99,8 @@ class EmbedPartition:
             [
                 (each.name, normalize_token(getattr(self, each.name)))
                 for each in fields(self)
-                if each.name not in ("image_member", "gray16") or getattr(self, each.name) != each.default
+                if each.name not in ("image_member", "gray16", "orientation")
+                or getattr(self, each.name) != each.default
             ],
         )
 

@@ -51,31 +51,36 @@ def read_header(data: Encoded, max_pixels: int) -> dict[str, Any]:
     """
     from PIL import Image
 
-    found = sniff(data, max_pixels)
+    sniff(data, max_pixels)  # refuses what decoding refuses, in the same words
     view = buffer_of(data)
     try:
         with Image.open(io.BytesIO(view)) as image:
-            orientation = _exif(image).get(_ORIENTATION)
+            orientation = _exif(image, view).get(_ORIENTATION)
+            if not (isinstance(orientation, int) and 1 <= orientation <= 8):
+                orientation = None
+            width, height = image.size if orientation not in (5, 6, 7, 8) else image.size[::-1]
             return {
-                "width": found.width,
-                "height": found.height,
-                "aspect": found.width / found.height,
+                "width": width,
+                "height": height,
+                "aspect": width / height,
                 "format": image.format,
                 "mode": image.mode,
                 "bytes": view.nbytes,
-                "orientation": orientation
-                if isinstance(orientation, int) and 1 <= orientation <= 8
-                else None,
+                "orientation": orientation,
                 "animated": bool(getattr(image, "is_animated", False)),
             }
     except Exception as error:  # Pillow's plugins raise whatever their parsing meets
         raise ImageError(f"damaged: {type(error).__name__}: {error}") from error
 
 
-def _exif(image: PIL.Image.Image) -> PIL.Image.Exif:
-    """EXIF, where it is found without decoding: of a PNG Pillow would look behind the pixels too."""
+def _exif(image: PIL.Image.Image, view: memoryview) -> PIL.Image.Exif:
+    """EXIF; of a PNG that has none without decoding it, which Pillow does to look behind the pixels."""
     from PIL import Image
 
-    if "exif" not in image.info and image.format == "PNG":
+    if (
+        image.format == "PNG"
+        and not {"exif", "Raw profile type exif"} & {*image.info}
+        and b"eXIf" not in view.tobytes()
+    ):
         return Image.Exif()
     return image.getexif()

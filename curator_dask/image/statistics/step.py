@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.decode.batches import Batch
+from curator_dask.decode.orientation import check_exif_column
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS, ImageOptions
 from curator_dask.errors import ConfigError, ImageError
 from curator_dask.frames.names import ERROR_COLUMN
@@ -50,7 +51,7 @@ class ImageStatistics:
         corner's colour take).
     prefix
         Before each name, where the dataset has columns of these names.
-    num_threads_per_worker, decoder, max_pixels, use_index_files, image_member
+    num_threads_per_worker, decoder, max_pixels, use_index_files, image_member, gray16, orientation
         As for `curator_dask.image.embedders.ImageEmbedder`; where an embedder's are the same, it shares its images.
 
     Raises
@@ -69,6 +70,8 @@ class ImageStatistics:
         max_pixels: int = DEFAULT_MAX_PIXELS,
         use_index_files: bool = True,
         image_member: str | None = None,
+        gray16: str = "scale",
+        orientation: str = "stored",
     ) -> None:
         chosen = list(STATISTICS) if names is None else list(dict.fromkeys(names))
         unknown = [name for name in chosen if name not in STATISTICS]
@@ -77,7 +80,14 @@ class ImageStatistics:
         self.names = [name for name in STATISTICS if name in chosen]
         self.prefix = prefix
         self.options = ImageOptions(
-            _BATCH, num_threads_per_worker, decoder, max_pixels, use_index_files, image_member=image_member
+            _BATCH,
+            num_threads_per_worker,
+            decoder,
+            max_pixels,
+            use_index_files,
+            image_member=image_member,
+            gray16=gray16,
+            orientation=orientation,
         )
 
     def __call__(self, dataset: ImageTextPairDataset) -> ImageTextPairDataset:
@@ -88,6 +98,7 @@ class ImageStatistics:
         ConfigError
             The dataset has another column of one of these names.
         """
+        check_exif_column(self.options.orientation, dataset.metadata.columns)
         step = MeasureImages(
             tuple(self.names), self.prefix, dataset.id_col, self.options, dataset.storage_options
         )
@@ -148,8 +159,16 @@ class MeasureImages:
     def recipe(self) -> tuple[Any, ...]:
         """Which, and of what."""
         options = self.options
-        member = [] if options.image_member is None else [options.image_member]
-        return (_WHAT, 1, self.id_col, self.prefix, self.names, options.decoder, options.max_pixels, *member)
+        return (
+            _WHAT,
+            1,
+            self.id_col,
+            self.prefix,
+            self.names,
+            options.decoder,
+            options.max_pixels,
+            *options.named,
+        )
 
     @property
     def arguments(self) -> dict[str, Any]:

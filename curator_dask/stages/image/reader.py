@@ -13,6 +13,7 @@ from curator_dask.cluster.progress import report
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.datasets.image_text_pair import check_options
 from curator_dask.decode.loader import Loader
+from curator_dask.decode.orientation import EXIF_COLUMN, check_exif_column, turned
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS, ImageOptions, LoaderSpec, check_counts
 from curator_dask.frames.columns import embedding_columns, to_array
 from curator_dask.frames.names import URL_COLUMN
@@ -43,7 +44,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
         See `curator_dask.stages.base.Stage`.
     id_col, metadata
         As for `ImageTextPairDataset.from_webdataset`: the column of the keys, and where the rows come from.
-    decoder, max_pixels, use_index_files, image_member, gray16
+    decoder, max_pixels, use_index_files, image_member, gray16, orientation
         As for `curator_dask.image.embedders.ImageEmbedder`.
     batch_size
         Another name for `dali_batch_size`.
@@ -72,6 +73,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
         batch_size: int | None = None,
         image_member: str | None = None,
         gray16: str = "scale",
+        orientation: str = "stored",
     ) -> None:
         dali_batch_size = dali_batch_size if batch_size is None else batch_size
         check_counts(dali_batch_size=dali_batch_size)
@@ -87,6 +89,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
         self.use_index_files = use_index_files
         self.image_member = image_member
         self.gray16 = gray16
+        self.orientation = orientation
         _ = self.options  # checks them
 
     @property
@@ -100,6 +103,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
             self.use_index_files,
             image_member=self.image_member,
             gray16=self.gray16,
+            orientation=self.orientation,
         )
 
     def inputs(self) -> Names:
@@ -149,7 +153,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
         if not ids:
             return
         found_as: dict[int, tuple[str, str]] = {}
-        images = read_images(
+        images: Iterator[tuple[int, Any]] = read_images(
             ids,
             urls,
             self.id_col,
@@ -158,6 +162,9 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
             found_as=found_as,
             image_member=self.image_member,
         )
+        if self.orientation == "exif-column":
+            check_exif_column(self.orientation, frame.columns)
+            images = turned(images, to_array(frame[EXIF_COLUMN]).to_pylist())
         make = _Maker(reading, ids, urls, self.rows(frame), found_as)
         spec = LoaderSpec.here((None,), [self.options])
         with LOADERS.lease(spec, lambda: Loader(spec)) as loader:
