@@ -54,6 +54,23 @@ def test_a_condition(where, passes, clauses, columns):
         Where(clause).passes(TABLE)
 
 
+def test_columns_that_differ_in_case_alone():
+    """DuckDB takes the first of them."""
+    table = pa.table({"A": [1, 2, 3], "a": [3, 2, 1], "b": [1, 1, 1]})
+    assert Where("a > 2 and B = 1").passes(table).tolist() == [1, 0, 0]
+    assert Where("A > 2").passes(table).tolist() == [0, 0, 1]
+    with pytest.raises(ConfigError, match="differ in upper and lower case"):
+        Where("A > a").passes(table)
+
+
+def test_types_that_the_engine_lacks():
+    half = pa.table({"x": pa.array(np.array([1, np.nan, 3], np.float16))})
+    assert Where("x > 2").passes(half).tolist() == [0, -1, 1]
+    wide = pa.table({"x": pa.array([1, 2, 3]).cast(pa.decimal256(50, 2))})
+    with pytest.raises(ConfigError, match="cannot be asked of these rows"):
+        Where("x > 2").passes(wide)
+
+
 def test_the_engine_alone_lets_nan_pass():
     """Why NaN is made null first: DuckDB, as of 2.0, holds it for larger than every number."""
     assert duckdb.sql("SELECT 'nan'::FLOAT > 5.5").fetchall() == [(True,)]
@@ -78,6 +95,13 @@ def test_the_engine_alone_lets_nan_pass():
         ("scores > 1", "Referenced column .scores. not found.*Their columns are .*'key'"),
         ("caption > 1", "cannot be asked of these rows"),
         ("width > avg(width)", "cannot be asked of these rows"),
+        ("avg(width) > 3", "has an answer for all of them together"),
+        ("count(*) > 3", "has an answer for all of them together"),
+        ("unnest([true, false])", r"unnest\(\) makes several rows of one"),
+        ("columns(*) > 1", "name the columns, instead of"),
+        ("now() > timestamp '2026-01-01'", r"now\(\) gives something else each time"),
+        ("current_date > date '2026-01-01'", "current_date gives something else each time"),
+        ("width > 1" + " + 1" * 900, "is nested too deeply|no condition of SQL"),
     ],
 )
 def test_what_is_no_condition(tmp_path, where, said):
@@ -206,6 +230,33 @@ def test_the_best_rows_over_all_files(scored, tmp_path, share, where):
     assert set(rows_of(tmp_path / "best")) == {row["key"] for row in best}
     assert summary.kept == len(best) == pq.read_table(tmp_path / "best").num_rows
     assert summary.output.rows == len(best)
+
+
+def test_the_best_rows_where_names_do_not_tell_them_apart(tmp_path):
+    """Files of other programs: without a key, or with one key in many rows."""
+    for number, keys in enumerate([None, ["a"] * 10, ["a"] * 10]):
+        columns = {"id": list(range(10)), "score": [1.0] * 10} | ({} if keys is None else {"key": keys})
+        (tmp_path / "in").mkdir(exist_ok=True)
+        pq.write_table(pa.table(columns), tmp_path / "in" / f"{number}.parquet")
+    summary = filter_output(tmp_path / "in", tmp_path / "out", top=("score", 0.5))
+    kept = [pq.read_table(path)["id"].to_pylist() for path in sorted((tmp_path / "out").glob("*.parquet"))]
+    assert summary.kept == 15
+    assert kept == [list(range(10)), list(range(5)), []]
+
+
+def test_an_output_within_the_other_or_the_same_by_another_name(scored, tmp_path):
+    (tmp_path / "link").symlink_to(scored)
+    for target in (tmp_path / "link", scored / "good", tmp_path):
+        with pytest.raises(OutputError, match=r"would be lost|finds the rows of both"):
+            filter_output(scored, target, where="score > 3", overwrite=True)
+    assert len(rows_of(scored)) == 30
+
+
+def test_files_that_an_earlier_run_has_left_are_told(scored, tmp_path, caplog):
+    filter_output(scored, tmp_path / "good", where="score > 3")
+    (scored / "00002.parquet").unlink()
+    filter_output(scored, tmp_path / "good", where="score > 3")
+    assert "1 files there, 00002.parquet for example, are not of this run" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,9 @@ from curator_dask.webdataset.shards import stamp
 
 logger = logging.getLogger("curator_dask")
 
+#: Key and shard of a row, and, since other Parquet files may lack these or have a key twice, its file and number.
+Place = tuple[str, str, str, int]
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -53,12 +56,12 @@ class Cut:
     value
         The last that is kept.
     last
-        Key and shard, as text, of the last row of that value that is kept.
+        The last row of that value that is kept: its key and shard as text, the file's name and the row's number in it.
     """
 
     column: str
     value: float
-    last: tuple[str, str]
+    last: Place
 
 
 @dataclass
@@ -158,20 +161,29 @@ def filter_output(
         summary.passing[clause] = sum(look.passing[clause] for look in looks)
         summary.unknown[clause] = sum(look.unknown[clause] for look in looks)
     if top is not None:
-        paths = [join(source.folder, name) for name in names]
-        summary.cut = chosen.cut_of(looks, paths, storage_options)
+        summary.cut = chosen.cut_of(looks, source.folder, names, storage_options)
         chosen = replace(chosen, cut=summary.cut)
     summary.kept = sum(look.kept for look in looks) if top is None else _count(top[1], looks)
     logger.info("%s", summary)
     if output is not None:
         options = storage_options if output_storage_options is None else output_storage_options
         target = Output(locate(os.fspath(output), options), options, False, overwrite, False)
-        if target.folder == source.folder:
-            raise OutputError(
-                f"{target.folder}: rows that do not pass would be lost: give another folder for the output"
-            )
+        _check_apart(source.folder, target.folder)
         summary.output = _write(names, FilterFile(chosen, source, target), started)
     return summary
+
+
+def _check_apart(source: str, target: str) -> None:
+    """Raise OutputError where one folder is the other, or in it, by whatever name."""
+    here, there = (each if is_remote(each) else os.path.realpath(each) for each in (source, target))
+    if here == there:
+        raise OutputError(
+            f"{target}: rows that do not pass would be lost: give another folder for the output"
+        )
+    if there.startswith(f"{here.rstrip('/')}/") or here.startswith(f"{there.rstrip('/')}/"):
+        raise OutputError(
+            f"{target}: who reads the outer of this folder and {source} finds the rows of both: give a folder beside it"
+        )
 
 
 @dataclass(frozen=True)
@@ -209,7 +221,9 @@ class _Chosen:
             values,
         )
 
-    def cut_of(self, looks: Sequence[_Look], paths: Sequence[str], options: Options) -> Cut | None:
+    def cut_of(
+        self, looks: Sequence[_Look], folder: str, names: Sequence[str], options: Options
+    ) -> Cut | None:
         """Where the best rows of all files end; None where no row has a value."""
         assert self.top is not None
         column, share = self.top
@@ -220,32 +234,35 @@ class _Chosen:
         value = float(np.partition(values, len(values) - count)[len(values) - count])
         left = count - int((values > value).sum())  # of those that have just this value
         tied = [
-            path
-            for path, look in zip(paths, looks, strict=True)
+            name
+            for name, look in zip(names, looks, strict=True)
             if value in (look.values if look.values is not None else ())
         ]
-        keys = sorted(
-            key for each in in_threads(lambda path: self._keys(path, options, value), tied) for key in each
+        places = sorted(
+            place
+            for each in in_threads(lambda name: self._places(folder, name, options, value), tied)
+            for place in each
         )
-        return Cut(column, value, keys[left - 1])
+        return Cut(column, value, places[left - 1])
 
-    def _keys(self, path: str, options: Options, value: float) -> list[tuple[str, str]]:
+    def _places(self, folder: str, name: str, options: Options, value: float) -> list[Place]:
         assert self.top is not None
+        path = join(folder, name)
         table = self._read(path, options)
         rows = self._where(table) & (_numbers(table, self.top[0], path) == value)
-        return _names_of(table, np.flatnonzero(rows))
+        return _places_of(table, name, np.flatnonzero(rows))
 
-    def rows(self, table: pa.Table, path: str) -> np.ndarray:
+    def rows(self, table: pa.Table, name: str) -> np.ndarray:
         """Bool (rows,): which rows of a file pass, the cut included."""
         passes = self._where(table)
         if self.top is None:
             return passes
         if self.cut is None:
             return np.zeros(len(table), bool)
-        values = _numbers(table, self.cut.column, path)
+        values = _numbers(table, self.cut.column, name)
         kept = passes & (values > self.cut.value)
         tied = np.flatnonzero(passes & (values == self.cut.value))
-        kept[tied] = [name <= self.cut.last for name in _names_of(table, tied)]
+        kept[tied] = [place <= self.cut.last for place in _places_of(table, name, tied)]
         return kept
 
     def _where(self, table: pa.Table) -> np.ndarray:
@@ -275,17 +292,17 @@ def _numbers(table: pa.Table, column: str, path: str) -> np.ndarray:
         raise OutputError(f"{path}: column {column!r} is no column of numbers ({error})") from None
 
 
-def _names_of(table: pa.Table, rows: np.ndarray) -> list[tuple[str, str]]:
-    """Key and shard of some rows, as text."""
-    names = [name for name in table.column_names if name != URL_COLUMN]
+def _places_of(table: pa.Table, name: str, rows: np.ndarray) -> list[Place]:
+    """Of some rows of a file."""
     record = FileRecord.parse(table.schema.metadata)
-    key = (record.id_col if record else None) or ("key" if "key" in names else names[0])
-    columns = [
-        table.column(name).take(pa.array(rows)).to_pylist()
-        for name in (key, URL_COLUMN)
-        if name in table.column_names
+    taken = pa.array(rows)
+    texts = [
+        [str(value) for value in table.column(column).take(taken).to_pylist()]
+        if column in table.column_names
+        else [""] * len(rows)
+        for column in ((record.id_col if record else None) or "key", URL_COLUMN)
     ]
-    return [(str(each[0]), str(each[-1])) for each in zip(*columns, strict=True)]
+    return list(zip(*texts, [name] * len(rows), rows.tolist(), strict=True))
 
 
 def _read(path: str, options: Options, columns: Sequence[str] | None = None) -> pa.Table:
@@ -330,7 +347,7 @@ class FilterFile:
             raise ShardError(f"{path}: {self.given_up}")
         table = _read(path, self.source.options)
         record = FileRecord.parse(table.schema.metadata) or FileRecord("")
-        kept = table.filter(pa.array(self.chosen.rows(table, path))).replace_schema_metadata(None)
+        kept = table.filter(pa.array(self.chosen.rows(table, name))).replace_schema_metadata(None)
         report = report_of(name.removesuffix(".parquet"), kept, record.id_col or "key")
         record = replace(
             record,
@@ -357,6 +374,11 @@ def _write(names: Sequence[str], function: FilterFile, started: float) -> SaveSu
         if not is_remote(target.folder):
             remove_leftovers(target.folder)
         there = in_threads(lambda name: read_footer(join(target.folder, name), target.options), names)
+        if others := [name for name in output_files(target.folder, target.options) if name not in {*names}]:
+            logger.warning(
+                "%s: %d files there, %s for example, are not of this run: who reads the folder finds their rows, too",
+                *(target.folder, len(others), others[0]),
+            )
         todo = []
         for name, footer in zip(names, there, strict=True):
             if footer.is_finished(function.mark(name)):

@@ -19,9 +19,19 @@ import pyarrow.compute as pc
 
 from curator_dask.errors import ConfigError
 
-_CHANGES = frozenset({"random", "uuid", "gen_random_uuid", "uuidv4", "uuidv7", "nextval", "setseed"})
+_CHANGES = frozenset(
+    {"random", "uuid", "gen_random_uuid", "uuidv4", "uuidv7", "nextval", "setseed"}
+    | {"now", "today", "transaction_timestamp", "txid_current", "get_current_time", "get_current_timestamp"}
+)
+#: The same without brackets, unless they are columns.
+_CLOCKS = frozenset(
+    {"current_date", "current_time", "current_timestamp", "localtime", "localtimestamp"}
+    | {"current_localtime", "current_localtimestamp"}
+)
+_MANY = frozenset({"unnest", "unlist", "generate_subscripts"})
 _TABLE = "rows"
 _SELECT = f"SELECT * FROM {_TABLE} WHERE "
+_PARSE = "SELECT json_serialize_sql(?)"
 _local = threading.local()
 
 
@@ -46,18 +56,31 @@ class Where:
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip():
             raise ConfigError(f"where={self.text!r}: expected a condition, such as 'width >= 256'")
-        for node in _nodes(self._tree):
-            kind = str(node.get("class"))
+        try:
+            nodes = list(_nodes(self._tree))
+        except RecursionError:
+            raise ConfigError(
+                f"where={self.text[:60]!r}...: is nested too deeply. x in (1, 2, 3) takes as many values as you like"
+            ) from None
+        for node in nodes:
+            kind, function = str(node.get("class")), str(node.get("function_name")).lower()
             if kind in ("SUBQUERY", "WINDOW"):
                 raise ConfigError(
                     f"where={self.text!r}: a condition is on one row, and this has a {kind.lower()}: it would see the"
                     " rows of its own partition alone"
                 )
-            if kind == "FUNCTION" and str(node.get("function_name")).lower() in _CHANGES:
-                raise ConfigError(
-                    f"where={self.text!r}: {node['function_name']}() gives something else each time, and a run that is"
-                    " started again would keep other rows"
-                )
+            if kind == "STAR":
+                raise ConfigError(f"where={self.text!r}: name the columns, instead of *")
+            if kind == "FUNCTION" and function in _CHANGES:
+                self._refuse_change(f"{function}()")
+            if kind == "FUNCTION" and function in _MANY:
+                raise ConfigError(f"where={self.text!r}: {function}() makes several rows of one")
+
+    def _refuse_change(self, what: str) -> None:
+        raise ConfigError(
+            f"where={self.text!r}: {what} gives something else each time, and a run that is started again would keep"
+            " other rows"
+        )
 
     @cached_property
     def clauses(self) -> tuple[str, ...]:
@@ -69,21 +92,29 @@ class Where:
 
     def _written(self, where: Mapping[str, Any]) -> str:
         """A part of the condition as text again."""
-        statement = json.loads(self._parsed)
+        statement = json.loads(_asked(_PARSE, _SELECT + "true")[0])
         statement["statements"][0]["node"]["where_clause"] = where
         (text,) = _asked("SELECT json_deserialize_sql(?::JSON)", json.dumps(statement))
         written: str = text.partition(" WHERE ")[2]
         return written.removeprefix("(").removesuffix(")") if written.startswith("(") else written
 
     def columns(self, names: Sequence[str]) -> list[str]:
-        """Which of the columns it names."""
-        named = {
-            str(part).lower()
-            for node in _nodes(self._tree)
-            if "column_names" in node
-            for part in node["column_names"]
-        }
-        return [name for name in names if name.lower() in named]
+        """Which of the columns it names.
+
+        DuckDB does not tell upper from lower case: of columns that differ in nothing else, the one spelled alike.
+        """
+        spelled = self._named
+        named = {part.lower() for part in spelled}
+        exact = {name.lower() for name in names if name in spelled}
+        return [
+            name for name in names if name.lower() in named and (name in spelled or name.lower() not in exact)
+        ]
+
+    @cached_property
+    def _named(self) -> frozenset[str]:
+        """Parts of the names of columns and their fields, as they are written."""
+        nodes = [node for node in _nodes(self._tree) if "column_names" in node]
+        return frozenset(str(part) for node in nodes for part in node["column_names"])
 
     def passes(self, table: pa.Table) -> np.ndarray:
         """Whether each row passes.
@@ -104,12 +135,20 @@ class Where:
             It does not fit the table's columns.
         """
         wanted = self.columns(table.column_names)
+        if twins := [name for name in wanted if [each.lower() for each in wanted].count(name.lower()) > 1]:
+            raise ConfigError(
+                f"where={self.text!r}: the columns {twins} differ in upper and lower case at most, which a condition"
+                " does not tell apart: rename one"
+            )
+        lower = {name.lower() for name in table.column_names}
+        for clock in sorted({part.lower() for part in self._named} & _CLOCKS - lower):
+            self._refuse_change(clock)
         seen = pa.table(
             {name: _without_nan(table.column(name)) for name in wanted} or {"": pa.nulls(len(table))}
         )
         connection = _connection()
-        connection.register(_TABLE, seen)
         try:
+            connection.register(_TABLE, seen)
             query = f"SELECT CAST(({self.text}\n) AS BOOLEAN) AS passes FROM {_TABLE}"
             found = connection.sql(query).to_arrow_table().column("passes")
         except Exception as error:  # DuckDB's own, of many types
@@ -119,11 +158,15 @@ class Where:
             ) from None
         finally:
             connection.unregister(_TABLE)
+        if len(found) != len(table):
+            raise ConfigError(
+                f"where={self.text!r}: a condition is on one row, and this has an answer for all of them together"
+            )
         return np.asarray(pc.fill_null(pc.cast(found, pa.int8()), -1))
 
     @cached_property
     def _parsed(self) -> str:
-        (parsed,) = _asked("SELECT json_serialize_sql(?)", _SELECT + self.text)
+        (parsed,) = _asked(_PARSE, _SELECT + self.text)
         return str(parsed)
 
     @cached_property
@@ -161,6 +204,8 @@ def _asked(query: str, value: str) -> Any:
 def _without_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if not pa.types.is_floating(column.type):
         return column
+    if pa.types.is_float16(column.type):  # DuckDB has none
+        column = column.cast(pa.float32())
     return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
 
 
