@@ -9,22 +9,20 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from curator_dask.cluster.setup import set_up_workers
 from curator_dask.cluster.workers import current_client
 from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.fingerprint import fingerprint
-from curator_dask.frames.names import URL_COLUMN
-from curator_dask.frames.parquet import open_parquet, read_footer, remove_leftovers, write_table
+from curator_dask.frames.parquet import read_footer, remove_leftovers, write_table
 from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.choosing import Chosen, Cut, count_best, read_rows
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.saving import check_writable, locate
@@ -40,28 +38,6 @@ from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import stamp
 
 logger = logging.getLogger("curator_dask")
-
-#: Key and shard of a row, and, since other Parquet files may lack these or have a key twice, its file and number.
-Place = tuple[str, str, str, int]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Where the best rows by a column end; rows of one value end by their key.
-
-    Attributes
-    ----------
-    column
-        Of numbers; more is better.
-    value
-        The last that is kept.
-    last
-        The last row of that value that is kept: its key and shard as text, the file's name and the row's number in it.
-    """
-
-    column: str
-    value: float
-    last: Place
 
 
 @dataclass
@@ -154,7 +130,7 @@ def filter_output(
     names = output_files(source.folder, storage_options)
     if not names:
         raise OutputError(f"{source.folder}: no Parquet file is there. Give the folder that embed wrote to")
-    chosen = _Chosen(None if where is None else Where(where), top)
+    chosen = Chosen(None if where is None else Where(where), top)
     looks = in_threads(lambda name: chosen.look(join(source.folder, name), storage_options), names)
     summary = FilterSummary(sum(look.rows for look in looks))
     for clause in looks[0].passing:
@@ -163,7 +139,7 @@ def filter_output(
     if top is not None:
         summary.cut = chosen.cut_of(looks, source.folder, names, storage_options)
         chosen = replace(chosen, cut=summary.cut)
-    summary.kept = sum(look.kept for look in looks) if top is None else _count(top[1], looks)
+    summary.kept = sum(look.kept for look in looks) if top is None else count_best(top[1], looks)
     logger.info("%s", summary)
     if output is not None:
         options = storage_options if output_storage_options is None else output_storage_options
@@ -187,133 +163,6 @@ def _check_apart(source: str, target: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Look:
-    rows: int
-    kept: int
-    passing: Mapping[str, int]
-    unknown: Mapping[str, int]
-    values: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """Which rows of a file pass."""
-
-    where: Where | None
-    top: tuple[str, float] | None
-    cut: Cut | None = None
-
-    def look(self, path: str, options: Options) -> _Look:
-        """Count the rows of a file by what passes, and take the values by which the best are found."""
-        table = self._read(path, options)
-        passes = self._where(table)
-        clauses = [Where(clause) for clause in (self.where.clauses if self.where else ())]
-        said = {clause.text: clause.passes(table) for clause in clauses}
-        values = None
-        if self.top is not None:
-            values = _numbers(table, self.top[0], path)[passes]
-            values = values[~np.isnan(values)]
-        return _Look(
-            len(table),
-            int(passes.sum()),
-            {text: int((each == 1).sum()) for text, each in said.items()},
-            {text: int((each == -1).sum()) for text, each in said.items()},
-            values,
-        )
-
-    def cut_of(
-        self, looks: Sequence[_Look], folder: str, names: Sequence[str], options: Options
-    ) -> Cut | None:
-        """Where the best rows of all files end; None where no row has a value."""
-        assert self.top is not None
-        column, share = self.top
-        values = np.concatenate([look.values for look in looks if look.values is not None])
-        count = _count(share, looks)
-        if not count:
-            return None
-        value = float(np.partition(values, len(values) - count)[len(values) - count])
-        left = count - int((values > value).sum())  # of those that have just this value
-        tied = [
-            name
-            for name, look in zip(names, looks, strict=True)
-            if value in (look.values if look.values is not None else ())
-        ]
-        places = sorted(
-            place
-            for each in in_threads(lambda name: self._places(folder, name, options, value), tied)
-            for place in each
-        )
-        return Cut(column, value, places[left - 1])
-
-    def _places(self, folder: str, name: str, options: Options, value: float) -> list[Place]:
-        assert self.top is not None
-        path = join(folder, name)
-        table = self._read(path, options)
-        rows = self._where(table) & (_numbers(table, self.top[0], path) == value)
-        return _places_of(table, name, np.flatnonzero(rows))
-
-    def rows(self, table: pa.Table, name: str) -> np.ndarray:
-        """Bool (rows,): which rows of a file pass, the cut included."""
-        passes = self._where(table)
-        if self.top is None:
-            return passes
-        if self.cut is None:
-            return np.zeros(len(table), bool)
-        values = _numbers(table, self.cut.column, name)
-        kept = passes & (values > self.cut.value)
-        tied = np.flatnonzero(passes & (values == self.cut.value))
-        kept[tied] = [place <= self.cut.last for place in _places_of(table, name, tied)]
-        return kept
-
-    def _where(self, table: pa.Table) -> np.ndarray:
-        return np.ones(len(table), bool) if self.where is None else self.where.passes(table) == 1
-
-    def _read(self, path: str, options: Options) -> pa.Table:
-        """The columns that are named, and those that say which row is which."""
-        footer = read_footer(path, options)
-        keys = [(footer.record.id_col if footer.record else None) or "key", URL_COLUMN]
-        wanted = [] if self.where is None else self.where.columns(footer.columns)
-        wanted += [] if self.top is None else [self.top[0], *keys]
-        named = [name for name in dict.fromkeys(wanted) if name in footer.columns]
-        return _read(path, options, named or footer.columns[:1])
-
-
-def _count(share: float, looks: Sequence[_Look]) -> int:
-    return round(share * sum(len(look.values) for look in looks if look.values is not None))
-
-
-def _numbers(table: pa.Table, column: str, path: str) -> np.ndarray:
-    """float64 (rows,), NaN where there is none."""
-    if column not in table.column_names:
-        raise OutputError(f"{path}: has no column {column!r} to find the best rows by")
-    try:
-        return np.asarray(pc.cast(table.column(column), pa.float64()).to_numpy())
-    except pa.ArrowException as error:
-        raise OutputError(f"{path}: column {column!r} is no column of numbers ({error})") from None
-
-
-def _places_of(table: pa.Table, name: str, rows: np.ndarray) -> list[Place]:
-    """Of some rows of a file."""
-    record = FileRecord.parse(table.schema.metadata)
-    taken = pa.array(rows)
-    texts = [
-        [str(value) for value in table.column(column).take(taken).to_pylist()]
-        if column in table.column_names
-        else [""] * len(rows)
-        for column in ((record.id_col if record else None) or "key", URL_COLUMN)
-    ]
-    return list(zip(*texts, [name] * len(rows), rows.tolist(), strict=True))
-
-
-def _read(path: str, options: Options, columns: Sequence[str] | None = None) -> pa.Table:
-    try:
-        with open_parquet(path, options) as file:
-            return file.read(columns=columns)
-    except Exception as error:  # a store's own, of many types
-        raise ShardError(f"{path}: cannot be read: {error!r}") from error
-
-
-@dataclass(frozen=True)
 class FilterFile:
     """Writes the rows of one file that pass.
 
@@ -327,7 +176,7 @@ class FilterFile:
         The file kills workers: it is not written, for this reason.
     """
 
-    chosen: _Chosen
+    chosen: Chosen
     source: Output
     target: Output
     given_up: str | None = None
@@ -345,7 +194,7 @@ class FilterFile:
         path = join(self.source.folder, name)
         if self.given_up is not None:
             raise ShardError(f"{path}: {self.given_up}")
-        table = _read(path, self.source.options)
+        table = read_rows(path, self.source.options)
         record = FileRecord.parse(table.schema.metadata) or FileRecord("")
         kept = table.filter(pa.array(self.chosen.rows(table, name))).replace_schema_metadata(None)
         report = report_of(name.removesuffix(".parquet"), kept, record.id_col or "key")
