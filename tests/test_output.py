@@ -192,6 +192,18 @@ def test_two_runs_at_once(folder, tmp_path):
     assert not (tmp_path / "out" / LOCK_NAME).exists()
 
 
+def test_two_runs_that_begin_at_the_same_moment(tmp_path, monkeypatch):
+    """Both have found no note before either wrote its own."""
+    monkeypatch.setattr(RunLock, "check", lambda lock: None)
+    with RunLock(str(tmp_path)):
+        with pytest.raises(OutputError, match="another run is writing there"), RunLock(str(tmp_path)):
+            pass
+        assert (tmp_path / LOCK_NAME).exists()
+    with RunLock(str(tmp_path)):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_note_goes_also_after_an_error(tmp_path):
     with pytest.raises(ZeroDivisionError), RunLock(str(tmp_path)):
         assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == os.getpid()

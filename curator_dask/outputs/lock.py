@@ -73,7 +73,9 @@ class RunLock:
     def __enter__(self) -> RunLock:
         self.check()
         try:
-            self._write()
+            self._write(new=True)
+        except OutputError:
+            raise
         except Exception as error:  # a store's own, of many types
             said = (error.strerror if isinstance(error, OSError) else None) or repr(error)
             hint = ", or see whether storage_options are right" if is_remote(self._url) else ""
@@ -113,7 +115,7 @@ class RunLock:
             return None
         return note if isinstance(note, dict) else None
 
-    def _write(self) -> None:
+    def _write(self, new: bool = False) -> None:
         data = json.dumps({**self._note, "seen": time.time()}).encode()
         if is_remote(self._url):
             write_bytes(self._url, data, self._options)
@@ -121,10 +123,24 @@ class RunLock:
         temporary = Path(f"{self._url}.{self._note['run'][:8]}.tmp")
         try:
             temporary.write_bytes(data)
-            temporary.replace(self._url)
+            if not (new and self._link(temporary)):
+                temporary.replace(self._url)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+    def _link(self, temporary: Path) -> bool:
+        """Put the note there if none is; of two runs that begin at the same moment one alone does."""
+        try:
+            os.link(temporary, self._url)
+        except FileExistsError:
+            other = self._read()
+            if other is not None and _is_alive(other):
+                raise OutputError(self._taken(other)) from None
+            return False
+        except OSError:  # not every file system has links
+            return False
+        return True
 
     def _taken(self, note: Mapping[str, Any]) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(note.get("since", 0))))
