@@ -441,6 +441,34 @@ def test_heads_score_in_the_pass_that_embeds(folder, red, tmp_path, in_this_proc
     check_red(pq.read_table(tmp_path / "plain").to_pandas())
 
 
+def test_a_score_stays_with_its_own_vector_alone(folder, red, tmp_path, in_this_process):
+    """Beside another model's column scores are kept: not for rows that are new, nor for vectors made anew."""
+    out = tmp_path / "out"
+    heads = [HeadClassifier(red, "red", check=False), HeadClassifier(red, "other", "b", check=False)]
+    even = dataset_of(folder).filter("cast(key[-1:] as int) % 2 = 0")
+    ColourReader()(even).save_metadata(out)
+    ColourReader(image_embedding_column="b")(even).save_metadata(out)
+    assert score_output(out, heads).written == 2
+    summary = ColourReader()(dataset_of(folder)).save_metadata(out)
+    assert {name for fact in summary.not_made.values() for name in fact["examples"]} == {"b", "red"}
+    ColourReader(image_embedding_column="b")(dataset_of(folder)).save_metadata(out)
+    assert score_output(out, heads).written == 2
+    for column in ("red", "other"):
+        check_red(pq.read_table(out).to_pandas(), column)
+    assert not read_record(str(out / "00000.parquet")).remarks.get("not-made")
+    assert score_output(out, heads).written == 0
+
+    ColourReader(normalize_embeddings=True)(dataset_of(folder)).save_metadata(out, overwrite=True)
+    table = pq.read_table(out)
+    for vector, score in zip(table["image_embedding"].to_pylist(), table["red"].to_pylist(), strict=True):
+        assert score is None or score == vector[2]
+    check_red(table.to_pandas(), "other")
+    assert score_output(out, heads, overwrite=True).written == 2
+    table = pq.read_table(out)
+    for vector, score in zip(table["image_embedding"].to_pylist(), table["red"].to_pylist(), strict=True):
+        assert score == (None if vector is None else pytest.approx(vector[2], abs=1e-5))
+
+
 def test_classifiers_of_an_embedder_are_for_its_column(red):
     with pytest.raises(ConfigError, match="scores 'other'"):
         ColourReader(classifiers=[HeadClassifier(red, "red", "other")])

@@ -13,6 +13,8 @@ from typing import Any
 METADATA_KEY = b"curator_dask"
 #: Of the record's form. Files without a number are of the first.
 VERSION = 1
+#: In what a record says of a score: some rows have a vector, and no score of it yet.
+LACKING = "lacking"
 
 _KINDS: dict[str, type] = {
     "str": str,

@@ -29,11 +29,12 @@ from curator_dask.frames.parquet import (
     remove_leftovers,
     write_table,
 )
-from curator_dask.frames.record import FileRecord
+from curator_dask.frames.record import LACKING, FileRecord
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.saving import check_writable, locate
 from curator_dask.outputs.writing import Output
+from curator_dask.rows.remarks import without_not_made
 from curator_dask.runs.describing import describe
 from curator_dask.runs.graph import map_items
 from curator_dask.runs.passes import run_steps
@@ -103,6 +104,7 @@ class AddToFile:
                 name not in footer.columns
                 or record.scores.get(name, {}).get("recipe") != said["recipe"]
                 or record.scores[name].get(MADE_OF) != origin
+                or LACKING in record.scores[name]
                 for name, said in step.scores.items()
             )
         )
@@ -132,11 +134,17 @@ class AddToFile:
             if self.source.folder != self.target.folder:
                 origin = vars(stamp(join(self.source.folder, name), self.source.options))
                 made = {column: {**said, MADE_OF: origin} for column, said in made.items()}
+            remarks = record.remarks
+            for column in made:
+                remarks = without_not_made(remarks, column)
             kept = replace(
                 record,
+                remarks=remarks,
                 scores={**record.scores, **made},
                 derived=tuple(dict.fromkeys([*record.derived, *made])),
-                report=None if record.report is None else {**record.report, **_counts(report)},
+                report=None
+                if record.report is None
+                else {**record.report, **_counts(report), "remarks": remarks},
             )
             write_table(join(self.target.folder, name), table, kept, self.target.options)
         return report_frame(report)

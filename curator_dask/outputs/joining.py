@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.errors import OutputError
+from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
-from curator_dask.frames.record import FileRecord
+from curator_dask.frames.record import LACKING, FileRecord
 from curator_dask.outputs.keeping import Kept
 from curator_dask.rows.known import StoredRows
 from curator_dask.rows.reasons import NOT_MADE, as_stored, reason_for, reasons_in
@@ -100,6 +101,7 @@ class Joining:
             columns[name] = self._column(name, kind, places)
         merged, failed, lacking = self._reasons(columns, errors, places)
         columns[ERROR_COLUMN] = merged
+        scores, unscored = self._scores(columns, places)
         joined = pa.table({name: columns[name] for name in kept.order})
         stays = ~failed if drops else np.full(len(table), True)
         same = self._says_the_same(table, places, stays)
@@ -117,21 +119,48 @@ class Joining:
             embeddings=self._said("embeddings"),
             settings=self._said("settings"),
             read_by=self._said("read_by"),
-            scores={
-                column: made
-                for column, made in (before.scores if before is not None else {}).items()
-                if column in self._target.keep
-            },
+            scores=scores,
             derived=before.derived if before is not None else (),
             earlier=earlier,
         )
-        return Joined(joined, failed, said, tuple(lacking))
+        return Joined(joined, failed, said, (*lacking, *unscored))
 
     def _column(self, name: str, kind: pa.DataType, places: np.ndarray) -> Any:
         if self._stored is None or name not in self._target.keep:
             return pa.nulls(len(places), kind)
         column = self._stored.table.column(name).combine_chunks()
         return column.take(pa.array(places, mask=places < 0))
+
+    def _scores(self, columns: dict[str, Any], places: np.ndarray) -> tuple[dict[str, Any], list[str]]:
+        """What is said of the scores, and which of them some rows lack.
+
+        A score stays where its vector is what it was. Of other vectors it is null, for ``score`` to make.
+        """
+        scores, unscored = {}, []
+        for name, made in (self._record.scores if self._record is not None else {}).items():
+            if name not in self._target.keep:
+                continue
+            scores[name] = made
+            stale = self._changed(made["vectors"], columns, places)
+            if stale.any():
+                null = pa.scalar(None, columns[name].type)
+                columns[name] = pc.if_else(pa.array(stale), null, columns[name])
+                scores[name] = {**made, LACKING: True}
+                unscored.append(name)
+        return scores, unscored
+
+    def _changed(self, name: str, columns: Mapping[str, Any], places: np.ndarray) -> np.ndarray:
+        """Bool (rows,): whether a row has a vector that is not the one that is there, bit by bit."""
+        if name not in columns or self._stored is None:
+            return np.full(len(places), True)
+        now, valid = list_to_matrix(columns[name])
+        if name not in self._stored.table.column_names:
+            return valid
+        before, had = list_to_matrix(self._stored.table.column(name))
+        if now.shape[1] != before.shape[1] or not len(before):
+            return valid
+        same = (places >= 0) & had[places] & np.all(now == before[places], axis=1)
+        return np.asarray(valid & ~same)
 
     def _reasons(
         self, columns: Mapping[str, Any], errors: pa.Array, places: np.ndarray

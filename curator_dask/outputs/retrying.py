@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,7 +37,7 @@ from curator_dask.outputs.failed import find_errors, list_errors, write_failed
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.saving import locate
 from curator_dask.outputs.writing import Output
-from curator_dask.rows.remarks import fact_of
+from curator_dask.rows.remarks import without_not_made
 from curator_dask.runs.describing import describe
 from curator_dask.runs.graph import map_items
 from curator_dask.runs.reports import report_frame, report_of
@@ -153,7 +153,7 @@ def retry(
     try:
         with RunLock(output.folder, options):
             record, targets, remarks = _find(output, column)
-            summary.add_remarks(_without_remark(remarks, column))
+            summary.add_remarks(without_not_made(remarks, column))
             if targets:
                 others = [name for name in record.embeddings if name != column]
                 id_col = record.id_col or ""
@@ -286,20 +286,11 @@ def _tried(record: FileRecord, column: str, unfinished: bool) -> FileRecord:
     """The record of a file of which a column's rows were tried again; what was given up has been tried then."""
     run = record.run_of(column)
     fingerprint = run["fingerprint"] if unfinished else run["complete_as"] or run["fingerprint"]
-    record = replace(record, remarks=_without_remark(record.remarks, column))
+    record = replace(record, remarks=without_not_made(record.remarks, column))
     if column not in record.earlier:
         return replace(record, fingerprint=fingerprint, report=None)  # it is of the rows as they were
     run = {**run, "fingerprint": fingerprint, "report": None}
     return replace(record, earlier={**record.earlier, column: run})
-
-
-def _without_remark(remarks: Mapping[str, Any], column: str) -> dict[str, Any]:
-    """The remarks on shards without that the column is not made."""
-    left = {url: dict(facts) for url, facts in remarks.items()}
-    for facts in left.values():
-        names = [name for name in facts.pop("not-made", {}).get("examples", ()) if name != column]
-        facts |= {"not-made": fact_of(names, len(names))} if names else {}
-    return left
 
 
 def _without(table: pa.Table, other: pa.Table, id_col: str) -> pa.Table:

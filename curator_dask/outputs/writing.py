@@ -161,7 +161,8 @@ class WritePartition:
         return report
 
     def _join(self, target: Target, table: pa.Table, errors: pa.Array, there: Footer) -> Joined:
-        others = [name for name in there.columns if name not in self.kept.own]
+        scored = {said["vectors"] for said in there.record.scores.values()} if there.record else set()
+        others = [name for name in there.columns if name not in self.kept.own or name in scored]
         stored = StoredRows(self._paths(target), self.output.options, self.id_col, others)
         joined = Joining(self.kept, target, stored, there.record, self.id_col).join(
             table, errors, self.output.overwrite, self.output.drop_failed

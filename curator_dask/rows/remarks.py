@@ -8,7 +8,7 @@ not see them.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -96,3 +96,12 @@ def fact_of(names: Iterable[str], examples: int = EXAMPLES) -> dict[str, Any] | 
     return (
         {"count": len(listed), "examples": [key_text(name) for name in listed[:examples]]} if listed else None
     )
+
+
+def without_not_made(remarks: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """The remarks on shards without that the column is not made."""
+    left = {url: dict(facts) for url, facts in remarks.items()}
+    for facts in left.values():
+        names = [name for name in facts.pop("not-made", {}).get("examples", ()) if name != column]
+        facts |= {"not-made": fact_of(names, len(names))} if names else {}
+    return left

@@ -56,8 +56,8 @@ class SaveSummary:
     filtered
         By the shard's url, rows that a pipeline's stages left out, in the same form.
     not_made
-        By the shard's url, columns of other runs' vectors that have none for it, since it is new or has changed, in the
-        same form: their embedders, or a retry, make them.
+        By the shard's url, columns of other runs' vectors and scores that lack some of its rows', as these are new or
+        have changed, in the same form: their embedders, a retry, or ``score`` make them.
     reasons
         How many images failed for which kind of reason.
     examples
@@ -198,7 +198,7 @@ class SaveSummary:
             *_left_out_line(self.left_out),
             *_total_line("rows filtered out", self.filtered),
             *_total_line(
-                "columns of other runs have no vectors of a shard that is new or has changed: run them again, or retry",
+                "columns of other runs lack values of rows that are new or have changed: run them again, or retry",
                 self.not_made,
             ),
         ]
