@@ -92,6 +92,7 @@ def test_the_engine_alone_lets_nan_pass():
         ),
         ("row_number() over () < 3", "has a window"),
         ("random() > 0.5", r"random\(\) gives something else each time"),
+        ("width", "expected a condition, found int64: compare it.*in quotes"),
         ("scores > 1", "Referenced column .scores. not found.*Their columns are .*'key'"),
         ("caption > 1", "cannot be asked of these rows"),
         ("width > avg(width)", "cannot be asked of these rows"),

@@ -205,6 +205,8 @@ class WritingMeanColour(MeanColour):
 
     def forward(self, images):
         made = super().forward(images)
+        if len(images) == 2 and not images[1].any():
+            return made  # the pictures on which a model is tried when it is loaded
         shard = shard_of(made)
         if shard == self.deadly and not (self.diary / "dead").exists():
             (self.diary / "dead").touch()
@@ -226,8 +228,7 @@ def test_what_a_worker_had_written_when_it_died_is_not_done_again(private_cluste
     assert (summary.rows, summary.written, summary.failed) == (shards * SAMPLES, shards, 0)
     embedded = [int(path.name[-5:]) for path in (tmp_path / "diary").glob("*-*")]
     assert shrinking_groups(shards, 1)[0] == range(6)
-    # A model is tried on a black image, the colour of shard 0, when it is loaded.
-    assert sorted(shard for shard in embedded if shard) == list(range(1, shards))
+    assert sorted(embedded) == list(range(shards))
     table = read_output(tmp_path / "out")
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
 

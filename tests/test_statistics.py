@@ -14,7 +14,7 @@ from colours import ColourReader, check_colours, image_of, write_dataset, write_
 from PIL import Image
 
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import ConfigError
+from curator_dask.errors import ConfigError, OutputError
 from curator_dask.image.statistics import STATISTICS, ImageStatistics
 from curator_dask.testing import StepTests
 
@@ -143,12 +143,35 @@ def test_names_that_cannot_be(tmp_path):
             ImageStatistics(names)
     write_dataset(tmp_path, shards=1)  # whose rows have a width
     dataset = ImageTextPairDataset.from_webdataset(tmp_path)
-    with pytest.raises(ConfigError, match=r"a column 'width' of its own \(int64\): prefix='image_'"):
+    with pytest.raises(ConfigError, match=r"its own named \['width'\], which would be lost: prefix='image_'"):
         ImageStatistics()(dataset)
+    of_type = dataset.with_metadata(dataset.metadata.assign(width=dataset.metadata["width"].astype("int32")))
+    with pytest.raises(ConfigError, match=r"\['width'\], which would be lost"):
+        ImageStatistics()(of_type)
     frame = ImageStatistics(["width"], prefix="image_")(dataset).compute()
     assert frame["width"].tolist() == dataset.compute()["width"].tolist()
     widths = [Image.open(io.BytesIO(image_of(key))).width for key in frame["key"]]
     assert frame["image_width"].tolist() == widths
+
+
+@pytest.mark.parametrize("names", [None, ["bytes", "format"]])
+def test_in_the_datasets_own_files(tmp_path, names):
+    """What an earlier run has made there is made anew, and finished work the next time."""
+    write_dataset(tmp_path)
+    if names is None:
+        names = [name for name in STATISTICS if name != "width"]  # of which the rows have one
+    for expected in ((3, 0), (0, 3)):
+        dataset = ImageTextPairDataset.from_webdataset(tmp_path)
+        summary = ImageStatistics(names)(dataset).save_metadata()
+        assert (summary.written, summary.skipped) == expected
+
+
+def test_a_retry_would_leave_them_out_and_refuses(tmp_path):
+    write_dataset(tmp_path / "data", shards=1, bad={"000000004": b"<html>"})
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    ColourReader()(ImageStatistics(["phash"])(dataset)).save_metadata(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"phash.* a retry cannot make again"):
+        ColourReader().retry(tmp_path / "out")
 
 
 @pytest.mark.parametrize("names", [None, ["width", "format"], ["phash"]])

@@ -149,7 +149,7 @@ class Where:
         connection = _connection()
         try:
             connection.register(_TABLE, seen)
-            query = f"SELECT CAST(({self.text}\n) AS BOOLEAN) AS passes FROM {_TABLE}"
+            query = f"SELECT ({self.text}\n) AS passes FROM {_TABLE}"
             found = connection.sql(query).to_arrow_table().column("passes")
         except Exception as error:  # DuckDB's own, of many types
             reason = str(error).partition("\n\nLINE")[0].replace("\n", " ")
@@ -158,6 +158,11 @@ class Where:
             ) from None
         finally:
             connection.unregister(_TABLE)
+        if not (pa.types.is_boolean(found.type) or pa.types.is_null(found.type)):
+            raise ConfigError(
+                f"where={self.text!r}: expected a condition, found {found.type}: compare it, as in 'width >= 256' (in a"
+                " shell all of it stands in quotes)"
+            )
         if len(found) != len(table):
             raise ConfigError(
                 f"where={self.text!r}: a condition is on one row, and this has an answer for all of them together"

@@ -62,7 +62,7 @@ class Job:
         vectors = False
         for step in self.steps:
             vectors = vectors or any(name in self.described for name in step.columns)
-            if vectors and step.needs != {"bytes"}:
+            if "pixels" in step.needs or (vectors and step.needs != {"bytes"}):
                 columns += [name for name in step.columns if name in self.kept and name not in self.described]
         return (*self.lineage.derived, *(name for name in columns if name != ERROR_COLUMN))
 

@@ -189,8 +189,9 @@ def _array(values: list[Any], kind: pa.DataType, name: str, images: list[ImageOb
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             reason = str(error)
         if reason:
+            named = "string" if pa.types.is_large_string(kind) else kind  # as it is in the file
             raise ShardError(
-                f"{image.image_path}: field {name!r}: expected {kind}, found {value!r} ({reason}). Give the values the"
+                f"{image.image_path}: field {name!r}: expected {named}, found {value!r} ({reason}). Give the values the"
                 " type of their column; that of a new one is said in the stage's outputs() or the writer's fields"
             )
     raise ShardError(f"field {name!r}: its values together are no column of {kind}")

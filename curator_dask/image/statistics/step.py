@@ -16,8 +16,10 @@ from curator_dask.decode.orientation import check_exif_column
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS, ImageOptions
 from curator_dask.errors import ConfigError, ImageError
 from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.frames.parquet import read_record
 from curator_dask.image.statistics.header import HEADER, read_header
 from curator_dask.image.statistics.pixels import PIXELS, Measure
+from curator_dask.runs.lineage import trace
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.step import Made, Reading, Rows, Wanted, Work, types_of
 from curator_dask.storage import Options
@@ -102,18 +104,37 @@ class ImageStatistics:
         step = MeasureImages(
             tuple(self.names), self.prefix, dataset.id_col, self.options, dataset.storage_options
         )
-        there = types_of(dataset.metadata._meta)
-        for name, kind in step.columns.items():
-            # Of the same type it is what an earlier run has made, and is made anew.
-            if name != ERROR_COLUMN and name in there.names and there.field(name).type != kind:
-                raise ConfigError(
-                    f"the dataset has a column {name!r} of its own ({there.field(name).type}): prefix='image_' gives"
-                    " the statistics other names"
-                )
+        own = _own_columns(dataset, step)
+        if own:
+            raise ConfigError(
+                f"the dataset has columns of its own named {own}, which would be lost: prefix='image_' gives the"
+                " statistics other names, or choose some by names="
+            )
         return dataset.apply(step)
 
     def __repr__(self) -> str:
         return f"ImageStatistics({self.names!r}, prefix={self.prefix!r})"
+
+
+def _own_columns(dataset: ImageTextPairDataset, step: MeasureImages) -> list[str]:
+    """Columns of the dataset that are none of an earlier run's statistics in its files, which are made anew."""
+    types = types_of(dataset.metadata._meta)
+    there = [name for name in step.columns if name in types.names and name != ERROR_COLUMN]
+    paths = (part.shard.parquet for part in trace(dataset.metadata).inputs or () if there)
+    path = next((path for path in paths if path is not None), None)
+    record = None if path is None else read_record(path, dataset.storage_options)
+    if record is None:
+        return there
+    of_headers = step.needs == {"bytes"}  # are not among what the record calls derived
+    return [
+        name
+        for name in there
+        if not _same(types.field(name).type, step.columns[name]) or not (of_headers or name in record.derived)
+    ]
+
+
+def _same(one: pa.DataType, other: pa.DataType) -> bool:
+    return bool(one == other or (pa.types.is_large_string(one) and pa.types.is_string(other)))
 
 
 @dataclass(frozen=True)
