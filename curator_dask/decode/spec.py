@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from curator_dask import backend
@@ -87,6 +87,14 @@ class ImageOptions:
             raise ConfigError(
                 f"image_member={member!r}: expected what follows the key and its dot, such as 'image.png'"
             )
+
+    @classmethod
+    def of(cls, settings: Any, num_threads: int) -> ImageOptions:
+        """Those that an object has as attributes of the same names."""
+        others = {
+            each.name: getattr(settings, each.name) for each in fields(cls) if each.name != "num_threads"
+        }
+        return cls(num_threads=num_threads, **others)
 
     @property
     def named(self) -> tuple[str, ...]:

@@ -159,17 +159,7 @@ class ImageEmbedder(ABC):
     @property
     def options(self) -> ImageOptions:
         """How images are read, decoded and put into batches."""
-        return ImageOptions(
-            self.batch_size,
-            self.num_threads_per_worker,
-            self.decoder,
-            self.max_pixels,
-            self.use_index_files,
-            self.on_error,
-            self.image_member,
-            self.gray16,
-            self.orientation,
-        )
+        return ImageOptions.of(self, self.num_threads_per_worker)
 
     @property
     def transform(self) -> TransformSpec | Callable[[Any], torch.Tensor]:

@@ -78,17 +78,7 @@ class EmbedPartition:
     @property
     def options(self) -> ImageOptions:
         """How its images are read, decoded and put into batches."""
-        return ImageOptions(
-            self.batch_size,
-            self.num_threads,
-            self.decoder,
-            self.max_pixels,
-            self.use_index_files,
-            self.on_error,
-            self.image_member,
-            self.gray16,
-            self.orientation,
-        )
+        return ImageOptions.of(self, self.num_threads)
 
     def __dask_tokenize__(self) -> Any:
         """As Dask makes it of a dataclass, without later options at their default: earlier files know none of them."""
