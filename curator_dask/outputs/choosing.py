@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curator_dask.errors import OutputError, ShardError
+from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet, read_footer
 from curator_dask.frames.record import FileRecord
@@ -81,8 +81,12 @@ class Chosen:
 
     def look(self, path: str, options: Options) -> Look:
         """Count the rows of a file by what passes, and take the values by which the best are found."""
+        footer = read_footer(path, options)
         table = self._read(path, options)
-        passes = self._where(table)
+        try:
+            passes = self._where(table, footer.columns)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
         clauses = [Where(clause) for clause in (self.where.clauses if self.where else ())]
         said = {clause.text: clause.passes(table) for clause in clauses}
         values = None
@@ -141,8 +145,8 @@ class Chosen:
         kept[tied] = [place <= self.cut.last for place in _places_of(table, name, tied)]
         return kept
 
-    def _where(self, table: pa.Table) -> np.ndarray:
-        return np.ones(len(table), bool) if self.where is None else self.where.passes(table) == 1
+    def _where(self, table: pa.Table, columns: Sequence[str] | None = None) -> np.ndarray:
+        return np.ones(len(table), bool) if self.where is None else self.where.passes(table, columns) == 1
 
     def _read(self, path: str, options: Options) -> pa.Table:
         """The columns that are named, and those that say which row is which."""

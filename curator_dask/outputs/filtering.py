@@ -121,7 +121,10 @@ def filter_output(
     """
     if where is None and top is None:
         raise ConfigError("give a condition (where=, --where), or the share of the best rows (top=, --top)")
-    if top is not None and not 0 < top[1] <= 1:
+    is_share = (
+        top is not None and not isinstance(top, str) and len(top) == 2 and isinstance(top[1], int | float)
+    )
+    if top is not None and not (is_share and 0 < top[1] <= 1):
         raise ConfigError(
             f"top={top!r}: expected a column and a share above 0, at most 1, such as ('score', 0.3)"
         )

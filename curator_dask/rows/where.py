@@ -6,7 +6,9 @@ pyarrow do not, and on a Parquet file DuckDB's own answer depends on the statist
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,13 +118,30 @@ class Where:
         nodes = [node for node in _nodes(self._tree) if "column_names" in node]
         return frozenset(str(part) for node in nodes for part in node["column_names"])
 
-    def passes(self, table: pa.Table) -> np.ndarray:
+    def _told(self, error: Exception, columns: Sequence[str]) -> ConfigError:
+        """What DuckDB says of the condition, in words that know the rows' columns."""
+        unknown = re.search(r'Referenced column "(.+?)" not found', str(error))
+        if unknown is None:
+            reason = str(error).partition("\n\nLINE")[0].replace("\n", " ")
+            return ConfigError(
+                f"where={self.text!r} cannot be asked of these rows: {reason}. Their columns are {list(columns)}"
+            )
+        near = difflib.get_close_matches(unknown[1], columns, n=2)
+        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+        return ConfigError(
+            f"where={self.text!r}: there is no column {unknown[1]!r}{hint}. The rows have {list(columns)}. (Text stands"
+            " in single quotes: format = 'JPEG')"
+        )
+
+    def passes(self, table: pa.Table, columns: Sequence[str] | None = None) -> np.ndarray:
         """Whether each row passes.
 
         Parameters
         ----------
         table
             With the columns that the condition names.
+        columns
+            All that the rows have, for an error; None: the table's.
 
         Returns
         -------
@@ -152,10 +171,7 @@ class Where:
             query = f"SELECT ({self.text}\n) AS passes FROM {_TABLE}"
             found = connection.sql(query).to_arrow_table().column("passes")
         except Exception as error:  # DuckDB's own, of many types
-            reason = str(error).partition("\n\nLINE")[0].replace("\n", " ")
-            raise ConfigError(
-                f"where={self.text!r} cannot be asked of these rows: {reason}. Their columns are {table.column_names}"
-            ) from None
+            raise self._told(error, table.column_names if columns is None else columns) from None
         finally:
             connection.unregister(_TABLE)
         if not (pa.types.is_boolean(found.type) or pa.types.is_null(found.type)):

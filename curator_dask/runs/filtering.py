@@ -73,7 +73,7 @@ class FilterRows:
         names = self.where.columns(list(frame.columns))
         # Only what the condition names: vectors need not leave a GPU. What no column has is said by `passes`.
         table = pa.table({name: to_array(frame[name]) for name in names or frame.columns[:1]})
-        passes = self.where.passes(table) == 1
+        passes = self.where.passes(table, list(frame.columns)) == 1
         if passes.all():
             return frame
         self._remark(frame, ~passes)
