@@ -59,10 +59,11 @@ class Job:
     def derived(self) -> tuple[str, ...]:
         """What was made of vectors or pixels besides: functions of the frame, and columns of steps, by name."""
         columns: list[str] = []
-        vectors = False
+        vectors, any_vectors = False, bool(self.described)
         for step in self.steps:
             vectors = vectors or any(name in self.described for name in step.columns)
-            if "pixels" in step.needs or (vectors and step.needs != {"bytes"}):
+            # What is seen in the pixels of a failed image is lacking too, whether it is looked at before or after.
+            if (vectors and step.needs != {"bytes"}) or (any_vectors and "pixels" in step.needs):
                 columns += [name for name in step.columns if name in self.kept and name not in self.described]
         return (*self.lineage.derived, *(name for name in columns if name != ERROR_COLUMN))
 

@@ -125,12 +125,7 @@ def _own_columns(dataset: ImageTextPairDataset, step: MeasureImages) -> list[str
     record = None if path is None else read_record(path, dataset.storage_options)
     if record is None:
         return there
-    of_headers = step.needs == {"bytes"}  # are not among what the record calls derived
-    return [
-        name
-        for name in there
-        if not _same(types.field(name).type, step.columns[name]) or not (of_headers or name in record.derived)
-    ]
+    return [name for name in there if not _same(types.field(name).type, step.columns[name])]
 
 
 def _same(one: pa.DataType, other: pa.DataType) -> bool:
