@@ -136,6 +136,13 @@ def test_rows_that_pass_are_written_and_the_others_counted(dataset, tmp_path):
     assert left_out == {"00000.tar": 7, "00001.tar": 8, "00002.tar": 7}
     assert "rows filtered out" in str(summary)
     assert made.save_metadata(tmp_path / "out").skipped == 3
+    fewer = made.filter("key like '%1'")
+    with pytest.raises(
+        OutputError, match=r"would be replaced by one with 1. Rows were filtered.*overwrite=True"
+    ):
+        fewer.save_metadata(tmp_path / "out")
+    assert pq.read_table(tmp_path / "out")["key"].to_pylist() == kept_of(every)
+    assert fewer.save_metadata(tmp_path / "out", overwrite=True).rows == 3
     other = (
         ColourReader()(dataset)
         .filter("cast(key[-4:] as int) % 3 = 0")

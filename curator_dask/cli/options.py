@@ -69,6 +69,18 @@ StorageOptions = Annotated[
     ),
 ]
 
+Embeddings = Annotated[
+    str,
+    typer.Argument(
+        metavar="EMBEDDINGS", help="Directory or URL that embed wrote to, or of other Parquet files."
+    ),
+]
+EmbeddingsOptions = Annotated[
+    str | None, typer.Option(help="JSON object for fsspec, where EMBEDDINGS is a URL.", show_default=False)
+]
+OutputOptions = Annotated[
+    str | None, typer.Option(help="The same for OUTPUT, where that differs.", show_default=False)
+]
 JsonFile = Annotated[
     str | None,
     typer.Option(

@@ -10,7 +10,10 @@ from curator_dask.cli.options import (
     EXIT_SHARD,
     Cluster,
     ClusterType,
+    Embeddings,
+    EmbeddingsOptions,
     JsonFile,
+    OutputOptions,
     SchedulerAddress,
     SchedulerFile,
     Workers,
@@ -28,12 +31,7 @@ PUBLISHED = "default"
 
 
 def score(
-    embeddings: Annotated[
-        str,
-        typer.Argument(
-            metavar="EMBEDDINGS", help="Directory or URL that embed wrote to, or of other Parquet files."
-        ),
-    ],
+    embeddings: Embeddings,
     output: Annotated[
         str | None,
         typer.Argument(
@@ -69,13 +67,8 @@ def score(
     scheduler_address: SchedulerAddress = None,
     scheduler_file: SchedulerFile = None,
     workers: Workers = None,
-    storage_options: Annotated[
-        str | None,
-        typer.Option(help="JSON object for fsspec, where EMBEDDINGS is a URL.", show_default=False),
-    ] = None,
-    output_storage_options: Annotated[
-        str | None, typer.Option(help="The same for OUTPUT, where that differs.", show_default=False)
-    ] = None,
+    storage_options: EmbeddingsOptions = None,
+    output_storage_options: OutputOptions = None,
     json_file: JsonFile = None,
 ) -> None:
     """Score the vectors of an output: a column for each head, all else stays as it is.

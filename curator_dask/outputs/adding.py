@@ -36,10 +36,9 @@ from curator_dask.outputs.saving import check_writable, locate
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import without_not_made
 from curator_dask.runs.describing import describe
-from curator_dask.runs.graph import map_items
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.reports import report_frame, report_of
-from curator_dask.runs.settle import FrameTasks, run_targets
+from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.step import ScoringStep, SharingStep
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
@@ -221,24 +220,11 @@ def add_columns(
         )
         summary.startup_seconds = time.monotonic() - started
         if todo:
-            targets = [
-                Target(name.removesuffix(".parquet"), join(target.folder, name), "", None, None, None)
-                for name in todo
-            ]
-            run_targets(_tasks(add, todo, client), client, targets, summary)
+            targets = [Target.of_file(target.folder, name) for name in todo]
+            run_targets(file_tasks(add, todo, "add-columns", client), client, targets, summary)
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary
-
-
-def _tasks(add: AddToFile, names: Sequence[str], client: Any) -> FrameTasks:
-    """A task a file."""
-
-    def written(reason: str | None) -> Any:
-        function = add if reason is None else add.give_up(reason)
-        return map_items(function, list(names), report_frame({}), "add-columns")
-
-    return FrameTasks(written(None), written, True, client)
 
 
 def _check_vectors(read: str, footer: Footer, lacking: Sequence[AddedStep]) -> None:

@@ -28,9 +28,8 @@ from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.saving import check_writable, locate
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.where import Where
-from curator_dask.runs.graph import map_items
 from curator_dask.runs.reports import report_frame, report_of
-from curator_dask.runs.settle import FrameTasks, run_targets
+from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, is_remote, join
@@ -184,6 +183,10 @@ class FilterFile:
     target: Output
     given_up: str | None = None
 
+    def give_up(self, reason: str) -> FilterFile:
+        """The same without the work that kills workers."""
+        return replace(self, given_up=reason)
+
     def mark(self, name: str) -> str:
         """The fingerprint of what is written."""
         chosen = self.chosen
@@ -245,16 +248,8 @@ def _write(names: Sequence[str], function: FilterFile, started: float) -> SaveSu
             todo.append(name)
         summary.startup_seconds = time.monotonic() - started
         if todo:
-            targets = [
-                Target(name.removesuffix(".parquet"), join(target.folder, name), "", None, None, None)
-                for name in todo
-            ]
-
-            def written(reason: str | None) -> Any:
-                each = function if reason is None else replace(function, given_up=reason)
-                return map_items(each, todo, report_frame({}), "filter-file")
-
-            run_targets(FrameTasks(written(None), written, True, client), client, targets, summary)
+            targets = [Target.of_file(target.folder, name) for name in todo]
+            run_targets(file_tasks(function, todo, "filter-file", client), client, targets, summary)
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary

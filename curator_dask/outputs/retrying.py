@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -39,9 +38,8 @@ from curator_dask.outputs.saving import locate
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import without_not_made
 from curator_dask.runs.describing import describe
-from curator_dask.runs.graph import map_items
 from curator_dask.runs.reports import report_frame, report_of
-from curator_dask.runs.settle import FrameTasks, run_targets
+from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.state import clear_stages
 from curator_dask.runs.step import Step
 from curator_dask.runs.summary import SaveSummary
@@ -167,22 +165,13 @@ def retry(
                     )
                 summary.startup_seconds = time.monotonic() - started
                 retry_file = RetryFile(step, column, id_col, output, shard_options)
-                run_targets(_tasks(retry_file, targets, client), client, targets, summary)
+                tasks = file_tasks(retry_file, [each.name for each in targets], "retry-file", client)
+                run_targets(tasks, client, targets, summary)
     finally:
         clear_stages(client)
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary
-
-
-def _tasks(retry_file: RetryFile, targets: Sequence[Target], client: Any) -> FrameTasks:
-    """A task a file."""
-
-    def written(reason: str | None) -> dd.DataFrame:
-        function = retry_file if reason is None else retry_file.give_up(reason)
-        return map_items(function, [it.name for it in targets], report_frame({}), "retry-file")
-
-    return FrameTasks(written(None), written, True, client)
 
 
 def find_settings(path: str, options: Options = None) -> dict[str, dict[str, Any]]:

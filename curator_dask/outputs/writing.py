@@ -144,14 +144,16 @@ class WritePartition:
             # Dask runs a task again when its worker died after writing: to write into the dataset's own file
             # what was made of that file would apply every step twice.
             return {**report, **((there.record and there.record.report) or {})}
-        if self.output.in_place and not self.output.overwrite:
-            self._check_rows_kept(target, len(table))
+        rows = len(table)
+        if self.output.in_place:
+            self._check_rows_kept(target, rows, there)
         said = FileRecord("")
         if self.kept:
             joined = self._join(target, table, errors, there)
             table, bad, said = joined.table, pa.array(joined.failed), joined.said
             report["dropped"] = int(joined.failed.sum()) if self.output.drop_failed else 0
             report["remarks"] = current_remarks().on(_urls(whole, target))
+        self._check_rows_kept(target, rows, there)
         record = self._record(target, report, said)
         failed = table.filter(bad) if self.output.drop_failed else table.slice(0, 0)
         write_failed(self.output.folder, target.name, failed, record, self.output.options)
@@ -219,12 +221,17 @@ class WritePartition:
             if name in self.schema.names and self.keeps_vectors and said["vectors"] not in self.embeddings
         }
 
-    def _check_rows_kept(self, target: Target, rows: int) -> None:
-        before = read_footer(target.path, self.output.options).rows
-        if before > rows:
+    def _check_rows_kept(self, target: Target, rows: int, there: Footer) -> None:
+        """Rows that are there are not lost: those of the dataset's own files, and of the shard as it still is."""
+        own = self.output.in_place
+        if self.output.overwrite:
+            return
+        same = there.record is not None and target.shard is not None and there.record.shard == target.shard
+        if (own or same) and there.rows > rows:
             raise OutputError(
-                f"{target.path} has {before} rows and would be replaced by one with {rows}. Rows were filtered: give"
-                " save_metadata another path, or overwrite=True to drop them from the dataset's own files"
+                f"{target.path} has {there.rows} rows and would be replaced by one with {rows}. Rows were filtered:"
+                " give save_metadata another path, or overwrite=True (--overwrite) to drop them"
+                + (" from the dataset's own files" if own else "")
             )
 
 

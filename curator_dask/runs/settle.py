@@ -162,6 +162,28 @@ class FrameTasks:
         return _rows(run_alone(self._giving_up(reason), number, self._client, self._resources))
 
 
+def file_tasks(function: Any, names: Sequence[str], token: str, client: Client | None) -> FrameTasks:
+    """A task a file, of a function that is called with the file's name and gives a report.
+
+    Parameters
+    ----------
+    function
+        With a `give_up`, as a step has it.
+    names
+        Of the files.
+    token
+        For the tasks' names.
+    client
+        Of the cluster; None where it is in this process.
+    """
+
+    def written(reason: str | None) -> dd.DataFrame:
+        each = function if reason is None else function.give_up(reason)
+        return map_items(each, list(names), report_frame({}), token)
+
+    return FrameTasks(written(None), written, True, client)
+
+
 def _rows(result: Any) -> Any:
     """A partition that is a report's frame as a list of its one row; exceptions as they are."""
     if not isinstance(result, pd.DataFrame):

@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from curator_dask.storage import join
+
 
 @dataclass(frozen=True, slots=True)  # there may be 100,000
 class Target:
@@ -52,6 +54,11 @@ class Target:
     lacking: str | None = None
     reuse: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+
+    @classmethod
+    def of_file(cls, folder: str, name: str) -> Target:
+        """A Parquet file that is made of another of the same name, not of a shard."""
+        return cls(name.removesuffix(".parquet"), join(folder, name), "", None, None, None)
 
     def to_json(self) -> str:
         """All of it, as text."""
