@@ -1,7 +1,7 @@
 """A condition on rows in the words of SQL's WHERE, evaluated by DuckDB.
 
-Null never passes, as in SQL. Nor does a NaN in a column, which DuckDB takes for larger than every number (as Polars does;
-pandas and pyarrow do not, and on a Parquet file DuckDB's own answer depends on the statistics of its row groups).
+Null never passes, as in SQL. Nor does a NaN in a column, which DuckDB takes for larger than every number (as Polars
+does; pandas and pyarrow do not, and on a Parquet file DuckDB's own answer depends on the statistics of its row groups).
 """
 
 from __future__ import annotations
