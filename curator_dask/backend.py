@@ -11,7 +11,6 @@ import ctypes
 import functools
 import importlib.util
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     import torch
 
 DEVICE_VARIABLE = "CURATOR_DASK_DEVICE"
-_UUID_BYTES = 16
 T = TypeVar("T")
 
 
@@ -65,7 +63,9 @@ class Backend:
         if self.frames == "cudf":
             import cudf
 
-            return cudf.DataFrame.from_arrow(without_uuids(table))
+            from curator_dask.holding import held_table
+
+            return cudf.DataFrame.from_arrow(held_table(table))
         return table.to_pandas(types_mapper=pandas_type)
 
     def autocast_dtype(self, fine: bool = False) -> torch.dtype | None:
@@ -236,37 +236,24 @@ class _Writable:
         self._array = array  # kept alive by what NumPy makes of this
 
 
-def without_uuids(table: pa.Table) -> pa.Table:
-    """The table with UUIDs as their text: cuDF has no such type, and no bytes of a fixed size.
+def frame_to_arrow(frame: Any) -> pa.Table:
+    """The frame's columns, without its index, as an Arrow table, whichever library made it.
 
-    Columns of 16 bytes a value are UUIDs, or, where all of them are printable ASCII, text.
+    Of cuDF's columns it has the types as which they are held (`curator_dask.holding`).
     """
     import pyarrow as pa
 
-    for number, field in enumerate(table.schema):
-        if field.type not in (pa.uuid(), pa.binary(_UUID_BYTES)):
-            continue
-        values = table.column(number).to_pylist()
-        raw = [value.bytes if isinstance(value, uuid.UUID) else value for value in values]
-        is_text = field.type != pa.uuid() and all(each is None or _is_printable(each) for each in raw)
-        texts = [
-            None if each is None else each.decode() if is_text else str(uuid.UUID(bytes=each)) for each in raw
-        ]
-        table = table.set_column(number, field.name, pa.array(texts, pa.string()))
-    return table
+    if on_gpu(frame):
+        from curator_dask.holding import with_nested_types
 
-
-def _is_printable(raw: bytes) -> bool:
-    return raw.isascii() and raw.decode().isprintable()
-
-
-def frame_to_arrow(frame: Any) -> pa.Table:
-    """The frame's columns, without its index, as an Arrow table, whichever library made it."""
-    import pyarrow as pa
-
-    if hasattr(frame, "to_arrow"):  # cudf
-        return frame.to_arrow(preserve_index=False)
+        kinds = [getattr(kind, "to_arrow", lambda: None)() for kind in frame.dtypes]
+        return with_nested_types(frame.to_arrow(preserve_index=False), kinds)
     return pa.Table.from_pandas(frame, preserve_index=False)
+
+
+def on_gpu(frame: Any) -> bool:
+    """Whether a frame or series is cuDF's."""
+    return hasattr(frame, "to_arrow")
 
 
 def series_like(frame: Any, array: pa.Array) -> Any:
@@ -278,10 +265,12 @@ def series_like(frame: Any, array: pa.Array) -> Any:
 
 def series_of(frame: Any, array: pa.Array) -> Any:
     """An Arrow array of any length as a Series of the frame's library."""
-    if hasattr(frame, "to_arrow"):
+    if on_gpu(frame):
         import cudf
 
-        return cudf.Series.from_arrow(array)
+        from curator_dask.holding import hold
+
+        return cudf.Series.from_arrow(hold(array))
     import pandas as pd
 
     return pd.Series(pandas_type(array.type).__from_arrow__(array))

@@ -44,6 +44,7 @@ LAYERS = (
     "threads",
     "tasks",
     "backend",
+    "holding",
     "errors",
 )
 # The only modules that may name the GPU libraries.
@@ -319,7 +320,7 @@ def test_what_the_layers_allow(tmp_path):
         ("x = find_spec('cupy')", 1),
         ("x = torch.device('cuda')", 1),
         ("x = f'cuda:{0}'", 1),
-        ("x = is_cudf(frame)", 1),
+        ("x = on_gpu(frame)", 1),
         ("pip = 'curator-dask[cuda13]'", 0),
     ],
 )

@@ -16,11 +16,13 @@ from colours import ColourReader, check_colours, image_of, members_of, write_dat
 from dask.base import tokenize
 from PIL import Image
 
-from curator_dask import backend
 from curator_dask.checks.preflight import preflight
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError, ImageError, ShardError
+from curator_dask.holding import hold
 from curator_dask.image.embedders.partition import EmbedPartition
+from curator_dask.rows.ids import exact_ids
+from curator_dask.webdataset.keys import KeyTable
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -264,21 +266,15 @@ def test_ids_without_a_text_of_their_own_are_refused_by_type(tmp_path, ids):
     assert "columns" in {finding.kind for finding in preflight(tmp_path, "id").problems}
 
 
-def test_uuids_are_text_where_the_frame_has_no_such_type():
-    """What cuDF is given; the values are those of ArrowDtype's frames."""
+def test_ids_as_cudf_holds_them_are_the_same_keys():
+    """Bytes are lists there, UUIDs text, dates times."""
     raw = [each.bytes for each in UUIDS] + [None]
-    letters = [b"a" * 16, b"b" * 16, None, None]
-    table = pa.table(
-        {
-            "uuid": pa.array(raw, pa.uuid()),
-            "raw": pa.array(raw, pa.binary(16)),
-            "t": pa.array(letters, pa.binary(16)),
-        }
-    )
-    found = backend.without_uuids(table)
-    assert found["uuid"].to_pylist() == found["raw"].to_pylist() == [*map(str, UUIDS), None]
-    assert found["t"].to_pylist() == ["a" * 16, "b" * 16, None, None]
-    assert set(found.schema.types) == {pa.string()}
+    days = [datetime.date(2024, 5, 31), None]
+    index = KeyTable([str(UUIDS[-1]), "2024-05-31", *map(str, UUIDS[:-1])])
+    for ids in (pa.array(raw, pa.binary(16)), pa.array(raw, pa.binary()), pa.array(days, pa.date32())):
+        found = index.find(exact_ids(hold(ids))).tolist()
+        assert found == index.find(exact_ids(ids)).tolist() and min(found[:-1]) >= 0 > found[-1]
+    assert exact_ids(hold(pa.array(raw, pa.uuid()))) == [*map(str, UUIDS), None]
 
 
 def test_keys_that_are_not_utf8(tmp_path):

@@ -386,14 +386,17 @@ def _rebuild(
 
 
 def _worker_backend() -> backend.Backend:
-    """The backend of the workers: the meta of a frame must be of the type that they make."""
-    client = current_client()
+    """The backend of a frame's meta: that of the workers, whose partitions it stands for.
+
+    Where they make cuDF's frames and this process can make none (a login node), pandas' mean the same types.
+    """
+    here, client = backend.current(), current_client()
     if client is None:
-        return backend.current()
+        return here
     wait_for_a_worker(client)
     check_package(client)
     found = result_of(client.submit(backend.current, pure=False), Presence(client))
     if isinstance(found, BaseException):
         raise found
-    current: backend.Backend = found
-    return current
+    there: backend.Backend = found
+    return there if there.frames == here.frames else backend.Backend(here.device, "pandas")

@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curator_dask import backend
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.record import FileRecord
+from curator_dask.holding import held_type, restore
 from curator_dask.storage import (
     Options,
     RemoteFile,
@@ -49,10 +51,11 @@ def output_schema(
     dims
         Length of a vector, for each embedding column: these become ``fixed_size_list<float32>[dim]``.
     known
-        Types that columns had when they were read, for what the frame does not know: how long lists are (cuDF) and
-        text may be, and what a column of Python objects holds.
+        Types that columns had when they were read, for what the frame does not know: how long text may be, what a
+        column of Python objects holds, and all that cuDF holds as another type.
     """
     fields = []
+    is_held = backend.on_gpu(meta)
     for field in backend.frame_to_arrow(meta).schema:
         kind = field.type
         before = (known or {}).get(field.name)
@@ -61,10 +64,10 @@ def output_schema(
         elif pa.types.is_null(kind):
             # An object column of an empty frame has no type: text is what such columns hold, mostly.
             kind = before or pa.string()
+        elif is_held and before is not None and held_type(before) == held_type(kind):
+            kind = before
         elif _is_text(kind):
             kind = before if before is not None and _is_text(before) else pa.string()
-        elif before is not None and pa.types.is_fixed_size_list(before) and pa.types.is_list(kind):
-            kind = before if before.value_type == kind.value_type else kind
         fields.append(pa.field(field.name, kind))
     return pa.schema(fields)
 
@@ -284,11 +287,16 @@ def _alive(pid: int) -> bool:
 def _to_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
     if column.type == kind:
         return column
-    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
-        return column.cast(kind)
+    is_vectors = pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float32()
+    if not is_vectors or _has_null_elements(column):
+        return pa.chunked_array([restore(chunk, kind) for chunk in column.chunks], kind)
     matrix, valid = list_to_matrix(column, kind.list_size)
     return pa.FixedSizeListArray.from_arrays(
         pa.array(np.ascontiguousarray(matrix).reshape(-1)),
         type=kind,
         mask=pa.array(~valid),
     )
+
+
+def _has_null_elements(column: pa.ChunkedArray) -> bool:
+    return bool(pa.types.is_list(column.type) and pc.list_flatten(column).null_count)

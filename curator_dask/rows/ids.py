@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.errors import DatasetError, ShardError
+from curator_dask.holding import BYTES
 
 _FEW = 3  # rows that an error names
 _SIGNIFICAND = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}  # bits
@@ -25,6 +26,8 @@ def exact_ids(ids: pa.Array) -> list[Any]:
     """The ids as Python values; None for a number that a narrow float cannot hold exactly, whose key is lost."""
     ids = _decoded(ids)
     values: list[Any] = ids.to_pylist()
+    if ids.type == BYTES:  # as which cuDF holds bytes
+        return [None if value is None else bytes(value) for value in values]
     digits = _SIGNIFICAND.get(ids.type)
     if digits is None:
         return values
