@@ -23,6 +23,7 @@ from curator_dask.cluster import client as client_module
 from curator_dask.cluster import local as cluster_module
 from curator_dask.cluster import presence as presence_module
 from curator_dask.cluster.dask_settings import LOST_WORKER, SHUFFLE, hold
+from curator_dask.cluster.gpu import gpu_options, with_environment
 from curator_dask.cluster.workers import current_client
 from curator_dask.errors import ClusterError, ConfigError
 from curator_dask.settings import PATIENCE
@@ -401,7 +402,7 @@ GPU_DEFAULTS = {
     ],
 )
 def test_options_of_a_gpu_cluster(given, expected):
-    mapped = cluster_module.gpu_options({**GPU_DEFAULTS, **given}, 2)
+    mapped = gpu_options({**GPU_DEFAULTS, **given}, 2)
     assert {name: mapped[name] for name in expected} == expected
 
 
@@ -419,7 +420,21 @@ def test_options_of_a_gpu_cluster(given, expected):
 )
 def test_options_of_a_gpu_cluster_that_exclude_one_another(given, message):
     with pytest.raises(ConfigError, match=message):
-        cluster_module.gpu_options({**GPU_DEFAULTS, **given}, 2)
+        gpu_options({**GPU_DEFAULTS, **given}, 2)
+
+
+def test_workers_are_told_their_device_whatever_this_process_was_told(monkeypatch):
+    """Of LocalCUDACluster only that it takes its workers from ``new_worker_spec`` can be seen without a GPU."""
+    monkeypatch.setenv(backend.DEVICE_VARIABLE, "gpu")
+    env = {backend.DEVICE_VARIABLE: "cpu", "MINE": "1"}
+    with (
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
+        with_environment(LocalCluster, env)(n_workers=0, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        cluster.scale(1)
+        found = client.submit(lambda: {name: os.environ.get(name) for name in env}).result(timeout=60)
+    assert found == env
 
 
 def test_a_scheduler_without_workers(said):

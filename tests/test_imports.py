@@ -48,7 +48,7 @@ LAYERS = (
     "errors",
 )
 # The only modules that may name the GPU libraries.
-GPU_MODULES = ("backend", "cluster.client", "cluster.local")
+GPU_MODULES = ("backend", "cluster.client", "cluster.gpu", "cluster.local")
 
 
 def find_modules(package: Path) -> dict[str, Path]:
@@ -320,7 +320,7 @@ def test_what_the_layers_allow(tmp_path):
         ("x = find_spec('cupy')", 1),
         ("x = torch.device('cuda')", 1),
         ("x = f'cuda:{0}'", 1),
-        ("x = on_gpu(frame)", 1),
+        ("x = is_cudf(frame)", 1),
         ("pip = 'curator-dask[cuda13]'", 0),
     ],
 )

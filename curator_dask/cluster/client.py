@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from curator_dask import backend
 from curator_dask.cluster.dask_settings import SHUFFLE, client_class, hold, open_clients
+from curator_dask.cluster.gpu import gpu_options
 from curator_dask.cluster.local import (
     THREAD_VARIABLES,
     cpu_workers,
-    gpu_options,
     start_cluster,
 )
 from curator_dask.cluster.main_guard import check_main_guard

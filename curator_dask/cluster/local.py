@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import logging
 import multiprocessing
 import os
@@ -21,7 +20,8 @@ from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from curator_dask.cluster.dask_settings import LOST_WORKER, SHUFFLE, client_class, hold
-from curator_dask.errors import ClusterError, ConfigError
+from curator_dask.cluster.gpu import with_environment
+from curator_dask.errors import ClusterError
 
 if TYPE_CHECKING:
     import distributed
@@ -79,68 +79,6 @@ def cpu_workers(
     return max(1, n_workers), threads_per_worker or 1
 
 
-def gpu_options(options: Mapping[str, Any], gpus: int) -> dict[str, Any]:
-    """The options of LocalCUDACluster that stand for get_client's.
-
-    Parameters
-    ----------
-    options
-        All options of `get_client` for a new cluster, by name.
-    gpus
-        How many GPUs there are.
-
-    Raises
-    ------
-    ConfigError
-        More workers than GPUs, or options that exclude one another.
-    ClusterError
-        ucx without its package.
-    """
-    n_workers = options["n_workers"]
-    if n_workers is not None and n_workers > gpus:
-        raise ConfigError(
-            f"n_workers={n_workers}: a GPU cluster has one worker a GPU, expected at most {gpus}"
-        )
-    protocol = options["protocol"]
-    if options["nvlink_only"] and protocol not in ("ucx", "ucxx"):
-        raise ConfigError(f"nvlink_only=True needs protocol='ucx', got protocol={protocol!r}")
-    if protocol in ("ucx", "ucxx") and importlib.util.find_spec("distributed_ucxx") is None:
-        raise ClusterError(
-            f"protocol={protocol!r} needs a package that is not installed: pip install distributed-ucxx-cu13 "
-            "(or -cu12), or use protocol='tcp'"
-        )
-    # dask-cuda refuses both together; rmm_async is on by default, so that managed memory takes its place.
-    rmm_async = options["rmm_async"] and not options["rmm_managed_memory"]
-    if options["rmm_release_threshold"] is not None and not rmm_async:
-        raise ConfigError(
-            f"rmm_release_threshold={options['rmm_release_threshold']!r} is an option of the asynchronous "
-            "allocator: it needs rmm_async=True and rmm_managed_memory=False"
-        )
-    if options["rmm_maximum_pool_size"] is not None and not rmm_async and options["rmm_pool_size"] is None:
-        raise ConfigError("rmm_maximum_pool_size needs rmm_async=True or an rmm_pool_size")
-    mapped: dict[str, Any] = {
-        "n_workers": n_workers or gpus,
-        "threads_per_worker": options["threads_per_worker"] or 2,
-        "protocol": protocol,
-        "enable_cudf_spill": options["enable_spilling"],
-        **{name: value for name, value in options.items() if name.startswith("rmm_")},
-        "rmm_async": rmm_async,
-        # A pool beside the asynchronous allocator is deprecated in dask-cuda 26.10 (rmm#2060).
-        "rmm_pool_size": None if rmm_async else options["rmm_pool_size"],
-    }
-    if options["set_torch_to_use_rmm"]:
-        # dask-cuda's worker plugin sets torch's allocator from rmm.allocators.torch before the first task.
-        mapped["rmm_allocator_external_lib_list"] = ["torch"]
-    if options["nvlink_only"]:
-        mapped |= {
-            "enable_tcp_over_ucx": True,
-            "enable_nvlink": True,
-            "enable_infiniband": False,
-            "enable_rdmacm": False,
-        }
-    return mapped
-
-
 def start_cluster(
     device: str, options: dict[str, Any], env: dict[str, str], timeout: float
 ) -> distributed.Client:
@@ -172,12 +110,10 @@ def _started(device: str, options: dict[str, Any], env: dict[str, str], timeout:
     if device == "gpu":
         from dask_cuda import LocalCUDACluster
 
-        cluster_class = LocalCUDACluster
+        cluster_class = with_environment(LocalCUDACluster, env)
     # A worker's own `env` is set after it has imported the main script, too late if that imports torch. So
     # the variables of the threads are also in this process's environment while the workers are spawned.
     spawning = {name: env[name] for name in THREAD_VARIABLES if name in env}
-    # LocalCUDACluster replaces `env`; this is the other way to the same place.
-    nanny_env = {**dask.config.get("distributed.nanny.environ", {}), **env}
     pre_spawn = dask.config.get("distributed.nanny.pre-spawn-environ", {})
     # For the event loops of scheduler and nannies, and for workers: their nannies keep it for those started again.
     quiet = dict(setting for variable, setting in _QUIET.items() if variable not in os.environ)
@@ -191,7 +127,6 @@ def _started(device: str, options: dict[str, Any], env: dict[str, str], timeout:
             dask.config.set(
                 {
                     **quiet,
-                    "distributed.nanny.environ": nanny_env,
                     # What malloc reads must be there before the process is; the user's own environment wins.
                     "distributed.nanny.pre-spawn-environ": {
                         **pre_spawn,
