@@ -97,10 +97,27 @@ class Backend:
         """Call a function, and once more, with what torch keeps for later given back, where the device was full."""
         try:
             return function()
-        except out_of_memory_error():
-            pass  # the traceback holds what the function had made so far
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise  # else: the traceback holds what the function had made so far
         self.release_memory()
         return function()
+
+    def lost(self) -> str | None:
+        """Why nothing works on this process's GPU any more, or None.
+
+        After an illegal access or a failed assertion each call of CUDA's ends with that same error, until the process
+        does (CUDA's "sticky" errors). What is queued is waited for.
+        """
+        if self.device != "gpu":
+            return None
+        import torch
+
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            return None if is_out_of_memory(error) else str(error).splitlines()[0]
+        return None
 
     def side_stream(self) -> AbstractContextManager[Any]:
         """A context whose work on the GPU does not queue behind this process's other work, but goes before it.
@@ -145,11 +162,24 @@ class Backend:
             torch.cuda.current_stream().synchronize()
 
 
-def out_of_memory_error() -> type[Exception]:
-    """What torch raises when a device is full; before torch 2.5 it had its name from the GPU alone."""
+#: Words by which allocators tell that there is no more: DALI's, RMM's where torch takes its memory from it, torch's
+#: own of the host, CUDA's.
+_FULL = ("allocation failed", "bad_alloc", "out of memory", "not enough memory", "can't allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that a device, or the host, has no memory left, whichever allocator raised it.
+
+    torch raises a type of its own for a GPU and a RuntimeError for the host, RMM a MemoryError, and DALI a
+    RuntimeError, all of which may be had in one process.
+    """
     import torch
 
-    return getattr(torch, "OutOfMemoryError", None) or torch.cuda.OutOfMemoryError
+    own = getattr(torch, "OutOfMemoryError", None) or torch.cuda.OutOfMemoryError  # its name before torch 2.5
+    if isinstance(error, (MemoryError, own)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _FULL)
 
 
 def _cpu_has_bf16() -> bool:

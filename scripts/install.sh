@@ -14,6 +14,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${CURATOR_DASK_VENV:-$root/.venv}
 [[ $venv == /* ]] || venv=$PWD/$venv # the working directory changes below
 
+pytorch_cuda12=https://download.pytorch.org/whl/cu129
+
 say() { printf '==> %s\n' "$*"; }
 die() {
     printf 'error: %s\n' "$*" >&2
@@ -56,6 +58,10 @@ configure_uv() {
         export UV_INDEX
         export UV_INDEX_STRATEGY=${UV_INDEX_STRATEGY:-unsafe-best-match} # as pip chooses among several indexes
     fi
+    if [[ ,$extras, == *,cuda12,* && ${UV_INDEX:-} != *pytorch* ]]; then # PyPI's torch is built for CUDA 13
+        export UV_INDEX="${UV_INDEX:+$UV_INDEX }$pytorch_cuda12"
+        export UV_INDEX_STRATEGY=${UV_INDEX_STRATEGY:-unsafe-best-match}
+    fi
     value=$(pip_setting trusted-host)
     if [[ -n $value && -z ${UV_INSECURE_HOST:-} ]]; then
         UV_INSECURE_HOST=$(tr -s '[:space:]' ' ' <<<"$value")
@@ -87,6 +93,8 @@ fi
 is_new_enough "$venv/bin/python" ||
     die "$venv has $("$venv/bin/python" --version), but 3.11 or newer is needed: remove the folder and run this again"
 
+more=()
+if [[ ,$extras, == *,cuda12,* ]]; then more=(--extra-index-url "$pytorch_cuda12"); fi
 quiet=--quiet
 if [[ -t 2 ]]; then quiet=; fi # someone who waits sees the downloads go on
 say "installing curator-dask[$extras] and what it needs (about 6 GB, most of it PyTorch)"
@@ -95,11 +103,11 @@ if [[ -x $venv/bin/uv ]] || "$venv/bin/python" -m pip install --quiet uv; then
     configure_uv
     "$venv/bin/uv" pip install $quiet --compile-bytecode --python "$venv/bin/python" --editable ".[$extras]" || {
         say "uv did not succeed (see above): trying pip, which takes minutes"
-        "$venv/bin/python" -m pip install $quiet --editable ".[$extras]"
+        "$venv/bin/python" -m pip install $quiet "${more[@]}" --editable ".[$extras]"
     }
 else
     say "uv cannot be installed: using pip, which takes minutes"
-    "$venv/bin/python" -m pip install $quiet --editable ".[$extras]"
+    "$venv/bin/python" -m pip install $quiet "${more[@]}" --editable ".[$extras]"
 fi
 printf '%s' "$wanted" >"$stamp"
 say "installed in $((SECONDS - started)) s"

@@ -93,9 +93,7 @@ def test_no_compiler_costs_a_warning(pixels, monkeypatch, caplog, tmp_path):
 
 
 def test_memory_that_is_full_is_the_callers(pixels):
-    from curator_dask import backend
-
-    full = backend.out_of_memory_error()
+    full = torch.OutOfMemoryError
 
     class Large(torch.nn.Module):
         def forward(self, images):

@@ -342,7 +342,7 @@ def check_dask(words: list[str]) -> None:
 
 def check_pip(words: list[str]) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    (wanted,) = re.findall(r"^\.\[(.+)\]$", words[-1])
+    (wanted,) = re.findall(r"^\.\[(.+)\]$", words[3])
     assert words[:3] == ["pip", "install", "-e"] and set(wanted.split(",")) <= set(extras), words
 
 

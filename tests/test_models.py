@@ -779,6 +779,36 @@ def test_a_large_batch_goes_through_in_parts_on_a_cpu(threads):
     np.testing.assert_allclose(vectors[:, 0] * 255, np.arange(101), atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        lambda: torch.empty(2**60, dtype=torch.uint8),
+        lambda: np.empty(2**60, np.uint8),
+        lambda: bytearray(2**60),
+    ],
+    ids=["torch", "numpy", "python"],
+)
+def test_an_allocator_of_the_host_that_has_no_more(allocate):
+    with pytest.raises((RuntimeError, MemoryError)) as raised:
+        allocate()
+    assert backend.is_out_of_memory(raised.value)
+
+
+def test_words_of_allocators_of_a_gpu_and_of_other_errors():
+    """As RMM 26.10, torch over RMM, DALI 2.4 and CUDA say it in their sources; none can be had without a GPU."""
+    full = [
+        MemoryError("std::bad_alloc: out_of_memory: CUDA error (failed to allocate 8 bytes)"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("Critical error in pipeline: CUDA allocation failed"),
+    ]
+    other = [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        ValueError("out of memory"),
+        OSError(),
+    ]
+    assert [backend.is_out_of_memory(error) for error in (*full, *other)] == [True] * 3 + [False] * 3
+
+
 def test_out_of_memory_halves_the_batch(caplog, monkeypatch):
     monkeypatch.setattr(encoders, "IMAGES_A_THREAD", 23)
     model = Numbers(limit=3)

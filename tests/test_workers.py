@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -13,6 +14,7 @@ from distributed import Client, LocalCluster
 
 from curator_dask import get_client
 from curator_dask.cluster import presence as presence_module
+from curator_dask.cluster.leaving import leave, leave_if_broken
 from curator_dask.cluster.presence import Presence
 from curator_dask.cluster.setup import set_up_workers
 from curator_dask.datasets import ImageTextPairDataset
@@ -224,3 +226,25 @@ def test_a_cluster_without_workers_is_not_waited_for_for_ever(folder, monkeypatc
         pytest.raises(ClusterError, match=f"the cluster has no worker, for .* s.*{PATIENCE.name}"),
     ):
         ImageTextPairDataset.from_webdataset(folder)
+
+
+def test_a_worker_that_leaves_has_another_in_its_place(private_cluster, tmp_path):
+    """What a worker does whose GPU is lost; the loss itself needs a GPU."""
+    first = tmp_path / "first"
+
+    def work():
+        if not first.exists():
+            first.write_text(str(os.getpid()))
+            leave("shard 00000", "CUDA error: an illegal memory access was encountered")
+        return os.getpid()
+
+    with private_cluster(n_workers=1) as client:
+        assert client.submit(work).result(timeout=60) != int(first.read_text())
+
+
+def test_a_process_that_is_no_worker_does_not_end_itself():
+    with pytest.raises(
+        ClusterError, match=r"00000: the GPU of this process is lost \(why\).*run the same again"
+    ):
+        leave("00000", "why")
+    leave_if_broken("00000")  # nothing is wrong here

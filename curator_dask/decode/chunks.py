@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from curator_dask.backend import Backend
+from curator_dask.backend import Backend, is_out_of_memory
 from curator_dask.decode.batches import WHOLE_PIXELS, Collector, Made
 from curator_dask.decode.makers import Maker
 from curator_dask.decode.sniff import Encoded, buffer_of, sniff
@@ -120,6 +120,7 @@ class ChunkDecoder:
         self._maker = Maker(spec.transforms, by_pillow=self._in_dali or not self._dalis)
         self._smallest = 1
         self._dali: DaliDecoder | None = None
+        self._was_full = False
         if self._dalis:
             self._prepare_dali()
 
@@ -217,12 +218,29 @@ class ChunkDecoder:
             try:
                 taken = self._dali.finish()
             except Exception as error:  # DALI's own, of many types; memory that it could not get
-                log.debug("DALI lost a chunk of %d images and is asked for its halves: %s", len(items), error)
+                self._say_lost(len(items), error)
                 self._halve(items, chunk, collectors)
         if following is not None:
             self._start(following)
         if taken is not None:
             self._take(items, *taken, chunk, collectors)
+
+    def _say_lost(self, images: int, error: Exception) -> None:
+        """Say why DALI gave nothing; aloud, the first time, where the images are not to blame."""
+        is_full = is_out_of_memory(error)
+        aloud = is_full and not self._was_full
+        if is_full:
+            self._was_full = True
+            self._place.release_memory()  # what torch keeps for later
+        log.log(
+            logging.WARNING if aloud else logging.DEBUG,
+            "DALI lost a chunk of %d images and is asked for its halves, which is slower%s: %s",
+            images,
+            ": it ran out of memory; fewer tasks a worker, or a smaller batch_size, leave it more"
+            if is_full
+            else "",
+            error,
+        )
 
     def _start(self, chunk: Chunk) -> None:
         if self._dali is not None and chunk.dali:

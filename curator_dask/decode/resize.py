@@ -7,7 +7,6 @@ the CPU, and on average 0.003/255 away from Pillow.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -119,8 +118,11 @@ class DeviceResize:
 
         rows, columns = self._spec.geometry(*pixels.shape[:2])
         if self._fits(rows, columns):
-            with contextlib.suppress(backend.out_of_memory_error()):
+            try:
                 return self._on_device(pixels, rows, columns)
+            except Exception as error:
+                if not backend.is_out_of_memory(error):
+                    raise
         return torch.from_numpy(self._on_host(pixels.cpu().numpy())).to(pixels.device)
 
     def _on_device(self, pixels: torch.Tensor, rows: Axis, columns: Axis) -> torch.Tensor:
@@ -243,11 +245,12 @@ class BatchResize:
             for row, image in part:
                 try:
                     self._place.again_if_full(partial(self._fill, rows[row], image))
-                except backend.out_of_memory_error() as error:  # not the image's fault: a rerun may have more
-                    raise ShardError(
-                        f"not resized: {error}. Fewer tasks a GPU leave more memory to each"
-                    ) from error
                 except Exception as error:
+                    # A GPU that is full is not the image's fault: a rerun may have more.
+                    if self._place.device == "gpu" and backend.is_out_of_memory(error):
+                        raise ShardError(
+                            f"not resized: {error}. Fewer tasks a GPU leave more memory to each"
+                        ) from error
                     failed[row] = _reason(error)
         return failed
 

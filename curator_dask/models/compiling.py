@@ -92,9 +92,9 @@ class CompilingModel:
         begun = time.perf_counter()
         try:
             compiled = _compiled(self._model, inputs)
-        except backend.out_of_memory_error():
-            raise  # the caller comes again with a smaller batch
         except Exception as error:
+            if backend.is_out_of_memory(error):
+                raise  # the caller comes again with a smaller batch
             # There is no compiler on this machine, or the model cannot be traced: errors of many types.
             self._left = 0
             logger.log(
@@ -147,8 +147,13 @@ def _compiled(
     from torch._inductor import config
 
     compiled = torch.compile(model, dynamic=False)
-    # freezing: weights become constants, so that what can be folded into them is. The threads are this worker's share.
-    with config.patch(freezing=True, compile_threads=torch.get_num_threads()):
+    # freezing: weights become constants, so that what can be folded into them is.
+    options: dict[str, Any] = {"freezing": True}
+    if (
+        backend.current().device == "cpu"
+    ):  # this worker's share of the cores; of a GPU's worker it is inductor's choice
+        options["compile_threads"] = torch.get_num_threads()
+    with config.patch(**options):
         compiled(inputs)
     return compiled
 

@@ -211,7 +211,6 @@ class Encoder:
         float32 (n, dim) in host memory. On a CPU at most `IMAGES_A_THREAD` times torch's threads go through the
         model at once. When the device runs out of memory the batch is halved, and stays halved for what comes after.
         """
-        full = backend.out_of_memory_error()
         with self._lock:
             done: list[np.ndarray] = []
             start = 0
@@ -219,8 +218,8 @@ class Encoder:
                 stop = min(len(pixels), start + (self._limit or len(pixels)))
                 try:
                     done.append(self._forward(pixels[start:stop]).cpu().numpy())
-                except full:
-                    if stop - start == 1:
+                except Exception as error:
+                    if stop - start == 1 or not backend.is_out_of_memory(error):
                         raise
                 else:
                     start = stop

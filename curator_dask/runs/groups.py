@@ -15,6 +15,7 @@ from typing import Any
 import dask
 import dask.dataframe as dd
 
+from curator_dask.cluster.leaving import leave_if_broken
 from curator_dask.cluster.presence import threads_of_workers
 from curator_dask.errors import CuratorError, ShardError
 from curator_dask.rows.known import knowing
@@ -95,12 +96,16 @@ class RunGroup:
             if known is not None:
                 return known
             with noticing(), knowing(self.writer.reusable(target)):
-                return self.writer.write(self.function(part), target)
+                made = self.function(part)
+                leave_if_broken(part.name)  # before images are blamed for it in a file
+                return self.writer.write(made, target)
         except CuratorError as error:
+            leave_if_broken(part.name)
             if not isinstance(error, ShardError):
                 raise
             return failure_row(str(error))
         except Exception as error:
+            leave_if_broken(part.name)
             log.warning("shard %s failed", part.name, exc_info=True)
             return failure_row(f"{type(error).__name__}: {error}")
 
