@@ -12,7 +12,7 @@ from concurrent.futures import BrokenExecutor
 import numpy as np
 import pytest
 
-from benchmarks import bare, bare_gpu, gpu, gpu_cluster, gpu_report, gpu_trace, harness
+from benchmarks import bare, bare_gpu, gpu, gpu_check, gpu_cluster, gpu_report, gpu_trace, harness
 from benchmarks.gpu_run import Run
 from benchmarks.harness import Case, summary
 from benchmarks.photographs import make_photographs
@@ -315,3 +315,26 @@ def test_monitor_reads_the_drivers_figures(monkeypatch, tmp_path):
     found = monitor.utilisation()["a"]
     assert found["gpu_mean"] == 87 and found["memory_bus_mean"] == 45 and found["memory_mib_max"] == 20480
     assert found["samples"] == len(found["last_run"]) > 1
+
+
+def test_the_check_goes_on_after_a_step_that_fails(tmp_path, monkeypatch, capsys):
+    steps = (
+        gpu_check.Step("versions", ("-c", "print('v')"), 1),
+        gpu_check.Step("crash", ("-c", "import os; print('why'); os.abort()"), 1),
+        gpu_check.Step("slow", ("-c", "import time; time.sleep(60)"), 0.01),
+        gpu_check.tests("types", 1, "test_holding", every=True),
+    )
+    monkeypatch.setattr(gpu_check, "STEPS", steps)
+    out = tmp_path / "check.json"
+    assert gpu_check.main(["--device", "cpu", "--out", str(out)]) == 1
+    found = json.loads(out.read_text())["steps"]
+    states = {name: step["state"] for name, step in found.items()}
+    assert states == {"versions": "ok", "crash": "exit code -6", "slow": "no time left", "types": "ok"}
+    assert "why" in found["crash"]["said"]
+    assert found["types"]["passed"] > 30
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*states, "written"]
+
+
+def test_what_the_check_names_is_there():
+    files = [each for step in gpu_check.STEPS for each in step.arguments if each.startswith("tests/")]
+    assert len(files) > 8 and all((gpu_check.ROOT / each).is_file() for each in files)
