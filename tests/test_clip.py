@@ -54,11 +54,16 @@ def quiet():
 
 
 def spread(model):
-    """Weights so large that two images get two vectors; those of transformers give one cosine of 1 after another."""
+    """Weights so large that two images get two vectors; those of transformers give one cosine of 1 after another.
+
+    They are NumPy's, the same whatever release of torch draws.
+    """
+    rng = np.random.default_rng(6)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.mul_(2)
+                values = rng.standard_normal(parameter.shape) / np.sqrt(parameter[0].numel())
+                parameter.copy_(torch.from_numpy(values))
     return model.eval()
 
 
