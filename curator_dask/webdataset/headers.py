@@ -18,7 +18,7 @@ BLOCK = 512
 """Bytes of a header; data is padded to a multiple of it."""
 
 _END = bytes(BLOCK)
-_SIZE_LIMIT = 8**11  # from here on the size field's octal digits do not suffice
+SIZE_LIMIT = 8**11  # from here on the size field's octal digits do not suffice
 _MAX_EXTENSION = 1 << 24  # bytes of a long name or of pax records; real ones have hundreds
 _CHUNK = 1 << 20  # bytes of the padding behind the end mark that are looked at together
 _MUCH_PADDING = 1 << 20  # bytes: GNU tar fills up to 10 KiB, or to the blocking factor that it is given
@@ -254,7 +254,7 @@ def header_problem(header: bytes, member: Member) -> str | None:
         return "there is no valid tar header before it"
     if header[156] not in b"0\x007":
         return "the header before it is not that of a file"
-    if size != member.size and member.size < _SIZE_LIMIT:
+    if size != member.size and member.size < SIZE_LIMIT:
         return f"the header before it gives {size} bytes"
     written = member.target or member.name
     found, name = header_name(header), encoded(written)

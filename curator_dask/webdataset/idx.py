@@ -163,13 +163,13 @@ def _are_known(members: Iterable[Member], known: Set[tuple[str, str] | None]) ->
     return {split_name(member.name) for member in members} - {None} <= known
 
 
-def write_samples(path: Path, samples: Sequence[Sample]) -> None:
-    """Write an index file, v1.2; under its name it is there whole or not at all.
+def index_content(path: str | os.PathLike[str], samples: Sequence[Sample]) -> bytes:
+    """What an index file, v1.2, of these samples says; `path` is its own, for errors.
 
     Raises
     ------
     ShardError
-        There is no sample, or a name cannot be put down. Nothing is written then.
+        There is no sample, or a name cannot be put down.
     """
     if not samples:
         raise ShardError(f"{path}: expected at least one sample, found none: DALI takes no empty index")
@@ -186,7 +186,18 @@ def write_samples(path: Path, samples: Sequence[Sample]) -> None:
                 )
             words.append(b"%s %d %d %s" % (extension, offset, size, raw))
         lines.append(b" ".join(words) + b"\n")
-    _write_whole(path, b"".join(lines))
+    return b"".join(lines)
+
+
+def write_samples(path: Path, samples: Sequence[Sample]) -> None:
+    """Write an index file, v1.2; under its name it is there whole or not at all.
+
+    Raises
+    ------
+    ShardError
+        There is no sample, or a name cannot be put down. Nothing is written then.
+    """
+    _write_whole(path, index_content(path, samples))
 
 
 def _write_whole(path: Path, content: bytes) -> None:
