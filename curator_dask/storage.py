@@ -249,21 +249,39 @@ def write_bytes(url: str, data: Any, options: Options = None) -> None:
         As of `patiently`.
     """
     fs, path = filesystem(url, options)
+    _replace(fs, path, lambda to: fs.pipe_file(to, data), url, len(data))
+
+
+def _replace(fs: Any, path: str, put: Callable[[str], object], url: str, size: int) -> None:
+    """Put a file there by a call that is given its path: as one request, or under another name first."""
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     if protocols & _OBJECT_STORES:
-        patiently(lambda: fs.pipe_file(path, data), url, len(data))
+        patiently(lambda: put(path), url, size)
         return
     folder, name = posixpath.split(path)
     temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
 
     def write_and_rename() -> None:
         fs.makedirs(folder, exist_ok=True)
-        fs.pipe_file(temporary, data)
+        put(temporary)
         if fs.exists(path):
             fs.rm_file(path)  # not every store renames over a file
         fs.mv(temporary, path)
 
-    patiently(write_and_rename, url, len(data))
+    patiently(write_and_rename, url, size)
+
+
+def upload(url: str, path: str | os.PathLike[str], options: Options = None) -> None:
+    """Put a local file into a store, a large one in parts: afterwards it is there whole, or as it was before.
+
+    Raises
+    ------
+    Exception
+        As of `patiently`.
+    """
+    fs, target = filesystem(url, options)
+    size = os.stat(path).st_size  # noqa: PTH116
+    _replace(fs, target, lambda to: fs.put_file(os.fspath(path), to), url, size)
 
 
 def exists(url: str, options: Options = None) -> bool:

@@ -1,4 +1,4 @@
-"""The command line: ``embed``, and ``check``, ``retry``, ``index``, ``score`` and ``filter`` beside it."""
+"""The command line: ``embed``, and ``check``, ``retry``, ``index``, ``score``, ``filter``, ``export`` beside it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import curator_dask
+from curator_dask.cli.export import export
 from curator_dask.cli.filter import filter_rows
 from curator_dask.cli.options import (
     EXIT_SHARD,
@@ -334,3 +335,4 @@ def index(
 
 app.command()(score)
 app.command("filter")(filter_rows)
+app.command()(export)

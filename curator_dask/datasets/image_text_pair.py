@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +10,11 @@ from typing import Any
 import dask
 import dask.dataframe as dd
 
-from curator_dask import backend
-from curator_dask.cluster.package import check_package
-from curator_dask.cluster.presence import Presence
-from curator_dask.cluster.workers import current_client, result_of, wait_for_a_worker
 from curator_dask.console import show_in_notebook
+from curator_dask.datasets.exportable import Exportable
+from curator_dask.datasets.meta import worker_backend
 from curator_dask.datasets.ranges import ranges_of, row_counts
+from curator_dask.datasets.showing import describe_first, html_of
 from curator_dask.errors import ConfigError, DatasetError
 from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
@@ -24,7 +22,7 @@ from curator_dask.outputs.saving import save
 from curator_dask.rows.reading import ReadShard, choose_source, learn_schema
 from curator_dask.rows.where import Where
 from curator_dask.runs.filtering import FilterRows
-from curator_dask.runs.graph import is_apart, map_items, map_step, steps_of
+from curator_dask.runs.graph import map_items, map_step, steps_of
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.step import Step, check_step
 from curator_dask.runs.summary import SaveSummary
@@ -34,7 +32,7 @@ from curator_dask.webdataset.staging import STAGE
 logger = logging.getLogger("curator_dask")
 
 
-class ImageTextPairDataset:
+class ImageTextPairDataset(Exportable):
     """Image-text pairs: a lazy frame with a row a pair, and the shards that hold the images.
 
     Make one with `from_webdataset`. `metadata` may be replaced by anything made from it (columns selected, rows
@@ -146,7 +144,7 @@ class ImageTextPairDataset:
         schema = learn_schema(found.shards, source, id_col, storage_options, nested_json)
         reader = ReadShard(id_col, source, schema, storage_options, nested_json)
         ranges = ranges_of(reader, found.shards, rows_per_partition)
-        empty = _worker_backend().from_arrow(schema.empty_table())
+        empty = worker_backend().from_arrow(schema.empty_table())
         frame = map_items(reader, ranges, empty, "read-shard")
         tars = [shard.url for shard in found.shards]
         return cls(found.root, frame, tars, id_col, storage_options=storage_options)
@@ -306,21 +304,10 @@ class ImageTextPairDataset:
             count = self.npartitions if npartitions < 0 else min(npartitions, self.npartitions)
             logger.info(
                 "head computes %s with %s, and keeps no file: save_metadata does",
-                self._describe_first(count),
+                describe_first(self.metadata, count),
                 ", ".join(step.label for step in steps),
             )
         return self.metadata.head(n, npartitions=npartitions, **kwargs)
-
-    def _describe_first(self, count: int) -> str:
-        what = f"{count} of {self.npartitions} partitions"
-        if not is_apart(self.metadata):
-            return f"{what}, and all that is mixed into them,"
-        lineage = trace(self.metadata)
-        if lineage.ranges is None or lineage.reader is None:
-            return what
-        ranges = lineage.ranges[:count]
-        rows = sum(row_counts(lineage.reader, ranges))
-        return f"{what} ({rows} rows, the first of {ranges[0].name})"
 
     def __len__(self) -> int:
         lineage = trace(self.metadata)
@@ -360,15 +347,7 @@ class ImageTextPairDataset:
         )
 
     def _repr_html_(self) -> str:
-        columns = "".join(
-            f"<tr><td><code>{html.escape(str(name))}</code></td><td>{html.escape(str(kind))}</td></tr>"
-            for name, kind in self.metadata.dtypes.items()
-        )
-        return (
-            f"<div><b>ImageTextPairDataset</b> {html.escape(self.path)}<br>{len(self.tar_files)} shards,"
-            f" {self.npartitions} partitions, keys in <code>{html.escape(self.id_col)}</code>"
-            f"<table><tr><th>column</th><th>type</th></tr>{columns}</table></div>"
-        )
+        return html_of(self.path, len(self.tar_files), self.id_col, self.metadata)
 
 
 def check_options(id_col: str, metadata: str) -> None:
@@ -383,20 +362,3 @@ def _rebuild(
     graph: Any, dataset: ImageTextPairDataset, rebuild: Any, arguments: tuple[Any, ...], **kwargs: Any
 ) -> Any:
     return dataset.with_metadata(rebuild(graph, *arguments, **kwargs))
-
-
-def _worker_backend() -> backend.Backend:
-    """The backend of a frame's meta: that of the workers, whose partitions it stands for.
-
-    Where they make cuDF's frames and this process can make none (a login node), pandas' mean the same types.
-    """
-    here, client = backend.current(), current_client()
-    if client is None:
-        return here
-    wait_for_a_worker(client)
-    check_package(client)
-    found = result_of(client.submit(backend.current, pure=False), Presence(client))
-    if isinstance(found, BaseException):
-        raise found
-    there: backend.Backend = found
-    return there if there.frames == here.frames else backend.Backend(here.device, "pandas")

@@ -258,7 +258,7 @@ def temporary_name(name: str) -> str:
     return f".{name}.{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
 
 
-_TEMPORARY = re.compile(r"^\..+\.parquet\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
+_TEMPORARY = re.compile(r"^\..+\.(?:parquet|tar|idx|json)\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
 
 
 def remove_leftovers(folder: str) -> int:

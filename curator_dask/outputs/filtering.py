@@ -25,7 +25,7 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.choosing import Chosen, Cut, count_best, read_rows
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.lock import RunLock
-from curator_dask.outputs.saving import check_writable, locate
+from curator_dask.outputs.saving import check_apart, check_writable, locate
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.where import Where
 from curator_dask.runs.reports import report_frame, report_of
@@ -146,22 +146,9 @@ def filter_output(
     if output is not None:
         options = storage_options if output_storage_options is None else output_storage_options
         target = Output(locate(os.fspath(output), options), options, False, overwrite, False)
-        _check_apart(source.folder, target.folder)
+        check_apart(source.folder, target.folder)
         summary.output = _write(names, FilterFile(chosen, source, target), started)
     return summary
-
-
-def _check_apart(source: str, target: str) -> None:
-    """Raise OutputError where one folder is the other, or in it, by whatever name."""
-    here, there = (each if is_remote(each) else os.path.realpath(each) for each in (source, target))
-    if here == there:
-        raise OutputError(
-            f"{target}: rows that do not pass would be lost: give another folder for the output"
-        )
-    if there.startswith(f"{here.rstrip('/')}/") or here.startswith(f"{there.rstrip('/')}/"):
-        raise OutputError(
-            f"{target}: who reads the outer of this folder and {source} finds the rows of both: give a folder beside it"
-        )
 
 
 @dataclass(frozen=True)

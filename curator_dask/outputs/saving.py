@@ -116,3 +116,16 @@ def check_writable(folder: str) -> None:
         raise OutputError(f"{folder}: could not be written: {error.strerror}. Give another path") from error
     if not os.access(folder, os.W_OK):
         raise OutputError(f"{folder}: could not be written: no permission. Give another path")
+
+
+def check_apart(source: str, target: str) -> None:
+    """Raise OutputError where one folder is the other, or in it, by whatever name."""
+    here, there = (each if is_remote(each) else os.path.realpath(each) for each in (source, target))
+    if here == there:
+        raise OutputError(
+            f"{target}: rows that do not pass would be lost: give another folder for the output"
+        )
+    if there.startswith(f"{here.rstrip('/')}/") or here.startswith(f"{there.rstrip('/')}/"):
+        raise OutputError(
+            f"{target}: who reads the outer of this folder and {source} finds the rows of both: give a folder beside it"
+        )

@@ -85,12 +85,12 @@ def read_images(
             for position, row in sorted(zip(found.tolist(), rows, strict=True)):
                 if position < 0:
                     what = f"no sample {ids[row]!r} in the tar"
-                    yield row, ImageError(f"{MISSING}: {what}{_because(index, ids[row])}")
+                    yield row, ImageError(f"{MISSING}: {what}{why_missing(index, ids[row])}")
                     continue
                 member = index.samples[position].image(image_member)
                 if member is None:
                     what = f"the sample has no {image_member or 'image'}"
-                    yield row, ImageError(f"{MISSING}: {what}{_because(index, ids[row])}")
+                    yield row, ImageError(f"{MISSING}: {what}{why_missing(index, ids[row])}")
                     continue
                 if found_as is not None:
                     found_as[row] = (index.samples[position].key, member.name)
@@ -108,7 +108,7 @@ def read_images(
             remark_orphans(url, index, found, id_col, storage_options)
 
 
-def _because(index: ShardIndex, item: Any) -> str:
+def why_missing(index: ShardIndex, item: Any) -> str:
     """What may have cost an id its image, as the end of a reason."""
     unread = index.why_unread(item)
     if unread is not None:

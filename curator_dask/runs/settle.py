@@ -162,14 +162,14 @@ class FrameTasks:
         return _rows(run_alone(self._giving_up(reason), number, self._client, self._resources))
 
 
-def file_tasks(function: Any, names: Sequence[str], token: str, client: Client | None) -> FrameTasks:
-    """A task a file, of a function that is called with the file's name and gives a report.
+def file_tasks(function: Any, items: Sequence[Any], token: str, client: Client | None) -> FrameTasks:
+    """A task a file, of a function that is called with the file's name, or what stands for it, and gives a report.
 
     Parameters
     ----------
     function
         With a `give_up`, as a step has it.
-    names
+    items
         Of the files.
     token
         For the tasks' names.
@@ -179,7 +179,7 @@ def file_tasks(function: Any, names: Sequence[str], token: str, client: Client |
 
     def written(reason: str | None) -> dd.DataFrame:
         each = function if reason is None else function.give_up(reason)
-        return map_items(each, list(names), report_frame({}), token)
+        return map_items(each, items, report_frame({}), token)
 
     return FrameTasks(written(None), written, True, client)
 

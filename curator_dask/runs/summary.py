@@ -163,7 +163,7 @@ class SaveSummary:
         if self.path and not self.written and not self.failed_shards:
             before = "no row had failed" if self.again else before
             lines = [f"{self.path}: nothing to do, {before}; {self.seconds:.1f} s"]
-            return "\n".join([*lines, *self._none_line(), *self._remark_lines()])
+            return "\n".join([*lines, *self._none_line(), *self.remark_lines()])
         dropped = f", {self.dropped} more in {self.path}{ERRORS_SUFFIX}" if self.dropped else ""
         rows = (
             f"{self.rows - self.dropped} rows in {self.written} files{dropped}; {self.failed} failed images"
@@ -181,14 +181,14 @@ class SaveSummary:
         ]
         for reason, count in self.reasons.most_common():
             lines.append(f"  {count} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
-        lines += [*_shard_lines("failed", self.failed_shards), *self._remark_lines()]
+        lines += [*_shard_lines("failed", self.failed_shards), *self.remark_lines()]
         return "\n".join(line for line in lines if line)
 
     def _none_line(self) -> list[str]:
         none = not self.good and not self.again
         return [f"  NONE of the {self.rows + self.rows_before} images has a vector"] if none else []
 
-    def _remark_lines(self) -> list[str]:
+    def remark_lines(self) -> list[str]:
         """What was noticed of the tars."""
         return [
             *_shard_lines("damaged", self.damaged_shards),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,14 +34,17 @@ class Entry(NamedTuple):
         In the tar; bytes that are not UTF-8 as surrogates.
     data
         Its bytes, or where they are.
+    change
+        What is done to bytes that lie elsewhere; None: they are copied.
     """
 
     name: str
     data: Extent | bytes
+    change: Callable[[bytes], bytes] | None = None
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Bytes, before a change."""
         return len(self.data) if isinstance(self.data, bytes) else self.data.size
 
 
@@ -73,17 +76,22 @@ def write_tar(file: int, entries: Sequence[Entry], ranges: Ranges) -> list[Membe
     written = []
     with ranges.reading([each.data for each in entries if isinstance(each.data, Extent)]) as sources:
         for entry, header in zip(entries, _headers(entries), strict=True):
+            data, size = entry.data, entry.size
+            if isinstance(data, Extent) and (size <= _SMALL or entry.change or not sources.copies(data)):
+                data = sources.read(data)
+            if entry.change is not None and isinstance(data, bytes):
+                data = entry.change(data)
+                size = len(data)
+                header = _header(entry.name, size)
             out.put(header)
-            written.append(Member(entry.name, out.at, entry.size))
-            if isinstance(entry.data, bytes):
-                out.put(entry.data)
-            elif entry.size <= _SMALL or not sources.copies(entry.data):
-                out.put(sources.read(entry.data))
+            written.append(Member(entry.name, out.at, size))
+            if isinstance(data, bytes):
+                out.put(data)
             else:
                 out.flush()
-                sources.copy(entry.data, file)
-                out.at += entry.size
-            out.put(bytes(-entry.size % BLOCK))
+                sources.copy(data, file)
+                out.at += size
+            out.put(bytes(-size % BLOCK))
     end = out.at + 2 * BLOCK
     out.put(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
     out.flush()
@@ -95,7 +103,7 @@ def tar_bytes(names: Iterable[str], sizes: Iterable[int]) -> int:
     total = 0
     for name, size in zip(names, sizes, strict=True):
         plain = len(name) <= _NAME_BYTES and name.isascii() and size < SIZE_LIMIT
-        total += (BLOCK if plain else len(_long_header(name, size))) + padded(size)
+        total += (BLOCK if plain else len(_header(name, size))) + padded(size)
     return total
 
 
@@ -130,7 +138,7 @@ def _headers(entries: Sequence[Entry]) -> Iterator[bytes]:
         ]
         rows = iter(_plain_headers([each for each, is_plain in zip(some, plain, strict=True) if is_plain]))
         for each, is_plain in zip(some, plain, strict=True):
-            yield next(rows) if is_plain else _long_header(each.name, each.size)
+            yield next(rows) if is_plain else _header(each.name, each.size)
 
 
 def _plain_headers(entries: Sequence[Entry]) -> list[bytes]:
@@ -153,7 +161,8 @@ def _octal(numbers: np.ndarray, digits: int) -> np.ndarray:
     return (((numbers[:, None] >> shifts) & 7) + ord("0")).astype(np.uint8)
 
 
-def _long_header(name: str, size: int) -> bytes:
+def _header(name: str, size: int) -> bytes:
+    """Of any member, pax records before it where they are needed."""
     info = tarfile.TarInfo(name)
     info.size = size
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")

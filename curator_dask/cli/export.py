@@ -1,0 +1,200 @@
+"""``export``: the samples of chosen rows in new tars."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from curator_dask.cli.options import (
+    EXIT_SHARD,
+    Cluster,
+    ClusterType,
+    IdColumn,
+    JsonFile,
+    OutputOptions,
+    SchedulerAddress,
+    SchedulerFile,
+    StorageOptions,
+    Workers,
+    json_object,
+    summary_to,
+    told_plainly,
+    workers_of,
+)
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)B?", re.IGNORECASE)
+
+
+class Keys(StrEnum):
+    """Which keys the samples have."""
+
+    original = "original"
+    sequential = "sequential"
+
+
+class Names(StrEnum):
+    """How members are named."""
+
+    original = "original"
+    portable = "portable"
+
+
+class Columns(StrEnum):
+    """Where the columns go."""
+
+    parquet = "parquet"
+    json = "json"
+    none = "none"
+
+
+def export(
+    input_path: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT", help="Shards, as embed takes them; or what embed, score or filter wrote."
+        ),
+    ],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Directory or URL for the tars.")],
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONDITION",
+            help='Rows to take, as behind SQL\'s WHERE: "aesthetic_score > 5.5". Null never passes.',
+            show_default=False,
+        ),
+    ] = None,
+    filter_column: Annotated[
+        str | None, typer.Option(help="A column of booleans: rows to take.", show_default=False)
+    ] = None,
+    samples_per_shard: Annotated[
+        int, typer.Option(min=1, help="Samples of every tar but the last.")
+    ] = 10_000,
+    shard_bytes: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="At most so much a tar instead: 1GB.", show_default=False),
+    ] = None,
+    max_shards: Annotated[int, typer.Option(min=1, help="Digits of the tars' numbers.")] = 5,
+    keys: Annotated[
+        Keys | None,
+        typer.Option(
+            help="original, or sequential: the tar's number and the sample's.  [default: original]",
+            show_default=False,
+        ),
+    ] = None,
+    old_id_col: Annotated[
+        str | None,
+        typer.Option(
+            help="Column and JSON field for the key before; makes keys sequential.", show_default=False
+        ),
+    ] = None,
+    layout: Annotated[
+        Names | None,
+        typer.Option(
+            help="Names as they were, or such that readers take them alike.  [default: portable with sequential keys]",
+            show_default=False,
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B", help="Columns that become fields of each sample's JSON.", show_default=False
+        ),
+    ] = None,
+    metadata: Annotated[
+        Columns, typer.Option(help="All columns: beside each tar, in each sample's JSON, or nowhere.")
+    ] = Columns.parquet,
+    shuffle: Annotated[
+        int | None,
+        typer.Option(metavar="SEED", min=0, help="A random order over all samples.", show_default=False),
+    ] = None,
+    index: Annotated[bool, typer.Option(help="DALI's .idx beside each tar.")] = True,
+    overwrite: Annotated[bool, typer.Option(help="Replace what another export has written there.")] = False,
+    id_col: IdColumn = "key",
+    cluster: Cluster = ClusterType.auto,
+    scheduler_address: SchedulerAddress = None,
+    scheduler_file: SchedulerFile = None,
+    workers: Workers = None,
+    storage_options: StorageOptions = None,
+    output_storage_options: OutputOptions = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Write the samples of the rows that pass into new tars, every member byte for byte, with all columns beside.
+
+    The same command again does only what is missing. OUTPUT.export keeps what that needs, and says in its manifest
+    where each sample comes from.
+
+    Exit code 0: done. 1: a tar could not be read, or not all of it, or not written. 2: wrong usage.
+    """
+    size = _bytes_of(shard_bytes)
+    options = json_object(storage_options, "--storage-options") or None
+    output_options = json_object(output_storage_options, "--output-storage-options") or None
+
+    from curator_dask.datasets import ImageTextPairDataset
+    from curator_dask.errors import DatasetError, OutputError
+    from curator_dask.outputs.export_options import ExportOptions
+    from curator_dask.outputs.exporting import export_frame, export_output
+    from curator_dask.outputs.failed import output_files
+    from curator_dask.outputs.saving import locate
+    from curator_dask.webdataset.shards import discover
+
+    interrupted = "tars that are finished are kept, the same command goes on from there"
+    with summary_to(json_file) as put, told_plainly(interrupted):
+        chosen = ExportOptions(
+            filter_column=filter_column,
+            samples_per_shard=samples_per_shard,
+            max_shards=max_shards,
+            old_id_col=old_id_col,
+            where=where,
+            columns=None if columns is None else tuple(name.strip() for name in columns.split(",")),
+            keys=None if keys is None else keys.value,
+            layout=None if layout is None else layout.value,
+            shard_bytes=size,
+            shuffle=shuffle,
+            metadata=None if metadata is Columns.none else metadata.value,
+            index=index,
+            overwrite=overwrite,
+        )
+        with workers_of(cluster, scheduler_address, scheduler_file, workers):
+            try:
+                found = discover(input_path, options)
+            except DatasetError as error:
+                if not output_files(locate(input_path, options), options):
+                    raise OutputError(f"neither a tar nor a Parquet file is there: {error}") from None
+                summary = export_output(
+                    input_path,
+                    output,
+                    chosen,
+                    id_col=id_col,
+                    storage_options=options,
+                    output_storage_options=output_options,
+                )
+            else:
+                dataset = ImageTextPairDataset.from_shards(found, id_col, storage_options=options)
+                summary = export_frame(
+                    dataset.metadata,
+                    (),
+                    dataset.tar_files,
+                    output,
+                    chosen,
+                    id_col=id_col,
+                    input_options=options,
+                    output_options=output_options,
+                )
+        put(summary.to_dict())
+    if not summary.complete:
+        raise typer.Exit(EXIT_SHARD)
+
+
+def _bytes_of(text: str | None) -> int | None:
+    if text is None:
+        return None
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise typer.BadParameter(
+            f"{text!r}: expected a size, such as 1GB or 500MB", param_hint="--shard-bytes"
+        )
+    return int(float(match["number"]) * _UNITS[match["unit"].upper()])

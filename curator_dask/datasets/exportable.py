@@ -1,0 +1,124 @@
+"""`Exportable`: what a dataset can be written as besides Parquet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dask.dataframe as dd
+
+from curator_dask.console import show_in_notebook
+from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.export_summary import ExportSummary
+from curator_dask.outputs.exporting import export_frame
+from curator_dask.runs.step import Step
+
+
+class Exportable:
+    """A base of datasets whose rows are samples of tars."""
+
+    metadata: dd.DataFrame
+    tar_files: list[str]
+    id_col: str
+    storage_options: Mapping[str, Any] | None
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What has been applied."""
+        raise NotImplementedError
+
+    def to_webdataset(
+        self,
+        path: str | os.PathLike[str],
+        filter_column: str | None = None,
+        samples_per_shard: int = 10_000,
+        max_shards: int = 5,
+        old_id_col: str | None = None,
+        *,
+        where: str | None = None,
+        columns: Sequence[str] | None = None,
+        keys: str | None = None,
+        layout: str | None = None,
+        shard_bytes: int | None = None,
+        shuffle: int | None = None,
+        metadata: str | None = "parquet",
+        index: bool = True,
+        overwrite: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> ExportSummary:
+        """Compute the metadata, and write the samples of its rows into new tars, every member byte for byte.
+
+        Each tar is there whole or not at all. The same call again does only what is missing. What is known on the way
+        is kept beside, in `path` and ``.export``, where ``manifest`` says where each sample comes from.
+
+        Parameters
+        ----------
+        path
+            Directory or fsspec URL for the tars.
+        filter_column
+            Of booleans: samples whose value is true are exported.
+        samples_per_shard
+            Of every tar but the last.
+        max_shards
+            Digits of the tars' numbers, as in NeMo Curator 0.9.
+        old_id_col
+            Column, and field of the JSON, that gets the key a sample had. Keys are sequential then.
+        where
+            A condition besides, as `filter` takes it.
+        columns
+            Become fields of each sample's ``.json``, whose other bytes stay.
+        keys
+            ``"original"``, or ``"sequential"``: the tar's number and the sample's in it. None: as `old_id_col` says.
+        layout
+            ``"original"``: names are as they were. ``"portable"``: such that all readers take them alike, with an empty
+            ``.txt`` and ``.json`` where others have one. None: portable with sequential keys.
+        shard_bytes
+            At most so many bytes a tar, instead of `samples_per_shard`.
+        shuffle
+            Seed of a random order over all samples; None: the order of the rows.
+        metadata
+            Where all other columns go: ``"parquet"`` beside each tar, ``"json"`` into each sample's, or None.
+        index
+            Write DALI's ``.idx`` beside each tar.
+        overwrite
+            Replace what another export has written there.
+        storage_options
+            For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
+
+        Raises
+        ------
+        ConfigError
+            Options that do not fit each other, or the columns.
+        DatasetError
+            Two samples would have the same key.
+        ShardError
+            Rows, or a tar, cannot be read. Nothing is written then.
+        OutputError
+            Something would be replaced without `overwrite`, or cannot be written.
+        """
+        show_in_notebook()
+        return export_frame(
+            self.metadata,
+            self.steps,
+            self.tar_files,
+            path,
+            ExportOptions(
+                filter_column=filter_column,
+                samples_per_shard=samples_per_shard,
+                max_shards=max_shards,
+                old_id_col=old_id_col,
+                where=where,
+                columns=columns,
+                keys=keys,
+                layout=layout,
+                shard_bytes=shard_bytes,
+                shuffle=shuffle,
+                metadata=metadata,
+                index=index,
+                overwrite=overwrite,
+            ),
+            id_col=self.id_col,
+            input_options=self.storage_options,
+            output_options=storage_options,
+        )

@@ -1,0 +1,156 @@
+"""Where an export goes: the folder of the tars, and the one beside it with what is not for readers of tars.
+
+Beside, not in it: readers of a folder (Polars, DuckDB's ``**``, datasets of Hugging Face) take all Parquet files below
+it for the same rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from curator_dask.errors import ConfigError, OutputError
+from curator_dask.frames.parquet import remove_leftovers
+from curator_dask.outputs.lock import RunLock
+from curator_dask.outputs.placing import put
+from curator_dask.outputs.saving import check_writable
+from curator_dask.outputs.selecting import Folder
+from curator_dask.storage import exists, is_remote, join, read_bytes, remove, walk
+
+logger = logging.getLogger("curator_dask")
+
+#: Ends the name of the folder beside the tars.
+SUFFIX = ".export"
+_NOTE = "run.json"  # of which export the tars are
+_PARTS = (".tar", ".idx", ".parquet")
+
+
+class ExportPlace:
+    """The folder of new tars, and the one beside it.
+
+    Parameters
+    ----------
+    target
+        Where the tars go.
+
+    Raises
+    ------
+    ConfigError
+        There can be no folder beside it.
+    """
+
+    def __init__(self, target: Folder) -> None:
+        if is_remote(target.path) and "/" not in target.path.partition("://")[2]:
+            raise ConfigError(
+                f"{target.path}: there must be a folder beside the tars, and there is none beside a bucket: give a"
+                " folder in it"
+            )
+        self.target, self.beside = target, f"{target.path}{SUFFIX}"
+
+    def folder(self, name: str) -> Folder:
+        """A folder of those beside the tars."""
+        return Folder(join(self.beside, name), self.target.options)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Keep other runs out, and remove what dead ones have left.
+
+        Raises
+        ------
+        OutputError
+            It cannot be written to, another run writes there, or what is beside is not of an export.
+        """
+        local = [each for each in (self.target.path, self.beside) if not is_remote(each)]
+        for each in local:
+            check_writable(each)
+        with RunLock(self.target.path, self.target.options):
+            for each in local:
+                remove_leftovers(each)
+            note = self._note()
+            if note is None and any(True for _ in walk(self.beside, self.target.options)):
+                raise OutputError(
+                    f"{self.beside}: is there, and is not of an export: what belongs to {self.target.path} goes there."
+                    " Move it away, or give another path"
+                )
+            if note is None:
+                self._tell({"export": None})
+            yield
+
+    def clear(self, names: Sequence[str], todo: Sequence[int], this: str, overwrite: bool) -> None:
+        """See that the tars can be written, and remove those of an earlier export that are not to be there.
+
+        Parameters
+        ----------
+        names
+            Of all tars, without ``.tar``.
+        todo
+            Numbers of those that are not finished.
+        this
+            What tells this export from others: where one was interrupted, what it has written is written over.
+        overwrite
+            So is what others have written.
+
+        Raises
+        ------
+        OutputError
+            Something would be replaced, or be among the tars, that must not be.
+        """
+        folder, options = self.target
+        manifest = self.folder("manifest")
+        there = {name for name in walk(folder, options) if name.endswith(_PARTS)}
+        own = {name.removesuffix(".parquet") for name in walk(manifest.path, manifest.options)}
+        stray = sorted(name for name in there if name.endswith(".tar") and name[:-4] not in {*names})
+        if (self._note() or {}).get("export") != this and not overwrite:
+            in_the_way = [f"{names[number]}{part}" for number in todo for part in _PARTS]
+            for name in in_the_way:
+                if name in there:
+                    self._refuse(name, "was made of other samples, or by other settings")
+            if stray:
+                self._refuse(stray[0], "is not of this export: who reads the folder finds its samples, too")
+        for name in sorted(own - {*names}):
+            for part in _PARTS:
+                remove(join(folder, f"{name}{part}"), options)
+            remove(manifest.file(f"{name}.parquet"), options)
+        foreign = [name for name in stray if name[:-4] not in own]
+        if foreign:
+            logger.warning(
+                "%s: %d tars there, %s for example, are not of this export: who reads the folder finds them, too",
+                *(folder, len(foreign), foreign[0]),
+            )
+        self._tell({"export": this})
+
+    def check_space(self, needed: int) -> None:
+        """Raise OutputError where so many bytes are not free."""
+        if is_remote(self.target.path):
+            return
+        free = shutil.disk_usage(self.target.path).free
+        if needed > free:
+            raise OutputError(
+                f"{self.target.path}: the new tars need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: make"
+                " room, give another path, or choose fewer samples"
+            )
+
+    def _refuse(self, name: str, why: str) -> None:
+        raise OutputError(
+            f"{join(self.target.path, name)}: is there, and {why}. Write to another path, or use overwrite=True"
+            " (--overwrite), by which tars of an earlier export go"
+        )
+
+    def _note(self) -> dict[str, Any] | None:
+        """What the last export there says of itself; None where there was none."""
+        path = join(self.beside, _NOTE)
+        if not exists(path, self.target.options):
+            return None
+        try:
+            found = json.loads(read_bytes(path, self.target.options))
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) else None
+
+    def _tell(self, note: Mapping[str, Any]) -> None:
+        if note != self._note():
+            put(join(self.beside, _NOTE), json.dumps(note).encode(), self.target.options)

@@ -1,0 +1,136 @@
+"""`ExportSummary`: what an export did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from curator_dask.runs.summary import SaveSummary, installed_versions
+
+_FEW = 20  # shards that are named
+
+
+@dataclass
+class ExportSummary:
+    """What an export did; ``rows == kept + filtered + missing``.
+
+    Attributes
+    ----------
+    path
+        Where the tars are.
+    rows, kept, filtered, missing
+        Rows that were looked at; those whose samples are in the new tars; those that did not pass; and those that pass,
+        but whose sample is not in a tar, or not whole.
+    passing, unknown
+        By clause of the condition, rows that pass it alone, and rows of which it says nothing.
+    reasons, examples
+        Why samples are missing: how many by kind of reason, and a few of each.
+    shards, written, skipped
+        The new tars, those of them that were written in this call, and those that were finished before.
+    failed_shards
+        New tars that could not be written, with the reason; a rerun tries them again.
+    bytes
+        Of all new tars that there are.
+    fields
+        By suffix, how many samples have it.
+    habits
+        Which readers will see the new tars differently from what they hold.
+    no_index
+        By tar, why it has no index.
+    json_left_alone
+        Samples whose JSON could not be extended, as it is no object: it is as it was.
+    looked_up
+        What was noticed of the tars that were copied from.
+    seconds
+        Of this call.
+    """
+
+    path: str
+    rows: int = 0
+    kept: int = 0
+    filtered: int = 0
+    missing: int = 0
+    passing: dict[str, int] = field(default_factory=dict)
+    unknown: dict[str, int] = field(default_factory=dict)
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    shards: int = 0
+    written: int = 0
+    skipped: int = 0
+    failed_shards: dict[str, str] = field(default_factory=dict)
+    bytes: int = 0
+    fields: Counter[str] = field(default_factory=Counter)
+    habits: list[str] = field(default_factory=list)
+    no_index: dict[str, str] = field(default_factory=dict)
+    json_left_alone: list[str] = field(default_factory=list)
+    looked_up: SaveSummary = field(default_factory=lambda: SaveSummary(""))
+    seconds: float = 0.0
+
+    @property
+    def damaged_shards(self) -> dict[str, str]:
+        """Urls of tars that are cut or damaged, with what is wrong: the samples before the fault are exported."""
+        return self.looked_up.damaged_shards
+
+    @property
+    def complete(self) -> bool:
+        """Every new tar is there, and every tar was read to its end."""
+        return not (self.failed_shards or self.damaged_shards)
+
+    def add_file(self, report: Mapping[str, Any]) -> None:
+        """Count what was looked up of a file (`curator_dask.outputs.selecting`)."""
+        self.rows += report["rows"]
+        self.kept += report["kept"]
+        self.filtered += report["filtered"]
+        self.missing += report["failed"]
+        self.fields.update(report["fields"])
+        for mine, theirs in ((self.passing, report["passing"]), (self.unknown, report["unknown"])):
+            for clause, count in theirs.items():
+                mine[clause] = mine.get(clause, 0) + count
+
+    def add_shard(self, report: Mapping[str, Any]) -> None:
+        """Count a new tar that is there (`curator_dask.outputs.packing`)."""
+        self.bytes += report["bytes"]
+        self.json_left_alone += report["json_left_alone"]
+        if report["no_index"]:
+            self.no_index[report["name"]] = report["no_index"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, JSON-able, with what was noticed of the tars, and the versions of what ran."""
+        own = {name: value for name, value in vars(self).items() if name != "looked_up"}
+        noticed = ("damaged_shards", "orphans", "duplicates", "unread")
+        return {
+            **own,
+            "reasons": dict(self.reasons),
+            "fields": dict(self.fields),
+            "complete": self.complete,
+            **{name: getattr(self.looked_up, name) for name in noticed},
+            "versions": installed_versions(),
+        }
+
+    def __str__(self) -> str:
+        left = f"{self.filtered} filtered out, {self.missing} without a whole sample"
+        done = f"{self.written} written, {self.skipped} finished before"
+        lines = [
+            f"{self.path}: {self.kept} samples in {self.shards} tars, {self.bytes / 1e9:.3g} GB; of {self.rows} rows"
+            f" {left}",
+            f"  {done}; {self.seconds:.1f} s",
+        ]
+        for clause, count in self.passing.items():
+            null = f", {self.unknown[clause]} unknown (null)" if self.unknown.get(clause) else ""
+            lines.append(f"  {clause}: {count} rows pass{null}")
+        for reason, count in self.reasons.most_common():
+            lines.append(f"  {count} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
+        lines += [f"  tar failed: {name}: {why}" for name, why in list(self.failed_shards.items())[:_FEW]]
+        lines += self.looked_up.remark_lines()
+        if self.no_index:
+            name, why = next(iter(self.no_index.items()))
+            lines.append(f"  {len(self.no_index)} tars have no index, {name} for example: {why}")
+        if self.json_left_alone:
+            some = ", ".join(self.json_left_alone[:3])
+            lines.append(
+                f"  {len(self.json_left_alone)} samples whose JSON is no object got no fields: {some}"
+            )
+        lines += [f"  other readers: {each}" for each in self.habits]
+        return "\n".join(lines)

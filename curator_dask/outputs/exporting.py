@@ -1,0 +1,342 @@
+"""Export: the samples of chosen rows go into new tars, every member byte for byte.
+
+First the rows are there as Parquet: those of an output, or what a frame comes to. Then each of these files is asked for
+its samples (`selecting`). Then it is decided which go where (`sharding`), and each new tar is written by a task of its
+own (`packing`). What is known on the way, and of which tar each sample is, lies beside the tars, not among them: in a
+folder of their name and ``.export``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import posixpath
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import dask.dataframe as dd
+import numpy as np
+import pyarrow as pa
+
+from curator_dask.cluster.setup import set_up_workers
+from curator_dask.cluster.workers import current_client
+from curator_dask.errors import ConfigError, OutputError, ShardError
+from curator_dask.fingerprint import fingerprint
+from curator_dask.frames.columns import vectors_in
+from curator_dask.frames.names import URL_COLUMN
+from curator_dask.frames.parquet import open_parquet, read_record
+from curator_dask.outputs.choosing import read_rows
+from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.export_place import ExportPlace
+from curator_dask.outputs.export_summary import ExportSummary
+from curator_dask.outputs.failed import output_files
+from curator_dask.outputs.packing import NewKeys, PackShard
+from curator_dask.outputs.parquet import ParquetSink
+from curator_dask.outputs.saving import check_apart, check_writable, locate
+from curator_dask.outputs.selecting import Folder, SelectSamples
+from curator_dask.outputs.sharding import NewShards, ends_by_bytes, ends_by_count, shuffled
+from curator_dask.outputs.unique_keys import check_keys
+from curator_dask.outputs.writing import Output
+from curator_dask.rows.where import Where
+from curator_dask.runs.run import run
+from curator_dask.runs.settle import file_tasks, run_targets
+from curator_dask.runs.sink import Job, Plan
+from curator_dask.runs.step import Step
+from curator_dask.runs.targets import Target
+from curator_dask.storage import Options, is_remote, join
+from curator_dask.threads import in_threads
+from curator_dask.webdataset.layouts import EMPTY, habits
+
+logger = logging.getLogger("curator_dask")
+
+
+def export_output(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    options: ExportOptions | None = None,
+    *,
+    id_col: str = "key",
+    storage_options: Options = None,
+    output_storage_options: Options = None,
+) -> ExportSummary:
+    """Write the samples of an output's rows into new tars.
+
+    Parameters
+    ----------
+    path
+        What `save_metadata`, ``curator-dask embed`` or ``filter`` wrote, or other Parquet files with the columns of
+        keys and ``__url__``.
+    output
+        Where the tars go.
+    options
+        Which samples, and how.
+    id_col
+        Column of the keys, where files do not say it.
+    storage_options, output_storage_options
+        For fsspec, where `path` and the tars, and `output`, are URLs; without the second those of `path`, too.
+
+    Raises
+    ------
+    CuratorError
+        As of `ImageTextPairDataset.to_webdataset`.
+    """
+    started = time.monotonic()
+    rows = Folder(locate(os.fspath(path), storage_options), storage_options)
+    names = output_files(rows.path, rows.options)
+    if not names:
+        raise OutputError(f"{rows.path}: no Parquet file is there. Give the folder that embed wrote to")
+    given = storage_options if output_storage_options is None else output_storage_options
+    target = Folder(locate(os.fspath(output), given), given)
+    check_apart(rows.path, target.path)
+    export = _Export(target, options or ExportOptions(), id_col, storage_options)
+    with export.place.open():
+        export.write(rows, names)
+    return export.done(started)
+
+
+def export_frame(
+    frame: dd.DataFrame,
+    earlier_steps: Sequence[Step],
+    tars: Sequence[str],
+    output: str | os.PathLike[str],
+    options: ExportOptions,
+    *,
+    id_col: str,
+    input_options: Options = None,
+    output_options: Options = None,
+) -> ExportSummary:
+    """Compute a frame, and write the samples of its rows into new tars; see `ImageTextPairDataset.to_webdataset`."""
+    started = time.monotonic()
+    wanted = [id_col, URL_COLUMN, *(options.columns or ())]
+    wanted += [] if options.filter_column is None else [options.filter_column]
+    wanted += Where(options.where).columns(list(frame.columns)) if options.where is not None else []
+    if missing := [name for name in dict.fromkeys(wanted) if name not in frame.columns]:
+        raise ConfigError(f"no such columns {missing}; the metadata has {list(frame.columns)}")
+    path = os.fspath(output)
+    if output_options is None and any(
+        path.partition("://")[0] == tar.partition("://")[0] for tar in tars[:1]
+    ):
+        output_options = input_options
+    target = Folder(locate(path, output_options), output_options)
+    for folder in {posixpath.dirname(tar) for tar in tars}:
+        check_apart(folder, target.path)
+    export = _Export(target, options, id_col, input_options)
+    with export.place.open():
+        sink = _RowsSink(Output(join(export.place.beside, "rows"), target.options, False, True, False))
+        if not is_remote(sink.place):
+            check_writable(sink.place)
+        kept = [name for name in frame.columns if options.metadata is not None or name in wanted]
+        summary, _ = run(frame, earlier_steps, sink, kept=kept, id_col=id_col, input_options=input_options)
+        _stop_at(summary.failed_shards, "its rows could not be read")
+        export.write(Folder(sink.place, target.options), sink.names)
+    return export.done(started)
+
+
+@dataclass(frozen=True)
+class _RowsSink(ParquetSink):
+    """Keeps the names of its files, in the order of the partitions."""
+
+    names: list[str] = field(default_factory=list)
+
+    def plan(self, job: Job) -> Plan:
+        plan = super().plan(job)
+        self.names[:] = [target.path.removeprefix(self.place).lstrip("/") for target in plan.targets]
+        return plan
+
+
+class _Export:
+    """One export."""
+
+    def __init__(self, target: Folder, options: ExportOptions, id_col: str, shard_options: Options) -> None:
+        self.place = ExportPlace(target)
+        self._options, self._id_col, self._shard_options = options, id_col, shard_options
+        self._summary = ExportSummary(target.path)
+        self._client = current_client()
+        if self._client is not None:
+            set_up_workers(self._client)
+
+    def done(self, started: float) -> ExportSummary:
+        """The summary, which is logged."""
+        self._summary.seconds = time.monotonic() - started
+        logger.info("%s", self._summary)
+        return self._summary
+
+    def write(self, rows: Folder, names: Sequence[str]) -> None:
+        """Look up the samples of files with rows, and write the tars."""
+        selected = self.place.folder("samples")
+        reports = self._select(rows, selected, names)
+        options, summary = self._options, self._summary
+        odd = sum(report["odd_keys"] for report in reports.values())
+        if not options.portable:
+            keys_odd = 0 if options.sequential else odd
+            summary.habits = habits(summary.fields, summary.kept, keys_odd)
+        elif unequal := [name for name, count in summary.fields.items() if count < summary.kept]:
+            summary.habits = habits(
+                {n: summary.fields[n] for n in unequal if n not in EMPTY}, summary.kept, 0
+            )
+        if not options.sequential:
+            check_keys(selected, names)
+        shards = self._shards(selected, names, [reports[name]["kept"] for name in names])
+        pack = self._packing(
+            rows, selected, shards, {name: report["mark"] for name, report in reports.items()}, names
+        )
+        self._pack(pack, shards, sum(report["bytes"] for report in reports.values()))
+
+    def _select(self, rows: Folder, selected: Folder, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        options, summary = self._options, self._summary
+        select = SelectSamples(
+            rows,
+            selected,
+            self._shard_options,
+            self._id_col,
+            options.where,
+            options.filter_column,
+            options.portable,
+        )
+        reports: dict[str, Mapping[str, Any]] = {}
+
+        def take(number: int, row: Mapping[str, Any]) -> None:
+            reports[names[number]] = json.loads(row["target"])
+
+        targets = [Target.of_file(selected.path, name) for name in names]
+        tasks = file_tasks(select, list(names), "select-samples", self._client)
+        run_targets(tasks, self._client, targets, summary.looked_up, take)
+        _stop_at(summary.looked_up.failed_shards, "its samples could not be looked up")
+        for name in names:
+            summary.add_file(reports[name])
+        summary.reasons, summary.examples = summary.looked_up.reasons, summary.looked_up.examples
+        logger.info("%d of %d rows have a sample for %s", summary.kept, summary.rows, self.place.target.path)
+        return reports
+
+    def _shards(self, selected: Folder, names: Sequence[str], counts: Sequence[int]) -> NewShards:
+        options, total = self._options, sum(counts)
+        order = None if options.shuffle is None else shuffled(total, options.shuffle)
+        if options.shard_bytes is None:
+            ends = ends_by_count(total, options.samples_per_shard)
+        else:
+            found = in_threads(
+                lambda name: read_rows(selected.file(name), selected.options, ["bytes"]).column(0).to_numpy(),
+                names,
+            )
+            sizes = np.concatenate([np.empty(0, np.int64), *found])
+            ends = ends_by_bytes(sizes if order is None else sizes[order], options.shard_bytes)
+        if len(ends) > 10**options.max_shards:
+            raise ConfigError(
+                f"{len(ends)} tars do not have numbers of {options.max_shards} digits: give max_shards (--max-shards),"
+                " which is the number of digits, or more samples_per_shard (--samples-per-shard)"
+            )
+        return NewShards(names, counts, ends, order)
+
+    def _packing(
+        self,
+        rows: Folder,
+        selected: Folder,
+        shards: NewShards,
+        marks: Mapping[str, str],
+        names: Sequence[str],
+    ) -> PackShard:
+        options, summary = self._options, self._summary
+        record = read_record(rows.file(names[0]), rows.options) if names else None
+        id_col = (record.id_col if record else None) or self._id_col
+        new_keys = None
+        if options.sequential:
+            largest = shards.largest() if options.shard_bytes is not None else options.samples_per_shard
+            digits = len(str(largest - 1)) if largest > 1 else 0  # of the last number in a shard
+            new_keys = NewKeys(options.max_shards, digits, options.old_id_col)
+        text_keys = options.sequential or options.portable
+        found = _schema_of(rows, names)
+        columns = tuple(options.columns or ())
+        if missing := [name for name in columns if name not in found.names]:
+            raise ConfigError(f"columns: no such columns {missing}; the rows have {found.names}")
+        if options.old_id_col in found.names:
+            raise ConfigError(
+                f"old_id_col={options.old_id_col!r}: there is such a column already: give another name"
+            )
+        if options.metadata == "json":
+            columns = tuple(
+                name
+                for name in found.names
+                if name in columns or name not in {URL_COLUMN, id_col, *vectors_in(found)}
+            )
+        empty = [name for name in EMPTY if options.portable and 0 < summary.fields[name] < summary.kept]
+        return PackShard(
+            self.place.target,
+            self.place.folder("manifest"),
+            selected,
+            rows,
+            self._shard_options,
+            options.max_shards,
+            _beside(found, id_col, text_keys, options.old_id_col) if options.metadata == "parquet" else None,
+            id_col,
+            new_keys,
+            text_keys,
+            columns,
+            options.metadata == "json",
+            tuple(empty),
+            options.index,
+            dict(marks),
+        )
+
+    def _pack(self, pack: PackShard, shards: NewShards, total_bytes: int) -> None:
+        summary = self._summary
+        summary.shards = len(shards)
+        finished = in_threads(lambda number: pack.finished(shards[number]), range(len(shards)))
+        todo = [number for number, footer in enumerate(finished) if footer is None]
+        for footer in finished:
+            if footer is not None and footer.record is not None:
+                summary.add_shard(footer.record.report or {})
+        summary.skipped = len(shards) - len(todo)
+        names = [pack.name(number) for number in range(len(shards))]
+        this = fingerprint({"marks": [pack.mark(shards[number]) for number in range(len(shards))]})
+        self.place.clear(names, todo, this, self._options.overwrite)
+        if not todo:
+            return
+        self.place.check_space(total_bytes * len(todo) // len(shards))
+
+        def take(number: int, row: Mapping[str, Any]) -> None:
+            summary.add_shard(json.loads(row["target"]))
+            summary.written += 1
+
+        targets = [Target.of_file(self.place.target.path, names[number]) for number in todo]
+        tasks = file_tasks(pack, shards.only(todo), "pack-shard", self._client)
+        done = ExportSummary(self.place.target.path).looked_up
+        run_targets(tasks, self._client, targets, done, take)
+        summary.failed_shards = done.failed_shards
+
+
+def _stop_at(failed: Mapping[str, str], what: str) -> None:
+    """Which samples there are must be known before it is decided where they go."""
+    if failed:
+        name, why = next(iter(failed.items()))
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise ShardError(
+            f"{name}{more}: {what}, and no tar was written: {why}. Mend it, or leave it out, and run again"
+        )
+
+
+def _schema_of(rows: Folder, names: Sequence[str]) -> pa.Schema:
+    """The columns of all files together."""
+
+    def look(name: str) -> pa.Schema:
+        with open_parquet(rows.file(name), rows.options) as file:
+            return file.schema_arrow.remove_metadata()
+
+    try:
+        return pa.unify_schemas(in_threads(look, names), promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise OutputError(f"{rows.path}: the columns of its files do not fit each other: {error}") from error
+
+
+def _beside(found: pa.Schema, id_col: str, text_keys: bool, old_id_col: str | None) -> pa.Schema:
+    """The columns of the Parquet beside each tar: all but the shard, which is another now."""
+    fields = [
+        each.with_type(pa.string()) if each.name == id_col and text_keys else each
+        for each in found
+        if each.name != URL_COLUMN
+    ]
+    if old_id_col is not None:
+        fields.append(pa.field(old_id_col, pa.string()))
+    return pa.schema(fields)

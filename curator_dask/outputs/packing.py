@@ -1,0 +1,373 @@
+"""Writing one new shard, on a worker: the tar, its index, the rows beside it, and where each sample is from."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from curator_dask.errors import ShardError
+from curator_dask.fingerprint import fingerprint
+from curator_dask.frames.parquet import Footer, read_footer, write_table
+from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.choosing import read_rows
+from curator_dask.outputs.json_fields import add_fields
+from curator_dask.outputs.placing import being_written, put
+from curator_dask.outputs.selecting import Folder, stamps_in
+from curator_dask.outputs.sharding import NewShard
+from curator_dask.runs.reports import report_frame
+from curator_dask.storage import Options, exists, remove
+from curator_dask.webdataset.headers import Member
+from curator_dask.webdataset.idx import index_content
+from curator_dask.webdataset.layouts import EMPTY
+from curator_dask.webdataset.ranges import Extent, Ranges
+from curator_dask.webdataset.samples import Sample, key_text
+from curator_dask.webdataset.shards import FileStamp, stamp
+from curator_dask.webdataset.writer import Entry, write_tar
+
+#: Of the fingerprints: what is written of the same samples.
+_FORM = 1
+_REPORT = {"failed": 0, "dropped": 0, "reasons": {}, "examples": {}, "remarks": {}}
+
+
+@dataclass(frozen=True)
+class NewKeys:
+    """Keys that are numbers: of the shard, and of the sample in it.
+
+    Attributes
+    ----------
+    shard_digits, sample_digits
+        Of the two.
+    old_id_col
+        Column, and field of the JSON, for the key that it had; None: it is in the manifest alone.
+    """
+
+    shard_digits: int
+    sample_digits: int
+    old_id_col: str | None = None
+
+    def of(self, shard: int, count: int) -> list[str]:
+        """The keys of a shard's samples."""
+        first, digits = shard * 10**self.sample_digits, self.shard_digits + self.sample_digits
+        return [f"{first + number:0{digits}d}" for number in range(count)]
+
+
+@dataclass(frozen=True)
+class PackShard:
+    """Writes one new shard.
+
+    Attributes
+    ----------
+    target
+        Where the tars go, with their indexes and rows.
+    manifest
+        Where a file a shard goes that says where its samples are from; once it is there the shard is finished.
+    selected, rows
+        Where the tables of samples are, and the rows that they are of.
+    shard_options
+        For fsspec, of the tars that are copied from.
+    digits
+        Of the shard's number in its name.
+    schema
+        Of the rows beside the tar; None: there are none.
+    id_col
+        Column of the keys.
+    new_keys
+        None: samples keep theirs.
+    text_keys
+        The column of the keys is text, and has the keys that the samples have in the new tars.
+    json_columns
+        Columns that become fields of each sample's JSON.
+    keep_fields
+        Fields that the JSON has already stay.
+    empty
+        Suffixes of members that samples get which have none.
+    index
+        Whether there is an index.
+    marks
+        Of the tables of samples, by name.
+    allowed
+        There may be another file of its name already.
+    given_up
+        The shard kills workers: it is not written, for this reason.
+    """
+
+    target: Folder
+    manifest: Folder
+    selected: Folder
+    rows: Folder
+    shard_options: Options
+    digits: int
+    schema: pa.Schema | None
+    id_col: str
+    new_keys: NewKeys | None
+    text_keys: bool
+    json_columns: tuple[str, ...]
+    keep_fields: bool
+    empty: tuple[str, ...]
+    index: bool
+    marks: Mapping[str, str] = field(default_factory=dict)
+    given_up: str | None = None
+
+    def __dask_tokenize__(self) -> Any:
+        schema = None if self.schema is None else self.schema.to_string()
+        return (type(self).__name__, {**vars(self), "schema": schema})
+
+    def give_up(self, reason: str) -> PackShard:
+        """The same without the work that kills workers."""
+        return replace(self, given_up=reason)
+
+    def name(self, number: int) -> str:
+        """Of a shard, without ``.tar``."""
+        return f"{number:0{self.digits}d}"
+
+    def mark(self, shard: NewShard) -> str:
+        """The fingerprint of what is written of a shard."""
+        return fingerprint(
+            {
+                "form": _FORM,
+                "samples": shard.digest,
+                "of": [self.marks[name] for name in shard.files],
+                "name": self.name(shard.number),
+                "rows": None if self.schema is None else self.schema.to_string(),
+                "keys": None if self.new_keys is None else vars(self.new_keys),
+                "settings": [self.text_keys, self.json_columns, self.keep_fields, self.empty, self.index],
+            }
+        )
+
+    def finished(self, shard: NewShard) -> Footer | None:
+        """What the shard's manifest says, if it is finished and all that belongs to it is there."""
+        name = self.name(shard.number)
+        footer = read_footer(self.manifest.file(f"{name}.parquet"), self.manifest.options)
+        report = (footer.record and footer.record.report) or {}
+        if not footer.is_finished(self.mark(shard)):
+            return None
+        with contextlib.suppress(ShardError):
+            whole = stamp(self.target.file(f"{name}.tar"), self.target.options).size == report["bytes"]
+            beside = [".parquet"] * (self.schema is not None) + [".idx"] * report["indexed"]
+            if whole and all(
+                exists(self.target.file(f"{name}{each}"), self.target.options) for each in beside
+            ):
+                return footer
+        return None
+
+    def __call__(self, shard: NewShard) -> pd.DataFrame:
+        """Do it; returns the report.
+
+        Raises
+        ------
+        ShardError
+            What is copied from cannot be read, or was changed.
+        OutputError
+            It cannot be written.
+        """
+        name = self.name(shard.number)
+        if self.given_up is not None:
+            raise ShardError(f"{self.target.file(name)}.tar: {self.given_up}")
+        done = self.finished(shard)
+        if done is not None and done.record is not None:  # a worker died after it had written it
+            return report_frame(done.record.report or {})
+        samples, stamps = self._samples(shard)
+        keys = self._keys(shard, samples)
+        table, record = self._rows(shard, samples, keys)
+        left_alone: list[str] = []
+        entries, counts = self._entries(samples, keys, table, left_alone)
+        path = self.target.file(f"{name}.tar")
+        with being_written(path, self.target.options) as (file, size_of):
+            members = write_tar(file, entries, Ranges(stamps, self.shard_options))
+            starts = np.cumsum([0, *counts]).tolist()
+            groups = [tuple(members[start:stop]) for start, stop in itertools.pairwise(starts)]
+            index, no_index = self._index(name, keys, groups)
+            if self.schema is not None:
+                beside = _conformed(table, self.schema)
+                write_table(self.target.file(f"{name}.parquet"), beside, record, self.target.options)
+        report = {
+            **_REPORT,
+            "name": name,
+            "rows": len(shard),
+            "bytes": size_of(),
+            "indexed": index is not None,
+            "no_index": no_index,
+            "json_left_alone": left_alone,
+        }
+        if index is None:
+            remove(self.target.file(f"{name}.idx"), self.target.options)  # another tar's
+        else:
+            put(self.target.file(f"{name}.idx"), index, self.target.options)
+        if self.schema is None:
+            remove(self.target.file(f"{name}.parquet"), self.target.options)
+        made_by = FileRecord(self.mark(shard), report=report)
+        where_from = _where_from(name, keys, samples, groups)
+        write_table(self.manifest.file(f"{name}.parquet"), where_from, made_by, self.manifest.options)
+        return report_frame(report)
+
+    def _samples(self, shard: NewShard) -> tuple[pa.Table, dict[str, FileStamp]]:
+        """The samples of a shard, in its order, and the states of the tars that they are in."""
+        stamps: dict[str, FileStamp] = {}
+        tables = []
+        for number, name in enumerate(shard.files):
+            table = read_rows(self.selected.file(name), self.selected.options)
+            record = FileRecord.parse(table.schema.metadata) or FileRecord("")
+            stamps |= {url: FileStamp(**state) for url, state in stamps_in(record).items()}
+            tables.append(table.take(pa.array(shard.rows[shard.which == number])).replace_schema_metadata())
+        return _in_order(shard, tables), stamps
+
+    def _rows(self, shard: NewShard, samples: pa.Table, keys: Sequence[str]) -> tuple[pa.Table, FileRecord]:
+        """The rows of the samples, with all columns that are used of them, and what made these."""
+        wanted = [*(self.schema.names if self.schema is not None else ()), *self.json_columns]
+        tables, records = [], []
+        numbers = samples.column("row").to_numpy()
+        for number, name in enumerate(shard.files if wanted else ()):
+            path = self.rows.file(name)
+            there = read_footer(path, self.rows.options).columns
+            table = read_rows(
+                path, self.rows.options, [each for each in dict.fromkeys(wanted) if each in there]
+            )
+            records.append(FileRecord.parse(table.schema.metadata) or FileRecord(""))
+            tables.append(table.take(pa.array(numbers[shard.which == number])).replace_schema_metadata())
+        table = _in_order(shard, tables) if tables else pa.table({"row": samples.column("row")})
+        if self.new_keys is not None and self.new_keys.old_id_col is not None:
+            old = [key_text(_text(key)) for key in samples.column("source_key").to_pylist()]
+            table = table.append_column(self.new_keys.old_id_col, pa.array(old, pa.string()))
+        if self.text_keys and self.id_col in table.column_names:
+            column = pa.array([key_text(key) for key in keys], pa.string())
+            table = table.set_column(table.column_names.index(self.id_col), self.id_col, column)
+        return table, _common(records, self.id_col)
+
+    def _keys(self, shard: NewShard, samples: pa.Table) -> list[str]:
+        if self.new_keys is not None:
+            return self.new_keys.of(shard.number, len(shard))
+        return [_text(key) for key in samples.column("key").to_pylist()]
+
+    def _entries(
+        self, samples: pa.Table, keys: Sequence[str], table: pa.Table, left_alone: list[str]
+    ) -> tuple[list[Entry], list[int]]:
+        """What is to be in the tar; and of each sample, how many members it has."""
+        fields = self._fields(table)
+        entries: list[Entry] = []
+        counts = []
+        columns = (samples.column(name).to_pylist() for name in ("url", "suffixes", "offsets", "sizes"))
+        for row, (key, url, suffixes, offsets, sizes) in enumerate(zip(keys, *columns, strict=True)):
+            before = len(entries)
+            names = [_text(raw) for raw in suffixes]
+            for suffix, offset, size in zip(names, offsets, sizes, strict=True):
+                change = None
+                if fields and suffix.lower() == "json":
+                    change = self._adding(fields[row], f"{url} {key_text(key)}", left_alone)
+                entries.append(Entry(f"{key}.{suffix}", Extent(url, offset, size), change))
+            made = dict.fromkeys([*self.empty, *(["json"] if fields else [])])
+            for suffix in (each for each in made if each not in {name.lower() for name in names}):
+                data = EMPTY[suffix]
+                if fields and suffix == "json":
+                    data = add_fields(data, fields[row]) or data
+                entries.append(Entry(f"{key}.{suffix}", data))
+            counts.append(len(entries) - before)
+        return entries, counts
+
+    def _fields(self, table: pa.Table) -> list[dict[str, Any]]:
+        """Of each sample, what its JSON gets; none where no JSON gets anything."""
+        names = list(self.json_columns)
+        old = self.new_keys.old_id_col if self.new_keys is not None else None
+        if not (names or old):
+            return []
+        names += [old] if old is not None and old not in names else []
+        return list(table.select(names).to_pylist())
+
+    def _adding(
+        self, fields: Mapping[str, Any], where: str, left_alone: list[str]
+    ) -> Callable[[bytes], bytes]:
+        def change(document: bytes) -> bytes:
+            try:
+                changed = add_fields(document, fields, keep=self.keep_fields)
+            except ShardError as error:
+                raise ShardError(f"{where}: {error}") from None
+            if changed is None:
+                left_alone.append(where)
+                return document
+            return changed
+
+        return change
+
+    def _index(
+        self, name: str, keys: Sequence[str], groups: Sequence[tuple[Member, ...]]
+    ) -> tuple[bytes | None, str | None]:
+        """The index; and why there is none."""
+        if not self.index:
+            return None, None
+        samples = [Sample(key, members) for key, members in zip(keys, groups, strict=True)]
+        try:
+            return index_content(f"{name}.idx", samples), None
+        except ShardError as error:
+            return None, str(error)
+
+
+def _in_order(shard: NewShard, tables: Sequence[pa.Table]) -> pa.Table:
+    """Rows of several tables, each with its own in order, in the order of the shard."""
+    table = pa.concat_tables(tables, promote_options="permissive")
+    if not (np.diff(shard.which) < 0).any():
+        return table
+    return table.take(pa.array(np.argsort(np.argsort(shard.which, kind="stable"), kind="stable")))
+
+
+def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema, null where the table has none."""
+    columns = {
+        each.name: table.column(each.name).cast(each.type)
+        if each.name in table.column_names
+        else pa.nulls(len(table), each.type)
+        for each in schema
+    }
+    return pa.table(columns, schema=schema)
+
+
+def _common(records: Sequence[FileRecord], id_col: str) -> FileRecord:
+    """What the records of several files say alike of their vectors and scores."""
+
+    def alike(name: str) -> dict[str, Any]:
+        said = [getattr(record, name) for record in records]
+        return {
+            column: value
+            for column, value in (said[0].items() if said else ())
+            if all(each.get(column) == value for each in said)
+        }
+
+    return FileRecord(
+        "", id_col=id_col, embeddings=alike("embeddings"), scores=alike("scores"), derived=("export",)
+    )
+
+
+def _where_from(
+    name: str, keys: Sequence[str], samples: pa.Table, groups: Sequence[tuple[Member, ...]]
+) -> pa.Table:
+    """A row a sample: where it is now, and where it comes from."""
+    sources = [
+        [*offsets, *[-1] * (len(members) - len(offsets))]
+        for offsets, members in zip(samples.column("offsets").to_pylist(), groups, strict=True)
+    ]
+    return pa.table(
+        {
+            "shard": pa.array([name] * len(keys), pa.string()),
+            "key": pa.array(list(map(key_text, keys)), pa.string()),
+            "source_shard": samples.column("url"),
+            "source_key": pa.array(
+                [key_text(_text(key)) for key in samples.column("source_key").to_pylist()], pa.string()
+            ),
+            "members": pa.array([[key_text(each.name) for each in some] for some in groups], _texts),
+            "offsets": pa.array([[each.offset for each in some] for some in groups], _numbers),
+            "sizes": pa.array([[each.size for each in some] for some in groups], _numbers),
+            "source_offsets": pa.array(sources, _numbers),
+        }
+    )
+
+
+_texts, _numbers = pa.list_(pa.string()), pa.list_(pa.int64())
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")

@@ -1,0 +1,71 @@
+"""Files that are under their names whole or not at all, on this machine or in a store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from curator_dask.errors import OutputError, ShardError
+from curator_dask.frames.parquet import temporary_name
+from curator_dask.storage import Options, is_remote, upload, write_bytes
+from curator_dask.webdataset.staging import current_worker
+
+
+@contextlib.contextmanager
+def being_written(path: str, options: Options) -> Iterator[tuple[int, Callable[[], int]]]:
+    """Descriptor of a file that is in its place when the block ends well; and what then tells its size."""
+    remote = is_remote(path)
+    try:
+        if remote:
+            # A worker's scratch folder is cleared by Dask also after a worker that was killed.
+            place = getattr(current_worker(), "local_directory", None)
+            handle, name = tempfile.mkstemp(dir=place, prefix="curator_dask-export-", suffix=".tar")
+            temporary = Path(name)
+        else:
+            temporary = Path(path).with_name(temporary_name(Path(path).name))
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise _unwritten(path, error) from error
+    size = -1
+    try:
+        try:
+            yield handle, lambda: size
+            size = os.fstat(handle).st_size
+            if not remote:
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+        if remote:
+            upload(path, temporary, options)
+        else:
+            temporary.replace(path)
+    except (ShardError, OutputError):
+        raise
+    except Exception as error:  # a store's own, of many types
+        raise _unwritten(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def put(path: str, data: bytes, options: Options) -> None:
+    """Write a small file, whole or not at all."""
+    if is_remote(path):
+        try:
+            write_bytes(path, data, options)
+        except Exception as error:  # a store's own, of many types
+            raise _unwritten(path, error) from error
+        return
+    with being_written(path, options) as (file, _):
+        os.write(file, data)
+
+
+def _unwritten(path: str, error: Exception) -> OutputError:
+    said = (error.strerror if isinstance(error, OSError) else None) or repr(error)
+    return OutputError(
+        f"{path}: could not be written: {said}. Nothing was left behind there; make room, or give a path that can be"
+        " written, and run again: finished shards are kept"
+    )

@@ -1,0 +1,303 @@
+"""Looking up the samples of an output's rows: which rows pass, and where in the tars the members of each lie.
+
+It is done a file at a time, before anything is exported, and kept as a table a file; so the counts are known, and
+what is exported of a file does not depend on the others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curator_dask.errors import ConfigError, OutputError, ShardError
+from curator_dask.fingerprint import fingerprint
+from curator_dask.frames.columns import to_array
+from curator_dask.frames.names import URL_COLUMN
+from curator_dask.frames.parquet import read_footer, write_table
+from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.choosing import read_rows
+from curator_dask.rows.ids import exact_ids
+from curator_dask.rows.images import why_missing
+from curator_dask.rows.orphans import remark_orphans
+from curator_dask.rows.reasons import MISSING
+from curator_dask.rows.remarks import EXAMPLES, fact_of, noticing, remark
+from curator_dask.rows.where import Where
+from curator_dask.runs.reports import report_frame
+from curator_dask.storage import Options, join
+from curator_dask.webdataset.headers import encoded
+from curator_dask.webdataset.index import ShardIndex
+from curator_dask.webdataset.layouts import portable_key, portable_suffix
+from curator_dask.webdataset.reader import ShardReader
+from curator_dask.webdataset.samples import Sample, key_text, split_name
+from curator_dask.webdataset.shards import FileStamp, stamp
+from curator_dask.webdataset.writer import tar_bytes
+
+#: Of the tables of samples. Text that may be no UTF-8 is binary.
+SAMPLES = pa.schema(
+    [
+        ("row", pa.int64()),  # in the file
+        ("url", pa.string()),
+        ("source_key", pa.binary()),
+        ("key", pa.binary()),  # in the export, unless keys are made anew
+        ("suffixes", pa.list_(pa.binary())),
+        ("offsets", pa.list_(pa.int64())),
+        ("sizes", pa.list_(pa.int64())),
+        ("bytes", pa.int64()),  # in a tar, headers and padding too
+    ]
+)
+
+
+class Folder(NamedTuple):
+    """A folder, and how it is reached.
+
+    Attributes
+    ----------
+    path
+        Local, or fsspec URL.
+    options
+        For fsspec.
+    """
+
+    path: str
+    options: Options = None
+
+    def file(self, name: str) -> str:
+        """The path of a file in it."""
+        return join(self.path, name)
+
+
+@dataclass(frozen=True)
+class SelectSamples:
+    """Looks up the samples of the rows of one file that pass.
+
+    Attributes
+    ----------
+    source, target
+        Where the file is, and where its table of samples goes.
+    shard_options
+        For fsspec, of the tars.
+    id_col
+        Column of the keys, where a file does not say it.
+    where, filter_column
+        Which rows pass: a condition, and a column of booleans.
+    portable
+        Names are made such that all readers take them alike.
+    given_up
+        The file kills workers: its samples are not looked up, for this reason.
+    """
+
+    source: Folder
+    target: Folder
+    shard_options: Options
+    id_col: str
+    where: str | None = None
+    filter_column: str | None = None
+    portable: bool = False
+    given_up: str | None = None
+
+    def give_up(self, reason: str) -> SelectSamples:
+        """The same without the work that kills workers."""
+        return replace(self, given_up=reason)
+
+    def __call__(self, name: str) -> pd.DataFrame:
+        """Do it; returns the report: counts, and what `Selected` takes of it.
+
+        Raises
+        ------
+        ShardError
+            The file, or a tar, cannot be read.
+        """
+        path = self.source.file(name)
+        if self.given_up is not None:
+            raise ShardError(f"{path}: {self.given_up}")
+        settings = [self.id_col, self.where, self.filter_column, self.portable]
+        mark = fingerprint({"select": settings, "file": vars(stamp(path, self.source.options))})
+        there = read_footer(self.target.file(name), self.target.options)
+        if there.is_finished(mark) and there.record is not None and self._as_it_was(there.record):
+            return report_frame(there.record.report or {})
+        with noticing() as remarks:
+            table, report = self._select(name, path)
+            report["remarks"] = remarks.on(report["stamps"])
+        report["mark"] = fingerprint({"rows": mark, "tars": report["stamps"]})
+        record = FileRecord(mark, id_col=self.id_col, report=report)
+        write_table(self.target.file(name), table, record, self.target.options)
+        return report_frame(report)
+
+    def _as_it_was(self, record: FileRecord) -> bool:
+        """Whether the tars are as they were when the samples were looked up."""
+        return all(vars(stamp(url, self.shard_options)) == state for url, state in stamps_in(record).items())
+
+    def _select(self, name: str, path: str) -> tuple[pa.Table, dict[str, Any]]:
+        footer = read_footer(path, self.source.options)
+        id_col = (footer.record.id_col if footer.record else None) or self.id_col
+        if missing := [each for each in (id_col, URL_COLUMN) if each not in footer.columns]:
+            raise OutputError(
+                f"{path}: has no column {missing}, by which a row finds its sample; it has {footer.columns}. Give the"
+                " name of the keys' column (id_col, --id-col), or the folder that embed wrote to"
+            )
+        where = None if self.where is None else Where(self.where)
+        named = [*(where.columns(footer.columns) if where else ()), id_col, URL_COLUMN]
+        named += [] if self.filter_column is None else [self.filter_column]
+        if self.filter_column is not None and self.filter_column not in footer.columns:
+            raise ConfigError(f"{path}: has no column {self.filter_column!r} to filter by: {footer.columns}")
+        table = read_rows(path, self.source.options, list(dict.fromkeys(named)))
+        passes, said = self._passing(table, where, footer.columns, path)
+        rows = np.flatnonzero(passes)
+        chosen = table.take(pa.array(rows))
+        ids = exact_ids(to_array(chosen.column(id_col).combine_chunks()))
+        found = _Found(self.portable, self.shard_options, id_col)
+        found.look_up(rows.tolist(), ids, chosen.column(URL_COLUMN).to_pylist())
+        samples = pa.Table.from_pylist(sorted(found.samples, key=lambda each: each["row"]), SAMPLES)
+        missing_rows = sum(found.reasons.values())
+        report = {
+            "name": name.removesuffix(".parquet"),
+            "rows": len(table),
+            "failed": missing_rows,
+            "dropped": 0,
+            "kept": len(samples),
+            "filtered": len(table) - len(rows),
+            "reasons": dict(found.reasons),
+            "examples": found.examples,
+            "fields": dict(found.fields),
+            "odd_keys": found.odd_keys,
+            "bytes": int(pc.sum(samples["bytes"]).as_py() or 0),
+            "stamps": {url: vars(state) for url, state in found.stamps.items()},
+            **said,
+        }
+        assert report["rows"] == report["kept"] + report["filtered"] + missing_rows
+        return samples, report
+
+    def _passing(
+        self, table: pa.Table, where: Where | None, columns: Sequence[str], path: str
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Bool (rows,); and by clause, how many rows pass it, and of how many it says nothing."""
+        passes = np.ones(len(table), bool)
+        counts: dict[str, Any] = {"passing": {}, "unknown": {}}
+        clauses: dict[str, np.ndarray] = {}
+        if where is not None:
+            try:
+                passes &= where.passes(table, columns) == 1
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from None
+            clauses = {clause: Where(clause).passes(table) for clause in where.clauses}
+        if self.filter_column is not None:
+            column = table.column(self.filter_column)
+            if not pa.types.is_boolean(column.type):
+                raise ConfigError(
+                    f"{path}: expected booleans in the column {self.filter_column!r}, found {column.type}: give a"
+                    " condition instead (where=, --where)"
+                )
+            known = np.asarray(pc.fill_null(pc.cast(column, pa.int8()), -1))
+            passes &= known == 1
+            clauses[self.filter_column] = known
+        for clause, known in clauses.items():
+            counts["passing"][clause] = int((known == 1).sum())
+            counts["unknown"][clause] = int((known == -1).sum())
+        return passes, counts
+
+
+def stamps_in(record: FileRecord) -> dict[str, Any]:
+    """The states of the tars, by url, that the record of a table of samples says."""
+    found: dict[str, Any] = (record.report or {}).get("stamps", {})
+    return found
+
+
+class _Found:
+    """What the rows of a file find in the tars."""
+
+    def __init__(self, portable: bool, options: Options, id_col: str) -> None:
+        self.samples: list[dict[str, Any]] = []
+        self.reasons: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+        self.fields: Counter[str] = Counter()
+        self.odd_keys = 0
+        self.stamps: dict[str, FileStamp] = {}
+        self._portable, self._options, self._id_col = portable, options, id_col
+
+    def look_up(self, rows: Sequence[int], ids: Sequence[Any], urls: Sequence[str | None]) -> None:
+        """Find the samples of rows with these ids, in these tars."""
+        places: dict[str | None, list[int]] = {}
+        for place, url in enumerate(urls):
+            places.setdefault(url, []).append(place)
+        for url, mine in places.items():
+            if url is None:
+                for place in mine:
+                    self._miss(f"{MISSING}: the row has no shard ({URL_COLUMN} is null)", "", ids[place])
+                continue
+            self.stamps[url] = stamp(url, self._options)  # of a tar that is gone it raises
+            try:
+                # An index file is compared with the tar in a few places only, and its names would be those in the
+                # new tars.
+                with ShardReader(url, use_index_files=False, storage_options=self._options) as reader:
+                    index = reader.index
+            except ShardError as error:
+                if error.__cause__ is not None and not isinstance(error.__cause__, ShardError):
+                    raise  # it could not be read, or fetched: that may be mended
+                remark(url, "damaged", str(error).removeprefix(f"{url}: "))
+                for place in mine:
+                    self._miss(f"{MISSING}: {error}", url, ids[place])
+                continue
+            self._take(url, index, [rows[place] for place in mine], [ids[place] for place in mine])
+
+    def _take(self, url: str, index: ShardIndex, rows: Sequence[int], ids: Sequence[Any]) -> None:
+        found = index.find(ids)
+        remark(url, "damaged", index.problem)
+        remark(url, "duplicates", fact_of(index.duplicates))
+        remark(url, "unread", fact_of(map(str, index.unread)))
+        remark_orphans(url, index, found, self._id_col, self._options)
+        cut = _last(index) if index.problem else -1
+        for row, item, position in zip(rows, ids, found.tolist(), strict=True):
+            if position < 0:
+                self._miss(f"{MISSING}: no sample {item!r} in the tar{why_missing(index, item)}", url, item)
+            elif position == cut:
+                self._miss(f"damaged: the tar ends in this sample, or behind it: {index.problem}", url, item)
+            else:
+                self.samples.append(self._sample(url, row, index.samples[position]))
+
+    def _sample(self, url: str, row: int, sample: Sample) -> dict[str, Any]:
+        key = portable_key(sample.key) if self._portable else sample.key
+        parts = [split_name(member.name) for member in sample.members]
+        suffixes = [part[1] for part in parts if part is not None]
+        self.odd_keys += portable_key(sample.key) != sample.key
+        if self._portable:
+            suffixes = [portable_suffix(each) for each in suffixes]
+            if len({*suffixes}) < len(suffixes):
+                raise ShardError(
+                    f"{url} {key_text(sample.key)}: has members that differ in upper and lower case alone,"
+                    f" {[member.name for member in sample.members]}: use layout='original' (--layout original)"
+                )
+        self.fields.update(suffixes)
+        sizes = [member.size for member in sample.members]
+        return {
+            "row": row,
+            "url": url,
+            "source_key": encoded(sample.key),
+            "key": encoded(key),
+            "suffixes": [encoded(each) for each in suffixes],
+            "offsets": [member.offset for member in sample.members],
+            "sizes": sizes,
+            "bytes": tar_bytes([f"{key}.{each}" for each in suffixes], sizes),
+        }
+
+    def _miss(self, reason: str, url: str, item: Any) -> None:
+        kind = reason.partition(":")[0]
+        self.reasons[kind] += 1
+        examples = self.examples.setdefault(kind, [])
+        if len(examples) < EXAMPLES:
+            examples.append(f"{url} {item}: {reason}")
+
+
+def _last(index: ShardIndex) -> int:
+    """Position of the sample that the last member belongs to; -1 where there is none."""
+    ends: Mapping[int, int] = {
+        position: max(member.offset for member in sample.members)
+        for position, sample in enumerate(index.samples)
+    }
+    return max(ends, key=ends.__getitem__, default=-1)

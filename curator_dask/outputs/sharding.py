@@ -1,0 +1,147 @@
+"""Which samples go into which new shard.
+
+It is decided from counts, before anything is written. So tasks need not wait for each other, and the result does not
+depend on who does them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class NewShard:
+    """The samples of a shard that is to be written.
+
+    Attributes
+    ----------
+    number
+        Of the shard.
+    files
+        Names of the tables of samples that it draws from.
+    runs
+        int64 (runs, 3): its samples in their order, as runs of rows that follow one another: place of the table in
+        `files`, first row, how many.
+    """
+
+    number: int
+    files: tuple[str, ...]
+    runs: np.ndarray
+
+    def __len__(self) -> int:
+        return int(self.runs[:, 2].sum())
+
+    @property
+    def which(self) -> np.ndarray:
+        """int64 (samples,): of each sample, the place of its table in `files`."""
+        return np.repeat(self.runs[:, 0], self.runs[:, 2])
+
+    @property
+    def rows(self) -> np.ndarray:
+        """int64 (samples,): of each sample, its row in its table."""
+        _, starts, lengths = self.runs.T
+        ends = np.cumsum(lengths)
+        rows: np.ndarray = np.arange(len(self)) + np.repeat(starts - (ends - lengths), lengths)
+        return rows
+
+    @property
+    def digest(self) -> str:
+        """Of which rows of which of its tables there are; not of what is in them."""
+        return hashlib.sha256(np.ascontiguousarray(self.runs, "<i8").tobytes()).hexdigest()
+
+    def __dask_tokenize__(self) -> Any:
+        return (type(self).__name__, self.number, self.files, self.digest)
+
+
+class NewShards(Sequence[NewShard]):
+    """All shards that are to be written, each made when it is asked for.
+
+    Parameters
+    ----------
+    names, counts
+        Of the tables of samples, in order: name, and how many samples it has.
+    ends
+        int64 (shards,): behind the last sample of each shard, counted over all.
+    order
+        int64 (samples,): number of the sample at each place; None: as they come.
+    numbers
+        Of some of the shards; None: all.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        counts: Sequence[int],
+        ends: np.ndarray,
+        order: np.ndarray | None = None,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        self._names, self._counts, self._ends, self._order = tuple(names), tuple(counts), ends, order
+        self._numbers = range(len(ends)) if numbers is None else numbers
+        self._begins = np.cumsum([0, *counts], dtype=np.int64)
+
+    def only(self, numbers: Sequence[int]) -> NewShards:
+        """Some of them."""
+        return NewShards(self._names, self._counts, self._ends, self._order, numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, at: Any) -> Any:
+        number = self._numbers[at]
+        start = int(self._ends[number - 1]) if number else 0
+        places = np.arange(start, int(self._ends[number]), dtype=np.int64)
+        samples = places if self._order is None else self._order[places]
+        tables = np.searchsorted(self._begins, samples, side="right") - 1
+        used, which = np.unique(tables, return_inverse=True)
+        begins = np.flatnonzero(np.diff(samples, prepend=-2) != 1)
+        begins = np.union1d(begins, np.flatnonzero(np.diff(tables, prepend=-1) != 0))
+        lengths = np.diff(begins, append=len(samples))
+        rows = (samples - self._begins[tables])[begins]
+        runs = np.stack([which[begins], rows, lengths], axis=1).astype(np.int64)
+        return NewShard(number, tuple(self._names[table] for table in used), runs)
+
+    def __dask_tokenize__(self) -> Any:
+        order = b"" if self._order is None else self._order.tobytes()
+        said = hashlib.sha256(self._ends.tobytes() + order).hexdigest()
+        return (type(self).__name__, self._names, self._counts, said, list(self._numbers))
+
+    def largest(self) -> int:
+        """Samples of the largest."""
+        return int(np.diff(self._ends, prepend=0).max(initial=0))
+
+
+def ends_by_count(total: int, samples_per_shard: int) -> np.ndarray:
+    """int64 (shards,): ends of shards of so many samples, but for the last."""
+    return np.minimum(np.arange(samples_per_shard, total + samples_per_shard, samples_per_shard), total)
+
+
+def ends_by_bytes(sizes: np.ndarray, shard_bytes: int) -> np.ndarray:
+    """int64 (shards,): ends of shards of at most so many bytes; a sample that is larger is a shard by itself.
+
+    Parameters
+    ----------
+    sizes
+        int64 (samples,): bytes of each.
+    shard_bytes
+        The limit.
+    """
+    totals = np.cumsum(sizes)
+    ends = []
+    start = 0
+    while start < len(sizes):
+        before = int(totals[start - 1]) if start else 0
+        start = max(start + 1, int(np.searchsorted(totals, before + shard_bytes, side="right")))
+        ends.append(start)
+    return np.asarray(ends, np.int64)
+
+
+def shuffled(total: int, seed: int) -> np.ndarray:
+    """int64 (total,): a random order, every one as likely, and the same for a seed wherever and whenever it is made."""
+    # NumPy keeps what a bit generator gives the same over its versions, not so what is made of it.
+    return np.argsort(np.random.PCG64(seed).random_raw(total), kind="stable").astype(np.int64)

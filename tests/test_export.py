@@ -1,0 +1,396 @@
+"""New tars of chosen samples: which, where, in which order, and every byte of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from pathlib import Path
+
+import dask.dataframe as dd
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from colours import ColourReader, check_colours, members_of, write_dataset, write_tar
+from typer.testing import CliRunner
+
+from curator_dask.cli import app
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.errors import ConfigError, DatasetError, OutputError, ShardError
+from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.exporting import export_output
+from curator_dask.outputs.filtering import filter_output
+from curator_dask.outputs.sharding import NewShards, ends_by_bytes, ends_by_count, shuffled
+from curator_dask.webdataset.index import ShardIndex
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+SHARDS, SAMPLES = 3, 10
+WHERE = "cast(key[-4:] as int) % 3 = 1"
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_dataset(tmp_path / "data", SHARDS, SAMPLES)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def dataset(data):
+    return ImageTextPairDataset.from_webdataset(data)
+
+
+def members_in(folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """By tar, in their order: names and SHA-256 of the members; by Python's tarfile."""
+    found = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            found[path.stem] = [
+                (each.name, hashlib.sha256(tar.extractfile(each).read()).hexdigest()) for each in tar
+            ]
+    return found
+
+
+def samples_in(folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """By key, in the order of the tars: suffixes and SHA-256 of its members."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for members in members_in(folder).values():
+        for name, digest in members:
+            found.setdefault(name.partition(".")[0], []).append((name.partition(".")[2], digest))
+    return found
+
+
+def keys_in(folder: Path) -> dict[str, list[str]]:
+    return {
+        tar: list(dict.fromkeys(name.partition(".")[0] for name, _ in members))
+        for tar, members in members_in(folder).items()
+    }
+
+
+def digests(folder: Path) -> dict[str, str]:
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def passing(keys):
+    return [key for key in keys if int(key[-4:]) % 3 == 1]
+
+
+def test_every_member_byte_for_byte_in_tars_of_equal_size(data, dataset, tmp_path):
+    out, every = tmp_path / "out", dataset.compute()["key"].tolist()
+    summary = dataset.to_webdataset(out, where=WHERE, samples_per_shard=4)
+    assert (summary.rows, summary.kept, summary.filtered, summary.missing) == (30, 9, 21, 0)
+    assert (summary.shards, summary.written, summary.skipped) == (3, 3, 0)
+    assert summary.complete and summary.to_dict()["passing"] == {WHERE: 9}
+    assert f"{out}: 9 samples in 3 tars" in str(summary) and "21 filtered out" in str(summary)
+    keys = keys_in(out)
+    assert [key for some in keys.values() for key in some] == passing(every)  # in the order of the rows
+    assert {tar: len(some) for tar, some in keys.items()} == {"00000": 4, "00001": 4, "00002": 1}
+    source = samples_in(data)
+    assert samples_in(out) == {key: source[key] for key in passing(every)}
+    for path in out.glob("*.tar"):
+        index = ShardIndex.read_idx(path.with_suffix(".idx"), path)
+        assert [sample.key for sample in index.samples] == keys[path.stem]
+        table = pq.read_table(path.with_suffix(".parquet"))
+        assert table.column_names == ["key", "caption", "width"]
+        assert table["caption"].to_pylist() == [f"caption of {key}" for key in keys[path.stem]]
+    assert summary.bytes == sum(path.stat().st_size for path in out.glob("*.tar"))
+    with tarfile.open(out / "00000.tar") as tar:
+        assert {(each.mtime, each.uid, each.gid, each.uname, each.gname, each.mode) for each in tar} == {
+            (0, 0, 0, "", "", 0o644)
+        }
+
+
+def test_the_manifest_says_where_each_sample_comes_from(dataset, tmp_path):
+    dataset.to_webdataset(
+        tmp_path / "out", where=WHERE, samples_per_shard=4, old_id_col="old", columns=["width"]
+    )
+    rows = pq.read_table(f"{tmp_path / 'out'}.export/manifest").to_pylist()
+    assert len(rows) == 9 and {row["shard"] for row in rows} == {"00000", "00001", "00002"}
+    for row in rows:
+        old, new = (
+            Path(row["source_shard"]).read_bytes(),
+            (tmp_path / "out" / f"{row['shard']}.tar").read_bytes(),
+        )
+        for name, at, size, before in zip(
+            row["members"], row["offsets"], row["sizes"], row["source_offsets"], strict=True
+        ):
+            data = new[at : at + size]
+            assert name.startswith(f"{row['key']}.")
+            if name.endswith(".json"):
+                assert json.loads(data)["key"] == json.loads(data)["old"] == row["source_key"]
+            else:
+                assert old[before : before + size] == data
+
+
+def test_a_second_run_does_what_is_missing(dataset, tmp_path):
+    out = tmp_path / "out"
+
+    def export(**options):
+        return dataset.to_webdataset(out, **{"where": WHERE, "samples_per_shard": 4, **options})
+
+    export()
+    before = digests(out)
+    again = export()
+    assert (again.written, again.skipped, again.kept, again.rows) == (0, 3, 9, 30)
+    (out / "00001.tar").unlink()
+    (out / "00002.idx").unlink()
+    again = export()
+    assert (again.written, again.skipped) == (2, 1) and digests(out) == before
+    for options in ({"where": "key like '%1'"}, {"keys": "sequential"}, {"samples_per_shard": 3}):
+        with pytest.raises(OutputError, match=r"made of other samples, or by other settings.*overwrite"):
+            export(**options)
+    assert digests(out) == before
+    summary = export(samples_per_shard=9, metadata=None, index=False, overwrite=True)
+    assert summary.shards == 1 and sorted(digests(out)) == ["00000.tar"]
+    assert export(samples_per_shard=9, metadata=None, index=False).skipped == 1
+
+
+def test_vectors_and_scores_go_along(data, dataset, tmp_path):
+    """From a dataset that is embedded on the way, from the output of one, and from one that was filtered."""
+    embedded = ColourReader()(dataset)
+    embedded.to_webdataset(tmp_path / "lazy", where=WHERE, samples_per_shard=4)
+    embedded.save_metadata(tmp_path / "embeddings")
+    summary = export_output(
+        tmp_path / "embeddings", tmp_path / "from output", ExportOptions(where=WHERE, samples_per_shard=4)
+    )
+    assert (summary.rows, summary.kept) == (30, 9)
+    filter_output(tmp_path / "embeddings", tmp_path / "good", where=WHERE)
+    export_output(tmp_path / "good", tmp_path / "from filtered", ExportOptions(samples_per_shard=4))
+    read = dataset.with_metadata(dd.read_parquet(tmp_path / "good"))
+    read.to_webdataset(tmp_path / "from frame", samples_per_shard=4)
+    tars = digests(tmp_path / "lazy")
+    for name in ("from output", "from filtered", "from frame"):
+        found = digests(tmp_path / name)
+        assert {n: d for n, d in found.items() if n.endswith((".tar", ".idx"))} == {
+            n: d for n, d in tars.items() if n.endswith((".tar", ".idx"))
+        }
+        again = ImageTextPairDataset.from_webdataset(tmp_path / name)
+        frame = again.compute()
+        assert len(frame) == 9
+        check_colours(frame["key"], frame["image_embedding"])
+    schema = pq.read_schema(tmp_path / "from output" / "00000.parquet")
+    assert schema.field("image_embedding").type == pa.list_(pa.float32(), 3)
+
+
+def test_rows_that_were_mixed(dataset, tmp_path):
+    """By a shuffle of Dask's, and by columns selected: the samples are still theirs."""
+    mixed = dataset.with_metadata(dataset.metadata[["key", "__url__", "width"]].repartition(npartitions=2))
+    summary = mixed.to_webdataset(tmp_path / "out", samples_per_shard=7)
+    assert (summary.kept, summary.shards) == (30, 5)
+    assert len(samples_in(tmp_path / "out")) == 30
+    picked = dataset.with_metadata(dataset.metadata.partitions[[2, 0]])
+    picked.to_webdataset(tmp_path / "picked", samples_per_shard=10)
+    assert [some[0][:5] for some in keys_in(tmp_path / "picked").values()] == ["00002", "00000"]
+
+
+def test_a_column_of_booleans(dataset, tmp_path):
+    frame = dataset.metadata
+    frame["good"] = frame["key"].str.endswith("3")
+    summary = dataset.to_webdataset(tmp_path / "out", "good", samples_per_shard=2, max_shards=3)
+    assert keys_in(tmp_path / "out") == {"000": ["000000003", "000010003"], "001": ["000020003"]}
+    assert (summary.kept, summary.filtered, summary.passing) == (3, 27, {"good": 3})
+    with pytest.raises(ConfigError, match=r"expected booleans in the column 'width', found int64"):
+        dataset.to_webdataset(tmp_path / "other", "width")
+
+
+def test_no_row_passes(dataset, tmp_path):
+    summary = dataset.to_webdataset(tmp_path / "out", where="1 = 2")
+    assert (summary.kept, summary.filtered, summary.shards) == (0, 30, 0) and summary.complete
+    assert not list((tmp_path / "out").glob("*.*"))
+    none = dataset.filter("key not like '00001%'").to_webdataset(tmp_path / "out", samples_per_shard=20)
+    assert (none.kept, none.shards) == (20, 1)
+
+
+@pytest.mark.parametrize("samples_per_shard", [1, 10, 11, 10_000])
+def test_sequential_keys_are_those_of_nemo_curator(dataset, tmp_path, samples_per_shard):
+    dataset.to_webdataset(
+        tmp_path / "out",
+        samples_per_shard=samples_per_shard,
+        max_shards=3,
+        old_id_col="old",
+        metadata="parquet",
+    )
+    digits = int(np.ceil(np.log10(samples_per_shard)))
+    expected = [
+        f"{number // samples_per_shard * 10**digits + number % samples_per_shard:0{3 + digits}d}"
+        for number in range(30)
+    ]
+    assert [key for some in keys_in(tmp_path / "out").values() for key in some] == expected
+    again = ImageTextPairDataset.from_webdataset(tmp_path / "out").compute()
+    assert again["key"].tolist() == expected and again["old"].tolist() == dataset.compute()["key"].tolist()
+    assert again["caption"].tolist() == [f"caption of {key}" for key in again["old"]]
+
+
+def test_keys_that_occur_twice(tmp_path):
+    for shard in range(2):
+        write_tar(tmp_path / "data" / f"{shard}.tar", [m for n in range(4) for m in members_of(f"{n:05d}")])
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    with pytest.raises(
+        DatasetError, match=r"4 keys occur more than once: '00000' in .*0.tar, .*1.tar.*sequential"
+    ):
+        dataset.to_webdataset(tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.tar"))
+    assert dataset.to_webdataset(tmp_path / "out", keys="sequential").kept == 8
+    twice = dataset.with_metadata(dd.concat([dataset.metadata, dataset.metadata]))
+    with pytest.raises(DatasetError, match="4 keys occur more than once"):
+        twice.to_webdataset(tmp_path / "twice")
+
+
+def test_fields_in_the_json_whose_other_bytes_stay(tmp_path):
+    documents = [
+        b'{"width": 24, "a": [1.50]}',
+        b"{ }\n",
+        b"[1]",
+        b"{broken",
+        None,
+        b'\xef\xbb\xbf{"b": "\xc3\xbc"}  ',
+    ]
+    members = []
+    for number, document in enumerate(documents):
+        members += [(f"{number}.jpg", b"x"), *([] if document is None else [(f"{number}.json", document)])]
+    write_tar(tmp_path / "data" / "0.tar", members)
+    rows = {"key": list("012345"), "width": [24] * 6, "score": [1.0, None, 2.5, 0.1, float("nan"), -1.0]}
+    pq.write_table(pa.table(rows), tmp_path / "data" / "0.parquet")
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    summary = dataset.to_webdataset(tmp_path / "out", columns=["score", "width"])
+    with tarfile.open(tmp_path / "out" / "00000.tar") as tar:
+        found = [tar.extractfile(f"{number}.json").read() for number in range(6)]
+    assert found == [
+        b'{"width": 24, "a": [1.50], "score": 1.0}',
+        b'{"score": null, "width": 24} }\n'.replace(b"24} }", b"24 }"),
+        b"[1]",
+        b"{broken",
+        b'{"score": null, "width": 24}',
+        b'\xef\xbb\xbf{"b": "\xc3\xbc", "score": -1.0, "width": 24}  ',
+    ]
+    assert len(summary.json_left_alone) == 2 and "2 samples whose JSON is no object" in str(summary)
+    wrong = dataset.with_metadata(dataset.metadata.assign(width=25))
+    with pytest.raises(ShardError):
+        raise_first(wrong.to_webdataset(tmp_path / "wrong", columns=["width"]))
+    wrong.to_webdataset(tmp_path / "json", metadata="json")  # what is there already stays
+    assert not (tmp_path / "json" / "00000.parquet").exists()
+    with tarfile.open(tmp_path / "json" / "00000.tar") as tar:
+        assert json.loads(tar.extractfile("0.json").read()) == {"width": 24, "a": [1.5], "score": 1.0}
+        assert json.loads(tar.extractfile("1.json").read()) == {"width": 25, "score": None}
+
+
+def raise_first(summary):
+    for why in summary.failed_shards.values():
+        assert (
+            "its JSON has a field 'width' already, 24, which is to be 25: give the column another name" in why
+        )
+        raise ShardError(why)
+
+
+def test_a_random_order_over_all_samples(dataset, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        dataset.to_webdataset(tmp_path / name, shuffle=seed, samples_per_shard=8)
+    assert digests(tmp_path / "a") == digests(tmp_path / "b") != digests(tmp_path / "c")
+    mixed = [key for some in keys_in(tmp_path / "a").values() for key in some]
+    every = dataset.compute()["key"].tolist()
+    assert mixed == [every[number] for number in shuffled(30, 1)] and sorted(mixed) == sorted(every)
+    assert len({key[:5] for key in mixed[:8]}) == 3  # over all shards
+    rows = [
+        key
+        for path in sorted((tmp_path / "a").glob("*.parquet"))
+        for key in pq.read_table(path)["key"].to_pylist()
+    ]
+    assert rows == mixed
+
+
+def test_every_order_is_as_likely():
+    counts = np.zeros((5, 5))
+    for seed in range(3000):
+        counts[np.arange(5), shuffled(5, seed)] += 1
+    assert (abs(counts - 600) < 5 * np.sqrt(600 * 0.8)).all()
+    assert shuffled(6, 7).tolist() == [3, 4, 0, 2, 5, 1]  # in ten years too
+
+
+def test_tars_of_at_most_so_many_bytes(dataset, tmp_path):
+    summary = dataset.to_webdataset(tmp_path / "out", shard_bytes=20_000, samples_per_shard=2)
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "out").glob("*.tar"))]
+    assert max(sizes) <= 20_480 + 10_240 and len(sizes) == summary.shards < 15
+    assert [key for some in keys_in(tmp_path / "out").values() for key in some] == dataset.compute()[
+        "key"
+    ].tolist()
+    assert ends_by_bytes(np.array([3, 3, 3, 9, 1, 12, 1, 1]), 8).tolist() == [2, 3, 4, 5, 6, 8]
+
+
+@pytest.mark.parametrize("order", [None, shuffled(17, 0)])
+def test_shards_are_made_of_all_samples_once(order):
+    counts, ends = [5, 0, 7, 5], ends_by_count(17, 4)
+    shards = NewShards("abcd", counts, ends, order)
+    places = [(name, row) for name, count in zip("abcd", counts, strict=True) for row in range(count)]
+    expected = places if order is None else [places[number] for number in order]
+    found = [
+        (shard.files[which], int(row))
+        for shard in shards
+        for which, row in zip(shard.which, shard.rows, strict=True)
+    ]
+    assert found == expected and [len(shard) for shard in shards] == [4, 4, 4, 4, 1]
+    assert shards.only([3, 1])[1].digest == shards[1].digest != shards[0].digest
+
+
+def test_where_it_must_not_go(data, dataset, tmp_path):
+    for target in (data, data / "new", tmp_path):
+        with pytest.raises(OutputError, match=r"would be lost|finds the rows of both"):
+            dataset.to_webdataset(target)
+    write_tar(tmp_path / "out" / "x.tar", members_of("1"))
+    with pytest.raises(OutputError, match=r"x\.tar: is there, and is not of this export"):
+        dataset.to_webdataset(tmp_path / "out")
+    (tmp_path / "y.export").mkdir()
+    (tmp_path / "y.export" / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"y\.export: is there, and is not of an export"):
+        dataset.to_webdataset(tmp_path / "y")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["DATA", "--where", WHERE, "--samples-per-shard", "4"], 0, "9 samples in 3 tars"),
+        (["EMBEDDINGS", "--shard-bytes", "0.00002GB", "--columns", "width"], 0, "30 samples in"),
+        (
+            ["DATA", "--shuffle", "3", "--keys", "sequential", "--old-id-col", "old"],
+            0,
+            "30 samples in 1 tars",
+        ),
+        (["DATA", "--shard-bytes", "many"], 2, "expected a size, such as 1GB"),
+        (["DATA", "--filter-column", "width"], 2, "expected booleans"),
+        (["NOTHING"], 2, "neither a tar nor a Parquet file is there"),
+    ],
+)
+def test_the_command(data, tmp_path, arguments, code, said):
+    ImageTextPairDataset.from_webdataset(data).save_metadata(tmp_path / "embeddings")
+    (tmp_path / "nothing").mkdir()
+    places = {name.upper(): str(tmp_path / name) for name in ("data", "embeddings", "nothing")}
+    given = [places.get(each, each) for each in arguments]
+    given[1:1] = [str(tmp_path / "out"), "--json", str(tmp_path / "summary.json")]
+    result = CliRunner().invoke(app, ["export", *given, "--cluster", "cpu", "--workers", "1"])
+    assert result.exit_code == code, result.output
+    assert said in " ".join(result.output.split()), result.output
+    if not code:
+        summary = json.loads((tmp_path / "summary.json").read_text())
+        assert summary["kept"] == len(samples_in(tmp_path / "out")) and summary["complete"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"samples_per_shard": 0}, "samples_per_shard=0: expected a whole number of at least 1"),
+        ({"keys": "new"}, "keys='new': expected one of 'original', 'sequential', None"),
+        ({"metadata": "csv"}, "metadata='csv': expected one of"),
+        ({"old_id_col": "old", "keys": "original"}, "keys='original' leaves each sample its key"),
+        ({"old_id_col": "caption"}, "there is such a column already"),
+        ({"columns": "width"}, "expected a list of names"),
+        ({"columns": ["nothing"]}, r"no such columns \['nothing'\]"),
+        ({"filter_column": "nothing"}, r"no such columns \['nothing'\]"),
+        ({"where": "nothing > 1"}, "there is no column 'nothing'"),
+        ({"samples_per_shard": 1, "max_shards": 1}, "30 tars do not have numbers of 1 digits"),
+    ],
+)
+def test_what_cannot_be_asked(dataset, tmp_path, options, said):
+    with pytest.raises(ConfigError, match=said):
+        dataset.to_webdataset(tmp_path / "out", **options)
+    assert not list(tmp_path.rglob("out/*.tar"))
