@@ -67,9 +67,11 @@ class ExportPlace:
         local = [each for each in (self.target.path, self.beside) if not is_remote(each)]
         for each in local:
             check_writable(each)
-        with RunLock(self.target.path, self.target.options):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(RunLock(self.target.path, self.target.options))
             for each in local:
                 remove_leftovers(each)
+                stack.callback(remove_leftovers, each)
             note = self._note()
             if note is None and any(True for _ in walk(self.beside, self.target.options)):
                 raise OutputError(
