@@ -230,11 +230,19 @@ class Case:
         Does the work once and gives the number of items (images) done.
     pids
         See `Usage`.
+    before
+        Done before each run, and not measured.
     """
 
-    def __init__(self, run: Callable[[], int], pids: Sequence[int] | None = None):
+    def __init__(
+        self,
+        run: Callable[[], int],
+        pids: Sequence[int] | None = None,
+        before: Callable[[], object] = lambda: None,
+    ):
         self.run = run
         self.pids = pids
+        self.before = before
 
 
 def run_interleaved(
@@ -259,11 +267,13 @@ def run_interleaved(
     """
     if warm_up:
         for case in cases.values():
+            case.before()
             case.run()
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
     for number in range(repeats):
         for name in list(cases) if number % 2 == 0 else reversed(list(cases)):
             case = cases[name]
+            case.before()
             with Usage(case.pids) as usage:
                 items = case.run()
             runs[name].append(
