@@ -181,9 +181,8 @@ class PackShard:
         path = self.target.file(f"{name}.tar")
         with being_written(path, self.target.options) as (file, size_of):
             members = write_tar(file, entries, Ranges(stamps, self.shard_options))
-            starts = np.cumsum([0, *counts]).tolist()
-            groups = [tuple(members[start:stop]) for start, stop in itertools.pairwise(starts)]
-            index, no_index = self._index(name, keys, groups)
+            ends = np.cumsum([0, *counts])
+            index, no_index = self._index(name, keys, members, ends)
             if self.schema is not None:
                 beside = _conformed(table, self.schema)
                 write_table(self.target.file(f"{name}.parquet"), beside, record, self.target.options)
@@ -203,7 +202,7 @@ class PackShard:
         if self.schema is None:
             remove(self.target.file(f"{name}.parquet"), self.target.options)
         made_by = FileRecord(self.mark(shard), report=report)
-        where_from = _where_from(name, keys, samples, groups)
+        where_from = _where_from(name, keys, samples, members, ends)
         write_table(self.manifest.file(f"{name}.parquet"), where_from, made_by, self.manifest.options)
         return report_frame(report)
 
@@ -250,23 +249,28 @@ class PackShard:
     ) -> tuple[list[Entry], list[int]]:
         """What is to be in the tar; and of each sample, how many members it has."""
         fields = self._fields(table)
+        made = dict.fromkeys([*self.empty, *(["json"] if fields else [])])
         entries: list[Entry] = []
         counts = []
         columns = (samples.column(name).to_pylist() for name in ("url", "suffixes", "offsets", "sizes"))
         for row, (key, url, suffixes, offsets, sizes) in enumerate(zip(keys, *columns, strict=True)):
             before = len(entries)
-            names = [_text(raw) for raw in suffixes]
-            for suffix, offset, size in zip(names, offsets, sizes, strict=True):
-                change = None
-                if fields and suffix.lower() == "json":
-                    change = self._adding(fields[row], f"{url} {key_text(key)}", left_alone)
-                entries.append(Entry(f"{key}.{suffix}", Extent(url, offset, size), change))
-            made = dict.fromkeys([*self.empty, *(["json"] if fields else [])])
-            for suffix in (each for each in made if each not in {name.lower() for name in names}):
-                data = EMPTY[suffix]
-                if fields and suffix == "json":
-                    data = add_fields(data, fields[row]) or data
-                entries.append(Entry(f"{key}.{suffix}", data))
+            names = [raw.decode("utf-8", "surrogateescape") for raw in suffixes]
+            entries += [
+                Entry(f"{key}.{name}", Extent(url, offset, size))
+                for name, offset, size in zip(names, offsets, sizes, strict=True)
+            ]
+            if made:
+                lower = [name.lower() for name in names]
+                for at, name in enumerate(lower):
+                    if fields and name == "json":
+                        change = self._adding(fields[row], f"{url} {key_text(key)}", left_alone)
+                        entries[before + at] = entries[before + at]._replace(change=change)
+                for suffix in (each for each in made if each not in lower):
+                    data = EMPTY[suffix]
+                    if fields and suffix == "json":
+                        data = add_fields(data, fields[row]) or data
+                    entries.append(Entry(f"{key}.{suffix}", data))
             counts.append(len(entries) - before)
         return entries, counts
 
@@ -295,14 +299,14 @@ class PackShard:
         return change
 
     def _index(
-        self, name: str, keys: Sequence[str], groups: Sequence[tuple[Member, ...]]
+        self, name: str, keys: Sequence[str], members: Sequence[Member], ends: np.ndarray
     ) -> tuple[bytes | None, str | None]:
         """The index; and why there is none."""
         if not self.index:
             return None, None
-        samples = [Sample(key, members) for key, members in zip(keys, groups, strict=True)]
+        groups = [tuple(members[start:stop]) for start, stop in itertools.pairwise(ends.tolist())]
         try:
-            return index_content(f"{name}.idx", samples), None
+            return index_content(f"{name}.idx", list(map(Sample, keys, groups))), None
         except ShardError as error:
             return None, str(error)
 
@@ -343,30 +347,32 @@ def _common(records: Sequence[FileRecord], id_col: str) -> FileRecord:
 
 
 def _where_from(
-    name: str, keys: Sequence[str], samples: pa.Table, groups: Sequence[tuple[Member, ...]]
+    name: str, keys: Sequence[str], samples: pa.Table, members: Sequence[Member], ends: np.ndarray
 ) -> pa.Table:
     """A row a sample: where it is now, and where it comes from."""
-    sources = [
-        [*offsets, *[-1] * (len(members) - len(offsets))]
-        for offsets, members in zip(samples.column("offsets").to_pylist(), groups, strict=True)
-    ]
+    before = samples.column("offsets").combine_chunks()
+    own = before.value_lengths().to_numpy()
+    added = np.full(len(members), -1, np.int64)
+    # A sample's own members come first.
+    kept = np.arange(len(members)) - np.repeat(ends[:-1], np.diff(ends)) < np.repeat(own, np.diff(ends))
+    added[kept] = before.flatten().to_numpy()
+    old = [key_text(_text(key)) for key in samples.column("source_key").to_pylist()]
+    lists = {
+        "members": pa.array([key_text(each.name) for each in members], pa.string()),
+        "offsets": pa.array([each.offset for each in members], pa.int64()),
+        "sizes": pa.array([each.size for each in members], pa.int64()),
+        "source_offsets": pa.array(added),
+    }
+    offsets = pa.array(ends, pa.int32())
     return pa.table(
         {
             "shard": pa.array([name] * len(keys), pa.string()),
-            "key": pa.array(list(map(key_text, keys)), pa.string()),
+            "key": pa.array([key_text(key) for key in keys], pa.string()),
             "source_shard": samples.column("url"),
-            "source_key": pa.array(
-                [key_text(_text(key)) for key in samples.column("source_key").to_pylist()], pa.string()
-            ),
-            "members": pa.array([[key_text(each.name) for each in some] for some in groups], _texts),
-            "offsets": pa.array([[each.offset for each in some] for some in groups], _numbers),
-            "sizes": pa.array([[each.size for each in some] for some in groups], _numbers),
-            "source_offsets": pa.array(sources, _numbers),
+            "source_key": pa.array(old, pa.string()),
+            **{column: pa.ListArray.from_arrays(offsets, values) for column, values in lists.items()},
         }
     )
-
-
-_texts, _numbers = pa.list_(pa.string()), pa.list_(pa.int64())
 
 
 def _text(raw: bytes) -> str:

@@ -6,6 +6,7 @@ what is exported of a file does not depend on the others.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,11 +32,11 @@ from curator_dask.rows.remarks import EXAMPLES, fact_of, noticing, remark
 from curator_dask.rows.where import Where
 from curator_dask.runs.reports import report_frame
 from curator_dask.storage import Options, join
-from curator_dask.webdataset.headers import encoded
+from curator_dask.webdataset.headers import Member, encoded
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.layouts import portable_key, portable_suffix
 from curator_dask.webdataset.reader import ShardReader
-from curator_dask.webdataset.samples import Sample, key_text, split_name
+from curator_dask.webdataset.samples import Sample, key_text
 from curator_dask.webdataset.shards import FileStamp, stamp
 from curator_dask.webdataset.writer import tar_bytes
 
@@ -154,7 +155,7 @@ class SelectSamples:
         ids = exact_ids(to_array(chosen.column(id_col).combine_chunks()))
         found = _Found(self.portable, self.shard_options, id_col)
         found.look_up(rows.tolist(), ids, chosen.column(URL_COLUMN).to_pylist())
-        samples = pa.Table.from_pylist(sorted(found.samples, key=lambda each: each["row"]), SAMPLES)
+        samples = found.table()
         missing_rows = sum(found.reasons.values())
         report = {
             "name": name.removesuffix(".parquet"),
@@ -213,7 +214,13 @@ class _Found:
     """What the rows of a file find in the tars."""
 
     def __init__(self, portable: bool, options: Options, id_col: str) -> None:
-        self.samples: list[dict[str, Any]] = []
+        self._rows: list[int] = []
+        self._urls: list[str] = []
+        self._source_keys: list[str] = []
+        self._keys: list[str] = []
+        self._suffixes: list[str] = []  # of all members
+        self._members: list[Member] = []
+        self._ends = [0]  # behind the last member of each sample
         self.reasons: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
         self.fields: Counter[str] = Counter()
@@ -259,32 +266,57 @@ class _Found:
             elif position == cut:
                 self._miss(f"damaged: the tar ends in this sample, or behind it: {index.problem}", url, item)
             else:
-                self.samples.append(self._sample(url, row, index.samples[position]))
+                self._add(url, row, index.samples[position])
 
-    def _sample(self, url: str, row: int, sample: Sample) -> dict[str, Any]:
-        key = portable_key(sample.key) if self._portable else sample.key
-        parts = [split_name(member.name) for member in sample.members]
-        suffixes = [part[1] for part in parts if part is not None]
-        self.odd_keys += portable_key(sample.key) != sample.key
+    def _add(self, url: str, row: int, sample: Sample) -> None:
+        key = sample.key
+        portable = portable_key(key)
+        self.odd_keys += portable != key
+        start = len(key) + 1
+        names = [member.name.removeprefix("./") for member in sample.members]
+        suffixes = [name[start:] for name in names]
         if self._portable:
             suffixes = [portable_suffix(each) for each in suffixes]
             if len({*suffixes}) < len(suffixes):
                 raise ShardError(
-                    f"{url} {key_text(sample.key)}: has members that differ in upper and lower case alone,"
-                    f" {[member.name for member in sample.members]}: use layout='original' (--layout original)"
+                    f"{url} {key_text(key)}: has members that differ in upper and lower case alone, {names}: use"
+                    " layout='original' (--layout original)"
                 )
-        self.fields.update(suffixes)
-        sizes = [member.size for member in sample.members]
-        return {
-            "row": row,
-            "url": url,
-            "source_key": encoded(sample.key),
-            "key": encoded(key),
-            "suffixes": [encoded(each) for each in suffixes],
-            "offsets": [member.offset for member in sample.members],
-            "sizes": sizes,
-            "bytes": tar_bytes([f"{key}.{each}" for each in suffixes], sizes),
-        }
+        self._rows.append(row)
+        self._urls.append(url)
+        self._source_keys.append(key)
+        self._keys.append(portable if self._portable else key)
+        self._suffixes += suffixes
+        self._members += sample.members
+        self._ends.append(len(self._suffixes))
+
+    def table(self) -> pa.Table:
+        """The samples, in the order of their rows."""
+        self.fields = Counter(self._suffixes)
+        counts = np.diff(self._ends)
+        owners = np.repeat(np.arange(len(self._rows)), counts).tolist()
+        names = [
+            f"{self._keys[owner]}.{suffix}" for owner, suffix in zip(owners, self._suffixes, strict=True)
+        ]
+        offsets = np.array([member.offset for member in self._members], np.int64)
+        sizes = np.array([member.size for member in self._members], np.int64)
+        totals = np.concatenate([[0], np.cumsum(tar_bytes(names, sizes))])[self._ends]
+        ends = pa.array(self._ends, pa.int32())
+        suffixes = pa.array([encoded(each) for each in self._suffixes], pa.binary())
+        columns = [
+            pa.array(self._rows, pa.int64()),
+            pa.array(self._urls, pa.string()),
+            pa.array([encoded(each) for each in self._source_keys], pa.binary()),
+            pa.array([encoded(each) for each in self._keys], pa.binary()),
+            *(
+                pa.ListArray.from_arrays(ends, each)
+                for each in (suffixes, pa.array(offsets), pa.array(sizes))
+            ),
+            pa.array(np.diff(totals), pa.int64()),
+        ]
+        table = pa.table(columns, schema=SAMPLES)
+        in_order = all(one < other for one, other in itertools.pairwise(self._rows))
+        return table if in_order else table.take(pa.array(np.argsort(self._rows, kind="stable")))
 
     def _miss(self, reason: str, url: str, item: Any) -> None:
         kind = reason.partition(":")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
@@ -16,6 +17,7 @@ from curator_dask.webdataset.headers import BLOCK, Member, TarWalk, encoded, hea
 from curator_dask.webdataset.links import Unread, follow
 from curator_dask.webdataset.samples import Sample, split_name
 
+_SPACE = re.compile(r"\s", re.ASCII)  # DALI knows no other white space
 _HEADERS_CHECKED = 16  # evenly spread headers by which an index file is compared with the tar
 
 
@@ -173,20 +175,19 @@ def index_content(path: str | os.PathLike[str], samples: Sequence[Sample]) -> by
     """
     if not samples:
         raise ShardError(f"{path}: expected at least one sample, found none: DALI takes no empty index")
-    lines = [b"v1.2 %d\n" % len(samples)]
+    lines = [f"v1.2 {len(samples)}"]
     for sample in samples:
         words = []
         for name, offset, size, _ in sample.members:
-            raw = encoded(name)
-            extension = raw[raw.index(b".", raw.rfind(b"/") + 1) + 1 :]
-            if raw.split() != [raw] or not extension:
+            extension = name[name.index(".", name.rfind("/") + 1) + 1 :]
+            if not extension or _SPACE.search(name):
                 raise ShardError(
                     f"{path}: expected names without white space and with an extension, found "
                     f"{name!r}, which DALI's index cannot hold: rename it or do without an index file"
                 )
-            words.append(b"%s %d %d %s" % (extension, offset, size, raw))
-        lines.append(b" ".join(words) + b"\n")
-    return b"".join(lines)
+            words.append(f"{extension} {offset} {size} {name}")
+        lines.append(" ".join(words))
+    return encoded("\n".join([*lines, ""]))
 
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:

@@ -83,6 +83,7 @@ class Reading:
     def __init__(self, extents: Sequence[Extent], options: Options) -> None:
         self._options = options
         self._files: OrderedDict[str, int] = OrderedDict()
+        self._last = "", -1
         self._remote: dict[str, RemoteFile] = {}
         self._blocks = deque(_blocks([each for each in extents if is_remote(each.url)]))
         self._fetched: deque[tuple[Extent, Future[bytes]]] = deque()
@@ -133,6 +134,12 @@ class Reading:
             raise ShardError(f"{url}: the shard cannot be read: {error}") from error
 
     def _open(self, url: str) -> int:
+        if url == self._last[0]:
+            return self._last[1]
+        self._last = url, self._opened(url)
+        return self._last[1]
+
+    def _opened(self, url: str) -> int:
         if url in self._files:
             self._files.move_to_end(url)
             return self._files[url]

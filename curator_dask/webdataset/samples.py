@@ -77,6 +77,8 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 def key_text(key: str) -> str:
     """The key as text that every column can hold: bytes that are not UTF-8 in hexadecimal, after a backslash."""
+    if key.isascii():  # most are
+        return key
     return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

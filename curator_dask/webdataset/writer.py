@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from curator_dask.webdataset.headers import BLOCK, SIZE_LIMIT, Member, padded
+from curator_dask.webdataset.headers import BLOCK, SIZE_LIMIT, Member
 from curator_dask.webdataset.ranges import Extent, Ranges
 
 _NAME_BYTES = 100  # that a plain header holds
@@ -42,11 +42,6 @@ class Entry(NamedTuple):
     data: Extent | bytes
     change: Callable[[bytes], bytes] | None = None
 
-    @property
-    def size(self) -> int:
-        """Bytes, before a change."""
-        return len(self.data) if isinstance(self.data, bytes) else self.data.size
-
 
 def write_tar(file: int, entries: Sequence[Entry], ranges: Ranges) -> list[Member]:
     """Write a tar.
@@ -72,82 +67,92 @@ def write_tar(file: int, entries: Sequence[Entry], ranges: Ranges) -> list[Membe
     OSError
         The file cannot be written.
     """
-    out = _Gathered(file)
-    written = []
+    written: list[Member] = []
+    pieces: list[bytes] = []  # small ones, written together
+    at = held = 0
     with ranges.reading([each.data for each in entries if isinstance(each.data, Extent)]) as sources:
-        for entry, header in zip(entries, _headers(entries), strict=True):
-            data, size = entry.data, entry.size
-            if isinstance(data, Extent) and (size <= _SMALL or entry.change or not sources.copies(data)):
+        for (name, data, change), header in zip(entries, _headers(entries), strict=True):
+            if isinstance(data, Extent) and (data.size <= _SMALL or change or not sources.copies(data)):
                 data = sources.read(data)
-            if entry.change is not None and isinstance(data, bytes):
-                data = entry.change(data)
-                size = len(data)
-                header = _header(entry.name, size)
-            out.put(header)
-            written.append(Member(entry.name, out.at, size))
+            if change is not None and isinstance(data, bytes):
+                data = change(data)
+                header = _header(name, len(data))
+            pieces.append(header)
+            at += len(header)
             if isinstance(data, bytes):
-                out.put(data)
+                size = len(data)
+                pieces.append(data)
+                held += size
             else:
-                out.flush()
+                size = data.size
+                _write(file, pieces)
+                held = 0
                 sources.copy(data, file)
-                out.at += size
-            out.put(bytes(-size % BLOCK))
-    end = out.at + 2 * BLOCK
-    out.put(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
-    out.flush()
+            written.append(Member(name, at, size))
+            rest = -size % BLOCK
+            pieces.append(bytes(rest))
+            at += size + rest
+            if held > _BUFFER:
+                _write(file, pieces)
+                held = 0
+    end = at + 2 * BLOCK
+    pieces.append(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
+    _write(file, pieces)
     return written
 
 
-def tar_bytes(names: Iterable[str], sizes: Iterable[int]) -> int:
-    """Bytes that members take in a tar, without the end mark."""
-    total = 0
-    for name, size in zip(names, sizes, strict=True):
-        plain = len(name) <= _NAME_BYTES and name.isascii() and size < SIZE_LIMIT
-        total += (BLOCK if plain else len(_header(name, size))) + padded(size)
-    return total
+def _write(file: int, pieces: list[bytes]) -> None:
+    """Write all, and forget them."""
+    data = memoryview(b"".join(pieces))
+    pieces.clear()
+    while data:
+        data = data[os.write(file, data) :]
 
 
-class _Gathered:
-    """Small pieces, written together."""
+def tar_bytes(names: Sequence[str], sizes: np.ndarray) -> np.ndarray:
+    """Bytes that each member takes in a tar, its header too.
 
-    def __init__(self, file: int) -> None:
-        self.at = 0  # bytes so far
-        self._file, self._pieces, self._held = file, list[bytes](), 0
+    Parameters
+    ----------
+    names, sizes
+        Of the members; int64.
 
-    def put(self, data: bytes) -> None:
-        self._pieces.append(data)
-        self.at += len(data)
-        self._held += len(data)
-        if self._held >= _BUFFER:
-            self.flush()
+    Returns
+    -------
+    numpy.ndarray
+        int64 (members,).
+    """
+    found: np.ndarray = BLOCK - (-sizes // BLOCK) * BLOCK
+    for number, (name, size) in enumerate(zip(names, sizes.tolist(), strict=True)):
+        if not _is_plain(name, size):
+            found[number] += len(_header(name, size)) - BLOCK
+    return found
 
-    def flush(self) -> None:
-        data = memoryview(b"".join(self._pieces))
-        self._pieces.clear()
-        self._held = 0
-        while data:
-            data = data[os.write(self._file, data) :]
+
+def _is_plain(name: str, size: int) -> bool:
+    return len(name) <= _NAME_BYTES and name.isascii() and size < SIZE_LIMIT
 
 
 def _headers(entries: Sequence[Entry]) -> Iterator[bytes]:
     """What stands before the bytes of each: most are alike, and made many at a time."""
     for start in range(0, len(entries), _AT_ONCE):
         some = entries[start : start + _AT_ONCE]
-        plain = [
-            len(each.name) <= _NAME_BYTES and each.name.isascii() and each.size < SIZE_LIMIT for each in some
-        ]
-        rows = iter(_plain_headers([each for each, is_plain in zip(some, plain, strict=True) if is_plain]))
-        for each, is_plain in zip(some, plain, strict=True):
-            yield next(rows) if is_plain else _header(each.name, each.size)
+        sizes = [len(data) if isinstance(data, bytes) else data.size for _, data, _ in some]
+        plain = [_is_plain(each[0], size) for each, size in zip(some, sizes, strict=True)]
+        if all(plain):
+            yield from _plain_headers([each[0] for each in some], sizes)
+            continue
+        chosen = [number for number, is_plain in enumerate(plain) if is_plain]
+        rows = iter(_plain_headers([some[n].name for n in chosen], [sizes[n] for n in chosen]))
+        for each, size, is_plain in zip(some, sizes, plain, strict=True):
+            yield next(rows) if is_plain else _header(each.name, size)
 
 
-def _plain_headers(entries: Sequence[Entry]) -> list[bytes]:
-    if not entries:
-        return []
-    headers = np.tile(_TEMPLATE, (len(entries), 1))
-    names = np.array([each.name.encode("ascii") for each in entries], f"S{_NAME_BYTES}")
-    headers[:, :_NAME_BYTES] = names.view(np.uint8).reshape(len(entries), _NAME_BYTES)
-    headers[:, 124:135] = _octal(np.array([each.size for each in entries], np.int64), 11)
+def _plain_headers(names: Sequence[str], sizes: Sequence[int]) -> list[bytes]:
+    headers = np.tile(_TEMPLATE, (len(names), 1))
+    texts = np.array([name.encode("ascii") for name in names], f"S{_NAME_BYTES}")
+    headers[:, :_NAME_BYTES] = texts.view(np.uint8).reshape(len(names), _NAME_BYTES)
+    headers[:, 124:135] = _octal(np.array(sizes, np.int64), 11)
     headers[:, 148:156] = ord(" ")  # of its own field the checksum takes blanks
     headers[:, 148:154] = _octal(headers.sum(axis=1, dtype=np.int64), 6)
     headers[:, 154] = 0
