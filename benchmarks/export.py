@@ -5,7 +5,7 @@
 Every case reads the same tars, of 2,000 samples of 44 kB (a picture of random bytes, a caption, a JSON), and writes new
 ones on the same disk; MB are those of the new tars.
 
-- ``cp``: the tars as they are, and nothing else; it does not wait for the disk.
+- ``cp``: the tars as they are, from memory to memory; it does not wait for the disk. ``cp, synced`` does, as an export.
 - ``webdataset``: the loop that users write, `WebDataset` without decoding into a `ShardWriter`.
 - ``export``: `curator_dask.outputs.exporting.export_output` of an output with as many rows, on a cluster that is there:
   rows looked up, tars written and synced, with index, Parquet and manifest.
@@ -68,9 +68,9 @@ def make_dataset(folder: Path, shards: int, samples: int) -> None:
         pq.write_table(pa.table(rows), folder / "rows" / f"{shard:05d}.parquet")
 
 
-def copy(folder: Path) -> int:
+def copy(folder: Path, name: str, synced: bool) -> int:
     """All tars, by ``cp``."""
-    (folder / "cp").mkdir()
+    (folder / name).mkdir()
     subprocess.run(
         ["cp", *(str(path) for path in sorted((folder / "data").glob("*.tar"))), str(folder / "cp")],
         check=True,
@@ -149,12 +149,13 @@ def main(given: list[str] | None = None) -> None:
         folder = Path(place)
         make_dataset(folder, shards, samples)
         works = {
-            "cp": ("cp", partial(copy, folder)),
+            "cp": ("cp", partial(copy, folder, "cp", False)),
+            "cp, synced": ("synced", partial(copy, folder, "synced", True)),
             "webdataset": ("webdataset", partial(by_webdataset, folder, samples)),
             "export": ("export", partial(by_export, folder, "export", samples, None)),
             "export, 10 % kept": ("some", partial(by_export, folder, "some", samples, "score < 0.1")),
         }
-        pids = [None, None, *[[each.process.pid for each in client.cluster.workers.values()]] * 2]
+        pids = [None, None, None, *[[each.process.pid for each in client.cluster.workers.values()]] * 2]
         cases = {
             label: Case(work, each, partial(_remove, folder, name))
             for (label, (name, work)), each in zip(works.items(), pids, strict=True)
@@ -163,7 +164,7 @@ def main(given: list[str] | None = None) -> None:
         check(folder)
     ratios = {
         f"export ÷ {name}": per_round(lambda a, b: a / b, found["export"], found[name])
-        for name in ("cp", "webdataset")
+        for name in ("cp", "cp, synced", "webdataset")
     }
     seconds = [found[name]["seconds"]["runs"] for name in ("export, 10 % kept", "export")]
     notes = [f"{name}: **{ranged(value)}**" for name, value in ratios.items()]

@@ -41,6 +41,7 @@ LAYERS = (
     "fingerprint",
     "settings",
     "console",
+    "collector",
     "threads",
     "tasks",
     "backend",

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from curator_dask.collector import held_back
 from curator_dask.errors import ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.parquet import Footer, read_footer, write_table
@@ -173,6 +174,10 @@ class PackShard:
         done = self.finished(shard)
         if done is not None and done.record is not None:  # a worker died after it had written it
             return report_frame(done.record.report or {})
+        with held_back():
+            return report_frame(self._pack(shard, name))
+
+    def _pack(self, shard: NewShard, name: str) -> dict[str, Any]:
         samples, stamps = self._samples(shard)
         keys = self._keys(shard, samples)
         table, record = self._rows(shard, samples, keys)
@@ -204,7 +209,7 @@ class PackShard:
         made_by = FileRecord(self.mark(shard), report=report)
         where_from = _where_from(name, keys, samples, members, ends)
         write_table(self.manifest.file(f"{name}.parquet"), where_from, made_by, self.manifest.options)
-        return report_frame(report)
+        return report
 
     def _samples(self, shard: NewShard) -> tuple[pa.Table, dict[str, FileStamp]]:
         """The samples of a shard, in its order, and the states of the tars that they are in."""

@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curator_dask.collector import held_back
 from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import to_array
@@ -123,7 +124,7 @@ class SelectSamples:
         there = read_footer(self.target.file(name), self.target.options)
         if there.is_finished(mark) and there.record is not None and self._as_it_was(there.record):
             return report_frame(there.record.report or {})
-        with noticing() as remarks:
+        with noticing() as remarks, held_back():
             table, report = self._select(name, path)
             report["remarks"] = remarks.on(report["stamps"])
         report["mark"] = fingerprint({"rows": mark, "tars": report["stamps"]})
