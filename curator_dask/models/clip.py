@@ -6,23 +6,17 @@ that `curator_dask.models.hub` finds or fetches.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from curator_dask.decode.transforms import TransformSpec
-from curator_dask.errors import ConfigError, WeightsError
+from curator_dask.errors import ConfigError
 from curator_dask.models.encoders import Encoder, ModelSpec
 from curator_dask.models.hub import CLIP_L14, CONFIG, PROCESSORS, find_folder, read_json
-from curator_dask.models.weights import first_line
-
-CLIP_TYPES = ("clip", "clip_vision_model")
-SIGLIP_TYPES = ("siglip", "siglip_vision_model")
-"""``model_type`` of ``config.json``: of both towers, or of the vision tower alone."""
+from curator_dask.models.towers import CLIP_TYPES, check_type, described, load_tower, vectors_of
 
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Pillow's filters by their numbers, which is how transformers writes them."""
@@ -56,19 +50,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
-_ARCHITECTURE = (
-    "image_size",
-    "patch_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "hidden_act",
-    "layer_norm_eps",
-)
-"""What decides, with the weights, what a tower computes."""
-
-_QUIET = threading.Lock()  # transformers' verbosity belongs to the process
 
 
 @dataclass(frozen=True)
@@ -100,7 +81,7 @@ class ClipSpec(ModelSpec):
             The weights cannot be had.
         """
         return find_folder(
-            self.model_name, self.model_dir, lambda config: _check_type(config, self.model_name)
+            self.model_name, self.model_dir, lambda config: check_type(config, self.model_name)
         )
 
     def build(self) -> Encoder:
@@ -115,10 +96,10 @@ class ClipSpec(ModelSpec):
         """
         folder = self.fetch()
         config = read_json(folder / CONFIG)
-        _check_type(config, str(folder))
+        check_type(config, str(folder))
         is_clip = config["model_type"] in CLIP_TYPES
         transform = read_transform(folder, "CLIP" if is_clip else "Siglip")
-        tower = _load_tower(folder, is_clip)
+        tower = load_tower(folder, is_clip, "vision")
         made = tower.config
         expected = made.image_size if isinstance(made.image_size, list | tuple) else (made.image_size,) * 2
         if transform.size != tuple(expected):
@@ -127,114 +108,15 @@ class ClipSpec(ModelSpec):
                 f" {list(expected)}: set crop_size or size in {PROCESSORS[0]} to what the model takes"
             )
         return Encoder(
-            _vectors_of(tower),
+            vectors_of(tower),
             transform,
-            name=" ".join(
-                [type(tower).__name__, *(f"{name}={getattr(made, name)}" for name in _ARCHITECTURE)]
-            ),
+            name=described(tower),
             source=self.model_name,
             output="projected" if is_clip else "pooled",
             normalize=self.normalize,
             autocast=self.autocast,
             compile=self.compile,
         )
-
-
-def _check_type(config: Mapping[str, Any], name: str) -> None:
-    found = config.get("model_type")
-    if found in CLIP_TYPES + SIGLIP_TYPES:
-        return
-    supported = ", ".join(CLIP_TYPES + SIGLIP_TYPES)
-    if "architecture" in config and found is None:
-        raise ConfigError(
-            f"{name}: its {CONFIG} is timm's, of the architecture {config['architecture']!r}; expected one of"
-            f" transformers' with a model_type of {supported}. Use TimmImageEmbedder with hf-hub:org/repo or"
-            " local-dir:/folder"
-        )
-    raise ConfigError(
-        f"{name}: its {CONFIG} has the model_type {found!r}; expected one of {supported}. Other models need an"
-        " ImageEmbedder of your own"
-    )
-
-
-def _load_tower(folder: Path, is_clip: bool) -> Any:
-    """The vision tower in float32 on the CPU, every tensor of it from the folder."""
-    import torch
-    import transformers
-
-    try:
-        with _silent_transformers():
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-            vision = getattr(config, "vision_config", config)
-            if is_clip and vision is not config:
-                vision.projection_dim = config.projection_dim  # it is this one that CLIPModel takes
-            kind: Any = (
-                transformers.CLIPVisionModelWithProjection if is_clip else transformers.SiglipVisionModel
-            )
-            tower, found = kind.from_pretrained(
-                folder,
-                config=vision,
-                dtype=torch.float32,  # else the file's; the encoder autocasts where that is fast
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-    except Exception as error:
-        raise WeightsError(
-            f"{folder}: the model cannot be loaded: {type(error).__name__}: {first_line(error)}. Its config.json and"
-            f" its weights must be of one model, as save_pretrained of transformers (here"
-            f" {transformers.__version__}) writes them"
-        ) from error
-    # Further tensors, of the text tower, are as it should be, but not more layers of this one; those that are
-    # missing would stay random.
-    more = sorted(name for name in found["unexpected_keys"] if name.startswith("vision_model."))
-    if [name for name in more if not name.endswith("position_ids")]:
-        raise WeightsError(
-            f"{folder}: the weights have {len(more)} tensors that its config.json does not have: {', '.join(more[:3])}."
-            " They must be of one model"
-        )
-    missing = sorted(found["missing_keys"])
-    if missing:
-        raise WeightsError(
-            f"{folder}: the weights lack {len(missing)} tensors of {kind.__name__}: {', '.join(missing[:3])}. They must"
-            " be those of the config.json beside them"
-        )
-    return tower
-
-
-def _vectors_of(tower: Any) -> Any:
-    """The tower as a module that gives vectors (n, dim) alone."""
-    import torch
-
-    class Vectors(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.tower = tower
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            found = self.tower(pixel_values=images)
-            vectors: torch.Tensor = found.image_embeds if "image_embeds" in found else found.pooler_output
-            return vectors
-
-    return Vectors()
-
-
-@contextlib.contextmanager
-def _silent_transformers() -> Iterator[None]:
-    """Without its progress bar, and its list of the text tower's tensors, on each worker."""
-    from transformers.utils import logging
-
-    with _QUIET:
-        verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        if bar:
-            logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            logging.set_verbosity(verbosity)
-            if bar:
-                logging.enable_progress_bar()
 
 
 def read_transform(folder: Path, processor: str) -> TransformSpec:

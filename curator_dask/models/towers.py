@@ -1,0 +1,162 @@
+"""The towers of CLIP and SigLIP as transformers has them, read from a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from curator_dask.errors import ConfigError, WeightsError
+from curator_dask.models.hub import CONFIG
+from curator_dask.models.weights import first_line
+
+CLIP_TYPES = ("clip", "clip_vision_model", "clip_text_model")
+SIGLIP_TYPES = ("siglip", "siglip_vision_model", "siglip_text_model")
+"""``model_type`` of ``config.json``: of both towers, or of one alone."""
+
+_ARCHITECTURE = (
+    "image_size",
+    "patch_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+)
+"""What decides, with the weights, what a tower computes."""
+
+_OTHERS_TIMM = {
+    "vision": "Use TimmImageEmbedder with hf-hub:org/repo or local-dir:/folder",
+    "text": "Take the same model as transformers has it",
+}
+_OTHERS = {
+    "vision": "Other models need an ImageEmbedder of your own",
+    "text": "A folder of sentence-transformers is for SentenceEmbedder",
+}
+
+_QUIET = threading.Lock()  # transformers' verbosity belongs to the process
+
+
+def check_type(config: Mapping[str, Any], name: str, side: str = "vision") -> None:
+    """Raise ConfigError where a ``config.json`` has no such tower of a CLIP or a SigLIP."""
+    found = config.get("model_type")
+    types = [kind for kind in CLIP_TYPES + SIGLIP_TYPES if "_" not in kind or f"_{side}_" in kind]
+    if found in types:
+        return
+    supported = ", ".join(types)
+    if "architecture" in config and found is None:
+        raise ConfigError(
+            f"{name}: its {CONFIG} is timm's, of the architecture {config['architecture']!r}; expected one of"
+            f" transformers' with a model_type of {supported}. {_OTHERS_TIMM[side]}"
+        )
+    raise ConfigError(
+        f"{name}: its {CONFIG} has the model_type {found!r}; expected one of {supported}. {_OTHERS[side]}"
+    )
+
+
+def load_tower(folder: Path, is_clip: bool, side: str) -> Any:
+    """A tower in float32 on the CPU, every tensor of it from the folder.
+
+    Parameters
+    ----------
+    folder
+        As transformers writes it.
+    is_clip
+        Else it is a SigLIP.
+    side
+        ``"vision"`` or ``"text"``.
+
+    Raises
+    ------
+    WeightsError
+        The weights cannot be read, or do not fit the configuration.
+    """
+    import torch
+    import transformers
+
+    kinds: dict[tuple[bool, str], Any] = {
+        (True, "vision"): transformers.CLIPVisionModelWithProjection,
+        (True, "text"): transformers.CLIPTextModelWithProjection,
+        (False, "vision"): transformers.SiglipVisionModel,
+        (False, "text"): transformers.SiglipTextModel,
+    }
+    kind = kinds[is_clip, side]
+    try:
+        with silent_transformers():
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            own = getattr(config, f"{side}_config", config)
+            if is_clip and own is not config:
+                own.projection_dim = config.projection_dim  # it is this one that CLIPModel takes
+            tower, found = kind.from_pretrained(
+                folder,
+                config=own,
+                dtype=torch.float32,  # else the file's; the encoder autocasts where that is fast
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise WeightsError(
+            f"{folder}: the model cannot be loaded: {type(error).__name__}: {first_line(error)}. Its config.json and"
+            f" its weights must be of one model, as save_pretrained of transformers (here"
+            f" {transformers.__version__}) writes them"
+        ) from error
+    # Further tensors, of the other tower, are as it should be, but not more layers of this one; those that are
+    # missing would stay random.
+    more = sorted(name for name in found["unexpected_keys"] if name.startswith(f"{side}_model."))
+    if [name for name in more if not name.endswith("position_ids")]:
+        raise WeightsError(
+            f"{folder}: the weights have {len(more)} tensors that its config.json does not have: {', '.join(more[:3])}."
+            " They must be of one model"
+        )
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise WeightsError(
+            f"{folder}: the weights lack {len(missing)} tensors of {kind.__name__}: {', '.join(missing[:3])}. They must"
+            " be those of the config.json beside them"
+        )
+    return tower
+
+
+def described(tower: Any) -> str:
+    """Class and architecture of a vision tower, as `EncoderInfo.model` has it."""
+    settings = [f"{name}={getattr(tower.config, name)}" for name in _ARCHITECTURE]
+    return " ".join([type(tower).__name__, *settings])
+
+
+def vectors_of(tower: Any) -> Any:
+    """The tower as a module that gives vectors (n, dim) alone."""
+    import torch
+
+    class Vectors(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower = tower
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            found = self.tower(pixel_values=images)
+            vectors: torch.Tensor = found.image_embeds if "image_embeds" in found else found.pooler_output
+            return vectors
+
+    return Vectors()
+
+
+@contextlib.contextmanager
+def silent_transformers() -> Iterator[None]:
+    """Without its progress bar, and its list of the text tower's tensors, on each worker."""
+    from transformers.utils import logging
+
+    with _QUIET:
+        verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        if bar:
+            logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if bar:
+                logging.enable_progress_bar()
