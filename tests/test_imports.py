@@ -25,6 +25,7 @@ LAYERS = (
     "stages",
     "image.embedders",
     "image.statistics",
+    "text",
     "image.classifiers",
     "datasets",
     "outputs",

@@ -51,7 +51,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-
 @dataclass(frozen=True)
 class ClipSpec(ModelSpec):
     """Everything that decides what a CLIP or SigLIP makes of an image.

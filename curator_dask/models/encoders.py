@@ -62,6 +62,9 @@ class EncoderInfo:
     least_cosine
         Of vectors in half precision to float32, as measured when the model was loaded
         (`curator_dask.models.precision`); None where it was not. It does not count when two embeddings are compared.
+    images
+        Of text: what makes vectors of images in the same space, ``model``, ``weights`` and ``output``; None where
+        nothing is known.
     """
 
     model: str
@@ -73,6 +76,7 @@ class EncoderInfo:
     dtype: str
     normalized: bool
     least_cosine: float | None = None
+    images: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, without what was not measured."""

@@ -122,8 +122,10 @@ def load_tower(folder: Path, is_clip: bool, side: str) -> Any:
 
 
 def described(tower: Any) -> str:
-    """Class and architecture of a vision tower, as `EncoderInfo.model` has it."""
-    settings = [f"{name}={getattr(tower.config, name)}" for name in _ARCHITECTURE]
+    """Class and architecture of a tower, as `EncoderInfo.model` has it."""
+    settings = [
+        f"{name}={getattr(tower.config, name)}" for name in _ARCHITECTURE if hasattr(tower.config, name)
+    ]
     return " ".join([type(tower).__name__, *settings])
 
 

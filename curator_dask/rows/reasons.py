@@ -18,6 +18,8 @@ GAVE_UP = "gave up"
 NOT_FINITE = "not finite"
 #: The model of the column has not seen the shard, or not as it is now.
 NOT_MADE = "not made"
+#: Of a text's vector: there is no text.
+NO_CAPTION = "no caption"
 #: Of a score: its vector is null, and nothing says why.
 NO_VECTOR = "no vector"
 

@@ -58,6 +58,8 @@ class SaveSummary:
     not_made
         By the shard's url, columns of other runs' vectors and scores that lack some of its rows', as these are new or
         have changed, in the same form: their embedders, a retry, or ``score`` make them.
+    text_truncated
+        By the shard's url, rows with a caption that is longer than its model takes, in the same form.
     reasons
         How many images failed for which kind of reason.
     examples
@@ -89,6 +91,7 @@ class SaveSummary:
     left_out: dict[str, dict[str, Any]] = field(default_factory=dict)
     filtered: dict[str, dict[str, Any]] = field(default_factory=dict)
     not_made: dict[str, dict[str, Any]] = field(default_factory=dict)
+    text_truncated: dict[str, dict[str, Any]] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -152,6 +155,7 @@ class SaveSummary:
             "left-out": self.left_out,
             "filtered": self.filtered,
             "not-made": self.not_made,
+            "text-truncated": self.text_truncated,
         }
         for url, facts in remarks.items():
             for kind, fact in facts.items():
@@ -201,6 +205,7 @@ class SaveSummary:
                 "columns of other runs lack values of rows that are new or have changed: run them again, or retry",
                 self.not_made,
             ),
+            *_total_line("captions longer than their model takes", self.text_truncated),
         ]
 
 
