@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 
+import dask
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -15,15 +16,23 @@ import torch
 import transformers
 from colours import write_tar
 from PIL import Image
+from test_cli import run_here
 from texts import captions, make_pair, transformers_own
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError, WeightsError
 from curator_dask.frames.columns import list_to_matrix
+from curator_dask.frames.parquet import read_record, write_table
+from curator_dask.frames.record import FileRecord
+from curator_dask.image.classifiers import score_output
+from curator_dask.image.classifiers.origins import Origin
 from curator_dask.image.embedders import ClipImageEmbedder
+from curator_dask.models.clip import ClipSpec
 from curator_dask.models.clip_text import ClipTextSpec
+from curator_dask.models.families import OPENAI_B32, unlike
 from curator_dask.testing import StepTests
-from curator_dask.text import ClipTextEmbedder
+from curator_dask.text import ClipScore, ClipTextEmbedder
+from curator_dask.text.pairs import ScorePairs
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -111,10 +120,12 @@ class TestEmbedText(StepTests):
         ]
 
 
+LISTS = [["a cat", "a dog"], ["a cat"], [], None, ["", None], ["", "a dog"]]
+
+
 def several():
-    lists = [["a cat", "a dog"], ["a cat"], [], None, ["", None], ["", "a dog"]]
     return pd.DataFrame(
-        {"key": list("abcdef"), "caption": pd.array(lists, pd.ArrowDtype(pa.list_(pa.string())))}
+        {"key": list("abcdef"), "caption": pd.array(LISTS, pd.ArrowDtype(pa.list_(pa.string())))}
     )
 
 
@@ -213,3 +224,165 @@ def test_folders_that_cannot_be_used(pairs, tmp_path):
         ConfigError, match="model_type 'clip_vision_model'; expected one of clip, clip_text_model"
     ):
         ClipTextSpec(str(folder)).build()
+
+
+# The score
+
+
+class TestScorePairs(StepTests):
+    @pytest.fixture
+    def step(self, pairs):
+        folder = pairs["clip"][0]
+        info = ClipSpec(str(folder)).build().info.to_dict()
+        embed = ClipTextEmbedder(folder).step("key")
+        return ScorePairs.of(
+            "clip_score", Origin.of("image_embedding", info), None, embed, several=True, check=True
+        )
+
+    @pytest.fixture
+    def frame(self):
+        rows = several()
+        vectors = list(np.random.default_rng(0).normal(size=(len(rows), 24)).astype(np.float32))
+        vectors[5] = None
+        rows["image_embedding"] = pd.array(vectors, pd.ArrowDtype(pa.list_(pa.float32())))
+        return rows
+
+
+def own_scores(folder, model, table):
+    """Of each row that has image vector and caption, as plain NumPy computes it from transformers' vectors."""
+    texts = [text for text in table.column("caption").to_pylist() if text]
+    vectors = iter(transformers_own(model, folder, texts, "clip"))
+    images, valid = list_to_matrix(table.column("image_embedding"))
+    both = zip(table.column("caption").to_pylist(), images, valid, strict=True)
+    found = [(next(vectors) if text else None, image, good) for text, image, good in both]
+    return [
+        float(vector @ image / np.linalg.norm(image)) if good and vector is not None else None
+        for vector, image, good in found
+    ]
+
+
+@pytest.fixture(scope="module")
+def embedded(pairs, shards, tmp_path_factory):
+    """An output with vectors of the images, and captions."""
+    out = tmp_path_factory.mktemp("embedded")
+    dataset = ImageTextPairDataset.from_webdataset(shards)
+    with dask.config.set(scheduler="sync"):
+        ClipImageEmbedder(pairs["clip"][0], batch_size=4, normalize_embeddings=False)(dataset).save_metadata(
+            out
+        )
+    return out
+
+
+def test_the_score_is_the_cosine(pairs, shards, tmp_path, in_this_process):
+    """In the pass that embeds both, and by the vectors that are in columns."""
+    folder, model = pairs["clip"]
+    dataset = ImageTextPairDataset.from_webdataset(shards)
+    both = ClipTextEmbedder(folder)(ClipImageEmbedder(folder, batch_size=4)(dataset))
+    summary = ClipScore()(both).save_metadata(tmp_path / "out")
+    table = pq.read_table(tmp_path / "out")
+    scores = table.column("clip_score").to_pylist()
+    own = own_scores(folder, model, table)
+    assert scores == [None if score is None else pytest.approx(score, abs=2e-6) for score in own]
+    assert [score is None for score in scores] == [False, True, False, True] * 2
+    assert table.column("image_error").to_pylist()[1] == (
+        "[text_embedding] no caption: caption is null; [clip_score] no caption: caption is null"
+    )
+    assert summary.rows == 8 and summary.failed == 4
+    said = read_record(str(tmp_path / "out" / "0.parquet")).scores["clip_score"]
+    assert (said["vectors"], said["texts"], said["checked"]) == ("image_embedding", "text_embedding", True)
+
+
+def test_saved_vectors_are_scored_without_their_tars(pairs, embedded, tmp_path, client):
+    folder, model = pairs["clip"]
+    shutil.copytree(embedded, tmp_path / "out")
+    arguments = [
+        "score",
+        tmp_path / "out",
+        "--clip-score",
+        folder,
+        "--scheduler-address",
+        client.scheduler.address,
+    ]
+    done = run_here(*arguments)
+    assert done.returncode == 0, done.stderr
+    table = pq.read_table(tmp_path / "out")
+    own = own_scores(folder, model, table)
+    assert table.column("clip_score").to_pylist() == [
+        None if score is None else pytest.approx(score, abs=2e-6) for score in own
+    ]
+    assert "2 captions longer than their model takes" in done.stdout
+    before = pq.read_table(embedded)
+    assert all(table.column(name).equals(before.column(name)) for name in ("key", "image_embedding"))
+    again = run_here(*arguments)
+    assert again.returncode == 0 and "nothing to do, 2 files" in again.stdout
+    wrong = run_here(*arguments, "--text", "title")
+    assert wrong.returncode == 2 and "has no column ['title'] of texts" in wrong.stderr
+
+
+def test_of_several_captions_the_best_and_the_mean(pairs, tmp_path, in_this_process):
+    folder, model = pairs["clip"]
+    info = ClipSpec(str(folder)).build().info.to_dict()
+    images = np.random.default_rng(0).normal(size=(len(LISTS), 24)).astype(np.float32)
+    table = pa.table(
+        {
+            "key": list("abcdef"),
+            "captions": pa.array(LISTS, pa.list_(pa.string())),
+            "image_embedding": pa.FixedSizeListArray.from_arrays(pa.array(images.ravel()), 24),
+        }
+    )
+    write_table(str(tmp_path / "0.parquet"), table, FileRecord("", embeddings={"image_embedding": info}))
+    score_output(tmp_path, [ClipScore(ClipTextEmbedder(folder, text_column="captions"))])
+    made = pq.read_table(tmp_path)
+    texts = transformers_own(model, folder, ["a cat", "a dog"], "clip")
+    cosines = (images / np.linalg.norm(images, axis=1, keepdims=True)) @ texts.T
+    expected = [cosines[0].max(), cosines[1, 0], None, None, None, cosines[5, 1]]
+    mean = [cosines[0].mean(), *expected[1:]]
+    for name, values in (("clip_score", expected), ("clip_score_mean", mean)):
+        found = made.column(name).to_pylist()
+        assert found == [None if value is None else pytest.approx(value, abs=2e-6) for value in values]
+
+
+def test_vectors_that_do_not_belong_together_are_refused(pairs, shards, embedded, tmp_path, in_this_process):
+    other = tmp_path / "other"
+    make_pair(other, "clip", seed=2)
+    with pytest.raises(
+        ConfigError, match=r"do not belong together: weights sha256:.* Embed both with one model"
+    ):
+        score_output(embedded, [ClipScore(ClipTextEmbedder(other))], tmp_path / "out")
+    dataset = ImageTextPairDataset.from_webdataset(shards)
+    image = ClipImageEmbedder(pairs["clip"][0], batch_size=4)
+    wrong = ClipScore()(ClipTextEmbedder(other)(image(dataset)))
+    with pytest.raises(
+        ConfigError, match=r"CLIP score: 'image_embedding' has vectors of .*, and 'text_embedding'"
+    ):
+        wrong.save_metadata(tmp_path / "out")
+    with pytest.raises(ConfigError, match="do not belong together"):
+        wrong.metadata.compute()
+    score_output(embedded, [ClipScore(ClipTextEmbedder(other), check=False)], tmp_path / "out")
+    assert not read_record(str(tmp_path / "out" / "0.parquet")).scores["clip_score"]["checked"]
+    # The same weights elsewhere are the same model.
+    shutil.copytree(pairs["clip"][0], tmp_path / "moved")
+    score_output(embedded, [ClipScore(ClipTextEmbedder(tmp_path / "moved"))], tmp_path / "moved_out")
+    with pytest.raises(ConfigError, match="nothing says what made the vectors of 'image_embedding'"):
+        bare = pq.read_table(embedded).replace_schema_metadata(None)
+        (tmp_path / "bare").mkdir()
+        pq.write_table(bare, tmp_path / "bare" / "0.parquet")
+        score_output(tmp_path / "bare", [ClipScore(ClipTextEmbedder(other))])
+
+
+def test_openai_weights_of_timm_belong_to_the_texts_of_transformers():
+    """timm writes the same tower in another form: there the models that are known decide."""
+    beside = {
+        "model": "CLIPVisionModelWithProjection "
+        + " ".join(f"{name}={value}" for name, value in OPENAI_B32.tower.items()),
+        "weights": "sha256:a",
+        "output": "projected",
+    }
+    texts = {"model": "CLIPTextModelWithProjection", "source": OPENAI_B32.hub, "dim": 512, "images": beside}
+    timms = {"model": OPENAI_B32.timm.partition(".")[0], "source": OPENAI_B32.timm, "weights": "sha256:b"}
+    timms |= {"output": "projected", "dim": 512, "normalized": False}
+    assert unlike(timms, texts) == []
+    assert "pooled" in str(unlike({**timms, "output": "pooled"}, texts))
+    assert unlike({**timms, "model": "resnet18", "source": "resnet18"}, texts) != []
+    assert unlike(timms, {**texts, "images": {**beside, "model": "SiglipVisionModel"}}) != []
+    assert "nothing says" in str(unlike(timms, {**texts, "images": None}))

@@ -22,9 +22,10 @@ from curator_dask.cli.options import (
     told_plainly,
     workers_of,
 )
+from curator_dask.frames.names import CAPTION_COLUMN, EMBEDDING_COLUMN
 
 if TYPE_CHECKING:
-    from curator_dask.image.classifiers import ImageClassifier
+    from curator_dask.image.classifiers.files import Scorer
 
 #: In the place of a file: the one that is published, as the class finds it.
 PUBLISHED = "default"
@@ -58,7 +59,21 @@ def score(
             metavar="NAME=FILE", help="A head of your own, and its column; several times.", show_default=False
         ),
     ] = None,
-    column: Annotated[str, typer.Option(help="Column of the vectors.")] = "image_embedding",
+    clip_score: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Cosine of image and caption, by the text tower that belongs to the image vectors: a folder, or a"
+            " repository of the hub. Column clip_score.",
+            show_default=False,
+        ),
+    ] = None,
+    text: Annotated[str, typer.Option(help="Column of the captions, for --clip-score.")] = CAPTION_COLUMN,
+    model_dir: Annotated[
+        str | None,
+        typer.Option(help="Folder with the files of a repository, or for them.", show_default=False),
+    ] = None,
+    column: Annotated[str, typer.Option(help="Column of the vectors.")] = EMBEDDING_COLUMN,
     check: Annotated[bool, typer.Option(help="Refuse vectors that a head is not for.")] = True,
     overwrite: Annotated[
         bool, typer.Option(help="Replace scores of other heads, and others' columns.")
@@ -83,8 +98,10 @@ def score(
     bad = [name + equals + path for name, equals, path in pairs if not (name and path)]
     if bad:
         raise typer.BadParameter(f"{bad[0]!r}: expected NAME=FILE", param_hint="--head")
-    if not (aesthetic or nsfw or pairs):
-        raise typer.BadParameter("give a head: --aesthetic, --nsfw or --head", param_hint="--head")
+    if not (aesthetic or nsfw or pairs or clip_score):
+        raise typer.BadParameter(
+            "give a head: --aesthetic, --nsfw, --head or --clip-score", param_hint="--head"
+        )
 
     from curator_dask.image.classifiers import (
         AestheticClassifier,
@@ -92,10 +109,11 @@ def score(
         NsfwClassifier,
         score_output,
     )
+    from curator_dask.text import ClipScore, ClipTextEmbedder
 
     interrupted = "files that were scored are kept, the same command goes on from there"
     with summary_to(json_file) as put, told_plainly(interrupted):
-        heads: list[ImageClassifier] = []
+        heads: list[Scorer] = []
         if aesthetic:
             path = None if aesthetic == PUBLISHED else aesthetic
             heads.append(AestheticClassifier(column, model_path=path, check=check))
@@ -103,6 +121,9 @@ def score(
             path = None if nsfw == PUBLISHED else nsfw
             heads.append(NsfwClassifier(column, model_path=path, check=check))
         heads += [HeadClassifier(path, name, column, check=check) for name, _, path in pairs]
+        if clip_score:
+            embedder = ClipTextEmbedder(clip_score, model_dir, text_column=text)
+            heads.append(ClipScore(embedder, image_embedding_column=column, check=check))
         with workers_of(cluster, scheduler_address, scheduler_file, workers):
             summary = score_output(
                 embeddings,

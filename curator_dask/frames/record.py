@@ -15,6 +15,8 @@ METADATA_KEY = b"curator_dask"
 VERSION = 1
 #: In what a record says of a score: some rows have a vector, and no score of it yet.
 LACKING = "lacking"
+#: In the same place: the column of texts, or of their vectors, that it was made of besides the images' vectors.
+TEXTS = "texts"
 
 _KINDS: dict[str, type] = {
     "str": str,

@@ -100,6 +100,32 @@ class VectorKind:
         return f"{source} is another model"
 
 
+def unlike(images: Mapping[str, Any], texts: Mapping[str, Any]) -> list[str]:
+    """Why vectors of images and of texts, by their records, are not of one space; none if they are.
+
+    They are if the tower that stands beside the text's is the one that made the images' vectors, by its weights. timm
+    writes the same weights in another form: there both must be of a model that is known here.
+    """
+    beside = texts.get("images")
+    if beside is None:
+        return [f"nothing says which vectors of images belong to {said_of(texts)}"]
+    differing = [name for name in ("model", "weights", "output") if images.get(name) != beside[name]]
+    if not differing:
+        return []
+    if str(images.get("model")).partition(" ")[0] == str(beside["model"]).partition(" ")[0]:
+        return [f"{name} {_short(images.get(name))}, not {_short(beside[name])}" for name in differing]
+    own = {**beside, "source": texts.get("source"), "normalized": True, "dim": texts.get("dim")}
+    for kind in (OPENAI_L14, OPENAI_B32):
+        if not kind.differences(own):
+            return kind.differences({**images, "normalized": True})
+    return [f"{said_of(images)} is another model than that beside the text's"]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
 def said_of(info: Mapping[str, Any]) -> str:
     """What a record says of a column of vectors, as `VectorKind` says what it is."""
     title = str(info.get("model")).partition(" ")[0]

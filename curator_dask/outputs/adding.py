@@ -14,13 +14,14 @@ from typing import Any, Protocol
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from curator_dask import backend
 from curator_dask.cluster.setup import set_up_workers
 from curator_dask.cluster.workers import current_client
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.columns import vectors_in
-from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import (
     Footer,
     conform,
@@ -29,12 +30,12 @@ from curator_dask.frames.parquet import (
     remove_leftovers,
     write_table,
 )
-from curator_dask.frames.record import LACKING, FileRecord
+from curator_dask.frames.record import LACKING, TEXTS, FileRecord
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.saving import check_writable, locate
 from curator_dask.outputs.writing import Output
-from curator_dask.rows.remarks import without_not_made
+from curator_dask.rows.remarks import noticing, without_not_made
 from curator_dask.runs.describing import describe
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.reports import report_frame, report_of
@@ -125,15 +126,20 @@ class AddToFile:
         except Exception as error:  # a store's own, of many types
             raise ShardError(f"{path}: cannot be read: {error!r}") from error
         record = FileRecord.parse(table.schema.metadata) or FileRecord("")
+        found: dict[str, Any] = {}
         if steps:  # else a worker died after it had written the file
-            table = _with_columns(table, record, steps, name)
+            with noticing() as noticed:
+                table = _with_columns(table, record, steps, name)
+            found = noticed.on(_urls(table))
         report = report_of(name.removesuffix(".parquet"), table, record.id_col or "key")
+        report["remarks"] = found
         if steps:
             made = {column: dict(said) for step in steps for column, said in step.scores.items()}
             if self.source.folder != self.target.folder:
                 origin = vars(stamp(join(self.source.folder, name), self.source.options))
                 made = {column: {**said, MADE_OF: origin} for column, said in made.items()}
-            remarks = record.remarks
+            urls = {**record.remarks, **found}
+            remarks = {url: {**record.remarks.get(url, {}), **found.get(url, {})} for url in urls}
             for column in made:
                 remarks = without_not_made(remarks, column)
             kept = replace(
@@ -228,11 +234,18 @@ def add_columns(
 
 
 def _check_vectors(read: str, footer: Footer, lacking: Sequence[AddedStep]) -> None:
-    missing = {said["vectors"] for step in lacking for said in step.scores.values()} - {*footer.columns}
+    every = [said for step in lacking for said in step.scores.values()]
+    missing = {said["vectors"] for said in every} - {*footer.columns}
     if missing:
         raise OutputError(
             f"{read}: has no column {sorted(missing)} of vectors; it has {footer.columns}. Give the name of theirs"
             " (embedding_column, --column)"
+        )
+    missing = {said[TEXTS] for said in every if TEXTS in said} - {*footer.columns}
+    if missing:
+        raise OutputError(
+            f"{read}: has no column {sorted(missing)} of texts; it has {footer.columns}. Give the name of theirs"
+            " (text_column, --text)"
         )
 
 
@@ -267,6 +280,13 @@ def _made_of(record: FileRecord | None) -> Any:
     return next((said[MADE_OF] for said in scores if MADE_OF in said), None)
 
 
+def _urls(table: pa.Table) -> list[str]:
+    """The shards that a table's rows came from."""
+    if URL_COLUMN not in table.column_names:
+        return []
+    return [url for url in pc.unique(table.column(URL_COLUMN)).to_pylist() if url is not None]
+
+
 def _counts(report: Mapping[str, Any]) -> dict[str, Any]:
     return {name: report[name] for name in ("failed", "reasons", "examples")}
 
@@ -274,7 +294,9 @@ def _counts(report: Mapping[str, Any]) -> dict[str, Any]:
 def _with_columns(table: pa.Table, record: FileRecord, steps: Sequence[AddedStep], name: str) -> pa.Table:
     """The table with the columns that steps make, ``image_error`` last where there was none."""
     # The vectors, what says why some are null, and the other columns of which it may say so.
-    used = {*vectors_in(table.schema), *record.scores, ERROR_COLUMN}
+    texts = {said[TEXTS] for step in steps for said in step.scores.values() if TEXTS in said}
+    used = {*vectors_in(table.schema), *record.scores, ERROR_COLUMN, *texts}
+    used |= {record.id_col or "key", URL_COLUMN} if texts else set()
     frame = backend.current().from_arrow(table.select([each for each in table.column_names if each in used]))
     made = backend.frame_to_arrow(run_steps(steps, frame))
     kinds = {column: kind for step in steps for column, kind in step.columns.items()}

@@ -21,7 +21,7 @@ that no row of the shard's Parquet names. ``"duplicates"``: member names that oc
 ``"unread"``: members that cannot be read, links to what is not in the tar and sparse files. ``"left-out"``: kinds of
 components and fields of the JSON that rows of tars do not take. ``"filtered"``: rows that a stage left out.
 ``"not-made"``: columns of other runs' vectors that have none for the shard as it is now. ``"text-truncated"``: rows
-with a caption that is longer than its model takes. All but the first are ``{"count": int, "examples": [text, ...]}``."""
+with a caption that is longer than its model takes. All but the first are ``{"count": int, "examples": [text, …]}``."""
 
 EXAMPLES = 3
 """Names that a fact gives."""

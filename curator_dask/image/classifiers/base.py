@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,12 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError
 from curator_dask.fingerprint import code_digest
 from curator_dask.frames.names import EMBEDDING_COLUMN, ERROR_COLUMN, URL_COLUMN
-from curator_dask.image.classifiers.origins import Origin, find_origin
+from curator_dask.frames.record import FileRecord
+from curator_dask.image.classifiers.origins import Origin, find_origin, one_origin
 from curator_dask.image.classifiers.scoring import ScoreVectors
 from curator_dask.models.families import VectorKind
 from curator_dask.models.heads import digest_of
+from curator_dask.storage import Options
 
 if TYPE_CHECKING:
     import torch
@@ -145,6 +147,23 @@ class ImageClassifier(ABC):
             What made the vectors.
         """
         return ScoreVectors.of(self, origin)
+
+    def of_files(self, records: Mapping[str, FileRecord | None], options: Options = None) -> ScoreVectors:
+        """The step for the vectors of files.
+
+        Parameters
+        ----------
+        records
+            What made the files, by path.
+        options
+            For fsspec.
+
+        Raises
+        ------
+        DatasetError
+            The vectors are not of one model.
+        """
+        return self.step(one_origin(self.embedding_column, records))
 
     @property
     def _own(self) -> dict[str, Any]:

@@ -5,19 +5,29 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from curator_dask.errors import ConfigError
 from curator_dask.frames.record import FileRecord
-from curator_dask.image.classifiers.base import ImageClassifier
-from curator_dask.image.classifiers.origins import one_origin
 from curator_dask.outputs.adding import AddedStep, add_columns
 from curator_dask.runs.summary import SaveSummary
+from curator_dask.storage import Options
+
+
+class Scorer(Protocol):
+    """What makes scores of the vectors in files."""
+
+    @property
+    def pred_column(self) -> str:
+        """Of the scores."""
+
+    def of_files(self, records: Mapping[str, FileRecord | None], options: Options = None) -> AddedStep:
+        """The step for files, by what made them; `options` are for fsspec."""
 
 
 def score_output(
     path: str | os.PathLike[str],
-    classifiers: Sequence[ImageClassifier],
+    classifiers: Sequence[Scorer],
     output: str | os.PathLike[str] | None = None,
     *,
     overwrite: bool = False,
@@ -33,7 +43,7 @@ def score_output(
     path
         What `save_metadata` or ``curator-dask embed`` wrote, or other Parquet files with lists of float32.
     classifiers
-        The heads, each with a column of its own.
+        The heads, each with a column of its own; `curator_dask.text.ClipScore` is one, too.
     output
         Where the files go with their scores; None: in the place of those that are there.
     overwrite
@@ -59,7 +69,7 @@ def score_output(
         )
 
     def steps(records: Mapping[str, FileRecord | None]) -> list[AddedStep]:
-        return [each.step(one_origin(each.embedding_column, records)) for each in classifiers]
+        return [each.of_files(records, storage_options) for each in classifiers]
 
     return add_columns(
         os.fspath(path),
