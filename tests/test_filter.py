@@ -276,7 +276,7 @@ def test_files_that_an_earlier_run_has_left_are_told(scored, tmp_path, caplog):
         (["--where", "scores > 2"], 2, "there is no column 'scores' (did you mean score?)"),
         (["--top", "score"], 2, "expected COLUMN=SHARE"),
         (["--top", "score=2"], 2, "expected a column and a share above 0, at most 1"),
-        (["--top", "caption=0.5"], 2, "is no column of numbers"),
+        (["--top", "caption=0.5"], 2, "is of string: the best rows are found by"),
         (["--top", "nothing=0.5"], 2, "has no column 'nothing'"),
     ],
 )

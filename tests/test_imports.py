@@ -41,6 +41,7 @@ LAYERS = (
     "cache",
     "fingerprint",
     "settings",
+    "presets",
     "console",
     "collector",
     "threads",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -22,6 +23,14 @@ from curator_dask.cli.options import (
     told_plainly,
     workers_of,
 )
+from curator_dask.presets import PRESETS
+
+
+def both_of(conditions: Sequence[str]) -> str | None:
+    """A condition that holds where all of these do; a single one as it is, and None of none."""
+    if len(conditions) < 2:
+        return next(iter(conditions), None)
+    return " AND ".join(f"({each}\n)" for each in conditions)
 
 
 def filter_rows(
@@ -37,6 +46,14 @@ def filter_rows(
         typer.Option(
             metavar="CONDITION",
             help='As behind SQL\'s WHERE: "aesthetic_score > 5.5 and width >= 256". Null never passes.',
+            show_default=False,
+        ),
+    ] = None,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"A known filter, besides: {', '.join(PRESETS)}; several times.",
             show_default=False,
         ),
     ] = None,
@@ -65,6 +82,12 @@ def filter_rows(
 
     Exit code 0: done. 1: a file could not be read. 2: wrong usage, a condition that does not fit the columns among it.
     """
+    unknown = [name for name in preset or () if name not in PRESETS]
+    if unknown:
+        raise typer.BadParameter(
+            f"{unknown[0]!r}: expected one of {', '.join(PRESETS)}", param_hint="--preset"
+        )
+    conditions = [*(PRESETS[name] for name in preset or ()), *([] if where is None else [where])]
     column, equals, share = (top or "").rpartition("=")
     best: tuple[str, float] | None = None
     if top is not None:
@@ -85,7 +108,7 @@ def filter_rows(
         return filter_output(
             embeddings,
             to,
-            where=where,
+            where=both_of(conditions),
             top=best,
             overwrite=overwrite,
             storage_options=options,

@@ -14,7 +14,8 @@ from curator_dask.console import show_in_notebook
 from curator_dask.datasets.exportable import Exportable
 from curator_dask.datasets.meta import worker_backend
 from curator_dask.datasets.ranges import ranges_of, row_counts
-from curator_dask.datasets.showing import describe_first, html_of
+from curator_dask.datasets.showing import as_html, as_text, describe_first
+from curator_dask.datasets.top import find_best
 from curator_dask.errors import ConfigError, DatasetError
 from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
@@ -229,6 +230,31 @@ class ImageTextPairDataset(Exportable):
         step(self.metadata._meta)  # on no rows: is every column there, of a type that fits?
         return self.apply(step)
 
+    def top(
+        self, column: str, *, fraction: float | None = None, n: int | None = None
+    ) -> ImageTextPairDataset:
+        """The dataset with its best rows by a column alone: those with the largest values, over all shards.
+
+        The column is read of all rows now, by 8 bytes a row, to know where the best end; all else stays lazy. Rows of
+        one value go by their key; a row without a value (null, NaN) is never among the best.
+
+        Parameters
+        ----------
+        column
+            Of numbers. It was saved before, or is made of vectors that were: where images would be opened for it, top
+            says so instead.
+        fraction
+            Of the rows with a value, this share of 1.
+        n
+            So many rows.
+
+        Raises
+        ------
+        ConfigError
+            There is no such column of numbers, or its images would have to be opened first.
+        """
+        return self.apply(find_best(self.metadata, self.id_col, column, fraction, n))
+
     def save_metadata(
         self,
         path: str | os.PathLike[str] | None = None,
@@ -301,10 +327,9 @@ class ImageTextPairDataset(Exportable):
         show_in_notebook()
         steps = [step for step in steps_of(self.metadata) if step.needs & {"bytes", "pixels"}]
         if steps:
-            count = self.npartitions if npartitions < 0 else min(npartitions, self.npartitions)
             logger.info(
                 "head computes %s with %s, and keeps no file: save_metadata does",
-                describe_first(self.metadata, count),
+                describe_first(self.metadata, npartitions),
                 ", ".join(step.label for step in steps),
             )
         return self.metadata.head(n, npartitions=npartitions, **kwargs)
@@ -340,14 +365,14 @@ class ImageTextPairDataset(Exportable):
     __dask_scheduler__ = staticmethod(dask.threaded.get)
 
     def __repr__(self) -> str:
-        columns = ", ".join(f"{name}: {kind}" for name, kind in self.metadata.dtypes.items())
-        return (
-            f"ImageTextPairDataset({self.path!r}, {len(self.tar_files)} shards, {self.npartitions} partitions,"
-            f" id_col={self.id_col!r})\n  {columns}"
-        )
+        return as_text(self.path, self.id_col, self._counts, self.metadata)
 
     def _repr_html_(self) -> str:
-        return html_of(self.path, len(self.tar_files), self.id_col, self.metadata)
+        return as_html(self.path, self.id_col, self._counts, self.metadata)
+
+    @property
+    def _counts(self) -> dict[str, Any]:
+        return {"shards": len(self.tar_files), "partitions": self.npartitions}
 
 
 def check_options(id_col: str, metadata: str) -> None:

@@ -7,37 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from curator_dask.errors import ConfigError, OutputError, ShardError
+from curator_dask.errors import ConfigError, ShardError
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet, read_footer
 from curator_dask.frames.record import FileRecord
+from curator_dask.rows.best import Cut, Place, against, best_rows, ends_at, places_of, values_of
 from curator_dask.rows.where import Where
 from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
-
-#: Key and shard of a row, and, since other Parquet files may lack these or have a key twice, its file and number.
-Place = tuple[str, str, str, int]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Where the best rows by a column end; rows of one value end by their key.
-
-    Attributes
-    ----------
-    column
-        Of numbers; more is better.
-    value
-        The last that is kept.
-    last
-        The last row of that value that is kept: its key and shard as text, the file's name and the row's number in it.
-    """
-
-    column: str
-    value: float
-    last: Place
 
 
 @dataclass(frozen=True)
@@ -83,16 +61,16 @@ class Chosen:
         """Count the rows of a file by what passes, and take the values by which the best are found."""
         footer = read_footer(path, options)
         table = self._read(path, options)
+        values = None
         try:
             passes = self._where(table, footer.columns)
+            if self.top is not None:
+                found, valid = values_of(table, self.top[0])
+                values = found[passes & valid]
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
         clauses = [Where(clause) for clause in (self.where.clauses if self.where else ())]
         said = {clause.text: clause.passes(table) for clause in clauses}
-        values = None
-        if self.top is not None:
-            values = _numbers(table, self.top[0], path)[passes]
-            values = values[~np.isnan(values)]
         return Look(
             len(table),
             int(passes.sum()),
@@ -107,16 +85,15 @@ class Chosen:
         """Where the best rows of all files end; None where no row has a value."""
         assert self.top is not None
         column, share = self.top
-        values = np.concatenate([look.values for look in looks if look.values is not None])
         count = count_best(share, looks)
         if not count:
             return None
-        value = float(np.partition(values, len(values) - count)[len(values) - count])
-        left = count - int((values > value).sum())  # of those that have just this value
+        found = [look.values for look in looks if look.values is not None]
+        value, left = ends_at(found, count)
         tied = [
             name
             for name, look in zip(names, looks, strict=True)
-            if value in (look.values if look.values is not None else ())
+            if look.values is not None and not against(look.values, value).all()
         ]
         places = sorted(
             place
@@ -125,12 +102,12 @@ class Chosen:
         )
         return Cut(column, value, places[left - 1])
 
-    def _places(self, folder: str, name: str, options: Options, value: float) -> list[Place]:
+    def _places(self, folder: str, name: str, options: Options, value: int | float) -> list[Place]:
         assert self.top is not None
-        path = join(folder, name)
-        table = self._read(path, options)
-        rows = self._where(table) & (_numbers(table, self.top[0], path) == value)
-        return _places_of(table, name, np.flatnonzero(rows))
+        table = self._read(join(folder, name), options)
+        values, valid = values_of(table, self.top[0])
+        rows = self._where(table) & valid & (against(values, value) == 0)
+        return places_of(table, _id_col(table), name, np.flatnonzero(rows))
 
     def rows(self, table: pa.Table, name: str) -> np.ndarray:
         """Bool (rows,): which rows of a file pass, the cut included."""
@@ -139,11 +116,7 @@ class Chosen:
             return passes
         if self.cut is None:
             return np.zeros(len(table), bool)
-        values = _numbers(table, self.cut.column, name)
-        kept = passes & (values > self.cut.value)
-        tied = np.flatnonzero(passes & (values == self.cut.value))
-        kept[tied] = [place <= self.cut.last for place in _places_of(table, name, tied)]
-        return kept
+        return best_rows(table, self.cut, _id_col(table), name, passes)
 
     def _where(self, table: pa.Table, columns: Sequence[str] | None = None) -> np.ndarray:
         return np.ones(len(table), bool) if self.where is None else self.where.passes(table, columns) == 1
@@ -163,27 +136,9 @@ def count_best(share: float, looks: Sequence[Look]) -> int:
     return round(share * sum(len(look.values) for look in looks if look.values is not None))
 
 
-def _numbers(table: pa.Table, column: str, path: str) -> np.ndarray:
-    """float64 (rows,), NaN where there is none."""
-    if column not in table.column_names:
-        raise OutputError(f"{path}: has no column {column!r} to find the best rows by")
-    try:
-        return np.asarray(pc.cast(table.column(column), pa.float64()).to_numpy())
-    except pa.ArrowException as error:
-        raise OutputError(f"{path}: column {column!r} is no column of numbers ({error})") from None
-
-
-def _places_of(table: pa.Table, name: str, rows: np.ndarray) -> list[Place]:
-    """Of some rows of a file."""
+def _id_col(table: pa.Table) -> str:
     record = FileRecord.parse(table.schema.metadata)
-    taken = pa.array(rows)
-    texts = [
-        [str(value) for value in table.column(column).take(taken).to_pylist()]
-        if column in table.column_names
-        else [""] * len(rows)
-        for column in ((record.id_col if record else None) or "key", URL_COLUMN)
-    ]
-    return list(zip(*texts, [name] * len(rows), rows.tolist(), strict=True))
+    return (record.id_col if record else None) or "key"
 
 
 def read_rows(path: str, options: Options, columns: Sequence[str] | None = None) -> pa.Table:

@@ -22,11 +22,12 @@ from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.parquet import read_footer, remove_leftovers, write_table
 from curator_dask.frames.record import FileRecord
-from curator_dask.outputs.choosing import Chosen, Cut, count_best, read_rows
+from curator_dask.outputs.choosing import Chosen, count_best, read_rows
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.saving import check_apart, check_writable, locate
 from curator_dask.outputs.writing import Output
+from curator_dask.rows.best import Cut, check_share
 from curator_dask.rows.where import Where
 from curator_dask.runs.reports import report_frame, report_of
 from curator_dask.runs.settle import file_tasks, run_targets
@@ -75,8 +76,13 @@ class FilterSummary:
             null = f", {self.unknown[clause]:,} unknown (null)" if self.unknown[clause] else ""
             lines.append(f"  {clause}: {count:,} pass ({_share(count, self.rows)}){null}")
         if self.cut is not None:
-            lines.append(f"  the best by {self.cut.column}: down to {self.cut.value:g}")
+            lines.append(f"  the best by {self.cut.column}: down to {self.cut.last_value}")
         return "\n".join(lines)
+
+
+def _as_float(value: float) -> float:
+    """As earlier versions have it in their files' fingerprints, where that is the same number."""
+    return float(value) if float(value) == value else value
 
 
 def _share(count: int, rows: int) -> str:
@@ -120,13 +126,8 @@ def filter_output(
     """
     if where is None and top is None:
         raise ConfigError("give a condition (where=, --where), or the share of the best rows (top=, --top)")
-    is_share = (
-        top is not None and not isinstance(top, str) and len(top) == 2 and isinstance(top[1], int | float)
-    )
-    if top is not None and not (is_share and 0 < top[1] <= 1):
-        raise ConfigError(
-            f"top={top!r}: expected a column and a share above 0, at most 1, such as ('score', 0.3)"
-        )
+    if top is not None:
+        check_share(top)
     started = time.monotonic()
     source = Output(locate(os.fspath(path), storage_options), storage_options, False, overwrite, False)
     names = output_files(source.folder, storage_options)
@@ -179,7 +180,9 @@ class FilterFile:
         chosen = self.chosen
         made = stamp(join(self.source.folder, name), self.source.options)
         where = None if chosen.where is None else chosen.where.text
-        cut = None if chosen.cut is None else [chosen.cut.column, chosen.cut.value, *chosen.cut.last]
+        cut = (
+            None if chosen.cut is None else [chosen.cut.column, _as_float(chosen.cut.value), *chosen.cut.last]
+        )
         return fingerprint({"filter": where, "top": chosen.top, "cut": cut, "file": vars(made)})
 
     def __call__(self, name: str) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +46,8 @@ class ReadShard:
         For fsspec.
     nested_json
         Lists and objects in the JSON of tars are columns, too, as text.
+    only
+        Columns that alone are given; None: all.
     """
 
     id_col: str
@@ -53,6 +55,7 @@ class ReadShard:
     schema: pa.Schema
     storage_options: Mapping[str, Any] | None = None
     nested_json: bool = False
+    only: tuple[str, ...] | None = None
 
     @property
     def recipe(self) -> tuple[str, ...]:
@@ -66,7 +69,8 @@ class ReadShard:
 
     def __dask_tokenize__(self) -> Any:
         schema = str(self.schema.to_string(show_field_metadata=False, show_schema_metadata=False))
-        return (type(self).__name__, *self.recipe[1:], self.source, schema, self.storage_options)
+        only = () if self.only is None else (self.only,)
+        return (type(self).__name__, *self.recipe[1:], self.source, schema, self.storage_options, *only)
 
     def __call__(self, part: ShardRange) -> Any:
         """The rows of the range, in the order of the Parquet or of the tar.
@@ -76,9 +80,12 @@ class ReadShard:
         ShardError
             The Parquet (or, without one, the tar) cannot be read or does not fit the dataset's columns.
         """
-        read = read_parquet_rows if self.source == "parquet" else read_tar_rows
+        how = (part, self.schema, self.id_col, self.storage_options, self.nested_json)
         try:
-            table = read(part, self.schema, self.id_col, self.storage_options, self.nested_json)
+            table = (
+                read_parquet_rows(*how, only=self.only) if self.source == "parquet" else read_tar_rows(*how)
+            )
+            table = table if self.only is None else table.select(self.only)
         except UnicodeEncodeError as error:
             raise ShardError(
                 f"{part.shard.url!r}: a name that is not UTF-8 cannot be a value: {error}"
@@ -192,8 +199,9 @@ def read_parquet_rows(
     id_col: str,
     storage_options: Mapping[str, Any] | None = None,
     nested_json: bool = False,
+    only: Collection[str] | None = None,
 ) -> pa.Table:
-    """The range's rows of the companion Parquet, with the schema's columns and types.
+    """The range's rows of the companion Parquet, with the schema's columns and types, null where not among `only`.
 
     If that is the output of an earlier run over a shard without Parquet, and the tar has changed since, the rows
     are the tar's, with `nested_json` as for `tar_row`.
@@ -214,6 +222,7 @@ def read_parquet_rows(
                 f"{part.shard.parquet}: has columns {sorted(extra)} that the shards looked at first do not have"
                 f" ({schema.names}). Give all companion files the same columns"
             )
+        wanted = [name for name in wanted if only is None or name in (*only, id_col)]
         if id_col not in wanted:
             raise ShardError(
                 f"{part.shard.parquet}: expected the column {id_col!r}, by which rows find their images, found"

@@ -1,0 +1,21 @@
+"""Filters that are known by name, as plain text for `ImageTextPairDataset.filter`: read them, and combine them by AND.
+
+They name the columns ``caption``, ``width``, ``height`` (`ImageStatistics`) and ``clip_score`` (the plain cosine).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+#: Gadre et al. 2023, "DataComp", basic filtering, without its choice of English captions: more than two words and five
+#: characters; the shorter side is at least 200 pixels, and the longer at most three times as long.
+DATACOMP_BASIC = (
+    r"length(caption) > 5 and len(regexp_extract_all(caption, '\S+')) > 2"
+    " and width >= 200 and height >= 200 and width <= 3 * height and height <= 3 * width"
+)
+
+#: Schuhmann et al. 2022, "LAION-5B": the cosine of image and English caption by OpenAI's ViT-B/32, and by no other.
+LAION_B32 = "clip_score >= 0.28"
+
+#: By the names of ``curator-dask filter --preset``.
+PRESETS: Mapping[str, str] = {"datacomp-basic": DATACOMP_BASIC, "laion-b32": LAION_B32}

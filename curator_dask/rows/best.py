@@ -1,0 +1,132 @@
+"""Which rows are best by a column: the largest values over all files, rows of one value by their key.
+
+Whole numbers are compared as such: a float64 does not tell those beyond 2**53 apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curator_dask.errors import ConfigError
+from curator_dask.frames.names import URL_COLUMN
+
+#: Key and shard of a row, and, since other Parquet files may lack these or have a key twice, its file and number.
+Place = tuple[str, str, str, int]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where the best rows by a column end; rows of one value end by their key.
+
+    Attributes
+    ----------
+    column
+        Of numbers; more is better.
+    value
+        The last that is kept.
+    last
+        The last row of that value that is kept: its key and shard as text, the file's name and the row's number in it.
+    """
+
+    column: str
+    value: float
+    last: Place
+
+    @property
+    def last_value(self) -> str:
+        """The value, as a text to read."""
+        return f"{self.value:g}" if isinstance(self.value, float) else str(self.value)
+
+
+def values_of(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a column of numbers, and bool (rows,): where there is one, that is neither null nor NaN.
+
+    Raises
+    ------
+    ConfigError
+        There is no such column, or it is not of numbers.
+    """
+    if column not in table.column_names:
+        raise ConfigError(f"has no column {column!r} to find the best rows by")
+    values, kind = table.column(column), table.schema.field(column).type
+    if pa.types.is_null(kind):
+        values = values.cast(pa.float64())
+    elif pa.types.is_boolean(kind):
+        values = values.cast(pa.int8())
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise ConfigError(
+            f"column {column!r} is of {kind}: the best rows are found by whole numbers or floats. Cast it first"
+        )
+    found = np.asarray(pc.fill_null(values, 0).to_numpy())
+    found = found.astype(np.float64 if found.dtype.kind == "f" else f"{found.dtype.kind}8", copy=False)
+    return found, np.asarray(values.is_valid()) & (found == found)
+
+
+def ends_at(values: Sequence[np.ndarray], count: int) -> tuple[int | float, int]:
+    """The smallest of the `count` largest values of several arrays, and how many of these are just that value."""
+    several = _comparable(values)
+    together = np.concatenate(several)
+    value = np.partition(together, len(together) - count)[len(together) - count]
+    return getattr(value, "item", lambda: value)(), count - int((together > value).sum())
+
+
+def _comparable(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """Arrays that may be one without a loss: of several types, they are of Python's numbers."""
+    if len({each.dtype for each in values}) == 1:
+        return values
+    return [each.astype(object) for each in values]
+
+
+def against(values: np.ndarray, value: int | float) -> np.ndarray:
+    """int8 (rows,): 1 where a value is larger than another, 0 where it is equal, -1 where it is smaller."""
+    if isinstance(value, float) != (values.dtype.kind == "f"):
+        values = values.astype(object)
+    return np.asarray(values > value).astype(np.int8) - np.asarray(values < value).astype(np.int8)
+
+
+def places_of(table: pa.Table, id_col: str, name: str, rows: np.ndarray) -> list[Place]:
+    """Of some rows of a file, or of a partition, whose name this is."""
+    taken = pa.array(rows)
+    texts = [
+        [str(value) for value in table.column(column).take(taken).to_pylist()]
+        if column in table.column_names
+        else [""] * len(rows)
+        for column in (id_col, URL_COLUMN)
+    ]
+    return list(zip(*texts, [name] * len(rows), rows.tolist(), strict=True))
+
+
+def best_rows(
+    table: pa.Table, cut: Cut, id_col: str, name: str, among: np.ndarray | None = None
+) -> np.ndarray:
+    """Bool (rows,): which rows of a file are among the best, given where those end."""
+    values, valid = values_of(table, cut.column)
+    passes = valid if among is None else valid & among
+    order = against(values, cut.value)
+    kept = passes & (order > 0)
+    tied = np.flatnonzero(passes & (order == 0))
+    kept[tied] = [place <= cut.last for place in places_of(table, id_col, name, tied)]
+    return kept
+
+
+def check_share(top: Any) -> tuple[str, float]:
+    """A column and a share.
+
+    Raises
+    ------
+    ConfigError
+        It is something else.
+    """
+    if isinstance(top, tuple | list) and len(top) == 2 and isinstance(top[1], int | float):
+        column, share = top
+        if isinstance(column, str) and 0 < share <= 1:
+            return column, share
+    raise ConfigError(
+        f"top={top!r}: expected a column and a share above 0, at most 1, such as ('score', 0.3)"
+    )
