@@ -54,7 +54,8 @@ class FileRecord:
     settings
         By column, the arguments that make its embedder again; null for one of the user's own.
     read_by
-        By column of vectors, what decided them besides model and shard (`curator_dask.runs.step.Step.read_by`).
+        By column of vectors, or of what was seen in images, what decided it besides model and shard
+        (`curator_dask.runs.step.Step.read_by`).
     scores
         By column, what made scores of vectors (`curator_dask.runs.step.ScoringStep.scores`).
     derived
@@ -117,6 +118,11 @@ class FileRecord:
             return {"fingerprint": "", "complete_as": "", "report": None, "tar": None, **self.earlier[column]}
         last = {"fingerprint": self.fingerprint, "complete_as": self.complete_as, "report": self.report}
         return {**last, "tar": (self.shard or {}).get("tar")}
+
+    def has_score(self, column: str, recipe: Any) -> bool:
+        """Whether a column has the scores of a head, by its recipe, of all vectors that there are."""
+        said = self.scores.get(column, {})
+        return said.get("recipe") == recipe and LACKING not in said
 
     @property
     def url(self) -> str | None:

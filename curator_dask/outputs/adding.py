@@ -30,7 +30,7 @@ from curator_dask.frames.parquet import (
     remove_leftovers,
     write_table,
 )
-from curator_dask.frames.record import LACKING, TEXTS, FileRecord
+from curator_dask.frames.record import TEXTS, FileRecord
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.saving import check_writable, locate
@@ -102,9 +102,8 @@ class AddToFile:
             for step in self.steps
             if any(
                 name not in footer.columns
-                or record.scores.get(name, {}).get("recipe") != said["recipe"]
+                or not record.has_score(name, said["recipe"])
                 or record.scores[name].get(MADE_OF) != origin
-                or LACKING in record.scores[name]
                 for name, said in step.scores.items()
             )
         )

@@ -228,14 +228,13 @@ class Joining:
         return all(_equal(now.column(name), before.column(name)) for name in shared)
 
     def _said(self, kind: str) -> dict[str, Any]:
-        """What is known of how the columns of vectors were made: by the file that is there, or by another."""
+        """What is known of how the columns were made that stay: by the file that is there, or by another."""
         found = {name: origin[kind] for name, origin in self._kept.vectors.items() if kind in origin}
         if self._record is not None:
             of_the_file: Mapping[str, Any] = getattr(self._record, kind)
-            for name in self._kept.vectors:
-                if name in self._target.keep:
-                    found.pop(name, None)
-                    found |= {name: of_the_file[name]} if name in of_the_file else {}
+            for name in self._target.keep:
+                found.pop(name, None)
+                found |= {name: of_the_file[name]} if name in of_the_file else {}
         return found
 
 

@@ -200,18 +200,27 @@ def _is_finished(target: Target, existing: Footer | None, columns: tuple[str, ..
 
 
 def _reusable(target: Target, existing: Footer, job: Job) -> tuple[str, ...]:
-    """Columns of vectors in a file that are of the same shard, as it is now, and made in the same way."""
+    """Columns in a file that are of the same shard, as it is now, and made alike; scores with their vectors."""
     record, shard = existing.record, target.shard or {}
     needed = {job.id_col, URL_COLUMN, ERROR_COLUMN}
     if record is None or record.id_col != job.id_col or not needed <= {*existing.columns}:
         return ()
     tar = shard.get("tar")
-    return tuple(
+    found = [
         name
         for name, how in job.read_by.items()
         if record.url == shard.get("url")
         and record.run_of(name)["tar"] == tar is not None
         and name in existing.columns
         and record.read_by.get(name) == how
-        and describe_difference(record.embeddings.get(name, {}), job.made[name]) is None
-    )
+        and (
+            name not in job.made
+            or describe_difference(record.embeddings.get(name, {}), job.made[name]) is None
+        )
+    ]
+    scores = [
+        name
+        for name, said in job.scores.items()
+        if said["vectors"] in found and name in existing.columns and record.has_score(name, said["recipe"])
+    ]
+    return (*found, *scores)

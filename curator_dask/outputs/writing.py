@@ -198,7 +198,7 @@ class WritePartition:
             },
             settings={**(before.settings if before is not None else {}), **said.settings, **self.settings},
             read_by={
-                **(before.read_by if before is not None and self.keeps_vectors else {}),
+                **(self._inherited_ways(before) if before is not None else {}),
                 **said.read_by,
                 **self.read_by,
             },
@@ -212,6 +212,14 @@ class WritePartition:
             report=report,
             earlier=said.earlier,
         )
+
+    def _inherited_ways(self, before: FileRecord) -> dict[str, Any]:
+        """How vectors were made that are written as they were read; of other columns that is not known."""
+        return {
+            name: how
+            for name, how in before.read_by.items()
+            if self.keeps_vectors and name in before.embeddings
+        }
 
     def _inherited_scores(self, before: FileRecord) -> dict[str, Any]:
         """Those of vectors that are written as they were read."""

@@ -1,11 +1,11 @@
-"""Rows that an earlier run has written, found by shard and key, and their vectors, taken over in place of made anew.
+"""Rows that an earlier run has written, found by shard and key, and what it made of them, taken over and not made anew.
 
 So a score, a filter or another model that is added to a finished output costs only itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
@@ -68,17 +68,18 @@ class StoredRows:
 
 
 class KnownVectors:
-    """The vectors in files of an earlier run.
+    """The vectors in files of an earlier run, and other columns that it made.
 
     Parameters
     ----------
     paths, options, id_col
         As for `StoredRows`.
     columns
-        Of the vectors that are still good.
+        Those that are still good.
     """
 
     def __init__(self, paths: Sequence[str], options: Options, id_col: str, columns: Sequence[str]) -> None:
+        self.id_col = id_col
         self._columns = columns
         self._stored = StoredRows(paths, options, id_col, columns)
 
@@ -113,6 +114,54 @@ class KnownVectors:
                 return None
             reasons[number] = reason
         return matrix[places], reasons
+
+    def find_columns(
+        self,
+        types: Mapping[str, pa.DataType],
+        label: str,
+        nullable: Collection[str],
+        ids: Sequence[Any],
+        urls: Sequence[str | None],
+    ) -> tuple[dict[str, pa.Array], list[str | None]] | None:
+        """Columns of rows, by key and shard, that one step makes.
+
+        Parameters
+        ----------
+        types
+            Of the columns.
+        label
+            What ``image_error`` calls them.
+        nullable
+            Those of them that may be null without a reason.
+        ids, urls
+            Of the rows.
+
+        Returns
+        -------
+        columns
+            By name.
+        reasons
+            Why a row lacks values; None where it has them.
+
+        None where a row is not in the files, or may have values when it is tried again.
+        """
+        if not {*types} <= {*self._columns}:
+            return None
+        places = self._stored.places(ids, urls)
+        if -1 in places or not places:
+            return None
+        table = self._stored.table.select([*types, ERROR_COLUMN]).take(pa.array(places))
+        reasons = [reason_for(label, reasons_in(each)) for each in table.column(ERROR_COLUMN).to_pylist()]
+        whole = np.array([reason is None for reason in reasons])
+        sure = [table.column(name).is_valid() for name in types if name not in nullable]
+        if any(not np.asarray(each)[whole].all() for each in sure):
+            return None
+        if any(reason is not None and Reason.of(reason).kind in (GAVE_UP, NOT_MADE) for reason in reasons):
+            return None
+        try:
+            return {name: to_array(table.column(name).cast(kind)) for name, kind in types.items()}, reasons
+        except pa.ArrowException:  # of other types once
+            return None
 
 
 _current: ContextVar[KnownVectors | None] = ContextVar("curator_dask known vectors", default=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,29 @@ class Rows:
             urls = self.column(URL_COLUMN).to_pylist()
             self._known[column] = None if known is None else known.find(column, ids, urls)
         return self._known[column]
+
+    def known_columns(
+        self,
+        types: Mapping[str, pa.DataType],
+        label: str,
+        *,
+        nullable: Collection[str] = (),
+        vectors: str | None = None,
+    ) -> tuple[dict[str, pa.Array], list[str | None]] | None:
+        """The columns that an earlier run has made of all of these rows, and reasons; None: they are to be made.
+
+        Parameters
+        ----------
+        types, label, nullable
+            See `KnownVectors.find_columns`.
+        vectors
+            Of which they were made, and which must be known, too.
+        """
+        known = known_vectors()
+        if known is None or not len(self) or (vectors and self.known(vectors, known.id_col) is None):
+            return None
+        ids = exact_ids(self.column(known.id_col))
+        return known.find_columns(types, label, nullable, ids, self.column(URL_COLUMN).to_pylist())
 
     def reasons(self, column: str) -> list[str | None]:
         """Why rows lack a vector: by the step of this pass that makes the column, or by ``image_error``."""

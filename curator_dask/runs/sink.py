@@ -75,23 +75,25 @@ class Job:
             for step in self.steps
             if isinstance(step, ScoringStep)
             for name, said in step.scores.items()
-            if name in self.kept
+            if name in self.kept and self._is_as_made(name)
         }
 
     @property
     def read_by(self) -> dict[str, str]:
-        """By column of these that can be taken over, what decides its vectors besides model and shard.
+        """By column of these that can be taken over, what decides it besides model and shard.
 
         Empty where something else than steps and filters came after the model: it may have changed vectors or keys.
         """
-        if not self.lineage.leaves_alone(self._identities, since="step"):
-            return {}
         return {
             name: how
             for step in self.steps
             for name, how in step.read_by.items()
-            if name in self.described and name in self.kept
+            if name in self.kept and self._is_as_made(name)
         }
+
+    def _is_as_made(self, name: str) -> bool:
+        """Whether a column has the values that a step gave it, beside the same keys and vectors."""
+        return self.lineage.leaves_alone(self._identities | {name}, since="step")
 
     @property
     def keeps_vectors(self) -> bool:

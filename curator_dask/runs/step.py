@@ -66,9 +66,10 @@ class Step(Protocol):
 
     @property
     def read_by(self) -> Mapping[str, str]:
-        """By column of vectors, what decides them besides the model and the shard.
+        """By column of vectors, or of what is seen in images, what decides it besides the model and the shard.
 
-        Vectors of an earlier run for which it is the same are taken over; those of other columns never are.
+        What an earlier run has made by the same is taken over (`Rows.known`, `Rows.known_columns`). So are scores, by
+        their ``recipe``; other columns never are.
         """
 
     def describe(self) -> Mapping[str, Mapping[str, Any]]:
@@ -187,6 +188,23 @@ class Work(ABC):
     @abstractmethod
     def finish(self) -> Made:
         """What came of it, when all images have been taken."""
+
+
+@dataclass
+class Known(Work):
+    """No work: what an earlier run has made.
+
+    Attributes
+    ----------
+    made
+        That.
+    """
+
+    made: Made
+
+    def finish(self) -> Made:
+        """It."""
+        return self.made
 
 
 class ColumnStep(ABC):

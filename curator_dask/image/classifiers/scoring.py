@@ -23,7 +23,7 @@ from curator_dask.models.heads import digest_of
 from curator_dask.models.weights import first_line
 from curator_dask.rows.reasons import NO_VECTOR, NOT_FINITE
 from curator_dask.runs.passes import run_steps
-from curator_dask.runs.step import Made, Rows, Work
+from curator_dask.runs.step import Known, Made, Rows, Work
 
 if TYPE_CHECKING:
     import torch
@@ -145,7 +145,7 @@ class ScoreVectors:
 
     @property
     def read_by(self) -> dict[str, str]:
-        """Only vectors are taken over."""
+        """Scores are taken over by their recipe."""
         return {}
 
     @property
@@ -181,6 +181,11 @@ class ScoreVectors:
         """Have the head ready for some rows."""
         if self.given_up is not None or not len(rows):
             yield _Scoring(self, rows, None)
+            return
+        name, kind = self.classifier.pred_column, self.classifier.arrow_type
+        known = rows.known_columns({name: kind}, name, vectors=self.classifier.embedding_column)
+        if known is not None:
+            yield Known(Made(known[0], {name: known[1]} if any(known[1]) else {}))
             return
         with HEADS.lease(self.token, self._build) as head:
             yield _Scoring(self, rows, head)

@@ -21,7 +21,7 @@ from curator_dask.image.statistics.header import HEADER, read_header
 from curator_dask.image.statistics.pixels import PIXELS, Measure
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.passes import run_steps
-from curator_dask.runs.step import Made, Reading, Rows, Wanted, Work, types_of
+from curator_dask.runs.step import Known, Made, Reading, Rows, Wanted, Work, types_of
 from curator_dask.storage import Options
 
 #: All statistics, with the Arrow types of their columns.
@@ -193,8 +193,10 @@ class MeasureImages:
 
     @property
     def read_by(self) -> dict[str, str]:
-        """No vectors are made."""
-        return {}
+        """By column, which statistic it is and how images are read."""
+        options = self.options
+        how = [_WHAT, 1, self.id_col, options.decoder, options.max_pixels, *options.named]
+        return {self.prefix + name: " ".join(map(str, [name, *how])) for name in self.names}
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """There is no model."""
@@ -206,13 +208,20 @@ class MeasureImages:
 
     def reading(self, rows: Rows) -> Reading | None:
         """How the images of these rows are read; None where nothing is to be opened."""
-        if self.given_up is not None or not len(rows):
+        if self.given_up is not None or not len(rows) or self._known(rows) is not None:
             return None
         return Reading.of(self.id_col, self.options, self.storage_options)
 
     def begin(self, rows: Rows) -> AbstractContextManager[Work]:
         """Begin with the rows of a partition."""
-        return nullcontext(_Measuring(self, len(rows)))
+        known = None if self.given_up is not None else self._known(rows)
+        return nullcontext(
+            _Measuring(self, len(rows)) if known is None else Known(Made(known[0], {_WHAT: known[1]}))
+        )
+
+    def _known(self, rows: Rows) -> tuple[dict[str, pa.Array], list[str | None]] | None:
+        types = {name: kind for name, kind in self.columns.items() if name != ERROR_COLUMN}
+        return rows.known_columns(types, _WHAT, nullable=[self.prefix + "orientation"])
 
     def __call__(self, frame: Any) -> Any:
         """The frame with the statistics, its rows in the same order."""
