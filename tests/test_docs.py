@@ -102,6 +102,11 @@ HOLDS = {
         "(summary.rows, summary.failed) == (pq.read_table(FOLDER + '/good').num_rows, 0) and 0 < summary.rows < 14",
         "set(pq.read_table(FOLDER + '/embeddings')['format'].to_pylist()) == {'JPEG', 'PNG', None}",
     ],
+    "export.md": [
+        "(summary.rows, summary.kept, summary.filtered, summary.missing) == (14, 11, 3, 0)",
+        "manifest['key'].to_pylist() == pq.read_table(FOLDER + '/curated/00000.parquet')['key'].to_pylist()",
+        "manifest.num_rows == 11 and mixed.complete and 0 < mixed.kept < 12",
+    ],
     "scores.md": [
         "pq.read_table(FOLDER + '/embeddings')['aesthetic_score'].null_count == 2",
         "pq.read_table(FOLDER + '/embeddings')['nsfw_score'].null_count == 2",
