@@ -72,10 +72,12 @@ def copy(folder: Path, name: str, synced: bool) -> int:
     """All tars, by ``cp``."""
     (folder / name).mkdir()
     subprocess.run(
-        ["cp", *(str(path) for path in sorted((folder / "data").glob("*.tar"))), str(folder / "cp")],
+        ["cp", *(str(path) for path in sorted((folder / "data").glob("*.tar"))), str(folder / name)],
         check=True,
     )
-    return _written(folder / "cp")
+    if synced:
+        subprocess.run(["sync", *(str(path) for path in (folder / name).glob("*.tar"))], check=True)
+    return _written(folder / name)
 
 
 def by_webdataset(folder: Path, samples: int) -> int:
@@ -134,10 +136,10 @@ def _remove(folder: Path, name: str) -> None:
 def main(given: list[str] | None = None) -> None:
     """Run the command line."""
     arguments = parser(__doc__)
-    arguments.add_argument("--shards", type=int, help="tars (default 6)")
+    arguments.add_argument("--shards", type=int, help="tars (default 12)")
     arguments.add_argument("--samples", type=int, help="of each (default 2000)")
     options = arguments.parse_args(given)
-    shards = options.shards or (2 if options.quick else 6)
+    shards = options.shards or (2 if options.quick else 12)
     samples = options.samples or (40 if options.quick else 2000)
     repeats = options.repeats or (2 if options.quick else 5)
 

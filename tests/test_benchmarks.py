@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import bare, ceiling, compare, doors, end_to_end, harness, loader, random_clip
+from benchmarks import bare, ceiling, compare, doors, end_to_end, export, harness, loader, random_clip
 from benchmarks.peers import check, tuning
 from benchmarks.peers import run as peer_run
 from benchmarks.photographs import make_photographs
@@ -85,6 +85,13 @@ def test_end_to_end(tmp_path):
     check_ratio(result, "end to end ÷ ceiling, 1x1", ours, decode, model)
     check_ratio(result, "end to end ÷ decode, 1x1", ours, decode)
     check_ratio(result, "end to end ÷ decode in DALI alone, 1x1", ours, in_dali)
+
+
+def test_export(tmp_path):
+    result = run(export, tmp_path / "export.json")
+    assert list(result["cases"]) == ["cp", "cp, synced", "webdataset", "export", "export, 10 % kept"]
+    for name in ("cp", "cp, synced", "webdataset"):
+        check_ratio(result, f"export ÷ {name}", "export", name)
 
 
 def test_tables(tmp_path):
