@@ -416,7 +416,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 def case_rows(cases: Mapping[str, Mapping[str, Any]], unit: str = "images/s") -> list[list[str]]:
     """Table of the cases of `run_interleaved`, heading first."""
-    rows = [["case", unit, "span", f"CPU ms per {unit.partition('s/')[0]}", "peak RSS MiB"]]
+    rows = [["case", unit, "span", f"CPU ms per {unit.removesuffix('/s').removesuffix('s')}", "peak RSS MiB"]]
     for name, case in cases.items():
         rate = case["items_per_second"]
         rows.append(
