@@ -17,7 +17,7 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError
 from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import EMBEDDING_COLUMN, ERROR_COLUMN, URL_COLUMN
-from curator_dask.outputs.saving import save
+from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.runs.groups import Layout
 from curator_dask.runs.run import run
 from curator_dask.runs.summary import SaveSummary
@@ -28,9 +28,10 @@ from curator_dask.stages.fused import RunStages, embedding_fields, images_of, ma
 from curator_dask.stages.image import (
     FilePartitioningStage,
     ImageEmbeddingStage,
-    ImageParquetWriterStage,
     ImageReaderStage,
+    ImageWriterStage,
 )
+from curator_dask.stages.image.writer import WriterStage
 from curator_dask.stages.live import ChainSpec, end_run, end_run_on_worker
 from curator_dask.stages.rows import SCORES
 from curator_dask.tasks import EMBEDDING, ImageObject, Task
@@ -54,7 +55,7 @@ class PipelineResult:
         What came out of the last stage, without pixels, in the order of the shards; empty where that is a writer.
     """
 
-    summary: SaveSummary
+    summary: SaveSummary | ExportSummary
     tasks: list[Task[Any]] = field(default_factory=list, repr=False)
 
     @property
@@ -80,8 +81,8 @@ class Pipeline:
     name, description
         For messages and `describe`.
     stages
-        The first is a `FilePartitioningStage`, the second an `ImageReaderStage`, the last may be an
-        `ImageParquetWriterStage`; between them as many as you like.
+        The first is a `FilePartitioningStage`, the second an `ImageReaderStage`, the last may be a writer
+        (`ImageParquetWriterStage`, `ImageWriterStage`); between them as many as you like.
     """
 
     def __init__(self, name: str, description: str = "", stages: Sequence[Stage] | None = None) -> None:
@@ -156,9 +157,11 @@ class Pipeline:
         for place, stage in enumerate(self.stages[2:], 3):
             if isinstance(stage, FilePartitioningStage | ImageReaderStage):
                 raise self._wrong(stage, f"is stage {place}; there can be one only, at the beginning")
-            if isinstance(stage, ImageParquetWriterStage):
+            if isinstance(stage, WriterStage):
                 if place < len(self.stages):
                     raise self._wrong(stage, f"is stage {place} of {len(self.stages)}; put it last")
+                if isinstance(stage, ImageWriterStage):
+                    self._check_pixels(stage)
             elif not isinstance(stage, ProcessingStage):
                 raise self._wrong(stage, "expected a subclass of ProcessingStage")
 
@@ -228,20 +231,7 @@ class Pipeline:
         unknown = [name for name in writer.fields or () if name not in columns]
         if unknown:
             raise self._wrong(writer, f"fields: nobody makes {unknown}; there are {columns}")
-        summary = save(
-            embedded.metadata,
-            [],
-            dataset.path,
-            writer.path,
-            id_col=dataset.id_col,
-            columns=writer.fields,
-            overwrite=writer.overwrite,
-            drop_failed=writer.drop_failed,
-            input_options=options,
-            output_options=writer.storage_options,
-            layout=layout,
-        )
-        return PipelineResult(summary)
+        return PipelineResult(writer.write(dataset, embedded, layout))
 
     def _step(self, chain: ChainSpec, dataset: ImageTextPairDataset) -> RunStages:
         """What is done to the rows of a shard."""
@@ -296,7 +286,7 @@ class Pipeline:
         return tuple(dims)
 
     def _typed_fields(
-        self, writer: ImageParquetWriterStage, columns: list[str], vectors: Sequence[tuple[str, str]]
+        self, writer: WriterStage, columns: list[str], vectors: Sequence[tuple[str, str]]
     ) -> tuple[tuple[str, pa.DataType], ...]:
         """The columns that stages add, with their types."""
         made: dict[str, pa.DataType | None] = {}
@@ -330,10 +320,20 @@ class Pipeline:
             )
         return tuple((name, kind) for name, kind in wanted.items() if kind is not None)
 
+    def _check_pixels(self, writer: ImageWriterStage) -> None:
+        """That no stage changes pixels which are then not written."""
+        for stage in self.stages[2:-1]:
+            if not isinstance(stage, ImageEmbeddingStage) and "image_data" in image_outputs(stage):
+                raise self._wrong(
+                    writer,
+                    f"copies images as they are in the input, without the pixels that {names_of(stage)} changes: leave"
+                    " that stage out, or write the changed images by a stage of your own",
+                )
+
     @property
-    def _writer(self) -> ImageParquetWriterStage | None:
+    def _writer(self) -> WriterStage | None:
         last = self.stages[-1]
-        return last if isinstance(last, ImageParquetWriterStage) else None
+        return last if isinstance(last, WriterStage) else None
 
     def _check_inputs(self) -> None:
         """That attributes of images are made before they are needed; fields of the metadata are for `run`."""

@@ -41,6 +41,7 @@ from curator_dask.outputs.sharding import NewShards, ends_by_bytes, ends_by_coun
 from curator_dask.outputs.unique_keys import check_keys
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.where import Where
+from curator_dask.runs.groups import Layout
 from curator_dask.runs.run import run
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.sink import Job, Plan
@@ -107,6 +108,7 @@ def export_frame(
     id_col: str,
     input_options: Options = None,
     output_options: Options = None,
+    layout: Layout | None = None,
 ) -> ExportSummary:
     """Compute a frame, and write the samples of its rows into new tars; see `ImageTextPairDataset.to_webdataset`."""
     started = time.monotonic()
@@ -129,7 +131,9 @@ def export_frame(
         if not is_remote(sink.place):
             check_writable(sink.place)
         kept = [name for name in frame.columns if options.metadata is not None or name in wanted]
-        summary, _ = run(frame, earlier_steps, sink, kept=kept, id_col=id_col, input_options=input_options)
+        summary, _ = run(
+            frame, earlier_steps, sink, kept=kept, id_col=id_col, input_options=input_options, layout=layout
+        )
         _stop_at(summary.failed_shards, "its rows could not be read")
         export.write(Folder(sink.place, target.options), sink.names)
     return export.done(started)

@@ -136,7 +136,7 @@ class PackShard:
                 "samples": shard.digest,
                 "of": [self.marks[name] for name in shard.files],
                 "name": self.name(shard.number),
-                "rows": None if self.schema is None else self.schema.to_string(),
+                "rows": None if self.schema is None else [f"{each.name}: {_said(each.type)}" for each in self.schema],
                 "keys": None if self.new_keys is None else vars(self.new_keys),
                 "settings": [self.text_keys, self.json_columns, self.keep_fields, self.empty, self.index],
             }
@@ -349,6 +349,15 @@ def _common(records: Sequence[FileRecord], id_col: str) -> FileRecord:
     return FileRecord(
         "", id_col=id_col, embeddings=alike("embeddings"), scores=alike("scores"), derived=("export",)
     )
+
+
+def _said(kind: pa.DataType) -> str:
+    """A type without the name of a list's values: Arrow and Parquet call them by different ones, of the same meaning."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"list of {_said(kind.value_type)}"
+    if pa.types.is_fixed_size_list(kind):
+        return f"{kind.list_size} of {_said(kind.value_type)}"
+    return str(kind)
 
 
 def _where_from(

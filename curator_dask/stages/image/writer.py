@@ -1,18 +1,56 @@
-"""`ImageParquetWriterStage`: where the images' rows are written."""
+"""Writers: the last stage of a pipeline, which says where the images' rows, or the images themselves, go."""
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError
+from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.export_summary import ExportSummary
+from curator_dask.outputs.exporting import export_frame
+from curator_dask.outputs.saving import save
+from curator_dask.runs.groups import Layout
+from curator_dask.runs.summary import SaveSummary
 from curator_dask.stages.base import Names, Stage
 
 
-class ImageParquetWriterStage(Stage):
+class WriterStage(Stage, ABC):
+    """Base of the writers, which are the last stage of a pipeline; use one of those below."""
+
+    #: What to write, by name; None is everything.
+    fields: Sequence[str] | None = None
+    #: Types of fields, where no stage says them.
+    types: Mapping[str, Any] = {}
+    image_embedding_column: str = "image_embedding"
+
+    @abstractmethod
+    def write(
+        self, dataset: ImageTextPairDataset, made: ImageTextPairDataset, layout: Layout
+    ) -> SaveSummary | ExportSummary:
+        """Run the stages, and write what they make.
+
+        Parameters
+        ----------
+        dataset, made
+            Before the stages, and with what they make.
+        layout
+            Of the tasks.
+        """
+
+    def inputs(self) -> Names:
+        """Images, with or without vectors."""
+        return ["data"], ["image_id", "metadata"]
+
+
+class ImageParquetWriterStage(WriterStage):
     """Writes a row an image, one Parquet file a shard; last stage of a pipeline.
 
     The files are those that `ImageTextPairDataset.save_metadata` writes, by the same code: each is there whole or
@@ -78,6 +116,104 @@ class ImageParquetWriterStage(Stage):
                     f"fields: {name!r} has type {kind!r}; expected a name such as 'float32', or None"
                 )
 
-    def inputs(self) -> Names:
-        """Images, with or without vectors."""
-        return ["data"], ["image_id", "metadata"]
+    def write(self, dataset: ImageTextPairDataset, made: ImageTextPairDataset, layout: Layout) -> SaveSummary:
+        """As `ImageTextPairDataset.save_metadata`."""
+        return save(
+            made.metadata,
+            [],
+            dataset.path,
+            self.path,
+            id_col=dataset.id_col,
+            columns=self.fields,
+            overwrite=self.overwrite,
+            drop_failed=self.drop_failed,
+            input_options=dataset.storage_options,
+            output_options=self.storage_options,
+            layout=layout,
+        )
+
+
+class ImageWriterStage(WriterStage):
+    """Writes the images that are left into new tars, with all other members of their samples; last stage of a pipeline.
+
+    Every member is copied byte for byte out of the tar that it comes from, by the code of
+    `ImageTextPairDataset.to_webdataset`, which also says what lies beside the tars. Images that cannot be used are
+    left out, and counted. A second run writes only what is missing.
+
+    Parameters
+    ----------
+    output_dir
+        Directory or fsspec URL.
+    images_per_tar
+        Of every tar but the last, whatever the batches are.
+    verbose
+        Taken for the sake of scripts of NeMo Curator 1.x: what is written is logged anyway.
+    deterministic_name
+        True: tars are numbered in the order of the input.
+    remove_image_data
+        As `verbose`: pixels never leave the workers.
+    original_bytes
+        True: a stage that changes pixels is refused, for its changes would be in no tar.
+    overwrite
+        Replace the tars of another run.
+    storage_options
+        For fsspec, where `output_dir` is a URL.
+
+    Raises
+    ------
+    ConfigError
+        An argument has a value that it cannot have.
+    """
+
+    name = "image_writer"
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        images_per_tar: int = 1000,
+        verbose: bool = False,
+        deterministic_name: bool = True,
+        remove_image_data: bool = False,
+        *,
+        original_bytes: bool = True,
+        overwrite: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(output_dir, str | os.PathLike) or not os.fspath(output_dir):
+            raise ConfigError(f"output_dir={output_dir!r}: expected a directory or URL")
+        check_counts(images_per_tar=images_per_tar)
+        if not deterministic_name:
+            raise ConfigError(
+                "deterministic_name=False: tars are numbered in the order of the input, so that a second run finds what"
+                " the first has written; leave it out"
+            )
+        if not original_bytes:
+            raise ConfigError(
+                "original_bytes=False: images are written as they are in the input, not encoded anew; leave it out"
+            )
+        self.output_dir = os.fspath(output_dir)
+        self.images_per_tar = images_per_tar
+        self.verbose = verbose
+        self.remove_image_data = remove_image_data
+        self.overwrite = overwrite
+        self.storage_options = storage_options
+
+    def write(
+        self, dataset: ImageTextPairDataset, made: ImageTextPairDataset, layout: Layout
+    ) -> ExportSummary:
+        """As `ImageTextPairDataset.to_webdataset`."""
+        return export_frame(
+            made.metadata,
+            [],
+            dataset.tar_files,
+            self.output_dir,
+            ExportOptions(
+                samples_per_shard=self.images_per_tar,
+                where=f'"{ERROR_COLUMN}" IS NULL',
+                overwrite=self.overwrite,
+            ),
+            id_col=dataset.id_col,
+            input_options=dataset.storage_options,
+            output_options=self.storage_options,
+            layout=layout,
+        )

@@ -1,0 +1,117 @@
+"""Pipelines whose images go into new tars, without those that filters and lists of duplicates leave out."""
+
+from __future__ import annotations
+
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from colour_stages import Brightness, stages_of
+from colours import write_dataset
+
+from curator_dask.errors import ConfigError, OutputError
+from curator_dask.pipeline import Pipeline
+from curator_dask.stages import ProcessingStage
+from curator_dask.stages.image import ImageDuplicatesRemovalStage, ImageWriterStage
+
+SHARDS, SAMPLES, BAD = 3, 10, "000010004"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("writer") / "data"
+    write_dataset(folder, SHARDS, SAMPLES, bad={BAD: b"no image"})
+    return folder
+
+
+def samples_in(folder):
+    """Members by key, of all tars in their order."""
+    found, sizes = {}, []
+    for path in sorted(folder.glob("*.tar")):
+        keys = set()
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                found.setdefault(key, {})[suffix] = tar.extractfile(member).read()
+                keys.add(key)
+        sizes.append(len(keys))
+    return found, sizes
+
+
+class Left(ProcessingStage):
+    """Leaves out keys that end in 3."""
+
+    def inputs(self):
+        return ["data"], ["image_id"]
+
+    def process(self, task):
+        task.data = [image for image in task.data if not image.image_id.endswith("3")]
+        return task
+
+    def outputs(self):
+        return ["data"], []
+
+
+def pipeline(folder, out, *between, **options):
+    return Pipeline("tars", stages=[*stages_of(folder, None, *between), ImageWriterStage(out, **options)])
+
+
+def test_what_is_left_goes_into_full_tars_byte_for_byte(folder, client, tmp_path):
+    out = tmp_path / "out"
+    made = pipeline(folder, out, Brightness(), Left(), images_per_tar=8)
+    summary = made.run(client).summary
+    before, _ = samples_in(folder)
+    after, sizes = samples_in(out)
+    assert sizes == [8, 8, 8, 2]
+    assert after == {key: value for key, value in before.items() if not key.endswith("3") and key != BAD}
+    assert (summary.kept, summary.written, summary.skipped) == (26, 4, 0)
+    beside = pa.concat_tables([pq.read_table(path) for path in sorted(out.glob("*.parquet"))])
+    assert beside["key"].to_pylist() == list(after)
+    assert {"caption", "brightness", "image_embedding"} <= {*beside.column_names}
+    again = made.run(client).summary
+    assert (again.written, again.skipped) == (0, 4)
+
+
+@pytest.mark.parametrize("with_shard", [False, True])
+def test_named_duplicates_are_left_out(folder, client, tmp_path, with_shard):
+    removed, other = ["000000001", "000020007"], "000010002"
+    table = {"id": [*removed, other], "__url__": [str(folder / f"{n:05d}.tar") for n in (0, 2, 0)]}
+    (tmp_path / "removal").mkdir()
+    pq.write_table(pa.table(table if with_shard else {"id": removed}), tmp_path / "removal/a.parquet")
+    pq.write_table(
+        pa.table(table if with_shard else {"id": removed}).slice(0, 0), tmp_path / "removal/b.parquet"
+    )
+    stage = ImageDuplicatesRemovalStage(tmp_path / "removal")
+    pipeline(folder, tmp_path / "out", stage).run(client)
+    before, after = samples_in(folder)[0], samples_in(tmp_path / "out")[0]
+    assert after == {
+        key: value for key, value in before.items() if key not in (*removed, BAD)
+    }  # not in that shard
+
+
+def test_a_list_that_cannot_be_used(tmp_path):
+    with pytest.raises(OutputError, match="no Parquet file is there. Give the folder with the ids"):
+        ImageDuplicatesRemovalStage(tmp_path)
+    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match=r"'image_id': a.parquet in .* has no such column; it has \['id'\]"):
+        ImageDuplicatesRemovalStage(tmp_path, duplicate_id_field="image_id")
+    one = ImageDuplicatesRemovalStage(tmp_path).ids
+    pq.write_table(pa.table({"id": ["b"]}), tmp_path / "b.parquet")
+    assert ImageDuplicatesRemovalStage(tmp_path).ids != one  # another list, and so another pipeline
+
+
+class Repainted(Left):
+    def outputs(self):
+        return ["data"], ["image_data"]
+
+
+def test_what_the_writer_cannot_do_is_refused(folder, tmp_path):
+    with pytest.raises(ConfigError, match="without the pixels that Repainted changes"):
+        pipeline(folder, tmp_path, Repainted()).build()
+    for options in ({"images_per_tar": 0}, {"deterministic_name": False}, {"original_bytes": False}):
+        with pytest.raises(ConfigError, match=next(iter(options))):
+            ImageWriterStage(tmp_path, **options)
+    late = [*stages_of(folder), ImageWriterStage(tmp_path), Left()]
+    with pytest.raises(ConfigError, match="is stage 4 of 5; put it last"):
+        Pipeline("late", stages=late).build()
