@@ -31,6 +31,7 @@ from curator_dask.stages.image import (
     ImageReaderStage,
     ImageWriterStage,
 )
+from curator_dask.stages.image.convert import TEXTS
 from curator_dask.stages.image.writer import WriterStage
 from curator_dask.stages.live import ChainSpec, end_run, end_run_on_worker
 from curator_dask.stages.rows import SCORES
@@ -306,7 +307,7 @@ class Pipeline:
         wanted = {
             name: kind
             for name, kind in fields.items()
-            if (name in SCORES or name not in _ATTRIBUTES)
+            if (name in SCORES or name not in _ATTRIBUTES or (name in TEXTS and kind is not None))
             and (writer.fields is None or name in writer.fields)
             and name not in (writer.image_embedding_column, ERROR_COLUMN)
             and not (kind is None and name in columns)  # changed, not added: its type stays

@@ -8,12 +8,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from colour_stages import Brightness, stages_of
-from colours import write_dataset
+from colours import check_colours, read_output, write_dataset
 
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.pipeline import Pipeline
 from curator_dask.stages import ProcessingStage
-from curator_dask.stages.image import ImageDuplicatesRemovalStage, ImageWriterStage
+from curator_dask.stages.image import (
+    ConvertImageBatchToDocumentBatchStage,
+    ImageDuplicatesRemovalStage,
+    ImageWriterStage,
+    ParquetWriter,
+)
 
 SHARDS, SAMPLES, BAD = 3, 10, "000010004"
 
@@ -91,7 +96,7 @@ def test_named_duplicates_are_left_out(folder, client, tmp_path, with_shard):
 
 
 def test_a_list_that_cannot_be_used(tmp_path):
-    with pytest.raises(OutputError, match="no Parquet file is there. Give the folder with the ids"):
+    with pytest.raises(OutputError, match=r"no Parquet file is there. Give the folder with the ids"):
         ImageDuplicatesRemovalStage(tmp_path)
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(ConfigError, match=r"'image_id': a.parquet in .* has no such column; it has \['id'\]"):
@@ -99,6 +104,19 @@ def test_a_list_that_cannot_be_used(tmp_path):
     one = ImageDuplicatesRemovalStage(tmp_path).ids
     pq.write_table(pa.table({"id": ["b"]}), tmp_path / "b.parquet")
     assert ImageDuplicatesRemovalStage(tmp_path).ids != one  # another list, and so another pipeline
+
+
+def test_the_columns_of_a_pipeline_of_1x(folder, client, tmp_path):
+    stages = [
+        ConvertImageBatchToDocumentBatchStage(["image_id", "embedding"]),
+        ParquetWriter(tmp_path / "out"),
+    ]
+    Pipeline("columns", stages=[*stages_of(folder), *stages]).run(client)
+    table = read_output(tmp_path / "out")
+    assert table["image_id"].equals(table["key"])
+    check_colours(table["image_id"].to_pylist(), table["embedding"].to_pylist(), bad={BAD})
+    with pytest.raises(ConfigError, match=r"found \['metadata'\]"):
+        ConvertImageBatchToDocumentBatchStage(["image_id", "metadata"])
 
 
 class Repainted(Left):

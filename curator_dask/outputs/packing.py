@@ -136,7 +136,9 @@ class PackShard:
                 "samples": shard.digest,
                 "of": [self.marks[name] for name in shard.files],
                 "name": self.name(shard.number),
-                "rows": None if self.schema is None else [f"{each.name}: {_said(each.type)}" for each in self.schema],
+                "rows": None
+                if self.schema is None
+                else [f"{each.name}: {_said(each.type)}" for each in self.schema],
                 "keys": None if self.new_keys is None else vars(self.new_keys),
                 "settings": [self.text_keys, self.json_columns, self.keep_fields, self.empty, self.index],
             }
@@ -352,7 +354,7 @@ def _common(records: Sequence[FileRecord], id_col: str) -> FileRecord:
 
 
 def _said(kind: pa.DataType) -> str:
-    """A type without the name of a list's values: Arrow and Parquet call them by different ones, of the same meaning."""
+    """A type without the name of a list's values, of which Arrow and Parquet have two that mean the same."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return f"list of {_said(kind.value_type)}"
     if pa.types.is_fixed_size_list(kind):

@@ -1,5 +1,6 @@
 """Stages for images: find shards, read them, embed, filter, leave out duplicates, write."""
 
+from curator_dask.stages.image.convert import ConvertImageBatchToDocumentBatchStage, ParquetWriter
 from curator_dask.stages.image.duplicates import ImageDuplicatesRemovalStage
 from curator_dask.stages.image.embedding import ImageEmbeddingStage
 from curator_dask.stages.image.filters import ImageAestheticFilterStage, ImageNSFWFilterStage
@@ -8,6 +9,7 @@ from curator_dask.stages.image.reader import ImageReaderStage
 from curator_dask.stages.image.writer import ImageParquetWriterStage, ImageWriterStage
 
 __all__ = [
+    "ConvertImageBatchToDocumentBatchStage",
     "FilePartitioningStage",
     "ImageAestheticFilterStage",
     "ImageDuplicatesRemovalStage",
@@ -16,4 +18,5 @@ __all__ = [
     "ImageParquetWriterStage",
     "ImageReaderStage",
     "ImageWriterStage",
+    "ParquetWriter",
 ]
