@@ -337,6 +337,11 @@ def test_where_it_must_not_go(data, dataset, tmp_path):
     for target in (data, data / "new", tmp_path):
         with pytest.raises(OutputError, match=r"would be lost|finds the rows of both"):
             dataset.to_webdataset(target)
+    dataset.save_metadata(tmp_path / "rows" / "embeddings")
+    before = digests(data)
+    with pytest.raises(OutputError, match=r"would be lost"):
+        export_output(tmp_path / "rows" / "embeddings", data, ExportOptions(overwrite=True))
+    assert {name: digest for name, digest in digests(data).items() if name in before} == before
     write_tar(tmp_path / "out" / "x.tar", members_of("1"))
     with pytest.raises(OutputError, match=r"x\.tar: is there, and is not of this export"):
         dataset.to_webdataset(tmp_path / "out")

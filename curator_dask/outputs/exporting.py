@@ -172,6 +172,9 @@ class _Export:
         """Look up the samples of files with rows, and write the tars."""
         selected = self.place.folder("samples")
         reports = self._select(rows, selected, names)
+        urls = {url for report in reports.values() for url in report["stamps"]}
+        for folder in {posixpath.dirname(url) for url in urls}:
+            check_apart(folder, self.place.target.path)  # else a tar might be written over while it is copied
         options, summary = self._options, self._summary
         odd = sum(report["odd_keys"] for report in reports.values())
         if not options.portable:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from curator_dask.errors import OutputError, ShardError
+from curator_dask.errors import OutputError
 from curator_dask.frames.parquet import temporary_name
 from curator_dask.storage import Options, is_remote, upload, write_bytes
 from curator_dask.webdataset.staging import current_worker
@@ -39,16 +39,21 @@ def being_written(path: str, options: Options) -> Iterator[tuple[int, Callable[[
         finally:
             os.close(handle)
         if remote:
-            upload(path, temporary, options)
+            _uploaded(path, temporary, options)
         else:
             temporary.replace(path)
-    except (ShardError, OutputError):
-        raise
-    except Exception as error:  # a store's own, of many types
+    except OSError as error:
         raise _unwritten(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _uploaded(path: str, local: Path, options: Options) -> None:
+    try:
+        upload(path, local, options)
+    except Exception as error:  # a store's own, of many types
+        raise _unwritten(path, error) from error
 
 
 def put(path: str, data: bytes, options: Options) -> None:

@@ -16,7 +16,7 @@ from curator_dask.runs.groups import Layout
 from curator_dask.runs.run import run
 from curator_dask.runs.step import Step
 from curator_dask.runs.summary import SaveSummary
-from curator_dask.storage import Options, absolute, is_remote
+from curator_dask.storage import Options, absolute, is_remote, local_path
 
 
 def save(
@@ -120,7 +120,9 @@ def check_writable(folder: str) -> None:
 
 def check_apart(source: str, target: str) -> None:
     """Raise OutputError where one folder is the other, or in it, by whatever name."""
-    here, there = (each if is_remote(each) else os.path.realpath(each) for each in (source, target))
+    here, there = (
+        each if is_remote(each) else os.path.realpath(local_path(each)) for each in (source, target)
+    )
     if here == there:
         raise OutputError(
             f"{target}: rows that do not pass would be lost: give another folder for the output"
