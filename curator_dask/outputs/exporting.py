@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import posixpath
+import tarfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -229,7 +230,8 @@ class _Export:
                 names,
             )
             sizes = np.concatenate([np.empty(0, np.int64), *found])
-            ends = ends_by_bytes(sizes if order is None else sizes[order], options.shard_bytes)
+            room = max(1, options.shard_bytes - tarfile.RECORDSIZE)  # that its end mark may take
+            ends = ends_by_bytes(sizes if order is None else sizes[order], room)
         if len(ends) > 10**options.max_shards:
             raise ConfigError(
                 f"{len(ends)} tars do not have numbers of {options.max_shards} digits: give max_shards (--max-shards),"
