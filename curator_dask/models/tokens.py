@@ -38,6 +38,8 @@ class Tokens:
         With its files, as transformers writes them.
     limit
         Tokens that the model takes, with those that begin and end a text.
+    lowers
+        Texts are put into lower case first.
 
     Raises
     ------
@@ -45,7 +47,8 @@ class Tokens:
         The folder has none that can be loaded, or the limit leaves no room for a text.
     """
 
-    def __init__(self, folder: Path, limit: int) -> None:
+    def __init__(self, folder: Path, limit: int, *, lowers: bool = False) -> None:
+        self._lowers = lowers
         self._tokenizer = _load(folder)
         # What begins and ends each text is found by what a text has with it, and without.
         whole, bare = self._ids([_PROBE], True)[0], self._ids([_PROBE], False)[0]
@@ -70,15 +73,14 @@ class Tokens:
             found.append([[*self._before, *part, *self._after] for part in parts])
         return found
 
-    def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, with those that begin and end it, however many."""
-        more = len(self._before) + len(self._after)
-        return [len(ids) + more for ids in self._ids(texts, False)]
-
     def _ids(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         with silent_transformers():  # of texts beyond the limit it warns
             found = self._tokenizer(
-                list(texts), add_special_tokens=special, padding=False, truncation=False, verbose=False
+                [text.lower() if self._lowers else text for text in texts],
+                add_special_tokens=special,
+                padding=False,
+                truncation=False,
+                verbose=False,
             )
         ids: list[list[int]] = found["input_ids"]
         return ids

@@ -1,6 +1,6 @@
 """Text: vectors of captions, how well an image and its caption fit, and labels by prompts."""
 
-from curator_dask.text.embedders import ClipTextEmbedder, TextEmbedder
+from curator_dask.text.embedders import ClipTextEmbedder, SentenceEmbedder, TextEmbedder
 from curator_dask.text.score import ClipScore
 
-__all__ = ["ClipScore", "ClipTextEmbedder", "TextEmbedder"]
+__all__ = ["ClipScore", "ClipTextEmbedder", "SentenceEmbedder", "TextEmbedder"]

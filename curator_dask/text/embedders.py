@@ -12,6 +12,7 @@ from curator_dask.errors import ConfigError, DatasetError
 from curator_dask.frames.names import CAPTION_COLUMN, ERROR_COLUMN, URL_COLUMN
 from curator_dask.models.clip_text import ClipTextSpec
 from curator_dask.models.hub import CLIP_L14, names_folder
+from curator_dask.models.sentences import SentenceSpec, is_sentences
 from curator_dask.models.texts import LONG_TEXT, TextSpec
 from curator_dask.text.partition import EmbedText
 
@@ -146,6 +147,52 @@ class ClipTextEmbedder(TextEmbedder):
             normalize=self.normalize_embeddings,
             long_text=self.long_text,
         )
+
+
+class SentenceEmbedder(TextEmbedder):
+    """Embeds captions with a model of sentence-transformers: vectors that are near where meanings are.
+
+    Pooling, prompt and normalisation are those that the folder states; it computes in float32.
+
+    Parameters
+    ----------
+    model_name
+        A folder as sentence-transformers writes it: ``modules.json``, with a transformer and mean or CLS pooling.
+    **options
+        See `TextEmbedder`; `normalize_embeddings` is that of the folder, unless given.
+    """
+
+    def __init__(
+        self,
+        model_name: str | os.PathLike[str],
+        *,
+        text_column: str = CAPTION_COLUMN,
+        text_embedding_column: str = TEXT_EMBEDDING_COLUMN,
+        normalize_embeddings: bool = False,
+        long_text: str = "truncate",
+        batch_size: int = 64,
+    ) -> None:
+        super().__init__(
+            Path(model_name) if model_name else "",
+            text_column=text_column,
+            text_embedding_column=text_embedding_column,
+            normalize_embeddings=normalize_embeddings,
+            long_text=long_text,
+            batch_size=batch_size,
+        )
+
+    def encoder_spec(self) -> SentenceSpec:
+        """The folder; the tokenizer follows from it on the worker."""
+        return SentenceSpec(self.model_name, normalize=self.normalize_embeddings, long_text=self.long_text)
+
+
+def make_text_embedder(
+    model: str, model_dir: str | None = None, *, text_column: str = CAPTION_COLUMN
+) -> TextEmbedder:
+    """Make the embedder that a model's name means: `SentenceEmbedder` for a folder with ``modules.json``."""
+    if names_folder(model) and is_sentences(Path(model).expanduser()):
+        return SentenceEmbedder(Path(model), text_column=text_column)
+    return ClipTextEmbedder(model, model_dir, text_column=text_column)
 
 
 def check_text_column(dataset: ImageTextPairDataset, column: str) -> None:
