@@ -37,7 +37,7 @@ from curator_dask.models.clip_text import ClipTextSpec
 from curator_dask.models.families import OPENAI_B32, unlike
 from curator_dask.models.sentences import SentenceSpec
 from curator_dask.testing import StepTests
-from curator_dask.text import ClipScore, ClipTextEmbedder
+from curator_dask.text import ClipScore, ClipTextEmbedder, ZeroShotClassifier
 from curator_dask.text.pairs import ScorePairs
 
 
@@ -485,3 +485,66 @@ def test_real_sentences(minilm):
     assert (made * own).sum(axis=1).min() > 0.99999
     cat, kitten, car = encoder(["a cat", "a kitten", "a used car"], 3).vectors
     assert cat @ kitten > 0.6 > 0.4 > cat @ car
+
+
+# Labels by prompts
+
+PROMPTS = {"cat": ["a cat", "a red cat"], "rain": ["outside rain falls"]}
+
+
+class TestLabels(StepTests):
+    @pytest.fixture
+    def step(self, pairs):
+        folder = pairs["clip"][0]
+        info = ClipSpec(str(folder)).build().info.to_dict()
+        return ZeroShotClassifier(PROMPTS, ClipTextEmbedder(folder)).step(Origin.of("image_embedding", info))
+
+    @pytest.fixture
+    def frame(self):
+        vectors = [*np.random.default_rng(0).normal(size=(3, 24)).astype(np.float32), None]
+        column = pd.array(vectors, pd.ArrowDtype(pa.list_(pa.float32())))
+        return pd.DataFrame({"key": list("abcd"), "image_embedding": column})
+
+
+def test_labels_are_those_of_transformers(pairs, shards, embedded, tmp_path, in_this_process):
+    folder, model = pairs["clip"]
+    text = ClipTextEmbedder(folder)
+    score_output(
+        embedded,
+        [
+            ZeroShotClassifier(PROMPTS, text),
+            ZeroShotClassifier(PROMPTS, text, output="cosine", prefix="near_"),
+        ],
+        tmp_path / "out",
+    )
+    table = pq.read_table(tmp_path / "out")
+    images, valid = list_to_matrix(table.column("image_embedding"))
+    images = images[valid] / np.linalg.norm(images[valid], axis=1, keepdims=True)
+    labels = [transformers_own(model, folder, texts, "clip").mean(axis=0) for texts in PROMPTS.values()]
+    cosines = images @ np.stack([label / np.linalg.norm(label) for label in labels]).T
+    shares = torch.softmax(torch.tensor(cosines) * 100, dim=1).numpy()
+    for number, name in enumerate(PROMPTS):
+        found = table.column(name).drop_null().to_numpy()
+        np.testing.assert_allclose(found, shares[:, number], atol=1e-3)
+        near = table.column(f"near_{name}").drop_null().to_numpy()
+        np.testing.assert_allclose(near, cosines[:, number], atol=2e-6)
+    assert table.column("cat").is_null().to_pylist() == [False, False, False, True] * 2
+    # In the pass that embeds, they are the same.
+    dataset = ClipImageEmbedder(folder, batch_size=4)(ImageTextPairDataset.from_webdataset(shards))
+    in_pass = ZeroShotClassifier(PROMPTS, text)(dataset)
+    in_pass.save_metadata(tmp_path / "pass")
+    made = pq.read_table(tmp_path / "pass").column("cat").drop_null().to_numpy()
+    np.testing.assert_allclose(made, shares[:, 0], atol=1e-3)
+
+
+def test_prompts_that_cannot_be(pairs, tmp_path, embedded):
+    text = ClipTextEmbedder(pairs["clip"][0])
+    for prompts in ({}, {"cat": "a cat"}, {"cat": []}, {"cat": [" "]}, {"": ["a"]}):
+        with pytest.raises(ConfigError, match="prompts"):
+            ZeroShotClassifier(prompts, text)
+    with pytest.raises(ConfigError, match="output='sum'"):
+        ZeroShotClassifier(PROMPTS, text, output="sum")
+    make_pair(tmp_path / "other", "clip", seed=5)
+    wrong = ZeroShotClassifier(PROMPTS, ClipTextEmbedder(tmp_path / "other"))
+    with dask.config.set(scheduler="sync"), pytest.raises(ConfigError, match="do not belong together"):
+        score_output(embedded, [wrong], tmp_path / "out")

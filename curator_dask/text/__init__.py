@@ -2,5 +2,6 @@
 
 from curator_dask.text.embedders import ClipTextEmbedder, SentenceEmbedder, TextEmbedder
 from curator_dask.text.score import ClipScore
+from curator_dask.text.zero_shot import ZeroShotClassifier
 
-__all__ = ["ClipScore", "ClipTextEmbedder", "SentenceEmbedder", "TextEmbedder"]
+__all__ = ["ClipScore", "ClipTextEmbedder", "SentenceEmbedder", "TextEmbedder", "ZeroShotClassifier"]
