@@ -25,7 +25,7 @@ from test_cli import run_here
 from texts import captions, make_pair, save_tokenizer, text_config, transformers_own
 
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import ConfigError, DatasetError, WeightsError
+from curator_dask.errors import ConfigError, DatasetError, OutputError, WeightsError
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.parquet import read_record, write_table
 from curator_dask.frames.record import FileRecord
@@ -39,6 +39,8 @@ from curator_dask.models.sentences import SentenceSpec
 from curator_dask.testing import StepTests
 from curator_dask.text import ClipScore, ClipTextEmbedder, ZeroShotClassifier
 from curator_dask.text.pairs import ScorePairs
+from curator_dask.text.search import Hit, search
+from curator_dask.text.sheet import draw_sheet
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -155,6 +157,9 @@ def test_what_is_no_text_is_refused(pairs):
         ClipTextEmbedder(pairs["clip"][0]).step("key")(frame)
 
 
+CAPTIONS = ["a cat", "a cat " * 30]
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     """Two shards: photographs with captions, one of them with none, one with a long one, one that is no image."""
@@ -168,7 +173,7 @@ def shards(tmp_path_factory):
             broken = number == 3
             members.append((f"{shard}{number}.jpg", b"no image" if broken else file.getvalue()))
             if number != 1:
-                text = "a cat " * (30 if number == 2 else 1)
+                text = CAPTIONS[number == 2]
                 members.append((f"{shard}{number}.txt", text.encode()))
         write_tar(folder / f"{shard}.tar", members)
     return folder
@@ -548,3 +553,67 @@ def test_prompts_that_cannot_be(pairs, tmp_path, embedded):
     wrong = ZeroShotClassifier(PROMPTS, ClipTextEmbedder(tmp_path / "other"))
     with dask.config.set(scheduler="sync"), pytest.raises(ConfigError, match="do not belong together"):
         score_output(embedded, [wrong], tmp_path / "out")
+
+
+# The search
+
+
+def own_ranking(folder, model, table, text, kind="clip"):
+    """Keys by their cosine to a text, the highest first, by plain NumPy."""
+    images, valid = list_to_matrix(table.column("image_embedding"))
+    images = images / np.maximum(np.linalg.norm(images, axis=1, keepdims=True), 1e-9)
+    cosines = images @ transformers_own(model, folder, [text], kind)[0]
+    order = sorted(np.flatnonzero(valid), key=lambda row: -cosines[row])
+    return [(table.column("key")[int(row)].as_py(), float(cosines[row])) for row in order]
+
+
+def test_the_nearest_images_are_found(pairs, embedded, tmp_path, in_this_process, monkeypatch):
+    folder, model = pairs["clip"]
+    monkeypatch.setattr("curator_dask.text.search._BLOCK", 2)
+    own = own_ranking(folder, model, pq.read_table(embedded), "a red cat")
+    assert len(own) == 6
+    for top in (1, 4, 99):
+        hits = search(embedded, "a red cat", ClipTextEmbedder(folder), top=top)
+        assert [hit.key for hit in hits] == [key for key, _ in own[:top]]
+        assert [hit.score for hit in hits] == pytest.approx([score for _, score in own[:top]], abs=2e-6)
+    assert hits[0].url.endswith(f"{hits[0].key[0]}.tar") and hits[0].caption in (None, *CAPTIONS)
+
+
+def test_search_prints_keys_and_draws_their_images(pairs, embedded, tmp_path):
+    folder, model = pairs["clip"]
+    arguments = ["search", embedded, "a red cat", "--model", folder]
+    done = run_here(*arguments, "--top", 3, "--sheet", tmp_path / "found.png")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    own = own_ranking(folder, model, pq.read_table(embedded), "a red cat")
+    assert [line[1] for line in lines] == [key for key, _ in own[:3]]
+    with Image.open(tmp_path / "found.png") as sheet:
+        # The photographs are 60 by 40: their tile has them in its middle, and nothing above and below.
+        tile = sheet.crop((32, 72, 232, 272))
+        assert tile.getpixel((100, 10)) == tile.getpixel((100, 190)) == (236, 238, 241)
+        assert tile.getpixel((100, 100)) != (236, 238, 241)
+    for more, said in [
+        (["--column", "other"], "has no column 'other' of vectors"),
+        (["--sheet", tmp_path / "nowhere" / "found.png"], "its folder is not there"),
+        (["--sheet", tmp_path / "found.abc"], "cannot be written"),
+        (["--top", 0], "--top"),
+    ]:
+        done = run_here(*arguments, *more)
+        assert done.returncode == 2 and said in " ".join(done.stderr.split()), more
+    make_pair(tmp_path / "other", "clip", seed=9)
+    wrong = run_here(*arguments[:-1], tmp_path / "other")
+    assert wrong.returncode == 2 and "do not belong together" in wrong.stderr
+    assert run_here(*arguments[:-1], tmp_path / "other", "--no-check").returncode == 0
+    assert "expected some words" in run_here("search", embedded, " ", "--model", folder).stderr
+    (tmp_path / "empty").mkdir()
+    assert "no Parquet file" in run_here("search", tmp_path / "empty", "a", "--model", folder).stderr
+
+
+def test_an_image_that_is_not_there_leaves_its_tile(shards):
+    url = str(shards / "0.tar")
+    hits = [Hit(0.5, "00", url, "a cat"), Hit(0.4, "none", url, None), Hit(0.3, "03", url, "long " * 90)]
+    sheet = draw_sheet("cats", hits)
+    empty = [sheet.getpixel((132 + 216 * number, 222)) == (236, 238, 241) for number in range(3)]
+    assert empty == [False, True, True]
+    with pytest.raises(OutputError, match="no column '__url__'"):
+        draw_sheet("cats", [Hit(0.5, "00", None, None)])

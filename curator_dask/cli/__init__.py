@@ -1,4 +1,6 @@
-"""The command line: ``embed``, and ``check``, ``retry``, ``index``, ``score``, ``filter``, ``export`` beside it."""
+"""The command line: ``embed``, and beside it ``check``, ``retry``, ``index``, ``score``, ``filter``, ``search`` and
+``export``.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +34,7 @@ from curator_dask.cli.options import (
     workers_of,
 )
 from curator_dask.cli.score import score
+from curator_dask.cli.search import search
 from curator_dask.console import show_messages
 
 FEW_SHARDS = 16  # are indexed without a cluster
@@ -335,4 +338,5 @@ def index(
 
 app.command()(score)
 app.command("filter")(filter_rows)
+app.command()(search)
 app.command()(export)
