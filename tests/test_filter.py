@@ -54,6 +54,39 @@ def test_a_condition(where, passes, clauses, columns):
         Where(clause).passes(TABLE)
 
 
+@pytest.mark.parametrize(
+    ("where", "passes"),
+    [
+        ("0.0 / 0.0 > 1", [-1] * 4),
+        ("x / y > 0", [1, -1, -1, 1]),
+        ("not (x / y < 0)", [1, -1, -1, 1]),
+        ("sqrt(x) >= 0", [1, 1, -1, -1]),
+        ("sqrt(x) >= 0 or y = 0", [1, 1, -1, -1]),
+        ("ln(x) between -9 and 9 and y > 0", [1, 0, -1, 0]),
+        ("x / y in (0.5, 'nan'::double)", [1, -1, -1, -1]),
+        ("x / y not in (3)", [1, -1, -1, 1]),
+        ("x / y is null", [0, 1, 1, 0]),
+        ("abs(x / y) > 0 and greatest(x / y, -1) < 9", [1, -1, -1, 0]),
+        ("case when x / y > 0 then 1 else 2 end = 2", [0, 1, 1, 0]),
+        ("info.w > 2", [0, -1, -1, 1]),
+        ("list[1] + 1 < 9", [1, -1, -1, 1]),
+        ("list[1] < 9 -- why", [1, -1, -1, 1]),
+        ("isnan(x / y)", [0, 1, -1, 0]),
+    ],
+)
+def test_nan_that_a_condition_computes_is_null(where, passes):
+    nan = float("nan")
+    table = pa.table(
+        {
+            "x": [1.0, 0.0, None, -np.inf],
+            "y": [2.0, 0.0, 1.0, -1.0],
+            "info": [{"w": 1.0}, {"w": nan}, None, {"w": 3.0}],
+            "list": [[1.0], [nan], None, [2.0]],
+        }
+    )
+    assert Where(where).passes(table).tolist() == passes
+
+
 def test_columns_that_differ_in_case_alone():
     """DuckDB takes the first of them."""
     table = pa.table({"A": [1, 2, 3], "a": [3, 2, 1], "b": [1, 1, 1]})

@@ -218,8 +218,8 @@ class ImageTextPairDataset(Exportable):
         Parameters
         ----------
         where
-            As behind SQL's WHERE, evaluated by DuckDB on one row at a time: ``"score > 5.5 and width >= 256"``. Null,
-            and NaN in a column, never pass. Rows that are left out are counted in the summary.
+            As behind SQL's WHERE, evaluated by DuckDB on one row at a time: ``"score > 5.5 and width >= 256"``. Null
+            and NaN never pass. Rows that are left out are counted in the summary.
 
         Raises
         ------

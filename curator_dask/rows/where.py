@@ -1,12 +1,15 @@
 """A condition on rows in the words of SQL's WHERE, evaluated by DuckDB.
 
-Null never passes, as in SQL. Nor does a NaN in a column, which DuckDB takes for larger than every number (as Polars
-does; pandas and pyarrow do not, and on a Parquet file DuckDB's own answer depends on the statistics of its row groups).
+Null never passes, as in SQL. Nor does NaN, in a column or computed, which DuckDB takes for larger than every number (as
+Polars does; pandas and pyarrow do not, and on a Parquet file DuckDB's own answer depends on the statistics of its row
+groups): it counts as null.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
+import functools
 import json
 import re
 import threading
@@ -94,10 +97,7 @@ class Where:
 
     def _written(self, where: Mapping[str, Any]) -> str:
         """A part of the condition as text again."""
-        statement = json.loads(_asked(_PARSE, _SELECT + "true")[0])
-        statement["statements"][0]["node"]["where_clause"] = where
-        (text,) = _asked("SELECT json_deserialize_sql(?::JSON)", json.dumps(statement))
-        written: str = text.partition(" WHERE ")[2]
+        written = _as_text(where)
         return written.removeprefix("(").removesuffix(")") if written.startswith("(") else written
 
     def columns(self, names: Sequence[str]) -> list[str]:
@@ -166,9 +166,9 @@ class Where:
             {name: _without_nan(table.column(name)) for name in wanted} or {"": pa.nulls(len(table))}
         )
         connection = _connection()
+        query = f"SELECT ({_guarded(self, seen.schema)}\n) AS passes FROM {_TABLE}"
         try:
             connection.register(_TABLE, seen)
-            query = f"SELECT ({self.text}\n) AS passes FROM {_TABLE}"
             found = connection.sql(query).to_arrow_table().column("passes")
         except Exception as error:  # DuckDB's own, of many types
             raise self._told(error, table.column_names if columns is None else columns) from None
@@ -206,6 +206,59 @@ class Where:
             raise ConfigError(f"where={self.text!r}: expected one condition, and nothing behind it")
         tree: Mapping[str, Any] = node["where_clause"]
         return tree
+
+
+@functools.lru_cache(maxsize=64)
+def _guarded(where: Where, schema: pa.Schema) -> str:
+    """The condition, NaN that it computes on rows of these types being null where it is compared."""
+    tree = {"": copy.deepcopy(dict(where._tree))}
+    changed = False
+    for holder, place in _compared(tree):
+        text = _as_text(holder[place])
+        if _is_floating(text, schema):
+            holder[place] = dict(Where(f"nullif({text}, 'nan'::DOUBLE)")._tree)
+            changed = True
+    return _as_text(tree[""]) if changed else where.text
+
+
+def _compared(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """What is compared and may be NaN, by what holds it and where; what is inside of it before it."""
+    for each in tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list) else ():
+        yield from _compared(each)
+    if not isinstance(tree, Mapping):
+        return
+    places: list[tuple[Any, Any]] = []
+    if tree.get("class") in ("COMPARISON", "BETWEEN"):
+        places = [(tree, name) for name in ("left", "right", "input", "lower", "upper") if name in tree]
+    elif tree.get("type") in ("COMPARE_IN", "COMPARE_NOT_IN", "OPERATOR_IS_NULL", "OPERATOR_IS_NOT_NULL"):
+        places = [(tree["children"], number) for number in range(len(tree["children"]))]
+    for holder, place in places:
+        kind, names = holder[place].get("class"), holder[place].get("column_names", ())
+        if kind != "CONSTANT" and not (
+            kind == "COLUMN_REF" and len(names) == 1
+        ):  # a column has no NaN any more
+            yield holder, place
+
+
+def _is_floating(text: str, schema: pa.Schema) -> bool:
+    connection = _connection()
+    try:
+        connection.register(_TABLE, schema.empty_table())
+        (kind,) = connection.sql(f"SELECT {text} AS value FROM {_TABLE}").to_arrow_table().schema.types
+    except Exception:  # what is wrong with it is told when it is asked of the rows
+        return False
+    finally:
+        connection.unregister(_TABLE)
+    return bool(pa.types.is_floating(kind))
+
+
+def _as_text(where: Mapping[str, Any]) -> str:
+    """A condition, or a part of one, as DuckDB writes it."""
+    statement = json.loads(_asked(_PARSE, _SELECT + "true")[0])
+    statement["statements"][0]["node"]["where_clause"] = where
+    (text,) = _asked("SELECT json_deserialize_sql(?::JSON)", json.dumps(statement))
+    written: str = text.partition(" WHERE ")[2]
+    return written
 
 
 def _nodes(tree: Any) -> Iterator[Mapping[str, Any]]:
