@@ -1,6 +1,4 @@
-"""The command line: ``embed``, and beside it ``check``, ``retry``, ``index``, ``score``, ``filter``, ``search`` and
-``export``.
-"""
+"""The command line: ``embed``, and the commands for what comes before it and after."""
 
 from __future__ import annotations
 
