@@ -567,6 +567,18 @@ def test_keys_with_dots_are_told(tmp_path):
     assert "first dot" in str(finding)
 
 
+def test_samples_that_other_readers_see_otherwise_are_told(tmp_path):
+    keys = ["a", "b", "x.y/c", "with space", "d", "e", "f"]
+    members = [member for key in keys for member in ((f"{key}.png", image_of("1")), (f"{key}.txt", b"text"))]
+    odd = [("lacks", image_of("1"), "png"), ("upper", image_of("1"), "Png")]
+    write_tar(tmp_path / "0.tar", [*members, *((f"{key}.{suffix}", data) for key, data, suffix in odd)])
+    report = preflight(tmp_path)
+    finding = by_kind(report)["readers"]
+    assert (finding.count, report.ok) == (4, True)
+    assert finding.examples[0].startswith("0: 'x.y/c', 'with space', 'lacks'")
+    assert "--layout portable" in str(finding)
+
+
 def test_a_shard_with_too_many_values(folder):
     report = preflight(folder, dim=2**31 // SAMPLES + 1)
     assert by_kind(report)["partition"].count == 3

@@ -109,6 +109,11 @@ KINDS = {
         "image_member='image.png' (--image image.png) picks by what follows the key and its dot; if these are different"
         " samples: a key ends at the first dot of the file's name, so use names without dots",
     ),
+    "readers": Kind(
+        False,
+        "sample that not all readers see alike: other fields than the rest of its shard, upper-case suffixes, odd keys",
+        "none is needed here; curator-dask export --layout portable writes shards that all take alike",
+    ),
     "no-caption": Kind(False, "row without a caption", "none is needed for embedding images"),
     "bad-image": Kind(
         False,

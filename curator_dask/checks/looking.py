@@ -25,6 +25,7 @@ from curator_dask.rows.tar_rows import SCHEMA_SAMPLES, tar_row
 from curator_dask.storage import Options, is_remote, local_path
 from curator_dask.webdataset.idx import StaleIndex
 from curator_dask.webdataset.index import ShardIndex
+from curator_dask.webdataset.layouts import portable_key
 from curator_dask.webdataset.reader import ShardReader
 from curator_dask.webdataset.samples import IMAGE_EXTENSIONS, Sample, split_name
 
@@ -234,7 +235,23 @@ def _look_at_samples(index: ShardIndex, found: Look) -> list[Sample]:
     _note(found, "several-images", several)
     _note(found, "duplicates", index.duplicates)
     _note(found, "unread", map(str, index.unread))
+    _note(found, "readers", _seen_otherwise(index.samples))
     return silent
+
+
+def _seen_otherwise(samples: list[Sample]) -> list[str]:
+    """Keys of samples that not all readers of such shards see alike (`curator_dask.webdataset.layouts`)."""
+    fields = [
+        frozenset((split_name(member.name) or ("", ""))[1] for member in sample.members) for sample in samples
+    ]
+    usual = max(Counter(fields).items(), key=lambda each: each[1], default=(frozenset(), 0))[0]
+    return [
+        sample.key
+        for sample, own in zip(samples, fields, strict=True)
+        if own != usual
+        or any(suffix != suffix.lower() for suffix in own)
+        or portable_key(sample.key) != sample.key
+    ]
 
 
 def _match(index: ShardIndex, ids: list[Any], statuses: list[Any] | None, found: Look) -> None:
