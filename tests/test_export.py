@@ -323,7 +323,7 @@ def test_tars_of_at_most_so_many_bytes(dataset, tmp_path):
 @pytest.mark.parametrize("order", [None, shuffled(17, 0)])
 def test_shards_are_made_of_all_samples_once(order):
     counts, ends = [5, 0, 7, 5], ends_by_count(17, 4)
-    shards = NewShards("abcd", counts, ends, order)
+    shards = NewShards("abcd", "1234", counts, ends, order)
     places = [(name, row) for name, count in zip("abcd", counts, strict=True) for row in range(count)]
     expected = places if order is None else [places[number] for number in order]
     found = [

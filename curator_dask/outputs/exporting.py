@@ -187,10 +187,8 @@ class _Export:
             )
         if not options.sequential:
             check_keys(selected, names)
-        shards = self._shards(selected, names, [reports[name]["kept"] for name in names])
-        pack = self._packing(
-            rows, selected, shards, {name: report["mark"] for name, report in reports.items()}, names
-        )
+        shards = self._shards(selected, reports)
+        pack = self._packing(rows, selected, shards, names)
         self._pack(pack, shards, sum(report["bytes"] for report in reports.values()))
 
     def _select(self, rows: Folder, selected: Folder, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
@@ -217,10 +215,12 @@ class _Export:
             summary.add_file(reports[name])
         summary.reasons, summary.examples = summary.looked_up.reasons, summary.looked_up.examples
         logger.info("%d of %d rows have a sample for %s", summary.kept, summary.rows, self.place.target.path)
-        return reports
+        return {name: reports[name] for name in names}  # not as they were done
 
-    def _shards(self, selected: Folder, names: Sequence[str], counts: Sequence[int]) -> NewShards:
-        options, total = self._options, sum(counts)
+    def _shards(self, selected: Folder, reports: Mapping[str, Mapping[str, Any]]) -> NewShards:
+        options, names = self._options, list(reports)
+        marks, counts = ([report[name] for report in reports.values()] for name in ("mark", "kept"))
+        total = sum(counts)
         order = None if options.shuffle is None else shuffled(total, options.shuffle)
         if options.shard_bytes is None:
             ends = ends_by_count(total, options.samples_per_shard)
@@ -237,14 +237,13 @@ class _Export:
                 f"{len(ends)} tars do not have numbers of {options.max_shards} digits: give max_shards (--max-shards),"
                 " which is the number of digits, or more samples_per_shard (--samples-per-shard)"
             )
-        return NewShards(names, counts, ends, order)
+        return NewShards(names, marks, counts, ends, order)
 
     def _packing(
         self,
         rows: Folder,
         selected: Folder,
         shards: NewShards,
-        marks: Mapping[str, str],
         names: Sequence[str],
     ) -> PackShard:
         options, summary = self._options, self._summary
@@ -286,7 +285,6 @@ class _Export:
             options.metadata == "json",
             tuple(empty),
             options.index,
-            dict(marks),
         )
 
     def _pack(self, pack: PackShard, shards: NewShards, total_bytes: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -91,10 +91,6 @@ class PackShard:
         Suffixes of members that samples get which have none.
     index
         Whether there is an index.
-    marks
-        Of the tables of samples, by name.
-    allowed
-        There may be another file of its name already.
     given_up
         The shard kills workers: it is not written, for this reason.
     """
@@ -113,7 +109,6 @@ class PackShard:
     keep_fields: bool
     empty: tuple[str, ...]
     index: bool
-    marks: Mapping[str, str] = field(default_factory=dict)
     given_up: str | None = None
 
     def __dask_tokenize__(self) -> Any:
@@ -134,7 +129,7 @@ class PackShard:
             {
                 "form": _FORM,
                 "samples": shard.digest,
-                "of": [self.marks[name] for name in shard.files],
+                "of": shard.marks,
                 "name": self.name(shard.number),
                 "rows": None
                 if self.schema is None

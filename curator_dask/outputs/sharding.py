@@ -24,6 +24,8 @@ class NewShard:
         Of the shard.
     files
         Names of the tables of samples that it draws from.
+    marks
+        What each of these was made of.
     runs
         int64 (runs, 3): its samples in their order, as runs of rows that follow one another: place of the table in
         `files`, first row, how many.
@@ -31,6 +33,7 @@ class NewShard:
 
     number: int
     files: tuple[str, ...]
+    marks: tuple[str, ...]
     runs: np.ndarray
 
     def __len__(self) -> int:
@@ -55,7 +58,7 @@ class NewShard:
         return hashlib.sha256(np.ascontiguousarray(self.runs, "<i8").tobytes()).hexdigest()
 
     def __dask_tokenize__(self) -> Any:
-        return (type(self).__name__, self.number, self.files, self.digest)
+        return (type(self).__name__, self.number, self.files, self.marks, self.digest)
 
 
 class NewShards(Sequence[NewShard]):
@@ -63,8 +66,8 @@ class NewShards(Sequence[NewShard]):
 
     Parameters
     ----------
-    names, counts
-        Of the tables of samples, in order: name, and how many samples it has.
+    names, marks, counts
+        Of the tables of samples, in order: name, what it was made of, and how many samples it has.
     ends
         int64 (shards,): behind the last sample of each shard, counted over all.
     order
@@ -76,18 +79,20 @@ class NewShards(Sequence[NewShard]):
     def __init__(
         self,
         names: Sequence[str],
+        marks: Sequence[str],
         counts: Sequence[int],
         ends: np.ndarray,
         order: np.ndarray | None = None,
         numbers: Sequence[int] | None = None,
     ) -> None:
-        self._names, self._counts, self._ends, self._order = tuple(names), tuple(counts), ends, order
+        self._names, self._marks, self._counts = tuple(names), tuple(marks), tuple(counts)
+        self._ends, self._order = ends, order
         self._numbers = range(len(ends)) if numbers is None else numbers
         self._begins = np.cumsum([0, *counts], dtype=np.int64)
 
     def only(self, numbers: Sequence[int]) -> NewShards:
         """Some of them."""
-        return NewShards(self._names, self._counts, self._ends, self._order, numbers)
+        return NewShards(self._names, self._marks, self._counts, self._ends, self._order, numbers)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -104,12 +109,13 @@ class NewShards(Sequence[NewShard]):
         lengths = np.diff(begins, append=len(samples))
         rows = (samples - self._begins[tables])[begins]
         runs = np.stack([which[begins], rows, lengths], axis=1).astype(np.int64)
-        return NewShard(number, tuple(self._names[table] for table in used), runs)
+        names, marks = ([each[table] for table in used] for each in (self._names, self._marks))
+        return NewShard(number, tuple(names), tuple(marks), runs)
 
     def __dask_tokenize__(self) -> Any:
         order = b"" if self._order is None else self._order.tobytes()
         said = hashlib.sha256(self._ends.tobytes() + order).hexdigest()
-        return (type(self).__name__, self._names, self._counts, said, list(self._numbers))
+        return (type(self).__name__, self._names, self._marks, self._counts, said, list(self._numbers))
 
     def largest(self) -> int:
         """Samples of the largest."""
