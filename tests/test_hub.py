@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 
 from curator_dask.errors import ConfigError, WeightsError
 from curator_dask.models import downloads
-from curator_dask.models.hub import CLIP_L14, PINS, Pin, find_folder, lacking
+from curator_dask.models.hub import CLIP_L14, PINS, Pin, find_beside, find_folder, lacking
 
 FILES = {"config.json", "preprocessor_config.json", "model.safetensors"}
 CHUNK = 1 << 14
@@ -298,6 +298,23 @@ def test_weights_in_several_files(server, tmp_path, into):
         "processor_config.json",
     }
     assert not lacking(folder)
+
+
+def test_what_stands_beside_the_weights_is_fetched_once(server, tmp_path):
+    (server.folder / "someone" / "clip" / "vocab.json").write_text("{}")
+    (server.folder / "someone" / "clip" / "tokenizer_config.json").write_text("[]")
+    names = ("vocab.json", "merges.txt", "tokenizer_config.json")
+    for into in (None, str(tmp_path / "models")):
+        folder = find_folder("someone/clip", into)
+        assert not (folder / "vocab.json").exists()
+        server.log.clear()
+        for _ in range(2):
+            find_beside("someone/clip", into, folder, names)
+        assert server.fetched() == ["vocab.json", "tokenizer_config.json"]
+        assert (folder / "vocab.json").read_text() == "{}" and not (folder / "merges.txt").exists()
+    server.broken = True
+    with pytest.raises(WeightsError, match=r"the files are not in .*fetch other\.json on a machine"):
+        find_beside("someone/clip", str(tmp_path / "models"), folder, ("other.json",))
 
 
 def test_without_a_preprocessor(server, tmp_path):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curator_dask.models.hub import CLIP_L14, CONFIG, find_folder, read_json
+from curator_dask.models.hub import CLIP_L14, CONFIG, find_beside, find_folder, read_json
 from curator_dask.models.texts import TextEncoder, TextSpec
-from curator_dask.models.tokens import Tokens, tokenizer_digest
+from curator_dask.models.tokens import TOKENIZERS, Tokens, tokenizer_digest
 from curator_dask.models.towers import CLIP_TYPES, check_type, described, load_tower, vectors_of
 from curator_dask.models.weights import state_digest
 
@@ -32,9 +32,11 @@ class ClipTextSpec(TextSpec):
         WeightsError
             The weights cannot be had.
         """
-        return find_folder(
+        folder = find_folder(
             self.model_name, self.model_dir, lambda config: check_type(config, self.model_name, "text")
         )
+        find_beside(self.model_name, self.model_dir, folder, TOKENIZERS)
+        return folder
 
     def build(self) -> TextEncoder:
         """Make the encoder on this process's device: the projected embedding of CLIP, the pooled one of SigLIP.

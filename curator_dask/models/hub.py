@@ -12,7 +12,7 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,41 @@ def find_folder(model_name: str, model_dir: str | None = None, check: Check | No
     return _in_folder(target, repository, check)
 
 
+def find_beside(model_name: str, model_dir: str | None, folder: Path, names: Sequence[str]) -> None:
+    """Fetch further small files of a repository to its weights, where they are not there; a folder is left as it is.
+
+    Parameters
+    ----------
+    model_name, model_dir
+        As `find_folder` was given them.
+    folder
+        What it has found.
+    names
+        Of the files, of which the repository may lack some; where the last is there, all are.
+
+    Raises
+    ------
+    WeightsError
+        They cannot be fetched.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if names_folder(model_name) or (folder / names[-1]).is_file():
+        return
+    repository = _Repository.of(model_name)
+    with _explained(repository, None if model_dir is None else folder, names):
+        if model_dir is None:
+            for name in names:
+                with contextlib.suppress(EntryNotFoundError):
+                    hf_hub_download(repository.name, name, revision=folder.name)  # the commit of the weights
+            return
+        with _locked(folder.with_name(f".{folder.name}.lock"), repository.name):
+            for name in names:
+                with contextlib.suppress(EntryNotFoundError):
+                    fetch(repository.stated(name, repository.revision), folder)
+
+
 def names_folder(model_name: str) -> bool:
     """Whether a model's name is a path: of a folder that is there, or one that no repository could have."""
     return model_name.startswith(("/", ".", "~")) or (model_name != "" and Path(model_name).is_dir())
@@ -191,7 +226,7 @@ class _Repository:
         url = hf_hub_url(self.name, file, revision=revision)
         found = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         digest = (
-            self.pin.digests[file] if self.pin is not None else found.etag or ""
+            self.pin.digests[file] if self.pin and file in self.pin.digests else found.etag or ""
         )  # a small file's is another
         return HubFile(
             file, url, found.commit_hash, found.size, digest if re.fullmatch("[0-9a-f]{64}", digest) else None
@@ -300,7 +335,9 @@ def _locked(path: Path, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained(repository: _Repository, folder: Path | None) -> Iterator[None]:
+def _explained(
+    repository: _Repository, folder: Path | None, files: Iterable[str] | None = None
+) -> Iterator[None]:
     """What goes wrong while fetching, as one error that says where the files can be put by hand."""
     from huggingface_hub import constants
 
@@ -310,9 +347,11 @@ def _explained(repository: _Repository, folder: Path | None) -> Iterator[None]:
         raise
     except Exception as error:
         asked = f"{constants.ENDPOINT}{' (HF_HUB_OFFLINE is set)' if constants.HF_HUB_OFFLINE else ''}"
-        names = ", ".join(repository.pin.digests if repository.pin else (CONFIG, PROCESSORS[0], WEIGHTS))
+        what = "weights" if files is None else "files"
+        weights = repository.pin.digests if repository.pin else (CONFIG, PROCESSORS[0], WEIGHTS)
+        names = ", ".join(weights if files is None else files)
         raise WeightsError(
-            f"{repository.name}: the weights are not in {folder or constants.HF_HUB_CACHE}, and could not be fetched"
+            f"{repository.name}: the {what} are not in {folder or constants.HF_HUB_CACHE}, and could not be fetched"
             f" from {asked}: {type(error).__name__}: {first_line(error)}. To work offline, fetch {names} on a machine"
             f" with a network and put them into {folder or 'a folder, to be given as model_dir'}. For a repository that"
             " needs a login set HF_TOKEN"

@@ -14,7 +14,6 @@ from curator_dask.models.weights import first_line
 TOKENIZER = "tokenizer.json"
 TOKENIZERS = (
     TOKENIZER,
-    "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -23,6 +22,7 @@ TOKENIZERS = (
     "spiece.model",
     "tokenizer.model",
     "sentencepiece.bpe.model",
+    "tokenizer_config.json",
 )
 """Files of a tokenizer, as transformers writes them; a model has some."""
 
