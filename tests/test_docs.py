@@ -35,6 +35,7 @@ from safetensors.torch import save_model
 from test_clip import make_clip
 from test_imports import LAYERS
 from test_scripts import load
+from texts import make_pair
 
 from curator_dask import get_client
 from curator_dask.cli import app
@@ -112,6 +113,13 @@ HOLDS = {
         "pq.read_table(FOLDER + '/embeddings')['nsfw_score'].null_count == 2",
         "set(pq.read_table(FOLDER + '/embeddings')['blurry'].to_pylist()) <= {True, False, None}",
         "pq.read_table(FOLDER + '/embeddings')['blurry'].null_count == 2",
+    ],
+    "text.md": [
+        "(summary.rows, summary.failed) == (14, 2)",
+        "pq.read_schema(FOLDER + '/embeddings/00000.parquet').field('text_embedding').type.list_size == 24",
+        "pq.read_table(FOLDER + '/embeddings')['clip_score'].null_count == 2",
+        "all(abs(row['photo'] + row['screenshot'] - 1) < 1e-5 for row in pq.read_table("
+        "FOLDER + '/embeddings', columns=['photo', 'screenshot']).to_pylist() if row['photo'] is not None)",
     ],
     "readers.md": [
         "vectors.shape == by_pandas.shape == by_polars.shape == (12, 1280)",
@@ -253,6 +261,7 @@ def made(tmp_path_factory):
     np.save(folder / "page" / "probe.npy", np.ones(512, np.float32))
     transformers.logging.disable_progress_bar()
     make_clip(folder / "page" / "models" / "openai" / "clip-vit-large-patch14")
+    make_pair(folder / "page" / "clip", "clip")
     transformers.logging.enable_progress_bar()
     load("pretrained_efficientnet").write_model_folder(folder / "model")
     return folder

