@@ -11,7 +11,7 @@ import ctypes
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -284,6 +284,15 @@ def frame_to_arrow(frame: Any) -> pa.Table:
 def on_gpu(frame: Any) -> bool:
     """Whether a frame or series is cuDF's."""
     return hasattr(frame, "to_arrow")
+
+
+def concat(frames: Sequence[Any]) -> Any:
+    """The rows of frames of one library with the same columns, one after the other, numbered anew."""
+    if on_gpu(frames[0]):
+        import cudf as library
+    else:
+        import pandas as library
+    return library.concat(frames, ignore_index=True)
 
 
 def series_like(frame: Any, array: pa.Array) -> Any:

@@ -33,8 +33,12 @@ from curator_dask.webdataset.shards import ShardRange
 
 log = logging.getLogger("curator_dask")
 
-#: Shards in a group, at most: what Dask needs for one of them (5 ms of two cores) is an eighth of it then.
-MOST_SHARDS = 8
+#: Shards in a group, at most: enough that what Dask needs for a task (5 ms of two cores) is little for each of them,
+#: and that those of one image each fill a batch.
+MOST_SHARDS = 32
+#: Bytes of tars whose images go through the models in common batches, at most: some thirty photographs. A task cannot
+#: give such a batch back, so it must be done soon.
+JOINED_BYTES = 4 << 20
 #: Seconds after which a group begins no other of its shards: a task that takes longer costs next to nothing itself,
 #: and others may be free to do the rest, now or later.
 LONG_ENOUGH = 10.0
@@ -58,12 +62,15 @@ class RunGroup:
         After which no other is begun.
     fit
         What the worker must be; None where any will do.
+    joined_bytes
+        Of tars, that may share batches.
     """
 
     function: ShardFunction
     writer: Writer
     seconds: float = math.inf
     fit: Fit | None = None
+    joined_bytes: int = 0
 
     def __call__(self, items: Sequence[tuple[ShardRange, str]]) -> list[dict[str, Any]]:
         """The rows of ranges and their targets (JSON): of the first at least, of fewer than all after `seconds`.
@@ -79,15 +86,29 @@ class RunGroup:
             self.fit.check()
         end = time.monotonic() + self.seconds
         rows: list[dict[str, Any]] = []
+        parts = [(part, Target.from_json(text)) for part, text in items]
         # One turn for all of several: between two shards another group would take it, and none would come to its end.
         # A single shard takes its turn when its rows are read and its images are wanted.
         url = items[0][0].shard.url if len(items) > 1 else None
         with turn(url, getattr(self.function.reader, "storage_options", None)):
-            for part, text in items:
-                if rows and time.monotonic() > end:
-                    break
-                rows.append(self._one(part, Target.from_json(text)))
+            while len(rows) < len(items) and not (rows and time.monotonic() > end):
+                left = parts[len(rows) :]
+                small = left[: _count_small(left, self.joined_bytes)]
+                rows += self._together(small) or [self._one(*each) for each in small or left[:1]]
         return rows
+
+    def _together(self, parts: Sequence[tuple[ShardRange, Target]]) -> list[dict[str, Any]]:
+        """The rows of small shards that share their batches; none where one has to be done by itself."""
+        targets = [target for _, target in parts]
+        if len(parts) < 2 or any(self.writer.known(each) or self.writer.reusable(each) for each in targets):
+            return []
+        try:
+            with noticing():
+                made = self.function.together([part for part, _ in parts])
+                return [self.writer.write(*each) for each in zip(made, targets, strict=True)]
+        except Exception as error:  # of any of them: which one shows when each is done by itself
+            log.debug("%s, …: each by itself, for %r", parts[0][0].name, error)
+            return []
 
     def _one(self, part: ShardRange, target: Target) -> dict[str, Any]:
         try:
@@ -108,6 +129,17 @@ class RunGroup:
             leave_if_broken(part.name)
             log.warning("shard %s failed", part.name, exc_info=True)
             return failure_row(f"{type(error).__name__}: {error}")
+
+
+def _count_small(parts: Sequence[tuple[ShardRange, Target]], joined_bytes: int) -> int:
+    """How many of the first shards are whole, and together no larger than so many bytes."""
+    count, size = 0, 0
+    for part, target in parts:
+        size += ((target.shard or {}).get("tar") or {}).get("size", math.inf)
+        if size > joined_bytes or part.part is not None:
+            break
+        count += 1
+    return count
 
 
 class Groups:
@@ -282,4 +314,6 @@ class Layout:
             members = even_groups(count, 1)
         else:
             members, seconds = shrinking_groups(count, threads()), LONG_ENOUGH
-        return Groups(RunGroup(function, writer, seconds, fit), members, ranges, targets, threads)
+        return Groups(
+            RunGroup(function, writer, seconds, fit, JOINED_BYTES), members, ranges, targets, threads
+        )

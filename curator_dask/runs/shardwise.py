@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dask._task_spec import execute_graph
 from dask.dataframe.dask_expr._expr import Blockwise, Expr
 
+from curator_dask import backend
 from curator_dask.runs.lineage import Lineage, cut, is_root, knows_its_number
+from curator_dask.runs.passes import Pass
+from curator_dask.runs.step import Step
 from curator_dask.webdataset.shards import ShardRange
 
 
@@ -34,6 +38,25 @@ class ShardFunction:
         for function in self.functions:
             frame = function(frame)
         return frame
+
+    def together(self, parts: Sequence[ShardRange]) -> list[Any]:
+        """The rows of several ranges, finished, each as by itself: by the contract of a step rows do not mix.
+
+        Steps see the rows of all of them at once, so their images share batches.
+        """
+        frames = [self.reader(part) for part in parts]
+        ends = list(itertools.accumulate(map(len, frames)))
+        for function in self.functions:
+            if isinstance(function, Step | Pass) and function.keeps_rows:
+                joined = function(backend.concat(frames))
+                frames = [
+                    joined.iloc[end - len(frame) : end].reset_index(drop=True)
+                    for frame, end in zip(frames, ends, strict=True)
+                ]
+            else:
+                frames = [function(frame) for frame in frames]
+                ends = list(itertools.accumulate(map(len, frames)))
+        return frames
 
 
 @dataclass(frozen=True)
