@@ -27,6 +27,7 @@ LAYERS = (
     "image.statistics",
     "text",
     "image.classifiers",
+    "dedup",
     "datasets",
     "outputs",
     "checks",

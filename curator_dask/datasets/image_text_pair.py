@@ -13,7 +13,7 @@ import dask.dataframe as dd
 from curator_dask.console import show_in_notebook
 from curator_dask.datasets.exportable import Exportable
 from curator_dask.datasets.meta import worker_backend
-from curator_dask.datasets.ranges import ranges_of, row_counts
+from curator_dask.datasets.ranges import check_options, ranges_of, row_counts
 from curator_dask.datasets.showing import as_html, as_text, describe_first
 from curator_dask.datasets.top import find_best
 from curator_dask.errors import ConfigError, DatasetError
@@ -24,6 +24,7 @@ from curator_dask.rows.reading import ReadShard, choose_source, learn_schema
 from curator_dask.rows.where import Where
 from curator_dask.runs.filtering import FilterRows
 from curator_dask.runs.graph import map_items, map_step, steps_of
+from curator_dask.runs.leaving import Duplicates
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.step import Step, check_step
 from curator_dask.runs.summary import SaveSummary
@@ -255,6 +256,28 @@ class ImageTextPairDataset(Exportable):
         """
         return self.apply(find_best(self.metadata, self.id_col, column, fraction, n))
 
+    def without(self, duplicates: Duplicates) -> ImageTextPairDataset:
+        """The dataset without the rows that have a better twin; nothing is computed yet.
+
+        Parameters
+        ----------
+        duplicates
+            What `curator_dask.dedup.SemanticDeduplication` found of vectors of this dataset's rows, and has saved.
+
+        Raises
+        ------
+        OutputError
+            They are not saved.
+        DatasetError
+            The metadata lacks the columns by which rows are told apart.
+        """
+        missing = [name for name in (self.id_col, URL_COLUMN) if name not in self.metadata.columns]
+        if missing:
+            raise DatasetError(
+                f"the metadata lacks {missing}, by which a row is told from others: keep these columns"
+            )
+        return self.apply(duplicates.leave_out(self.id_col))
+
     def save_metadata(
         self,
         path: str | os.PathLike[str] | None = None,
@@ -373,14 +396,6 @@ class ImageTextPairDataset(Exportable):
     @property
     def _counts(self) -> dict[str, Any]:
         return {"shards": len(self.tar_files), "partitions": self.npartitions}
-
-
-def check_options(id_col: str, metadata: str) -> None:
-    """Raise ConfigError where they are not what `ImageTextPairDataset.from_webdataset` takes."""
-    if metadata not in ("auto", "parquet", "tar"):
-        raise ConfigError(f"metadata={metadata!r}: expected 'auto', 'parquet' or 'tar'")
-    if id_col in (URL_COLUMN, ERROR_COLUMN):
-        raise ConfigError(f"id_col={id_col!r}: this name is taken; give the column of the keys")
 
 
 def _rebuild(

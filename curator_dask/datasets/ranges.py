@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from curator_dask.errors import ShardError
+from curator_dask.errors import ConfigError, ShardError
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.rows.reading import ReadShard
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import Shard, ShardRange
@@ -46,3 +47,11 @@ def _count(reader: ReadShard, shard: Shard) -> int:
     except ShardError as error:
         logger.warning("%s", error)  # its partition will say so too, without stopping the others
         return 0
+
+
+def check_options(id_col: str, metadata: str) -> None:
+    """Raise ConfigError where they are not what `ImageTextPairDataset.from_webdataset` takes."""
+    if metadata not in ("auto", "parquet", "tar"):
+        raise ConfigError(f"metadata={metadata!r}: expected 'auto', 'parquet' or 'tar'")
+    if id_col in (URL_COLUMN, ERROR_COLUMN):
+        raise ConfigError(f"id_col={id_col!r}: this name is taken; give the column of the keys")

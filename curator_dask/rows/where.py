@@ -133,6 +133,30 @@ class Where:
             " in single quotes: format = 'JPEG')"
         )
 
+    def values(self, table: pa.Table, columns: Sequence[str] | None = None) -> pa.ChunkedArray:
+        """What the expression gives for each row, of whatever type; `passes` says what the parameters are."""
+        wanted = self.columns(table.column_names)
+        if twins := [name for name in wanted if [each.lower() for each in wanted].count(name.lower()) > 1]:
+            raise ConfigError(
+                f"where={self.text!r}: the columns {twins} differ in upper and lower case at most, which a condition"
+                " does not tell apart: rename one"
+            )
+        lower = {name.lower() for name in table.column_names}
+        for clock in sorted({part.lower() for part in self._named} & _CLOCKS - lower):
+            self._refuse_change(clock)
+        seen = pa.table(
+            {name: _without_nan(table.column(name)) for name in wanted} or {"": pa.nulls(len(table))}
+        )
+        connection = _connection()
+        query = f"SELECT ({_guarded(self, seen.schema)}\n) AS passes FROM {_TABLE}"
+        try:
+            connection.register(_TABLE, seen)
+            return connection.sql(query).to_arrow_table().column("passes")
+        except Exception as error:  # DuckDB's own, of many types
+            raise self._told(error, table.column_names if columns is None else columns) from None
+        finally:
+            connection.unregister(_TABLE)
+
     def passes(self, table: pa.Table, columns: Sequence[str] | None = None) -> np.ndarray:
         """Whether each row passes.
 
@@ -153,27 +177,7 @@ class Where:
         ConfigError
             It does not fit the table's columns.
         """
-        wanted = self.columns(table.column_names)
-        if twins := [name for name in wanted if [each.lower() for each in wanted].count(name.lower()) > 1]:
-            raise ConfigError(
-                f"where={self.text!r}: the columns {twins} differ in upper and lower case at most, which a condition"
-                " does not tell apart: rename one"
-            )
-        lower = {name.lower() for name in table.column_names}
-        for clock in sorted({part.lower() for part in self._named} & _CLOCKS - lower):
-            self._refuse_change(clock)
-        seen = pa.table(
-            {name: _without_nan(table.column(name)) for name in wanted} or {"": pa.nulls(len(table))}
-        )
-        connection = _connection()
-        query = f"SELECT ({_guarded(self, seen.schema)}\n) AS passes FROM {_TABLE}"
-        try:
-            connection.register(_TABLE, seen)
-            found = connection.sql(query).to_arrow_table().column("passes")
-        except Exception as error:  # DuckDB's own, of many types
-            raise self._told(error, table.column_names if columns is None else columns) from None
-        finally:
-            connection.unregister(_TABLE)
+        found = self.values(table, columns)
         if not (pa.types.is_boolean(found.type) or pa.types.is_null(found.type)):
             raise ConfigError(
                 f"where={self.text!r}: expected a condition, found {found.type}: compare it, as in 'width >= 256' (in a"

@@ -11,7 +11,7 @@ from typing import Any
 from curator_dask.cache import LOADERS
 from curator_dask.cluster.progress import report
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.datasets.image_text_pair import check_options
+from curator_dask.datasets.ranges import check_options
 from curator_dask.decode.loader import Loader
 from curator_dask.decode.orientation import EXIF_COLUMN, check_exif_column, turned
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS, ImageOptions, LoaderSpec, check_counts

@@ -1,0 +1,91 @@
+"""``dedup``: rows of an output whose vectors are nearly the same."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from curator_dask.cli.options import (
+    Cluster,
+    ClusterType,
+    Embeddings,
+    EmbeddingsOptions,
+    JsonFile,
+    SchedulerAddress,
+    SchedulerFile,
+    Workers,
+    json_object,
+    summary_to,
+    told_plainly,
+    workers_of,
+)
+
+
+def dedup(
+    embeddings: Embeddings,
+    output: Annotated[
+        str, typer.Argument(metavar="OUTPUT", help="Folder for the table of duplicates, seen by all workers.")
+    ],
+    eps: Annotated[
+        float, typer.Option(min=0, max=1, help="Duplicates have a cosine of at least 1 - eps.")
+    ] = 0.07,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Which stays: a column, or an expression such as 'width * height desc'; again for ties. hard or easy:"
+            " the farthest from its cluster's centre, or the nearest.  [default: the first key]",
+            show_default=False,
+        ),
+    ] = None,
+    recall: Annotated[
+        float, typer.Option(min=0.5, max=1, help="Share of the pairs that is compared, at least.")
+    ] = 0.99,
+    clusters: Annotated[
+        int | None, typer.Option(min=1, help="Of k-means.  [default: by the rows]", show_default=False)
+    ] = None,
+    column: Annotated[str, typer.Option(help="Of the vectors.")] = "image_embedding",
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Make vectors unit length, instead of leaving them out.")
+    ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EMBEDDINGS",
+            help="Vectors that stay as they are: rows near one of them go.",
+            show_default=False,
+        ),
+    ] = None,
+    cluster: Cluster = ClusterType.auto,
+    scheduler_address: SchedulerAddress = None,
+    scheduler_file: SchedulerFile = None,
+    workers: Workers = None,
+    storage_options: EmbeddingsOptions = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Find rows whose vectors are nearly the same; says which stay, and how many would go by which eps.
+
+    Nothing is removed. The same command goes on after an interruption; one with a smaller eps compares nothing again.
+
+    Exit code 0: done. 1: a file could not be read. 2: wrong usage, or no vectors.
+    """
+    options = json_object(storage_options, "--storage-options") or None
+    from curator_dask.dedup import SemanticDeduplication
+
+    wanted: Any = keep[0] if keep and len(keep) == 1 else keep
+    interrupted = "what was finished is kept, the same command goes on from there"
+    with summary_to(json_file) as put, told_plainly(interrupted):
+        find = SemanticDeduplication(
+            eps,
+            wanted,
+            recall,
+            clusters or "auto",
+            column,
+            normalize=normalize,
+            against=against,
+            storage_options=options,
+        )
+        with workers_of(cluster, scheduler_address, scheduler_file, workers):
+            summary = find(embeddings).save(output)
+        put(summary.to_dict())

@@ -1,0 +1,104 @@
+"""Which cluster each vector is of, which others it is near to, and the vectors in the order of clusters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from curator_dask.dedup.kmeans import decide
+from curator_dask.dedup.layout import Layout
+from curator_dask.dedup.phases import Phase
+from curator_dask.dedup.products import exact_dots, on_device, plain_products
+
+#: Rows of a file of vectors in the order of clusters.
+PART = 1 << 15
+_TIE = 1e-5  # float32 products that differ by less are decided by exact ones
+
+
+@dataclass(frozen=True)
+class Assign:
+    """Finds the clusters of the distinct vectors of files.
+
+    Attributes
+    ----------
+    layout
+        Where the vectors are.
+    phase
+        Where the files go.
+    clusters
+        With the centroids.
+    gap
+        A vector is near a cluster whose centroid is at most so much farther than its own, as cosines.
+    centres
+        Say how far each is from its centroid.
+    """
+
+    layout: Layout
+    phase: Phase
+    clusters: Phase
+    gap: float
+    centres: bool
+
+    def make(self, name: str) -> int:
+        """Write ``NAME-near.npy`` (numbers of vectors and of other clusters), and ``NAME.npy``: their own clusters."""
+        centroids = np.array(self.clusters.load("centroids.npy"))
+        here = on_device(centroids)
+        labels, visits = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int64)]
+        own = [np.zeros(0)]
+        for first, vectors in self.layout.blocks(name):
+            found = plain_products(vectors, here)
+            home = decide(vectors, centroids, found)
+            best = found[np.arange(len(home)), home]
+            rows, columns = np.nonzero(found >= (best - self.gap - _TIE)[:, None])
+            other = columns != home[rows]
+            rows, columns = rows[other], columns[other]
+            close = np.flatnonzero(np.abs(best[rows] - found[rows, columns] - self.gap) <= 2 * _TIE)
+            good = np.ones(len(rows), bool)
+            if len(close):
+                left, right = vectors[rows[close]], columns[close]
+                gaps = exact_dots(left, centroids[home[rows[close]]]) - exact_dots(left, centroids[right])
+                good[close] = gaps <= self.gap
+            labels.append(home.astype(np.int32))
+            visits.append(np.column_stack([first + rows[good], columns[good]]))
+            if self.centres:
+                own.append(exact_dots(vectors, centroids[home]))
+        self.phase.save(f"{name}-centre.npy", np.concatenate(own))
+        self.phase.save(f"{name}-near.npy", np.concatenate(visits))
+        self.phase.save(f"{name}.npy", np.concatenate(labels))
+        return sum(map(len, labels))
+
+
+@dataclass(frozen=True)
+class Sort:
+    """Writes vectors in the order of clusters.
+
+    Attributes
+    ----------
+    layout
+        Where they are.
+    phase
+        With ``order.npy``: the number of the vector at each place; where the files go.
+    """
+
+    layout: Layout
+    phase: Phase
+
+    def make(self, name: str) -> int:
+        """Write one of the files, ``NAME.vectors``; its name is its number."""
+        start = int(name) * PART
+        numbers = np.array(self.phase.load("order.npy")[start : start + PART])
+        with self.phase.writing(f"{name}.vectors") as file:
+            for at in range(0, len(numbers), PART // 8):
+                file.write(self.layout.gather(numbers[at : at + PART // 8]).tobytes())
+        return len(numbers)
+
+
+def read_places(phase: Phase, dim: int, places: np.ndarray) -> np.ndarray:
+    """float32 (n, dim): vectors by their places, which rise, in the order of clusters."""
+    found = np.empty((len(places), dim), np.float32)
+    parts = places // PART
+    for part in np.unique(parts):
+        at = parts == part
+        found[at] = phase.vectors(f"{part}.vectors", dim)[places[at] - part * PART]
+    return found

@@ -1,0 +1,62 @@
+"""Distinct vectors by number: where each stands among the files that were scanned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from curator_dask.dedup.phases import Phase
+
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The distinct vectors, numbered in the order of files and rows.
+
+    Attributes
+    ----------
+    scan
+        Has the vectors of each file.
+    distinct
+        Has the places of distinct vectors in each file, ``NAME.npy``, and the number of the first of each,
+        ``firsts.npy``.
+    names
+        Of the files.
+    dim
+        Length of a vector.
+    """
+
+    scan: Phase
+    distinct: Phase
+    names: tuple[str, ...]
+    dim: int
+
+    def first(self, name: str) -> int:
+        """Number of the first distinct vector of a file."""
+        return int(self.distinct.load("firsts.npy")[self.names.index(name)])
+
+    def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """The distinct vectors of a file, some at a time, with the number of the first."""
+        vectors, slots = self.scan.vectors(f"{name}.vectors", self.dim), self.distinct.load(f"{name}.npy")
+        first = self.first(name)
+        for start in range(0, len(slots), _BLOCK):
+            yield first + start, np.array(vectors[slots[start : start + _BLOCK]])
+
+    def gather(self, numbers: np.ndarray) -> np.ndarray:
+        """float32 (n, dim): vectors by their numbers."""
+        firsts = self.distinct.load("firsts.npy")
+        found = np.empty((len(numbers), self.dim), np.float32)
+        files = np.searchsorted(firsts, numbers, side="right") - 1
+        order = np.argsort(files, kind="stable")
+        ends = np.flatnonzero(np.diff(files[order], append=-1)) + 1
+        start = 0
+        for end in ends.tolist():
+            at = order[start:end]
+            name = self.names[int(files[at[0]])]
+            slots = self.distinct.load(f"{name}.npy")[numbers[at] - firsts[files[at[0]]]]
+            found[at] = self.scan.vectors(f"{name}.vectors", self.dim)[slots]
+            start = end
+        return found

@@ -1,0 +1,188 @@
+"""Pairs of vectors within eps: each cluster's own with one another, and with those that are near to it.
+
+Of two, the better is the one that comes first in the order of who stays. A row has pairs with a few of its betters
+only, the best of them: of 50,000 images that look alike there would be a billion. A row that has more is written down,
+and looked at again where none of those few stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from curator_dask.dedup.assigning import read_places
+from curator_dask.dedup.phases import Phase
+from curator_dask.dedup.products import COLUMNS, Block, exact_dots, near, products
+
+#: A pair, by the places of its rows in the order of clusters.
+PAIR = np.dtype([("better", np.int32), ("worse", np.int32), ("cosine", np.float64)])
+#: Betters of a row that are written down.
+FEW = 64
+_QUERIES = 4096  # rows that a piece compares with a cluster
+_ROWS = 512
+_PIECES = 64  # tasks, unless they would be smaller or larger than
+_LEAST, _MOST = 2e7, 1e9  # so many products
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Finds pairs.
+
+    Attributes
+    ----------
+    order
+        With the vectors in the order of clusters; ``ranks.npy``, the place of each in the order of who stays;
+        ``bounds.npy``, where each cluster begins and ends; and the rows that are near to each, ``near.npy`` and
+        ``near-bounds.npy``.
+    phase
+        With ``pieces.npy`` and ``tasks.npy``, which pieces are a file's; where the files go. Where ``kept.npy`` is
+        there, only rows that it has are compared, and the worse are of ``open.npy``.
+    dim
+        Length of a vector.
+    eps
+        A pair has a cosine of at least 1 - eps.
+    fixed
+        Rows of a lower rank stay whatever they are like: two of them are no pair.
+    """
+
+    order: Phase
+    phase: Phase
+    dim: int
+    eps: float
+    fixed: int = 0
+
+    def make(self, name: str) -> int:
+        """Write a file's pairs, ``NAME.npy``, and rows that have more betters, ``NAME-more.npy``."""
+        tasks, pieces = self.phase.load("tasks.npy"), self.phase.load("pieces.npy")
+        found: list[np.ndarray] = [np.zeros(0, PAIR)]
+        more: list[np.ndarray] = [np.zeros(0, np.int32)]
+        rows = 0
+        for cluster, start, stop in pieces[tasks[int(name)] : tasks[int(name) + 1]].tolist():
+            rows += stop - start
+            pairs, cut = self._piece(cluster, start, stop)
+            found += pairs
+            more += cut
+        best, had_more = few(np.concatenate(found), self.order.load("ranks.npy"), FEW)
+        self.phase.save(f"{name}-more.npy", np.unique(np.concatenate([*more, had_more])))
+        self.phase.save(f"{name}.npy", best)
+        return rows
+
+    def _piece(self, cluster: int, start: int, stop: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        ranks, bounds = self.order.load("ranks.npy"), self.order.load("bounds.npy")
+        near_bounds = self.order.load("near-bounds.npy")
+        first, last = int(bounds[cluster]), int(bounds[cluster + 1])
+        own = np.arange(first, last)
+        others = self.order.load("near.npy")[near_bounds[cluster] : near_bounds[cluster + 1]]
+        queries = np.concatenate([own, others])[start:stop]
+        wanted = None
+        if self.phase.has("kept.npy"):
+            kept, wanted = self.phase.load("kept.npy"), self.phase.load("open.npy")
+            if not (wanted[own].any() or wanted[queries].any()):
+                return [], []
+            own, queries = own[kept[own]], queries[kept[queries]]
+        inside = (queries >= first) & (queries < last)
+        found: list[np.ndarray] = []
+        more: list[np.ndarray] = []
+        # Two rows that stay are no pair: of a cluster's own they are the first.
+        groups = [(queries[inside & (ranks[queries] >= self.fixed)], True), (queries[~inside], False)]
+        blocks = [
+            (part, Block(read_places(self.order, self.dim, part)), within)
+            for rows, within in groups
+            for part in _parts(rows, _ROWS)
+        ]
+        full = [np.zeros(len(part), np.int64) for part, _, _ in blocks]
+        for columns in _parts(own, COLUMNS):
+            if not any(not within or part[-1] > columns[0] for part, _, within in blocks):
+                continue
+            theirs = Block(read_places(self.order, self.dim, columns))
+            for at, (part, mine, within) in enumerate(blocks):
+                size = np.searchsorted(columns, part[-1]) if within else len(columns)
+                active = np.flatnonzero(full[at] < FEW) if within else np.arange(len(part))
+                if not size or not len(active):
+                    continue
+                all_of = len(active) == len(part)
+                left, right = near(
+                    products(mine, theirs, slice(0, int(size)), None if all_of else active),
+                    1 - self.eps - mine.margin,
+                )
+                left = active[left]
+                if within:  # each pair once, with its worse row here
+                    left, right = _lower(part, left, columns, right)
+                pairs, cut = self._pairs(part, left, columns, right, mine, theirs, ranks, wanted)
+                found.append(pairs)
+                more.append(cut)
+                if within:
+                    np.add.at(full[at], np.searchsorted(part, pairs["worse"]), 1)
+                    more.append(part[full[at] >= FEW].astype(np.int32))
+        return found, more
+
+    def _pairs(
+        self,
+        rows: np.ndarray,
+        left: np.ndarray,
+        columns: np.ndarray,
+        right: np.ndarray,
+        mine: Block,
+        theirs: Block,
+        ranks: np.ndarray,
+        wanted: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        a, b = rows[left], columns[right]
+        is_worse = ranks[a] > ranks[b]
+        found = np.empty(len(a), PAIR)
+        found["better"], found["worse"] = np.where(is_worse, b, a), np.where(is_worse, a, b)
+        good = ranks[found["worse"]] >= self.fixed
+        if wanted is not None:
+            good &= wanted[found["worse"]]
+        found, left, right = found[good], left[good], right[good]
+        found["cosine"] = np.arange(len(found))  # which it is, for now
+        found, cut = few(found, ranks, 2 * FEW)
+        which = found["cosine"].astype(np.int64)
+        found["cosine"] = exact_dots(mine.vectors[left[which]], theirs.vectors[right[which]])
+        return found[found["cosine"] >= 1 - self.eps], cut
+
+
+def few(pairs: np.ndarray, ranks: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of each row with the best of its betters; and the rows (int32) that had more, or may have had."""
+    if not len(pairs) or np.unique(pairs["worse"], return_counts=True)[1].max() <= limit:
+        return pairs, np.zeros(0, np.int32)
+    order = np.lexsort((ranks[pairs["better"]], pairs["worse"]))
+    pairs = pairs[order]
+    begins = np.flatnonzero(np.diff(pairs["worse"], prepend=-1))
+    sizes = np.diff(begins, append=len(pairs))
+    within = np.arange(len(pairs)) - np.repeat(begins, sizes)
+    return pairs[within < limit], pairs["worse"][begins[sizes > limit]]
+
+
+def _lower(
+    rows: np.ndarray, left: np.ndarray, columns: np.ndarray, right: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    good = columns[right] < rows[left]
+    return left[good], right[good]
+
+
+def _parts(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def plan(bounds: np.ndarray, near_bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pieces (cluster, and which of its rows and those near to it), and the first piece of each task.
+
+    Tasks are planned by what there is, and not by workers: so the files are the same for all of them.
+    """
+    pieces, costs = [], []
+    for cluster, (own, near_to) in enumerate(zip(np.diff(bounds), np.diff(near_bounds), strict=True)):
+        rows = int(own + near_to) if own else 0
+        for start in range(0, rows, _QUERIES):
+            stop = min(rows, start + _QUERIES)
+            pieces.append((cluster, start, stop))
+            costs.append((stop - start) * int(own))
+    each = float(np.clip(sum(costs) / _PIECES, _LEAST, _MOST))
+    tasks, cost = [0], 0
+    for number, more in enumerate(costs):
+        if cost and cost + more > each:
+            tasks.append(number)
+            cost = 0
+        cost += more
+    return np.array(pieces, np.int64).reshape(-1, 3), np.array([*tasks, len(pieces)])

@@ -1,0 +1,162 @@
+"""Phases of a deduplication: each makes files for the next, so what was finished is not done again.
+
+The files are in a folder beside the output, `OUTPUT.work`, and those of a phase in one of its own, whose name ends with
+the fingerprint of all that decides what is in them. A file is renamed into place when it is whole: where it is, it is
+finished.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import pandas as pd
+
+from curator_dask.cluster.workers import current_client
+from curator_dask.errors import OutputError, ShardError
+from curator_dask.frames.parquet import temporary_name
+from curator_dask.runs.reports import report_frame
+from curator_dask.runs.settle import file_tasks, run_targets
+from curator_dask.runs.summary import SaveSummary
+from curator_dask.runs.targets import Target
+
+#: Ends the name of the folder of what is between input and output.
+WORK_SUFFIX = ".work"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The folder of a phase's files.
+
+    Attributes
+    ----------
+    folder
+        Local, and the same on every worker.
+    """
+
+    folder: str
+
+    def path(self, name: str) -> str:
+        """Of a file."""
+        return os.path.join(self.folder, name)  # noqa: PTH118
+
+    def has(self, name: str) -> bool:
+        """Whether the file is there, and so whole."""
+        return os.path.exists(self.path(name))  # noqa: PTH110
+
+    def save(self, name: str, array: np.ndarray) -> None:
+        """Put an array there."""
+        with self.writing(name) as file:
+            np.save(file, array)
+
+    def load(self, name: str) -> np.ndarray:
+        """An array, mapped into memory."""
+        array: np.ndarray = np.load(self.path(name), mmap_mode="r")
+        return array
+
+    def vectors(self, name: str, dim: int) -> np.ndarray:
+        """Float32 (rows, dim), mapped into memory, of a file that holds nothing else."""
+        path = self.path(name)
+        rows = os.path.getsize(path) // (4 * dim) if dim else 0  # noqa: PTH202
+        if not rows:
+            return np.zeros((0, dim), np.float32)
+        return np.memmap(path, np.float32, "r", shape=(rows, dim))
+
+    @contextmanager
+    def writing(self, name: str) -> Any:
+        """A file that has its name once all of it is written."""
+        target = Path(self.path(name))
+        temporary = target.with_name(temporary_name(f"{name}.parquet"))  # what `remove_leftovers` knows
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                yield file
+            temporary.replace(target)
+        except OSError as error:
+            raise OutputError(
+                f"{target}: could not be written: {error.strerror}. Make room (the files between input and output take"
+                " twice the size of the vectors), and run again: what was finished is kept"
+            ) from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+class PhaseTask(Protocol):
+    """What makes the files of a phase."""
+
+    given_up: str | None
+
+    def make(self, name: str) -> int:
+        """Make one; returns how many rows it has."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A phase's task as `run_targets` takes it."""
+
+    task: Any
+    label: str
+    given_up: str | None = None
+
+    def give_up(self, reason: str) -> Self:
+        """The same without the work that kills workers."""
+        return replace(self, given_up=reason)
+
+    def __call__(self, name: str) -> pd.DataFrame:
+        """Make one file."""
+        if self.given_up is not None:
+            raise ShardError(f"{self.label} {name}: {self.given_up}")
+        rows = self.task.make(name)
+        counts = {"failed": 0, "dropped": 0, "reasons": {}, "examples": {}}
+        return report_frame({"name": name, "rows": rows, **counts})
+
+
+def run_phase(
+    label: str, task: Any, names: Sequence[str], finished: Callable[[str], bool], output: str
+) -> int:
+    """Make the files of a phase that are not there.
+
+    Parameters
+    ----------
+    label
+        What messages call it.
+    task
+        Has a method ``make``, called on a worker with a name.
+    names
+        Of what it makes.
+    finished
+        Whether one of them is there.
+    output
+        For errors.
+
+    Returns
+    -------
+    int
+        How many were made.
+
+    Raises
+    ------
+    ShardError
+        Some could not be made, and why.
+    """
+    todo = [name for name in names if not finished(name)]
+    if todo:
+        client = current_client()
+        summary = SaveSummary(output)
+        targets = [Target.of_file(output, name) for name in todo]
+        run_targets(
+            file_tasks(Run(task, label), todo, f"dedup-{label.split()[0]}", client), client, targets, summary
+        )
+        if summary.failed_shards:
+            name, reason = next(iter(summary.failed_shards.items()))
+            raise ShardError(
+                f"{label}: {len(summary.failed_shards)} of {len(todo)} failed, {name} for example: {reason}. What was"
+                " finished is kept: run again"
+            )
+    return len(todo)

@@ -1,0 +1,223 @@
+"""`Duplicates`: what a deduplication gives, computed and written when it is saved."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from curator_dask.cluster.setup import set_up_workers
+from curator_dask.cluster.workers import current_client
+from curator_dask.dedup.phases import WORK_SUFFIX
+from curator_dask.dedup.running import Deduplication, Settings
+from curator_dask.dedup.scanning import Source
+from curator_dask.dedup.summary import DedupSummary
+from curator_dask.errors import ConfigError, OutputError
+from curator_dask.fingerprint import fingerprint
+from curator_dask.frames.names import URL_COLUMN
+from curator_dask.frames.parquet import read_footer, remove_leftovers, write_table
+from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.failed import output_files
+from curator_dask.outputs.lock import RunLock
+from curator_dask.outputs.saving import check_writable, locate
+from curator_dask.runs.leaving import LeaveOut
+from curator_dask.storage import Options, is_remote, join
+from curator_dask.threads import in_threads
+from curator_dask.webdataset.shards import stamp
+
+logger = logging.getLogger("curator_dask")
+
+#: The one file of a result.
+FILE = "duplicates.parquet"
+_MADE_BY = "dedup"
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        (URL_COLUMN, pa.string()),
+        ("group", pa.int64()),
+        ("duplicate_of", pa.string()),
+        ("similarity", pa.float32()),
+        ("kept", pa.bool_()),
+    ]
+)
+
+
+class Duplicates:
+    """The duplicates among vectors. Nothing is computed before `save`.
+
+    Parameters
+    ----------
+    settings
+        What is asked for.
+    path
+        Folder of the vectors.
+    against
+        Folder of those that stay as they are.
+    options
+        For fsspec, of both.
+    """
+
+    def __init__(self, settings: Settings, path: str, against: str | None, options: Options) -> None:
+        self._settings, self._source, self._against, self._options = settings, path, against, options
+        #: Where it was saved; None: not yet.
+        self.path: str | None = None
+        #: What was found; None before it was saved.
+        self.summary: DedupSummary | None = None
+
+    def save(self, path: str | os.PathLike[str]) -> DedupSummary:
+        """Find the duplicates, and write a row for each row of a group as Parquet.
+
+        Its columns are ``id``, ``__url__``, ``group``, ``duplicate_of``, ``similarity`` and ``kept``. What lies between
+        is kept in a folder beside it, `path` and ``.work``: a call that was interrupted goes on there, and one with a
+        smaller eps compares nothing again. It may be removed.
+
+        Parameters
+        ----------
+        path
+            A folder of this machine that all workers see.
+
+        Returns
+        -------
+        DedupSummary
+            Counts; it is also logged.
+
+        Raises
+        ------
+        OutputError
+            There are no such files, columns or rows with vectors, or something else's file would be replaced.
+        ShardError
+            A file could not be read.
+        """
+        folder = locate(os.fspath(path), None)
+        if is_remote(folder):
+            raise ConfigError(
+                f"{folder}: what is compared is read here and there, which a store does not do: give a folder that all"
+                " workers see, and copy the result"
+            )
+        sources = self._sources()
+        check_writable(folder)
+        client = current_client()
+        if client is not None:
+            set_up_workers(client)
+        file = join(folder, FILE)
+        with RunLock(folder):
+            remove_leftovers(folder)
+            before = read_footer(file)
+            if before.columns and (before.record is None or _MADE_BY not in before.record.derived):
+                raise OutputError(
+                    f"{file}: is there, and was not made by a deduplication. Write to another path"
+                )
+            started = time.monotonic()
+            run = Deduplication(self._settings, sources, folder, f"{folder}{WORK_SUFFIX}")
+            if os.path.isdir(run.work):  # noqa: PTH112
+                remove_leftovers(run.work)
+            run.run()
+            table = _table(run)
+            run.summary.seconds["all"] = time.monotonic() - started
+            record = FileRecord(
+                fingerprint({"identity": run.identity, "eps": self._settings.eps}),
+                id_col="id",
+                derived=(_MADE_BY,),
+                report=run.summary.to_dict(),
+            )
+            write_table(file, table, record)
+        self.path, self.summary = folder, run.summary
+        logger.info("%s", run.summary)
+        return run.summary
+
+    def leave_out(self, id_col: str) -> LeaveOut:
+        """The step that leaves out the rows that have a better twin; see `ImageTextPairDataset.without`."""
+        if self.path is None:
+            raise OutputError("the duplicates are not saved yet: call save(path) first")
+        record = read_footer(join(self.path, FILE)).record
+        if record is None:
+            raise OutputError(f"{join(self.path, FILE)}: is not there any more: save the duplicates again")
+        return LeaveOut("duplicates", record.fingerprint, id_col, partial(read_removed, self.path))
+
+    def _sources(self) -> list[Source]:
+        found = []
+        for path, fixed in ((self._against, True), (self._source, False)):
+            if path is None:
+                continue
+            folder = locate(path, self._options)
+            names = output_files(folder, self._options)
+            if not names:
+                raise OutputError(f"{folder}: no Parquet file is there. Give the folder that embed wrote to")
+            paths = [join(folder, name) for name in names]
+            stamps = in_threads(lambda each: stamp(each, self._options), paths)
+            found += [
+                Source(each, self._options, _name(each, vars(what), fixed), fixed)
+                for each, what in zip(paths, stamps, strict=True)
+            ]
+        return found
+
+
+def _name(path: str, state: Any, fixed: bool) -> str:
+    return fingerprint({"path": path, "state": state, "fixed": fixed})[:16]
+
+
+def _table(run: Deduplication) -> pa.Table:
+    """The rows of groups of more than one, in the order of shards and keys."""
+    rows, groups, ranks = run.rows, run.groups, run.ranks
+    best = np.empty(len(rows.carriers), np.int64)  # the best row that has each vector
+    order = np.argsort(-ranks)
+    best[rows.distinct[order]] = order
+    of = rows.distinct
+    is_best = best[of] == np.arange(len(of))
+    kept = (groups.kept[of] & is_best) | rows.fixed
+    target = np.where(groups.kept[of], best[of], best[np.maximum(groups.star[of], 0)])
+    cosine = np.where(groups.kept[of], 1.0, groups.cosine[of])
+    removed = np.flatnonzero(~kept)
+    heads = np.unique(target[removed])
+    heads = heads[np.argsort(ranks[heads], kind="stable")]
+    number = np.full(len(of), -1, np.int64)
+    number[heads] = np.arange(len(heads))
+    target[heads] = heads
+    listed = np.flatnonzero(~kept | ((number >= 0) & ~rows.fixed))
+    ids = rows.table.column("id").combine_chunks()
+    goes = pa.array(kept[listed])
+    table = pa.table(
+        {
+            "id": ids.take(pa.array(listed)),
+            URL_COLUMN: rows.table.column(URL_COLUMN).take(pa.array(listed)),
+            "group": pa.array(number[target[listed]]),
+            "duplicate_of": pc.if_else(
+                goes, pa.scalar(None, pa.string()), ids.take(pa.array(target[listed]))
+            ),
+            "similarity": pc.if_else(
+                goes, pa.scalar(None, pa.float32()), pa.array(cosine[listed], pa.float32())
+            ),
+            "kept": goes,
+        },
+        schema=SCHEMA,
+    )
+    run.summary.groups, run.summary.removed = len(heads), len(removed)
+    run.summary.exact = int((~rows.fixed & ~is_best).sum())
+    return table.sort_by([(URL_COLUMN, "ascending"), ("id", "ascending")])
+
+
+def read_removed(path: str, urls: Sequence[str]) -> dict[str, set[str]]:
+    """By shard, the keys of the rows that go.
+
+    Raises
+    ------
+    OutputError
+        There is no result.
+    """
+    file = join(path, FILE)
+    if not read_footer(file).columns:
+        raise OutputError(f"{file}: is not there: save the duplicates first")
+    wanted = [(URL_COLUMN, "in", list(urls)), ("kept", "==", False)]
+    table = pq.read_table(file, columns=["id", URL_COLUMN], filters=wanted, partitioning=None)
+    found: dict[str, set[str]] = {}
+    for key, url in zip(table["id"].to_pylist(), table[URL_COLUMN].to_pylist(), strict=True):
+        found.setdefault(url, set()).add(key)
+    return found

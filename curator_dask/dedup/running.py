@@ -1,0 +1,297 @@
+"""One deduplication from files of vectors to pairs, phase by phase."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curator_dask.dedup.assigning import PART, Assign, Sort
+from curator_dask.dedup.grouping import Groups, stars
+from curator_dask.dedup.keeping import Keep
+from curator_dask.dedup.kmeans import SAMPLE as PER_CLUSTER
+from curator_dask.dedup.kmeans import Cluster
+from curator_dask.dedup.layout import Layout
+from curator_dask.dedup.pairing import PAIR, Pairs, plan
+from curator_dask.dedup.phases import Phase, run_phase
+from curator_dask.dedup.products import exact_dots
+from curator_dask.dedup.rows import Rows, gather_rows
+from curator_dask.dedup.sampling import SAMPLE, CompareSample, choose_gap, share
+from curator_dask.dedup.scanning import Scan, Source
+from curator_dask.dedup.summary import DedupSummary
+from curator_dask.fingerprint import fingerprint
+from curator_dask.storage import join
+
+logger = logging.getLogger("curator_dask")
+
+#: Of what is in the files of phases: another number makes all of them anew.
+VERSION = 1
+#: Distinct vectors up to which all are compared with all.
+SMALL = 8192
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked for; see `SemanticDeduplication`."""
+
+    eps: float
+    keep: Keep
+    recall: float
+    clusters: int | None
+    column: str
+    normalize: bool = False
+
+
+class Deduplication:
+    """The phases, in their order; what earlier calls have finished is not done again.
+
+    Parameters
+    ----------
+    settings
+        What is asked for.
+    sources
+        Files of vectors.
+    output
+        Where the result goes, a local folder; the files of phases go to one beside it.
+    work
+        That one.
+    """
+
+    def __init__(self, settings: Settings, sources: Sequence[Source], output: str, work: str) -> None:
+        self.settings, self.sources, self.output, self.work = settings, tuple(sources), output, work
+        self.summary = DedupSummary(output, settings.eps)
+        self.rows: Rows
+        self.ranks: np.ndarray  # of rows
+        self.groups: Groups  # of distinct vectors
+        self.identity = ""
+
+    def run(self) -> None:
+        """All phases."""
+        settings = self.settings
+        scan = self._phase(
+            "scan",
+            version=VERSION,
+            column=settings.column,
+            keep=settings.keep.identity,
+            normalize=settings.normalize,
+        )
+        names = [source.name for source in self.sources]
+        task = Scan(scan, self.sources, settings.column, settings.keep, settings.normalize)
+        self._do("scan", task, names, task.finished)
+        self.rows = rows = gather_rows(scan, self.sources, self.output)
+        self.summary.rows = rows.total
+        self.summary.set_aside = {name: count for name, count in rows.counts.items() if name != "good"}
+        self.summary.unknown = settings.keep.unknown(rows.table.filter(~rows.fixed))
+        fixed = [source.fixed for source in self.sources]
+        distinct = self._phase("distinct", scan=scan.folder, names=names, fixed=fixed)
+        if not distinct.has("firsts.npy"):
+            for name, slots in zip(names, rows.slots, strict=True):
+                distinct.save(f"{name}.npy", slots)
+            distinct.save("firsts.npy", rows.firsts)
+        layout = Layout(scan, distinct, tuple(names), rows.dim)
+        clusters = self._clusters(layout)
+        eps = self._compared(clusters)
+        pairs, labels, near, centres = self._sample(layout, clusters, eps)
+        order, places = self._order(layout, labels, near, centres)
+        self._pairs(order, places, eps)
+        self._measure(pairs, labels, near)
+
+    def _phase(self, phase: str, **parts: Any) -> Phase:
+        return Phase(join(self.work, f"{phase}-{fingerprint(parts)[:16]}"))
+
+    def _do(self, label: str, task: Any, names: Sequence[str], finished: Callable[[str], bool]) -> None:
+        started = time.monotonic()
+        made = run_phase(label, task, names, finished, self.output)
+        if made:
+            logger.info("%s: %d of %d files, %.1f s", label, made, len(names), time.monotonic() - started)
+        self.summary.made[label] = made
+        self.summary.seconds[label] = time.monotonic() - started
+
+    def _clusters(self, layout: Layout) -> Phase:
+        count, settings = len(self.rows.carriers), self.settings
+        wanted = settings.clusters
+        if wanted is None:
+            wanted = 1 if count <= SMALL or settings.recall == 1 else round(0.75 * math.sqrt(count))
+        wanted = min(wanted, count)
+        phase = self._phase("clusters", distinct=layout.distinct.folder, clusters=wanted)
+        if not phase.has("centroids.npy"):
+            random = np.random.default_rng(0)
+            size = min(count, max(SMALL, PER_CLUSTER * wanted))
+            numbers = np.sort(random.choice(count, size, replace=False))
+            with phase.writing("sample.vectors") as file:
+                for start in range(0, size, PART):
+                    file.write(layout.gather(numbers[start : start + PART]).tobytes())
+        self._do("k-means", Cluster(phase, layout.dim, wanted), ["centroids.npy"], phase.has)
+        said = phase.load("said.npy").tolist()
+        self.summary.clusters = wanted
+        self.summary.iterations, self.summary.converged, self.summary.filled = said[0], bool(said[1]), said[2]
+        return phase
+
+    def _compared(self, clusters: Phase) -> float:
+        """The eps by which pairs are looked for: a larger one, where that has been done."""
+        settings = self.settings
+        self.identity = fingerprint(
+            {"clusters": clusters.folder, "keep": settings.keep.identity, "recall": settings.recall}
+        )
+        done = []
+        for path in Path(self.work).glob("pairs-*/done.json"):
+            said = json.loads(path.read_text())
+            if said["identity"] == self.identity and said["eps"] >= settings.eps:
+                done.append(float(said["eps"]))
+        return min(done, default=settings.eps)
+
+    def _sample(
+        self, layout: Layout, clusters: Phase, eps: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs of the sample; and of each distinct vector its cluster, those near to it, and how near its own is."""
+        phase = self._phase("sample", clusters=clusters.folder, eps=eps)
+        count = len(self.rows.carriers)
+        if not phase.has("numbers.npy"):
+            numbers = np.sort(np.random.default_rng(1).choice(count, min(count, SAMPLE), replace=False))
+            with phase.writing("sample.vectors") as file:
+                file.write(layout.gather(numbers).tobytes())
+            phase.save("numbers.npy", numbers)
+        task = CompareSample(layout, phase, clusters, eps)
+        self._do("sample", task, layout.names, lambda name: phase.has(f"{name}.npy"))
+        numbers = phase.load("numbers.npy")
+        pairs = np.concatenate([phase.load(f"{name}.npy") for name in layout.names])
+        pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+        nearest = np.max([phase.load(f"{name}-nearest.npy") for name in layout.names], axis=0)
+        self._nearest = nearest
+        centroids = np.array(clusters.load("centroids.npy"))
+        gap = 0.0
+        if len(centroids) > 1:
+            sample = np.array(phase.vectors("sample.vectors", layout.dim))
+            of_sample = np.einsum("id,kd->ik", sample, centroids, optimize=False)
+            dots = exact_dots(sample, np.roll(sample, -1, axis=0))
+            gap = choose_gap(pairs, of_sample, dots, eps, self.settings.recall)
+        centres = self.settings.keep.centre is not None
+        assigned = self._phase("assign", clusters=clusters.folder, gap=gap, centres=centres)
+        assign = Assign(layout, assigned, clusters, gap, centres)
+        self._do("assign", assign, layout.names, lambda name: assigned.has(f"{name}.npy"))
+        self._assigned = assigned
+        self._numbers = numbers
+        labels, near, own = (
+            np.concatenate([assigned.load(f"{name}{suffix}.npy") for name in layout.names])
+            for suffix in ("", "-near", "-centre")
+        )
+        return pairs, labels, near, own
+
+    def _order(
+        self, layout: Layout, labels: np.ndarray, near: np.ndarray, centres: np.ndarray
+    ) -> tuple[Phase, np.ndarray]:
+        """The vectors in the order of clusters, in each of them in the order of who stays."""
+        rows, keep = self.rows, self.settings.keep
+        of_rows = centres[rows.distinct] if keep.centre is not None else None
+        self.ranks = keep.order(rows.table, rows.fixed, of_rows)
+        ranks = np.full(len(rows.carriers), len(self.ranks))
+        np.minimum.at(ranks, rows.distinct, self.ranks)  # of each vector, that of the best row that has it
+        self._of_vectors = ranks
+        phase = self._phase("order", assigned=self._assigned.folder, keep=keep.identity)
+        order = np.lexsort((ranks, labels))
+        if not phase.has("order.npy"):
+            counts = self.summary.clusters
+            places = np.empty(len(order), np.int64)
+            places[order] = np.arange(len(order))
+            phase.save("ranks.npy", ranks[order])
+            phase.save("bounds.npy", np.searchsorted(labels[order], np.arange(counts + 1)))
+            at = places[near[:, 0]]
+            sorted_ = np.lexsort((at, near[:, 1]))
+            phase.save("near.npy", at[sorted_])
+            phase.save("near-bounds.npy", np.searchsorted(near[sorted_, 1], np.arange(counts + 1)))
+            phase.save("order.npy", order)
+        parts = [str(number) for number in range(-(-len(order) // PART))]
+        self._do("sort", Sort(layout, phase), parts, lambda name: phase.has(f"{name}.vectors"))
+        return phase, order
+
+    def _pairs(self, order: Phase, numbers: np.ndarray, eps: float) -> None:
+        """Find pairs, and decide; rows with more betters than are written down are looked at again."""
+        fixed, dim = int(self.rows.fixed.sum()), self.rows.dim
+        phase = self._phase("pairs", order=order.folder, eps=eps)
+        found, more = self._find("pairs", Pairs(order, phase, dim, eps, fixed))
+        if not phase.has("done.json"):
+            with phase.writing("done.json") as file:
+                file.write(json.dumps({"identity": self.identity, "eps": eps}).encode())
+        least = 1 - self.settings.eps
+        found = found[found["cosine"] >= least]
+        ranks = self._of_vectors[numbers]
+        groups = self._stars(found, ranks)
+        again = 0
+        while (open_ := groups.kept & more).any():
+            again += 1
+            parts = {"pairs": phase.folder, "eps": self.settings.eps, "again": again}
+            looked = self._phase("again", **parts)
+            looked.save("open.npy", open_)
+            looked.save("kept.npy", groups.kept)
+            extra, _ = self._find("pairs again", Pairs(order, looked, dim, self.settings.eps, fixed))
+            if not len(extra):
+                break
+            found = np.concatenate([found, extra])
+            groups = self._stars(found, ranks)
+        self.summary.pairs = len(found)
+        self._found = found
+        self._numbers_of = numbers
+        count = len(numbers)
+        kept, star, cosine = np.empty(count, bool), np.empty(count, np.int64), np.empty(count)
+        kept[numbers], cosine[numbers] = groups.kept, groups.cosine
+        star[numbers] = np.where(groups.star < 0, -1, numbers[groups.star])
+        self.groups = Groups(kept, star, cosine)
+
+    def _find(self, label: str, task: Pairs) -> tuple[np.ndarray, np.ndarray]:
+        phase = task.phase
+        if not phase.has("tasks.npy"):
+            pieces, tasks = plan(task.order.load("bounds.npy"), task.order.load("near-bounds.npy"))
+            phase.save("pieces.npy", pieces)
+            phase.save("tasks.npy", tasks)
+        names = [str(number) for number in range(len(phase.load("tasks.npy")) - 1)]
+        self._do(label, task, names, lambda name: phase.has(f"{name}.npy"))
+        found = np.concatenate([np.zeros(0, PAIR), *(phase.load(f"{name}.npy") for name in names)])
+        # Rows of two clusters may have met in both.
+        found = found[np.lexsort((found["worse"], found["better"]))]
+        same = (np.diff(found["better"], prepend=-1) == 0) & (np.diff(found["worse"], prepend=-1) == 0)
+        found = found[~same]
+        more = np.zeros(len(task.order.load("ranks.npy")), bool)
+        for name in names:
+            more[phase.load(f"{name}-more.npy")] = True
+        return found, more
+
+    def _stars(self, found: np.ndarray, ranks: np.ndarray) -> Groups:
+        return stars(len(ranks), found["better"], found["worse"], found["cosine"], ranks)
+
+    def _measure(self, pairs: np.ndarray, labels: np.ndarray, near: np.ndarray) -> None:
+        """What share of the sample's pairs was compared, and the table of eps."""
+        settings, clusters = self.settings, self.summary.clusters
+        some = pairs[(pairs[:, 2] >= 1 - settings.eps) & ((pairs[:, 0] % 2 == 1) | (clusters == 1))]
+        of, other = some[:, 0].astype(np.int64), some[:, 1].astype(np.int64)
+        mine = np.asarray(self._numbers)[of]
+        known = np.sort(near[:, 0] * clusters + near[:, 1])
+        compared = labels[mine] == labels[other]
+        for left, right in ((mine, other), (other, mine)):
+            wanted = left * clusters + labels[right]
+            at = np.minimum(np.searchsorted(known, wanted), max(0, len(known) - 1))
+            compared |= known[at] == wanted if len(known) else False
+        self.summary.recall = share(of, compared)
+        self._tabulate()
+
+    def _tabulate(self) -> None:
+        rows, found = self.rows, self._found
+        free = ~rows.fixed
+        ranks = self._of_vectors[self._numbers_of]
+        copies = int((free & (self.ranks != self._of_vectors[rows.distinct])).sum())
+        # Of each distinct vector, whether a row that may go is its best.
+        going = ranks >= int(rows.fixed.sum())
+        for eps in sorted({0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, self.settings.eps}):
+            if eps <= self.settings.eps:
+                groups = self._stars(found[found["cosine"] >= 1 - eps], ranks)
+                count = copies + int((~groups.kept & going).sum())
+            else:
+                near = float((self._nearest >= 1 - eps).mean()) * len(rows.carriers)
+                count = min(rows.total, copies + round(near))
+            self.summary.table[f"{eps:g}"] = count

@@ -1,0 +1,172 @@
+"""A sample of rows compared with all rows exactly: how far to look for neighbours, and what is found that way."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from curator_dask.dedup.kmeans import decide
+from curator_dask.dedup.layout import Layout
+from curator_dask.dedup.phases import Phase
+from curator_dask.dedup.products import COLUMNS, Block, exact_dots, near, on_device, plain_products, products
+
+#: Rows of the sample.
+SAMPLE = 1024
+#: Pairs, of rows that count alike, below which made-up ones help to say how far to look.
+_FEW = 200
+_Z = 1.96  # of an interval of 95 %
+
+
+@dataclass(frozen=True)
+class CompareSample:
+    """Compares the sample with the distinct vectors of files.
+
+    Attributes
+    ----------
+    layout
+        Where the vectors are.
+    phase
+        With ``numbers.npy`` and ``sample.vectors``, the sample; where the files go.
+    clusters
+        With the centroids.
+    eps
+        A pair has a cosine of at least 1 - eps.
+    """
+
+    layout: Layout
+    phase: Phase
+    clusters: Phase
+    eps: float
+
+    def make(self, name: str) -> int:
+        """Write a file's pairs: number in the sample, number of the other, cosine, and its gap; and the nearest."""
+        numbers = self.phase.load("numbers.npy")
+        sample = np.array(self.phase.vectors("sample.vectors", self.layout.dim))
+        centroids = np.array(self.clusters.load("centroids.npy"))
+        rows = Block(sample)
+        nearest = np.full(len(sample), -1.0)
+        pairs = [np.zeros((0, 4))]
+        here = on_device(centroids)
+        of_sample = plain_products(sample, here)
+        homes = decide(sample, centroids, of_sample)
+        seen = 0
+        for first, vectors in self.layout.blocks(name):
+            seen += len(vectors)
+            block = Block(vectors)
+            for start in range(0, len(vectors), COLUMNS):
+                found = products(rows, block, slice(start, start + COLUMNS)).float()
+                own = np.flatnonzero((numbers >= first + start) & (numbers < first + start + found.shape[1]))
+                if len(own):
+                    found[own, numbers[own] - first - start] = -1
+                nearest = np.maximum(nearest, found.amax(1).cpu().numpy())
+                left, right = near(found, 1 - self.eps - rows.margin)
+                right = right + start
+                cosines = exact_dots(sample[left], vectors[right])
+                good = cosines >= 1 - self.eps
+                left, right, cosines = left[good], right[good], cosines[good]
+                if not len(left):
+                    continue
+                others, which = np.unique(right, return_inverse=True)
+                theirs = plain_products(vectors[others], here)
+                home = decide(vectors[others], centroids, theirs)[which]
+                at = np.arange(len(left))
+                of_left, of_right = of_sample[left], theirs[which]
+                gaps = np.minimum(
+                    of_left[at, homes[left]] - of_left[at, home],
+                    of_right[at, home] - of_right[at, homes[left]],
+                )
+                gaps[homes[left] == home] = 0
+                pairs.append(np.column_stack([left, first + right, cosines, np.maximum(gaps, 0)]))
+        self.phase.save(f"{name}-nearest.npy", nearest)
+        self.phase.save(f"{name}.npy", np.concatenate(pairs))
+        return seen
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share that was measured.
+
+    Attributes
+    ----------
+    value
+        Of 1; 1 where there was nothing to find.
+    low, high
+        Between these it is in 95 of 100 cases.
+    pairs
+        That were looked for.
+    """
+
+    value: float
+    low: float
+    high: float
+    pairs: int
+
+    def __str__(self) -> str:
+        if not self.pairs:
+            return "no pair in the sample"
+        return f"{self.value:.2%} ({self.low:.1%} to {self.high:.1%}, of {self.pairs:,} pairs)"
+
+
+def share(rows: np.ndarray, found: np.ndarray) -> Share:
+    """The share of pairs that were found.
+
+    Parameters
+    ----------
+    rows
+        int (n,): the row of the sample that each pair is of. The pairs of one row are found or missed together, so the
+        interval (Wilson's) counts as many as there would be if each row had as many.
+    found
+        bool (n,).
+    """
+    if not len(rows):
+        return Share(1.0, 0.0, 1.0, 0)
+    counts = np.bincount(rows)
+    n = float(counts.sum()) ** 2 / float(np.square(counts, dtype=np.float64).sum())
+    p = float(found.mean())
+    middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    return Share(p, min(p, middle - half), max(p, middle + half), len(rows))
+
+
+def choose_gap(
+    pairs: np.ndarray, of_sample: np.ndarray, dots: np.ndarray, eps: float, recall: float
+) -> float:
+    """How much nearer than another cluster a row's own may be, for the row to be compared with the other's.
+
+    Parameters
+    ----------
+    pairs
+        float64 (n, 4): of rows of the sample, as `CompareSample` writes them; those of the rows with even numbers are
+        taken, the others are for measuring.
+    of_sample
+        float32 (rows, clusters): products of the sample with the centroids.
+    dots
+        float64 (rows,): of each row of the sample with the next, the last with the first.
+    eps, recall
+        As they are asked for. What may be missed is halved, since it is measured on other rows.
+    """
+    target = 1 - (1 - recall) / 2
+    some = pairs[pairs[:, 0] % 2 == 0]
+    counts = np.bincount(some[:, 0].astype(np.int64)) if len(some) else np.zeros(1)
+    alike = counts.sum() ** 2 / max(1.0, float(np.square(counts, dtype=np.float64).sum()))
+    gaps = some[:, 3]
+    if alike < _FEW:
+        gaps = np.concatenate([gaps, _made_up(of_sample, dots, eps)])
+    return float(np.quantile(gaps, target, method="higher")) + 1e-6 if len(gaps) else 1e-6
+
+
+def _made_up(of_sample: np.ndarray, dots: np.ndarray, eps: float) -> np.ndarray:
+    """Gaps between each row and a vector at eps from it, in the direction of the next row."""
+    cosine, sine = 1 - eps, math.sqrt(max(0.0, 1 - (1 - eps) ** 2))
+    good = np.abs(dots) < 1 - 1e-6
+    left, dots = of_sample[good], dots[good, None]
+    right = np.roll(of_sample, -1, axis=0)[good]
+    theirs = cosine * left + sine * (right - dots * left) / np.sqrt(1 - dots**2)
+    at = np.arange(len(left))
+    if not len(left):
+        return np.zeros(0)
+    mine, home = left.argmax(axis=1), theirs.argmax(axis=1)
+    gaps = np.minimum(left[at, mine] - left[at, home], theirs[at, home] - theirs[at, mine])
+    return np.asarray(np.maximum(gaps, 0), np.float64)

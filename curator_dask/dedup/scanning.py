@@ -1,0 +1,168 @@
+"""Reading the vectors of a file once: those that can be compared, and what is said of its rows."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curator_dask.dedup.keeping import Keep
+from curator_dask.dedup.phases import Phase
+from curator_dask.errors import CuratorError, OutputError, ShardError
+from curator_dask.frames.columns import list_to_matrix, vectors_in
+from curator_dask.frames.names import URL_COLUMN
+from curator_dask.frames.parquet import open_parquet, read_footer, write_table
+from curator_dask.frames.record import FileRecord
+from curator_dask.storage import Options
+
+#: What may be wrong with a vector, by the number that stands for it; 0: nothing.
+FAULTS = ("good", "null", "zero", "not finite", "not of unit length")
+#: Lengths of unit vectors, as float16 and bf16 round them, are off by less.
+_UNIT = 0.01
+_BATCH = 8192
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of vectors.
+
+    Attributes
+    ----------
+    path, options
+        Where it is.
+    name
+        That of its files in a phase.
+    fixed
+        Its rows stay, whatever they are like: others are compared with them.
+    """
+
+    path: str
+    options: Options
+    name: str
+    fixed: bool = False
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Writes the unit vectors of files, and beside them what is said of each row.
+
+    Attributes
+    ----------
+    phase
+        Where to.
+    sources
+        The files.
+    column
+        Of the vectors.
+    keep
+        What decides who stays.
+    normalize
+        Vectors of other lengths are made unit length, instead of being set aside.
+    """
+
+    phase: Phase
+    sources: tuple[Source, ...]
+    column: str
+    keep: Keep
+    normalize: bool = False
+
+    def finished(self, name: str) -> bool:
+        """Whether a file was scanned."""
+        return self.phase.has(f"{name}.parquet") and self.phase.has(f"{name}.vectors")
+
+    def make(self, name: str) -> int:
+        """Scan one file."""
+        source = next(each for each in self.sources if each.name == name)
+        try:
+            with open_parquet(source.path, source.options) as file:
+                return self._scan(source, file)
+        except CuratorError:
+            raise
+        except Exception as error:  # a store's own, of many types
+            raise ShardError(f"{source.path}: cannot be read: {error!r}") from error
+
+    def _scan(self, source: Source, file: Any) -> int:
+        columns = file.schema_arrow.names
+        if self.column not in columns:
+            raise OutputError(no_column(source.path, self.column, file.schema_arrow))
+        record = FileRecord.parse(file.schema_arrow.metadata)
+        key = id_column(record, columns)
+        faults, digests, dim = [], [], 0
+        with self.phase.writing(f"{source.name}.vectors") as out:
+            for batch in file.iter_batches(_BATCH, columns=[self.column]):
+                try:
+                    matrix, valid = list_to_matrix(batch.column(0), dim or None)
+                except ValueError as error:
+                    raise ShardError(f"{source.path}: {self.column!r}: {error}") from None
+                dim = dim or matrix.shape[1]
+                fault, unit = self._judge(matrix, valid)
+                good = matrix[fault == 0]
+                out.write(unit[fault == 0].tobytes())
+                faults.append(fault)
+                digests += [hashlib.sha256(row).digest()[:16] for row in good]
+        fault = np.concatenate(faults) if faults else np.zeros(0, np.uint8)
+        wanted = [] if source.fixed else self.keep.columns(columns, source.path)
+        named = [name for name in (key, URL_COLUMN) if name in columns]
+        rows = file.read(columns=list(dict.fromkeys([*named, *wanted])))
+        table = self._table(rows, key, fault, digests, source)
+        write_table(self.phase.path(f"{source.name}.parquet"), table, FileRecord(str(dim), id_col=key))
+        return len(table)
+
+    def _judge(self, matrix: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Number of the fault of each row, and the rows at unit length."""
+        with np.errstate(all="ignore"):
+            lengths = np.sqrt(np.square(matrix, dtype=np.float64).sum(axis=1))
+            unit = (matrix / lengths[:, None]).astype(np.float32)
+        fault = np.zeros(len(matrix), np.uint8)
+        if not self.normalize:
+            fault[np.abs(lengths - 1) > _UNIT] = 4
+        fault[lengths == 0] = 2
+        fault[~np.isfinite(lengths)] = 3
+        fault[~valid] = 1
+        return fault, unit
+
+    def _table(
+        self, rows: pa.Table, key: str, fault: np.ndarray, digests: list[bytes], source: Source
+    ) -> pa.Table:
+        whole = np.zeros((len(fault), 2), np.uint64)
+        if digests:
+            whole[fault == 0] = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
+        names = [str(number) for number in range(len(fault))]
+        keys = rows.column(key).cast(pa.string()) if key in rows.column_names else pa.array(names)
+        urls = (
+            rows.column(URL_COLUMN).cast(pa.string())
+            if URL_COLUMN in rows.column_names
+            else pa.array([source.path] * len(fault), pa.string())
+        )
+        table = {
+            "id": keys,
+            URL_COLUMN: urls,
+            "fault": pa.array(fault),
+            "digest0": pa.array(whole[:, 0]),
+            "digest1": pa.array(whole[:, 1]),
+        }
+        terms = self.keep.blank(len(fault)) if source.fixed else self.keep.terms(rows, source.path)
+        return pa.table({**table, **terms})
+
+
+def id_column(record: FileRecord | None, columns: list[str]) -> str:
+    """Column of the keys."""
+    named = record.id_col if record is not None else None
+    return named or next((name for name in ("key", "id") if name in columns), "key")
+
+
+def no_column(path: str, column: str, schema: pa.Schema) -> str:
+    """What an error says where there is no such column."""
+    return (
+        f"{path}: has no column {column!r} of vectors; of its columns {vectors_in(schema)} hold vectors. Give the name"
+        " of theirs (embedding_column, --column)"
+    )
+
+
+def dim_of(path: str) -> int:
+    """Length of the vectors of a file that was scanned; 0 where it has none."""
+    record = read_footer(path).record
+    return int(record.fingerprint or 0) if record is not None else 0

@@ -1,0 +1,101 @@
+"""`SemanticDeduplication`: rows whose vectors are nearly the same, and which of them stays."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from curator_dask.dedup.keeping import Keep
+from curator_dask.dedup.result import Duplicates
+from curator_dask.dedup.running import Settings
+from curator_dask.errors import ConfigError
+from curator_dask.frames.names import EMBEDDING_COLUMN
+from curator_dask.storage import Options
+
+if TYPE_CHECKING:
+    from curator_dask.datasets import ImageTextPairDataset
+
+
+class SemanticDeduplication:
+    """Finds duplicates: rows whose vectors have a cosine of at least 1 - eps.
+
+    Of duplicates the best row stays, and every row that goes has one that stays within eps.
+
+    Parameters
+    ----------
+    eps
+        Above 0 and below 1.
+    keep
+        Which row is the best: a column (of numbers the largest, of text the first), an expression or a list of them
+        (``["width * height desc", "key"]``); ``"hard"`` or ``"easy"``, the farthest from or nearest to the centroid of
+        its cluster; or a function of a pandas frame of the file's columns that gives a number a row, the largest the
+        best. Null comes last. Ties, and all rows where this is None, go by key.
+    recall
+        Which share of the pairs within eps is to be compared, at least. 1: all rows with all.
+    n_clusters
+        Of k-means; ``"auto"``: by the number of rows. Few rows are all compared.
+    embedding_column
+        Of the vectors.
+    normalize
+        Vectors of other lengths than 1 are made so. False: they are counted, and not compared.
+    against
+        Folder of vectors that stay as they are: rows that are within eps of one of them go, with which one. These are
+        not compared with one another.
+    storage_options
+        For fsspec, where vectors are read from a URL.
+
+    Raises
+    ------
+    ConfigError
+        An argument is not as it must be.
+    """
+
+    def __init__(
+        self,
+        eps: float = 0.07,
+        keep: Any = None,
+        recall: float = 0.99,
+        n_clusters: int | str = "auto",
+        embedding_column: str = EMBEDDING_COLUMN,
+        *,
+        normalize: bool = False,
+        against: str | os.PathLike[str] | None = None,
+        storage_options: Options = None,
+    ) -> None:
+        if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
+            raise ConfigError(f"eps={eps!r}: expected a number above 0 and below 1, such as 0.07")
+        if isinstance(recall, bool) or not isinstance(recall, int | float) or not 0.5 <= recall <= 1:
+            raise ConfigError(f"recall={recall!r}: expected a share of 0.5 to 1, such as 0.99")
+        whole = isinstance(n_clusters, int) and not isinstance(n_clusters, bool) and n_clusters >= 1
+        if n_clusters != "auto" and not whole:
+            raise ConfigError(f"n_clusters={n_clusters!r}: expected 'auto' or a whole number of at least 1")
+        clusters = None if n_clusters == "auto" else int(n_clusters)
+        self.settings = Settings(
+            float(eps), Keep.of(keep), float(recall), clusters, embedding_column, normalize
+        )
+        self.against = None if against is None else os.fspath(against)
+        self.storage_options = storage_options
+
+    def __call__(self, vectors: str | os.PathLike[str] | ImageTextPairDataset) -> Duplicates:
+        """The duplicates among vectors; nothing is computed before they are saved.
+
+        Parameters
+        ----------
+        vectors
+            Folder or URL that `save_metadata` or ``curator-dask embed`` wrote to, or of other Parquet files; or a
+            dataset whose own folder this is.
+
+        Raises
+        ------
+        ConfigError
+            A dataset whose vectors are not computed yet.
+        """
+        if isinstance(vectors, str | os.PathLike):
+            return Duplicates(self.settings, os.fspath(vectors), self.against, self.storage_options)
+        if not hasattr(vectors, "steps") or vectors.steps:
+            raise ConfigError(
+                f"{type(vectors).__name__}: its vectors are not saved, and each phase would make them anew: call"
+                " save_metadata(path) first, then give that path"
+            )
+        options = self.storage_options or vectors.storage_options
+        return Duplicates(self.settings, vectors.path, self.against, options)

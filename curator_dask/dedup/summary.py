@@ -1,0 +1,98 @@
+"""What a deduplication found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from curator_dask.dedup.sampling import Share
+
+
+@dataclass
+class DedupSummary:
+    """What a deduplication found.
+
+    Attributes
+    ----------
+    path
+        Where it was written.
+    eps
+        Two rows are duplicates when the cosine of their vectors is at least 1 - eps.
+    rows
+        That were looked at.
+    set_aside
+        By fault, rows whose vectors cannot be compared: they stay.
+    exact
+        Rows whose vector is that of another row, to the bit.
+    groups, removed
+        Groups of duplicates, and rows that go.
+    pairs
+        Of distinct vectors, that were found within eps.
+    recall
+        The share of the pairs within eps that was compared, measured on a sample.
+    clusters, iterations, converged, filled
+        Of k-means, and how many clusters were empty and filled again.
+    table
+        By eps, rows that go: exactly up to `eps`. Beyond it at most so many, from the sample.
+    unknown
+        By what decides who stays, rows without a value: they come last.
+    made
+        By phase, how many of its files were made by this call; 0: all were there.
+    seconds
+        By phase.
+    """
+
+    path: str
+    eps: float
+    rows: int = 0
+    set_aside: dict[str, int] = field(default_factory=dict)
+    exact: int = 0
+    groups: int = 0
+    removed: int = 0
+    pairs: int = 0
+    recall: Share = field(default_factory=lambda: Share(1.0, 0.0, 1.0, 0))
+    clusters: int = 1
+    iterations: int = 0
+    converged: bool = True
+    filled: int = 0
+    table: dict[str, int] = field(default_factory=dict)
+    unknown: dict[str, int] = field(default_factory=dict)
+    made: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: the attributes."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> DedupSummary:
+        """From `to_dict`."""
+        known = {each.name for each in fields(cls)}
+        found = {name: value for name, value in said.items() if name in known}
+        return cls(**{**found, "recall": Share(**found["recall"])})
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.removed:,} of {self.rows:,} rows have a better twin within eps={self.eps:g}, in {self.groups:,}"
+            f" groups; {self.exact:,} are copies to the bit",
+            f"  pairs that were compared, of those within eps: {self.recall}",
+        ]
+        aside = ", ".join(f"{count:,} {name}" for name, count in self.set_aside.items() if count)
+        if aside:
+            lines.append(f"  not compared, and not removed: {aside}")
+        for what, count in self.unknown.items():
+            if count:
+                lines.append(f"  {what}: {count:,} rows have no value, and come last")
+        if self.clusters > 1:
+            how = (
+                f"in {self.iterations} rounds" if self.converged else f"not converged after {self.iterations}"
+            )
+            again = f", {self.filled} filled again" if self.filled else ""
+            lines.append(f"  {self.clusters:,} clusters, {how}{again}")
+        if self.table:
+            lines.append("  eps    rows that go")
+            for text, count in self.table.items():
+                most = "at most about " if float(text) > self.eps else ""
+                lines.append(f"  {text:<6} {most}{count:,} ({count / max(1, self.rows):.1%})")
+        return "\n".join(lines)

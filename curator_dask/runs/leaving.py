@@ -1,0 +1,89 @@
+"""`LeaveOut`: the step that leaves out rows by shard and key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from curator_dask.frames.columns import to_array
+from curator_dask.frames.names import URL_COLUMN
+from curator_dask.runs.step import Step
+
+
+@dataclass(frozen=True)
+class LeaveOut:
+    """Leaves out the rows that a table names; the others stay in their order.
+
+    Attributes
+    ----------
+    what
+        For messages.
+    identity
+        Of the table, as text.
+    id_col
+        Column of the keys.
+    read
+        Given the shards of some rows, gives the keys of those that go, by shard.
+    """
+
+    what: str
+    identity: str
+    id_col: str
+    read: Callable[[Sequence[str]], Mapping[str, set[str]]]
+
+    keeps_rows = False
+    needs = frozenset({"rows"})
+
+    @property
+    def label(self) -> str:
+        """What it leaves out."""
+        return f"without {self.what}"
+
+    @property
+    def columns(self) -> dict[str, pa.DataType]:
+        """None are made."""
+        return {}
+
+    @property
+    def recipe(self) -> tuple[Any, ...]:
+        """The table."""
+        return ("without", self.identity)
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """There is no column to make again."""
+        return {}
+
+    @property
+    def read_by(self) -> Mapping[str, str]:
+        """No vectors are made."""
+        return {}
+
+    def describe(self) -> Mapping[str, Mapping[str, Any]]:
+        """Nothing is loaded."""
+        return {}
+
+    def give_up(self, reason: str) -> LeaveOut:
+        """The same: what kills workers is not this."""
+        return self
+
+    def __call__(self, frame: Any) -> Any:
+        """The rows that stay."""
+        if not len(frame):
+            return frame
+        urls = to_array(frame[URL_COLUMN]).cast(pa.string()).to_pylist()
+        going = self.read(sorted({url for url in urls if url is not None}))
+        keys = to_array(frame[self.id_col]).cast(pa.string()).to_pylist()
+        stays = [key not in going.get(url, ()) for key, url in zip(keys, urls, strict=True)]
+        return frame if all(stays) else frame.iloc[np.flatnonzero(stays)]
+
+
+class Duplicates(Protocol):
+    """What was found of duplicates, and is saved."""
+
+    def leave_out(self, id_col: str) -> Step:
+        """The step that leaves out the rows that have a better twin."""

@@ -1,0 +1,306 @@
+"""Duplicates: every row that goes has a twin that stays, whatever the order; compared with all pairs."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from colours import write_tar
+from typer.testing import CliRunner
+
+from curator_dask.cli import app
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.dedup import SemanticDeduplication
+from curator_dask.errors import ConfigError, OutputError
+
+DIM = 32
+
+
+def unit(matrix):
+    matrix = np.asarray(matrix, np.float64)
+    return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
+
+
+def mixture(random, rows=3000, centres=6, spread=0.5, copies=0.3):
+    """Heavy clusters of unequal size, and near-copies of some rows."""
+    means = random.normal(size=(centres, DIM))
+    sizes = random.dirichlet(np.full(centres, 0.5))
+    base = unit(means[random.choice(centres, rows, p=sizes)] + spread * random.normal(size=(rows, DIM)))
+    count = int(rows * copies)
+    of = random.choice(rows - count, count)
+    noise = 0.25 * random.random((count, 1)) * unit(random.normal(size=(count, DIM)))
+    base[rows - count :] = unit(base[of] + noise)
+    return base[random.permutation(rows)]
+
+
+def write(folder, vectors, keys=None, files=3, **columns):
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = [f"{number:06}" for number in range(len(vectors))] if keys is None else keys
+    bounds = np.linspace(0, len(vectors), files + 1).astype(int)
+    for number, (start, stop) in enumerate(pairwise(bounds)):
+        part = vectors[start:stop]
+        rows = part if isinstance(part, list) else list(part)
+        table = {
+            "key": keys[start:stop],
+            "__url__": [f"/shards/{number}.tar"] * (stop - start),
+            "image_embedding": pa.array(
+                [None if row is None else list(map(float, row)) for row in rows], pa.list_(pa.float32())
+            ),
+            **{name: values[start:stop] for name, values in columns.items()},
+        }
+        pq.write_table(pa.table(table), folder / f"{number:05}.parquet")
+    return folder
+
+
+def greedy(cosines, order, eps):
+    """By all pairs, in the order of who stays."""
+    kept = []
+    for row in order:
+        if not any(cosines[row, other] >= 1 - eps for other in kept):
+            kept.append(row)
+    return set(kept)
+
+
+def removed_of(folder):
+    table = pq.read_table(folder / "duplicates.parquet").to_pandas()
+    return table, set(table.loc[~table["kept"], "id"])
+
+
+def check_promise(table, vectors, keys, eps):
+    place = {key: number for number, key in enumerate(keys)}
+    gone = table[~table["kept"]]
+    removed = set(gone["id"])
+    assert not removed & set(gone["duplicate_of"])
+    left = vectors[[place[key] for key in gone["id"]]].astype(np.float64)
+    right = vectors[[place[key] for key in gone["duplicate_of"]]].astype(np.float64)
+    cosines = (left * right).sum(axis=1)
+    assert (cosines >= 1 - eps - 1e-6).all()
+    np.testing.assert_allclose(cosines, gone["similarity"], atol=1e-6)
+    # The star of each group is the one of its rows that stays.
+    stars = table[table["kept"]].set_index("group")["id"]
+    assert (stars.loc[gone["group"]].to_numpy() == gone["duplicate_of"].to_numpy()).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_all_compared_is_greedy_by_all_pairs(tmp_path, in_this_process, seed):
+    random = np.random.default_rng(seed)
+    vectors = mixture(random, 1200)
+    keys = [f"{number:05}" for number in random.permutation(len(vectors))]
+    write(tmp_path / "vectors", vectors, keys, files=1 + seed)
+    result = SemanticDeduplication(eps=0.05, recall=1)(tmp_path / "vectors")
+    summary = result.save(tmp_path / "out")
+    table, removed = removed_of(tmp_path / "out")
+    cosines = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    kept = greedy(cosines, np.argsort(keys), 0.05)
+    assert removed == {keys[row] for row in range(len(keys)) if row not in kept}
+    assert summary.removed == len(removed) > 100
+    check_promise(table, vectors, keys, 0.05)
+
+
+def test_clusters_keep_the_promise_and_the_recall(tmp_path, in_this_process):
+    random = np.random.default_rng(5)
+    vectors = mixture(random, 4000)
+    keys = [f"{number:05}" for number in range(len(vectors))]
+    write(tmp_path / "vectors", vectors, keys)
+    summary = SemanticDeduplication(eps=0.05, n_clusters=40)(tmp_path / "vectors").save(tmp_path / "out")
+    check_promise(removed_of(tmp_path / "out")[0], vectors, keys, 0.05)
+    cosines = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    pairs = int((np.triu(cosines, 1) >= 0.95).sum())
+    assert summary.pairs >= 0.99 * pairs
+
+
+def test_exact_copies_do_not_meet_one_another(tmp_path, in_this_process):
+    random = np.random.default_rng(2)
+    one, other = unit(random.normal(size=(2, DIM)))
+    vectors = np.concatenate([np.repeat(one[None], 1000, 0), other[None]])
+    keys = [f"{number:05}" for number in random.permutation(len(vectors))]
+    write(tmp_path / "vectors", vectors, keys)
+    summary = SemanticDeduplication(n_clusters=8)(tmp_path / "vectors").save(tmp_path / "out")
+    table, removed = removed_of(tmp_path / "out")
+    assert (summary.exact, summary.pairs, summary.groups, summary.removed) == (999, 0, 1, 999)
+    assert removed == {*keys[:1000]} - {min(keys[:1000])}
+    assert set(table["duplicate_of"].dropna()) == {min(keys[:1000])}
+    assert (table["similarity"].dropna() == 1).all()
+
+
+def test_rows_with_more_betters_than_are_written_down_find_the_one_that_stays(tmp_path, in_this_process):
+    """Each of a crowd has hundreds of betters; those of the first ones that stay nearest to it are not among them."""
+    random = np.random.default_rng(3)
+    centre = unit(random.normal(size=(1, DIM)))
+    vectors = unit(centre + 0.055 * random.normal(size=(1500, DIM)))
+    keys = [f"{number:05}" for number in range(len(vectors))]
+    write(tmp_path / "vectors", vectors, keys)
+    summary = SemanticDeduplication(eps=0.07, recall=1)(tmp_path / "vectors").save(tmp_path / "out")
+    table, removed = removed_of(tmp_path / "out")
+    cosines = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    kept = greedy(cosines, range(len(keys)), 0.07)
+    assert (np.tril(cosines, -1) >= 0.93).sum(axis=1).max() > 300
+    assert summary.pairs < 1500 * 64 * 2
+    check_promise(table, vectors, keys, 0.07)
+    assert removed == {keys[row] for row in range(len(keys)) if row not in kept}
+
+
+def test_a_smaller_eps_compares_nothing_again(tmp_path, in_this_process):
+    random = np.random.default_rng(4)
+    vectors = mixture(random, 2000)
+    write(tmp_path / "vectors", vectors)
+    first = SemanticDeduplication(eps=0.05, n_clusters=10)(tmp_path / "vectors").save(tmp_path / "out")
+    assert all(first.made.values())
+    again = SemanticDeduplication(eps=0.02, n_clusters=10)(tmp_path / "vectors").save(tmp_path / "out")
+    assert not any(again.made.values())
+    fresh = SemanticDeduplication(eps=0.02, n_clusters=10)(tmp_path / "vectors").save(tmp_path / "fresh")
+    assert again.removed == first.table["0.02"]
+    assert again.removed == pytest.approx(fresh.removed, rel=0.02)
+    assert 0 < again.removed < first.removed
+
+
+def test_vectors_that_cannot_be_compared_are_set_aside(tmp_path, in_this_process):
+    random = np.random.default_rng(6)
+    good = unit(random.normal(size=(20, DIM)))
+    odd = [None, np.zeros(DIM), np.full(DIM, np.nan), np.full(DIM, np.inf), 3 * good[0], good[1]]
+    vectors = [*good, *odd]
+    write(tmp_path / "vectors", vectors, files=2)
+    summary = SemanticDeduplication()(tmp_path / "vectors").save(tmp_path / "out")
+    assert summary.set_aside == {"null": 1, "zero": 1, "not finite": 2, "not of unit length": 1}
+    assert removed_of(tmp_path / "out")[1] == {"000025"}
+    assert "not compared, and not removed: 1 null, 1 zero, 2 not finite, 1 not of unit length" in str(summary)
+    scaled = SemanticDeduplication(normalize=True)(tmp_path / "vectors").save(tmp_path / "scaled")
+    assert scaled.set_aside["not of unit length"] == 0
+    assert removed_of(tmp_path / "scaled")[1] == {"000024", "000025"}
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        ([], "has no rows"),
+        ([None] * 4, "of 4 rows none has a vector that can be compared \\(4 null\\)"),
+        ([2 * np.eye(DIM)[0]] * 4, "4 not of unit length.*normalize=True"),
+    ],
+)
+def test_nothing_to_compare_is_an_error_that_says_why(tmp_path, in_this_process, vectors, message):
+    write(tmp_path / "vectors", vectors, files=1)
+    with pytest.raises(OutputError, match=message):
+        SemanticDeduplication()(tmp_path / "vectors").save(tmp_path / "out")
+
+
+def test_what_does_not_fit_is_told(tmp_path, in_this_process):
+    random = np.random.default_rng(7)
+    write(tmp_path / "vectors", unit(random.normal(size=(8, DIM))), files=1, width=list(range(8)))
+    find = tmp_path / "vectors"
+    with pytest.raises(OutputError, match=r"no column 'widht'.*did you mean width.*keep"):
+        SemanticDeduplication(keep="widht")(find).save(tmp_path / "out")
+    with pytest.raises(ConfigError, match="keep='width >'"):
+        SemanticDeduplication(keep=["width >"])
+    with pytest.raises(OutputError, match=r"no column 'other' of vectors.*image_embedding"):
+        SemanticDeduplication(embedding_column="other")(find).save(tmp_path / "out")
+    with pytest.raises(ConfigError, match="eps=0"):
+        SemanticDeduplication(eps=0)
+    longer = unit(random.normal(size=(8, 2 * DIM)))
+    table = pq.read_table(find / "00000.parquet").drop_columns("image_embedding")
+    column = pa.array(longer.tolist(), pa.list_(pa.float32()))
+    pq.write_table(table.append_column("image_embedding", column), find / "00001.parquet")
+    with pytest.raises(ConfigError, match=f"two lengths.*of {DIM} values.*of {2 * DIM} values"):
+        SemanticDeduplication()(find).save(tmp_path / "out")
+
+
+KEEPS = [
+    (None, lambda frame: frame["key"].idxmin()),
+    ("score", lambda frame: frame["score"].idxmax()),
+    ("score asc", lambda frame: frame["score"].idxmin()),
+    (["width * height desc", "key desc"], lambda frame: (frame["width"] * frame["height"]).idxmax()),
+    (lambda frame: -frame["width"], lambda frame: frame["width"].idxmin()),
+]
+
+
+@pytest.mark.parametrize(("keep", "best"), KEEPS)
+def test_the_best_copy_stays(tmp_path, in_this_process, keep, best):
+    random = np.random.default_rng(8)
+    vectors = np.repeat(unit(random.normal(size=(10, DIM))), 5, 0)
+    vectors = unit(vectors + 1e-4 * random.normal(size=vectors.shape))
+    columns = {
+        name: random.permutation(len(vectors)).astype(kind).tolist()
+        for name, kind in (("score", float), ("width", int), ("height", int))
+    }
+    columns["score"][7] = None
+    write(tmp_path / "vectors", vectors, **columns)
+    summary = SemanticDeduplication(keep=keep)(tmp_path / "vectors").save(tmp_path / "out")
+    frame = pq.read_table(tmp_path / "vectors", columns=["key", *columns]).to_pandas()
+    wanted = {frame["key"][best(part)] for _, part in frame.groupby(frame.index // 5)}
+    assert {*frame["key"]} - removed_of(tmp_path / "out")[1] == wanted
+    assert summary.unknown.get("score", 0) == (keep in ("score", "score asc"))
+
+
+def test_hard_and_easy_go_by_the_distance_from_the_centroid(tmp_path, in_this_process):
+    random = np.random.default_rng(9)
+    vectors = mixture(random, 600)
+    keys = [f"{number:05}" for number in range(600)]
+    write(tmp_path / "vectors", vectors, keys)
+    centre = unit(vectors.astype(np.float64).sum(axis=0, keepdims=True))[0]
+    far = 1 - vectors.astype(np.float64) @ centre
+    cosines = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    for keep, order in (("hard", np.argsort(-far)), ("easy", np.argsort(far))):
+        SemanticDeduplication(eps=0.05, keep=keep)(tmp_path / "vectors").save(tmp_path / keep)
+        kept = greedy(cosines, order, 0.05)
+        assert removed_of(tmp_path / keep)[1] == {keys[row] for row in range(600) if row not in kept}
+
+
+def test_rows_near_an_earlier_dataset_go_and_it_stays(tmp_path, in_this_process):
+    random = np.random.default_rng(10)
+    vectors = mixture(random, 1500)
+    keys = [f"{number:05}" for number in range(1500)]
+    write(tmp_path / "old", vectors[:700], keys[:700])
+    write(tmp_path / "new", vectors[700:], keys[700:])
+    find = SemanticDeduplication(eps=0.05, recall=1, against=tmp_path / "old")
+    summary = find(tmp_path / "new").save(tmp_path / "out")
+    table, removed = removed_of(tmp_path / "out")
+    cosines = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    kept = [*range(700)]
+    for row in range(700, 1500):
+        if not (cosines[row, kept] >= 0.95).any():
+            kept.append(row)
+    assert summary.rows == 800
+    assert removed == {keys[row] for row in range(1500) if row not in kept}
+    assert min(table["id"]) >= keys[700]
+    near_old = table[~table["kept"] & (table["duplicate_of"] < keys[700])]
+    assert len(near_old) > 50
+    left = vectors[[int(key) for key in near_old["id"]]]
+    right = vectors[[int(key) for key in near_old["duplicate_of"]]]
+    np.testing.assert_allclose((left * right).sum(axis=1), near_old["similarity"], atol=1e-5)
+
+
+def test_the_command_and_the_dataset_without(tmp_path, client):
+    """On a cluster the same rows go as without one, and the dataset loses just these."""
+    random = np.random.default_rng(11)
+    vectors = mixture(random, 900)
+    for number in range(3):  # a shard each, with rows of its own beside it
+        keys = [f"{key:06}" for key in range(300 * number, 300 * number + 300)]
+        write_tar(tmp_path / "shards" / f"{number}.tar", [(f"{key}.png", b"") for key in keys])
+    write(tmp_path / "vectors", vectors, files=3)
+    for path in sorted((tmp_path / "vectors").iterdir()):
+        table = pq.read_table(path)
+        url = str(tmp_path / "shards" / f"{int(path.stem)}.tar")
+        table = table.set_column(1, "__url__", pa.array([url] * len(table)))
+        pq.write_table(table, path)
+        pq.write_table(table.select(["key"]), url.replace(".tar", ".parquet"))
+    arguments = ["--eps", "0.05", "--clusters", "12", "--scheduler-address", client.scheduler.address]
+    done = CliRunner().invoke(
+        app, ["dedup", str(tmp_path / "vectors"), str(tmp_path / "out"), *arguments, "--json", "-"]
+    )
+    assert done.exit_code == 0, done.output
+    table, removed = removed_of(tmp_path / "out")
+    assert json.loads(done.stdout)["removed"] == len(removed) > 100
+    dataset = ImageTextPairDataset.from_webdataset(str(tmp_path / "shards"))
+    result = SemanticDeduplication(eps=0.05, n_clusters=12)(tmp_path / "vectors")
+    with pytest.raises(OutputError, match="not saved yet"):
+        dataset.without(result)
+    result.save(tmp_path / "again")
+    assert pq.read_table(tmp_path / "again" / "duplicates.parquet").equals(
+        pq.read_table(tmp_path / "out" / "duplicates.parquet")
+    )
+    left = dataset.without(result).compute()
+    assert {*left["key"]} == {f"{number:06}" for number in range(900)} - removed
+    assert len(table) > len(removed)
