@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import dask
 import dask.dataframe as dd
@@ -14,17 +14,14 @@ from curator_dask.console import show_in_notebook
 from curator_dask.datasets.exportable import Exportable
 from curator_dask.datasets.meta import worker_backend
 from curator_dask.datasets.ranges import check_options, ranges_of, row_counts
+from curator_dask.datasets.selectable import Selectable
 from curator_dask.datasets.showing import as_html, as_text, describe_first
-from curator_dask.datasets.top import find_best
 from curator_dask.errors import ConfigError, DatasetError
 from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.outputs.saving import save
 from curator_dask.rows.reading import ReadShard, choose_source, learn_schema
-from curator_dask.rows.where import Where
-from curator_dask.runs.filtering import FilterRows
 from curator_dask.runs.graph import map_items, map_step, steps_of
-from curator_dask.runs.leaving import Duplicates
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.step import Step, check_step
 from curator_dask.runs.summary import SaveSummary
@@ -34,7 +31,7 @@ from curator_dask.webdataset.staging import STAGE
 logger = logging.getLogger("curator_dask")
 
 
-class ImageTextPairDataset(Exportable):
+class ImageTextPairDataset(Selectable, Exportable):
     """Image-text pairs: a lazy frame with a row a pair, and the shards that hold the images.
 
     Make one with `from_webdataset`. `metadata` may be replaced by anything made from it (columns selected, rows
@@ -151,9 +148,9 @@ class ImageTextPairDataset(Exportable):
         tars = [shard.url for shard in found.shards]
         return cls(found.root, frame, tars, id_col, storage_options=storage_options)
 
-    def with_metadata(self, metadata: dd.DataFrame) -> ImageTextPairDataset:
+    def with_metadata(self, metadata: dd.DataFrame) -> Self:
         """The same dataset with another metadata frame."""
-        dataset = ImageTextPairDataset(
+        dataset = type(self)(
             self.path, metadata, self.tar_files, self.id_col, storage_options=self.storage_options
         )
         dataset._steps = self._steps
@@ -164,7 +161,7 @@ class ImageTextPairDataset(Exportable):
         """What has been applied, in this order."""
         return self._steps
 
-    def apply(self, step: Step) -> ImageTextPairDataset:
+    def apply(self, step: Step) -> Self:
         """The dataset with the columns of a step as its last; nothing is computed yet.
 
         Embedders and classifiers do this when they are called. Steps that follow one another share one reading and one
@@ -210,73 +207,6 @@ class ImageTextPairDataset(Exportable):
         dataset = self.with_metadata(map_step(self.metadata, step))
         dataset._steps = (*self._steps, step)
         return dataset
-
-    def filter(self, where: str) -> ImageTextPairDataset:
-        """The dataset with the rows alone that pass a condition; nothing is computed yet.
-
-        Put after an embedder or a classifier it may name what they make; put before, only rows that pass are embedded.
-
-        Parameters
-        ----------
-        where
-            As behind SQL's WHERE, evaluated by DuckDB on one row at a time: ``"score > 5.5 and width >= 256"``. Null
-            and NaN never pass. Rows that are left out are counted in the summary.
-
-        Raises
-        ------
-        ConfigError
-            It is no such condition, or names a column that there is not.
-        """
-        step = FilterRows(Where(where), self.id_col)
-        step(self.metadata._meta)  # on no rows: is every column there, of a type that fits?
-        return self.apply(step)
-
-    def top(
-        self, column: str, *, fraction: float | None = None, n: int | None = None
-    ) -> ImageTextPairDataset:
-        """The dataset with its best rows by a column alone: those with the largest values, over all shards.
-
-        The column is read of all rows now, by 8 bytes a row, to know where the best end; all else stays lazy. Rows of
-        one value go by their key; a row without a value (null, NaN) is never among the best.
-
-        Parameters
-        ----------
-        column
-            Of numbers. It was saved before, or is made of vectors that were: where images would be opened for it, top
-            says so instead.
-        fraction
-            Of the rows with a value, this share of 1.
-        n
-            So many rows.
-
-        Raises
-        ------
-        ConfigError
-            There is no such column of numbers, or its images would have to be opened first.
-        """
-        return self.apply(find_best(self.metadata, self.id_col, column, fraction, n))
-
-    def without(self, duplicates: Duplicates) -> ImageTextPairDataset:
-        """The dataset without the rows that have a better twin; nothing is computed yet.
-
-        Parameters
-        ----------
-        duplicates
-            What `curator_dask.dedup.SemanticDeduplication` found of vectors of this dataset's rows, and has saved.
-
-        Raises
-        ------
-        OutputError
-            They are not saved.
-        DatasetError
-            The metadata lacks the columns by which rows are told apart.
-        """
-        missing = [name for name in (self.id_col, URL_COLUMN) if name not in self.metadata.columns]
-        if missing:
-            raise DatasetError(
-                f"the metadata lacks {missing}, by which a row is told from others: keep these columns"
-            )
-        return self.apply(duplicates.leave_out(self.id_col))
 
     def save_metadata(
         self,

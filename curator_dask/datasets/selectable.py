@@ -1,0 +1,91 @@
+"""`Selectable`: which rows of a dataset are left."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import dask.dataframe as dd
+
+from curator_dask.datasets.top import find_best
+from curator_dask.errors import DatasetError
+from curator_dask.frames.names import URL_COLUMN
+from curator_dask.rows.where import Where
+from curator_dask.runs.filtering import FilterRows
+from curator_dask.runs.leaving import Duplicates
+from curator_dask.runs.step import Step
+
+
+class Selectable:
+    """A base of datasets whose rows are told apart by key and shard."""
+
+    metadata: dd.DataFrame
+    id_col: str
+
+    def apply(self, step: Step) -> Self:
+        """The dataset with what a step does to its rows."""
+        raise NotImplementedError
+
+    def filter(self, where: str) -> Self:
+        """The dataset with the rows alone that pass a condition; nothing is computed yet.
+
+        Put after an embedder or a classifier it may name what they make; put before, only rows that pass are embedded.
+
+        Parameters
+        ----------
+        where
+            As behind SQL's WHERE, evaluated by DuckDB on one row at a time: ``"score > 5.5 and width >= 256"``. Null
+            and NaN never pass. Rows that are left out are counted in the summary.
+
+        Raises
+        ------
+        ConfigError
+            It is no such condition, or names a column that there is not.
+        """
+        step = FilterRows(Where(where), self.id_col)
+        step(self.metadata._meta)  # on no rows: is every column there, of a type that fits?
+        return self.apply(step)
+
+    def top(self, column: str, *, fraction: float | None = None, n: int | None = None) -> Self:
+        """The dataset with its best rows by a column alone: those with the largest values, over all shards.
+
+        The column is read of all rows now, by 8 bytes a row, to know where the best end; all else stays lazy. Rows of
+        one value go by their key; a row without a value (null, NaN) is never among the best.
+
+        Parameters
+        ----------
+        column
+            Of numbers. It was saved before, or is made of vectors that were: where images would be opened for it, top
+            says so instead.
+        fraction
+            Of the rows with a value, this share of 1.
+        n
+            So many rows.
+
+        Raises
+        ------
+        ConfigError
+            There is no such column of numbers, or its images would have to be opened first.
+        """
+        return self.apply(find_best(self.metadata, self.id_col, column, fraction, n))
+
+    def without(self, duplicates: Duplicates) -> Self:
+        """The dataset without the rows that have a better twin; nothing is computed yet.
+
+        Parameters
+        ----------
+        duplicates
+            What `curator_dask.dedup.SemanticDeduplication` found of vectors of this dataset's rows, and has saved.
+
+        Raises
+        ------
+        OutputError
+            They are not saved.
+        DatasetError
+            The metadata lacks the columns by which rows are told apart.
+        """
+        missing = [name for name in (self.id_col, URL_COLUMN) if name not in self.metadata.columns]
+        if missing:
+            raise DatasetError(
+                f"the metadata lacks {missing}, by which a row is told from others: keep these columns"
+            )
+        return self.apply(duplicates.leave_out(self.id_col))
