@@ -106,5 +106,6 @@ def _load(folder: Path) -> Any:
         raise WeightsError(
             f"{folder}: the tokenizer cannot be loaded: {type(error).__name__}: {first_line(error)}. It has"
             f" {', '.join(found) or 'none of its files'}: put {TOKENIZER} and tokenizer_config.json there, as"
-            " save_pretrained of transformers writes them; one of SentencePiece also needs that package"
+            " save_pretrained of transformers writes them; one of SentencePiece needs the packages"
+            " sentencepiece and protobuf"
         ) from error
