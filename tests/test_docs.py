@@ -108,6 +108,10 @@ HOLDS = {
         "manifest['key'].to_pylist() == pq.read_table(FOLDER + '/curated/00000.parquet')['key'].to_pylist()",
         "manifest.num_rows == 11 and mixed.complete and 0 < mixed.kept < 12",
     ],
+    "duplicates.md": [
+        "found.rows == 14 and found.set_aside['null'] == 2",
+        "len(clean.compute()) == 14 - found.removed",
+    ],
     "scores.md": [
         "pq.read_table(FOLDER + '/embeddings')['aesthetic_score'].null_count == 2",
         "pq.read_table(FOLDER + '/embeddings')['nsfw_score'].null_count == 2",
