@@ -7,8 +7,6 @@ from typing import Self
 import dask.dataframe as dd
 
 from curator_dask.datasets.top import find_best
-from curator_dask.errors import DatasetError
-from curator_dask.frames.names import URL_COLUMN
 from curator_dask.rows.where import Where
 from curator_dask.runs.filtering import FilterRows
 from curator_dask.runs.leaving import Duplicates
@@ -83,9 +81,4 @@ class Selectable:
         DatasetError
             The metadata lacks the columns by which rows are told apart.
         """
-        missing = [name for name in (self.id_col, URL_COLUMN) if name not in self.metadata.columns]
-        if missing:
-            raise DatasetError(
-                f"the metadata lacks {missing}, by which a row is told from others: keep these columns"
-            )
-        return self.apply(duplicates.leave_out(self.id_col))
+        return self.apply(duplicates.leave_out(self.id_col, list(self.metadata.columns)))

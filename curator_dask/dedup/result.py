@@ -20,7 +20,7 @@ from curator_dask.dedup.phases import WORK_SUFFIX
 from curator_dask.dedup.running import Deduplication, Settings
 from curator_dask.dedup.scanning import Source
 from curator_dask.dedup.summary import DedupSummary
-from curator_dask.errors import ConfigError, OutputError
+from curator_dask.errors import ConfigError, DatasetError, OutputError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_footer, remove_leftovers, write_table
@@ -133,8 +133,13 @@ class Duplicates:
         logger.info("%s", run.summary)
         return run.summary
 
-    def leave_out(self, id_col: str) -> LeaveOut:
+    def leave_out(self, id_col: str, columns: Sequence[str]) -> LeaveOut:
         """The step that leaves out the rows that have a better twin; see `ImageTextPairDataset.without`."""
+        missing = [name for name in (id_col, URL_COLUMN) if name not in columns]
+        if missing:
+            raise DatasetError(
+                f"the metadata lacks {missing}, by which rows are told apart: keep these columns"
+            )
         if self.path is None:
             raise OutputError("the duplicates are not saved yet: call save(path) first")
         record = read_footer(join(self.path, FILE)).record

@@ -85,5 +85,5 @@ class LeaveOut:
 class Duplicates(Protocol):
     """What was found of duplicates, and is saved."""
 
-    def leave_out(self, id_col: str) -> Step:
-        """The step that leaves out the rows that have a better twin."""
+    def leave_out(self, id_col: str, columns: Sequence[str]) -> Step:
+        """The step that leaves out the rows that have a better twin, of rows with these columns."""
