@@ -304,3 +304,22 @@ def test_the_command_and_the_dataset_without(tmp_path, client):
     left = dataset.without(result).compute()
     assert {*left["key"]} == {f"{number:06}" for number in range(900)} - removed
     assert len(table) > len(removed)
+
+
+def test_what_was_under_way_is_made_again_to_the_bit(tmp_path, in_this_process):
+    """Of a call that was killed there are the finished files of some phases."""
+    random = np.random.default_rng(12)
+    write(tmp_path / "vectors", mixture(random, 1500))
+    find = SemanticDeduplication(eps=0.05, n_clusters=10)
+    find(tmp_path / "vectors").save(tmp_path / "out")
+    whole = (tmp_path / "out" / "duplicates.parquet").read_bytes()
+    work = tmp_path / "out.work"
+    for left in (3, 1):
+        (tmp_path / "out" / "duplicates.parquet").unlink()
+        for lost in (f"assign-*/{'?' * 16}.npy", "order-*/*.vectors", "pairs-*/0.npy", "pairs-*/done.json"):
+            for path in sorted(work.glob(lost))[:left]:
+                path.unlink()
+        again = find(tmp_path / "vectors").save(tmp_path / "out")
+        assert again.made["assign"] and again.made["pairs"] and not again.made["scan"]
+        table = pq.read_table(tmp_path / "out" / "duplicates.parquet")
+        assert table.equals(pq.read_table(pa.BufferReader(whole)))
