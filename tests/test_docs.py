@@ -27,6 +27,7 @@ import torch
 import torchvision
 import transformers
 import typer
+import yaml
 from colours import write_tar
 from distributed.cli import dask_scheduler, dask_worker
 from PIL import Image
@@ -39,6 +40,7 @@ from texts import make_pair
 
 from curator_dask import get_client
 from curator_dask.cli import app
+from curator_dask.curation import Recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -108,6 +110,7 @@ HOLDS = {
         "manifest['key'].to_pylist() == pq.read_table(FOLDER + '/curated/00000.parquet')['key'].to_pylist()",
         "manifest.num_rows == 11 and mixed.complete and 0 < mixed.kept < 12",
     ],
+    "curation.md": ["(summary.rows, summary.failed, summary.kept) == (14, 2, 12) and summary.complete"],
     "duplicates.md": [
         "found.rows == 14 and found.set_aside['null'] == 2",
         "len(clean.compute()) == 14 - found.removed",
@@ -439,6 +442,13 @@ def test_a_command_that_is_not_there_is_found(code):
         check_commands(Block("bash", code + "\n", 1, None))
 
 
+def test_recipes_are_recipes():
+    blocks = [
+        block for page in PAGES.values() for block in read_page(page).blocks if block.language == "yaml"
+    ]
+    assert len(blocks) == 1 and all(Recipe(**yaml.safe_load(block.code)).model for block in blocks)
+
+
 # What else the pages say
 
 
@@ -447,7 +457,9 @@ def test_no_block_is_passed_over():
     not_run = {}
     for name in PAGES:
         for block in read_page(PAGES[name]).blocks:
-            assert block.language in ("python", "bash"), f"{name}, line {block.line}: {block.language!r}"
+            assert block.language in ("python", "bash", "yaml"), (
+                f"{name}, line {block.line}: {block.language!r}"
+            )
             if block.not_run:
                 not_run.setdefault(name, []).append(block.not_run)
     assert not_run == NOT_RUN

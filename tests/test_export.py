@@ -414,3 +414,22 @@ def test_the_collector_is_as_it_was():
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_rows_with_a_better_twin_stay_out(data, dataset, tmp_path):
+    """By the table that a deduplication writes: by shard and key."""
+    dataset.save_metadata(tmp_path / "rows")
+    twins = {
+        "id": ["000000001", "000010002", "000010003"],
+        "__url__": [str(data / f"0000{number}.tar") for number in (0, 1, 2)],
+        "kept": [False, True, False],  # the second stays, the third is of another shard
+    }
+    with pytest.raises(OutputError, match="is no table of duplicates: give the folder that dedup wrote to"):
+        export_output(tmp_path / "rows", tmp_path / "out", ExportOptions(without=str(tmp_path)))
+    (tmp_path / "twins").mkdir()
+    pq.write_table(pa.table(twins), tmp_path / "twins/duplicates.parquet")
+    summary = export_output(
+        tmp_path / "rows", tmp_path / "out", ExportOptions(without=str(tmp_path / "twins"))
+    )
+    assert {*samples_in(data)} - {*samples_in(tmp_path / "out")} == {"000000001"}
+    assert (summary.kept, summary.filtered, summary.passing["has no better twin"]) == (29, 1, 29)

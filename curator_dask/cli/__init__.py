@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import curator_dask
+from curator_dask.cli.curate import curate
 from curator_dask.cli.dedup import dedup
 from curator_dask.cli.export import export
 from curator_dask.cli.filter import filter_rows
@@ -340,3 +341,4 @@ app.command("filter")(filter_rows)
 app.command()(search)
 app.command()(export)
 app.command()(dedup)
+app.command()(curate)

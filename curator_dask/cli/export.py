@@ -70,6 +70,14 @@ def export(
     filter_column: Annotated[
         str | None, typer.Option(help="A column of booleans: rows to take.", show_default=False)
     ] = None,
+    without: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DUPLICATES",
+            help="Folder that dedup wrote to: rows with a better twin stay out.",
+            show_default=False,
+        ),
+    ] = None,
     samples_per_shard: Annotated[
         int, typer.Option(min=1, help="Samples of every tar but the last.")
     ] = 10_000,
@@ -157,6 +165,7 @@ def export(
             metadata=None if metadata is Columns.none else metadata.value,
             index=index,
             overwrite=overwrite,
+            without=without,
         )
         with workers_of(cluster, scheduler_address, scheduler_file, workers):
             try:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from curator_dask.cluster.setup import set_up_workers
 from curator_dask.cluster.workers import current_client
@@ -27,6 +26,8 @@ from curator_dask.frames.parquet import read_footer, remove_leftovers, write_tab
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.lock import RunLock
+from curator_dask.outputs.removed import DUPLICATES as FILE
+from curator_dask.outputs.removed import read_removed
 from curator_dask.outputs.saving import check_writable, locate
 from curator_dask.runs.leaving import LeaveOut
 from curator_dask.storage import Options, is_remote, join
@@ -36,7 +37,6 @@ from curator_dask.webdataset.shards import stamp
 logger = logging.getLogger("curator_dask")
 
 #: The one file of a result.
-FILE = "duplicates.parquet"
 _MADE_BY = "dedup"
 SCHEMA = pa.schema(
     [
@@ -207,22 +207,3 @@ def _table(run: Deduplication) -> pa.Table:
     run.summary.groups, run.summary.removed = len(heads), len(removed)
     run.summary.exact = int((~rows.fixed & ~is_best).sum())
     return table.sort_by([(URL_COLUMN, "ascending"), ("id", "ascending")])
-
-
-def read_removed(path: str, urls: Sequence[str]) -> dict[str, set[str]]:
-    """By shard, the keys of the rows that go.
-
-    Raises
-    ------
-    OutputError
-        There is no result.
-    """
-    file = join(path, FILE)
-    if not read_footer(file).columns:
-        raise OutputError(f"{file}: is not there: save the duplicates first")
-    wanted = [(URL_COLUMN, "in", list(urls)), ("kept", "==", False)]
-    table = pq.read_table(file, columns=["id", URL_COLUMN], filters=wanted, partitioning=None)
-    found: dict[str, set[str]] = {}
-    for key, url in zip(table["id"].to_pylist(), table[URL_COLUMN].to_pylist(), strict=True):
-        found.setdefault(url, set()).add(key)
-    return found

@@ -33,6 +33,7 @@ class ExportOptions:
     metadata: str | None = "parquet"
     index: bool = True
     overwrite: bool = False
+    without: str | None = None
 
     def __post_init__(self) -> None:
         for name, lowest in (

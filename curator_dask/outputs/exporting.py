@@ -36,6 +36,7 @@ from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.packing import NewKeys, PackShard
 from curator_dask.outputs.parquet import ParquetSink
+from curator_dask.outputs.removed import check_removed
 from curator_dask.outputs.saving import check_apart, check_writable, locate
 from curator_dask.outputs.selecting import Folder, SelectSamples
 from curator_dask.outputs.sharding import NewShards, ends_by_bytes, ends_by_count, shuffled
@@ -48,7 +49,7 @@ from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.sink import Job, Plan
 from curator_dask.runs.step import Step
 from curator_dask.runs.targets import Target
-from curator_dask.storage import Options, is_remote, join
+from curator_dask.storage import Options, absolute, is_remote, join
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.layouts import EMPTY, habits
 
@@ -201,6 +202,8 @@ class _Export:
             options.where,
             options.filter_column,
             options.portable,
+            options.without,
+            "" if options.without is None else check_removed(absolute(options.without)),
         )
         reports: dict[str, Mapping[str, Any]] = {}
 

@@ -25,6 +25,7 @@ from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_footer, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.choosing import read_rows
+from curator_dask.outputs.removed import stays
 from curator_dask.rows.ids import exact_ids
 from curator_dask.rows.images import why_missing
 from curator_dask.rows.orphans import remark_orphans
@@ -75,6 +76,10 @@ class Folder(NamedTuple):
         return join(self.path, name)
 
 
+#: What rows are asked besides the clauses of a condition, as the summary calls it.
+_ALONE = "has no better twin"
+
+
 @dataclass(frozen=True)
 class SelectSamples:
     """Looks up the samples of the rows of one file that pass.
@@ -91,6 +96,8 @@ class SelectSamples:
         Which rows pass: a condition, and a column of booleans.
     portable
         Names are made such that all readers take them alike.
+    without, without_state
+        Folder of a table of duplicates, whose rows do not pass, and what identifies it.
     given_up
         The file kills workers: its samples are not looked up, for this reason.
     """
@@ -102,6 +109,8 @@ class SelectSamples:
     where: str | None = None
     filter_column: str | None = None
     portable: bool = False
+    without: str | None = None
+    without_state: str = ""
     given_up: str | None = None
 
     def give_up(self, reason: str) -> SelectSamples:
@@ -120,6 +129,7 @@ class SelectSamples:
         if self.given_up is not None:
             raise ShardError(f"{path}: {self.given_up}")
         settings = [self.id_col, self.where, self.filter_column, self.portable]
+        settings += [] if self.without is None else [self.without_state]
         mark = fingerprint({"select": settings, "file": vars(stamp(path, self.source.options))})
         there = read_footer(self.target.file(name), self.target.options)
         if there.is_finished(mark) and there.record is not None and self._as_it_was(there.record):
@@ -151,6 +161,10 @@ class SelectSamples:
             raise ConfigError(f"{path}: has no column {self.filter_column!r} to filter by: {footer.columns}")
         table = read_rows(path, self.source.options, list(dict.fromkeys(named)))
         passes, said = self._passing(table, where, footer.columns, path)
+        if self.without is not None:
+            alone = stays(self.without, *(to_array(table.column(each)) for each in (id_col, URL_COLUMN)))
+            passes &= alone
+            said["passing"][_ALONE], said["unknown"][_ALONE] = int(alone.sum()), 0
         rows = np.flatnonzero(passes)
         chosen = table.take(pa.array(rows))
         ids = exact_ids(to_array(chosen.column(id_col).combine_chunks()))

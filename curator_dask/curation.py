@@ -1,0 +1,294 @@
+"""From shards to the shards that are trained on: embed, measure, filter, leave out duplicates, export.
+
+Each step is that of its own command, and writes to a folder of its own below the output, so that each can be looked at,
+and a second run does of each what is missing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.dedup import SemanticDeduplication
+from curator_dask.errors import ConfigError, ShardError
+from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.image.classifiers import AestheticClassifier, NsfwClassifier
+from curator_dask.image.embedders.making import make_embedder
+from curator_dask.image.statistics import ImageStatistics
+from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.exporting import export_output
+from curator_dask.outputs.filtering import filter_output
+from curator_dask.storage import Options, absolute, is_remote, join
+
+logger = logging.getLogger("curator_dask")
+
+EMBEDDINGS, PASSING, DUPLICATES, SHARDS = "embeddings", "passing", "duplicates", "shards"
+_TIMMS = {"pretrained": True, "output": "auto", "checkpoint_path": None, "model_kwargs": {}}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to a dataset; a YAML file has the same names.
+
+    Attributes
+    ----------
+    model
+        timm's name, or a repository or folder of transformers' CLIP or SigLIP. None: nothing is embedded.
+    model_options
+        Other arguments of `TimmImageEmbedder` or `ClipImageEmbedder`, such as ``batch_size``.
+    id_col
+        Column of the keys.
+    statistics
+        Names of `curator_dask.image.statistics.STATISTICS`.
+    aesthetic, nsfw
+        The file of a head, or True: as `AestheticClassifier` and `NsfwClassifier` find theirs.
+    where
+        A condition as behind SQL's WHERE. Images that cannot be used never pass.
+    duplicates
+        Arguments of `SemanticDeduplication`, such as ``eps`` and ``keep``. None: none are looked for.
+    export
+        Arguments of `ExportOptions`, such as ``samples_per_shard``.
+
+    Raises
+    ------
+    ConfigError
+        They do not fit each other.
+    """
+
+    model: str | None = None
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    id_col: str = "key"
+    statistics: Sequence[str] = ()
+    aesthetic: str | bool = False
+    nsfw: str | bool = False
+    where: str | None = None
+    duplicates: Mapping[str, Any] | None = None
+    export: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        wants = [
+            name for name in ("aesthetic", "nsfw", "duplicates") if getattr(self, name) not in (False, None)
+        ]
+        if self.model is None and wants:
+            raise ConfigError(f"{', '.join(wants)}: needs vectors: give a model")
+        if taken := {"where", "without", "overwrite"} & {*self.export}:
+            raise ConfigError(f"export: {sorted(taken)} is not given there, but for all steps")
+        for name in ("model_options", "duplicates", "export"):
+            if not isinstance(getattr(self, name) or {}, Mapping):
+                raise ConfigError(f"{name}: expected names and values, found {getattr(self, name)!r}")
+        if isinstance(self.statistics, str):
+            raise ConfigError(f"statistics={self.statistics!r}: expected a list of names")
+        self.deduplication()  # says what is wrong with its arguments, as do those below
+        self.options(overwrite=False)
+        if self.model is not None:
+            self.embedder()
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Recipe:
+        """From a YAML file.
+
+        Raises
+        ------
+        ConfigError
+            It cannot be read, or has other names.
+        """
+        import yaml
+
+        try:
+            found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: not a YAML file that can be read: {error}") from None
+        if not isinstance(found, Mapping):
+            raise ConfigError(f"{path}: expected names and values, found {type(found).__name__}")
+        known = [each.name for each in fields(cls)]
+        for name in found:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                hint = f": did you mean {near[0]}?" if near else ""
+                raise ConfigError(f"{path}: unknown name {name!r}{hint} There are {known}")
+        return cls(**found)
+
+    @property
+    def opens_images(self) -> bool:
+        """Whether it is known which images cannot be used."""
+        return self.model is not None or bool(self.statistics)
+
+    @property
+    def condition(self) -> str:
+        """Which rows pass."""
+        good = f'"{ERROR_COLUMN}" IS NULL'
+        if not self.opens_images:
+            return self.where or "TRUE"
+        return good if self.where is None else f"{good} AND ({self.where})"
+
+    def embedder(self) -> Any:
+        """What embeds."""
+        assert self.model is not None
+        given = dict(self.model_options)
+        timms = {name: given.pop(name, unset) for name, unset in _TIMMS.items()}
+        try:
+            return make_embedder(self.model, given.pop("model_dir", None), timms, **given)
+        except TypeError as error:
+            raise ConfigError(f"model_options: {error}") from None
+
+    def deduplication(self) -> SemanticDeduplication | None:
+        """What finds duplicates, if it is asked for."""
+        if self.duplicates is None:
+            return None
+        try:
+            return SemanticDeduplication(**self.duplicates)
+        except TypeError as error:
+            raise ConfigError(f"duplicates: {error}") from None
+
+    def options(self, overwrite: bool, without: str | None = None) -> ExportOptions:
+        """Of the export."""
+        try:
+            return ExportOptions(**self.export, overwrite=overwrite, without=without)
+        except TypeError as error:
+            raise ConfigError(f"export: {error}") from None
+
+
+@dataclass
+class CurationSummary:
+    """What became of a dataset's rows; ``rows == failed + filtered + duplicates + missing + kept``.
+
+    Attributes
+    ----------
+    path
+        Of the output.
+    rows
+        Of the dataset.
+    failed
+        Whose image cannot be used.
+    filtered
+        That do not pass the condition, and have not failed.
+    duplicates
+        That pass, and have a better twin.
+    missing
+        That would be kept, but whose sample is in no tar.
+    kept
+        In the new shards.
+    steps
+        The summaries of the steps, by folder.
+    complete
+        Every shard was read and written.
+    seconds
+        Of this call.
+    """
+
+    path: str
+    rows: int = 0
+    failed: int = 0
+    filtered: int = 0
+    duplicates: int = 0
+    missing: int = 0
+    kept: int = 0
+    steps: dict[str, Any] = field(default_factory=dict)
+    complete: bool = True
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: the attributes, the steps as their own `to_dict` gives them."""
+        return {**vars(self), "steps": {name: each.to_dict() for name, each in self.steps.items()}}
+
+    def __str__(self) -> str:
+        lines = [f"{join(self.path, SHARDS)}: {self.kept:,} of {self.rows:,} rows; {self.seconds:.0f} s"]
+        for name in ("failed", "filtered", "duplicates", "missing"):
+            count = getattr(self, name)
+            lines += [f"  {name:10} {count:>9,} ({count / max(1, self.rows):.1%})"]
+        return "\n".join(lines)
+
+
+def curate(
+    input_path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    recipe: Recipe,
+    *,
+    overwrite: bool = False,
+    storage_options: Options = None,
+) -> CurationSummary:
+    """Do what a recipe says: from shards to the shards that are left.
+
+    Below `output` are ``embeddings`` (a row a sample, with vectors, scores and statistics), ``passing`` (the rows that
+    pass the condition), ``duplicates`` (which of these have a better twin) and ``shards``. The same call again does of
+    each step what is missing.
+
+    Parameters
+    ----------
+    input_path
+        Shards, as `ImageTextPairDataset.from_webdataset` takes them.
+    output
+        A folder of this machine that all workers see.
+    recipe
+        What is done.
+    overwrite
+        Replace what another recipe has left there.
+    storage_options
+        For fsspec, where `input_path` is a URL.
+
+    Raises
+    ------
+    CuratorError
+        As of the steps.
+    """
+    started, folder = time.monotonic(), os.fspath(output)
+    if is_remote(folder):
+        raise ConfigError(
+            f"{folder}: expected a folder that all workers see; copy the shards to a store afterwards"
+        )
+    folder = absolute(folder)
+    places = {name: join(folder, name) for name in (EMBEDDINGS, PASSING, DUPLICATES, SHARDS)}
+    summary = CurationSummary(folder)
+    dataset = ImageTextPairDataset.from_webdataset(input_path, recipe.id_col, storage_options=storage_options)
+    saved = _with_columns(dataset, recipe).save_metadata(places[EMBEDDINGS], overwrite=overwrite)
+    summary.steps[EMBEDDINGS] = saved
+    if saved.failed_shards:
+        name, why = next(iter(saved.failed_shards.items()))
+        raise ShardError(
+            f"{name}: its rows could not be read, and nothing was filtered: {why}. Mend it, or leave it out, and run"
+            " again"
+        )
+    # The files between are this recipe's alone, so what an earlier one has left there is always replaced.
+    passing = filter_output(places[EMBEDDINGS], places[PASSING], where=recipe.condition, overwrite=True)
+    summary.steps[PASSING] = passing
+    good = next(iter(passing.passing.values())) if recipe.opens_images else passing.rows
+    summary.rows, summary.failed = passing.rows, passing.rows - good
+    summary.filtered = good - passing.kept
+    find = recipe.deduplication()
+    without = None
+    if find is not None and passing.kept:
+        summary.steps[DUPLICATES] = find(places[PASSING]).save(places[DUPLICATES])
+        summary.duplicates, without = summary.steps[DUPLICATES].removed, places[DUPLICATES]
+    exported = export_output(
+        places[PASSING],
+        places[SHARDS],
+        recipe.options(overwrite, without),
+        id_col=recipe.id_col,
+        storage_options=storage_options,
+        output_storage_options={},
+    )
+    summary.steps[SHARDS] = exported
+    summary.missing, summary.kept = exported.missing, exported.kept
+    summary.complete = saved.complete and exported.complete
+    summary.seconds = time.monotonic() - started
+    logger.info("%s", summary)
+    return summary
+
+
+def _with_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> ImageTextPairDataset:
+    """The dataset with all that the recipe wants to know of its images."""
+    if recipe.statistics:
+        dataset = ImageStatistics(list(recipe.statistics))(dataset)
+    if recipe.model is not None:
+        dataset = recipe.embedder()(dataset)
+    for head, file in ((AestheticClassifier, recipe.aesthetic), (NsfwClassifier, recipe.nsfw)):
+        if file:
+            dataset = head(model_path=None if file is True else file)(dataset)
+    return dataset

@@ -1,0 +1,142 @@
+"""From shards to the shards that are left, by one command; the counts add up, and every byte is the source's."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from colours import write_tar
+from PIL import Image
+from typer.testing import CliRunner
+
+from curator_dask.cli import app
+from curator_dask.curation import Recipe, curate
+from curator_dask.errors import ConfigError
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+SHARDS, SAMPLES = 3, 8
+
+
+def picture(seed, width=64, quality=92):
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize((width, 48), Image.Resampling.BICUBIC).save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of each shard: a broken image, a narrow one, and one that is another's of the first shard, saved again."""
+    folder = tmp_path_factory.mktemp("curation") / "data"
+    for shard in range(SHARDS):
+        members = []
+        for sample in range(SAMPLES):
+            key = f"{shard:03}{sample:03}"
+            image = picture(1000 * shard + sample)
+            if sample == 1:
+                image = b"no image"
+            elif sample == 2:
+                image = picture(5, width=30)
+            elif sample == 3 and shard:
+                image = picture(4, quality=90)
+            members += [(f"{key}.jpg", image), (f"{key}.txt", f"caption of {key}".encode())]
+        write_tar(folder / f"{shard:05}.tar", members)
+    return folder
+
+
+def samples_in(folder):
+    found = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                found.setdefault(key, {})[suffix] = tar.extractfile(member).read()
+    return found
+
+
+CONFIG = """
+model: test_vit
+model_options: {pretrained: false, batch_size: 8, autocast: false, checkpoint_path: null}
+statistics: [width, height]
+where: width >= 40
+duplicates: {eps: 0.002, recall: 1, keep: [width desc, key]}
+export: {samples_per_shard: 7}
+"""
+#: The two later copies of sample 4 of the first shard.
+COPIES = {"001003", "002003"}
+
+
+def expected():
+    keys = {f"{shard:03}{sample:03}" for shard in range(SHARDS) for sample in range(SAMPLES)}
+    return {key for key in keys if key[3:] not in ("001", "002")} - COPIES
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Random weights, the same in each run."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(3)
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "weights.safetensors")
+    return tmp_path / "weights.safetensors"
+
+
+def test_one_command_does_all_and_again_nothing(folder, weights, tmp_path):
+    config, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    config.write_text(CONFIG.replace("checkpoint_path: null", f"checkpoint_path: {weights}"))
+    command = ["curate", str(folder), str(out), "--config", str(config), "--cluster", "cpu", "--workers", "1"]
+    said = tmp_path / "said.json"
+    result = CliRunner().invoke(app, [*command, "--json", str(said)])
+    assert result.exit_code == 0, result.output
+    before, after = samples_in(folder), samples_in(out / "shards")
+    assert {*after} == expected()
+    assert after == {key: before[key] for key in after}
+    found = json.loads(said.read_text())
+    counts = [found[name] for name in ("rows", "failed", "filtered", "duplicates", "missing", "kept")]
+    assert counts == [24, 3, 3, 2, 0, 16]
+    assert {*found["steps"]} == {"embeddings", "passing", "duplicates", "shards"}
+    beside = pq.read_table(out / "shards" / "00000.parquet")
+    assert {"key", "caption", "width", "image_embedding"} <= {*beside.column_names} and len(beside) == 7
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.tar")}
+    result = CliRunner().invoke(app, [*command, "--json", str(said)])
+    assert result.exit_code == 0, result.output
+    again = json.loads(said.read_text())
+    assert [again[name] for name in ("rows", "failed", "filtered", "duplicates", "missing", "kept")] == counts
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.tar")} == stamps
+    assert again["steps"]["embeddings"]["written"] == 0 and len(stamps) == 3
+
+
+def test_without_a_model_rows_are_chosen_by_what_is_there(folder, tmp_path):
+    summary = curate(
+        folder, tmp_path / "out", Recipe(where="caption like '%2'", export={"keys": "sequential"})
+    )
+    assert (summary.rows, summary.failed, summary.filtered, summary.kept) == (24, 0, 21, 3)
+    assert [*samples_in(tmp_path / "out/shards")] == ["000000000", "000000001", "000000002"]
+    assert "3 of 24 rows" in str(summary)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("modell: test_vit", r"unknown name 'modell': did you mean model\?"),
+        ("- a", "expected names and values, found list"),
+        ("a: [", "not a YAML file"),
+        ("aesthetic: true", "aesthetic: needs vectors: give a model"),
+        ("model: test_vit\nmodel_options: {batchsize: 3}", "model_options: .*batchsize"),
+        ("model: test_vit\nduplicates: {epsilon: 3}", "duplicates: .*epsilon"),
+        ("model: test_vit\nduplicates: {eps: 3}", "eps=3"),
+        ("export: {where: a}", r"export: \['where'\] is not given there"),
+        ("export: {samples: 3}", "export: .*samples"),
+    ],
+)
+def test_a_recipe_that_cannot_be(tmp_path, text, message):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        Recipe.read(tmp_path / "recipe.yaml")
