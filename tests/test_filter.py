@@ -285,6 +285,19 @@ def test_the_best_rows_where_names_do_not_tell_them_apart(tmp_path):
     assert kept == [list(range(10)), list(range(5)), []]
 
 
+def test_rows_that_a_filter_left_out_do_not_come_back_unasked(dataset, scored, tmp_path):
+    filter_output(scored, tmp_path / "good", where="score > 3")
+    before = rows_of(tmp_path / "good")
+    for column in ("image_embedding", "second"):
+        with pytest.raises(
+            OutputError, match=r"passed a filter, and the others would be there again.*overwrite"
+        ):
+            ColourReader(image_embedding_column=column)(dataset).save_metadata(tmp_path / "good")
+    assert rows_of(tmp_path / "good") == before
+    ColourReader()(dataset).save_metadata(tmp_path / "good", overwrite=True)
+    assert len(rows_of(tmp_path / "good")) == 30
+
+
 def test_an_output_within_the_other_or_the_same_by_another_name(scored, tmp_path):
     (tmp_path / "link").symlink_to(scored)
     for target in (tmp_path / "link", scored / "good", tmp_path):

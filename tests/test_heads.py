@@ -658,9 +658,29 @@ def test_null_vectors_of_others_have_a_reason(tmp_path, in_this_process):
     assert pq.read_schema(out / "00000.parquet").metadata[b"theirs"] == b"kept"
 
 
-def test_vectors_of_another_length_cost_their_file(tmp_path, in_this_process):
+@pytest.mark.parametrize("info", [L14, None])
+def test_a_head_for_another_length_is_refused_before_anything_is_written(
+    folder, red, tmp_path, in_this_process, info
+):
     torch.save(torch.nn.Linear(512, 1).state_dict(), tmp_path / "b32.pth")
-    out = write_vectors(tmp_path / "out", files=1)
+    head = HeadClassifier(tmp_path / "b32.pth", "mine", check=False)
+    out = write_vectors(tmp_path / "out", info)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(ConfigError, match=r"expected vectors of 512 values in 'image_embedding', found 768"):
+        score_output(out, [HeadClassifier(saved(tmp_path, "linear"), "good"), head])
+    assert {path: path.read_bytes() for path in out.iterdir() if path.suffix == ".parquet"} == before
+    with pytest.raises(ConfigError, match="expected vectors of 512 values in 'image_embedding', found 3"):
+        head(ColourReader()(dataset_of(folder))).save_metadata(tmp_path / "new")
+    assert not list((tmp_path / "new").glob("*.parquet"))
+
+
+def test_vectors_of_another_length_cost_their_file(tmp_path, in_this_process):
+    """Whose type does not say how long they are."""
+    torch.save(torch.nn.Linear(512, 1).state_dict(), tmp_path / "b32.pth")
+    out = write_vectors(tmp_path / "out", None, files=1)
+    table = pq.read_table(out / "00000.parquet")
+    lists = table["image_embedding"].cast(pa.list_(pa.float32()))
+    pq.write_table(table.set_column(2, "image_embedding", lists), out / "00000.parquet")
     summary = score_output(out, [HeadClassifier(tmp_path / "b32.pth", "mine")])
     (reason,) = summary.failed_shards.values()
     assert "expected vectors of 512 values" in reason and "found [768]" in reason

@@ -17,6 +17,8 @@ VERSION = 1
 LACKING = "lacking"
 #: In the same place: the column of texts, or of their vectors, that it was made of besides the images' vectors.
 TEXTS = "texts"
+#: Among what a record says was derived: rows were left out of a file that was there.
+FILTERED = "filter"
 
 _KINDS: dict[str, type] = {
     "str": str,
@@ -118,6 +120,11 @@ class FileRecord:
             return {"fingerprint": "", "complete_as": "", "report": None, "tar": None, **self.earlier[column]}
         last = {"fingerprint": self.fingerprint, "complete_as": self.complete_as, "report": self.report}
         return {**last, "tar": (self.shard or {}).get("tar")}
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether the file has the rows alone that passed a filter of another output."""
+        return FILTERED in self.derived and not self.complete_as
 
     def has_score(self, column: str, recipe: Any) -> bool:
         """Whether a column has the scores of a head, by its recipe, of all vectors that there are."""

@@ -120,6 +120,8 @@ def conflict(
         It is a file of the dataset's own folder.
     """
     record, columns = existing.record, existing.columns
+    if record is not None and record.is_filtered:
+        return "has the rows alone that passed a filter, and the others would be there again"
     embeddings = {} if record is None else record.embeddings
     for name, info in job.made.items():
         difference = name in embeddings and describe_difference(embeddings[name], info)

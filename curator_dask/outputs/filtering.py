@@ -21,7 +21,7 @@ from curator_dask.cluster.workers import current_client
 from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.parquet import read_footer, remove_leftovers, write_table
-from curator_dask.frames.record import FileRecord
+from curator_dask.frames.record import FILTERED, FileRecord
 from curator_dask.outputs.choosing import Chosen, count_best, read_rows
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.lock import RunLock
@@ -201,7 +201,7 @@ class FilterFile:
             report=report,
             earlier={},
             # A retry would bring rows back that do not pass.
-            derived=tuple(dict.fromkeys([*record.derived, "filter"])),
+            derived=tuple(dict.fromkeys([*record.derived, FILTERED])),
         )
         write_table(join(self.target.folder, name), kept, record, self.target.options)
         return report_frame(report)

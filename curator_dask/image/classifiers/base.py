@@ -17,7 +17,7 @@ from curator_dask.errors import ConfigError
 from curator_dask.fingerprint import code_digest
 from curator_dask.frames.names import EMBEDDING_COLUMN, ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.record import FileRecord
-from curator_dask.image.classifiers.origins import Origin, find_origin, one_origin
+from curator_dask.image.classifiers.origins import Origin, find_origin, origin_in_files
 from curator_dask.image.classifiers.scoring import ScoreVectors
 from curator_dask.models.families import VectorKind
 from curator_dask.models.heads import digest_of
@@ -163,7 +163,7 @@ class ImageClassifier(ABC):
         DatasetError
             The vectors are not of one model.
         """
-        return self.step(one_origin(self.embedding_column, records))
+        return self.step(origin_in_files(self.embedding_column, records, options))
 
     @property
     def _own(self) -> dict[str, Any]:

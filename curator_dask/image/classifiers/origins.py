@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import pyarrow as pa
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError
 from curator_dask.frames.columns import embedding_columns
-from curator_dask.frames.parquet import read_record
+from curator_dask.frames.parquet import open_parquet, read_footer, read_record
 from curator_dask.models.families import VectorKind, said_of
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.step import Step
+from curator_dask.storage import Options
 from curator_dask.threads import in_threads
 
 #: Files that are looked at, spread evenly over the dataset.
@@ -32,11 +35,14 @@ class Origin:
         That makes them in the same run; None: there is none.
     record
         JSON of what the record of their file says (`FileRecord.embeddings`); None: nothing.
+    dim
+        Their length by the type of the column, where a file has no record.
     """
 
     column: str
     step: Step | None = None
     record: str | None = None
+    dim: int | None = None
 
     @classmethod
     def of(cls, column: str, info: Mapping[str, Any] | None) -> Origin:
@@ -49,6 +55,21 @@ class Origin:
             return self.step.describe().get(self.column)
         found: Mapping[str, Any] | None = None if self.record is None else json.loads(self.record)
         return found
+
+    def check_length(self, dim: int | None, head: str) -> None:
+        """Refuse vectors of another length than a head takes, where both are known.
+
+        Raises
+        ------
+        ConfigError
+            They are.
+        """
+        found = (self.info() or {"dim": self.dim}).get("dim") if dim is not None else None
+        if found not in (None, dim):
+            raise ConfigError(
+                f"{head}: expected vectors of {dim} values in {self.column!r}, found {found}. Take the head that"
+                " belongs to them"
+            )
 
     def check(self, kind: VectorKind, head: str) -> None:
         """Refuse what is not of the kind that a head is for.
@@ -128,6 +149,23 @@ def one_origin(column: str, records: Mapping[str, Any]) -> Origin:
                 " vectors of one: score the files of each alone, or embed all with one"
             )
     return origins[first]
+
+
+def origin_in_files(column: str, records: Mapping[str, Any], options: Options = None) -> Origin:
+    """What made the vectors in files; where no record says it, their length at least, by the type in the first file.
+
+    Raises
+    ------
+    DatasetError
+        They are not of one model.
+    """
+    origin = one_origin(column, records)
+    path = next(iter(records), None)
+    if origin.record is not None or path is None or column not in read_footer(path, options).columns:
+        return origin  # that there is no such column is told by the one who reads it
+    with open_parquet(path, options) as file:
+        kind = file.schema_arrow.field(column).type
+    return replace(origin, dim=kind.list_size if pa.types.is_fixed_size_list(kind) else None)
 
 
 def _model(origin: Origin) -> dict[str, Any] | None:

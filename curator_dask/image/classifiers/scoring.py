@@ -214,7 +214,9 @@ class ScoreVectors:
         if classifier.check and classifier.vectors is not None:
             self.origin.check(classifier.vectors, self.label)
         model = classifier.load_model(backend.current().torch_device)
-        return LiveHead(model, getattr(model, "dim", None) or classifier.embedding_size)
+        dim = getattr(model, "dim", None) or classifier.embedding_size
+        self.origin.check_length(dim, self.label)
+        return LiveHead(model, dim)
 
 
 class _Scoring(Work):
