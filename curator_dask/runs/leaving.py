@@ -11,11 +11,12 @@ import pyarrow as pa
 
 from curator_dask.frames.columns import to_array
 from curator_dask.frames.names import URL_COLUMN
+from curator_dask.runs.filtering import LeavesOut
 from curator_dask.runs.step import Step
 
 
 @dataclass(frozen=True)
-class LeaveOut:
+class LeaveOut(LeavesOut):
     """Leaves out the rows that a table names; the others stay in their order.
 
     Attributes
@@ -35,51 +36,24 @@ class LeaveOut:
     id_col: str
     read: Callable[[Sequence[str]], Mapping[str, set[str]]]
 
-    keeps_rows = False
-    needs = frozenset({"rows"})
-
     @property
     def label(self) -> str:
         """What it leaves out."""
         return f"without {self.what}"
 
     @property
-    def columns(self) -> dict[str, pa.DataType]:
-        """None are made."""
-        return {}
-
-    @property
     def recipe(self) -> tuple[Any, ...]:
         """The table."""
         return ("without", self.identity)
 
-    @property
-    def arguments(self) -> Mapping[str, Any]:
-        """There is no column to make again."""
-        return {}
-
-    @property
-    def read_by(self) -> Mapping[str, str]:
-        """No vectors are made."""
-        return {}
-
-    def describe(self) -> Mapping[str, Mapping[str, Any]]:
-        """Nothing is loaded."""
-        return {}
-
-    def give_up(self, reason: str) -> LeaveOut:
-        """The same: what kills workers is not this."""
-        return self
-
-    def __call__(self, frame: Any) -> Any:
-        """The rows that stay."""
+    def stay(self, frame: Any) -> np.ndarray:
+        """Whether each row is not named."""
         if not len(frame):
-            return frame
+            return np.ones(0, bool)
         urls = to_array(frame[URL_COLUMN]).cast(pa.string()).to_pylist()
         going = self.read(sorted({url for url in urls if url is not None}))
         keys = to_array(frame[self.id_col]).cast(pa.string()).to_pylist()
-        stays = [key not in going.get(url, ()) for key, url in zip(keys, urls, strict=True)]
-        return frame if all(stays) else frame.iloc[np.flatnonzero(stays)]
+        return np.array([key not in going.get(url, ()) for key, url in zip(keys, urls, strict=True)], bool)
 
 
 class Duplicates(Protocol):
