@@ -7,6 +7,7 @@ import io
 import imagehash
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import skimage.data
@@ -16,7 +17,15 @@ from PIL import Image
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.image.statistics import STATISTICS, ImageStatistics
-from curator_dask.testing import StepTests
+from curator_dask.image.statistics.pixels import PIXELS
+from curator_dask.pipeline import Pipeline
+from curator_dask.stages.image import (
+    FilePartitioningStage,
+    ImageParquetWriterStage,
+    ImageReaderStage,
+    ImageStatisticsStage,
+)
+from curator_dask.testing import StageTests, StepTests
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -189,3 +198,30 @@ class TestStep(StepTests):
 def test_all_are_documented():
     for name in STATISTICS:
         assert f"``{name}``" in ImageStatistics.__doc__
+
+
+class TestStage(StageTests):
+    @pytest.fixture
+    def stage(self):
+        return ImageStatisticsStage(["width", "brightness", "phash"])
+
+
+def test_a_stage_has_the_values_of_the_step(folder, tmp_path):
+    names = ["width", "height", "aspect", *PIXELS]
+    ImageStatistics(names, decoder="pillow")(ImageTextPairDataset.from_webdataset(folder)).save_metadata(
+        tmp_path / "step"
+    )
+    stages = [
+        FilePartitioningStage(str(folder)),
+        ImageReaderStage(decoder="pillow"),
+        ImageStatisticsStage(),
+        ImageParquetWriterStage(tmp_path / "stage"),
+    ]
+    Pipeline("statistics", stages=stages).run()
+    step, stage = (pq.read_table(tmp_path / name) for name in ("step", "stage"))
+    assert stage.select(names).schema == step.select(names).schema
+    # Of an image that is cut the header alone can be read, which a stage does not see.
+    one, other = (table.filter(pc.not_equal(table["key"], "cut")) for table in (stage, step))
+    assert one.select(["key", *names]).equals(other.select(["key", *names]))
+    with pytest.raises(ConfigError, match=r"names=\['bytes'\]: expected a list of some of width"):
+        ImageStatisticsStage(["bytes"])
