@@ -30,6 +30,11 @@ _KINDS: dict[str, type] = {
 }
 
 
+def vectors_of(score: Mapping[str, Any]) -> list[str]:
+    """The columns of vectors that a score was made of: the images', and the texts' if there are any."""
+    return [score["vectors"], *([score[TEXTS]] if TEXTS in score else [])]
+
+
 @dataclass(frozen=True)
 class FileRecord:
     """What made a file.

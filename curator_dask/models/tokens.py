@@ -26,6 +26,10 @@ TOKENIZERS = (
 )
 """Files of a tokenizer, as transformers writes them; a model has some."""
 
+_WORDS = (
+    TOKENIZER,
+    *("vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model"),
+)
 _PROBE = "a"  # of which every tokenizer makes a token
 
 
@@ -51,7 +55,10 @@ class Tokens:
         self._lowers = lowers
         self._tokenizer = _load(folder)
         # What begins and ends each text is found by what a text has with it, and without.
-        whole, bare = self._ids([_PROBE], True)[0], self._ids([_PROBE], False)[0]
+        try:
+            whole, bare = self._ids([_PROBE], True)[0], self._ids([_PROBE], False)[0]
+        except Exception as error:  # tokenizers' own, without a type
+            raise _unloaded(folder, error) from error
         starts = range(len(whole) - len(bare) + 1)
         start = next((at for at in starts if bare and whole[at : at + len(bare)] == bare), None)
         room = limit - (len(whole) - len(bare))
@@ -99,13 +106,20 @@ def _load(folder: Path) -> Any:
     import transformers
 
     try:
+        # Of a folder without these AutoTokenizer makes CLIP a tokenizer that knows no word, and says nothing.
+        if not any((folder / name).is_file() for name in _WORDS):
+            raise FileNotFoundError(f"expected one of {', '.join(_WORDS)}")
         with silent_transformers():
             return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        found = sorted(path.name for path in folder.iterdir() if path.name in TOKENIZERS)
-        raise WeightsError(
-            f"{folder}: the tokenizer cannot be loaded: {type(error).__name__}: {first_line(error)}. It has"
-            f" {', '.join(found) or 'none of its files'}: put {TOKENIZER} and tokenizer_config.json there, as"
-            " save_pretrained of transformers writes them; one of SentencePiece needs the packages"
-            " sentencepiece and protobuf"
-        ) from error
+        raise _unloaded(folder, error) from error
+
+
+def _unloaded(folder: Path, error: Exception) -> WeightsError:
+    found = sorted(path.name for path in folder.iterdir() if path.name in TOKENIZERS)
+    return WeightsError(
+        f"{folder}: the tokenizer cannot be loaded: {type(error).__name__}: {first_line(error)}. It has"
+        f" {', '.join(found) or 'none of its files'}: put {TOKENIZER} and tokenizer_config.json there, as"
+        " save_pretrained of transformers writes them; one of SentencePiece needs the packages"
+        " sentencepiece and protobuf"
+    )

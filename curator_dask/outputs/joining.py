@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from curator_dask.errors import OutputError
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
-from curator_dask.frames.record import LACKING, FileRecord
+from curator_dask.frames.record import LACKING, FileRecord, vectors_of
 from curator_dask.outputs.keeping import Kept
 from curator_dask.rows.known import StoredRows
 from curator_dask.rows.reasons import NOT_MADE, as_stored, reason_for, reasons_in
@@ -138,10 +138,14 @@ class Joining:
         """
         scores, unscored = {}, []
         for name, made in (self._record.scores if self._record is not None else {}).items():
-            if name not in self._target.keep:
+            if name not in columns:
+                continue
+            if name not in self._target.keep:  # null in all rows
+                scores[name] = {**made, LACKING: True}
+                unscored.append(name)
                 continue
             scores[name] = made
-            stale = self._changed(made["vectors"], columns, places)
+            stale = np.any([self._changed(each, columns, places) for each in vectors_of(made)], axis=0)
             if stale.any():
                 null = pa.scalar(None, columns[name].type)
                 columns[name] = pc.if_else(pa.array(stale), null, columns[name])

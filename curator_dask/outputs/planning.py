@@ -15,6 +15,7 @@ from curator_dask.errors import OutputError, ShardError
 from curator_dask.fingerprint import fingerprints
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer, output_schema, read_footer
+from curator_dask.frames.record import vectors_of
 from curator_dask.outputs.conflicts import FORMERLY, conflict, dataset_of, describe_difference, identity
 from curator_dask.outputs.keeping import Kept, good_columns
 from curator_dask.outputs.writing import Output
@@ -221,6 +222,8 @@ def _reusable(target: Target, existing: Footer, job: Job) -> tuple[str, ...]:
     scores = [
         name
         for name, said in job.scores.items()
-        if said["vectors"] in found and name in existing.columns and record.has_score(name, said["recipe"])
+        if {*vectors_of(said)} <= {*found}
+        and name in existing.columns
+        and record.has_score(name, said["recipe"])
     ]
     return (*found, *scores)

@@ -14,7 +14,7 @@ from curator_dask import backend
 from curator_dask.errors import OutputError
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import Footer, conform, read_footer, read_record, write_table
-from curator_dask.frames.record import FileRecord
+from curator_dask.frames.record import FileRecord, vectors_of
 from curator_dask.outputs.failed import find_errors, write_failed
 from curator_dask.outputs.joining import Joined, Joining
 from curator_dask.outputs.keeping import Kept
@@ -163,7 +163,8 @@ class WritePartition:
         return report
 
     def _join(self, target: Target, table: pa.Table, errors: pa.Array, there: Footer) -> Joined:
-        scored = {said["vectors"] for said in there.record.scores.values()} if there.record else set()
+        scores = there.record.scores.values() if there.record else ()
+        scored = {name for said in scores for name in vectors_of(said)}
         others = [name for name in there.columns if name not in self.kept.own or name in scored]
         stored = StoredRows(self._paths(target), self.output.options, self.id_col, others)
         joined = Joining(self.kept, target, stored, there.record, self.id_col).join(
@@ -226,7 +227,9 @@ class WritePartition:
         return {
             name: said
             for name, said in before.scores.items()
-            if name in self.schema.names and self.keeps_vectors and said["vectors"] not in self.embeddings
+            if name in self.schema.names
+            and self.keeps_vectors
+            and not {*vectors_of(said)} & {*self.embeddings}
         }
 
     def _check_rows_kept(self, target: Target, rows: int, there: Footer) -> None:

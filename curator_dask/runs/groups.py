@@ -105,6 +105,7 @@ class RunGroup:
         try:
             with noticing():
                 made = self.function.together([part for part, _ in parts])
+                leave_if_broken(parts[0][0].name)  # before images are blamed for it in a file
                 return [self.writer.write(*each) for each in zip(made, targets, strict=True)]
         except Exception as error:  # of any of them: which one shows when each is done by itself
             log.debug("%s, …: each by itself, for %r", parts[0][0].name, error)
