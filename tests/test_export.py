@@ -433,3 +433,21 @@ def test_rows_with_a_better_twin_stay_out(data, dataset, tmp_path):
     )
     assert {*samples_in(data)} - {*samples_in(tmp_path / "out")} == {"000000001"}
     assert (summary.kept, summary.filtered, summary.passing["has no better twin"]) == (29, 1, 29)
+
+
+def test_tars_that_a_dead_run_has_replaced_do_not_pass_for_finished(data, dataset, tmp_path, monkeypatch):
+    """Another export, with overwrite, that died after its first tar and before that one's manifest."""
+    out = tmp_path / "out"
+    dataset.to_webdataset(out, samples_per_shard=10, shuffle=1)
+    whole = members_in(out)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("curator_dask.outputs.packing._where_from", die)
+        with pytest.raises(KeyboardInterrupt):
+            dataset.to_webdataset(out, samples_per_shard=10, shuffle=2, overwrite=True)
+    assert members_in(out) != whole
+    summary = dataset.to_webdataset(out, samples_per_shard=10, shuffle=1, overwrite=True)
+    assert members_in(out) == whole and summary.written == 3

@@ -19,6 +19,7 @@ from curator_dask.stages.image import (
     ImageWriterStage,
     ParquetWriter,
 )
+from curator_dask.tasks import ImageBatch, ImageObject
 
 SHARDS, SAMPLES, BAD = 3, 10, "000010004"
 
@@ -93,6 +94,13 @@ def test_named_duplicates_are_left_out(folder, client, tmp_path, with_shard):
     assert after == {
         key: value for key, value in before.items() if key not in (*removed, BAD)
     }  # not in that shard
+
+
+def test_the_table_of_a_deduplication_names_those_that_stay_too(tmp_path):
+    pq.write_table(pa.table({"id": ["a", "b"], "kept": [True, False]}), tmp_path / "duplicates.parquet")
+    stage = ImageDuplicatesRemovalStage(tmp_path)
+    batch = ImageBatch([ImageObject(image_id="a"), ImageObject(image_id="b")])
+    assert [image.image_id for image in stage.process(batch).data] == ["a"]
 
 
 def test_a_list_that_cannot_be_used(tmp_path):

@@ -145,7 +145,12 @@ class Duplicates:
         record = read_footer(join(self.path, FILE)).record
         if record is None:
             raise OutputError(f"{join(self.path, FILE)}: is not there any more: save the duplicates again")
-        return LeaveOut("duplicates", record.fingerprint, id_col, partial(read_removed, self.path))
+        return LeaveOut(
+            "duplicates",
+            record.fingerprint,
+            id_col,
+            partial(read_removed, self.path, identity=record.fingerprint),
+        )
 
     def _sources(self) -> list[Source]:
         found = []

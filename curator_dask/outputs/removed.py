@@ -43,19 +43,25 @@ def stays(path: str, keys: pa.Array, urls: pa.Array) -> np.ndarray:
     return np.array([key not in going.get(url, ()) for key, url in pairs], bool)
 
 
-def read_removed(path: str, urls: Sequence[str]) -> dict[str, set[str]]:
+def read_removed(path: str, urls: Sequence[str], identity: str | None = None) -> dict[str, set[str]]:
     """By shard, the keys of the rows that go, of rows of these shards.
 
     Raises
     ------
     OutputError
-        There is no result.
+        There is no result, or another than `identity` says.
     """
     file = join(path, DUPLICATES)
-    check_removed(path)
-    wanted = [(URL_COLUMN, "in", list(urls)), ("kept", "==", False)]
-    table = pq.read_table(file, columns=["id", URL_COLUMN], filters=wanted, partitioning=None)
+    if check_removed(path) != (identity or check_removed(path)):
+        raise OutputError(
+            f"{file}: was written anew since it was taken: take the duplicates that are there now"
+        )
+    wanted = [(URL_COLUMN, "in", list(urls))]
+    table = pq.read_table(file, columns=["id", URL_COLUMN, "kept"], filters=wanted, partitioning=None)
+    rows = list(zip(*(table[name].to_pylist() for name in (URL_COLUMN, "id", "kept")), strict=True))
+    stay = {(url, key) for url, key, kept in rows if kept}  # also of a row that is there twice
     found: dict[str, set[str]] = {}
-    for key, url in zip(table["id"].to_pylist(), table[URL_COLUMN].to_pylist(), strict=True):
-        found.setdefault(url, set()).add(key)
+    for url, key, kept in rows:
+        if not kept and (url, key) not in stay:
+            found.setdefault(url, set()).add(key)
     return found

@@ -6,6 +6,8 @@ import hashlib
 import os
 from typing import Any
 
+import pyarrow.compute as pc
+
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet
@@ -15,6 +17,9 @@ from curator_dask.rows.ids import exact_ids
 from curator_dask.stages.base import Names, ProcessingStage
 from curator_dask.storage import join
 from curator_dask.tasks import ImageBatch
+
+#: Column of a deduplication's own table, which names the rows that stay, too.
+KEPT = "kept"
 
 
 class ImageDuplicatesRemovalStage(ProcessingStage[ImageBatch, ImageBatch]):
@@ -26,7 +31,7 @@ class ImageDuplicatesRemovalStage(ProcessingStage[ImageBatch, ImageBatch]):
     Parameters
     ----------
     removal_parquets_dir
-        Folder with the files: all rows of all of them.
+        Folder with the files: all rows of all of them, but for those whose column ``kept`` is true, as dedup writes it.
     duplicate_id_field
         Their column with the ids, which are the keys of the samples.
     verbose
@@ -113,7 +118,10 @@ def _removed(folder: str, id_field: str) -> tuple[frozenset[Any], bool]:
                     f"duplicate_id_field={id_field!r}: {name} in {folder} has no such column; it has {columns}"
                 )
             shards.append(URL_COLUMN in columns)
-            table = file.read(columns=[id_field, *([URL_COLUMN] if shards[-1] else [])])
+            kept = [KEPT] if KEPT in columns else []
+            table = file.read(columns=[id_field, *([URL_COLUMN] if shards[-1] else []), *kept])
+        if kept:
+            table = table.filter(pc.invert(table.column(KEPT)))
         ids = [str(each) for each in exact_ids(table.column(id_field).combine_chunks())]
         found.append({*zip(table.column(URL_COLUMN).to_pylist(), ids, strict=True)} if shards[-1] else {*ids})
     if len(set(shards)) > 1:
