@@ -36,7 +36,7 @@ from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.packing import NewKeys, PackShard
 from curator_dask.outputs.parquet import ParquetSink
-from curator_dask.outputs.removed import check_removed
+from curator_dask.outputs.removed import DUPLICATES, check_removed
 from curator_dask.outputs.saving import check_apart, check_writable, locate
 from curator_dask.outputs.selecting import Folder, SelectSamples
 from curator_dask.outputs.sharding import NewShards, ends_by_bytes, ends_by_count, shuffled
@@ -91,6 +91,11 @@ def export_output(
     names = output_files(rows.path, rows.options)
     if not names:
         raise OutputError(f"{rows.path}: no Parquet file is there. Give the folder that embed wrote to")
+    if names == [DUPLICATES]:
+        raise OutputError(
+            f"{rows.path}: is what dedup wrote, with the rows that go and those that stay for them. Give the folder of"
+            " vectors, and this one as without= (--without)"
+        )
     given = storage_options if output_storage_options is None else output_storage_options
     target = Folder(locate(os.fspath(output), given), given)
     check_apart(rows.path, target.path)
