@@ -19,7 +19,7 @@ import pytest
 import skimage.data
 import torch
 import transformers
-from colours import write_tar
+from colours import ColourReader, write_tar
 from PIL import Image
 from test_cli import run_here
 from texts import captions, make_pair, save_tokenizer, text_config, transformers_own
@@ -619,32 +619,50 @@ def test_an_image_that_is_not_there_leaves_its_tile(shards):
         draw_sheet("cats", [Hit(0.5, "00", None, None)])
 
 
-@pytest.mark.usefixtures("in_this_process")
-def test_a_score_does_not_outlive_the_vectors_of_its_texts(pairs, tmp_path):
-    folder, _ = pairs["clip"]
+def noise_with_captions(folder):
+    """Three images, with two captions each."""
     images = np.random.default_rng(1).integers(0, 256, (3, 40, 40, 3), np.uint8)
     members = []
     for number, image in enumerate(images):
         file = io.BytesIO()
         Image.fromarray(image).save(file, "PNG")
         members.append((f"{number}.png", file.getvalue()))
-    write_tar(tmp_path / "data/0.tar", members)
+    write_tar(folder / "0.tar", members)
     rows = {"key": ["0", "1", "2"], "caption": ["a cat", "dog", "rain"], "alt": ["the sea", "x y", "sofa"]}
-    pq.write_table(pa.table(rows), tmp_path / "data/0.parquet")
-    dataset, out = ImageTextPairDataset.from_webdataset(tmp_path / "data"), tmp_path / "out"
+    pq.write_table(pa.table(rows), folder / "0.parquet")
+    return ImageTextPairDataset.from_webdataset(folder)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_score_does_not_outlive_the_vectors_of_its_texts(pairs, tmp_path):
+    folder, _ = pairs["clip"]
+    dataset, out = noise_with_captions(tmp_path / "data"), tmp_path / "out"
     ClipScore()(ClipTextEmbedder(folder)(ClipImageEmbedder(folder)(dataset))).save_metadata(out)
     first = pq.read_table(out)["clip_score"].to_pylist()
     other = ClipTextEmbedder(folder, text_column="alt")(dataset)
     with pytest.raises(OutputError, match=r"columns \['clip_score'\].*made anew"):
         other.save_metadata(out)
     other.save_metadata(out, overwrite=True)
-    if "clip_score" in pq.read_schema(out / "0.parquet").names:
-        assert pq.read_table(out)["clip_score"].null_count == 3
+    assert pq.read_table(out)["clip_score"].null_count == 3
     score_output(out, [ClipScore()])
     table = pq.read_table(out)
     one, two = (list_to_matrix(table[name])[0] for name in ("image_embedding", "text_embedding"))
     np.testing.assert_allclose(table["clip_score"].to_pylist(), (one * two).sum(axis=1), atol=1e-6)
     assert not np.allclose(table["clip_score"].to_pylist(), first, atol=1e-3)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_score_of_captions_stays_beside_another_model(pairs, tmp_path):
+    folder, _ = pairs["clip"]
+    dataset, out = noise_with_captions(tmp_path / "data"), tmp_path / "out"
+    ClipImageEmbedder(folder)(dataset).save_metadata(out)
+    score_output(out, [ClipScore(ClipTextEmbedder(folder))])
+    before = pq.read_table(out)["clip_score"]
+    assert before.null_count == 0
+    summary = ColourReader(image_embedding_column="second")(dataset).save_metadata(out)
+    table = pq.read_table(out)
+    assert summary.failed_shards == {} and table["clip_score"].equals(before)
+    assert table["second"].null_count == 0
 
 
 @pytest.mark.parametrize("gone", [("tokenizer.json", "tokenizer_config.json"), ("tokenizer_config.json",)])

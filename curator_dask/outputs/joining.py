@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.errors import OutputError
-from curator_dask.frames.columns import list_to_matrix
+from curator_dask.frames.columns import list_to_matrix, to_array, vectors_in
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.record import LACKING, FileRecord, vectors_of
 from curator_dask.outputs.keeping import Kept
@@ -154,17 +154,18 @@ class Joining:
         return scores, unscored
 
     def _changed(self, name: str, columns: Mapping[str, Any], places: np.ndarray) -> np.ndarray:
-        """Bool (rows,): whether a row has a vector that is not the one that is there, bit by bit."""
+        """Bool (rows,): whether a row has a value that is not the one that is there; of vectors, bit by bit."""
         if name not in columns or self._stored is None:
             return np.full(len(places), True)
-        now, valid = list_to_matrix(columns[name])
+        now = to_array(columns[name])
         if name not in self._stored.table.column_names:
-            return valid
-        before, had = list_to_matrix(self._stored.table.column(name))
-        if now.shape[1] != before.shape[1] or not len(before):
-            return valid
-        same = (places >= 0) & had[places] & np.all(now == before[places], axis=1)
-        return np.asarray(valid & ~same)
+            return np.asarray(pc.is_valid(now))
+        before = to_array(self._stored.table.column(name))
+        if vectors_in(pa.schema([(name, now.type)])):
+            return _changed_vectors(now, before, places)
+        then = before.take(pa.array(places, mask=places < 0))  # captions
+        pairs = zip(now.to_pylist(), then.to_pylist(), strict=True)
+        return np.array([one is not None and one != other for one, other in pairs], bool)
 
     def _reasons(
         self, columns: Mapping[str, Any], errors: pa.Array, places: np.ndarray
@@ -257,3 +258,12 @@ def _equal(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
             return False
     # As text NaN equals NaN.
     return bool(one.equals(other)) or str(one.to_pylist()) == str(other.to_pylist())
+
+
+def _changed_vectors(now: pa.Array, before: pa.Array, places: np.ndarray) -> np.ndarray:
+    matrix, valid = list_to_matrix(now)
+    old, had = list_to_matrix(before)
+    if matrix.shape[1] != old.shape[1] or not len(old):
+        return valid
+    same = (places >= 0) & had[places] & np.all(matrix == old[places], axis=1)
+    return np.asarray(valid & ~same)
