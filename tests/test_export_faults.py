@@ -297,3 +297,14 @@ def test_workers_killed_at_random_moments(private_cluster, tmp_path, kills):
         path.name: digest for path, digest in zip(sorted(out.iterdir()), digests(out).values(), strict=True)
     }
     assert parts == digests(tmp_path / "undisturbed")
+
+
+def test_a_tar_that_is_a_link_into_the_output_is_not_written_over(tmp_path, in_this_process):
+    write_dataset(tmp_path / "out", 1, 4, parquet=False)
+    before = (tmp_path / "out/00000.tar").read_bytes()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/00000.tar").symlink_to(tmp_path / "out/00000.tar")
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    with pytest.raises(OutputError, match="out"):
+        dataset.to_webdataset(tmp_path / "out", where="key like '%1'", overwrite=True)
+    assert (tmp_path / "out/00000.tar").read_bytes() == before

@@ -34,6 +34,7 @@ from curator_dask.image.classifiers import (
     NsfwClassifier,
     score_output,
 )
+from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models import head_files
 from curator_dask.models.downloads import HubFile
 from curator_dask.models.families import OPENAI_B32, OPENAI_L14
@@ -605,6 +606,17 @@ def test_scores_stay_beside_a_second_model(folder, red, tmp_path, in_this_proces
     assert set(read_record(str(out / "00000.parquet")).scores) == {"red", "other"}
     with pytest.raises(OutputError, match="which a retry cannot make again"):
         ColourReader().retry(out)
+
+
+def test_scores_stay_where_the_run_that_embeds_has_a_statistic_more(folder, red, tmp_path, in_this_process):
+    out = tmp_path / "out"
+    ColourReader()(dataset_of(folder)).save_metadata(out)
+    score_output(out, [HeadClassifier(red, "red")])
+    before = pq.read_table(out)["red"]
+    assert ColourReader()(ImageStatistics(["phash"])(dataset_of(folder))).save_metadata(out).written == 2
+    table = pq.read_table(out)
+    assert table["red"].equals(before) and table["phash"].null_count == len(BAD)
+    assert score_output(out, [HeadClassifier(red, "red")]).written == 0
 
 
 def test_an_output_elsewhere_leaves_the_vectors_files_alone(tmp_path, in_this_process):

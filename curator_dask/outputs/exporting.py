@@ -49,7 +49,7 @@ from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.sink import Job, Plan
 from curator_dask.runs.step import Step
 from curator_dask.runs.targets import Target
-from curator_dask.storage import Options, absolute, is_remote, join
+from curator_dask.storage import Options, absolute, is_remote, join, local_path
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.layouts import EMPTY, habits
 
@@ -180,8 +180,9 @@ class _Export:
         selected = self.place.folder("samples")
         reports = self._select(rows, selected, names)
         urls = {url for report in reports.values() for url in report["stamps"]}
-        for folder in {posixpath.dirname(url) for url in urls}:
-            check_apart(folder, self.place.target.path)  # else a tar might be written over while it is copied
+        # Else a tar might be written over while it is copied; a link may lead to one from elsewhere.
+        for folder in {posixpath.dirname(url) for url in (*urls, *map(_behind_links, urls))}:
+            check_apart(folder, self.place.target.path)
         options, summary = self._options, self._summary
         odd = sum(report["odd_keys"] for report in reports.values())
         if not options.portable:
@@ -320,6 +321,10 @@ class _Export:
         done = ExportSummary(self.place.target.path).looked_up
         run_targets(tasks, self._client, targets, done, take)
         summary.failed_shards = done.failed_shards
+
+
+def _behind_links(url: str) -> str:
+    return url if is_remote(url) else os.path.realpath(local_path(url))
 
 
 def _stop_at(failed: Mapping[str, str], what: str) -> None:

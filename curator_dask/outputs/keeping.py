@@ -111,12 +111,14 @@ def find_kept(
         mine = [name for name in others_in(footer, job) if name in wanted]
         for name in mine:
             vectors.setdefault(name, _origin(record, name))
-        # What stands beside them, or beside what this run adds, is of other runs too.
+        # What stands beside them, or beside what this run adds, is of other runs too, and so are scores.
         adds = not {*job.made} <= {*record.embeddings}
         further = [
             name
             for name in wanted
-            if (mine or adds) and name not in schema.names and name not in record.embeddings
+            if (mine or adds or name in record.scores)
+            and name not in schema.names
+            and name not in record.embeddings
         ]
         for name in (*mine, *further):
             sources.setdefault(name, path)
