@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -22,6 +23,52 @@ from curator_dask.rows.reasons import as_stored, reason_for, reasons_in
 from curator_dask.rows.remarks import current_remarks
 from curator_dask.runs.step import Reading, Rows, SharingStep, Work
 from curator_dask.runs.turns import turn
+
+
+class RowStep(ABC):
+    """Base of the package's steps that make columns of what the rows have, and open no image: frozen dataclasses."""
+
+    #: A row comes out for each that goes in.
+    keeps_rows = True
+    #: Why nothing is to be computed: every row gets nulls and this reason.
+    given_up: str | None
+
+    @property
+    @abstractmethod
+    def columns(self) -> Mapping[str, pa.DataType]:
+        """The columns that it makes, and ``image_error``."""
+
+    @abstractmethod
+    def begin(self, rows: Rows) -> AbstractContextManager[Work]:
+        """Have what it needs ready for some rows."""
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """None: a retry of images does not make these again."""
+        return {name: None for name in self.columns if name != ERROR_COLUMN}
+
+    @property
+    def read_by(self) -> Mapping[str, str]:
+        """Nothing is taken over as vectors are: a value may depend on all columns of its row."""
+        return {}
+
+    def give_up(self, reason: str) -> Self:
+        """The same, but nothing is loaded: every row gets this reason."""
+        return replace(self, given_up=reason)  # type: ignore[type-var]
+
+    def reading(self, rows: Rows) -> None:
+        """No image is wanted."""
+        return
+
+    def __call__(self, frame: Any) -> Any:
+        """The frame with its columns, its rows in the same order.
+
+        Raises
+        ------
+        CuratorError
+            What the rows hold does not fit: other vectors, other lengths, no text.
+        """
+        return run_steps((self,), frame)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

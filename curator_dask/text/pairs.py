@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from curator_dask.image.classifiers.origins import Origin
 from curator_dask.models.families import said_of, unlike
 from curator_dask.models.texts import TextEncoder, TextSpec
 from curator_dask.rows.reasons import NO_VECTOR, NOT_FINITE
-from curator_dask.runs.passes import run_steps
+from curator_dask.runs.passes import RowStep
 from curator_dask.runs.step import Made, Rows, Work
 from curator_dask.text.captions import CaptionVectors
 from curator_dask.text.partition import EmbedText
@@ -30,7 +30,7 @@ _CHECKED: Remembered[bool] = POSSESSIONS.add("checked pairs", Remembered(64))
 
 
 @dataclass(frozen=True, eq=False)
-class ScorePairs:
+class ScorePairs(RowStep):
     """The step that adds the cosine of the vectors of image and text, and to ``image_error`` why there is none.
 
     Attributes
@@ -63,8 +63,6 @@ class ScorePairs:
     token: str
     given_up: str | None = None
 
-    #: A row comes out for each that goes in.
-    keeps_rows = True
     needs = frozenset({"rows", "vectors"})
 
     @classmethod
@@ -118,16 +116,6 @@ class ScorePairs:
         return (type(spec).__name__, name, spec.normalize, spec.long_text, self.embed.text_column)
 
     @property
-    def arguments(self) -> dict[str, Any]:
-        """None: a retry of images does not make scores again."""
-        return {name: None for name in self.columns if name != ERROR_COLUMN}
-
-    @property
-    def read_by(self) -> dict[str, str]:
-        """Only vectors are taken over."""
-        return {}
-
-    @property
     def text_column(self) -> str:
         """Of the captions, or of their vectors."""
         if self.embed is not None:
@@ -153,14 +141,6 @@ class ScorePairs:
             self._settle()
         return {}
 
-    def give_up(self, reason: str) -> ScorePairs:
-        """The same, but nothing is computed: every row gets this reason."""
-        return replace(self, given_up=reason)
-
-    def reading(self, rows: Rows) -> None:
-        """No image is wanted."""
-        return
-
     @contextmanager
     def begin(self, rows: Rows) -> Iterator[Work]:
         """Have the model ready for some rows."""
@@ -172,18 +152,6 @@ class ScorePairs:
                     spec = self.embed.encoder
                     encoder = stack.enter_context(ENCODERS.lease(spec, spec.build))
             yield _Scoring(self, rows, encoder)
-
-    def __call__(self, frame: Any) -> Any:
-        """The frame with its columns, its rows in the same order.
-
-        Raises
-        ------
-        ConfigError
-            The vectors do not belong together.
-        ShardError
-            They have different lengths.
-        """
-        return run_steps((self,), frame)
 
     def _settle(self) -> None:
         _CHECKED.get(self.token, self._look)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,13 @@ from curator_dask.cache import ENCODERS
 from curator_dask.frames.columns import EMBEDDING_TYPE, vectors_to_list
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.models.texts import TextEncoder, TextSpec
-from curator_dask.runs.passes import run_steps
+from curator_dask.runs.passes import RowStep
 from curator_dask.runs.step import Made, Rows, Work
 from curator_dask.text.captions import CaptionVectors
 
 
 @dataclass(frozen=True)
-class EmbedText:
+class EmbedText(RowStep):
     """The step that adds vectors of captions, and to ``image_error`` why there is none.
 
     Attributes
@@ -44,8 +44,6 @@ class EmbedText:
     batch_size: int
     given_up: str | None = None
 
-    #: A row comes out for each that goes in.
-    keeps_rows = True
     needs = frozenset({"rows"})
 
     @property
@@ -63,28 +61,10 @@ class EmbedText:
         """What decides a vector besides the model, which is described by itself."""
         return ("text", self.text_column, self.column)
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """None: a retry of images does not embed texts again."""
-        return {self.column: None}
-
-    @property
-    def read_by(self) -> dict[str, str]:
-        """Nothing is taken over: a caption may be changed, or computed, where its shard stays the same."""
-        return {}
-
     def describe(self) -> dict[str, dict[str, Any]]:
         """Load the model and say what it is; run on a worker, where the model then stays."""
         with ENCODERS.lease(self.encoder, self.encoder.build) as encoder:
             return {self.column: encoder.info.to_dict()}
-
-    def give_up(self, reason: str) -> EmbedText:
-        """The same, but no model is loaded: every row gets this reason."""
-        return replace(self, given_up=reason)
-
-    def reading(self, rows: Rows) -> None:
-        """No image is wanted."""
-        return
 
     @contextmanager
     def begin(self, rows: Rows) -> Iterator[Work]:
@@ -94,16 +74,6 @@ class EmbedText:
             return
         with ENCODERS.lease(self.encoder, self.encoder.build) as encoder:
             yield _EmbeddingText(self, rows, encoder)
-
-    def __call__(self, frame: Any) -> Any:
-        """The frame with the two columns, its rows in the same order.
-
-        Raises
-        ------
-        ConfigError
-            The captions are no text.
-        """
-        return run_steps((self,), frame)
 
 
 class _EmbeddingText(Work):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers.origins import Origin, find_origin, one_origin
 from curator_dask.models.texts import TextSpec, unit
 from curator_dask.rows.reasons import NO_VECTOR, NOT_FINITE
-from curator_dask.runs.passes import run_steps
+from curator_dask.runs.passes import RowStep
 from curator_dask.runs.step import Made, Rows, Work
 from curator_dask.storage import Options
 from curator_dask.text.embedders import TextEmbedder
@@ -141,7 +141,7 @@ class ZeroShotClassifier:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelVectors:
+class LabelVectors(RowStep):
     """The step of `ZeroShotClassifier`, with its settings.
 
     Attributes
@@ -173,8 +173,6 @@ class LabelVectors:
     token: str
     given_up: str | None = None
 
-    #: A row comes out for each that goes in.
-    keeps_rows = True
     needs = frozenset({"rows", "vectors"})
 
     def __dask_tokenize__(self) -> Any:
@@ -203,16 +201,6 @@ class LabelVectors:
         return ("zero-shot", 1, self.images.column, self.prompts, self.scale, *model)
 
     @property
-    def arguments(self) -> dict[str, Any]:
-        """None: a retry of images does not make labels again."""
-        return dict.fromkeys(self.names)
-
-    @property
-    def read_by(self) -> dict[str, str]:
-        """Only vectors are taken over."""
-        return {}
-
-    @property
     def scores(self) -> dict[str, dict[str, Any]]:
         """By column, what the record of a file says of it."""
         recipe = fingerprint({"recipe": self.recipe})
@@ -225,31 +213,11 @@ class LabelVectors:
             self._vectors()
         return {}
 
-    def give_up(self, reason: str) -> LabelVectors:
-        """The same, but nothing is computed: every row gets this reason."""
-        return replace(self, given_up=reason)
-
-    def reading(self, rows: Rows) -> None:
-        """No image is wanted."""
-        return
-
     @contextmanager
     def begin(self, rows: Rows) -> Iterator[Work]:
         """Have the prompts' vectors ready for some rows."""
         ready = self.given_up is None and len(rows) > 0
         yield _Labelling(self, rows, self._vectors() if ready else None)
-
-    def __call__(self, frame: Any) -> Any:
-        """The frame with its columns, its rows in the same order.
-
-        Raises
-        ------
-        ConfigError
-            The vectors do not belong together.
-        ShardError
-            They have different lengths.
-        """
-        return run_steps((self,), frame)
 
     def _vectors(self) -> np.ndarray:
         """Those of the labels: float32 (labels, dim), of length 1."""

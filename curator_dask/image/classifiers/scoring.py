@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ from curator_dask.image.classifiers.origins import Origin
 from curator_dask.models.heads import digest_of
 from curator_dask.models.weights import first_line
 from curator_dask.rows.reasons import NO_VECTOR, NOT_FINITE
-from curator_dask.runs.passes import run_steps
+from curator_dask.runs.passes import RowStep
 from curator_dask.runs.step import Known, Made, Rows, Work
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class LiveHead:
 
 
 @dataclass(frozen=True, eq=False)
-class ScoreVectors:
+class ScoreVectors(RowStep):
     """The step that adds a column of scores, and to ``image_error`` why there is none.
 
     Attributes
@@ -109,8 +109,6 @@ class ScoreVectors:
     token: str
     given_up: str | None = None
 
-    #: A row comes out for each that goes in.
-    keeps_rows = True
     needs = frozenset({"rows", "vectors"})
 
     @classmethod
@@ -139,16 +137,6 @@ class ScoreVectors:
         return ("score", *self.identity, head.embedding_column, head.pred_column, str(head.arrow_type))
 
     @property
-    def arguments(self) -> dict[str, Any]:
-        """None: a retry of images does not make scores again."""
-        return {self.classifier.pred_column: None}
-
-    @property
-    def read_by(self) -> dict[str, str]:
-        """Scores are taken over by their recipe."""
-        return {}
-
-    @property
     def scores(self) -> dict[str, dict[str, Any]]:
         """By its column, what the record of a file says of the head."""
         head = self.classifier
@@ -168,14 +156,6 @@ class ScoreVectors:
                 pass
         return {}
 
-    def give_up(self, reason: str) -> ScoreVectors:
-        """The same, but no head is loaded: every row gets this reason."""
-        return replace(self, given_up=reason)
-
-    def reading(self, rows: Rows) -> None:
-        """No image is wanted."""
-        return
-
     @contextmanager
     def begin(self, rows: Rows) -> Iterator[Work]:
         """Have the head ready for some rows."""
@@ -189,18 +169,6 @@ class ScoreVectors:
             return
         with HEADS.lease(self.token, self._build) as head:
             yield _Scoring(self, rows, head)
-
-    def __call__(self, frame: Any) -> Any:
-        """The frame with the two columns, its rows in the same order.
-
-        Raises
-        ------
-        ConfigError
-            The head is for other vectors than these.
-        ShardError
-            The vectors have another length.
-        """
-        return run_steps((self,), frame)
 
     def _build(self) -> LiveHead:
         for path, digest in self.files.items():
