@@ -234,6 +234,53 @@ def test_the_best_copy_stays(tmp_path, in_this_process, keep, best):
     assert summary.unknown.get("score", 0) == (keep in ("score", "score asc"))
 
 
+LARGE = 2**60
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "best"),
+    [
+        ([LARGE, LARGE + 1], [LARGE + 2, LARGE], "2"),  # as floats they would be ties
+        (["b", "a"], [None, None], "1"),
+        (pa.nulls(2), [2, 1], "2"),
+        (pa.nulls(2), pa.nulls(2), "0"),
+    ],
+    ids=["whole numbers", "text", "no value in a file", "no value"],
+)
+def test_values_by_which_rows_are_ordered(tmp_path, in_this_process, first, second, best):
+    (tmp_path / "vectors").mkdir()
+    for number, values in enumerate((first, second)):
+        table = {
+            "key": [str(2 * number), str(2 * number + 1)],
+            "__url__": ["/0.tar"] * 2,
+            "image_embedding": pa.array([[1.0, 0.0]] * 2, pa.list_(pa.float32())),
+            "worth": values,
+        }
+        pq.write_table(pa.table(table), tmp_path / "vectors" / f"{number}.parquet")
+    SemanticDeduplication(keep="worth")(tmp_path / "vectors").save(tmp_path / "out")
+    assert {"0", "1", "2", "3"} - removed_of(tmp_path / "out")[1] == {best}
+
+
+def test_text_orders_new_rows_against_earlier_ones(tmp_path, in_this_process):
+    vectors = unit(np.random.default_rng(3).normal(size=(4, DIM)))[[0, 1, 1, 0]]
+    write(tmp_path / "old", vectors[:1], ["old"], files=1)
+    write(tmp_path / "new", vectors[1:], ["x", "y", "z"], files=1, name=["b", "a", "c"])
+    find = SemanticDeduplication(keep="name", against=tmp_path / "old")
+    find(tmp_path / "new").save(tmp_path / "out")
+    assert removed_of(tmp_path / "out")[1] == {"x", "z"}
+
+
+def test_what_cannot_be_ordered_or_written_is_told(tmp_path, in_this_process):
+    vectors = unit(np.random.default_rng(3).normal(size=(4, DIM)))
+    write(tmp_path / "vectors", vectors[:2], ["0", "1"], files=1, worth=[1, 2])
+    write(tmp_path / "more", vectors[2:], ["2", "3"], files=1, worth=["a", "b"])
+    (tmp_path / "more/00000.parquet").rename(tmp_path / "vectors/00001.parquet")
+    with pytest.raises(OutputError, match="one type in some files and another in others"):
+        SemanticDeduplication(keep="worth")(tmp_path / "vectors").save(tmp_path / "out")
+    with pytest.raises(OutputError, match="give a folder beside it"):
+        SemanticDeduplication()(tmp_path / "vectors").save(tmp_path / "vectors/inside")
+
+
 def test_hard_and_easy_go_by_the_distance_from_the_centroid(tmp_path, in_this_process):
     random = np.random.default_rng(9)
     vectors = mixture(random, 600)

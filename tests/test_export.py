@@ -416,6 +416,12 @@ def test_the_collector_is_as_it_was():
         gc.enable()
 
 
+def test_a_number_is_needed_where_none_would_mean_nothing():
+    for name in ("samples_per_shard", "max_shards"):
+        with pytest.raises(ConfigError, match=f"{name}=None: expected a whole number of at least 1"):
+            ExportOptions(**{name: None})
+
+
 def test_rows_with_a_better_twin_stay_out(data, dataset, tmp_path):
     """By the table that a deduplication writes: by shard and key."""
     dataset.save_metadata(tmp_path / "rows")

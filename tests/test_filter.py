@@ -253,7 +253,7 @@ def test_an_output_is_filtered_and_counted(scored, tmp_path):
     with pytest.raises(OutputError, match=r"made of other rows or by another condition.*overwrite"):
         filter_output(scored, tmp_path / "good", where="score > 3")
     assert filter_output(scored, tmp_path / "good", where="score > 3", overwrite=True).output.written == 3
-    with pytest.raises(OutputError, match="rows that do not pass would be lost"):
+    with pytest.raises(OutputError, match="what does not pass would be lost"):
         filter_output(scored, scored, where="score > 3")
 
 

@@ -115,7 +115,7 @@ class Keep:
         return list(dict.fromkeys(wanted))
 
     def terms(self, rows: pa.Table, path: str) -> dict[str, pa.ChunkedArray | pa.Array]:
-        """The values that order rows: numbers as float64, all else as text.
+        """The values that order rows: whole numbers as they are, others as float64, all else as text.
 
         Raises
         ------
@@ -130,18 +130,8 @@ class Keep:
                 column = rows.column(what) if what in rows.column_names else _expression(what).values(rows)
             except ConfigError as error:
                 raise OutputError(f"{path}: {str(error).replace('where=', 'keep=', 1)}") from None
-            kind = column.type
-            plain = (
-                pa.types.is_integer(kind)
-                or pa.types.is_floating(kind)
-                or pa.types.is_decimal(kind)
-                or pa.types.is_boolean(kind)
-                or pa.types.is_null(kind)
-            )
-            if pa.types.is_boolean(kind):
-                column = column.cast(pa.int8())
             try:
-                found[f"term{number}"] = column.cast(pa.float64() if plain else pa.string(), safe=False)
+                found[f"term{number}"] = column.cast(_order_type(column.type), safe=False)
             except pa.ArrowException as error:
                 raise OutputError(f"{path}: keep={what!r}: rows cannot be ordered by it: {error}") from None
         return found
@@ -164,7 +154,7 @@ class Keep:
     def blank(self, rows: int) -> dict[str, pa.Array]:
         """The same of rows that need no order."""
         count = 1 if not isinstance(self.by, tuple) else len(self._parsed)
-        return {f"term{number}": pa.nulls(rows, pa.float64()) for number in range(count)}
+        return {f"term{number}": pa.nulls(rows) for number in range(count)}
 
     def order(self, rows: pa.Table, fixed: np.ndarray, centres: np.ndarray | None) -> np.ndarray:
         """int64 (rows,): the place of each row, 0 the best. Rows that stay come first; ties go by key, then shard.
@@ -186,7 +176,7 @@ class Keep:
         said = self._parsed if isinstance(self.by, tuple) else [("", "desc")]
         for number, (_, way) in enumerate(said):
             column = rows.column(f"term{number}")
-            best = way or ("desc" if pa.types.is_floating(column.type) else "asc")
+            best = way or ("asc" if pa.types.is_string(column.type) else "desc")
             table[f"term{number}"] = column
             ways.append((f"term{number}", {"asc": "ascending", "desc": "descending"}[best]))
         for name in ("id", URL_COLUMN):
@@ -208,6 +198,17 @@ class Keep:
             missing = pc.is_null(column, nan_is_null=True)
             counts[what] = int(pc.sum(missing).as_py() or 0)
         return counts
+
+
+def _order_type(kind: pa.DataType) -> pa.DataType:
+    """As what a column orders rows; a file without any value leaves that to the others."""
+    if pa.types.is_boolean(kind):
+        return pa.int8()
+    if pa.types.is_integer(kind) or pa.types.is_null(kind):
+        return kind  # as a float, whole numbers beyond 2**53 would be ties
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return pa.float64()
+    return pa.string()
 
 
 def _expression(what: str) -> Where:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import posixpath
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -28,7 +29,7 @@ from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.removed import DUPLICATES as FILE
 from curator_dask.outputs.removed import read_removed
-from curator_dask.outputs.saving import check_writable, locate
+from curator_dask.outputs.saving import check_apart, check_writable, locate
 from curator_dask.runs.leaving import LeaveOut
 from curator_dask.storage import Options, is_remote, join
 from curator_dask.threads import in_threads
@@ -103,6 +104,8 @@ class Duplicates:
                 " workers see, and copy the result"
             )
         sources = self._sources()
+        for source in {posixpath.dirname(each.path) for each in sources}:
+            check_apart(source, folder)
         check_writable(folder)
         client = current_client()
         if client is not None:

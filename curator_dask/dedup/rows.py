@@ -89,7 +89,16 @@ def gather_rows(scan: Phase, sources: Sequence[Source], path: str) -> Rows:
             else " Give files whose rows have vectors"
         )
         raise OutputError(f"{path}: of {total} rows none has a vector that can be compared ({why}).{hint}")
-    whole = pa.concat_tables(tables, promote_options="permissive")
+    try:
+        whole = pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise OutputError(
+            f"what says which duplicate stays (keep) has one type in some files and another in others: {error}. Write"
+            " the column with one type"
+        ) from None
+    for number, field in enumerate(whole.schema):
+        if pa.types.is_null(field.type):  # no row has a value
+            whole = whole.set_column(number, field.name, pa.nulls(len(whole), pa.float64()))
     first = whole.column("digest0").to_numpy()
     second = whole.column("digest1").to_numpy()
     order = np.lexsort((second, first))  # stable: of equal ones the first row comes first

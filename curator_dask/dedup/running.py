@@ -32,7 +32,7 @@ from curator_dask.storage import join
 logger = logging.getLogger("curator_dask")
 
 #: Of what is in the files of phases: another number makes all of them anew.
-VERSION = 1
+VERSION = 2
 #: Distinct vectors up to which all are compared with all.
 SMALL = 8192
 

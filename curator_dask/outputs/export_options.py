@@ -68,7 +68,8 @@ class ExportOptions:
 
 def _check_number(name: str, value: Any, lowest: int) -> None:
     wrong = isinstance(value, bool) or not isinstance(value, int) or value < lowest
-    if value is not None and wrong:
+    may_lack = name not in ("samples_per_shard", "max_shards")
+    if wrong and not (value is None and may_lack):
         raise ConfigError(f"{name}={value!r}: expected a whole number of at least {lowest}")
 
 

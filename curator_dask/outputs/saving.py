@@ -125,7 +125,7 @@ def check_apart(source: str, target: str) -> None:
     )
     if here == there:
         raise OutputError(
-            f"{target}: rows that do not pass would be lost: give another folder for the output"
+            f"{target}: is read from, and what does not pass would be lost: give another folder for the output"
         )
     if there.startswith(f"{here.rstrip('/')}/") or here.startswith(f"{there.rstrip('/')}/"):
         raise OutputError(
