@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from curator_dask.outputs.exporting import export_frame
 from curator_dask.runs.step import Step
 
 
-class Exportable:
+class Exportable(ABC):
     """A base of datasets whose rows are samples of tars."""
 
     metadata: dd.DataFrame
@@ -24,9 +25,9 @@ class Exportable:
     storage_options: Mapping[str, Any] | None
 
     @property
+    @abstractmethod
     def steps(self) -> tuple[Step, ...]:
         """What has been applied."""
-        raise NotImplementedError
 
     def to_webdataset(
         self,

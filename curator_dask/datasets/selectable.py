@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Self
 
 import dask.dataframe as dd
@@ -13,15 +14,15 @@ from curator_dask.runs.leaving import Duplicates
 from curator_dask.runs.step import Step
 
 
-class Selectable:
+class Selectable(ABC):
     """A base of datasets whose rows are told apart by key and shard."""
 
     metadata: dd.DataFrame
     id_col: str
 
+    @abstractmethod
     def apply(self, step: Step) -> Self:
         """The dataset with what a step does to its rows."""
-        raise NotImplementedError
 
     def filter(self, where: str) -> Self:
         """The dataset with the rows alone that pass a condition; nothing is computed yet.
