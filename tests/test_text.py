@@ -549,6 +549,11 @@ def test_prompts_that_cannot_be(pairs, tmp_path, embedded):
             ZeroShotClassifier(prompts, text)
     with pytest.raises(ConfigError, match="output='sum'"):
         ZeroShotClassifier(PROMPTS, text, output="sum")
+    for scale in (float("nan"), 0, -1.0, True):
+        with pytest.raises(ConfigError, match=r"scale=.*expected a number above 0"):
+            ZeroShotClassifier(PROMPTS, text, scale=scale)
+    with pytest.raises(ConfigError, match=r"prompts\[1\].*expected text as label"):
+        ZeroShotClassifier({1: ["a"]}, text)
     make_pair(tmp_path / "other", "clip", seed=5)
     wrong = ZeroShotClassifier(PROMPTS, ClipTextEmbedder(tmp_path / "other"))
     with dask.config.set(scheduler="sync"), pytest.raises(ConfigError, match="do not belong together"):
@@ -595,7 +600,7 @@ def test_search_prints_keys_and_draws_their_images(pairs, embedded, tmp_path):
     for more, said in [
         (["--column", "other"], "has no column 'other' of vectors"),
         (["--sheet", tmp_path / "nowhere" / "found.png"], "its folder is not there"),
-        (["--sheet", tmp_path / "found.abc"], "cannot be written"),
+        (["--sheet", tmp_path / "found.abc"], "expected a name"),
         (["--top", 0], "--top"),
     ]:
         done = run_here(*arguments, *more)

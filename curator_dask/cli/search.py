@@ -43,6 +43,10 @@ def search(
     options = json_object(storage_options, "--storage-options") or None
     if sheet is not None and not sheet.absolute().parent.is_dir():
         raise typer.BadParameter(f"{sheet}: its folder is not there", param_hint="--sheet")
+    if sheet is not None and sheet.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise typer.BadParameter(
+            f"{sheet}: expected a name such as found.png or found.jpg", param_hint="--sheet"
+        )
 
     from curator_dask.errors import OutputError
     from curator_dask.text.embedders import make_text_embedder

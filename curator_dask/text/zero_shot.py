@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,10 +85,12 @@ class ZeroShotClassifier:
                 and len(texts)
                 and all(isinstance(each, str) and each.strip() for each in texts)
             )
-            if not label or not good:
+            if not isinstance(label, str) or not label or not good:
                 raise ConfigError(
-                    f"prompts[{label!r}]={texts!r}: expected a list of texts that are not empty"
+                    f"prompts[{label!r}]={texts!r}: expected text as label, and a list of texts that are not empty"
                 )
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+            raise ConfigError(f"scale={scale!r}: expected a number above 0, such as CLIP's 100")
         self.prompts = {label: tuple(texts) for label, texts in prompts.items()}
         self.text = text
         self.output = output
