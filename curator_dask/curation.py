@@ -47,6 +47,8 @@ class Recipe:
         Column of the keys.
     statistics
         Names of `curator_dask.image.statistics.STATISTICS`.
+    prefix
+        Before the statistics' names, where the dataset has columns of these names.
     aesthetic, nsfw
         The file of a head, or True: as `AestheticClassifier` and `NsfwClassifier` find theirs.
     where
@@ -66,6 +68,7 @@ class Recipe:
     model_options: Mapping[str, Any] = field(default_factory=dict)
     id_col: str = "key"
     statistics: Sequence[str] = ()
+    prefix: str = ""
     aesthetic: str | bool = False
     nsfw: str | bool = False
     where: str | None = None
@@ -285,7 +288,7 @@ def curate(
 def _with_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> ImageTextPairDataset:
     """The dataset with all that the recipe wants to know of its images."""
     if recipe.statistics:
-        dataset = ImageStatistics(list(recipe.statistics))(dataset)
+        dataset = ImageStatistics(list(recipe.statistics), prefix=recipe.prefix)(dataset)
     if recipe.model is not None:
         dataset = recipe.embedder()(dataset)
     for head, file in ((AestheticClassifier, recipe.aesthetic), (NsfwClassifier, recipe.nsfw)):

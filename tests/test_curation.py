@@ -63,8 +63,9 @@ CONFIG = """
 model: test_vit
 model_options: {pretrained: false, batch_size: 8, autocast: false, checkpoint_path: null}
 statistics: [width, height]
-where: width >= 40
-duplicates: {eps: 0.002, recall: 1, keep: [width desc, key]}
+prefix: image_
+where: image_width >= 40
+duplicates: {eps: 0.002, recall: 1, keep: [image_width desc, key]}
 export: {samples_per_shard: 7}
 """
 #: The two later copies of sample 4 of the first shard.
@@ -103,7 +104,7 @@ def test_one_command_does_all_and_again_nothing(folder, weights, tmp_path):
     assert counts == [24, 3, 3, 2, 0, 16]
     assert {*found["steps"]} == {"embeddings", "passing", "duplicates", "shards"}
     beside = pq.read_table(out / "shards" / "00000.parquet")
-    assert {"key", "caption", "width", "image_embedding"} <= {*beside.column_names} and len(beside) == 7
+    assert {"key", "caption", "image_width", "image_embedding"} <= {*beside.column_names} and len(beside) == 7
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.tar")}
     result = CliRunner().invoke(app, [*command, "--json", str(said)])
     assert result.exit_code == 0, result.output
