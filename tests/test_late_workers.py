@@ -47,20 +47,29 @@ def preload(tmp_path):
 
 
 @contextlib.contextmanager
-def joins_later(client, gate, said, expected, preload=(), change=lambda: None, then=lambda: None):
+def joins_later(
+    client,
+    gate,
+    said,
+    expected,
+    preload=(),
+    change=lambda: None,
+    then=lambda: None,
+    begun=None,
+):
     """Another worker joins when the run has begun; the gate opens when the expected words have been said."""
 
-    def wait_for(text):
+    def wait_for(condition):
         end = time.monotonic() + 60
-        while text not in said.text and time.monotonic() < end:
+        while not condition() and time.monotonic() < end:
             time.sleep(0.02)
 
     def add():
-        wait_for("image_embedding: 3 values")
+        wait_for(begun or (lambda: "image_embedding: 3 values" in said.text))
         change()
         client.cluster.new_spec["options"]["preload"] = preload
         client.cluster.scale(len(client.cluster.worker_spec) + 1)
-        wait_for(expected)
+        wait_for(lambda: expected in said.text)
         then()
         gate.touch()
 
@@ -185,3 +194,48 @@ def test_where_all_workers_have_become_unfit_the_run_ends(
             pytest.raises(WorkerUnfit, match=r"cannot load FileColourReader.*FileNotFoundError"),
         ):
             dataset.save_metadata(tmp_path / "out")
+
+
+class GatedReader(FileColourReader):
+    """Whose model works when a file is there."""
+
+    def __init__(self, path, gate, **settings):
+        super().__init__(path, **settings)
+        self.gate = str(gate)
+
+    def load_embedding_model(self, device):
+        return torch.nn.Sequential(WaitsFor(self.gate), super().load_embedding_model(device))
+
+
+class WaitsFor(torch.nn.Module):
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def forward(self, images):
+        end = time.monotonic() + 60
+        # When a model is loaded it is tried with two pictures.
+        while len(images) == SAMPLES and not Path(self.path).exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        return images
+
+
+def test_a_retry_leaves_a_late_worker_out_too(folder, private_cluster, tmp_path, said):
+    gate, out, weight = tmp_path / "gate", tmp_path / "out", tmp_path / "weight"
+    weight.write_text("1")
+    dataset = ImageTextPairDataset.from_webdataset(folder)
+
+    def begun():
+        return any("retry-file" in str(key) for keys in client.processing().values() for key in keys)
+
+    assert GatedReader(weight, gate, max_pixels=1)(dataset).save_metadata(out).good == 0
+    expected = "cannot load GatedReader"
+    with (
+        private_cluster(n_workers=1) as client,
+        joins_later(client, gate, said, expected, change=weight.unlink, begun=begun),
+    ):
+        summary = GatedReader(weight, gate).retry(out)
+    assert len([line for line in said.messages if expected in line]) == 1
+    assert (summary.rows, summary.failed) == (SHARDS * SAMPLES, 0) and summary.complete
+    table = read_output(out)
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())

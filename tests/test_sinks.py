@@ -56,6 +56,9 @@ class LinesSink:
         finally:
             lock.unlink()
 
+    def unwritten(self, lineage):
+        return len(lineage.ranges)
+
     def plan(self, job):
         targets = [
             Target(part.name, f"{self.folder}/{part.name}.jsonl", job.lineage.recipe, None, None, None)

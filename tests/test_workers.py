@@ -10,7 +10,7 @@ import dask.dataframe as dd
 import psutil
 import pytest
 from colours import ColourReader, Gate, check_colours, read_output, write_dataset
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, get_task_stream
 
 from curator_dask import get_client
 from curator_dask.cluster import presence as presence_module
@@ -51,6 +51,24 @@ def test_one_model_a_worker_for_all_shards(folder, client, tmp_path):
         assert encoders.count(mine) == 1
         assert len(encoders) <= 2
         assert len(loaders) <= 2
+
+
+def test_a_model_is_loaded_where_there_is_work(folder, client, tmp_path, said):
+    """Of two workers one, and that does it; both, where an earlier run has left enough for both."""
+    dataset = ImageTextPairDataset.from_webdataset(folder)
+    embed, first, out = ColourReader(batch_size=3), tmp_path / "first", tmp_path / "out"
+    with get_task_stream(client) as stream:
+        embed(dataset.with_metadata(dataset.metadata.partitions[:1])).save_metadata(first)
+    (loaded,) = {task["worker"] for task in stream.data if "describe" in task["key"]}
+    assert {task["worker"] for task in stream.data} == {loaded}
+    assert sum(embed.encoder_spec() in encoders for encoders, _ in client.run(live_specs).values()) == 1
+    embed(dataset).save_metadata(out)
+    for name in ("00003", "00005"):
+        (out / f"{name}.parquet").unlink()
+    for left, workers in ((2, 2), (0, 1)):
+        with get_task_stream(client) as stream:
+            assert embed(dataset).save_metadata(out).written == left
+        assert len([task for task in stream.data if "describe" in task["key"]]) == workers
 
 
 def test_nothing_is_left_on_the_workers(folder, client, tmp_path):

@@ -90,8 +90,17 @@ FETCHES = 5  # failures to fetch a result that is said to be there, in a row
 _LOADS = 3  # times that a model is tried where every worker died of loading it
 
 
-def run_everywhere(function: Any, client: Client | None) -> dict[str, Any]:
+def run_everywhere(function: Any, client: Client | None, most: int | None = None) -> dict[str, Any]:
     """Call a function once on every worker that is there now, or in this process without a cluster.
+
+    Parameters
+    ----------
+    function
+        Without arguments.
+    client
+        Of the cluster.
+    most
+        Workers, at most; the same ones for as long as the same are there, spread over machines. None is all.
 
     Returns
     -------
@@ -106,7 +115,7 @@ def run_everywhere(function: Any, client: Client | None) -> dict[str, Any]:
     if client is None:
         return {"this process": function()}
     for _ in range(_LOADS):
-        results = _run_on_workers(function, client)
+        results = _run_on_workers(function, client, most)
         if results:
             return results
     raise ClusterError(
@@ -143,8 +152,8 @@ def wait_for_a_worker(client: Client, timeout: float | None = None) -> dict[str,
     return addresses
 
 
-def _run_on_workers(function: Any, client: Client) -> dict[str, Any]:
-    presence, addresses = Presence(client), wait_for_a_worker(client)
+def _run_on_workers(function: Any, client: Client, most: int | None) -> dict[str, Any]:
+    presence, addresses = Presence(client), _spread(wait_for_a_worker(client))[:most]
     pending = {address: client.submit(function, workers=[address], pure=False) for address in addresses}
     results = {}
     try:
@@ -171,6 +180,17 @@ def _run_on_workers(function: Any, client: Client) -> dict[str, Any]:
         if pending and client.status == "running":
             client.cancel(list(pending.values()))
     return results
+
+
+def _spread(addresses: Collection[str]) -> list[str]:
+    """Workers in an order in which one of each machine comes before a second of any."""
+    before: dict[str, int] = {}
+    turns = []
+    for address in sorted(addresses):
+        machine = address.rpartition(":")[0]
+        turns.append((before.setdefault(machine, 0), address))
+        before[machine] += 1
+    return [address for _, address in sorted(turns)]
 
 
 def _wait_for_any(futures: Collection[Future[Any]]) -> None:

@@ -36,7 +36,8 @@ from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.saving import check_writable, locate
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import noticing, without_not_made
-from curator_dask.runs.describing import describe
+from curator_dask.runs.describing import load_models
+from curator_dask.runs.fit import Fit
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.reports import report_frame, report_of
 from curator_dask.runs.settle import file_tasks, run_targets
@@ -215,8 +216,8 @@ def add_columns(
             if lacking and not overwrite:
                 _check_free(where, footer, lacking, paths[number], join(target.folder, names[number]), target)
         todo = [name for name, (_, _, _, lacking) in zip(names, looked, strict=True) if lacking]
-        for step in {id(step): step for look in looked for step in look[3]}.values():
-            describe(step, client)
+        needed = [*{id(step): step for look in looked for step in look[3]}.values()]
+        loaded = load_models(needed, [], client, len(todo))
         finished = [footer for _, _, footer, lacking in looked if not lacking]
         summary.skipped = len(finished)
         summary.rows_before = sum(footer.rows for footer in finished)
@@ -226,7 +227,8 @@ def add_columns(
         summary.startup_seconds = time.monotonic() - started
         if todo:
             targets = [Target.of_file(target.folder, name) for name in todo]
-            run_targets(file_tasks(add, todo, "add-columns", client), client, targets, summary)
+            tasks = file_tasks(add, todo, "add-columns", client, Fit(needed, loaded))
+            run_targets(tasks, client, targets, summary)
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary

@@ -18,9 +18,10 @@ from curator_dask.outputs.planning import (
     read_footers,
 )
 from curator_dask.outputs.writing import Output, WritePartition
+from curator_dask.runs.lineage import Lineage
 from curator_dask.runs.sink import Job, Plan
 from curator_dask.runs.summary import SaveSummary
-from curator_dask.storage import is_remote, remove
+from curator_dask.storage import is_remote, join, remove
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,14 @@ class ParquetSink:
     def open(self) -> AbstractContextManager[Any]:
         """Keep other runs out of the folder."""
         return RunLock(self.output.folder, self.output.options)
+
+    def unwritten(self, lineage: Lineage) -> int:
+        """Those that have no file yet; all, where files of the same names are read from the same folder."""
+        names = [part.name for part in lineage.ranges or ()]
+        if self.output.in_place or self.output.overwrite:
+            return len(names)
+        there = list_parquet(self.output.folder, self.output.options)
+        return sum(join(self.output.folder, f"{name}.parquet") not in there for name in names)
 
     def plan(self, job: Job) -> Plan:
         """The file of each partition, and which of them are finished.

@@ -37,7 +37,8 @@ from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.saving import locate
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import without_not_made
-from curator_dask.runs.describing import describe
+from curator_dask.runs.describing import load_models
+from curator_dask.runs.fit import Fit
 from curator_dask.runs.reports import report_frame, report_of
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.state import clear_stages
@@ -156,16 +157,16 @@ def retry(
                 others = [name for name in record.embeddings if name != column]
                 id_col = record.id_col or ""
                 step = make_step(id_col, others)
-                difference = describe_difference(
-                    record.embeddings[column], describe(step, client).get(column, {})
-                )
+                loaded = load_models([step], [], client, len(targets))
+                difference = describe_difference(record.embeddings[column], loaded.described.get(column, {}))
                 if difference:
                     raise OutputError(
                         f"{output.folder}: column {column!r} {difference}: retry with the same model"
                     )
                 summary.startup_seconds = time.monotonic() - started
                 retry_file = RetryFile(step, column, id_col, output, shard_options)
-                tasks = file_tasks(retry_file, [each.name for each in targets], "retry-file", client)
+                names, fit = [each.name for each in targets], Fit([step], loaded)
+                tasks = file_tasks(retry_file, names, "retry-file", client, fit)
                 run_targets(tasks, client, targets, summary)
     finally:
         clear_stages(client)

@@ -1,11 +1,13 @@
-"""Having every worker load what steps need, and say what it is."""
+"""Having workers load what steps need, and say what it is."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from curator_dask.cluster.presence import threads_of_workers
 from curator_dask.cluster.workers import run_everywhere
 from curator_dask.errors import WeightsError
 from curator_dask.runs.step import Step
@@ -13,36 +15,65 @@ from curator_dask.runs.step import Step
 logger = logging.getLogger("curator_dask")
 
 
-def load_models(steps: Sequence[Step], shown: Sequence[str], client: Any) -> dict[str, Mapping[str, Any]]:
-    """Have every worker load the models of some steps; what makes each embedding, by its column.
+@dataclass(frozen=True)
+class Loaded:
+    """What workers have loaded.
 
-    Those of the columns `shown` are logged.
+    Attributes
+    ----------
+    described
+        What makes each embedding, by its column.
+    workers
+        Addresses of those that have all of it; empty where none of it was a model's, or there is no cluster.
+    """
+
+    described: Mapping[str, Mapping[str, Any]]
+    workers: frozenset[str]
+
+
+def load_models(steps: Sequence[Step], shown: Sequence[str], client: Any, most: int | None = None) -> Loaded:
+    """Have workers load the models of some steps.
+
+    Parameters
+    ----------
+    steps
+        Which.
+    shown
+        Columns whose models are logged.
+    client
+        Of the cluster.
+    most
+        Workers, at most: more have nothing to do. None is all.
     """
     described: dict[str, Mapping[str, Any]] = {}
-    where = "in this process" if client is None else f"on {len(client.nthreads())} workers"
+    workers: frozenset[str] | None = None
+    count = None if client is None else len(threads_of_workers(client))
+    count = count if count is None or most is None else max(1, min(count, most))
+    where = "in this process" if count is None else f"on {count} worker{'s' if count != 1 else ''}"
     sources = [step.label for step in steps if "pixels" in step.needs]
     if sources:
         logger.info("loading %s %s", ", ".join(sources), where)
     for step in steps:
-        described |= describe(step, client)
+        said = run_everywhere(step.describe, client, count)
+        described |= _agreed(said)
+        workers = frozenset(said) if workers is None else workers & {*said}
     for name in [name for name in described if name in shown]:
         info = described[name]
         least = f", {info['least_cosine']:.5f} of half precision" if "least_cosine" in info else ""
         made_by = f"{info['output']} output of {info['model']} ({info['dtype']}{least}; {info['source']})"
         logger.info("%s: %s values, %s", name, info["dim"], made_by)
-    return described
+    return Loaded(described, workers if client is not None and workers is not None else frozenset())
 
 
-def describe(step: Step, client: Any) -> Mapping[str, Mapping[str, Any]]:
-    """What makes the vectors of a step, by column; on the way every worker loads the model.
+def _agreed(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Mapping[str, Mapping[str, Any]]:
+    """What makes the vectors of a step, by column, as all workers say.
 
     Raises
     ------
     WeightsError
         Two workers loaded different weights under one name.
     """
-    said: Mapping[str, Mapping[str, Any]]
-    (first, said), *others = run_everywhere(step.describe, client).items()
+    (first, said), *others = found.items()
     for address, other in others:
         for column, info in said.items():
             found = other.get(column, {})

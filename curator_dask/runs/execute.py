@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from distributed import (
@@ -46,10 +46,13 @@ class Hands:
     ----------
     client
         Of the cluster.
+    ready
+        Addresses of those that have loaded what the tasks need, and are enough for all of them: while one is there
+        no other is given a task. None where any will do.
     """
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, ready: Collection[str] | None = None) -> None:
+        self._client, self._ready = client, ready
         self._left_out: dict[str, WorkerUnfit] = {}
 
     def leave_out(self, error: WorkerUnfit) -> HandedBack:
@@ -58,6 +61,13 @@ class Hands:
             logger.warning("%s. It is left out", error)
         self._left_out[error.worker] = error
         return HandedBack(str(error))
+
+    def where(self) -> dict[str, Any]:
+        """The same as arguments of Dask's `persist`."""
+        chosen = self.chosen()
+        if chosen is None and self._ready:
+            return {"workers": list(self._ready), "allow_other_workers": True}
+        return {"workers": chosen}
 
     def chosen(self) -> list[str] | None:
         """Addresses of those that are there now; None where nobody is left out, and so any will do.
@@ -82,6 +92,7 @@ def run_partitions(
     client: Client | None,
     apart: bool = True,
     resources: Mapping[str, float] | None = None,
+    hands: Hands | None = None,
 ) -> Generator[tuple[int, Any], None, None]:
     """Compute the partitions of a frame, and give each as it is done.
 
@@ -96,6 +107,8 @@ def run_partitions(
         all at once; without a cluster they are computed in one go: one that fails then fails all.
     resources
         Of a worker, that a partition takes.
+    hands
+        Where workers may turn out unfit for these partitions.
 
     Yields
     ------
@@ -124,7 +137,7 @@ def run_partitions(
         handed_out = numbers.stop
         return piece, numbers
 
-    yield from run_pieces(next_piece, client, resources, apart)
+    yield from run_pieces(next_piece, client, resources, apart, hands)
 
 
 def run_pieces(
@@ -174,11 +187,13 @@ def run_pieces(
     try:
         while True:
             while (named := next_piece(len(names))) is not None:
-                chosen = None if hands is None else hands.chosen()
-                futures = futures_of(client.persist(named[0], resources=resources, workers=chosen))
+                where = {} if hands is None else hands.where()
+                futures = futures_of(client.persist(named[0], resources=resources, **where))
                 names.update({future.key: named[1][future.key[1]] for future in futures})
-                if chosen is not None:
-                    tied.update(dict.fromkeys((future.key for future in futures), frozenset(chosen)))
+                if where.get("workers") and not where.get("allow_other_workers"):
+                    tied.update(
+                        dict.fromkeys((future.key for future in futures), frozenset(where["workers"]))
+                    )
                 done.update(futures)
                 del futures  # a result that has been given is let go on its worker
             if not names:
@@ -196,7 +211,11 @@ def run_pieces(
 
 
 def run_alone(
-    frame: dd.DataFrame, number: int, client: Client, resources: Mapping[str, float] | None = None
+    frame: dd.DataFrame,
+    number: int,
+    client: Client,
+    resources: Mapping[str, float] | None = None,
+    hands: Hands | None = None,
 ) -> Any:
     """Compute one partition while nothing else of this run is on the cluster.
 
@@ -207,15 +226,19 @@ def run_alone(
     -------
     The partition, or the exception that it ended with.
     """
-    # Under a new name: what Dask remembers of the old one is that it failed.
-    alone = frame.partitions[[number]].map_partitions(
-        _same, token=f"alone-{uuid.uuid4().hex}", meta=frame._meta
-    )
+    alone = picked(frame, [number])
     for _ in range(FETCHES):
-        ((_, result),) = run_partitions(alone, client, resources=resources)
+        ((_, result),) = run_partitions(alone, client, resources=resources, hands=hands)
         if not isinstance(result, ResultLost):
             break
     return result
+
+
+def picked(frame: dd.DataFrame, numbers: Sequence[int]) -> dd.DataFrame:
+    """Some partitions of a frame under new names: what Dask remembers of the old ones may be that they failed."""
+    some = frame.partitions[[*numbers]]
+    same: dd.DataFrame = some.map_partitions(_same, token=f"picked-{uuid.uuid4().hex}", meta=frame._meta)
+    return same
 
 
 def _same(part: Any) -> Any:

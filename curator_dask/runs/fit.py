@@ -11,7 +11,7 @@ from curator_dask import __version__
 from curator_dask.cache import POSSESSIONS, Remembered
 from curator_dask.cluster.workers import WorkerUnfit
 from curator_dask.errors import CuratorError
-from curator_dask.runs.describing import differences
+from curator_dask.runs.describing import Loaded, differences
 from curator_dask.runs.step import Step
 from curator_dask.webdataset.staging import current_worker
 
@@ -27,8 +27,8 @@ class Fit:
     ----------
     steps
         Whose models it must be able to load.
-    described
-        What they must be then (`Step.describe`), as the first workers said.
+    loaded
+        What they must be then, as the first workers said, and which those are.
     version
         Of this package.
     run
@@ -36,9 +36,13 @@ class Fit:
     """
 
     steps: Sequence[Step]
-    described: Mapping[str, Mapping[str, Any]]
+    loaded: Loaded
     version: str = __version__
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def enough_for(self, count: int) -> frozenset[str] | None:
+        """The workers that have loaded the models, where they are enough for so many tasks; None where not."""
+        return self.loaded.workers if 0 < count <= len(self.loaded.workers) else None
 
     def check(self) -> None:
         """Look once a run.
@@ -61,7 +65,7 @@ class Fit:
                 said = str(error) if isinstance(error, CuratorError) else f"{type(error).__name__}: {error}"
                 raise _unfit(f"cannot load {step.label}: {said}") from error
         for column, info in found.items():
-            differing = differences(self.described[column], info)
+            differing = differences(self.loaded.described[column], info)
             if differing:
                 raise _unfit(f"does not run the same model as the first workers, for {column}: {differing}")
         return True

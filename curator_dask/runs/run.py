@@ -81,11 +81,15 @@ def run(
             columns = {*frame.columns, ERROR_COLUMN}
             earlier = [step for step in earlier_steps if columns >= {*step.columns}]
             steps = {tuple(step.columns): step for step in (*earlier, *lineage.steps)}
+            by_shard = shard_function(lineage) is not None and not (layout and layout.resources)
+            # Where shards are few, on as many workers; another that comes to a task loads them then (`Fit`).
+            most = sink.unwritten(lineage) if by_shard else None
+            loaded = load_models(list(steps.values()), kept, client, most)
             job = Job(
                 frame,
                 lineage,
                 tuple(steps.values()),
-                load_models(list(steps.values()), kept, client),
+                loaded.described,
                 tuple(kept),
                 id_col,
                 input_options,
@@ -97,7 +101,8 @@ def run(
             summary.add_remarks(plan.remarks)
             summary.startup_seconds = time.monotonic() - started
             if plan.todo:
-                tasks = _tasks(job, plan, layout or Layout(), client)
+                fit = Fit(job.steps, loaded)
+                tasks = _tasks(job, plan, layout or Layout(), client, fit)
                 targets = [plan.targets[number] for number in plan.todo]
                 run_targets(tasks, client, targets, summary, done.__setitem__)
             sink.close(plan, summary)
@@ -108,7 +113,7 @@ def run(
     return summary, [done[number] for number in sorted(done)]
 
 
-def _tasks(job: Job, plan: Plan, layout: Layout, client: Any) -> Tasks:
+def _tasks(job: Job, plan: Plan, layout: Layout, client: Any, fit: Fit) -> Tasks:
     """How the targets of a plan are done: from the range of a shard where there is one, else as Dask lays it out."""
     lineage, targets = job.lineage, plan.targets
     function = shard_function(lineage)
@@ -122,17 +127,16 @@ def _tasks(job: Job, plan: Plan, layout: Layout, client: Any) -> Tasks:
         return FrameTasks(written(None), written, apart, client, layout.resources)
 
     assert lineage.ranges is not None
-    fit = None if client is None else Fit(job.steps, job.described)
     ranges = [lineage.ranges[number] for number in plan.todo]
 
     def groups(reason: str | None) -> Groups:
         done = function if reason is None else shard_function(trace(_given_up(job.frame, reason)))
         writer: Writer = plan.writer if reason is None else plan.writer.give_up(reason)
         assert done is not None
-        asked = fit if reason is None else None  # what is given up loads no model
+        asked = fit if reason is None and client is not None else None  # what is given up loads no model
         return layout.groups(done, writer, ranges, [targets[number] for number in plan.todo], client, asked)
 
-    return ShardTasks(groups, client, layout.resources)
+    return ShardTasks(groups, client, layout.resources, fit.enough_for(len(ranges)))
 
 
 def _given_up(frame: dd.DataFrame, reason: str | None) -> dd.DataFrame:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import dask.dataframe as dd
@@ -16,7 +17,8 @@ from curator_dask.cluster.progress import Meter, watch
 from curator_dask.cluster.workers import FETCHES, HandedBack, ResultLost, WorkersDied
 from curator_dask.errors import ClusterError, CuratorError, ShardError
 from curator_dask.rows.reasons import GAVE_UP
-from curator_dask.runs.execute import Hands, run_alone, run_partitions, run_pieces
+from curator_dask.runs.execute import Hands, picked, run_alone, run_partitions, run_pieces
+from curator_dask.runs.fit import Fit
 from curator_dask.runs.graph import map_items, unfused
 from curator_dask.runs.groups import Groups
 from curator_dask.runs.reports import BROKEN, report_frame
@@ -66,6 +68,8 @@ class ShardTasks:
         Of the cluster; None does the work in this process.
     resources
         Of a worker, that a task takes.
+    ready
+        See `Hands`.
     """
 
     def __init__(
@@ -73,10 +77,11 @@ class ShardTasks:
         make_groups: Callable[[str | None], Groups],
         client: Client | None,
         resources: Mapping[str, float] | None = None,
+        ready: Collection[str] | None = None,
     ) -> None:
         self._make_groups, self._client, self._resources = make_groups, client, resources
         self._groups = make_groups(None)
-        self._hands = None if client is None else Hands(client)
+        self._hands = None if client is None else Hands(client, ready)
 
     def run(self) -> Generator[Result, None, None]:
         """Do all of them; what a group has had no time for, or was not begun, is handed out again."""
@@ -123,7 +128,7 @@ class FrameTasks:
         The same, given why what kills workers is given up.
     apart
         The partitions share no work.
-    client, resources
+    client, resources, ready
         As for `ShardTasks`.
     """
 
@@ -134,18 +139,28 @@ class FrameTasks:
         apart: bool,
         client: Client | None,
         resources: Mapping[str, float] | None = None,
+        ready: Collection[str] | None = None,
     ) -> None:
         self._written, self._giving_up, self._apart = written, giving_up, apart
         self._client, self._resources = client, resources
+        self._hands = Hands(client, ready) if client is not None and apart else None
 
     def run(self) -> Generator[Result, None, None]:
-        """Compute all partitions."""
-        results = run_partitions(self._written, self._client, self._apart, self._resources)
-        with contextlib.closing(results):
-            for number, result in results:
-                if isinstance(result, WorkersDied | ResultLost) and not self._apart:
-                    result = ShardError(str(result))  # what they share cannot be tried alone
-                yield [number], _rows(result)
+        """Compute all partitions; what was not begun is handed out again."""
+        frame, numbers = self._written, [*range(self._written.npartitions)]
+        while numbers:
+            handed_back = []
+            results = run_partitions(frame, self._client, self._apart, self._resources, self._hands)
+            with contextlib.closing(results):
+                for position, result in results:
+                    if isinstance(result, HandedBack) and self._apart:
+                        handed_back.append(numbers[position])
+                        continue
+                    if isinstance(result, WorkersDied | ResultLost) and not self._apart:
+                        result = ShardError(str(result))  # what they share cannot be tried alone
+                    yield [numbers[position]], _rows(result)
+            numbers = handed_back
+            frame = picked(self._written, numbers) if numbers else frame
 
     def again(self, numbers: Sequence[int]) -> Generator[Result, None, None]:
         """None: each was a task of its own before."""
@@ -154,7 +169,7 @@ class FrameTasks:
     def alone(self, number: int) -> Any:
         """One partition, while nothing else of this run is on the cluster."""
         assert self._client is not None
-        return _rows(run_alone(self._written, number, self._client, self._resources))
+        return _rows(run_alone(self._written, number, self._client, self._resources, self._hands))
 
     def given_up(self, number: int, reason: str) -> Any:
         """One partition, without the work that kills workers."""
@@ -162,7 +177,25 @@ class FrameTasks:
         return _rows(run_alone(self._giving_up(reason), number, self._client, self._resources))
 
 
-def file_tasks(function: Any, items: Sequence[Any], token: str, client: Client | None) -> FrameTasks:
+@dataclass(frozen=True)
+class _Checked:
+    """A function of a file, called once it is known that the worker is fit for it."""
+
+    function: Any
+    fit: Fit
+
+    def __call__(self, item: Any) -> Any:
+        self.fit.check()
+        return self.function(item)
+
+
+def file_tasks(
+    function: Any,
+    items: Sequence[Any],
+    token: str,
+    client: Client | None,
+    fit: Fit | None = None,
+) -> FrameTasks:
     """A task a file, of a function that is called with the file's name, or what stands for it, and gives a report.
 
     Parameters
@@ -175,13 +208,17 @@ def file_tasks(function: Any, items: Sequence[Any], token: str, client: Client |
         For the tasks' names.
     client
         Of the cluster; None where it is in this process.
+    fit
+        What a worker must be; None where any will do. What is given up needs nothing.
     """
+    checked = function if fit is None or client is None else _Checked(function, fit)
 
     def written(reason: str | None) -> dd.DataFrame:
-        each = function if reason is None else function.give_up(reason)
+        each = checked if reason is None else function.give_up(reason)
         return map_items(each, items, report_frame({}), token)
 
-    return FrameTasks(written(None), written, True, client)
+    ready = None if fit is None else fit.enough_for(len(items))
+    return FrameTasks(written(None), written, True, client, ready=ready)
 
 
 def _rows(result: Any) -> Any:

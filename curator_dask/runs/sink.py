@@ -180,6 +180,9 @@ class Sink(Protocol):
     def open(self) -> AbstractContextManager[Any]:
         """Keep other runs out for as long as the block lasts."""
 
+    def unwritten(self, lineage: Lineage) -> int:
+        """How many partitions probably are to be written, told before the models are loaded: on so many workers."""
+
     def plan(self, job: Job) -> Plan:
         """What is to be written, what of it is finished, and by what it is written.
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.rows.remarks import current_remarks
+from curator_dask.runs.lineage import Lineage
 from curator_dask.runs.reports import report_frame, report_of, report_row
 from curator_dask.runs.sink import Job, Plan
 from curator_dask.runs.summary import SaveSummary
@@ -48,6 +49,10 @@ class TaskSink:
     def open(self) -> AbstractContextManager[Any]:
         """There is nobody to keep out."""
         return contextlib.nullcontext()
+
+    def unwritten(self, lineage: Lineage) -> int:
+        """Every shard."""
+        return len(lineage.ranges or ())
 
     def plan(self, job: Job) -> Plan:
         """Every shard."""
