@@ -12,7 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import bare, ceiling, compare, doors, end_to_end, export, harness, loader, random_clip
+from benchmarks import (
+    bare,
+    ceiling,
+    compare,
+    decode_scale,
+    doors,
+    end_to_end,
+    export,
+    harness,
+    loader,
+    random_clip,
+)
 from benchmarks.peers import check, tuning
 from benchmarks.peers import run as peer_run
 from benchmarks.photographs import make_photographs
@@ -92,6 +103,13 @@ def test_export(tmp_path):
     assert list(result["cases"]) == ["cp", "cp, synced", "webdataset", "export", "export, 10 % kept"]
     for name in ("cp", "cp, synced", "webdataset"):
         check_ratio(result, f"export ÷ {name}", "export", name)
+
+
+def test_decode_scale(tmp_path):
+    result = run(decode_scale, tmp_path / "scale.json", "--images", "2")
+    for kind in ("1600x1200, enlarged", "1600x1200, montage"):
+        check_ratio(result, kind, f"{kind}, fast", f"{kind}, exact")
+    assert len(result["notes"]) == 2
 
 
 def test_tables(tmp_path):

@@ -102,6 +102,12 @@ def embed(
         str, typer.Option(help="stored, or exif-column: by img2dataset's 'exif' where the file has none.")
     ] = "stored",
     gray16: Annotated[str, typer.Option(help="Grey of over 8 bits: scale, or pillow: clip.")] = "scale",
+    decode_scale: Annotated[
+        str,
+        typer.Option(
+            help="exact, or fast: large JPEGs are decoded smaller, with a CPU several times as fast."
+        ),
+    ] = "exact",
     image: Annotated[str | None, typer.Option(help="Which of several images a sample, as image.png.")] = None,
     compile: Annotated[
         bool | None,
@@ -169,6 +175,7 @@ def embed(
             image_member=image,
             gray16=gray16,
             orientation=orientation,
+            decode_scale=decode_scale,
             decoder=decoder.value,
             on_error="raise" if raise_on_error else "null",
         )

@@ -18,7 +18,7 @@ import numpy as np
 from curator_dask.backend import Backend, is_out_of_memory
 from curator_dask.decode.batches import WHOLE_PIXELS, Collector, Made
 from curator_dask.decode.makers import Maker
-from curator_dask.decode.sniff import Encoded, buffer_of, sniff
+from curator_dask.decode.sniff import Encoded, Header, buffer_of, sniff
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ImageError
 
@@ -39,6 +39,10 @@ _SHARES = 4
 
 SMALLEST_FOR_DALI = 8
 """Pixels of an edge below which DALI's resize handles the border so unlike Pillow's that it can be seen."""
+
+SPARED = 2
+"""Times the resized edge that are left of an image which is decoded smaller than it is: what libjpeg averages away is
+then less than what the resize does after it."""
 
 _IN_DALI = "decoding with Pillow on the CPU: DALI has no %r resize as Pillow does it (it has %s)"
 _AFTER_DALI = (
@@ -178,19 +182,38 @@ class ChunkDecoder:
 
     def _place_image(self, chunk: Chunk, position: int, data: Encoded) -> None:
         header = sniff(data, self._spec.max_pixels)
-        chunk.pixels += header.height * header.width
+        shrink = self._shrink(header)
+        chunk.pixels += header.height * header.width // shrink**2
         # A copy, unless the bytes are their own: a memory-mapped shard is read here, while DALI decodes, and
         # can be closed when the load ends.
         owned = data if isinstance(data, bytes) else buffer_of(data).tobytes()
-        if self._dali is not None and header.plain and min(header.height, header.width) >= self._smallest:
+        if shrink > 1:
+            self._to_pillow(chunk, self._all, position, owned, shrink)
+        elif self._dali is not None and header.plain and min(header.height, header.width) >= self._smallest:
             chunk.dali.append((position, np.frombuffer(owned, np.uint8), (header.height, header.width)))
             if self._others:
                 self._to_pillow(chunk, self._others, position, owned)
         else:
             self._to_pillow(chunk, self._all, position, owned)
 
-    def _to_pillow(self, chunk: Chunk, which: tuple[int, ...], position: int, data: Encoded) -> None:
-        self._submit(chunk, which, [position], partial(self._by_pillow, which), [data])
+    def _shrink(self, header: Header) -> int:
+        """By how much an image may be smaller when it is decoded: 1, or a power of 2 that libjpeg can save work by."""
+        if self._spec.decode_scale != "fast" or self._place.device == "gpu":
+            return 1
+        if not header.plain or header.kind != "JPEG":
+            return 1
+        spare = math.inf
+        for transform in self._spec.transforms:
+            if not isinstance(transform, TransformSpec):
+                return 1  # which may look at any pixel
+            for axis in transform.geometry(header.height, header.width):
+                spare = min(spare, axis.source / axis.resized)
+        return next((scale for scale in (8, 4, 2) if spare >= SPARED * scale), 1)
+
+    def _to_pillow(
+        self, chunk: Chunk, which: tuple[int, ...], position: int, data: Encoded, shrink: int = 1
+    ) -> None:
+        self._submit(chunk, which, [position], partial(self._by_pillow, which, shrink), [data])
 
     def _submit(
         self,
@@ -202,10 +225,11 @@ class ChunkDecoder:
     ) -> None:
         chunk.pooled.append(Made(which, positions, self._pool.submit(_each, work, images)))
 
-    def _by_pillow(self, which: tuple[int, ...], data: Encoded) -> list[Any]:
+    def _by_pillow(self, which: tuple[int, ...], shrink: int, data: Encoded) -> list[Any]:
         from curator_dask.decode.pillow import decode
 
-        return self._maker.of_image(decode(data, self._spec.max_pixels, self._spec.gray16), which)
+        image = decode(data, self._spec.max_pixels, self._spec.gray16, shrink)
+        return self._maker.of_image(image, which)
 
     def finish(self, chunk: Chunk, collectors: Sequence[Collector], following: Chunk | None = None) -> None:
         """Wait for DALI's part of a chunk that was started, and hand out the rest of the work on it.

@@ -29,7 +29,7 @@ wide on the way.
 """
 
 
-def decode(data: Encoded, max_pixels: int, gray16: str = "scale") -> Image.Image:
+def decode(data: Encoded, max_pixels: int, gray16: str = "scale", shrink: int = 1) -> Image.Image:
     """Decode one image: its first frame, upright, RGB, alpha dropped.
 
     Parameters
@@ -40,6 +40,8 @@ def decode(data: Encoded, max_pixels: int, gray16: str = "scale") -> Image.Image
         Largest height times width that is decoded.
     gray16
         See `curator_dask.decode.spec.ImageOptions`.
+    shrink
+        Of a JPEG: 2, 4 or 8 decodes a picture so many times smaller, in a fraction of the time.
 
     Raises
     ------
@@ -49,6 +51,8 @@ def decode(data: Encoded, max_pixels: int, gray16: str = "scale") -> Image.Image
     try:
         with open_image(data) as opened:
             check_size(opened.height, opened.width, max_pixels)
+            if shrink > 1:
+                opened.draft(None, (opened.width // shrink, opened.height // shrink))
             opened.load()
             image = _upright(opened)
             if gray16 == "scale" and is_deep_gray(opened):

@@ -22,6 +22,10 @@ GRAY16 = ("scale", "pillow")
 """What is done with grey of more than 8 bits a sample."""
 
 
+DECODE_SCALES = ("exact", "fast")
+"""Of JPEGs that are much larger than the model's input: decoded whole, or at a smaller scale of their own."""
+
+
 def check_counts(**values: Any) -> None:
     """Raise ConfigError for the first argument that is no whole number of at least 1."""
     for name, value in values.items():
@@ -55,6 +59,9 @@ class ImageOptions:
     orientation
         ``"stored"``: as the file says; ``"exif-column"``: where it says nothing as the row's ``exif`` does,
         img2dataset's text.
+    decode_scale
+        ``"exact"``: images are decoded whole. ``"fast"``: on a CPU a JPEG is decoded at a half, a quarter or an
+        eighth of its size where twice the pixels that the transform resizes to are left, of each edge.
 
     Raises
     ------
@@ -71,6 +78,7 @@ class ImageOptions:
     image_member: str | None = None
     gray16: str = "scale"
     orientation: str = "stored"
+    decode_scale: str = "exact"
 
     def __post_init__(self) -> None:
         check_counts(batch_size=self.batch_size, num_threads=self.num_threads, max_pixels=self.max_pixels)
@@ -79,6 +87,7 @@ class ImageOptions:
             ("on_error", ("null", "raise")),
             ("gray16", GRAY16),
             ("orientation", ORIENTATIONS),
+            ("decode_scale", DECODE_SCALES),
         ):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: expected {known[0]!r} or {known[1]!r}")
@@ -100,7 +109,7 @@ class ImageOptions:
     def named(self) -> tuple[str, ...]:
         """Of the options that came after the first version, those that are not as in it: for identities."""
         member = () if self.image_member is None else (self.image_member,)
-        others = {"gray16": "scale", "orientation": "stored"}
+        others = {"gray16": "scale", "orientation": "stored", "decode_scale": "exact"}
         return (
             *member,
             *(f"{name}={getattr(self, name)}" for name in others if getattr(self, name) != others[name]),
@@ -127,7 +136,7 @@ class LoaderSpec:
         ``"dali"``, or ``"pillow"`` for the exact reference.
     max_pixels
         Height times width above which an image is refused before it is decoded.
-    gray16
+    gray16, decode_scale
         See `ImageOptions`.
     device
         ``"cpu"`` or ``"gpu"``: where the pixels are wanted (``backend.Backend.device``).
@@ -145,6 +154,7 @@ class LoaderSpec:
     max_pixels: int = DEFAULT_MAX_PIXELS
     device: str = "cpu"
     gray16: str = "scale"
+    decode_scale: str = "exact"
 
     def __post_init__(self) -> None:
         if not isinstance(self.transforms, tuple) or not self.transforms:
@@ -175,6 +185,7 @@ class LoaderSpec:
             ("decoder", ("dali", "pillow")),
             ("device", ("cpu", "gpu")),
             ("gray16", GRAY16),
+            ("decode_scale", DECODE_SCALES),
         ):
             if getattr(self, name) not in known:
                 raise ConfigError(
@@ -200,5 +211,5 @@ class LoaderSpec:
         share = torch.get_num_threads() if device == "cpu" else wanted
         sizes = tuple(each.batch_size for each in options)
         first = options[0]
-        how = (first.decoder, first.max_pixels, device, first.gray16)
+        how = (first.decoder, first.max_pixels, device, first.gray16, first.decode_scale)
         return cls(transforms, sizes, min(wanted, share), *how)

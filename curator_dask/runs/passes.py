@@ -178,7 +178,8 @@ def _shares(own: Reading | None, work: Work, reading: Reading) -> bool:
     """Whether a reading serves a work: who wants bytes alone does not mind how they are decoded."""
     assert own is not None
     if work.wanted is None:
-        own = replace(own, decoder=reading.decoder, max_pixels=reading.max_pixels, gray16=reading.gray16)
+        names = ("decoder", "max_pixels", "gray16", "decode_scale")
+        own = replace(own, **{name: getattr(reading, name) for name in names})
     return own == reading
 
 

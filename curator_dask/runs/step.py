@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
@@ -113,7 +113,7 @@ class Reading:
     ----------
     id_col
         Column of the keys.
-    decoder, max_pixels, use_index_files, image_member, gray16, orientation
+    decoder, max_pixels, use_index_files, image_member, gray16, orientation, decode_scale
         See `curator_dask.decode.spec.ImageOptions`.
     storage_options
         For fsspec, where shards are URLs.
@@ -127,12 +127,14 @@ class Reading:
     image_member: str | None = None
     gray16: str = "scale"
     orientation: str = "stored"
+    decode_scale: str = "exact"
 
     @classmethod
     def of(cls, id_col: str, options: ImageOptions, storage_options: Options = None) -> Reading:
         """As options say."""
-        how = (options.decoder, options.max_pixels, options.use_index_files)
-        return cls(id_col, *how, storage_options, options.image_member, options.gray16, options.orientation)
+        names = [each.name for each in fields(cls) if each.name not in ("id_col", "storage_options")]
+        how = {name: getattr(options, name) for name in names}
+        return cls(id_col, storage_options=storage_options, **how)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class EmbedderOptions(TypedDict, total=False):
     classifiers: Sequence[ImageClassifier]
     gray16: str
     orientation: str
+    decode_scale: str
 
 
 class ImageEmbedder(ABC):
@@ -102,6 +103,11 @@ class ImageEmbedder(ABC):
     orientation
         ``"stored"``: an image is turned as its file says. ``"exif-column"``: where the file says nothing, as the row's
         ``exif`` does, the text in which img2dataset keeps what it has dropped.
+    decode_scale
+        ``"exact"``: images are decoded whole. ``"fast"``: on a CPU a JPEG that is at least four times as high and wide
+        as what the model sees of it is decoded at a half, a quarter or an eighth of its size, which is several times
+        as fast and changes the vectors a little (`docs/speed.md`). Beside a step that sees whole images, such as
+        statistics, each image is decoded for both.
     """
 
     #: Part of the fingerprint. The code of the class and of its transform is too, but not what they call: change
@@ -111,6 +117,7 @@ class ImageEmbedder(ABC):
     classifiers: tuple[ImageClassifier, ...] = ()
     gray16: str = "scale"
     orientation: str = "stored"
+    decode_scale: str = "exact"
 
     def __init__(
         self,
@@ -129,6 +136,7 @@ class ImageEmbedder(ABC):
         classifiers: Sequence[ImageClassifier] = (),
         gray16: str = "scale",
         orientation: str = "stored",
+        decode_scale: str = "exact",
     ) -> None:
         check_compile(compile)
         enough_cosine(autocast)
@@ -154,6 +162,8 @@ class ImageEmbedder(ABC):
             self.gray16 = gray16
         if orientation != "stored":
             self.orientation = orientation
+        if decode_scale != "exact":
+            self.decode_scale = decode_scale
         _ = self.options  # checks them
 
     @property

@@ -50,7 +50,7 @@ class EmbedPartition:
         Open no tar and load no model: every row gets a null vector and this reason.
     settings
         JSON of the arguments that make the embedder again; ``null`` for one of the user's own.
-    image_member, gray16, orientation
+    image_member, gray16, orientation, decode_scale
         See `ImageEmbedder`.
     """
 
@@ -70,6 +70,7 @@ class EmbedPartition:
     image_member: str | None = None
     gray16: str = "scale"
     orientation: str = "stored"
+    decode_scale: str = "exact"
 
     #: A row comes out for each that goes in.
     keeps_rows = True
@@ -89,7 +90,7 @@ class EmbedPartition:
             [
                 (each.name, normalize_token(getattr(self, each.name)))
                 for each in fields(self)
-                if each.name not in ("image_member", "gray16", "orientation")
+                if each.name not in ("image_member", "gray16", "orientation", "decode_scale")
                 or getattr(self, each.name) != each.default
             ],
         )
