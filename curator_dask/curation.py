@@ -26,6 +26,7 @@ from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.storage import Options, absolute, is_remote, join
+from curator_dask.webdataset.finding import find_shards
 
 logger = logging.getLogger("curator_dask")
 
@@ -226,7 +227,7 @@ def curate(
     Parameters
     ----------
     input_path
-        Shards, as `ImageTextPairDataset.from_webdataset` takes them.
+        Shards, as `ImageTextPairDataset.from_webdataset` takes them, or a folder of image files without tars.
     output
         A folder of this machine that all workers see.
     recipe
@@ -249,7 +250,8 @@ def curate(
     folder = absolute(folder)
     places = {name: join(folder, name) for name in (EMBEDDINGS, PASSING, DUPLICATES, SHARDS)}
     summary = CurationSummary(folder)
-    dataset = ImageTextPairDataset.from_webdataset(input_path, recipe.id_col, storage_options=storage_options)
+    found = find_shards(input_path, storage_options)
+    dataset = ImageTextPairDataset.from_shards(found, recipe.id_col, storage_options=storage_options)
     saved = _with_columns(dataset, recipe).save_metadata(places[EMBEDDINGS], overwrite=overwrite)
     summary.steps[EMBEDDINGS] = saved
     if saved.failed_shards:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import fsspec
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import transformers
-from colours import write_dataset, write_tar
+from colours import image_of, write_dataset, write_tar
 from PIL import Image
 from s3 import BUCKET, options, s3_server
 from typer.testing import CliRunner
@@ -422,3 +423,43 @@ def test_retry(tmp_path):
     done = CliRunner().invoke(app, ["retry", str(tmp_path / "data")])
     assert done.exit_code == 2
     assert "no file of curator_dask's is there" in done.stderr
+
+
+def test_a_folder_of_image_files(client, tmp_path):
+    """The commands take it as they take tars: from the check to the curated shards."""
+    for number in range(30):
+        path = tmp_path / "data" / "ab"[number % 2] / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image_of(f"{number:04d}"))
+        path.with_suffix(".txt").write_text(f"caption of {number}")
+    (tmp_path / "data" / "a" / "0008.png").write_bytes(b"no image")
+    at = ("--scheduler-address", client.scheduler.address)
+    done = run_here("check", tmp_path / "data", "--json", tmp_path / "check.json")
+    found = json.loads((tmp_path / "check.json").read_text())
+    assert done.returncode == 0, done.stdout
+    assert (found["samples"], found["rows"], found["images"]["unusable"]) == (30, 30, {"not an image": 1})
+    model = ("--model", "test_vit", "--no-pretrained")
+    done = run_here("embed", tmp_path / "data", tmp_path / "out", *model, *at)
+    assert done.returncode == 0, done.stderr
+    assert "30 rows in 1 files; 1 failed images" in done.stdout
+    done = run_here("export", tmp_path / "out", tmp_path / "tars", "--where", "image_error is null", *at)
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(tmp_path / "tars" / "00000.tar") as tar:
+        images = {each.name: tar.extractfile(each).read() for each in tar if each.name.endswith(".png")}
+    assert images == {
+        f"{'ab'[number % 2]}/{number:04d}.png": image_of(f"{number:04d}")
+        for number in range(30)
+        if number != 8
+    }
+    (tmp_path / "recipe.yaml").write_text(
+        "statistics: [width]\nwhere: width >= 0\nexport: {samples_per_shard: 20}\n"
+    )
+    done = run_here(
+        "curate", tmp_path / "data", tmp_path / "curated", "--config", tmp_path / "recipe.yaml", *at
+    )
+    assert done.returncode == 0, done.stderr
+    assert "29 of 30 rows" in done.stdout
+    (tmp_path / "curated" / "shards" / "more.png").write_bytes(image_of("7"))
+    done = run_here("export", tmp_path / "curated" / "shards", tmp_path / "one", "--images", *at)
+    assert (done.returncode, len([*(tmp_path / "one").glob("*.tar")])) == (0, 1), done.stderr
+    assert "1 samples in 1 tars" in done.stdout

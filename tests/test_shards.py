@@ -15,7 +15,8 @@ import pytest
 
 from curator_dask.errors import DatasetError, ShardError
 from curator_dask.webdataset.braces import expand_braces
-from curator_dask.webdataset.shards import Shard, ShardRange, discover, stamp
+from curator_dask.webdataset.shards import Shard, ShardRange, discover
+from curator_dask.webdataset.stamps import stamp
 
 
 def touch(*paths: Path) -> None:

@@ -18,7 +18,7 @@ from curator_dask.webdataset import writer
 from curator_dask.webdataset.headers import Member
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.ranges import Extent, Ranges
-from curator_dask.webdataset.shards import stamp
+from curator_dask.webdataset.stamps import stamp
 from curator_dask.webdataset.writer import Entry, write_tar
 
 NAMES = [

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from curator_dask.errors import CuratorError
+from curator_dask.errors import CuratorError, ShardError
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.frames.record import FileRecord
 from curator_dask.storage import Options, RemoteFile, check_regular, is_remote, local_path
+from curator_dask.webdataset.folders import is_folder_shard
 from curator_dask.webdataset.headers import BLOCK, Member, header_problem, header_size, not_a_tar
-from curator_dask.webdataset.shards import Shard, stamp
+from curator_dask.webdataset.shards import Shard
+from curator_dask.webdataset.stamps import stamp
 
 _TAIL = 1 << 16  # bytes of an index file's end in which its last line is looked for
 
@@ -71,6 +73,12 @@ def glance(shard: Shard, with_parquet: bool, options: Options = None) -> Glance:
         For fsspec.
     """
     seen = Glance(shard)
+    if is_folder_shard(shard.url):
+        try:
+            seen.size, seen.ends = stamp(shard.url).size, True
+        except ShardError as error:
+            seen.troubles["unreadable"] = said(error)
+        return seen
     try:
         shard.url.encode()
     except UnicodeEncodeError:

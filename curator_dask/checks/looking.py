@@ -26,7 +26,7 @@ from curator_dask.storage import Options, is_remote, local_path
 from curator_dask.webdataset.idx import StaleIndex
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.layouts import portable_key
-from curator_dask.webdataset.reader import ShardReader
+from curator_dask.webdataset.opening import Reader, open_shard
 from curator_dask.webdataset.samples import IMAGE_EXTENSIONS, Sample, split_name
 
 _SUCCESS = "success"
@@ -117,7 +117,7 @@ def look(
     if not seen.has_tar:
         return found
     try:
-        with ShardReader(seen.shard.url, use_index_files=False, storage_options=options) as reader:
+        with open_shard(seen.shard.url, use_index_files=False, storage_options=options) as reader:
             index = reader.index
             silent = _look_at_samples(index, found)
             if with_parquet and ids is not None:
@@ -286,9 +286,7 @@ def _two_keys(missing: list[str], index: ShardIndex) -> str:
     return f" (the Parquet has {missing[0]!r}{there})"
 
 
-def _look_at_images(
-    reader: ShardReader, index: ShardIndex, found: Look, images: int, max_pixels: int
-) -> None:
+def _look_at_images(reader: Reader, index: ShardIndex, found: Look, images: int, max_pixels: int) -> None:
     count = min(images, len(index.samples))
     places = np.linspace(0, len(index.samples) - 1, count, dtype=int).tolist() if count else []
     for sample in (index.samples[place] for place in places):

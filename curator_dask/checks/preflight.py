@@ -27,7 +27,8 @@ from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.rows.reading import choose_source, learn_schema, read_parquet_rows
 from curator_dask.storage import Options, absolute, is_remote
 from curator_dask.threads import in_threads
-from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet, discover
+from curator_dask.webdataset.finding import find_shards
+from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet
 
 DEFAULT_DIM = 768
 """Values of a vector, where the model is not known: those of ViT-B."""
@@ -54,6 +55,7 @@ def preflight(
     dim: int = DEFAULT_DIM,
     output: str | os.PathLike[str] | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    images: bool = False,
     storage_options: Options = None,
 ) -> Report:
     """Look a dataset over before it is embedded.
@@ -61,7 +63,7 @@ def preflight(
     Parameters
     ----------
     path, id_col, metadata, storage_options
-        As for `ImageTextPairDataset.from_webdataset`.
+        As for `ImageTextPairDataset.from_webdataset`; or a folder of image files without tars.
     shards
         Of how many shards, evenly spread, all headers and keys are read. None: of as many as take seconds; of
         remote ones as many as fit in 256 MB, since they have to be fetched.
@@ -71,6 +73,8 @@ def preflight(
         Where the output is to go: its free space is compared with the estimate.
     max_pixels
         Images above it count as unusable.
+    images
+        Look at the image files of the folder, even where it has tars.
 
     Returns
     -------
@@ -95,7 +99,7 @@ def preflight(
         raise ConfigError(f"shards={shards!r}: expected a whole number of at least 1, 'all' or None")
     if not isinstance(dim, int) or dim < 1:
         raise ConfigError(f"dim={dim!r}: expected a whole number of at least 1")
-    found = discover(path, storage_options)
+    found = find_shards(path, storage_options, images=images)
     kept: dict[Any, Any] = {}
 
     def seen(shard: Any) -> Glance:

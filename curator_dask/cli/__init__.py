@@ -19,6 +19,8 @@ from curator_dask.cli.options import (
     ClusterType,
     Decoder,
     IdColumn,
+    Images,
+    ImagesPath,
     InputPath,
     JsonFile,
     Metadata,
@@ -60,7 +62,7 @@ def main(
 
 @app.command()
 def embed(
-    input_path: InputPath,
+    input_path: ImagesPath,
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Directory or URL for the Parquet files.")],
     model: Annotated[
         str,
@@ -79,6 +81,7 @@ def embed(
     workers: Workers = None,
     id_col: IdColumn = "key",
     metadata: RowSource = Metadata.auto,
+    images: Images = False,
     rows_per_partition: Annotated[
         int | None, typer.Option(min=1, help="Cut shards into partitions of so many rows.")
     ] = None,
@@ -145,12 +148,12 @@ def embed(
     from curator_dask.outputs.lock import RunLock
     from curator_dask.rows.reading import choose_source, learn_schema
     from curator_dask.storage import absolute, is_remote
-    from curator_dask.webdataset.shards import discover
+    from curator_dask.webdataset.finding import find_shards
 
     interrupted = "finished shards are kept, the same command goes on from there"
     with summary_to(json_file) as put, told_plainly(interrupted):
         # What is wrong with the arguments should not cost the start of a cluster.
-        found = discover(input_path, options)
+        found = find_shards(input_path, options, images=images)
         source = choose_source(metadata.value, found, options)
         if source == "parquet":
             learn_schema(found.shards, source, id_col, options)
@@ -180,8 +183,8 @@ def embed(
             on_error="raise" if raise_on_error else "null",
         )
         with workers_of(cluster, scheduler_address, scheduler_file, workers):
-            dataset = ImageTextPairDataset.from_webdataset(
-                input_path,
+            dataset = ImageTextPairDataset.from_shards(
+                found,
                 id_col,
                 metadata=metadata.value,
                 rows_per_partition=rows_per_partition,
@@ -255,9 +258,10 @@ def retry(
 
 @app.command()
 def check(
-    input_path: InputPath,
+    input_path: ImagesPath,
     id_col: IdColumn = "key",
     metadata: RowSource = Metadata.auto,
+    images: Images = False,
     shards: Annotated[
         int | None,
         typer.Option(
@@ -299,6 +303,7 @@ def check(
             dim=dim,
             output=output,
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+            images=images,
             storage_options=options,
         )
         print(report)

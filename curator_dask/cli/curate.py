@@ -10,7 +10,7 @@ from curator_dask.cli.options import (
     EXIT_SHARD,
     Cluster,
     ClusterType,
-    InputPath,
+    ImagesPath,
     JsonFile,
     SchedulerAddress,
     SchedulerFile,
@@ -24,7 +24,7 @@ from curator_dask.cli.options import (
 
 
 def curate(
-    input_path: InputPath,
+    input_path: ImagesPath,
     output: Annotated[
         str, typer.Argument(metavar="OUTPUT", help="Folder for all that is made, seen by all workers.")
     ],
@@ -53,12 +53,12 @@ def curate(
 
     from curator_dask.curation import Recipe
     from curator_dask.curation import curate as do
-    from curator_dask.webdataset.shards import discover
+    from curator_dask.webdataset.finding import find_shards
 
     interrupted = "what was finished is kept, the same command goes on from there"
     with summary_to(json_file) as put, told_plainly(interrupted):
         recipe = Recipe.read(config)
-        discover(input_path, options)  # what is wrong should not cost the start of a cluster
+        find_shards(input_path, options)  # what is wrong should not cost the start of a cluster
         with workers_of(cluster, scheduler_address, scheduler_file, workers):
             summary = do(input_path, output, recipe, overwrite=overwrite, storage_options=options)
         put(summary.to_dict())

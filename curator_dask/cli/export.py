@@ -13,6 +13,7 @@ from curator_dask.cli.options import (
     Cluster,
     ClusterType,
     IdColumn,
+    Images,
     JsonFile,
     OutputOptions,
     SchedulerAddress,
@@ -55,7 +56,8 @@ def export(
     input_path: Annotated[
         str,
         typer.Argument(
-            metavar="INPUT", help="Shards, as embed takes them; or what embed, score or filter wrote."
+            metavar="INPUT",
+            help="Shards or images, as embed takes them; or what embed, score or filter wrote.",
         ),
     ],
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Directory or URL for the tars.")],
@@ -122,6 +124,7 @@ def export(
     index: Annotated[bool, typer.Option(help="DALI's .idx beside each tar.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace what another export has written there.")] = False,
     id_col: IdColumn = "key",
+    images: Images = False,
     cluster: Cluster = ClusterType.auto,
     scheduler_address: SchedulerAddress = None,
     scheduler_file: SchedulerFile = None,
@@ -142,12 +145,13 @@ def export(
     output_options = json_object(output_storage_options, "--output-storage-options") or None
 
     from curator_dask.datasets import ImageTextPairDataset
-    from curator_dask.errors import DatasetError, OutputError
+    from curator_dask.errors import OutputError
     from curator_dask.outputs.export_options import ExportOptions
     from curator_dask.outputs.exporting import export_frame, export_output
     from curator_dask.outputs.failed import output_files
     from curator_dask.outputs.saving import locate
-    from curator_dask.webdataset.shards import discover
+    from curator_dask.webdataset.finding import discover_images
+    from curator_dask.webdataset.shards import NoTarsError, discover
 
     interrupted = "tars that are finished are kept, the same command goes on from there"
     with summary_to(json_file) as put, told_plainly(interrupted):
@@ -167,12 +171,16 @@ def export(
             overwrite=overwrite,
             without=without,
         )
-        with workers_of(cluster, scheduler_address, scheduler_file, workers):
-            try:
-                found = discover(input_path, options)
-            except DatasetError as error:
-                if not output_files(locate(input_path, options), options):
+        try:
+            found = discover_images(input_path) if images else discover(input_path, options)
+        except NoTarsError as error:
+            found = None
+            if not output_files(locate(input_path, options), options):
+                if not error.has_images:
                     raise OutputError(f"neither a tar nor a Parquet file is there: {error}") from None
+                found = discover_images(input_path)
+        with workers_of(cluster, scheduler_address, scheduler_file, workers):
+            if found is None:
                 summary = export_output(
                     input_path,
                     output,

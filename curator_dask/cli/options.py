@@ -53,6 +53,14 @@ InputPath = Annotated[
     str,
     typer.Argument(metavar="INPUT", help="Directory, glob, brace pattern or tar of the shards, or a URL."),
 ]
+ImagesPath = Annotated[
+    str,
+    typer.Argument(
+        metavar="INPUT",
+        help="Directory, glob, brace pattern or tar of the shards, or a URL; or a folder of image files.",
+    ),
+]
+Images = Annotated[bool, typer.Option("--images", help="Take INPUT's image files, even where it has tars.")]
 IdColumn = Annotated[str, typer.Option(help="Column whose values are the keys in the tars.")]
 RowSource = Annotated[Metadata, typer.Option(help="Rows from the Parquet beside each tar, or from the tar.")]
 Cluster = Annotated[ClusterType, typer.Option(help="Start workers on the CPU or the GPUs of this machine.")]

@@ -25,6 +25,8 @@ from curator_dask.runs.graph import map_items, map_step, steps_of
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.step import Step, check_step
 from curator_dask.runs.summary import SaveSummary
+from curator_dask.webdataset.finding import discover_images
+from curator_dask.webdataset.folders import SAMPLES_PER_SHARD, is_folder_shard
 from curator_dask.webdataset.shards import ShardSet, discover
 from curator_dask.webdataset.staging import STAGE
 
@@ -34,9 +36,9 @@ logger = logging.getLogger("curator_dask")
 class ImageTextPairDataset(Selectable, Exportable):
     """Image-text pairs: a lazy frame with a row a pair, and the shards that hold the images.
 
-    Make one with `from_webdataset`. `metadata` may be replaced by anything made from it (columns selected, rows
-    filtered, partitions picked, shuffled, repartitioned): a row finds its image by its key and its shard, the
-    columns `id_col` and ``__url__``, which must be kept for as long as images are needed.
+    Make one with `from_webdataset` or `from_images`. `metadata` may be replaced by anything made from it (columns
+    selected, rows filtered, partitions picked, shuffled, repartitioned): a row finds its image by its key and its
+    shard, the columns `id_col` and ``__url__``, which must be kept for as long as images are needed.
 
     Parameters
     ----------
@@ -105,24 +107,47 @@ class ImageTextPairDataset(Selectable, Exportable):
         DatasetError
             No shards; some with and some without Parquet; no key column; columns that differ in kind.
         """
-        check_options(id_col, metadata)
-        if rows_per_partition is not None and (
-            not isinstance(rows_per_partition, int) or rows_per_partition < 1
-        ):
-            raise ConfigError(
-                f"rows_per_partition={rows_per_partition!r}: expected a whole number of at least 1"
-            )
-        try:
-            return cls.from_shards(
-                discover(path, storage_options),
-                id_col,
-                metadata=metadata,
-                rows_per_partition=rows_per_partition,
-                nested_json=nested_json,
-                storage_options=storage_options,
-            )
-        finally:
-            STAGE.clear()  # what was fetched to learn the columns
+        check_options(id_col, metadata, rows_per_partition)
+        return cls.from_shards(
+            discover(path, storage_options),
+            id_col,
+            metadata=metadata,
+            rows_per_partition=rows_per_partition,
+            nested_json=nested_json,
+            storage_options=storage_options,
+        )
+
+    @classmethod
+    def from_images(
+        cls,
+        folder: str | os.PathLike[str],
+        id_col: str = "key",
+        *,
+        samples_per_shard: int = SAMPLES_PER_SHARD,
+    ) -> ImageTextPairDataset:
+        """Find images that are files of their own, in a folder and all below it.
+
+        What lies beside an image, under its name but for the suffix, belongs to it: ``cat.jpg``, ``cat.txt`` (the
+        caption), ``cat.json``. Its key is its path below the folder without suffix, with ``_`` for dots in the file's
+        name. Of several images of one name each has its suffix in its key: ``cat_jpg``, ``cat_png``. Rows have the key,
+        ``file_name``, ``caption``, and the scalar top-level fields of the JSON.
+
+        Parameters
+        ----------
+        folder
+            Local; all workers see it.
+        id_col
+            Name the keys get.
+        samples_per_shard
+            About how many images are a shard: from half as many to twice as many. Where one ends is told by the names
+            of the files: images that come or go change the shard that they are in, and no other.
+
+        Raises
+        ------
+        DatasetError
+            There is no image; two would have one key.
+        """
+        return cls.from_shards(discover_images(folder, samples_per_shard), id_col)
 
     @classmethod
     def from_shards(
@@ -135,14 +160,18 @@ class ImageTextPairDataset(Selectable, Exportable):
         nested_json: bool = False,
         storage_options: Mapping[str, Any] | None = None,
     ) -> ImageTextPairDataset:
-        """The same of shards that were found before (`curator_dask.webdataset.shards.discover`)."""
+        """The same of shards that were found before (`curator_dask.webdataset.finding.find_shards`)."""
+        check_options(id_col, metadata, rows_per_partition)
         show_in_notebook()
         source = choose_source(metadata, found, storage_options)
         rows = "their Parquet files" if source == "parquet" else "their captions and JSON"
         logger.info("found %d shards below %s; rows come from %s", len(found), found.root, rows)
-        schema = learn_schema(found.shards, source, id_col, storage_options, nested_json)
-        reader = ReadShard(id_col, source, schema, storage_options, nested_json)
-        ranges = ranges_of(reader, found.shards, rows_per_partition)
+        try:
+            schema = learn_schema(found.shards, source, id_col, storage_options, nested_json)
+            reader = ReadShard(id_col, source, schema, storage_options, nested_json)
+            ranges = ranges_of(reader, found.shards, rows_per_partition)
+        finally:
+            STAGE.clear()  # what was fetched to learn the columns
         empty = worker_backend().from_arrow(schema.empty_table())
         frame = map_items(reader, ranges, empty, "read-shard")
         tars = [shard.url for shard in found.shards]
@@ -249,6 +278,10 @@ class ImageTextPairDataset(Selectable, Exportable):
             Something would be replaced without `overwrite`, or cannot be written.
         """
         show_in_notebook()
+        if path is None and any(map(is_folder_shard, self.tar_files[:1])):
+            raise ConfigError(
+                f"{self.path}: has images as files, and no Parquet files of its own: give save_metadata a path"
+            )
         return save(
             self.metadata,
             self._steps,

@@ -49,9 +49,11 @@ def _count(reader: ReadShard, shard: Shard) -> int:
         return 0
 
 
-def check_options(id_col: str, metadata: str) -> None:
+def check_options(id_col: str, metadata: str, rows_per_partition: int | None = None) -> None:
     """Raise ConfigError where they are not what `ImageTextPairDataset.from_webdataset` takes."""
     if metadata not in ("auto", "parquet", "tar"):
         raise ConfigError(f"metadata={metadata!r}: expected 'auto', 'parquet' or 'tar'")
     if id_col in (URL_COLUMN, ERROR_COLUMN):
         raise ConfigError(f"id_col={id_col!r}: this name is taken; give the column of the keys")
+    if rows_per_partition is not None and (not isinstance(rows_per_partition, int) or rows_per_partition < 1):
+        raise ConfigError(f"rows_per_partition={rows_per_partition!r}: expected a whole number of at least 1")

@@ -33,7 +33,7 @@ from curator_dask.outputs.saving import check_apart, check_writable, locate
 from curator_dask.runs.leaving import LeaveOut
 from curator_dask.storage import Options, is_remote, join
 from curator_dask.threads import in_threads
-from curator_dask.webdataset.shards import stamp
+from curator_dask.webdataset.stamps import stamp
 
 logger = logging.getLogger("curator_dask")
 

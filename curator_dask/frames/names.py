@@ -8,6 +8,8 @@ URL_COLUMN = "__url__"
 ERROR_COLUMN = "image_error"
 #: The caption, where rows come from a tar.
 CAPTION_COLUMN = "caption"
+#: The image's file below a folder of such files.
+FILE_COLUMN = "file_name"
 #: The class of webdataset's ``.cls``, where rows come from a tar.
 CLASS_COLUMN = "cls"
 #: Column of img2dataset that says what became of a download.

@@ -35,7 +35,7 @@ from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, is_remote, join
 from curator_dask.threads import in_threads
-from curator_dask.webdataset.shards import stamp
+from curator_dask.webdataset.stamps import stamp
 
 logger = logging.getLogger("curator_dask")
 

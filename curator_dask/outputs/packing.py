@@ -29,7 +29,7 @@ from curator_dask.webdataset.idx import index_content
 from curator_dask.webdataset.layouts import EMPTY
 from curator_dask.webdataset.ranges import Extent, Ranges
 from curator_dask.webdataset.samples import Sample, key_text
-from curator_dask.webdataset.shards import FileStamp, stamp
+from curator_dask.webdataset.stamps import FileStamp, stamp
 from curator_dask.webdataset.writer import Entry, write_tar
 
 #: Of the fingerprints: what is written of the same samples.

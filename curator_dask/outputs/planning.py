@@ -24,7 +24,8 @@ from curator_dask.runs.sink import Job
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
-from curator_dask.webdataset.shards import ShardRange, stamp
+from curator_dask.webdataset.shards import ShardRange
+from curator_dask.webdataset.stamps import stamp
 
 
 def plan_schema(job: Job) -> pa.Schema:

@@ -34,12 +34,13 @@ from curator_dask.rows.remarks import EXAMPLES, fact_of, noticing, remark
 from curator_dask.rows.where import Where
 from curator_dask.runs.reports import report_frame
 from curator_dask.storage import Options, join
+from curator_dask.webdataset.folders import is_folder_shard
 from curator_dask.webdataset.headers import Member, encoded
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.layouts import portable_key, portable_suffix
-from curator_dask.webdataset.reader import ShardReader
+from curator_dask.webdataset.opening import open_shard
 from curator_dask.webdataset.samples import Sample, key_text
-from curator_dask.webdataset.shards import FileStamp, stamp
+from curator_dask.webdataset.stamps import FileStamp, stamp
 from curator_dask.webdataset.writer import tar_bytes
 
 #: Of the tables of samples. Text that may be no UTF-8 is binary.
@@ -257,7 +258,7 @@ class _Found:
             try:
                 # An index file is compared with the tar in a few places only, and its names would be those in the
                 # new tars.
-                with ShardReader(url, use_index_files=False, storage_options=self._options) as reader:
+                with open_shard(url, use_index_files=False, storage_options=self._options) as reader:
                     index = reader.index
             except ShardError as error:
                 if error.__cause__ is not None and not isinstance(error.__cause__, ShardError):
@@ -277,9 +278,14 @@ class _Found:
         cut = _last(index) if index.problem else -1
         for row, item, position in zip(rows, ids, found.tolist(), strict=True):
             if position < 0:
-                self._miss(f"{MISSING}: no sample {item!r} in the tar{why_missing(index, item)}", url, item)
+                place = "folder" if is_folder_shard(url) else "tar"
+                self._miss(
+                    f"{MISSING}: no sample {item!r} in the {place}{why_missing(index, item)}", url, item
+                )
             elif position == cut:
                 self._miss(f"damaged: the tar ends in this sample, or behind it: {index.problem}", url, item)
+            elif not index.samples[position].members:  # of a folder, and its image is a link to nothing
+                self._miss(f"{MISSING}: the sample has no file{why_missing(index, item)}", url, item)
             else:
                 self._add(url, row, index.samples[position])
 

@@ -13,8 +13,9 @@ from curator_dask.frames.names import STATUS_COLUMN
 from curator_dask.rows.orphans import remark_orphans
 from curator_dask.rows.reasons import MISSING, Reason
 from curator_dask.rows.remarks import fact_of, remark
+from curator_dask.webdataset.folders import is_folder_shard
 from curator_dask.webdataset.index import ShardIndex, warn_once
-from curator_dask.webdataset.reader import ShardReader
+from curator_dask.webdataset.opening import open_shard
 
 
 def read_images(
@@ -38,7 +39,7 @@ def read_images(
     id_col
         Column of the keys.
     use_index_files
-        See `ShardReader`.
+        See `curator_dask.webdataset.reader.ShardReader`.
     storage_options
         For fsspec.
     found_as
@@ -68,7 +69,8 @@ def read_images(
                 (row, ImageError(f"{MISSING}: the row has no shard (__url__ is null)")) for row in rows
             )
             continue
-        with ShardReader(url, use_index_files=use_index_files, storage_options=storage_options) as reader:
+        place = "folder" if is_folder_shard(url) else "tar"
+        with open_shard(url, use_index_files=use_index_files, storage_options=storage_options) as reader:
             index = reader.index
             if index.duplicates:
                 some = ", ".join(index.duplicates[:3])
@@ -84,7 +86,7 @@ def read_images(
                     )
             for position, row in sorted(zip(found.tolist(), rows, strict=True)):
                 if position < 0:
-                    what = f"no sample {ids[row]!r} in the tar"
+                    what = f"no sample {ids[row]!r} in the {place}"
                     yield row, ImageError(f"{MISSING}: {what}{why_missing(index, ids[row])}")
                     continue
                 member = index.samples[position].image(image_member)

@@ -14,7 +14,7 @@ from curator_dask.rows.reading import companion_ids
 from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.storage import Options
 from curator_dask.webdataset.index import ShardIndex
-from curator_dask.webdataset.shards import stamp
+from curator_dask.webdataset.stamps import stamp
 
 #: What is to be said of shards, by their states: many parts of one ask the same.
 _SAID: Remembered[tuple[Any, str | None]] = POSSESSIONS.add("orphans", Remembered(256))

@@ -21,8 +21,9 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.rows.ids import check_id_type, check_ids
 from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.rows.tar_rows import join_tar, later_columns, read_tar_rows, tar_schema
-from curator_dask.webdataset.reader import ShardReader
-from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet, stamp
+from curator_dask.webdataset.opening import open_shard
+from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet
+from curator_dask.webdataset.stamps import stamp
 
 #: Shards that are looked at on the client to learn the columns, spread evenly over the dataset.
 SCHEMA_SHARDS = 16
@@ -97,7 +98,7 @@ class ReadShard:
         if self.source == "parquet":
             with _open_parquet(shard, self.storage_options) as file:
                 return int(file.metadata.num_rows)
-        with ShardReader(shard.url, storage_options=self.storage_options) as reader:
+        with open_shard(shard.url, storage_options=self.storage_options) as reader:
             return len(reader.index.samples)
 
 
@@ -296,7 +297,7 @@ def companion_ids(
 
 def _remark_unnamed(shard: Shard, storage_options: Mapping[str, Any] | None) -> None:
     """Remark on all samples of a shard whose Parquet has no row: no later step sees this shard."""
-    with contextlib.suppress(ShardError), ShardReader(shard.url, storage_options=storage_options) as reader:
+    with contextlib.suppress(ShardError), open_shard(shard.url, storage_options=storage_options) as reader:
         remark(shard.url, "damaged", reader.index.problem)
         remark(shard.url, "unread", fact_of(map(str, reader.index.unread)))
         remark(shard.url, "orphans", fact_of(sample.key for sample in reader.index.samples))

@@ -1,4 +1,4 @@
-"""Rows of a shard that has no Parquet: from the captions, classes and JSON in its tar."""
+"""Rows of a shard that has no Parquet: from the captions, classes and JSON in its tar, or beside its image files."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 import pyarrow as pa
 
 from curator_dask.errors import CuratorError
-from curator_dask.frames.names import CAPTION_COLUMN, CLASS_COLUMN, URL_COLUMN
+from curator_dask.frames.names import CAPTION_COLUMN, CLASS_COLUMN, FILE_COLUMN, URL_COLUMN
 from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.storage import Options
+from curator_dask.webdataset.folders import FolderReader, is_folder_shard
 from curator_dask.webdataset.headers import Member
 from curator_dask.webdataset.index import warn_once
-from curator_dask.webdataset.reader import ShardReader
+from curator_dask.webdataset.opening import Reader, open_shard
 from curator_dask.webdataset.samples import Sample, key_text, suffix_of
 from curator_dask.webdataset.shards import Shard, ShardRange
 
@@ -43,7 +44,7 @@ def read_tar_rows(
     A value that does not fit the column's type becomes null; how many is logged once a shard.
     """
     # An index file is compared with the tar in a few places only, and here its names would become the rows' keys.
-    with ShardReader(part.shard.url, use_index_files=False, storage_options=storage_options) as reader:
+    with open_shard(part.shard.url, use_index_files=False, storage_options=storage_options) as reader:
         if reader.index.problem:
             warn_once(f"{part.shard.url}: {reader.index.problem}")
         remark(part.shard.url, "damaged", reader.index.problem)
@@ -74,13 +75,14 @@ def read_tar_rows(
 
 def tar_schema(shard: Shard, id_col: str, storage_options: Options, nested_json: bool = False) -> pa.Schema:
     """The columns of a shard's rows, from its first samples: the key, the caption, then the other fields."""
-    columns: dict[str, pa.DataType] = {id_col: pa.string(), CAPTION_COLUMN: pa.string()}
+    names = (id_col, FILE_COLUMN, CAPTION_COLUMN) if is_folder_shard(shard.url) else (id_col, CAPTION_COLUMN)
+    columns: dict[str, pa.DataType] = dict.fromkeys(names, pa.string())
     plain = set(columns)
-    with ShardReader(shard.url, storage_options=storage_options, first=SCHEMA_BYTES) as reader:
+    with open_shard(shard.url, storage_options=storage_options, first=SCHEMA_BYTES) as reader:
         for sample in reader.index.samples[:SCHEMA_SAMPLES]:
             row = tar_row(reader, sample, id_col, nested_json)
             for name, value in row.items():
-                if name not in (id_col, CAPTION_COLUMN):
+                if name not in names:
                     columns[name] = _join_types(columns.get(name, pa.null()), _type_of(value))
             if sample.component("json") is not None:
                 plain |= row.keys() - ({CLASS_COLUMN} if sample.component(CLASS_COLUMN) else set())
@@ -97,7 +99,7 @@ def later_columns(schema: pa.Schema) -> frozenset[str]:
 
 
 def tar_row(
-    reader: ShardReader,
+    reader: Reader,
     sample: Sample,
     id_col: str,
     nested_json: bool = False,
@@ -137,6 +139,8 @@ def tar_row(
             continue
         row[column] = text if column == CAPTION_COLUMN else _number_or_text(text.strip())
     row.pop(URL_COLUMN, None)
+    if isinstance(reader, FolderReader) and (image := sample.image()) is not None:
+        row[FILE_COLUMN] = key_text(image.target)
     # A name that is not UTF-8 cannot be a text value: its odd bytes are shown as \xNN.
     row[id_col] = key_text(sample.key)
     if left_out is not None and len(left_out) < _KINDS_KEPT:
@@ -145,7 +149,7 @@ def tar_row(
     return row
 
 
-def _fields(reader: ShardReader, document: Member | None) -> dict[str, Any]:
+def _fields(reader: Reader, document: Member | None) -> dict[str, Any]:
     """The fields of a JSON object; none where it cannot be read, for the image may be well."""
     if document is None:
         return {}

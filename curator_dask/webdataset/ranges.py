@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from curator_dask.errors import ShardError
 from curator_dask.storage import BLOCK_BYTES, TRIES, Options, RemoteFile, is_remote, local_path
-from curator_dask.webdataset.shards import FileStamp, stamp
+from curator_dask.webdataset.folders import is_folder_shard, look
+from curator_dask.webdataset.stamps import FileStamp, stamp
 
 _OPEN = 64  # files that are held open
 _AHEAD = 4  # blocks of a store that are fetched at a time
@@ -72,9 +73,7 @@ class Ranges:
     def _check(self, urls: Sequence[str]) -> None:
         for url in urls:
             if stamp(url, self._options) != self._stamps[url]:
-                raise ShardError(
-                    f"{url}: the tar was changed since its samples were looked up: run again, when nobody writes there"
-                )
+                raise _changed(url)
 
 
 class Reading:
@@ -89,6 +88,7 @@ class Reading:
         self._fetched: deque[tuple[Extent, Future[bytes]]] = deque()
         self._pool = ThreadPoolExecutor(_AHEAD) if self._blocks else None
         self._kernel_copies = hasattr(os, "copy_file_range")
+        self._paths: dict[str, dict[int, str]] = {}  # of shards that are files
 
     def copies(self, extent: Extent) -> bool:
         """Whether `copy` can be used."""
@@ -98,6 +98,7 @@ class Reading:
         """The bytes of a range."""
         if is_remote(extent.url):
             return self._read_remote(extent)
+        extent = self._in_file(extent)
         data = self._pread(extent.url, extent.size, extent.offset)
         if len(data) != extent.size:
             raise _cut(extent)
@@ -105,6 +106,7 @@ class Reading:
 
     def copy(self, extent: Extent, file: int) -> None:
         """Copy a range of a local tar to the end of an open file."""
+        extent = self._in_file(extent)
         _, offset, left = extent
         source = self._open(extent.url)
         while left:
@@ -112,6 +114,17 @@ class Reading:
             if not done:
                 raise _cut(extent)
             offset, left = offset + done, left - done
+
+    def _in_file(self, extent: Extent) -> Extent:
+        """Where the bytes are: of a shard whose members are files, in one of these."""
+        if not is_folder_shard(extent.url):
+            return extent
+        if extent.url not in self._paths:
+            self._paths[extent.url] = look(extent.url).paths
+        path = self._paths[extent.url].get(extent.offset)
+        if path is None:
+            raise _changed(extent.url)
+        return Extent(path, 0, extent.size)
 
     def _copy_some(self, url: str, source: int, file: int, offset: int, size: int) -> int:
         if self._kernel_copies:
@@ -210,6 +223,12 @@ def _blocks(extents: Sequence[Extent]) -> Iterator[Extent]:
         stop = end
     if stop > start:
         yield Extent(url, start, stop - start)
+
+
+def _changed(url: str) -> ShardError:
+    return ShardError(
+        f"{url}: the shard was changed since its samples were looked up: run again, when nobody writes there"
+    )
 
 
 def _cut(extent: Extent) -> ShardError:

@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from curator_dask.errors import DatasetError, ShardError
+from curator_dask.errors import DatasetError
 from curator_dask.settings import check_variables
-from curator_dask.storage import filesystem, is_remote, local_path, patiently
+from curator_dask.storage import is_remote
 from curator_dask.webdataset.braces import expand_braces
 from curator_dask.webdataset.listings import Files, files_of, is_hidden
+from curator_dask.webdataset.samples import IMAGE_EXTENSIONS
 
 _NUMBERS = re.compile(r"(\d+)")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
@@ -29,9 +30,25 @@ _UNPACK = (
 _FEW = 5  # how many names an error message lists
 
 
+class NoTarsError(DatasetError):
+    """No tar is there.
+
+    Parameters
+    ----------
+    message
+        What is said.
+    has_images
+        Whether there are images instead, in a folder that was searched.
+    """
+
+    def __init__(self, message: str, has_images: bool = False) -> None:
+        super().__init__(message)
+        self.has_images = has_images
+
+
 @dataclass(frozen=True, slots=True)  # there may be 100,000
 class Shard:
-    """One tar of a dataset.
+    """One tar of a dataset, or a run of images of a folder (`curator_dask.webdataset.folders`).
 
     Attributes
     ----------
@@ -102,23 +119,6 @@ class ShardRange:
         return ("ShardRange", shard.url, shard.name, shard.parquet, self.start, self.stop, self.part)
 
 
-@dataclass(frozen=True)
-class FileStamp:
-    """What tells one state of a file from another without reading it.
-
-    Attributes
-    ----------
-    size
-        Bytes.
-    version
-        Time of the last change in nanoseconds for a local file; the etag, or else the time of the last
-        change, for a remote one; empty if the store knows neither.
-    """
-
-    size: int
-    version: str
-
-
 def discover(
     path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     storage_options: Mapping[str, Any] | None = None,
@@ -142,8 +142,10 @@ def discover(
 
     Raises
     ------
+    NoTarsError
+        No shard was found.
     DatasetError
-        No shard was found, a tar that was named is not there, or a directory cannot be listed.
+        A tar that was named is not there, or a directory cannot be listed.
     ConfigError
         An environment variable has a bad value.
     """
@@ -164,6 +166,7 @@ def discover(
     found: list[str]
     missing: list[str] = []
     compressed: list[str] = []
+    pictures = False
     for item in _expanded(items, files):
         if _has_wildcard(item) and not files.exists(item):
             root, found = _from_glob(item, files)
@@ -176,6 +179,7 @@ def discover(
         elif files.is_folder(item):
             root, found = item, list(files.walk(item))
             parquets.update(file for file in found if file.endswith(".parquet"))
+            pictures = pictures or any(map(_is_image, found))
         else:
             _refuse_item(item, files)
         roots[root] = None
@@ -192,8 +196,10 @@ def discover(
     root = _common_folder(list(roots))
     if not tars:
         shown = ", ".join(items[:_FEW])
-        raise DatasetError(
-            f"{shown}: expected at least one .tar file, found none; {_what_is_in(root, files)}"
+        hint = "; images that are files of their own are read by from_images (--images)" if pictures else ""
+        raise NoTarsError(
+            f"{shown}: expected at least one .tar file, found none; {_what_is_in(root, files)}{hint}",
+            pictures,
         )
     prefix = root.rstrip("/") + "/"
     shards = []
@@ -206,35 +212,6 @@ def discover(
         if one.name == other.name:
             raise DatasetError(f"{one.url} and {other.url}: two shards of one name, rename one of them")
     return ShardSet(root, tuple(shards))
-
-
-def stamp(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> FileStamp:
-    """Look at a file's size and version without reading it.
-
-    Parameters
-    ----------
-    url
-        Local path or fsspec URL.
-    storage_options
-        Options for fsspec, where ``url`` is a URL.
-
-    Raises
-    ------
-    ShardError
-        The file does not exist or cannot be looked at.
-    """
-    url = os.fsdecode(url)
-    try:
-        if not is_remote(url):
-            status = os.stat(local_path(url))  # noqa: PTH116
-            return FileStamp(status.st_size, str(status.st_mtime_ns))
-        fs, path = filesystem(url, storage_options)
-        info = patiently(lambda: fs.info(path), url)
-    except Exception as error:  # a store's own, of many types
-        raise ShardError(f"{url}: the file cannot be looked at: {error!r}; is it still there?") from error
-    names = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
-    version = next((str(info[name]) for name in names if info.get(name) is not None), "")
-    return FileStamp(int(info.get("size") or 0), version)
 
 
 def _expanded(items: list[str], files: Files) -> Iterator[str]:
@@ -296,6 +273,10 @@ def _natural(name: str) -> tuple[list[str | int], str]:
 
 def _has_wildcard(path: str) -> bool:
     return any(sign in path for sign in "*?[")
+
+
+def _is_image(path: str) -> bool:
+    return path.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
 
 
 def _is_tar(path: str) -> bool:

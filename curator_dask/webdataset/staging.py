@@ -21,7 +21,7 @@ from curator_dask.cache import POSSESSIONS
 from curator_dask.errors import CuratorError, ShardError
 from curator_dask.settings import STAGE_BYTES
 from curator_dask.storage import BLOCK_BYTES, TRIES, Options, RemoteFile
-from curator_dask.webdataset.shards import FileStamp, stamp
+from curator_dask.webdataset.stamps import FileStamp, stamp
 
 
 @dataclass

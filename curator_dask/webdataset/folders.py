@@ -1,0 +1,341 @@
+"""Folders with a file an image, as shards: each is a run of images in the order of the folder, read where they lie.
+
+Which images a shard has can be told from the folder alone: from the one behind which it begins, on to the first whose
+name marks an end. So an image that comes or goes changes its own shard, and no other; were they counted off from the
+start, it would change all behind it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import os
+import posixpath
+import stat
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote_to_bytes
+
+from curator_dask.cache import POSSESSIONS, Remembered
+from curator_dask.errors import ImageError, ShardError
+from curator_dask.storage import check_regular, local_path
+from curator_dask.webdataset.headers import Member
+from curator_dask.webdataset.index import ShardIndex
+from curator_dask.webdataset.links import Unread
+from curator_dask.webdataset.listings import is_hidden
+from curator_dask.webdataset.samples import IMAGE_EXTENSIONS, Sample
+
+#: Images of a shard, about: from half as many to twice as many.
+SAMPLES_PER_SHARD = 1000
+_SUFFIX = ".images"  # ends the url of such a shard
+_NAME_BYTES = 80  # of an image's name that a shard is named by
+_SETTLED = 2.0  # seconds after which a change of a folder surely shows in its time
+
+
+class FolderShard(NamedTuple):
+    """A run of images in a folder and all below it.
+
+    Attributes
+    ----------
+    folder
+        Local path.
+    after
+        Path below it, without suffix, of the image behind which the run begins; empty: it begins with the first.
+    samples
+        About how many images it has.
+    """
+
+    folder: str
+    after: str
+    samples: int
+
+    @property
+    def url(self) -> str:
+        """Stands for it as the path of a tar does for that: a path in the folder, at which there is no file."""
+        return posixpath.join(self.folder, f"{quote(os.fsencode(self.after), '')}~{self.samples}{_SUFFIX}")
+
+    @property
+    def name(self) -> str:
+        """Of its outputs; says where it begins."""
+        below, stem = posixpath.split(self.after)
+        raw = os.fsencode(stem)
+        if len(raw) > _NAME_BYTES:
+            stem = f"{zlib.crc32(raw):08x}"
+        return posixpath.join(below, f"after-{stem}") if self.after else "first"
+
+    @classmethod
+    def of(cls, url: str) -> FolderShard:
+        """The shard with this url."""
+        folder, name = posixpath.split(local_path(url))
+        after, _, samples = name.removesuffix(_SUFFIX).rpartition("~")
+        return cls(folder, os.fsdecode(unquote_to_bytes(after)), int(samples))
+
+
+def is_folder_shard(url: str) -> bool:
+    """Whether this is the url of a `FolderShard`."""
+    return url.endswith(_SUFFIX)
+
+
+class Group(NamedTuple):
+    """The files of a folder whose names differ in their last suffix alone, some of them images.
+
+    Attributes
+    ----------
+    below
+        The folder, below that of the dataset; empty: that one.
+    stem
+        Of their names.
+    names
+        Sorted.
+    """
+
+    below: str
+    stem: str
+    names: tuple[str, ...]
+
+    @property
+    def path(self) -> str:
+        """Below the dataset's folder, without suffix."""
+        return posixpath.join(self.below, self.stem)
+
+    def samples(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """By key, the names of an image and what belongs to it; of several images each has its suffix in its key.
+
+        A dot in a name becomes ``_``: in a tar the key would end there.
+        """
+        key = posixpath.join(self.below, self.stem.replace(".", "_"))
+        images = [name for name in self.names if _is_image(name)]
+        others = tuple(name for name in self.names if not _is_image(name))
+        for image in images:
+            suffix = f"_{_suffix(image)}" if len(images) > 1 else ""
+            yield f"{key}{suffix}", (image, *others)
+
+
+def walk(folder: str, after: str = "") -> Iterator[Group]:
+    """The images in a folder and all below it, those of a folder before those of the folders in it.
+
+    Hidden files and folders are passed over.
+
+    Parameters
+    ----------
+    folder
+        Local path.
+    after
+        `Group.path` behind which to begin.
+
+    Raises
+    ------
+    ShardError
+        A folder cannot be listed.
+    """
+    yield from _walk(folder, "", after.split("/") if after else [], frozenset())
+
+
+def _walk(root: str, below: str, after: list[str], above: frozenset[str]) -> Iterator[Group]:
+    folder = os.path.join(root, below)  # noqa: PTH118
+    real = os.path.realpath(folder)
+    if real in above:  # links between folders may go in circles
+        return
+    listed = _listing(folder, must_be=not below)
+    if len(after) < 2:
+        start = bisect.bisect_right(listed.files, after[0], key=_stem) if after else 0
+        files = (listed.files[number] for number in range(start, len(listed.files)))
+        for stem, names in itertools.groupby(files, _stem):
+            group = Group(below, stem, tuple(names))
+            if any(map(_is_image, group.names)):
+                yield group
+    deeper = len(after) > 1
+    for name in listed.folders:
+        if not deeper or name >= after[0]:
+            rest = after[1:] if deeper and name == after[0] else []
+            yield from _walk(root, posixpath.join(below, name), rest, above | {real})
+
+
+def ends_shard(group: Group, number: int, samples: int) -> bool:
+    """Whether the images of a shard end with these, which are its ``number``-th: as names, not places, have it."""
+    least = max(1, samples // 2)
+    return number >= 2 * samples or (number >= least and zlib.crc32(os.fsencode(group.path)) % least == 0)
+
+
+class _Listing(NamedTuple):
+    """Names in a folder: files by their stems, folders by their names."""
+
+    files: Sequence[str]
+    folders: Sequence[str]
+
+
+#: By path, time and size of each folder: many shards ask for the same.
+_LISTED: Remembered[_Listing] = POSSESSIONS.add("folders", Remembered(256))
+
+
+def _listing(folder: str, must_be: bool) -> _Listing:
+    try:
+        state = os.stat(folder)  # noqa: PTH116
+        if time.time() - state.st_mtime < _SETTLED:
+            return _list(folder)
+        return _LISTED.get((folder, state.st_ino, state.st_mtime_ns), lambda: _list(folder))
+    except OSError as error:
+        if not must_be and isinstance(error, FileNotFoundError):
+            return _Listing((), ())  # it has gone meanwhile, with all that it had
+        raise ShardError(
+            f"{folder}: the folder cannot be listed: {error.strerror}. All workers must see it"
+        ) from error
+
+
+def _list(folder: str) -> _Listing:
+    files: list[str] = []
+    folders: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not is_hidden(entry.name):
+                (folders if entry.is_dir() else files).append(entry.name)
+    return _Listing(
+        sorted((name for name in files if "." in name), key=lambda name: (_stem(name), name)), sorted(folders)
+    )
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _suffix(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _is_image(name: str) -> bool:
+    return _suffix(name).lower() in IMAGE_EXTENSIONS
+
+
+@dataclass
+class FolderIndex:
+    """The files of a `FolderShard` as they are now.
+
+    Attributes
+    ----------
+    index
+        Its samples. A member's `target` is its file's path below the folder, its `offset` is counted as if the files
+        lay one after the other.
+    size
+        Bytes of all files.
+    version
+        A digest of their names, sizes and times.
+    paths
+        Of the files, by their offsets.
+    """
+
+    index: ShardIndex
+    size: int
+    version: str
+    paths: dict[int, str] = field(default_factory=dict)
+
+
+def look(url: str) -> FolderIndex:
+    """Look at the files of a shard.
+
+    Raises
+    ------
+    ShardError
+        There is no image any more, or the folder cannot be listed.
+    """
+    shard = FolderShard.of(url)
+    samples: dict[str, Sample] = {}
+    repeated: list[str] = []
+    unread: list[Unread] = []
+    digest, at, number = hashlib.blake2b(digest_size=16), 0, 0
+    paths: dict[int, str] = {}
+    for group in walk(shard.folder, shard.after):
+        states = {name: _state(os.path.join(shard.folder, group.below, name)) for name in group.names}  # noqa: PTH118
+        for key, names in group.samples():
+            number += 1
+            members = []
+            for name in names:
+                state, path, member = (
+                    states[name],
+                    posixpath.join(group.below, name),
+                    f"{key}.{_suffix(name)}",
+                )
+                digest.update(os.fsencode(f"{path}\0{state}\n"))
+                if isinstance(state, str):
+                    unread.append(Unread(member, state))
+                    continue
+                members.append(Member(member, at, state[0], path))
+                paths[at] = os.path.join(shard.folder, path)  # noqa: PTH118
+                at += state[0]
+            if samples.setdefault(key, sample := Sample(key, tuple(members))) is not sample:
+                repeated.append(posixpath.join(group.below, names[0]))
+        if ends_shard(group, number, shard.samples):
+            break
+    if not samples:
+        after = f" behind {shard.after!r}" if shard.after else ""
+        raise ShardError(f"{shard.folder}: there is no image{after} any more; are they still there?")
+    index = ShardIndex([*samples.values()], duplicates=tuple(repeated), unread=tuple(unread))
+    return FolderIndex(index, at, digest.hexdigest(), paths)
+
+
+def _state(path: str) -> tuple[int, int] | str:
+    """Size and time of a file, or what speaks against its being one."""
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except FileNotFoundError:
+        return "a link to what is not there"
+    except OSError as error:
+        return f"a file that cannot be looked at: {error.strerror}"
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else "no regular file"
+
+
+class FolderReader:
+    """Reads the files of a `FolderShard`, as `curator_dask.webdataset.reader.ShardReader` the members of a tar.
+
+    Parameters
+    ----------
+    url
+        Of the shard.
+
+    Attributes
+    ----------
+    index
+        Its samples.
+
+    Raises
+    ------
+    ShardError
+        There is no image any more, or the folder cannot be listed.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.index = look(url).index
+        self._folder = FolderShard.of(url).folder
+
+    def read(self, member: Member) -> memoryview:
+        """The bytes of a file.
+
+        Raises
+        ------
+        ImageError
+            It cannot be read.
+        """
+        path = os.path.join(self._folder, member.target)  # noqa: PTH118
+        try:
+            check_regular(path)
+            with open(path, "rb") as file:  # noqa: PTH123
+                return memoryview(file.read())
+        except OSError as error:
+            raise ImageError(f"unreadable: {path}: {error.strerror or error}") from error
+
+    def rescan(self) -> ShardIndex:
+        """The samples: they were looked at when the reader was made."""
+        return self.index
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def __enter__(self) -> FolderReader:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()

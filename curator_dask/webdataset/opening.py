@@ -1,0 +1,32 @@
+"""What reads a shard, whatever it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from curator_dask.webdataset.folders import FolderReader, is_folder_shard
+from curator_dask.webdataset.reader import ShardReader
+
+#: Reads the members of a shard.
+Reader = ShardReader | FolderReader
+
+
+def open_shard(
+    url: str | os.PathLike[str],
+    use_index_files: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
+    first: int | None = None,
+) -> Reader:
+    """What reads a shard: a tar, with the arguments of `ShardReader`, or images of a folder.
+
+    Raises
+    ------
+    ShardError
+        The shard cannot be opened or fetched.
+    """
+    text = os.fsdecode(url)
+    if is_folder_shard(text):
+        return FolderReader(text)
+    return ShardReader(text, use_index_files, storage_options, first)

@@ -1,0 +1,240 @@
+"""Folders with a file an image, as shards: every image finds its row, and a change costs its own shard alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from colours import ColourReader, check_colours, image_of, write_dataset
+
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.errors import ConfigError, DatasetError, ImageError, ShardError
+from curator_dask.webdataset.finding import discover_images, find_shards
+from curator_dask.webdataset.folders import FolderReader, FolderShard, look
+from curator_dask.webdataset.stamps import stamp
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+FOLDERS = ("", "a", "a/v1.0", "z/ü")
+
+
+def write_images(folder: Path, count: int = 40) -> dict[str, bytes]:
+    """By key, the images of a folder; its number is the image's colour."""
+    found = {}
+    for number in random.Random(1).sample(range(count), count):
+        below = folder / FOLDERS[number % len(FOLDERS)]
+        below.mkdir(parents=True, exist_ok=True)
+        path = below / f"pic{number:04d}"
+        data = image_of(f"{number:04d}", ("PNG", "BMP")[number % 2])
+        suffix = ("png", "WebP", "PNG")[number % 3]
+        path.with_suffix(f".{suffix}").write_bytes(data)
+        path.with_suffix(".txt").write_text(f"caption of {number}")
+        if number % 5 == 0:
+            path.with_suffix(".json").write_text(f'{{"width": {number}, "caption": "no"}}')
+        found[str(path.relative_to(folder))] = data
+    (folder / ".hidden.png").write_bytes(b"x")
+    (folder / "README.txt").write_text("no image")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "x.png").write_bytes(b"x")
+    return found
+
+
+def rows_of(dataset):
+    return dataset.compute().set_index("key")
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_images(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_every_image_is_a_row_that_finds_its_image_caption_and_json(tmp_path):
+    images = write_images(tmp_path / "data")
+    dataset = ImageTextPairDataset.from_images(tmp_path / "data", samples_per_shard=4)
+    assert dataset.npartitions > 4 and len(dataset) == len(images)
+    rows = rows_of(dataset)
+    assert {*rows.index} == {*images}
+    for key, row in rows.iterrows():
+        number = int(key[-4:])
+        assert row["caption"] == f"caption of {number}"
+        assert (tmp_path / "data" / row["file_name"]).read_bytes() == images[key]
+        assert (row["width"] == number) if number % 5 == 0 else row.isna()["width"]
+    summary = ColourReader()(dataset).save_metadata(tmp_path / "out")
+    assert (summary.rows, summary.failed) == (40, 0)
+    table = pq.read_table(tmp_path / "out", columns=["key", "image_embedding"])
+    digits = [key[-4:] for key in table["key"].to_pylist()]
+    check_colours(digits, table["image_embedding"].to_pylist())
+
+
+def test_images_that_come_or_go_cost_their_own_shard_alone(data, tmp_path):
+    def run():
+        dataset = ImageTextPairDataset.from_images(data, samples_per_shard=4)
+        return ColourReader()(dataset).save_metadata(tmp_path / "out")
+
+    shards = run().written
+    assert run().skipped == shards
+    names = {shard.name for shard in discover_images(data, 4)}
+    (data / "a" / "pic0000a.png").write_bytes(image_of("100"))
+    assert names <= {shard.name for shard in discover_images(data, 4)}
+    summary = run()
+    assert summary.skipped >= shards - 1 and summary.rows + summary.rows_before == 41
+    file = data / "pic0024.png"
+    os.utime(file, ns=(1, file.stat().st_mtime_ns + 1))
+    summary = run()
+    assert summary.written == 1 and summary.rows + summary.rows_before == 41
+    (data / "pic0012.txt").write_text("another caption")
+    assert run().written == 1
+    table = pq.read_table(tmp_path / "out", filters=[("key", "==", "pic0012")])
+    assert table["caption"].to_pylist() == ["another caption"]
+
+
+def test_what_cannot_be_read_costs_its_row(data, tmp_path):
+    (data / "empty.jpg").touch()
+    (data / "text.jpg").write_text("no image")
+    (data / "gone.jpg").symlink_to("nothing")
+    os.mkfifo(data / "pipe.jpg")
+    (data / "alone.txt").write_text("a caption without an image")
+    dataset = ImageTextPairDataset.from_images(data)
+    summary = ColourReader()(dataset).save_metadata(tmp_path / "out")
+    assert (summary.rows, summary.failed) == (44, 4)
+    rows = pq.read_table(tmp_path / "out").to_pandas().set_index("key")["image_error"]
+    assert rows["empty"] == "empty (0 bytes)"
+    assert "gone.jpg is a link to what is not there" in rows["gone"]
+    assert "pipe.jpg is no regular file" in rows["pipe"]
+    exported = dataset.to_webdataset(tmp_path / "tars")
+    assert (exported.kept, exported.missing) == (42, 2)
+    with FolderReader(look_url := next(iter(discover_images(data))).url) as reader:
+        member = reader.index.samples[0].members[0]
+        (data / member.target).unlink()
+        with pytest.raises(ImageError, match=f"unreadable: {data / member.target}: No such file"):
+            reader.read(member)
+    assert stamp(look_url).size == sum(m.size for s in look(look_url).index.samples for m in s.members)
+
+
+def test_several_images_of_a_name_have_their_suffixes_in_their_keys(tmp_path):
+    for name in ("a.png", "a.JPG", "b.c.png", "d.png"):
+        (tmp_path / name).write_bytes(image_of("7"))
+    (tmp_path / "a.txt").write_text("of both")
+    (tmp_path / "b.c.txt").write_text("of one")
+    rows = rows_of(ImageTextPairDataset.from_images(tmp_path))
+    assert rows["file_name"].to_dict() == {
+        "a_JPG": "a.JPG",
+        "a_png": "a.png",
+        "b_c": "b.c.png",
+        "d": "d.png",
+    }
+    assert rows["caption"].fillna("").to_dict() == {
+        "a_JPG": "of both",
+        "a_png": "of both",
+        "b_c": "of one",
+        "d": "",
+    }
+    (tmp_path / "b_c.png").write_bytes(image_of("8"))
+    with pytest.raises(DatasetError, match=r"b_c\.png: would have the key 'b_c', as 'b\.c\.png' has"):
+        ImageTextPairDataset.from_images(tmp_path)
+
+
+def test_an_export_has_the_original_bytes_and_webdataset_reads_it(tmp_path):
+    images = write_images(tmp_path / "data")
+    dataset = ImageTextPairDataset.from_images(tmp_path / "data", samples_per_shard=4)
+    options = {"samples_per_shard": 15, "where": "caption != 'caption of 3'"}
+    summary = dataset.to_webdataset(tmp_path / "tars", **options)
+    assert (summary.kept, summary.filtered, summary.shards) == (39, 1, 3)
+    found = {}
+    urls = sorted(map(str, (tmp_path / "tars").glob("*.tar")))
+    for sample in webdataset.WebDataset(urls, shardshuffle=False):
+        image = next(sample[suffix] for suffix in ("png", "webp") if suffix in sample)
+        found[sample["__key__"]] = hashlib.sha256(image).hexdigest()
+        assert sample["txt"].decode() == f"caption of {int(sample['__key__'][-4:])}"
+    wanted = {key: hashlib.sha256(data).hexdigest() for key, data in images.items() if key[-4:] != "0003"}
+    assert found == wanted
+    assert (
+        dataset.to_webdataset(
+            tmp_path / "tars", samples_per_shard=15, where="caption != 'caption of 3'"
+        ).written
+        == 0
+    )
+    ImageTextPairDataset.from_webdataset(tmp_path / "tars")
+
+
+def test_a_file_that_changes_while_it_is_exported_stops_its_tar(data, tmp_path):
+    dataset = ImageTextPairDataset.from_images(data)
+    url = dataset.tar_files[0]
+    from curator_dask.webdataset.ranges import Extent, Ranges
+
+    member = look(url).index.samples[3].members[0]
+    ranges = Ranges({url: stamp(url)})
+    extent = Extent(url, member.offset, member.size)
+    with ranges.reading([extent]) as reading:
+        assert reading.read(extent) == (data / member.target).read_bytes()
+    with pytest.raises(ShardError, match="was changed since"), ranges.reading([extent]):
+        (data / member.target).write_bytes(b"else")
+
+
+def test_shards_are_told_by_names_alone(tmp_path):
+    """Whatever comes or goes, shards that do not have it stay as they are; and each is found by its url again."""
+    rng, folder = random.Random(3), tmp_path / "many"
+    (folder / "b").mkdir(parents=True)
+    names = [f"{'b/' * (number % 2)}{rng.getrandbits(40):010x}" for number in range(1200)]
+    for name in names:
+        (folder / f"{name}.jpg").touch()
+    found = discover_images(folder, 40).shards
+    sizes = [len(look(shard.url).index.samples) for shard in found]
+    assert sum(sizes) == len(names) and all(20 <= size <= 80 for size in sizes[:-1])
+    assert 25 <= sum(sizes) / len(sizes) <= 50
+    keys = [sample.key for shard in found for sample in look(shard.url).index.samples]
+    assert keys == sorted(names, key=lambda name: ("/" in name, name))
+    before = {shard.url: stamp(shard.url) for shard in found}
+    (folder / f"{'8' * 10}.jpg").touch()
+    (folder / f"{keys[5]}.jpg").unlink()
+    after = {shard.url: stamp(shard.url) for shard in discover_images(folder, 40)}
+    assert len(before.items() - after.items()) <= 4
+    assert FolderShard.of(found[3].url) == FolderShard(str(folder), FolderShard.of(found[3].url).after, 40)
+
+
+def test_a_listing_that_is_kept_does_not_hide_a_change(data):
+    old = time.time() - 100
+    for below in FOLDERS[::-1]:
+        os.utime(data / below, (old, old))
+    url = discover_images(data).shards[0].url
+    assert len(look(url).index.samples) == 40
+    (data / "new.png").write_bytes(image_of("1"))
+    assert len(look(url).index.samples) == 41
+
+
+def test_what_is_no_folder_of_images_is_said(data, tmp_path):
+    write_dataset(tmp_path / "tars", 1, 2)
+    assert find_shards(tmp_path / "tars").shards[0].url.endswith("00000.tar")
+    assert find_shards(data) == discover_images(data)
+    (tmp_path / "tars" / "more.png").write_bytes(image_of("5"))
+    assert len(find_shards(tmp_path / "tars", images=True)) == 1
+    with pytest.raises(DatasetError, match="images that are files of their own are read by from_images"):
+        ImageTextPairDataset.from_webdataset(data)
+    with pytest.raises(DatasetError, match="expected at least one image, found none"):
+        (tmp_path / "nothing").mkdir()
+        ImageTextPairDataset.from_images(tmp_path / "nothing")
+    with pytest.raises(DatasetError, match="found no folder"):
+        ImageTextPairDataset.from_images(data / "pic0000.png")
+    with pytest.raises(DatasetError, match="mount the store"):
+        ImageTextPairDataset.from_images("s3://bucket/images")
+    with pytest.raises(ConfigError, match="at least 1"):
+        ImageTextPairDataset.from_images(data, samples_per_shard=0)
+    with pytest.raises(ConfigError, match="give save_metadata a path"):
+        ImageTextPairDataset.from_images(data).save_metadata()
+    for url in (FolderShard(str(data), "zz/z", 9).url, FolderShard(str(tmp_path / "gone"), "", 9).url):
+        with pytest.raises(ShardError, match=r"no image behind 'zz/z'|the folder cannot be listed"):
+            stamp(url)
+
+
+def test_links_between_folders_do_not_go_in_circles(data):
+    (data / "a" / "up").symlink_to(data)
+    (data / "again").symlink_to(data / "z")
+    keys = [sample.key for shard in discover_images(data, 4) for sample in look(shard.url).index.samples]
+    assert len(keys) == len({*keys}) == 50 and sum(key.startswith("again/ü/") for key in keys) == 10
