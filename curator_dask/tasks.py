@@ -64,8 +64,11 @@ class FileGroupTask(Task[list[str]]):
 
     def problem(self) -> str | None:
         """What is wrong with the data, in words; None if nothing is."""
-        wrong = next((url for url in self.data if not isinstance(url, str) or not url.endswith(".tar")), None)
-        return None if wrong is None else f"expected urls of tars, found {wrong!r}"
+        wrong = next(
+            (url for url in self.data if not isinstance(url, str) or not url.endswith((".tar", ".images"))),
+            None,
+        )
+        return None if wrong is None else f"expected urls of shards, found {wrong!r}"
 
 
 @dataclass
@@ -75,7 +78,7 @@ class ImageObject:
     Attributes
     ----------
     image_path
-        The shard's url, ``/``, and the member's name in the tar.
+        The shard's url, ``/``, and the member's name in the tar; or the path of the image's file.
     image_id
         The sample's key in the tar.
     metadata

@@ -439,6 +439,12 @@ def test_a_folder_of_image_files(client, tmp_path):
     assert done.returncode == 0, done.stdout
     assert (found["samples"], found["rows"], found["images"]["unusable"]) == (30, 30, {"not an image": 1})
     model = ("--model", "test_vit", "--no-pretrained")
+    rows = {"file_name": ["a/0000.png"], "label": ["red"]}
+    pq.write_table(pa.table(rows), tmp_path / "captions.parquet")
+    given = ("--captions", tmp_path / "captions.parquet")
+    done = run_here("embed", tmp_path / "data", tmp_path / "out", *model, *at, *given)
+    assert done.returncode == 0, done.stderr
+    assert pq.read_table(tmp_path / "out")["label"].to_pylist() == ["red"] + [None] * 29
     done = run_here("embed", tmp_path / "data", tmp_path / "out", *model, *at)
     assert done.returncode == 0, done.stderr
     assert "30 rows in 1 files; 1 failed images" in done.stdout

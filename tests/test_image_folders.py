@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+from colour_stages import stages_of
 from colours import ColourReader, check_colours, image_of, write_dataset
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError, ImageError, ShardError
+from curator_dask.pipeline import Pipeline
 from curator_dask.webdataset.finding import discover_images, find_shards
 from curator_dask.webdataset.folders import FolderReader, FolderShard, look
 from curator_dask.webdataset.stamps import stamp
@@ -141,6 +146,77 @@ def test_several_images_of_a_name_have_their_suffixes_in_their_keys(tmp_path):
         ImageTextPairDataset.from_images(tmp_path)
 
 
+def write_captions(path: Path, names: list[str], form: str) -> Path:
+    columns = {
+        "file_name": [*names, "of/no.png"],
+        "caption": [*map(caption_of, names), "x"],
+        "n": range(len(names) + 1),
+    }
+    table = pa.table({name: pa.array(values) for name, values in columns.items()})
+    if form == "parquet":
+        pq.write_table(table, path.with_suffix(".parquet"))
+    elif form == "csv":
+        pyarrow.csv.write_csv(table, path.with_suffix(".csv"))
+    else:
+        path.with_suffix(".jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in table.to_pylist()))
+    return path.with_suffix(f".{form}")
+
+
+def caption_of(name: str) -> str:
+    return f'of "{name}", in the table'
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
+def test_captions_from_a_table(data, tmp_path, said, form):
+    names = sorted(
+        str(path.relative_to(data)) for path in data.rglob("pic*") if path.suffix[1:] in ("png", "PNG")
+    )
+    captions = write_captions(tmp_path / "captions", [f"./{name}" for name in names], form)
+    dataset = ImageTextPairDataset.from_images(data, captions=captions, samples_per_shard=4)
+    assert f"40 images, {len(names)} with a row; 1 rows without an image" in said.text
+    rows = dataset.compute()
+    assert list(rows.columns) == ["key", "file_name", "caption", "n", "__url__"]
+    assert len(rows) == 40 and rows["caption"].notna().sum() == len(names)
+    for _, row in rows[rows["caption"].notna()].iterrows():
+        assert row["caption"] == caption_of(f"./{row['file_name']}") and names[row["n"]] == row["file_name"]
+    if form == "parquet":
+        best = dataset.top("n", n=2).compute()
+        assert sorted(best["file_name"]) == sorted(names[-2:])
+        assert ColourReader()(dataset).save_metadata(tmp_path / "out").written == dataset.npartitions
+        assert ColourReader()(dataset).save_metadata(tmp_path / "out").written == 0
+        write_captions(tmp_path / "captions", names, form)
+        changed = ImageTextPairDataset.from_images(data, captions=captions, samples_per_shard=4)
+        assert ColourReader()(changed).save_metadata(tmp_path / "out").written == dataset.npartitions
+        table = pq.read_table(tmp_path / "out").to_pandas().dropna(subset="caption")
+        assert {*table["caption"]} == {*map(caption_of, names)}
+        check_colours([key[-4:] for key in table["key"]], table["image_embedding"])
+
+
+def test_no_captions(data):
+    rows = ImageTextPairDataset.from_images(data, captions=None, id_col="id").compute()
+    assert list(rows.columns) == ["id", "file_name", "__url__"] and len(rows) == 40
+
+
+def test_tables_of_captions_that_do_not_fit(data, tmp_path):
+    for table, said in (
+        ({"name": ["pic0000.png"]}, r"expected a column 'file_name' .* found \['name'\]"),
+        ({"file_name": ["pic0000.png", "./pic0000.png"]}, r"1 images stand in several rows, 'pic0000\.png'"),
+        ({"file_name": ["data/pic0000.png"]}, r"none of the 40 images .* found 'data/pic0000\.png'"),
+        ({"file_name": ["pic0000.png"], "key": ["a"]}, r"has columns \['key'\]"),
+    ):
+        pq.write_table(pa.table(table), tmp_path / "captions.parquet")
+        with pytest.raises(DatasetError, match=said):
+            ImageTextPairDataset.from_images(data, captions=tmp_path / "captions.parquet")
+    (tmp_path / "captions.csv").write_bytes(b"")
+    for name, said in (
+        ("captions.csv", "cannot be read"),
+        ("captions.xml", "captions: "),
+        ("data/pic0000.txt", "type"),
+    ):
+        with pytest.raises(DatasetError, match=said):
+            ImageTextPairDataset.from_images(data, captions=tmp_path / name)
+
+
 def test_an_export_has_the_original_bytes_and_webdataset_reads_it(tmp_path):
     images = write_images(tmp_path / "data")
     dataset = ImageTextPairDataset.from_images(tmp_path / "data", samples_per_shard=4)
@@ -231,6 +307,13 @@ def test_what_is_no_folder_of_images_is_said(data, tmp_path):
     for url in (FolderShard(str(data), "zz/z", 9).url, FolderShard(str(tmp_path / "gone"), "", 9).url):
         with pytest.raises(ShardError, match=r"no image behind 'zz/z'|the folder cannot be listed"):
             stamp(url)
+
+
+def test_a_pipeline_takes_it_as_it_takes_tars(data, tmp_path):
+    images = [image for batch in Pipeline("images", stages=stages_of(data)).run() for image in batch.data]
+    assert len(images) == 40 and all(Path(image.image_path).is_file() for image in images)
+    assert all(image.image_path.startswith(f"{data / image.image_id}.") for image in images)
+    check_colours([image.image_id[-4:] for image in images], [image.embedding for image in images])
 
 
 def test_links_between_folders_do_not_go_in_circles(data):

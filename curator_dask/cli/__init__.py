@@ -82,6 +82,12 @@ def embed(
     id_col: IdColumn = "key",
     metadata: RowSource = Metadata.auto,
     images: Images = False,
+    captions: Annotated[
+        str,
+        typer.Option(
+            help="Of image files: txt beside each, a Parquet, CSV or JSONL file with file_name, or none."
+        ),
+    ] = "txt",
     rows_per_partition: Annotated[
         int | None, typer.Option(min=1, help="Cut shards into partitions of so many rows.")
     ] = None,
@@ -146,6 +152,7 @@ def embed(
     from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
     from curator_dask.image.embedders.making import make_embedder
     from curator_dask.outputs.lock import RunLock
+    from curator_dask.rows.image_files import captions_of
     from curator_dask.rows.reading import choose_source, learn_schema
     from curator_dask.storage import absolute, is_remote
     from curator_dask.webdataset.finding import find_shards
@@ -155,6 +162,7 @@ def embed(
         # What is wrong with the arguments should not cost the start of a cluster.
         found = find_shards(input_path, options, images=images)
         source = choose_source(metadata.value, found, options)
+        of_images = captions_of(captions, found, id_col)
         if source == "parquet":
             learn_schema(found.shards, source, id_col, options)
         if not is_remote(output):
@@ -183,14 +191,17 @@ def embed(
             on_error="raise" if raise_on_error else "null",
         )
         with workers_of(cluster, scheduler_address, scheduler_file, workers):
-            dataset = ImageTextPairDataset.from_shards(
-                found,
-                id_col,
-                metadata=metadata.value,
-                rows_per_partition=rows_per_partition,
-                nested_json=nested_json,
-                storage_options=options,
-            )
+            if of_images is not None:
+                dataset = ImageTextPairDataset.from_images(found.root, id_col, **of_images)
+            else:
+                dataset = ImageTextPairDataset.from_shards(
+                    found,
+                    id_col,
+                    metadata=metadata.value,
+                    rows_per_partition=rows_per_partition,
+                    nested_json=nested_json,
+                    storage_options=options,
+                )
             summary = embedder(dataset).save_metadata(
                 output, overwrite=overwrite, drop_failed=drop_failed, **saving
             )

@@ -20,6 +20,7 @@ from curator_dask.errors import ConfigError, DatasetError
 from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.outputs.saving import save
+from curator_dask.rows.image_files import ReadImages, caption_table, images_schema
 from curator_dask.rows.reading import ReadShard, choose_source, learn_schema
 from curator_dask.runs.graph import map_items, map_step, steps_of
 from curator_dask.runs.lineage import trace
@@ -123,14 +124,15 @@ class ImageTextPairDataset(Selectable, Exportable):
         folder: str | os.PathLike[str],
         id_col: str = "key",
         *,
+        captions: str | os.PathLike[str] | None = "txt",
         samples_per_shard: int = SAMPLES_PER_SHARD,
     ) -> ImageTextPairDataset:
         """Find images that are files of their own, in a folder and all below it.
 
         What lies beside an image, under its name but for the suffix, belongs to it: ``cat.jpg``, ``cat.txt`` (the
         caption), ``cat.json``. Its key is its path below the folder without suffix, with ``_`` for dots in the file's
-        name. Of several images of one name each has its suffix in its key: ``cat_jpg``, ``cat_png``. Rows have the key,
-        ``file_name``, ``caption``, and the scalar top-level fields of the JSON.
+        name. Of several images of one name each has its suffix in its key: ``cat_jpg``, ``cat_png``. ``file_name`` is
+        the path with its suffix.
 
         Parameters
         ----------
@@ -138,6 +140,10 @@ class ImageTextPairDataset(Selectable, Exportable):
             Local; all workers see it.
         id_col
             Name the keys get.
+        captions
+            Where the other columns come from. ``"txt"``: from what lies beside, ``caption`` and the scalar top-level
+            fields of the JSON. A Parquet, CSV or JSON Lines file with a column ``file_name``: its columns. None: there
+            are none.
         samples_per_shard
             About how many images are a shard: from half as many to twice as many. Where one ends is told by the names
             of the files: images that come or go change the shard that they are in, and no other.
@@ -145,9 +151,19 @@ class ImageTextPairDataset(Selectable, Exportable):
         Raises
         ------
         DatasetError
-            There is no image; two would have one key.
+            There is no image; two would have one key; the file of captions has none for any of them.
         """
-        return cls.from_shards(discover_images(folder, samples_per_shard), id_col)
+        found = discover_images(folder, samples_per_shard)
+        if captions == "txt":
+            return cls.from_shards(found, id_col)
+        check_options(id_col, "tar")
+        table = None if captions is None else caption_table(captions)
+        if table is not None:
+            logger.info(
+                "%s: %d images, %d with a row; %d rows without an image", table.path, *table.count(found.root)
+            )
+        schema = images_schema(id_col, table)
+        return cls._of(found, ReadImages(id_col, "tar", schema, captions=table), None)
 
     @classmethod
     def from_shards(
@@ -169,13 +185,17 @@ class ImageTextPairDataset(Selectable, Exportable):
         try:
             schema = learn_schema(found.shards, source, id_col, storage_options, nested_json)
             reader = ReadShard(id_col, source, schema, storage_options, nested_json)
-            ranges = ranges_of(reader, found.shards, rows_per_partition)
+            return cls._of(found, reader, rows_per_partition)
         finally:
             STAGE.clear()  # what was fetched to learn the columns
-        empty = worker_backend().from_arrow(schema.empty_table())
+
+    @classmethod
+    def _of(cls, found: ShardSet, reader: ReadShard, rows_per_partition: int | None) -> ImageTextPairDataset:
+        ranges = ranges_of(reader, found.shards, rows_per_partition)
+        empty = worker_backend().from_arrow(reader.schema.empty_table())
         frame = map_items(reader, ranges, empty, "read-shard")
         tars = [shard.url for shard in found.shards]
-        return cls(found.root, frame, tars, id_col, storage_options=storage_options)
+        return cls(found.root, frame, tars, reader.id_col, storage_options=reader.storage_options)
 
     def with_metadata(self, metadata: dd.DataFrame) -> Self:
         """The same dataset with another metadata frame."""

@@ -43,7 +43,7 @@ def read_images(
     storage_options
         For fsspec.
     found_as
-        Filled in with the key in the tar and the member's name, by row, before the row's image is given.
+        Filled in with the key in the tar and the member's name, or its file's, by row, before the row's image is given.
 
     image_member
         See `Sample.image`.
@@ -95,7 +95,8 @@ def read_images(
                     yield row, ImageError(f"{MISSING}: {what}{why_missing(index, ids[row])}")
                     continue
                 if found_as is not None:
-                    found_as[row] = (index.samples[position].key, member.name)
+                    name = member.target if is_folder_shard(url) else member.name
+                    found_as[row] = (index.samples[position].key, name)
                 try:
                     image: Any = reader.read(member)
                 except CuratorError as error:

@@ -81,17 +81,18 @@ class ReadShard:
         ShardError
             The Parquet (or, without one, the tar) cannot be read or does not fit the dataset's columns.
         """
-        how = (part, self.schema, self.id_col, self.storage_options, self.nested_json)
         try:
-            table = (
-                read_parquet_rows(*how, only=self.only) if self.source == "parquet" else read_tar_rows(*how)
-            )
-            table = table if self.only is None else table.select(self.only)
+            table = self.rows(part)
         except UnicodeEncodeError as error:
             raise ShardError(
                 f"{part.shard.url!r}: a name that is not UTF-8 cannot be a value: {error}"
             ) from error
-        return backend.current().from_arrow(table)
+        return backend.current().from_arrow(table if self.only is None else table.select(self.only))
+
+    def rows(self, part: ShardRange) -> pa.Table:
+        """The same as Arrow's table, columns besides `only` as they may come."""
+        how = (part, self.schema, self.id_col, self.storage_options, self.nested_json)
+        return read_parquet_rows(*how, only=self.only) if self.source == "parquet" else read_tar_rows(*how)
 
     def count(self, shard: Shard) -> int:
         """Rows of a shard, from the Parquet's footer or the tar's index."""

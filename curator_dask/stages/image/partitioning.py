@@ -11,7 +11,8 @@ from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError
 from curator_dask.stages.base import Names, ProcessingStage
 from curator_dask.tasks import FileGroupTask, Task
-from curator_dask.webdataset.shards import ShardSet, discover
+from curator_dask.webdataset.finding import find_shards
+from curator_dask.webdataset.shards import ShardSet
 
 
 class FilePartitioningStage(ProcessingStage[Task[Any], FileGroupTask]):
@@ -22,7 +23,8 @@ class FilePartitioningStage(ProcessingStage[Task[Any], FileGroupTask]):
     Parameters
     ----------
     file_paths
-        Directory, glob, brace pattern, tar, or a list of these; local or an fsspec URL.
+        Directory, glob, brace pattern, tar, or a list of these; local or an fsspec URL. Or a folder of image files
+        without tars.
     files_per_partition
         Shards in a group. More than one saves tasks where shards are very small; every shard gets its own output
         file all the same, and one that fails costs only itself.
@@ -77,7 +79,7 @@ class FilePartitioningStage(ProcessingStage[Task[Any], FileGroupTask]):
         DatasetError
             There are none.
         """
-        found = discover(self.file_paths, self.storage_options)
+        found = find_shards(self.file_paths, self.storage_options)
         if self.limit is None:
             return found
         return replace(found, shards=found.shards[: self.limit * self.files_per_partition])

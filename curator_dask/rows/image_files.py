@@ -1,0 +1,210 @@
+"""Rows of images that are files of their own, where their columns come from a table of captions, or from nowhere."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from curator_dask.cache import POSSESSIONS, Remembered
+from curator_dask.errors import ConfigError, DatasetError, ShardError
+from curator_dask.frames.names import FILE_COLUMN, URL_COLUMN
+from curator_dask.rows.reading import ReadShard
+from curator_dask.rows.remarks import fact_of, remark
+from curator_dask.storage import absolute
+from curator_dask.webdataset.folders import is_folder_shard, walk
+from curator_dask.webdataset.opening import open_shard
+from curator_dask.webdataset.samples import key_text
+from curator_dask.webdataset.shards import ShardRange, ShardSet
+from curator_dask.webdataset.stamps import stamp
+
+_FEW = 3  # names that an error gives
+_READERS = {".parquet": pq.read_table, ".csv": pyarrow.csv.read_csv, ".jsonl": pyarrow.json.read_json}
+#: Tables by path and state: every shard of a dataset asks for the same.
+_TABLES: Remembered[pa.Table] = POSSESSIONS.add("captions", Remembered(2))
+
+
+@dataclass(frozen=True)
+class CaptionTable:
+    """A file with a row an image: the column ``file_name``, and any others.
+
+    Attributes
+    ----------
+    path
+        Of a Parquet, CSV or JSON Lines file on a disk that all workers see.
+    """
+
+    path: str
+
+    def read(self) -> pa.Table:
+        """All of it.
+
+        Raises
+        ------
+        DatasetError
+            It cannot be read, has no column ``file_name``, or a name stands in several rows.
+        """
+        try:
+            state = stamp(self.path)
+        except ShardError as error:
+            raise DatasetError(f"captions: {error}") from None
+        return _TABLES.get((self.path, state), self._read)
+
+    def _read(self) -> pa.Table:
+        read = _READERS.get(Path(self.path).suffix.lower())
+        if read is None:
+            raise DatasetError(f"{self.path}: expected a file of the type {', '.join(_READERS)}")
+        try:
+            table = read(io.BytesIO(Path(self.path).read_bytes()))
+        except (OSError, pa.ArrowException) as error:
+            raise DatasetError(f"{self.path}: cannot be read: {' '.join(str(error).split())}") from error
+        if FILE_COLUMN not in table.column_names:
+            raise DatasetError(
+                f"{self.path}: expected a column {FILE_COLUMN!r} with the paths of the images below their folder, found"
+                f" {table.column_names}. Name it so"
+            )
+        names = pc.cast(table.column(FILE_COLUMN), pa.string()).combine_chunks()
+        names = pc.replace_substring_regex(names, r"^(\./)+", "")
+        counts = pc.value_counts(names.drop_null())
+        several = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
+        if several:
+            raise DatasetError(
+                f"{self.path}: {len(several)} images stand in several rows, {', '.join(map(repr, several[:_FEW]))} for"
+                " example: leave one row of each"
+            )
+        table = table.set_column(table.column_names.index(FILE_COLUMN), FILE_COLUMN, names)
+        return table.filter(pc.is_valid(names))
+
+    def schema(self, id_col: str) -> pa.Schema:
+        """The columns of rows.
+
+        Raises
+        ------
+        DatasetError
+            It cannot be used, or a column has the name of one that is made.
+        """
+        found = self.read().schema.remove_metadata()
+        if taken := [name for name in (id_col, URL_COLUMN) if name in found.names]:
+            raise DatasetError(
+                f"{self.path}: has columns {taken}, whose names are those of the keys (id_col) and of the shard: give"
+                " them others"
+            )
+        others = [
+            each.with_type(pa.string()) if pa.types.is_null(each.type) else each
+            for each in found
+            if each.name != FILE_COLUMN
+        ]
+        return _schema(id_col, others)
+
+    def count(self, folder: str) -> tuple[int, int, int]:
+        """Images of a folder; those that have a row; rows that have no image.
+
+        Raises
+        ------
+        DatasetError
+            No image has a row.
+        """
+        files = [
+            key_text(os.path.join(group.below, names[0]))  # noqa: PTH118
+            for group in walk(folder)
+            for _, names in group.samples()
+        ]
+        names = self.read().column(FILE_COLUMN)
+        found = pc.sum(pc.is_in(names, value_set=pa.array(files, pa.string()))).as_py() or 0
+        if not found:
+            has = ", ".join(map(repr, names[:_FEW].to_pylist())) or "none"
+            raise DatasetError(
+                f"{self.path}: none of the {len(files)} images of {folder} has a row: expected names such as"
+                f" {files[0]!r} in the column {FILE_COLUMN!r}, found {has}"
+            )
+        return len(files), found, len(names) - found
+
+
+@dataclass(frozen=True)
+class ReadImages(ReadShard):
+    """Reads rows of image files without what lies beside them.
+
+    Attributes
+    ----------
+    captions
+        Where their columns come from; None: they have none.
+    """
+
+    captions: CaptionTable | None = None
+
+    @property
+    def recipe(self) -> tuple[str, ...]:
+        """What is done to a shard: the table's state is part of it."""
+        state = () if self.captions is None else (*map(str, vars(stamp(self.captions.path)).values()),)
+        return (*super().recipe, "captions", *state)
+
+    def __dask_tokenize__(self) -> Any:
+        return (*super().__dask_tokenize__(), self.captions)
+
+    def rows(self, part: ShardRange) -> pa.Table:
+        """The rows of the range, in the order of the folder."""
+        url = part.shard.url
+        with open_shard(url) as reader:
+            remark(url, "duplicates", fact_of(reader.index.duplicates))
+            remark(url, "unread", fact_of(map(str, reader.index.unread)))
+            samples = reader.index.samples[part.start : part.stop]
+        images = [sample.image() for sample in samples]
+        files = pa.array([None if each is None else key_text(each.target) for each in images], pa.string())
+        made = {
+            self.id_col: pa.array([key_text(sample.key) for sample in samples], pa.string()),
+            FILE_COLUMN: files,
+            URL_COLUMN: pa.array([url] * len(samples), pa.string()),
+        }
+        if self.captions is not None:
+            table = self.captions.read()
+            found = table.take(pc.index_in(files, value_set=table.column(FILE_COLUMN)))
+            made |= {name: found.column(name) for name in table.column_names if name not in made}
+        try:
+            return pa.table([made[each.name].cast(each.type) for each in self.schema], schema=self.schema)
+        except (KeyError, pa.ArrowInvalid) as error:
+            raise ShardError(
+                f"{url}: the table of captions has changed since the dataset was made ({error}): make it again"
+            ) from error
+
+
+def images_schema(id_col: str, captions: CaptionTable | None) -> pa.Schema:
+    """The columns of `ReadImages`."""
+    return _schema(id_col, []) if captions is None else captions.schema(id_col)
+
+
+def _schema(id_col: str, others: list[pa.Field]) -> pa.Schema:
+    own = [pa.field(name, pa.string()) for name in (id_col, FILE_COLUMN)]
+    return pa.schema([*own, *others, pa.field(URL_COLUMN, pa.string())])
+
+
+def captions_of(given: str, found: ShardSet, id_col: str) -> dict[str, Any] | None:
+    """Arguments of `ImageTextPairDataset.from_images` by those of a command; None where the captions lie beside.
+
+    Raises
+    ------
+    ConfigError
+        The shards are tars.
+    DatasetError
+        The file of captions cannot be used.
+    """
+    if given == "txt":
+        return None
+    if not is_folder_shard(found.shards[0].url):
+        raise ConfigError(f"captions={given!r} (--captions): is for image files, and {found.root} has tars")
+    if given == "none":
+        return {"captions": None}
+    caption_table(given).schema(id_col)
+    return {"captions": given}
+
+
+def caption_table(path: str | os.PathLike[str]) -> CaptionTable:
+    """The table at a path."""
+    return CaptionTable(absolute(os.fsdecode(path)))
