@@ -115,7 +115,7 @@ def test_a_tar_that_changes_while_it_is_copied(data, export, tmp_path, monkeypat
 
     monkeypatch.setattr(PackShard, "__call__", call)
     summary = export()
-    reason = {"touched": "the tar was changed since", "gone": "is it still there"}[change]
+    reason = {"touched": "the shard was changed since", "gone": "is it still there"}[change]
     assert sorted(summary.failed_shards) == ["00003", "00004"] and summary.written == 3
     assert all(reason in why for why in summary.failed_shards.values()) and not summary.complete
     assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == [
