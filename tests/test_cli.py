@@ -22,6 +22,7 @@ from s3 import BUCKET, options, s3_server
 from typer.testing import CliRunner
 
 from curator_dask.cli import app
+from curator_dask.outputs.filtering import filter_output
 from curator_dask.webdataset.index import ShardIndex
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -469,3 +470,52 @@ def test_a_folder_of_image_files(client, tmp_path):
     done = run_here("export", tmp_path / "curated" / "shards", tmp_path / "one", "--images", *at)
     assert (done.returncode, len([*(tmp_path / "one").glob("*.tar")])) == (0, 1), done.stderr
     assert "1 samples in 1 tars" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """What other Parquet files may be like."""
+    folder = tmp_path_factory.mktemp("rows") / "rows"
+    folder.mkdir()
+    table = pa.table(
+        {"key": ["a", "b"], "__url__": ["/no/0.tar"] * 2, "score": [1.0, 2.0], "note": ["x", "y"]}
+    )
+    pq.write_table(table, folder / "0.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (
+            ("embed", "{shards}", "{out}", "--model", "test_vitt"),
+            "no architecture 'test_vitt'. Nearest: test_vit",
+        ),
+        (("embed", "{shards}", "{out}", "--model", "local-dir:{out}"), "no folder"),
+        (("export", "{shards}", "{out}", "--where", "widht > 1"), "no column 'widht' (did you mean width?)"),
+        (("export", "{shards}", "{out}", "--columns", "width,none"), "no such columns ['none']"),
+        (("export", "{rows}", "{out}", "--where", "skore > 1"), "no column 'skore' (did you mean score?)"),
+        (("export", "{rows}", "{out}", "--columns", "score,none"), "no such columns ['none']"),
+        (
+            ("export", "{rows}", "{out}", "--filter-column", "score"),
+            "expected booleans in the column 'score'",
+        ),
+        (("export", "{rows}", "{out}", "--old-id-col", "note"), "old_id_col='note': there is such a column"),
+        (("filter", "{rows}", "{rows}", "--where", "score > 1"), "give another folder for the output"),
+        (("filter", "{rows}", "{filtered}", "--where", "score > 1"), "use overwrite=True"),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_cluster_starts(folder, rows, tmp_path, command, said):
+    (tmp_path / "filtered").mkdir()
+    pq.write_table(pa.table({"key": ["c"]}), tmp_path / "filtered" / "0.parquet")
+    names = {"shards": folder, "rows": rows, "out": tmp_path / "out", "filtered": tmp_path / "filtered"}
+    done = run_here(*(word.format(**names) for word in command))
+    assert done.returncode in (1, 2) and said in " ".join(done.stderr.split()), done.stderr
+    assert "cluster" not in done.stdout
+
+
+def test_a_filter_that_is_finished_starts_no_cluster(rows, tmp_path, in_this_process):
+    filter_output(rows, tmp_path / "out", where="score > 1")
+    done = run_here("filter", rows, tmp_path / "out", "--where", "score > 1")
+    assert done.returncode == 0 and "1 files were finished before" in done.stdout
+    assert "cluster" not in done.stdout

@@ -150,7 +150,8 @@ def embed(
 
     from curator_dask.datasets import ImageTextPairDataset
     from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
-    from curator_dask.image.embedders.making import make_embedder
+    from curator_dask.image.embedders.making import is_transformers, make_embedder
+    from curator_dask.models.weights import check_name
     from curator_dask.outputs.lock import RunLock
     from curator_dask.rows.image_files import captions_of
     from curator_dask.rows.reading import choose_source, learn_schema
@@ -190,6 +191,8 @@ def embed(
             decoder=decoder.value,
             on_error="raise" if raise_on_error else "null",
         )
+        if not (scheduler_address or scheduler_file or is_transformers(model)):
+            check_name(model)
         with workers_of(cluster, scheduler_address, scheduler_file, workers):
             if of_images is not None:
                 dataset = ImageTextPairDataset.from_images(found.root, id_col, **of_images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -150,6 +151,7 @@ def export(
     from curator_dask.outputs.exporting import export_frame, export_output
     from curator_dask.outputs.failed import output_files
     from curator_dask.outputs.saving import locate
+    from curator_dask.rows.reading import choose_source, learn_schema
     from curator_dask.webdataset.finding import discover_images
     from curator_dask.webdataset.shards import NoTarsError, discover
 
@@ -179,17 +181,22 @@ def export(
                 if not error.has_images:
                     raise OutputError(f"neither a tar nor a Parquet file is there: {error}") from None
                 found = discover_images(input_path)
-        with workers_of(cluster, scheduler_address, scheduler_file, workers):
-            if found is None:
-                summary = export_output(
-                    input_path,
-                    output,
-                    chosen,
-                    id_col=id_col,
-                    storage_options=options,
-                    output_storage_options=output_options,
-                )
-            else:
+        start = partial(workers_of, cluster, scheduler_address, scheduler_file, workers)
+        if found is None:
+            summary = export_output(
+                input_path,
+                output,
+                chosen,
+                id_col=id_col,
+                storage_options=options,
+                output_storage_options=output_options,
+                workers=start,
+            )
+        else:
+            source = choose_source("auto", found, options)
+            schema = learn_schema(found.shards, source, id_col, options)
+            chosen.check_columns(schema.empty_table(), schema.names)
+            with start():
                 dataset = ImageTextPairDataset.from_shards(found, id_col, storage_options=options)
                 summary = export_frame(
                     dataset.metadata,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -102,26 +103,20 @@ def filter_rows(
     options = json_object(storage_options, "--storage-options") or None
     output_options = json_object(output_storage_options, "--output-storage-options") or None
 
-    from curator_dask.outputs.filtering import FilterSummary, filter_output
+    from curator_dask.outputs.filtering import filter_output
 
-    def run(to: str | None) -> FilterSummary:
-        return filter_output(
+    interrupted = "files that were written are kept, the same command goes on from there"
+    with summary_to(json_file) as put, told_plainly(interrupted):
+        summary = filter_output(
             embeddings,
-            to,
+            output,
             where=both_of(conditions),
             top=best,
             overwrite=overwrite,
             storage_options=options,
             output_storage_options=output_options,
+            workers=partial(workers_of, cluster, scheduler_address, scheduler_file, workers),
         )
-
-    interrupted = "files that were written are kept, the same command goes on from there"
-    with summary_to(json_file) as put, told_plainly(interrupted):
-        if output is None:
-            summary = run(None)  # looks at columns alone, without a cluster
-        else:
-            with workers_of(cluster, scheduler_address, scheduler_file, workers):
-                summary = run(output)
         put(summary.to_dict())
     if summary.output is not None and not summary.output.complete:
         raise typer.Exit(EXIT_SHARD)

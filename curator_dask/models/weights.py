@@ -9,8 +9,10 @@ import contextlib
 import difflib
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Collection, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 LOCAL_PREFIXES = ("local-dir:", "local_dir:")
 # torch's random state belongs to the process: two models built at once would draw from one seed in turns.
 _SEEDED = threading.Lock()
+_WORD = re.compile(r"\w+")
 
 
 def create_timm_model(
@@ -125,6 +128,32 @@ def state_digest(model: torch.nn.Module) -> str:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(memoryview(flat.view(torch.uint8).numpy()))
     return f"sha256:{digest.hexdigest()}"
+
+
+def check_name(model_name: str) -> None:
+    """See that a model's name is none that no worker of this machine could load, before there are workers.
+
+    timm is loaded, which takes seconds, only for a name whose words are nowhere in its sources.
+
+    Raises
+    ------
+    ConfigError
+        timm has no such model.
+    WeightsError
+        There is no such folder.
+    """
+    if model_name.startswith(LOCAL_PREFIXES):
+        _check_local_folder(model_name, with_weights=False)
+    elif not model_name.startswith(HUB_PREFIXES):
+        timm = find_spec("timm")
+        folders = timm.submodule_search_locations if timm is not None else None
+        sources = sorted(Path(folders[0], "models").glob("*.py")) if folders else []
+        words = {*_WORD.findall(model_name)}
+        for source in sources:
+            words.difference_update(_WORD.findall(source.read_text(encoding="utf-8")))
+            if not words:
+                return
+        _check_registry_name(model_name)
 
 
 def _check_registry_name(model_name: str) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from curator_dask.errors import ConfigError
 from curator_dask.rows.where import Where
 
@@ -55,6 +57,39 @@ class ExportOptions:
                 f"old_id_col={self.old_id_col!r}: keys='original' leaves each sample its key: give keys='sequential'"
             )
 
+    def check_columns(self, rows: pa.Table, columns: Sequence[str]) -> None:
+        """See that rows have what is asked of them.
+
+        Parameters
+        ----------
+        rows
+            None of them are needed, but the columns that are named, with their types.
+        columns
+            All that there are.
+
+        Raises
+        ------
+        ConfigError
+            There is no such column, or it is of a type that does not fit.
+        """
+        named = [*(self.columns or ()), *(() if self.filter_column is None else (self.filter_column,))]
+        if missing := [name for name in dict.fromkeys(named) if name not in columns]:
+            raise ConfigError(f"no such columns {missing}; the rows have {list(columns)}")
+        if self.old_id_col in columns:
+            raise ConfigError(
+                f"old_id_col={self.old_id_col!r}: there is such a column already: give another name"
+            )
+        if self.filter_column is not None:
+            check_boolean(self.filter_column, rows.schema.field(self.filter_column).type)
+        if self.where is not None:
+            Where(self.where).passes(rows.slice(0, 0), columns)
+
+    def names(self, columns: Sequence[str]) -> list[str]:
+        """The columns that are named, of those that there are."""
+        named = {*(self.columns or ()), self.filter_column}
+        named |= set() if self.where is None else {*Where(self.where).columns(columns)}
+        return [name for name in columns if name in named]
+
     @property
     def sequential(self) -> bool:
         """Whether keys are made anew."""
@@ -64,6 +99,14 @@ class ExportOptions:
     def portable(self) -> bool:
         """Whether names are made such that all readers take them alike."""
         return self.layout == "portable" if self.layout is not None else self.sequential
+
+
+def check_boolean(column: str, kind: pa.DataType) -> None:
+    """Raise ConfigError where a column to filter by is not of booleans."""
+    if not pa.types.is_boolean(kind):
+        raise ConfigError(
+            f"expected booleans in the column {column!r}, found {kind}: give a condition instead (where=, --where)"
+        )
 
 
 def _check_number(name: str, value: Any, lowest: int) -> None:

@@ -8,13 +8,15 @@ folder of their name and ``.export``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import posixpath
 import tarfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +44,7 @@ from curator_dask.outputs.selecting import Folder, SelectSamples
 from curator_dask.outputs.sharding import NewShards, ends_by_bytes, ends_by_count, shuffled
 from curator_dask.outputs.unique_keys import check_keys
 from curator_dask.outputs.writing import Output
-from curator_dask.rows.where import Where
+from curator_dask.runs.filtering import some_columns
 from curator_dask.runs.groups import Layout
 from curator_dask.runs.run import run
 from curator_dask.runs.settle import file_tasks, run_targets
@@ -64,6 +66,7 @@ def export_output(
     id_col: str = "key",
     storage_options: Options = None,
     output_storage_options: Options = None,
+    workers: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> ExportSummary:
     """Write the samples of an output's rows into new tars.
 
@@ -80,6 +83,8 @@ def export_output(
         Column of the keys, where files do not say it.
     storage_options, output_storage_options
         For fsspec, where `path` and the tars, and `output`, are URLs; without the second those of `path`, too.
+    workers
+        Opens the cluster to work on, once the arguments are known to fit; else it is the one that is there.
 
     Raises
     ------
@@ -99,10 +104,14 @@ def export_output(
     given = storage_options if output_storage_options is None else output_storage_options
     target = Folder(locate(os.fspath(output), given), given)
     check_apart(rows.path, target.path)
-    export = _Export(target, options or ExportOptions(), id_col, storage_options)
-    with export.place.open():
+    options = options or ExportOptions()
+    found = _schema_of(rows, names)
+    options.check_columns(found.empty_table(), found.names)
+    place = ExportPlace(target)
+    with place.open(), workers():
+        export = _Export(place, options, id_col, storage_options)
         export.write(rows, names)
-    return export.done(started)
+        return export.done(started)
 
 
 def export_frame(
@@ -119,11 +128,11 @@ def export_frame(
 ) -> ExportSummary:
     """Compute a frame, and write the samples of its rows into new tars; see `ImageTextPairDataset.to_webdataset`."""
     started = time.monotonic()
-    wanted = [id_col, URL_COLUMN, *(options.columns or ())]
-    wanted += [] if options.filter_column is None else [options.filter_column]
-    wanted += Where(options.where).columns(list(frame.columns)) if options.where is not None else []
-    if missing := [name for name in dict.fromkeys(wanted) if name not in frame.columns]:
-        raise ConfigError(f"no such columns {missing}; the metadata has {list(frame.columns)}")
+    names = list(frame.columns)
+    wanted = [id_col, URL_COLUMN, *options.names(names)]
+    if missing := [name for name in wanted if name not in names]:
+        raise ConfigError(f"no such columns {missing}; the metadata has {names}")
+    options.check_columns(some_columns(frame._meta, options.names(names)), names)
     path = os.fspath(output)
     if output_options is None and any(
         path.partition("://")[0] == tar.partition("://")[0] for tar in tars[:1]
@@ -132,18 +141,19 @@ def export_frame(
     target = Folder(locate(path, output_options), output_options)
     for folder in {posixpath.dirname(tar) for tar in tars}:
         check_apart(folder, target.path)
-    export = _Export(target, options, id_col, input_options)
-    with export.place.open():
-        sink = _RowsSink(Output(join(export.place.beside, "rows"), target.options, False, True, False))
+    place = ExportPlace(target)
+    with place.open():
+        export = _Export(place, options, id_col, input_options)
+        sink = _RowsSink(Output(join(place.beside, "rows"), target.options, False, True, False))
         if not is_remote(sink.place):
             check_writable(sink.place)
-        kept = [name for name in frame.columns if options.metadata is not None or name in wanted]
+        kept = [name for name in names if options.metadata is not None or name in wanted]
         summary, _ = run(
             frame, earlier_steps, sink, kept=kept, id_col=id_col, input_options=input_options, layout=layout
         )
         _stop_at(summary.failed_shards, "its rows could not be read")
         export.write(Folder(sink.place, target.options), sink.names)
-    return export.done(started)
+        return export.done(started)
 
 
 @dataclass(frozen=True)
@@ -161,10 +171,12 @@ class _RowsSink(ParquetSink):
 class _Export:
     """One export."""
 
-    def __init__(self, target: Folder, options: ExportOptions, id_col: str, shard_options: Options) -> None:
-        self.place = ExportPlace(target)
+    def __init__(
+        self, place: ExportPlace, options: ExportOptions, id_col: str, shard_options: Options
+    ) -> None:
+        self.place = place
         self._options, self._id_col, self._shard_options = options, id_col, shard_options
-        self._summary = ExportSummary(target.path)
+        self._summary = ExportSummary(place.target.path)
         self._client = current_client()
         if self._client is not None:
             set_up_workers(self._client)
@@ -266,12 +278,6 @@ class _Export:
         text_keys = options.sequential or options.portable
         found = _schema_of(rows, names)
         columns = tuple(options.columns or ())
-        if missing := [name for name in columns if name not in found.names]:
-            raise ConfigError(f"columns: no such columns {missing}; the rows have {found.names}")
-        if options.old_id_col in found.names:
-            raise ConfigError(
-                f"old_id_col={options.old_id_col!r}: there is such a column already: give another name"
-            )
         if options.metadata == "json":
             columns = tuple(
                 name

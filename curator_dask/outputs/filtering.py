@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -98,6 +99,7 @@ def filter_output(
     overwrite: bool = False,
     storage_options: Options = None,
     output_storage_options: Options = None,
+    workers: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> FilterSummary:
     """Keep the rows of an output that pass; no tar is opened, no vector changed.
 
@@ -116,6 +118,8 @@ def filter_output(
         Replace files in `output` that something else has made.
     storage_options, output_storage_options
         For fsspec, where `path` and `output` are URLs; without the second those of `path`, too.
+    workers
+        Opens the cluster that files are written on, once there are some to write; else it is the one that is there.
 
     Raises
     ------
@@ -148,7 +152,7 @@ def filter_output(
         options = storage_options if output_storage_options is None else output_storage_options
         target = Output(locate(os.fspath(output), options), options, False, overwrite, False)
         check_apart(source.folder, target.folder)
-        summary.output = _write(names, FilterFile(chosen, source, target), started)
+        summary.output = _write(names, FilterFile(chosen, source, target), started, workers)
     return summary
 
 
@@ -207,13 +211,15 @@ class FilterFile:
         return report_frame(report)
 
 
-def _write(names: Sequence[str], function: FilterFile, started: float) -> SaveSummary:
+def _write(
+    names: Sequence[str],
+    function: FilterFile,
+    started: float,
+    workers: Callable[[], AbstractContextManager[Any]],
+) -> SaveSummary:
     target = function.target
     if not is_remote(target.folder):
         check_writable(target.folder)
-    client = current_client()
-    if client is not None:
-        set_up_workers(client)
     summary = SaveSummary(target.folder)
     with RunLock(target.folder, target.options):
         if not is_remote(target.folder):
@@ -236,10 +242,14 @@ def _write(names: Sequence[str], function: FilterFile, started: float) -> SaveSu
                     " to another path, or use overwrite=True (--overwrite)"
                 )
             todo.append(name)
-        summary.startup_seconds = time.monotonic() - started
         if todo:
-            targets = [Target.of_file(target.folder, name) for name in todo]
-            run_targets(file_tasks(function, todo, "filter-file", client), client, targets, summary)
+            with workers():
+                client = current_client()
+                if client is not None:
+                    set_up_workers(client)
+                summary.startup_seconds = time.monotonic() - started
+                targets = [Target.of_file(target.folder, name) for name in todo]
+                run_targets(file_tasks(function, todo, "filter-file", client), client, targets, summary)
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary

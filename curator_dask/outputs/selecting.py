@@ -25,6 +25,7 @@ from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_footer, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.choosing import read_rows
+from curator_dask.outputs.export_options import check_boolean
 from curator_dask.outputs.removed import stays
 from curator_dask.rows.ids import exact_ids
 from curator_dask.rows.images import why_missing
@@ -206,11 +207,10 @@ class SelectSamples:
             clauses = {clause: Where(clause).passes(table) for clause in where.clauses}
         if self.filter_column is not None:
             column = table.column(self.filter_column)
-            if not pa.types.is_boolean(column.type):
-                raise ConfigError(
-                    f"{path}: expected booleans in the column {self.filter_column!r}, found {column.type}: give a"
-                    " condition instead (where=, --where)"
-                )
+            try:
+                check_boolean(self.filter_column, column.type)
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from None
             known = np.asarray(pc.fill_null(pc.cast(column, pa.int8()), -1))
             passes &= known == 1
             clauses[self.filter_column] = known
