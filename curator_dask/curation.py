@@ -82,7 +82,7 @@ class Recipe:
         ]
         if self.model is None and wants:
             raise ConfigError(f"{', '.join(wants)}: needs vectors: give a model")
-        if taken := {"where", "without", "overwrite"} & {*self.export}:
+        if taken := {"where", "without", "overwrite", "dry_run"} & {*self.export}:
             raise ConfigError(f"export: {sorted(taken)} is not given there, but for all steps")
         for name in ("model_options", "duplicates", "export"):
             if not isinstance(getattr(self, name) or {}, Mapping):

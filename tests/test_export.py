@@ -75,6 +75,28 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
+def test_a_dry_run_says_what_is_needed_and_writes_nothing(dataset, tmp_path):
+    options = {"samples_per_shard": 4, "where": WHERE}
+    planned = dataset.to_webdataset(tmp_path / "out", **options, dry_run=True)
+    assert [*(tmp_path / "out").iterdir()] == []
+    done = dataset.to_webdataset(tmp_path / "out", **options)
+    assert (planned.planned, planned.kept, planned.shards) == (True, done.kept, done.shards)
+    assert (planned.written, planned.bytes, done.planned) == (0, 0, False)
+    assert "a dry run: 3 tars to write, 0 finished before; about" in str(planned)
+    # Small Parquet files are footers for the most part, and the new ones are as many.
+    taken = sum(path.stat().st_size for path in tmp_path.glob("out*/**/*") if path.is_file())
+    assert done.bytes < planned.needed < 2 * taken
+    assert planned.free > planned.needed
+    again = dataset.to_webdataset(tmp_path / "out", **options, dry_run=True)
+    assert (again.skipped, again.needed, again.bytes) == (3, 0, done.bytes)
+    with pytest.raises(OutputError, match="was made of other samples"):
+        dataset.to_webdataset(tmp_path / "out", samples_per_shard=5, dry_run=True)
+    before = digests(tmp_path / "out")
+    dataset.to_webdataset(tmp_path / "out", samples_per_shard=5, dry_run=True, overwrite=True)
+    assert digests(tmp_path / "out") == before
+    assert dataset.to_webdataset(tmp_path / "out", **options).written == 0
+
+
 def passing(keys):
     return [key for key in keys if int(key[-4:]) % 3 == 1]
 

@@ -123,6 +123,9 @@ def export(
         typer.Option(metavar="SEED", min=0, help="A random order over all samples.", show_default=False),
     ] = None,
     index: Annotated[bool, typer.Option(help="DALI's .idx beside each tar.")] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write no tar: say how many, and whether the disk has room.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace what another export has written there.")] = False,
     id_col: IdColumn = "key",
     images: Images = False,
@@ -171,6 +174,7 @@ def export(
             metadata=None if metadata is Columns.none else metadata.value,
             index=index,
             overwrite=overwrite,
+            dry_run=dry_run,
             without=without,
         )
         try:

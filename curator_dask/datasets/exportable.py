@@ -46,6 +46,7 @@ class Exportable(ABC):
         metadata: str | None = "parquet",
         index: bool = True,
         overwrite: bool = False,
+        dry_run: bool = False,
         storage_options: Mapping[str, Any] | None = None,
     ) -> ExportSummary:
         """Compute the metadata, and write the samples of its rows into new tars, every member byte for byte.
@@ -84,6 +85,8 @@ class Exportable(ABC):
             Write DALI's ``.idx`` beside each tar.
         overwrite
             Replace what another export has written there.
+        dry_run
+            Write no tar: the summary says what would be written, how many bytes that needs, and how many are free.
         storage_options
             For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
 
@@ -118,6 +121,7 @@ class Exportable(ABC):
                 metadata=metadata,
                 index=index,
                 overwrite=overwrite,
+                dry_run=dry_run,
             ),
             id_col=self.id_col,
             input_options=self.storage_options,

@@ -36,6 +36,7 @@ class ExportOptions:
     index: bool = True
     overwrite: bool = False
     without: str | None = None
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         for name, lowest in (

@@ -82,7 +82,15 @@ class ExportPlace:
                 self._tell({"export": None})
             yield
 
-    def clear(self, names: Sequence[str], todo: Sequence[int], this: str, overwrite: bool) -> None:
+    def clear(
+        self,
+        names: Sequence[str],
+        todo: Sequence[int],
+        this: str,
+        overwrite: bool,
+        *,
+        only_look: bool = False,
+    ) -> None:
         """See that the tars can be written, and remove those of an earlier export that are not to be there.
 
         Parameters
@@ -95,6 +103,8 @@ class ExportPlace:
             What tells this export from others: where one was interrupted, what it has written is written over.
         overwrite
             So is what others have written.
+        only_look
+            Remove nothing.
 
         Raises
         ------
@@ -113,6 +123,8 @@ class ExportPlace:
                     self._refuse(name, "was made of other samples, or by other settings")
             if stray:
                 self._refuse(stray[0], "is not of this export: who reads the folder finds its samples, too")
+        if only_look:
+            return
         for name in sorted(own - {*names}):
             for part in _PARTS:
                 remove(join(folder, f"{name}{part}"), options)
@@ -128,16 +140,17 @@ class ExportPlace:
         for number in todo:
             remove(manifest.file(f"{names[number]}.parquet"), options)
 
-    def check_space(self, needed: int) -> None:
-        """Raise OutputError where so many bytes are not free."""
+    def check_space(self, needed: int) -> int | None:
+        """Bytes that are free, None in a store; raises OutputError where so many are not."""
         if is_remote(self.target.path):
-            return
+            return None
         free = shutil.disk_usage(self.target.path).free
         if needed > free:
             raise OutputError(
                 f"{self.target.path}: the new tars need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: make"
                 " room, give another path, or choose fewer samples"
             )
+        return free
 
     def _refuse(self, name: str, why: str) -> None:
         raise OutputError(

@@ -33,6 +33,11 @@ class ExportSummary:
         New tars that could not be written, with the reason; a rerun tries them again.
     bytes
         Of all new tars that there are.
+    needed, free
+        Bytes that the others were estimated to take before they were written, with what lies beside them; and those
+        that were free then, None in a store.
+    planned
+        Nothing was written: this is what an export would do.
     fields
         By suffix, how many samples have it.
     habits
@@ -61,6 +66,9 @@ class ExportSummary:
     skipped: int = 0
     failed_shards: dict[str, str] = field(default_factory=dict)
     bytes: int = 0
+    needed: int = 0
+    free: int | None = None
+    planned: bool = False
     fields: Counter[str] = field(default_factory=Counter)
     habits: list[str] = field(default_factory=list)
     no_index: dict[str, str] = field(default_factory=dict)
@@ -112,11 +120,17 @@ class ExportSummary:
     def __str__(self) -> str:
         left = f"{self.filtered} filtered out, {self.missing} without a whole sample"
         done = f"{self.written} written, {self.skipped} finished before"
+        size = self.bytes + (self.needed if self.planned else 0)
         lines = [
-            f"{self.path}: {self.kept} samples in {self.shards} tars, {self.bytes / 1e9:.3g} GB; of {self.rows} rows"
-            f" {left}",
+            f"{self.path}: {self.kept} samples in {self.shards} tars, {size / 1e9:.3g} GB; of {self.rows} rows {left}",
             f"  {done}; {self.seconds:.1f} s",
         ]
+        if self.planned:
+            free = "" if self.free is None else f", {self.free / 1e9:.3g} GB are free"
+            lines[1] = (
+                f"  a dry run: {self.shards - self.skipped} tars to write, {self.skipped} finished before; about"
+                f" {self.needed / 1e9:.3g} GB are needed{free}; {self.seconds:.1f} s"
+            )
         for clause, count in self.passing.items():
             null = f", {self.unknown[clause]} unknown (null)" if self.unknown.get(clause) else ""
             lines.append(f"  {clause}: {count} rows pass{null}")

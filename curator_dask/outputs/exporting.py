@@ -54,8 +54,11 @@ from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, absolute, is_remote, join, local_path
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.layouts import EMPTY, habits
+from curator_dask.webdataset.stamps import stamp
 
 logger = logging.getLogger("curator_dask")
+
+_LINE_BYTES = 64  # of a member, about: in an index, and in the manifest
 
 
 def export_output(
@@ -208,7 +211,16 @@ class _Export:
             check_keys(selected, names)
         shards = self._shards(selected, reports)
         pack = self._packing(rows, selected, shards, names)
-        self._pack(pack, shards, sum(report["bytes"] for report in reports.values()))
+        self._pack(pack, shards, self._bytes_of(rows, reports))
+
+    def _bytes_of(self, rows: Folder, reports: Mapping[str, Mapping[str, Any]]) -> int:
+        """About what all tars take, with what lies beside them."""
+        options, summary = self._options, self._summary
+        total: int = sum(report["bytes"] for report in reports.values())
+        if options.metadata == "parquet":
+            sizes = in_threads(lambda name: stamp(rows.file(name), rows.options).size, list(reports))
+            total += sum(sizes) * summary.kept // max(1, summary.rows)
+        return total + _LINE_BYTES * sum(summary.fields.values()) * (1 + options.index)
 
     def _select(self, rows: Folder, selected: Folder, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         options, summary = self._options, self._summary
@@ -313,10 +325,16 @@ class _Export:
         summary.skipped = len(shards) - len(todo)
         names = [pack.name(number) for number in range(len(shards))]
         this = fingerprint({"marks": [pack.mark(shards[number]) for number in range(len(shards))]})
-        self.place.clear(names, todo, this, self._options.overwrite)
+        options = self._options
+        self.place.clear(names, todo, this, options.overwrite, only_look=True)
+        summary.needed = total_bytes * len(todo) // max(1, len(shards)) + tarfile.RECORDSIZE * len(todo)
+        summary.free = self.place.check_space(summary.needed)
+        summary.planned = options.dry_run
+        if options.dry_run:
+            return
+        self.place.clear(names, todo, this, options.overwrite)
         if not todo:
             return
-        self.place.check_space(total_bytes * len(todo) // len(shards))
 
         def take(number: int, row: Mapping[str, Any]) -> None:
             summary.add_shard(json.loads(row["target"]))
