@@ -110,6 +110,7 @@ HOLDS = {
     "export.md": [
         "(summary.rows, summary.kept, summary.filtered, summary.missing) == (14, 11, 3, 0)",
         "manifest['key'].to_pylist() == pq.read_table(FOLDER + '/curated/00000.parquet')['key'].to_pylist()",
+        "frame['key'].tolist() == manifest['key'].to_pylist()",
         "manifest.num_rows == 11 and mixed.complete and 0 < mixed.kept < 12",
     ],
     "curation.md": ["(summary.rows, summary.failed, summary.kept) == (14, 2, 12) and summary.complete"],
