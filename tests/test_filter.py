@@ -72,6 +72,19 @@ def test_a_condition(where, passes, clauses, columns):
         ("list[1] + 1 < 9", [1, -1, -1, 1]),
         ("list[1] < 9 -- why", [1, -1, -1, 1]),
         ("isnan(x / y)", [0, 1, -1, 0]),
+        ("x / y and true", [1, -1, -1, 1]),
+        ("x / y or y = 0", [1, 1, -1, 1]),
+        ("not (x / y)", [0, -1, -1, 0]),
+        ("info.w and true", [1, -1, -1, 1]),
+        ("list[1] or false", [1, -1, -1, 1]),
+        ("case when info.w then true else false end", [1, 0, 0, 1]),
+        ("if(x / y, true, false)", [1, 0, 0, 1]),
+        ("cast(x / y as boolean)", [1, -1, -1, 1]),
+        ("try_cast(info.w as bool)", [1, -1, -1, 1]),
+        # Nor does what cannot be divided.
+        ("48 % cast(y as int) = 0", [1, -1, 1, 1]),
+        ("48 // cast(y as int) = 24", [1, -1, 0, 0]),
+        ("mod(48, cast(y as int)) = 0 or true", [1, 1, 1, 1]),
     ],
 )
 def test_nan_that_a_condition_computes_is_null(where, passes):

@@ -59,6 +59,25 @@ def test_the_best_over_all_shards(tmp_path, values, kind, asked):
     assert len(kept) == count
 
 
+def test_numbers_of_numpy_and_a_column_without_a_value(tmp_path):
+    dataset = write_scored(tmp_path / "data", [float(number) for number in range(20)])
+    for asked, count in (
+        ({"n": np.int64(3)}, 3),
+        ({"fraction": np.int64(1)}, 20),
+        ({"fraction": np.float32(0.5)}, 10),
+    ):
+        assert set(dataset.top("score", **asked).compute()["key"]) == best_of(dataset, count)
+    assert filter_output(tmp_path / "data", tmp_path / "out", top=("score", np.float64(0.1))).kept == 2
+    assert filter_output(tmp_path / "data", tmp_path / "out", top=("score", 0.1)).output.skipped == 2
+    for asked in ({"n": np.float64(3)}, {"n": True}, {"fraction": True}):
+        with pytest.raises(ConfigError, match="expected one of the two"):
+            dataset.top("score", **asked)
+    nothing = write_scored(tmp_path / "nothing", [None] * 20, pa.null())
+    assert (
+        len(nothing.top("score", n=3).compute()) == 0 == filter_output(nothing.path, top=("score", 0.5)).kept
+    )
+
+
 def test_the_best_alone_are_embedded_and_a_rerun_has_nothing_to_do(tmp_path):
     dataset = write_scored(tmp_path / "in", list(range(20)))
     kept = dataset.filter("score <> 18").top("score", n=5)

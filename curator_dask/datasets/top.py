@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import numbers
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import URL_COLUMN
-from curator_dask.rows.best import Cut, Place, against, ends_at, places_of, values_of
+from curator_dask.rows.best import Cut, Place, against, ends_at, is_number, places_of, values_of
 from curator_dask.rows.reading import ReadShard
 from curator_dask.runs.filtering import BestRows, FilterRows, some_columns
 from curator_dask.runs.graph import map_items, map_step, steps_of
@@ -63,8 +64,8 @@ def find_best(
 
 
 def _check_count(fraction: float | None, n: int | None) -> None:
-    share = isinstance(fraction, int | float) and 0 < fraction <= 1
-    number = isinstance(n, int) and not isinstance(n, bool) and n > 0
+    share = fraction is not None and is_number(fraction) and 0 < fraction <= 1
+    number = n is not None and is_number(n, numbers.Integral) and n > 0
     if (share, n) not in ((True, None),) and (number, fraction) not in ((True, None),):
         raise ConfigError(
             f"top(fraction={fraction!r}, n={n!r}): expected one of the two, fraction above 0, at most 1, or n rows"

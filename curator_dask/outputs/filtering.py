@@ -131,7 +131,7 @@ def filter_output(
     if where is None and top is None:
         raise ConfigError("give a condition (where=, --where), or the share of the best rows (top=, --top)")
     if top is not None:
-        check_share(top)
+        top = check_share(top)
     started = time.monotonic()
     source = Output(locate(os.fspath(path), storage_options), storage_options, False, overwrite, False)
     names = output_files(source.folder, storage_options)

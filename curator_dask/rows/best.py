@@ -5,6 +5,7 @@ Whole numbers are compared as such: a float64 does not tell those beyond 2**53 a
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,8 +56,8 @@ def values_of(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     if column not in table.column_names:
         raise ConfigError(f"has no column {column!r} to find the best rows by")
     values, kind = table.column(column), table.schema.field(column).type
-    if pa.types.is_null(kind):
-        values = values.cast(pa.float64())
+    if values.null_count == len(values) and _may_be_null(kind):
+        values = pa.chunked_array([pa.nulls(len(values), pa.float64())])
     elif pa.types.is_boolean(kind):
         values = values.cast(pa.int8())
     elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
@@ -66,6 +67,11 @@ def values_of(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     found = np.asarray(pc.fill_null(values, 0).to_numpy())
     found = found.astype(np.float64 if found.dtype.kind == "f" else f"{found.dtype.kind}8", copy=False)
     return found, np.asarray(values.is_valid()) & (found == found)
+
+
+def _may_be_null(kind: pa.DataType) -> bool:
+    """Whether a column of this type may be one without any value, which a dataset reads as text."""
+    return bool(pa.types.is_null(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def ends_at(values: Sequence[np.ndarray], count: int) -> tuple[int | float, int]:
@@ -115,6 +121,11 @@ def best_rows(
     return kept
 
 
+def is_number(value: Any, kind: type = numbers.Real) -> bool:
+    """Whether this is a number, NumPy's too, and no boolean."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def check_share(top: Any) -> tuple[str, float]:
     """A column and a share.
 
@@ -123,10 +134,10 @@ def check_share(top: Any) -> tuple[str, float]:
     ConfigError
         It is something else.
     """
-    if isinstance(top, tuple | list) and len(top) == 2 and isinstance(top[1], int | float):
+    if isinstance(top, tuple | list) and len(top) == 2 and is_number(top[1]):
         column, share = top
         if isinstance(column, str) and 0 < share <= 1:
-            return column, share
+            return column, getattr(share, "item", lambda: share)()  # NumPy's as Python's: it goes into JSON
     raise ConfigError(
         f"top={top!r}: expected a column and a share above 0, at most 1, such as ('score', 0.3)"
     )

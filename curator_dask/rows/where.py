@@ -7,6 +7,7 @@ groups): it counts as null.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import functools
@@ -34,6 +35,11 @@ _CLOCKS = frozenset(
     | {"current_localtime", "current_localtimestamp"}
 )
 _MANY = frozenset({"unnest", "unlist", "generate_subscripts"})
+#: Besides comparisons, what asks whether its parts are something.
+_ASKING = frozenset(
+    {"COMPARE_IN", "COMPARE_NOT_IN", "OPERATOR_IS_NULL", "OPERATOR_IS_NOT_NULL", "OPERATOR_NOT"}
+)
+_BOOLEAN = re.compile(r'"(bool|boolean|logical)"', re.IGNORECASE)
 _TABLE = "rows"
 _SELECT = f"SELECT * FROM {_TABLE} WHERE "
 _PARSE = "SELECT json_serialize_sql(?)"
@@ -226,7 +232,7 @@ def _guarded(where: Where, schema: pa.Schema) -> str:
 
 
 def _compared(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """What is compared and may be NaN, by what holds it and where; what is inside of it before it."""
+    """What is compared, or taken for true or false, and may be NaN: by what holds it and where, the innermost first."""
     for each in tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list) else ():
         yield from _compared(each)
     if not isinstance(tree, Mapping):
@@ -234,7 +240,15 @@ def _compared(tree: Any) -> Iterator[tuple[Any, Any]]:
     places: list[tuple[Any, Any]] = []
     if tree.get("class") in ("COMPARISON", "BETWEEN"):
         places = [(tree, name) for name in ("left", "right", "input", "lower", "upper") if name in tree]
-    elif tree.get("type") in ("COMPARE_IN", "COMPARE_NOT_IN", "OPERATOR_IS_NULL", "OPERATOR_IS_NOT_NULL"):
+    elif tree.get("class") == "CASE":
+        places = [(each, "when_expr") for each in tree["case_checks"]]
+    elif tree.get("class") == "CAST" and _BOOLEAN.search(
+        json.dumps(tree.get("type_expr", tree.get("cast_type")))
+    ):
+        places = [(tree, "child")]
+    elif str(tree.get("function_name")).lower() == "if":  # its arguments have names since DuckDB 2
+        places = [(tree["arguments"][0], "expression") if "arguments" in tree else (tree["children"], 0)]
+    elif tree.get("class") == "CONJUNCTION" or tree.get("type") in _ASKING:
         places = [(tree["children"], number) for number in range(len(tree["children"]))]
     for holder, place in places:
         kind, names = holder[place].get("class"), holder[place].get("column_names", ())
@@ -293,4 +307,6 @@ def _connection() -> Any:
         import duckdb
 
         _local.connection = duckdb.connect(config={"enable_external_access": "false", "threads": 1})
+        with contextlib.suppress(duckdb.CatalogException):  # before DuckDB 2 it gives null without being told
+            _local.connection.execute("SET error_on_division_by_zero = false")
     return _local.connection
