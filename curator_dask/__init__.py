@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from curator_dask.cluster.client import get_client
+    from curator_dask.dedup.nemo import ClusteringModel, SemanticClusterLevelDedup
 
-__all__ = ["__version__", "get_client"]
+__all__ = ["ClusteringModel", "SemanticClusterLevelDedup", "__version__", "get_client"]
 __version__ = "0.1.0"
+
+_MODULES = {
+    "ClusteringModel": "dedup.nemo",
+    "SemanticClusterLevelDedup": "dedup.nemo",
+    "get_client": "cluster.client",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "get_client":
-        return importlib.import_module("curator_dask.cluster.client").get_client
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

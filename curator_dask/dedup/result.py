@@ -8,7 +8,6 @@ import posixpath
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,22 +17,19 @@ from curator_dask.cluster.setup import set_up_workers
 from curator_dask.cluster.workers import current_client
 from curator_dask.dedup.phases import WORK_SUFFIX
 from curator_dask.dedup.running import Deduplication, Settings
-from curator_dask.dedup.scanning import Source
+from curator_dask.dedup.scanning import Source, find_sources
 from curator_dask.dedup.summary import DedupSummary
 from curator_dask.errors import ConfigError, DatasetError, OutputError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_footer, remove_leftovers, write_table
 from curator_dask.frames.record import FileRecord
-from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.removed import DUPLICATES as FILE
 from curator_dask.outputs.removed import read_removed
 from curator_dask.outputs.saving import check_apart, check_writable, locate
 from curator_dask.runs.leaving import LeaveOut
 from curator_dask.storage import Options, is_remote, join
-from curator_dask.threads import in_threads
-from curator_dask.webdataset.stamps import stamp
 
 logger = logging.getLogger("curator_dask")
 
@@ -160,21 +156,8 @@ class Duplicates:
         for path, fixed in ((self._against, True), (self._source, False)):
             if path is None:
                 continue
-            folder = locate(path, self._options)
-            names = output_files(folder, self._options)
-            if not names:
-                raise OutputError(f"{folder}: no Parquet file is there. Give the folder that embed wrote to")
-            paths = [join(folder, name) for name in names]
-            stamps = in_threads(lambda each: stamp(each, self._options), paths)
-            found += [
-                Source(each, self._options, _name(each, vars(what), fixed), fixed)
-                for each, what in zip(paths, stamps, strict=True)
-            ]
+            found += find_sources(locate(path, self._options), self._options, fixed)
         return found
-
-
-def _name(path: str, state: Any, fixed: bool) -> str:
-    return fingerprint({"path": path, "state": state, "fixed": fixed})[:16]
 
 
 def _table(run: Deduplication) -> pa.Table:

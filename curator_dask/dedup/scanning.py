@@ -12,11 +12,15 @@ import pyarrow as pa
 from curator_dask.dedup.keeping import Keep
 from curator_dask.dedup.phases import Phase
 from curator_dask.errors import CuratorError, OutputError, ShardError
+from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import list_to_matrix, vectors_in
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet, read_footer, write_table
 from curator_dask.frames.record import FileRecord
-from curator_dask.storage import Options
+from curator_dask.outputs.failed import output_files
+from curator_dask.storage import Options, join
+from curator_dask.threads import in_threads
+from curator_dask.webdataset.stamps import stamp
 
 #: What may be wrong with a vector, by the number that stands for it; 0: nothing.
 FAULTS = ("good", "null", "zero", "not finite", "not of unit length")
@@ -43,6 +47,25 @@ class Source:
     options: Options
     name: str
     fixed: bool = False
+
+
+def find_sources(folder: str, options: Options, fixed: bool = False) -> list[Source]:
+    """The Parquet files of a folder or URL, each with a name that changes when it does.
+
+    Raises
+    ------
+    OutputError
+        There is none.
+    """
+    names = output_files(folder, options)
+    if not names:
+        raise OutputError(f"{folder}: no Parquet file is there. Give the folder that embed wrote to")
+    paths = [join(folder, name) for name in names]
+    stamps = in_threads(lambda path: stamp(path, options), paths)
+    return [
+        Source(path, options, fingerprint({"path": path, "state": vars(state), "fixed": fixed})[:16], fixed)
+        for path, state in zip(paths, stamps, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
