@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from curator_dask.cluster.session import DaskExecutor
 from curator_dask.cluster.workers import current_client, tell_workers
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError
@@ -166,7 +167,7 @@ class Pipeline:
             elif not isinstance(stage, ProcessingStage):
                 raise self._wrong(stage, "expected a subclass of ProcessingStage")
 
-    def run(self, client: Client | None = None) -> PipelineResult:
+    def run(self, client: Client | DaskExecutor | None = None, checkpoint_path: Any = None) -> PipelineResult:
         """Run the pipeline over all shards, and log a summary.
 
         With a writer at the end a second run does only what is missing, as `save_metadata` does.
@@ -174,8 +175,10 @@ class Pipeline:
         Parameters
         ----------
         client
-            Of the cluster, from `get_client`; None takes the client that there is, or, if there is none, does the
-            work in this process.
+            Of the cluster, from `get_client`; None, or a `DaskExecutor`, takes the client that there is, or, if there
+            is none, does the work in this process.
+        checkpoint_path
+            Taken for the sake of scripts of NeMo Curator 1.x: the output itself says what is finished.
 
         Returns
         -------
@@ -190,7 +193,7 @@ class Pipeline:
             As `ImageTextPairDataset.from_webdataset` and `save_metadata`.
         """
         self.build()
-        if client is None:
+        if client is None or isinstance(client, DaskExecutor):
             client = current_client()
         elif not hasattr(client, "scheduler_info"):
             raise ConfigError(f"client: expected what get_client gives, found {type(client).__name__}")

@@ -148,6 +148,8 @@ HOLDS = {
         "subprocess.run([sys.executable, '-m', 'pytest', '-q', SCRIPT + '::TestProbe']).returncode == 0",
     ],
     "coming-from-nemo-curator.md": [
+        "len(clustered) == 12",
+        "dataset_with_embeddings.metadata['is_unique'].compute().sum() == 14 - len(removed)",
         "pq.read_table(FOLDER + '/embeddings').num_rows == 14",
         "len(result.objects) == 14",
         "all(each.image_data is None for each in result.objects)",

@@ -6,23 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from curator_dask.dedup.cluster_files import ClusterFiles
 from curator_dask.dedup.kmeans import decide
 from curator_dask.dedup.products import COLUMNS, ROWS, exact_dots, on_device, plain_products
-from curator_dask.dedup.ranking import COSINE_DISTANCE, RankingStrategy
-from curator_dask.errors import ShardError
+from curator_dask.dedup.ranking import RankingStrategy
 from curator_dask.fingerprint import fingerprint
-from curator_dask.frames.names import URL_COLUMN
-from curator_dask.frames.parquet import open_parquet, read_footer, write_table
+from curator_dask.frames.parquet import read_footer, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.storage import join
 
 #: Of what is in the files: another number makes all of them anew.
 VERSION = 1
 _MATCH = "matches"
-_REMOVED = "removed"
 
 
 def nearest_before(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -149,94 +145,3 @@ class Match:
             write_table(self.path(cluster), pa.table(table), record)
             done += len(rows)
         return done
-
-
-@dataclass(frozen=True)
-class Remove:
-    """Writes which items go, and counts those of them that have no twin that stays.
-
-    Attributes
-    ----------
-    matches
-        The tables, all there.
-    eps
-        An item goes if one before it has a cosine of at least 1 - eps.
-    folder
-        Where the files go.
-    id_name
-        What the column of the ids is called there.
-    details
-        With the distance from the centroid, and the cluster.
-    """
-
-    matches: Match
-    eps: float
-    folder: str
-    id_name: str
-    details: bool
-
-    def path(self, name: str) -> str:
-        """Of a task's file."""
-        return join(self.folder, f"part.{name}.parquet")
-
-    def identity(self, name: str) -> str:
-        """Fingerprint of a file."""
-        tables = [self.matches.identity(cluster) for cluster in self.matches.clusters_of(name)]
-        return fingerprint(
-            {"tables": tables, "eps": self.eps, "id": self.id_name, "details": self.details, "v": VERSION}
-        )
-
-    def finished(self, name: str) -> bool:
-        """Whether a file is there."""
-        return read_footer(self.path(name)).is_finished(self.identity(name))
-
-    def make(self, name: str) -> int:
-        """Write a file."""
-        parts, alone, total = [], 0, 0
-        for cluster in self.matches.clusters_of(name):
-            rows = self.matches.ranked(cluster, COSINE_DISTANCE)
-            goes, best = self._goes(cluster, rows)
-            alone += self._without_twin(cluster, rows, goes, best)
-            total += len(rows)
-            gone = rows.filter(pa.array(goes))
-            columns = {self.id_name: gone.column(self.matches.files.id_col)}
-            if URL_COLUMN in gone.column_names:
-                columns[URL_COLUMN] = gone.column(URL_COLUMN)
-            if self.details:
-                columns[COSINE_DISTANCE] = gone.column(COSINE_DISTANCE)
-                columns["cluster"] = pa.array(np.full(len(gone), cluster, np.int32))
-            parts.append(pa.table(columns))
-        table = pa.concat_tables(parts, promote_options="permissive").sort_by(self.id_name)
-        report = {"removed": len(table), "alone": alone, "total": total}
-        record = FileRecord(self.identity(name), id_col=self.id_name, derived=(_REMOVED,), report=report)
-        write_table(self.path(name), table, record)
-        return total
-
-    def counts(self, name: str) -> dict[str, int]:
-        """Of a file that is there: how many items go, how many of them without a twin that stays, and of how many."""
-        record = read_footer(self.path(name)).record
-        return {} if record is None or record.report is None else dict(record.report)
-
-    def _goes(self, cluster: int, rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-        """Which items go, and the place of the nearest before each."""
-        path, ids = self.matches.path(cluster), rows.column(self.matches.files.id_col)
-        try:
-            with open_parquet(path) as file:
-                table = file.read()
-        except (OSError, pa.ArrowException) as error:
-            raise ShardError(f"{path}: cannot be read: {error!r}. Make the tables again") from error
-        if not table.column("id").equals(ids):
-            raise ShardError(f"{path}: is not of the clusters that are there. Make the tables again")
-        goes = table.column("cosine_sim_score").to_numpy() >= 1 - self.eps
-        best = pc.index_in(table.column("max_id"), ids.combine_chunks())
-        return goes, best.combine_chunks().to_numpy(zero_copy_only=False).astype(np.int64)
-
-    def _without_twin(self, cluster: int, rows: pa.Table, goes: np.ndarray, best: np.ndarray) -> int:
-        """How many of the items that go have none within eps that stays."""
-        open_ = goes & goes[best]
-        if not open_.any():
-            return 0
-        files = self.matches.files
-        with_vectors = self.matches.ranked(cluster, COSINE_DISTANCE, files.column)
-        vectors = files.vectors(with_vectors, cluster)
-        return int((nearest_of(vectors[open_], vectors[~goes]) < 1 - self.eps).sum())

@@ -9,36 +9,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from curator_dask.cluster.setup import set_up_workers
-from curator_dask.cluster.workers import current_client
 from curator_dask.datasets.documents import DocumentDataset
+from curator_dask.decode.spec import check_counts
+from curator_dask.dedup.arguments import check_eps, check_rule, local_folder
 from curator_dask.dedup.cluster_files import ClusterFiles
 from curator_dask.dedup.clustering import Clustering
-from curator_dask.dedup.matching import Match, Remove
-from curator_dask.dedup.phases import WORK_SUFFIX, run_phase
-from curator_dask.dedup.ranking import COSINE_DISTANCE, RankingStrategy
+from curator_dask.dedup.matching import Match
+from curator_dask.dedup.phases import WORK_SUFFIX
+from curator_dask.dedup.ranking import RankingStrategy
+from curator_dask.dedup.removing import (
+    Remove,
+    match_clusters,
+    remove_by_stars,
+    remove_duplicates,
+)
 from curator_dask.dedup.scanning import find_sources
-from curator_dask.dedup.semantic import SemanticDeduplication
 from curator_dask.errors import ConfigError, ShardError
 from curator_dask.fingerprint import fingerprint
-from curator_dask.frames.parquet import remove_leftovers, write_table
-from curator_dask.frames.record import FileRecord
+from curator_dask.frames.parquet import remove_leftovers
 from curator_dask.outputs.lock import RunLock
-from curator_dask.outputs.removed import DUPLICATES
-from curator_dask.outputs.saving import check_writable, locate, save
+from curator_dask.outputs.saving import check_writable, save
 from curator_dask.runs.lineage import trace
-from curator_dask.storage import is_remote, join
+from curator_dask.storage import join
 
 logger = logging.getLogger("curator_dask")
 
 #: Below the folder of the clustering.
 _BY_CLUSTER = "embs_by_nearest_center"
 _LABEL = "nearest_cent"
-_RULES = ("semdedup", "stars")
 
 
 class ClusteringModel:
@@ -92,12 +91,11 @@ class ClusteringModel:
         profile_dir: str | None = None,
         keep_all_columns: bool = False,
     ) -> None:
-        _check_count("max_iter", max_iter)
-        _check_count("n_clusters", n_clusters)
+        check_counts(max_iter=max_iter, n_clusters=n_clusters)
         self.id_column = id_column
         self.max_iter = max_iter
         self.n_clusters = n_clusters
-        self.clustering_output_dir = _local(clustering_output_dir, "clustering_output_dir")
+        self.clustering_output_dir = local_folder("clustering_output_dir", clustering_output_dir)
         self.embedding_column = embedding_column
         self.random_state = random_state
         self.keep_all_columns = keep_all_columns
@@ -235,17 +233,18 @@ class SemanticClusterLevelDedup:
         *,
         rule: str = "semdedup",
     ) -> None:
-        _check_count("n_clusters", n_clusters)
-        if rule not in _RULES:
-            raise ConfigError(f"rule={rule!r}: expected one of {list(_RULES)}")
+        check_counts(n_clusters=n_clusters)
+        check_rule(rule, which_to_keep)
         self.files = ClusterFiles(
-            _local(emb_by_clust_dir, "emb_by_clust_dir"), _LABEL, n_clusters, id_column, embedding_column
+            local_folder("emb_by_clust_dir", emb_by_clust_dir),
+            _LABEL,
+            n_clusters,
+            id_column,
+            embedding_column,
         )
-        if rule == "stars" and which_to_keep == "random":
-            raise ConfigError("which_to_keep='random': with rule='stars' it is 'hard' or 'easy'")
         self.ranking = RankingStrategy.of(which_to_keep, id_column, sim_metric)
         self.which_to_keep = which_to_keep
-        self.output_dir = _local(output_dir, "output_dir")
+        self.output_dir = local_folder("output_dir", output_dir)
         self.rule = rule
         self._match: Match | None = None
 
@@ -291,7 +290,7 @@ class SemanticClusterLevelDedup:
             raise ConfigError("call compute_semantic_match_dfs() before extract_dedup_data()")
         folder = join(self.output_dir, f"unique_ids_{eps_to_extract}.parquet")
         if self.rule == "stars":
-            counts = self._stars(eps, folder)
+            counts = remove_by_stars(self.files, eps, self.which_to_keep, folder)
         else:
             with RunLock(self.output_dir):
                 counts = remove_duplicates(Remove(self._match, eps, folder, self.files.id_col, details=True))
@@ -305,91 +304,3 @@ class SemanticClusterLevelDedup:
         summary = Path(self.output_dir, f"dedup_summary_{eps_to_extract}.csv")
         summary.write_text(f"{','.join(said)}\n{','.join(map(str, said.values()))}\n", encoding="utf-8")
         return DocumentDataset.read_parquet(folder)
-
-    def _stars(self, eps: float, folder: str) -> dict[str, int]:
-        """By the other rule: the same file, of what `SemanticDeduplication` finds."""
-        files = self.files
-        find = SemanticDeduplication(eps, self.which_to_keep, embedding_column=files.column)
-        place = join(self.output_dir, f"duplicates_{eps}")
-        found = find(files.folder).save(place)
-        removed = pq.read_table(join(place, DUPLICATES), columns=["id"], filters=pc.field("kept") == False)  # noqa: E712
-        parts = []
-        for cluster in range(files.count):
-            if files.paths(cluster):
-                rows = files.read(cluster, [files.id_col, COSINE_DISTANCE])
-                goes = pc.is_in(rows.column(files.id_col).cast(pa.string()), removed.column("id"))
-                parts.append(
-                    rows.append_column(
-                        "cluster", pa.repeat(pa.scalar(cluster, pa.int32()), len(rows))
-                    ).filter(goes)
-                )
-        _remove_others(folder, set())
-        table = pa.concat_tables(parts, promote_options="permissive").sort_by(files.id_col)
-        write_table(join(folder, "part.0.parquet"), table, FileRecord("", id_col=files.id_col))
-        return {"removed": len(table), "alone": 0, "total": found.rows}
-
-
-def match_clusters(match: Match) -> None:
-    """Make the tables of matches that are not there."""
-    _set_up()
-    expected = {match.path(cluster) for name in match.files.names for cluster in match.clusters_of(name)}
-    _remove_others(match.folder, expected)
-    run_phase("matches", match, match.files.names, match.finished, match.folder)
-
-
-def remove_duplicates(remove: Remove) -> dict[str, int]:
-    """Make the files of ids that are not there, and say what they come to; see `Remove.counts`."""
-    _set_up()
-    names = remove.matches.files.names
-    _remove_others(remove.folder, {remove.path(name) for name in names})
-    run_phase("duplicates", remove, names, remove.finished, remove.folder)
-    counts = [remove.counts(name) for name in names]
-    total = {name: sum(each[name] for each in counts) for name in ("removed", "alone", "total")}
-    logger.info(
-        "%d of %d items are within eps=%g of one before them in their cluster, and go%s",
-        total["removed"],
-        total["total"],
-        remove.eps,
-        f"; {total['alone']} of them have no item within eps that stays (rule='stars' leaves one)"
-        if total["alone"]
-        else "",
-    )
-    return total
-
-
-def check_eps(name: str, eps: Any) -> float:
-    """A number from 0 up and below 1.
-
-    Raises
-    ------
-    ConfigError
-        It is none.
-    """
-    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
-        raise ConfigError(f"{name}={eps!r}: expected a number from 0 up and below 1, such as 0.07")
-    return float(eps)
-
-
-def _remove_others(folder: str, expected: set[str]) -> None:
-    """Files of a run before with more clusters are not to be read with those of this one."""
-    for path in Path(folder).glob("*.parquet"):
-        if str(path) not in expected:
-            path.unlink()
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name}={value!r}: expected a whole number from 1 up")
-
-
-def _local(path: str | os.PathLike[str], name: str) -> str:
-    folder = locate(os.fspath(path), None)
-    if is_remote(folder):
-        raise ConfigError(f"{name}={folder!r}: expected a folder of this machine that all workers see")
-    return folder
-
-
-def _set_up() -> None:
-    client = current_client()
-    if client is not None:
-        set_up_workers(client)
