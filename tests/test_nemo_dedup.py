@@ -15,6 +15,7 @@ from test_dedup import DIM, mixture, unit, write
 
 from curator_dask import ClusteringModel, SemanticClusterLevelDedup
 from curator_dask.datasets import DocumentDataset, ImageTextPairDataset
+from curator_dask.dedup.matching import nearest_before, nearest_of
 from curator_dask.errors import ConfigError, OutputError, ShardError
 
 CLUSTERS = 7
@@ -262,3 +263,22 @@ def test_on_a_cluster_it_is_the_same(clustered, client, tmp_path):
     dedup.compute_semantic_match_dfs()
     removed = {*dedup.extract_dedup_data(EPS).df["key"].compute()}
     assert removed == by_brute_force(there, "hard", EPS)[0]
+
+
+@pytest.mark.parametrize("noise", [1e-6, 1e-2, 1.0])
+def test_the_nearest_before_in_a_crowd(in_this_process, noise):
+    """Of near-copies, float32 products do not tell which is the nearest, and each has many that may be."""
+    random = np.random.default_rng(6)
+    vectors = unit(unit(random.normal(size=(1, DIM))) + noise * random.normal(size=(3000, DIM)))
+    vectors[7] = vectors[2999] = vectors[4]
+    best, cosine = nearest_before(vectors)
+    products = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
+    before = np.where(np.tri(3000, k=-1, dtype=bool), products, -2)
+    np.testing.assert_allclose(
+        cosine[1:], before.max(axis=1)[1:], atol=1e-6 if noise < 1e-2 else 1e-9, rtol=0
+    )
+    others = np.delete(np.arange(1, 3000), [6, 2998])
+    np.testing.assert_allclose(before[others, best[others]], before.max(axis=1)[others], atol=1e-13, rtol=0)
+    assert (best[0], cosine[0], best[7], best[2999]) == (0, 0, 4, 4)
+    stays = vectors[::3]
+    np.testing.assert_allclose(nearest_of(vectors, stays), products[:, ::3].max(axis=1), atol=1e-13, rtol=0)

@@ -19,6 +19,8 @@ from curator_dask.storage import join
 #: Of what is in the files: another number makes all of them anew.
 VERSION = 1
 _MATCH = "matches"
+_TIE = 1e-5  # float32 products that differ by less are decided by exact ones
+_MANY = 64
 
 
 def nearest_before(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -63,12 +65,28 @@ def _nearest(rows: np.ndarray, columns: np.ndarray, ends: np.ndarray) -> tuple[n
             some = np.ascontiguousarray(rows[part])
             found = plain_products(some, here)
             found[np.arange(first, first + len(block)) >= ends[part, None]] = -np.inf
-            at = decide(some, block, found)
+            at = _first_best(some, block, found)
             exact = exact_dots(some, block[at])
             better = exact > cosine[part]
             best[part] = np.where(better, first + at, best[part])
             cosine[part] = np.where(better, exact, cosine[part])
     return best, cosine
+
+
+def _first_best(rows: np.ndarray, columns: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """int64 (n,): the nearest column of each row by float32 products; close ones are decided by those of float64.
+
+    A few pair by pair; many, as of a crowd of near-copies, as a matrix.
+    """
+    many = (found >= found.max(axis=1)[:, None] - _TIE).sum(axis=1) > _MANY
+    at = np.zeros(len(rows), np.int64)
+    if many.any():
+        exact = rows[many].astype(np.float64) @ columns.T.astype(np.float64)
+        exact[np.isneginf(found[many])] = -np.inf
+        at[many] = exact.argmax(axis=1)
+    if not many.all():
+        at[~many] = decide(rows[~many], columns, found[~many])
+    return at
 
 
 def _firsts(vectors: np.ndarray) -> np.ndarray:
