@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from curator_dask.cluster.client import get_client
+    from curator_dask.datasets.sequential import Sequential
     from curator_dask.dedup.nemo import ClusteringModel, SemanticClusterLevelDedup
 
-__all__ = ["ClusteringModel", "SemanticClusterLevelDedup", "__version__", "get_client"]
+__all__ = ["ClusteringModel", "SemanticClusterLevelDedup", "Sequential", "__version__", "get_client"]
 __version__ = "0.1.0"
 
 _MODULES = {
     "ClusteringModel": "dedup.nemo",
     "SemanticClusterLevelDedup": "dedup.nemo",
+    "Sequential": "datasets.sequential",
     "get_client": "cluster.client",
 }
 

@@ -21,6 +21,7 @@ HEAVY = ("torch", "nvidia", "cudf", "timm", "transformers", "dask.dataframe", "p
 LAYERS = (
     "cli",
     "testing",
+    "utils",
     "curation",
     "pipeline",
     "stages",

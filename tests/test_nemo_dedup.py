@@ -17,6 +17,9 @@ from curator_dask import ClusteringModel, SemanticClusterLevelDedup
 from curator_dask.datasets import DocumentDataset, ImageTextPairDataset
 from curator_dask.dedup.matching import nearest_before, nearest_of
 from curator_dask.errors import ConfigError, OutputError, ShardError
+from curator_dask.stages.deduplication import RankingStrategy, SemanticDeduplicationWorkflow
+from curator_dask.stages.image import ImageDuplicatesRemovalStage
+from curator_dask.tasks import ImageBatch, ImageObject
 
 CLUSTERS = 7
 EPS = 0.1
@@ -120,7 +123,7 @@ def test_the_rule_is_that_of_the_peers(clustered, tmp_path, in_this_process, sai
         "total": str(len(rows)),
         "removed_without_twin": str(len(alone)),
     }
-    assert f"{len(alone)} of them have no item within eps that stays" in said.text
+    assert f"{len(alone)} of them have none in it within eps that stays" in said.text
 
 
 def test_tables_have_the_nearest_item_before(clustered, tmp_path, in_this_process):
@@ -282,3 +285,92 @@ def test_the_nearest_before_in_a_crowd(in_this_process, noise):
     assert (best[0], cosine[0], best[7], best[2999]) == (0, 0, 4, 4)
     stays = vectors[::3]
     np.testing.assert_allclose(nearest_of(vectors, stays), products[:, ::3].max(axis=1), atol=1e-13, rtol=0)
+
+
+# The workflow of 1.x
+
+
+def workflow(folder, output, **settings):
+    given = {"id_field": "key", "embedding_field": "image_embedding", "max_iter": 10, "verbose": False}
+    return SemanticDeduplicationWorkflow(folder, output, **{"n_clusters": CLUSTERS, **given, **settings})
+
+
+def test_the_workflow_removes_the_same_and_makes_nothing_again(clustered, tmp_path, in_this_process, said):
+    folder = clustered[0]
+    find = workflow(folder / "vectors", tmp_path / "out", random_state=1234, eps=EPS)
+    result = find.run()
+    # With the seed and the rows of 0.9 the clusters are the same.
+    rows = read_clusters(folder / "clusters")
+    removed, alone = by_brute_force(rows, "hard", EPS)
+    found = pq.read_table(tmp_path / "out/duplicates")
+    assert {*found["id"].to_pylist()} == removed and len(found) == len(removed)
+    assert result.get_metadata("num_duplicates") == len(removed)
+    assert result.get_metadata("num_without_twin") == len(alone)
+    assert {"total_time", "kmeans_time", "pairwise_time"} < {*result.metadata}
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")}
+    assert len(made) == 3 * CLUSTERS
+    assert find.run().metadata["num_duplicates"] == len(removed)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")} == made
+    assert "898 rows in 7 clusters, k-means in" in said.text
+    assert "in no cluster, and not removed: 1 null, 1 not finite" in said.text
+
+
+def test_the_workflow_ranks_by_columns_and_tells_shards_apart(tmp_path, in_this_process):
+    random = np.random.default_rng(2)
+    vectors = np.repeat(unit(random.normal(size=(8, DIM))), 3, 0)
+    keys = [f"{number % 12:02}" for number in range(24)]  # each in two shards
+    worth = random.permutation(24).tolist()
+    write(tmp_path / "vectors", vectors, keys, files=2, worth=worth)
+    find = workflow(
+        tmp_path / "vectors",
+        tmp_path / "out",
+        n_clusters=2,
+        cache_path=tmp_path / "cache",
+        metadata_fields=["worth"],
+        ranking_strategy=RankingStrategy.metadata_based(["worth"], ascending=False),
+        eps=0.01,
+    )
+    find.run()
+    table = pq.read_table(tmp_path / "out/duplicates").to_pylist()
+    expected = {
+        (keys[row], f"/shards/{row // 12}.tar")
+        for row in range(24)
+        if worth[row] != max(worth[row // 3 * 3 : row // 3 * 3 + 3])
+    }
+    assert {(row["id"], row["__url__"]) for row in table} == expected and len(table) == 16
+    assert {path.name for path in tmp_path.iterdir()} >= {"cache", "cache.work", "out"}
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.name[0] != "."} == {"duplicates"}
+    stage = ImageDuplicatesRemovalStage(tmp_path / "out/duplicates")
+    images = [
+        ImageObject(image_id=key, metadata={"__url__": f"/shards/{row // 12}.tar"})
+        for row, key in enumerate(keys)
+    ]
+    assert len(stage.process(ImageBatch(images)).data) == 8
+
+
+def test_the_workflow_by_the_other_rule_and_without_eps(clustered, tmp_path, in_this_process):
+    folder, vectors, _ = clustered
+    workflow(folder / "vectors", tmp_path / "none").run()
+    assert not (tmp_path / "none/duplicates").exists()
+    result = workflow(folder / "vectors", tmp_path / "out", eps=EPS, rule="stars").run()
+    table = pq.read_table(tmp_path / "out/duplicates").to_pandas()
+    assert (~table["kept"]).sum() == result.metadata["num_duplicates"] > 200
+    assert {*table["duplicate_of"].dropna()} == {*table["id"][table["kept"]]} <= {*vectors}
+
+
+def test_what_does_not_fit_a_workflow_is_told(clustered, tmp_path, in_this_process):
+    folder = clustered[0]
+    with pytest.raises(ConfigError, match="input_filetype='jsonl'"):
+        workflow(folder / "vectors", tmp_path, input_filetype="jsonl")
+    with pytest.raises(ConfigError, match="ranking_strategy: with rule='stars'"):
+        workflow(folder / "vectors", tmp_path, rule="stars", ranking_strategy=RankingStrategy.random())
+    with pytest.raises(ConfigError, match=r"read_kwargs=.*expected storage_options alone"):
+        workflow(folder / "vectors", tmp_path, read_kwargs={"engine": "cudf"})
+    with pytest.raises(OutputError, match="give a folder beside it"):
+        workflow(folder / "vectors", folder / "vectors/out").run()
+    with pytest.raises(ConfigError, match=r"has no columns \['worth'\]; it has"):
+        ranking = RankingStrategy(["worth"])
+        workflow(folder / "vectors", tmp_path / "out", ranking_strategy=ranking).run()
+    for wrong in ({"metadata_cols": "worth"}, {"metadata_cols": ["a", "b"], "ascending": [True]}):
+        with pytest.raises(ConfigError, match=r"expected (a list of columns|one for each)"):
+            RankingStrategy(**wrong)

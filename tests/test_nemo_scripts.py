@@ -24,6 +24,7 @@ from test_nemo_dedup import by_brute_force
 from test_writer_stage import samples_in
 
 from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.errors import ConfigError
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.image.embedders import ClipImageEmbedder, TimmImageEmbedder
 from curator_dask.outputs.failed import output_files
@@ -54,6 +55,33 @@ def test_every_name_of_the_page_is_there():
     for row in rows:
         module, _, name = row.rpartition(".")
         exec(f"from {module} import {name}")
+
+
+def test_the_names_of_0_9_are_where_it_has_them(made):
+    """Imports of its documentation, and of its tutorials for images."""
+    names: dict = {}
+    for line in (
+        "import ClusteringModel, SemanticClusterLevelDedup, Sequential, get_client",
+        ".datasets import DocumentDataset, ImageTextPairDataset",
+        ".image.classifiers import AestheticClassifier, NsfwClassifier",
+        ".image.embedders import ImageEmbedder, TimmImageEmbedder",
+        ".utils.distributed_utils import get_client",
+    ):
+        module, _, rest = line.rpartition("import")
+        exec(f"from curator_dask{module.strip()} import{rest}", names)
+    folder = made[0]
+    head = folder / "timm" / AESTHETIC
+    steps = names["Sequential"](
+        [
+            names["TimmImageEmbedder"](f"local-dir:{folder / 'timm'}"),
+            names["AestheticClassifier"](model_path=head, check=False),
+        ]
+    )
+    dataset = names["ImageTextPairDataset"].from_webdataset(folder / "dataset")
+    made_by = [next(iter(step.columns)) for step in steps(dataset).steps]
+    assert made_by == ["image_embedding", "aesthetic_score"]
+    with pytest.raises(ConfigError, match="modules: expected embedders and classifiers, found 'timm'"):
+        names["Sequential"](["timm"])
 
 
 def run(folder, source, stand_ins, monkeypatch, *arguments):

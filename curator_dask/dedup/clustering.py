@@ -102,17 +102,14 @@ class Clustering:
         run_phase("assign", assign, names, lambda name: assigned.has(f"{name}.npy"), files.folder)
         empty = self._write(layout, rows, assigned)
         rounds, converged, _ = clusters.load("said.npy").tolist()
+        aside = [f"{number} {name}" for name, number in rows.counts.items() if number and name != "good"]
         logger.info(
             "%d rows in %d clusters, k-means %s%s%s",
             len(rows.distinct),
             count - empty,
             f"in {rounds} rounds" if converged else f"not converged after {rounds} rounds (max_iter)",
             f"; {empty} more clusters are empty" if empty else "",
-            "".join(
-                f"; {number} rows in no cluster: their vector is {name}"
-                for name, number in rows.counts.items()
-                if number and name != "good"
-            ),
+            f"; in no cluster, and not removed: {', '.join(aside)}" if aside else "",
         )
         return np.array(clusters.load("centroids.npy"))
 

@@ -144,7 +144,7 @@ def remove_duplicates(remove: Remove) -> dict[str, int]:
         total["removed"],
         total["total"],
         remove.eps,
-        f"; {total['alone']} of them have no item within eps that stays (rule='stars' leaves one)"
+        f"; {total['alone']} of them have none in it within eps that stays (rule='stars' leaves one)"
         if total["alone"]
         else "",
     )

@@ -1,0 +1,1 @@
+"""Places where scripts of NeMo Curator 0.9 import from."""
