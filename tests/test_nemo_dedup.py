@@ -194,6 +194,17 @@ def test_a_second_call_makes_nothing_again_and_other_settings_replace_all(tmp_pa
 
     first = run(5)
     assert run(5) == first and len(first) == 5 + 5 + 5
+    whole = pq.read_table(tmp_path / "c/embs_by_nearest_center/nearest_cent=1/part.0.parquet")
+    for lost in ("embs_by_nearest_center/nearest_cent=1/part.0", "semdedup_pruning_tables/cluster_2"):
+        (tmp_path / f"c/{lost}.parquet").unlink()
+    again = run(5)
+    assert {path.parts[-2:] for path in first if again[path] != first[path]} == {
+        ("nearest_cent=1", "part.0.parquet"),
+        ("semdedup_pruning_tables", "cluster_1.parquet"),
+        ("semdedup_pruning_tables", "cluster_2.parquet"),
+        ("unique_ids_0.1.parquet", "part.1.parquet"),
+    }
+    assert pq.read_table(tmp_path / "c/embs_by_nearest_center/nearest_cent=1/part.0.parquet").equals(whole)
     fewer = run(3)
     assert len(fewer) == 3 + 3 + 3 and not {*fewer.items()} & {*first.items()}
     assert len(read_clusters(tmp_path / "c")) == 60

@@ -36,7 +36,6 @@ logger = logging.getLogger("curator_dask")
 #: Of what is in the files: another number makes all of them anew.
 VERSION = 1
 _LEAST = 8192  # rows that k-means is fitted to, if there are as many
-_BLOCK = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -91,11 +90,7 @@ class Clustering:
                 f"n_clusters={count}: there are {len(rows.distinct)} rows with a vector. Give at most as many"
             )
         distinct = self._phase("distinct", scan=scan.folder, names=names)
-        if not distinct.has("firsts.npy"):
-            for name, slots in zip(names, rows.slots, strict=True):
-                distinct.save(f"{name}.npy", slots)
-            distinct.save("firsts.npy", rows.firsts)
-        layout = Layout(scan, distinct, tuple(names), rows.dim)
+        layout = Layout.of(scan, distinct, names, rows)
         clusters = self._fit(layout, len(rows.carriers))
         assigned = self._phase("assign", clusters=clusters.folder)
         assign = Assign(layout, assigned, clusters, 0.0, True)
@@ -128,9 +123,7 @@ class Clustering:
         if not phase.has("centroids.npy"):
             size = min(distinct, max(_LEAST, SAMPLE * count))
             numbers = np.sort(np.random.default_rng(self.seed).choice(distinct, size, replace=False))
-            with phase.writing("sample.vectors") as file:
-                for start in range(0, size, _BLOCK):
-                    file.write(layout.gather(numbers[start : start + _BLOCK]).tobytes())
+            layout.save_some(phase, "sample.vectors", numbers)
         task = Cluster(phase, layout.dim, count, self.iterations, self.seed)
         run_phase("k-means", task, ["centroids.npy"], phase.has, self.files.folder)
         return phase

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from curator_dask.dedup.phases import Phase
+from curator_dask.dedup.rows import Rows
 
 _BLOCK = 4096
 
@@ -33,6 +34,21 @@ class Layout:
     distinct: Phase
     names: tuple[str, ...]
     dim: int
+
+    @classmethod
+    def of(cls, scan: Phase, distinct: Phase, names: Sequence[str], rows: Rows) -> Layout:
+        """That of files that were scanned; what it needs is written, unless it is there."""
+        if not distinct.has("firsts.npy"):
+            for name, slots in zip(names, rows.slots, strict=True):
+                distinct.save(f"{name}.npy", slots)
+            distinct.save("firsts.npy", rows.firsts)
+        return cls(scan, distinct, tuple(names), rows.dim)
+
+    def save_some(self, phase: Phase, name: str, numbers: np.ndarray) -> None:
+        """Put vectors into a file of a phase, by their numbers."""
+        with phase.writing(name) as file:
+            for start in range(0, len(numbers), _BLOCK):
+                file.write(self.gather(numbers[start : start + _BLOCK]).tobytes())
 
     def first(self, name: str) -> int:
         """Number of the first distinct vector of a file."""

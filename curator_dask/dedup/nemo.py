@@ -8,15 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from curator_dask.datasets.documents import DocumentDataset
 from curator_dask.decode.spec import check_counts
 from curator_dask.dedup.arguments import check_eps, check_rule, local_folder
 from curator_dask.dedup.cluster_files import ClusterFiles
 from curator_dask.dedup.clustering import Clustering
 from curator_dask.dedup.matching import Match
-from curator_dask.dedup.phases import WORK_SUFFIX
+from curator_dask.dedup.phases import WORK_SUFFIX, Phase
 from curator_dask.dedup.ranking import RankingStrategy
 from curator_dask.dedup.removing import (
     Remove,
@@ -147,7 +145,7 @@ class ClusteringModel:
                 seed=self.random_state,
             )
             centroids = task.run()
-            np.save(join(folder, "kmeans_centroids.npy"), centroids)
+            Phase(folder).save("kmeans_centroids.npy", centroids)
         paths = [path for cluster in range(self.n_clusters) for path in files.paths(cluster)]
         return DocumentDataset.read_parquet(paths)
 
@@ -301,6 +299,6 @@ class SemanticClusterLevelDedup:
             "total": counts["total"],
             "removed_without_twin": counts["alone"],
         }
-        summary = Path(self.output_dir, f"dedup_summary_{eps_to_extract}.csv")
-        summary.write_text(f"{','.join(said)}\n{','.join(map(str, said.values()))}\n", encoding="utf-8")
+        with Phase(self.output_dir).writing(f"dedup_summary_{eps_to_extract}.csv") as file:
+            file.write(f"{','.join(said)}\n{','.join(map(str, said.values()))}\n".encode())
         return DocumentDataset.read_parquet(folder)

@@ -91,11 +91,7 @@ class Deduplication:
         self.summary.unknown = settings.keep.unknown(rows.table.filter(~rows.fixed))
         fixed = [source.fixed for source in self.sources]
         distinct = self._phase("distinct", scan=scan.folder, names=names, fixed=fixed)
-        if not distinct.has("firsts.npy"):
-            for name, slots in zip(names, rows.slots, strict=True):
-                distinct.save(f"{name}.npy", slots)
-            distinct.save("firsts.npy", rows.firsts)
-        layout = Layout(scan, distinct, tuple(names), rows.dim)
+        layout = Layout.of(scan, distinct, names, rows)
         clusters = self._clusters(layout)
         eps = self._compared(clusters)
         pairs, labels, near, centres = self._sample(layout, clusters, eps)
@@ -125,9 +121,7 @@ class Deduplication:
             random = np.random.default_rng(0)
             size = min(count, max(SMALL, PER_CLUSTER * wanted))
             numbers = np.sort(random.choice(count, size, replace=False))
-            with phase.writing("sample.vectors") as file:
-                for start in range(0, size, PART):
-                    file.write(layout.gather(numbers[start : start + PART]).tobytes())
+            layout.save_some(phase, "sample.vectors", numbers)
         self._do("k-means", Cluster(phase, layout.dim, wanted), ["centroids.npy"], phase.has)
         said = phase.load("said.npy").tolist()
         self.summary.clusters = wanted
@@ -155,8 +149,7 @@ class Deduplication:
         count = len(self.rows.carriers)
         if not phase.has("numbers.npy"):
             numbers = np.sort(np.random.default_rng(1).choice(count, min(count, SAMPLE), replace=False))
-            with phase.writing("sample.vectors") as file:
-                file.write(layout.gather(numbers).tobytes())
+            layout.save_some(phase, "sample.vectors", numbers)
             phase.save("numbers.npy", numbers)
         task = CompareSample(layout, phase, clusters, eps)
         self._do("sample", task, layout.names, lambda name: phase.has(f"{name}.npy"))
