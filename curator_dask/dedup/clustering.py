@@ -16,6 +16,7 @@ from curator_dask.cluster.setup import set_up_workers
 from curator_dask.cluster.workers import current_client
 from curator_dask.dedup.assigning import Assign
 from curator_dask.dedup.cluster_files import ClusterFiles
+from curator_dask.dedup.hashes import Hashes
 from curator_dask.dedup.keeping import Keep
 from curator_dask.dedup.kmeans import SAMPLE, Cluster
 from curator_dask.dedup.layout import Layout
@@ -82,7 +83,7 @@ class Clustering:
             set_up_workers(client)
         scan = self._phase("scan", version=VERSION, column=files.column)
         names = [source.name for source in self.sources]
-        task = Scan(scan, self.sources, files.column, Keep.of(None), normalize=True)
+        task = Scan(scan, self.sources, files.column, Keep.of(None), True, Hashes())
         run_phase("scan", task, names, task.finished, files.folder)
         rows = gather_rows(scan, self.sources, files.folder)
         if len(rows.distinct) < count:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from curator_dask.dedup.cluster_files import ClusterFiles
 from curator_dask.dedup.kmeans import decide
-from curator_dask.dedup.products import COLUMNS, ROWS, exact_dots, on_device, plain_products
+from curator_dask.dedup.products import COLUMNS, exact_dots, on_device, plain_products
 from curator_dask.dedup.ranking import RankingStrategy
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.parquet import read_footer, write_table
@@ -21,6 +21,8 @@ VERSION = 1
 _MATCH = "matches"
 _TIE = 1e-5  # float32 products that differ by less are decided by exact ones
 _MANY = 64
+_ROWS = 1024  # of a block of products
+_ROWS = 1024  # of a block of products
 
 
 def nearest_before(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -60,8 +62,8 @@ def _nearest(rows: np.ndarray, columns: np.ndarray, ends: np.ndarray) -> tuple[n
     for first in range(0, len(columns), COLUMNS):
         block = columns[first : first + COLUMNS]
         here = on_device(block)
-        for start in range(int(np.searchsorted(ends, first, side="right")), len(rows), ROWS):
-            part = slice(start, start + ROWS)
+        for start in range(int(np.searchsorted(ends, first, side="right")), len(rows), _ROWS):
+            part = slice(start, start + _ROWS)
             some = np.ascontiguousarray(rows[part])
             found = plain_products(some, here)
             found[np.arange(first, first + len(block)) >= ends[part, None]] = -np.inf
