@@ -189,7 +189,8 @@ def test_nothing_to_compare_is_an_error_that_says_why(tmp_path, in_this_process,
 
 def test_what_does_not_fit_is_told(tmp_path, in_this_process):
     random = np.random.default_rng(7)
-    write(tmp_path / "vectors", unit(random.normal(size=(8, DIM))), files=1, width=list(range(8)))
+    columns = {"width": list(range(8)), "worth": [0.5] * 8, "name": ["a"] * 8}
+    write(tmp_path / "vectors", unit(random.normal(size=(8, DIM))), files=1, **columns)
     find = tmp_path / "vectors"
     with pytest.raises(OutputError, match=r"no column 'widht'.*did you mean width.*keep"):
         SemanticDeduplication(keep="widht")(find).save(tmp_path / "out")
@@ -197,6 +198,15 @@ def test_what_does_not_fit_is_told(tmp_path, in_this_process):
         SemanticDeduplication(keep=["width >"])
     with pytest.raises(OutputError, match=r"no column 'other' of vectors.*image_embedding"):
         SemanticDeduplication(embedding_column="other")(find).save(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"no column 'pash'.*exact.*ImageStatistics"):
+        SemanticDeduplication(exact="pash")(find).save(tmp_path / "out")
+    with pytest.raises(OutputError, match="'worth' is of type double: a float cannot hold 64 bits"):
+        SemanticDeduplication(exact=["worth"])(find).save(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"'name' is of type string; hashes within 2 bits.*whole numbers"):
+        SemanticDeduplication(exact={"name": 2})(find).save(tmp_path / "out")
+    for wrong in ({"phash": 9}, {"phash": True}, 4, [4]):
+        with pytest.raises(ConfigError, match=r"exact=.*\{'phash': 4}"):
+            SemanticDeduplication(exact=wrong)
     with pytest.raises(ConfigError, match="eps=0"):
         SemanticDeduplication(eps=0)
     longer = unit(random.normal(size=(8, 2 * DIM)))
@@ -326,22 +336,32 @@ def test_the_command_and_the_dataset_without(tmp_path, client):
     for number in range(3):  # a shard each, with rows of its own beside it
         keys = [f"{key:06}" for key in range(300 * number, 300 * number + 300)]
         write_tar(tmp_path / "shards" / f"{number}.tar", [(f"{key}.png", b"") for key in keys])
-    write(tmp_path / "vectors", vectors, files=3)
+    write(tmp_path / "vectors", vectors, files=3, phash=[0, 3, *random.integers(1, 2**63, 898).tolist()])
     for path in sorted((tmp_path / "vectors").iterdir()):
         table = pq.read_table(path)
         url = str(tmp_path / "shards" / f"{int(path.stem)}.tar")
         table = table.set_column(1, "__url__", pa.array([url] * len(table)))
         pq.write_table(table, path)
         pq.write_table(table.select(["key"]), url.replace(".tar", ".parquet"))
-    arguments = ["--eps", "0.05", "--clusters", "12", "--scheduler-address", client.scheduler.address]
+    arguments = [
+        "--eps",
+        "0.05",
+        "--clusters",
+        "12",
+        "--exact",
+        "phash=2",
+        "--scheduler-address",
+        client.scheduler.address,
+    ]
     done = CliRunner().invoke(
         app, ["dedup", str(tmp_path / "vectors"), str(tmp_path / "out"), *arguments, "--json", "-"]
     )
     assert done.exit_code == 0, done.output
     table, removed = removed_of(tmp_path / "out")
     assert json.loads(done.stdout)["removed"] == len(removed) > 100
+    assert json.loads(done.stdout)["by"]["phash"] == (table["found_by"] == "phash").sum() == 1
     dataset = ImageTextPairDataset.from_webdataset(str(tmp_path / "shards"))
-    result = SemanticDeduplication(eps=0.05, n_clusters=12)(tmp_path / "vectors")
+    result = SemanticDeduplication(eps=0.05, n_clusters=12, exact={"phash": 2})(tmp_path / "vectors")
     with pytest.raises(OutputError, match="not saved yet"):
         dataset.without(result)
     result.save(tmp_path / "again")
@@ -372,3 +392,56 @@ def test_what_was_under_way_is_made_again_to_the_bit(tmp_path, in_this_process):
         assert again.made["assign"] and again.made["pairs"] and not again.made["scan"]
         table = pq.read_table(tmp_path / "out" / "duplicates.parquet")
         assert table.equals(pq.read_table(pa.BufferReader(whole)))
+
+
+def hashes_of(random, rows, distinct):
+    """uint64: some equal, some a few bits apart, some not near any."""
+    values = random.integers(0, 2**64, distinct, dtype=np.uint64)[random.choice(distinct, rows)]
+    for _ in range(8):
+        flipped = np.uint64(1) << random.integers(0, 64, rows, dtype=np.uint64)
+        values ^= np.where(random.random(rows) < 0.25, flipped, np.uint64(0))
+    return values
+
+
+@pytest.mark.parametrize("bits", [0, 3, 8])
+def test_rows_near_by_hash_or_by_vector_are_greedy_by_all_pairs(tmp_path, in_this_process, bits):
+    random = np.random.default_rng(20 + bits)
+    vectors, hashes = mixture(random, 900), hashes_of(random, 900, 250)
+    hashes[:120] = hashes[0]  # more of one hash than a row's betters that are written down
+    shas = [f"{number:064x}" for number in random.integers(0, 5000, 900)]
+    listed = list(vectors)
+    for row in range(100, 180):
+        listed[row] = None
+    keys = [f"{number:05}" for number in random.permutation(900)]
+    write(
+        tmp_path / "vectors",
+        listed,
+        keys,
+        phash=pa.array(
+            [None if row % 7 == 0 else int(value) for row, value in enumerate(hashes)], pa.uint64()
+        ),
+        sha256=shas,
+    )
+    find = SemanticDeduplication(eps=0.05, recall=1, exact={"phash": bits, "sha256": 0})
+    summary = find(tmp_path / "vectors").save(tmp_path / "out")
+    table, removed = removed_of(tmp_path / "out")
+
+    cosines = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    cosines[100:180] = cosines[:, 100:180] = -1
+    differ = np.bitwise_count(hashes[:, None] ^ hashes[None])
+    differ[::7] = differ[:, ::7] = 64
+    same = np.array(shas)[:, None] == np.array(shas)[None]
+    near = {"image_embedding": cosines >= 0.95, "phash": differ <= bits, "sha256": same}
+    kept = greedy(np.logical_or.reduce([*near.values()]), np.argsort(keys), 0.5)
+    assert removed == {keys[row] for row in range(900) if row not in kept}
+    place = {key: number for number, key in enumerate(keys)}
+    gone = table[~table["kept"]]
+    assert {*gone["found_by"]} == {*near}
+    for row in gone.itertuples():
+        one, other = place[row.id], place[row.duplicate_of]
+        assert other in kept
+        assert row.found_by == next(name for name, is_near in near.items() if is_near[one, other])
+        expected = cosines[one, other]
+        assert np.isnan(row.similarity) if expected == -1 else abs(row.similarity - expected) < 1e-6
+    assert summary.by == gone["found_by"].value_counts().to_dict()
+    assert summary.set_aside["null"] == 80

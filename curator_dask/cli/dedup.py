@@ -57,6 +57,15 @@ def dedup(
             show_default=False,
         ),
     ] = None,
+    exact: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN[=BITS]",
+            help="Rows with the same value are duplicates too, or with hashes of 64 bits that differ in so many, at"
+            " most: sha256, phash=4. Again for more.",
+            show_default=False,
+        ),
+    ] = None,
     cluster: Cluster = ClusterType.auto,
     scheduler_address: SchedulerAddress = None,
     scheduler_file: SchedulerFile = None,
@@ -84,8 +93,22 @@ def dedup(
             column,
             normalize=normalize,
             against=against,
+            exact=_radii(exact or []),
             storage_options=options,
         )
         with workers_of(cluster, scheduler_address, scheduler_file, workers):
             summary = find(embeddings).save(output)
         put(summary.to_dict())
+
+
+def _radii(said: list[str]) -> dict[str, int]:
+    """By column, in how many bits hashes may differ."""
+    found = {}
+    for text in said:
+        name, _, bits = text.partition("=")
+        if not name or (bits and not bits.isdecimal()):
+            raise typer.BadParameter(
+                f"{text}: expected a column, such as phash, or phash=4", param_hint="--exact"
+            )
+        found[name] = int(bits or 0)
+    return found

@@ -52,6 +52,14 @@ class Pairs:
     eps: float
     fixed: int = 0
 
+    def names(self) -> list[str]:
+        """Of the files; what each is to do is planned where it is not yet."""
+        if not self.phase.has("tasks.npy"):
+            pieces, tasks = plan(self.order.load("bounds.npy"), self.order.load("near-bounds.npy"))
+            self.phase.save("pieces.npy", pieces)
+            self.phase.save("tasks.npy", tasks)
+        return [str(number) for number in range(len(self.phase.load("tasks.npy")) - 1)]
+
     def make(self, name: str) -> int:
         """Write a file's pairs, ``NAME.npy``, and rows that have more betters, ``NAME-more.npy``."""
         tasks, pieces = self.phase.load("tasks.npy"), self.phase.load("pieces.npy")

@@ -76,7 +76,8 @@ class Duplicates:
     def save(self, path: str | os.PathLike[str]) -> DedupSummary:
         """Find the duplicates, and write a row for each row of a group as Parquet.
 
-        Its columns are ``id``, ``__url__``, ``group``, ``duplicate_of``, ``similarity`` and ``kept``. What lies between
+        Its columns are ``id``, ``__url__``, ``group``, ``duplicate_of``, ``similarity`` and ``kept``, and with `exact`
+        ``found_by``, the column that makes the two duplicates. What lies between
         is kept in a folder beside it, `path` and ``.work``: a call that was interrupted goes on there, and one with a
         smaller eps compares nothing again. It may be removed.
 
@@ -125,8 +126,10 @@ class Duplicates:
             run.run()
             table = _table(run)
             run.summary.seconds["all"] = time.monotonic() - started
+            exact = self._settings.exact.radii
+            made_by = {"identity": run.identity, "eps": self._settings.eps}
             record = FileRecord(
-                fingerprint({"identity": run.identity, "eps": self._settings.eps}),
+                fingerprint({**made_by, "exact": exact} if exact else made_by),
                 id_col="id",
                 derived=(_MADE_BY,),
                 report=run.summary.to_dict(),
@@ -180,14 +183,15 @@ def _name(path: str, state: Any, fixed: bool) -> str:
 def _table(run: Deduplication) -> pa.Table:
     """The rows of groups of more than one, in the order of shards and keys."""
     rows, groups, ranks = run.rows, run.groups, run.ranks
-    best = np.empty(len(rows.carriers), np.int64)  # the best row that has each vector
+    best = np.empty(len(rows.first), np.int64)  # the best of the rows that are the same
     order = np.argsort(-ranks)
     best[rows.distinct[order]] = order
     of = rows.distinct
     is_best = best[of] == np.arange(len(of))
     kept = (groups.kept[of] & is_best) | rows.fixed
     target = np.where(groups.kept[of], best[of], best[np.maximum(groups.star[of], 0)])
-    cosine = np.where(groups.kept[of], 1.0, groups.cosine[of])
+    same = np.where(of < len(rows.carriers), 1.0, np.nan)
+    cosine = np.where(groups.kept[of], same, groups.cosine[of])
     removed = np.flatnonzero(~kept)
     heads = np.unique(target[removed])
     heads = heads[np.argsort(ranks[heads], kind="stable")]
@@ -206,12 +210,21 @@ def _table(run: Deduplication) -> pa.Table:
                 goes, pa.scalar(None, pa.string()), ids.take(pa.array(target[listed]))
             ),
             "similarity": pc.if_else(
-                goes, pa.scalar(None, pa.float32()), pa.array(cosine[listed], pa.float32())
+                goes, pa.scalar(None, pa.float32()), pa.array(cosine[listed], pa.float32(), from_pandas=True)
             ),
             "kept": goes,
         },
         schema=SCHEMA,
     )
+    exact = run.settings.exact.names
+    if exact:
+        named = pa.array([run.settings.column, *exact])
+        by = named.take(pa.array(run.found_by[of[listed]]))
+        table = table.append_column("found_by", pc.if_else(goes, pa.scalar(None, pa.string()), by))
+        run.summary.by = {
+            name: int((run.found_by[of[removed]] == number).sum())
+            for number, name in enumerate(named.to_pylist())
+        }
     run.summary.groups, run.summary.removed = len(heads), len(removed)
     run.summary.exact = int((~rows.fixed & ~is_best).sum())
     return table.sort_by([(URL_COLUMN, "ascending"), ("id", "ascending")])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from curator_dask.dedup.hashes import Hashes
 from curator_dask.dedup.keeping import Keep
 from curator_dask.dedup.result import Duplicates
 from curator_dask.dedup.running import Settings
@@ -17,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class SemanticDeduplication:
-    """Finds duplicates: rows whose vectors have a cosine of at least 1 - eps.
+    """Finds duplicates: rows whose vectors have a cosine of at least 1 - eps, or with the same hash.
 
-    Of duplicates the best row stays, and every row that goes has one that stays within eps.
+    Of duplicates the best row stays, and every row that goes has one that stays as its duplicate.
 
     Parameters
     ----------
@@ -41,6 +43,9 @@ class SemanticDeduplication:
     against
         Folder of vectors that stay as they are: rows that are within eps of one of them go, with which one. These are
         not compared with one another.
+    exact
+        Columns by which rows are duplicates too, whatever their vectors: of the same value (``["sha256"]``), or of
+        hashes of 64 bits that differ in a few, at most 8 (``{"phash": 4}``). Rows without a vector take part.
     storage_options
         For fsspec, where vectors are read from a URL.
 
@@ -60,6 +65,7 @@ class SemanticDeduplication:
         *,
         normalize: bool = False,
         against: str | os.PathLike[str] | None = None,
+        exact: str | Sequence[str] | Mapping[str, int] | None = None,
         storage_options: Options = None,
     ) -> None:
         if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
@@ -71,7 +77,7 @@ class SemanticDeduplication:
             raise ConfigError(f"n_clusters={n_clusters!r}: expected 'auto' or a whole number of at least 1")
         clusters = None if n_clusters == "auto" else int(n_clusters)
         self.settings = Settings(
-            float(eps), Keep.of(keep), float(recall), clusters, embedding_column, normalize
+            float(eps), Keep.of(keep), float(recall), clusters, embedding_column, normalize, Hashes.of(exact)
         )
         self.against = None if against is None else os.fspath(against)
         self.storage_options = storage_options
