@@ -15,7 +15,10 @@ from typer.testing import CliRunner
 from curator_dask.cli import app
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.dedup import SemanticDeduplication
+from curator_dask.dedup.keeping import Keep
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.exporting import export_output
 
 DIM = 32
 
@@ -368,11 +371,49 @@ def test_the_command_and_the_dataset_without(tmp_path, client):
     assert pq.read_table(tmp_path / "again" / "duplicates.parquet").equals(
         pq.read_table(tmp_path / "out" / "duplicates.parquet")
     )
-    summary = dataset.without(result).save_metadata(tmp_path / "left")
+    summary = dataset.without(tmp_path / "again").save_metadata(tmp_path / "left")
     left = pq.read_table(tmp_path / "left")
     assert {*left["key"].to_pylist()} == {f"{number:06}" for number in range(900)} - removed
     assert sum(each["count"] for each in summary.filtered.values()) == len(removed)
+    again = dataset.without(result).save_metadata(tmp_path / "left")
+    assert (again.written, again.skipped) == (0, 3)
     assert len(table) > len(removed)
+
+
+def test_duplicates_of_shards_that_have_moved_are_told(tmp_path, in_this_process, said):
+    """Their rows are known by shard and key: else nothing would go, without a word."""
+    vectors = np.repeat(unit(np.random.default_rng(3).normal(size=(2, DIM))), 2, 0)
+    (tmp_path / "shards").mkdir()
+    for name in ("0.tar", "other.tar"):
+        write_tar(tmp_path / "shards" / name, [(f"{key:06}.png", b"") for key in range(4)])
+    write(tmp_path / "vectors", vectors, files=1)
+    SemanticDeduplication()(tmp_path / "vectors").save(tmp_path / "out")
+    dataset = ImageTextPairDataset.from_webdataset(str(tmp_path / "shards"))
+    with pytest.raises(
+        OutputError, match=f"a shard there is '/shards/0.tar', and here '{tmp_path}/shards/0.tar'"
+    ):
+        dataset.without(tmp_path / "out")
+    dataset.save_metadata(tmp_path / "rows")
+    with pytest.raises(OutputError, match=r"'/shards/0.tar', and here .*/shards/0.tar'"):
+        export_output(tmp_path / "rows", tmp_path / "tars", ExportOptions(without=str(tmp_path / "out")))
+    (tmp_path / "shards/0.tar").unlink()
+    dataset = ImageTextPairDataset.from_webdataset(str(tmp_path / "shards"))
+    assert len(dataset.without(tmp_path / "out").compute()) == 4
+    assert "nothing is left out: a shard there is '/shards/0.tar', and here" in said.text
+
+
+BEST = 1.0
+
+
+def best(frame):
+    return frame["width"] * BEST
+
+
+def test_what_a_function_reads_of_its_module_counts(monkeypatch):
+    before = Keep.of(best).identity
+    assert Keep.of(best).identity == before
+    monkeypatch.setattr("test_dedup.BEST", -1.0)
+    assert Keep.of(best).identity != before
 
 
 def test_what_was_under_way_is_made_again_to_the_bit(tmp_path, in_this_process):

@@ -6,8 +6,6 @@ import logging
 import os
 import posixpath
 import time
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from curator_dask.dedup.phases import WORK_SUFFIX
 from curator_dask.dedup.running import Deduplication, Settings
 from curator_dask.dedup.scanning import Source
 from curator_dask.dedup.summary import DedupSummary
-from curator_dask.errors import ConfigError, DatasetError, OutputError
+from curator_dask.errors import ConfigError, OutputError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_footer, remove_leftovers, write_table
@@ -28,9 +26,7 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.removed import DUPLICATES as FILE
-from curator_dask.outputs.removed import read_removed
 from curator_dask.outputs.saving import check_apart, check_writable, locate
-from curator_dask.runs.leaving import LeaveOut
 from curator_dask.storage import Options, is_remote, join
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import stamp
@@ -68,7 +64,7 @@ class Duplicates:
 
     def __init__(self, settings: Settings, path: str, against: str | None, options: Options) -> None:
         self._settings, self._source, self._against, self._options = settings, path, against, options
-        #: Where it was saved; None: not yet.
+        #: Folder where it was saved; None: not yet.
         self.path: str | None = None
         #: What was found; None before it was saved.
         self.summary: DedupSummary | None = None
@@ -138,25 +134,6 @@ class Duplicates:
         self.path, self.summary = folder, run.summary
         logger.info("%s", run.summary)
         return run.summary
-
-    def leave_out(self, id_col: str, columns: Sequence[str]) -> LeaveOut:
-        """The step that leaves out the rows that have a better twin; see `ImageTextPairDataset.without`."""
-        missing = [name for name in (id_col, URL_COLUMN) if name not in columns]
-        if missing:
-            raise DatasetError(
-                f"the metadata lacks {missing}, by which rows are told apart: keep these columns"
-            )
-        if self.path is None:
-            raise OutputError("the duplicates are not saved yet: call save(path) first")
-        record = read_footer(join(self.path, FILE)).record
-        if record is None:
-            raise OutputError(f"{join(self.path, FILE)}: is not there any more: save the duplicates again")
-        return LeaveOut(
-            "duplicates",
-            record.fingerprint,
-            id_col,
-            partial(read_removed, self.path, identity=record.fingerprint),
-        )
 
     def _sources(self) -> list[Source]:
         found = []
