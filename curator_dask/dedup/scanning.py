@@ -103,10 +103,10 @@ class Scan:
                     raise ShardError(f"{source.path}: {self.column!r}: {error}") from None
                 dim = dim or matrix.shape[1]
                 fault, unit = self._judge(matrix, valid)
-                good = matrix[fault == 0]
-                out.write(unit[fault == 0].tobytes())
+                good = fault == 0 if fault.any() else slice(None)
+                out.write(np.ascontiguousarray(unit[good]))
                 faults.append(fault)
-                digests += [hashlib.sha256(row).digest()[:16] for row in good]
+                digests += [hashlib.sha256(row).digest()[:16] for row in np.ascontiguousarray(matrix[good])]
         fault = np.concatenate(faults) if faults else np.zeros(0, np.uint8)
         wanted = [] if source.fixed else self.keep.columns(columns, source.path)
         wanted += self.exact.columns(columns, source.path)
