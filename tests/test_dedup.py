@@ -447,13 +447,13 @@ def hashes_of(random, rows, distinct):
 @pytest.mark.parametrize("bits", [0, 3, 8])
 def test_rows_near_by_hash_or_by_vector_are_greedy_by_all_pairs(tmp_path, in_this_process, bits):
     random = np.random.default_rng(20 + bits)
-    vectors, hashes = mixture(random, 900), hashes_of(random, 900, 250)
-    hashes[:120] = hashes[0]  # more of one hash than a row's betters that are written down
-    shas = [f"{number:064x}" for number in random.integers(0, 5000, 900)]
+    vectors, hashes = mixture(random, 500), hashes_of(random, 500, 150)
+    hashes[:90] = hashes[0]  # more of one hash than a row's betters that are written down
+    shas = [f"{number:064x}" for number in random.integers(0, 3000, 500)]
     listed = list(vectors)
     for row in range(100, 180):
         listed[row] = None
-    keys = [f"{number:05}" for number in random.permutation(900)]
+    keys = [f"{number:05}" for number in random.permutation(500)]
     write(
         tmp_path / "vectors",
         listed,
@@ -474,7 +474,7 @@ def test_rows_near_by_hash_or_by_vector_are_greedy_by_all_pairs(tmp_path, in_thi
     same = np.array(shas)[:, None] == np.array(shas)[None]
     near = {"image_embedding": cosines >= 0.95, "phash": differ <= bits, "sha256": same}
     kept = greedy(np.logical_or.reduce([*near.values()]), np.argsort(keys), 0.5)
-    assert removed == {keys[row] for row in range(900) if row not in kept}
+    assert removed == {keys[row] for row in range(500) if row not in kept}
     place = {key: number for number, key in enumerate(keys)}
     gone = table[~table["kept"]]
     assert {*gone["found_by"]} == {*near}
@@ -486,3 +486,49 @@ def test_rows_near_by_hash_or_by_vector_are_greedy_by_all_pairs(tmp_path, in_thi
         assert np.isnan(row.similarity) if expected == -1 else abs(row.similarity - expected) < 1e-6
     assert summary.by == gone["found_by"].value_counts().to_dict()
     assert summary.set_aside["null"] == 80
+
+
+def linked(near):
+    """By all pairs, the first row of each row's component."""
+    labels = np.arange(len(near))
+    while True:
+        lower = np.where(near, labels, len(near)).min(axis=1)
+        if (lower == labels).all():
+            return labels
+        labels = lower
+
+
+@pytest.mark.parametrize("crowd", [False, True])
+def test_components_are_those_of_all_pairs(tmp_path, in_this_process, crowd):
+    """Also where a row that links two crowds has more betters than are written down."""
+    random = np.random.default_rng(30)
+    vectors = mixture(random, 800)
+    if crowd:
+        one, other = unit(random.normal(size=(2, DIM)))
+        other = unit([other - (other @ one) * one])[0]
+        turned = [np.cos(angle) * one + np.sin(angle) * other for angle in (0, 0.2, 0.4)]
+        sizes = (90, 1, 90)
+        around = np.concatenate(
+            [np.repeat([turn], size, 0) for turn, size in zip(turned, sizes, strict=True)]
+        )
+        vectors = np.concatenate([unit(around + 0.001 * random.normal(size=around.shape)), vectors])
+        vectors[[90, 180]] = vectors[[180, 90]]  # the link is the worst
+    keys = [f"{number:05}" for number in range(len(vectors))]
+    hashes = random.integers(0, 2**63, len(vectors))
+    hashes[300:310] = hashes[200:210]
+    write(tmp_path / "vectors", vectors, keys, phash=hashes.tolist())
+    find = SemanticDeduplication(eps=0.03, recall=1, groups="components", exact=["phash"])
+    summary = find(tmp_path / "vectors").save(tmp_path / "out")
+    table, removed = removed_of(tmp_path / "out")
+    cosines = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    labels = linked((cosines >= 0.97) | (hashes[:, None] == hashes[None]))
+    assert removed == {keys[row] for row in range(len(keys)) if labels[row] != row}
+    gone = table[~table["kept"]]
+    assert [int(key) for key in gone["duplicate_of"]] == labels[[int(key) for key in gone["id"]]].tolist()
+    expected = cosines[[int(key) for key in gone["id"]], [int(key) for key in gone["duplicate_of"]]]
+    np.testing.assert_allclose(gone["similarity"], expected, atol=1e-6)
+    within = labels[:, None] == labels[None]
+    assert summary.diameter == pytest.approx(1 - cosines[within].min(), abs=1e-6) and summary.diameter_exact
+    assert "1 - cosine of the farthest rows of one group: " in str(summary)
+    if crowd:
+        assert len({*labels[:181]}) == 1

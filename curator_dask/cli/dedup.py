@@ -66,6 +66,13 @@ def dedup(
             show_default=False,
         ),
     ] = None,
+    groups: Annotated[
+        str,
+        typer.Option(
+            metavar="stars|components",
+            help="components: of rows that are duplicates of duplicates one alone stays; the farthest are told.",
+        ),
+    ] = "stars",
     cluster: Cluster = ClusterType.auto,
     scheduler_address: SchedulerAddress = None,
     scheduler_file: SchedulerFile = None,
@@ -94,6 +101,7 @@ def dedup(
             normalize=normalize,
             against=against,
             exact=_radii(exact or []),
+            groups=groups,
             storage_options=options,
         )
         with workers_of(cluster, scheduler_address, scheduler_file, workers):

@@ -13,7 +13,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
-from curator_dask.dedup.pairing import FEW, PAIR
+from curator_dask.dedup.pairing import FEW, PAIR, Again
 from curator_dask.dedup.phases import Phase
 
 #: Stands for the cosine of a pair that hashes make: it is one whatever eps is.
@@ -32,8 +32,7 @@ class HammingPairs:
         With ``hash-ranks.npy``: the place of each row in the order of who stays; ``hashK.npy``, uint64 (n, 1 or 2), and
         ``hashK-there.npy``, whether there is a value.
     phase
-        Where the files go. Where ``kept.npy`` is there, only rows that it has are compared, and the worse are of
-        ``open.npy``.
+        Where the files go. What is looked at again is there, too; see `Again`.
     radii
         In how many bits two values may differ, by hash.
     fixed
@@ -61,13 +60,15 @@ class HammingPairs:
         values, there = self.order.load(f"hash{hash_}.npy"), self.order.load(f"hash{hash_}-there.npy")
         wanted = there & (np.asarray(ranks) >= self.fixed)
         rows = np.asarray(there)
-        if self.phase.has("kept.npy"):
-            rows = rows & self.phase.load("kept.npy")
-            wanted = wanted & self.phase.load("open.npy")
+        again = Again.read(self.phase)
+        if again is not None:
+            wanted = wanted & again.wanted
+            rows = rows if again.rows is None else rows & again.rows
         at = np.flatnonzero(rows)
+        labels = at if again is None or again.labels is None else again.labels[at]
         bits = self.radii[hash_]
         better, worse, full = find(
-            values[at], np.asarray(ranks[at]), wanted[at], masks(len(ranks), bits), choice, bits
+            values[at], np.asarray(ranks[at]), wanted[at], labels, masks(len(ranks), bits), choice, bits
         )
         found = np.empty(len(better), PAIR)
         found["better"], found["worse"], found["cosine"] = at[better], at[worse], BY_HASH
@@ -107,7 +108,13 @@ def first_near(
 
 
 def find(
-    values: np.ndarray, ranks: np.ndarray, wanted: np.ndarray, choices: list[int], choice: int, bits: int
+    values: np.ndarray,
+    ranks: np.ndarray,
+    wanted: np.ndarray,
+    labels: np.ndarray,
+    choices: list[int],
+    choice: int,
+    bits: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of rows that one choice of parts finds first, and the rows that may have more betters.
 
@@ -119,6 +126,8 @@ def find(
         int64 (n,): the better of two has the lower.
     wanted
         bool (n,): the rows whose betters are looked for.
+    labels
+        int64 (n,): two rows with the same need no pair.
     choices, choice
         Masks of all choices, and which of them.
     bits
@@ -139,7 +148,7 @@ def find(
         same[1:] &= part[order][1:] == part[order][:-1]
     heads = np.flatnonzero(~same)
     starts = np.repeat(heads, np.diff(heads, append=len(order)))
-    ordered = values[order, 0]
+    ordered, labelled = values[order, 0], labels[order]
     active = np.flatnonzero(wanted[order] & same)
     count = np.zeros(len(order), np.int64)
     better, worse, full = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -147,7 +156,7 @@ def find(
     while len(active):  # all rows with the best of their own, then with the second of it, and so on
         other = starts[active] + step
         differ = ordered[active] ^ ordered[other]
-        hit = np.bitwise_count(differ) <= bits
+        hit = (np.bitwise_count(differ) <= bits) & (labelled[active] != labelled[other])
         count[active[hit]] += 1
         first = hit.copy()
         first[hit] = (differ[hit][:, None] & earlier != 0).all(axis=1)

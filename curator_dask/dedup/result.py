@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from curator_dask.cluster.setup import set_up_workers
 from curator_dask.cluster.workers import current_client
 from curator_dask.dedup.phases import WORK_SUFFIX
-from curator_dask.dedup.running import Deduplication, Settings
+from curator_dask.dedup.running import STARS, Deduplication, Settings
 from curator_dask.dedup.scanning import Source
 from curator_dask.dedup.summary import DedupSummary
 from curator_dask.errors import ConfigError, OutputError
@@ -122,10 +122,12 @@ class Duplicates:
             run.run()
             table = _table(run)
             run.summary.seconds["all"] = time.monotonic() - started
-            exact = self._settings.exact.radii
-            made_by = {"identity": run.identity, "eps": self._settings.eps}
+            settings = self._settings
+            made_by: dict[str, Any] = {"identity": run.identity, "eps": settings.eps}
+            made_by |= {"exact": settings.exact.radii} if settings.exact.radii else {}
+            made_by |= {"groups": settings.groups} if settings.groups != STARS else {}
             record = FileRecord(
-                fingerprint({**made_by, "exact": exact} if exact else made_by),
+                fingerprint(made_by),
                 id_col="id",
                 derived=(_MADE_BY,),
                 report=run.summary.to_dict(),
@@ -195,12 +197,12 @@ def _table(run: Deduplication) -> pa.Table:
     )
     exact = run.settings.exact.names
     if exact:
-        named = pa.array([run.settings.column, *exact])
+        named = pa.array([run.settings.column, *exact, None])  # the last: by others between them
         by = named.take(pa.array(run.found_by[of[listed]]))
         table = table.append_column("found_by", pc.if_else(goes, pa.scalar(None, pa.string()), by))
         run.summary.by = {
             name: int((run.found_by[of[removed]] == number).sum())
-            for number, name in enumerate(named.to_pylist())
+            for number, name in enumerate([run.settings.column, *exact])
         }
     run.summary.groups, run.summary.removed = len(heads), len(removed)
     run.summary.exact = int((~rows.fixed & ~is_best).sum())

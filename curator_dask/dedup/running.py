@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from curator_dask.dedup.assigning import PART, Assign, Sort
+from curator_dask.dedup.components import components, heads_of, spread
 from curator_dask.dedup.grouping import Groups, stars
 from curator_dask.dedup.hamming import BY_HASH, HammingPairs, first_near
 from curator_dask.dedup.hashes import Hashes
@@ -21,7 +22,7 @@ from curator_dask.dedup.keeping import Keep
 from curator_dask.dedup.kmeans import SAMPLE as PER_CLUSTER
 from curator_dask.dedup.kmeans import Cluster
 from curator_dask.dedup.layout import Layout
-from curator_dask.dedup.pairing import PAIR, Pairs
+from curator_dask.dedup.pairing import PAIR, Again, Pairs
 from curator_dask.dedup.phases import Phase, run_phase
 from curator_dask.dedup.products import exact_dots
 from curator_dask.dedup.rows import Rows, gather_rows
@@ -35,6 +36,8 @@ logger = logging.getLogger("curator_dask")
 
 #: Of what is in the files of phases: another number makes all of them anew.
 VERSION = 2
+#: How groups are made: around rows that stay, or of all that hang together.
+STARS, COMPONENTS = "stars", "components"
 #: Distinct vectors up to which all are compared with all.
 SMALL = 8192
 
@@ -50,6 +53,7 @@ class Settings:
     column: str
     normalize: bool
     exact: Hashes
+    groups: str = STARS
 
 
 class Deduplication:
@@ -233,7 +237,7 @@ class Deduplication:
         """Find pairs, and decide; rows with more betters than are written down are looked at again."""
         fixed, dim = int(self.rows.fixed.sum()), self.rows.dim
         radii = tuple(bits for _, bits in self.settings.exact.radii)
-        asked = {"radii": radii} if radii else {}
+        asked: dict[str, Any] = {"radii": radii} if radii else {}
         by_hash, more_by_hash = np.zeros(0, PAIR), np.zeros(len(numbers), bool)
         if radii:
             hashes = self._phase("hashes", order=order.folder, **asked)
@@ -246,13 +250,15 @@ class Deduplication:
         least = 1 - self.settings.eps
         found, more = np.concatenate([found[found["cosine"] >= least], by_hash]), more | more_by_hash
         ranks = self._ranks[numbers]
-        groups = self._stars(found, ranks)
+        groups = self._decide(found, ranks)
+        by_components = self.settings.groups == COMPONENTS
+        asked |= {"groups": COMPONENTS} if by_components else {}
         again = 0
-        while (open_ := groups.kept & more).any():
+        while (open_ := more if by_components else groups.kept & more).any():
             again += 1
             looked = self._phase("again", pairs=phase.folder, eps=self.settings.eps, again=again, **asked)
-            looked.save("open.npy", open_)
-            looked.save("kept.npy", groups.kept)
+            labels = heads_of(groups) if by_components else None
+            Again(open_, None if by_components else groups.kept, labels).save(looked)
             extra, _ = self._find("pairs again", Pairs(order, looked, dim, self.settings.eps, fixed))
             if radii:
                 by_hash, _ = self._find("hashes again", HammingPairs(order, looked, radii, fixed))
@@ -260,7 +266,10 @@ class Deduplication:
             if not len(extra):
                 break
             found = np.concatenate([found, extra])
-            groups = self._stars(found, ranks)
+            groups = self._decide(found, ranks)
+        if by_components:
+            summary = self.summary
+            summary.diameter, summary.diameter_exact = spread(order, dim, groups, len(self.rows.carriers))
         self.summary.pairs = int((found["cosine"] != BY_HASH).sum())
         self._found = found
         self._numbers_of = numbers
@@ -284,12 +293,13 @@ class Deduplication:
         return found, more
 
     def _explain(self, layout: Layout) -> None:
-        """Of each row that goes, what makes it a duplicate, and its cosine where that is a hash."""
+        """Of each row that goes, what makes it a duplicate, and its cosine where that is not it."""
         rows, groups, exact = self.rows, self.groups, self.settings.exact
         self.found_by = np.zeros(len(rows.first), np.int64)
-        apart = np.arange(len(rows.carriers), len(rows.first))  # rows that are the same without a vector
-        gone = np.flatnonzero(groups.cosine == BY_HASH)
-        for of, other in ((apart, apart), (gone, groups.star[gone])):
+        within = (groups.cosine >= 1 - self.settings.eps) & (groups.cosine != BY_HASH)
+        gone = np.flatnonzero(~groups.kept & ~within)
+        bare = np.arange(len(rows.carriers), len(rows.first))  # rows that are the same without a vector
+        for of, other in ((bare, bare), (gone, groups.star[gone])):
             self.found_by[of] = 1 + first_near(rows.hashes, exact.radii, rows.first[of], rows.first[other])
         groups.cosine[gone] = np.nan
         both = gone[(gone < len(rows.carriers)) & (groups.star[gone] < len(rows.carriers))]
@@ -298,7 +308,10 @@ class Deduplication:
             groups.cosine[part] = exact_dots(layout.gather(part), layout.gather(groups.star[part]))
         self.found_by[both[groups.cosine[both] >= 1 - self.settings.eps]] = 0
 
-    def _stars(self, found: np.ndarray, ranks: np.ndarray) -> Groups:
+    def _decide(self, found: np.ndarray, ranks: np.ndarray) -> Groups:
+        if self.settings.groups == COMPONENTS:
+            fixed = int(self.rows.fixed.sum())
+            return components(len(ranks), found["better"], found["worse"], ranks, fixed)
         return stars(len(ranks), found["better"], found["worse"], found["cosine"], ranks)
 
     def _measure(self, pairs: np.ndarray, labels: np.ndarray, near: np.ndarray) -> None:
@@ -326,7 +339,7 @@ class Deduplication:
         going = ranks >= int(rows.fixed.sum())
         for eps in sorted({0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, self.settings.eps}):
             if eps <= self.settings.eps:
-                groups = self._stars(found[found["cosine"] >= 1 - eps], ranks)
+                groups = self._decide(found[found["cosine"] >= 1 - eps], ranks)
                 count = copies + int((~groups.kept & going).sum())
             else:
                 near = float((self._nearest >= 1 - eps).mean()) * len(rows.carriers)

@@ -27,6 +27,8 @@ class DedupSummary:
         Rows whose vector is that of another row, to the bit, and whose hashes are, where they are asked for.
     by
         Where hashes are asked for: by column, rows that go for it.
+    diameter, diameter_exact
+        Where groups are components: 1 - cosine of the two rows of one group that are farthest apart; False: at least.
     groups, removed
         Groups of duplicates, and rows that go.
     pairs
@@ -51,6 +53,8 @@ class DedupSummary:
     set_aside: dict[str, int] = field(default_factory=dict)
     exact: int = 0
     by: dict[str, int] = field(default_factory=dict)
+    diameter: float | None = None
+    diameter_exact: bool = True
     groups: int = 0
     removed: int = 0
     pairs: int = 0
@@ -77,11 +81,16 @@ class DedupSummary:
 
     def __str__(self) -> str:
         hashes = " or by a hash" if self.by else ""
+        linked = self.diameter is not None
+        twin = "hang together with a better one by steps within" if linked else "have a better twin within"
         lines = [
-            f"{self.removed:,} of {self.rows:,} rows have a better twin within eps={self.eps:g}{hashes}, in"
+            f"{self.removed:,} of {self.rows:,} rows {twin} eps={self.eps:g}{hashes}, in"
             f" {self.groups:,} groups; {self.exact:,} are copies to the bit",
             f"  pairs that were compared, of those within eps: {self.recall}",
         ]
+        if self.diameter is not None:
+            least = "" if self.diameter_exact else "at least "
+            lines.append(f"  1 - cosine of the farthest rows of one group: {least}{self.diameter:.3f}")
         aside = ", ".join(f"{count:,} {name}" for name, count in self.set_aside.items() if count)
         if aside:
             what = "no vector that can be compared" if self.by else "not compared, and not removed"
