@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from colours import write_tar
+from colours import colour_of, image_of, write_tar
 from typer.testing import CliRunner
 
 from curator_dask.cli import app
@@ -19,6 +19,7 @@ from curator_dask.dedup.keeping import Keep
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
+from curator_dask.rows.tiles import GAP, MARGIN, TILE
 
 DIM = 32
 
@@ -532,3 +533,43 @@ def test_components_are_those_of_all_pairs(tmp_path, in_this_process, crowd):
     assert "1 - cosine of the farthest rows of one group: " in str(summary)
     if crowd:
         assert len({*labels[:181]}) == 1
+
+
+def test_a_picture_of_groups_frames_what_stays(tmp_path, in_this_process):
+    """The largest group comes first, what stays first in it; then the one whose rows are least alike."""
+    groups = {"1": (8, 0.02), "2": (2, 0.02), "3": (2, 0.3), "4": (2, 0.1)}
+    random = np.random.default_rng(5)
+    names, vectors, members = [], [], []
+    for name, (size, spread) in groups.items():
+        one = unit(random.normal(size=(1, DIM)))
+        vectors.append(
+            unit(one + spread * unit(random.normal(size=(size, DIM))) * np.arange(size)[:, None] / size)
+        )
+        names += [f"{name}00{row}" for row in range(size)]
+    members = [(f"{name}.png", b"no image" if name == "4001" else image_of(name)) for name in names]
+    (tmp_path / "shards").mkdir()
+    write_tar(tmp_path / "shards/0.tar", members)
+    write(tmp_path / "vectors", np.concatenate(vectors), names, files=1)
+    path = tmp_path / "vectors/00000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(1, "__url__", pa.array([str(tmp_path / "shards/0.tar")] * 14)), path)
+    result = SemanticDeduplication(eps=0.1)(tmp_path / "vectors")
+    with pytest.raises(OutputError, match="not saved yet"):
+        result.show()
+    result.save(tmp_path / "out")
+    sheet = result.show(n=2)
+    line = TILE + 46 + GAP
+    assert sheet.size == (2 * MARGIN + 6 * (TILE + GAP) - GAP, 72 + 2 * line + MARGIN // 2)
+
+    def seen(at, column, offset=TILE // 2):
+        return sheet.getpixel((MARGIN + column * (TILE + GAP) + offset, 72 + at * line + TILE // 2))
+
+    assert seen(0, 0) == colour_of("1000") and {seen(0, column) for column in range(1, 6)} < {
+        colour_of(f"100{row}") for row in range(1, 8)
+    }
+    assert [seen(1, column) for column in range(3)] == [colour_of("3000"), colour_of("3001"), (255, 255, 255)]
+    frames = [[seen(at, column, -2) for column in range(2)] for at in range(2)]
+    assert frames == [[(0x15, 0x80, 0x3D), (255, 255, 255)]] * 2
+    sheet = result.show(n=9)
+    assert [seen(at, 0) for at in range(4)] == [colour_of(f"{name}000") for name in "1342"]
+    assert seen(2, 1) == (0xEC, 0xEE, 0xF1)  # not an image

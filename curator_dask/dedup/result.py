@@ -6,7 +6,7 @@ import logging
 import os
 import posixpath
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,9 @@ from curator_dask.outputs.saving import check_apart, check_writable, locate
 from curator_dask.storage import Options, is_remote, join
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import stamp
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 logger = logging.getLogger("curator_dask")
 
@@ -136,6 +139,30 @@ class Duplicates:
         self.path, self.summary = folder, run.summary
         logger.info("%s", run.summary)
         return run.summary
+
+    def show(self, n: int = 12) -> Image.Image:
+        """A picture of groups: the largest, and those with the least similar rows; what stays is framed.
+
+        Parameters
+        ----------
+        n
+            Groups, at most. Of each up to six rows, those that are least like the one that stays.
+
+        Returns
+        -------
+        PIL.Image.Image
+            RGB; a notebook shows it, and it has ``save``.
+
+        Raises
+        ------
+        OutputError
+            The result is not saved.
+        """
+        from curator_dask.dedup.sheet import draw_groups, find_groups
+
+        if self.path is None:
+            raise OutputError("the duplicates are not saved yet: call save(path) first")
+        return draw_groups(find_groups(self.path, n), self._options)
 
     def _sources(self) -> list[Source]:
         found = []
