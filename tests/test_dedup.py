@@ -9,13 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from colours import write_tar
+from colours import colour_of, image_of, write_tar
 from typer.testing import CliRunner
 
 from curator_dask.cli import app
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.dedup import SemanticDeduplication
+from curator_dask.dedup.keeping import Keep
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.exporting import export_output
+from curator_dask.rows.tiles import GAP, MARGIN, TILE
 
 DIM = 32
 
@@ -189,7 +193,8 @@ def test_nothing_to_compare_is_an_error_that_says_why(tmp_path, in_this_process,
 
 def test_what_does_not_fit_is_told(tmp_path, in_this_process):
     random = np.random.default_rng(7)
-    write(tmp_path / "vectors", unit(random.normal(size=(8, DIM))), files=1, width=list(range(8)))
+    columns = {"width": list(range(8)), "worth": [0.5] * 8, "name": ["a"] * 8}
+    write(tmp_path / "vectors", unit(random.normal(size=(8, DIM))), files=1, **columns)
     find = tmp_path / "vectors"
     with pytest.raises(OutputError, match=r"no column 'widht'.*did you mean width.*keep"):
         SemanticDeduplication(keep="widht")(find).save(tmp_path / "out")
@@ -197,6 +202,15 @@ def test_what_does_not_fit_is_told(tmp_path, in_this_process):
         SemanticDeduplication(keep=["width >"])
     with pytest.raises(OutputError, match=r"no column 'other' of vectors.*image_embedding"):
         SemanticDeduplication(embedding_column="other")(find).save(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"no column 'pash'.*exact.*ImageStatistics"):
+        SemanticDeduplication(exact="pash")(find).save(tmp_path / "out")
+    with pytest.raises(OutputError, match="'worth' is of type double: a float cannot hold 64 bits"):
+        SemanticDeduplication(exact=["worth"])(find).save(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"'name' is of type string; hashes within 2 bits.*whole numbers"):
+        SemanticDeduplication(exact={"name": 2})(find).save(tmp_path / "out")
+    for wrong in ({"phash": 9}, {"phash": True}, 4, [4]):
+        with pytest.raises(ConfigError, match=r"exact=.*\{'phash': 4}"):
+            SemanticDeduplication(exact=wrong)
     with pytest.raises(ConfigError, match="eps=0"):
         SemanticDeduplication(eps=0)
     longer = unit(random.normal(size=(8, 2 * DIM)))
@@ -326,33 +340,81 @@ def test_the_command_and_the_dataset_without(tmp_path, client):
     for number in range(3):  # a shard each, with rows of its own beside it
         keys = [f"{key:06}" for key in range(300 * number, 300 * number + 300)]
         write_tar(tmp_path / "shards" / f"{number}.tar", [(f"{key}.png", b"") for key in keys])
-    write(tmp_path / "vectors", vectors, files=3)
+    write(tmp_path / "vectors", vectors, files=3, phash=[0, 3, *random.integers(1, 2**63, 898).tolist()])
     for path in sorted((tmp_path / "vectors").iterdir()):
         table = pq.read_table(path)
         url = str(tmp_path / "shards" / f"{int(path.stem)}.tar")
         table = table.set_column(1, "__url__", pa.array([url] * len(table)))
         pq.write_table(table, path)
         pq.write_table(table.select(["key"]), url.replace(".tar", ".parquet"))
-    arguments = ["--eps", "0.05", "--clusters", "12", "--scheduler-address", client.scheduler.address]
+    arguments = [
+        "--eps",
+        "0.05",
+        "--clusters",
+        "12",
+        "--exact",
+        "phash=2",
+        "--scheduler-address",
+        client.scheduler.address,
+    ]
     done = CliRunner().invoke(
         app, ["dedup", str(tmp_path / "vectors"), str(tmp_path / "out"), *arguments, "--json", "-"]
     )
     assert done.exit_code == 0, done.output
     table, removed = removed_of(tmp_path / "out")
     assert json.loads(done.stdout)["removed"] == len(removed) > 100
+    assert json.loads(done.stdout)["by"]["phash"] == (table["found_by"] == "phash").sum() == 1
     dataset = ImageTextPairDataset.from_webdataset(str(tmp_path / "shards"))
-    result = SemanticDeduplication(eps=0.05, n_clusters=12)(tmp_path / "vectors")
+    result = SemanticDeduplication(eps=0.05, n_clusters=12, exact={"phash": 2})(tmp_path / "vectors")
     with pytest.raises(OutputError, match="not saved yet"):
         dataset.without(result)
     result.save(tmp_path / "again")
     assert pq.read_table(tmp_path / "again" / "duplicates.parquet").equals(
         pq.read_table(tmp_path / "out" / "duplicates.parquet")
     )
-    summary = dataset.without(result).save_metadata(tmp_path / "left")
+    summary = dataset.without(tmp_path / "again").save_metadata(tmp_path / "left")
     left = pq.read_table(tmp_path / "left")
     assert {*left["key"].to_pylist()} == {f"{number:06}" for number in range(900)} - removed
     assert sum(each["count"] for each in summary.filtered.values()) == len(removed)
+    again = dataset.without(result).save_metadata(tmp_path / "left")
+    assert (again.written, again.skipped) == (0, 3)
     assert len(table) > len(removed)
+
+
+def test_duplicates_of_shards_that_have_moved_are_told(tmp_path, in_this_process, said):
+    """Their rows are known by shard and key: else nothing would go, without a word."""
+    vectors = np.repeat(unit(np.random.default_rng(3).normal(size=(2, DIM))), 2, 0)
+    (tmp_path / "shards").mkdir()
+    for name in ("0.tar", "other.tar"):
+        write_tar(tmp_path / "shards" / name, [(f"{key:06}.png", b"") for key in range(4)])
+    write(tmp_path / "vectors", vectors, files=1)
+    SemanticDeduplication()(tmp_path / "vectors").save(tmp_path / "out")
+    dataset = ImageTextPairDataset.from_webdataset(str(tmp_path / "shards"))
+    with pytest.raises(
+        OutputError, match=f"a shard there is '/shards/0.tar', and here '{tmp_path}/shards/0.tar'"
+    ):
+        dataset.without(tmp_path / "out")
+    dataset.save_metadata(tmp_path / "rows")
+    with pytest.raises(OutputError, match=r"'/shards/0.tar', and here .*/shards/0.tar'"):
+        export_output(tmp_path / "rows", tmp_path / "tars", ExportOptions(without=str(tmp_path / "out")))
+    (tmp_path / "shards/0.tar").unlink()
+    dataset = ImageTextPairDataset.from_webdataset(str(tmp_path / "shards"))
+    assert len(dataset.without(tmp_path / "out").compute()) == 4
+    assert "nothing is left out: a shard there is '/shards/0.tar', and here" in said.text
+
+
+BEST = 1.0
+
+
+def best(frame):
+    return frame["width"] * BEST
+
+
+def test_what_a_function_reads_of_its_module_counts(monkeypatch):
+    before = Keep.of(best).identity
+    assert Keep.of(best).identity == before
+    monkeypatch.setattr("test_dedup.BEST", -1.0)
+    assert Keep.of(best).identity != before
 
 
 def test_what_was_under_way_is_made_again_to_the_bit(tmp_path, in_this_process):
@@ -372,3 +434,142 @@ def test_what_was_under_way_is_made_again_to_the_bit(tmp_path, in_this_process):
         assert again.made["assign"] and again.made["pairs"] and not again.made["scan"]
         table = pq.read_table(tmp_path / "out" / "duplicates.parquet")
         assert table.equals(pq.read_table(pa.BufferReader(whole)))
+
+
+def hashes_of(random, rows, distinct):
+    """uint64: some equal, some a few bits apart, some not near any."""
+    values = random.integers(0, 2**64, distinct, dtype=np.uint64)[random.choice(distinct, rows)]
+    for _ in range(8):
+        flipped = np.uint64(1) << random.integers(0, 64, rows, dtype=np.uint64)
+        values ^= np.where(random.random(rows) < 0.25, flipped, np.uint64(0))
+    return values
+
+
+@pytest.mark.parametrize("bits", [0, 3, 8])
+def test_rows_near_by_hash_or_by_vector_are_greedy_by_all_pairs(tmp_path, in_this_process, bits):
+    random = np.random.default_rng(20 + bits)
+    vectors, hashes = mixture(random, 500), hashes_of(random, 500, 150)
+    hashes[:90] = hashes[0]  # more of one hash than a row's betters that are written down
+    shas = [f"{number:064x}" for number in random.integers(0, 3000, 500)]
+    listed = list(vectors)
+    for row in range(100, 180):
+        listed[row] = None
+    keys = [f"{number:05}" for number in random.permutation(500)]
+    write(
+        tmp_path / "vectors",
+        listed,
+        keys,
+        phash=pa.array(
+            [None if row % 7 == 0 else int(value) for row, value in enumerate(hashes)], pa.uint64()
+        ),
+        sha256=shas,
+    )
+    find = SemanticDeduplication(eps=0.05, recall=1, exact={"phash": bits, "sha256": 0})
+    summary = find(tmp_path / "vectors").save(tmp_path / "out")
+    table, removed = removed_of(tmp_path / "out")
+
+    cosines = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    cosines[100:180] = cosines[:, 100:180] = -1
+    differ = np.bitwise_count(hashes[:, None] ^ hashes[None])
+    differ[::7] = differ[:, ::7] = 64
+    same = np.array(shas)[:, None] == np.array(shas)[None]
+    near = {"image_embedding": cosines >= 0.95, "phash": differ <= bits, "sha256": same}
+    kept = greedy(np.logical_or.reduce([*near.values()]), np.argsort(keys), 0.5)
+    assert removed == {keys[row] for row in range(500) if row not in kept}
+    place = {key: number for number, key in enumerate(keys)}
+    gone = table[~table["kept"]]
+    assert {*gone["found_by"]} == {*near}
+    for row in gone.itertuples():
+        one, other = place[row.id], place[row.duplicate_of]
+        assert other in kept
+        assert row.found_by == next(name for name, is_near in near.items() if is_near[one, other])
+        expected = cosines[one, other]
+        assert np.isnan(row.similarity) if expected == -1 else abs(row.similarity - expected) < 1e-6
+    assert summary.by == gone["found_by"].value_counts().to_dict()
+    assert summary.set_aside["null"] == 80
+
+
+def linked(near):
+    """By all pairs, the first row of each row's component."""
+    labels = np.arange(len(near))
+    while True:
+        lower = np.where(near, labels, len(near)).min(axis=1)
+        if (lower == labels).all():
+            return labels
+        labels = lower
+
+
+@pytest.mark.parametrize("crowd", [False, True])
+def test_components_are_those_of_all_pairs(tmp_path, in_this_process, crowd):
+    """Also where a row that links two crowds has more betters than are written down."""
+    random = np.random.default_rng(30)
+    vectors = mixture(random, 800)
+    if crowd:
+        one, other = unit(random.normal(size=(2, DIM)))
+        other = unit([other - (other @ one) * one])[0]
+        turned = [np.cos(angle) * one + np.sin(angle) * other for angle in (0, 0.2, 0.4)]
+        sizes = (90, 1, 90)
+        around = np.concatenate(
+            [np.repeat([turn], size, 0) for turn, size in zip(turned, sizes, strict=True)]
+        )
+        vectors = np.concatenate([unit(around + 0.001 * random.normal(size=around.shape)), vectors])
+        vectors[[90, 180]] = vectors[[180, 90]]  # the link is the worst
+    keys = [f"{number:05}" for number in range(len(vectors))]
+    hashes = random.integers(0, 2**63, len(vectors))
+    hashes[300:310] = hashes[200:210]
+    write(tmp_path / "vectors", vectors, keys, phash=hashes.tolist())
+    find = SemanticDeduplication(eps=0.03, recall=1, groups="components", exact=["phash"])
+    summary = find(tmp_path / "vectors").save(tmp_path / "out")
+    table, removed = removed_of(tmp_path / "out")
+    cosines = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    labels = linked((cosines >= 0.97) | (hashes[:, None] == hashes[None]))
+    assert removed == {keys[row] for row in range(len(keys)) if labels[row] != row}
+    gone = table[~table["kept"]]
+    assert [int(key) for key in gone["duplicate_of"]] == labels[[int(key) for key in gone["id"]]].tolist()
+    expected = cosines[[int(key) for key in gone["id"]], [int(key) for key in gone["duplicate_of"]]]
+    np.testing.assert_allclose(gone["similarity"], expected, atol=1e-6)
+    within = labels[:, None] == labels[None]
+    assert summary.diameter == pytest.approx(1 - cosines[within].min(), abs=1e-6) and summary.diameter_exact
+    assert "1 - cosine of the farthest rows of one group: " in str(summary)
+    if crowd:
+        assert len({*labels[:181]}) == 1
+
+
+def test_a_picture_of_groups_frames_what_stays(tmp_path, in_this_process):
+    """The largest group comes first, what stays first in it; then the one whose rows are least alike."""
+    groups = {"1": (8, 0.02), "2": (2, 0.02), "3": (2, 0.3), "4": (2, 0.1)}
+    random = np.random.default_rng(5)
+    names, vectors, members = [], [], []
+    for name, (size, spread) in groups.items():
+        one = unit(random.normal(size=(1, DIM)))
+        vectors.append(
+            unit(one + spread * unit(random.normal(size=(size, DIM))) * np.arange(size)[:, None] / size)
+        )
+        names += [f"{name}00{row}" for row in range(size)]
+    members = [(f"{name}.png", b"no image" if name == "4001" else image_of(name)) for name in names]
+    (tmp_path / "shards").mkdir()
+    write_tar(tmp_path / "shards/0.tar", members)
+    write(tmp_path / "vectors", np.concatenate(vectors), names, files=1)
+    path = tmp_path / "vectors/00000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(1, "__url__", pa.array([str(tmp_path / "shards/0.tar")] * 14)), path)
+    result = SemanticDeduplication(eps=0.1)(tmp_path / "vectors")
+    with pytest.raises(OutputError, match="not saved yet"):
+        result.show()
+    result.save(tmp_path / "out")
+    sheet = result.show(n=2)
+    line = TILE + 46 + GAP
+    assert sheet.size == (2 * MARGIN + 6 * (TILE + GAP) - GAP, 72 + 2 * line + MARGIN // 2)
+
+    def seen(at, column, offset=TILE // 2):
+        return sheet.getpixel((MARGIN + column * (TILE + GAP) + offset, 72 + at * line + TILE // 2))
+
+    assert seen(0, 0) == colour_of("1000") and {seen(0, column) for column in range(1, 6)} < {
+        colour_of(f"100{row}") for row in range(1, 8)
+    }
+    assert [seen(1, column) for column in range(3)] == [colour_of("3000"), colour_of("3001"), (255, 255, 255)]
+    frames = [[seen(at, column, -2) for column in range(2)] for at in range(2)]
+    assert frames == [[(0x15, 0x80, 0x3D), (255, 255, 255)]] * 2
+    sheet = result.show(n=9)
+    assert [seen(at, 0) for at in range(4)] == [colour_of(f"{name}000") for name in "1342"]
+    assert seen(2, 1) == (0xEC, 0xEE, 0xF1)  # not an image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,9 @@ from curator_dask.cli.options import (
     SchedulerAddress,
     SchedulerFile,
     Workers,
+    check_sheet,
     json_object,
+    save_sheet,
     summary_to,
     told_plainly,
     workers_of,
@@ -57,6 +60,28 @@ def dedup(
             show_default=False,
         ),
     ] = None,
+    exact: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN[=BITS]",
+            help="Rows with the same value are duplicates too, or with hashes of 64 bits that differ in so many, at"
+            " most: sha256, phash=4. Again for more.",
+            show_default=False,
+        ),
+    ] = None,
+    groups: Annotated[
+        str,
+        typer.Option(
+            metavar="stars|components",
+            help="components: of rows that are duplicates of duplicates one alone stays; the farthest are told.",
+        ),
+    ] = "stars",
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Draw some groups into this file, such as groups.png.", show_default=False
+        ),
+    ] = None,
     cluster: Cluster = ClusterType.auto,
     scheduler_address: SchedulerAddress = None,
     scheduler_file: SchedulerFile = None,
@@ -71,6 +96,7 @@ def dedup(
     Exit code 0: done. 1: a file could not be read. 2: wrong usage, or no vectors.
     """
     options = json_object(storage_options, "--storage-options") or None
+    check_sheet(sheet)
     from curator_dask.dedup import SemanticDeduplication
 
     wanted: Any = keep[0] if keep and len(keep) == 1 else keep
@@ -84,8 +110,26 @@ def dedup(
             column,
             normalize=normalize,
             against=against,
+            exact=_radii(exact or []),
+            groups=groups,
             storage_options=options,
         )
         with workers_of(cluster, scheduler_address, scheduler_file, workers):
-            summary = find(embeddings).save(output)
+            result = find(embeddings)
+            summary = result.save(output)
+        if sheet is not None:
+            save_sheet(result.show(), sheet)
         put(summary.to_dict())
+
+
+def _radii(said: list[str]) -> dict[str, int]:
+    """By column, in how many bits hashes may differ."""
+    found = {}
+    for text in said:
+        name, _, bits = text.partition("=")
+        if not name or (bits and not bits.isdecimal()):
+            raise typer.BadParameter(
+                f"{text}: expected a column, such as phash, or phash=4", param_hint="--exact"
+            )
+        found[name] = int(bits or 0)
+    return found

@@ -165,3 +165,25 @@ def summary_to(file: str | None) -> Iterator[Callable[[Mapping[str, Any]], None]
             raise OutputError(f"{file}: the summary could not be written: {error.strerror}") from error
 
     yield write
+
+
+def check_sheet(path: Path | None) -> None:
+    """Refuse a name to which no picture can be saved, before anything is computed."""
+    if path is None:
+        return
+    if not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"{path}: its folder is not there", param_hint="--sheet")
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise typer.BadParameter(
+            f"{path}: expected a name such as found.png or found.jpg", param_hint="--sheet"
+        )
+
+
+def save_sheet(sheet: Any, path: Path) -> None:
+    """Save a picture."""
+    from curator_dask.errors import OutputError
+
+    try:
+        sheet.save(path)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: cannot be written: {error}. Give another name, as found.png") from error

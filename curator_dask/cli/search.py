@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from curator_dask.cli.options import Embeddings, EmbeddingsOptions, json_object, told_plainly
+from curator_dask.cli.options import (
+    Embeddings,
+    EmbeddingsOptions,
+    check_sheet,
+    json_object,
+    save_sheet,
+    told_plainly,
+)
 from curator_dask.frames.names import EMBEDDING_COLUMN
 
 
@@ -41,14 +48,8 @@ def search(
     Exit code 0: done. 1: a shard could not be read. 2: wrong usage, a model that is not for these vectors among it.
     """
     options = json_object(storage_options, "--storage-options") or None
-    if sheet is not None and not sheet.absolute().parent.is_dir():
-        raise typer.BadParameter(f"{sheet}: its folder is not there", param_hint="--sheet")
-    if sheet is not None and sheet.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise typer.BadParameter(
-            f"{sheet}: expected a name such as found.png or found.jpg", param_hint="--sheet"
-        )
+    check_sheet(sheet)
 
-    from curator_dask.errors import OutputError
     from curator_dask.text.embedders import make_text_embedder
     from curator_dask.text.search import search as search_vectors
     from curator_dask.text.sheet import draw_sheet
@@ -62,9 +63,4 @@ def search(
             caption = " ".join((hit.caption or "").split())
             print("\t".join([f"{hit.score:.4f}", str(hit.key), hit.url or "", caption]).rstrip("\t"))
         if sheet is not None:
-            try:
-                draw_sheet(text, hits, options).save(sheet)
-            except (OSError, ValueError) as error:
-                raise OutputError(
-                    f"{sheet}: cannot be written: {error}. Give another name, as found.png"
-                ) from error
+            save_sheet(draw_sheet(text, hits, options), sheet)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import Protocol, Self
 
 import dask.dataframe as dd
 
 from curator_dask.datasets.top import find_best
+from curator_dask.errors import OutputError
+from curator_dask.outputs.removed import leave_out
 from curator_dask.rows.where import Where
 from curator_dask.runs.filtering import FilterRows
-from curator_dask.runs.leaving import Duplicates
+from curator_dask.runs.lineage import trace
 from curator_dask.runs.step import Step
+from curator_dask.storage import absolute
+
+
+class Duplicates(Protocol):
+    """What was found of duplicates."""
+
+    @property
+    def path(self) -> str | None:
+        """Folder where it was saved; None: not yet."""
 
 
 class Selectable(ABC):
@@ -67,19 +79,28 @@ class Selectable(ABC):
         """
         return self.apply(find_best(self.metadata, self.id_col, column, fraction, n))
 
-    def without(self, duplicates: Duplicates) -> Self:
+    def without(self, duplicates: Duplicates | str | os.PathLike[str]) -> Self:
         """The dataset without the rows that have a better twin; nothing is computed yet.
 
         Parameters
         ----------
         duplicates
-            What `curator_dask.dedup.SemanticDeduplication` found of vectors of this dataset's rows, and has saved.
+            What `curator_dask.dedup.SemanticDeduplication` found of vectors of this dataset's rows, and has saved; or
+            the folder where it was saved.
 
         Raises
         ------
         OutputError
-            They are not saved.
+            They are not saved, or are of these shards at another place.
         DatasetError
             The metadata lacks the columns by which rows are told apart.
         """
-        return self.apply(duplicates.leave_out(self.id_col, list(self.metadata.columns)))
+        if isinstance(duplicates, str | os.PathLike):
+            path = absolute(os.fspath(duplicates))
+        elif duplicates.path is not None:
+            path = duplicates.path
+        else:
+            raise OutputError("the duplicates are not saved yet: call save(path) first")
+        inputs = trace(self.metadata).inputs
+        urls = None if inputs is None else {part.shard.url for part in inputs}
+        return self.apply(leave_out(path, self.id_col, list(self.metadata.columns), urls))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from curator_dask.rows.where import Where
 
 #: By the distance from the centroid of its cluster.
 CENTRES = ("hard", "easy")
+_PLAIN = (bool, int, float, str, bytes, list, tuple, dict, set, frozenset, np.ndarray, FunctionType)
 _DIRECTION = re.compile(r"^(?P<what>.*?)(?:\s+(?P<way>asc|desc))?$", re.IGNORECASE | re.DOTALL)
 
 
@@ -73,7 +76,10 @@ class Keep:
     @property
     def identity(self) -> Any:
         """What decides the order, as JSON."""
-        return list(self.by) if isinstance(self.by, tuple) else code_digest((), [self.by])
+        if isinstance(self.by, tuple):
+            return list(self.by)
+        used = _used(self.by)
+        return code_digest((), [self.by], [used] if used else [])
 
     @property
     def words(self) -> str:
@@ -198,6 +204,14 @@ class Keep:
             missing = pc.is_null(column, nan_is_null=True)
             counts[what] = int(pc.sum(missing).as_py() or 0)
         return counts
+
+
+def _used(function: Any) -> dict[str, Any]:
+    """Plain values, arrays and functions of its module that a function reads, by name."""
+    if not inspect.isfunction(function):
+        return {}
+    found = inspect.getclosurevars(function).globals
+    return {name: value for name, value in found.items() if isinstance(value, _PLAIN)}
 
 
 def _order_type(kind: pa.DataType) -> pa.DataType:

@@ -26,6 +26,44 @@ _LEAST, _MOST = 2e7, 1e9  # so many products
 
 
 @dataclass(frozen=True)
+class Again:
+    """What is looked for once more, of rows with more betters than were written down.
+
+    Attributes
+    ----------
+    wanted
+        bool (rows,): whose betters are.
+    rows
+        bool (rows,): which may be betters; None: all.
+    labels
+        int64 (rows,): two rows with the same need no pair; None: all need one.
+    """
+
+    wanted: np.ndarray
+    rows: np.ndarray | None
+    labels: np.ndarray | None
+
+    @classmethod
+    def read(cls, phase: Phase) -> Again | None:
+        """From a phase's files; None: it looks at all for the first time."""
+        if not phase.has("open.npy"):
+            return None
+        rows, labels = (phase.load(name) if phase.has(name) else None for name in ("kept.npy", "labels.npy"))
+        return cls(phase.load("open.npy"), rows, labels)
+
+    def save(self, phase: Phase) -> None:
+        """Put it there."""
+        for name, array in (("kept.npy", self.rows), ("labels.npy", self.labels), ("open.npy", self.wanted)):
+            if array is not None:
+                phase.save(name, array)
+
+    def new(self, better: np.ndarray, worse: np.ndarray) -> np.ndarray:
+        """Which pairs are looked for, bool (n,)."""
+        good: np.ndarray = self.wanted[worse]
+        return good if self.labels is None else good & (self.labels[better] != self.labels[worse])
+
+
+@dataclass(frozen=True)
 class Pairs:
     """Finds pairs.
 
@@ -36,8 +74,8 @@ class Pairs:
         ``bounds.npy``, where each cluster begins and ends; and the rows that are near to each, ``near.npy`` and
         ``near-bounds.npy``.
     phase
-        With ``pieces.npy`` and ``tasks.npy``, which pieces are a file's; where the files go. Where ``kept.npy`` is
-        there, only rows that it has are compared, and the worse are of ``open.npy``.
+        With ``pieces.npy`` and ``tasks.npy``, which pieces are a file's; where the files go. What is looked at again is
+        there, too; see `Again`.
     dim
         Length of a vector.
     eps
@@ -51,6 +89,14 @@ class Pairs:
     dim: int
     eps: float
     fixed: int = 0
+
+    def names(self) -> list[str]:
+        """Of the files; what each is to do is planned where it is not yet."""
+        if not self.phase.has("tasks.npy"):
+            pieces, tasks = plan(self.order.load("bounds.npy"), self.order.load("near-bounds.npy"))
+            self.phase.save("pieces.npy", pieces)
+            self.phase.save("tasks.npy", tasks)
+        return [str(number) for number in range(len(self.phase.load("tasks.npy")) - 1)]
 
     def make(self, name: str) -> int:
         """Write a file's pairs, ``NAME.npy``, and rows that have more betters, ``NAME-more.npy``."""
@@ -75,12 +121,12 @@ class Pairs:
         own = np.arange(first, last)
         others = self.order.load("near.npy")[near_bounds[cluster] : near_bounds[cluster + 1]]
         queries = np.concatenate([own, others])[start:stop]
-        wanted = None
-        if self.phase.has("kept.npy"):
-            kept, wanted = self.phase.load("kept.npy"), self.phase.load("open.npy")
-            if not (wanted[own].any() or wanted[queries].any()):
+        again = Again.read(self.phase)
+        if again is not None:
+            if not (again.wanted[own].any() or again.wanted[queries].any()):
                 return [], []
-            own, queries = own[kept[own]], queries[kept[queries]]
+            if again.rows is not None:
+                own, queries = own[again.rows[own]], queries[again.rows[queries]]
         inside = (queries >= first) & (queries < last)
         found: list[np.ndarray] = []
         more: list[np.ndarray] = []
@@ -109,7 +155,7 @@ class Pairs:
                 left = active[left]
                 if within:  # each pair once, with its worse row here
                     left, right = _lower(part, left, columns, right)
-                pairs, cut = self._pairs(part, left, columns, right, mine, theirs, ranks, wanted)
+                pairs, cut = self._pairs(part, left, columns, right, mine, theirs, ranks, again)
                 found.append(pairs)
                 more.append(cut)
                 if within:
@@ -126,15 +172,15 @@ class Pairs:
         mine: Block,
         theirs: Block,
         ranks: np.ndarray,
-        wanted: np.ndarray | None,
+        again: Again | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         a, b = rows[left], columns[right]
         is_worse = ranks[a] > ranks[b]
         found = np.empty(len(a), PAIR)
         found["better"], found["worse"] = np.where(is_worse, b, a), np.where(is_worse, a, b)
         good = ranks[found["worse"]] >= self.fixed
-        if wanted is not None:
-            good &= wanted[found["worse"]]
+        if again is not None:
+            good &= again.new(found["better"], found["worse"])
         found, left, right = found[good], left[good], right[good]
         found["cosine"] = np.arange(len(found))  # which it is, for now
         found, cut = few(found, ranks, 2 * FEW)

@@ -17,13 +17,14 @@ from curator_dask import backend
 if TYPE_CHECKING:
     import torch
 
-#: Rows and columns of a block of products.
-ROWS, COLUMNS = 1024, 4096
+#: Columns of a block of products.
+COLUMNS = 4096
 #: How far the fast product of unit vectors may be off: bf16 keeps 8 bits of each value (2 * 2**-9 at most over a sum of
 #: products of unit vectors) and of the sum (2**-9).
 REDUCED_MARGIN = 3 * 2**-9 + 1e-3
 MARGIN = 1e-3
 _CHUNK = 2048
+_SHAPE = 128  # oneDNN makes code for each shape of a product in bf16, which takes it 6 ms
 
 
 def exact_dots(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -49,12 +50,13 @@ class Block:
 
     @cached_property
     def fast(self) -> torch.Tensor:
-        """The same for fast products, on the device."""
+        """The same for fast products, on the device, with rows of zeros up to a multiple of `_SHAPE`."""
         import torch
 
         here = backend.current()
         tensor = torch.from_numpy(np.ascontiguousarray(self.vectors)).to(here.torch_device)
-        return tensor.to(here.autocast_dtype() or torch.float32)
+        tensor = tensor.to(here.autocast_dtype() or torch.float32)
+        return torch.nn.functional.pad(tensor, (0, 0, 0, _rounded(len(tensor)) - len(tensor)))
 
     @property
     def margin(self) -> float:
@@ -68,9 +70,20 @@ def products(rows: Block, columns: Block, at: slice, only: np.ndarray | None = N
     """Fast products of all rows, or of some only, and a slice of the columns."""
     import torch
 
+    first, last, _ = at.indices(len(columns.vectors))
     with torch.inference_mode():
-        fast = rows.fast if only is None else rows.fast[torch.from_numpy(only).to(rows.fast.device)]
-        return fast @ columns.fast[at].T
+        fast, count = rows.fast, len(rows.vectors)
+        if only is not None:
+            count = len(only)
+            padded = np.zeros(_rounded(count), np.int64)
+            padded[:count] = only
+            fast = fast[torch.from_numpy(padded).to(fast.device)]
+        whole = fast @ columns.fast[first : first + _rounded(last - first)].T
+        return whole[:count, : last - first]
+
+
+def _rounded(rows: int) -> int:
+    return -(-rows // _SHAPE) * _SHAPE
 
 
 def near(found: torch.Tensor, least: float) -> tuple[np.ndarray, np.ndarray]:

@@ -6,8 +6,7 @@ import logging
 import os
 import posixpath
 import time
-from collections.abc import Sequence
-from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,20 +15,21 @@ import pyarrow.compute as pc
 from curator_dask.cluster.setup import set_up_workers
 from curator_dask.cluster.workers import current_client
 from curator_dask.dedup.phases import WORK_SUFFIX
-from curator_dask.dedup.running import Deduplication, Settings
+from curator_dask.dedup.running import STARS, Deduplication, Settings
 from curator_dask.dedup.scanning import Source, find_sources
 from curator_dask.dedup.summary import DedupSummary
-from curator_dask.errors import ConfigError, DatasetError, OutputError
+from curator_dask.errors import ConfigError, OutputError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_footer, remove_leftovers, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.removed import DUPLICATES as FILE
-from curator_dask.outputs.removed import read_removed
 from curator_dask.outputs.saving import check_apart, check_writable, locate
-from curator_dask.runs.leaving import LeaveOut
 from curator_dask.storage import Options, is_remote, join
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 logger = logging.getLogger("curator_dask")
 
@@ -64,7 +64,7 @@ class Duplicates:
 
     def __init__(self, settings: Settings, path: str, against: str | None, options: Options) -> None:
         self._settings, self._source, self._against, self._options = settings, path, against, options
-        #: Where it was saved; None: not yet.
+        #: Folder where it was saved; None: not yet.
         self.path: str | None = None
         #: What was found; None before it was saved.
         self.summary: DedupSummary | None = None
@@ -72,7 +72,8 @@ class Duplicates:
     def save(self, path: str | os.PathLike[str]) -> DedupSummary:
         """Find the duplicates, and write a row for each row of a group as Parquet.
 
-        Its columns are ``id``, ``__url__``, ``group``, ``duplicate_of``, ``similarity`` and ``kept``. What lies between
+        Its columns are ``id``, ``__url__``, ``group``, ``duplicate_of``, ``similarity`` and ``kept``, and with `exact`
+        ``found_by``, the column that makes the two duplicates. What lies between
         is kept in a folder beside it, `path` and ``.work``: a call that was interrupted goes on there, and one with a
         smaller eps compares nothing again. It may be removed.
 
@@ -121,8 +122,12 @@ class Duplicates:
             run.run()
             table = _table(run)
             run.summary.seconds["all"] = time.monotonic() - started
+            settings = self._settings
+            made_by: dict[str, Any] = {"identity": run.identity, "eps": settings.eps}
+            made_by |= {"exact": settings.exact.radii} if settings.exact.radii else {}
+            made_by |= {"groups": settings.groups} if settings.groups != STARS else {}
             record = FileRecord(
-                fingerprint({"identity": run.identity, "eps": self._settings.eps}),
+                fingerprint(made_by),
                 id_col="id",
                 derived=(_MADE_BY,),
                 report=run.summary.to_dict(),
@@ -132,24 +137,29 @@ class Duplicates:
         logger.info("%s", run.summary)
         return run.summary
 
-    def leave_out(self, id_col: str, columns: Sequence[str]) -> LeaveOut:
-        """The step that leaves out the rows that have a better twin; see `ImageTextPairDataset.without`."""
-        missing = [name for name in (id_col, URL_COLUMN) if name not in columns]
-        if missing:
-            raise DatasetError(
-                f"the metadata lacks {missing}, by which rows are told apart: keep these columns"
-            )
+    def show(self, n: int = 12) -> Image.Image:
+        """A picture of groups: the largest, and those with the least similar rows; what stays is framed.
+
+        Parameters
+        ----------
+        n
+            Groups, at most. Of each up to six rows, those that are least like the one that stays.
+
+        Returns
+        -------
+        PIL.Image.Image
+            RGB; a notebook shows it, and it has ``save``.
+
+        Raises
+        ------
+        OutputError
+            The result is not saved.
+        """
+        from curator_dask.dedup.sheet import draw_groups, find_groups
+
         if self.path is None:
             raise OutputError("the duplicates are not saved yet: call save(path) first")
-        record = read_footer(join(self.path, FILE)).record
-        if record is None:
-            raise OutputError(f"{join(self.path, FILE)}: is not there any more: save the duplicates again")
-        return LeaveOut(
-            "duplicates",
-            record.fingerprint,
-            id_col,
-            partial(read_removed, self.path, identity=record.fingerprint),
-        )
+        return draw_groups(find_groups(self.path, n), self._options)
 
     def _sources(self) -> list[Source]:
         found = []
@@ -163,14 +173,15 @@ class Duplicates:
 def _table(run: Deduplication) -> pa.Table:
     """The rows of groups of more than one, in the order of shards and keys."""
     rows, groups, ranks = run.rows, run.groups, run.ranks
-    best = np.empty(len(rows.carriers), np.int64)  # the best row that has each vector
+    best = np.empty(len(rows.first), np.int64)  # the best of the rows that are the same
     order = np.argsort(-ranks)
     best[rows.distinct[order]] = order
     of = rows.distinct
     is_best = best[of] == np.arange(len(of))
     kept = (groups.kept[of] & is_best) | rows.fixed
     target = np.where(groups.kept[of], best[of], best[np.maximum(groups.star[of], 0)])
-    cosine = np.where(groups.kept[of], 1.0, groups.cosine[of])
+    same = np.where(of < len(rows.carriers), 1.0, np.nan)
+    cosine = np.where(groups.kept[of], same, groups.cosine[of])
     removed = np.flatnonzero(~kept)
     heads = np.unique(target[removed])
     heads = heads[np.argsort(ranks[heads], kind="stable")]
@@ -189,12 +200,21 @@ def _table(run: Deduplication) -> pa.Table:
                 goes, pa.scalar(None, pa.string()), ids.take(pa.array(target[listed]))
             ),
             "similarity": pc.if_else(
-                goes, pa.scalar(None, pa.float32()), pa.array(cosine[listed], pa.float32())
+                goes, pa.scalar(None, pa.float32()), pa.array(cosine[listed], pa.float32(), from_pandas=True)
             ),
             "kept": goes,
         },
         schema=SCHEMA,
     )
+    exact = run.settings.exact.names
+    if exact:
+        named = pa.array([run.settings.column, *exact, None])  # the last: by others between them
+        by = named.take(pa.array(run.found_by[of[listed]]))
+        table = table.append_column("found_by", pc.if_else(goes, pa.scalar(None, pa.string()), by))
+        run.summary.by = {
+            name: int((run.found_by[of[removed]] == number).sum())
+            for number, name in enumerate([run.settings.column, *exact])
+        }
     run.summary.groups, run.summary.removed = len(heads), len(removed)
     run.summary.exact = int((~rows.fixed & ~is_best).sum())
     return table.sort_by([(URL_COLUMN, "ascending"), ("id", "ascending")])

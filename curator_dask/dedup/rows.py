@@ -9,14 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curator_dask.dedup.hashes import words
 from curator_dask.dedup.phases import Phase
 from curator_dask.dedup.scanning import FAULTS, Source, dim_of
 from curator_dask.errors import ConfigError, OutputError
 
+#: The place of a row whose vector cannot be compared.
+NOWHERE = -1
+
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of all files whose vectors can be compared.
+    """The rows of all files that can be compared, by their vectors or by hashes.
 
     Attributes
     ----------
@@ -24,10 +28,15 @@ class Rows:
         ``id``, ``__url__`` and what orders them.
     fixed
         bool (rows,): of a dataset that stays as it is.
+    hashes
+        Of each column of hashes uint64 (rows, 1 or 2), and bool (rows,): whether there is a value.
     distinct
-        int64 (rows,): the number of each row's vector among the distinct ones.
+        int64 (rows,): the number of each row among the distinct ones, those with another vector or other hashes; those
+        without a vector come last.
+    first
+        int64 (distinct,): the first row of each.
     carriers
-        int64 (distinct,): the first row that has each.
+        The same of those with a vector.
     slots, firsts
         By file, places of its carriers among its good vectors; and the number of the first of them.
     counts
@@ -40,7 +49,9 @@ class Rows:
 
     table: pa.Table
     fixed: np.ndarray
+    hashes: list[tuple[np.ndarray, np.ndarray]]
     distinct: np.ndarray
+    first: np.ndarray
     carriers: np.ndarray
     slots: list[np.ndarray]
     firsts: np.ndarray
@@ -59,7 +70,7 @@ def gather_rows(scan: Phase, sources: Sequence[Source], path: str) -> Rows:
     ConfigError
         Vectors of two lengths.
     """
-    tables, fixed = [], []
+    tables, fixed, places = [], [], []
     dims: dict[int, str] = {}
     counts = np.zeros(len(FAULTS), np.int64)
     total = 0
@@ -70,11 +81,15 @@ def gather_rows(scan: Phase, sources: Sequence[Source], path: str) -> Rows:
         if not source.fixed:
             counts += np.bincount(fault, minlength=len(FAULTS))
             total += len(fault)
-        good = table.filter(pa.array(fault == 0)).drop_columns("fault")
-        if len(good):
+        good = fault == 0
+        if good.any():
             dims.setdefault(dim_of(file), source.path)
-        tables.append(good)
-        fixed.append(np.full(len(good), source.fixed))
+        place = np.where(good, np.cumsum(good) - 1, NOWHERE)
+        for name in _hash_names(table):
+            good = good | np.asarray(table.column(name).is_valid())
+        tables.append(table.filter(pa.array(good)).drop_columns("fault"))
+        places.append(place[good])
+        fixed.append(np.full(len(places[-1]), source.fixed))
     if len(dims) > 1:
         lengths = ", ".join(f"{file} of {dim} values" for dim, file in dims.items())
         raise ConfigError(f"vectors of two lengths cannot be compared: {lengths}. Give those of one model")
@@ -93,30 +108,55 @@ def gather_rows(scan: Phase, sources: Sequence[Source], path: str) -> Rows:
         whole = pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise OutputError(
-            f"what says which duplicate stays (keep) has one type in some files and another in others: {error}. Write"
-            " the column with one type"
+            "what says which rows are duplicates (exact) or which of them stays (keep) has one type in some files and"
+            f" another in others: {error}. Write the column with one type"
         ) from None
     for number, field in enumerate(whole.schema):
         if pa.types.is_null(field.type):  # no row has a value
             whole = whole.set_column(number, field.name, pa.nulls(len(whole), pa.float64()))
-    first = whole.column("digest0").to_numpy()
-    second = whole.column("digest1").to_numpy()
-    order = np.lexsort((second, first))  # stable: of equal ones the first row comes first
-    new = np.ones(len(order), bool)
-    new[1:] = (first[order][1:] != first[order][:-1]) | (second[order][1:] != second[order][:-1])
-    of_class = np.cumsum(new) - 1
-    heads = order[new]
-    numbers = np.empty(len(heads), np.int64)
-    numbers[np.argsort(heads)] = np.arange(len(heads))
-    distinct = np.empty(len(order), np.int64)
-    distinct[order] = numbers[of_class]
-    carriers = np.sort(heads)
+    names = _hash_names(whole)
+    hashes = [words(whole.column(name)) for name in names]
+    place = np.concatenate(places)
+    columns = [whole.column(name).to_numpy() for name in ("digest0", "digest1")]
+    for values, there in hashes:
+        columns += [there, *values.T]
+    first, distinct = _distinct(columns, place != NOWHERE)
+    carriers = first[place[first] != NOWHERE]
     ends = np.cumsum([len(table) for table in tables])
     starts = ends - [len(table) for table in tables]
     firsts = np.searchsorted(carriers, starts)
     lasts = np.searchsorted(carriers, ends)
-    slots = [carriers[a:b] - start for a, b, start in zip(firsts, lasts, starts, strict=True)]
-    table = whole.drop_columns(["digest0", "digest1"])
+    slots = [place[carriers[a:b]] for a, b in zip(firsts, lasts, strict=True)]
     return Rows(
-        table, np.concatenate(fixed), distinct, carriers, slots, firsts, said, total, next(iter(dims))
+        whole.drop_columns(["digest0", "digest1", *names]),
+        np.concatenate(fixed),
+        hashes,
+        distinct,
+        first,
+        carriers,
+        slots,
+        firsts,
+        said,
+        total,
+        next(iter(dims)),
     )
+
+
+def _hash_names(table: pa.Table) -> list[str]:
+    return [name for name in table.column_names if name.startswith("hash")]
+
+
+def _distinct(columns: list[np.ndarray], has_vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first of rows that are the same in all columns, and the number of each row's; see `Rows`."""
+    order = np.lexsort(columns[::-1])  # stable: of equal ones the first row comes first
+    new = np.zeros(len(order), bool)
+    new[:1] = True
+    for column in columns:
+        new[1:] |= column[order][1:] != column[order][:-1]
+    heads = order[new]
+    in_order = np.lexsort((heads, ~has_vector[heads]))
+    numbers = np.empty(len(heads), np.int64)
+    numbers[in_order] = np.arange(len(heads))
+    distinct = np.empty(len(order), np.int64)
+    distinct[order] = numbers[np.cumsum(new) - 1]
+    return heads[in_order], distinct

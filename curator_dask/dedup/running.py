@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 
 from curator_dask.dedup.assigning import PART, Assign, Sort
+from curator_dask.dedup.components import components, heads_of, spread
 from curator_dask.dedup.grouping import Groups, stars
+from curator_dask.dedup.hamming import BY_HASH, HammingPairs, first_near
+from curator_dask.dedup.hashes import Hashes
 from curator_dask.dedup.keeping import Keep
 from curator_dask.dedup.kmeans import SAMPLE as PER_CLUSTER
 from curator_dask.dedup.kmeans import Cluster
 from curator_dask.dedup.layout import Layout
-from curator_dask.dedup.pairing import PAIR, Pairs, plan
+from curator_dask.dedup.pairing import PAIR, Again, Pairs
 from curator_dask.dedup.phases import Phase, run_phase
 from curator_dask.dedup.products import exact_dots
 from curator_dask.dedup.rows import Rows, gather_rows
@@ -33,6 +36,8 @@ logger = logging.getLogger("curator_dask")
 
 #: Of what is in the files of phases: another number makes all of them anew.
 VERSION = 2
+#: How groups are made: around rows that stay, or of all that hang together.
+STARS, COMPONENTS = "stars", "components"
 #: Distinct vectors up to which all are compared with all.
 SMALL = 8192
 
@@ -46,7 +51,9 @@ class Settings:
     recall: float
     clusters: int | None
     column: str
-    normalize: bool = False
+    normalize: bool
+    exact: Hashes
+    groups: str = STARS
 
 
 class Deduplication:
@@ -69,7 +76,8 @@ class Deduplication:
         self.summary = DedupSummary(output, settings.eps)
         self.rows: Rows
         self.ranks: np.ndarray  # of rows
-        self.groups: Groups  # of distinct vectors
+        self.groups: Groups  # of distinct rows
+        self.found_by: np.ndarray  # of distinct rows that go; 0: vectors, else a hash
         self.identity = ""
 
     def run(self) -> None:
@@ -81,9 +89,10 @@ class Deduplication:
             column=settings.column,
             keep=settings.keep.identity,
             normalize=settings.normalize,
+            **({"exact": settings.exact.names} if settings.exact.radii else {}),
         )
         names = [source.name for source in self.sources]
-        task = Scan(scan, self.sources, settings.column, settings.keep, settings.normalize)
+        task = Scan(scan, self.sources, settings.column, settings.keep, settings.normalize, settings.exact)
         self._do("scan", task, names, task.finished)
         self.rows = rows = gather_rows(scan, self.sources, self.output)
         self.summary.rows = rows.total
@@ -98,6 +107,7 @@ class Deduplication:
         order, places = self._order(layout, labels, near, centres)
         self._pairs(order, places, eps)
         self._measure(pairs, labels, near)
+        self._explain(layout)
 
     def _phase(self, phase: str, **parts: Any) -> Phase:
         return Phase(join(self.work, f"{phase}-{fingerprint(parts)[:16]}"))
@@ -182,13 +192,18 @@ class Deduplication:
     ) -> tuple[Phase, np.ndarray]:
         """The vectors in the order of clusters, in each of them in the order of who stays."""
         rows, keep = self.rows, self.settings.keep
-        of_rows = centres[rows.distinct] if keep.centre is not None else None
+        of_rows = None
+        if keep.centre is not None:
+            apart = np.full(len(rows.first) - len(centres), np.nan)
+            of_rows = np.concatenate([centres, apart])[rows.distinct]
         self.ranks = keep.order(rows.table, rows.fixed, of_rows)
-        ranks = np.full(len(rows.carriers), len(self.ranks))
-        np.minimum.at(ranks, rows.distinct, self.ranks)  # of each vector, that of the best row that has it
-        self._of_vectors = ranks
+        ranks = np.full(len(rows.first), len(self.ranks))
+        np.minimum.at(
+            ranks, rows.distinct, self.ranks
+        )  # of each distinct row, that of the best that is the same
+        self._ranks = ranks
         phase = self._phase("order", assigned=self._assigned.folder, keep=keep.identity)
-        order = np.lexsort((ranks, labels))
+        order = np.lexsort((ranks[: len(labels)], labels))
         if not phase.has("order.npy"):
             counts = self.summary.clusters
             places = np.empty(len(order), np.int64)
@@ -202,33 +217,53 @@ class Deduplication:
             phase.save("order.npy", order)
         parts = [str(number) for number in range(-(-len(order) // PART))]
         self._do("sort", Sort(layout, phase), parts, lambda name: phase.has(f"{name}.vectors"))
+        order = np.concatenate([order, np.arange(len(order), len(rows.first))])  # those without a vector
+        for number, (values, there) in enumerate(rows.hashes):
+            if not phase.has(f"hash{number}-there.npy"):
+                of = rows.first[order]
+                phase.save("hash-ranks.npy", ranks[order])
+                phase.save(f"hash{number}.npy", values[of])
+                phase.save(f"hash{number}-there.npy", there[of])
         return phase, order
 
     def _pairs(self, order: Phase, numbers: np.ndarray, eps: float) -> None:
         """Find pairs, and decide; rows with more betters than are written down are looked at again."""
         fixed, dim = int(self.rows.fixed.sum()), self.rows.dim
+        radii = tuple(bits for _, bits in self.settings.exact.radii)
+        asked: dict[str, Any] = {"radii": radii} if radii else {}
+        by_hash, more_by_hash = np.zeros(0, PAIR), np.zeros(len(numbers), bool)
+        if radii:
+            hashes = self._phase("hashes", order=order.folder, **asked)
+            by_hash, more_by_hash = self._find("hashes", HammingPairs(order, hashes, radii, fixed))
         phase = self._phase("pairs", order=order.folder, eps=eps)
         found, more = self._find("pairs", Pairs(order, phase, dim, eps, fixed))
         if not phase.has("done.json"):
             with phase.writing("done.json") as file:
                 file.write(json.dumps({"identity": self.identity, "eps": eps}).encode())
         least = 1 - self.settings.eps
-        found = found[found["cosine"] >= least]
-        ranks = self._of_vectors[numbers]
-        groups = self._stars(found, ranks)
+        found, more = np.concatenate([found[found["cosine"] >= least], by_hash]), more | more_by_hash
+        ranks = self._ranks[numbers]
+        groups = self._decide(found, ranks)
+        by_components = self.settings.groups == COMPONENTS
+        asked |= {"groups": COMPONENTS} if by_components else {}
         again = 0
-        while (open_ := groups.kept & more).any():
+        while (open_ := more if by_components else groups.kept & more).any():
             again += 1
-            parts = {"pairs": phase.folder, "eps": self.settings.eps, "again": again}
-            looked = self._phase("again", **parts)
-            looked.save("open.npy", open_)
-            looked.save("kept.npy", groups.kept)
+            looked = self._phase("again", pairs=phase.folder, eps=self.settings.eps, again=again, **asked)
+            labels = heads_of(groups) if by_components else None
+            Again(open_, None if by_components else groups.kept, labels).save(looked)
             extra, _ = self._find("pairs again", Pairs(order, looked, dim, self.settings.eps, fixed))
+            if radii:
+                by_hash, _ = self._find("hashes again", HammingPairs(order, looked, radii, fixed))
+                extra = np.concatenate([extra, by_hash])
             if not len(extra):
                 break
             found = np.concatenate([found, extra])
-            groups = self._stars(found, ranks)
-        self.summary.pairs = len(found)
+            groups = self._decide(found, ranks)
+        if by_components:
+            summary = self.summary
+            summary.diameter, summary.diameter_exact = spread(order, dim, groups, len(self.rows.carriers))
+        self.summary.pairs = int((found["cosine"] != BY_HASH).sum())
         self._found = found
         self._numbers_of = numbers
         count = len(numbers)
@@ -237,25 +272,39 @@ class Deduplication:
         star[numbers] = np.where(groups.star < 0, -1, numbers[groups.star])
         self.groups = Groups(kept, star, cosine)
 
-    def _find(self, label: str, task: Pairs) -> tuple[np.ndarray, np.ndarray]:
-        phase = task.phase
-        if not phase.has("tasks.npy"):
-            pieces, tasks = plan(task.order.load("bounds.npy"), task.order.load("near-bounds.npy"))
-            phase.save("pieces.npy", pieces)
-            phase.save("tasks.npy", tasks)
-        names = [str(number) for number in range(len(phase.load("tasks.npy")) - 1)]
+    def _find(self, label: str, task: Pairs | HammingPairs) -> tuple[np.ndarray, np.ndarray]:
+        phase, names = task.phase, task.names()
         self._do(label, task, names, lambda name: phase.has(f"{name}.npy"))
         found = np.concatenate([np.zeros(0, PAIR), *(phase.load(f"{name}.npy") for name in names)])
         # Rows of two clusters may have met in both.
         found = found[np.lexsort((found["worse"], found["better"]))]
         same = (np.diff(found["better"], prepend=-1) == 0) & (np.diff(found["worse"], prepend=-1) == 0)
         found = found[~same]
-        more = np.zeros(len(task.order.load("ranks.npy")), bool)
+        more = np.zeros(len(self.rows.first), bool)
         for name in names:
             more[phase.load(f"{name}-more.npy")] = True
         return found, more
 
-    def _stars(self, found: np.ndarray, ranks: np.ndarray) -> Groups:
+    def _explain(self, layout: Layout) -> None:
+        """Of each row that goes, what makes it a duplicate, and its cosine where that is not it."""
+        rows, groups, exact = self.rows, self.groups, self.settings.exact
+        self.found_by = np.zeros(len(rows.first), np.int64)
+        within = (groups.cosine >= 1 - self.settings.eps) & (groups.cosine != BY_HASH)
+        gone = np.flatnonzero(~groups.kept & ~within)
+        bare = np.arange(len(rows.carriers), len(rows.first))  # rows that are the same without a vector
+        for of, other in ((bare, bare), (gone, groups.star[gone])):
+            self.found_by[of] = 1 + first_near(rows.hashes, exact.radii, rows.first[of], rows.first[other])
+        groups.cosine[gone] = np.nan
+        both = gone[(gone < len(rows.carriers)) & (groups.star[gone] < len(rows.carriers))]
+        for start in range(0, len(both), PART):
+            part = both[start : start + PART]
+            groups.cosine[part] = exact_dots(layout.gather(part), layout.gather(groups.star[part]))
+        self.found_by[both[groups.cosine[both] >= 1 - self.settings.eps]] = 0
+
+    def _decide(self, found: np.ndarray, ranks: np.ndarray) -> Groups:
+        if self.settings.groups == COMPONENTS:
+            fixed = int(self.rows.fixed.sum())
+            return components(len(ranks), found["better"], found["worse"], ranks, fixed)
         return stars(len(ranks), found["better"], found["worse"], found["cosine"], ranks)
 
     def _measure(self, pairs: np.ndarray, labels: np.ndarray, near: np.ndarray) -> None:
@@ -276,15 +325,16 @@ class Deduplication:
     def _tabulate(self) -> None:
         rows, found = self.rows, self._found
         free = ~rows.fixed
-        ranks = self._of_vectors[self._numbers_of]
-        copies = int((free & (self.ranks != self._of_vectors[rows.distinct])).sum())
-        # Of each distinct vector, whether a row that may go is its best.
+        ranks = self._ranks[self._numbers_of]
+        copies = int((free & (self.ranks != self._ranks[rows.distinct])).sum())
+        by_hash = len(np.unique(found["worse"][found["cosine"] == BY_HASH]))
+        # Of each distinct row, whether one that may go is its best.
         going = ranks >= int(rows.fixed.sum())
         for eps in sorted({0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, self.settings.eps}):
             if eps <= self.settings.eps:
-                groups = self._stars(found[found["cosine"] >= 1 - eps], ranks)
+                groups = self._decide(found[found["cosine"] >= 1 - eps], ranks)
                 count = copies + int((~groups.kept & going).sum())
             else:
                 near = float((self._nearest >= 1 - eps).mean()) * len(rows.carriers)
-                count = min(rows.total, copies + round(near))
+                count = min(rows.total, copies + by_hash + round(near))
             self.summary.table[f"{eps:g}"] = count

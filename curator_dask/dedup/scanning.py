@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from curator_dask.dedup.hashes import Hashes
 from curator_dask.dedup.keeping import Keep
 from curator_dask.dedup.phases import Phase
 from curator_dask.errors import CuratorError, OutputError, ShardError
@@ -84,13 +85,16 @@ class Scan:
         What decides who stays.
     normalize
         Vectors of other lengths are made unit length, instead of being set aside.
+    exact
+        Hashes that are wanted too.
     """
 
     phase: Phase
     sources: tuple[Source, ...]
     column: str
     keep: Keep
-    normalize: bool = False
+    normalize: bool
+    exact: Hashes
 
     def finished(self, name: str) -> bool:
         """Whether a file was scanned."""
@@ -122,12 +126,13 @@ class Scan:
                     raise ShardError(f"{source.path}: {self.column!r}: {error}") from None
                 dim = dim or matrix.shape[1]
                 fault, unit = self._judge(matrix, valid)
-                good = matrix[fault == 0]
-                out.write(unit[fault == 0].tobytes())
+                good = fault == 0 if fault.any() else slice(None)
+                out.write(np.ascontiguousarray(unit[good]))
                 faults.append(fault)
-                digests += [hashlib.sha256(row).digest()[:16] for row in good]
+                digests += [hashlib.sha256(row).digest()[:16] for row in np.ascontiguousarray(matrix[good])]
         fault = np.concatenate(faults) if faults else np.zeros(0, np.uint8)
         wanted = [] if source.fixed else self.keep.columns(columns, source.path)
+        wanted += self.exact.columns(columns, source.path)
         named = [name for name in (key, URL_COLUMN) if name in columns]
         rows = file.read(columns=list(dict.fromkeys([*named, *wanted])))
         table = self._table(rows, key, fault, digests, source)
@@ -168,7 +173,7 @@ class Scan:
             "digest1": pa.array(whole[:, 1]),
         }
         terms = self.keep.blank(len(fault)) if source.fixed else self.keep.terms(rows, source.path)
-        return pa.table({**table, **terms})
+        return pa.table({**table, **terms, **self.exact.values(rows, source.path)})
 
 
 def id_column(record: FileRecord | None, columns: list[str]) -> str:

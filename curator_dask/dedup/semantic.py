@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from curator_dask.dedup.hashes import Hashes
 from curator_dask.dedup.keeping import Keep
 from curator_dask.dedup.result import Duplicates
-from curator_dask.dedup.running import Settings
+from curator_dask.dedup.running import COMPONENTS, STARS, Settings
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import EMBEDDING_COLUMN
 from curator_dask.storage import Options
@@ -17,9 +19,10 @@ if TYPE_CHECKING:
 
 
 class SemanticDeduplication:
-    """Finds duplicates: rows whose vectors have a cosine of at least 1 - eps.
+    """Finds duplicates: rows whose vectors have a cosine of at least 1 - eps, or with the same hash.
 
-    Of duplicates the best row stays, and every row that goes has one that stays within eps.
+    Of duplicates the best row stays, and every row that goes has one that stays as its duplicate, unless
+    `groups` says otherwise.
 
     Parameters
     ----------
@@ -41,6 +44,13 @@ class SemanticDeduplication:
     against
         Folder of vectors that stay as they are: rows that are within eps of one of them go, with which one. These are
         not compared with one another.
+    exact
+        Columns by which rows are duplicates too, whatever their vectors: of the same value (``["sha256"]``), or of
+        hashes of 64 bits that differ in a few, at most 8 (``{"phash": 4}``). Rows without a vector take part.
+    groups
+        ``"stars"``: every row that goes has a duplicate that stays. ``"components"``: rows that are duplicates of
+        duplicates, and so on, are one group, and its best row alone stays; the summary says how far apart two rows of
+        one group are, at most.
     storage_options
         For fsspec, where vectors are read from a URL.
 
@@ -60,6 +70,8 @@ class SemanticDeduplication:
         *,
         normalize: bool = False,
         against: str | os.PathLike[str] | None = None,
+        exact: str | Sequence[str] | Mapping[str, int] | None = None,
+        groups: str = STARS,
         storage_options: Options = None,
     ) -> None:
         if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
@@ -69,9 +81,18 @@ class SemanticDeduplication:
         whole = isinstance(n_clusters, int) and not isinstance(n_clusters, bool) and n_clusters >= 1
         if n_clusters != "auto" and not whole:
             raise ConfigError(f"n_clusters={n_clusters!r}: expected 'auto' or a whole number of at least 1")
+        if groups not in (STARS, COMPONENTS):
+            raise ConfigError(f"groups={groups!r}: expected {STARS!r} or {COMPONENTS!r}")
         clusters = None if n_clusters == "auto" else int(n_clusters)
         self.settings = Settings(
-            float(eps), Keep.of(keep), float(recall), clusters, embedding_column, normalize
+            float(eps),
+            Keep.of(keep),
+            float(recall),
+            clusters,
+            embedding_column,
+            normalize,
+            Hashes.of(exact),
+            groups,
         )
         self.against = None if against is None else os.fspath(against)
         self.storage_options = storage_options

@@ -24,7 +24,11 @@ class DedupSummary:
     set_aside
         By fault, rows whose vectors cannot be compared: they stay.
     exact
-        Rows whose vector is that of another row, to the bit.
+        Rows whose vector is that of another row, to the bit, and whose hashes are, where they are asked for.
+    by
+        Where hashes are asked for: by column, rows that go for it.
+    diameter, diameter_exact
+        Where groups are components: 1 - cosine of the two rows of one group that are farthest apart; False: at least.
     groups, removed
         Groups of duplicates, and rows that go.
     pairs
@@ -48,6 +52,9 @@ class DedupSummary:
     rows: int = 0
     set_aside: dict[str, int] = field(default_factory=dict)
     exact: int = 0
+    by: dict[str, int] = field(default_factory=dict)
+    diameter: float | None = None
+    diameter_exact: bool = True
     groups: int = 0
     removed: int = 0
     pairs: int = 0
@@ -73,14 +80,25 @@ class DedupSummary:
         return cls(**{**found, "recall": Share(**found["recall"])})
 
     def __str__(self) -> str:
+        hashes = " or by a hash" if self.by else ""
+        linked = self.diameter is not None
+        twin = "hang together with a better one by steps within" if linked else "have a better twin within"
         lines = [
-            f"{self.removed:,} of {self.rows:,} rows have a better twin within eps={self.eps:g}, in {self.groups:,}"
-            f" groups; {self.exact:,} are copies to the bit",
+            f"{self.removed:,} of {self.rows:,} rows {twin} eps={self.eps:g}{hashes}, in"
+            f" {self.groups:,} groups; {self.exact:,} are copies to the bit",
             f"  pairs that were compared, of those within eps: {self.recall}",
         ]
+        if self.diameter is not None:
+            least = "" if self.diameter_exact else "at least "
+            lines.append(f"  1 - cosine of the farthest rows of one group: {least}{self.diameter:.3f}")
         aside = ", ".join(f"{count:,} {name}" for name, count in self.set_aside.items() if count)
         if aside:
-            lines.append(f"  not compared, and not removed: {aside}")
+            what = "no vector that can be compared" if self.by else "not compared, and not removed"
+            lines.append(f"  {what}: {aside}")
+        if self.by:
+            lines.append(
+                "  rows that go by " + ", ".join(f"{name}: {count:,}" for name, count in self.by.items())
+            )
         for what, count in self.unknown.items():
             if count:
                 lines.append(f"  {what}: {count:,} rows have no value, and come last")

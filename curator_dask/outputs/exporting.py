@@ -38,7 +38,7 @@ from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.packing import NewKeys, PackShard
 from curator_dask.outputs.parquet import ParquetSink
-from curator_dask.outputs.removed import DUPLICATES, check_removed
+from curator_dask.outputs.removed import DUPLICATES, check_removed, check_shards
 from curator_dask.outputs.saving import check_apart, check_writable, locate
 from curator_dask.outputs.selecting import Folder, SelectSamples
 from curator_dask.outputs.sharding import NewShards, ends_by_bytes, ends_by_count, shuffled
@@ -195,6 +195,8 @@ class _Export:
         selected = self.place.folder("samples")
         reports = self._select(rows, selected, names)
         urls = {url for report in reports.values() for url in report["stamps"]}
+        if self._options.without is not None:
+            check_shards(absolute(self._options.without), urls)
         # Else a tar might be written over while it is copied; a link may lead to one from elsewhere.
         for folder in {posixpath.dirname(url) for url in (*urls, *map(_behind_links, urls))}:
             check_apart(folder, self.place.target.path)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import posixpath
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from curator_dask.errors import OutputError
+from curator_dask.errors import DatasetError, OutputError
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_footer
+from curator_dask.runs.leaving import LeaveOut
 from curator_dask.storage import absolute, is_remote, join
+
+logger = logging.getLogger("curator_dask")
 
 #: The file that a deduplication writes.
 DUPLICATES = "duplicates.parquet"
@@ -33,6 +40,65 @@ def check_removed(path: str) -> str:
     if footer.record is not None:
         return footer.record.fingerprint
     return str(Path(file).stat().st_mtime_ns)
+
+
+def leave_out(path: str, id_col: str, columns: Sequence[str], urls: Collection[str] | None) -> LeaveOut:
+    """The step that leaves out the rows that have a better twin.
+
+    Parameters
+    ----------
+    path
+        Folder of the table.
+    id_col, columns
+        Column of the keys, and all columns of the rows.
+    urls
+        Of their shards; None: not known.
+
+    Raises
+    ------
+    DatasetError
+        The rows lack a column by which they are told apart.
+    OutputError
+        There is no such table, or it is of other shards.
+    """
+    missing = [name for name in (id_col, URL_COLUMN) if name not in columns]
+    if missing:
+        raise DatasetError(f"the metadata lacks {missing}, by which rows are told apart: keep these columns")
+    identity = check_removed(path)
+    if urls is not None:
+        check_shards(path, urls)
+    return LeaveOut("duplicates", identity, id_col, partial(read_removed, path, identity=identity))
+
+
+def check_shards(path: str, urls: Collection[str]) -> None:
+    """Warn where a table of duplicates names none of some shards.
+
+    Raises
+    ------
+    OutputError
+        It names such shards by other paths.
+    """
+    file = join(path, DUPLICATES)
+    table = pq.read_table(file, columns=[URL_COLUMN, "kept"], partitioning=None)
+    named = {*table.filter(pc.invert(table.column("kept"))).column(URL_COLUMN).unique().to_pylist()} - {None}
+    if not named or not urls or not named.isdisjoint(urls):
+        return
+    places: dict[str, str] = {}
+    for url in sorted(named):
+        places.setdefault(posixpath.basename(url), url)
+    theirs = next((url for url in sorted(urls) if posixpath.basename(url) in places), None)
+    if theirs is not None:
+        raise OutputError(
+            f"{file}: none of its rows is of these shards, so nothing would be left out: a shard there is"
+            f" {places[posixpath.basename(theirs)]!r}, and here {theirs!r}. Find the duplicates of these rows, or put"
+            " the shards where they were. If it is right that nothing goes, do without it"
+        )
+    logger.warning(
+        "%s: none of its rows is of these shards, so nothing is left out: a shard there is %r, and here %r",
+        file,
+        min(named),
+        min(urls),
+    )
 
 
 def stays(path: str, keys: pa.Array, urls: pa.Array) -> np.ndarray:

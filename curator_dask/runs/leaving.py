@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,6 @@ import pyarrow as pa
 from curator_dask.frames.columns import to_array
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.runs.filtering import LeavesOut
-from curator_dask.runs.step import Step
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,3 @@ class LeaveOut(LeavesOut):
         going = self.read(sorted({url for url in urls if url is not None}))
         keys = to_array(frame[self.id_col]).cast(pa.string()).to_pylist()
         return np.array([key not in going.get(url, ()) for key, url in zip(keys, urls, strict=True)], bool)
-
-
-class Duplicates(Protocol):
-    """What was found of duplicates, and is saved."""
-
-    def leave_out(self, id_col: str, columns: Sequence[str]) -> Step:
-        """The step that leaves out the rows that have a better twin, of rows with these columns."""
