@@ -45,6 +45,8 @@ LAYERS = (
     "settings",
     "presets",
     "console",
+    "notebook",
+    "meter",
     "collector",
     "threads",
     "tasks",
