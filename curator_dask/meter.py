@@ -5,8 +5,16 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+#: The kind of reason of shards that could not be done.
+SHARD_FAILED = "shard failed"
+_EXAMPLES = 3  # of each reason
+_REASONS = 20
+_LONGEST = 200  # characters of an example
 
 
 @dataclass
@@ -27,6 +35,12 @@ class Meter:
         `time.monotonic` at the start, seconds.
     run
         Its name, told apart from all other runs on the cluster.
+    what
+        What a person calls it: where it writes.
+    reasons
+        Failures of finished shards, by kind of reason, and shards that failed.
+    last
+        By kind of reason, the last few: shard, key and the reason in full.
     """
 
     shards: int
@@ -37,6 +51,9 @@ class Meter:
     failed: int = 0
     started: float = field(default_factory=time.monotonic)
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    what: str = ""
+    reasons: Counter[str] = field(default_factory=Counter)
+    last: dict[str, list[str]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def count(self, event: dict[str, Any]) -> None:
@@ -45,10 +62,46 @@ class Meter:
             self.images += event["images"]
             self.failed += event["failed"]
 
-    def finish(self, rows: int) -> None:
-        """Count a partition as finished."""
+    def finish(
+        self,
+        rows: int,
+        reasons: Mapping[str, int] | None = None,
+        examples: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """Count a partition as finished, with its failures by kind of reason and examples of each."""
         self.done += 1
         self.rows += rows
+        for reason, count in (reasons or {}).items():
+            self._fail(reason, count, (examples or {}).get(reason, ()))
+
+    def give_up(self, name: str, reason: str) -> None:
+        """Count a partition as given up."""
+        self.broken += 1
+        self._fail(SHARD_FAILED, 1, [f"{name}: {reason}"])
+
+    def _fail(self, reason: str, count: int, examples: Sequence[str]) -> None:
+        self.reasons[reason] += count
+        self.last[reason] = [*self.last.get(reason, ()), *(text[:_LONGEST] for text in examples)][-_EXAMPLES:]
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the dashboard is told, for `of`: plain values."""
+        some = [reason for reason, _ in self.reasons.most_common(_REASONS)]
+        return {
+            **{
+                name: getattr(self, name)
+                for name in ("run", "what", "shards", "done", "broken", "rows", "seconds")
+            },
+            "reasons": {reason: self.reasons[reason] for reason in some},
+            "last": {reason: list(self.last.get(reason, ())) for reason in some},
+        }
+
+    def hear(self, told: Mapping[str, Any]) -> None:
+        """Take what a client has told of its run."""
+        self.what, self.shards, self.rows = told["what"], told["shards"], told["rows"]
+        self.done, self.broken = told["done"], told["broken"]
+        self.started = time.monotonic() - told["seconds"]
+        self.reasons, self.last = Counter(told["reasons"]), dict(told["last"])
 
     @property
     def seconds(self) -> float:

@@ -39,6 +39,7 @@ LAYERS = (
     "decode",
     "webdataset",
     "cluster",
+    "dashboard",
     "storage",
     "cache",
     "fingerprint",
