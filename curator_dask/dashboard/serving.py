@@ -12,7 +12,7 @@ from distributed.dashboard.components.nvml import GPUCurrentLoad
 from distributed.dashboard.components.scheduler import BOKEH_THEME, env
 from distributed.dashboard.core import BokehApplication
 from distributed.dashboard.scheduler import template_variables
-from distributed.http.utils import RequestHandler
+from distributed.http.scheduler.info import IndividualPlots
 from distributed.utils import log_errors
 from tornado.ioloop import IOLoop
 
@@ -53,24 +53,17 @@ def serve(scheduler: Any, runs: Runs) -> None:
     plots = [{"url": name, "name": name.partition("-")[2].replace("-", " ").title()} for name in names]
     menu["plots"][:] = sorted([*menu["plots"], *plots], key=lambda plot: plot["name"])
     # Dask's own handler lists the panes of the first application alone.
-    http.add_handlers(r".*", [(f"{own.prefix}/individual-plots.json", _Plots, {"dask_server": scheduler})])
+    panes = {name.replace("-", " ").title(): f"/{name}" for name in names}
+    given = {"dask_server": scheduler, "extra": {"panes": panes}}
+    http.add_handlers(r".*", [(f"{own.prefix}/individual-plots.json", _Plots, given)])
 
 
-class _Plots(RequestHandler):
-    """All panes, by their names, as Dask's handler of this address gives those of its own."""
+class _Plots(IndividualPlots):
+    """The panes of the scheduler by their names, and these."""
 
-    def get(self) -> None:
-        """Answer in JSON."""
-        paths = {
-            path
-            for each in self.server.http_application.applications
-            if isinstance(each, BokehTornado)
-            for path in each.app_paths
-        }
-        panes = sorted(
-            path for path in paths if path.startswith("/individual-") and not path.endswith(".json")
-        )
-        self.write({path.strip("/").replace("-", " ").title(): path for path in panes})
+    def write(self, chunk: Any) -> None:
+        """Called by the handler of the scheduler's own with all that it has."""
+        super().write({**chunk, **self.extra["panes"]})
 
 
 @log_errors
