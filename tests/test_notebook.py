@@ -14,7 +14,8 @@ from colours import ColourReader, colour_of, write_dataset
 from PIL import Image
 
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import ConfigError, DatasetError
+from curator_dask.dedup import SemanticDeduplication
+from curator_dask.errors import ConfigError, DatasetError, OutputError
 from curator_dask.runs.summary import SaveSummary
 
 ANGRY = '<script>alert(1)</script>&"'
@@ -121,6 +122,25 @@ def test_what_data_say_is_text_and_no_html(tmp_path, in_this_process):
     elements = Elements(summary._repr_html_())
     assert elements.of("script") == []
     assert elements.text.count(ANGRY) == 5
+
+
+def test_duplicates_show_their_groups(tmp_path, in_this_process):
+    write_dataset(tmp_path / "in", shards=2)
+    dataset = ColourReader(normalize_embeddings=True)(ImageTextPairDataset.from_webdataset(tmp_path / "in"))
+    dataset.save_metadata(tmp_path / "out")
+    result = SemanticDeduplication(eps=0.2, recall=1)(tmp_path / "out")
+    with pytest.raises(OutputError, match="not saved yet"):
+        result.show()
+    result.save(tmp_path / "duplicates")
+    rows = pq.read_table(tmp_path / "duplicates").to_pandas()
+    groups = rows.groupby("group")
+    page = result.show()._repr_html_()
+    assert sorted(keys_in(page)) == sorted(groups.head(12)["id"])
+    sizes = [int(size) for size in re.findall(r"group \d+: (\d+) rows", page)]
+    assert sizes == sorted(groups.size(), reverse=True)
+    framed = re.findall(r"outline.*?<code>(.*?)</code>", page)
+    assert sorted(framed) == sorted(rows["id"][rows["kept"]])
+    assert len(re.findall(r"group \d+:", result.show(1)._repr_html_())) == 1
 
 
 def test_show_says_what_is_wrong(tmp_path, in_this_process):

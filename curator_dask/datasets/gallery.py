@@ -87,6 +87,12 @@ class Gallery:
         return "".join(parts) or "<i>no image</i>"
 
 
+def check_count(n: object) -> None:
+    """Refuse what is no whole number of at least 1."""
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise ConfigError(f"n={n!r}: expected a whole number of at least 1")
+
+
 def first_tiles(frame: dd.DataFrame, id_col: str, n: int) -> list[Tile]:
     """The first rows of a frame; only as many partitions are computed as that takes.
 
@@ -106,8 +112,7 @@ def first_tiles(frame: dd.DataFrame, id_col: str, n: int) -> list[Tile]:
     DatasetError
         The frame lacks the columns by which a row finds its image.
     """
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ConfigError(f"n={n!r}: expected a whole number of at least 1")
+    check_count(n)
     missing = [name for name in (id_col, URL_COLUMN) if name not in frame.columns]
     if missing:
         raise DatasetError(

@@ -16,9 +16,11 @@ import pyarrow.compute as pc
 
 from curator_dask.cluster.setup import set_up_workers
 from curator_dask.cluster.workers import current_client
+from curator_dask.datasets.gallery import Gallery
 from curator_dask.dedup.phases import WORK_SUFFIX
 from curator_dask.dedup.running import Deduplication, Settings
 from curator_dask.dedup.scanning import Source
+from curator_dask.dedup.showing import show_groups
 from curator_dask.dedup.summary import DedupSummary
 from curator_dask.errors import ConfigError, DatasetError, OutputError
 from curator_dask.fingerprint import fingerprint
@@ -171,6 +173,27 @@ class Duplicates:
                 for each, what in zip(paths, stamps, strict=True)
             ]
         return found
+
+    def show(self, n: int = 8) -> Gallery:
+        """The largest groups as small pictures, where a notebook shows a cell's last value; who stays is framed.
+
+        Images are read here, out of their tars.
+
+        Parameters
+        ----------
+        n
+            Groups.
+
+        Raises
+        ------
+        ConfigError
+            `n` is no whole number of at least 1.
+        OutputError
+            The duplicates are not saved.
+        """
+        if self.path is None:
+            raise OutputError("the duplicates are not saved yet: call save(path) first")
+        return show_groups(join(self.path, FILE), n, self._options)
 
 
 def _name(path: str, state: Any, fixed: bool) -> str:
