@@ -160,7 +160,10 @@ class ImageRate(Pane):
         run = self.choice()
         lines: list[tuple[str, list[float], list[float]]] = []
         if run is not None:
-            lines = [(f"worker {name}", *run.rates(name)) for name in _by_images(run)]
+            names = list(run.course.counts)  # as they came, so that each keeps its colour
+            if len(names) > _LINES:
+                names = sorted(names, key=lambda name: -sum(run.course.counts[name]))
+            lines = [(f"worker {name}", *run.rates(name)) for name in names]
         if len(lines) > _LINES:
             others = [sum(each) for each in zip(*(ys for _, _, ys in lines[_LINES - 1 :]), strict=True)]
             rest = (f"{len(lines) - _LINES + 1} others", lines[0][1], others)
@@ -175,10 +178,6 @@ class ImageRate(Pane):
         }
         if made != self.source.data:
             self.source.data = made
-
-
-def _by_images(run: Run) -> list[str]:
-    return sorted(run.course.counts, key=lambda name: -sum(run.course.counts[name]))
 
 
 class TimeSplit(Pane):
