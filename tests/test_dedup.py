@@ -555,9 +555,9 @@ def test_a_picture_of_groups_frames_what_stays(tmp_path, in_this_process):
     pq.write_table(table.set_column(1, "__url__", pa.array([str(tmp_path / "shards/0.tar")] * 14)), path)
     result = SemanticDeduplication(eps=0.1)(tmp_path / "vectors")
     with pytest.raises(OutputError, match="not saved yet"):
-        result.show()
+        result.sheet()
     result.save(tmp_path / "out")
-    sheet = result.show(n=2)
+    sheet = result.sheet(n=2)
     line = TILE + 46 + GAP
     assert sheet.size == (2 * MARGIN + 6 * (TILE + GAP) - GAP, 72 + 2 * line + MARGIN // 2)
 
@@ -570,6 +570,6 @@ def test_a_picture_of_groups_frames_what_stays(tmp_path, in_this_process):
     assert [seen(1, column) for column in range(3)] == [colour_of("3000"), colour_of("3001"), (255, 255, 255)]
     frames = [[seen(at, column, -2) for column in range(2)] for at in range(2)]
     assert frames == [[(0x15, 0x80, 0x3D), (255, 255, 255)]] * 2
-    sheet = result.show(n=9)
+    sheet = result.sheet(n=9)
     assert [seen(at, 0) for at in range(4)] == [colour_of(f"{name}000") for name in "1342"]
     assert seen(2, 1) == (0xEC, 0xEE, 0xF1)  # not an image

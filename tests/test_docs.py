@@ -124,6 +124,10 @@ HOLDS = {
         "set(pq.read_table(FOLDER + '/embeddings')['blurry'].to_pylist()) <= {True, False, None}",
         "pq.read_table(FOLDER + '/embeddings')['blurry'].null_count == 2",
     ],
+    "watching.md": [
+        "len(images) == 10 and images._repr_html_().count('<img ') == 8",
+        "(summary.rows, summary.failed) == (14, 2) and 'missing' in summary._repr_html_()",
+    ],
     "text.md": [
         "(summary.rows, summary.failed) == (14, 2)",
         "pq.read_schema(FOLDER + '/embeddings/00000.parquet').field('text_embedding').type.list_size == 24",

@@ -118,7 +118,7 @@ def dedup(
             result = find(embeddings)
             summary = result.save(output)
         if sheet is not None:
-            save_sheet(result.show(), sheet)
+            save_sheet(result.sheet(), sheet)
         put(summary.to_dict())
 
 

@@ -229,6 +229,9 @@ def get_client(
                 other.scheduler.address,
             )
     client = start_cluster(device, shared, env, timeout)
+    from curator_dask.cluster.watching import offer_dashboard  # loads distributed
+
+    offer_dashboard(client)
     if verbose:
         logger.info(
             "Dask %s cluster%s: %d workers, %d tasks%s each; %s",
@@ -307,7 +310,8 @@ def _connect(target: Any, security: Any, timeout: float | None, verbose: bool) -
         )
     address = target if isinstance(target, str) else target.scheduler_address
     extra = {} if security is None else {"security": security}
-    from curator_dask.cluster.workers import wait_for_a_worker  # loads distributed
+    from curator_dask.cluster.watching import offer_dashboard  # loads distributed
+    from curator_dask.cluster.workers import wait_for_a_worker
 
     limit = CONNECT_LIMIT if timeout is None else min(timeout, CONNECT_LIMIT)
     held = hold([SHUFFLE])
@@ -324,6 +328,7 @@ def _connect(target: Any, security: Any, timeout: float | None, verbose: bool) -
         ) from error
     try:
         wait_for_a_worker(client, timeout)
+        offer_dashboard(client)
     except BaseException:
         client.close()
         raise

@@ -1,39 +1,51 @@
 """Counts that flow from the workers to the person who waits.
 
 A task reports what it has just done. On a Dask worker that is added up and becomes an event that the client has
-subscribed to; in a process without a cluster it goes to the watcher directly. Tasks carry the name of their run as an
-annotation, so that two people on one scheduler each see their own.
+subscribed to, and that the dashboard hears; in a process without a cluster it goes to the watcher directly. Tasks
+carry the name of their run as an annotation, so that two people on one scheduler each see their own.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 import threading
-import time
-import uuid
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import dask
+
+from curator_dask.cluster.showing import dashboard_link, showing
+from curator_dask.dashboard.topics import PROGRESS, RUNS
+from curator_dask.meter import Meter as Meter  # from here, too
 
 if TYPE_CHECKING:
     from distributed import Client, Worker
 
 logger = logging.getLogger("curator_dask")
 
-TOPIC = "curator_dask-progress"
 _RUN = "curator_dask_run"  # the annotation of a task
 # Dask warns that its query planner does not heed annotations: it need not, this one is for `report` alone.
 warnings.filterwarnings("ignore", f"Dask annotations .*{_RUN}")
 _TELL_EVERY = 0.5  # seconds between events of a worker
-_LOG_EVERY = 30.0  # seconds between log lines where there is no terminal to draw on
+_ANNOUNCE_EVERY = 1.0  # seconds between events of a client
+_ANSWER = 5.0  # seconds that the scheduler may take to hear of one
 _watchers: list[Callable[[dict[str, Any]], None]] = []  # of this process, for runs without a cluster
+
+
+@dataclass
+class _Done:
+    """What a worker has done for a run since it last told."""
+
+    images: int = 0
+    failed: int = 0
+    seconds: defaultdict[str, float] = field(default_factory=partial(defaultdict, float))
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 class _Teller:
@@ -45,15 +57,29 @@ class _Teller:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._images: Counter[str] = Counter()  # by run
-        self._failed: Counter[str] = Counter()
+        self._done: defaultdict[str, _Done] = defaultdict(_Done)  # by run
+        self._under_way: Counter[str] = Counter()
         self._due = False
 
-    def add(self, run: str, images: int, failed: int, worker: Worker) -> None:
+    def add(
+        self,
+        worker: Worker,
+        run: str,
+        images: int = 0,
+        failed: int = 0,
+        seconds: Mapping[str, float] | None = None,
+        left_out: Mapping[str, int] | None = None,
+        begun: int = 0,
+    ) -> None:
         """Have this told within half a second."""
         with self._lock:
-            self._images[run] += images
-            self._failed[run] += failed
+            done = self._done[run]
+            done.images += images
+            done.failed += failed
+            for what, spent in (seconds or {}).items():
+                done.seconds[what] += spent
+            done.left_out.update(left_out or {})
+            self._under_way[run] += begun
             if self._due:
                 return
             self._due = True
@@ -61,15 +87,23 @@ class _Teller:
 
     def _tell(self, worker: Worker) -> None:
         with self._lock:
-            events = [
-                {"run": run, "images": images, "failed": self._failed[run]}
-                for run, images in self._images.items()
+            told = [
+                {
+                    "run": run,
+                    "worker": str(worker.name),
+                    "under_way": self._under_way[run],
+                    "images": done.images,
+                    "failed": done.failed,
+                    "seconds": dict(done.seconds),
+                    "left_out": dict(done.left_out),
+                }
+                for run, done in self._done.items()
             ]
-            self._images.clear()
-            self._failed.clear()
+            self._done.clear()
+            self._under_way = +self._under_way  # without those at zero
             self._due = False
-        for event in events:
-            worker.log_event(TOPIC, event)
+        for event in told:
+            worker.log_event(PROGRESS, event)
 
 
 def _run_of_task(worker: Worker) -> str | None:
@@ -83,100 +117,60 @@ _tellers: WeakKeyDictionary[Worker, _Teller] = WeakKeyDictionary()  # of the wor
 _tellers_lock = threading.Lock()
 
 
-def report(images: int, failed: int = 0) -> None:
-    """Say, from within a task, how many images were just finished, and how many of them failed."""
+def reporter() -> Callable[..., None]:
+    """What the task of this thread reports with, from any thread; see `report` for its arguments."""
     try:
         from distributed.worker import get_worker
 
         worker = get_worker()
     except (ImportError, ValueError):  # not on a Dask worker
-        for watcher in _watchers:
-            watcher({"images": images, "failed": failed})
-    else:
-        if (run := _run_of_task(worker)) is None:
-            return
-        with _tellers_lock:
-            teller = _tellers.setdefault(worker, _Teller())
-        teller.add(run, images, failed, worker)
+        return _tell_watchers
+    if (run := _run_of_task(worker)) is None:
+        return _tell_nobody
+    with _tellers_lock:
+        teller = _tellers.setdefault(worker, _Teller())
+    return partial(teller.add, worker, run)
 
 
-@dataclass
-class Meter:
-    """What a run has done so far.
+def _tell_watchers(images: int = 0, failed: int = 0, **others: Any) -> None:
+    for watcher in _watchers:
+        watcher({"images": images, "failed": failed})
 
-    Attributes
+
+def _tell_nobody(**counts: Any) -> None:
+    return
+
+
+def report(images: int = 0, failed: int = 0, **others: Any) -> None:
+    """Say, from within a task, what was just done.
+
+    Parameters
     ----------
-    shards
-        Partitions to do in this run.
-    done, broken
-        Partitions finished, and given up.
-    rows
-        Of the partitions finished.
     images, failed
-        Images finished on all workers, and those of them without a vector.
-    started
-        `time.monotonic` at the start, seconds.
-    run
-        Its name, told apart from all other runs on the cluster.
+        How many were finished, and how many of them failed.
+    **others
+        ``seconds`` by what they were spent on, rows ``left_out`` by what left them out, shards ``begun`` (below 0:
+        ended).
     """
+    reporter()(images=images, failed=failed, **others)
 
-    shards: int
-    done: int = 0
-    broken: int = 0
-    rows: int = 0
-    images: int = 0
-    failed: int = 0
-    started: float = field(default_factory=time.monotonic)
-    run: str = field(default_factory=lambda: uuid.uuid4().hex)
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def count(self, event: dict[str, Any]) -> None:
-        """Add what was reported."""
-        with self.lock:
-            self.images += event["images"]
-            self.failed += event["failed"]
-
-    def finish(self, rows: int) -> None:
-        """Count a partition as finished."""
-        self.done += 1
-        self.rows += rows
-
-    @property
-    def seconds(self) -> float:
-        """Since the start."""
-        return time.monotonic() - self.started
-
-    @property
-    def rate(self) -> float:
-        """Images a second since the start."""
-        return self.images / max(self.seconds, 1e-9)
-
-    @property
-    def remaining(self) -> float | None:
-        """Seconds until the end, if shards to come are like those finished; None before the first is."""
-        if not self.done:
-            return None
-        total = self.rows / self.done * (self.shards - self.broken)
-        # Of shards under way the images done count, too; without images (no embedding) only shards do.
-        if self.images:
-            return max(0.0, total - self.images) / self.rate
-        finished = self.done + self.broken
-        return self.seconds / finished * (self.shards - finished)
-
-    def __str__(self) -> str:
-        left = "?" if self.remaining is None else _clock(self.remaining)
-        broken = f", {self.broken} failed" if self.broken else ""
-        return (
-            f"shards {self.done}/{self.shards}{broken} | {self.images} images, {self.rate:.1f}/s |"
-            f" {self.failed} failed | {_clock(self.seconds)} elapsed, {left} left"
-        )
+@contextmanager
+def at_work(shards: int) -> Iterator[None]:
+    """Within the block, in a task, so many shards are under way."""
+    tell = reporter()
+    tell(begun=shards)
+    try:
+        yield
+    finally:
+        tell(begun=-shards)
 
 
 @contextmanager
 def watch(meter: Meter, client: Client | None, show: bool = True) -> Iterator[None]:
     """Feed `meter` with the events of the tasks handed out meanwhile, and show it.
 
-    On a terminal a line is kept up to date; elsewhere one is logged every 30 seconds.
+    At a terminal a line is kept up to date, in a notebook a bar; elsewhere a line is printed every 30 seconds.
 
     Parameters
     ----------
@@ -190,49 +184,57 @@ def watch(meter: Meter, client: Client | None, show: bool = True) -> Iterator[No
 
     def on_event(event: Any) -> None:
         what = event[1]
-        if "left_out" in what:
+        if "reason" in what:
             logger.warning("worker %s is left out: %s", what["left_out"], what["reason"])
         elif what["run"] == meter.run:
             meter.count(what)
 
     if client is not None:
-        client.subscribe_topic(TOPIC, on_event)
+        client.subscribe_topic(PROGRESS, on_event)
     else:
         _watchers.append(meter.count)
-    stop = threading.Event()
-    shower = threading.Thread(target=_show, args=(meter, stop), name="curator_dask-progress", daemon=True)
+    shown = showing(meter, dashboard_link(client)) if show else nullcontext()
     try:
-        if show:
-            shower.start()
-        with dask.annotate(**{_RUN: meter.run}):
+        with shown, _announced(meter, client), dask.annotate(**{_RUN: meter.run}):
             yield
     finally:
-        stop.set()
-        if show:
-            shower.join()
         if client is None:
             _watchers.remove(meter.count)
         elif client.status == "running":
-            client.unsubscribe_topic(TOPIC)
+            client.unsubscribe_topic(PROGRESS)
 
 
-def _show(meter: Meter, stop: threading.Event) -> None:
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        while not stop.wait(_LOG_EVERY):
-            print(meter, file=sys.stderr, flush=True)
+@contextmanager
+def _announced(meter: Meter, client: Client | None) -> Iterator[None]:
+    """Within the block the scheduler is told how far the run is, and at its end how it ended."""
+    if client is None:
+        yield
         return
-    from rich.live import Live
-    from rich.text import Text
+    stop = threading.Event()
 
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
-        while not stop.wait(0.25):
-            live.update(Text(str(meter)))
+    def tell(**more: str) -> None:
+        message = {"client": client.id, **meter.told, **more}
+        with suppress(Exception):  # of a cluster that is lost the run itself will hear
+            client.sync(client.scheduler.log_event, topic=RUNS, msg=message, callback_timeout=_ANSWER)
 
+    def keep_telling() -> None:
+        before: Any = None
+        while not stop.wait(_ANNOUNCE_EVERY):
+            if (now := (meter.done, meter.broken)) != before:
+                tell()
+                before = now
 
-def _clock(seconds: float) -> str:
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+    tell()
+    thread = threading.Thread(target=keep_telling, name="curator_dask-announcing", daemon=True)
+    thread.start()
+    end = "ended"
+    try:
+        yield
+    except BaseException:
+        end = "stopped"
+        raise
+    finally:
+        stop.set()
+        thread.join()
+        if client.status == "running":
+            tell(end=end)

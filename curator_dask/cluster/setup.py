@@ -14,8 +14,9 @@ from curator_dask.cache import POSSESSIONS
 from curator_dask.cluster.memory import leave_memory, watch_memory
 from curator_dask.cluster.package import check_package
 from curator_dask.cluster.presence import Presence
-from curator_dask.cluster.progress import TOPIC
+from curator_dask.cluster.watching import offer_dashboard
 from curator_dask.console import show_messages
+from curator_dask.dashboard.topics import PROGRESS
 from curator_dask.errors import CuratorError
 
 _POLL = 0.05  # seconds between tries
@@ -58,7 +59,7 @@ def worker_setup() -> WorkerPlugin:
             tear_down(worker)
 
     plugin = WorkerSetup()  # whose methods name nothing of this module: that would be loaded with them
-    plugin.client, plugin.topic = _this_process(), TOPIC
+    plugin.client, plugin.topic = _this_process(), PROGRESS
     return plugin
 
 
@@ -104,7 +105,7 @@ def _this_process() -> tuple[str, int]:
 
 
 def set_up_workers(client: Client) -> None:
-    """Have every worker set up, those that join later too.
+    """Have every worker set up, those that join later too, and the dashboard show what they do.
 
     Raises
     ------
@@ -112,6 +113,7 @@ def set_up_workers(client: Client) -> None:
         A worker lacks the package, or there is no scheduler any more.
     """
     check_package(client)
+    offer_dashboard(client)
     presence = Presence(client)
     while True:
         presence.check()

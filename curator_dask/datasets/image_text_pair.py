@@ -12,6 +12,7 @@ import dask.dataframe as dd
 
 from curator_dask.console import show_in_notebook
 from curator_dask.datasets.exportable import Exportable
+from curator_dask.datasets.gallery import Gallery, first_tiles, without_looking
 from curator_dask.datasets.meta import worker_backend
 from curator_dask.datasets.ranges import check_options, ranges_of, row_counts
 from curator_dask.datasets.selectable import Selectable
@@ -22,6 +23,7 @@ from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.outputs.saving import save
 from curator_dask.rows.image_files import ReadImages, caption_table, images_schema
 from curator_dask.rows.reading import ReadShard, choose_source, learn_schema
+from curator_dask.rows.where import Where
 from curator_dask.runs.graph import map_items, map_step, steps_of
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.step import Step, check_step
@@ -339,6 +341,33 @@ class ImageTextPairDataset(Selectable, Exportable):
                 ", ".join(step.label for step in steps),
             )
         return self.metadata.head(n, npartitions=npartitions, **kwargs)
+
+    def show(self, n: int = 24, where: str | None = None) -> Gallery:
+        """The first images as small pictures with key and caption, where a notebook shows a cell's last value.
+
+        Images are read here, out of their tars. One that cannot be read is grey, with the reason. No model runs,
+        unless the rows depend on what it makes.
+
+        Parameters
+        ----------
+        n
+            How many.
+        where
+            Only of rows that pass this condition; see `filter`.
+
+        Raises
+        ------
+        ConfigError
+            `where` is no such condition, or names a column that there is not.
+        DatasetError
+            The metadata lacks the columns by which a row finds its image.
+        """
+        named = () if where is None else Where(where).columns(list(self.metadata.columns))
+        shown = self.with_metadata(without_looking(self.metadata, named))
+        if where is not None:
+            shown = shown.filter(where)
+        tiles = first_tiles(shown.metadata, self.id_col, n)
+        return Gallery([("", tiles)] if tiles else [], self.storage_options)
 
     def __len__(self) -> int:
         lineage = trace(self.metadata)

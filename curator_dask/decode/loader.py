@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 
 from curator_dask import backend
+from curator_dask.cluster.timing import Stopwatch
 from curator_dask.decode.batches import Batch, Collector, Gather, GatherWhole, collect
 from curator_dask.decode.chunks import Chunk, ChunkDecoder
 from curator_dask.decode.sniff import Encoded
@@ -98,7 +99,7 @@ class Loader:
         me = threading.get_ident()
         if me in self._users:
             raise CuratorError("Loader.load: finish or close the iterator of the load before this one first")
-        run = _Run(self, images)
+        run = _Run(self, images, Stopwatch())
         self._users.add(me)
         try:
             for batch in run.batches():
@@ -137,9 +138,12 @@ class Loader:
 class _Run:
     """One call of `Loader.load`: its thread and the queue between."""
 
-    def __init__(self, loader: Loader, images: Iterable[tuple[int, Encoded | Exception]]):
+    def __init__(
+        self, loader: Loader, images: Iterable[tuple[int, Encoded | Exception]], watch: Stopwatch
+    ) -> None:
         self._loader = loader
         self._images = images
+        self._watch = watch
         transforms = loader.spec.transforms
         self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(
             _QUEUED_WHOLE if None in transforms else _QUEUED * len(transforms)
@@ -170,8 +174,11 @@ class _Run:
             self._thread.join(_POLL)
 
     def _put(self, item: Batch | BaseException | None) -> None:
+        before = self._watch.turn_to(None)
+        self._watch.tell()
         if not self._stopped.is_set():
             self._queue.put(item)  # where it is full for good, `stop` empties it
+        self._watch.turn_to(before)
 
     def _work(self) -> None:
         # The loader is this run's until its last image is decoded, not until the caller is through with it: so
@@ -193,13 +200,17 @@ class _Run:
         decoder, collectors = self._loader._decoder, self._loader._collectors(self._put)
         chunk, running = Chunk(), Chunk()
         try:
+            self._watch.turn_to("fetch")
             for position, data in self._images:
+                self._watch.turn_to("decode")
                 if self._stopped.is_set():
                     return
                 if decoder.admit(chunk, position, data):
                     decoder.finish(running, collectors, following=chunk)
                     done, running, chunk = running, chunk, Chunk()
                     collect(done.pooled, done.errors, collectors)
+                self._watch.turn_to("fetch")
+            self._watch.turn_to("decode")
             decoder.finish(running, collectors, following=chunk)
             collect(running.pooled, running.errors, collectors)
             decoder.finish(chunk, collectors)
@@ -207,6 +218,7 @@ class _Run:
             for collector in collectors:
                 collector.flush()
         finally:
+            self._watch.turn_to(None)
             decoder.drop(running, chunk)  # after an error or an early stop
 
 

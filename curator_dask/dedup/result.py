@@ -14,9 +14,11 @@ import pyarrow.compute as pc
 
 from curator_dask.cluster.setup import set_up_workers
 from curator_dask.cluster.workers import current_client
+from curator_dask.datasets.gallery import Gallery
 from curator_dask.dedup.phases import WORK_SUFFIX
 from curator_dask.dedup.running import STARS, Deduplication, Settings
 from curator_dask.dedup.scanning import Source, find_sources
+from curator_dask.dedup.showing import show_groups
 from curator_dask.dedup.summary import DedupSummary
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.fingerprint import fingerprint
@@ -137,8 +139,31 @@ class Duplicates:
         logger.info("%s", run.summary)
         return run.summary
 
-    def show(self, n: int = 12) -> Image.Image:
-        """A picture of groups: the largest, and those with the least similar rows; what stays is framed.
+    def show(self, n: int = 8) -> Gallery:
+        """Groups as small pictures, where a notebook shows a cell's last value: who stays is framed.
+
+        They are the largest groups, and those with the least similar rows.
+
+        Images are read here, out of their tars.
+
+        Parameters
+        ----------
+        n
+            Groups.
+
+        Raises
+        ------
+        ConfigError
+            `n` is no whole number of at least 1.
+        OutputError
+            The duplicates are not saved.
+        """
+        if self.path is None:
+            raise OutputError("the duplicates are not saved yet: call save(path) first")
+        return show_groups(self.path, n, self._options)
+
+    def sheet(self, n: int = 12) -> Image.Image:
+        """The same groups as one picture, to keep.
 
         Parameters
         ----------
@@ -148,7 +173,7 @@ class Duplicates:
         Returns
         -------
         PIL.Image.Image
-            RGB; a notebook shows it, and it has ``save``.
+            RGB; it has ``save``.
 
         Raises
         ------

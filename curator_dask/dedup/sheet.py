@@ -14,8 +14,7 @@ from PIL import Image, ImageDraw
 
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.outputs.removed import DUPLICATES, check_removed
-from curator_dask.rows.images import read_images
-from curator_dask.rows.remarks import noticing
+from curator_dask.rows.thumbnails import read_thumbnails
 from curator_dask.rows.tiles import COLUMNS, FAINT, GAP, INK, MARGIN, TILE, cut, fonts, put_tile
 from curator_dask.storage import Options, join
 
@@ -110,21 +109,20 @@ def draw_groups(groups: Sequence[Group], options: Options = None) -> Image.Image
         (at, column, group, row) for at, group in enumerate(groups) for column, row in enumerate(group.rows)
     ]
     ids, urls = [row["id"] for *_, row in rows], [row[URL_COLUMN] for *_, row in rows]
-    with noticing():  # what is noticed of the tars is no concern of this
-        for number, image in read_images(ids, urls, "key", storage_options=options):
-            at, column, group, row = rows[number]
-            x, y = MARGIN + column * (TILE + GAP), _HEADER + at * line
-            put_tile(sheet, x, y, image)
-            if row["kept"]:
-                edge = (x - _FRAME, y - _FRAME, x + TILE + _FRAME - 1, y + TILE + _FRAME - 1)
-                draw.rectangle(edge, outline=_STAYS, width=_FRAME)
-                said = "stays"
-            else:
-                said = "by hash" if row["similarity"] is None else f"{row['similarity']:.3f}"
-            draw.text((x, y + TILE + 7), said, fill=_STAYS if row["kept"] else INK, font=bold)
-            key = cut(" ".join(str(row["id"]).split()), small, TILE - 70)
-            draw.text((x + TILE, y + TILE + 9), key, fill=FAINT, font=small, anchor="ra")
-            if column == len(group.rows) - 1 and group.size > len(group.rows):
-                more = f"and {group.size - len(group.rows):,} more"
-                draw.text((x, y + TILE + 26), more, fill=FAINT, font=small)
+    for number, tile in read_thumbnails(ids, urls, TILE, options):
+        at, column, group, row = rows[number]
+        x, y = MARGIN + column * (TILE + GAP), _HEADER + at * line
+        put_tile(sheet, x, y, tile)
+        if row["kept"]:
+            edge = (x - _FRAME, y - _FRAME, x + TILE + _FRAME - 1, y + TILE + _FRAME - 1)
+            draw.rectangle(edge, outline=_STAYS, width=_FRAME)
+            said = "stays"
+        else:
+            said = "by hash" if row["similarity"] is None else f"{row['similarity']:.3f}"
+        draw.text((x, y + TILE + 7), said, fill=_STAYS if row["kept"] else INK, font=bold)
+        key = cut(" ".join(str(row["id"]).split()), small, TILE - 70)
+        draw.text((x + TILE, y + TILE + 9), key, fill=FAINT, font=small, anchor="ra")
+        if column == len(group.rows) - 1 and group.size > len(group.rows):
+            more = f"and {group.size - len(group.rows):,} more"
+            draw.text((x, y + TILE + 26), more, fill=FAINT, font=small)
     return sheet

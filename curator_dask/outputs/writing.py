@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask import backend
+from curator_dask.cluster.timing import spending
 from curator_dask.errors import OutputError
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import Footer, conform, read_footer, read_record, write_table
@@ -132,6 +133,10 @@ class WritePartition:
         return report_row(report) if report and footer.is_finished(target.fingerprint) else None
 
     def _write(self, frame: Any, target: Target) -> dict[str, Any]:
+        with spending("write"):
+            return self._put(frame, target)
+
+    def _put(self, frame: Any, target: Target) -> dict[str, Any]:
         whole = backend.frame_to_arrow(frame)
         table = conform(whole, self.schema, target.name)
         errors = self.kept.reasons(whole, errors_of(whole))

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-
-from curator_dask.decode.pillow import decode
-from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
-from curator_dask.errors import ImageError
+from PIL import Image, ImageDraw, ImageFont
 
 #: Pixels: of a tile, between two, and around all.
 TILE, GAP, MARGIN = 200, 16, 32
@@ -24,19 +20,14 @@ def fonts() -> tuple[Any, Any, Any]:
     return big, bold, small
 
 
-def put_tile(sheet: Image.Image, x: int, y: int, image: Any) -> None:
-    """Put an encoded image on a sheet; in place of one that cannot be read, or of an exception, the reason."""
+def put_tile(sheet: Image.Image, x: int, y: int, tile: Image.Image | str) -> None:
+    """Put a small picture on a sheet (`curator_dask.rows.thumbnails`); in place of one that is not, the reason."""
     draw = ImageDraw.Draw(sheet)
     draw.rectangle((x, y, x + TILE - 1, y + TILE - 1), fill=EMPTY)
-    try:
-        if isinstance(image, Exception):
-            raise ImageError(str(image))
-        tile = decode(image, DEFAULT_MAX_PIXELS)
-    except ImageError as error:
+    if isinstance(tile, str):
         font = fonts()[2]
-        draw.text((x + 6, y + 6), cut(str(error), font, TILE - 12), fill=FAINT, font=font)
+        draw.text((x + 6, y + 6), cut(tile, font, TILE - 12), fill=FAINT, font=font)
         return
-    tile = ImageOps.contain(tile, (TILE, TILE), Image.Resampling.LANCZOS)
     sheet.paste(tile, (x + (TILE - tile.width) // 2, y + (TILE - tile.height) // 2))
 
 

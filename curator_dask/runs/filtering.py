@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
+from curator_dask.cluster.progress import report
 from curator_dask.frames.columns import to_array
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.rows.best import Cut, best_rows
@@ -27,6 +28,11 @@ class LeavesOut(ABC):
 
     keeps_rows = False
     needs = frozenset({"rows"})
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """What leaves them out."""
 
     @abstractmethod
     def stay(self, frame: Any) -> np.ndarray:
@@ -60,6 +66,7 @@ class LeavesOut(ABC):
         stay = self.stay(frame)
         if stay.all():
             return frame
+        report(left_out={self.label: int((~stay).sum())})
         self._remark(frame, ~stay)
         return frame.iloc[np.flatnonzero(stay)]
 

@@ -17,6 +17,7 @@ import dask.dataframe as dd
 
 from curator_dask.cluster.leaving import leave_if_broken
 from curator_dask.cluster.presence import threads_of_workers
+from curator_dask.cluster.progress import at_work
 from curator_dask.errors import CuratorError, ShardError
 from curator_dask.rows.known import knowing
 from curator_dask.rows.remarks import noticing
@@ -93,8 +94,9 @@ class RunGroup:
         with turn(url, getattr(self.function.reader, "storage_options", None)):
             while len(rows) < len(items) and not (rows and time.monotonic() > end):
                 left = parts[len(rows) :]
-                small = left[: _count_small(left, self.joined_bytes)]
-                rows += self._together(small) or [self._one(*each) for each in small or left[:1]]
+                small = left[: _count_small(left, self.joined_bytes)] or left[:1]
+                with at_work(len(small)):
+                    rows += self._together(small) or [self._one(*each) for each in small]
         return rows
 
     def _together(self, parts: Sequence[tuple[ShardRange, Target]]) -> list[dict[str, Any]]:

@@ -12,6 +12,8 @@ import pyarrow as pa
 
 from curator_dask.cache import ENCODERS, LOADERS
 from curator_dask.cluster.progress import report
+from curator_dask.cluster.timing import Stopwatch, spending
+from curator_dask.dashboard.topics import WAITING
 from curator_dask.decode.loader import Loader
 from curator_dask.decode.orientation import EXIF_COLUMN, turned
 from curator_dask.decode.spec import LoaderSpec
@@ -125,7 +127,8 @@ def run_steps(steps: Sequence[SharingStep], frame: Any) -> Any:
         if first is not None and len(rows):
             _read(rows, urls, list(zip(readings, steps, works, strict=True)))
         for step, work in zip(steps, works, strict=True):
-            made = work.finish()
+            with spending("forward"):
+                made = work.finish()
             # What lacks a value for its vector's sake has that one's reason, as it is.
             looks = bool(step.needs & {"bytes", "pixels"})
             found = {name: add_status(each, frame) if looks else each for name, each in made.reasons.items()}
@@ -201,10 +204,16 @@ def _decoded(
         # Closed at once also where a model fails: its traceback would keep the loader busy.
         closing(loader.load(images)) as batches,
     ):
+        watch = Stopwatch()
+        watch.turn_to(WAITING)
         for batch in batches:
+            watch.turn_to("forward")
             newly = {*works[batch.which].take(batch), *batch.errors}
+            watch.turn_to(None)
+            watch.tell()
             # Each image comes once for each of the works.
             yield (0 if batch.which else len(batch.positions) + len(batch.errors)), newly
+            watch.turn_to(WAITING)
 
 
 def _tasted(images: Iterator[tuple[int, Any]], works: Sequence[Work]) -> Iterator[tuple[int, Any]]:

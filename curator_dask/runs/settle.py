@@ -279,7 +279,7 @@ def run_targets(
     CuratorError
         What would happen to every shard, such as an output that cannot be written.
     """
-    meter = Meter(len(targets))
+    meter = Meter(len(targets), what=summary.path)
     suspects: list[int] = []
     grouped: list[int] = []  # those of whose group the task failed
     deaths = 0
@@ -336,16 +336,16 @@ def _names(numbers: Sequence[int], targets: Sequence[Target]) -> str:
 def _settle(target: Target, result: Any, meter: Meter, summary: SaveSummary) -> bool:
     """Count what a target came to, the row of its report or an exception; whether it is done."""
     report = json.loads(result["target"]) if isinstance(result, dict) else {}
-    if BROKEN in report:
-        summary.failed_shards[target.name] = report[BROKEN]
-        meter.broken += 1
-    elif report:
+    if report and BROKEN not in report:
         summary.add(report)
-        meter.finish(report["rows"])
-    elif isinstance(result, CuratorError) and not isinstance(result, ShardError):
+        meter.finish(report["rows"], report["reasons"], report["examples"])
+        return True
+    if isinstance(result, CuratorError) and not isinstance(result, ShardError):
         raise result  # it would happen to every shard
+    if report:
+        reason = report[BROKEN]
     else:
         reason = str(result) if isinstance(result, CuratorError) else f"{type(result).__name__}: {result}"
-        summary.failed_shards[target.name] = reason
-        meter.broken += 1
-    return bool(report) and BROKEN not in report
+    summary.failed_shards[target.name] = reason
+    meter.give_up(target.name, reason)
+    return False

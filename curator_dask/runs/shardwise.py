@@ -11,6 +11,7 @@ from dask._task_spec import execute_graph
 from dask.dataframe.dask_expr._expr import Blockwise, Expr
 
 from curator_dask import backend
+from curator_dask.cluster.timing import spending
 from curator_dask.runs.lineage import Lineage, cut, is_root, knows_its_number
 from curator_dask.runs.passes import Pass
 from curator_dask.runs.step import Step
@@ -34,17 +35,21 @@ class ShardFunction:
 
     def __call__(self, part: ShardRange) -> Any:
         """The rows of the range, finished."""
-        frame = self.reader(part)
+        frame = self._read(part)
         for function in self.functions:
             frame = function(frame)
         return frame
+
+    def _read(self, part: ShardRange) -> Any:
+        with spending("fetch"):
+            return self.reader(part)
 
     def together(self, parts: Sequence[ShardRange]) -> list[Any]:
         """The rows of several ranges, finished, each as by itself: by the contract of a step rows do not mix.
 
         Steps see the rows of all of them at once, so their images share batches.
         """
-        frames = [self.reader(part) for part in parts]
+        frames = [self._read(part) for part in parts]
         ends = list(itertools.accumulate(map(len, frames)))
         for function in self.functions:
             if isinstance(function, Step | Pass) and function.keeps_rows:

@@ -7,11 +7,13 @@ import platform
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from importlib import metadata
 from typing import Any
 
 import curator_dask
 from curator_dask.frames.names import ERRORS_SUFFIX
+from curator_dask.notebook import bars, table
 
 _EXAMPLES = 3  # of each reason, that the summary names
 _KINDS = 10  # of what rows leave out, that it prints
@@ -185,12 +187,37 @@ class SaveSummary:
         ]
         for reason, count in self.reasons.most_common():
             lines.append(f"  {count} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
-        lines += [*_shard_lines("failed", self.failed_shards), *self.remark_lines()]
+        lines += self.shard_lines()
         return "\n".join(line for line in lines if line)
 
     def _none_line(self) -> list[str]:
         none = not self.good and not self.again
         return [f"  NONE of the {self.rows + self.rows_before} images has a vector"] if none else []
+
+    def _repr_html_(self) -> str:
+        counts = {
+            "rows tried again" if self.again else "rows": self.rows,
+            "failed images": self.failed,
+            "of them in a folder beside": self.dropped,
+            "shards written": self.written,
+            "shards failed": len(self.failed_shards),
+            "files finished before": self.skipped,
+            "rows of these": self.rows_before,
+        }
+        always = ("rows", "failed images", "shards written")
+        rows = [(name, f"{count:,}") for name, count in counts.items() if count or name in always]
+        rows.append(("seconds", f"{self.seconds:.1f}, {self.startup_seconds:.1f} of it start-up"))
+        rows.append(("images/s then", f"{self.images_per_second:,.1f}"))
+        examples = {reason: "; ".join(some) for reason, some in self.examples.items()}
+        noticed = "".join(f"<li>{escape(line.strip())}</li>" for line in self.shard_lines())
+        return (
+            f"<div><b>{escape(self.path or 'computed')}</b>{table(rows)}"
+            f"{bars(dict(self.reasons), examples)}{f'<ul>{noticed}</ul>' if noticed else ''}</div>"
+        )
+
+    def shard_lines(self) -> list[str]:
+        """Which shards failed, and what was noticed of the others."""
+        return [*_shard_lines("failed", self.failed_shards), *self.remark_lines()]
 
     def remark_lines(self) -> list[str]:
         """What was noticed of the tars."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from curator_dask.cache import POSSESSIONS
+from curator_dask.cluster.timing import spending
 from curator_dask.errors import ShardError
 from curator_dask.storage import Options, is_remote
 from curator_dask.webdataset.staging import STAGE, current_worker
@@ -77,7 +78,8 @@ def turn(url: str | None, options: Options = None) -> Iterator[None]:
         # What cannot be fetched is for the reader to report. Where there is no room it waits for its turn.
         with contextlib.suppress(ShardError):
             if STAGE.has_room(url, options):
-                held.enter_context(STAGE.lease(url, options))
+                with spending("fetch"):
+                    held.enter_context(STAGE.lease(url, options))
         held.enter_context(TURNS.take(worker.state.nthreads))
         _leave_pool()
         _thread.has_turn = True

@@ -22,11 +22,12 @@ import cloudpickle
 from filelock import FileLock
 
 from curator_dask.cache import POSSESSIONS, SpecCache
+from curator_dask.cluster.progress import report
 from curator_dask.errors import ClusterError, ConfigError, CuratorError, ImageError, ShardError
 from curator_dask.stages.base import ProcessingStage, makes_pixels_or, names_of
 from curator_dask.stages.image.embedding import ImageEmbeddingStage
 from curator_dask.stages.touching import untouched
-from curator_dask.tasks import Task
+from curator_dask.tasks import ImageBatch, Task
 
 logger = logging.getLogger("curator_dask")
 
@@ -203,8 +204,11 @@ def _through(
                 if stage.thread_safe and makes_pixels_or(stage, "image_data"):
                     yield from _checked(stage, task, _each(stage.process(task)))
                     continue
+                came = _count([task])
                 with lock, untouched(stage, task):
                     made = list(_each(stage.process(task)))
+                if (left := _count(made)) < came:
+                    report(left_out={names_of(stage): came - left})
             except ImageError as error:  # it would stop the run
                 raise ShardError(f"{task.task_id}: stage {names_of(stage)}: {error}") from error
             except (CuratorError, GeneratorExit):
@@ -212,6 +216,10 @@ def _through(
             except (Exception, SystemExit) as error:
                 raise ShardError(f"{task.task_id}: {_failed(stage, 'process', error)}") from error
             yield from _checked(stage, task, made)
+
+
+def _count(tasks: Iterable[Any]) -> int:
+    return sum(len(task.data) for task in tasks if isinstance(task, ImageBatch))
 
 
 def _each(made: Any) -> Iterable[Any]:

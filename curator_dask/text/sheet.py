@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from curator_dask.errors import OutputError
-from curator_dask.rows.images import read_images
-from curator_dask.rows.remarks import noticing
+from curator_dask.rows.thumbnails import read_thumbnails
 from curator_dask.rows.tiles import COLUMNS, FAINT, GAP, INK, MARGIN, TILE, cut, fonts, put_tile
 from curator_dask.storage import Options
 from curator_dask.text.search import Hit
@@ -50,17 +49,15 @@ def draw_sheet(text: str, hits: Sequence[Hit], options: Options = None) -> Image
     draw = ImageDraw.Draw(sheet)
     big, bold, small = fonts()
     draw.text((MARGIN, 24), cut(f"“{text}”", big, width - 2 * MARGIN), fill=INK, font=big)
-    with noticing():  # what is noticed of the tars is no concern of this
-        for number, image in read_images(
-            [hit.key for hit in hits], [hit.url for hit in hits], "key", storage_options=options
-        ):
-            x = MARGIN + number % columns * (TILE + GAP)
-            y = HEADER + number // columns * (TILE + TITLE + GAP)
-            hit = hits[number]
-            put_tile(sheet, x, y, image)
-            draw.text((x, y + TILE + 5), f"{hit.score:.3f}", fill=INK, font=bold)
-            key = cut(str(hit.key), small, TILE - 56)
-            draw.text((x + TILE, y + TILE + 7), key, fill=FAINT, font=small, anchor="ra")
-            caption = cut(" ".join((hit.caption or "").split()), small, TILE)
-            draw.text((x, y + TILE + 25), caption, fill=FAINT, font=small)
+    keys, urls = [hit.key for hit in hits], [hit.url for hit in hits]
+    for number, tile in read_thumbnails(keys, urls, TILE, options):
+        x = MARGIN + number % columns * (TILE + GAP)
+        y = HEADER + number // columns * (TILE + TITLE + GAP)
+        hit = hits[number]
+        put_tile(sheet, x, y, tile)
+        draw.text((x, y + TILE + 5), f"{hit.score:.3f}", fill=INK, font=bold)
+        key = cut(str(hit.key), small, TILE - 56)
+        draw.text((x + TILE, y + TILE + 7), key, fill=FAINT, font=small, anchor="ra")
+        caption = cut(" ".join((hit.caption or "").split()), small, TILE)
+        draw.text((x, y + TILE + 25), caption, fill=FAINT, font=small)
     return sheet

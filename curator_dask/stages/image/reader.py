@@ -10,6 +10,8 @@ from typing import Any
 
 from curator_dask.cache import LOADERS
 from curator_dask.cluster.progress import report
+from curator_dask.cluster.timing import Stopwatch
+from curator_dask.dashboard.topics import WAITING
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.datasets.ranges import check_options
 from curator_dask.decode.loader import Loader
@@ -169,7 +171,10 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
         make = _Maker(reading, ids, urls, self.rows(frame), found_as)
         spec = LoaderSpec.here((None,), [self.options])
         with LOADERS.lease(spec, lambda: Loader(spec)) as loader:
+            watch = Stopwatch()
+            watch.turn_to(WAITING)
             for number, batch in enumerate(loader.load(images)):
+                watch.turn_to("forward")  # what other stages do with the batch
                 started = time.monotonic()
                 pixels = zip(batch.positions.tolist(), batch.pixels, strict=True)
                 objects = [make(row, data, None) for row, data in pixels]
@@ -178,6 +183,8 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
                 yield ImageBatch(objects, dataset_name, f"{urls[0]} batch {number}")
                 failed = sum(image.error is not None for image in objects)  # also what failed after here
                 report(images=len(objects), failed=failed)
+                watch.turn_to(WAITING)
+                watch.tell()
                 if self.verbose:
                     _say(urls[0], number, len(objects), failed, time.monotonic() - started)
 
