@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
-from curator_dask.decode.pillow import decode
-from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
-from curator_dask.errors import ImageError, OutputError
-from curator_dask.rows.images import read_images
-from curator_dask.rows.remarks import noticing
+from curator_dask.errors import OutputError
+from curator_dask.rows.thumbnails import read_thumbnails
 from curator_dask.storage import Options
 from curator_dask.text.search import Hit
 
@@ -53,34 +50,22 @@ def draw_sheet(text: str, hits: Sequence[Hit], options: Options = None) -> Image
     draw = ImageDraw.Draw(sheet)
     big, bold, small = (ImageFont.load_default(size) for size in (24, 15, 12))
     draw.text((MARGIN, 24), _cut(f"“{text}”", big, width - 2 * MARGIN), fill=_INK, font=big)
-    with noticing():  # what is noticed of the tars is no concern of this
-        for number, image in read_images(
-            [hit.key for hit in hits], [hit.url for hit in hits], "key", storage_options=options
-        ):
-            x = MARGIN + number % columns * (TILE + GAP)
-            y = HEADER + number // columns * (TILE + TITLE + GAP)
-            draw.rectangle((x, y, x + TILE - 1, y + TILE - 1), fill=_EMPTY)
-            hit, tile = hits[number], _tile(image)
-            if isinstance(tile, Image.Image):
-                sheet.paste(tile, (x + (TILE - tile.width) // 2, y + (TILE - tile.height) // 2))
-            else:
-                draw.text((x + 6, y + 6), _cut(tile, small, TILE - 12), fill=_FAINT, font=small)
-            draw.text((x, y + TILE + 5), f"{hit.score:.3f}", fill=_INK, font=bold)
-            key = _cut(str(hit.key), small, TILE - 56)
-            draw.text((x + TILE, y + TILE + 7), key, fill=_FAINT, font=small, anchor="ra")
-            caption = _cut(" ".join((hit.caption or "").split()), small, TILE)
-            draw.text((x, y + TILE + 25), caption, fill=_FAINT, font=small)
+    keys, urls = [hit.key for hit in hits], [hit.url for hit in hits]
+    for number, tile in read_thumbnails(keys, urls, TILE, options):
+        x = MARGIN + number % columns * (TILE + GAP)
+        y = HEADER + number // columns * (TILE + TITLE + GAP)
+        draw.rectangle((x, y, x + TILE - 1, y + TILE - 1), fill=_EMPTY)
+        hit = hits[number]
+        if isinstance(tile, Image.Image):
+            sheet.paste(tile, (x + (TILE - tile.width) // 2, y + (TILE - tile.height) // 2))
+        else:
+            draw.text((x + 6, y + 6), _cut(tile, small, TILE - 12), fill=_FAINT, font=small)
+        draw.text((x, y + TILE + 5), f"{hit.score:.3f}", fill=_INK, font=bold)
+        key = _cut(str(hit.key), small, TILE - 56)
+        draw.text((x + TILE, y + TILE + 7), key, fill=_FAINT, font=small, anchor="ra")
+        caption = _cut(" ".join((hit.caption or "").split()), small, TILE)
+        draw.text((x, y + TILE + 25), caption, fill=_FAINT, font=small)
     return sheet
-
-
-def _tile(image: Any) -> Image.Image | str:
-    """The image at the size of a tile, or why there is none."""
-    try:
-        if isinstance(image, Exception):
-            return str(image)
-        return ImageOps.contain(decode(image, DEFAULT_MAX_PIXELS), (TILE, TILE), Image.Resampling.LANCZOS)
-    except ImageError as error:
-        return str(error)
 
 
 def _cut(text: str, font: Any, width: int) -> str:

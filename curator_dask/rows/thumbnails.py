@@ -1,0 +1,55 @@
+"""Small pictures of rows, out of their tars, or why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from curator_dask.decode.pillow import decode
+from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
+from curator_dask.errors import ImageError
+from curator_dask.rows.images import read_images
+from curator_dask.rows.remarks import noticing
+from curator_dask.storage import Options
+
+
+def read_thumbnails(
+    keys: Sequence[Any], urls: Sequence[str | None], size: int, options: Options = None
+) -> Iterator[tuple[int, Image.Image | str]]:
+    """The pictures of rows, upright, each of at most `size` pixels a side.
+
+    Parameters
+    ----------
+    keys, urls
+        Key and shard of each row.
+    size
+        Pixels.
+    options
+        For fsspec, where shards are URLs.
+
+    Yields
+    ------
+    row
+        Number of the row; each comes once, shard by shard.
+    picture
+        RGB, or the reason why there is none.
+
+    Raises
+    ------
+    ShardError
+        A shard cannot be read at all.
+    """
+    with noticing():  # what is noticed of the tars is no concern of who looks at a few images
+        for row, image in read_images(keys, urls, "key", storage_options=options):
+            yield row, _small(image, size)
+
+
+def _small(image: Any, size: int) -> Image.Image | str:
+    try:
+        if isinstance(image, Exception):
+            return str(image)
+        return ImageOps.contain(decode(image, DEFAULT_MAX_PIXELS), (size, size), Image.Resampling.LANCZOS)
+    except ImageError as error:
+        return str(error)
