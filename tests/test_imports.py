@@ -24,6 +24,7 @@ LAYERS = (
     "curation",
     "pipeline",
     "stages",
+    "report",
     "image.embedders",
     "image.statistics",
     "text",

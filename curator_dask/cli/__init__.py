@@ -33,6 +33,7 @@ from curator_dask.cli.options import (
     told_plainly,
     workers_of,
 )
+from curator_dask.cli.report import report
 from curator_dask.cli.score import score
 from curator_dask.cli.search import search
 from curator_dask.console import show_messages
@@ -284,7 +285,7 @@ def check(
     from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
 
     with summary_to(json_file) as put, told_plainly("nothing was changed"):
-        report = preflight(
+        found = preflight(
             input_path,
             id_col,
             metadata=metadata.value,
@@ -294,9 +295,9 @@ def check(
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
             storage_options=options,
         )
-        print(report)
-        put(report.to_dict())
-    if not report.ok:
+        print(found)
+        put(found.to_dict())
+    if not found.ok:
         raise typer.Exit(EXIT_SHARD)
 
 
@@ -342,3 +343,4 @@ app.command()(search)
 app.command()(export)
 app.command()(dedup)
 app.command()(curate)
+app.command()(report)
