@@ -19,11 +19,13 @@ from typer.testing import CliRunner
 
 from curator_dask.cli import app
 from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.dedup import SemanticDeduplication
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.image.embedders import TimmImageEmbedder
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.report.making import make_report
+from curator_dask.report.mapping import names_of
 from curator_dask.report.measures import shortest_between, steps_of
 
 EVIL = "<script>document.title = 'taken over'</script><img src=x onerror=\"document.title = 'taken over'\">"
@@ -78,9 +80,11 @@ def made(tmp_path_factory):
         dataset = ImageTextPairDataset.from_webdataset(str(folder / "data"), id_col="key")
         dataset = ImageStatistics(["brightness", "bytes", "phash", "format"])(dataset)
         summary = TimmImageEmbedder("test_vit", pretrained=False)(dataset).save_metadata(folder / "out")
+        SemanticDeduplication(eps=0.01)(folder / "out").save(folder / "duplicates")
     (folder / "run.json").write_text(json.dumps(summary.to_dict()))
     page = folder / "report.html"
     arguments = ["report", folder / "out", page, "--summary", folder / "run.json"]
+    arguments += ["--duplicates", folder / "duplicates"]
     done = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
     assert done.exit_code == 0
     return folder
@@ -224,8 +228,10 @@ def test_of_a_sample_all_rows_are_counted_and_the_page_is_the_same_each_time(mad
     pages = [tmp_path / "one.html", tmp_path / "two.html"]
     for page in pages:
         assert make_report(made / "out", page, sample=25).sampled == 25
-    assert pages[0].read_bytes() == pages[1].read_bytes()
-    data, frame = data_of(pages[0]), frame_of(made)
+    data, other = (data_of(page) for page in pages)
+    del data["map"]["plot"], other["map"]["plot"]  # Bokeh numbers its models anew each time
+    assert data == other
+    frame = frame_of(made)
     assert (data["rows"], data["sampled"], data["whole"]) == (60, 25, False)
     check_counts(data, frame)
     page = open_page(pages[0].as_uri())
@@ -236,6 +242,114 @@ def test_of_a_sample_all_rows_are_counted_and_the_page_is_the_same_each_time(mad
     assert kept(page) == (frame["brightness"].to_numpy(np.float32, na_value=np.nan) >= np.float32(step)).sum()
     page.select_option("#column-1", label="order")
     assert re.match(r"about \d+ of 60 rows kept .+ by a sample of 25", page.inner_text("#kept"))
+
+
+def test_the_map_has_every_vector_and_clusters_that_add_up(made):
+    data = data_of(made / "report.html")
+    rows, clusters = unpacked(data["map"]["rows"]), unpacked(data["map"]["clusters"])
+    keys = [data["keys"][row] for row in rows]
+    frame = frame_of(made)
+    assert keys == frame["key"][frame["image_embedding"].notna()].tolist()
+    assert np.isfinite([unpacked(data["map"][axis]) for axis in "xy"]).all()
+    sizes = np.bincount(clusters)
+    assert (
+        len(sizes) == len(data["map"]["names"])
+        and list(sizes) == sorted(sizes, reverse=True)
+        and sizes[-1] > 0
+    )
+
+
+def test_outliers_are_furthest_from_the_centre_of_their_cluster(made):
+    data, frame = data_of(made / "report.html"), frame_of(made)
+    clusters = unpacked(data["map"]["clusters"])
+    good = frame[frame["image_embedding"].notna()]
+    vectors = np.stack(good["image_embedding"].to_list()).astype(np.float64)
+    centres = np.stack([vectors[clusters == each].mean(axis=0) for each in range(clusters.max() + 1)])
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    far = 1 - (vectors * centres[clusters]).sum(axis=1)
+    section = (
+        (made / "report.html").read_text().partition('<section id="outliers"')[2].partition("</section>")[0]
+    )
+    shown = [float(each) for each in re.findall(r"<figcaption><b>([\d.]+)</b>", section)]
+    assert len(shown) == 24
+    np.testing.assert_allclose(shown, np.sort(far)[::-1][:24], atol=6e-4)
+
+
+def test_clusters_are_named_by_words_that_others_have_less_of():
+    captions = ["a red wall at night", "the red wall", "red walls", "blue sea at night", "Blue sky", None]
+    clusters = np.array([0, 0, 0, 1, 1, 1])
+    assert names_of(captions, clusters, 2)[0].split(", ")[:2] == ["red", "wall"]
+    assert names_of(captions, clusters, 2)[1].startswith("blue")
+    assert names_of([None] * 6, clusters, 2) == ["cluster 1", "cluster 2"]
+
+
+def test_the_map_zooms_shows_pictures_and_changes_colour(made, open_page):
+    page = open_page((made / "report.html").as_uri())
+    page.wait_for_selector("#map-frame[data-ready=yes]")
+    look = """(() => {
+        const { x_range, y_range } = Bokeh.documents.at(-1).roots()[0];
+        return [x_range.start, x_range.end, y_range.start, y_range.end];
+    })()"""
+    left, right, low, high = before = page.evaluate(look)
+    data = data_of(made / "report.html")
+    rows, x, y = (unpacked(data["map"][name]) for name in ("rows", "x", "y"))
+    page.locator("#map-frame").scroll_into_view_if_needed()
+    box = page.locator("#map-frame").bounding_box()
+    at = int(np.argmax(x))  # a point at the edge, that no other lies upon
+    across = box["x"] + box["width"] * float((x[at] - left) / (right - left))
+    down = box["y"] + box["height"] * float((high - y[at]) / (high - low))
+    page.mouse.move(across - 3, down)
+    page.mouse.move(across, down, steps=3)
+    page.wait_for_selector("#map-card:not([hidden])")
+    assert page.inner_text("#map-card .key") == data["keys"][rows[at]]
+    assert page.locator("#map-card img").count() == 1
+    page.click("#zoom-in")
+    inside = page.evaluate(look)
+    assert before[0] < inside[0] < inside[1] < before[1]
+    page.focus("#map-frame")
+    page.keyboard.press("0")
+    np.testing.assert_allclose(page.evaluate(look), before)
+    page.select_option("#colour", label="bytes")
+    assert page.locator("#legend .scale").count() == 1
+    colours = page.evaluate("Bokeh.documents.at(-1).get_model_by_name('points').data.colour.length")
+    assert colours == 58
+    page.locator("#clusters button").first.click()
+    assert page.locator("#members .tile img").count() == min(
+        24, int(page.inner_text("#clusters button .faint >> nth=0"))
+    )
+
+
+def test_duplicates_are_shown_by_groups_the_most_doubtful_first(made):
+    table = pq.read_table(made / "duplicates" / "duplicates.parquet").to_pandas()
+    section = (
+        (made / "report.html").read_text().partition('<section id="duplicates"')[2].partition("</section>")[0]
+    )
+    assert (
+        f"{(~table['kept']).sum()} rows have a better twin, in {table['group'].nunique()} groups" in section
+    )
+    doubtful, largest = (part.split('class="group"')[1:] for part in section.split("<h3>")[1:])
+    least = table.groupby("group")["similarity"].min().sort_values()
+    shown = [min(map(float, re.findall(r"<b>(0\.\d+|1\.0+)</b>", group))) for group in doubtful]
+    np.testing.assert_allclose(shown, least.iloc[:12], atol=6e-5)
+    sizes = table.groupby("group").size().sort_values(ascending=False)
+    assert [int(re.search(r"(\d+) rows", group)[1]) for group in largest] == sizes.iloc[:12].tolist()
+    for group in (*doubtful, *largest):
+        assert (
+            group.count('class="tile kept"') == 1 and group.index("kept") < group.index("<b>0")
+            if "<b>0" in group
+            else True
+        )
+    pictures = data_of(made / "report.html")["pictures"]
+    for number in re.findall(r'data-picture="(-?\d+)"', section):
+        assert pictures[int(number)].startswith("data:image/webp")
+
+
+def test_duplicates_of_other_shards_are_refused(made, tmp_path):
+    table = pq.read_table(made / "duplicates" / "duplicates.parquet")
+    moved = table.set_column(1, "__url__", pa.array(["/elsewhere/0.tar"] * len(table)))
+    pq.write_table(moved, tmp_path / "duplicates.parquet")
+    with pytest.raises(OutputError, match=r"is of other shards, /elsewhere/0\.tar for example"):
+        make_report(made / "out", tmp_path / "page.html", duplicates=tmp_path)
 
 
 def test_shards_that_are_gone_cost_their_pictures_alone(made, tmp_path):

@@ -29,6 +29,10 @@ _FEW = 32  # files are looked at without a cluster
 def report(
     embeddings: Embeddings,
     page: Annotated[Path, typer.Argument(metavar="PAGE", help="The file to write, such as report.html.")],
+    duplicates: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="What dedup wrote: groups of duplicates.", show_default=False),
+    ] = None,
     column: Annotated[
         str | None,
         typer.Option(help="Of the vectors.  [default: image_embedding, or the first]", show_default=False),
@@ -51,7 +55,7 @@ def report(
     storage_options: EmbeddingsOptions = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Write a page of an output, one HTML file that needs no network: counts, thresholds, failures.
+    """Write a page of an output, one HTML file that needs no network: counts, thresholds, a map, duplicates, failures.
 
     Workers are started where there are more than a few files.
 
@@ -72,6 +76,12 @@ def report(
             place = workers_of(cluster, scheduler_address, scheduler_file, workers)
         with place:
             done = make_report(
-                embeddings, page, column=column, sample=sample, run=run, storage_options=options
+                embeddings,
+                page,
+                duplicates=duplicates,
+                column=column,
+                sample=sample,
+                run=run,
+                storage_options=options,
             )
         put(done.to_dict())

@@ -20,8 +20,10 @@ from curator_dask.report.contents import Report
 from curator_dask.report.folder import open_folder
 from curator_dask.report.head import head_of
 from curator_dask.report.looking import look_aside, look_at, pick_rows
+from curator_dask.report.mapping import map_of
 from curator_dask.report.measures import count_measures, find_measures
 from curator_dask.report.page import render
+from curator_dask.report.twins import read_twins
 from curator_dask.storage import Options
 
 logger = logging.getLogger("curator_dask")
@@ -73,6 +75,7 @@ def make_report(
     path: str | os.PathLike[str],
     page: str | os.PathLike[str],
     *,
+    duplicates: str | os.PathLike[str] | None = None,
     column: str | None = None,
     sample: int = SAMPLE,
     run: Mapping[str, Any] | None = None,
@@ -88,6 +91,8 @@ def make_report(
         What `save_metadata` or ``curator-dask embed`` wrote, or other Parquet files.
     page
         The file to write.
+    duplicates
+        What ``curator-dask dedup`` has found among its vectors: the folder of the result.
     column
         Of the vectors; None: ``image_embedding``, or the first there is.
     sample
@@ -102,7 +107,7 @@ def make_report(
     ConfigError
         The page cannot be written there.
     OutputError
-        There is no such output or column, or a file cannot be read.
+        There is no such output or column, a file cannot be read, or the duplicates are of other shards.
     """
     check_counts(sample=sample)
     target = Path(page)
@@ -111,7 +116,8 @@ def make_report(
             f"{target}: expected the name of a file, such as report.html, in a folder that is there"
         )
     started = time.monotonic()
-    report = _look(locate(os.fspath(path), storage_options), column, sample, run, storage_options)
+    twins = None if duplicates is None else os.fspath(duplicates)
+    report = _look(locate(os.fspath(path), storage_options), twins, column, sample, run, storage_options)
     text = render(report)
     try:
         target.write_text(text, encoding="utf-8")
@@ -126,7 +132,12 @@ def make_report(
 
 
 def _look(
-    path: str, column: str | None, sample: int, run: Mapping[str, Any] | None, options: Options
+    path: str,
+    duplicates: str | None,
+    column: str | None,
+    sample: int,
+    run: Mapping[str, Any] | None,
+    options: Options,
 ) -> Report:
     clock = time.monotonic()
     seconds: dict[str, float] = {}
@@ -137,12 +148,17 @@ def _look(
         seconds[what], clock = now - clock, now
 
     folder = open_folder(path, column, options)
+    twins = None if duplicates is None else read_twins(duplicates, folder)
     look = look_at(folder, pick_rows(folder.rows, sample, SEED))
-    report = Report(folder, look, head_of(folder, look, look_aside(folder), run), seconds=seconds)
+    report = Report(folder, look, head_of(folder, look, look_aside(folder), run), twins=twins)
+    report.seconds = seconds
     took("rows")
     report.measures, report.others = find_measures(folder, look)
     count_measures(folder, report.measures)
     took("thresholds")
+    report.map = map_of(look.rows, SEED)
+    look.rows.drop_vectors()
+    took("map")
     _want(report)
     report.pictures.make(LIMIT // 2, options)
     took("pictures")
@@ -150,8 +166,12 @@ def _look(
 
 
 def _want(report: Report) -> None:
-    """Which rows of the sample have a picture: along each measure first, then any."""
+    """Which rows have a picture: duplicates, outliers, rows of the sample along each measure, then any."""
     rows = report.look.rows
+    for twin in report.twins.shown if report.twins is not None else ():
+        report.pictures.want(twin.key, twin.url)
+    for row, _, _ in report.outliers():
+        _want_row(report, row)
     for measure in report.measures:
         values = rows.numbers[measure.name]
         order = np.argsort(values, kind="stable")[: int(np.isfinite(values).sum())]
@@ -168,7 +188,7 @@ def _want(report: Report) -> None:
 
 def _want_row(report: Report, row: int) -> None:
     rows = report.look.rows
-    report.pictures.want(rows.keys[row], rows.urls[row])
+    report.pictures.want(str(rows.keys[row]), rows.urls[row])
 
 
 def read_run(path: str) -> dict[str, Any]:

@@ -9,12 +9,18 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from bokeh.core.types import ID
+from bokeh.embed import json_item
+from bokeh.models import ColumnDataSource, Range1d
+from bokeh.plotting import figure
+from bokeh.resources import Resources
 
 from curator_dask import __version__
 from curator_dask.report.contents import Report
 from curator_dask.report.measures import Measure
 
 _HERE = files("curator_dask.report")
+_LIBRARY = Resources(mode="inline", minified=True, components=["bokeh", "bokeh-gl"])
 _CATEGORIES = 11  # values of a text column that have a colour of their own
 
 
@@ -23,6 +29,8 @@ def render(report: Report) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    # Bokeh describes a model where it comes first, and names it after that: the order matters.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.filters["count"] = lambda value: f"{value:,}"
     environment.filters["short"] = short_number
     template = environment.from_string(_read("page.html"))
@@ -33,7 +41,8 @@ def render(report: Report) -> str:
         places=report.pictures.places,
         data=payload(report),
         style=_read("page.css"),
-        script=_read("page.js"),
+        script="\n".join(_read(name) for name in ("page.js", "map.js")),
+        plotting="" if report.map.lacking else "\n".join(_LIBRARY.js_raw),
         version=__version__,
     )
 
@@ -41,7 +50,7 @@ def render(report: Report) -> str:
 def payload(report: Report) -> dict[str, Any]:
     """What the page's script works with; JSON-able."""
     rows, pictures = report.look.rows, report.pictures
-    numbers = [pictures.places.get(row, -1) for row in zip(rows.urls, rows.keys, strict=True)]
+    numbers = [pictures.places.get(row, -1) for row in zip(rows.urls, map(str, rows.keys), strict=True)]
     shards = {url: number for number, url in enumerate(dict.fromkeys(rows.urls))}
     return {
         "output": report.folder.path,
@@ -59,6 +68,7 @@ def payload(report: Report) -> dict[str, Any]:
         },
         "pictures": pictures.made,
         "picture": packed(numbers, "int32"),
+        "map": None if report.map.lacking else _map(report),
         "colours": {name: _categories(texts) for name, texts in rows.texts.items() if _is_category(texts)},
     }
 
@@ -80,6 +90,45 @@ def _measure(report: Report, measure: Measure) -> dict[str, Any]:
         "bars": _plain(measure.bars, measure.is_whole),
         "heights": measure.heights.tolist(),
         "values": packed(report.look.rows.numbers[measure.name], kind),
+    }
+
+
+def _map(report: Report) -> dict[str, Any]:
+    """The map, and its plot without points: the script gives it those, in colours of its own."""
+    found = report.map
+    plot = figure(
+        tools="pan,wheel_zoom",
+        active_scroll="wheel_zoom",
+        toolbar_location=None,
+        sizing_mode="stretch_both",
+        output_backend="webgl",
+        background_fill_alpha=0,
+        border_fill_alpha=0,
+        outline_line_color=None,
+        x_range=Range1d(start=0, end=1),
+        y_range=Range1d(start=0, end=1),
+    )
+    plot.axis.visible = plot.grid.visible = False
+    points = ColumnDataSource({"x": [], "y": [], "colour": [], "size": []}, name="points")
+    plot.scatter("x", "y", size="size", color="colour", alpha=0.85, line_color=None, source=points)
+    labels = ColumnDataSource({"x": [], "y": [], "text": []}, name="labels")
+    plot.text(
+        "x",
+        "y",
+        "text",
+        source=labels,
+        name="names",
+        text_align="center",
+        text_font_size="12px",
+        text_font_style="bold",
+    )
+    return {
+        "plot": json_item(plot, ID("map-plot")),
+        "rows": packed(found.rows, "int32"),
+        "x": packed(found.places[:, 0], "float32"),
+        "y": packed(found.places[:, 1], "float32"),
+        "clusters": packed(found.clusters, "int32"),
+        "names": found.names,
     }
 
 

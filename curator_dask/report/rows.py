@@ -46,6 +46,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def drop_vectors(self) -> None:
+        """Let go of them: they are most of what rows take."""
+        self.vectors = np.zeros((len(self), 0), np.float32)
+
     @property
     def captions(self) -> list[str | None]:
         """Those of the rows; None where there is no such column."""
