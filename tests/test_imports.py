@@ -25,6 +25,7 @@ LAYERS = (
     "curation",
     "pipeline",
     "stages",
+    "report",
     "image.embedders",
     "image.statistics",
     "text",

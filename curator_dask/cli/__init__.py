@@ -35,6 +35,7 @@ from curator_dask.cli.options import (
     told_plainly,
     workers_of,
 )
+from curator_dask.cli.report import report
 from curator_dask.cli.score import score
 from curator_dask.cli.search import search
 from curator_dask.console import show_messages
@@ -309,7 +310,7 @@ def check(
     from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
 
     with summary_to(json_file) as put, told_plainly("nothing was changed"):
-        report = preflight(
+        found = preflight(
             input_path,
             id_col,
             metadata=metadata.value,
@@ -320,9 +321,9 @@ def check(
             images=images,
             storage_options=options,
         )
-        print(report)
-        put(report.to_dict())
-    if not report.ok:
+        print(found)
+        put(found.to_dict())
+    if not found.ok:
         raise typer.Exit(EXIT_SHARD)
 
 
@@ -368,3 +369,4 @@ app.command()(search)
 app.command()(export)
 app.command()(dedup)
 app.command()(curate)
+app.command()(report)

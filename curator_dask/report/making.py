@@ -1,0 +1,210 @@
+"""Makes a page of an output."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curator_dask.decode.spec import check_counts
+from curator_dask.errors import ConfigError, OutputError
+from curator_dask.outputs.saving import locate
+from curator_dask.report.contents import Report
+from curator_dask.report.folder import open_folder
+from curator_dask.report.head import head_of
+from curator_dask.report.looking import look_aside, look_at, pick_rows
+from curator_dask.report.mapping import map_of
+from curator_dask.report.measures import count_measures, find_measures
+from curator_dask.report.page import render
+from curator_dask.report.twins import read_twins
+from curator_dask.storage import Options
+
+logger = logging.getLogger("curator_dask")
+
+#: Rows of the sample, unless another number is given.
+SAMPLE = 50_000
+SEED = 7
+#: Bytes of a page, at most, and pictures, at most.
+LIMIT, MOST = 20_000_000, 3000
+_EACH = 64  # pictures that show how a measure goes from its lowest value to its highest
+
+
+@dataclass(frozen=True)
+class ReportSummary:
+    """What a report has come to.
+
+    Attributes
+    ----------
+    path
+        The page.
+    size
+        Its bytes.
+    rows, sampled, pictures
+        Rows of the output, those of the sample, and pictures on the page.
+    seconds
+        By step.
+    """
+
+    path: str
+    size: int
+    rows: int
+    sampled: int
+    pictures: int
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: the attributes."""
+        return dict(vars(self))
+
+    def __str__(self) -> str:
+        sample = "" if self.sampled == self.rows else f", {self.sampled:,} of them as a sample"
+        return (
+            f"{self.path}: {self.size / 1e6:.1f} MB, {self.rows:,} rows{sample}, {self.pictures:,} pictures;"
+            f" {self.seconds['all']:.1f} s"
+        )
+
+
+def make_report(
+    path: str | os.PathLike[str],
+    page: str | os.PathLike[str],
+    *,
+    duplicates: str | os.PathLike[str] | None = None,
+    column: str | None = None,
+    sample: int = SAMPLE,
+    run: Mapping[str, Any] | None = None,
+    storage_options: Options = None,
+) -> ReportSummary:
+    """Write one HTML file of an output, which needs no network and no other file.
+
+    All rows are counted; what is shown of single rows is of a sample, the same for each call.
+
+    Parameters
+    ----------
+    path
+        What `save_metadata` or ``curator-dask embed`` wrote, or other Parquet files.
+    page
+        The file to write.
+    duplicates
+        What ``curator-dask dedup`` has found among its vectors: the folder of the result.
+    column
+        Of the vectors; None: ``image_embedding``, or the first there is.
+    sample
+        Rows of the sample, at most.
+    run
+        `SaveSummary.to_dict` of the run that made the output: for its time and versions.
+    storage_options
+        For fsspec, where `path` or its shards are URLs.
+
+    Raises
+    ------
+    ConfigError
+        The page cannot be written there.
+    OutputError
+        There is no such output or column, a file cannot be read, or the duplicates are of other shards.
+    """
+    check_counts(sample=sample)
+    target = Path(page)
+    if target.is_dir() or not target.absolute().parent.is_dir():
+        raise ConfigError(
+            f"{target}: expected the name of a file, such as report.html, in a folder that is there"
+        )
+    started = time.monotonic()
+    twins = None if duplicates is None else os.fspath(duplicates)
+    report = _look(locate(os.fspath(path), storage_options), twins, column, sample, run, storage_options)
+    text = render(report)
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{target}: could not be written: {error.strerror}. Give another name") from error
+    report.seconds["all"] = time.monotonic() - started
+    size, rows = len(text.encode()), report.folder.rows
+    pictures = len(report.pictures.made)
+    summary = ReportSummary(str(target), size, rows, len(report.look.rows), pictures, report.seconds)
+    logger.info("%s", summary)
+    return summary
+
+
+def _look(
+    path: str,
+    duplicates: str | None,
+    column: str | None,
+    sample: int,
+    run: Mapping[str, Any] | None,
+    options: Options,
+) -> Report:
+    clock = time.monotonic()
+    seconds: dict[str, float] = {}
+
+    def took(what: str) -> None:
+        nonlocal clock
+        now = time.monotonic()
+        seconds[what], clock = now - clock, now
+
+    folder = open_folder(path, column, options)
+    twins = None if duplicates is None else read_twins(duplicates, folder)
+    look = look_at(folder, pick_rows(folder.rows, sample, SEED))
+    report = Report(folder, look, head_of(folder, look, look_aside(folder), run), twins=twins)
+    report.seconds = seconds
+    took("rows")
+    report.measures, report.others = find_measures(folder, look)
+    count_measures(folder, report.measures)
+    took("thresholds")
+    report.map = map_of(look.rows, SEED)
+    look.rows.drop_vectors()
+    took("map")
+    _want(report)
+    report.pictures.make(LIMIT // 2, options)
+    took("pictures")
+    return report
+
+
+def _want(report: Report) -> None:
+    """Which rows have a picture: duplicates, outliers, rows of the sample along each measure, then any."""
+    rows = report.look.rows
+    for twin in report.twins.shown if report.twins is not None else ():
+        report.pictures.want(twin.key, twin.url)
+    for row, _, _ in report.outliers():
+        _want_row(report, row)
+    for measure in report.measures:
+        values = rows.numbers[measure.name]
+        order = np.argsort(values, kind="stable")[: int(np.isfinite(values).sum())]
+        # Half of them evenly by rank, half by value: where few are, a threshold shows something, too.
+        ranks = np.linspace(0, max(0, len(order) - 1), _EACH // 2).astype(int)
+        even = np.searchsorted(values[order], np.linspace(measure.low, measure.high, _EACH // 2))
+        for at in np.unique(np.concatenate([ranks, even.clip(max=len(order) - 1)])) if len(order) else ():
+            _want_row(report, int(order[at]))
+    for row in np.random.default_rng(SEED).permutation(len(rows)).tolist():
+        if len(report.pictures.places) >= MOST:
+            break
+        _want_row(report, row)
+
+
+def _want_row(report: Report, row: int) -> None:
+    rows = report.look.rows
+    report.pictures.want(str(rows.keys[row]), rows.urls[row])
+
+
+def read_run(path: str) -> dict[str, Any]:
+    """The summary of a run, as ``--json`` writes it.
+
+    Raises
+    ------
+    ConfigError
+        The file is no such summary.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: is no summary of a run: {error}. Give what embed --json FILE wrote"
+        ) from error
+    if not isinstance(found, dict) or "seconds" not in found:
+        raise ConfigError(f"{path}: is no summary of a run. Give what embed --json FILE wrote")
+    return found

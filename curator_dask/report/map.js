@@ -1,0 +1,142 @@
+// The map: the plot is Bokeh's; its points, their colours and the card beside the pointer are given to it here.
+
+const NEAR_PIXELS = 14, MEMBERS = 24;
+const SCALE = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]]; // viridis
+const COLOURS = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#86bcb6", "#d37295"];
+const NOTHING = "#9aa0a8";
+
+function along(part) {
+  const at = Math.min(1, Math.max(0, part)) * (SCALE.length - 1), low = Math.min(SCALE.length - 2, Math.floor(at));
+  return `rgb(${SCALE[low].map((value, channel) => Math.round(value + (at - low) * (SCALE[low + 1][channel] - value))).join(",")})`;
+}
+
+async function drawMap() {
+  const { plot, names } = data.map;
+  const [rows, x, y, clusters] = ["rows", "x", "y", "clusters"].map((name) => unpack(data.map[name]));
+  const frame = document.getElementById("map-frame"), card = document.getElementById("map-card"), legend = document.getElementById("legend");
+  await Bokeh.embed.embed_item(plot);
+  const page = Bokeh.documents.at(-1), figure = page.roots()[0];
+  const points = page.get_model_by_name("points"), labels = page.get_model_by_name("labels");
+
+  const hasPicture = (at) => data.pictures[picture[rows[at]]]?.startsWith("data:");
+  const small = rows.length > 5000 ? 3 : rows.length > 1000 ? 4 : 6;
+  const sizes = Float32Array.from(rows, (_, at) => (hasPicture(at) ? small + 2 : small));
+
+  function swatch(colour, text) {
+    const mark = make("i");
+    mark.style.background = colour;
+    return make("span", {}, mark, text);
+  }
+
+  function paint(what) {
+    const [kind, name] = what.split(/:(.*)/s);
+    let colours;
+    if (kind === "measure") {
+      const { values } = data.measures[Number(name)], known = Array.from(rows, (row) => values[row]).filter(Number.isFinite).sort((a, b) => a - b);
+      const low = known[Math.floor(0.01 * known.length)], high = known[Math.floor(0.99 * (known.length - 1))], width = high - low || 1;
+      colours = Array.from(rows, (row) => (Number.isNaN(values[row]) ? NOTHING : along((values[row] - low) / width)));
+      const bar = make("i", { className: "scale" });
+      bar.style.background = `linear-gradient(90deg, ${SCALE.map((each) => `rgb(${each})`).join(",")})`;
+      legend.replaceChildren(make("span", {}, plain(low), bar, plain(high)), swatch(NOTHING, "no value"));
+    } else {
+      const codes = kind === "text" ? unpack(data.colours[name].codes) : null;
+      const shownNames = codes ? data.colours[name].names : names;
+      const colour = (code) => (code < (codes ? 11 : 255) ? COLOURS[code % COLOURS.length] : NOTHING);
+      colours = Array.from(rows, (row, at) => colour(codes ? codes[row] : clusters[at]));
+      legend.replaceChildren(...(codes ? shownNames.map((text, code) => swatch(colour(code), text)) : []));
+    }
+    points.data = { x, y, colour: colours, size: sizes };
+  }
+
+  const colour = document.getElementById("colour");
+  colour.append(make("option", { value: "cluster:", textContent: "cluster" }),
+    ...data.measures.map((measure, at) => make("option", { value: `measure:${at}`, textContent: measure.name })),
+    ...Object.keys(data.colours).map((name) => make("option", { value: `text:${name}`, textContent: name })));
+  colour.addEventListener("change", () => paint(colour.value));
+
+  // Where it looks
+  const whole = { x: [Math.min(...extent(x)), Math.max(...extent(x))], y: [Math.min(...extent(y)), Math.max(...extent(y))] };
+  function extent(values) {
+    let low = Infinity, high = -Infinity;
+    for (const value of values) { low = Math.min(low, value); high = Math.max(high, value); }
+    const margin = 0.04 * (high - low || 1);
+    return [low - margin, high + margin];
+  }
+  const turn = (range, [start, end]) => range.setv({ start, end });
+  // One unit is as long across as it is upwards.
+  function lookAt({ x: across, y: up }) {
+    const unit = Math.max((across[1] - across[0]) / frame.clientWidth, (up[1] - up[0]) / frame.clientHeight);
+    const widened = ([low, high], pixels) => [(low + high - unit * pixels) / 2, (low + high + unit * pixels) / 2];
+    turn(figure.x_range, widened(across, frame.clientWidth));
+    turn(figure.y_range, widened(up, frame.clientHeight));
+  }
+  function zoom(factor) {
+    for (const range of [figure.x_range, figure.y_range]) {
+      const middle = (range.start + range.end) / 2, half = factor * (range.end - range.start) / 2;
+      turn(range, [middle - half, middle + half]);
+    }
+  }
+  function move(across, up) {
+    for (const [range, part] of [[figure.x_range, across], [figure.y_range, up]]) {
+      const step = part * (range.end - range.start);
+      turn(range, [range.start + step, range.end + step]);
+    }
+  }
+  const keys = { "+": () => zoom(0.7), "=": () => zoom(0.7), "-": () => zoom(1 / 0.7), 0: () => lookAt(whole),
+    ArrowLeft: () => move(-0.2, 0), ArrowRight: () => move(0.2, 0), ArrowUp: () => move(0, 0.2), ArrowDown: () => move(0, -0.2) };
+  frame.addEventListener("keydown", (event) => {
+    if (!(event.key in keys) || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    keys[event.key]();
+  });
+  document.getElementById("zoom-in").addEventListener("click", keys["+"]);
+  document.getElementById("zoom-out").addEventListener("click", keys["-"]);
+  document.getElementById("zoom-all").addEventListener("click", keys[0]);
+
+  // The card beside the pointer: of the nearest point that has a picture, else of the nearest.
+  figure.on_event("mousemove", ({ x: atX, y: atY, sx, sy }) => {
+    const box = frame.getBoundingClientRect();
+    const perX = box.width / (figure.x_range.end - figure.x_range.start), perY = box.height / (figure.y_range.end - figure.y_range.start);
+    let best = -1, least = NEAR_PIXELS ** 2;
+    for (let at = 0; at < rows.length; at++) {
+      const far = ((x[at] - atX) * perX) ** 2 + ((y[at] - atY) * perY) ** 2 + (hasPicture(at) ? 0 : NEAR_PIXELS ** 2 / 2);
+      if (far < least) [best, least] = [at, far];
+    }
+    card.hidden = best < 0;
+    if (best < 0) return;
+    card.replaceChildren(...tile(rows[best], names[clusters[best]]).childNodes);
+    card.style.left = `${Math.min(sx + 16, box.width - 160)}px`;
+    card.style.top = `${Math.max(4, Math.min(sy + 16, box.height - 230))}px`;
+  });
+  figure.on_event("mouseleave", () => { card.hidden = true; });
+
+  // Clusters
+  const members = names.map(() => []);
+  clusters.forEach((cluster, at) => members[cluster].push(at));
+  const middle = (values, some) => Array.from(some, (at) => values[at]).sort((a, b) => a - b)[some.length >> 1];
+  const list = document.getElementById("clusters"), shownMembers = document.getElementById("members");
+  names.forEach((name, cluster) => {
+    const button = make("button", { type: "button", "aria-pressed": "false" }, `${name} `, make("span", { className: "faint", textContent: integer.format(members[cluster].length) }));
+    button.addEventListener("click", () => {
+      for (const each of list.children) each.setAttribute("aria-pressed", String(each === button));
+      const some = members[cluster];
+      const across = Array.from(some, (at) => x[at]).sort((a, b) => a - b), up = Array.from(some, (at) => y[at]).sort((a, b) => a - b);
+      const inner = (values) => extent([values[Math.floor(0.05 * values.length)], values[Math.floor(0.95 * (values.length - 1))]]);
+      lookAt({ x: inner(across), y: inner(up) });
+      shownMembers.replaceChildren(...some.filter(hasPicture).slice(0, MEMBERS).map((at) => tile(rows[at], "")));
+    });
+    list.append(button);
+  });
+  const named = names.map((_, cluster) => cluster).slice(0, 12);
+  labels.data = { x: named.map((each) => middle(x, members[each])), y: named.map((each) => middle(y, members[each])), text: named.map((each) => names[each]) };
+  const dark = matchMedia("(prefers-color-scheme: dark)"), ink = () => getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
+  const text = page.get_model_by_name("names");
+  const inked = () => { text.glyph.text_color = { value: ink() }; };
+  dark.addEventListener("change", inked);
+  inked();
+  lookAt(whole);
+  paint("cluster:");
+  frame.dataset.ready = "yes";
+}
+
+if (data.map) drawMap();

@@ -1,0 +1,402 @@
+"""The page of an output: what it counts and shows, read from its text and in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from browser import NARROW
+from colours import write_tar
+from PIL import Image
+from typer.testing import CliRunner
+
+from curator_dask.cli import app
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.dedup import SemanticDeduplication
+from curator_dask.errors import ConfigError, OutputError
+from curator_dask.image.embedders import TimmImageEmbedder
+from curator_dask.image.statistics import ImageStatistics
+from curator_dask.outputs.filtering import filter_output
+from curator_dask.report.making import make_report
+from curator_dask.report.mapping import names_of
+from curator_dask.report.measures import shortest_between, steps_of
+
+EVIL = "<script>document.title = 'taken over'</script><img src=x onerror=\"document.title = 'taken over'\">"
+WORDS = ("a red wall", "green grass", "blue water")
+SHARDS, ROWS = 3, 20
+
+
+def encoded(number: int, turned: bool = False) -> bytes:
+    """A picture that differs from others in size, brightness and noise, or one lying on its side."""
+    rng = np.random.default_rng(number)
+    size = (40, 20) if turned else (24 + number % 9, 24 + number % 7)
+    pixels = np.zeros((size[1], size[0], 3))
+    pixels[:, :, number % 3] = 60 + 3 * (number % 50)
+    image = Image.fromarray((pixels + rng.uniform(0, 1 + number % 40, pixels.shape)).astype(np.uint8))
+    exif = Image.Exif()
+    if turned:
+        exif[0x0112] = 6
+    image.save(file := io.BytesIO(), "JPEG", quality=95, exif=exif)
+    return file.getvalue()
+
+
+def write_photographs(folder):
+    """Three shards of twenty: an image turned by EXIF, one cut, one missing, and a caption and a name that are HTML."""
+    for shard in range(SHARDS):
+        members, rows = [], []
+        for number in range(shard * ROWS, (shard + 1) * ROWS):
+            key = "<b>5" if number == 5 else f"{number:05d}"
+            image = encoded(number, turned=number == 6)
+            if number == 7:
+                image = image[: len(image) // 2]
+            if number != 8:
+                members.append((f"{key}.jpg", image))
+            caption = EVIL if number == 5 else f"{WORDS[number % 3]} number {number}"
+            rating = [None, float("nan"), 0.1 * number][min(number, 2)]
+            rows.append({"key": key, "caption": caption, "rating": rating, "order": number % 4})
+        write_tar(folder / f"{shard:05d}.tar", members)
+        table = pa.Table.from_pylist(rows).cast(
+            pa.schema([("key", "string"), ("caption", "string"), ("rating", "float32"), ("order", "int16")])
+        )
+        pq.write_table(table, folder / f"{shard:05d}.parquet")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The output, and its page."""
+    import dask
+
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "data").mkdir()
+    write_photographs(folder / "data")
+    with dask.config.set(scheduler="sync"):
+        dataset = ImageTextPairDataset.from_webdataset(str(folder / "data"), id_col="key")
+        dataset = ImageStatistics(["brightness", "bytes", "phash", "format"])(dataset)
+        summary = TimmImageEmbedder("test_vit", pretrained=False)(dataset).save_metadata(folder / "out")
+        SemanticDeduplication(eps=0.01)(folder / "out").save(folder / "duplicates")
+    (folder / "run.json").write_text(json.dumps(summary.to_dict()))
+    page = folder / "report.html"
+    arguments = ["report", folder / "out", page, "--summary", folder / "run.json"]
+    arguments += ["--duplicates", folder / "duplicates"]
+    done = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    assert done.exit_code == 0
+    return folder
+
+
+def frame_of(folder):
+    return pq.read_table(folder / "out").to_pandas(types_mapper=pd.ArrowDtype)
+
+
+def data_of(page):
+    """What the page's script works with."""
+    text = page.read_text()
+    return json.loads(re.search(r'<script type="application/json" id="data">(.+?)</script>', text)[1])
+
+
+def unpacked(said):
+    return np.frombuffer(base64.b64decode(said["base64"]), said["kind"])
+
+
+def check_counts(data, frame):
+    """The rows on both sides of each threshold, as pandas counts them."""
+    for measure in data["measures"]:
+        column = frame[measure["name"]]
+        values = column.dropna()
+        values = values[~np.isnan(values.to_numpy(float))]
+        assert measure["known"] == len(values)
+        assert sum(measure["heights"]) == len(values)
+        assert measure["steps"] == sorted(set(measure["steps"]))
+        numbers = values.to_numpy(np.float32 if measure["single"] else np.float64)
+        for step, up, down in zip(measure["steps"], measure["atLeast"], measure["atMost"], strict=True):
+            at = numbers.dtype.type(step)
+            assert (up, down) == ((numbers >= at).sum(), (numbers <= at).sum())
+
+
+def test_counts_are_those_of_the_files(made):
+    data, frame = data_of(made / "report.html"), frame_of(made)
+    names = [measure["name"] for measure in data["measures"]]
+    assert names == ["bytes", "brightness", "rating", "order"]  # what was made first; a hash has no threshold
+    assert (data["rows"], data["whole"]) == (SHARDS * ROWS, True)
+    check_counts(data, frame)
+    by_key = {key: row for row, key in enumerate(frame["key"])}
+    rows = [by_key[key] for key in data["keys"]]
+    for measure in data["measures"]:
+        values = frame[measure["name"]].to_numpy(float, na_value=np.nan)[rows]
+        np.testing.assert_array_equal(unpacked(measure["values"]), values)
+
+
+def test_the_head_adds_up_and_says_what_made_it(made):
+    text = (made / "report.html").read_text()
+    flow = re.findall(r'<th scope="row">([^<]+)</th><td class="number">([\d,]+)</td><td class="faint">', text)
+    assert flow == [
+        ("rows in", "60"),
+        ("rows of the output", "60"),
+        ("without a vector", "2"),
+        ("with a vector", "58"),
+    ]
+    run = json.loads((made / "run.json").read_text())
+    assert f"then {run['images_per_second']:,.1f} images/s" in text
+    assert f"torch {run['versions']['torch']}" in text
+    assert "test_vit" in text and "3 shards in" in text
+
+
+def test_what_rows_say_is_text_on_the_page(made, open_page, seen):
+    text = (made / "report.html").read_text()
+    assert EVIL not in text and "<b>5" not in text and "<script>document" not in text
+    page = open_page((made / "report.html").as_uri())
+    page.select_option("#column-0", label="rating")
+    page.fill("#value-0", "0.5")
+    page.press("#value-0", "Enter")
+    assert page.title() == "out"
+    shown = page.locator("#panels .caption", has_text="taken over").first
+    assert shown.text_content() == EVIL
+    assert page.locator("#panels .key", has_text="<b>5").count()
+    assert [url.partition(":")[0] for url in seen.requests if not url.startswith("data:")] == ["file"]
+
+
+def picture_of(data, key):
+    return data["pictures"][unpacked(data["picture"])[data["keys"].index(key)]]
+
+
+def test_pictures_are_upright_and_what_fails_has_a_reason(made):
+    data = data_of(made / "report.html")
+    with Image.open(io.BytesIO(base64.b64decode(picture_of(data, "00006").partition(",")[2]))) as image:
+        assert image.size == (64, 128)
+    assert picture_of(data, "00007").startswith("truncated")
+    assert picture_of(data, "00008").startswith("missing")
+    text = (made / "report.html").read_text()
+    assert re.search(
+        r'<div class="image none">truncated: .+?</div>\s*<figcaption><span class="key">00007', text
+    )
+
+
+def kept(page):
+    return int(re.match(r"([\d,]+) of 60 rows kept", page.inner_text("#kept"))[1].replace(",", ""))
+
+
+def test_a_threshold_moves_the_count_to_what_pandas_gives(made, open_page):
+    frame = frame_of(made)
+    page = open_page((made / "report.html").as_uri())
+    page.select_option("#column-0", label="rating")
+    page.fill("#value-0", "2.3")  # a value of the column: float32's 2.3 is above the decimal number
+    page.press("#value-0", "Enter")
+    assert kept(page) == (frame["rating"].fillna(np.nan).to_numpy(np.float32) >= np.float32(2.3)).sum() == 37
+    assert page.input_value("#where") == "rating >= 2.3"
+    page.select_option("#side-0", "<=")
+    assert kept(page) == 22
+    page.focus("#slider-0")
+    page.keyboard.press("Home")
+    assert kept(page) == 1
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    below, column = float(page.input_value("#value-0")), frame["rating"].to_numpy(np.float32, na_value=np.nan)
+    assert kept(page) == (column <= np.float32(below)).sum() == 5
+    page.select_option("#column-1", label="order")
+    page.fill("#value-1", "2")
+    page.press("#value-1", "Enter")
+    assert kept(page) == ((column <= np.float32(below)) & (frame["order"].to_numpy() >= 2)).sum() > 0
+    where = page.input_value("#where")
+    assert where == f'rating <= {below:g} and "order" >= 2'
+    assert filter_output(made / "out", where=where).kept == kept(page)
+    notes = [
+        float(each)
+        for each in page.locator("#panels > :first-child .tiles >> nth=1").locator("b").all_inner_texts()
+    ]
+    assert notes == sorted(notes, reverse=True) and notes[0] <= below + 1e-6
+
+
+def test_it_fits_a_telephone_and_a_dark_room_and_needs_no_mouse(made, open_page):
+    page = open_page((made / "report.html").as_uri(), viewport=NARROW, color_scheme="dark")
+    assert page.evaluate("document.documentElement.scrollWidth") == NARROW["width"]
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", ground))) < 60
+    reached = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id"))
+    assert {"column-0", "side-0", "value-0", "slider-0"} <= set(reached)
+
+
+def test_of_a_sample_all_rows_are_counted_and_the_page_is_the_same_each_time(made, tmp_path, open_page):
+    pages = [tmp_path / "one.html", tmp_path / "two.html"]
+    for page in pages:
+        assert make_report(made / "out", page, sample=25).sampled == 25
+    data, other = (data_of(page) for page in pages)
+    del data["map"]["plot"], other["map"]["plot"]  # Bokeh numbers its models anew each time
+    assert data == other
+    frame = frame_of(made)
+    assert (data["rows"], data["sampled"], data["whole"]) == (60, 25, False)
+    check_counts(data, frame)
+    page = open_page(pages[0].as_uri())
+    page.select_option("#column-0", label="brightness")
+    page.fill("#value-0", "0.2")
+    page.press("#value-0", "Enter")
+    step = float(page.input_value("#value-0"))  # the nearest at which rows are counted
+    assert kept(page) == (frame["brightness"].to_numpy(np.float32, na_value=np.nan) >= np.float32(step)).sum()
+    page.select_option("#column-1", label="order")
+    assert re.match(r"about \d+ of 60 rows kept .+ by a sample of 25", page.inner_text("#kept"))
+
+
+def test_the_map_has_every_vector_and_clusters_that_add_up(made):
+    data = data_of(made / "report.html")
+    rows, clusters = unpacked(data["map"]["rows"]), unpacked(data["map"]["clusters"])
+    keys = [data["keys"][row] for row in rows]
+    frame = frame_of(made)
+    assert keys == frame["key"][frame["image_embedding"].notna()].tolist()
+    assert np.isfinite([unpacked(data["map"][axis]) for axis in "xy"]).all()
+    sizes = np.bincount(clusters)
+    assert (
+        len(sizes) == len(data["map"]["names"])
+        and list(sizes) == sorted(sizes, reverse=True)
+        and sizes[-1] > 0
+    )
+
+
+def test_outliers_are_furthest_from_the_centre_of_their_cluster(made):
+    data, frame = data_of(made / "report.html"), frame_of(made)
+    clusters = unpacked(data["map"]["clusters"])
+    good = frame[frame["image_embedding"].notna()]
+    vectors = np.stack(good["image_embedding"].to_list()).astype(np.float64)
+    centres = np.stack([vectors[clusters == each].mean(axis=0) for each in range(clusters.max() + 1)])
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    far = 1 - (vectors * centres[clusters]).sum(axis=1)
+    section = (
+        (made / "report.html").read_text().partition('<section id="outliers"')[2].partition("</section>")[0]
+    )
+    shown = [float(each) for each in re.findall(r"<figcaption><b>([\d.]+)</b>", section)]
+    assert len(shown) == 24
+    np.testing.assert_allclose(shown, np.sort(far)[::-1][:24], atol=6e-4)
+
+
+def test_clusters_are_named_by_words_that_others_have_less_of():
+    captions = ["a red wall at night", "the red wall", "red walls", "blue sea at night", "Blue sky", None]
+    clusters = np.array([0, 0, 0, 1, 1, 1])
+    assert names_of(captions, clusters, 2)[0].split(", ")[:2] == ["red", "wall"]
+    assert names_of(captions, clusters, 2)[1].startswith("blue")
+    assert names_of([None] * 6, clusters, 2) == ["cluster 1", "cluster 2"]
+
+
+def test_the_map_zooms_shows_pictures_and_changes_colour(made, open_page):
+    page = open_page((made / "report.html").as_uri())
+    page.wait_for_selector("#map-frame[data-ready=yes]")
+    look = """(() => {
+        const { x_range, y_range } = Bokeh.documents.at(-1).roots()[0];
+        return [x_range.start, x_range.end, y_range.start, y_range.end];
+    })()"""
+    left, right, low, high = before = page.evaluate(look)
+    data = data_of(made / "report.html")
+    rows, x, y = (unpacked(data["map"][name]) for name in ("rows", "x", "y"))
+    page.locator("#map-frame").scroll_into_view_if_needed()
+    box = page.locator("#map-frame").bounding_box()
+    at = int(np.argmax(x))  # a point at the edge, that no other lies upon
+    across = box["x"] + box["width"] * float((x[at] - left) / (right - left))
+    down = box["y"] + box["height"] * float((high - y[at]) / (high - low))
+    page.mouse.move(across - 3, down)
+    page.mouse.move(across, down, steps=3)
+    page.wait_for_selector("#map-card:not([hidden])")
+    assert page.inner_text("#map-card .key") == data["keys"][rows[at]]
+    assert page.locator("#map-card img").count() == 1
+    page.click("#zoom-in")
+    inside = page.evaluate(look)
+    assert before[0] < inside[0] < inside[1] < before[1]
+    page.focus("#map-frame")
+    page.keyboard.press("0")
+    np.testing.assert_allclose(page.evaluate(look), before)
+    page.select_option("#colour", label="bytes")
+    assert page.locator("#legend .scale").count() == 1
+    colours = page.evaluate("Bokeh.documents.at(-1).get_model_by_name('points').data.colour.length")
+    assert colours == 58
+    page.locator("#clusters button").first.click()
+    assert page.locator("#members .tile img").count() == min(
+        24, int(page.inner_text("#clusters button .faint >> nth=0"))
+    )
+
+
+def test_duplicates_are_shown_by_groups_the_most_doubtful_first(made):
+    table = pq.read_table(made / "duplicates" / "duplicates.parquet").to_pandas()
+    section = (
+        (made / "report.html").read_text().partition('<section id="duplicates"')[2].partition("</section>")[0]
+    )
+    assert (
+        f"{(~table['kept']).sum()} rows have a better twin, in {table['group'].nunique()} groups" in section
+    )
+    doubtful, largest = (part.split('class="group"')[1:] for part in section.split("<h3>")[1:])
+    least = table.groupby("group")["similarity"].min().sort_values()
+    shown = [min(map(float, re.findall(r"<b>(0\.\d+|1\.0+)</b>", group))) for group in doubtful]
+    np.testing.assert_allclose(shown, least.iloc[:12], atol=6e-5)
+    sizes = table.groupby("group").size().sort_values(ascending=False)
+    assert [int(re.search(r"(\d+) rows", group)[1]) for group in largest] == sizes.iloc[:12].tolist()
+    for group in (*doubtful, *largest):
+        assert (
+            group.count('class="tile kept"') == 1 and group.index("kept") < group.index("<b>0")
+            if "<b>0" in group
+            else True
+        )
+    pictures = data_of(made / "report.html")["pictures"]
+    for number in re.findall(r'data-picture="(-?\d+)"', section):
+        assert pictures[int(number)].startswith("data:image/webp")
+
+
+def test_duplicates_of_other_shards_are_refused(made, tmp_path):
+    table = pq.read_table(made / "duplicates" / "duplicates.parquet")
+    moved = table.set_column(1, "__url__", pa.array(["/elsewhere/0.tar"] * len(table)))
+    pq.write_table(moved, tmp_path / "duplicates.parquet")
+    with pytest.raises(OutputError, match=r"is of other shards, /elsewhere/0\.tar for example"):
+        make_report(made / "out", tmp_path / "page.html", duplicates=tmp_path)
+
+
+def test_shards_that_are_gone_cost_their_pictures_alone(made, tmp_path):
+    for name in ("00000", "00001"):
+        table = pq.read_table(made / "out" / f"{name}.parquet")
+        moved = pa.array([f"/nowhere/{name}.tar"] * len(table))
+        table = table.set_column(table.column_names.index("__url__"), "__url__", moved)
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    summary = make_report(tmp_path, tmp_path / "page.html")
+    assert summary.pictures == 40
+    assert "/nowhere/00000.tar" in picture_of(data_of(tmp_path / "page.html"), "00001")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        (
+            {"column": "other"},
+            OutputError,
+            r"no column 'other' of vectors; those it has are \['image_embedding'\]",
+        ),
+        ({"page": "nowhere/page.html"}, ConfigError, "in a folder that is there"),
+        ({"path": "data/nothing"}, OutputError, "no Parquet file is there"),
+        ({"sample": 0}, ConfigError, "sample"),
+    ],
+)
+def test_what_cannot_be_told_is_said(made, options, error, said):
+    arguments = {"path": made / "out", "page": made / "other.html", **options}
+    path, page = (made / arguments.pop(name) for name in ("path", "page"))
+    with pytest.raises(error, match=said):
+        make_report(path, page, **arguments)
+    assert not page.exists()
+
+
+def test_a_file_that_is_no_summary_is_refused(made):
+    other = made / "data" / "00000.parquet"
+    done = CliRunner().invoke(
+        app, ["report", str(made / "out"), str(made / "x.html"), "--summary", str(other)]
+    )
+    assert done.exit_code == 2
+
+
+def test_steps_are_short_numbers_between_the_values():
+    values = np.array([0.1234567, 0.1299999, 5.0, 5.25, 1234.5])
+    assert shortest_between(values[:-1], values[1:]).tolist() == [0.129, 5.0, 5.2, 1000.0]
+    negative = np.array([-7.31, -7.29, -0.004, 0.2])
+    assert shortest_between(negative[:-1], negative[1:]).tolist() == [-7.3, -1.0, 0.0]
+    many = np.random.default_rng(0).normal(0.3, 1e-3, 10_000)
+    steps = steps_of(many, many.min(), many.max(), whole=False)
+    assert 300 < len(steps) <= 401 and np.mean([len(str(step)) <= 7 for step in steps]) > 0.8
