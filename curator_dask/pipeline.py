@@ -26,12 +26,7 @@ from curator_dask.stages.again import embedder_arguments
 from curator_dask.stages.base import ProcessingStage, Stage, image_inputs, image_outputs, names_of
 from curator_dask.stages.collect import TaskSink, collected_tasks
 from curator_dask.stages.fused import RunStages, embedding_fields, images_of, maker_of
-from curator_dask.stages.image import (
-    FilePartitioningStage,
-    ImageEmbeddingStage,
-    ImageReaderStage,
-    ImageWriterStage,
-)
+from curator_dask.stages.image import FilePartitioningStage, ImageEmbeddingStage, ImageReaderStage
 from curator_dask.stages.image.convert import TEXTS
 from curator_dask.stages.image.writer import WriterStage
 from curator_dask.stages.live import ChainSpec, end_run, end_run_on_worker
@@ -162,8 +157,7 @@ class Pipeline:
             if isinstance(stage, WriterStage):
                 if place < len(self.stages):
                     raise self._wrong(stage, f"is stage {place} of {len(self.stages)}; put it last")
-                if isinstance(stage, ImageWriterStage):
-                    self._check_pixels(stage)
+                stage.before(self.stages[2:-1])
             elif not isinstance(stage, ProcessingStage):
                 raise self._wrong(stage, "expected a subclass of ProcessingStage")
 
@@ -200,7 +194,7 @@ class Pipeline:
         partitioning, reader = self.stages[:2]
         assert isinstance(partitioning, FilePartitioningStage) and isinstance(reader, ImageReaderStage)
         layout = Layout(partitioning.files_per_partition, _resources(_gpu_share(self.stages), client))
-        chain = ChainSpec.of([each for each in self.stages[1:] if isinstance(each, ProcessingStage)])
+        chain = ChainSpec.of([reader, *(each for each in self._between if isinstance(each, ProcessingStage))])
         with contextlib.nullcontext() if client is None else client.as_current():
             dataset = ImageTextPairDataset.from_shards(
                 partitioning.find(),
@@ -217,7 +211,8 @@ class Pipeline:
                     tell_workers(functools.partial(end_run_on_worker, chain.run), client)
 
     def _run(self, dataset: ImageTextPairDataset, step: RunStages, layout: Layout) -> PipelineResult:
-        writer, options = self._writer, dataset.storage_options
+        writer, options, reader = self._writer, dataset.storage_options, self.stages[1]
+        assert isinstance(reader, ImageReaderStage)
         if writer is None:
             frame = dataset.metadata
             summary, rows = run(
@@ -235,7 +230,7 @@ class Pipeline:
         unknown = [name for name in writer.fields or () if name not in columns]
         if unknown:
             raise self._wrong(writer, f"fields: nobody makes {unknown}; there are {columns}")
-        return PipelineResult(writer.write(dataset, embedded, layout))
+        return PipelineResult(writer.write(dataset, embedded, layout, reader))
 
     def _step(self, chain: ChainSpec, dataset: ImageTextPairDataset) -> RunStages:
         """What is done to the rows of a shard."""
@@ -294,7 +289,7 @@ class Pipeline:
     ) -> tuple[tuple[str, pa.DataType], ...]:
         """The columns that stages add, with their types."""
         made: dict[str, pa.DataType | None] = {}
-        for stage in self.stages[2:]:
+        for stage in self._between:
             made.update(image_outputs(stage))
         made = {name: kind for name, kind in made.items() if name not in dict(vectors).values()}
         declared = set(made)
@@ -324,15 +319,12 @@ class Pipeline:
             )
         return tuple((name, kind) for name, kind in wanted.items() if kind is not None)
 
-    def _check_pixels(self, writer: ImageWriterStage) -> None:
-        """That no stage changes pixels which are then not written."""
-        for stage in self.stages[2:-1]:
-            if not isinstance(stage, ImageEmbeddingStage) and "image_data" in image_outputs(stage):
-                raise self._wrong(
-                    writer,
-                    f"copies images as they are in the input, without the pixels that {names_of(stage)} changes: leave"
-                    " that stage out, or write the changed images by a stage of your own",
-                )
+    @property
+    def _between(self) -> list[Stage]:
+        """The stages between reader and writer, with those that the writer wants."""
+        writer = self._writer
+        between = self.stages[2:] if writer is None else self.stages[2:-1]
+        return [*between, *([] if writer is None else writer.before(between))]
 
     @property
     def _writer(self) -> WriterStage | None:

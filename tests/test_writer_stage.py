@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from colour_stages import Brightness, stages_of
-from colours import check_colours, read_output, write_dataset
+from colours import check_colours, image_of, read_output, write_dataset, write_tar
+from PIL import Image
 
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.pipeline import Pipeline
@@ -128,14 +131,79 @@ def test_the_columns_of_a_pipeline_of_1x(folder, client, tmp_path):
 
 
 class Repainted(Left):
+    """Changes every pixel, and leaves out keys that end in 3."""
+
     def outputs(self):
         return ["data"], ["image_data"]
+
+    def process(self, task):
+        for image in task.data:
+            if image.error is None:
+                image.image_data = 255 - image.image_data
+        return super().process(task)
+
+
+def repainted(folder, out, **options):
+    stages = [*stages_of(folder, None, Repainted(), embeds=False), ImageWriterStage(out, **options)]
+    return Pipeline("repainted", stages=stages)
+
+
+@pytest.mark.parametrize(("image_format", "suffix"), [("JPEG", "jpg"), ("PNG", "png")])
+def test_pixels_that_a_stage_has_changed_are_encoded(folder, client, tmp_path, image_format, suffix):
+    made = repainted(folder, tmp_path / "out", image_format=image_format, images_per_tar=8)
+    assert made.run(client).summary.kept == 26
+    before, (after, sizes) = samples_in(folder)[0], samples_in(tmp_path / "out")
+    assert sizes == [8, 8, 8, 2] and {*after} == {key for key in before if key[-1] != "3" and key != BAD}
+    for key, members in after.items():
+        assert {*members} == {suffix, "txt", "json"}
+        assert members["txt"] == before[key]["txt"] and members["json"] == before[key]["json"]
+        image = Image.open(io.BytesIO(members[suffix]))
+        assert image.format == image_format
+        wanted = 255 - np.asarray(Image.open(io.BytesIO(before[key]["png"])))
+        np.testing.assert_allclose(np.asarray(image), wanted, atol=3 if suffix == "jpg" else 0)
+    beside = pq.read_table(tmp_path / "out" / "00000.parquet")
+    assert beside["key"].to_pylist() == [*after][:8] and "__image__" not in beside.column_names
+    manifest = pq.read_table(tmp_path / "out.export" / "manifest").to_pylist()
+    for row in manifest:
+        copied = dict(zip(row["members"], row["source_offsets"], strict=True))
+        assert [name for name, offset in copied.items() if offset == -1] == [f"{row['key']}.{suffix}"]
+    assert made.run(client).summary.written == 0
+    again = repainted(folder, tmp_path / "out", image_format=image_format, quality=50, images_per_tar=8)
+    with pytest.raises(OutputError, match="overwrite"):
+        again.run(client)
+
+
+def test_images_are_encoded_where_that_is_asked_for(folder, client, tmp_path):
+    pipeline = Pipeline(
+        "encoded",
+        stages=[*stages_of(folder, embeds=False), ImageWriterStage(tmp_path / "out", original_bytes=False)],
+    )
+    assert pipeline.run(client).summary.kept == 29
+    assert all({*members} == {"jpg", "txt", "json"} for members in samples_in(tmp_path / "out")[0].values())
+
+
+def test_a_new_image_never_takes_the_name_of_another_member(tmp_path, in_this_process):
+    write_tar(
+        tmp_path / "data/0.tar", [("a.png", image_of("1")), ("a.jpg.png", image_of("2")), ("a.jpg", b"")]
+    )
+    summary = repainted(tmp_path / "data", tmp_path / "out").run().summary
+    assert (
+        "the image that was encoded anew would be a.jpg, as another member is"
+        in summary.failed_shards["00000"]
+    )
 
 
 def test_what_the_writer_cannot_do_is_refused(folder, tmp_path):
     with pytest.raises(ConfigError, match="without the pixels that Repainted changes"):
+        repainted(folder, tmp_path, original_bytes=True).build()
+    with pytest.raises(ConfigError, match=r"encodes images anew, and .* removes their pixels"):
         pipeline(folder, tmp_path, Repainted()).build()
-    for options in ({"images_per_tar": 0}, {"deterministic_name": False}, {"original_bytes": False}):
+    for options in (
+        {"images_per_tar": 0},
+        {"deterministic_name": False},
+        {"quality": 0},
+        {"image_format": "GIF"},
+    ):
         with pytest.raises(ConfigError, match=next(iter(options))):
             ImageWriterStage(tmp_path, **options)
     late = [*stages_of(folder), ImageWriterStage(tmp_path), Left()]

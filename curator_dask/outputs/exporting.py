@@ -32,6 +32,7 @@ from curator_dask.frames.columns import vectors_in
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet, read_record
 from curator_dask.outputs.choosing import read_rows
+from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_place import ExportPlace
 from curator_dask.outputs.export_summary import ExportSummary
@@ -128,11 +129,12 @@ def export_frame(
     input_options: Options = None,
     output_options: Options = None,
     layout: Layout | None = None,
+    encoded: Encoded | None = None,
 ) -> ExportSummary:
     """Compute a frame, and write the samples of its rows into new tars; see `ImageTextPairDataset.to_webdataset`."""
     started = time.monotonic()
     names = list(frame.columns)
-    wanted = [id_col, URL_COLUMN, *options.names(names)]
+    wanted = [id_col, URL_COLUMN, *options.names(names), *([] if encoded is None else [encoded.column])]
     if missing := [name for name in wanted if name not in names]:
         raise ConfigError(f"no such columns {missing}; the metadata has {names}")
     options.check_columns(some_columns(frame._meta, options.names(names)), names)
@@ -146,7 +148,7 @@ def export_frame(
         check_apart(folder, target.path)
     place = ExportPlace(target)
     with place.open():
-        export = _Export(place, options, id_col, input_options)
+        export = _Export(place, options, id_col, input_options, encoded)
         sink = _RowsSink(Output(join(place.beside, "rows"), target.options, False, True, False))
         if not is_remote(sink.place):
             check_writable(sink.place)
@@ -175,10 +177,16 @@ class _Export:
     """One export."""
 
     def __init__(
-        self, place: ExportPlace, options: ExportOptions, id_col: str, shard_options: Options
+        self,
+        place: ExportPlace,
+        options: ExportOptions,
+        id_col: str,
+        shard_options: Options,
+        encoded: Encoded | None = None,
     ) -> None:
         self.place = place
         self._options, self._id_col, self._shard_options = options, id_col, shard_options
+        self._encoded = encoded
         self._summary = ExportSummary(place.target.path)
         self._client = current_client()
         if self._client is not None:
@@ -291,6 +299,8 @@ class _Export:
             new_keys = NewKeys(options.max_shards, digits, options.old_id_col)
         text_keys = options.sequential or options.portable
         found = _schema_of(rows, names)
+        if self._encoded is not None:
+            found = found.remove(found.get_field_index(self._encoded.column))
         columns = tuple(options.columns or ())
         if options.metadata == "json":
             columns = tuple(
@@ -314,6 +324,7 @@ class _Export:
             options.metadata == "json",
             tuple(empty),
             options.index,
+            self._encoded,
         )
 
     def _pack(self, pack: PackShard, shards: NewShards, total_bytes: int) -> None:

@@ -18,7 +18,9 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.parquet import Footer, read_footer, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.choosing import read_rows
+from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.json_fields import add_fields
+from curator_dask.outputs.manifest import where_from
 from curator_dask.outputs.placing import being_written, put
 from curator_dask.outputs.selecting import Folder, stamps_in
 from curator_dask.outputs.sharding import NewShard
@@ -91,6 +93,8 @@ class PackShard:
         Suffixes of members that samples get which have none.
     index
         Whether there is an index.
+    encoded
+        Images that are not those of the source.
     given_up
         The shard kills workers: it is not written, for this reason.
     """
@@ -109,6 +113,7 @@ class PackShard:
     keep_fields: bool
     empty: tuple[str, ...]
     index: bool
+    encoded: Encoded | None = None
     given_up: str | None = None
 
     def __dask_tokenize__(self) -> Any:
@@ -136,6 +141,7 @@ class PackShard:
                 else [f"{each.name}: {_said(each.type)}" for each in self.schema],
                 "keys": None if self.new_keys is None else vars(self.new_keys),
                 "settings": [self.text_keys, self.json_columns, self.keep_fields, self.empty, self.index],
+                **({} if self.encoded is None else {"encoded": vars(self.encoded)}),
             }
         )
 
@@ -180,6 +186,9 @@ class PackShard:
         table, record = self._rows(shard, samples, keys)
         left_alone: list[str] = []
         entries, counts = self._entries(samples, keys, table, left_alone)
+        made = np.zeros(len(entries), bool)
+        if self.encoded is not None:
+            made = self.encoded.put(entries, keys, counts, table)
         path = self.target.file(f"{name}.tar")
         with being_written(path, self.target.options) as (file, size_of):
             members = write_tar(file, entries, Ranges(stamps, self.shard_options))
@@ -204,8 +213,8 @@ class PackShard:
         if self.schema is None:
             remove(self.target.file(f"{name}.parquet"), self.target.options)
         made_by = FileRecord(self.mark(shard), report=report)
-        where_from = _where_from(name, keys, samples, members, ends)
-        write_table(self.manifest.file(f"{name}.parquet"), where_from, made_by, self.manifest.options)
+        table = where_from(name, keys, samples, members, ends, made)
+        write_table(self.manifest.file(f"{name}.parquet"), table, made_by, self.manifest.options)
         return report
 
     def _samples(self, shard: NewShard) -> tuple[pa.Table, dict[str, FileStamp]]:
@@ -222,6 +231,7 @@ class PackShard:
     def _rows(self, shard: NewShard, samples: pa.Table, keys: Sequence[str]) -> tuple[pa.Table, FileRecord]:
         """The rows of the samples, with all columns that are used of them, and what made these."""
         wanted = [*(self.schema.names if self.schema is not None else ()), *self.json_columns]
+        wanted += [] if self.encoded is None else [self.encoded.column]
         tables, records = [], []
         numbers = samples.column("row").to_numpy()
         for number, name in enumerate(shard.files if wanted else ()):
@@ -355,35 +365,6 @@ def _said(kind: pa.DataType) -> str:
     if pa.types.is_fixed_size_list(kind):
         return f"{kind.list_size} of {_said(kind.value_type)}"
     return str(kind)
-
-
-def _where_from(
-    name: str, keys: Sequence[str], samples: pa.Table, members: Sequence[Member], ends: np.ndarray
-) -> pa.Table:
-    """A row a sample: where it is now, and where it comes from."""
-    before = samples.column("offsets").combine_chunks()
-    own = before.value_lengths().to_numpy()
-    added = np.full(len(members), -1, np.int64)
-    # A sample's own members come first.
-    kept = np.arange(len(members)) - np.repeat(ends[:-1], np.diff(ends)) < np.repeat(own, np.diff(ends))
-    added[kept] = before.flatten().to_numpy()
-    old = [key_text(_text(key)) for key in samples.column("source_key").to_pylist()]
-    lists = {
-        "members": pa.array([key_text(each.name) for each in members], pa.string()),
-        "offsets": pa.array([each.offset for each in members], pa.int64()),
-        "sizes": pa.array([each.size for each in members], pa.int64()),
-        "source_offsets": pa.array(added),
-    }
-    offsets = pa.array(ends, pa.int32())
-    return pa.table(
-        {
-            "shard": pa.array([name] * len(keys), pa.string()),
-            "key": pa.array([key_text(key) for key in keys], pa.string()),
-            "source_shard": samples.column("url"),
-            "source_key": pa.array(old, pa.string()),
-            **{column: pa.ListArray.from_arrays(offsets, values) for column, values in lists.items()},
-        }
-    )
 
 
 def _text(raw: bytes) -> str:

@@ -13,13 +13,17 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.outputs.exporting import export_frame
 from curator_dask.outputs.saving import save
 from curator_dask.runs.groups import Layout
 from curator_dask.runs.summary import SaveSummary
-from curator_dask.stages.base import Names, Stage
+from curator_dask.stages.base import Names, ProcessingStage, Stage, image_outputs, names_of
+from curator_dask.stages.image.embedding import ImageEmbeddingStage
+from curator_dask.stages.image.encoding import ENCODED, FORMATS, ImageEncodingStage
+from curator_dask.stages.image.reader import ImageReaderStage
 
 
 class WriterStage(Stage, ABC):
@@ -31,9 +35,28 @@ class WriterStage(Stage, ABC):
     types: Mapping[str, Any] = {}
     image_embedding_column: str = "image_embedding"
 
+    def before(self, stages: Sequence[Stage]) -> list[ProcessingStage[Any, Any]]:
+        """Stages of its own that a pipeline has to put before the writer; none, unless it says so.
+
+        Parameters
+        ----------
+        stages
+            Those between the reader and the writer.
+
+        Raises
+        ------
+        ConfigError
+            The writer cannot write what these leave.
+        """
+        return []
+
     @abstractmethod
     def write(
-        self, dataset: ImageTextPairDataset, made: ImageTextPairDataset, layout: Layout
+        self,
+        dataset: ImageTextPairDataset,
+        made: ImageTextPairDataset,
+        layout: Layout,
+        reader: ImageReaderStage,
     ) -> SaveSummary | ExportSummary:
         """Run the stages, and write what they make.
 
@@ -43,6 +66,8 @@ class WriterStage(Stage, ABC):
             Before the stages, and with what they make.
         layout
             Of the tasks.
+        reader
+            The stage that reads the images.
         """
 
     def inputs(self) -> Names:
@@ -116,7 +141,13 @@ class ImageParquetWriterStage(WriterStage):
                     f"fields: {name!r} has type {kind!r}; expected a name such as 'float32', or None"
                 )
 
-    def write(self, dataset: ImageTextPairDataset, made: ImageTextPairDataset, layout: Layout) -> SaveSummary:
+    def write(
+        self,
+        dataset: ImageTextPairDataset,
+        made: ImageTextPairDataset,
+        layout: Layout,
+        reader: ImageReaderStage,
+    ) -> SaveSummary:
         """As `ImageTextPairDataset.save_metadata`."""
         return save(
             made.metadata,
@@ -137,8 +168,9 @@ class ImageWriterStage(WriterStage):
     """Writes the images that are left into new tars, with all other members of their samples; last stage of a pipeline.
 
     Every member is copied byte for byte out of the tar that it comes from, by the code of
-    `ImageTextPairDataset.to_webdataset`, which also says what lies beside the tars. Images that cannot be used are
-    left out, and counted. A second run writes only what is missing.
+    `ImageTextPairDataset.to_webdataset`, which also says what lies beside the tars. Where a stage changes pixels, which
+    it says in its `outputs`, all images are encoded anew; other members are copied all the same. Images that cannot be
+    used are left out, and counted. A second run writes only what is missing.
 
     Parameters
     ----------
@@ -153,7 +185,10 @@ class ImageWriterStage(WriterStage):
     remove_image_data
         As `verbose`: pixels never leave the workers.
     original_bytes
-        True: a stage that changes pixels is refused, for its changes would be in no tar.
+        True: a stage that changes pixels is refused. False: images are encoded anew in any case. None: where a stage
+        changes pixels.
+    image_format, quality
+        Of images that are encoded anew: ``"JPEG"``, ``"PNG"`` or ``"WEBP"``, and for JPEG and WebP 1 to 100.
     overwrite
         Replace the tars of another run.
     storage_options
@@ -175,7 +210,9 @@ class ImageWriterStage(WriterStage):
         deterministic_name: bool = True,
         remove_image_data: bool = False,
         *,
-        original_bytes: bool = True,
+        original_bytes: bool | None = None,
+        image_format: str = "JPEG",
+        quality: int = 95,
         overwrite: bool = False,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -187,21 +224,47 @@ class ImageWriterStage(WriterStage):
                 "deterministic_name=False: tars are numbered in the order of the input, so that a second run finds what"
                 " the first has written; leave it out"
             )
-        if not original_bytes:
-            raise ConfigError(
-                "original_bytes=False: images are written as they are in the input, not encoded anew; leave it out"
-            )
         self.output_dir = os.fspath(output_dir)
         self.images_per_tar = images_per_tar
+        self.original_bytes = original_bytes
+        self.encoding = ImageEncodingStage(image_format, quality)
         self.verbose = verbose
         self.remove_image_data = remove_image_data
         self.overwrite = overwrite
         self.storage_options = storage_options
 
+    def before(self, stages: Sequence[Stage]) -> list[ProcessingStage[Any, Any]]:
+        """What encodes the images, where they are not copied."""
+        changing = [
+            names_of(stage)
+            for stage in stages
+            if "image_data" in image_outputs(stage) and not isinstance(stage, ImageEmbeddingStage)
+        ]
+        if self.original_bytes is True and changing:
+            raise ConfigError(
+                "original_bytes=True: images are copied as they are in the input, without the pixels that"
+                f" {changing[0]} changes: leave that stage out, or the argument, and they are encoded anew"
+            )
+        if self.original_bytes is not False and not changing:
+            return []
+        if removing := [names_of(stage) for stage in stages if "image_data" in stage.removes()]:
+            raise ConfigError(
+                f"stage {names_of(self)}: encodes images anew, and {removing[0]} removes their pixels"
+                " (remove_image_data=True): leave them"
+            )
+        return [self.encoding]
+
     def write(
-        self, dataset: ImageTextPairDataset, made: ImageTextPairDataset, layout: Layout
+        self,
+        dataset: ImageTextPairDataset,
+        made: ImageTextPairDataset,
+        layout: Layout,
+        reader: ImageReaderStage,
     ) -> ExportSummary:
-        """As `ImageTextPairDataset.to_webdataset`."""
+        """As `ImageTextPairDataset.to_webdataset`; images that were encoded anew are in a column of the rows."""
+        encoded = None
+        if ENCODED in made.metadata.columns:
+            encoded = Encoded(ENCODED, FORMATS[self.encoding.image_format][0], reader.image_member)
         return export_frame(
             made.metadata,
             [],
@@ -216,4 +279,5 @@ class ImageWriterStage(WriterStage):
             input_options=dataset.storage_options,
             output_options=self.storage_options,
             layout=layout,
+            encoded=encoded,
         )
