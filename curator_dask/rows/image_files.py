@@ -112,11 +112,7 @@ class CaptionTable:
         DatasetError
             No image has a row.
         """
-        files = [
-            key_text(os.path.join(group.below, names[0]))  # noqa: PTH118
-            for group in walk(folder)
-            for _, names in group.samples()
-        ]
+        files = [key_text(group.below + names[0]) for group in walk(folder) for _, names in group.samples()]
         names = self.read().column(FILE_COLUMN)
         found = pc.sum(pc.is_in(names, value_set=pa.array(files, pa.string()))).as_py() or 0
         if not found:

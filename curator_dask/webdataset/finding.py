@@ -57,7 +57,7 @@ def discover_images(folder: str | os.PathLike[str], samples_per_shard: int = SAM
                 other = keys.setdefault(key, names[0])
                 if other != names[0]:
                     raise DatasetError(
-                        f"{os.path.join(root, here, names[0])}: would have the key {key!r}, as {other!r} has: a dot in"  # noqa: PTH118
+                        f"{os.path.join(root, here + names[0])}: would have the key {key!r}, as {other!r} has: a dot in"  # noqa: PTH118
                         " a name becomes '_', since a key ends at a dot. Rename one of them"
                     )
             if ends_shard(group, number, samples_per_shard):

@@ -86,7 +86,7 @@ class Group(NamedTuple):
     Attributes
     ----------
     below
-        The folder, below that of the dataset; empty: that one.
+        The folder below that of the dataset, ``/`` at its end; empty: that one.
     stem
         Of their names.
     names
@@ -100,14 +100,14 @@ class Group(NamedTuple):
     @property
     def path(self) -> str:
         """Below the dataset's folder, without suffix."""
-        return posixpath.join(self.below, self.stem)
+        return self.below + self.stem
 
     def samples(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """By key, the names of an image and what belongs to it; of several images each has its suffix in its key.
 
         A dot in a name becomes ``_``: in a tar the key would end there.
         """
-        key = posixpath.join(self.below, self.stem.replace(".", "_"))
+        key = self.below + self.stem.replace(".", "_")
         images = [name for name in self.names if _is_image(name)]
         others = tuple(name for name in self.names if not _is_image(name))
         for image in images:
@@ -152,7 +152,7 @@ def _walk(root: str, below: str, after: list[str], above: frozenset[str]) -> Ite
     for name in listed.folders:
         if not deeper or name >= after[0]:
             rest = after[1:] if deeper and name == after[0] else []
-            yield from _walk(root, posixpath.join(below, name), rest, above | {real})
+            yield from _walk(root, f"{below}{name}/", rest, above | {real})
 
 
 def ends_shard(group: Group, number: int, samples: int) -> bool:
@@ -247,15 +247,16 @@ def look(url: str) -> FolderIndex:
     unread: list[Unread] = []
     digest, at, number = hashlib.blake2b(digest_size=16), 0, 0
     paths: dict[int, str] = {}
+    root = f"{shard.folder.rstrip('/')}/"
     for group in walk(shard.folder, shard.after):
-        states = {name: _state(os.path.join(shard.folder, group.below, name)) for name in group.names}  # noqa: PTH118
+        states = {name: _state(root + group.below + name) for name in group.names}
         for key, names in group.samples():
             number += 1
             members = []
             for name in names:
                 state, path, member = (
                     states[name],
-                    posixpath.join(group.below, name),
+                    group.below + name,
                     f"{key}.{_suffix(name)}",
                 )
                 digest.update(os.fsencode(f"{path}\0{state}\n"))
@@ -263,10 +264,10 @@ def look(url: str) -> FolderIndex:
                     unread.append(Unread(member, state))
                     continue
                 members.append(Member(member, at, state[0], path))
-                paths[at] = os.path.join(shard.folder, path)  # noqa: PTH118
+                paths[at] = root + path
                 at += state[0]
             if samples.setdefault(key, sample := Sample(key, tuple(members))) is not sample:
-                repeated.append(posixpath.join(group.below, names[0]))
+                repeated.append(group.below + names[0])
         if ends_shard(group, number, shard.samples):
             break
     if not samples:
