@@ -18,7 +18,7 @@ from colour_stages import stages_of
 from colours import ColourReader, check_colours, image_of, write_dataset
 
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import ConfigError, DatasetError, ImageError, ShardError
+from curator_dask.errors import ConfigError, DatasetError, ImageError, OutputError, ShardError
 from curator_dask.pipeline import Pipeline
 from curator_dask.webdataset.finding import discover_images, find_shards
 from curator_dask.webdataset.folders import FolderReader, FolderShard, look
@@ -98,6 +98,47 @@ def test_images_that_come_or_go_cost_their_own_shard_alone(data, tmp_path):
     assert run().written == 1
     table = pq.read_table(tmp_path / "out", filters=[("key", "==", "pic0012")])
     assert table["caption"].to_pylist() == ["another caption"]
+
+
+def test_files_of_shards_that_are_gone_are_not_left_beside_their_rows(data, tmp_path):
+    def run(samples=4, **options):
+        dataset = ImageTextPairDataset.from_images(data, samples_per_shard=samples)
+        return dataset.save_metadata(tmp_path / "out", **options)
+
+    def keys():
+        return sorted(pq.read_table(tmp_path / "out", columns=["key"])["key"].to_pylist())
+
+    run()
+    every = keys()
+    some = ImageTextPairDataset.from_images(data, samples_per_shard=4)
+    some = some.with_metadata(some.metadata.partitions[2:4])
+    assert some.save_metadata(tmp_path / "out").skipped == 2 and keys() == every  # the others are no strays
+    end = FolderShard.of(discover_images(data, 4).shards[3].url).after  # an image that ends a shard
+    next(path for path in data.glob(f"{end}.*") if path.suffix.lower() != ".txt").unlink()
+    (data / f"{end}.txt").unlink()
+    with pytest.raises(
+        OutputError, match=r"1 files of the same rows in other partitions, .*after-.* use overwrite"
+    ):
+        run()
+    run(overwrite=True)
+    assert keys() == [key for key in every if key != end]
+    with pytest.raises(OutputError, match=r"of the same rows in other partitions|was made of"):
+        run(samples=10)
+    run(samples=10, overwrite=True)
+    assert keys() == [key for key in every if key != end]
+
+
+def test_names_that_are_long_or_no_text(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in (b"a\xe4.png", b"z" * 240 + b".png", b"with #%~ signs.png", b"~1000.images.png"):
+        Path(os.fsdecode(bytes(folder) + b"/" + name)).write_bytes(image_of("7"))
+    dataset = ImageTextPairDataset.from_images(folder, samples_per_shard=1)
+    summary = ColourReader()(dataset).save_metadata(tmp_path / "out")
+    assert (summary.rows, summary.failed, dataset.npartitions) == (4, 0, 4)
+    keys = pq.read_table(tmp_path / "out", columns=["key"])["key"].to_pylist()
+    assert sorted(keys) == ["a\\xe4", "with #%~ signs", "z" * 240, "~1000_images"]
+    assert dataset.to_webdataset(tmp_path / "tars").kept == 4
 
 
 def test_what_cannot_be_read_costs_its_row(data, tmp_path):

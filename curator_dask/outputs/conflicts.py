@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +18,8 @@ from curator_dask.outputs.writing import Output
 from curator_dask.runs.lineage import Lineage
 from curator_dask.runs.sink import Job
 from curator_dask.runs.targets import Target
+from curator_dask.webdataset.finding import discover_images
+from curator_dask.webdataset.folders import AFTER, FIRST, FolderShard, is_folder_shard
 
 #: In what makes an embedding: what earlier files say of the same.
 FORMERLY = "formerly"
@@ -79,25 +81,56 @@ def find_strays(lineage: Lineage, targets: list[Target], there: frozenset[str], 
     expected |= {target.companion for target in targets}
     dataset = dataset_of(lineage)
     names = {path: path.removeprefix(output.folder).lstrip("/").removesuffix(".parquet") for path in there}
+    of_images = _Images(shard.url for shard in inputs.values())
     found = []
     for path in sorted(there - expected):
         shard = inputs.get(_PART.sub("", names[path]))
-        if shard is None and not _MIXED.fullmatch(names[path]):
+        if shard is None and not of_images.may_be(names[path]) and not _MIXED.fullmatch(names[path]):
             continue
         record = read_record(path, output.options)
         if record is None:
             continue
-        if record.url == shard.url if shard else not record.shard and record.dataset == dataset:
+        same = record.url == shard.url if shard else not record.shard and record.dataset == dataset
+        if same or of_images.were(record.url):
             found.append(path)
     if found and not output.overwrite:
         raise OutputError(
             f"{output.folder} has {len(found)} files of the same rows in other partitions, {found[0]} for example: a"
-            " reader of the folder would see rows twice. Give the same rows_per_partition as before, write to another"
-            " path, or use overwrite=True (--overwrite), which removes them when all is written"
+            " reader of the folder would see rows twice. Give the same rows_per_partition, or samples_per_shard, as before,"
+            " write to another path, or use overwrite=True (--overwrite), which removes them when all is written"
         )
     gone = {names[path] for path in found}
     errors = list_errors(output.folder, output.options) if found else {}
     return [*found, *sorted(path for path, name in errors.items() if name in gone)]
+
+
+class _Images:
+    """Tells the outputs of shards that a folder of image files has no more: other shards have their images now.
+
+    Parameters
+    ----------
+    urls
+        Of shards of a run; of tars it knows nothing.
+    """
+
+    def __init__(self, urls: Iterable[str]) -> None:
+        shards = map(FolderShard.of, filter(is_folder_shard, urls))
+        self._folders = {shard.folder: shard.samples for shard in shards}
+        self._now: dict[str, frozenset[str]] = {}  # by folder, looked at when it is asked for
+
+    def may_be(self, name: str) -> bool:
+        """Whether a file's name may be that of such an output."""
+        return bool(self._folders) and name.rpartition("/")[2].startswith((FIRST, AFTER))
+
+    def were(self, url: str | None) -> bool:
+        """Whether a shard with this url was one of the folder, and is not now."""
+        if url is None or not is_folder_shard(url) or FolderShard.of(url).folder not in self._folders:
+            return False
+        folder = FolderShard.of(url).folder
+        if folder not in self._now:
+            found = discover_images(folder, self._folders[folder])
+            self._now[folder] = frozenset(shard.url for shard in found)
+        return url not in self._now[folder]
 
 
 def conflict(

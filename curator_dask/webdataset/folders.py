@@ -31,6 +31,8 @@ from curator_dask.webdataset.samples import IMAGE_EXTENSIONS, Sample
 
 #: Images of a shard, about: from half as many to twice as many.
 SAMPLES_PER_SHARD = 1000
+#: Name of the first shard's outputs, and how those of the others begin.
+FIRST, AFTER = "first", "after-"
 _SUFFIX = ".images"  # ends the url of such a shard
 _NAME_BYTES = 80  # of an image's name that a shard is named by
 _SETTLED = 2.0  # seconds after which a change of a folder surely shows in its time
@@ -61,11 +63,17 @@ class FolderShard(NamedTuple):
     @property
     def name(self) -> str:
         """Of its outputs; says where it begins."""
+        if not self.after:
+            return FIRST
         below, stem = posixpath.split(self.after)
-        raw = os.fsencode(stem)
-        if len(raw) > _NAME_BYTES:
-            stem = f"{zlib.crc32(raw):08x}"
-        return posixpath.join(below, f"after-{stem}") if self.after else "first"
+        raw = os.fsencode(self.after)
+        try:
+            raw.decode()
+        except UnicodeDecodeError:
+            below, stem = "", hashlib.blake2b(raw, digest_size=8).hexdigest()
+        if len(os.fsencode(stem)) > _NAME_BYTES:
+            stem = hashlib.blake2b(raw, digest_size=8).hexdigest()
+        return posixpath.join(below, f"{AFTER}{stem}")
 
     @classmethod
     def of(cls, url: str) -> FolderShard:
