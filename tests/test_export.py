@@ -473,7 +473,7 @@ def test_tars_that_a_dead_run_has_replaced_do_not_pass_for_finished(data, datase
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("curator_dask.outputs.packing._where_from", die)
+        patch.setattr("curator_dask.outputs.packing.where_from", die)
         with pytest.raises(KeyboardInterrupt):
             dataset.to_webdataset(out, samples_per_shard=10, shuffle=2, overwrite=True)
     assert members_in(out) != whole

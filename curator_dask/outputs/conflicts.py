@@ -96,8 +96,9 @@ def find_strays(lineage: Lineage, targets: list[Target], there: frozenset[str], 
     if found and not output.overwrite:
         raise OutputError(
             f"{output.folder} has {len(found)} files of the same rows in other partitions, {found[0]} for example: a"
-            " reader of the folder would see rows twice. Give the same rows_per_partition, or samples_per_shard, as before,"
-            " write to another path, or use overwrite=True (--overwrite), which removes them when all is written"
+            " reader of the folder would see rows twice. Give the same rows_per_partition, or samples_per_shard, as"
+            " before, write to another path, or use overwrite=True (--overwrite), which removes them when all is"
+            " written"
         )
     gone = {names[path] for path in found}
     errors = list_errors(output.folder, output.options) if found else {}

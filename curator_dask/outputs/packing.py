@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from curator_dask.collector import held_back
 from curator_dask.errors import ShardError
@@ -22,7 +23,7 @@ from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.json_fields import add_fields
 from curator_dask.outputs.manifest import where_from
 from curator_dask.outputs.placing import being_written, put
-from curator_dask.outputs.selecting import Folder, stamps_in
+from curator_dask.outputs.selecting import FILES, TIMES, Folder, stamps_in
 from curator_dask.outputs.sharding import NewShard
 from curator_dask.runs.reports import report_frame
 from curator_dask.storage import Options, exists, remove
@@ -226,7 +227,15 @@ class PackShard:
             record = FileRecord.parse(table.schema.metadata) or FileRecord("")
             stamps |= {url: FileStamp(**state) for url, state in stamps_in(record).items()}
             tables.append(table.take(pa.array(shard.rows[shard.which == number])).replace_schema_metadata())
-        return _in_order(shard, tables), stamps
+        samples = _in_order(shard, tables)
+        if FILES in samples.column_names:  # of a folder only the files that are copied must be as they were
+            columns = (pc.list_flatten(samples.column(name)).to_pylist() for name in (FILES, TIMES, "sizes"))
+            stamps |= {
+                _text(path): FileStamp(size, str(time))
+                for path, time, size in zip(*columns, strict=True)
+                if path is not None
+            }
+        return samples, stamps
 
     def _rows(self, shard: NewShard, samples: pa.Table, keys: Sequence[str]) -> tuple[pa.Table, FileRecord]:
         """The rows of the samples, with all columns that are used of them, and what made these."""
@@ -265,12 +274,17 @@ class PackShard:
         entries: list[Entry] = []
         counts = []
         columns = (samples.column(name).to_pylist() for name in ("url", "suffixes", "offsets", "sizes"))
-        for row, (key, url, suffixes, offsets, sizes) in enumerate(zip(keys, *columns, strict=True)):
+        files = samples.column(FILES).to_pylist() if FILES in samples.column_names else [None] * len(keys)
+        for row, (key, url, suffixes, offsets, sizes, paths) in enumerate(
+            zip(keys, *columns, files, strict=True)
+        ):
             before = len(entries)
-            names = [raw.decode("utf-8", "surrogateescape") for raw in suffixes]
+            names = [_text(raw) for raw in suffixes]
             entries += [
-                Entry(f"{key}.{name}", Extent(url, offset, size))
-                for name, offset, size in zip(names, offsets, sizes, strict=True)
+                Entry(f"{key}.{name}", Extent(url if path is None else _text(path), offset, size))
+                for name, offset, size, path in zip(
+                    names, offsets, sizes, paths or [None] * len(names), strict=True
+                )
             ]
             if made:
                 lower = [name.lower() for name in names]

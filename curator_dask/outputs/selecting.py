@@ -35,7 +35,7 @@ from curator_dask.rows.remarks import EXAMPLES, fact_of, noticing, remark
 from curator_dask.rows.where import Where
 from curator_dask.runs.reports import report_frame
 from curator_dask.storage import Options, join
-from curator_dask.webdataset.folders import is_folder_shard
+from curator_dask.webdataset.folders import FolderReader, is_folder_shard
 from curator_dask.webdataset.headers import Member, encoded
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.layouts import portable_key, portable_suffix
@@ -57,6 +57,8 @@ SAMPLES = pa.schema(
         ("bytes", pa.int64()),  # in a tar, headers and padding too
     ]
 )
+#: Columns besides, where members are files of their own: their paths, null of members of tars, and their times.
+FILES, TIMES = "files", "times"
 
 
 class Folder(NamedTuple):
@@ -236,6 +238,7 @@ class _Found:
         self._keys: list[str] = []
         self._suffixes: list[str] = []  # of all members
         self._members: list[Member] = []
+        self._files: list[tuple[str | None, int]] = []  # that members are; of tars none
         self._ends = [0]  # behind the last member of each sample
         self.reasons: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
@@ -267,9 +270,17 @@ class _Found:
                 for place in mine:
                     self._miss(f"{MISSING}: {error}", url, ids[place])
                 continue
-            self._take(url, index, [rows[place] for place in mine], [ids[place] for place in mine])
+            files = reader if isinstance(reader, FolderReader) else None
+            self._take(url, index, files, [rows[place] for place in mine], [ids[place] for place in mine])
 
-    def _take(self, url: str, index: ShardIndex, rows: Sequence[int], ids: Sequence[Any]) -> None:
+    def _take(
+        self,
+        url: str,
+        index: ShardIndex,
+        files: FolderReader | None,
+        rows: Sequence[int],
+        ids: Sequence[Any],
+    ) -> None:
         found = index.find(ids)
         remark(url, "damaged", index.problem)
         remark(url, "duplicates", fact_of(index.duplicates))
@@ -287,9 +298,9 @@ class _Found:
             elif not index.samples[position].members:  # of a folder, and its image is a link to nothing
                 self._miss(f"{MISSING}: the sample has no file{why_missing(index, item)}", url, item)
             else:
-                self._add(url, row, index.samples[position])
+                self._add(url, row, index.samples[position], files)
 
-    def _add(self, url: str, row: int, sample: Sample) -> None:
+    def _add(self, url: str, row: int, sample: Sample, files: FolderReader | None) -> None:
         key = sample.key
         portable = portable_key(key)
         self.odd_keys += portable != key
@@ -309,6 +320,7 @@ class _Found:
         self._keys.append(portable if self._portable else key)
         self._suffixes += suffixes
         self._members += sample.members
+        self._files += [(None, 0) if files is None else files.file_of(member) for member in sample.members]
         self._ends.append(len(self._suffixes))
 
     def table(self) -> pa.Table:
@@ -336,6 +348,13 @@ class _Found:
             pa.array(np.diff(totals), pa.int64()),
         ]
         table = pa.table(columns, schema=SAMPLES)
+        if any(path is not None for path, _ in self._files):
+            paths = pa.array(
+                [None if path is None else encoded(path) for path, _ in self._files], pa.binary()
+            )
+            times = pa.array([time for _, time in self._files], pa.int64())
+            for name, each in ((FILES, paths), (TIMES, times)):
+                table = table.append_column(name, pa.ListArray.from_arrays(ends, each))
         in_order = all(one < other for one, other in itertools.pairwise(self._rows))
         return table if in_order else table.take(pa.array(np.argsort(self._rows, kind="stable")))
 

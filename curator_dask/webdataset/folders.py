@@ -225,20 +225,19 @@ class FolderIndex:
     Attributes
     ----------
     index
-        Its samples. A member's `target` is its file's path below the folder, its `offset` is counted as if the files
-        lay one after the other.
+        Its samples. A member is a file, whose path below the folder is its `target`.
     size
         Bytes of all files.
     version
         A digest of their names, sizes and times.
-    paths
-        Of the files, by their offsets.
+    times
+        Of each file's last change in nanoseconds, by its path below the folder.
     """
 
     index: ShardIndex
     size: int
     version: str
-    paths: dict[int, str] = field(default_factory=dict)
+    times: dict[str, int] = field(default_factory=dict)
 
 
 def look(url: str) -> FolderIndex:
@@ -253,8 +252,8 @@ def look(url: str) -> FolderIndex:
     samples: dict[str, Sample] = {}
     repeated: list[str] = []
     unread: list[Unread] = []
-    digest, at, number = hashlib.blake2b(digest_size=16), 0, 0
-    paths: dict[int, str] = {}
+    digest, total, number = hashlib.blake2b(digest_size=16), 0, 0
+    times: dict[str, int] = {}
     root = f"{shard.folder.rstrip('/')}/"
     for group in walk(shard.folder, shard.after):
         states = {name: _state(root + group.below + name) for name in group.names}
@@ -262,18 +261,14 @@ def look(url: str) -> FolderIndex:
             number += 1
             members = []
             for name in names:
-                state, path, member = (
-                    states[name],
-                    group.below + name,
-                    f"{key}.{_suffix(name)}",
-                )
+                state, path, member = states[name], group.below + name, f"{key}.{_suffix(name)}"
                 digest.update(os.fsencode(f"{path}\0{state}\n"))
                 if isinstance(state, str):
                     unread.append(Unread(member, state))
                     continue
-                members.append(Member(member, at, state[0], path))
-                paths[at] = root + path
-                at += state[0]
+                members.append(Member(member, 0, state[0], path))
+                times[path] = state[1]
+                total += state[0]
             if samples.setdefault(key, sample := Sample(key, tuple(members))) is not sample:
                 repeated.append(group.below + names[0])
         if ends_shard(group, number, shard.samples):
@@ -282,7 +277,7 @@ def look(url: str) -> FolderIndex:
         after = f" behind {shard.after!r}" if shard.after else ""
         raise ShardError(f"{shard.folder}: there is no image{after} any more; are they still there?")
     index = ShardIndex([*samples.values()], duplicates=tuple(repeated), unread=tuple(unread))
-    return FolderIndex(index, at, digest.hexdigest(), paths)
+    return FolderIndex(index, total, digest.hexdigest(), times)
 
 
 def _state(path: str) -> tuple[int, int] | str:
@@ -317,7 +312,8 @@ class FolderReader:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.index = look(url).index
+        found = look(url)
+        self.index, self._times = found.index, found.times
         self._folder = FolderShard.of(url).folder
 
     def read(self, member: Member) -> memoryview:
@@ -335,6 +331,10 @@ class FolderReader:
                 return memoryview(file.read())
         except OSError as error:
             raise ImageError(f"unreadable: {path}: {error.strerror or error}") from error
+
+    def file_of(self, member: Member) -> tuple[str, int]:
+        """Path of a member's file, and the time of its last change in nanoseconds, when the reader was made."""
+        return os.path.join(self._folder, member.target), self._times[member.target]  # noqa: PTH118
 
     def rescan(self) -> ShardIndex:
         """The samples: they were looked at when the reader was made."""

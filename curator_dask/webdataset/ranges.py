@@ -1,4 +1,4 @@
-"""Ranges of bytes of tars, local and remote, without an index and without a copy of the whole."""
+"""Ranges of bytes of tars and other files, local and remote, without an index and without a copy of the whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from curator_dask.errors import ShardError
 from curator_dask.storage import BLOCK_BYTES, TRIES, Options, RemoteFile, is_remote, local_path
-from curator_dask.webdataset.folders import is_folder_shard, look
 from curator_dask.webdataset.stamps import FileStamp, stamp
 
 _OPEN = 64  # files that are held open
@@ -88,7 +87,6 @@ class Reading:
         self._fetched: deque[tuple[Extent, Future[bytes]]] = deque()
         self._pool = ThreadPoolExecutor(_AHEAD) if self._blocks else None
         self._kernel_copies = hasattr(os, "copy_file_range")
-        self._paths: dict[str, dict[int, str]] = {}  # of shards that are files
 
     def copies(self, extent: Extent) -> bool:
         """Whether `copy` can be used."""
@@ -98,7 +96,6 @@ class Reading:
         """The bytes of a range."""
         if is_remote(extent.url):
             return self._read_remote(extent)
-        extent = self._in_file(extent)
         data = self._pread(extent.url, extent.size, extent.offset)
         if len(data) != extent.size:
             raise _cut(extent)
@@ -106,7 +103,6 @@ class Reading:
 
     def copy(self, extent: Extent, file: int) -> None:
         """Copy a range of a local tar to the end of an open file."""
-        extent = self._in_file(extent)
         _, offset, left = extent
         source = self._open(extent.url)
         while left:
@@ -114,17 +110,6 @@ class Reading:
             if not done:
                 raise _cut(extent)
             offset, left = offset + done, left - done
-
-    def _in_file(self, extent: Extent) -> Extent:
-        """Where the bytes are: of a shard whose members are files, in one of these."""
-        if not is_folder_shard(extent.url):
-            return extent
-        if extent.url not in self._paths:
-            self._paths[extent.url] = look(extent.url).paths
-        path = self._paths[extent.url].get(extent.offset)
-        if path is None:
-            raise _changed(extent.url)
-        return Extent(path, 0, extent.size)
 
     def _copy_some(self, url: str, source: int, file: int, offset: int, size: int) -> int:
         if self._kernel_copies:
