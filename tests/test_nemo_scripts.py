@@ -154,6 +154,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     write_photographs(folder / "dataset")
     dataset = ImageTextPairDataset.from_webdataset(folder / "dataset")
+    torch.manual_seed(5)  # biases, which `spread` leaves as they are
     model = spread(timm.create_model("test_vit", num_classes=0, img_size=64))
     timm.models.save_for_hf(model, folder / "timm", model_args={"img_size": 64})
     transformers.logging.disable_progress_bar()
@@ -193,13 +194,15 @@ def test_images_of_0_9(made, client, tmp_path, monkeypatch):
     before = samples_in(tmp_path / "dataset")[0]
     curated, sizes = samples_in(tmp_path / "curated")
     passing = [key for key, good in zip(keys, (aesthetic > 6) & (nsfw < 0.5), strict=True) if good]
-    assert 4 < len(passing) < 12 and sizes == [8] * (len(passing) // 8) + [len(passing) % 8]
+    assert 1 < len(passing) < 20 and sizes == [
+        len(passing[start : start + 8]) for start in range(0, len(passing), 8)
+    ]
     assert curated == {key: before[key] for key in passing}
 
     clusters = pd.read_parquet(tmp_path / "semantic_deduplication/clusters/embs_by_nearest_center")
     assert sorted(clusters["key"]) == keys and clusters["nearest_cent"].nunique() == 3
     removed, _ = by_brute_force(clusters, "hard", 0.01)
-    assert 4 < len(removed) < 20
+    assert 1 < len(removed) < 22
     assert samples_in(tmp_path / "deduplicated")[0] == {
         key: value for key, value in before.items() if key not in removed
     }
@@ -228,7 +231,7 @@ def test_curation_of_1_x(made, client, tmp_path, monkeypatch):
     passing = [key for key, good in zip(keys, (aesthetic >= 6) & (nsfw < 0.5), strict=True) if good]
     before = samples_in(folder / "dataset")[0]
     after, sizes = samples_in(tmp_path / "out")
-    assert after == {key: before[key] for key in passing} and 4 < len(passing) < 12
+    assert after == {key: before[key] for key in passing} and 1 < len(passing) < 20
     assert set(sizes[:-1]) == {3}
 
 
@@ -245,7 +248,7 @@ def test_deduplication_of_1_x(made, client, tmp_path, monkeypatch):
     np.testing.assert_allclose(found, vectors, atol=1e-5)
     named = {"image_id": "key", "embedding": "image_embedding", "centroid": "nearest_cent"}
     removed, _ = by_brute_force(clusters.rename(columns=named), "hard", 0.01)
-    assert 4 < len(removed) < 20
+    assert 1 < len(removed) < 22
     assert {*pd.read_parquet(tmp_path / "removal/duplicates")["id"]} == removed
     before = samples_in(made[0] / "dataset")[0]
     assert samples_in(tmp_path / "out")[0] == {

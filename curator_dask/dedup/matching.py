@@ -22,7 +22,6 @@ _MATCH = "matches"
 _TIE = 1e-5  # float32 products that differ by less are decided by exact ones
 _MANY = 64
 _ROWS = 1024  # of a block of products
-_ROWS = 1024  # of a block of products
 
 
 def nearest_before(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -68,7 +68,8 @@ class ClusteringModel:
     profile_dir
         Taken as well: `distributed.performance_report` makes a profile.
     keep_all_columns
-        The files have all columns of the rows, and not the ids and vectors alone.
+        The files have all columns of the rows, and not the ids and vectors alone; while they are put in order, the
+        client holds these.
 
     Raises
     ------

@@ -139,7 +139,9 @@ def remove_duplicates(remove: Remove) -> dict[str, int]:
     run_phase("duplicates", remove, names, remove.finished, remove.folder)
     counts = [remove.counts(name) for name in names]
     total = {name: sum(each[name] for each in counts) for name in ("removed", "alone", "total")}
-    logger.info(
+    # What is lost is told where nobody has asked for messages, too.
+    told = logger.warning if total["alone"] else logger.info
+    told(
         "%d of %d items are within eps=%g of one before them in their cluster, and go%s",
         total["removed"],
         total["total"],
