@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Embed real photographs with a real pretrained model on a Dask cluster of this machine's CPU, from nothing:
-# a virtual environment, a dataset, models, the embeddings, a picture of nearest neighbours and one of a search by a text.
+# a virtual environment, a dataset, models, the embeddings, pictures of nearest neighbours, of duplicates and of a search by a text.
 #
 #   scripts/demo.sh [options for `curator-dask embed`]
 #
@@ -31,11 +31,14 @@ printf '\n'
 say "picture: nearest neighbours by the embeddings"
 python scripts/contact_sheet.py demo/embeddings demo/dataset demo/neighbours.png
 
+say "duplicates: photographs that are nearly the same, and which of them stays"
+curator-dask dedup demo/embeddings demo/duplicates --eps 0.15 --cluster cpu --workers 1 --sheet demo/duplicates.png
+
 say "search by a text: images as the names of their likeliest classes, in the space of all-MiniLM-L6-v2"
 python scripts/pretrained_minilm.py demo/minilm
 python scripts/embed_as_words.py demo/dataset demo/words demo/model demo/minilm
 # The record of these vectors is of a model of the script's own: that text and images share a space is known here.
 curator-dask search demo/words "a cat" --model demo/minilm --no-check --top 12 --sheet demo/found.png
 
-say "done: look at $root/demo/neighbours.png and $root/demo/found.png; the embeddings are the Parquet files in"
+say "done: look at neighbours.png, duplicates.png and found.png in $root/demo; the embeddings are the Parquet files in"
 say "$root/demo/embeddings"

@@ -76,7 +76,7 @@ class Hashes:
                 hint = f" (did you mean {' or '.join(near)}?)" if near else ""
                 raise OutputError(
                     f"{path}: has no column {name!r}{hint} of hashes (exact); it has {list(names)}. ImageStatistics"
-                    " (--statistics) makes phash and dhash"
+                    " makes phash and dhash"
                 )
         return self.names
 
