@@ -98,7 +98,8 @@ class WritePartition:
 
     def __call__(self, frame: Any, target_frame: pd.DataFrame) -> pd.DataFrame:
         """Write one partition whose target is a partition too; the report as `report_frame`."""
-        return report_frame(self._write(frame, Target.from_json(target_frame["target"].iloc[0])))
+        with spending("write"):
+            return report_frame(self._write(frame, Target.from_json(target_frame["target"].iloc[0])))
 
     def write(self, frame: Any, target: Target) -> dict[str, Any]:
         """Write one partition.
@@ -133,10 +134,6 @@ class WritePartition:
         return report_row(report) if report and footer.is_finished(target.fingerprint) else None
 
     def _write(self, frame: Any, target: Target) -> dict[str, Any]:
-        with spending("write"):
-            return self._put(frame, target)
-
-    def _put(self, frame: Any, target: Target) -> dict[str, Any]:
         whole = backend.frame_to_arrow(frame)
         table = conform(whole, self.schema, target.name)
         errors = self.kept.reasons(whole, errors_of(whole))

@@ -18,6 +18,7 @@ import dask.dataframe as dd
 from curator_dask.cluster.leaving import leave_if_broken
 from curator_dask.cluster.presence import threads_of_workers
 from curator_dask.cluster.progress import at_work
+from curator_dask.cluster.timing import spending
 from curator_dask.errors import CuratorError, ShardError
 from curator_dask.rows.known import knowing
 from curator_dask.rows.remarks import noticing
@@ -108,7 +109,8 @@ class RunGroup:
             with noticing():
                 made = self.function.together([part for part, _ in parts])
                 leave_if_broken(parts[0][0].name)  # before images are blamed for it in a file
-                return [self.writer.write(*each) for each in zip(made, targets, strict=True)]
+                with spending("write"):
+                    return [self.writer.write(*each) for each in zip(made, targets, strict=True)]
         except Exception as error:  # of any of them: which one shows when each is done by itself
             log.debug("%s, …: each by itself, for %r", parts[0][0].name, error)
             return []
@@ -122,7 +124,8 @@ class RunGroup:
             with noticing(), knowing(self.writer.reusable(target)):
                 made = self.function(part)
                 leave_if_broken(part.name)  # before images are blamed for it in a file
-                return self.writer.write(made, target)
+                with spending("write"):
+                    return self.writer.write(made, target)
         except CuratorError as error:
             leave_if_broken(part.name)
             if not isinstance(error, ShardError):

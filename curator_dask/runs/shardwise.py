@@ -35,21 +35,19 @@ class ShardFunction:
 
     def __call__(self, part: ShardRange) -> Any:
         """The rows of the range, finished."""
-        frame = self._read(part)
+        with spending("fetch"):
+            frame = self.reader(part)
         for function in self.functions:
             frame = function(frame)
         return frame
-
-    def _read(self, part: ShardRange) -> Any:
-        with spending("fetch"):
-            return self.reader(part)
 
     def together(self, parts: Sequence[ShardRange]) -> list[Any]:
         """The rows of several ranges, finished, each as by itself: by the contract of a step rows do not mix.
 
         Steps see the rows of all of them at once, so their images share batches.
         """
-        frames = [self._read(part) for part in parts]
+        with spending("fetch"):
+            frames = [self.reader(part) for part in parts]
         ends = list(itertools.accumulate(map(len, frames)))
         for function in self.functions:
             if isinstance(function, Step | Pass) and function.keeps_rows:
