@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Embed real photographs with a real pretrained model on a Dask cluster of this machine's CPU, from nothing:
-# a virtual environment, a dataset, models, the embeddings, pictures of nearest neighbours, of duplicates and of a search by a text.
+# a virtual environment, a dataset, models, the embeddings, pictures of nearest neighbours, of duplicates and of a search
+# by a text, and a page of what is in the dataset: measures with their thresholds, a map, duplicates, failures.
 #
 #   scripts/demo.sh [options for `curator-dask embed`]
 #
@@ -12,7 +13,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 say() { printf '==> %s\n' "$*"; }
 
-scripts/install.sh cpu,demo
+scripts/install.sh cpu,demo,report
 export PATH=${CURATOR_DASK_VENV:-$root/.venv}/bin:$PATH
 
 say "dataset: photographs out of the scikit-image and scikit-learn packages"
@@ -40,5 +41,16 @@ python scripts/embed_as_words.py demo/dataset demo/words demo/model demo/minilm
 # The record of these vectors is of a model of the script's own: that text and images share a space is known here.
 curator-dask search demo/words "a cat" --model demo/minilm --no-check --top 12 --sheet demo/found.png
 
-say "done: look at neighbours.png, duplicates.png and found.png in $root/demo; the embeddings are the Parquet files in"
+say "report: measures, vectors and duplicates on one page"
+cat >demo/recipe.yaml <<'END'
+model: local-dir:demo/model
+statistics: [bytes, blurriness, brightness, entropy, colourfulness, border, format]
+duplicates: {eps: 0.05}
+END
+curator-dask curate demo/dataset demo/curated --config demo/recipe.yaml --cluster cpu --json demo/curated.json
+curator-dask report demo/curated/embeddings demo/report.html --duplicates demo/curated/duplicates \
+    --summary demo/curated.json
+
+say "done: open $root/demo/report.html in a browser,"
+say "look at neighbours.png, duplicates.png and found.png in $root/demo; the embeddings are the Parquet files in"
 say "$root/demo/embeddings"

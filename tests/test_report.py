@@ -154,7 +154,7 @@ def test_what_rows_say_is_text_on_the_page(made, open_page, seen):
     page.select_option("#column-0", label="rating")
     page.fill("#value-0", "0.5")
     page.press("#value-0", "Enter")
-    assert page.title() == "out"
+    assert page.title().endswith("/out")
     shown = page.locator("#panels .caption", has_text="taken over").first
     assert shown.text_content() == EVIL
     assert page.locator("#panels .key", has_text="<b>5").count()
@@ -209,7 +209,7 @@ def test_a_threshold_moves_the_count_to_what_pandas_gives(made, open_page):
         float(each)
         for each in page.locator("#panels > :first-child .tiles >> nth=1").locator("b").all_inner_texts()
     ]
-    assert notes == sorted(notes, reverse=True) and notes[0] <= below + 1e-6
+    assert notes == sorted(notes, reverse=True) and notes[0] <= below
 
 
 def test_it_fits_a_telephone_and_a_dark_room_and_needs_no_mouse(made, open_page):

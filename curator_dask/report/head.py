@@ -53,7 +53,9 @@ def head_of(folder: Folder, look: Look, aside: Look, run: Mapping[str, Any] | No
     run
         `SaveSummary.to_dict` of the run that made it; None where it is not known.
     """
-    head = Head(posixpath.basename(folder.path.rstrip("/")) or folder.path, folder.path)
+    # An output is often called embeddings: the folder that it is in says which.
+    title = "/".join(folder.path.rpartition("://")[2].strip("/").split("/")[-2:])
+    head = Head(title, folder.path)
     summary = SaveSummary(folder.path)
     for record in folder.records:
         summary.add_remarks(record.remarks)

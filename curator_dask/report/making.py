@@ -192,7 +192,7 @@ def _want_row(report: Report, row: int) -> None:
 
 
 def read_run(path: str) -> dict[str, Any]:
-    """The summary of a run, as ``--json`` writes it.
+    """The summary of a run, as ``embed --json`` writes it, or of the step that embeds, as ``curate --json`` does.
 
     Raises
     ------
@@ -205,6 +205,7 @@ def read_run(path: str) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: is no summary of a run: {error}. Give what embed --json FILE wrote"
         ) from error
-    if not isinstance(found, dict) or "seconds" not in found:
+    run = found.get("steps", {}).get("embeddings", found) if isinstance(found, dict) else {}
+    if not {"seconds", "images_per_second"} <= {*run}:
         raise ConfigError(f"{path}: is no summary of a run. Give what embed --json FILE wrote")
-    return found
+    return dict(run)

@@ -59,7 +59,7 @@ async function drawMap() {
   function extent(values) {
     let low = Infinity, high = -Infinity;
     for (const value of values) { low = Math.min(low, value); high = Math.max(high, value); }
-    const margin = 0.04 * (high - low || 1);
+    const margin = 0.08 * (high - low || 1);
     return [low - margin, high + margin];
   }
   const turn = (range, [start, end]) => range.setv({ start, end });

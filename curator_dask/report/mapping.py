@@ -21,6 +21,8 @@ logger = logging.getLogger("curator_dask")
 FEW, OF_CLUSTER = 12, 10
 #: Rows above which it is computed in several threads.
 MANY = 10_000
+#: Rows beside which a row is laid. With 10, as PaCMAP has it for few rows, the versions of one image fall on one point.
+NEIGHBOURS = 30
 #: Clusters, at most, and words that name one.
 CLUSTERS, WORDS = 40, 3
 #: What is lacking where the libraries of the extra are not there.
@@ -102,7 +104,8 @@ def _lay_out(vectors: np.ndarray, seed: int) -> np.ndarray:
     level = library.level
     library.setLevel(logging.ERROR)  # that a seed is set, and what it does with few rows
     try:
-        found = pacmap.PaCMAP(n_components=2, random_state=seed).fit_transform(vectors, init="pca")
+        neighbours = NEIGHBOURS if len(vectors) <= MANY else None  # its own number, by the rows
+        found = pacmap.PaCMAP(2, neighbours, random_state=seed).fit_transform(vectors, init="pca")
     finally:
         library.setLevel(level)
     return np.asarray(found, np.float32)

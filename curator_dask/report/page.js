@@ -20,7 +20,7 @@ function make(name, properties = {}, ...children) {
 
 const integer = new Intl.NumberFormat("en");
 const percent = (part, all) => (all ? `${(100 * part / all).toFixed(1)} %` : "–");
-const plain = (value) => (Math.abs(value) >= 1000 && !Number.isInteger(value) ? value.toFixed(1) : String(Number(value.toPrecision(6))));
+const plain = (value) => String(Number.isInteger(value) ? value : Number(value.toPrecision(Math.abs(value) < 1000 ? 4 : 6)));
 
 const picture = unpack(data.picture), shard = unpack(data.shard);
 for (const measure of data.measures) measure.values = unpack(measure.values);
@@ -45,7 +45,7 @@ for (const each of document.querySelectorAll("[data-picture]")) show(each.queryS
 
 // Thresholds
 
-const SVG = "http://www.w3.org/2000/svg", WIDTH = 480, NEAR = 12;
+const SVG = "http://www.w3.org/2000/svg", WIDTH = 480, NEAR = 8;
 
 function histogram(measure, height) {
   const svg = document.createElementNS(SVG, "svg"), most = Math.max(...measure.heights), count = measure.heights.length;
