@@ -271,14 +271,14 @@ class TestSecondEmbedding(StageTests):
 def test_steps_that_follow_one_another_are_one_pass(folder, monkeypatch):
     """Two models, a score of each and a digest: one reading of each shard, one decoding of each image."""
     read, decoded = [], []
-    admit, opened = ChunkDecoder.admit, images.ShardReader
+    admit, opened = ChunkDecoder.admit, images.open_shard
     monkeypatch.setattr(
         ChunkDecoder,
         "admit",
         lambda self, chunk, row, data: (decoded.append(row), admit(self, chunk, row, data))[1],
     )
     monkeypatch.setattr(
-        images, "ShardReader", lambda url, **settings: (read.append(url), opened(url, **settings))[1]
+        images, "open_shard", lambda url, **settings: (read.append(url), opened(url, **settings))[1]
     )
     small = ColourReader(image_embedding_column="second", batch_size=3)
     dataset = small(ColourReader()(dataset_of(folder)))

@@ -197,9 +197,10 @@ def export(
                 workers=start,
             )
         else:
-            source = choose_source("auto", found, options)
-            schema = learn_schema(found.shards, source, id_col, options)
-            chosen.check_columns(schema.empty_table(), schema.names)
+            if where or columns or filter_column or old_id_col:
+                source = choose_source("auto", found, options)
+                schema = learn_schema(found.shards, source, id_col, options)
+                chosen.check_columns(schema.empty_table(), schema.names)
             with start():
                 dataset = ImageTextPairDataset.from_shards(found, id_col, storage_options=options)
                 summary = export_frame(
