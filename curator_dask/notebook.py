@@ -29,8 +29,9 @@ class Place:
     """
 
     def __init__(self) -> None:
-        from IPython.display import display
+        import IPython.display
 
+        display: Any = IPython.display.display  # not typed in all of its versions
         self._handle = display(_bundle("", ""), raw=True, display_id=True)
 
     def show(self, html: str, text: str) -> None:

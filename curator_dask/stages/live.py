@@ -13,7 +13,7 @@ import threading
 import traceback
 import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,7 +219,10 @@ def _through(
 
 
 def _count(tasks: Iterable[Any]) -> int:
-    return sum(len(task.data) for task in tasks if isinstance(task, ImageBatch))
+    """Images of some tasks; what is no list is told later, by what takes it."""
+    return sum(
+        len(task.data) for task in tasks if isinstance(task, ImageBatch) and isinstance(task.data, Sized)
+    )
 
 
 def _each(made: Any) -> Iterable[Any]:
