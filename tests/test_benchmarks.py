@@ -17,6 +17,7 @@ from benchmarks import (
     ceiling,
     compare,
     decode_scale,
+    dedup,
     doors,
     end_to_end,
     export,
@@ -357,3 +358,10 @@ def test_compare_checks_vectors(tmp_path):
         write_rows(tmp_path / str(number) / "a.parquet", **changes)
         with pytest.raises(check.CheckError, match=message):
             check.check(tmp_path / str(number), folder, expected)
+
+
+def test_dedup(tmp_path):
+    result = run(dedup, tmp_path / "result.json", "--rows", "600")
+    assert {"products", "dedup"} <= {*result["cases"]}
+    assert result["recall"]["dedup"] >= 0.99
+    assert min(result["ratios"]["dedup ÷ products"]["runs"]) > 0
