@@ -160,7 +160,8 @@ def _look(
     look.rows.drop_vectors()
     took("map")
     _want(report)
-    report.pictures.make(LIMIT // 2, options)
+    room = LIMIT - len(render(report).encode())  # beside all else that the page has
+    report.pictures.make(max(LIMIT // 10, min(LIMIT // 2, room)), options)
     took("pictures")
     return report
 
@@ -168,8 +169,9 @@ def _look(
 def _want(report: Report) -> None:
     """Which rows have a picture: duplicates, outliers, rows of the sample along each measure, then any."""
     rows = report.look.rows
+    whole = {type(key) for key in rows.keys} == {int}
     for twin in report.twins.shown if report.twins is not None else ():
-        report.pictures.want(twin.key, twin.url)
+        report.pictures.want(int(twin.key) if whole else twin.key, twin.url)
     for row, _, _ in report.outliers():
         _want_row(report, row)
     for measure in report.measures:
@@ -188,7 +190,7 @@ def _want(report: Report) -> None:
 
 def _want_row(report: Report, row: int) -> None:
     rows = report.look.rows
-    report.pictures.want(str(rows.keys[row]), rows.urls[row])
+    report.pictures.want(rows.keys[row], rows.urls[row])
 
 
 def read_run(path: str) -> dict[str, Any]:

@@ -23,6 +23,8 @@ FEW, OF_CLUSTER = 12, 10
 MANY = 10_000
 #: Rows beside which a row is laid. With 10, as PaCMAP has it for few rows, the versions of one image fall on one point.
 NEIGHBOURS = 30
+#: How much commoner a word is in a cluster than in all captions, at least, to be part of its name.
+COMMONER = 1.25
 #: Clusters, at most, and words that name one.
 CLUSTERS, WORDS = 40, 3
 #: What is lacking where the libraries of the extra are not there.
@@ -140,8 +142,14 @@ def names_of(captions: Sequence[str | None], clusters: np.ndarray, count: int) -
     sizes = np.bincount(clusters, minlength=count)
     names = []
     for number, words in enumerate(inside):
-        # How common it is here, times how much of it is here: 1 is all captions of the cluster, and no others.
-        worth = {word: (here / sizes[number]) * (here / everywhere[word]) for word, here in words.items()}
+        share = sizes[number] / sizes.sum()
+        # How common it is here, times how much of it is here: 1 is all captions of the cluster, and no others. What is
+        # no commoner here than anywhere says nothing.
+        worth = {
+            word: (here / sizes[number]) * (here / everywhere[word])
+            for word, here in words.items()
+            if count == 1 or here > COMMONER * share * everywhere[word]
+        }
         best = sorted(worth, key=lambda word: (-worth[word], word))[:WORDS]
         names.append(", ".join(best) or f"cluster {number + 1}")
     return names

@@ -74,7 +74,9 @@ def payload(report: Report) -> dict[str, Any]:
 
 
 def _measure(report: Report, measure: Measure) -> dict[str, Any]:
-    kind = "float32" if measure.is_single else "float64"
+    # Whole numbers that are not large are float32's, too.
+    small = measure.is_whole and max(abs(measure.low), abs(measure.high)) <= 1 << 24
+    kind = "float32" if measure.is_single or small else "float64"
     return {
         "name": measure.name,
         "sql": measure.sql,

@@ -24,23 +24,27 @@ class Pictures:
     Attributes
     ----------
     places
-        By shard and key, the number of the picture.
+        By shard and key, as text, the number of the picture.
+    ids
+        By number, the key as it is stored: a whole number also finds the key that is it with leading zeros.
     made
         By number, a data URI; or the reason why there is none, which does not begin with ``data:``.
     """
 
-    places: dict[tuple[str | None, Any], int] = field(default_factory=dict)
+    places: dict[tuple[str | None, str], int] = field(default_factory=dict)
+    ids: list[Any] = field(default_factory=list)
     made: list[str] = field(default_factory=list)
 
-    def want(self, key: Any, url: str | None) -> int:
-        """The number that a row's picture will have."""
-        return self.places.setdefault((url, key), len(self.places))
+    def want(self, key: Any, url: str | None) -> None:
+        """Have a picture of a row."""
+        if self.places.setdefault((url, str(key)), len(self.ids)) == len(self.ids):
+            self.ids.append(key)
 
     def make(self, most: int, options: Options) -> None:
         """Read them out of the tars, shard by shard; those that do not fit into so many bytes are left out."""
         shards: dict[str | None, list[tuple[int, Any]]] = {}
-        for (url, key), number in self.places.items():
-            shards.setdefault(url, []).append((number, key))
+        for (url, _), number in self.places.items():
+            shards.setdefault(url, []).append((number, self.ids[number]))
         tasks = [(url, [key for _, key in some]) for url, some in shards.items()]
         made = dict.fromkeys(range(len(self.places)), "")
         for some, found in zip(shards.values(), on_cluster(MakePictures(options), tasks), strict=True):
@@ -48,7 +52,7 @@ class Pictures:
                 made[number] = picture
         self.made, size = [], 0
         for number in range(len(made)):
-            size += len(made[number])
+            size += len(made[number]) + 4  # quotes, comma and space between them
             if size > most:
                 break
             self.made.append(made[number])
