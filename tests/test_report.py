@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -25,9 +26,11 @@ from curator_dask.image.embedders import TimmImageEmbedder
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.report import making
+from curator_dask.report.folder import open_folder
 from curator_dask.report.making import make_report
 from curator_dask.report.mapping import names_of
 from curator_dask.report.measures import shortest_between, steps_of
+from curator_dask.report.twins import read_twins
 
 EVIL = "<script>document.title = 'taken over'</script><img src=x onerror=\"document.title = 'taken over'\">"
 WORDS = ("a red wall", "green grass", "blue water")
@@ -450,3 +453,29 @@ def test_keys_that_are_numbers_find_their_pictures_and_a_page_has_its_limit(tmp_
     monkeypatch.setattr(making, "LIMIT", whole.size - 5000)
     less = make_report(tmp_path, tmp_path / "page.html")
     assert 0 < less.pictures < 30 and less.size <= whole.size - 5000
+
+
+def test_of_what_curate_wrote_the_embeddings_and_their_duplicates_are_shown(made, tmp_path):
+    """Beside them lie other tables, whose rows are none of the dataset's."""
+    for name in ("embeddings", "passing"):
+        shutil.copytree(made / "out", tmp_path / "all" / name)
+    shutil.copytree(made / "duplicates", tmp_path / "all/duplicates")
+    assert make_report(tmp_path / "all", tmp_path / "curated.html", sample=5).rows == SHARDS * ROWS
+    assert 'id="duplicates"' in (tmp_path / "curated.html").read_text()
+    with pytest.raises(OutputError, match="is what dedup wrote: give the folder that embed wrote"):
+        make_report(tmp_path / "all/duplicates", tmp_path / "wrong.html")
+
+
+def test_what_a_hash_has_found_is_said_and_its_cosine_is_no_doubt(made, tmp_path):
+    SemanticDeduplication(eps=1e-6, exact={"phash": 8})(made / "out").save(tmp_path / "found")
+    table = pq.read_table(tmp_path / "found").to_pandas()
+    by_hash = int((table["found_by"] == "phash").sum())
+    assert by_hash
+    twins = read_twins(str(tmp_path / "found"), open_folder(str(made / "out"), None, None))
+    assert twins.by_hash == {"phash": by_hash}
+    assert {twin.by for twin in twins.shown} == {None, "phash"}
+    assert all("by phash" in twin.said for twin in twins.shown if twin.by)
+    by = table[~table["kept"]].groupby("group")["found_by"]
+    assert sum(np.isnan(group.least) for group in twins.doubtful) == min(
+        12, (by.agg(lambda names: {*names} == {"phash"})).sum()
+    )

@@ -15,6 +15,7 @@ import numpy as np
 
 from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.outputs.removed import DUPLICATES
 from curator_dask.outputs.saving import locate
 from curator_dask.report.contents import Report
 from curator_dask.report.folder import open_folder
@@ -24,7 +25,7 @@ from curator_dask.report.mapping import map_of
 from curator_dask.report.measures import count_measures, find_measures
 from curator_dask.report.page import render
 from curator_dask.report.twins import read_twins
-from curator_dask.storage import Options
+from curator_dask.storage import Options, is_remote
 
 logger = logging.getLogger("curator_dask")
 
@@ -33,6 +34,8 @@ SAMPLE = 50_000
 SEED = 7
 #: Bytes of a page, at most, and pictures, at most.
 LIMIT, MOST = 20_000_000, 3000
+#: Folders of what curate wrote (`curator_dask.curation`).
+_EMBEDDINGS, _FOUND = "embeddings", "duplicates"
 _EACH = 64  # pictures that show how a measure goes from its lowest value to its highest
 
 
@@ -117,7 +120,8 @@ def make_report(
         )
     started = time.monotonic()
     twins = None if duplicates is None else os.fspath(duplicates)
-    report = _look(locate(os.fspath(path), storage_options), twins, column, sample, run, storage_options)
+    folder, twins = _embeddings_in(locate(os.fspath(path), storage_options), twins)
+    report = _look(folder, twins, column, sample, run, storage_options)
     text = render(report)
     try:
         target.write_text(text, encoding="utf-8")
@@ -129,6 +133,30 @@ def make_report(
     summary = ReportSummary(str(target), size, rows, len(report.look.rows), pictures, report.seconds)
     logger.info("%s", summary)
     return summary
+
+
+def _embeddings_in(path: str, duplicates: str | None) -> tuple[str, str | None]:
+    """Folders of the rows, and of the duplicates; of what ``curate`` wrote those in it.
+
+    Raises
+    ------
+    OutputError
+        It is what ``dedup`` wrote: its rows are pairs of others.
+    """
+    if is_remote(path):
+        return path, duplicates
+    if Path(path, DUPLICATES).exists():
+        raise OutputError(
+            f"{path}: is what dedup wrote: give the folder that embed wrote to, and this one by --duplicates"
+            " (duplicates=)"
+        )
+    if any(Path(path).glob("*.parquet")) or not Path(path, _EMBEDDINGS).is_dir():
+        return path, duplicates
+    found = Path(path, _FOUND)
+    logger.info("%s: was written by curate; the page is of its folder %s", path, _EMBEDDINGS)
+    if duplicates is None and (found / DUPLICATES).exists():
+        duplicates = str(found)
+    return str(Path(path, _EMBEDDINGS)), duplicates
 
 
 def _look(

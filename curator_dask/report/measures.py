@@ -26,6 +26,19 @@ _EXACT = (
 )  # larger whole numbers are hashes and ids: no float64 holds them, nor has a threshold a meaning
 
 
+#: What the numbers of the package's own statistics mean (`curator_dask.image.statistics`).
+_MEANINGS = {
+    "blurriness": "the smaller the blurrier",
+    "brightness": "0 is black, 1 white",
+    "entropy": "the smaller the plainer",
+    "colourfulness": "0 is grey",
+    "border": "the share of the area that plain bars take",
+    "clip_score": "cosine of image and caption",
+    "aesthetic_score": "about 1 to 10, the larger the better",
+    "nsfw_score": "0 is safe, 1 is not",
+}
+
+
 @dataclass
 class Measure:
     """A column of numbers.
@@ -200,3 +213,11 @@ def count_measures(folder: Folder, measures: Sequence[Measure]) -> None:
         cut = len(each.steps)
         each.at_least, each.at_most = each.known - below[:cut], upto[:cut]
         each.heights = np.diff(np.concatenate([[0], below[cut:], [each.known]]))
+
+
+def meanings(names: Sequence[str]) -> dict[str, str]:
+    """By column what its numbers mean, as far as that is known by its name; a prefix does not matter."""
+    found = {
+        name: next((said for own, said in _MEANINGS.items() if name.endswith(own)), "") for name in names
+    }
+    return {name: said for name, said in found.items() if said}

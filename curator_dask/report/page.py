@@ -17,7 +17,7 @@ from bokeh.resources import Resources
 
 from curator_dask import __version__
 from curator_dask.report.contents import Report
-from curator_dask.report.measures import Measure
+from curator_dask.report.measures import Measure, meanings
 
 _HERE = files("curator_dask.report")
 _LIBRARY = Resources(mode="inline", minified=True, components=["bokeh", "bokeh-gl"])
@@ -33,12 +33,17 @@ def render(report: Report) -> str:
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.filters["count"] = lambda value: f"{value:,}"
     environment.filters["short"] = short_number
+    rows = report.look.rows
     template = environment.from_string(_read("page.html"))
     return template.render(
         report=report,
         head=report.head,
         columns=_columns(report),
         places=report.pictures.places,
+        captions={
+            (url, str(key)): text for url, key, text in zip(rows.urls, rows.keys, rows.captions, strict=True)
+        },
+        meanings=meanings([measure.name for measure in report.measures]),
         data=payload(report),
         style=_read("page.css"),
         script="\n".join(_read(name) for name in ("page.js", "map.js")),

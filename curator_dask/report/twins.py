@@ -21,15 +21,27 @@ from curator_dask.storage import absolute, join
 #: Groups that are shown of each kind, and rows of one.
 GROUPS, MEMBERS = 12, 8
 
+_FOUND_BY = "found_by"  # the column of the table that says it, where hashes were looked at
+_HASH, _ALIKE = "hash", "alike"
+
 
 @dataclass
 class Twin:
-    """A row of a group; `similarity` is None for the one that stays."""
+    """A row of a group; `similarity` is None for the one that stays, `by` the hash that found it, if one did."""
 
     key: str
     url: str | None
     kept: bool
     similarity: float | None
+    by: str | None = None
+
+    @property
+    def said(self) -> str:
+        """What stands below its picture."""
+        if self.kept:
+            return "stays"
+        cosine = "" if self.similarity is None else f"{self.similarity:.4f}"
+        return f"{cosine} by {self.by}".strip() if self.by else cosine
 
 
 @dataclass
@@ -60,6 +72,8 @@ class Twins:
         By eps, rows that go; at most so many where it is larger than that of the run.
     rows
         That were compared.
+    by_hash
+        Of the rows that go, how many a hash has found, by its name.
     """
 
     path: str
@@ -70,6 +84,7 @@ class Twins:
     eps: float | None = None
     curve: list[tuple[float, int]] = field(default_factory=list)
     rows: int = 0
+    by_hash: dict[str, int] = field(default_factory=dict)
 
     @property
     def shown(self) -> Iterable[Twin]:
@@ -95,13 +110,21 @@ def read_twins(path: str, folder: Folder) -> Twins:
             raise OutputError(
                 f"{file}: was not made by dedup: it has the columns {opened.schema_arrow.names}"
             )
-        table = opened.read(columns=needed)
-    _check_shards(file, table, folder)
+        by = [_FOUND_BY] if _FOUND_BY in opened.schema_arrow.names else []
+        table = opened.read(columns=[*needed, *by])
     said: dict[str, Any] = dict((record and record.report) or {})
-    groups = table.group_by("group").aggregate([("id", "count"), ("similarity", "min")])
+    # The first are the vectors. How alike rows are that a hash has found is another matter.
+    _, *hashes = said.get("by") or [""]
+    found_by = table.column(_FOUND_BY) if by else pa.nulls(len(table), pa.string())
+    of_hash = pc.fill_null(pc.is_in(found_by, pa.array(hashes, pa.string())), False)
+    table = table.append_column(_HASH, pc.if_else(of_hash, found_by, pa.scalar(None, pa.string())))
+    alike = pc.if_else(of_hash, pa.scalar(None, pa.float32()), table.column("similarity").cast(pa.float32()))
+    table = table.append_column(_ALIKE, alike)
+    _check_shards(file, table, folder)
+    groups = table.group_by("group").aggregate([("id", "count"), (_ALIKE, "min")])
     numbers = groups.column("group").to_numpy()
     sizes = groups.column("id_count").to_numpy()
-    least = groups.column("similarity_min").to_numpy(zero_copy_only=False).astype(np.float64)
+    least = groups.column(f"{_ALIKE}_min").to_numpy(zero_copy_only=False).astype(np.float64)
     of_some = {
         number: (int(size), float(low)) for number, size, low in zip(numbers, sizes, least, strict=True)
     }
@@ -117,6 +140,7 @@ def read_twins(path: str, folder: Folder) -> Twins:
         said.get("eps"),
         sorted((float(eps), int(count)) for eps, count in dict(said.get("table", {})).items()),
         int(said.get("rows", 0)),
+        {name: count for name, count in (said.get("by") or {}).items() if name in hashes and count},
     )
 
 
@@ -135,7 +159,7 @@ def _members(table: pa.Table, wanted: np.ndarray, of_some: dict[int, tuple[int, 
     groups = {number: Group(number, *of_some[number], []) for number in wanted.tolist()}
     for row in table.filter(pc.is_in(table.column("group"), pa.array(wanted))).to_pylist():
         groups[row["group"]].twins.append(
-            Twin(str(row["id"]), row[URL_COLUMN], row["kept"], row["similarity"])
+            Twin(str(row["id"]), row[URL_COLUMN], row["kept"], row["similarity"], row[_HASH])
         )
     for group in groups.values():
         group.twins.sort(key=lambda twin: (not twin.kept, twin.similarity or 0.0, twin.key))

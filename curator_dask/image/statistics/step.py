@@ -107,8 +107,8 @@ class ImageStatistics:
         own = _own_columns(dataset, step)
         if own:
             raise ConfigError(
-                f"the dataset has columns of its own named {own}, which would be lost: prefix='image_' gives the"
-                " statistics other names, or choose some by names="
+                f"the dataset has columns of its own named {own}, which would be lost: prefix='image_' (in a"
+                " recipe prefix: image_) gives the statistics other names, or choose some by names="
             )
         return dataset.apply(step)
 
