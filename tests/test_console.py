@@ -118,7 +118,7 @@ def test_what_is_said_from_first_to_last(said, tmp_path):
     cluster, found, loading, made, last = said.messages
     assert cluster.startswith("Dask cpu cluster: 1 workers, 1 tasks and ")
     assert found.startswith("found 3 shards below ")
-    assert loading.startswith("loading ColourReader") and loading.endswith(" on 1 workers")
+    assert loading.startswith("loading ColourReader") and loading.endswith(" on 1 worker")
     assert made.startswith("image_embedding: 3 values, model output of ColourReader()")
     assert last == str(summary)
 

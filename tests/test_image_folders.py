@@ -146,17 +146,19 @@ def test_what_cannot_be_read_costs_its_row(data, tmp_path):
     (data / "empty.jpg").touch()
     (data / "text.jpg").write_text("no image")
     (data / "gone.jpg").symlink_to("nothing")
+    (data / "self.jpg").symlink_to("self.jpg")
     os.mkfifo(data / "pipe.jpg")
     (data / "alone.txt").write_text("a caption without an image")
     dataset = ImageTextPairDataset.from_images(data)
     summary = ColourReader()(dataset).save_metadata(tmp_path / "out")
-    assert (summary.rows, summary.failed) == (44, 4)
+    assert (summary.rows, summary.failed) == (45, 5)
     rows = pq.read_table(tmp_path / "out").to_pandas().set_index("key")["image_error"]
     assert rows["empty"] == "empty (0 bytes)"
     assert "gone.jpg is a link to what is not there" in rows["gone"]
+    assert "self.jpg" in rows["self"]
     assert "pipe.jpg is no regular file" in rows["pipe"]
     exported = dataset.to_webdataset(tmp_path / "tars")
-    assert (exported.kept, exported.missing) == (42, 2)
+    assert (exported.kept, exported.missing) == (42, 3)
     with FolderReader(look_url := next(iter(discover_images(data))).url) as reader:
         member = reader.index.samples[0].members[0]
         (data / member.target).unlink()
@@ -249,6 +251,12 @@ def test_tables_of_captions_that_do_not_fit(data, tmp_path):
         pq.write_table(pa.table(table), tmp_path / "captions.parquet")
         with pytest.raises(DatasetError, match=said):
             ImageTextPairDataset.from_images(data, captions=tmp_path / "captions.parquet")
+    (tmp_path / "captions.csv").write_bytes("file_name,caption\npic0000.png,café\n".encode("latin-1"))
+    with pytest.raises(DatasetError, match=r"captions\.csv: cannot be read: .*UTF"):
+        ImageTextPairDataset.from_images(data, captions=tmp_path / "captions.csv")
+    (tmp_path / "captions.csv").write_text("file_name,caption,score\npic0000.png,007,5\n")
+    rows = ImageTextPairDataset.from_images(data, captions=tmp_path / "captions.csv").compute()
+    assert rows.dropna(subset=["caption"])[["caption", "score"]].to_numpy().tolist() == [["007", 5]]
     (tmp_path / "captions.csv").write_bytes(b"")
     for name, said in (
         ("captions.csv", "cannot be read"),
@@ -367,8 +375,20 @@ def test_a_pipeline_takes_it_as_it_takes_tars(data, tmp_path):
     check_colours([image.image_id[-4:] for image in images], [image.embedding for image in images])
 
 
-def test_links_between_folders_do_not_go_in_circles(data):
+def test_a_link_to_a_folder_shows_what_is_elsewhere_and_no_image_twice(data, tmp_path):
+    names = [f"elsewhere{number}" for number in range(4)]
+    for name in names:  # each with links to all others
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "one.png").write_bytes(image_of("0001"))
+        for other in names:
+            (tmp_path / name / other).symlink_to(tmp_path / other)
+    before = sorted(s.key for shard in discover_images(data, 4) for s in look(shard.url).index.samples)
     (data / "a" / "up").symlink_to(data)
+    (data / "above").symlink_to(data.parent)
     (data / "again").symlink_to(data / "z")
+    (data / "linked").symlink_to(tmp_path / names[0])
     keys = [sample.key for shard in discover_images(data, 4) for sample in look(shard.url).index.samples]
-    assert len(keys) == len({*keys}) == 50 and sum(key.startswith("again/ü/") for key in keys) == 10
+    assert len(keys) == len({*keys}) and "linked/one" in keys
+    assert sorted(key for key in keys if not key.startswith(("linked/", "above/"))) == before
+    assert [key for key in keys if key.startswith("linked/")] == ["linked/one"]
+    assert sorted(key for key in keys if key.startswith("above/")) == [f"above/{name}/one" for name in names]

@@ -197,6 +197,10 @@ def test_a_second_call_makes_nothing_again_and_other_settings_replace_all(tmp_pa
     whole = pq.read_table(tmp_path / "c/embs_by_nearest_center/nearest_cent=1/part.0.parquet")
     for lost in ("embs_by_nearest_center/nearest_cent=1/part.0", "semdedup_pruning_tables/cluster_2"):
         (tmp_path / f"c/{lost}.parquet").unlink()
+    with pytest.raises(
+        OutputError, match=r"nearest_cent=1 has no Parquet file, .* Run ClusteringModel again"
+    ):
+        find(tmp_path / "c", tmp_path / "c", n_clusters=5).compute_semantic_match_dfs()
     again = run(5)
     assert {path.parts[-2:] for path in first if again[path] != first[path]} == {
         ("nearest_cent=1", "part.0.parquet"),

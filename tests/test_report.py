@@ -479,3 +479,18 @@ def test_what_a_hash_has_found_is_said_and_its_cosine_is_no_doubt(made, tmp_path
     assert sum(np.isnan(group.least) for group in twins.doubtful) == min(
         12, (by.agg(lambda names: {*names} == {"phash"})).sum()
     )
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"steps": [1]},
+        {"steps": {"embeddings": None}},
+        {"seconds": "x", "images_per_second": 1.0},
+        {"seconds": 1, "images_per_second": 1, "versions": ["1"]},
+    ],
+)
+def test_what_is_no_summary_is_told(tmp_path, said):
+    (tmp_path / "run.json").write_text(json.dumps(said))
+    with pytest.raises(ConfigError, match=r"run\.json: is no summary of a run"):
+        making.read_run(str(tmp_path / "run.json"))

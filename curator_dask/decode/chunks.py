@@ -188,7 +188,8 @@ class ChunkDecoder:
         # can be closed when the load ends.
         owned = data if isinstance(data, bytes) else buffer_of(data).tobytes()
         if shrink > 1:
-            self._to_pillow(chunk, self._all, position, owned, shrink)
+            size = (header.height, header.width)
+            self._submit(chunk, self._all, [position], partial(self._smaller, size, shrink), [owned])
         elif self._dali is not None and header.plain and min(header.height, header.width) >= self._smallest:
             chunk.dali.append((position, np.frombuffer(owned, np.uint8), (header.height, header.width)))
             if self._others:
@@ -210,10 +211,8 @@ class ChunkDecoder:
                 spare = min(spare, axis.source / axis.resized)
         return next((scale for scale in (8, 4, 2) if spare >= SPARED * scale), 1)
 
-    def _to_pillow(
-        self, chunk: Chunk, which: tuple[int, ...], position: int, data: Encoded, shrink: int = 1
-    ) -> None:
-        self._submit(chunk, which, [position], partial(self._by_pillow, which, shrink), [data])
+    def _to_pillow(self, chunk: Chunk, which: tuple[int, ...], position: int, data: Encoded) -> None:
+        self._submit(chunk, which, [position], partial(self._by_pillow, which), [data])
 
     def _submit(
         self,
@@ -225,11 +224,18 @@ class ChunkDecoder:
     ) -> None:
         chunk.pooled.append(Made(which, positions, self._pool.submit(_each, work, images)))
 
-    def _by_pillow(self, which: tuple[int, ...], shrink: int, data: Encoded) -> list[Any]:
+    def _by_pillow(self, which: tuple[int, ...], data: Encoded) -> list[Any]:
+        from curator_dask.decode.pillow import decode
+
+        return self._maker.of_image(decode(data, self._spec.max_pixels, self._spec.gray16), which)
+
+    def _smaller(self, size: tuple[int, int], shrink: int, data: Encoded) -> list[Any]:
         from curator_dask.decode.pillow import decode
 
         image = decode(data, self._spec.max_pixels, self._spec.gray16, shrink)
-        return self._maker.of_image(image, which)
+        if (image.height, image.width) == size:
+            return self._maker.of_image(image, self._all)
+        return self._maker.of_smaller(image, size, shrink, self._all)
 
     def finish(self, chunk: Chunk, collectors: Sequence[Collector], following: Chunk | None = None) -> None:
         """Wait for DALI's part of a chunk that was started, and hand out the rest of the work on it.

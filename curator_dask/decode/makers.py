@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,8 @@ class Maker:
     """
 
     def __init__(self, transforms: Sequence[Transform], by_pillow: bool):
-        self._by_pillow = by_pillow
+        self._by_pillow, self._transforms = by_pillow, tuple(transforms)
+        self._smaller: list[Any] | None = None
         alone = len(transforms) == 1
         self._makers = [
             _of_image(transform, alone) if by_pillow else _of_pixels(transform) for transform in transforms
@@ -40,6 +42,21 @@ class Maker:
         if not self._by_pillow:
             return self.of_pixels(np.asarray(image), which)
         return [_made(self._makers[number], image) for number in which]
+
+    def of_smaller(
+        self, image: PIL.Image.Image, size: tuple[int, int], shrink: int, which: Sequence[int]
+    ) -> list[Any]:
+        """The same of an image that was decoded `shrink` times smaller than its size; of a `TransformSpec` each."""
+        if self._smaller is None:
+            from curator_dask.decode.pillow import PillowResize
+
+            self._smaller = [
+                PillowResize(each) for each in self._transforms if isinstance(each, TransformSpec)
+            ]
+        makers = self._smaller
+        return [
+            _made(partial(makers[number].of_smaller, size=size, shrink=shrink), image) for number in which
+        ]
 
     def of_pixels(self, pixels: np.ndarray, which: Sequence[int]) -> list[Any]:
         """The same of uint8 pixels (h, w, 3), where it is not Pillow that resizes."""

@@ -29,6 +29,9 @@ wide on the way.
 """
 
 
+_ORIENTATION = 0x0112  # EXIF's
+
+
 def decode(data: Encoded, max_pixels: int, gray16: str = "scale", shrink: int = 1) -> Image.Image:
     """Decode one image: its first frame, upright, RGB, alpha dropped.
 
@@ -41,7 +44,8 @@ def decode(data: Encoded, max_pixels: int, gray16: str = "scale", shrink: int = 
     gray16
         See `curator_dask.decode.spec.ImageOptions`.
     shrink
-        Of a JPEG: 2, 4 or 8 decodes a picture so many times smaller, in a fraction of the time.
+        Of a JPEG: 2, 4 or 8 decodes a picture so many times smaller, in a fraction of the time; the last pixel of an
+        edge may stand for fewer. One whose EXIF turns it, and with such a pixel, is decoded whole.
 
     Raises
     ------
@@ -51,7 +55,8 @@ def decode(data: Encoded, max_pixels: int, gray16: str = "scale", shrink: int = 
     try:
         with open_image(data) as opened:
             check_size(opened.height, opened.width, max_pixels)
-            if shrink > 1:
+            divides = not (opened.width % shrink or opened.height % shrink)
+            if shrink > 1 and (divides or opened.getexif().get(_ORIENTATION, 1) == 1):
                 opened.draft(None, (opened.width // shrink, opened.height // shrink))
             opened.load()
             image = _upright(opened)
@@ -110,6 +115,17 @@ class PillowResize:
         whole = image.resize((columns.resized, rows.resized), self._resample)
         left, top = columns.start, rows.start
         return self._bordered(whole.crop((left, top, left + columns.kept, top + rows.kept)), rows, columns)
+
+    def of_smaller(self, image: Image.Image, size: tuple[int, int], shrink: int) -> np.ndarray:
+        """Do the same with an image that was decoded `shrink` times smaller than its size (height, width).
+
+        What it shows of the image is as much to a fraction of a pixel.
+        """
+        rows, columns = self._spec.geometry(*size)
+        edges = (*columns.region, *rows.region)
+        left, right, top, bottom = (edge / shrink for edge in edges)
+        box = (left, top, min(right, image.width), min(bottom, image.height))
+        return self._bordered(image.resize((columns.kept, rows.kept), self._resample, box), rows, columns)
 
     def region(self, image: Image.Image) -> np.ndarray:
         """Do the same, resizing only what the crop keeps; equal but for the last bit of a few pixels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.storage import join
 from curator_dask.webdataset.stamps import stamp
+
+logger = logging.getLogger("curator_dask")
 
 #: Tasks of a phase, at most.
 _TASKS = 256
@@ -79,6 +82,24 @@ class ClusterFiles:
             raise ConfigError(
                 f"n_clusters={self.count}: {self.folder} has cluster {max(found)}, whose items would not be looked at:"
                 " give as many as to ClusteringModel"
+            )
+
+        empty = [number for number in found if not self.paths(number)]
+        if empty:
+            raise OutputError(
+                f"{self.folder}: the folder {self.label}={min(empty)} has no Parquet file, so its rows would"
+                " not be looked at. Run ClusteringModel again, which makes what is missing"
+            )
+        lacking = sorted({*range(self.count)} - {*found})
+        if lacking:
+            logger.warning(
+                "%s: has no rows of %d of %d clusters, %s=%d for example; where there were some, run ClusteringModel"
+                " again",
+                self.folder,
+                len(lacking),
+                self.count,
+                self.label,
+                lacking[0],
             )
 
     def read(self, cluster: int, columns: Sequence[str]) -> pa.Table:

@@ -235,7 +235,15 @@ def read_run(path: str) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: is no summary of a run: {error}. Give what embed --json FILE wrote"
         ) from error
-    run = found.get("steps", {}).get("embeddings", found) if isinstance(found, dict) else {}
-    if not {"seconds", "images_per_second"} <= {*run}:
+    steps = found.get("steps") if isinstance(found, dict) else None
+    run = steps.get("embeddings") if isinstance(steps, dict) else found
+    numbers = ("seconds", "images_per_second", "startup_seconds")
+    if (
+        not isinstance(run, dict)
+        or not all(
+            isinstance(run.get(name, 0 if name == numbers[2] else None), int | float) for name in numbers
+        )
+        or not isinstance(run.get("versions", {}), dict)
+    ):
         raise ConfigError(f"{path}: is no summary of a run. Give what embed --json FILE wrote")
     return dict(run)

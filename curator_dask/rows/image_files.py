@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from curator_dask.cache import POSSESSIONS, Remembered
 from curator_dask.errors import ConfigError, DatasetError, ShardError
-from curator_dask.frames.names import FILE_COLUMN, URL_COLUMN
+from curator_dask.frames.names import CAPTION_COLUMN, FILE_COLUMN, URL_COLUMN
 from curator_dask.rows.reading import ReadShard
 from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.storage import absolute
@@ -27,9 +27,20 @@ from curator_dask.webdataset.shards import ShardRange, ShardSet
 from curator_dask.webdataset.stamps import stamp
 
 _FEW = 3  # names that an error gives
-_READERS = {".parquet": pq.read_table, ".csv": pyarrow.csv.read_csv, ".jsonl": pyarrow.json.read_json}
 #: Tables by path and state: every shard of a dataset asks for the same.
 _TABLES: Remembered[pa.Table] = POSSESSIONS.add("captions", Remembered(2))
+
+
+def _read_csv(file: io.BytesIO) -> pa.Table:
+    """A CSV whose captions are text, also where they look like numbers; other columns are what they look like."""
+    kinds = {name: pa.string() for name in (FILE_COLUMN, CAPTION_COLUMN)}
+    table = pyarrow.csv.read_csv(file, convert_options=pyarrow.csv.ConvertOptions(column_types=kinds))
+    if binary := [each.name for each in table.schema if pa.types.is_binary(each.type)]:
+        raise pa.ArrowInvalid(f"columns {binary} are not UTF-8: save it as that")
+    return table
+
+
+_READERS = {".parquet": pq.read_table, ".csv": _read_csv, ".jsonl": pyarrow.json.read_json}
 
 
 @dataclass(frozen=True)

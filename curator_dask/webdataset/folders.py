@@ -126,7 +126,8 @@ class Group(NamedTuple):
 def walk(folder: str, after: str = "") -> Iterator[Group]:
     """The images in a folder and all below it, those of a folder before those of the folders in it.
 
-    Hidden files and folders are passed over.
+    Hidden files and folders are passed over. A link to a folder is followed if that lies elsewhere; links to folders
+    in there are not, so that links to and fro show no image twice.
 
     Parameters
     ----------
@@ -140,14 +141,18 @@ def walk(folder: str, after: str = "") -> Iterator[Group]:
     ShardError
         A folder cannot be listed.
     """
-    yield from _walk(folder, "", after.split("/") if after else [], frozenset())
+    yield from _walk(folder, "", after.split("/") if after else [], frozenset(), linked=False)
 
 
-def _walk(root: str, below: str, after: list[str], above: frozenset[str]) -> Iterator[Group]:
+def _walk(root: str, below: str, after: list[str], above: frozenset[str], linked: bool) -> Iterator[Group]:
     folder = os.path.join(root, below)  # noqa: PTH118
     real = os.path.realpath(folder)
     if real in above:  # links between folders may go in circles
         return
+    if below and os.path.islink(folder.rstrip("/")):  # noqa: PTH114
+        if linked or f"{real}/".startswith(f"{os.path.realpath(root)}/"):
+            return
+        linked = True
     listed = _listing(folder, must_be=not below)
     if len(after) < 2:
         start = bisect.bisect_right(listed.files, after[0], key=_stem) if after else 0
@@ -160,7 +165,7 @@ def _walk(root: str, below: str, after: list[str], above: frozenset[str]) -> Ite
     for name in listed.folders:
         if not deeper or name >= after[0]:
             rest = after[1:] if deeper and name == after[0] else []
-            yield from _walk(root, f"{below}{name}/", rest, above | {real})
+            yield from _walk(root, f"{below}{name}/", rest, above | {real}, linked)
 
 
 def ends_shard(group: Group, number: int, samples: int) -> bool:
@@ -200,10 +205,17 @@ def _list(folder: str) -> _Listing:
     with os.scandir(folder) as entries:
         for entry in entries:
             if not is_hidden(entry.name):
-                (folders if entry.is_dir() else files).append(entry.name)
+                (folders if _is_folder(entry) else files).append(entry.name)
     return _Listing(
         sorted((name for name in files if "." in name), key=lambda name: (_stem(name), name)), sorted(folders)
     )
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: as a file it is one that cannot be read
+        return False
 
 
 def _stem(name: str) -> str:

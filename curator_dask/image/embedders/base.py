@@ -105,8 +105,8 @@ class ImageEmbedder(ABC):
         ``exif`` does, the text in which img2dataset keeps what it has dropped.
     decode_scale
         ``"exact"``: images are decoded whole. ``"fast"``: on a CPU a JPEG that is at least four times as high and wide
-        as what the model sees of it is decoded at a half, a quarter or an eighth of its size, which is several times
-        as fast and changes the vectors a little (`docs/speed.md`). Beside a step that sees whole images, such as
+        as what the model sees of it is decoded at a half, a quarter or an eighth of its size: for 12 megapixels
+        twice as fast, and the vectors change a little (`docs/speed.md`). Beside a step that sees whole images, such as
         statistics, each image is decoded for both.
     """
 
