@@ -12,6 +12,6 @@ scripts/install.sh cpu,test
 # The tests start programs (`curator-dask`, `python`) that must be those of the environment.
 export PATH=${CURATOR_DASK_VENV:-$root/.venv}/bin:$PATH
 # All of them, a file in each of two processes: many tests wait for clusters and for what was killed.
-(($#)) || set -- -n 2 --dist loadfile
+(($#)) || set -- -n 2 --dist loadfile --no-loadscope-reorder
 printf '==> pytest %s\n' "$*"
 exec python -m pytest "$@"

@@ -34,7 +34,32 @@ def pytest_addoption(parser):
     parser.addoption("--runslow", action="store_true", help="run also what repeats another test, at length")
 
 
+#: Files that take longest, the longest first: with two processes the last to end is then a short one.
+LONGEST = (
+    "faults",
+    "benchmarks",
+    "cli",
+    "console",
+    "remote",
+    "report",
+    "client",
+    "dedup_kills",
+    "scale",
+    "gpu_benchmark",
+    "workers",
+    "docs",
+    "export_faults",
+    "fidelity",
+    "compiling",
+    "folding",
+    "clip",
+    "late_workers",
+)
+
+
 def pytest_collection_modifyitems(config, items):
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
     if not config.getoption("--runslow"):
         for item in items:
             if item.get_closest_marker("slow"):
@@ -58,14 +83,24 @@ def workers_that_start_quickly():
         yield
 
 
-@pytest.fixture(autouse=True)
-def messages_as_they_were():
-    """What a command of a test shows (`curator_dask.console`) is not shown by the next test."""
+def as_they_were():
     log = logging.getLogger("curator_dask")
     handlers, level = list(log.handlers), log.level
     yield
     log.handlers[:] = handlers
     log.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def messages_as_they_were():
+    """What a command of a test shows (`curator_dask.console`) is not shown by the next test."""
+    yield from as_they_were()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def messages_as_they_were_before_the_file():
+    """The same of a command in a file's own fixtures."""
+    yield from as_they_were()
 
 
 @pytest.fixture(scope="session")

@@ -492,6 +492,7 @@ def rows(tmp_path_factory):
             "no architecture 'test_vitt'. Nearest: test_vit",
         ),
         (("embed", "{shards}", "{out}", "--model", "local-dir:{out}"), "no folder"),
+        (("embed", "{shards}", "{out}", "--model", "{rows}"), "is named local-dir:"),
         (("export", "{shards}", "{out}", "--where", "widht > 1"), "no column 'widht' (did you mean width?)"),
         (("export", "{shards}", "{out}", "--columns", "width,none"), "no such columns ['none']"),
         (("export", "{rows}", "{out}", "--where", "skore > 1"), "no column 'skore' (did you mean score?)"),

@@ -42,7 +42,7 @@ def kill(pid):
     return pid
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_workers_and_clients_killed_at_random_moments(private_cluster, tmp_path, kills):
     chance = np.random.default_rng(kills)
     rows = 4000

@@ -56,6 +56,11 @@ def make_embedder(
             f"--model-dir is for the weights of transformers' CLIP and SigLIP; --model {model} is timm's. Expected"
             " org/repo, such as openai/clip-vit-large-patch14, or a folder with its files"
         )
+    if model.startswith(("/", ".", "~")):  # no name of timm's, which a folder may have as well
+        raise ConfigError(
+            f"--model {model} is a path, and its folder is none of transformers': a folder with timm's config.json and"
+            f" model.safetensors is named local-dir:{model}"
+        )
     return TimmImageEmbedder(model, **timms, **arguments)
 
 
