@@ -63,7 +63,9 @@ def pytest_collection_modifyitems(config, items):
     if not config.getoption("--runslow"):
         for item in items:
             if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="repeats another test: needs --runslow"))
+                item.add_marker(
+                    pytest.mark.skip(reason="repeats another test, or a benchmark: needs --runslow")
+                )
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -235,6 +235,7 @@ def compared(tmp_path_factory):
     return written, path
 
 
+@pytest.mark.slow
 def test_compare(compared):
     images = compare.SMALL[0] + 16
     (result, _), path = compared
@@ -264,6 +265,7 @@ def test_compare(compared):
     assert result["table"][1][0] == "curator-dask"
 
 
+@pytest.mark.slow
 def test_compare_keeps_every_round(compared):
     """A run that is cut off leaves the rounds that it did; a peer that has had its own takes part no more."""
     _, path = compared

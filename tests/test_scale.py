@@ -96,6 +96,7 @@ def test_looks_at_files_that_fail():
         in_threads(lambda number: 1 / (5 - number), range(9))
 
 
+@pytest.mark.slow
 def test_scale(tmp_path, monkeypatch):
     """The benchmark's quick run: every figure comes from what was run, ratios from the same round."""
     in_new_process = scale._in_new_process
