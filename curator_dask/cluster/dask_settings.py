@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -105,7 +105,14 @@ def client_class() -> type[distributed.Client]:
 
         def __init__(self, *args: Any, held: ExitStack, **kwargs: Any) -> None:
             self._held_settings = held
-            distributed.Client.__init__(self, *args, **kwargs)
+            try:
+                distributed.Client.__init__(self, *args, **kwargs)
+            except BaseException:
+                # Else the garbage collector closes it, perhaps in a thread that holds the lock which closing takes:
+                # seen to wait for ever with distributed 2026.7.1.
+                with suppress(Exception):
+                    distributed.Client.close(self)
+                raise
             _closed.clear()
             _opened.add(self)
 
