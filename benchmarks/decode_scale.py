@@ -29,7 +29,7 @@ from benchmarks.harness import (
     write_result,
     write_tables,
 )
-from benchmarks.photographs import PHOTOGRAPHS, SEED, _open
+from benchmarks.photographs import PHOTOGRAPHS, SEED, open_photograph
 from curator_dask.decode.loader import Loader
 from curator_dask.decode.spec import LoaderSpec
 from curator_dask.image.embedders import TimmImageEmbedder
@@ -93,7 +93,7 @@ def main(given: list[str] | None = None) -> None:
 
 def enlarged(width: int, height: int, rng: random.Random) -> Image.Image:
     """A photograph made larger, with a sensor's noise."""
-    source = _open(rng.choice(PHOTOGRAPHS))
+    source = open_photograph(rng.choice(PHOTOGRAPHS))
     kept = min(source.width, source.height * width // height)
     picture = source.crop((0, 0, kept, kept * height // width)).resize(
         (width, height), Image.Resampling.BICUBIC
@@ -104,7 +104,7 @@ def enlarged(width: int, height: int, rng: random.Random) -> Image.Image:
 
 def montage(width: int, height: int, rng: random.Random) -> Image.Image:
     """Crops of photographs side by side, sharp at every pixel."""
-    sources = [_open(name) for name in PHOTOGRAPHS]
+    sources = [open_photograph(name) for name in PHOTOGRAPHS]
     picture = Image.new("RGB", (width, height))
     for top in range(0, height, TILE):
         for left in range(0, width, TILE):

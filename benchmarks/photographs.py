@@ -66,7 +66,7 @@ def make_photographs(images: int, shards: int, out: str | Path | None = None) ->
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     rng = random.Random(SEED)
-    sources = [_open(file) for file in PHOTOGRAPHS]
+    sources = [open_photograph(file) for file in PHOTOGRAPHS]
     for shard in range(shards):
         count = images // shards + (shard < images % shards)
         _write_shard(partial / f"{shard:05d}", shard, [_picture(sources, rng) for _ in range(count)])
@@ -76,7 +76,8 @@ def make_photographs(images: int, shards: int, out: str | Path | None = None) ->
     return folder
 
 
-def _open(file: str) -> Image.Image:
+def open_photograph(file: str) -> Image.Image:
+    """One of `PHOTOGRAPHS`, RGB."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
         raise SystemExit("error: scikit-image is not installed: install curator-dask with the extra demo")

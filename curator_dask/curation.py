@@ -22,6 +22,7 @@ from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.image.classifiers import AestheticClassifier, NsfwClassifier
 from curator_dask.image.embedders.making import make_embedder
 from curator_dask.image.statistics import ImageStatistics
+from curator_dask.outputs.curated import DUPLICATES, EMBEDDINGS, PASSING, SHARDS
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
@@ -30,7 +31,6 @@ from curator_dask.webdataset.finding import find_shards
 
 logger = logging.getLogger("curator_dask")
 
-EMBEDDINGS, PASSING, DUPLICATES, SHARDS = "embeddings", "passing", "duplicates", "shards"
 _TIMMS = {"pretrained": True, "output": "auto", "checkpoint_path": None, "model_kwargs": {}}
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,7 +14,7 @@ from curator_dask.errors import ConfigError, DatasetError
 from curator_dask.frames.columns import to_array
 from curator_dask.frames.names import CAPTION_COLUMN, URL_COLUMN
 from curator_dask.rows.images import values_of
-from curator_dask.rows.thumbnails import read_thumbnails
+from curator_dask.rows.thumbnails import data_uri, read_thumbnails
 from curator_dask.runs.graph import steps_of
 from curator_dask.runs.lineage import replace_functions
 from curator_dask.runs.step import GivesUp
@@ -169,6 +167,4 @@ def _figure(tile: Tile, picture: str) -> str:
 def _picture(made: Image.Image | str) -> str:
     if isinstance(made, str):
         return f'<div style="{_EMPTY}">{escape(made)}</div>'
-    data = io.BytesIO()
-    made.save(data, "JPEG", quality=_QUALITY)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">'
+    return f'<img alt="" src="{data_uri(made, "JPEG", _QUALITY)}">'

@@ -15,6 +15,7 @@ import numpy as np
 
 from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.outputs import curated
 from curator_dask.outputs.removed import DUPLICATES
 from curator_dask.outputs.saving import locate
 from curator_dask.report.contents import Report
@@ -34,8 +35,6 @@ SAMPLE = 50_000
 SEED = 7
 #: Bytes of a page, at most, and pictures, at most.
 LIMIT, MOST = 20_000_000, 3000
-#: Folders of what curate wrote (`curator_dask.curation`).
-_EMBEDDINGS, _FOUND = "embeddings", "duplicates"
 _EACH = 64  # pictures that show how a measure goes from its lowest value to its highest
 
 
@@ -129,7 +128,7 @@ def make_report(
         raise OutputError(f"{target}: could not be written: {error.strerror}. Give another name") from error
     report.seconds["all"] = time.monotonic() - started
     size, rows = len(text.encode()), report.folder.rows
-    pictures = len(report.pictures.made)
+    pictures = sum(each.startswith("data:") for each in report.pictures.made)
     summary = ReportSummary(str(target), size, rows, len(report.look.rows), pictures, report.seconds)
     logger.info("%s", summary)
     return summary
@@ -150,13 +149,13 @@ def _embeddings_in(path: str, duplicates: str | None) -> tuple[str, str | None]:
             f"{path}: is what dedup wrote: give the folder that embed wrote to, and this one by --duplicates"
             " (duplicates=)"
         )
-    if any(Path(path).glob("*.parquet")) or not Path(path, _EMBEDDINGS).is_dir():
+    if any(Path(path).glob("*.parquet")) or not Path(path, curated.EMBEDDINGS).is_dir():
         return path, duplicates
-    found = Path(path, _FOUND)
-    logger.info("%s: was written by curate; the page is of its folder %s", path, _EMBEDDINGS)
+    found = Path(path, curated.DUPLICATES)
+    logger.info("%s: was written by curate; the page is of its folder %s", path, curated.EMBEDDINGS)
     if duplicates is None and (found / DUPLICATES).exists():
         duplicates = str(found)
-    return str(Path(path, _EMBEDDINGS)), duplicates
+    return str(Path(path, curated.EMBEDDINGS)), duplicates
 
 
 def _look(

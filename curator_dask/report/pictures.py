@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from curator_dask.errors import CuratorError
 from curator_dask.report.tasks import on_cluster
-from curator_dask.rows.thumbnails import read_thumbnails
+from curator_dask.rows.thumbnails import data_uri, read_thumbnails
 from curator_dask.storage import Options
 
 #: Pixels a side, and WebP's quality.
@@ -78,14 +76,7 @@ class MakePictures:
         found = [""] * len(keys)
         try:
             for row, picture in read_thumbnails(keys, [url] * len(keys), SIZE, self.options):
-                found[row] = picture if isinstance(picture, str) else data_uri(picture)
+                found[row] = picture if isinstance(picture, str) else data_uri(picture, "WEBP", QUALITY)
         except CuratorError as error:  # a shard that is gone costs its own rows alone
             found = [each or str(error) for each in found]
         return found
-
-
-def data_uri(image: Any) -> str:
-    """An image as the address that it can be shown by without a file."""
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=QUALITY)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -44,6 +46,21 @@ def read_thumbnails(
     with noticing():  # what is noticed of the tars is no concern of who looks at a few images
         for row, image in read_images(keys, urls, "key", storage_options=options):
             yield row, _small(image, size)
+
+
+def data_uri(picture: Image.Image, form: str, quality: int) -> str:
+    """A picture as an address that needs no file.
+
+    Parameters
+    ----------
+    picture
+        RGB.
+    form, quality
+        ``"JPEG"`` or ``"WEBP"``, and how well, up to 100.
+    """
+    buffer = io.BytesIO()
+    picture.save(buffer, form, quality=quality)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _small(image: Any, size: int) -> Image.Image | str:

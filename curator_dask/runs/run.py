@@ -18,7 +18,7 @@ from curator_dask.runs.fit import Fit
 from curator_dask.runs.groups import Groups, Layout
 from curator_dask.runs.lineage import replace_functions, trace
 from curator_dask.runs.settle import FrameTasks, ShardTasks, Tasks, run_targets, write_graph
-from curator_dask.runs.shardwise import shard_function
+from curator_dask.runs.shardwise import ShardFunction, shard_function
 from curator_dask.runs.sink import Job, Plan, Sink, Writer
 from curator_dask.runs.state import clear_stages
 from curator_dask.runs.step import GivesUp, Step
@@ -81,7 +81,8 @@ def run(
             columns = {*frame.columns, ERROR_COLUMN}
             earlier = [step for step in earlier_steps if columns >= {*step.columns}]
             steps = {tuple(step.columns): step for step in (*earlier, *lineage.steps)}
-            by_shard = shard_function(lineage) is not None and not (layout and layout.resources)
+            function = shard_function(lineage)
+            by_shard = function is not None and not (layout and layout.resources)
             # Where shards are few, on as many workers; another that comes to a task loads them then (`Fit`).
             most = sink.unwritten(lineage) if by_shard else None
             loaded = load_models(list(steps.values()), kept, client, most)
@@ -102,7 +103,7 @@ def run(
             summary.startup_seconds = time.monotonic() - started
             if plan.todo:
                 fit = Fit(job.steps, loaded)
-                tasks = _tasks(job, plan, layout or Layout(), client, fit)
+                tasks = _tasks(job, plan, function, layout or Layout(), client, fit)
                 targets = [plan.targets[number] for number in plan.todo]
                 run_targets(tasks, client, targets, summary, done.__setitem__)
             sink.close(plan, summary)
@@ -113,10 +114,11 @@ def run(
     return summary, [done[number] for number in sorted(done)]
 
 
-def _tasks(job: Job, plan: Plan, layout: Layout, client: Any, fit: Fit) -> Tasks:
+def _tasks(
+    job: Job, plan: Plan, function: ShardFunction | None, layout: Layout, client: Any, fit: Fit
+) -> Tasks:
     """How the targets of a plan are done: from the range of a shard where there is one, else as Dask lays it out."""
     lineage, targets = job.lineage, plan.targets
-    function = shard_function(lineage)
     if function is None:
 
         def written(reason: str | None) -> dd.DataFrame:

@@ -13,6 +13,7 @@ import pytest
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import CuratorError
+from curator_dask.runs.lineage import trace
 from curator_dask.runs.run import run
 from curator_dask.runs.sink import Plan, Sink, Writer
 from curator_dask.runs.summary import SaveSummary
@@ -51,6 +52,14 @@ class SinkTests:
     def test_it_is_a_sink(self, sink: Sink) -> None:
         """It has all that a sink has."""
         assert isinstance(sink, Sink)
+
+    def test_what_is_unwritten(self, sink: Sink, dataset: ImageTextPairDataset) -> None:
+        """All partitions at first; later no more than there are, so that models are loaded where there is work."""
+        lineage = trace(dataset.metadata)
+        with sink.open():
+            assert sink.unwritten(lineage) == dataset.npartitions
+        self._run(sink, dataset)
+        assert 0 <= sink.unwritten(lineage) <= dataset.npartitions
 
     def test_every_row_once(self, sink: Sink, dataset: ImageTextPairDataset) -> None:
         """All rows are put there, none twice, and the counts say so."""
