@@ -34,6 +34,7 @@ from curator_dask.frames.parquet import (
     read_record,
     remove_leftovers,
     temporary_name,
+    without_leftovers,
     write_table,
 )
 from curator_dask.frames.record import METADATA_KEY, FileRecord
@@ -414,11 +415,13 @@ def test_a_killed_writer_leaves_only_what_is_removed(tmp_path, good):
         "write_table(sys.argv[1], pa.table({'noise': np.random.default_rng(0).random(200_000)}), FileRecord('f'))\n"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.parquet")], env=env, check=False)
-    assert ended.returncode < 0, "the writer was to be killed"
-    (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".a.parquet.") and left.name.endswith(".tmp")
-    assert remove_leftovers(str(tmp_path)) == 1 and not list(tmp_path.iterdir())
+    command = [sys.executable, "-c", code, str(tmp_path / "a.parquet")]
+    with pytest.raises(KeyError), without_leftovers(str(tmp_path)):
+        assert subprocess.run(command, env=env, check=False).returncode < 0, "the writer was to be killed"
+        (left,) = tmp_path.iterdir()
+        assert left.name.startswith(".a.parquet.") and left.name.endswith(".tmp")
+        raise KeyError
+    assert not list(tmp_path.iterdir())
 
 
 def test_fingerprint():

@@ -25,7 +25,7 @@ from curator_dask.dedup.removing import (
 from curator_dask.dedup.scanning import find_sources
 from curator_dask.errors import ConfigError, ShardError
 from curator_dask.fingerprint import fingerprint
-from curator_dask.frames.parquet import remove_leftovers
+from curator_dask.frames.parquet import without_leftovers
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.saving import check_writable, save
 from curator_dask.runs.lineage import trace
@@ -133,8 +133,7 @@ class ClusteringModel:
             join(folder, _BY_CLUSTER), _LABEL, self.n_clusters, self.id_column, self.embedding_column
         )
         work = f"{folder}{WORK_SUFFIX}"
-        with RunLock(folder):
-            remove_leftovers(folder)
+        with RunLock(folder), without_leftovers(folder, work):
             rows = self._saved(frame, work)
             task = Clustering(
                 tuple(find_sources(rows, None)),

@@ -23,7 +23,7 @@ from curator_dask.dedup.summary import DedupSummary
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import URL_COLUMN
-from curator_dask.frames.parquet import read_footer, remove_leftovers, write_table
+from curator_dask.frames.parquet import read_footer, without_leftovers, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.removed import DUPLICATES as FILE
@@ -110,17 +110,15 @@ class Duplicates:
         if client is not None:
             set_up_workers(client)
         file = join(folder, FILE)
-        with RunLock(folder):
-            remove_leftovers(folder)
+        work = f"{folder}{WORK_SUFFIX}"
+        with RunLock(folder), without_leftovers(folder, work):
             before = read_footer(file)
             if before.columns and (before.record is None or _MADE_BY not in before.record.derived):
                 raise OutputError(
                     f"{file}: is there, and was not made by a deduplication. Write to another path"
                 )
             started = time.monotonic()
-            run = Deduplication(self._settings, sources, folder, f"{folder}{WORK_SUFFIX}")
-            if os.path.isdir(run.work):  # noqa: PTH112
-                remove_leftovers(run.work)
+            run = Deduplication(self._settings, sources, folder, work)
             run.run()
             table = _table(run)
             run.summary.seconds["all"] = time.monotonic() - started

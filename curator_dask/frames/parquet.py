@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -272,6 +272,19 @@ def remove_leftovers(folder: str) -> int:
                 path.unlink()
                 removed += 1
     return removed
+
+
+@contextlib.contextmanager
+def without_leftovers(*folders: str) -> Iterator[None]:
+    """Remove what dead processes have left in local folders: of earlier runs before, of workers that died after."""
+    local = [folder for folder in folders if not is_remote(folder)]
+    try:
+        for folder in local:
+            remove_leftovers(folder)
+        yield
+    finally:
+        for folder in local:
+            remove_leftovers(folder)
 
 
 def _alive(pid: int) -> bool:

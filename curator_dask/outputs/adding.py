@@ -27,7 +27,7 @@ from curator_dask.frames.parquet import (
     conform,
     open_parquet,
     read_footer,
-    remove_leftovers,
+    without_leftovers,
     write_table,
 )
 from curator_dask.frames.record import TEXTS, FileRecord
@@ -199,9 +199,7 @@ def add_columns(
     if client is not None:
         set_up_workers(client)
     summary = SaveSummary(target.folder)
-    with RunLock(target.folder, target.options):
-        if not is_remote(target.folder):
-            remove_leftovers(target.folder)
+    with RunLock(target.folder, target.options), without_leftovers(target.folder):
         names = output_files(source.folder, options)
         if not names:
             raise OutputError(f"{path}: no Parquet file is there. Give the folder that embed wrote to")

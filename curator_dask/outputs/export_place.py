@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from curator_dask.errors import ConfigError, OutputError
-from curator_dask.frames.parquet import remove_leftovers
+from curator_dask.frames.parquet import without_leftovers
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.placing import put
 from curator_dask.outputs.saving import check_writable
@@ -67,11 +67,7 @@ class ExportPlace:
         local = [each for each in (self.target.path, self.beside) if not is_remote(each)]
         for each in local:
             check_writable(each)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(RunLock(self.target.path, self.target.options))
-            for each in local:
-                remove_leftovers(each)
-                stack.callback(remove_leftovers, each)
+        with RunLock(self.target.path, self.target.options), without_leftovers(*local):
             note = self._note()
             if note is None and any(True for _ in walk(self.beside, self.target.options)):
                 raise OutputError(

@@ -21,7 +21,7 @@ from curator_dask.cluster.setup import set_up_workers
 from curator_dask.cluster.workers import current_client
 from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.fingerprint import fingerprint
-from curator_dask.frames.parquet import read_footer, remove_leftovers, write_table
+from curator_dask.frames.parquet import read_footer, without_leftovers, write_table
 from curator_dask.frames.record import FILTERED, FileRecord
 from curator_dask.outputs.choosing import Chosen, count_best, read_rows
 from curator_dask.outputs.failed import output_files
@@ -221,9 +221,7 @@ def _write(
     if not is_remote(target.folder):
         check_writable(target.folder)
     summary = SaveSummary(target.folder)
-    with RunLock(target.folder, target.options):
-        if not is_remote(target.folder):
-            remove_leftovers(target.folder)
+    with RunLock(target.folder, target.options), without_leftovers(target.folder):
         there = in_threads(lambda name: read_footer(join(target.folder, name), target.options), names)
         if others := [name for name in output_files(target.folder, target.options) if name not in {*names}]:
             logger.warning(

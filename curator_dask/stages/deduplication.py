@@ -23,7 +23,7 @@ from curator_dask.dedup.removing import (
 )
 from curator_dask.dedup.scanning import find_sources
 from curator_dask.errors import ConfigError
-from curator_dask.frames.parquet import remove_leftovers
+from curator_dask.frames.parquet import without_leftovers
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.saving import check_apart, check_writable, locate
 from curator_dask.storage import join
@@ -183,8 +183,8 @@ class SemanticDeduplicationWorkflow:
         started = time.monotonic()
         for folder in (self.cache_path, self.output_path):
             check_writable(folder)
-        with RunLock(self.cache_path):
-            remove_leftovers(self.cache_path)
+        local = (self.cache_path, f"{self.cache_path}{WORK_SUFFIX}", self.output_path)
+        with RunLock(self.cache_path), without_leftovers(*local):
             self._clustering().run()
             clustered = time.monotonic()
             match = Match(self.files, self.ranking, join(self.cache_path, "pairwise_results"))
