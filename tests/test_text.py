@@ -38,6 +38,7 @@ from curator_dask.models.families import OPENAI_B32, unlike
 from curator_dask.models.sentences import SentenceSpec
 from curator_dask.testing import StepTests
 from curator_dask.text import ClipScore, ClipTextEmbedder, ZeroShotClassifier
+from curator_dask.text.again import scorer_from
 from curator_dask.text.pairs import ScorePairs
 from curator_dask.text.search import Hit, search
 from curator_dask.text.sheet import draw_sheet
@@ -490,6 +491,23 @@ def test_real_sentences(minilm):
     assert (made * own).sum(axis=1).min() > 0.99999
     cat, kitten, car = encoder(["a cat", "a kitten", "a used car"], 3).vectors
     assert cat @ kitten > 0.6 > 0.4 > cat @ car
+
+
+def test_scorers_are_made_again_by_what_the_record_says(pairs):
+    origin, text = Origin("image_embedding"), ClipTextEmbedder(pairs["clip"][0], long_text="mean")
+    steps = [
+        ClipScore(text, pred_column="a", check=False).step(origin, None, pa.string(), "key"),
+        ClipScore().step(origin, Origin("text_embedding"), None, "key"),
+        ZeroShotClassifier({"cat": ["a cat"]}, text, prefix="is_").step(origin),
+    ]
+    for step in steps:
+        (column, said) = next(iter(step.scores.items()))
+        again = scorer_from(json.loads(json.dumps(said["settings"])))
+        assert again.pred_column == column
+        assert json.loads(json.dumps(again.settings())) == said["settings"]
+    zero_shot = scorer_from(steps[2].scores["is_cat"]["settings"]).step(origin)
+    assert zero_shot.scores == steps[2].scores and zero_shot.token == steps[2].token
+    assert scorer_from({"scorer": "OfAnother"}) is None
 
 
 # Labels by prompts

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from curator_dask.errors import ConfigError, ShardError, WeightsError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.frames.record import SETTINGS
 from curator_dask.image.classifiers.origins import Origin
 from curator_dask.models.families import said_of, unlike
 from curator_dask.models.texts import TextEncoder, TextSpec
@@ -49,6 +51,8 @@ class ScorePairs(RowStep):
         Refuse vectors that do not belong together.
     token
         Of all these.
+    settings
+        JSON of the arguments that make the score again.
     given_up
         Compute nothing: every row gets a null score and this reason.
     """
@@ -61,6 +65,7 @@ class ScorePairs(RowStep):
     several: bool
     check: bool
     token: str
+    settings: str = "null"
     given_up: str | None = None
 
     needs = frozenset({"rows", "vectors"})
@@ -75,11 +80,12 @@ class ScorePairs(RowStep):
         *,
         several: bool,
         check: bool,
+        settings: Mapping[str, Any],
     ) -> ScorePairs:
         """Describe the score, on the client, which reads the files of the model."""
         files = () if embed is None else tuple(embed.encoder.digests.items())
         token = tokenize(column, images, texts, embed, files, several, check)
-        return cls(column, images, texts, embed, files, several, check, token)
+        return cls(column, images, texts, embed, files, several, check, token, json.dumps(settings))
 
     def __dask_tokenize__(self) -> Any:
         return (type(self).__name__, self.token, self.given_up)
@@ -132,6 +138,7 @@ class ScorePairs(RowStep):
             "texts": self.text_column,
             "recipe": fingerprint({"recipe": self.recipe}),
             "checked": self.check,
+            SETTINGS: json.loads(self.settings),
         }
         return {name: dict(said) for name in self.columns if name != ERROR_COLUMN}
 
