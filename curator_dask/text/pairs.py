@@ -23,7 +23,7 @@ from curator_dask.models.families import said_of, unlike
 from curator_dask.models.texts import TextEncoder, TextSpec
 from curator_dask.rows.reasons import NO_VECTOR, NOT_FINITE
 from curator_dask.runs.passes import RowStep
-from curator_dask.runs.step import Made, Rows, Work
+from curator_dask.runs.step import Known, Made, Rows, Work
 from curator_dask.text.captions import CaptionVectors
 from curator_dask.text.partition import EmbedText
 
@@ -151,6 +151,10 @@ class ScorePairs(RowStep):
     @contextmanager
     def begin(self, rows: Rows) -> Iterator[Work]:
         """Have the model ready for some rows."""
+        known = self._known(rows)
+        if known is not None:
+            yield Known(known)
+            return
         with ExitStack() as stack:
             encoder = None
             if self.given_up is None and len(rows):
@@ -159,6 +163,19 @@ class ScorePairs(RowStep):
                     spec = self.embed.encoder
                     encoder = stack.enter_context(ENCODERS.lease(spec, spec.build))
             yield _Scoring(self, rows, encoder)
+
+    def _known(self, rows: Rows) -> Made | None:
+        """What an earlier run has made, where it is captions that would be embedded for the score alone."""
+        if self.embed is None or self.given_up is not None:
+            return None
+        made = Made()
+        for name in (each for each in self.columns if each != ERROR_COLUMN):
+            found = rows.known_columns({name: pa.float32()}, name, vectors=self.images.column)
+            if found is None:
+                return None
+            made.columns |= found[0]
+            made.reasons |= {name: found[1]} if any(found[1]) else {}
+        return made if rows.has_same_texts(self.embed.text_column, self.embed.id_col) else None
 
     def _settle(self) -> None:
         _CHECKED.get(self.token, self._look)
