@@ -58,12 +58,14 @@ class Rows:
 
     def known(self, column: str, id_col: str) -> tuple[np.ndarray, list[str | None]] | None:
         """The vectors that an earlier run has made of all of these rows, and reasons; None: they are to be made."""
+        known = known_vectors()
+        if known is None:
+            return None
         if column not in self._known:
-            known = known_vectors()
             ids = exact_ids(self.column(id_col))
             urls = self.column(URL_COLUMN).to_pylist()
-            found = None if known is None else known.find(column, ids, urls)
-            if known is not None and found is not None:
+            found = known.find(column, ids, urls)
+            if found is not None:
                 known.remind(urls, OF_TARS)
             self._known[column] = found
         return self._known[column]

@@ -80,7 +80,7 @@ class ScorePairs(RowStep):
         *,
         several: bool,
         check: bool,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, Any] | None = None,
     ) -> ScorePairs:
         """Describe the score, on the client, which reads the files of the model."""
         files = () if embed is None else tuple(embed.encoder.digests.items())

@@ -64,5 +64,5 @@ def _scores(vectors: str, records: Mapping[str, FileRecord]) -> Iterator[tuple[s
     """The columns of scores of these vectors, and what makes them again, where that is said."""
     for record in records.values():
         for column, said in record.scores.items():
-            if vectors in vectors_of(said) and SETTINGS in said:
+            if vectors in vectors_of(said) and said.get(SETTINGS):
                 yield column, said[SETTINGS]
