@@ -604,8 +604,6 @@ def test_scores_stay_beside_a_second_model(folder, red, tmp_path, in_this_proces
     table = pq.read_table(out)
     assert table["other"].equals(table["red"]) and table["red"].equals(before["red"])
     assert set(read_record(str(out / "00000.parquet")).scores) == {"red", "other"}
-    with pytest.raises(OutputError, match="which a retry cannot make again"):
-        ColourReader().retry(out)
 
 
 def test_scores_stay_where_the_run_that_embeds_has_a_statistic_more(folder, red, tmp_path, in_this_process):

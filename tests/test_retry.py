@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from colours import (
@@ -19,12 +20,15 @@ from colours import (
     write_tar,
 )
 from PIL import Image
+from test_heads import red_head
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import OutputError
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.parquet import read_record
+from curator_dask.image.classifiers import HeadClassifier, ImageClassifier, score_output
 from curator_dask.image.embedders import TimmImageEmbedder
+from curator_dask.image.statistics import ImageStatistics
 from curator_dask.outputs.parquet import ParquetSink
 from curator_dask.outputs.retrying import find_settings
 from curator_dask.outputs.writing import Output
@@ -290,6 +294,14 @@ def test_shards_that_were_given_up_are_finished_by_a_retry(folder, tmp_path):
     assert embed(folder, out, ColourReader()).skipped == SHARDS, "not known as finished"
 
 
+class Own(ImageClassifier):
+    def __init__(self):
+        super().__init__("own", pred_column="own")
+
+    def load_model(self, device):
+        return lambda vectors: vectors[:, 0]
+
+
 def doubled(frame):
     return frame.assign(double=frame["width"] * 2)
 
@@ -301,6 +313,49 @@ class Redness(ColumnStep):
     def compute(self, rows):
         matrix, valid = list_to_matrix(rows.column("image_embedding"), 3)
         return {"redness": pa.array(matrix[:, 0], mask=~valid)}
+
+
+def test_what_was_made_of_the_images_is_made_of_the_mended_too(folder, tmp_path):
+    """Statistics and scores: of the rows that were good they stay bit for bit, the others get theirs."""
+    out, heads = tmp_path / "out", [HeadClassifier(red_head(tmp_path, 2), "blue"), Own()]
+
+    def run(to, limit, classifiers):
+        embedder = ColourReader(max_pixels=limit, classifiers=classifiers)
+        measure = ImageStatistics(["width", "grey"], prefix="image_", max_pixels=limit)
+        measure(embedder(ImageTextPairDataset.from_webdataset(folder))).save_metadata(to)
+
+    run(out, 10_000, heads)
+    run(tmp_path / "whole", 100_000, heads)
+    before, whole = read_output(out), read_output(tmp_path / "whole")
+    summary = ColourReader(max_pixels=100_000).retry(out)
+    assert (summary.rows, summary.failed) == (4, 1) and f"{out}, image_embedding: 4 failed" in str(summary)
+    after = read_output(out)
+    bad = before["image_embedding"].is_null()
+    assert after.filter(pc.invert(bad)).equals(before.filter(pc.invert(bad)))
+    for name in ("image_embedding", "blue", "image_width", "image_grey"):
+        assert after[name].equals(whole[name]), name
+    # A head of one's own is not made again by what a file says: it is said, and made by whoever has it.
+    assert after["own"].null_count == len(LARGE) + len(BROKEN)
+    assert {fact["examples"][0] for fact in summary.not_made.values()} == {"own"}
+    assert score_output(out, heads).written == 2
+    assert read_output(out).equals(whole) and read_output(out)["own"].null_count == len(BROKEN)
+    for path in (out / "00000.parquet", out / "00002.parquet"):
+        path.unlink()
+    run(out, 10_000, heads)
+    ColourReader(max_pixels=100_000, classifiers=[Own()]).retry(out)
+    assert read_output(out).equals(whole)
+
+
+def test_a_head_that_is_gone_is_said(folder, tmp_path, said):
+    head = red_head(tmp_path, 2)
+    embed(
+        folder, tmp_path / "out", ColourReader(max_pixels=10_000, classifiers=[HeadClassifier(head, "blue")])
+    )
+    Path(head).unlink()
+    summary = ColourReader(max_pixels=100_000).retry(tmp_path / "out")
+    assert "no blue of the rows that are tried again" in said.text and str(head) in said.text
+    assert {name for fact in summary.not_made.values() for name in fact["examples"]} == {"blue"}
+    assert read_output(tmp_path / "out")["image_embedding"].null_count == len(BROKEN)
 
 
 WITH_MORE = {

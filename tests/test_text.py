@@ -25,6 +25,7 @@ from test_cli import run_here
 from texts import captions, make_pair, save_tokenizer, text_config, transformers_own
 
 from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.decode.chunks import ChunkDecoder
 from curator_dask.errors import ConfigError, DatasetError, OutputError, WeightsError
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.parquet import read_record, write_table
@@ -36,8 +37,10 @@ from curator_dask.models.clip import ClipSpec
 from curator_dask.models.clip_text import ClipTextSpec
 from curator_dask.models.families import OPENAI_B32, unlike
 from curator_dask.models.sentences import SentenceSpec
+from curator_dask.models.texts import TextEncoder
 from curator_dask.testing import StepTests
 from curator_dask.text import ClipScore, ClipTextEmbedder, ZeroShotClassifier
+from curator_dask.text.again import scorer_from
 from curator_dask.text.pairs import ScorePairs
 from curator_dask.text.search import Hit, search
 from curator_dask.text.sheet import draw_sheet
@@ -490,6 +493,67 @@ def test_real_sentences(minilm):
     assert (made * own).sum(axis=1).min() > 0.99999
     cat, kitten, car = encoder(["a cat", "a kitten", "a used car"], 3).vectors
     assert cat @ kitten > 0.6 > 0.4 > cat @ car
+
+
+def test_a_rerun_with_more_scores_computes_these_alone(pairs, shards, tmp_path, in_this_process, monkeypatch):
+    """No text and no image is embedded again, unless its caption is another; what was noticed is said again."""
+    folder, out = pairs["clip"][0], tmp_path / "out"
+    texts, decoded, call, admit = [], [], TextEncoder.__call__, ChunkDecoder.admit
+
+    def count(self, given, size):
+        texts.extend(given)
+        return call(self, given, size)
+
+    monkeypatch.setattr(TextEncoder, "__call__", count)
+    monkeypatch.setattr(ChunkDecoder, "admit", lambda self, *rest: (decoded.append(1), admit(self, *rest))[1])
+    shutil.copytree(shards, tmp_path / "data")
+    tar = tmp_path / "data" / "1.tar"
+    tar.write_bytes(tar.read_bytes() + b"no header" * 100)
+
+    def dataset():
+        found = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+        return ClipTextEmbedder(folder)(ClipImageEmbedder(folder, batch_size=4)(found))
+
+    def run(made, overwrite=False):
+        texts.clear(), decoded.clear()
+        with_text = ClipTextEmbedder(folder)  # for the score alone
+        return ClipScore(with_text, pred_column="own")(made).save_metadata(out, overwrite=overwrite)
+
+    first = run(dataset())
+    before = pq.read_table(out)
+    assert len(texts) == 12 and first.text_truncated and [*first.damaged_shards] == [str(tar)]
+    second = run(ClipScore()(dataset()))
+    assert (texts, decoded, second.written) == ([], [], 2)
+    after = pq.read_table(out)
+    assert after.drop_columns(["clip_score", "image_error"]).equals(before.drop_columns(["image_error"]))
+    np.testing.assert_allclose(
+        *(after[name].drop_null().to_numpy() for name in ("clip_score", "own")), atol=1e-6
+    )
+    assert (second.text_truncated, second.damaged_shards) == (first.text_truncated, first.damaged_shards)
+    # Captions from elsewhere may be others although the tars are as they were.
+    rows = pq.read_table(out, columns=["key", "caption"]).to_pylist()
+    for shard in range(2):
+        mine = [{**row, "caption": "another"} for row in rows if row["key"].startswith(str(shard))]
+        pq.write_table(pa.Table.from_pylist(mine), tmp_path / "data" / f"{shard}.parquet")
+    run(dataset(), overwrite=True)
+    assert texts == ["another"] * 16 and decoded == []
+
+
+def test_scorers_are_made_again_by_what_the_record_says(pairs):
+    origin, text = Origin("image_embedding"), ClipTextEmbedder(pairs["clip"][0], long_text="mean")
+    steps = [
+        ClipScore(text, pred_column="a", check=False).step(origin, None, pa.string(), "key"),
+        ClipScore().step(origin, Origin("text_embedding"), None, "key"),
+        ZeroShotClassifier({"cat": ["a cat"]}, text, prefix="is_").step(origin),
+    ]
+    for step in steps:
+        (column, said) = next(iter(step.scores.items()))
+        again = scorer_from(json.loads(json.dumps(said["settings"])))
+        assert again.pred_column == column
+        assert json.loads(json.dumps(again.settings())) == said["settings"]
+    zero_shot = scorer_from(steps[2].scores["is_cat"]["settings"]).step(origin)
+    assert zero_shot.scores == steps[2].scores and zero_shot.token == steps[2].token
+    assert scorer_from({"scorer": "OfAnother"}) is None
 
 
 # Labels by prompts

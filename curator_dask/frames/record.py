@@ -17,6 +17,8 @@ VERSION = 1
 LACKING = "lacking"
 #: In the same place: the column of texts, or of their vectors, that it was made of besides the images' vectors.
 TEXTS = "texts"
+#: In the same place: JSON-able arguments that make it again; it is not there where nothing does.
+SETTINGS = "settings"
 #: Among what a record says was derived: rows were left out of a file that was there.
 FILTERED = "filter"
 

@@ -30,7 +30,7 @@ from curator_dask.frames.parquet import (
     without_leftovers,
     write_table,
 )
-from curator_dask.frames.record import TEXTS, FileRecord
+from curator_dask.frames.record import LACKING, TEXTS, FileRecord
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.saving import check_writable, locate
@@ -300,9 +300,13 @@ def _with_columns(table: pa.Table, record: FileRecord, steps: Sequence[AddedStep
     made = backend.frame_to_arrow(run_steps(steps, frame))
     kinds = {column: kind for step in steps for column, kind in step.columns.items()}
     new = conform(made, pa.schema(list(kinds.items())), name)
+    recipes = {column: said["recipe"] for step in steps for column, said in step.scores.items()}
     for column in kinds:
         if column in table.column_names:
-            table = table.set_column(table.column_names.index(column), column, new.column(column))
+            values, before = new.column(column), record.scores.get(column, {})
+            if LACKING in before and before["recipe"] == recipes[column]:  # what is there stays, bit for bit
+                values = pc.coalesce(table.column(column), values)
+            table = table.set_column(table.column_names.index(column), column, values)
         elif column != ERROR_COLUMN and ERROR_COLUMN in table.column_names:
             table = table.add_column(table.column_names.index(ERROR_COLUMN), column, new.column(column))
         else:

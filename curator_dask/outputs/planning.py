@@ -223,7 +223,7 @@ def _reusable(target: Target, existing: Footer, job: Job) -> tuple[str, ...]:
     scores = [
         name
         for name, said in job.scores.items()
-        if {*vectors_of(said)} <= {*found}
+        if {name for name in vectors_of(said) if name in job.described or name == said["vectors"]} <= {*found}
         and name in existing.columns
         and record.has_score(name, said["recipe"])
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from curator_dask.cluster.workers import current_client
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import (
+    Footer,
     conform,
     list_parquet,
     open_parquet,
@@ -30,19 +31,20 @@ from curator_dask.frames.parquet import (
     read_record,
     write_table,
 )
-from curator_dask.frames.record import FileRecord
+from curator_dask.frames.record import LACKING, TEXTS, FileRecord, vectors_of
 from curator_dask.outputs.conflicts import describe_difference
 from curator_dask.outputs.failed import find_errors, list_errors, write_failed
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.saving import locate
 from curator_dask.outputs.writing import Output
-from curator_dask.rows.remarks import without_not_made
+from curator_dask.rows.remarks import fact_of, without_not_made
 from curator_dask.runs.describing import load_models
 from curator_dask.runs.fit import Fit
+from curator_dask.runs.passes import run_steps
 from curator_dask.runs.reports import report_frame, report_of
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.state import clear_stages
-from curator_dask.runs.step import Step
+from curator_dask.runs.step import ScoringStep, SharingStep
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, is_remote, join, local_path
@@ -58,10 +60,10 @@ class RetryFile:
 
     Attributes
     ----------
-    step
-        The embedder's.
+    steps
+        The embedder's, and those of statistics and scores; of these a file is done those that it has.
     column
-        That it makes.
+        Of the vectors.
     id_col
         Column of the keys.
     output
@@ -72,7 +74,7 @@ class RetryFile:
         Rows are given up: a rerun is to make the file again.
     """
 
-    step: Step
+    steps: tuple[SharingStep, ...]
     column: str
     id_col: str
     output: Output
@@ -81,7 +83,8 @@ class RetryFile:
 
     def give_up(self, reason: str) -> RetryFile:
         """The same without the work that kills workers: the rows get this reason, and a rerun makes the file again."""
-        return replace(self, step=self.step.give_up(reason), unfinished=True)
+        steps = tuple(step.give_up(reason) for step in self.steps)
+        return replace(self, steps=steps, unfinished=True)  # type: ignore[arg-type]
 
     def __call__(self, name: str) -> pd.DataFrame:
         """Do it; returns a report as `WritePartition` does, of the rows that were tried.
@@ -103,7 +106,8 @@ class RetryFile:
             kept, dropped = aside.filter(pc.invert(lacking)), aside.filter(lacking)
         bad = pc.indices_nonzero(pc.is_null(table.column(self.column)))
         tried = pa.concat_tables([table.take(bad), dropped])
-        done = backend.frame_to_arrow(self.step(backend.current().from_arrow(tried)))
+        steps = _steps_of(self.steps, table.column_names, record)
+        done = backend.frame_to_arrow(run_steps(steps, backend.current().from_arrow(tried)))
         done = conform(done, tried.schema.remove_metadata(), name)
         failed = done.filter(pc.is_null(done.column(self.column)))
         report = {**report_of(name, failed, self.id_col), "rows": len(done)}
@@ -112,6 +116,9 @@ class RetryFile:
         good = pc.is_null(again.column(ERROR_COLUMN))
         table = pa.concat_tables([_replaced(table, bad, mended), again.filter(good)])
         record = _tried(record, self.column, self.unfinished)
+        good_now = done.filter(pc.is_valid(done.column(self.column)))
+        if len(good_now):
+            record, report["remarks"] = _unscored(record, self.column, steps, good_now)
         # In this order a death in between leaves rows in both places, and `_without` forgives that; never in none.
         write_table(path, table, record, options)
         left = pa.concat_tables([kept, again.filter(pc.invert(good))])
@@ -122,7 +129,7 @@ class RetryFile:
 def retry(
     path: str,
     column: str,
-    make_step: Callable[[str, Sequence[str]], Step],
+    make_steps: Callable[[Mapping[str, FileRecord], str, Sequence[str]], Sequence[SharingStep]],
     options: Options = None,
     shard_options: Options = None,
 ) -> SaveSummary:
@@ -134,8 +141,9 @@ def retry(
         Of the output.
     column
         The embedding.
-    make_step
-        Makes the step that embeds, given the column of the keys and the other embeddings of the output.
+    make_steps
+        Makes the step that embeds, and those of what else is to be made of its rows: given the records of the files
+        by path, the column of the keys and the other embeddings of the output.
     options
         For fsspec, of the output.
     shard_options
@@ -146,26 +154,29 @@ def retry(
     client = current_client()
     if client is not None:
         set_up_workers(client)
-    summary = SaveSummary(output.folder, again=True)
+    summary = SaveSummary(output.folder, again=True, column=column)
     if not list_parquet(output.folder, options):
         raise _nothing_there(output, column)
     try:
         with RunLock(output.folder, options):
-            record, targets, remarks = _find(output, column)
+            found, targets, remarks = _find(output, column)
+            record = next(iter(found.values())).record or FileRecord("")
+            others = [name for name in record.embeddings if name != column]
+            id_col = record.id_col or ""
+            records = {path: footer.record for path, footer in found.items() if footer.record is not None}
+            steps = tuple(make_steps(records, id_col, others))
+            _check_derived(found, steps)
             summary.add_remarks(without_not_made(remarks, column))
             if targets:
-                others = [name for name in record.embeddings if name != column]
-                id_col = record.id_col or ""
-                step = make_step(id_col, others)
-                loaded = load_models([step], [], client, len(targets))
+                loaded = load_models(steps, [], client, len(targets))
                 difference = describe_difference(record.embeddings[column], loaded.described.get(column, {}))
                 if difference:
                     raise OutputError(
                         f"{output.folder}: column {column!r} {difference}: retry with the same model"
                     )
                 summary.startup_seconds = time.monotonic() - started
-                retry_file = RetryFile(step, column, id_col, output, shard_options)
-                names, fit = [each.name for each in targets], Fit([step], loaded)
+                retry_file = RetryFile(steps, column, id_col, output, shard_options)
+                names, fit = [each.name for each in targets], Fit(steps, loaded)
                 tasks = file_tasks(retry_file, names, "retry-file", client, fit)
                 run_targets(tasks, client, targets, summary)
     finally:
@@ -197,28 +208,23 @@ def _output(path: str, options: Options) -> Output:
     return Output(locate(path, options), options, in_place=False, overwrite=False, drop_failed=False)
 
 
-def _find(output: Output, column: str) -> tuple[FileRecord, list[Target], dict[str, Any]]:
-    """What made the column, the files with failed rows, and what was noticed of all shards."""
+def _find(output: Output, column: str) -> tuple[dict[str, Footer], list[Target], dict[str, Any]]:
+    """The files with the column by path, those with failed rows, and what was noticed of all shards."""
     aside = list_errors(output.folder, output.options)
     files = sorted({*list_parquet(output.folder, output.options), *aside})
     footers = in_threads(lambda path: read_footer(path, output.options), files)
     mine: dict[str, FileRecord] = {}
+    found: dict[str, Footer] = {}
     for path, footer in zip(files, footers, strict=True):
         if footer.record is None or column not in footer.record.embeddings:
             continue
-        mine[path] = footer.record
+        mine[path], found[path] = footer.record, footer
         needed = [footer.record.id_col, URL_COLUMN, ERROR_COLUMN]
         lacking = [name for name in needed if name not in footer.columns]
         if lacking:
             raise OutputError(
                 f"{path}: has no columns {lacking}, by which failed rows and their images are found. Only an output"
                 " with them can be retried: run embed again, with overwrite"
-            )
-        if footer.record.derived:
-            raise OutputError(
-                f"{path}: after the embedding {', '.join(footer.record.derived)} was made, which a retry cannot make"
-                " again: mended rows would have a vector, and not that. Remove the files with failed rows, and run the"
-                " script that wrote them again"
             )
     if not mine:
         raise _nothing_there(output, column)
@@ -239,7 +245,58 @@ def _find(output: Output, column: str) -> tuple[FileRecord, list[Target], dict[s
         if has_failed or names[path] in with_errors
     ]
     remarks = {url: facts for record in mine.values() for url, facts in record.remarks.items()}
-    return first, targets, remarks
+    return found, targets, remarks
+
+
+def _check_derived(found: Mapping[str, Footer], steps: Sequence[SharingStep]) -> None:
+    """Raise OutputError where rows would have a vector again, and not what was made of it; scores can come later."""
+    for path, footer in found.items():
+        record = footer.record or FileRecord("")
+        made = {name for step in _steps_of(steps, footer.columns, record) for name in step.columns}
+        lacking = [name for name in record.derived if name not in made and name not in record.scores]
+        if lacking:
+            raise OutputError(
+                f"{path}: after the embedding {', '.join(lacking)} was made, which a retry cannot make"
+                " again: mended rows would have a vector, and not that. Remove the files with failed rows, and run the"
+                " script that wrote them again"
+            )
+
+
+def _steps_of(
+    steps: Sequence[SharingStep], columns: Collection[str], record: FileRecord
+) -> tuple[SharingStep, ...]:
+    """The first of some steps, which embeds, and those that made columns of a file."""
+    return (steps[0], *(step for step in steps[1:] if _has_made(step, columns, record)))
+
+
+def _has_made(step: SharingStep, columns: Collection[str], record: FileRecord) -> bool:
+    if not {*step.columns} <= {*columns}:
+        return False
+    if not isinstance(step, ScoringStep):
+        return True
+    return all(
+        record.scores.get(name, {}).get("recipe") == said["recipe"] and said.get(TEXTS, name) in columns
+        for name, said in step.scores.items()
+    )
+
+
+def _unscored(
+    record: FileRecord, column: str, steps: Sequence[SharingStep], mended: pa.Table
+) -> tuple[FileRecord, dict[str, Any]]:
+    """The record that says which scores rows lack that have a vector now; the same as remarks on their shards."""
+    made = {name for step in steps for name in step.columns}
+    lacking = [
+        name for name, said in record.scores.items() if column in vectors_of(said) and name not in made
+    ]
+    if not lacking:
+        return record, {}
+    remarks = {url: dict(facts) for url, facts in record.remarks.items()}
+    for url in pc.unique(mended.column(URL_COLUMN)).drop_null().to_pylist():
+        facts = remarks.setdefault(url, {})
+        names = list(dict.fromkeys([*facts.get("not-made", {}).get("examples", ()), *lacking]))
+        facts["not-made"] = fact_of(names, len(names))
+    scores = {name: {**record.scores[name], LACKING: True} for name in lacking}
+    return replace(record, remarks=remarks, scores={**record.scores, **scores}), remarks
 
 
 def _nothing_there(output: Output, column: str) -> OutputError:

@@ -121,7 +121,9 @@ class WritePartition:
         """Vectors in the file that is to be replaced."""
         if not target.reuse:
             return None
-        return KnownVectors(self._paths(target), self.output.options, self.id_col, target.reuse)
+        record = read_record(target.path, self.output.options)
+        remarks = record.remarks if record is not None else {}
+        return KnownVectors(self._paths(target), self.output.options, self.id_col, target.reuse, remarks)
 
     def give_up(self, reason: str) -> WritePartition:
         """The same, to be made again by a rerun: what is written lacks what was given up."""

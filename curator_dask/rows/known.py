@@ -18,6 +18,7 @@ from curator_dask.frames.columns import list_to_matrix, to_array
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.rows.reasons import GAVE_UP, NOT_MADE, Reason, reason_for, reasons_in
+from curator_dask.rows.remarks import remark
 from curator_dask.storage import Options
 
 
@@ -76,12 +77,37 @@ class KnownVectors:
         As for `StoredRows`.
     columns
         Those that are still good.
+    remarks
+        What that run noticed of the shards.
     """
 
-    def __init__(self, paths: Sequence[str], options: Options, id_col: str, columns: Sequence[str]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str],
+        options: Options,
+        id_col: str,
+        columns: Sequence[str],
+        remarks: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         self.id_col = id_col
         self._columns = columns
         self._stored = StoredRows(paths, options, id_col, columns)
+        self._files, self._remarks = (paths, options, id_col), remarks or {}
+
+    def remind(self, urls: Iterable[str | None], kinds: Collection[str]) -> None:
+        """Say again what was noticed of shards that are not looked at again."""
+        for url in {*urls} - {None}:
+            for kind, fact in self._remarks.get(str(url), {}).items():
+                if kind in kinds:
+                    remark(str(url), kind, fact)
+
+    def has_same(self, column: str, values: pa.Array, ids: Sequence[Any], urls: Sequence[str | None]) -> bool:
+        """Whether rows had these values in a column, by key and shard."""
+        stored = StoredRows(*self._files, [column])
+        places = stored.places(ids, urls)
+        if -1 in places or column not in stored.table.column_names:
+            return False
+        return bool(stored.table.column(column).take(pa.array(places)).to_pylist() == values.to_pylist())
 
     def find(
         self, column: str, ids: Sequence[Any], urls: Sequence[str | None]

@@ -23,6 +23,9 @@ components and fields of the JSON that rows of tars do not take. ``"filtered"``:
 ``"not-made"``: columns of other runs' vectors that have none for the shard as it is now. ``"text-truncated"``: rows
 with a caption that is longer than its model takes. All but the first are ``{"count": int, "examples": [text, …]}``."""
 
+OF_TARS = ("damaged", "orphans", "duplicates", "unread")
+"""Those that are noticed when a tar is opened."""
+
 EXAMPLES = 3
 """Names that a fact gives."""
 

@@ -14,6 +14,7 @@ from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.rows.ids import exact_ids
 from curator_dask.rows.known import known_vectors
 from curator_dask.rows.reasons import reason_for, reasons_in
+from curator_dask.rows.remarks import OF_TARS
 
 
 class Rows:
@@ -57,12 +58,28 @@ class Rows:
 
     def known(self, column: str, id_col: str) -> tuple[np.ndarray, list[str | None]] | None:
         """The vectors that an earlier run has made of all of these rows, and reasons; None: they are to be made."""
+        known = known_vectors()
+        if known is None:
+            return None
         if column not in self._known:
-            known = known_vectors()
             ids = exact_ids(self.column(id_col))
             urls = self.column(URL_COLUMN).to_pylist()
-            self._known[column] = None if known is None else known.find(column, ids, urls)
+            found = known.find(column, ids, urls)
+            if found is not None:
+                known.remind(urls, OF_TARS)
+            self._known[column] = found
         return self._known[column]
+
+    def has_same_texts(self, column: str, id_col: str) -> bool:
+        """Whether an earlier run had the same texts in all of these rows; what it noticed of them is said again."""
+        known = known_vectors()
+        if known is None or not len(self) or column not in self.names:
+            return False
+        urls = self.column(URL_COLUMN).to_pylist()
+        same = known.has_same(column, self.column(column), exact_ids(self.column(id_col)), urls)
+        if same:
+            known.remind(urls, ["text-truncated"])
+        return same
 
     def known_columns(
         self,

@@ -72,6 +72,8 @@ class SaveSummary:
         Of these, until the first partition was handed out: most of it every worker loading the model.
     again
         Whether rows that had failed were tried again: then `rows` are these, and `failed` those that failed again.
+    column
+        Of the vectors that were tried again; empty else.
     shards
         By the name of each file, its ``rows``, how many ``failed``, for which ``reasons``, and whether it was finished
         ``before``.
@@ -99,6 +101,7 @@ class SaveSummary:
     seconds: float = 0.0
     startup_seconds: float = 0.0
     again: bool = False
+    column: str = ""
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -168,7 +171,7 @@ class SaveSummary:
         before = f"{self.skipped} files were finished before"
         if self.path and not self.written and not self.failed_shards:
             before = "no row had failed" if self.again else before
-            lines = [f"{self.path}: nothing to do, {before}; {self.seconds:.1f} s"]
+            lines = [f"{self._what}: nothing to do, {before}; {self.seconds:.1f} s"]
             return "\n".join([*lines, *self._none_line(), *self.remark_lines()])
         dropped = f", {self.dropped} more in {self.path}{ERRORS_SUFFIX}" if self.dropped else ""
         rows = (
@@ -180,7 +183,7 @@ class SaveSummary:
             rows = f"{self.rows} rows of {self.written} shards computed; {self.failed} failed images"
         start, rate = f"{self.startup_seconds:.1f} s of it start-up", f"{self.images_per_second:.1f} images/s"
         lines = [
-            f"{self.path}: {rows}" if self.path else rows,
+            f"{self._what}: {rows}" if self.path else rows,
             f"  {before}" if self.skipped else "",
             f"  {self.seconds:.1f} s, {start}, then {rate}",
             *self._none_line(),
@@ -189,6 +192,10 @@ class SaveSummary:
             lines.append(f"  {count} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
         lines += self.shard_lines()
         return "\n".join(line for line in lines if line)
+
+    @property
+    def _what(self) -> str:
+        return f"{self.path}, {self.column}" if self.column else self.path
 
     def _none_line(self) -> list[str]:
         none = not self.good and not self.again

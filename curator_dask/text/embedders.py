@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.decode.spec import check_counts
@@ -92,6 +93,10 @@ class TextEmbedder(ABC):
         """
         check_text_column(dataset, self.text_column)
         return dataset.apply(self.step(dataset.id_col))
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments that make it again, JSON-able, and the class's name under ``"embedder"``."""
+        return {"embedder": type(self).__name__, **vars(self)}
 
     def step(self, id_col: str) -> EmbedText:
         """What is done to the rows of a shard."""

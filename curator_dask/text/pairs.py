@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,13 @@ from curator_dask.errors import ConfigError, ShardError, WeightsError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.frames.record import SETTINGS
 from curator_dask.image.classifiers.origins import Origin
 from curator_dask.models.families import said_of, unlike
 from curator_dask.models.texts import TextEncoder, TextSpec
 from curator_dask.rows.reasons import NO_VECTOR, NOT_FINITE
 from curator_dask.runs.passes import RowStep
-from curator_dask.runs.step import Made, Rows, Work
+from curator_dask.runs.step import Known, Made, Rows, Work
 from curator_dask.text.captions import CaptionVectors
 from curator_dask.text.partition import EmbedText
 
@@ -49,6 +51,8 @@ class ScorePairs(RowStep):
         Refuse vectors that do not belong together.
     token
         Of all these.
+    settings
+        JSON of the arguments that make the score again.
     given_up
         Compute nothing: every row gets a null score and this reason.
     """
@@ -61,6 +65,7 @@ class ScorePairs(RowStep):
     several: bool
     check: bool
     token: str
+    settings: str = "null"
     given_up: str | None = None
 
     needs = frozenset({"rows", "vectors"})
@@ -75,11 +80,12 @@ class ScorePairs(RowStep):
         *,
         several: bool,
         check: bool,
+        settings: Mapping[str, Any] | None = None,
     ) -> ScorePairs:
         """Describe the score, on the client, which reads the files of the model."""
         files = () if embed is None else tuple(embed.encoder.digests.items())
         token = tokenize(column, images, texts, embed, files, several, check)
-        return cls(column, images, texts, embed, files, several, check, token)
+        return cls(column, images, texts, embed, files, several, check, token, json.dumps(settings))
 
     def __dask_tokenize__(self) -> Any:
         return (type(self).__name__, self.token, self.given_up)
@@ -132,6 +138,7 @@ class ScorePairs(RowStep):
             "texts": self.text_column,
             "recipe": fingerprint({"recipe": self.recipe}),
             "checked": self.check,
+            SETTINGS: json.loads(self.settings),
         }
         return {name: dict(said) for name in self.columns if name != ERROR_COLUMN}
 
@@ -144,6 +151,10 @@ class ScorePairs(RowStep):
     @contextmanager
     def begin(self, rows: Rows) -> Iterator[Work]:
         """Have the model ready for some rows."""
+        known = self._known(rows)
+        if known is not None:
+            yield Known(known)
+            return
         with ExitStack() as stack:
             encoder = None
             if self.given_up is None and len(rows):
@@ -152,6 +163,19 @@ class ScorePairs(RowStep):
                     spec = self.embed.encoder
                     encoder = stack.enter_context(ENCODERS.lease(spec, spec.build))
             yield _Scoring(self, rows, encoder)
+
+    def _known(self, rows: Rows) -> Made | None:
+        """What an earlier run has made, where it is captions that would be embedded for the score alone."""
+        if self.embed is None or self.given_up is not None:
+            return None
+        made = Made()
+        for name in (each for each in self.columns if each != ERROR_COLUMN):
+            found = rows.known_columns({name: pa.float32()}, name, vectors=self.images.column)
+            if found is None:
+                return None
+            made.columns |= found[0]
+            made.reasons |= {name: found[1]} if any(found[1]) else {}
+        return made if rows.has_same_texts(self.embed.text_column, self.embed.id_col) else None
 
     def _settle(self) -> None:
         _CHECKED.get(self.token, self._look)

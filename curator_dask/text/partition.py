@@ -15,7 +15,7 @@ from curator_dask.frames.columns import EMBEDDING_TYPE, vectors_to_list
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.models.texts import TextEncoder, TextSpec
 from curator_dask.runs.passes import RowStep
-from curator_dask.runs.step import Made, Rows, Work
+from curator_dask.runs.step import Known, Made, Rows, Work
 from curator_dask.text.captions import CaptionVectors
 
 
@@ -61,6 +61,11 @@ class EmbedText(RowStep):
         """What decides a vector besides the model, which is described by itself."""
         return ("text", self.text_column, self.column)
 
+    @property
+    def read_by(self) -> dict[str, str]:
+        """Which captions, and what becomes of long ones; whether they are as they were is seen row by row."""
+        return {self.column: f"text {self.id_col} {self.text_column} {self.encoder.long_text}"}
+
     def describe(self) -> dict[str, dict[str, Any]]:
         """Load the model and say what it is; run on a worker, where the model then stays."""
         with ENCODERS.lease(self.encoder, self.encoder.build) as encoder:
@@ -71,6 +76,12 @@ class EmbedText(RowStep):
         """Have the model ready for the captions of some rows."""
         if self.given_up is not None or not len(rows):
             yield _EmbeddingText(self, rows, None)
+            return
+        known = rows.known(self.column, self.id_col)
+        if known is not None and rows.has_same_texts(self.text_column, self.id_col):
+            matrix, reasons = known
+            valid = np.array([reason is None for reason in reasons], bool)
+            yield Known(Made({self.column: vectors_to_list(matrix, valid)}, {self.column: reasons}))
             return
         with ENCODERS.lease(self.encoder, self.encoder.build) as encoder:
             yield _EmbeddingText(self, rows, encoder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -126,7 +127,13 @@ class ClipScore:
             embed,
             several=kind is not None and is_list(kind),
             check=self.check,
+            settings=self.settings(),
         )
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments that make it again, JSON-able, and the class's name under ``"scorer"``."""
+        text = None if self.text is None else self.text.settings()
+        return {"scorer": type(self).__name__, **vars(self), "text": text}
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())

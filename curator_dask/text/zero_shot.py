@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from curator_dask.errors import ConfigError, ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.names import EMBEDDING_COLUMN, ERROR_COLUMN
-from curator_dask.frames.record import FileRecord
+from curator_dask.frames.record import SETTINGS, FileRecord
 from curator_dask.image.classifiers.origins import Origin, find_origin, one_origin
 from curator_dask.models.texts import TextSpec, unit
 from curator_dask.rows.reasons import NO_VECTOR, NOT_FINITE
@@ -136,7 +137,12 @@ class ZeroShotClassifier:
         scale = self.scale if self.output == "softmax" else None
         files = tuple(spec.digests.items())
         token = tokenize(prompts, images, spec, files, scale, self.check)
-        return LabelVectors(prompts, images, spec, files, scale, self.check, token)
+        settings = json.dumps(self.settings())
+        return LabelVectors(prompts, images, spec, files, scale, self.check, token, settings)
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments that make it again, JSON-able, and the class's name under ``"scorer"``."""
+        return {"scorer": type(self).__name__, **vars(self), "text": self.text.settings()}
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
@@ -163,6 +169,8 @@ class LabelVectors(RowStep):
         Refuse vectors that do not belong together.
     token
         Of all these.
+    settings
+        JSON of the arguments that make the labels again.
     given_up
         Compute nothing: every row gets nulls and this reason.
     """
@@ -174,6 +182,7 @@ class LabelVectors(RowStep):
     scale: float | None
     check: bool
     token: str
+    settings: str = "null"
     given_up: str | None = None
 
     needs = frozenset({"rows", "vectors"})
@@ -208,7 +217,7 @@ class LabelVectors(RowStep):
         """By column, what the record of a file says of it."""
         recipe = fingerprint({"recipe": self.recipe})
         said = {"head": self.label, "vectors": self.images.column, "recipe": recipe, "checked": self.check}
-        return {name: dict(said) for name in self.names}
+        return {name: {**said, SETTINGS: json.loads(self.settings)} for name in self.names}
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Embed the prompts, and see whether the vectors belong together; of vectors it makes none."""

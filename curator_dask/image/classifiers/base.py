@@ -93,6 +93,10 @@ class ImageClassifier(ABC):
         """Which vectors the head was made for, asked for on a worker; None: any of its length."""
         return None
 
+    def settings(self) -> dict[str, Any] | None:
+        """JSON-able arguments that make it again, stored beside its scores; None if there are none such."""
+        return None
+
     @property
     def arrow_type(self) -> pa.DataType:
         """That of the new column."""

@@ -60,6 +60,11 @@ class HeadClassifier(ImageClassifier):
         """The content of the file, wherever it is."""
         return ("head", *self.files.values())
 
+    def settings(self) -> dict[str, Any]:
+        """The arguments of this class, and its name under ``"scorer"``."""
+        names = ("model_path", "pred_column", "embedding_column", "batch_size", "check")
+        return {"scorer": type(self).__name__, **{name: getattr(self, name) for name in names}}
+
     def load(self) -> Head:
         """The head, on the CPU.
 

@@ -18,6 +18,7 @@ from curator_dask.errors import ConfigError, CuratorError, ShardError, WeightsEr
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import to_array
 from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.frames.record import SETTINGS
 from curator_dask.image.classifiers.origins import Origin
 from curator_dask.models.heads import digest_of
 from curator_dask.models.weights import first_line
@@ -62,6 +63,9 @@ class Classifier(Protocol):
     @property
     def files(self) -> dict[str, str]:
         """SHA-256 of its files, by path."""
+
+    def settings(self) -> dict[str, Any] | None:
+        """What makes it again."""
 
     def load_model(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
         """The head."""
@@ -140,14 +144,14 @@ class ScoreVectors(RowStep):
     def scores(self) -> dict[str, dict[str, Any]]:
         """By its column, what the record of a file says of the head."""
         head = self.classifier
-        return {
-            head.pred_column: {
-                "head": head.model_name,
-                "vectors": head.embedding_column,
-                "recipe": fingerprint({"recipe": self.recipe}),
-                "checked": head.check,
-            }
+        said = {
+            "head": head.model_name,
+            "vectors": head.embedding_column,
+            "recipe": fingerprint({"recipe": self.recipe}),
+            "checked": head.check,
         }
+        settings = head.settings()
+        return {head.pred_column: said if settings is None else {**said, SETTINGS: settings}}
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Load the head, see whether it is for these vectors; of vectors it makes none."""

@@ -23,12 +23,15 @@ from curator_dask.errors import ConfigError
 from curator_dask.fingerprint import code_digest
 from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
+from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers import ImageClassifier
+from curator_dask.image.embedders.again import steps_again
 from curator_dask.image.embedders.partition import EmbedPartition
 from curator_dask.models.compiling import CompileSetting, check_compile
 from curator_dask.models.encoders import Encoder, EncoderSpec
 from curator_dask.models.precision import enough_cosine
 from curator_dask.outputs.retrying import retry
+from curator_dask.runs.step import SharingStep
 from curator_dask.runs.summary import SaveSummary
 
 if TYPE_CHECKING:
@@ -220,7 +223,9 @@ class ImageEmbedder(ABC):
         """Try the failed rows of an output again, and only these.
 
         For reasons that may pass, or that this embedder's settings mend: images above `max_pixels`, a decoder
-        that gave up, shards that were given up because their workers died. The vectors that are there are kept.
+        that gave up, shards that were given up because their workers died. The vectors that are there are kept, and
+        what was made of them. Scores of the new ones are made as the files say, or by `classifiers`; those of a head
+        of your own that is not given are left for ``score``, and the summary says so.
 
         Parameters
         ----------
@@ -241,15 +246,15 @@ class ImageEmbedder(ABC):
         OutputError
             There is nothing there that this embedder made.
         """
-        return retry(
-            os.fspath(path),
-            self.image_embedding_column,
-            lambda id_col, others: self._step(
-                id_col, others, storage_options if shard_options is None else shard_options
-            ),
-            storage_options,
-            storage_options if shard_options is None else shard_options,
-        )
+        of_shards = storage_options if shard_options is None else shard_options
+
+        def steps(
+            records: Mapping[str, FileRecord], id_col: str, others: Sequence[str]
+        ) -> Sequence[SharingStep]:
+            step = self._step(id_col, others, of_shards)
+            return steps_again(step, self.classifiers, records, storage_options)
+
+        return retry(os.fspath(path), self.image_embedding_column, steps, storage_options, of_shards)
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +21,7 @@ from curator_dask.image.statistics.header import HEADER, read_header
 from curator_dask.image.statistics.pixels import PIXELS, Measure
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.passes import run_steps
-from curator_dask.runs.step import Known, Made, Reading, Rows, Wanted, Work, types_of
+from curator_dask.runs.step import Known, Made, Reading, Rows, Wanted, Work, read_by, types_of
 from curator_dask.storage import Options
 
 #: All statistics, with the Arrow types of their columns.
@@ -188,15 +188,14 @@ class MeasureImages:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """None: a retry does not make them again."""
+        """None: a retry makes them again by `read_by`."""
         return dict.fromkeys(self.columns)
 
     @property
     def read_by(self) -> dict[str, str]:
         """By column, which statistic it is and how images are read."""
-        options = self.options
-        how = [_WHAT, 1, self.id_col, options.decoder, options.max_pixels, *options.named]
-        return {self.prefix + name: " ".join(map(str, [name, *how])) for name in self.names}
+        how = read_by(self.id_col, self.options)
+        return {self.prefix + name: f"{name} {_WHAT} 1 {how}" for name in self.names}
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """There is no model."""
@@ -226,6 +225,24 @@ class MeasureImages:
     def __call__(self, frame: Any) -> Any:
         """The frame with the statistics, its rows in the same order."""
         return run_steps((self,), frame)
+
+
+def statistics_like(how: str, ways: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Prefixes and names of the statistics of a file, of images that were read in one way.
+
+    Parameters
+    ----------
+    how
+        `curator_dask.runs.step.read_by` of vectors.
+    ways
+        `Step.read_by` of the columns of the file.
+    """
+    found: dict[str, list[str]] = {}
+    for name in STATISTICS:
+        for column, way in ways.items():
+            if way == f"{name} {_WHAT} 1 {how}":
+                found.setdefault(column.removesuffix(name), []).append(name)
+    yield from ((prefix, tuple(names)) for prefix, names in found.items())
 
 
 class _Measuring(Work):

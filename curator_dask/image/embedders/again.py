@@ -1,0 +1,68 @@
+"""What is done to rows that are tried again: their vectors, and what the output has besides of the same images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from curator_dask.errors import CuratorError
+from curator_dask.frames.record import SETTINGS, FileRecord, vectors_of
+from curator_dask.image.classifiers.files import Scorer
+from curator_dask.image.embedders.partition import EmbedPartition
+from curator_dask.image.statistics.step import MeasureImages, statistics_like
+from curator_dask.runs.step import SharingStep
+from curator_dask.storage import Options
+from curator_dask.text.again import scorer_from
+
+logger = logging.getLogger("curator_dask")
+
+
+def steps_again(
+    step: EmbedPartition, given: Sequence[Scorer], records: Mapping[str, FileRecord], options: Options
+) -> list[SharingStep]:
+    """The step that embeds, and those of the statistics and scores of files, as far as the records say what made them.
+
+    Parameters
+    ----------
+    step
+        Embeds.
+    given
+        Classifiers that make the columns of their names.
+    records
+        Of the files, by path.
+    options
+        For fsspec, of the files.
+    """
+    made: list[SharingStep] = [step, *_statistics(step, records)]
+    made += [each.of_files(records, options) for each in given]
+    for column, settings in _scores(step.column, records):
+        if any(column in each.columns for each in made):
+            continue
+        try:
+            scorer = scorer_from(settings)
+            made += [] if scorer is None else [scorer.of_files(records, options)]
+        except CuratorError as error:
+            logger.warning("no %s of the rows that are tried again: %s", column, error)
+    return made
+
+
+def _statistics(step: EmbedPartition, records: Mapping[str, FileRecord]) -> list[MeasureImages]:
+    """Those of the images that were read as the vectors were; each set of them that a file has once."""
+    found = {
+        each: None
+        for record in records.values()
+        for each in statistics_like(record.read_by.get(step.column, ""), record.read_by)
+    }
+    return [
+        MeasureImages(names, prefix, step.id_col, step.options, step.storage_options)
+        for prefix, names in found
+    ]
+
+
+def _scores(vectors: str, records: Mapping[str, FileRecord]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The columns of scores of these vectors, and what makes them again, where that is said."""
+    for record in records.values():
+        for column, said in record.scores.items():
+            if vectors in vectors_of(said) and said.get(SETTINGS):
+                yield column, said[SETTINGS]
