@@ -38,11 +38,12 @@ from curator_dask.models.clip_text import ClipTextSpec
 from curator_dask.models.families import OPENAI_B32, unlike
 from curator_dask.models.sentences import SentenceSpec
 from curator_dask.models.texts import TextEncoder
+from curator_dask.outputs.nearest import Hit
 from curator_dask.testing import StepTests
 from curator_dask.text import ClipScore, ClipTextEmbedder, ZeroShotClassifier
 from curator_dask.text.again import scorer_from
 from curator_dask.text.pairs import ScorePairs
-from curator_dask.text.search import Hit, search
+from curator_dask.text.search import search
 from curator_dask.text.sheet import draw_sheet
 
 
@@ -638,7 +639,7 @@ def own_ranking(folder, model, table, text, kind="clip"):
 
 def test_the_nearest_images_are_found(pairs, embedded, tmp_path, in_this_process, monkeypatch):
     folder, model = pairs["clip"]
-    monkeypatch.setattr("curator_dask.text.search._BLOCK", 2)
+    monkeypatch.setattr("curator_dask.outputs.nearest._BLOCK", 2)
     own = own_ranking(folder, model, pq.read_table(embedded), "a red cat")
     assert len(own) == 6
     for top in (1, 4, 99):

@@ -1,4 +1,4 @@
-"""``search``: the images of an output that are nearest to a text."""
+"""``search``: the images of an output that are nearest to a text, or to an image."""
 
 from __future__ import annotations
 
@@ -20,14 +20,35 @@ from curator_dask.frames.names import EMBEDDING_COLUMN
 
 def search(
     embeddings: Embeddings,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What is looked for.")],
-    model: Annotated[
-        str,
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="What is looked for.", show_default=False)
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Instead of a text: an image of the output.", show_default=False),
+    ] = None,
+    shard: Annotated[
+        str | None,
         typer.Option(
-            help="The text tower that belongs to the image vectors: transformers' CLIP or SigLIP (org/repo, or a"
-            " folder), or a folder of sentence-transformers."
+            metavar="PART", help="Of the URL of its shard, where several have the key.", show_default=False
         ),
-    ],
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Instead of a text: an image in a file; it is embedded as those of the output were.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="For a text, the tower that belongs to the image vectors: transformers' CLIP or SigLIP (org/repo, or"
+            " a folder), or a folder of sentence-transformers.",
+            show_default=False,
+        ),
+    ] = None,
     model_dir: Annotated[
         str | None,
         typer.Option(help="Folder with the files of a repository, or for them.", show_default=False),
@@ -41,7 +62,9 @@ def search(
     check: Annotated[bool, typer.Option(help="Refuse vectors that the model is not for.")] = True,
     storage_options: EmbeddingsOptions = None,
 ) -> None:
-    """Find the images whose vectors are nearest to a text's: score, key, shard and caption of each, a line an image.
+    """Find the images whose vectors are nearest to a text's or an image's.
+
+    Prints score, key, shard and caption of each, a line an image.
 
     Every vector is compared, in this process. Images are read for --sheet alone, out of their tars.
 
@@ -49,18 +72,42 @@ def search(
     """
     options = json_object(storage_options, "--storage-options") or None
     check_sheet(sheet)
-
-    from curator_dask.text.embedders import make_text_embedder
-    from curator_dask.text.search import search as search_vectors
-    from curator_dask.text.sheet import draw_sheet
+    given = {"TEXT": text, "--like": like, "--image": image}
+    if sum(each is not None for each in given.values()) != 1:
+        raise typer.BadParameter(f"expected one of {', '.join(given)}: what is looked for")
+    if (text is None) != (model is None):
+        raise typer.BadParameter(
+            "--model is the text's: expected both of them or none, with --like or --image"
+        )
+    if shard is not None and like is None:
+        raise typer.BadParameter("--shard is that of --like, which is not given")
 
     with told_plainly("nothing was written"):
-        embedder = make_text_embedder(model, model_dir)
-        hits = search_vectors(
-            embeddings, text, embedder, top=top, column=column, check=check, storage_options=options
-        )
+        if text is not None and model is not None:
+            from curator_dask.text.embedders import make_text_embedder
+            from curator_dask.text.search import search as search_vectors
+
+            embedder, title = make_text_embedder(model, model_dir), f"“{text}”"
+            hits = search_vectors(
+                embeddings, text, embedder, top=top, column=column, check=check, storage_options=options
+            )
+        elif like is not None:
+            from curator_dask.image.similar import similar_to_key
+
+            title = f"like {like}"
+            hits = similar_to_key(
+                embeddings, like, shard=shard, top=top, column=column, storage_options=options
+            )
+        else:
+            from curator_dask.image.similar import similar_to_image
+
+            assert image is not None
+            title = f"like {image.name}"
+            hits = similar_to_image(embeddings, image, top=top, column=column, storage_options=options)
         for hit in hits:
             caption = " ".join((hit.caption or "").split())
             print("\t".join([f"{hit.score:.4f}", str(hit.key), hit.url or "", caption]).rstrip("\t"))
         if sheet is not None:
-            save_sheet(draw_sheet(text, hits, options), sheet)
+            from curator_dask.text.sheet import draw_sheet
+
+            save_sheet(draw_sheet(title, hits, options), sheet)

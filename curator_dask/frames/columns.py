@@ -94,6 +94,13 @@ def list_to_matrix(column: Any, dim: int | None = None) -> tuple[np.ndarray, np.
     return matrix, valid
 
 
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors divided by their L2 norms; zeros stay."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    divided: np.ndarray = vectors / np.where(norms > 0, norms, 1)
+    return divided.astype(np.float32)
+
+
 def embedding_columns(meta: Any) -> list[str]:
     """Names of the columns of a frame that hold lists of float32."""
     return vectors_in(backend.frame_to_arrow(meta).schema)

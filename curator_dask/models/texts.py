@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from curator_dask import backend
+from curator_dask.frames.columns import unit
 from curator_dask.models.encoders import EncoderInfo
 from curator_dask.models.heads import digest_of
 from curator_dask.models.hub import names_folder
@@ -211,13 +212,6 @@ class TextEncoder:
         with torch.inference_mode():
             vectors = self.model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)).float()
             return torch.nn.functional.normalize(vectors, dim=-1) if self._normalize else vectors
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors divided by their L2 norms; zeros stay."""
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    divided: np.ndarray = vectors / np.where(norms > 0, norms, 1)
-    return divided.astype(np.float32)
 
 
 def _divisors(long_text: str, counts: np.ndarray) -> np.ndarray:

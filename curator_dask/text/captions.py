@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from curator_dask.errors import ConfigError
+from curator_dask.frames.columns import unit
 from curator_dask.frames.names import URL_COLUMN
-from curator_dask.models.texts import TextEncoder, unit
+from curator_dask.models.texts import TextEncoder
 from curator_dask.rows.reasons import NO_CAPTION
 from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.runs.step import Rows

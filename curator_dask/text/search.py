@@ -8,44 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from curator_dask.cluster.workers import current_client, run_everywhere
 from curator_dask.decode.spec import check_counts
-from curator_dask.errors import ConfigError, OutputError
-from curator_dask.frames.columns import list_to_matrix
-from curator_dask.frames.names import CAPTION_COLUMN, EMBEDDING_COLUMN, URL_COLUMN
-from curator_dask.frames.parquet import open_parquet, read_footer
+from curator_dask.errors import ConfigError
+from curator_dask.frames.columns import unit
+from curator_dask.frames.names import EMBEDDING_COLUMN
 from curator_dask.image.classifiers.origins import Origin, one_origin
-from curator_dask.models.texts import TextSpec, unit
-from curator_dask.outputs.failed import output_files
-from curator_dask.outputs.saving import locate
-from curator_dask.storage import Options, join
+from curator_dask.models.texts import TextSpec
+from curator_dask.outputs.nearest import Hit, VectorFiles
 from curator_dask.text.embedders import TextEmbedder
 from curator_dask.text.pairs import check_together
-from curator_dask.threads import in_threads
-
-_BLOCK = 8192  # rows that are read at once
-
-
-@dataclass(frozen=True)
-class Hit:
-    """An image that was found.
-
-    Attributes
-    ----------
-    score
-        Cosine of its vector and the text's.
-    key, url
-        Of the row: its key, and its shard; None where the files do not say that.
-    caption
-        Where the files have one.
-    """
-
-    score: float
-    key: Any
-    url: str | None
-    caption: str | None
 
 
 def search(
@@ -89,24 +62,10 @@ def search(
     check_counts(top=top)
     if not text.strip():
         raise ConfigError(f"text={text!r}: expected some words")
-    folder = locate(os.fspath(path), storage_options)
-    paths = [join(folder, name) for name in output_files(folder, storage_options)]
-    if not paths:
-        raise OutputError(f"{path}: no Parquet file is there. Give the folder that embed wrote to")
-    footers = in_threads(lambda each: read_footer(each, storage_options), paths)
-    for file, footer in zip(paths, footers, strict=True):
-        if column not in footer.columns:
-            raise OutputError(
-                f"{file}: has no column {column!r} of vectors; it has {footer.columns}. Give the name of theirs"
-                " (--column)"
-            )
-    records = {file: footer.record for file, footer in zip(paths, footers, strict=True)}
-    ask = _Ask(embedder.encoder_spec(), text, one_origin(column, records), check)
+    files = VectorFiles.find(path, column, storage_options)
+    ask = _Ask(embedder.encoder_spec(), text, one_origin(column, files.records), check)
     vector = next(iter(run_everywhere(ask, current_client()).values()))
-    best: list[Hit] = []
-    for file, record in records.items():
-        best = _nearest(best, file, column, (record and record.id_col) or "key", vector, top, storage_options)
-    return best
+    return files.nearest(vector, "the text", top)
 
 
 @dataclass(frozen=True)
@@ -127,46 +86,3 @@ class _Ask:
             return vector
         finally:
             encoder.close()
-
-
-def _nearest(
-    best: list[Hit], path: str, column: str, id_col: str, vector: np.ndarray, top: int, options: Options
-) -> list[Hit]:
-    """The best of those that are known and of the rows of a file."""
-    with open_parquet(path, options) as file:
-        names = file.schema_arrow.names
-        if id_col not in names:
-            raise OutputError(f"{path}: has no column {id_col!r} of keys; it has {names}")
-        read = [name for name in (id_col, URL_COLUMN, CAPTION_COLUMN, column) if name in names]
-        for batch in file.iter_batches(batch_size=_BLOCK, columns=read):
-            try:
-                matrix, valid = list_to_matrix(batch.column(column))
-            except ValueError as error:
-                raise OutputError(f"{path}: {column!r}: {error}") from error
-            if not valid.any():
-                continue
-            if matrix.shape[1] != len(vector):
-                raise ConfigError(
-                    f"{path}: {column!r} has vectors of {matrix.shape[1]} values, the text's has {len(vector)}:"
-                    " expected both from one model"
-                )
-            scores = unit(matrix) @ vector
-            scores[~valid | ~np.isfinite(scores)] = -np.inf
-            for row in np.argsort(-scores, kind="stable")[:top]:
-                if np.isfinite(scores[row]) and (len(best) < top or scores[row] > best[-1].score):
-                    best = sorted([*best, _hit(batch, int(row), id_col, float(scores[row]))], key=_order)[
-                        :top
-                    ]
-    return best
-
-
-def _hit(batch: pa.RecordBatch, row: int, id_col: str, score: float) -> Hit:
-    url, caption = (
-        batch.column(name)[row].as_py() if name in batch.schema.names else None
-        for name in (URL_COLUMN, CAPTION_COLUMN)
-    )
-    return Hit(score, batch.column(id_col)[row].as_py(), url, None if caption is None else str(caption))
-
-
-def _order(hit: Hit) -> float:
-    return -hit.score

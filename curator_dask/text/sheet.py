@@ -7,23 +7,23 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from curator_dask.errors import OutputError
+from curator_dask.outputs.nearest import Hit
 from curator_dask.rows.thumbnails import read_thumbnails
 from curator_dask.rows.tiles import COLUMNS, FAINT, GAP, INK, MARGIN, TILE, cut, fonts, put_tile
 from curator_dask.storage import Options
-from curator_dask.text.search import Hit
 
 # Pixels.
 TITLE, HEADER = 46, 72
 
 
-def draw_sheet(text: str, hits: Sequence[Hit], options: Options = None) -> Image.Image:
+def draw_sheet(title: str, hits: Sequence[Hit], options: Options = None) -> Image.Image:
     """The images in lines, the nearest first, each with its score, its key and its caption.
 
     One that cannot be read is an empty tile with the reason.
 
     Parameters
     ----------
-    text
+    title
         What was looked for.
     hits
         What was found.
@@ -48,7 +48,7 @@ def draw_sheet(text: str, hits: Sequence[Hit], options: Options = None) -> Image
     sheet = Image.new("RGB", (width, HEADER + lines * (TILE + TITLE + GAP) + MARGIN // 2), "white")
     draw = ImageDraw.Draw(sheet)
     big, bold, small = fonts()
-    draw.text((MARGIN, 24), cut(f"“{text}”", big, width - 2 * MARGIN), fill=INK, font=big)
+    draw.text((MARGIN, 24), cut(title, big, width - 2 * MARGIN), fill=INK, font=big)
     keys, urls = [hit.key for hit in hits], [hit.url for hit in hits]
     for number, tile in read_thumbnails(keys, urls, TILE, options):
         x = MARGIN + number % columns * (TILE + GAP)

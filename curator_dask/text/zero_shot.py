@@ -17,11 +17,11 @@ from curator_dask.cache import ENCODERS, POSSESSIONS, Remembered
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, ShardError
 from curator_dask.fingerprint import fingerprint
-from curator_dask.frames.columns import list_to_matrix
+from curator_dask.frames.columns import list_to_matrix, unit
 from curator_dask.frames.names import EMBEDDING_COLUMN, ERROR_COLUMN
 from curator_dask.frames.record import SETTINGS, FileRecord
 from curator_dask.image.classifiers.origins import Origin, find_origin, one_origin
-from curator_dask.models.texts import TextSpec, unit
+from curator_dask.models.texts import TextSpec
 from curator_dask.rows.reasons import NO_VECTOR, NOT_FINITE
 from curator_dask.runs.passes import RowStep
 from curator_dask.runs.step import Made, Rows, Work
