@@ -17,7 +17,7 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.image.embedders import TimmImageEmbedder
-from curator_dask.image.similar import similar_to_image, similar_to_key
+from curator_dask.image.embedders.similar import similar_to_image, similar_to_key
 
 
 def png(number):

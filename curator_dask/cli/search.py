@@ -92,14 +92,14 @@ def search(
                 embeddings, text, embedder, top=top, column=column, check=check, storage_options=options
             )
         elif like is not None:
-            from curator_dask.image.similar import similar_to_key
+            from curator_dask.image.embedders.similar import similar_to_key
 
             title = f"like {like}"
             hits = similar_to_key(
                 embeddings, like, shard=shard, top=top, column=column, storage_options=options
             )
         else:
-            from curator_dask.image.similar import similar_to_image
+            from curator_dask.image.embedders.similar import similar_to_image
 
             assert image is not None
             title = f"like {image.name}"
