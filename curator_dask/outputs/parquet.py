@@ -13,14 +13,16 @@ from curator_dask.outputs.keeping import find_kept
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.planning import (
     find_unfinished,
+    paths_of,
     plan_schema,
-    plan_targets,
     read_footers,
+    target_maker,
 )
 from curator_dask.outputs.writing import Output, WritePartition
 from curator_dask.runs.lineage import Lineage
 from curator_dask.runs.sink import Job, Plan
 from curator_dask.runs.summary import SaveSummary
+from curator_dask.runs.targets import LateTargets
 from curator_dask.storage import is_remote, join, remove
 
 
@@ -64,14 +66,22 @@ class ParquetSink:
         output = self.output
         schema = plan_schema(job)
         there = list_parquet(output.folder, output.options)
-        footers = read_footers(job, there, output)
+        paths = paths_of(job, output)
+        footers = read_footers(paths, there, output)
         kept = find_kept(job, schema, footers, output.in_place, output.options)
-        targets = plan_targets(job, output, schema, kept)
+        make = target_maker(job, output, schema, kept)
+        # Of files that are not there nothing has to be known before they are written.
+        numbers = [number for number, path in enumerate(paths) if path in footers] if footers else []
+        existing = {
+            number: (target, footers[target.path])
+            for number, target in zip(numbers, make(numbers), strict=True)
+        }
         self._remove_leftovers()
-        targets, todo, remarks, reports = find_unfinished(targets, footers, schema, kept, job, output)
+        known, todo, remarks, reports = find_unfinished(len(paths), existing, schema, kept, job, output)
+        targets = LateTargets(len(paths), make, known)
         if output.in_place and not output.overwrite:
-            check_own_files(job.lineage, targets, schema)
-        strays = find_strays(job.lineage, targets, there, output)
+            check_own_files(job.lineage, paths, schema)
+        strays = find_strays(job.lineage, paths, there, output)
         writer = WritePartition(
             schema,
             output,

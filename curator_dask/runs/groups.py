@@ -316,7 +316,9 @@ class Layout:
         if self.group is not None:
             members = even_groups(count, self.group)
         # Annotations (retries, say) are the user's, and meant for tasks of a shard.
-        elif client is None or dask.get_annotations() or any(is_remote(part.shard.url) for part in ranges):
+        elif (
+            client is None or dask.get_annotations() or is_remote(ranges[0].shard.url)
+        ):  # all lie in one store
             members = even_groups(count, 1)
         else:
             members, seconds = shrinking_groups(count, threads()), LONG_ENOUGH

@@ -9,7 +9,7 @@ repartition or a reduction that no longer holds, and `trace` says so.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any, Protocol, runtime_checkable
@@ -118,7 +118,8 @@ def trace(frame: DataFrame) -> Lineage:
     plain = all(
         isinstance(node, FromMap | MapPartitions | Projection | ArrowStringConversion) for node in nodes
     )
-    ranges = _ranges(nodes, list(roots.values()))
+    read = {name: _root_ranges(node) for name, node in roots.items()}
+    ranges = _ranges(nodes, read)
     in_order = tuple(reversed({id(function): function for function in functions}.values()))
     return Lineage(
         expr=expr,
@@ -134,7 +135,7 @@ def trace(frame: DataFrame) -> Lineage:
         and len({id(function) for function in functions}) == len(functions)  # `functions` has each once
         and all(_is_plain_root(node) if is_root(node) else _is_plain_map(node) for node in nodes),
         reader=None if ranges is None else next(iter(roots.values())).operand("func"),
-        inputs=_inputs(nodes),
+        inputs=_inputs(nodes, read),
     )
 
 
@@ -289,14 +290,17 @@ def _is_apart(nodes: list[Expr]) -> bool:
     return all(isinstance(node, Blockwise | _DelayedExpr) for node in nodes)
 
 
-def _ranges(nodes: list[Expr], roots: list[Expr]) -> tuple[ShardRange, ...] | None:
-    if len(roots) != 1 or not _is_apart(nodes):
+def _ranges(
+    nodes: list[Expr], read: Mapping[str, tuple[ShardRange, ...] | None]
+) -> tuple[ShardRange, ...] | None:
+    """The range of each partition, given what is read by the names of the roots."""
+    if len(read) != 1 or not _is_apart(nodes):
         return None
+    ((root, ranges),) = read.items()
     # What is joined to it may come from elsewhere if it is one partition, which meets each of the shards'.
     leaves = [node for node in nodes if not node.dependencies() and not isinstance(node, _DelayedExpr)]
-    if any(node._name != roots[0]._name and node.npartitions > 1 for node in leaves):
+    if any(node._name != root and node.npartitions > 1 for node in leaves):
         return None
-    ranges = _root_ranges(roots[0])
     # nodes[0] is the frame itself: a join may have more partitions than the shards it began with.
     return ranges if ranges is not None and len(ranges) == nodes[0].npartitions else None
 
@@ -309,16 +313,21 @@ def _root_ranges(root: Expr) -> tuple[ShardRange, ...] | None:
     return tuple(ranges) if picked is None else tuple(ranges[number] for number in picked)
 
 
-def _inputs(nodes: list[Expr]) -> tuple[ShardRange, ...] | None:
-    found: dict[ShardRange, None] = {}
+def _inputs(
+    nodes: list[Expr], read: Mapping[str, tuple[ShardRange, ...] | None]
+) -> tuple[ShardRange, ...] | None:
+    """All ranges that are read, each once, given what is read by the names of the roots."""
+    found: dict[str, tuple[ShardRange, ...]] = {}
     for node in nodes:
         if node.dependencies() or isinstance(node, _DelayedExpr):
             continue
-        ranges = _root_ranges(node) if is_root(node) else None
+        ranges = read.get(node._name)
         if ranges is None:
             return None
-        found.update(dict.fromkeys(ranges))
-    return tuple(found)
+        found[node._name] = ranges
+    if len(found) == 1 and all(node.operand("_partitions") is None for node in nodes if is_root(node)):
+        return next(iter(found.values()))
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(found.values())))
 
 
 def _recipe(node: Any, known: dict[str, str]) -> Any:
