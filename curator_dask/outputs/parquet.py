@@ -13,7 +13,7 @@ from curator_dask.outputs.keeping import find_kept
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.planning import (
     find_unfinished,
-    paths_of,
+    path_of,
     plan_schema,
     read_footers,
     target_maker,
@@ -49,11 +49,13 @@ class ParquetSink:
 
     def unwritten(self, lineage: Lineage) -> int:
         """Those that have no file yet; all, where files of the same names are read from the same folder."""
-        names = [part.name for part in lineage.ranges or ()]
+        ranges = lineage.ranges or ()
         if self.output.in_place or self.output.overwrite:
-            return len(names)
+            return len(ranges)
         there = list_parquet(self.output.folder, self.output.options)
-        return sum(join(self.output.folder, f"{name}.parquet") not in there for name in names)
+        if not there:
+            return len(ranges)
+        return sum(join(self.output.folder, f"{part.name}.parquet") not in there for part in ranges)
 
     def plan(self, job: Job) -> Plan:
         """The file of each partition, and which of them are finished.
@@ -66,7 +68,8 @@ class ParquetSink:
         output = self.output
         schema = plan_schema(job)
         there = list_parquet(output.folder, output.options)
-        paths = paths_of(job, output)
+        count = job.frame.npartitions
+        paths = [path_of(job, output, number) for number in range(count)] if there or output.in_place else []
         footers = read_footers(paths, there, output)
         kept = find_kept(job, schema, footers, output.in_place, output.options)
         make = target_maker(job, output, schema, kept)
@@ -77,8 +80,8 @@ class ParquetSink:
             for number, target in zip(numbers, make(numbers), strict=True)
         }
         self._remove_leftovers()
-        known, todo, remarks, reports = find_unfinished(len(paths), existing, schema, kept, job, output)
-        targets = LateTargets(len(paths), make, known)
+        known, todo, remarks, reports = find_unfinished(count, existing, schema, kept, job, output)
+        targets = LateTargets(count, make, known)
         if output.in_place and not output.overwrite:
             check_own_files(job.lineage, paths, schema)
         strays = find_strays(job.lineage, paths, there, output)

@@ -34,16 +34,15 @@ def plan_schema(job: Job) -> pa.Schema:
     return output_schema(job.frame._meta[list(job.kept)], dims, types_read(job.frame))
 
 
-def paths_of(job: Job, output: Output) -> list[str]:
-    """Of the files of a job's partitions."""
-    return [join(output.folder, f"{name}.parquet") for name in names_of(job)]
+def path_of(job: Job, output: Output, number: int) -> str:
+    """Of the file of one of a job's partitions."""
+    return join(output.folder, f"{name_of(job, number)}.parquet")
 
 
-def names_of(job: Job) -> list[str]:
+def name_of(job: Job, number: int) -> str:
     """The same without folder and ``.parquet``."""
-    if job.lineage.ranges is None:
-        return [f"part-{number:05d}" for number in range(job.frame.npartitions)]
-    return [part.name for part in job.lineage.ranges]
+    ranges = job.lineage.ranges
+    return f"part-{number:05d}" if ranges is None else ranges[number].name
 
 
 def target_maker(
@@ -89,7 +88,6 @@ def target_maker(
     fewer = [column for column in own if column.name not in later]
     if len(fewer) < len(own):
         others.append({**common, "columns": _kinds(fewer)})
-    names = names_of(job)
 
     def make(numbers: Sequence[int]) -> list[Target]:
         shards: Sequence[dict[str, Any] | None] = [None] * len(numbers)
@@ -104,8 +102,8 @@ def target_maker(
         lacking = formerly.pop() if len(fewer) < len(own) else [None] * len(numbers)
         return [
             Target(
-                name=names[number],
-                path=join(output.folder, f"{names[number]}.parquet"),
+                name=name_of(job, number),
+                path=path_of(job, output, number),
                 fingerprint=prints[place],
                 shard=shards[place],
                 companion=companions[place],

@@ -17,6 +17,7 @@ from dask.tokenize import _tokenize_deterministic, normalize_token
 
 from curator_dask.runs.passes import Pass
 from curator_dask.runs.step import SharingStep, Step, meta_with
+from curator_dask.webdataset.shards import ShardRange
 
 
 def map_items(function: Callable[[Any], Any], items: Sequence[Any], meta: Any, label: str) -> DataFrame:
@@ -79,11 +80,19 @@ class _Digest:
         kind = type(items).__name__
         digest = hashlib.md5(f"{before}('list', (('{kind}', (".encode(), usedforsecurity=False)
         for start in range(0, len(items), _BLOCK):
-            some = str(normalize_token([*items[start : start + _BLOCK]])[1])[1:-1].rstrip(",")
+            some = str(_tokens(items[start : start + _BLOCK]))[1:-1].rstrip(",")
             digest.update(f"{', ' * (start > 0)}{some}".encode())
         digest.update(f"{',' * (len(items) == 1)})),)){after}".encode())
         self.hexdigest = digest.hexdigest()
         return self.hexdigest
+
+
+def _tokens(items: Sequence[Any]) -> tuple[Any, ...]:
+    """What `normalize_token` makes of each; of ranges by the shortest way to their own method."""
+    if all(type(item) is ShardRange for item in items):
+        return tuple(item.__dask_tokenize__() for item in items)
+    found: tuple[Any, ...] = normalize_token([*items])[1]
+    return found
 
 
 class _AsNamed:

@@ -238,11 +238,13 @@ class _Items(Sequence[Any]):
 def _alike(members: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]:
     """The groups in pieces of similar sizes, of a thousand partitions at most."""
     piece: list[Sequence[int]] = []
+    count = 0
     for group in members:
-        if piece and (2 * len(group) <= len(piece[0]) or sum(map(len, piece)) + len(group) > AHEAD):
+        if piece and (2 * len(group) <= len(piece[0]) or count + len(group) > AHEAD):
             yield piece
-            piece = []
+            piece, count = [], 0
         piece.append(group)
+        count += len(group)
     if piece:
         yield piece
 

@@ -35,6 +35,8 @@ from curator_dask.runs.graph import MapStep, steps_in
 from curator_dask.runs.step import Step
 from curator_dask.webdataset.shards import ShardRange
 
+Read = Mapping[str, tuple[ShardRange, ...] | None]  # ranges, by the names of the roots that read them
+
 # What describes the result or the selection of partitions, not what is done to a row.
 _NOT_RECIPE = frozenset({"meta", "parent_meta", "user_meta", "_partitions", "label", "iterables", "token"})
 
@@ -99,11 +101,8 @@ class Lineage:
                 return True
             is_step = isinstance(node, MapPartitions) and bool(steps_in([node.operand("func")]))
             other = isinstance(node, Assign) and not {*node.keys} & {*names}
-            if not (
-                is_step
-                or other
-                or isinstance(node, Projection | Filter | DropnaFrame | ArrowStringConversion)
-            ):
+            plain = isinstance(node, Projection | Filter | DropnaFrame | ArrowStringConversion)
+            if not (is_step or other or plain):
                 return False
             node = node.frame
         return True
@@ -115,9 +114,7 @@ def trace(frame: DataFrame) -> Lineage:
     nodes = list(expr.walk())
     functions = [node.operand("func") for node in nodes if "func" in node._parameters and not is_root(node)]
     roots = {node._name: node for node in nodes if is_root(node)}
-    plain = all(
-        isinstance(node, FromMap | MapPartitions | Projection | ArrowStringConversion) for node in nodes
-    )
+    plain = (FromMap, MapPartitions, Projection, ArrowStringConversion)
     read = {name: _root_ranges(node) for name, node in roots.items()}
     ranges = _ranges(nodes, read)
     in_order = tuple(reversed({id(function): function for function in functions}.values()))
@@ -129,7 +126,7 @@ def trace(frame: DataFrame) -> Lineage:
         steps=tuple(steps_in(in_order)),
         derived=_derived(nodes),
         keeps_rows=ranges is not None
-        and plain
+        and all(isinstance(node, plain) for node in nodes)
         and all(isinstance(func, _KeepsRows) and func.keeps_rows for func in functions),
         is_mapped=ranges is not None
         and len({id(function) for function in functions}) == len(functions)  # `functions` has each once
@@ -290,10 +287,7 @@ def _is_apart(nodes: list[Expr]) -> bool:
     return all(isinstance(node, Blockwise | _DelayedExpr) for node in nodes)
 
 
-def _ranges(
-    nodes: list[Expr], read: Mapping[str, tuple[ShardRange, ...] | None]
-) -> tuple[ShardRange, ...] | None:
-    """The range of each partition, given what is read by the names of the roots."""
+def _ranges(nodes: list[Expr], read: Read) -> tuple[ShardRange, ...] | None:
     if len(read) != 1 or not _is_apart(nodes):
         return None
     ((root, ranges),) = read.items()
@@ -313,10 +307,7 @@ def _root_ranges(root: Expr) -> tuple[ShardRange, ...] | None:
     return tuple(ranges) if picked is None else tuple(ranges[number] for number in picked)
 
 
-def _inputs(
-    nodes: list[Expr], read: Mapping[str, tuple[ShardRange, ...] | None]
-) -> tuple[ShardRange, ...] | None:
-    """All ranges that are read, each once, given what is read by the names of the roots."""
+def _inputs(nodes: list[Expr], read: Read) -> tuple[ShardRange, ...] | None:
     found: dict[str, tuple[ShardRange, ...]] = {}
     for node in nodes:
         if node.dependencies() or isinstance(node, _DelayedExpr):
@@ -325,8 +316,8 @@ def _inputs(
         if ranges is None:
             return None
         found[node._name] = ranges
-    if len(found) == 1 and all(node.operand("_partitions") is None for node in nodes if is_root(node)):
-        return next(iter(found.values()))
+    if len(found) == 1 and not any(node.operand("_partitions") for node in nodes if is_root(node)):
+        return next(iter(found.values()))  # each is there once
     return tuple(dict.fromkeys(itertools.chain.from_iterable(found.values())))
 
 
