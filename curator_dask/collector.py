@@ -17,7 +17,7 @@ _was_on = True  # before the first of them
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """No collection in this process while the block lasts; it should not last for seconds."""
+    """No collection in this process while the block lasts; what is made in it should be what is kept."""
     global _holding, _was_on
     with _lock:
         if not _holding:

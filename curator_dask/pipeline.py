@@ -223,6 +223,7 @@ class Pipeline:
                 id_col=dataset.id_col,
                 input_options=options,
                 layout=layout,
+                keep_rows=True,
             )
             return PipelineResult(summary, [task for row in rows for task in collected_tasks(row)])
         embedded = dataset.apply(step)

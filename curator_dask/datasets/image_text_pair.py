@@ -10,6 +10,7 @@ from typing import Any, Self
 import dask
 import dask.dataframe as dd
 
+from curator_dask.collector import held_back
 from curator_dask.console import show_in_notebook
 from curator_dask.datasets.exportable import Exportable
 from curator_dask.datasets.gallery import Gallery, first_tiles, without_looking
@@ -193,7 +194,8 @@ class ImageTextPairDataset(Selectable, Exportable):
 
     @classmethod
     def _of(cls, found: ShardSet, reader: ReadShard, rows_per_partition: int | None) -> ImageTextPairDataset:
-        ranges = ranges_of(reader, found.shards, rows_per_partition)
+        with held_back():
+            ranges = ranges_of(reader, found.shards, rows_per_partition)
         empty = worker_backend().from_arrow(reader.schema.empty_table())
         frame = map_items(reader, ranges, empty, "read-shard")
         tars = [shard.url for shard in found.shards]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -32,8 +32,8 @@ def dataset_of(lineage: Lineage) -> str | None:
     return fingerprint({"shards": sorted({part.shard.url for part in lineage.inputs})})
 
 
-def check_own_files(lineage: Lineage, targets: list[Target], schema: pa.Schema) -> None:
-    """Protect the dataset's own Parquet files where the run writes into its directory.
+def check_own_files(lineage: Lineage, paths: Sequence[str], schema: pa.Schema) -> None:
+    """Protect the dataset's own Parquet files where the run writes files into its directory.
 
     Raises
     ------
@@ -47,27 +47,27 @@ def check_own_files(lineage: Lineage, targets: list[Target], schema: pa.Schema) 
             f"writing into the dataset's own Parquet files would drop their columns {lost}. Keep these columns, give"
             " another path, or use overwrite=True"
         )
-    owned = any(part.shard.parquet is not None for part in lineage.inputs or ())
-    beside = [target for target in targets if _is_beside(target, owned)]
+    if lineage.ranges is None:
+        owned = any(part.shard.parquet is not None for part in lineage.inputs or ())
+        beside = [*paths] if owned else []
+    else:
+        companions = (part.shard.parquet for part in lineage.ranges)
+        beside = [path for path, own in zip(paths, companions, strict=True) if own not in (None, path)]
     if beside:
         raise OutputError(
-            f"{len(beside)} files, {beside[0].path} for example, would lie beside the dataset's own Parquet files and"
+            f"{len(beside)} files, {beside[0]} for example, would lie beside the dataset's own Parquet files and"
             " hold the same rows once more. Give another path, or use overwrite=True"
         )
-
-
-def _is_beside(target: Target, owned: bool) -> bool:
-    if target.shard is None:
-        return owned
-    return target.companion is not None and target.path != target.companion
 
 
 _PART = re.compile(r"\.part-\d{5}$")
 _MIXED = re.compile(r"part-\d{5}")
 
 
-def find_strays(lineage: Lineage, targets: list[Target], there: frozenset[str], output: Output) -> list[str]:
+def find_strays(lineage: Lineage, paths: Sequence[str], there: frozenset[str], output: Output) -> list[str]:
     """Files that an earlier run wrote of the same shards, cut in another way, and what it dropped from them.
+
+    Not those with the `paths` of this run.
 
     Only what surely holds the same rows: other datasets may have their outputs below the same folder.
 
@@ -76,14 +76,16 @@ def find_strays(lineage: Lineage, targets: list[Target], there: frozenset[str], 
     OutputError
         There are some, and `overwrite` does not allow to remove them.
     """
+    others = there.difference(paths) if there else there
+    if not others:
+        return []
     inputs = {part.shard.name: part.shard for part in lineage.inputs or ()}
-    expected = {target.path for target in targets} | {shard.parquet for shard in inputs.values()}
-    expected |= {target.companion for target in targets}
+    others = others.difference({part.shard.parquet for part in lineage.inputs or lineage.ranges or ()})
     dataset = dataset_of(lineage)
-    names = {path: path.removeprefix(output.folder).lstrip("/").removesuffix(".parquet") for path in there}
+    names = {path: path.removeprefix(output.folder).lstrip("/").removesuffix(".parquet") for path in others}
     of_images = _Images(shard.url for shard in inputs.values())
     found = []
-    for path in sorted(there - expected):
+    for path in sorted(others):
         shard = inputs.get(_PART.sub("", names[path]))
         if shard is None and not of_images.may_be(names[path]) and not _MIXED.fullmatch(names[path]):
             continue

@@ -39,6 +39,7 @@ from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.packing import NewKeys, PackShard
 from curator_dask.outputs.parquet import ParquetSink
+from curator_dask.outputs.planning import name_of
 from curator_dask.outputs.removed import DUPLICATES, check_removed, check_shards
 from curator_dask.outputs.saving import check_apart, check_writable, locate
 from curator_dask.outputs.selecting import Folder, SelectSamples
@@ -169,7 +170,7 @@ class _RowsSink(ParquetSink):
 
     def plan(self, job: Job) -> Plan:
         plan = super().plan(job)
-        self.names[:] = [target.path.removeprefix(self.place).lstrip("/") for target in plan.targets]
+        self.names[:] = [f"{name_of(job, number)}.parquet" for number in range(len(plan.targets))]
         return plan
 
 

@@ -13,14 +13,16 @@ from curator_dask.outputs.keeping import find_kept
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.planning import (
     find_unfinished,
+    path_of,
     plan_schema,
-    plan_targets,
     read_footers,
+    target_maker,
 )
 from curator_dask.outputs.writing import Output, WritePartition
 from curator_dask.runs.lineage import Lineage
 from curator_dask.runs.sink import Job, Plan
 from curator_dask.runs.summary import SaveSummary
+from curator_dask.runs.targets import LateTargets
 from curator_dask.storage import is_remote, join, remove
 
 
@@ -47,11 +49,13 @@ class ParquetSink:
 
     def unwritten(self, lineage: Lineage) -> int:
         """Those that have no file yet; all, where files of the same names are read from the same folder."""
-        names = [part.name for part in lineage.ranges or ()]
+        ranges = lineage.ranges or ()
         if self.output.in_place or self.output.overwrite:
-            return len(names)
+            return len(ranges)
         there = list_parquet(self.output.folder, self.output.options)
-        return sum(join(self.output.folder, f"{name}.parquet") not in there for name in names)
+        if not there:
+            return len(ranges)
+        return sum(join(self.output.folder, f"{part.name}.parquet") not in there for part in ranges)
 
     def plan(self, job: Job) -> Plan:
         """The file of each partition, and which of them are finished.
@@ -64,14 +68,23 @@ class ParquetSink:
         output = self.output
         schema = plan_schema(job)
         there = list_parquet(output.folder, output.options)
-        footers = read_footers(job, there, output)
+        count = job.frame.npartitions
+        paths = [path_of(job, output, number) for number in range(count)] if there or output.in_place else []
+        footers = read_footers(paths, there, output)
         kept = find_kept(job, schema, footers, output.in_place, output.options)
-        targets = plan_targets(job, output, schema, kept)
+        make = target_maker(job, output, schema, kept)
+        # Of files that are not there nothing has to be known before they are written.
+        numbers = [number for number, path in enumerate(paths) if path in footers] if footers else []
+        existing = {
+            number: (target, footers[target.path])
+            for number, target in zip(numbers, make(numbers), strict=True)
+        }
         self._remove_leftovers()
-        targets, todo, remarks, reports = find_unfinished(targets, footers, schema, kept, job, output)
+        known, todo, remarks, reports = find_unfinished(count, existing, schema, kept, job, output)
+        targets = LateTargets(count, make, known)
         if output.in_place and not output.overwrite:
-            check_own_files(job.lineage, targets, schema)
-        strays = find_strays(job.lineage, targets, there, output)
+            check_own_files(job.lineage, paths, schema)
+        strays = find_strays(job.lineage, paths, there, output)
         writer = WritePartition(
             schema,
             output,

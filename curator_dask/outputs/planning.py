@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,15 +34,24 @@ def plan_schema(job: Job) -> pa.Schema:
     return output_schema(job.frame._meta[list(job.kept)], dims, types_read(job.frame))
 
 
-def names_of(job: Job) -> list[str]:
-    """Of the files of a job's partitions, without ``.parquet``."""
-    if job.lineage.ranges is None:
-        return [f"part-{number:05d}" for number in range(job.frame.npartitions)]
-    return [part.name for part in job.lineage.ranges]
+def path_of(job: Job, output: Output, number: int) -> str:
+    """Of the file of one of a job's partitions."""
+    return join(output.folder, f"{name_of(job, number)}.parquet")
 
 
-def plan_targets(job: Job, output: Output, schema: pa.Schema, kept: Kept) -> list[Target]:
-    """The file of each partition, with the fingerprint of all that decides its content, but what is kept there."""
+def name_of(job: Job, number: int) -> str:
+    """The same without folder and ``.parquet``."""
+    ranges = job.lineage.ranges
+    return f"part-{number:05d}" if ranges is None else ranges[number].name
+
+
+def target_maker(
+    job: Job, output: Output, schema: pa.Schema, kept: Kept
+) -> Callable[[Sequence[int]], list[Target]]:
+    """Makes targets of some partitions, by their numbers.
+
+    A target is the file, with the fingerprint of all that decides its content, but what is kept there.
+    """
     lineage, options = job.lineage, job.input_options
     described = {name: identity(info) for name, info in job.described.items()}
     own = [column for column in schema if column.name not in kept.types.names]
@@ -52,6 +61,7 @@ def plan_targets(job: Job, output: Output, schema: pa.Schema, kept: Kept) -> lis
         "columns": _kinds(own),
         "drop_failed": output.drop_failed,
     }
+    dataset = source = None
     if lineage.ranges is None:
         # Partitions were mixed: each depends on all of the input. If that is not known, nothing is ever finished.
         inputs = (
@@ -60,47 +70,52 @@ def plan_targets(job: Job, output: Output, schema: pa.Schema, kept: Kept) -> lis
             else in_threads(lambda part: _look(part, "parquet", output.folder, options), lineage.inputs)
         )
         common |= {"frame": job.frame.expr._name, "inputs": inputs}
-        prints = fingerprints(common, "partition", range(job.frame.npartitions))
-        shards: list[dict[str, Any] | None] = [None] * len(prints)
-        source = None
         dataset = dataset_of(lineage)
     else:
-        dataset = None
         common["recipe"] = lineage.recipe
         source = getattr(lineage.reader, "source", None)
-        shards = in_threads(lambda part: _look(part, source, output.folder, options), lineage.ranges)
-        prints = fingerprints(common, "shard", shards)
     before = {name: identity(info.get(FORMERLY, info)) for name, info in job.described.items()}
     # Earlier versions counted columns that other runs had put into the dataset's own files.
     parts = itertools.product(
         [described] if before == described else [described, before],
         [own] if len(own) == len(schema) else [own, schema],
     )
-    as_before = [
-        fingerprints({**common, "embeddings": infos, "columns": _kinds(columns)}, "shard", shards)
+    others = [
+        {**common, "embeddings": infos, "columns": _kinds(columns)}
         for infos, columns in itertools.islice(parts, 1, None)
     ]
     later: frozenset[str] = getattr(lineage.reader, "later_columns", frozenset())
     fewer = [column for column in own if column.name not in later]
-    lacking: Sequence[str | None] = [None] * len(prints)
     if len(fewer) < len(own):
-        lacking = fingerprints({**common, "columns": _kinds(fewer)}, "shard", shards)
-    return [
-        Target(
-            name=name,
-            path=join(output.folder, f"{name}.parquet"),
-            fingerprint=each,
-            shard=shard,
-            companion=lineage.ranges[number].shard.parquet if lineage.ranges else None,
-            source=source,
-            dataset=dataset,
-            formerly=tuple(former[number] for former in as_before),
-            lacking=less,
-        )
-        for number, (name, each, less, shard) in enumerate(
-            zip(names_of(job), prints, lacking, shards, strict=True)
-        )
-    ]
+        others.append({**common, "columns": _kinds(fewer)})
+
+    def make(numbers: Sequence[int]) -> list[Target]:
+        shards: Sequence[dict[str, Any] | None] = [None] * len(numbers)
+        companions: Sequence[str | None] = [None] * len(numbers)
+        what: tuple[str, Sequence[Any]] = ("partition", numbers)
+        if lineage.ranges is not None:
+            ranges = [lineage.ranges[number] for number in numbers]
+            shards = in_threads(lambda part: _look(part, source, output.folder, options), ranges)
+            companions = [part.shard.parquet for part in ranges]
+            what = ("shard", shards)
+        prints, *formerly = (fingerprints(each, *what) for each in (common, *others))
+        lacking = formerly.pop() if len(fewer) < len(own) else [None] * len(numbers)
+        return [
+            Target(
+                name=name_of(job, number),
+                path=path_of(job, output, number),
+                fingerprint=prints[place],
+                shard=shards[place],
+                companion=companions[place],
+                source=source,
+                dataset=dataset,
+                formerly=tuple(former[place] for former in formerly),
+                lacking=lacking[place],
+            )
+            for place, number in enumerate(numbers)
+        ]
+
+    return make
 
 
 def _kinds(columns: Iterable[pa.Field]) -> list[str]:
@@ -128,29 +143,28 @@ def _look(part: ShardRange, source: str | None, folder: str, options: Options) -
     return found
 
 
-def read_footers(job: Job, there: Collection[str], output: Output) -> dict[str, Footer]:
-    """What those of a job's files that are there say of themselves, by path."""
-    paths = [join(output.folder, f"{name}.parquet") for name in names_of(job)]
-    found = [path for path in paths if path in there]
+def read_footers(paths: Sequence[str], there: Collection[str], output: Output) -> dict[str, Footer]:
+    """What those of some files that are there say of themselves, by path."""
+    found = [path for path in paths if path in there] if there else []
     return dict(zip(found, in_threads(lambda path: read_footer(path, output.options), found), strict=True))
 
 
 def find_unfinished(
-    targets: list[Target],
-    there: Mapping[str, Footer],
+    count: int,
+    existing: Mapping[int, tuple[Target, Footer]],
     schema: pa.Schema,
     kept: Kept,
     job: Job,
     output: Output,
-) -> tuple[list[Target], list[int], dict[str, Any], list[Mapping[str, Any]]]:
-    """The targets with what they can take over, numbers of those to write; remarks on and reports of the others.
+) -> tuple[dict[int, Target], list[int], dict[str, Any], list[Mapping[str, Any]]]:
+    """Those targets that can take something over, numbers of those to write; remarks on and reports of the others.
 
     Parameters
     ----------
-    targets
-        All of them.
-    there
-        Those of the files that are there, by path.
+    count
+        Of all targets.
+    existing
+        The targets of files that are there, by their numbers, with what these say of themselves.
     schema, kept, job
         What the files have, what of it other runs have made, and what is to be done.
     output
@@ -161,31 +175,30 @@ def find_unfinished(
     OutputError
         Something is in the way that `overwrite` does not allow to replace.
     """
-    found = [there.get(target.path) for target in targets]
     columns = tuple(job.made) or ("",)
-    planned, todo, conflicts = list(targets), [], []
+    known, conflicts = {number: target for number, (target, _) in existing.items()}, []
     remarks: dict[str, Any] = {}
     reports: list[Mapping[str, Any]] = []
-    finished = [_is_finished(*each, columns, lacking=False) for each in zip(targets, found, strict=True)]
-    if not all(finished):
-        # Files without the later columns all stay as they are, or are all made anew: of one schema.
-        lacking = [_is_finished(*each, columns, lacking=True) for each in zip(targets, found, strict=True)]
-        finished = lacking if all(lacking) else finished
-    for number, (target, existing) in enumerate(zip(targets, found, strict=True)):
-        if existing is not None and finished[number]:
-            record = existing.record
+    finished = {number for number, pair in existing.items() if _is_finished(*pair, columns, lacking=False)}
+    # Files without the later columns all stay as they are, or are all made anew: of one schema.
+    if len(finished) < len(existing) == count and all(
+        _is_finished(*pair, columns, lacking=True) for pair in existing.values()
+    ):
+        finished = {*existing}
+    for number, (target, footer) in existing.items():
+        if number in finished:
+            record = footer.record
             remarks.update(record.remarks if record else {})
             report = record.run_of(columns[0])["report"] if record else None
             # Of a file whose rows have been tried again it is not known how many failed.
-            reports.append({"rows": existing.rows, "failed": 0, **(report or {}), "name": target.name})
+            reports.append({"rows": footer.rows, "failed": 0, **(report or {}), "name": target.name})
             continue
-        todo.append(number)
-        if existing is not None:
-            reuse = _reusable(target, existing, job)
-            keep = good_columns(kept, replace(target, reuse=reuse), existing, job)
-            planned[number] = replace(target, reuse=reuse, keep=keep) if reuse or keep else target
-        if existing is not None and not output.overwrite:
-            problem = conflict(planned[number], existing, schema, kept, job, output.in_place)
+        reuse = _reusable(target, footer, job)
+        keep = good_columns(kept, replace(target, reuse=reuse), footer, job)
+        if reuse or keep:
+            known[number] = target = replace(target, reuse=reuse, keep=keep)
+        if not output.overwrite:
+            problem = conflict(target, footer, schema, kept, job, output.in_place)
             if problem:
                 conflicts.append(f"{target.path}: {problem}")
     if conflicts:
@@ -193,12 +206,12 @@ def find_unfinished(
             f"{len(conflicts)} files would be replaced by something else: {conflicts[0]}. Use overwrite=True"
             " (--overwrite) to replace them, or write to another path"
         )
-    return planned, todo, remarks, reports
+    return known, [number for number in range(count) if number not in finished], remarks, reports
 
 
-def _is_finished(target: Target, existing: Footer | None, columns: tuple[str, ...], lacking: bool) -> bool:
+def _is_finished(target: Target, existing: Footer, columns: tuple[str, ...], lacking: bool) -> bool:
     wanted = (target.fingerprint, *target.formerly, target.lacking if lacking else None)
-    return existing is not None and existing.is_finished(*wanted, columns=columns)
+    return existing.is_finished(*wanted, columns=columns)
 
 
 def _reusable(target: Target, existing: Footer, job: Job) -> tuple[str, ...]:

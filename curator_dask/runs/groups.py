@@ -238,11 +238,13 @@ class _Items(Sequence[Any]):
 def _alike(members: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]:
     """The groups in pieces of similar sizes, of a thousand partitions at most."""
     piece: list[Sequence[int]] = []
+    count = 0
     for group in members:
-        if piece and (2 * len(group) <= len(piece[0]) or sum(map(len, piece)) + len(group) > AHEAD):
+        if piece and (2 * len(group) <= len(piece[0]) or count + len(group) > AHEAD):
             yield piece
-            piece = []
+            piece, count = [], 0
         piece.append(group)
+        count += len(group)
     if piece:
         yield piece
 
@@ -316,7 +318,9 @@ class Layout:
         if self.group is not None:
             members = even_groups(count, self.group)
         # Annotations (retries, say) are the user's, and meant for tasks of a shard.
-        elif client is None or dask.get_annotations() or any(is_remote(part.shard.url) for part in ranges):
+        elif (
+            client is None or dask.get_annotations() or is_remote(ranges[0].shard.url)
+        ):  # all lie in one store
             members = even_groups(count, 1)
         else:
             members, seconds = shrinking_groups(count, threads()), LONG_ENOUGH

@@ -9,7 +9,7 @@ repartition or a reduction that no longer holds, and `trace` says so.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any, Protocol, runtime_checkable
@@ -34,6 +34,8 @@ from dask.dataframe.dask_expr.io import FromMap
 from curator_dask.runs.graph import MapStep, steps_in
 from curator_dask.runs.step import Step
 from curator_dask.webdataset.shards import ShardRange
+
+Read = Mapping[str, tuple[ShardRange, ...] | None]  # ranges, by the names of the roots that read them
 
 # What describes the result or the selection of partitions, not what is done to a row.
 _NOT_RECIPE = frozenset({"meta", "parent_meta", "user_meta", "_partitions", "label", "iterables", "token"})
@@ -99,11 +101,8 @@ class Lineage:
                 return True
             is_step = isinstance(node, MapPartitions) and bool(steps_in([node.operand("func")]))
             other = isinstance(node, Assign) and not {*node.keys} & {*names}
-            if not (
-                is_step
-                or other
-                or isinstance(node, Projection | Filter | DropnaFrame | ArrowStringConversion)
-            ):
+            plain = isinstance(node, Projection | Filter | DropnaFrame | ArrowStringConversion)
+            if not (is_step or other or plain):
                 return False
             node = node.frame
         return True
@@ -115,10 +114,9 @@ def trace(frame: DataFrame) -> Lineage:
     nodes = list(expr.walk())
     functions = [node.operand("func") for node in nodes if "func" in node._parameters and not is_root(node)]
     roots = {node._name: node for node in nodes if is_root(node)}
-    plain = all(
-        isinstance(node, FromMap | MapPartitions | Projection | ArrowStringConversion) for node in nodes
-    )
-    ranges = _ranges(nodes, list(roots.values()))
+    plain = (FromMap, MapPartitions, Projection, ArrowStringConversion)
+    read = {name: _root_ranges(node) for name, node in roots.items()}
+    ranges = _ranges(nodes, read)
     in_order = tuple(reversed({id(function): function for function in functions}.values()))
     return Lineage(
         expr=expr,
@@ -128,13 +126,13 @@ def trace(frame: DataFrame) -> Lineage:
         steps=tuple(steps_in(in_order)),
         derived=_derived(nodes),
         keeps_rows=ranges is not None
-        and plain
+        and all(isinstance(node, plain) for node in nodes)
         and all(isinstance(func, _KeepsRows) and func.keeps_rows for func in functions),
         is_mapped=ranges is not None
         and len({id(function) for function in functions}) == len(functions)  # `functions` has each once
         and all(_is_plain_root(node) if is_root(node) else _is_plain_map(node) for node in nodes),
         reader=None if ranges is None else next(iter(roots.values())).operand("func"),
-        inputs=_inputs(nodes),
+        inputs=_inputs(nodes, read),
     )
 
 
@@ -289,14 +287,14 @@ def _is_apart(nodes: list[Expr]) -> bool:
     return all(isinstance(node, Blockwise | _DelayedExpr) for node in nodes)
 
 
-def _ranges(nodes: list[Expr], roots: list[Expr]) -> tuple[ShardRange, ...] | None:
-    if len(roots) != 1 or not _is_apart(nodes):
+def _ranges(nodes: list[Expr], read: Read) -> tuple[ShardRange, ...] | None:
+    if len(read) != 1 or not _is_apart(nodes):
         return None
+    ((root, ranges),) = read.items()
     # What is joined to it may come from elsewhere if it is one partition, which meets each of the shards'.
     leaves = [node for node in nodes if not node.dependencies() and not isinstance(node, _DelayedExpr)]
-    if any(node._name != roots[0]._name and node.npartitions > 1 for node in leaves):
+    if any(node._name != root and node.npartitions > 1 for node in leaves):
         return None
-    ranges = _root_ranges(roots[0])
     # nodes[0] is the frame itself: a join may have more partitions than the shards it began with.
     return ranges if ranges is not None and len(ranges) == nodes[0].npartitions else None
 
@@ -309,16 +307,18 @@ def _root_ranges(root: Expr) -> tuple[ShardRange, ...] | None:
     return tuple(ranges) if picked is None else tuple(ranges[number] for number in picked)
 
 
-def _inputs(nodes: list[Expr]) -> tuple[ShardRange, ...] | None:
-    found: dict[ShardRange, None] = {}
+def _inputs(nodes: list[Expr], read: Read) -> tuple[ShardRange, ...] | None:
+    found: dict[str, tuple[ShardRange, ...]] = {}
     for node in nodes:
         if node.dependencies() or isinstance(node, _DelayedExpr):
             continue
-        ranges = _root_ranges(node) if is_root(node) else None
+        ranges = read.get(node._name)
         if ranges is None:
             return None
-        found.update(dict.fromkeys(ranges))
-    return tuple(found)
+        found[node._name] = ranges
+    if len(found) == 1 and not any(node.operand("_partitions") for node in nodes if is_root(node)):
+        return next(iter(found.values()))  # each is there once
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(found.values())))
 
 
 def _recipe(node: Any, known: dict[str, str]) -> Any:

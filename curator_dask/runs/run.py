@@ -17,12 +17,13 @@ from curator_dask.runs.describing import load_models
 from curator_dask.runs.fit import Fit
 from curator_dask.runs.groups import Groups, Layout
 from curator_dask.runs.lineage import replace_functions, trace
-from curator_dask.runs.settle import FrameTasks, ShardTasks, Tasks, run_targets, write_graph
+from curator_dask.runs.settle import FrameTasks, Named, ShardTasks, Tasks, run_targets, write_graph
 from curator_dask.runs.shardwise import ShardFunction, shard_function
 from curator_dask.runs.sink import Job, Plan, Sink, Writer
 from curator_dask.runs.state import clear_stages
 from curator_dask.runs.step import GivesUp, Step
 from curator_dask.runs.summary import SaveSummary
+from curator_dask.runs.targets import Picked
 from curator_dask.storage import Options
 
 logger = logging.getLogger("curator_dask")
@@ -37,6 +38,7 @@ def run(
     id_col: str,
     input_options: Options = None,
     layout: Layout | None = None,
+    keep_rows: bool = False,
 ) -> tuple[SaveSummary, list[Mapping[str, Any]]]:
     """Compute every partition of a frame that a sink lacks, and hand it to the sink.
 
@@ -56,13 +58,15 @@ def run(
         For fsspec, where the dataset is in a store.
     layout
         Of the tasks.
+    keep_rows
+        Give the rows, too.
 
     Returns
     -------
     summary
         Counts, times and failures; it is also logged.
     rows
-        What the sink's writer gave for each partition that was done, in their order.
+        What the sink's writer gave for each partition that was done, in their order; none unless they are kept.
 
     Raises
     ------
@@ -104,8 +108,8 @@ def run(
             if plan.todo:
                 fit = Fit(job.steps, loaded)
                 tasks = _tasks(job, plan, function, layout or Layout(), client, fit)
-                targets = [plan.targets[number] for number in plan.todo]
-                run_targets(tasks, client, targets, summary, done.__setitem__)
+                named: Picked[Named] = Picked(lineage.ranges or plan.targets, plan.todo)
+                run_targets(tasks, client, named, summary, done.__setitem__ if keep_rows else None)
             sink.close(plan, summary)
     finally:
         clear_stages(client)
@@ -129,14 +133,14 @@ def _tasks(
         return FrameTasks(written(None), written, apart, client, layout.resources)
 
     assert lineage.ranges is not None
-    ranges = [lineage.ranges[number] for number in plan.todo]
+    ranges, wanted = Picked(lineage.ranges, plan.todo), Picked(targets, plan.todo)
 
     def groups(reason: str | None) -> Groups:
         done = function if reason is None else shard_function(trace(_given_up(job.frame, reason)))
         writer: Writer = plan.writer if reason is None else plan.writer.give_up(reason)
         assert done is not None
         asked = fit if reason is None and client is not None else None  # what is given up loads no model
-        return layout.groups(done, writer, ranges, [targets[number] for number in plan.todo], client, asked)
+        return layout.groups(done, writer, ranges, wanted, client, asked)
 
     return ShardTasks(groups, client, layout.resources, fit.enough_for(len(ranges)))
 

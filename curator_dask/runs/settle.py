@@ -37,6 +37,14 @@ HOPELESS = 6
 Result = tuple[Sequence[int], Any]
 
 
+class Named(Protocol):
+    """What a task does: a target, or the range of a shard that goes into it."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+
 class Tasks(Protocol):
     """The tasks of a run: how its targets are done."""
 
@@ -253,7 +261,7 @@ def write_graph(
 def run_targets(
     tasks: Tasks,
     client: Client | None,
-    targets: Sequence[Target],
+    targets: Sequence[Named],
     summary: SaveSummary,
     take: Callable[[int, Mapping[str, Any]], None] | None = None,
 ) -> None:
@@ -329,11 +337,11 @@ _WHY = (
 )
 
 
-def _names(numbers: Sequence[int], targets: Sequence[Target]) -> str:
+def _names(numbers: Sequence[int], targets: Sequence[Named]) -> str:
     return ", ".join(targets[number].name for number in numbers)
 
 
-def _settle(target: Target, result: Any, meter: Meter, summary: SaveSummary) -> bool:
+def _settle(target: Named, result: Any, meter: Meter, summary: SaveSummary) -> bool:
     """Count what a target came to, the row of its report or an exception; whether it is done."""
     report = json.loads(result["target"]) if isinstance(result, dict) else {}
     if report and BROKEN not in report:

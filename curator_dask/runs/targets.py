@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from curator_dask.storage import join
 
+T = TypeVar("T")
 
-@dataclass(frozen=True, slots=True)  # there may be 100,000
+_BLOCK = 1000  # targets that are made at once: whose files a store is asked for side by side
+_BLOCKS = 8  # that are kept
+
+
+@dataclass(frozen=True, slots=True)  # there may be many
 class Target:
     """Where a partition goes.
 
@@ -68,6 +74,66 @@ class Target:
     def from_json(cls, text: str) -> Target:
         """The target of which this is `to_json`."""
         return cls(**json.loads(text))
+
+
+class Picked(Sequence[T]):
+    """Some items of a sequence, which are asked for only when these are.
+
+    Parameters
+    ----------
+    items
+        All of them.
+    numbers
+        Of those that are picked.
+    """
+
+    def __init__(self, items: Sequence[T], numbers: Sequence[int]) -> None:
+        self._items, self._numbers = items, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._items[self._numbers[number]]
+
+
+class LateTargets(Sequence[Target]):
+    """Targets that are made when they are asked for, and not kept: of 1,000,000 shards the first run at once.
+
+    Parameters
+    ----------
+    count
+        Of all.
+    make
+        Makes some of them, by their numbers.
+    known
+        Those that are kept, by their numbers.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        make: Callable[[Sequence[int]], Sequence[Target]],
+        known: Mapping[int, Target],
+    ) -> None:
+        self._count, self._make, self._known = count, make, known
+        self._blocks: OrderedDict[int, Sequence[Target]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: Any) -> Any:
+        number = range(self._count)[number]
+        return self._known.get(number) or self._late(number)
+
+    def _late(self, number: int) -> Target:
+        block, place = divmod(number, _BLOCK)
+        if block not in self._blocks:
+            while len(self._blocks) >= _BLOCKS:
+                self._blocks.popitem(last=False)
+            numbers = range(block * _BLOCK, min(self._count, (block + 1) * _BLOCK))
+            self._blocks[block] = self._make(numbers)
+        return self._blocks[block][place]
 
 
 class TargetTexts(Sequence[str]):

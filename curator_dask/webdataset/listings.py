@@ -108,7 +108,8 @@ class _LocalFiles:
                 continue
             seen.add(real)
             listing = self.listing(folder)
-            yield from (path for path in listing.files if not is_hidden(path))
+            hidden = f"{folder.rstrip('/')}/."
+            yield from (path for path in listing.files if not path.startswith(hidden))
             todo += [path for path in listing.folders if not is_hidden(path)]
 
     def glob(self, pattern: str) -> list[str]:

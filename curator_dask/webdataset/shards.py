@@ -7,6 +7,7 @@ that 100,000 shards in one directory cost one listing and no look at a single fi
 from __future__ import annotations
 
 import itertools
+import operator
 import os
 import posixpath
 import re
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from curator_dask.collector import held_back
 from curator_dask.errors import DatasetError
 from curator_dask.settings import check_variables
 from curator_dask.storage import is_remote
@@ -22,6 +24,7 @@ from curator_dask.webdataset.listings import Files, files_of, is_hidden
 from curator_dask.webdataset.samples import IMAGE_EXTENSIONS
 
 _NUMBERS = re.compile(r"(\d+)")
+_DIGITS = str.maketrans("123456789", "0" * 9)
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
 _UNPACK = (
     "they must be unpacked to .tar first (gunzip, unzstd): a member of a compressed tar cannot be found without"
@@ -149,6 +152,14 @@ def discover(
     ConfigError
         An environment variable has a bad value.
     """
+    with held_back():
+        return _discover(path, storage_options)
+
+
+def _discover(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    storage_options: Mapping[str, Any] | None,
+) -> ShardSet:
     check_variables()
     given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     items = [os.fsdecode(item) for item in given]
@@ -166,7 +177,7 @@ def discover(
     found: list[str]
     missing: list[str] = []
     compressed: list[str] = []
-    pictures = False
+    searched: list[str] = []  # directories
     for item in _expanded(items, files):
         if _has_wildcard(item) and not files.exists(item):
             root, found = _from_glob(item, files)
@@ -179,12 +190,15 @@ def discover(
         elif files.is_folder(item):
             root, found = item, list(files.walk(item))
             parquets.update(file for file in found if file.endswith(".parquet"))
-            pictures = pictures or any(map(_is_image, found))
+            searched.append(item)
         else:
             _refuse_item(item, files)
         roots[root] = None
-        compressed += [file for file in found if _is_compressed_tar(file)]
-        tars.update((file, None) for file in found if _is_tar(file))
+        # Nearly all end in one of these two, whose spelling is the usual one: the others are few to look at closely.
+        others = [file for file in found if not file.endswith((".tar", ".parquet"))]
+        compressed += filter(_is_compressed_tar, others)
+        tars.update(dict.fromkeys(file for file in found if file.endswith(".tar")))
+        tars.update(dict.fromkeys(filter(_is_tar, others)))
 
     if missing:
         names = ", ".join(missing[:_FEW]) + (", …" if len(missing) > _FEW else "")
@@ -196,6 +210,7 @@ def discover(
     root = _common_folder(list(roots))
     if not tars:
         shown = ", ".join(items[:_FEW])
+        pictures = any(map(_is_image, itertools.chain.from_iterable(map(files.walk, searched))))
         hint = "; images that are files of their own are read by from_images (--images)" if pictures else ""
         raise NoTarsError(
             f"{shown}: expected at least one .tar file, found none; {_what_is_in(root, files)}{hint}",
@@ -207,7 +222,9 @@ def discover(
         parquet = tar[:-4] + ".parquet"
         has_parquet = parquet in parquets or parquet in files.listing(posixpath.dirname(tar)).files
         shards.append(Shard(tar, tar.removeprefix(prefix)[:-4], parquet if has_parquet else None))
-    shards.sort(key=lambda shard: _natural(shard.name))
+    # Names that differ in their digits alone, each as long as the others, have one order: that of text is found sooner.
+    one_form = len({shard.name.translate(_DIGITS) for shard in shards}) == 1
+    shards.sort(key=operator.attrgetter("name") if one_form else lambda shard: _natural(shard.name))
     for one, other in itertools.pairwise(shards):
         if one.name == other.name:
             raise DatasetError(f"{one.url} and {other.url}: two shards of one name, rename one of them")
