@@ -26,6 +26,7 @@ from curator_dask.outputs.curated import DUPLICATES, EMBEDDINGS, PASSING, SHARDS
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
+from curator_dask.rows.image_files import captions_of
 from curator_dask.storage import Options, absolute, is_remote, join
 from curator_dask.webdataset.finding import find_shards
 
@@ -46,6 +47,10 @@ class Recipe:
         Other arguments of `TimmImageEmbedder` or `ClipImageEmbedder`, such as ``batch_size``.
     id_col
         Column of the keys.
+    images
+        Take the image files of the folder even where it has tars.
+    captions
+        Of image files: ``"txt"``, ``"none"``, or a table, as for ``curator-dask embed``.
     statistics
         Names of `curator_dask.image.statistics.STATISTICS`.
     prefix
@@ -68,6 +73,8 @@ class Recipe:
     model: str | None = None
     model_options: Mapping[str, Any] = field(default_factory=dict)
     id_col: str = "key"
+    images: bool = False
+    captions: str = "txt"
     statistics: Sequence[str] = ()
     prefix: str = ""
     aesthetic: str | bool = False
@@ -87,6 +94,11 @@ class Recipe:
         for name in ("model_options", "duplicates", "export"):
             if not isinstance(getattr(self, name) or {}, Mapping):
                 raise ConfigError(f"{name}: expected names and values, found {getattr(self, name)!r}")
+        if not isinstance(self.captions, str) or not isinstance(self.images, bool):
+            raise ConfigError(
+                f"captions={self.captions!r}, images={self.images!r}: expected txt, none or the path of a table; and"
+                " true or false"
+            )
         if isinstance(self.statistics, str):
             raise ConfigError(f"statistics={self.statistics!r}: expected a list of names")
         self.deduplication()  # says what is wrong with its arguments, as do those below
@@ -250,8 +262,12 @@ def curate(
     folder = absolute(folder)
     places = {name: join(folder, name) for name in (EMBEDDINGS, PASSING, DUPLICATES, SHARDS)}
     summary = CurationSummary(folder)
-    found = find_shards(input_path, storage_options)
-    dataset = ImageTextPairDataset.from_shards(found, recipe.id_col, storage_options=storage_options)
+    found = find_shards(input_path, storage_options, images=recipe.images)
+    of_images = captions_of(recipe.captions, found, recipe.id_col)
+    if of_images is None:
+        dataset = ImageTextPairDataset.from_shards(found, recipe.id_col, storage_options=storage_options)
+    else:
+        dataset = ImageTextPairDataset.from_images(found.root, recipe.id_col, **of_images)
     saved = _with_columns(dataset, recipe).save_metadata(places[EMBEDDINGS], overwrite=overwrite)
     summary.steps[EMBEDDINGS] = saved
     if saved.failed_shards:

@@ -137,6 +137,21 @@ def test_two_models_in_turn_into_one_output(client, tmp_path):
     table = pq.read_table(out / "00000.parquet")
     assert table["a"].null_count == table["b"].null_count == 0 == table["image_error"].null_count - 3
     assert table["a"].equals(table["b"]), "of one model"
+    assert all(f"{out}, {name}: 3 failed rows tried again" in done.stdout for name in "ab")
+
+
+def test_statistics_beside_the_vectors(client, tmp_path):
+    write_dataset(tmp_path / "data", 1, 3)
+    arguments = ["embed", tmp_path / "data", tmp_path / "out", "--model", "test_vit", "--no-pretrained"]
+    arguments += ["--scheduler-address", client.scheduler.address, "--statistics"]
+    taken = run_here(*arguments, "grey, width")
+    assert taken.returncode == 2 and "prefix='image_'" in taken.stderr  # the dataset has a width
+    assert "expected a list of some of" in run_here(*arguments, "with").stderr
+    done = run_here(*arguments, "grey, width", "--prefix", "image_")
+    assert done.returncode == 0, done.stderr
+    table = pq.read_table(tmp_path / "out" / "00000.parquet")
+    assert {"image_grey", "image_width", "image_embedding"} <= {*table.column_names}
+    assert table["image_grey"].null_count == 0 and "image_border" not in table.column_names
 
 
 def test_summaries_as_json(client, tmp_path):

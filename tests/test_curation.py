@@ -123,9 +123,29 @@ def test_without_a_model_rows_are_chosen_by_what_is_there(folder, tmp_path):
     assert "3 of 24 rows" in str(summary)
 
 
+def test_a_folder_of_images_with_a_table_of_captions(tmp_path):
+    """Beside a tar, too, if the recipe says that the images are meant."""
+    data = tmp_path / "data"
+    write_tar(data / "other.tar", [("x.jpg", picture(9))])
+    rows = ["file_name,caption"]
+    for number in range(4):
+        (data / f"{number}.jpg").write_bytes(picture(number))
+        rows += [f"{number}.jpg,number {number}"]
+    (tmp_path / "captions.csv").write_text("\n".join(rows))
+    recipe = Recipe(images=True, captions=str(tmp_path / "captions.csv"), where="caption <> 'number 2'")
+    summary = curate(data, tmp_path / "out", recipe)
+    assert (summary.rows, summary.kept) == (4, 3)
+    assert samples_in(tmp_path / "out/shards") == {key: {"jpg": picture(int(key))} for key in "013"}
+    beside = pq.read_table(tmp_path / "out/shards/00000.parquet")
+    assert beside["caption"].to_pylist() == ["number 0", "number 1", "number 3"]
+    with pytest.raises(ConfigError, match=r"--captions\): is for image files"):
+        curate(data, tmp_path / "other", Recipe(captions="none"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("captions: [a]", "captions=\\['a'\\], images=False: expected txt"),
         ("modell: test_vit", r"unknown name 'modell': did you mean model\?"),
         ("- a", "expected names and values, found list"),
         ("a: [", "not a YAML file"),

@@ -20,7 +20,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from colours import write_dataset
+from colours import ColourReader, write_dataset
 from leftovers import left_in
 from s3 import BUCKET, Fault, options, s3_server
 from tars import tar_bytes, write
@@ -129,6 +129,41 @@ def test_a_tar_that_changes_while_it_is_copied(data, export, tmp_path, monkeypat
         (tmp_path / "away.tar").rename(data / "00003.tar")
     again = export()
     assert (again.skipped, again.written, again.failed_shards) == (3, 2, {})
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_tar_that_changed_after_it_was_embedded(data, tmp_path, in_this_process, mixed):
+    """Its rows may be of other samples: no tar is written, until they are made anew."""
+
+    def embed():
+        dataset = ImageTextPairDataset.from_webdataset(data)
+        rows = dataset.metadata.repartition(npartitions=2) if mixed else dataset.metadata
+        ColourReader()(dataset.with_metadata(rows)).save_metadata(tmp_path / "rows")
+
+    embed()
+    out = tmp_path / "out"
+    assert export_output(tmp_path / "rows", out, ExportOptions(samples_per_shard=5)).kept == 24
+    tar = (data / "00002.tar").read_bytes()
+    (data / "00002.tar").write_bytes(tar)
+    with pytest.raises(
+        ShardError, match=r"no tar was written: .*00002.tar: the shard has changed .*embed again"
+    ):
+        export_output(tmp_path / "rows", tmp_path / "other", ExportOptions(dry_run=True))
+    embed()
+    assert (
+        export_output(tmp_path / "rows", out, ExportOptions(samples_per_shard=5, overwrite=True)).kept == 24
+    )
+
+
+def test_images_that_failed_are_said(tmp_path, in_this_process):
+    write_dataset(tmp_path / "data", 2, SAMPLES, bad={"000000001": b"<html>", "000010002": b""})
+    dataset = ColourReader()(ImageTextPairDataset.from_webdataset(tmp_path / "data"))
+    for dry_run in (True, False):
+        summary = dataset.to_webdataset(tmp_path / "out", dry_run=dry_run)
+        assert dict(summary.errors) == {"not an image": 1, "empty": 1} == summary.to_dict()["errors"]
+        assert "2 of the samples have an image_error" in str(summary) and summary.kept == 12
+    without = dataset.to_webdataset(tmp_path / "good", where="image_error is null")
+    assert (without.errors, without.kept) == ({}, 10) and "image_error (" not in str(without)
 
 
 def test_links_and_members_twice(tmp_path, in_this_process):

@@ -261,6 +261,7 @@ def test_an_output_is_filtered_and_counted(scored, tmp_path):
         == pq.read_schema(scored / "00000.parquet").field("image_embedding").type
     )
     assert list(expected) == pq.read_table(tmp_path / "good")["key"].to_pylist()  # in their order
+    assert summary.seconds > 0 and "curator-dask" in summary.to_dict()["versions"]
     again = filter_output(scored, tmp_path / "good", where=where)
     assert (again.output.skipped, again.output.written, again.kept) == (3, 0, len(expected))
     with pytest.raises(OutputError, match=r"made of other rows or by another condition.*overwrite"):

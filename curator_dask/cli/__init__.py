@@ -118,6 +118,17 @@ def embed(
             help="exact, or fast: JPEGs of many megapixels are decoded smaller, twice as fast on a CPU."
         ),
     ] = "exact",
+    statistics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Columns that say of each image what it is, made in the same pass: width,height,phash, or all.",
+            show_default=False,
+        ),
+    ] = None,
+    prefix: Annotated[
+        str, typer.Option(help="Before the statistics' names, where the dataset has columns of these.")
+    ] = "",
     image: Annotated[str | None, typer.Option(help="Which of several images a sample, as image.png.")] = None,
     compile: Annotated[
         bool | None,
@@ -152,6 +163,7 @@ def embed(
     from curator_dask.datasets import ImageTextPairDataset
     from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
     from curator_dask.image.embedders.making import is_transformers, make_embedder
+    from curator_dask.image.statistics import ImageStatistics
     from curator_dask.models.weights import check_name
     from curator_dask.outputs.lock import RunLock
     from curator_dask.rows.image_files import captions_of
@@ -169,6 +181,19 @@ def embed(
             learn_schema(found.shards, source, id_col, options)
         if not is_remote(output):
             RunLock(absolute(output)).check()
+        measure = None
+        if statistics is not None:
+            names = None if statistics == "all" else [name.strip() for name in statistics.split(",")]
+            measure = ImageStatistics(
+                names,
+                prefix=prefix,
+                num_threads_per_worker=threads,
+                decoder=decoder.value,
+                max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+                image_member=image,
+                gray16=gray16,
+                orientation=orientation,
+            )
         embedder = make_embedder(
             model,
             model_dir,
@@ -206,6 +231,7 @@ def embed(
                     nested_json=nested_json,
                     storage_options=options,
                 )
+            dataset = dataset if measure is None else measure(dataset)
             summary = embedder(dataset).save_metadata(
                 output, overwrite=overwrite, drop_failed=drop_failed, **saving
             )

@@ -32,7 +32,7 @@ def curate(
         str,
         typer.Option(
             metavar="FILE.yaml",
-            help="What is done: model, statistics, aesthetic, nsfw, where, duplicates, export.",
+            help="What is done: model, captions, statistics, aesthetic, nsfw, where, duplicates, export.",
         ),
     ],
     overwrite: Annotated[bool, typer.Option(help="Replace what another config has left there.")] = False,
@@ -53,12 +53,14 @@ def curate(
 
     from curator_dask.curation import Recipe
     from curator_dask.curation import curate as do
+    from curator_dask.rows.image_files import captions_of
     from curator_dask.webdataset.finding import find_shards
 
     interrupted = "what was finished is kept, the same command goes on from there"
     with summary_to(json_file) as put, told_plainly(interrupted):
         recipe = Recipe.read(config)
-        find_shards(input_path, options)  # what is wrong should not cost the start of a cluster
+        # What is wrong should not cost the start of a cluster.
+        captions_of(recipe.captions, find_shards(input_path, options, images=recipe.images), recipe.id_col)
         with workers_of(cluster, scheduler_address, scheduler_file, workers):
             summary = do(input_path, output, recipe, overwrite=overwrite, storage_options=options)
         put(summary.to_dict())

@@ -27,6 +27,8 @@ class ExportSummary:
         By clause of the condition, rows that pass it alone, and rows of which it says nothing.
     reasons, examples
         Why samples are missing: how many by kind of reason, and a few of each.
+    errors
+        Of the samples that are kept, those whose row has an ``image_error``, by kind of reason.
     shards, written, skipped
         The new tars, those of them that were written in this call, and those that were finished before.
     failed_shards
@@ -61,6 +63,7 @@ class ExportSummary:
     unknown: dict[str, int] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    errors: Counter[str] = field(default_factory=Counter)
     shards: int = 0
     written: int = 0
     skipped: int = 0
@@ -93,6 +96,7 @@ class ExportSummary:
         self.filtered += report["filtered"]
         self.missing += report["failed"]
         self.fields.update(report["fields"])
+        self.errors.update(report.get("errors", {}))
         for mine, theirs in ((self.passing, report["passing"]), (self.unknown, report["unknown"])):
             for clause, count in theirs.items():
                 mine[clause] = mine.get(clause, 0) + count
@@ -112,6 +116,7 @@ class ExportSummary:
             **own,
             "reasons": dict(self.reasons),
             "fields": dict(self.fields),
+            "errors": dict(self.errors),
             "complete": self.complete,
             **{name: getattr(self.looked_up, name) for name in noticed},
             "versions": installed_versions(),
@@ -134,6 +139,12 @@ class ExportSummary:
         for clause, count in self.passing.items():
             null = f", {self.unknown[clause]} unknown (null)" if self.unknown.get(clause) else ""
             lines.append(f"  {clause}: {count} rows pass{null}")
+        if self.errors:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.errors.most_common())
+            lines.append(
+                f"  {self.errors.total()} of the samples have an image_error ({kinds}):"
+                " where='image_error is null' (--where) leaves them out"
+            )
         for reason, count in self.reasons.most_common():
             lines.append(f"  {count} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
         lines += [f"  tar failed: {name}: {why}" for name, why in list(self.failed_shards.items())[:_FEW]]

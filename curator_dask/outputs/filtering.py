@@ -32,7 +32,7 @@ from curator_dask.rows.best import Cut, check_share
 from curator_dask.rows.where import Where
 from curator_dask.runs.reports import report_frame, report_of
 from curator_dask.runs.settle import file_tasks, run_targets
-from curator_dask.runs.summary import SaveSummary
+from curator_dask.runs.summary import SaveSummary, installed_versions
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, is_remote, join
 from curator_dask.threads import in_threads
@@ -57,6 +57,8 @@ class FilterSummary:
         Where the best rows end, if only these are kept.
     output
         What was written, if anything was.
+    seconds
+        Of this call.
     """
 
     rows: int = 0
@@ -65,11 +67,13 @@ class FilterSummary:
     unknown: dict[str, int] = field(default_factory=dict)
     cut: Cut | None = None
     output: SaveSummary | None = None
+    seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: the attributes, ``output`` as `SaveSummary.to_dict` gives it."""
+        """JSON-able: the attributes, ``output`` as `SaveSummary.to_dict` gives it, and the versions of what ran."""
         output = None if self.output is None else self.output.to_dict()
-        return {**vars(self), "cut": None if self.cut is None else vars(self.cut), "output": output}
+        cut = None if self.cut is None else vars(self.cut)
+        return {**vars(self), "cut": cut, "output": output, "versions": installed_versions()}
 
     def __str__(self) -> str:
         lines = [f"{self.kept:,} of {self.rows:,} rows kept ({_share(self.kept, self.rows)})"]
@@ -153,6 +157,7 @@ def filter_output(
         target = Output(locate(os.fspath(output), options), options, False, overwrite, False)
         check_apart(source.folder, target.folder)
         summary.output = _write(names, FilterFile(chosen, source, target), started, workers)
+    summary.seconds = time.monotonic() - started
     return summary
 
 

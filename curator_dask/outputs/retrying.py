@@ -36,6 +36,7 @@ from curator_dask.outputs.conflicts import describe_difference
 from curator_dask.outputs.failed import find_errors, list_errors, write_failed
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.saving import locate
+from curator_dask.outputs.unchanged import check_unchanged
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import fact_of, without_not_made
 from curator_dask.runs.describing import load_models
@@ -47,9 +48,8 @@ from curator_dask.runs.state import clear_stages
 from curator_dask.runs.step import ScoringStep, SharingStep
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
-from curator_dask.storage import Options, is_remote, join, local_path
+from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
-from curator_dask.webdataset.stamps import stamp
 
 logger = logging.getLogger("curator_dask")
 
@@ -97,7 +97,8 @@ class RetryFile:
         path = join(self.output.folder, f"{name}.parquet")
         folder, options = self.output.folder, self.output.options
         table, record = _read(path, options)
-        _check_shard(path, table, record, self.shard_options)
+        urls = pc.unique(table.column(URL_COLUMN)).to_pylist()
+        check_unchanged(path, urls, record, self.shard_options)
         kept, dropped = table.slice(0, 0), table.slice(0, 0)
         errors_path = find_errors(folder, name, options)
         if errors_path is not None:
@@ -346,25 +347,6 @@ def _without(table: pa.Table, other: pa.Table, id_col: str) -> pa.Table:
     there = set(zip(*(other.column(name).to_pylist() for name in columns), strict=True))
     rows = zip(*(table.column(name).to_pylist() for name in columns), strict=True)
     return table.filter(pa.array([row not in there for row in rows], pa.bool_()))
-
-
-def _check_shard(path: str, table: pa.Table, record: FileRecord, options: Options) -> None:
-    """Raise ShardError where a shard is another than the one that was embedded, as far as that can be told."""
-    shard = record.shard
-    if shard:
-        changed = (
-            [shard["url"]] if shard.get("tar") and vars(stamp(shard["url"], options)) != shard["tar"] else []
-        )
-    elif is_remote(path):
-        changed = []
-    else:  # of mixed partitions it is not written down, but no shard can be younger than the file
-        made = int(stamp(path).version)
-        urls = [url for url in pc.unique(table.column(URL_COLUMN)).to_pylist() if url and not is_remote(url)]
-        changed = [url for url in urls if int(stamp(local_path(url)).version) > made]
-    if changed:
-        raise ShardError(
-            f"{changed[0]}: the shard has changed since it was embedded: run embed again, which makes this file anew"
-        )
 
 
 def _replaced(table: pa.Table, rows: pa.Array, by: pa.Table) -> pa.Table:

@@ -21,19 +21,20 @@ from curator_dask.collector import held_back
 from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import to_array
-from curator_dask.frames.names import URL_COLUMN
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import read_footer, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.export_options import check_boolean
 from curator_dask.outputs.removed import stays
+from curator_dask.outputs.unchanged import check_unchanged
 from curator_dask.rows.ids import exact_ids
 from curator_dask.rows.images import why_missing
 from curator_dask.rows.orphans import remark_orphans
-from curator_dask.rows.reasons import MISSING
+from curator_dask.rows.reasons import MISSING, reasons_in
 from curator_dask.rows.remarks import EXAMPLES, fact_of, noticing, remark
 from curator_dask.rows.where import Where
-from curator_dask.runs.reports import report_frame
+from curator_dask.runs.reports import errors_of, report_frame
 from curator_dask.storage import Options, join
 from curator_dask.webdataset.folders import FolderReader, is_folder_shard
 from curator_dask.webdataset.headers import Member, encoded
@@ -161,9 +162,13 @@ class SelectSamples:
         where = None if self.where is None else Where(self.where)
         named = [*(where.columns(footer.columns) if where else ()), id_col, URL_COLUMN]
         named += [] if self.filter_column is None else [self.filter_column]
+        named += [ERROR_COLUMN] if ERROR_COLUMN in footer.columns else []
         if self.filter_column is not None and self.filter_column not in footer.columns:
             raise ConfigError(f"{path}: has no column {self.filter_column!r} to filter by: {footer.columns}")
         table = read_rows(path, self.source.options, list(dict.fromkeys(named)))
+        if footer.record is not None:
+            urls = pc.unique(table.column(URL_COLUMN)).to_pylist()
+            check_unchanged(path, urls, footer.record, self.shard_options)
         passes, said = self._passing(table, where, footer.columns, path)
         if self.without is not None:
             alone = stays(self.without, *(to_array(table.column(each)) for each in (id_col, URL_COLUMN)))
@@ -176,6 +181,7 @@ class SelectSamples:
         found.look_up(rows.tolist(), ids, chosen.column(URL_COLUMN).to_pylist())
         samples = found.table()
         missing_rows = sum(found.reasons.values())
+        errors = errors_of(table).take(samples.column("row")).drop_null().to_pylist()
         report = {
             "name": name.removesuffix(".parquet"),
             "rows": len(table),
@@ -183,6 +189,7 @@ class SelectSamples:
             "dropped": 0,
             "kept": len(samples),
             "filtered": len(table) - len(rows),
+            "errors": dict(Counter(reasons_in(each)[0].label for each in errors)),
             "reasons": dict(found.reasons),
             "examples": found.examples,
             "fields": dict(found.fields),
