@@ -26,6 +26,7 @@ from curator_dask.image.embedders import TimmImageEmbedder
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.report import making
+from curator_dask.report.atlas import make_atlas
 from curator_dask.report.folder import open_folder
 from curator_dask.report.making import make_report
 from curator_dask.report.mapping import names_of
@@ -385,6 +386,63 @@ def test_duplicates_are_shown_by_groups_the_most_doubtful_first(made):
     pictures = data_of(made / "report.html")["pictures"]
     for number in re.findall(r'data-picture="(-?\d+)"', section):
         assert pictures[int(number)].startswith("data:image/webp")
+
+
+def test_another_program_gets_rows_with_vectors_places_and_pictures(made, tmp_path):
+    """embedding-atlas fails on null and NaN vectors, and takes lists of one length, x and y, images as structs."""
+    shutil.copytree(made / "out", tmp_path / "out")
+    table = pq.read_table(tmp_path / "out/00001.parquet")
+    at, column = table.column_names.index("image_embedding"), table["image_embedding"].to_pylist()
+    column[4][0] = float("nan")
+    broken = table.set_column(at, "image_embedding", pa.array(column, table.schema.field(at).type))
+    pq.write_table(
+        broken.append_column("image", pa.array(["theirs"] * len(table))), tmp_path / "out/00001.parquet"
+    )
+    arguments = [
+        *map(str, ("report", tmp_path / "out", tmp_path / "rows.parquet")),
+        "--open-in",
+        "embedding-atlas",
+    ]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    written, frame = pq.read_table(tmp_path / "rows.parquet"), pq.read_table(tmp_path / "out")
+    good = [
+        row
+        for row, each in enumerate(frame["image_embedding"].to_pylist())
+        if each and np.isfinite(each).all()
+    ]
+    assert len(good) == 57 and "57 rows; 3 without a vector are left out" in done.output
+    for name in ("key", "phash", "order", "image_embedding"):
+        assert written[name].equals(frame[name].take(good))
+    assert written["image_embedding"].null_count == 0 and written["image"].to_pylist().count("theirs") == 19
+    assert np.isfinite([written["projection_x"].to_numpy(), written["projection_y"].to_numpy()]).all()
+    pictures = written["image_"].to_pylist()  # the name was taken
+    assert [each for each, picture in enumerate(pictures) if picture is None] == []
+    with Image.open(io.BytesIO(pictures[written["key"].to_pylist().index("00006")]["bytes"])) as image:
+        assert image.size == (64, 128)
+    said = "--x projection_x --y projection_y --image image_ --text caption"
+    assert f"embedding-atlas {tmp_path / 'rows.parquet'} {said}" in done.output.replace("\n", " ")
+    assert written.schema.metadata is None  # it is no output: a run would take it for its own
+    few = make_atlas(made / "out", tmp_path / "few.parquet", sample=9)
+    assert few.written + few.left_out == 9 and few.command[2:4] == [
+        "--vector",
+        "image_embedding",
+    ]  # too few for a map
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "said"),
+    [
+        ("rows.html", ConfigError, "ends with .parquet"),
+        ("rows.parquet", OutputError, "none of 3 rows has a vector"),
+    ],
+)
+def test_what_another_program_cannot_take_is_said(tmp_path, target, error, said):
+    vectors = pa.nulls(3, pa.list_(pa.float32()))
+    pq.write_table(pa.table({"key": ["a", "b", "c"], "image_embedding": vectors}), tmp_path / "0.parquet")
+    with pytest.raises(error, match=said):
+        make_atlas(tmp_path, tmp_path / target)
+    assert not (tmp_path / target).exists()
 
 
 def test_duplicates_of_other_shards_are_refused(made, tmp_path):

@@ -119,7 +119,7 @@ def make_report(
         )
     started = time.monotonic()
     twins = None if duplicates is None else os.fspath(duplicates)
-    folder, twins = _embeddings_in(locate(os.fspath(path), storage_options), twins)
+    folder, twins = embeddings_in(locate(os.fspath(path), storage_options), twins)
     report = _look(folder, twins, column, sample, run, storage_options)
     text = render(report)
     try:
@@ -134,7 +134,7 @@ def make_report(
     return summary
 
 
-def _embeddings_in(path: str, duplicates: str | None) -> tuple[str, str | None]:
+def embeddings_in(path: str, duplicates: str | None) -> tuple[str, str | None]:
     """Folders of the rows, and of the duplicates; of what ``curate`` wrote those in it.
 
     Raises
