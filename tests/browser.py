@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+WIDE, LAPTOP, NARROW = (
+    {"width": width, "height": height} for width, height in ((1280, 900), (1280, 720), (390, 844))
+)
 
 
 @dataclass

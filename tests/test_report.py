@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from browser import NARROW
+from browser import LAPTOP, NARROW
 from colours import write_tar
 from PIL import Image
 from typer.testing import CliRunner
@@ -26,6 +26,7 @@ from curator_dask.image.embedders import TimmImageEmbedder
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.report import making
+from curator_dask.report.atlas import make_atlas
 from curator_dask.report.folder import open_folder
 from curator_dask.report.making import make_report
 from curator_dask.report.mapping import names_of
@@ -231,6 +232,43 @@ def test_it_fits_a_telephone_and_a_dark_room_and_needs_no_mouse(made, open_page)
     assert {"column-0", "side-0", "value-0", "slider-0"} <= set(reached)
 
 
+@pytest.mark.parametrize("second", [False, True])
+def test_both_sides_of_a_threshold_are_seen_at_once_on_a_laptop(made, open_page, second):
+    page = open_page((made / "report.html").as_uri(), viewport=LAPTOP)
+    if second:
+        page.select_option("#column-1", label="order")
+    page.locator("#overviews button").nth(1).click()
+    top, bottom = page.locator("header").bounding_box()["height"], page.locator("#result").bounding_box()["y"]
+    parts = page.locator("#panels select, #panels input, #panels .histogram, #panels .tile, #kept, #where")
+    boxes = [box for box in (each.bounding_box() for each in parts.all()) if box is not None]
+    assert len(boxes) == (36 if second else 28)  # with six tiles on each side, or ten
+    for box in boxes[:-2]:
+        assert top <= box["y"] and box["y"] + box["height"] <= bottom
+    assert all(box["y"] + box["height"] <= LAPTOP["height"] for box in boxes)
+
+
+def test_names_on_the_map_lie_inside_it_and_not_on_one_another(made, open_page):
+    page = open_page((made / "report.html").as_uri(), viewport=NARROW)
+    page.wait_for_selector("#map-frame[data-ready=yes]")
+    for _ in range(2):
+        x, y, names, frame, widths = page.evaluate("""(() => {
+            const page = Bokeh.documents.at(-1), { x_range, y_range } = page.roots()[0];
+            const { x, y, text } = page.get_model_by_name("labels").data, frame = document.getElementById("map-frame");
+            const pen = document.createElement("canvas").getContext("2d");
+            pen.font = "bold 12px sans-serif";
+            const scale = (range, pixels) => (at) => (at - range.start) * pixels / (range.end - range.start);
+            return [x.map(scale(x_range, frame.clientWidth)), y.map(scale(y_range, frame.clientHeight)), text,
+                frame.clientWidth, text.map((name) => pen.measureText(name).width)];
+        })()""")
+        assert names and names[0].startswith("blue")  # of the largest cluster
+        for one in range(len(names)):
+            assert x[one] >= widths[one] / 2 and x[one] + widths[one] / 2 <= frame
+            for other in range(one):
+                apart = abs(x[one] - x[other]) >= (widths[one] + widths[other]) / 2
+                assert apart or abs(y[one] - y[other]) >= 12
+        page.locator("#clusters button").first.click()
+
+
 def test_of_a_sample_all_rows_are_counted_and_the_page_is_the_same_each_time(made, tmp_path, open_page):
     pages = [tmp_path / "one.html", tmp_path / "two.html"]
     for page in pages:
@@ -350,6 +388,63 @@ def test_duplicates_are_shown_by_groups_the_most_doubtful_first(made):
         assert pictures[int(number)].startswith("data:image/webp")
 
 
+def test_another_program_gets_rows_with_vectors_places_and_pictures(made, tmp_path):
+    """embedding-atlas fails on null and NaN vectors, and takes lists of one length, x and y, images as structs."""
+    shutil.copytree(made / "out", tmp_path / "out")
+    table = pq.read_table(tmp_path / "out/00001.parquet")
+    at, column = table.column_names.index("image_embedding"), table["image_embedding"].to_pylist()
+    column[4][0] = float("nan")
+    broken = table.set_column(at, "image_embedding", pa.array(column, table.schema.field(at).type))
+    pq.write_table(
+        broken.append_column("image", pa.array(["theirs"] * len(table))), tmp_path / "out/00001.parquet"
+    )
+    arguments = [
+        *map(str, ("report", tmp_path / "out", tmp_path / "rows.parquet")),
+        "--open-in",
+        "embedding-atlas",
+    ]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    written, frame = pq.read_table(tmp_path / "rows.parquet"), pq.read_table(tmp_path / "out")
+    good = [
+        row
+        for row, each in enumerate(frame["image_embedding"].to_pylist())
+        if each and np.isfinite(each).all()
+    ]
+    assert len(good) == 57 and "57 rows; 3 without a vector are left out" in done.output
+    for name in ("key", "phash", "order", "image_embedding"):
+        assert written[name].equals(frame[name].take(good))
+    assert written["image_embedding"].null_count == 0 and written["image"].to_pylist().count("theirs") == 19
+    assert np.isfinite([written["projection_x"].to_numpy(), written["projection_y"].to_numpy()]).all()
+    pictures = written["image_"].to_pylist()  # the name was taken
+    assert [each for each, picture in enumerate(pictures) if picture is None] == []
+    with Image.open(io.BytesIO(pictures[written["key"].to_pylist().index("00006")]["bytes"])) as image:
+        assert image.size == (64, 128)
+    said = "--x projection_x --y projection_y --image image_ --text caption"
+    assert f"embedding-atlas {tmp_path / 'rows.parquet'} {said}" in done.output.replace("\n", " ")
+    assert written.schema.metadata is None  # it is no output: a run would take it for its own
+    few = make_atlas(made / "out", tmp_path / "few.parquet", sample=9)
+    assert few.written + few.left_out == 9 and few.command[2:4] == [
+        "--vector",
+        "image_embedding",
+    ]  # too few for a map
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "said"),
+    [
+        ("rows.html", ConfigError, "ends with .parquet"),
+        ("rows.parquet", OutputError, "none of 3 rows has a vector"),
+    ],
+)
+def test_what_another_program_cannot_take_is_said(tmp_path, target, error, said):
+    vectors = pa.nulls(3, pa.list_(pa.float32()))
+    pq.write_table(pa.table({"key": ["a", "b", "c"], "image_embedding": vectors}), tmp_path / "0.parquet")
+    with pytest.raises(error, match=said):
+        make_atlas(tmp_path, tmp_path / target)
+    assert not (tmp_path / target).exists()
+
+
 def test_duplicates_of_other_shards_are_refused(made, tmp_path):
     table = pq.read_table(made / "duplicates" / "duplicates.parquet")
     moved = table.set_column(1, "__url__", pa.array(["/elsewhere/0.tar"] * len(table)))
@@ -453,6 +548,53 @@ def test_keys_that_are_numbers_find_their_pictures_and_a_page_has_its_limit(tmp_
     monkeypatch.setattr(making, "LIMIT", whole.size - 5000)
     less = make_report(tmp_path, tmp_path / "page.html")
     assert 0 < less.pictures < 30 and less.size <= whole.size - 5000
+
+
+def test_what_has_no_threshold_and_vectors_that_are_not_finite_are_said(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(40, 4)).astype(np.float32)
+    vectors[3, 1], vectors[4, 0] = np.nan, np.inf
+    column = pa.array(
+        [None if row == 9 else list(each) for row, each in enumerate(vectors)], pa.list_(pa.float32())
+    )
+    numbers = {f"score_{each:02d}": rng.normal(size=40) for each in range(26)}
+    odd = {"seed": [1 << 60, *range(39)], "same": [7] * 40, "none": pa.nulls(40, pa.float32())}
+    table = pa.table({"key": range(40), **odd, **numbers, "image_embedding": column})
+    pq.write_table(table, tmp_path / "0.parquet")
+    make_report(tmp_path, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert flow_of(text)[2:] == [
+        ("without a vector", "1"),
+        ("vector not finite", "2"),
+        ("with a vector", "37"),
+    ]
+    said = dict(re.findall(r'<th scope="row">(\w+)</th>.+<td>no threshold: (.+)</td></tr>', text))
+    assert said == {
+        "seed": "values beyond 2⁵³, as hashes and ids have",
+        "same": "one value alone",
+        "none": "no value",
+        "score_24": "the page takes 24 columns",
+        "score_25": "the page takes 24 columns",
+    }
+    monkeypatch.setattr(making, "LIMIT", len(text.encode()) + 500)
+    make_report(tmp_path, tmp_path / "page.html")
+    less = (tmp_path / "page.html").read_text()
+    assert 0 < len(data_of(tmp_path / "page.html")["measures"]) < 24 and "the page has no room for it" in less
+
+
+def test_an_output_without_rows_has_a_page_that_says_so(tmp_path, in_this_process, open_page):
+    (tmp_path / "data").mkdir()
+    write_photographs(tmp_path / "data")
+    dataset = ImageTextPairDataset.from_webdataset(str(tmp_path / "data" / "00000.tar"), id_col="key")
+    dataset = TimmImageEmbedder("test_vit", pretrained=False)(dataset.filter('"order" > 9'))
+    dataset.save_metadata(tmp_path / "out")
+    assert make_report(tmp_path / "out", tmp_path / "page.html").rows == 0
+    page = open_page((tmp_path / "page.html").as_uri())
+    assert page.inner_text(".note") == "This output has no rows: none of those that went in is left."
+    assert flow_of((tmp_path / "page.html").read_text())[:2] == [
+        ("rows in", "20"),
+        ("left out by filters", "20"),
+    ]
 
 
 def test_of_what_curate_wrote_the_embeddings_and_their_duplicates_are_shown(made, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,9 +27,20 @@ from curator_dask.cli.options import (
 _FEW = 32  # files are looked at without a cluster
 
 
+class Program(StrEnum):
+    """What explores embeddings, too."""
+
+    atlas = "embedding-atlas"
+
+
 def report(
     embeddings: Embeddings,
-    page: Annotated[Path, typer.Argument(metavar="PAGE", help="The file to write, such as report.html.")],
+    page: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PAGE", help="The file to write, such as report.html; with --open-in, rows.parquet."
+        ),
+    ],
     duplicates: Annotated[
         str | None,
         typer.Option(metavar="FOLDER", help="What dedup wrote: groups of duplicates.", show_default=False),
@@ -45,6 +57,13 @@ def report(
         typer.Option(
             metavar="FILE",
             help="What embed --json FILE wrote: the page shows its time and versions.",
+            show_default=False,
+        ),
+    ] = None,
+    open_in: Annotated[
+        Program | None,
+        typer.Option(
+            help="Write no page, but a Parquet file that this program takes, and say the command that opens it.",
             show_default=False,
         ),
     ] = None,
@@ -65,8 +84,13 @@ def report(
 
     from curator_dask.outputs.failed import output_files
     from curator_dask.outputs.saving import locate
+    from curator_dask.report.atlas import make_atlas
     from curator_dask.report.making import make_report, read_run
 
+    if open_in is not None and (duplicates or summary):
+        raise typer.BadParameter(
+            "a file for another program has neither --duplicates nor --summary", param_hint="--open-in"
+        )
     with summary_to(json_file) as put, told_plainly("nothing was written"):
         run = None if summary is None else read_run(summary)
         few = len(output_files(locate(embeddings, options), options)) <= _FEW
@@ -75,6 +99,13 @@ def report(
         else:
             place = workers_of(cluster, scheduler_address, scheduler_file, workers)
         with place:
+            if open_in is not None:
+                put(
+                    make_atlas(
+                        embeddings, page, column=column, sample=sample, storage_options=options
+                    ).to_dict()
+                )
+                return
             done = make_report(
                 embeddings,
                 page,

@@ -27,7 +27,7 @@ class Report:
     head
         Of the page.
     measures, others
-        Columns that have thresholds, and those that are too many.
+        Columns that have thresholds, and why other columns of numbers have none.
     pictures
         All of the page.
     map
@@ -42,7 +42,7 @@ class Report:
     look: Look
     head: Head
     measures: list[Measure] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
+    others: dict[str, str] = field(default_factory=dict)
     pictures: Pictures = field(default_factory=Pictures)
     map: Map = field(default_factory=Map)
     twins: Twins | None = None

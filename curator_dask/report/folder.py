@@ -124,8 +124,6 @@ def open_folder(path: str, column: str | None, options: Options) -> Folder:
         raise OutputError(f"{path}: has no column {column!r} of vectors; those it has are {lists} (--column)")
     preferred = [name for name in lists if name == EMBEDDING_COLUMN]
     folder.vectors = column or next(iter([*preferred, *lists]), None)
-    if not folder.rows:
-        raise OutputError(f"{path}: its files have no rows")
     return folder
 
 

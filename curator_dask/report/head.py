@@ -82,8 +82,11 @@ def _count(head: Head, folder: Folder, look: Look, aside: Look, filtered: int) -
         head.flow.append(("-", "failed, set aside", beside, "in the folder beside the output, .errors"))
     head.flow.append(("=", "rows of the output", rows, f"in {_count_of(len(folder.files), 'file')}"))
     if folder.vectors is not None:
-        head.flow.append(("-", "without a vector", rows - look.valid, "why: see failures"))
-        head.flow.append(("=", "with a vector", look.valid, f"{look.valid / rows:.1%} of the output"))
+        head.flow.append(("-", "without a vector", rows - look.valid - look.broken, "why: see failures"))
+        if look.broken:
+            head.flow.append(("-", "vector not finite", look.broken, "NaN or infinite values in it"))
+        share = f"{look.valid / rows:.1%} of the output" if rows else ""
+        head.flow.append(("=", "with a vector", look.valid, share))
 
 
 def _origin(folder: Folder) -> list[tuple[str, str]]:

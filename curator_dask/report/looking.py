@@ -38,8 +38,8 @@ class Look:
 
     Attributes
     ----------
-    valid
-        Rows with a vector.
+    valid, broken
+        Rows with a vector, and those whose vector has a value that is not finite.
     reasons, examples
         How many rows failed for each reason, and a few of them.
     known, low, high
@@ -49,6 +49,7 @@ class Look:
     """
 
     valid: int = 0
+    broken: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[Failure]] = field(default_factory=dict)
     known: Counter[str] = field(default_factory=Counter)
@@ -59,6 +60,7 @@ class Look:
     def add(self, other: Look) -> None:
         """Count another file's, but for its rows."""
         self.valid += other.valid
+        self.broken += other.broken
         self.reasons.update(other.reasons)
         self.known.update(other.known)
         for reason, some in other.examples.items():
@@ -104,8 +106,11 @@ class LookAt:
         return [*self.numbers, *self.texts, *more]
 
     def _count(self, look: Look, table: pa.Table, id_col: str) -> None:
-        if self.vectors in table.column_names:
-            look.valid += table.num_rows - table.column(self.vectors).null_count
+        if self.vectors is not None and self.vectors in table.column_names:
+            vectors, valid = self._vectors(table)
+            finite = np.isfinite(vectors).all(axis=1)  # zeros where there is none
+            look.valid += int((valid & finite).sum())
+            look.broken += int((~finite).sum())
         for name in self.numbers:
             if name not in table.column_names:
                 continue
@@ -129,13 +134,17 @@ class LookAt:
             errors=column_values(table, ERROR_COLUMN) if ERROR_COLUMN in names else nothing,
         )
         if self.vectors is not None and self.vectors in names:
-            try:
-                found.vectors, found.valid = list_to_matrix(table.column(self.vectors))
-            except ValueError as error:
-                raise OutputError(f"{self.vectors!r}: {error}") from error
+            found.vectors, found.valid = self._vectors(table)
         else:
             found.valid = np.zeros(table.num_rows, bool)
         return found
+
+    def _vectors(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        """float32 (rows, dim) and bool (rows,): where there is one."""
+        try:
+            return list_to_matrix(table.column(self.vectors))
+        except ValueError as error:
+            raise OutputError(f"{self.vectors!r}: {error}") from error
 
 
 def count_failures(look: Look, table: pa.Table, id_col: str) -> None:

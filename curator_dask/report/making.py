@@ -119,7 +119,7 @@ def make_report(
         )
     started = time.monotonic()
     twins = None if duplicates is None else os.fspath(duplicates)
-    folder, twins = _embeddings_in(locate(os.fspath(path), storage_options), twins)
+    folder, twins = embeddings_in(locate(os.fspath(path), storage_options), twins)
     report = _look(folder, twins, column, sample, run, storage_options)
     text = render(report)
     try:
@@ -134,7 +134,7 @@ def make_report(
     return summary
 
 
-def _embeddings_in(path: str, duplicates: str | None) -> tuple[str, str | None]:
+def embeddings_in(path: str, duplicates: str | None) -> tuple[str, str | None]:
     """Folders of the rows, and of the duplicates; of what ``curate`` wrote those in it.
 
     Raises
@@ -187,10 +187,22 @@ def _look(
     look.rows.drop_vectors()
     took("map")
     _want(report)
-    room = LIMIT - len(render(report).encode())  # beside all else that the page has
-    report.pictures.make(max(LIMIT // 10, min(LIMIT // 2, room)), options)
+    room = _make_room(report)
+    report.pictures.make(min(LIMIT // 2, room), options)
     took("pictures")
     return report
+
+
+def _make_room(report: Report) -> int:
+    """Bytes that are left for pictures, beside all else that the page has; the last measures go if they are few."""
+    room = LIMIT - len(render(report).encode())
+    one = 4 * 8 * len(report.look.rows) // 3  # a measure's values, in base64
+    while room < LIMIT // 10 and len(report.measures) > 1:
+        report.others[report.measures.pop().name] = (
+            "the page has no room for it; a smaller --sample makes some"
+        )
+        room += one
+    return max(0, room)
 
 
 def _want(report: Report) -> None:

@@ -1,6 +1,6 @@
 // The map: the plot is Bokeh's; its points, their colours and the card beside the pointer are given to it here.
 
-const NEAR_PIXELS = 14, MEMBERS = 24;
+const NEAR_PIXELS = 14, MEMBERS = 24, LABELS = 12, LINE = 16;
 const SCALE = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]]; // viridis
 const COLOURS = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#86bcb6", "#d37295"];
 const NOTHING = "#9aa0a8";
@@ -54,6 +54,26 @@ async function drawMap() {
     ...Object.keys(data.colours).map((name) => make("option", { value: `text:${name}`, textContent: name })));
   colour.addEventListener("change", () => paint(colour.value));
 
+  // Names of clusters, the largest first: as many as fit without one upon another, each whole inside the frame.
+  const members = names.map(() => []);
+  clusters.forEach((cluster, at) => members[cluster].push(at));
+  const middle = (values, some) => Array.from(some, (at) => values[at]).sort((a, b) => a - b)[some.length >> 1];
+  const centres = members.map((some) => [middle(x, some), middle(y, some)]);
+  const pen = document.createElement("canvas").getContext("2d");
+  pen.font = "bold 12px sans-serif";
+  const widths = names.map((name) => pen.measureText(name).width + 8);
+  function label() {
+    const { x_range: across, y_range: up } = figure, wide = frame.clientWidth, high = frame.clientHeight;
+    const perX = wide / (across.end - across.start), perY = high / (up.end - up.start), put = [];
+    for (let each = 0; each < names.length && put.length < LABELS; each++) {
+      const half = widths[each] / 2, [atX, atY] = [(centres[each][0] - across.start) * perX, (centres[each][1] - up.start) * perY];
+      if (atX < 0 || atX > wide || atY < LINE || atY > high - LINE) continue;
+      const moved = Math.min(wide - half, Math.max(half, atX));
+      if (put.every((other) => Math.abs(other.x - moved) > half + other.half || Math.abs(other.y - atY) > LINE)) put.push({ each, x: moved, y: atY, half });
+    }
+    labels.data = { x: put.map((one) => across.start + one.x / perX), y: put.map((one) => up.start + one.y / perY), text: put.map((one) => names[one.each]) };
+  }
+
   // Where it looks
   const whole = { x: [Math.min(...extent(x)), Math.max(...extent(x))], y: [Math.min(...extent(y)), Math.max(...extent(y))] };
   function extent(values) {
@@ -62,7 +82,10 @@ async function drawMap() {
     const margin = 0.08 * (high - low || 1);
     return [low - margin, high + margin];
   }
-  const turn = (range, [start, end]) => range.setv({ start, end });
+  const turn = (range, [start, end]) => {
+    range.setv({ start, end });
+    label();
+  };
   // One unit is as long across as it is upwards.
   function lookAt({ x: across, y: up }) {
     const unit = Math.max((across[1] - across[0]) / frame.clientWidth, (up[1] - up[0]) / frame.clientHeight);
@@ -111,9 +134,6 @@ async function drawMap() {
   figure.on_event("mouseleave", () => { card.hidden = true; });
 
   // Clusters
-  const members = names.map(() => []);
-  clusters.forEach((cluster, at) => members[cluster].push(at));
-  const middle = (values, some) => Array.from(some, (at) => values[at]).sort((a, b) => a - b)[some.length >> 1];
   const list = document.getElementById("clusters"), shownMembers = document.getElementById("members");
   names.forEach((name, cluster) => {
     const button = make("button", { type: "button", "aria-pressed": "false" }, `${name} `, make("span", { className: "faint", textContent: integer.format(members[cluster].length) }));
@@ -127,14 +147,14 @@ async function drawMap() {
     });
     list.append(button);
   });
-  const named = names.map((_, cluster) => cluster).slice(0, 12);
-  labels.data = { x: named.map((each) => middle(x, members[each])), y: named.map((each) => middle(y, members[each])), text: named.map((each) => names[each]) };
   const dark = matchMedia("(prefers-color-scheme: dark)"), ink = () => getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
   const text = page.get_model_by_name("names");
   const inked = () => { text.glyph.text_color = { value: ink() }; };
   dark.addEventListener("change", inked);
   inked();
+  figure.on_event("rangesupdate", label); // the wheel, and dragging
   lookAt(whole);
+  new ResizeObserver(label).observe(frame);
   paint("cluster:");
   frame.dataset.ready = "yes";
 }

@@ -103,15 +103,16 @@ def sql_name(name: str) -> str:
     return f'"{quoted}"'
 
 
-def find_measures(folder: Folder, look: Look) -> tuple[list[Measure], list[str]]:
-    """The columns that a threshold has a meaning for, with steps by the sample; and those that are too many.
-
-    Left out are columns with one value alone, and numbers that are hashes or ids.
-    """
-    found = []
+def find_measures(folder: Folder, look: Look) -> tuple[list[Measure], dict[str, str]]:
+    """The columns that a threshold has a meaning for, with steps by the sample; and why others are left out."""
+    found, others = [], {}
     for name in folder.numbers:
         low, high = look.low.get(name, 0.0), look.high.get(name, 0.0)
-        if low == high or max(abs(low), abs(high)) >= _EXACT:
+        if low == high:
+            others[name] = "one value alone" if name in look.low else "no value"
+            continue
+        if max(abs(low), abs(high)) >= _EXACT:
+            others[name] = "values beyond 2⁵³, as hashes and ids have"
             continue
         kind = folder.types[name]
         sample = look.rows.numbers[name]
@@ -131,7 +132,8 @@ def find_measures(folder: Folder, look: Look) -> tuple[list[Measure], list[str]]
     # What the run has made comes first, before what the dataset had.
     made = {name for record in folder.records for name in (*record.scores, *record.derived)}
     found.sort(key=lambda measure: measure.name not in made)
-    return found[:COLUMNS], [each.name for each in found[COLUMNS:]]
+    others.update({each.name: f"the page takes {COLUMNS} columns" for each in found[COLUMNS:]})
+    return found[:COLUMNS], others
 
 
 def steps_of(sample: np.ndarray, low: float, high: float, whole: bool) -> np.ndarray:
@@ -215,9 +217,6 @@ def count_measures(folder: Folder, measures: Sequence[Measure]) -> None:
         each.heights = np.diff(np.concatenate([[0], below[cut:], [each.known]]))
 
 
-def meanings(names: Sequence[str]) -> dict[str, str]:
-    """By column what its numbers mean, as far as that is known by its name; a prefix does not matter."""
-    found = {
-        name: next((said for own, said in _MEANINGS.items() if name.endswith(own)), "") for name in names
-    }
-    return {name: said for name, said in found.items() if said}
+def meaning_of(name: str) -> str:
+    """What a column's numbers mean, as far as that is known by its name; a prefix does not matter."""
+    return next((said for own, said in _MEANINGS.items() if name.endswith(own)), "")

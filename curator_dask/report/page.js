@@ -28,7 +28,7 @@ for (const measure of data.measures) measure.values = unpack(measure.values);
 // A picture, or why there is none.
 function show(into, number) {
   const source = data.pictures[number] ?? "";
-  if (source.startsWith("data:")) return into.replaceChildren(make("img", { src: source, alt: "", loading: "lazy" }));
+  if (source.startsWith("data:")) return into.replaceChildren(make("img", { src: source, alt: "" }));
   into.classList.add("none");
   into.textContent = source;
 }
@@ -38,14 +38,14 @@ function tile(row, note) {
   show(image, picture[row]);
   const caption = make("figcaption", {}, make("b", { textContent: note }), " ", make("span", { className: "key", textContent: data.keys[row] }));
   if (data.captions[row]) caption.append(make("span", { className: "caption", textContent: data.captions[row] }));
-  return make("figure", { className: "tile", tabIndex: 0, title: data.shards[shard[row]] }, image, caption);
+  return make("figure", { className: "tile", tabIndex: 0, title: `${data.keys[row]} in ${data.shards[shard[row]]}` }, image, caption);
 }
 
 for (const each of document.querySelectorAll("[data-picture]")) show(each.querySelector(".image"), Number(each.dataset.picture));
 
 // Thresholds
 
-const SVG = "http://www.w3.org/2000/svg", WIDTH = 480, NEAR = 8;
+const SVG = "http://www.w3.org/2000/svg", WIDTH = 480, NEAR = 10;
 
 function histogram(measure, height) {
   const svg = document.createElementNS(SVG, "svg"), most = Math.max(...measure.heights), count = measure.heights.length;
@@ -89,8 +89,9 @@ class Panel {
     this.bars = make("div");
     this.out = make("div", { className: "tiles" });
     this.in = make("div", { className: "tiles" });
+    const beside = (said, tiles) => make("div", {}, make("h4", { textContent: said }), tiles);
     this.more = make("div", {}, this.bars, this.slider,
-      make("h4", { textContent: "Just left out" }), this.out, make("h4", { textContent: "Just kept" }), this.in);
+      make("div", { className: "sides" }, beside("Just left out", this.out), beside("Just kept", this.in)));
     this.root = make("div", { className: "panel", role: "group", "aria-label": name },
       make("div", { className: "controls" }, this.column, this.side, this.number, this.count), this.more);
     this.column.addEventListener("change", () => this.choose(Number(this.column.value)));
@@ -107,6 +108,7 @@ class Panel {
     this.column.value = at;
     const used = at >= 0;
     this.more.hidden = this.side.hidden = this.number.hidden = this.count.hidden = !used;
+    this.root.classList.toggle("unused", !used);
     if (!used) return this.changed();
     const measure = this.measure;
     this.slider.max = measure.steps.length - 1;
@@ -136,7 +138,8 @@ class Panel {
       const middle = (measure.bars[bar] + measure.bars[bar + 1]) / 2;
       rect.classList.toggle("in", this.side.value === ">=" ? middle >= this.value : middle <= this.value);
     });
-    this.count.textContent = `${integer.format(this.kept())} rows` + (measure.known < data.rows ? `; ${integer.format(data.rows - measure.known)} have no value, and never pass` : "");
+    const never = measure.known < data.rows ? `; ${integer.format(data.rows - measure.known)} have no value, and never pass` : "";
+    this.count.textContent = `${integer.format(this.kept())} rows${never}` + (measure.meaning ? `; ${measure.meaning}` : "");
     this.look();
     this.changed();
   }
@@ -180,17 +183,17 @@ function nearest(sorted, value) {
 
 function explore() {
   const kept = document.getElementById("kept"), where = document.getElementById("where"), command = document.getElementById("command");
-  const panels = [], buttons = [];
+  const panels = [], buttons = [], both = document.getElementById("panels");
   const changed = () => {
     if (panels.length < 2) return;
     const used = panels.filter((panel) => panel.at >= 0);
     let text = "";
     if (used.length === 2) {
-      let both = 0;
-      for (let row = 0; row < data.sampled; row++) both += panels.every((panel) => panel.passes(row));
-      const share = both / data.sampled, error = 196 * Math.sqrt(share * (1 - share) / data.sampled);
-      text = data.whole ? `${integer.format(both)} of ${integer.format(data.rows)} rows kept (${percent(both, data.rows)})`
-        : `about ${integer.format(Math.round(share * data.rows))} of ${integer.format(data.rows)} rows kept (${percent(both, data.sampled)} ± ${error.toFixed(1)} %), by a sample of ${integer.format(data.sampled)}`;
+      let count = 0;
+      for (let row = 0; row < data.sampled; row++) count += panels.every((panel) => panel.passes(row));
+      const share = count / data.sampled, error = 196 * Math.sqrt(share * (1 - share) / data.sampled);
+      text = data.whole ? `${integer.format(count)} of ${integer.format(data.rows)} rows kept (${percent(count, data.rows)})`
+        : `about ${integer.format(Math.round(share * data.rows))} of ${integer.format(data.rows)} rows kept (${percent(count, data.sampled)} ± ${error.toFixed(1)} %), by a sample of ${integer.format(data.sampled)}`;
     } else {
       const count = used[0].kept();
       text = `${integer.format(count)} of ${integer.format(data.rows)} rows kept (${percent(count, data.rows)})`;
@@ -202,11 +205,14 @@ function explore() {
     buttons.forEach((button, at) => button.setAttribute("aria-pressed", String(used.some((panel) => panel.at === at))));
   };
   for (const number of [0, 1]) panels.push(new Panel(number, changed));
-  document.getElementById("panels").append(...panels.map((panel) => panel.root));
+  both.append(...panels.map((panel) => panel.root));
   data.measures.forEach((measure, at) => {
     const button = make("button", { type: "button" }, make("b", { textContent: measure.name }), histogram(measure, 40),
       make("span", { textContent: `${plain(measure.low)} – ${plain(measure.high)}` }));
-    button.addEventListener("click", () => panels[0].choose(at));
+    button.addEventListener("click", () => {
+      panels[0].choose(at);
+      both.scrollIntoView();
+    });
     buttons.push(button);
   });
   document.getElementById("overviews").append(...buttons);

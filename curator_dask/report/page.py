@@ -17,7 +17,7 @@ from bokeh.resources import Resources
 
 from curator_dask import __version__
 from curator_dask.report.contents import Report
-from curator_dask.report.measures import Measure, meanings
+from curator_dask.report.measures import COLUMNS, Measure, meaning_of
 
 _HERE = files("curator_dask.report")
 _LIBRARY = Resources(mode="inline", minified=True, components=["bokeh", "bokeh-gl"])
@@ -43,7 +43,6 @@ def render(report: Report) -> str:
         captions={
             (url, str(key)): text for url, key, text in zip(rows.urls, rows.keys, rows.captions, strict=True)
         },
-        meanings=meanings([measure.name for measure in report.measures]),
         data=payload(report),
         style=_read("page.css"),
         script="\n".join(_read(name) for name in ("page.js", "map.js")),
@@ -56,6 +55,7 @@ def payload(report: Report) -> dict[str, Any]:
     """What the page's script works with; JSON-able."""
     rows, pictures = report.look.rows, report.pictures
     numbers = [pictures.places.get(row, -1) for row in zip(rows.urls, map(str, rows.keys), strict=True)]
+    categories = [name for name, texts in rows.texts.items() if _is_category(texts)]
     shards = {url: number for number, url in enumerate(dict.fromkeys(rows.urls))}
     return {
         "output": report.folder.path,
@@ -74,7 +74,7 @@ def payload(report: Report) -> dict[str, Any]:
         "pictures": pictures.made,
         "picture": packed(numbers, "int32"),
         "map": None if report.map.lacking else _map(report),
-        "colours": {name: _categories(texts) for name, texts in rows.texts.items() if _is_category(texts)},
+        "colours": {name: _categories(rows.texts[name]) for name in categories[:COLUMNS]},
     }
 
 
@@ -85,6 +85,7 @@ def _measure(report: Report, measure: Measure) -> dict[str, Any]:
     return {
         "name": measure.name,
         "sql": measure.sql,
+        "meaning": meaning_of(measure.name),
         "single": measure.is_single,
         "whole": measure.is_whole,
         "known": measure.known,
@@ -178,6 +179,8 @@ def _columns(report: Report) -> list[dict[str, Any]]:
         if measure is not None:
             low, middle, high = (short_number(each) for each in (measure.low, measure.middle, measure.high))
             text = f"{low} to {high}, median {middle}"
+        elif name in report.others:
+            text = f"no threshold: {report.others[name]}"
         elif name in look.rows.texts:
             known = [each for each in look.rows.texts[name] if each is not None]
             of = "" if len(look.rows) == folder.rows else f" in {len(look.rows):,} rows"
@@ -186,7 +189,7 @@ def _columns(report: Report) -> list[dict[str, Any]]:
             )
         nulls = folder.nulls.get(name)
         if name == folder.vectors:
-            nulls = folder.rows - look.valid
+            nulls = folder.rows - look.valid - look.broken
         lines.append({"name": name, "type": str(kind), "nulls": nulls, "text": text})
     return lines
 
