@@ -64,7 +64,7 @@ def report(
     options = json_object(storage_options, "--storage-options") or None
 
     from curator_dask.outputs.failed import output_files
-    from curator_dask.outputs.saving import locate
+    from curator_dask.outputs.placing import locate
     from curator_dask.report.making import make_report, read_run
 
     with summary_to(json_file) as put, told_plainly("nothing was written"):

@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from curator_dask.frames.parquet import list_parquet, remove_leftovers
+from curator_dask.frames.parquet import list_parquet
 from curator_dask.outputs.conflicts import FORMERLY, check_own_files, find_strays
-from curator_dask.outputs.failed import errors_folder
+from curator_dask.outputs.failed import remove_leftovers_of
 from curator_dask.outputs.keeping import find_kept
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.planning import (
@@ -21,7 +21,7 @@ from curator_dask.outputs.writing import Output, WritePartition
 from curator_dask.runs.lineage import Lineage
 from curator_dask.runs.sink import Job, Plan
 from curator_dask.runs.summary import SaveSummary
-from curator_dask.storage import is_remote, join, remove
+from curator_dask.storage import join, remove
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ParquetSink:
         footers = read_footers(job, there, output)
         kept = find_kept(job, schema, footers, output.in_place, output.options)
         targets = plan_targets(job, output, schema, kept)
-        self._remove_leftovers()
+        remove_leftovers_of(output.folder)
         targets, todo, remarks, reports = find_unfinished(targets, footers, schema, kept, job, output)
         if output.in_place and not output.overwrite:
             check_own_files(job.lineage, targets, schema)
@@ -90,12 +90,7 @@ class ParquetSink:
     def close(self, plan: Plan, summary: SaveSummary) -> None:
         """Remove what dead workers have left, and, when all is written, files of the same rows in other partitions."""
         if plan.todo:
-            self._remove_leftovers()
+            remove_leftovers_of(self.output.folder)
         if not summary.failed_shards:
             for stray in plan.strays:
                 remove(stray, self.output.options)
-
-    def _remove_leftovers(self) -> None:
-        if not is_remote(self.output.folder):
-            remove_leftovers(self.output.folder)
-            remove_leftovers(str(errors_folder(self.output.folder)))

@@ -18,6 +18,7 @@ from curator_dask.frames.parquet import Footer, output_schema, read_footer
 from curator_dask.frames.record import vectors_of
 from curator_dask.outputs.conflicts import FORMERLY, conflict, dataset_of, describe_difference, identity
 from curator_dask.outputs.keeping import Kept, good_columns
+from curator_dask.outputs.unchanged import told_of_finished
 from curator_dask.outputs.writing import Output
 from curator_dask.runs.graph import types_read
 from curator_dask.runs.sink import Job
@@ -173,11 +174,9 @@ def find_unfinished(
         finished = lacking if all(lacking) else finished
     for number, (target, existing) in enumerate(zip(targets, found, strict=True)):
         if existing is not None and finished[number]:
-            record = existing.record
-            remarks.update(record.remarks if record else {})
-            report = record.run_of(columns[0])["report"] if record else None
-            # Of a file whose rows have been tried again it is not known how many failed.
-            reports.append({"rows": existing.rows, "failed": 0, **(report or {}), "name": target.name})
+            noticed, report = told_of_finished(target.name, existing, columns[0])
+            remarks.update(noticed)
+            reports.append(report)
             continue
         todo.append(number)
         if existing is not None:

@@ -34,7 +34,7 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.conflicts import describe_difference
 from curator_dask.outputs.failed import find_errors, list_errors, write_failed
 from curator_dask.outputs.lock import RunLock
-from curator_dask.outputs.saving import locate
+from curator_dask.outputs.placing import locate
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import without_not_made
 from curator_dask.runs.describing import load_models

@@ -19,7 +19,7 @@ from curator_dask.frames.parquet import open_parquet, read_footer
 from curator_dask.image.classifiers.origins import Origin, one_origin
 from curator_dask.models.texts import TextSpec, unit
 from curator_dask.outputs.failed import output_files
-from curator_dask.outputs.saving import locate
+from curator_dask.outputs.placing import locate
 from curator_dask.storage import Options, join
 from curator_dask.text.embedders import TextEmbedder
 from curator_dask.text.pairs import check_together
