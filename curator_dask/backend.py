@@ -10,7 +10,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import itertools
 import os
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -189,6 +191,40 @@ def _cpu_has_bf16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def hardware(device: str) -> str | None:
+    """What computes on this machine, as text: another may round otherwise, or have another reduced precision.
+
+    None where that is not known.
+
+    Parameters
+    ----------
+    device
+        ``"cpu"``, or ``"gpu"``: all GPUs that this process may use.
+    """
+    if device == "gpu":
+        return _gpu_names()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+            lines = list(itertools.takewhile(str.strip, file))  # of the first core
+    except OSError:
+        lines = []
+    kept = [line for line in lines if line.startswith(("model name", "flags", "CPU part", "Features"))]
+    return " ".join([platform.machine(), *kept]) if kept else None
+
+
+def _gpu_names() -> str | None:
+    driver = ctypes.CDLL("libcuda.so.1")
+    version = ctypes.c_int(0)
+    failed = driver.cuDriverGetVersion(ctypes.byref(version))
+    names = [f"driver {version.value}"]
+    for number in range(gpu_count()):
+        device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
+        failed = failed or driver.cuDeviceGet(ctypes.byref(device), number)
+        failed = failed or driver.cuDeviceGetName(name, len(name), device)
+        names.append(name.value.decode(errors="replace"))
+    return None if failed else ", ".join(names)
 
 
 @functools.cache

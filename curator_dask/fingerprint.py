@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from types import CodeType, FunctionType
 from typing import Any
 
-from dask.base import tokenize
-
 
 def code_digest(settings: Any, written: Sequence[Any], others: Sequence[Any] = ()) -> str:
     """Twelve digits of settings and of what classes and functions say, comments and layout left out.
@@ -52,10 +50,16 @@ def _said(value: Any, depth: int = 0) -> Any:
     if isinstance(value, FunctionType):
         return _function(value, depth)
     if hasattr(value, "__array__"):  # NumPy, torch
-        return ("array", str(getattr(value, "dtype", "")), tokenize(value.__array__()))
+        return ("array", str(getattr(value, "dtype", "")), _token(value.__array__()))
     if hasattr(value, "__dict__"):
         return (type(value).__qualname__, _said(vars(value), depth + 1))
-    return tokenize(value)
+    return _token(value)
+
+
+def _token(value: Any) -> str:
+    from dask.base import tokenize  # here: digests of files and arguments need no Dask
+
+    return str(tokenize(value))
 
 
 def _class(kind: type, depth: int) -> Any:

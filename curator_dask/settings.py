@@ -76,7 +76,7 @@ VARIABLES = (STAGE_BYTES, STALL_SECONDS, PATIENCE)
 
 
 def home() -> Path:
-    """Where weights that this package fetches itself are kept: ``CURATOR_DASK_HOME``, else ``~/.curator_dask``."""
+    """Where weights that this package fetches are, and its notes: ``CURATOR_DASK_HOME``, else ``~/.curator_dask``."""
     return Path(os.environ.get("CURATOR_DASK_HOME") or "~/.curator_dask").expanduser().absolute()
 
 

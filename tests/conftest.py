@@ -93,6 +93,14 @@ def as_they_were():
     log.setLevel(level)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def home_of_its_own(tmp_path_factory):
+    """Commands of tests leave their notes in no user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CURATOR_DASK_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def messages_as_they_were():
     """What a command of a test shows (`curator_dask.console`) is not shown by the next test."""

@@ -26,6 +26,7 @@ from safetensors.numpy import save_file
 from curator_dask.errors import ConfigError, WeightsError
 from curator_dask.models import downloads
 from curator_dask.models.hub import CLIP_L14, PINS, Pin, find_beside, find_folder, lacking
+from curator_dask.models.sources import Sources, cached_state
 
 FILES = {"config.json", "preprocessor_config.json", "model.safetensors"}
 CHUNK = 1 << 14
@@ -59,7 +60,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if given else 200)
         digest = hashlib.sha256(data).hexdigest()
         self.send_header("ETag", f'"{digest if name.endswith(".safetensors") else digest[:40]}"')
-        self.send_header("X-Repo-Commit", COMMIT if revision == "main" else revision)
+        self.send_header("X-Repo-Commit", state.commit if revision == "main" else revision)
         if given:
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.send_header("Content-Length", str(len(data) - start))
@@ -97,7 +98,7 @@ class State:
         self.log: list[tuple[str, str, str, str, str]] = []
         self.cuts: dict[str, list[int]] = {}  # by file: bytes after which each answer breaks off
         self.broken = self.breaks_for_good = self.resets = False
-        self.delay = 0.0
+        self.delay, self.commit = 0.0, COMMIT
         self.goes_on = threading.Event()  # what is cut is cut at once; otherwise the answer hangs
         self.goes_on.set()
         self.spoil = lambda name, data: data
@@ -278,6 +279,21 @@ def test_files_are_of_one_commit_and_of_the_revision(server, tmp_path):
     asked = {(name, revision) for _, _, revision, name, _ in server.log}
     assert asked == {("config.json", "main")} | {(name, COMMIT) for name in FILES}
     assert all(revision == COMMIT for command, _, revision, *_ in server.log if command == "GET")
+
+
+def test_weights_of_the_hub_are_those_that_a_load_would_take(server, tmp_path):
+    """The newest state that the hub has, if it is in the cache; the last that was fetched, where it does not answer."""
+    folder = find_folder("someone/clip")
+    here = cached_state("someone/clip", ask=True)
+    assert {Path(path).parent for path in here} == {folder}
+    assert Sources.of("someone/clip", None, None, True).state() == here
+    server.commit = "d" * 40
+    assert cached_state("someone/clip", ask=True) is None
+    assert cached_state(f"someone/clip@{folder.name}", ask=True) == here
+    server.broken = True
+    assert cached_state("someone/clip", ask=True) == here
+    assert cached_state("someone/other", ask=True) is None
+    assert Sources.of("someone/other", None, None, True) is None
 
 
 @pytest.mark.parametrize("into", ["model_dir", "cache"])

@@ -153,7 +153,7 @@ def export(
     from curator_dask.outputs.export_options import ExportOptions
     from curator_dask.outputs.exporting import export_frame, export_output
     from curator_dask.outputs.failed import output_files
-    from curator_dask.outputs.saving import locate
+    from curator_dask.outputs.placing import locate
     from curator_dask.rows.reading import choose_source, learn_schema
     from curator_dask.webdataset.finding import discover_images
     from curator_dask.webdataset.shards import NoTarsError, discover

@@ -83,7 +83,7 @@ def report(
     options = json_object(storage_options, "--storage-options") or None
 
     from curator_dask.outputs.failed import output_files
-    from curator_dask.outputs.saving import locate
+    from curator_dask.outputs.placing import locate
     from curator_dask.report.atlas import make_atlas
     from curator_dask.report.making import make_report, read_run
 

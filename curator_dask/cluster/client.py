@@ -182,8 +182,7 @@ def get_client(
         value = options[name]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigError(f"{name}={value!r}: expected a whole number from 1 up, or None")
-    variable = os.environ.get(backend.DEVICE_VARIABLE, "").lower()
-    device, reason = choose_device(cluster_type, backend.gpu_count(), _missing_gpu_packages(), variable)
+    device, reason = device_of_new_workers(cluster_type)
     check_cluster_kwargs(device, cluster_kwargs, set(inspect.signature(get_client).parameters))
     check_security(security, protocol)
     check_main_guard()
@@ -243,6 +242,12 @@ def get_client(
             _dashboard(client),
         )
     return client
+
+
+def device_of_new_workers(cluster_type: str) -> tuple[str, str]:
+    """What `choose_device` says of this machine."""
+    variable = os.environ.get(backend.DEVICE_VARIABLE, "").lower()
+    return choose_device(cluster_type, backend.gpu_count(), _missing_gpu_packages(), variable)
 
 
 def choose_device(cluster_type: str, gpus: int, missing: list[str], variable: str) -> tuple[str, str]:

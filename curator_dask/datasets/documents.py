@@ -15,7 +15,7 @@ from curator_dask.datasets.meta import worker_backend
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.outputs.failed import output_files
-from curator_dask.outputs.saving import locate
+from curator_dask.outputs.placing import locate
 from curator_dask.runs.graph import map_items
 from curator_dask.storage import Options, join
 

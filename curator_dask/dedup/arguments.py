@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from curator_dask.errors import ConfigError
-from curator_dask.outputs.saving import locate
+from curator_dask.outputs.placing import locate
 from curator_dask.storage import is_remote
 
 #: By which a row goes: it is near one before it, or near one that stays.

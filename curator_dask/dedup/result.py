@@ -26,8 +26,9 @@ from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_footer, without_leftovers, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.lock import RunLock
+from curator_dask.outputs.placing import locate
 from curator_dask.outputs.removed import DUPLICATES as FILE
-from curator_dask.outputs.saving import check_apart, check_writable, locate
+from curator_dask.outputs.saving import check_apart, check_writable
 from curator_dask.storage import Options, is_remote, join
 
 if TYPE_CHECKING:

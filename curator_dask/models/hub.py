@@ -109,6 +109,25 @@ def find_folder(model_name: str, model_dir: str | None = None, check: Check | No
     return _in_folder(target, repository, check)
 
 
+def find_whole(model_name: str, model_dir: str | None = None) -> Path | None:
+    """The folder that `find_folder` finds without fetching anything; None where it would have to.
+
+    Raises
+    ------
+    ConfigError
+        The name is neither a folder nor that of a repository.
+    """
+    if names_folder(model_name):
+        folders = [Path(model_name).expanduser().absolute()]
+    elif model_dir is not None:
+        base = Path(model_dir).expanduser().absolute()
+        folders = [base.joinpath(*model_name.split("/")), base]
+    else:
+        cached = _cached(_Repository.of(model_name))
+        folders = [] if cached is None else [cached]
+    return next((folder for folder in folders if not lacking(folder)), None)
+
+
 def find_beside(model_name: str, model_dir: str | None, folder: Path, names: Sequence[str]) -> None:
     """Fetch further small files of a repository to its weights, where they are not there; a folder is left as it is.
 
@@ -147,6 +166,18 @@ def find_beside(model_name: str, model_dir: str | None, folder: Path, names: Seq
 def names_folder(model_name: str) -> bool:
     """Whether a model's name is a path: of a folder that is there, or one that no repository could have."""
     return model_name.startswith(("/", ".", "~")) or (model_name != "" and Path(model_name).is_dir())
+
+
+def is_transformers(model_name: str) -> bool:
+    """Whether a name is that of a repository, or of a folder whose configuration is transformers'."""
+    if ":" in model_name:  # timm's hf-hub: and local-dir:
+        return False
+    if not names_folder(model_name):
+        return "/" in model_name
+    try:
+        return "model_type" in read_json(Path(model_name).expanduser() / CONFIG)
+    except WeightsError:
+        return False
 
 
 def lacking(folder: Path) -> list[str]:
@@ -296,13 +327,21 @@ def _in_folder(target: Path, repository: _Repository, check: Check | None) -> Pa
     return target
 
 
-def _in_the_cache(repository: _Repository, check: Check | None) -> Path:
-    """The snapshot in huggingface_hub's cache, filled where it is not whole."""
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+def _cached(repository: _Repository) -> Path | None:
+    """The snapshot in huggingface_hub's cache as it is, None where it has no configuration."""
+    from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repository.name, CONFIG, revision=repository.revision)
-    if isinstance(found, str) and not lacking(Path(found).parent):
-        return Path(found).parent
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _in_the_cache(repository: _Repository, check: Check | None) -> Path:
+    """The snapshot in huggingface_hub's cache, filled where it is not whole."""
+    from huggingface_hub import constants, hf_hub_download
+
+    found = _cached(repository)
+    if found is not None and not lacking(found):
+        return found
     with _explained(repository, None):
         files = repository.files(check)
         size = sum(file.size or 0 for file in files)

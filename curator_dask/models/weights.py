@@ -200,6 +200,15 @@ def _architecture_in(model_name: str) -> str:
     return str(config["architecture"])
 
 
+def hub_repository(model_name: str) -> str | None:
+    """The repository of the hub that timm loads a model's weights from; None where they come from elsewhere."""
+    from timm.models import get_pretrained_cfg
+
+    if model_name.startswith(HUB_PREFIXES):
+        return model_name.split(":", 1)[1]
+    return getattr(get_pretrained_cfg(model_name), "hf_hub_id", None) or None
+
+
 def _check_hub(model_name: str) -> None:
     """Fail at once where the hub does not answer and none of the model is cached.
 
@@ -207,12 +216,8 @@ def _check_hub(model_name: str) -> None:
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
-    from timm.models import get_pretrained_cfg
 
-    if model_name.startswith(HUB_PREFIXES):
-        repository = model_name.split(":", 1)[1]
-    else:
-        repository = getattr(get_pretrained_cfg(model_name), "hf_hub_id", None) or ""
+    repository = hub_repository(model_name) or ""
     cached = Path(constants.HF_HUB_CACHE, "models--" + repository.partition("@")[0].replace("/", "--"))
     if not repository or cached.is_dir() or constants.HF_HUB_OFFLINE:
         return

@@ -33,7 +33,8 @@ from curator_dask.frames.parquet import (
 from curator_dask.frames.record import LACKING, TEXTS, FileRecord
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.lock import RunLock
-from curator_dask.outputs.saving import check_writable, locate
+from curator_dask.outputs.placing import locate
+from curator_dask.outputs.saving import check_writable
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import noticing, without_not_made
 from curator_dask.runs.describing import load_models

@@ -39,9 +39,10 @@ from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.packing import NewKeys, PackShard
 from curator_dask.outputs.parquet import ParquetSink
+from curator_dask.outputs.placing import locate
 from curator_dask.outputs.planning import name_of
 from curator_dask.outputs.removed import DUPLICATES, check_removed, check_shards
-from curator_dask.outputs.saving import check_apart, check_writable, locate
+from curator_dask.outputs.saving import check_apart, check_writable
 from curator_dask.outputs.selecting import Folder, SelectSamples
 from curator_dask.outputs.sharding import NewShards, ends_by_bytes, ends_by_count, shuffled
 from curator_dask.outputs.unique_keys import check_keys

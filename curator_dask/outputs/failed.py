@@ -9,7 +9,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from curator_dask.frames.names import ERRORS_SUFFIX
-from curator_dask.frames.parquet import list_parquet, read_record, write_table
+from curator_dask.frames.parquet import list_parquet, read_record, remove_leftovers, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.storage import Options, exists, is_remote, join, remove
 
@@ -21,6 +21,13 @@ def errors_folder(folder: str) -> str | None:
     if is_remote(folder) and "/" not in folder.partition("://")[2]:
         return None
     return f"{folder}{ERRORS_SUFFIX}"
+
+
+def remove_leftovers_of(folder: str) -> None:
+    """Remove what dead workers have left in an output, and beside it; of a store nothing is known."""
+    if not is_remote(folder):
+        remove_leftovers(folder)
+        remove_leftovers(str(errors_folder(folder)))
 
 
 def errors_paths(folder: str, name: str) -> list[str]:

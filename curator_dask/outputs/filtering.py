@@ -26,7 +26,8 @@ from curator_dask.frames.record import FILTERED, FileRecord
 from curator_dask.outputs.choosing import Chosen, count_best, read_rows
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.lock import RunLock
-from curator_dask.outputs.saving import check_apart, check_writable, locate
+from curator_dask.outputs.placing import locate
+from curator_dask.outputs.saving import check_apart, check_writable
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.best import Cut, check_share
 from curator_dask.rows.where import Where

@@ -17,7 +17,7 @@ from curator_dask.frames.names import CAPTION_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import open_parquet, read_footer
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.failed import output_files
-from curator_dask.outputs.saving import locate
+from curator_dask.outputs.placing import locate
 from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
 

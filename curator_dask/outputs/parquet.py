@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from curator_dask.frames.parquet import list_parquet, remove_leftovers
+from curator_dask.frames.parquet import list_parquet
 from curator_dask.outputs.conflicts import FORMERLY, check_own_files, find_strays
-from curator_dask.outputs.failed import errors_folder
+from curator_dask.outputs.failed import remove_leftovers_of
 from curator_dask.outputs.keeping import find_kept
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.planning import (
@@ -23,7 +23,7 @@ from curator_dask.runs.lineage import Lineage
 from curator_dask.runs.sink import Job, Plan
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import LateTargets
-from curator_dask.storage import is_remote, join, remove
+from curator_dask.storage import join, remove
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ParquetSink:
             number: (target, footers[target.path])
             for number, target in zip(numbers, make(numbers), strict=True)
         }
-        self._remove_leftovers()
+        remove_leftovers_of(output.folder)
         known, todo, remarks, reports = find_unfinished(count, existing, schema, kept, job, output)
         targets = LateTargets(count, make, known)
         if output.in_place and not output.overwrite:
@@ -103,12 +103,7 @@ class ParquetSink:
     def close(self, plan: Plan, summary: SaveSummary) -> None:
         """Remove what dead workers have left, and, when all is written, files of the same rows in other partitions."""
         if plan.todo:
-            self._remove_leftovers()
+            remove_leftovers_of(self.output.folder)
         if not summary.failed_shards:
             for stray in plan.strays:
                 remove(stray, self.output.options)
-
-    def _remove_leftovers(self) -> None:
-        if not is_remote(self.output.folder):
-            remove_leftovers(self.output.folder)
-            remove_leftovers(str(errors_folder(self.output.folder)))

@@ -8,10 +8,26 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from curator_dask.errors import OutputError
+from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.parquet import temporary_name
-from curator_dask.storage import Options, is_remote, upload, write_bytes
+from curator_dask.storage import Options, absolute, is_remote, upload, write_bytes
 from curator_dask.webdataset.staging import current_worker
+
+
+def locate(path: str, options: Options) -> str:
+    """Absolute path or URL of an output.
+
+    Raises
+    ------
+    OutputError
+        It is in a store that cannot be opened.
+    """
+    try:
+        return absolute(path, options)
+    except ConfigError:
+        raise
+    except Exception as error:  # fsspec's, of many types: no such store, a package that it needs
+        raise OutputError(f"{path}: fsspec cannot open this store: {error!r}") from error
 
 
 @contextlib.contextmanager

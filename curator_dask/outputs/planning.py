@@ -17,6 +17,7 @@ from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer, output_schema, read_footer
 from curator_dask.frames.record import vectors_of
 from curator_dask.outputs.conflicts import FORMERLY, conflict, dataset_of, describe_difference, identity
+from curator_dask.outputs.finished import told_of_finished
 from curator_dask.outputs.keeping import Kept, good_columns
 from curator_dask.outputs.writing import Output
 from curator_dask.runs.graph import types_read
@@ -187,11 +188,9 @@ def find_unfinished(
         finished = {*existing}
     for number, (target, footer) in existing.items():
         if number in finished:
-            record = footer.record
-            remarks.update(record.remarks if record else {})
-            report = record.run_of(columns[0])["report"] if record else None
-            # Of a file whose rows have been tried again it is not known how many failed.
-            reports.append({"rows": footer.rows, "failed": 0, **(report or {}), "name": target.name})
+            noticed, report = told_of_finished(target.name, footer, columns[0])
+            remarks.update(noticed)
+            reports.append(report)
             continue
         reuse = _reusable(target, footer, job)
         keep = good_columns(kept, replace(target, reuse=reuse), footer, job)

@@ -35,7 +35,7 @@ from curator_dask.frames.record import LACKING, TEXTS, FileRecord, vectors_of
 from curator_dask.outputs.conflicts import describe_difference
 from curator_dask.outputs.failed import find_errors, list_errors, write_failed
 from curator_dask.outputs.lock import RunLock
-from curator_dask.outputs.saving import locate
+from curator_dask.outputs.placing import locate
 from curator_dask.outputs.unchanged import check_unchanged
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import fact_of, without_not_made

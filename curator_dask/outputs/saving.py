@@ -11,12 +11,13 @@ import dask.dataframe as dd
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.outputs.failed import errors_folder
 from curator_dask.outputs.parquet import ParquetSink
+from curator_dask.outputs.placing import locate
 from curator_dask.outputs.writing import Output
 from curator_dask.runs.groups import Layout
 from curator_dask.runs.run import run
 from curator_dask.runs.step import Step
 from curator_dask.runs.summary import SaveSummary
-from curator_dask.storage import Options, absolute, is_remote, local_path
+from curator_dask.storage import Options, is_remote, local_path
 
 
 def save(
@@ -90,22 +91,6 @@ def _output(
         if drop_failed and beside is not None and not Path(beside).exists():
             check_writable(os.path.dirname(beside))  # noqa: PTH120
     return Output(folder, options, folder == own, overwrite, drop_failed)
-
-
-def locate(path: str, options: Options) -> str:
-    """Absolute path or URL of an output.
-
-    Raises
-    ------
-    OutputError
-        It is in a store that cannot be opened.
-    """
-    try:
-        return absolute(path, options)
-    except ConfigError:
-        raise
-    except Exception as error:  # fsspec's, of many types: no such store, a package that it needs
-        raise OutputError(f"{path}: fsspec cannot open this store: {error!r}") from error
 
 
 def check_writable(folder: str) -> None:

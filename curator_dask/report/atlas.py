@@ -21,7 +21,7 @@ from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.names import CAPTION_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import temporary_name
-from curator_dask.outputs.saving import locate
+from curator_dask.outputs.placing import locate
 from curator_dask.report.folder import File, Folder, blocks, open_folder
 from curator_dask.report.looking import pick_rows
 from curator_dask.report.making import MOST, SAMPLE, SEED, embeddings_in

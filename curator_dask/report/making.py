@@ -16,8 +16,8 @@ import numpy as np
 from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.outputs import curated
+from curator_dask.outputs.placing import locate
 from curator_dask.outputs.removed import DUPLICATES
-from curator_dask.outputs.saving import locate
 from curator_dask.report.contents import Report
 from curator_dask.report.folder import open_folder
 from curator_dask.report.head import head_of

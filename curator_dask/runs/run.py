@@ -100,6 +100,7 @@ def run(
                 input_options,
             )
             plan = sink.plan(job)
+            summary.fingerprint = plan.fingerprint
             summary.skipped = len(plan.targets) - len(plan.todo)
             for report in plan.finished:
                 summary.add_finished(report)

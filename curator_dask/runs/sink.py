@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import dask.dataframe as dd
 import pandas as pd
 
+from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.rows.known import KnownVectors
@@ -142,6 +143,11 @@ class Plan:
     remarks: Mapping[str, Any] = field(default_factory=dict)
     strays: Sequence[str] = ()
     finished: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all targets together."""
+        return fingerprint({each.name: each.fingerprint for each in self.targets})
 
 
 @runtime_checkable

@@ -77,6 +77,9 @@ class SaveSummary:
     shards
         By the name of each file, its ``rows``, how many ``failed``, for which ``reasons``, and whether it was finished
         ``before``.
+    fingerprint
+        Of all files together: the same where shards, model, package and arguments are. Empty of a retry, and where
+        columns were added to files that are there.
     """
 
     path: str
@@ -103,6 +106,7 @@ class SaveSummary:
     again: bool = False
     column: str = ""
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    fingerprint: str = ""
 
     @property
     def images_per_second(self) -> float:

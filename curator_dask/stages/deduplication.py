@@ -25,7 +25,8 @@ from curator_dask.dedup.scanning import find_sources
 from curator_dask.errors import ConfigError
 from curator_dask.frames.parquet import without_leftovers
 from curator_dask.outputs.lock import RunLock
-from curator_dask.outputs.saving import check_apart, check_writable, locate
+from curator_dask.outputs.placing import locate
+from curator_dask.outputs.saving import check_apart, check_writable
 from curator_dask.storage import join
 
 __all__ = ["RankingStrategy", "SemanticDeduplicationWorkflow", "WorkflowRunResult"]

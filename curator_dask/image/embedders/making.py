@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from curator_dask.errors import ConfigError, OutputError, WeightsError
+from curator_dask.errors import ConfigError, OutputError
 from curator_dask.image.embedders.base import ImageEmbedder
 from curator_dask.image.embedders.clip import ClipImageEmbedder
 from curator_dask.image.embedders.timm import TimmImageEmbedder
-from curator_dask.models.hub import CONFIG, names_folder, read_json
+from curator_dask.models.hub import is_transformers
 
 #: Arguments of `TimmImageEmbedder` alone: their options, and their values where those are not given.
 _TIMMS_ALONE: dict[str, tuple[str, Any]] = {
@@ -62,18 +61,6 @@ def make_embedder(
             f" model.safetensors is named local-dir:{model}"
         )
     return TimmImageEmbedder(model, **timms, **arguments)
-
-
-def is_transformers(model_name: str) -> bool:
-    """Whether a name is that of a repository, or of a folder whose configuration is transformers'."""
-    if ":" in model_name:  # timm's hf-hub: and local-dir:
-        return False
-    if not names_folder(model_name):
-        return "/" in model_name
-    try:
-        return "model_type" in read_json(Path(model_name).expanduser() / CONFIG)
-    except WeightsError:
-        return False
 
 
 def from_settings(settings: Mapping[str, Any]) -> ImageEmbedder:

@@ -12,7 +12,7 @@ from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.outputs.failed import output_files
-from curator_dask.outputs.saving import locate
+from curator_dask.outputs.placing import locate
 from curator_dask.rows.ids import exact_ids
 from curator_dask.stages.base import Names, ProcessingStage
 from curator_dask.storage import join

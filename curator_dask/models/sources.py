@@ -1,0 +1,130 @@
+"""Which files a model is loaded from, and whether they are still the same: without loading any of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from curator_dask.models.hub import find_whole, is_transformers
+from curator_dask.models.weights import HUB_PREFIXES, LOCAL_PREFIXES
+
+#: Nanoseconds by which clocks of a file's store and of this machine may differ, and in which a file may change twice.
+_CLOCKS = 2_000_000_000
+
+State = Mapping[str, tuple[int, ...]]
+"""By path, what `os.stat` says of a file that tells a changed one: size, times of the last change of its content and
+of itself in nanoseconds, and its number."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the weights and the configuration of a model come from.
+
+    Attributes
+    ----------
+    paths
+        Files, and folders of which every file counts.
+    repository
+        Of the hub, as ``org/repo`` or ``org/repo@revision``, where each load asks for its newest state.
+    asks_timm
+        It comes from the hub, and timm alone knows from which repository.
+    """
+
+    paths: tuple[str, ...] = ()
+    repository: str | None = None
+    asks_timm: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        model: str,
+        model_dir: str | None,
+        checkpoint: str | None,
+        pretrained: bool,
+        others: Iterable[str] = (),
+    ) -> Sources | None:
+        """Those of a model by its name, as ``embed`` takes it; None where they are not all here yet.
+
+        Parameters
+        ----------
+        model, model_dir
+            As `curator_dask.image.embedders.making.make_embedder` takes them.
+        checkpoint, pretrained
+            As `curator_dask.models.weights.create_timm_model` takes them.
+        others
+            Further files that count.
+        """
+        paths = tuple(_absolute(each) for each in (*others, *([] if checkpoint is None else [checkpoint])))
+        if is_transformers(model):
+            folder = find_whole(model, model_dir)
+            return None if folder is None else cls((str(folder), *paths))
+        place = model.partition(":")[2]
+        if model.startswith(LOCAL_PREFIXES):
+            return cls((_absolute(place), *paths))
+        if model.startswith(HUB_PREFIXES):  # its configuration is there, whatever the weights are
+            return cls(paths, place)
+        if os.environ.get(
+            "TIMM_USE_OLD_CACHE"
+        ):  # weights from before the hub, which another process may fetch anew
+            return None
+        return cls(paths, asks_timm=pretrained and checkpoint is None)
+
+    def state(self) -> State | None:
+        """Of the files of `paths`; None where one is not there."""
+        return _state(self.paths)
+
+
+def cached_state(repository: str, ask: bool) -> State | None:
+    """Of the files of a repository that the hub's cache has; None where it has none of its newest state.
+
+    Parameters
+    ----------
+    repository
+        ``org/repo`` or ``org/repo@revision``.
+    ask
+        The hub which state is its newest, as a load does; where that does not answer, or is not asked, it is the one
+        that was fetched last.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+
+    name, _, revision = repository.partition("@")
+    revision = revision or constants.DEFAULT_REVISION
+    cached = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}")
+    commit: str | None = None
+    if ask and not constants.HF_HUB_OFFLINE:
+        try:
+            url = hf_hub_url(name, constants.CONFIG_NAME, revision=revision)
+            commit = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT).commit_hash
+        except Exception:  # of many types: then a load takes what is in the cache, too
+            commit = None
+    if commit is None:
+        try:
+            commit = (cached / "refs" / revision).read_text(encoding="utf-8").strip()
+        except OSError:  # a commit has no file of its own there
+            commit = revision
+    snapshot = cached / "snapshots" / commit
+    return _state((str(snapshot),)) if snapshot.is_dir() else None
+
+
+def changed_since(state: State, started: int) -> bool:
+    """Whether a file may have changed since a time in nanoseconds: by its times, which a copy may set, or its own."""
+    return any(max(written, changed) > started - _CLOCKS for _, written, changed, _ in state.values())
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _state(paths: Iterable[str]) -> State | None:
+    found: dict[str, tuple[int, ...]] = {}
+    try:
+        for path in paths:
+            files = sorted(each.path for each in os.scandir(path)) if os.path.isdir(path) else [path]  # noqa: PTH112
+            for file in files:
+                seen = os.stat(file)  # noqa: PTH116
+                found[file] = (seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino)
+    except OSError:
+        return None
+    return found
