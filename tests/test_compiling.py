@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 
 from curator_dask.errors import ConfigError
 from curator_dask.image.embedders import TimmImageEmbedder
-from curator_dask.models import compiling
+from curator_dask.models import compiled_files, compiling
 from curator_dask.models.timm import TimmSpec
 
 CNN = "test_byobnet.r160_in1k"
@@ -28,9 +30,17 @@ def pixels() -> torch.Tensor:
     )
 
 
-def encoder(**settings):
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """No folder, so nothing is kept: compiling takes half the time then."""
+    monkeypatch.setenv("CURATOR_DASK_HOME", str(tmp_path))
+    (tmp_path / "compiled").touch()
+    return tmp_path
+
+
+def encoder(model=CNN, **settings):
     torch.manual_seed(0)
-    return TimmSpec(CNN, pretrained=False, autocast=False, **settings).build()
+    return TimmSpec(model, pretrained=False, autocast=False, **settings).build()
 
 
 @needs_compiler
@@ -77,6 +87,56 @@ def test_auto_waits_and_keeps_what_is_faster(pixels, monkeypatch, caplog, faster
     assert made._run.compiled_for == (8 if faster else 0)
     assert "times as fast" in caplog.text and ("not used" in caplog.text) != faster
     np.testing.assert_allclose(made(pixels[:8]), before, atol=1e-5)
+
+
+@needs_compiler
+def test_what_was_compiled_is_taken_from_its_file_by_the_same_model_alone(pixels, home, monkeypatch):
+    (home / "compiled").unlink()
+    some, more = pixels[:4], pixels[:5]
+    first = encoder(compile=True)
+    vectors = first(some)
+
+    monkeypatch.setattr(compiled_files, "make", None)  # what is compiled from now on fails
+    monkeypatch.setattr(compiling, "_compiled", None)
+    monkeypatch.setattr(compiling, "_WORTH_LOADING_AFTER", 0.0)
+    monkeypatch.setattr(compiling, "_LEAST_GAIN", 0.0)
+    for setting in (True, "auto"):
+        again = encoder(compile=setting)
+        np.testing.assert_array_equal(again(some), vectors)
+        assert again._run.compiled_for == 4
+        with torch.inference_mode(), pytest.raises(ValueError, match="compiled for inputs of shape"):
+            again._run._compiled(again.transform.normalize(more))
+
+    def taken(batch=some, model=CNN, factor=1.0):
+        made, plain = encoder(model, compile="auto"), encoder(model, compile=False)
+        for each in (made, plain):
+            with torch.no_grad():
+                next(each.model.parameters()).mul_(factor)
+        np.testing.assert_allclose(made(batch), plain(batch), atol=1e-5)
+        return made._run.compiled_for > 0
+
+    assert taken()
+    assert not taken(more), "for a batch of another size"
+    assert not taken(model="test_resnet.r160_in1k"), "of another model"
+    folder = home / "compiled"
+    (kept,) = folder.iterdir()
+    folder.chmod(0o777)
+    assert not taken(), "that others could have put there"
+    folder.chmod(0o700)
+    assert taken()
+    assert not taken(factor=-1.0), "that gives other vectors"
+    assert not kept.exists()
+
+
+def test_files_that_were_not_used_for_longest_go(home, monkeypatch):
+    folder = home / "several"
+    for number, name in enumerate((".unfinished-old", "old", "new", ".unfinished-new")):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "library").write_bytes(bytes(100))
+        os.utime(folder / name, (time.time() - (0 if "new" in name else 1e6 - number),) * 2)
+    monkeypatch.setattr(compiled_files, "_MOST_BYTES", 150)
+    compiled_files._tidy(folder)
+    assert {each.name for each in folder.iterdir()} == {"new", ".unfinished-new"}
 
 
 def test_no_compiler_costs_a_warning(pixels, monkeypatch, caplog, tmp_path):

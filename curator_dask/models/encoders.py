@@ -195,7 +195,8 @@ class Encoder:
             least_cosine=least,
         )
         if compiles:
-            self._run = CompilingModel(model, source, at_once=compile is True)
+            identity = f"{name} {output} {self.digest}" if owned else None
+            self._run = CompilingModel(model, source, at_once=compile is True, identity=identity)
 
     @property
     def dim(self) -> int:
