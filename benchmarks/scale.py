@@ -14,7 +14,7 @@ Every run is a new family of processes (client with scheduler, workers), after a
   no image is decoded: what is left is finding, planning, the graph, the scheduler, and reading and writing a Parquet
   file of one row. A `save_metadata` without any step would do as well, but would not tell when the first task ran.
   The larger ones, which take long, are run once.
-- ``start``: these again, interrupted as soon as a worker has had its first task, in every round.
+- ``start``: these again, and 1,000,000, interrupted as soon as a worker has had its first task, in every round.
 """
 
 from __future__ import annotations
@@ -249,6 +249,11 @@ def plans_of(options: argparse.Namespace, place: Path) -> Iterator[Plan]:
         yield Plan("no-op", count, max(options.workers), folder)
         if count > _ONCE or options.quick:
             yield Plan("start", count, max(options.workers), folder)
+    for count in options.start:
+        folder = place / f"start-{count}"
+        folder.mkdir()
+        make_tiny_shards(count, folder)
+        yield Plan("start", count, max(options.workers), folder)
 
 
 def measure(plans: Sequence[Plan], repeats: int) -> dict[str, dict[str, Any]]:
@@ -339,6 +344,7 @@ def main(given: list[str] | None = None) -> None:
     arguments.add_argument("--images", type=int, help="photographs, for the fixed cost; default 16384")
     arguments.add_argument("--fixed", type=int, nargs=2, help="shards that they are in; default 16 256")
     arguments.add_argument("--no-op", type=int, nargs="+", help="tiny shards; default 1000 10000 100000")
+    arguments.add_argument("--start", type=int, nargs="*", help="more of these, begun alone; default 1000000")
     arguments.add_argument("--lite0-rate", type=float, default=LITE0_RATE, help="images/s of the real model")
     options = arguments.parse_args(given)
     quick = options.quick
@@ -347,6 +353,8 @@ def main(given: list[str] | None = None) -> None:
     options.images = options.images or (24 if quick else 16384)
     options.fixed = options.fixed or ([2, 6] if quick else [16, 256])
     options.no_op = options.no_op or ([30] if quick else [1_000, 10_000, 100_000])
+    if options.start is None:
+        options.start = [] if quick else [1_000_000]
     if options.device != "cpu" or len(options.shards) < 2 or len({*options.fixed}) < 2:
         raise SystemExit("error: --device cpu, and at least two different numbers of --shards and --fixed")
     if any(options.images % count for count in options.fixed):
@@ -368,6 +376,7 @@ def main(given: list[str] | None = None) -> None:
             "images": options.images,
             "fixed": options.fixed,
             "no_op": options.no_op,
+            "start": options.start,
             "lite0_rate": options.lite0_rate,
             "repeats": repeats,
         },

@@ -21,6 +21,7 @@ from curator_dask.errors import ConfigError, ImageError, OutputError
 from curator_dask.frames.parquet import read_record
 from curator_dask.outputs.parquet import ParquetSink
 from curator_dask.outputs.writing import Output
+from curator_dask.runs import groups, targets
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.settle import write_graph
 from curator_dask.runs.sink import Job
@@ -595,3 +596,41 @@ def test_progress_hears_of_every_image_without_a_cluster(folder, tmp_path, monke
         dataset = dataset.with_metadata(dataset.metadata.repartition(npartitions=2))
     assert dataset.save_metadata(tmp_path / "out").rows == 30
     assert sum(heard) == 30
+
+
+def test_a_shard_is_looked_at_when_its_turn_comes(folder, tmp_path, monkeypatch):
+    """What is known of a shard is of the time when it is handed out, not of that when the run began."""
+    monkeypatch.setattr(groups, "AHEAD", 1)
+    monkeypatch.setattr(targets, "_BLOCK", 1)
+    dataset = ImageTextPairDataset.from_webdataset(folder)
+    later = folder / "00002.tar"
+
+    def change_another(frame):
+        if frame["key"].iloc[0].startswith("00000") and later.stat().st_mtime_ns != 7:
+            os.utime(later, ns=(7, 7))
+        return frame
+
+    frame = dataset.metadata
+    changed = dataset.with_metadata(frame.map_partitions(change_another, meta=frame._meta))
+    changed.save_metadata(tmp_path / "out")
+    assert read_record(str(tmp_path / "out/00002.parquet")).shard["tar"]["version"] == "7"
+    again = changed.save_metadata(tmp_path / "out")
+    assert (again.written, again.skipped) == (0, 3)
+
+
+def test_late_targets_are_made_in_blocks_and_not_kept(monkeypatch):
+    monkeypatch.setattr(targets, "_BLOCK", 10)
+    monkeypatch.setattr(targets, "_BLOCKS", 2)
+    asked = []
+
+    def make(numbers):
+        asked.append([*numbers])
+        return [str(number) for number in numbers]
+
+    late = targets.LateTargets(25, make, {3: "kept"})
+    assert list(late) == ["kept" if number == 3 else str(number) for number in range(25)]
+    assert asked == [[*range(10)], [*range(10, 20)], [*range(20, 25)]]
+    assert (late[-1], late[11], len(asked)) == ("24", "11", 3)
+    assert (late[0], len(asked)) == ("0", 4)  # let go when two others had come
+    with pytest.raises(IndexError):
+        late[25]
