@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner as ClickRunner
 from colours import colour_of, image_of, write_dataset, write_tar
 from PIL import Image
 
@@ -66,7 +69,38 @@ def by_dali(folder):
     return found
 
 
-@pytest.mark.parametrize("reader", [by_us, by_webdataset, by_dali])
+def by_clip_retrieval(folder, image="png"):
+    """clip-retrieval 2.45's reader of what img2dataset writes; to import the package takes its web server."""
+    package = importlib.util.find_spec("clip_retrieval")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("could not find clip_retrieval")
+    path = Path(package.submodule_search_locations[0], "clip_inference", "reader.py")
+    spec = importlib.util.spec_from_file_location("clip_retrieval_reader", path)
+    reader = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reader)
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+    rows = reader.create_webdataset(urls, np.asarray, lambda texts: texts, image_key=image)
+    return {row["image_filename"]: row["text"] for row in rows}
+
+
+def by_energon(folder, image="png"):
+    """megatron-energon 7.4, after its own ``energon prepare``."""
+    energon = pytest.importorskip("megatron.energon")
+    from megatron.energon.tools.prepare import command
+
+    fields = json.dumps({"image": image, "caption": "txt"})
+    options = (
+        "--non-interactive --no-progress --num-workers 1 --split-ratio 1,0,0 --sample-type CaptioningSample"
+    )
+    done = ClickRunner().invoke(command, [str(folder), *options.split(), "--field-map", fields])
+    assert done.exit_code == 0, done.output
+    here = energon.WorkerConfig(rank=0, world_size=1, num_workers=0)
+    plain = {"batch_size": None, "shuffle_buffer_size": None, "max_samples_per_sequence": None}
+    dataset = energon.get_train_dataset(folder, worker_config=here, repeat=False, **plain)
+    return {sample.__key__: sample.caption for sample in energon.get_loader(dataset)}
+
+
+@pytest.mark.parametrize("reader", [by_us, by_webdataset, by_dali, by_clip_retrieval, by_energon])
 def test_what_readers_see(tmp_path, reader):
     write_dataset(tmp_path / "data", 3, 10)
     dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
@@ -140,6 +174,14 @@ def test_hugging_faces_datasets(tmp_path):
     with pytest.raises(ValueError, match="the same types"):
         read("original")
     assert read("portable") == {"a/00": "zero", "b_c/01": "", "with_space": "ü", "d/03": ""}
+
+
+@pytest.mark.parametrize("reader", [by_clip_retrieval, by_energon])
+def test_readers_that_leave_out_what_has_no_caption(tmp_path, reader):
+    dataset = odd_dataset(tmp_path / "data")
+    dataset.to_webdataset(tmp_path / "portable", layout="portable")
+    found = {"a/00": "zero", "b_c/01": "", "with_space": "ü", "d/03": ""}
+    assert reader(tmp_path / "portable", "jpg") == found
 
 
 def test_names_that_would_be_one(tmp_path):

@@ -76,6 +76,15 @@ def folder(tmp_path):
     return tmp_path / "data"
 
 
+def colourfulness(image) -> float:
+    """As Hasler and Süsstrunk write it, of the picture at some 256 pixels."""
+    small = image.reduce(max(1, max(image.size) // 256))
+    red, green, blue = (np.asarray(each, np.float64) for each in small.split())
+    one, other = red - green, (red + green) / 2 - blue
+    spread, mean = np.hypot(one.std(), other.std()), np.hypot(one.mean(), other.mean())
+    return spread + 0.3 * mean
+
+
 def measured(folder, *arguments, **options) -> dict[str, dict]:
     """By key, the row."""
     made = ImageStatistics(*arguments, **options)(ImageTextPairDataset.from_webdataset(folder))
@@ -101,7 +110,8 @@ def test_statistics(folder, decoder):
             False,
         )
         assert (row["grey"], row["image_error"]) == (False, None)
-        assert row["colourfulness"] > 15 and row["border"] < 0.05
+        assert row["colourfulness"] == pytest.approx(colourfulness(image), rel=1e-5)
+        assert row["border"] < 0.05
     wide = photograph("coffee").size
     turned = rows["jpeg"]
     assert (turned["height"], turned["width"], turned["orientation"], turned["format"]) == (*wide, 6, "JPEG")
