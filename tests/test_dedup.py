@@ -177,6 +177,40 @@ def test_vectors_that_cannot_be_compared_are_set_aside(tmp_path, in_this_process
     assert removed_of(tmp_path / "scaled")[1] == {"000024", "000025"}
 
 
+def test_without_a_vector_that_can_be_compared_hashes_alone_find_duplicates(tmp_path, in_this_process):
+    random = np.random.default_rng(12)
+    hashes = hashes_of(random, 300, 60)
+    odd = [None, np.zeros(DIM), np.full(DIM, np.nan), *[None] * 297]
+    keys = [f"{number:05}" for number in random.permutation(300)]
+    write(tmp_path / "vectors", odd, keys, phash=pa.array([int(value) for value in hashes], pa.uint64()))
+    find = SemanticDeduplication(exact={"phash": 3}, keep="hard")
+    summary = find(tmp_path / "vectors").save(tmp_path / "out")
+    table, removed = removed_of(tmp_path / "out")
+    near = np.bitwise_count(hashes[:, None] ^ hashes[None]) <= 3
+    kept = greedy(near, np.argsort(keys), 0.5)
+    assert removed == {keys[row] for row in range(300) if row not in kept} and 0 < len(removed) < 300
+    assert (summary.removed, summary.by) == (len(removed), {"image_embedding": 0, "phash": len(removed)})
+    place = {key: number for number, key in enumerate(keys)}
+    gone = table[~table["kept"]]
+    assert all(near[place[row.id], place[row.duplicate_of]] for row in gone.itertuples())
+    assert gone["similarity"].isna().all() and set(summary.table.values()) == {len(removed)}
+    assert not any(find(tmp_path / "vectors").save(tmp_path / "out").made.values())
+
+
+@pytest.mark.parametrize(
+    "eps", [0.01, 0.2]
+)  # of a crowd, the one's table is a guess upwards, the other's downwards
+def test_the_table_of_eps_is_right_or_says_about(tmp_path, in_this_process, eps):
+    vectors = mixture(np.random.default_rng(13), 1500, spread=0.3)
+    write(tmp_path / "vectors", vectors)
+    summary = SemanticDeduplication(eps=eps, recall=1)(tmp_path / "vectors").save(tmp_path / "out")
+    cosines = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    for said, count in summary.table.items():
+        right = len(vectors) - len(greedy(cosines, range(len(vectors)), float(said)))
+        assert count == right if said not in summary.about else 0.8 * right < count < 1.25 * right, said
+    assert f"{eps:g}" not in summary.about and len(summary.about) > 4
+
+
 @pytest.mark.parametrize(
     ("vectors", "message"),
     [

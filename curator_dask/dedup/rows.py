@@ -44,7 +44,7 @@ class Rows:
     total
         All rows that are not fixed, whatever their vectors.
     dim
-        Length of a vector.
+        Length of a vector; 0 where no row has one.
     """
 
     table: pa.Table
@@ -96,7 +96,7 @@ def gather_rows(scan: Phase, sources: Sequence[Source], path: str) -> Rows:
     said = {name: int(count) for name, count in zip(FAULTS, counts, strict=True)}
     if not total:
         raise OutputError(f"{path}: has no rows")
-    if not said["good"]:
+    if not said["good"] and not sum(map(len, tables)):  # hashes serve where there are no vectors
         why = ", ".join(f"{count} {name}" for name, count in said.items() if count)
         hint = (
             " Vectors that were embedded with normalize_embeddings=False are compared with normalize=True"
@@ -138,7 +138,7 @@ def gather_rows(scan: Phase, sources: Sequence[Source], path: str) -> Rows:
         firsts,
         said,
         total,
-        next(iter(dims)),
+        next(iter(dims), 0),
     )
 
 

@@ -26,7 +26,7 @@ from curator_dask.dedup.pairing import PAIR, Again, Pairs
 from curator_dask.dedup.phases import Phase, run_phase
 from curator_dask.dedup.products import exact_dots
 from curator_dask.dedup.rows import Rows, gather_rows
-from curator_dask.dedup.sampling import SAMPLE, CompareSample, choose_gap, share
+from curator_dask.dedup.sampling import EPS, SAMPLE, CompareSample, choose_gap, share, share_going
 from curator_dask.dedup.scanning import Scan, Source
 from curator_dask.dedup.summary import DedupSummary
 from curator_dask.fingerprint import fingerprint
@@ -101,9 +101,17 @@ class Deduplication:
         fixed = [source.fixed for source in self.sources]
         distinct = self._phase("distinct", scan=scan.folder, names=names, fixed=fixed)
         layout = Layout.of(scan, distinct, names, rows)
-        clusters = self._clusters(layout)
-        eps = self._compared(clusters)
-        pairs, labels, near, centres = self._sample(layout, clusters, eps)
+        if len(rows.carriers):
+            clusters = self._clusters(layout)
+            eps = self._compared(clusters)
+            pairs, labels, near, centres = self._sample(layout, clusters, eps)
+        else:  # hashes alone: there is nothing to cluster
+            eps, self._assigned, self._near = settings.eps, distinct, np.zeros((0, len(EPS)), np.int64)
+            self._numbers = np.zeros(0, np.int64)
+            pairs, labels, near, centres = (
+                np.zeros((0, 4)),
+                *(np.zeros(shape, np.int64) for shape in (0, (0, 2), 0)),
+            )
         order, places = self._order(layout, labels, near, centres)
         self._pairs(order, places, eps)
         self._measure(pairs, labels, near)
@@ -155,7 +163,7 @@ class Deduplication:
         self, layout: Layout, clusters: Phase, eps: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Pairs of the sample; and of each distinct vector its cluster, those near to it, and how near its own is."""
-        phase = self._phase("sample", clusters=clusters.folder, eps=eps)
+        phase = self._phase("sample", clusters=clusters.folder, eps=eps, counts=EPS)
         count = len(self.rows.carriers)
         if not phase.has("numbers.npy"):
             numbers = np.sort(np.random.default_rng(1).choice(count, min(count, SAMPLE), replace=False))
@@ -166,8 +174,7 @@ class Deduplication:
         numbers = phase.load("numbers.npy")
         pairs = np.concatenate([phase.load(f"{name}.npy") for name in layout.names])
         pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-        nearest = np.max([phase.load(f"{name}-nearest.npy") for name in layout.names], axis=0)
-        self._nearest = nearest
+        self._near = np.sum([phase.load(f"{name}-counts.npy") for name in layout.names], axis=0)
         centroids = np.array(clusters.load("centroids.npy"))
         gap = 0.0
         if len(centroids) > 1:
@@ -264,7 +271,7 @@ class Deduplication:
             summary = self.summary
             summary.diameter, summary.diameter_exact = spread(order, dim, groups, len(self.rows.carriers))
         self.summary.pairs = int((found["cosine"] != BY_HASH).sum())
-        self._found = found
+        self._found, self._more = found, more
         self._numbers_of = numbers
         count = len(numbers)
         kept, star, cosine = np.empty(count, bool), np.empty(count, np.int64), np.empty(count)
@@ -320,21 +327,36 @@ class Deduplication:
             at = np.minimum(np.searchsorted(known, wanted), max(0, len(known) - 1))
             compared |= known[at] == wanted if len(known) else False
         self.summary.recall = share(of, compared)
-        self._tabulate()
+        self._tabulate(pairs)
 
-    def _tabulate(self) -> None:
-        rows, found = self.rows, self._found
+    def _tabulate(self, pairs: np.ndarray) -> None:
+        rows, found, least = self.rows, self._found, 1 - self.settings.eps
         free = ~rows.fixed
         ranks = self._ranks[self._numbers_of]
         copies = int((free & (self.ranks != self._ranks[rows.distinct])).sum())
-        by_hash = len(np.unique(found["worse"][found["cosine"] == BY_HASH]))
         # Of each distinct row, whether one that may go is its best.
         going = ranks >= int(rows.fixed.sum())
-        for eps in sorted({0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, self.settings.eps}):
-            if eps <= self.settings.eps:
+        by_components = self.settings.groups == COMPONENTS
+        ordered = not by_components and bool(free.all())
+        own = np.bincount(pairs[pairs[:, 2] >= least, 0].astype(np.int64), minlength=len(self._near))
+        known, removed = (
+            share_going(own, ordered),
+            copies + int((~self.groups.kept[self._numbers_of] & going).sum()),
+        )
+        table: dict[float, int] = {self.settings.eps: removed}
+        about = []
+        for eps, near in zip(EPS, self._near.T, strict=True):
+            sampled = share_going(near, ordered) * len(rows.carriers)
+            if eps < self.settings.eps:
                 groups = self._decide(found[found["cosine"] >= 1 - eps], ranks)
-                count = copies + int((~groups.kept & going).sum())
-            else:
-                near = float((self._nearest >= 1 - eps).mean()) * len(rows.carriers)
-                count = min(rows.total, copies + by_hash + round(near))
-            self.summary.table[f"{eps:g}"] = count
+                table[eps] = copies + int((~groups.kept & going).sum())
+                # Their nearer betters are not written down: how many of them go is not known.
+                if (self._more if by_components else groups.kept & self._more).any():
+                    table[eps] = min(removed, max(table[eps], copies + round(sampled)))
+                    about.append(eps)
+            elif eps > self.settings.eps:
+                more = max(0, round(sampled - known * len(rows.carriers)))
+                table[eps] = min(rows.total, removed + more)
+                about.append(eps)
+        self.summary.table = {f"{eps:g}": table[eps] for eps in sorted(table)}
+        self.summary.about = [f"{eps:g}" for eps in about]

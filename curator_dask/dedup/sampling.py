@@ -14,6 +14,8 @@ from curator_dask.dedup.products import COLUMNS, Block, exact_dots, near, on_dev
 
 #: Rows of the sample.
 SAMPLE = 1024
+#: Of the table that says how many rows would go.
+EPS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
 #: Pairs, of rows that count alike, below which made-up ones help to say how far to look.
 _FEW = 200
 _Z = 1.96  # of an interval of 95 %
@@ -41,12 +43,12 @@ class CompareSample:
     eps: float
 
     def make(self, name: str) -> int:
-        """Write a file's pairs: number in the sample, number of the other, cosine, and its gap; and the nearest."""
+        """Write a file's pairs: number in the sample, number of the other, cosine, and its gap; and by eps how many."""
         numbers = self.phase.load("numbers.npy")
         sample = np.array(self.phase.vectors("sample.vectors", self.layout.dim))
         centroids = np.array(self.clusters.load("centroids.npy"))
         rows = Block(sample)
-        nearest = np.full(len(sample), -1.0)
+        counts = np.zeros((len(sample), len(EPS)), np.int64)
         pairs = [np.zeros((0, 4))]
         here = on_device(centroids)
         of_sample = plain_products(sample, here)
@@ -60,7 +62,10 @@ class CompareSample:
                 own = np.flatnonzero((numbers >= first + start) & (numbers < first + start + found.shape[1]))
                 if len(own):
                     found[own, numbers[own] - first - start] = -1
-                nearest = np.maximum(nearest, found.amax(1).cpu().numpy())
+                few = (found.amax(1) >= 1 - EPS[-1]).nonzero()[:, 0]
+                some, at = found[few], few.cpu().numpy()
+                for number, eps in enumerate(EPS):
+                    counts[at, number] += (some >= 1 - eps).sum(1).cpu().numpy()
                 left, right = near(found, 1 - self.eps - rows.margin)
                 right = right + start
                 cosines = exact_dots(sample[left], vectors[right])
@@ -79,9 +84,23 @@ class CompareSample:
                 )
                 gaps[homes[left] == home] = 0
                 pairs.append(np.column_stack([left, first + right, cosines, np.maximum(gaps, 0)]))
-        self.phase.save(f"{name}-nearest.npy", nearest)
+        self.phase.save(f"{name}-counts.npy", counts)
         self.phase.save(f"{name}.npy", np.concatenate(pairs))
         return seen
+
+
+def share_going(near: np.ndarray, ordered: bool) -> float:
+    """About the share of rows that go.
+
+    Parameters
+    ----------
+    near
+        int (n,): of each row of a sample, how many rows are near it.
+    ordered
+        A row goes for one near it that stays. Of k rows that are all near one another one stays, so each of them goes
+        with a chance of (k - 1) / k; of others more stay. False: each row that has one near it may go.
+    """
+    return float((near / (near + 1) if ordered else near > 0).mean()) if len(near) else 0.0
 
 
 @dataclass(frozen=True)

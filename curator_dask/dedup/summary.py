@@ -38,7 +38,10 @@ class DedupSummary:
     clusters, iterations, converged, filled
         Of k-means, and how many clusters were empty and filled again.
     table
-        By eps, rows that go: exactly up to `eps`. Beyond it at most so many, from the sample.
+        By eps, rows that go.
+    about
+        Of these eps, those that are estimated from the sample: all beyond `eps`, and smaller ones where many rows are
+        near one another, since of a row's betters only the best are written down.
     unknown
         By what decides who stays, rows without a value: they come last.
     made
@@ -64,6 +67,7 @@ class DedupSummary:
     converged: bool = True
     filled: int = 0
     table: dict[str, int] = field(default_factory=dict)
+    about: list[str] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     made: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -111,6 +115,6 @@ class DedupSummary:
         if self.table:
             lines.append("  eps    rows that go")
             for text, count in self.table.items():
-                most = "at most about " if float(text) > self.eps else ""
-                lines.append(f"  {text:<6} {most}{count:,} ({count / max(1, self.rows):.1%})")
+                about = "about " if text in self.about or float(text) > self.eps else ""
+                lines.append(f"  {text:<6} {about}{count:,} ({count / max(1, self.rows):.1%})")
         return "\n".join(lines)

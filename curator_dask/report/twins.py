@@ -69,7 +69,7 @@ class Twins:
     eps
         Of the run; None where the table does not say.
     curve
-        By eps, rows that go; at most so many where it is larger than that of the run.
+        By eps, rows that go, and whether it is about so many, by a sample.
     rows
         That were compared.
     by_hash
@@ -82,7 +82,7 @@ class Twins:
     largest: list[Group] = field(default_factory=list)
     doubtful: list[Group] = field(default_factory=list)
     eps: float | None = None
-    curve: list[tuple[float, int]] = field(default_factory=list)
+    curve: list[tuple[float, int, bool]] = field(default_factory=list)
     rows: int = 0
     by_hash: dict[str, int] = field(default_factory=dict)
 
@@ -138,7 +138,10 @@ def read_twins(path: str, folder: Folder) -> Twins:
         [found[number] for number in largest.tolist()],
         [found[number] for number in doubtful.tolist()],
         said.get("eps"),
-        sorted((float(eps), int(count)) for eps, count in dict(said.get("table", {})).items()),
+        sorted(
+            (float(eps), int(count), eps in said.get("about", ()) or float(eps) > said.get("eps", 1))
+            for eps, count in dict(said.get("table", {})).items()
+        ),
         int(said.get("rows", 0)),
         {name: count for name, count in (said.get("by") or {}).items() if name in hashes and count},
     )
