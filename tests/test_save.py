@@ -18,6 +18,7 @@ import curator_dask
 from curator_dask.cluster.progress import Meter, watch
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, ImageError, OutputError
+from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.parquet import read_record
 from curator_dask.outputs.parquet import ParquetSink
 from curator_dask.outputs.writing import Output
@@ -625,12 +626,18 @@ def test_late_targets_are_made_in_blocks_and_not_kept(monkeypatch):
 
     def make(numbers):
         asked.append([*numbers])
-        return [str(number) for number in numbers]
+        return [target(number) for number in numbers]
 
-    late = targets.LateTargets(25, make, {3: "kept"})
-    assert list(late) == ["kept" if number == 3 else str(number) for number in range(25)]
+    def target(name):
+        return targets.Target(str(name), "", f"print of {name}", None, None, None)
+
+    late = targets.LateTargets(25, make, {3: target("kept")})
+    assert late.fingerprint == ""
+    names = ["kept" if number == 3 else str(number) for number in range(25)]
+    assert [each.name for each in late] == names
+    assert late.fingerprint == fingerprint({name: f"print of {name}" for name in names})
     assert asked == [[*range(10)], [*range(10, 20)], [*range(20, 25)]]
-    assert (late[-1], late[11], len(asked)) == ("24", "11", 3)
-    assert (late[0], len(asked)) == ("0", 4)  # let go when two others had come
+    assert (late[-1].name, late[11].name, len(asked)) == ("24", "11", 3)
+    assert (late[0].name, len(asked)) == ("0", 4)  # let go when two others had come
     with pytest.raises(IndexError):
         late[25]

@@ -100,7 +100,6 @@ def run(
                 input_options,
             )
             plan = sink.plan(job)
-            summary.fingerprint = plan.fingerprint
             summary.skipped = len(plan.targets) - len(plan.todo)
             for report in plan.finished:
                 summary.add_finished(report)
@@ -112,6 +111,7 @@ def run(
                 named: Picked[Named] = Picked(lineage.ranges or plan.targets, plan.todo)
                 run_targets(tasks, client, named, summary, done.__setitem__ if keep_rows else None)
             sink.close(plan, summary)
+            summary.fingerprint = plan.fingerprint
     finally:
         clear_stages(client)
     summary.seconds = time.monotonic() - started

@@ -17,7 +17,7 @@ from curator_dask.rows.known import KnownVectors
 from curator_dask.runs.lineage import Lineage
 from curator_dask.runs.step import ScoringStep, Step
 from curator_dask.runs.summary import SaveSummary
-from curator_dask.runs.targets import Target
+from curator_dask.runs.targets import LateTargets, Target
 from curator_dask.storage import Options
 
 
@@ -146,7 +146,9 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Of all targets together."""
+        """Of all targets together, as they were handed out; empty where some were not, or they are too many."""
+        if isinstance(self.targets, LateTargets):
+            return self.targets.fingerprint
         return fingerprint({each.name: each.fingerprint for each in self.targets})
 
 

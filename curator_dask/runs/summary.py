@@ -78,8 +78,8 @@ class SaveSummary:
         By the name of each file, its ``rows``, how many ``failed``, for which ``reasons``, and whether it was finished
         ``before``.
     fingerprint
-        Of all files together: the same where shards, model, package and arguments are. Empty of a retry, and where
-        columns were added to files that are there.
+        Of all files together: the same where shards, model, package and arguments are. Empty of a retry, of more
+        than 100,000 files, and where columns were added to files that are there.
     """
 
     path: str

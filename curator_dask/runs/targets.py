@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
+from curator_dask.fingerprint import fingerprint
 from curator_dask.storage import join
 
 T = TypeVar("T")
 
 _BLOCK = 1000  # targets that are made at once: whose files a store is asked for side by side
 _BLOCKS = 8  # that are kept
+_REMEMBERED = 100_000  # of so many, at most, the fingerprints are kept
 
 
 @dataclass(frozen=True, slots=True)  # there may be many
@@ -118,13 +120,24 @@ class LateTargets(Sequence[Target]):
     ) -> None:
         self._count, self._make, self._known = count, make, known
         self._blocks: OrderedDict[int, Sequence[Target]] = OrderedDict()
+        self._given: dict[int, tuple[str, str]] = {}
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, number: Any) -> Any:
         number = range(self._count)[number]
-        return self._known.get(number) or self._late(number)
+        target = self._known.get(number) or self._late(number)
+        if self._count <= _REMEMBERED:
+            self._given[number] = target.name, target.fingerprint
+        return target
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all of them together, as they were last given; empty where one was not, or they are too many."""
+        for number, target in self._known.items():
+            self._given.setdefault(number, (target.name, target.fingerprint))
+        return fingerprint(dict(self._given.values())) if len(self._given) == self._count else ""
 
     def _late(self, number: int) -> Target:
         block, place = divmod(number, _BLOCK)
