@@ -18,7 +18,6 @@ from curator_dask.frames.parquet import Footer, output_schema, read_footer
 from curator_dask.frames.record import vectors_of
 from curator_dask.outputs.conflicts import FORMERLY, conflict, dataset_of, describe_difference, identity
 from curator_dask.outputs.keeping import Kept, good_columns
-from curator_dask.outputs.unchanged import told_of_finished
 from curator_dask.outputs.writing import Output
 from curator_dask.runs.graph import types_read
 from curator_dask.runs.sink import Job
@@ -174,7 +173,7 @@ def find_unfinished(
         finished = lacking if all(lacking) else finished
     for number, (target, existing) in enumerate(zip(targets, found, strict=True)):
         if existing is not None and finished[number]:
-            noticed, report = told_of_finished(target.name, existing, columns[0])
+            noticed, report = existing.told(target.name, columns[0])
             remarks.update(noticed)
             reports.append(report)
             continue
