@@ -227,6 +227,26 @@ class Footer(NamedTuple):
         found = {record.run_of(name).get("fingerprint") for name in columns} or {record.fingerprint}
         return found <= {*wanted}
 
+    def told(self, name: str, column: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """What a finished file tells of its shards and of its rows: remarks, and the report of the run that made it.
+
+        Parameters
+        ----------
+        name
+            Of the file.
+        column
+            Of the vectors; empty where there are none.
+        """
+        record = self.record
+        report = record.run_of(column)["report"] if record else None
+        # Of a file whose rows have been tried again it is not known how many failed.
+        return record.remarks if record else {}, {
+            "rows": self.rows,
+            "failed": 0,
+            **(report or {}),
+            "name": name,
+        }
+
 
 def read_footer(path: str, options: Options = None) -> Footer:
     """Look at a file's footer, once; nothing is known of a file that is not there or is no Parquet.

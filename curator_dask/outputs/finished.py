@@ -116,7 +116,7 @@ class Unchanged:
             remove_leftovers_of(self._output)
         summary = SaveSummary(self._output, skipped=len(footers), fingerprint=made)
         for name, footer in footers.items():
-            remarks, report = told_of_finished(name, footer, self._column)
+            remarks, report = footer.told(name, self._column)
             summary.add_remarks(remarks)
             summary.add_finished(report)
         summary.seconds = summary.startup_seconds = time.monotonic() - self._started
@@ -192,27 +192,6 @@ class Unchanged:
             )
         except ShardError:
             return False
-
-
-def told_of_finished(name: str, footer: Footer, column: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """What a finished file tells of its shards and of its rows: remarks, and the report of the run that made it.
-
-    Parameters
-    ----------
-    name, footer
-        Of the file.
-    column
-        Of the vectors; empty where there are none.
-    """
-    record = footer.record
-    report = record.run_of(column)["report"] if record else None
-    # Of a file whose rows have been tried again it is not known how many failed.
-    return record.remarks if record else {}, {
-        "rows": footer.rows,
-        "failed": 0,
-        **(report or {}),
-        "name": name,
-    }
 
 
 def _made(footers: Mapping[str, Footer], column: str) -> str:

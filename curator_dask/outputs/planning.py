@@ -17,7 +17,6 @@ from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer, output_schema, read_footer
 from curator_dask.frames.record import vectors_of
 from curator_dask.outputs.conflicts import FORMERLY, conflict, dataset_of, describe_difference, identity
-from curator_dask.outputs.finished import told_of_finished
 from curator_dask.outputs.keeping import Kept, good_columns
 from curator_dask.outputs.writing import Output
 from curator_dask.runs.graph import types_read
@@ -188,7 +187,7 @@ def find_unfinished(
         finished = {*existing}
     for number, (target, footer) in existing.items():
         if number in finished:
-            noticed, report = told_of_finished(target.name, footer, columns[0])
+            noticed, report = footer.told(target.name, columns[0])
             remarks.update(noticed)
             reports.append(report)
             continue
