@@ -17,9 +17,10 @@ from colours import ColourReader, check_colours, colour_of, members_of, read_out
 import curator_dask
 from curator_dask.cluster.progress import Meter, watch
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import ConfigError, ImageError, OutputError
+from curator_dask.errors import ConfigError, ImageError, OutputError, WeightsError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.parquet import read_record
+from curator_dask.image.embedders import TimmImageEmbedder
 from curator_dask.outputs.parquet import ParquetSink
 from curator_dask.outputs.writing import Output
 from curator_dask.runs import groups, targets
@@ -641,3 +642,14 @@ def test_late_targets_are_made_in_blocks_and_not_kept(monkeypatch):
     assert (late[0].name, len(asked)) == ("0", 4)  # let go when two others had come
     with pytest.raises(IndexError):
         late[25]
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(folder, tmp_path):
+    """A wrong name of a model, say; what was there before stays."""
+    dataset = TimmImageEmbedder(f"local-dir:{tmp_path}/none")(ImageTextPairDataset.from_webdataset(folder))
+    (tmp_path / "there").mkdir()
+    for out in ("new/deep", "there", "there/deep"):
+        with pytest.raises(WeightsError, match="no folder"):
+            dataset.save_metadata(tmp_path / out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "there"]
+    assert not any((tmp_path / "there").iterdir())

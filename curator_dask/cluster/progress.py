@@ -32,7 +32,7 @@ logger = logging.getLogger("curator_dask")
 _RUN = "curator_dask_run"  # the annotation of a task
 # Dask warns that its query planner does not heed annotations: it need not, this one is for `report` alone.
 warnings.filterwarnings("ignore", f"Dask annotations .*{_RUN}")
-_TELL_EVERY = 0.5  # seconds between events of a worker
+_TELL_EVERY = 0.5  # seconds between events of a worker, at least
 _ANNOUNCE_EVERY = 1.0  # seconds between events of a client
 _ANSWER = 5.0  # seconds that the scheduler may take to hear of one
 _watchers: list[Callable[[dict[str, Any]], None]] = []  # of this process, for runs without a cluster
@@ -52,7 +52,8 @@ class _Teller:
     """Adds up what a worker's tasks have done, and tells it twice a second at most.
 
     An event costs about 2 ms of processor time on its way through a worker's, the scheduler's and the client's event
-    loop: one for each shard would be a good part of what a small shard costs besides its images.
+    loop: one for each shard would be a good part of what a small shard costs besides its images. Where there are many
+    workers each tells as seldom as Dask has it say that it is there: hundreds of events a second keep a scheduler busy.
     """
 
     def __init__(self) -> None:
@@ -83,7 +84,8 @@ class _Teller:
             if self._due:
                 return
             self._due = True
-        worker.loop.add_callback(worker.loop.call_later, _TELL_EVERY, self._tell, worker)
+        heartbeat = worker.periodic_callbacks["heartbeat"].callback_time / 1000
+        worker.loop.add_callback(worker.loop.call_later, max(_TELL_EVERY, heartbeat), self._tell, worker)
 
     def _tell(self, worker: Worker) -> None:
         with self._lock:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import dask.dataframe as dd
@@ -17,7 +18,7 @@ from curator_dask.runs.groups import Layout
 from curator_dask.runs.run import run
 from curator_dask.runs.step import Step
 from curator_dask.runs.summary import SaveSummary
-from curator_dask.storage import Options, is_remote, local_path
+from curator_dask.storage import Options, absolute, is_remote, local_path
 
 
 def save(
@@ -38,17 +39,34 @@ def save(
     missing = [name for name in columns or () if name not in frame.columns]
     if missing:
         raise ConfigError(f"columns: no such columns {missing}; the metadata has {list(frame.columns)}")
-    output = _output(root, path, overwrite, drop_failed, input_options, output_options)
-    summary, _ = run(
-        frame,
-        earlier_steps,
-        ParquetSink(output),
-        kept=[name for name in frame.columns if columns is None or name in columns],
-        id_col=id_col,
-        input_options=input_options,
-        layout=layout,
-    )
+    with _no_empty_folder(path):
+        output = _output(root, path, overwrite, drop_failed, input_options, output_options)
+        summary, _ = run(
+            frame,
+            earlier_steps,
+            ParquetSink(output),
+            kept=[name for name in frame.columns if columns is None or name in columns],
+            id_col=id_col,
+            input_options=input_options,
+            layout=layout,
+        )
     return summary
+
+
+@contextlib.contextmanager
+def _no_empty_folder(path: str | None) -> Iterator[None]:
+    """Where the block fails, remove the folders that it has made for an output, if nothing came to be in them."""
+    missing: list[Path] = []
+    if path and not is_remote(path):
+        folder = Path(absolute(path))
+        missing = [each for each in (folder, *folder.parents) if not os.path.exists(each)]  # noqa: PTH110
+    try:
+        yield
+    except BaseException:
+        for each in missing:
+            with contextlib.suppress(OSError):
+                each.rmdir()
+        raise
 
 
 def _output(
