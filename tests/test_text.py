@@ -30,9 +30,10 @@ from curator_dask.errors import ConfigError, DatasetError, OutputError, WeightsE
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.parquet import read_record, write_table
 from curator_dask.frames.record import FileRecord
-from curator_dask.image.classifiers import score_output
+from curator_dask.image.classifiers import HeadClassifier, score_output
 from curator_dask.image.classifiers.origins import Origin
 from curator_dask.image.embedders import ClipImageEmbedder
+from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.clip import ClipSpec
 from curator_dask.models.clip_text import ClipTextSpec
 from curator_dask.models.families import OPENAI_B32, unlike
@@ -45,6 +46,7 @@ from curator_dask.text.again import scorer_from
 from curator_dask.text.pairs import ScorePairs
 from curator_dask.text.search import search
 from curator_dask.text.sheet import draw_sheet
+from curator_dask.webdataset.reader import ShardReader
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -494,6 +496,32 @@ def test_real_sentences(minilm):
     assert (made * own).sum(axis=1).min() > 0.99999
     cat, kitten, car = encoder(["a cat", "a kitten", "a used car"], 3).vectors
     assert cat @ kitten > 0.6 > 0.4 > cat @ car
+
+
+def test_all_that_there_is_in_one_pass(pairs, shards, tmp_path, in_this_process, monkeypatch):
+    """Two image models, texts, their score, heads and statistics: each image is fetched once and decoded once."""
+    fetched, decoded, read, admit = [], [], ShardReader.read, ChunkDecoder.admit
+
+    def count(self, member):
+        fetched.append(member.name)
+        return read(self, member)
+
+    monkeypatch.setattr(ShardReader, "read", count)
+    monkeypatch.setattr(ChunkDecoder, "admit", lambda self, *rest: (decoded.append(1), admit(self, *rest))[1])
+    for name, dim in {"one": 24, "two": 3}.items():
+        torch.save({"weight": torch.ones(1, dim), "bias": torch.zeros(1)}, tmp_path / f"{name}.pth")
+    dataset = ImageStatistics(["format", "phash"])(ImageTextPairDataset.from_webdataset(shards))
+    dataset = ColourReader(image_embedding_column="second")(dataset)
+    dataset = ClipTextEmbedder(pairs["clip"][0])(ClipImageEmbedder(pairs["clip"][0])(dataset))
+    dataset = HeadClassifier(tmp_path / "one.pth", "one")(ClipScore()(dataset))
+    fetched.clear()
+    HeadClassifier(tmp_path / "two.pth", "two", "second")(dataset).save_metadata(tmp_path / "out")
+    images = [name for name in fetched if name.endswith(".jpg")]
+    assert sorted(images) == [f"{shard}{number}.jpg" for shard in range(2) for number in range(4)]
+    assert len(decoded) == len(images)
+    table = pq.read_table(tmp_path / "out")
+    made = {"image_embedding", "second", "text_embedding", "clip_score", "one", "two", "format", "phash"}
+    assert {name: table[name].null_count for name in made} == dict.fromkeys(made, 2) | {"clip_score": 4}
 
 
 def test_a_rerun_with_more_scores_computes_these_alone(pairs, shards, tmp_path, in_this_process, monkeypatch):
