@@ -4,8 +4,8 @@
 
 - ``demo``: the vectors of the demo's photographs, in 50 clusters: where each is compared within its cluster alone, a
   fifth of the pairs is lost.
-- ``crops``: 6,000 crops of the demo's photographs by EfficientNet-Lite0, which are made first, in 58 clusters. These two
-  need ``--demo``, the folder that ``scripts/demo.sh`` writes.
+- ``crops``: 6,000 crops of the demo's photographs by EfficientNet-Lite0, which are made first, in 58 clusters. These
+  two need ``--demo``, the folder that ``scripts/demo.sh`` writes.
 - ``heavy``: a mixture of six clusters of very unequal size, wide ones, with near copies.
 - ``copies``: 1,000 copies to the bit of one vector among the others of such a mixture.
 """
