@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from curator_dask.cli import app
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.dedup import SemanticDeduplication
+from curator_dask.dedup import SemanticDeduplication, pairing
 from curator_dask.dedup.keeping import Keep
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.outputs.export_options import ExportOptions
@@ -146,6 +146,24 @@ def test_rows_with_more_betters_than_are_written_down_find_the_one_that_stays(tm
     assert summary.pairs < 1500 * 64 * 2
     check_promise(table, vectors, keys, 0.07)
     assert removed == {keys[row] for row in range(len(keys)) if row not in kept}
+
+
+def test_a_crowd_of_pairs_does_not_fill_the_memory(tmp_path, in_this_process, monkeypatch):
+    """What is let go early is what would be let go in the end; of the sample's pairs a part is looked at."""
+    vectors = unit(1 + 0.1 * np.random.default_rng(14).normal(size=(700, DIM)))
+    write(tmp_path / "vectors", vectors)
+    find = SemanticDeduplication(eps=0.02, n_clusters=3)
+    whole = find(tmp_path / "vectors").save(tmp_path / "whole")
+    monkeypatch.setattr(pairing, "_HELD", 1000)
+    part = find(tmp_path / "vectors").save(tmp_path / "part")
+    assert pq.read_table(tmp_path / "whole").equals(pq.read_table(tmp_path / "part"))
+    assert part.table == whole.table and part.removed > 300
+    looked = [np.load(file) for file in (tmp_path / "part.work").glob("sample-*/????????????????.npy")]
+    assert len(looked) == 3  # files, each of one block
+    for pairs in looked:
+        counts = np.bincount(pairs[:, 0].astype(int))
+        assert counts.max() == 64 and (counts == 64).mean() > 0.5
+    assert part.recall.value > 0.98
 
 
 def test_a_smaller_eps_compares_nothing_again(tmp_path, in_this_process):

@@ -21,6 +21,7 @@ PAIR = np.dtype([("better", np.int32), ("worse", np.int32), ("cosine", np.float6
 FEW = 64
 _QUERIES = 4096  # rows that a piece compares with a cluster
 _ROWS = 512
+_HELD = 1 << 20  # pairs of a piece, before all but those with the best betters are let go
 _PIECES = 64  # tasks, unless they would be smaller or larger than
 _LEAST, _MOST = 2e7, 1e9  # so many products
 
@@ -138,6 +139,7 @@ class Pairs:
             for part in _parts(rows, _ROWS)
         ]
         full = [np.zeros(len(part), np.int64) for part, _, _ in blocks]
+        held = 0
         for columns in _parts(own, COLUMNS):
             if not any(not within or part[-1] > columns[0] for part, _, within in blocks):
                 continue
@@ -158,6 +160,11 @@ class Pairs:
                 pairs, cut = self._pairs(part, left, columns, right, mine, theirs, ranks, again)
                 found.append(pairs)
                 more.append(cut)
+                held += len(pairs)
+                if held > _HELD:
+                    best, cut = few(np.concatenate(found), ranks, FEW)
+                    found, held = [best], len(best)
+                    more.append(cut)
                 if within:
                     np.add.at(full[at], np.searchsorted(part, pairs["worse"]), 1)
                     more.append(part[full[at] >= FEW].astype(np.int32))

@@ -18,6 +18,8 @@ SAMPLE = 1024
 EPS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
 #: Pairs, of rows that count alike, below which made-up ones help to say how far to look.
 _FEW = 200
+#: Pairs of a row with a block of others that are looked at: of a crowd more say nothing new, and fill the memory.
+_MANY = 64
 _Z = 1.96  # of an interval of 95 %
 
 
@@ -66,7 +68,7 @@ class CompareSample:
                 some, at = found[few], few.cpu().numpy()
                 for number, eps in enumerate(EPS):
                     counts[at, number] += (some >= 1 - eps).sum(1).cpu().numpy()
-                left, right = near(found, 1 - self.eps - rows.margin)
+                left, right = _some(*near(found, 1 - self.eps - rows.margin), first + start)
                 right = right + start
                 cosines = exact_dots(sample[left], vectors[right])
                 good = cosines >= 1 - self.eps
@@ -87,6 +89,18 @@ class CompareSample:
         self.phase.save(f"{name}-counts.npy", counts)
         self.phase.save(f"{name}.npy", np.concatenate(pairs))
         return seen
+
+
+def _some(left: np.ndarray, right: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of a row with very many pairs a random part of them, the same each time."""
+    if not len(left) or np.bincount(left).max() <= _MANY:
+        return left, right
+    order = np.random.default_rng(seed).permutation(len(left))
+    order = order[np.argsort(left[order], kind="stable")]
+    begins = np.flatnonzero(np.diff(left[order], prepend=-1))
+    within = np.arange(len(order)) - np.repeat(begins, np.diff(begins, append=len(order)))
+    kept = np.sort(order[within < _MANY])
+    return left[kept], right[kept]
 
 
 def share_going(near: np.ndarray, ordered: bool) -> float:

@@ -47,7 +47,7 @@ class SemanticDeduplication:
     exact
         Columns by which rows are duplicates too, whatever their vectors: of the same value (``["sha256"]``), or of
         hashes of 64 bits that differ in a few, at most 8 (``{"phash": 4}``). Rows without a vector take part,
-        where others have one.
+        also where none has one.
     groups
         ``"stars"``: every row that goes has a duplicate that stays. ``"components"``: rows that are duplicates of
         duplicates, and so on, are one group, and its best row alone stays; the summary says how far apart two rows of
