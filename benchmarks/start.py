@@ -28,17 +28,19 @@ from pathlib import Path
 Figures = dict[str, dict[str, tuple[float, float]]]
 """By the case and the build, wall and processor seconds."""
 
-_DATASET = "from curator_dask.datasets import ImageTextPairDataset as D; D.from_webdataset({!r})"
 _BARE = {
     "dask": "import dask.dataframe, distributed",
     "worker": "import dask.dataframe, distributed, torch, timm, nvidia.dali.fn",
 }
+CASES = ("finished", "cold", "dataset", *_BARE)
+_DATASET = "from curator_dask.datasets import ImageTextPairDataset as D; D.from_webdataset({!r})"
 
 
 def main(given: list[str] | None = None) -> None:
     """Measure and print."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     arguments.add_argument("builds", nargs=2, help="folders of the two checkouts")
+    arguments.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--images", type=int, default=128)
     arguments.add_argument("--workers", type=int, default=2)
@@ -71,16 +73,22 @@ def main(given: list[str] | None = None) -> None:
             "cold": cold,
             "dataset": dataset,
         }
-        for build in options.builds:  # the outputs are made, and all is in the page cache
+        for build in (
+            options.builds if "finished" in options.cases else ()
+        ):  # the outputs are made, and all is in the page cache
             finished(build)
             finished(build)
         rounds = []
         for number in range(options.rounds):
             figures: Figures = {}
-            for name, run in cases.items():
+            for name in (each for each in options.cases if each in cases):
                 turns = options.builds[:: 1 if number % 2 else -1]
-                figures[name] = {build: run(build) for build in turns}
-            figures |= {name: {"": _timed(".", "-c", script)} for name, script in _BARE.items()}
+                figures[name] = {build: cases[name](build) for build in turns}
+            figures |= {
+                name: {"": _timed(".", "-c", script)}
+                for name, script in _BARE.items()
+                if name in options.cases
+            }
             rounds.append(figures)
             print(f"round {number + 1}: {json.dumps(figures)}", flush=True)
     print(_told(rounds, options.builds))

@@ -12,7 +12,6 @@ import dask.dataframe as dd
 from curator_dask.console import show_in_notebook
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_summary import ExportSummary
-from curator_dask.outputs.exporting import export_frame
 from curator_dask.runs.step import Step
 
 
@@ -102,6 +101,8 @@ class Exportable(ABC):
             Something would be replaced without `overwrite`, or cannot be written.
         """
         show_in_notebook()
+        from curator_dask.outputs.exporting import export_frame  # 20 modules, for those that export
+
         return export_frame(
             self.metadata,
             self.steps,
