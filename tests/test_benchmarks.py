@@ -23,7 +23,9 @@ from benchmarks import (
     export,
     harness,
     loader,
+    one_pass,
     random_clip,
+    scheduler,
 )
 from benchmarks.peers import check, tuning
 from benchmarks.peers import run as peer_run
@@ -367,3 +369,17 @@ def test_dedup(tmp_path):
     assert {"products", "dedup"} <= {*result["cases"]}
     assert result["recall"]["dedup"] >= 0.99
     assert min(result["ratios"]["dedup ÷ products"]["runs"]) > 0
+
+
+@pytest.mark.slow
+def test_one_pass(tmp_path):
+    result = run(one_pass, tmp_path / "pass.json")
+    ways = ("one pass", "one after the other")
+    check_cases(result, [f"{kind}, {way}" for kind in ("null", "real") for way in ways])
+
+
+@pytest.mark.slow
+def test_scheduler(tmp_path):
+    (figures,) = run(scheduler, tmp_path / "scheduler.json")["cases"].values()
+    assert 0 < figures["scheduler_busy"]["median"] < 1
+    assert figures["tasks_a_second"]["median"] > 0

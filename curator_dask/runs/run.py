@@ -10,6 +10,7 @@ from typing import Any
 
 import dask.dataframe as dd
 
+from curator_dask.cluster.package import check_modules
 from curator_dask.cluster.setup import set_up_workers
 from curator_dask.cluster.workers import current_client
 from curator_dask.frames.names import ERROR_COLUMN
@@ -85,6 +86,8 @@ def run(
             columns = {*frame.columns, ERROR_COLUMN}
             earlier = [step for step in earlier_steps if columns >= {*step.columns}]
             steps = {tuple(step.columns): step for step in (*earlier, *lineage.steps)}
+            if client is not None:
+                check_modules(client, (*steps.values(), *lineage.functions))
             function = shard_function(lineage)
             by_shard = function is not None and not (layout and layout.resources)
             # Where shards are few, on as many workers; another that comes to a task loads them then (`Fit`).
