@@ -25,6 +25,7 @@ from benchmarks import (
     loader,
     one_pass,
     random_clip,
+    recall,
     scheduler,
 )
 from benchmarks.peers import check, tuning
@@ -383,3 +384,15 @@ def test_scheduler(tmp_path):
     (figures,) = run(scheduler, tmp_path / "scheduler.json")["cases"].values()
     assert 0 < figures["scheduler_busy"]["median"] < 1
     assert figures["tasks_a_second"]["median"] > 0
+
+
+@pytest.mark.slow
+def test_recall_by_brute_force():
+    found = recall.main(["--quick"])
+    assert [(name, eps) for name, eps, _ in found] == [
+        (name, eps) for name in ("heavy", "copies") for eps in (0.03, 0.1)
+    ]
+    for _, _, one in found:
+        assert one.clusters == 40 and one.pairs > 200
+        assert one.recall >= 0.99 and one.without == 0
+        assert one.removed >= 0.99 * one.greedy > 0
