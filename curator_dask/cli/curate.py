@@ -51,6 +51,7 @@ def curate(
     """
     options = json_object(storage_options, "--storage-options") or None
 
+    from curator_dask.cluster.client import load_ahead
     from curator_dask.curation import Recipe
     from curator_dask.curation import curate as do
     from curator_dask.rows.image_files import captions_of
@@ -61,6 +62,8 @@ def curate(
         recipe = Recipe.read(config)
         # What is wrong should not cost the start of a cluster.
         captions_of(recipe.captions, find_shards(input_path, options, images=recipe.images), recipe.id_col)
+        if not (scheduler_address or scheduler_file):
+            load_ahead(cluster.value, workers)
         with workers_of(cluster, scheduler_address, scheduler_file, workers):
             summary = do(input_path, output, recipe, overwrite=overwrite, storage_options=options)
         put(summary.to_dict())

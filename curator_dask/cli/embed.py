@@ -140,7 +140,7 @@ def embed(
     output_options = json_object(output_storage_options, "--output-storage-options")
     saving: dict[str, Any] = {"storage_options": output_options} if output_storage_options else {}
 
-    from curator_dask.cluster.client import device_of_new_workers
+    from curator_dask.cluster.client import device_of_new_workers, load_ahead
     from curator_dask.models.sources import Sources
     from curator_dask.outputs.finished import Unchanged
     from curator_dask.outputs.lock import RunLock
@@ -150,6 +150,9 @@ def embed(
     from curator_dask.webdataset.finding import find_shards
 
     def run() -> SaveSummary:
+        if not (scheduler_address or scheduler_file):
+            load_ahead(cluster.value, workers)
+
         from curator_dask.datasets import ImageTextPairDataset
         from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
         from curator_dask.image.embedders.making import make_embedder

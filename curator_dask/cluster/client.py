@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curator_dask import backend
+from curator_dask.cluster import forking
 from curator_dask.cluster.dask_settings import SHUFFLE, client_class, hold, open_clients
 from curator_dask.cluster.gpu import gpu_options
 from curator_dask.cluster.local import (
     THREAD_VARIABLES,
     cpu_workers,
+    spawn_environment,
     start_cluster,
 )
 from curator_dask.cluster.main_guard import check_main_guard
@@ -204,22 +206,12 @@ def get_client(
         env = {backend.DEVICE_VARIABLE: "gpu", **user_env}
         torch_threads = ""
     else:
-        from dask.system import CPU_COUNT
-        from distributed.system import MEMORY_LIMIT
-
-        workers, tasks = cpu_workers(n_workers, threads_per_worker, CPU_COUNT, MEMORY_LIMIT)
+        workers, tasks, env = _cpu_workers(n_workers, threads_per_worker, user_env)
         shared |= {"n_workers": workers, "threads_per_worker": tasks}
         if protocol not in ("tcp", "ucx", "ucxx"):  # ucx is for GPUs: left out like the other GPU options
             shared["protocol"] = protocol
-        threads = user_env.get("OMP_NUM_THREADS") or str(max(1, CPU_COUNT // workers))
-        env = {
-            backend.DEVICE_VARIABLE: "cpu",
-            "CUDA_VISIBLE_DEVICES": "",
-            **dict.fromkeys(THREAD_VARIABLES, threads),
-            **user_env,
-        }
         shared["env"] = env
-        torch_threads = f" and {threads} torch threads"
+        torch_threads = f" and {env['OMP_NUM_THREADS']} torch threads"
     for other in open_clients():
         if other.cluster is not None and other.scheduler is not None:
             logger.warning(
@@ -242,6 +234,35 @@ def get_client(
             _dashboard(client),
         )
     return client
+
+
+def load_ahead(cluster_type: str, n_workers: int | None) -> None:
+    """Begin to load what workers embed with; `get_client` with these arguments then has them forked from there.
+
+    For a caller that goes on to other things meanwhile, and is sure to embed. Workers of GPUs are spawned.
+    """
+    if device_of_new_workers(cluster_type)[0] == "cpu":
+        import distributed  # noqa: F401 - its configuration says what environment workers begin with
+
+        forking.begin(spawn_environment(_cpu_workers(n_workers, None, {})[2]))
+
+
+def _cpu_workers(
+    n_workers: int | None, threads_per_worker: int | None, user_env: Mapping[str, str]
+) -> tuple[int, int, dict[str, str]]:
+    """Number of CPU workers, of the tasks that each runs at a time, and their environment."""
+    from dask.system import CPU_COUNT
+    from distributed.system import MEMORY_LIMIT
+
+    workers, tasks = cpu_workers(n_workers, threads_per_worker, CPU_COUNT, MEMORY_LIMIT)
+    threads = user_env.get("OMP_NUM_THREADS") or str(max(1, CPU_COUNT // workers))
+    env = {
+        backend.DEVICE_VARIABLE: "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        **dict.fromkeys(THREAD_VARIABLES, threads),
+        **user_env,
+    }
+    return workers, tasks, env
 
 
 def device_of_new_workers(cluster_type: str) -> tuple[str, str]:

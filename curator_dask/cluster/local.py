@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
+from curator_dask.cluster import forking
 from curator_dask.cluster.dask_settings import LOST_WORKER, SHUFFLE, client_class, hold
 from curator_dask.cluster.gpu import with_environment
 from curator_dask.errors import ClusterError
@@ -56,6 +57,10 @@ _QUIET = {
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
+_HASH_SEED = "6640"  # distributed's
+_PARENT = "__DASK_PARENT_PID"  # by which distributed gives processes a name, not by that of their own
+
+
 def cpu_workers(
     n_workers: int | None, threads_per_worker: int | None, cores: int, memory: int
 ) -> tuple[int, int]:
@@ -79,11 +84,25 @@ def cpu_workers(
     return max(1, n_workers), threads_per_worker or 1
 
 
+def spawn_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """The environment that the process of a CPU worker begins with, whose own is `env`; as nannies make it."""
+    import dask
+
+    pre_spawn = {**dask.config.get("distributed.nanny.pre-spawn-environ", {}), **MALLOC}
+    wanted = {name: str(value) for name, value in pre_spawn.items() if value is not None}
+    threads = {name: env[name] for name in THREAD_VARIABLES if name in env}
+    own = {name: value for name, value in os.environ.items() if name != _PARENT}
+    if own.get("PYTHONHASHSEED", "0") == "0":  # all workers are to have one
+        own["PYTHONHASHSEED"] = _HASH_SEED
+    return {**wanted, **own, **threads}
+
+
 def start_cluster(
     device: str, options: dict[str, Any], env: dict[str, str], timeout: float
 ) -> distributed.Client:
     """Start the cluster and the client that owns it, and wait for all workers."""
-    held = hold((LOST_WORKER, SHUFFLE))
+    forked = device == "cpu" and forking.is_for(spawn_environment(env))
+    held = hold((LOST_WORKER, SHUFFLE, *([forking.FORKED] if forked else [])))
     try:
         cluster = _started(device, options, env, timeout)
         client: distributed.Client | None = None

@@ -1,0 +1,59 @@
+"""Workers that are forked from one process, in which all that they need is loaded once, and shared.
+
+Each worker that is spawned imports torch, timm and DALI for itself: seconds of a core, and half a gigabyte. A command
+that is going to embed starts one process that does (`begin`), while it looks at its shards; its workers are copies of
+that. It is multiprocessing's fork server, which has no thread and touches no GPU.
+
+A fork has the environment that this process was started with, which OpenMP and malloc have read. So only a cluster
+whose workers want that very environment gets them so; another's are spawned.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from multiprocessing import forkserver, resource_tracker, set_forkserver_preload
+
+from curator_dask.cluster.dask_settings import Held
+
+_METHOD = "distributed.worker.multiprocessing-method"
+_VARIABLE = "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD"
+
+#: How nannies start workers while clusters are up whose workers are forked; also those that are started again.
+FORKED = Held(_METHOD, "forkserver", over_user=True)
+
+_begun_with: dict[str, str] = {}
+
+
+def begin(environment: Mapping[str, str]) -> None:
+    """Start the process, with this environment and no other; it loads what it has to on its own.
+
+    Nothing is done where there is such a process already, another program's perhaps, or where the user's configuration
+    says how workers are to be started.
+    """
+    import dask
+
+    server = getattr(forkserver, "_forkserver", None)  # that one runs already can be seen nowhere else
+    chosen = _VARIABLE in os.environ or dask.config.get(_METHOD, "spawn") != "spawn"
+    if chosen or getattr(server, "_forkserver_pid", 0) is not None:
+        return
+    set_forkserver_preload(["curator_dask.cluster.warm"])
+    before, own = dict(os.environ), {**environment}
+    resource_tracker.ensure_running()  # else this would be its beginning, and lift the block
+    # As of spawned workers: it is the client that is interrupted, and that ends them.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        os.environ.update(own)
+        forkserver.ensure_running()
+    finally:
+        for name in own.keys() - before.keys():
+            os.environ.pop(name, None)
+        os.environ.update(before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    _begun_with.update(own)
+
+
+def is_for(environment: Mapping[str, str]) -> bool:
+    """Whether workers that want this environment may be forked."""
+    return bool(_begun_with) and _begun_with == {**environment}

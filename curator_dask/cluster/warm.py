@@ -1,0 +1,31 @@
+"""Imported by the process that workers are forked from: what every worker that embeds loads, loaded once.
+
+Not to be imported elsewhere.
+"""
+
+import atexit
+import contextlib
+import gc
+import importlib
+import os
+
+#: What takes longest first. What is not installed, or broken, is for the worker that needs it to say.
+HEAVY = (
+    "torch",
+    "timm",
+    "nvidia.dali.fn",
+    "dask.dataframe",
+    "pyarrow.dataset",
+    "distributed.nanny",
+    "curator_dask.image.embedders",
+    "curator_dask.runs.run",
+)
+
+for name in HEAVY:
+    with contextlib.suppress(Exception):
+        importlib.import_module(name)
+# The collector would write to every object that it looks at, and so copy the pages that workers share.
+gc.collect()
+gc.freeze()
+# There is nothing to put in order: it has imported, and no more. Python would take seconds to tear all of it down.
+atexit.register(os._exit, 0)
