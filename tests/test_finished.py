@@ -95,6 +95,15 @@ def test_what_is_finished_is_told_as_a_run_tells_it(here):
     assert not list((here / "out").glob(".*"))
 
 
+def test_an_output_that_was_removed_is_made_again(here):
+    (here / "out").rename(here / "away")
+    with pytest.raises(Started):
+        embed()
+    assert not (here / "out").exists()
+    (here / "away").rename(here / "out")
+    assert embed("--min-good", "0.5").exit_code == 0
+
+
 def test_nothing_heavy_is_loaded(here):
     script = f"import sys; from curator_dask.cli import app; app({ARGUMENTS!r}, standalone_mode=False)"
     script += f"; print([name for name in {HEAVY} if name in sys.modules])"

@@ -32,7 +32,7 @@ from curator_dask.outputs.failed import remove_leftovers_of
 from curator_dask.outputs.lock import RunLock
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.settings import home
-from curator_dask.storage import Options
+from curator_dask.storage import Options, is_remote
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import Shard, ShardSet
 from curator_dask.webdataset.stamps import stamp
@@ -109,6 +109,8 @@ class Unchanged:
             return None
         if known != self._key(repository, ask=True):
             return None
+        if not is_remote(self._output) and not Path(self._output).is_dir():
+            return None  # removed: there is no place for a lock either
         with RunLock(self._output, self._output_options):
             footers = self._footers()
             if made != _made(footers, self._column) or not self._is_of_these_shards(footers):
