@@ -142,8 +142,14 @@ def test_two_models_in_turn_into_one_output(client, tmp_path):
 
 def test_statistics_beside_the_vectors(client, tmp_path):
     write_dataset(tmp_path / "data", 1, 3)
-    arguments = ["embed", tmp_path / "data", tmp_path / "out", "--model", "test_vit", "--no-pretrained"]
-    arguments += ["--scheduler-address", client.scheduler.address, "--statistics"]
+    rows = pq.read_table(tmp_path / "data" / "00000.parquet")
+    lacking = pa.table({**rows.slice(0, 1).to_pydict(), "key": ["none"]}, rows.schema)  # it was never fetched
+    rows = pa.concat_tables([rows, lacking])
+    status = pa.array(["success"] * 3 + ["failed_to_download"])
+    pq.write_table(rows.append_column("status", status), tmp_path / "data" / "00000.parquet")
+    alone = ["embed", tmp_path / "data", tmp_path / "out", "--model", "test_vit", "--no-pretrained"]
+    alone += ["--scheduler-address", client.scheduler.address]
+    arguments = [*alone, "--statistics"]
     taken = run_here(*arguments, "grey, width")
     assert taken.returncode == 2 and "prefix='image_'" in taken.stderr  # the dataset has a width
     assert "expected a list of some of" in run_here(*arguments, "with").stderr
@@ -151,7 +157,15 @@ def test_statistics_beside_the_vectors(client, tmp_path):
     assert done.returncode == 0, done.stderr
     table = pq.read_table(tmp_path / "out" / "00000.parquet")
     assert {"image_grey", "image_width", "image_embedding"} <= {*table.column_names}
-    assert table["image_grey"].null_count == 0 and "image_border" not in table.column_names
+    assert table["image_grey"].null_count == 1 and "image_border" not in table.column_names
+    assert table["image_error"].drop_null().to_pylist() == [
+        "missing: no sample 'none' in the tar (status: failed_to_download)"
+    ]
+    # They stay where the model is run alone, and are taken over where they are asked for again.
+    for again, said in ((alone, "4 rows"), (alone, "nothing to do"), ([*arguments, "grey,width"], "4 rows")):
+        done = run_here(*again, "--prefix", "image_")
+        assert done.returncode == 0 and said in done.stdout, done.output
+        assert pq.read_table(tmp_path / "out" / "00000.parquet").equals(table)
 
 
 def test_summaries_as_json(client, tmp_path):

@@ -111,12 +111,13 @@ def find_kept(
         mine = [name for name in others_in(footer, job) if name in wanted]
         for name in mine:
             vectors.setdefault(name, _origin(record, name))
-        # What stands beside them, or beside what this run adds, is of other runs too, and so are scores.
+        # What stands beside them, or beside what this run adds, is of other runs too, and so are scores and
+        # statistics of the images.
         adds = not {*job.made} <= {*record.embeddings}
         further = [
             name
             for name in wanted
-            if (mine or adds or name in record.scores)
+            if (mine or adds or name in record.scores or name in record.read_by)
             and name not in schema.names
             and name not in record.embeddings
         ]

@@ -126,7 +126,10 @@ def add_status(errors: Sequence[str | None], frame: Any) -> list[str | None]:
     statuses = values_of(to_array(frame[STATUS_COLUMN]))
     return [
         f"{reason} (status: {status})"
-        if reason is not None and Reason.of(reason).kind == MISSING and status is not None
+        if reason is not None
+        and Reason.of(reason).kind == MISSING
+        and status is not None
+        and not reason.endswith(f" (status: {status})")  # taken over from an earlier run
         else reason
         for reason, status in zip(errors, statuses, strict=True)
     ]
