@@ -19,6 +19,7 @@ from colours import ColourReader, check_colours, image_of, write_dataset
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError, ImageError, OutputError, ShardError
+from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.packing import PackShard
 from curator_dask.pipeline import Pipeline
 from curator_dask.webdataset.finding import discover_images, find_shards
@@ -342,6 +343,16 @@ def test_a_listing_that_is_kept_does_not_hide_a_change(data):
     assert len(look(url).index.samples) == 40
     (data / "new.png").write_bytes(image_of("1"))
     assert len(look(url).index.samples) == 41
+
+
+def test_mixed_rows_are_tried_again_and_exported(data, tmp_path):
+    """Of such rows it is not written down how their shards were; of images in files there is no time to compare."""
+    embedded = ColourReader(max_pixels=10)(ImageTextPairDataset.from_images(data))
+    mixed = embedded.with_metadata(embedded.metadata.repartition(npartitions=2))
+    failed = mixed.save_metadata(tmp_path / "out").failed
+    again = ColourReader().retry(tmp_path / "out")
+    assert 0 == again.failed < again.rows == failed
+    assert export_output(tmp_path / "out", tmp_path / "tars").kept == failed
 
 
 def test_what_is_no_folder_of_images_is_said(data, tmp_path):

@@ -186,6 +186,17 @@ def test_partitions_picked_keep_their_names_and_what_is_finished(folder, tmp_pat
     assert (summary.written, summary.skipped) == (1, 2)
 
 
+def test_a_file_whose_vectors_were_taken_out_is_made_again(folder, tmp_path):
+    """Other programs keep what the file says of itself, and write it with fewer columns."""
+    embedded(folder).save_metadata(tmp_path / "out")
+    path = tmp_path / "out" / "00001.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["image_embedding"]), path)
+    summary = embedded(folder).save_metadata(tmp_path / "out")
+    assert (summary.written, summary.skipped) == (1, 2)
+    table = read_output(tmp_path / "out")
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
+
+
 def test_embedding_of_another_model_is_not_replaced(folder, tmp_path):
     out = tmp_path / "out"
     embedded(folder).save_metadata(out)

@@ -217,12 +217,12 @@ class Footer(NamedTuple):
     rows: int
 
     def is_finished(self, *wanted: str | None, columns: Iterable[str] = ()) -> bool:
-        """Whether the file has one of these fingerprints, and still the rows that it was written with.
+        """Whether the file has one of these fingerprints, and still the rows and vectors that it was written with.
 
         The fingerprint is that of each of the columns of vectors, or of the last run where none is named.
         """
         record = self.record
-        if record is None or record.rows != self.rows:
+        if record is None or record.rows != self.rows or not {*record.embeddings} <= {*self.columns}:
             return False
         found = {record.run_of(name).get("fingerprint") for name in columns} or {record.fingerprint}
         return found <= {*wanted}

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from curator_dask.errors import ShardError
 from curator_dask.frames.record import FileRecord
 from curator_dask.storage import Options, is_remote, local_path
+from curator_dask.webdataset.folders import is_folder_shard
 from curator_dask.webdataset.stamps import stamp
 
 
@@ -33,7 +34,8 @@ def check_unchanged(path: str, urls: Iterable[str | None], record: FileRecord, o
         changed = []
     else:  # of mixed partitions it is not written down, but no shard can be younger than the file
         made = int(stamp(path).version)
-        local = [url for url in urls if url and not is_remote(url)]
+        # Images that are files of their own have a digest, and no time.
+        local = [url for url in urls if url and not is_remote(url) and not is_folder_shard(url)]
         changed = [url for url in local if int(stamp(local_path(url)).version) > made]
     if changed:
         raise ShardError(
