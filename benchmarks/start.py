@@ -7,7 +7,7 @@ Measured are whole processes, in turns: ``finished`` is ``embed`` of an output i
 the same command of 128 photographs in two shards into a new output, ``dataset`` the import and ``from_webdataset`` of
 five shards. Beside them bare programs, which no build can be faster than: ``dask`` imports what a lazy frame is made
 of, ``worker`` what a worker needs to embed. Of each are printed the wall time, and the processor time of all its
-processes, which is the steadier one where a machine has other work.
+processes, which is the steadier one where a machine has other work; but that of forked workers is not told to anyone.
 """
 
 from __future__ import annotations
