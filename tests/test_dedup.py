@@ -195,12 +195,27 @@ def test_vectors_that_cannot_be_compared_are_set_aside(tmp_path, in_this_process
     assert removed_of(tmp_path / "scaled")[1] == {"000024", "000025"}
 
 
-def test_without_a_vector_that_can_be_compared_hashes_alone_find_duplicates(tmp_path, in_this_process):
+def drop_vectors(path):
+    pq.write_table(pq.read_table(path, partitioning=None).drop_columns("image_embedding"), path)
+
+
+@pytest.mark.parametrize(
+    ("has_column", "why"),
+    [
+        (True, "298 null, 1 zero, 1 not finite"),
+        (False, "300 in files without a column of vectors"),  # as ImageStatistics alone writes them
+    ],
+)
+def test_without_a_vector_that_can_be_compared_hashes_alone_find_duplicates(
+    tmp_path, in_this_process, has_column, why
+):
     random = np.random.default_rng(12)
     hashes = hashes_of(random, 300, 60)
     odd = [None, np.zeros(DIM), np.full(DIM, np.nan), *[None] * 297]
     keys = [f"{number:05}" for number in random.permutation(300)]
     write(tmp_path / "vectors", odd, keys, phash=pa.array([int(value) for value in hashes], pa.uint64()))
+    for path in () if has_column else (tmp_path / "vectors").iterdir():
+        drop_vectors(path)
     find = SemanticDeduplication(exact={"phash": 3}, keep="hard")
     summary = find(tmp_path / "vectors").save(tmp_path / "out")
     table, removed = removed_of(tmp_path / "out")
@@ -208,11 +223,34 @@ def test_without_a_vector_that_can_be_compared_hashes_alone_find_duplicates(tmp_
     kept = greedy(near, np.argsort(keys), 0.5)
     assert removed == {keys[row] for row in range(300) if row not in kept} and 0 < len(removed) < 300
     assert (summary.removed, summary.by) == (len(removed), {"image_embedding": 0, "phash": len(removed)})
+    text = str(summary)
+    assert (
+        "by a hash, in" in text
+        and "eps" not in text
+        and f"by hashes alone, no row has a vector that can be compared: {why}" in text
+    )
     place = {key: number for number, key in enumerate(keys)}
     gone = table[~table["kept"]]
     assert all(near[place[row.id], place[row.duplicate_of]] for row in gone.itertuples())
     assert gone["similarity"].isna().all() and set(summary.table.values()) == {len(removed)}
     assert not any(find(tmp_path / "vectors").save(tmp_path / "out").made.values())
+
+
+def test_a_column_of_vectors_that_some_files_lack_is_told_though_hashes_are_asked_for(
+    tmp_path, in_this_process
+):
+    vectors = unit(np.random.default_rng(12).normal(size=(8, DIM)))
+    folder = write(tmp_path / "vectors", vectors, files=2, phash=list(range(8)))
+    with pytest.raises(OutputError, match=r"no column 'other' of vectors.*image_embedding.*--column"):
+        SemanticDeduplication(embedding_column="other", exact="phash")(folder).save(tmp_path / "out")
+    drop_vectors(folder / "00001.parquet")
+    with pytest.raises(
+        OutputError, match=r"00001.parquet: has no column of vectors, and \S*00000.parquet has one"
+    ):
+        SemanticDeduplication(exact="phash")(folder).save(tmp_path / "out")
+    drop_vectors(folder / "00000.parquet")
+    with pytest.raises(OutputError, match=r"no column 'image_embedding' of vectors.*--exact"):
+        SemanticDeduplication()(folder).save(tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from curator_dask.dedup.hashes import words
 from curator_dask.dedup.phases import Phase
-from curator_dask.dedup.scanning import FAULTS, Source, dim_of
+from curator_dask.dedup.scanning import FAULTS, NO_COLUMN, Source, dim_of
 from curator_dask.errors import ConfigError, OutputError
 
 #: The place of a row whose vector cannot be compared.
@@ -66,12 +66,13 @@ def gather_rows(scan: Phase, sources: Sequence[Source], path: str) -> Rows:
     Raises
     ------
     OutputError
-        No row can be compared.
+        No row can be compared, or some files have no column of vectors.
     ConfigError
         Vectors of two lengths.
     """
     tables, fixed, places = [], [], []
     dims: dict[int, str] = {}
+    with_column: dict[bool, str] = {}  # a file that has one of vectors, and one that has none
     counts = np.zeros(len(FAULTS), np.int64)
     total = 0
     for source in sources:
@@ -81,6 +82,8 @@ def gather_rows(scan: Phase, sources: Sequence[Source], path: str) -> Rows:
         if not source.fixed:
             counts += np.bincount(fault, minlength=len(FAULTS))
             total += len(fault)
+        if len(fault):
+            with_column.setdefault(bool(fault[0] != NO_COLUMN), source.path)
         good = fault == 0
         if good.any():
             dims.setdefault(dim_of(file), source.path)
@@ -93,7 +96,14 @@ def gather_rows(scan: Phase, sources: Sequence[Source], path: str) -> Rows:
     if len(dims) > 1:
         lengths = ", ".join(f"{file} of {dim} values" for dim, file in dims.items())
         raise ConfigError(f"vectors of two lengths cannot be compared: {lengths}. Give those of one model")
+    if len(with_column) > 1:
+        raise OutputError(
+            f"{with_column[False]}: has no column of vectors, and {with_column[True]} has one. Give files that all have"
+            " it: the same embed again makes what is missing; or files without it, which are compared by hashes alone"
+        )
     said = {name: int(count) for name, count in zip(FAULTS, counts, strict=True)}
+    if not said[FAULTS[NO_COLUMN]]:
+        del said[FAULTS[NO_COLUMN]]
     if not total:
         raise OutputError(f"{path}: has no rows")
     if not said["good"] and not sum(map(len, tables)):  # hashes serve where there are no vectors

@@ -14,7 +14,7 @@ from curator_dask.dedup.keeping import Keep
 from curator_dask.dedup.phases import Phase
 from curator_dask.errors import CuratorError, OutputError, ShardError
 from curator_dask.fingerprint import fingerprint
-from curator_dask.frames.columns import list_to_matrix, vectors_in
+from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet, read_footer, write_table
 from curator_dask.frames.record import FileRecord
@@ -23,8 +23,9 @@ from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.stamps import stamp
 
-#: What may be wrong with a vector, by the number that stands for it; 0: nothing.
-FAULTS = ("good", "null", "zero", "not finite", "not of unit length")
+#: What may be wrong with a vector, by the number that stands for it; 0: nothing. The last: its file has no vectors.
+FAULTS = ("good", "null", "zero", "not finite", "not of unit length", "in files without a column of vectors")
+NO_COLUMN = len(FAULTS) - 1
 #: Lengths of unit vectors, as float16 and bf16 round them, are off by less.
 _UNIT = 0.01
 _BATCH = 8192
@@ -113,13 +114,15 @@ class Scan:
 
     def _scan(self, source: Source, file: Any) -> int:
         columns = file.schema_arrow.names
-        if self.column not in columns:
-            raise OutputError(no_column(source.path, self.column, file.schema_arrow))
+        has_vectors = self.column in columns
+        # Where there are vectors of another name, the one that was asked for is misspelt.
+        if not has_vectors and (not self.exact.radii or _vectors_in(file.schema_arrow)):
+            raise OutputError(_no_column(source.path, self.column, file.schema_arrow))
         record = FileRecord.parse(file.schema_arrow.metadata)
         key = id_column(record, columns)
         faults, digests, dim = [], [], 0
         with self.phase.writing(f"{source.name}.vectors") as out:
-            for batch in file.iter_batches(_BATCH, columns=[self.column]):
+            for batch in file.iter_batches(_BATCH, columns=[self.column]) if has_vectors else ():
                 try:
                     matrix, valid = list_to_matrix(batch.column(0), dim or None)
                 except ValueError as error:
@@ -130,12 +133,13 @@ class Scan:
                 out.write(np.ascontiguousarray(unit[good]))
                 faults.append(fault)
                 digests += [hashlib.sha256(row).digest()[:16] for row in np.ascontiguousarray(matrix[good])]
-        fault = np.concatenate(faults) if faults else np.zeros(0, np.uint8)
+        rows = 0 if has_vectors else file.metadata.num_rows
+        fault = np.concatenate([np.full(rows, NO_COLUMN, np.uint8), *faults])
         wanted = [] if source.fixed else self.keep.columns(columns, source.path)
         wanted += self.exact.columns(columns, source.path)
         named = [name for name in (key, URL_COLUMN) if name in columns]
-        rows = file.read(columns=list(dict.fromkeys([*named, *wanted])))
-        table = self._table(rows, key, fault, digests, source)
+        read = file.read(columns=list(dict.fromkeys([*named, *wanted])))
+        table = self._table(read, key, fault, digests, source)
         write_table(self.phase.path(f"{source.name}.parquet"), table, FileRecord(str(dim), id_col=key))
         return len(table)
 
@@ -182,12 +186,18 @@ def id_column(record: FileRecord | None, columns: list[str]) -> str:
     return named or next((name for name in ("key", "id") if name in columns), "key")
 
 
-def no_column(path: str, column: str, schema: pa.Schema) -> str:
-    """What an error says where there is no such column."""
+def _no_column(path: str, column: str, schema: pa.Schema) -> str:
     return (
-        f"{path}: has no column {column!r} of vectors; of its columns {vectors_in(schema)} hold vectors. Give the name"
-        " of theirs (embedding_column, --column)"
+        f"{path}: has no column {column!r} of vectors; of its columns {_vectors_in(schema)} hold vectors. Give the"
+        " name of theirs (embedding_column, --column), or of columns of hashes (exact, --exact) where there are none"
     )
+
+
+def _vectors_in(schema: pa.Schema) -> list[str]:
+    """Columns of lists of floats: other programs do not write float32 alone."""
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    lists = [field for field in schema if any(is_kind(field.type) for is_kind in kinds)]
+    return [field.name for field in lists if pa.types.is_floating(field.type.value_type)]
 
 
 def dim_of(path: str) -> int:

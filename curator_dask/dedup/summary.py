@@ -84,20 +84,25 @@ class DedupSummary:
         return cls(**{**found, "recall": Share(**found["recall"])})
 
     def __str__(self) -> str:
-        hashes = " or by a hash" if self.by else ""
+        by_hash_alone = bool(self.by) and sum(self.set_aside.values()) == self.rows
+        near = "by a hash" if by_hash_alone else f"within eps={self.eps:g}"
+        if self.by and not by_hash_alone:
+            near += " or by a hash"
         linked = self.diameter is not None
-        twin = "hang together with a better one by steps within" if linked else "have a better twin within"
+        twin = "hang together with a better one by steps, each" if linked else "have a better twin"
+        copies = "have all hashes of another" if by_hash_alone else "are copies to the bit"
         lines = [
-            f"{self.removed:,} of {self.rows:,} rows {twin} eps={self.eps:g}{hashes}, in"
-            f" {self.groups:,} groups; {self.exact:,} are copies to the bit",
-            f"  pairs that were compared, of those within eps: {self.recall}",
+            f"{self.removed:,} of {self.rows:,} rows {twin} {near}, in {self.groups:,} groups; {self.exact:,} {copies}"
         ]
-        if self.diameter is not None:
+        if not by_hash_alone:
+            lines.append(f"  pairs that were compared, of those within eps: {self.recall}")
+        if self.diameter is not None and not by_hash_alone:
             least = "" if self.diameter_exact else "at least "
             lines.append(f"  1 - cosine of the farthest rows of one group: {least}{self.diameter:.3f}")
         aside = ", ".join(f"{count:,} {name}" for name, count in self.set_aside.items() if count)
         if aside:
             what = "no vector that can be compared" if self.by else "not compared, and not removed"
+            what = "by hashes alone, no row has a vector that can be compared" if by_hash_alone else what
             lines.append(f"  {what}: {aside}")
         if self.by:
             lines.append(
@@ -112,7 +117,7 @@ class DedupSummary:
             )
             again = f", {self.filled} filled again" if self.filled else ""
             lines.append(f"  {self.clusters:,} clusters, {how}{again}")
-        if self.table:
+        if self.table and not by_hash_alone:
             lines.append("  eps    rows that go")
             for text, count in self.table.items():
                 about = "about " if text in self.about or float(text) > self.eps else ""
