@@ -151,7 +151,9 @@ def test_statistics_beside_the_vectors(client, tmp_path):
     alone += ["--scheduler-address", client.scheduler.address]
     arguments = [*alone, "--statistics"]
     taken = run_here(*arguments, "grey, width")
-    assert taken.returncode == 2 and "prefix='image_'" in taken.stderr  # the dataset has a width
+    assert (
+        taken.returncode == 2 and "(prefix='image_', --prefix image_, in a recipe" in taken.stderr
+    )  # the dataset has a width
     assert "expected a list of some of" in run_here(*arguments, "with").stderr
     done = run_here(*arguments, "grey, width", "--prefix", "image_")
     assert done.returncode == 0, done.stderr

@@ -102,7 +102,7 @@ def embed(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Columns that say of each image what it is, made in the same pass: width,height,phash, or all.",
+            help="Columns that say of each image what it is, made in the same pass: phash,blurriness, or all.",
             show_default=False,
         ),
     ] = None,

@@ -78,7 +78,9 @@ class ImageStatistics:
         chosen = list(STATISTICS) if names is None else list(dict.fromkeys(names))
         unknown = [name for name in chosen if name not in STATISTICS]
         if unknown or not chosen or isinstance(names, str):
-            raise ConfigError(f"names={names!r}: expected a list of some of {', '.join(STATISTICS)}")
+            raise ConfigError(
+                f"names={names!r} (--statistics): expected a list of some of {', '.join(STATISTICS)}"
+            )
         self.names = [name for name in STATISTICS if name in chosen]
         self.prefix = prefix
         self.options = ImageOptions(
@@ -107,8 +109,9 @@ class ImageStatistics:
         own = _own_columns(dataset, step)
         if own:
             raise ConfigError(
-                f"the dataset has columns of its own named {own}, which would be lost: prefix='image_' (in a"
-                " recipe prefix: image_) gives the statistics other names, or choose some by names="
+                f"the dataset has columns of its own named {own}, which would be lost: give the statistics other names"
+                " (prefix='image_', --prefix image_, in a recipe prefix: image_), or leave these out (names=,"
+                " --statistics, in a recipe statistics:)"
             )
         return dataset.apply(step)
 
