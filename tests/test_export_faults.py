@@ -149,6 +149,9 @@ def test_a_tar_that_changed_after_it_was_embedded(data, tmp_path, in_this_proces
         ShardError, match=r"no tar was written: .*00002.tar: the shard has changed .*embed again"
     ):
         export_output(tmp_path / "rows", tmp_path / "other", ExportOptions(dry_run=True))
+    with pytest.raises(ShardError, match="no tar was written"):
+        export_output(tmp_path / "rows", tmp_path / "new" / "other")
+    assert not (tmp_path / "new" / "other").exists() and not [*tmp_path.glob("other*")]
     embed()
     assert (
         export_output(tmp_path / "rows", out, ExportOptions(samples_per_shard=5, overwrite=True)).kept == 24
@@ -158,9 +161,13 @@ def test_a_tar_that_changed_after_it_was_embedded(data, tmp_path, in_this_proces
 def test_images_that_failed_are_said(tmp_path, in_this_process):
     write_dataset(tmp_path / "data", 2, SAMPLES, bad={"000000001": b"<html>", "000010002": b""})
     dataset = ColourReader()(ImageTextPairDataset.from_webdataset(tmp_path / "data"))
+    made = tmp_path / "out.export" / "rows"
     for dry_run in (True, False):
+        times = [path.stat().st_mtime_ns for path in sorted(made.glob("*.parquet"))]
         summary = dataset.to_webdataset(tmp_path / "out", dry_run=dry_run)
+        assert (tmp_path / "out").exists() is not dry_run
         assert dict(summary.errors) == {"not an image": 1, "empty": 1} == summary.to_dict()["errors"]
+        assert dry_run or times == [path.stat().st_mtime_ns for path in sorted(made.glob("*.parquet"))] != []
         assert "2 of the samples have an image_error" in str(summary) and summary.kept == 12
     without = dataset.to_webdataset(tmp_path / "good", where="image_error is null")
     assert (without.errors, without.kept) == ({}, 10) and "image_error (" not in str(without)
@@ -208,7 +215,7 @@ def test_a_full_disk(data, export, tmp_path):
     said.close()
     assert "00000.tar: could not be written: File too large. Nothing was left behind" in hear.recv()
     process.join(60)
-    assert process.exitcode == 0 and list(out.iterdir()) == []
+    assert process.exitcode == 0 and not out.exists()
     assert export_output(tmp_path / "rows", out, ExportOptions(samples_per_shard=5)).written == 5
     export(tmp_path / "undisturbed")
     assert digests(out) == digests(tmp_path / "undisturbed")

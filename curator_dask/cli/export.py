@@ -124,7 +124,10 @@ def export(
     ] = None,
     index: Annotated[bool, typer.Option(help="DALI's .idx beside each tar.")] = True,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write no tar: say how many, and whether the disk has room.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Write and leave nothing: say how many tars, and whether the disk has room."
+        ),
     ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace what another export has written there.")] = False,
     id_col: IdColumn = "key",

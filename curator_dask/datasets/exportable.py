@@ -86,6 +86,7 @@ class Exportable(ABC):
             Replace what another export has written there.
         dry_run
             Write no tar: the summary says what would be written, how many bytes that needs, and how many are free.
+            Nothing is left, but rows that models made for it, beside `path`: the export takes them over.
         storage_options
             For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
 

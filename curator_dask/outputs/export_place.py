@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.parquet import without_leftovers
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.placing import put
-from curator_dask.outputs.saving import check_writable
+from curator_dask.outputs.saving import check_writable, missing_folders, remove_empty
 from curator_dask.outputs.selecting import Folder
 from curator_dask.storage import exists, is_remote, join, read_bytes, remove, walk
 
@@ -56,8 +58,15 @@ class ExportPlace:
         return Folder(join(self.beside, name), self.target.options)
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[None]:
-        """Keep other runs out, and remove what dead ones have left.
+    def open(self, dry_run: bool = False, keep_rows: bool = False) -> Iterator[None]:
+        """Keep other runs out, and remove what dead ones have left; and the folders that would be left empty.
+
+        Parameters
+        ----------
+        dry_run
+            What comes to be beside the tars is removed at the end, unless an export had begun there before.
+        keep_rows
+            It is not: models made the rows, and the export itself takes them over.
 
         Raises
         ------
@@ -65,18 +74,38 @@ class ExportPlace:
             It cannot be written to, another run writes there, or what is beside is not of an export.
         """
         local = [each for each in (self.target.path, self.beside) if not is_remote(each)]
-        for each in local:
-            check_writable(each)
-        with RunLock(self.target.path, self.target.options), without_leftovers(*local):
-            note = self._note()
-            if note is None and any(True for _ in walk(self.beside, self.target.options)):
-                raise OutputError(
-                    f"{self.beside}: is there, and is not of an export: what belongs to {self.target.path} goes there."
-                    " Move it away, or give another path"
-                )
-            if note is None:
-                self._tell({"export": None})
-            yield
+        missing = [folder for each in local for folder in missing_folders(each)]
+        finished = False
+        try:
+            for each in local:
+                check_writable(each)
+            with RunLock(self.target.path, self.target.options), without_leftovers(*local):
+                is_new = self._note() is None
+                if is_new and any(True for _ in walk(self.beside, self.target.options)):
+                    raise OutputError(
+                        f"{self.beside}: is there, and is not of an export: what belongs to {self.target.path} goes"
+                        " there. Move it away, or give another path"
+                    )
+                if is_new:
+                    self._tell({"export": None})
+                try:
+                    yield
+                    finished = not dry_run
+                finally:
+                    if is_new and not finished:
+                        self._forget(dry_run and not keep_rows)
+        finally:
+            if not finished:
+                remove_empty(missing)
+
+    def _forget(self, everything: bool) -> None:
+        """Remove what is beside the tars, where it is the note alone or `everything` is to go."""
+        names = [*walk(self.beside, self.target.options)]
+        if everything or names == [_NOTE]:
+            for name in names:
+                remove(join(self.beside, name), self.target.options)
+        if not is_remote(self.beside):
+            remove_empty([Path(folder) for folder, *_ in os.walk(self.beside, topdown=False)][:-1])
 
     def clear(
         self,

@@ -114,7 +114,7 @@ def export_output(
     found = _schema_of(rows, names)
     options.check_columns(found.empty_table(), found.names)
     place = ExportPlace(target)
-    with place.open(), workers():
+    with place.open(options.dry_run), workers():
         export = _Export(place, options, id_col, storage_options)
         export.write(rows, names)
         return export.done(started)
@@ -149,7 +149,7 @@ def export_frame(
     for folder in {posixpath.dirname(tar) for tar in tars}:
         check_apart(folder, target.path)
     place = ExportPlace(target)
-    with place.open():
+    with place.open(options.dry_run, keep_rows=bool(earlier_steps)):
         export = _Export(place, options, id_col, input_options, encoded)
         sink = _RowsSink(Output(join(place.beside, "rows"), target.options, False, True, False))
         if not is_remote(sink.place):

@@ -56,17 +56,27 @@ def save(
 @contextlib.contextmanager
 def _no_empty_folder(path: str | None) -> Iterator[None]:
     """Where the block fails, remove the folders that it has made for an output, if nothing came to be in them."""
-    missing: list[Path] = []
-    if path and not is_remote(path):
-        folder = Path(absolute(path))
-        missing = [each for each in (folder, *folder.parents) if not os.path.exists(each)]  # noqa: PTH110
+    missing = missing_folders(path) if path else []
     try:
         yield
     except BaseException:
-        for each in missing:
-            with contextlib.suppress(OSError):
-                each.rmdir()
+        remove_empty(missing)
         raise
+
+
+def missing_folders(path: str) -> list[Path]:
+    """The folders that are to be made for a path to be one, itself first; none in a store."""
+    if is_remote(path):
+        return []
+    folder = Path(absolute(path))
+    return [each for each in (folder, *folder.parents) if not os.path.exists(each)]  # noqa: PTH110
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove those of the folders that are there and empty, one after the other."""
+    for each in folders:
+        with contextlib.suppress(OSError):
+            each.rmdir()
 
 
 def _output(
