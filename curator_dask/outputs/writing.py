@@ -24,6 +24,7 @@ from curator_dask.rows.remarks import current_remarks, fact_of, remark
 from curator_dask.runs.reports import errors_of, report_frame, report_of, report_row
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options
+from curator_dask.webdataset.stamps import check_planned
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,8 @@ class WritePartition:
             # Dask runs a task again when its worker died after writing: to write into the dataset's own file
             # what was made of that file would apply every step twice.
             return {**report, **((there.record and there.record.report) or {})}
+        if target.shard is not None:
+            check_planned(target.shard)
         rows = len(table)
         if self.output.in_place:
             self._check_rows_kept(target, rows, there)

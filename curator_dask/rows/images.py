@@ -16,6 +16,7 @@ from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.webdataset.folders import is_folder_shard
 from curator_dask.webdataset.index import ShardIndex, warn_once
 from curator_dask.webdataset.opening import open_shard
+from curator_dask.webdataset.stamps import Watched
 
 
 def read_images(
@@ -27,6 +28,7 @@ def read_images(
     storage_options: Mapping[str, Any] | None = None,
     found_as: dict[int, tuple[str, str]] | None = None,
     image_member: str | None = None,
+    watched: Watched | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """The encoded images of rows, shard by shard, in the order of the tars.
 
@@ -44,9 +46,10 @@ def read_images(
         For fsspec.
     found_as
         Filled in with the key in the tar and the member's name, or its file's, by row, before the row's image is given.
-
     image_member
         See `Sample.image`.
+    watched
+        Gets the tars. An image is a view of its tar: `Watched.check` is due when the last one was decoded.
 
     Yields
     ------
@@ -70,6 +73,8 @@ def read_images(
             )
             continue
         place = "folder" if is_folder_shard(url) else "tar"
+        if watched is not None:
+            watched.begin(url)
         with open_shard(url, use_index_files=use_index_files, storage_options=storage_options) as reader:
             index = reader.index
             if index.duplicates:

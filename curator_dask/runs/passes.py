@@ -25,6 +25,7 @@ from curator_dask.rows.reasons import as_stored, reason_for, reasons_in
 from curator_dask.rows.remarks import current_remarks
 from curator_dask.runs.step import Reading, Rows, SharingStep, Work
 from curator_dask.runs.turns import turn
+from curator_dask.webdataset.stamps import Watched
 
 
 class RowStep(ABC):
@@ -149,6 +150,7 @@ def _read(
     """Give every step the images that it wants; those that read alike share it."""
     failed: set[int] = set()
     counted = False
+    watched = Watched()
     waiting = [part for part in parts if part[0] is not None]
     while waiting:
         reading = next((part for part in waiting if part[2].wanted is not None), waiting[0])[0]
@@ -163,6 +165,7 @@ def _read(
             use_index_files=reading.use_index_files,
             storage_options=reading.storage_options,
             image_member=reading.image_member,
+            watched=watched,
         )
         if reading.orientation == "exif-column":
             images = turned(images, rows.column(EXIF_COLUMN).to_pylist())
@@ -175,6 +178,7 @@ def _read(
             failed |= fresh
             report(images=0 if counted else done, failed=len(fresh))
         counted = True
+    watched.check()
 
 
 def _shares(own: Reading | None, work: Work, reading: Reading) -> bool:

@@ -60,3 +60,68 @@ def stamp(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None
     names = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
     version = next((str(info[name]) for name in names if info.get(name) is not None), "")
     return FileStamp(int(info.get("size") or 0), version)
+
+
+def check_planned(shard: Mapping[str, Any]) -> None:
+    """Refuse a local shard that is no longer what it was when the run was planned.
+
+    Of a remote one nothing is asked: the local copy that was read has one state.
+
+    Parameters
+    ----------
+    shard
+        ``url``, and under ``tar`` the fields of its `FileStamp`; None where there was no file.
+
+    Raises
+    ------
+    ShardError
+        It was changed, or it came or went.
+    """
+    url = shard["url"]
+    if is_remote(url):
+        return
+    try:
+        now = vars(stamp(url))
+    except ShardError:
+        now = None
+    if now != shard["tar"]:
+        raise ShardError(f"{url}: the shard was changed since the run began: run again when it is whole")
+
+
+class Watched:
+    """Local tars that are read where they lie, and whether they stay as they are meanwhile.
+
+    A tar that is written over in place keeps its file, so a map of it shows the new bytes at the old places. Copies
+    of remote tars have one state, and the files of a folder are each found by name.
+    """
+
+    def __init__(self) -> None:
+        self._states: dict[str, tuple[int, ...]] = {}
+
+    def begin(self, url: str) -> None:
+        """Remember the state of a shard that is about to be opened."""
+        if not is_remote(url) and not is_folder_shard(url):
+            self._states.setdefault(url, _local_state(url))
+
+    def check(self) -> None:
+        """Call it when nothing is read any more, and before what was made of it is used.
+
+        Raises
+        ------
+        ShardError
+            A tar was changed, or is gone.
+        """
+        for url, before in self._states.items():
+            if _local_state(url) != before:
+                raise ShardError(
+                    f"{url}: the shard was changed while it was read: run again when it is whole"
+                )
+
+
+def _local_state(url: str) -> tuple[int, ...]:
+    """What differs also where a tar was written over and given its old time; empty where there is no file."""
+    try:
+        seen = os.stat(local_path(url))  # noqa: PTH116
+    except OSError:
+        return ()
+    return seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns

@@ -25,6 +25,7 @@ from curator_dask.stages.base import Names, ProcessingStage
 from curator_dask.tasks import FileGroupTask, ImageBatch, ImageObject
 from curator_dask.webdataset.folders import FolderShard, is_folder_shard
 from curator_dask.webdataset.samples import key_text
+from curator_dask.webdataset.stamps import Watched
 
 logger = logging.getLogger("curator_dask")
 
@@ -156,6 +157,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
         if not ids:
             return
         found_as: dict[int, tuple[str, str]] = {}
+        watched = Watched()
         images: Iterator[tuple[int, Any]] = read_images(
             ids,
             urls,
@@ -164,6 +166,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
             storage_options=storage_options,
             found_as=found_as,
             image_member=self.image_member,
+            watched=watched,
         )
         if self.orientation == "exif-column":
             check_exif_column(self.orientation, frame.columns)
@@ -187,6 +190,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
                 watch.tell()
                 if self.verbose:
                     _say(urls[0], number, len(objects), failed, time.monotonic() - started)
+        watched.check()
 
     def unread(self, frame: Any, reason: str, reading: str = "") -> list[ImageObject]:
         """The rows of a frame as images that were not looked at, all with this error."""
