@@ -23,7 +23,8 @@ import pytest
 import skimage.data
 import timm.data
 import torch
-from colours import ColourReader, colour_of
+from colour_stages import stages_of
+from colours import ColourReader, check_colours, colour_of, image_of, read_output, write_tar
 from PIL import Image, ImageOps
 from tars import FORMATS, directory, picture, tar_bytes, write
 
@@ -32,8 +33,12 @@ from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ShardError
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.image.embedders import ImageEmbedder
+from curator_dask.image.statistics import ImageStatistics
+from curator_dask.pipeline import Pipeline
 from curator_dask.rows.remarks import noticing, remark
+from curator_dask.runs.step import ColumnStep
 from curator_dask.runs.summary import SaveSummary
+from curator_dask.stages import ProcessingStage
 from curator_dask.webdataset.index import ShardIndex
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -759,6 +764,96 @@ for decoder, dataset in datasets.items():
 over = True
 thread.join()
 """
+
+
+class Overwriting:
+    """Writes over a tar in place, as large as it was, its members in reverse order, and gives it its old time."""
+
+    def __init__(self, path, keep_time):
+        self.path, self.keep_time = path, keep_time
+        self.keys = [f"{number:09d}" for number in range(96)]
+        write_tar(path, [(f"{key}.png", image_of(key, "BMP")) for key in self.keys])
+
+    def act(self):
+        before, keys = self.path.stat(), self.keys[::-1]
+        new = write_tar(self.path.with_suffix(".new"), [(f"{key}.png", image_of(key, "BMP")) for key in keys])
+        with self.path.open("r+b") as file:
+            file.write(new.read_bytes())
+        if self.keep_time:
+            os.utime(self.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        after = self.path.stat()
+        assert (before.st_ino, before.st_size) == (after.st_ino, after.st_size)
+
+
+class OverwritingReader(ColourReader):
+    def __init__(self, first, **settings):
+        super().__init__(**settings)
+        self.first = first
+
+    def load_embedding_model(self, device):
+        model, batches = super().load_embedding_model(device), []
+
+        def forward(images):
+            batches.append(len(images))
+            if len(batches) == 2 and self.first:
+                self.first.act()
+            return model(images)
+
+        return forward
+
+
+class OverwritingStage(ProcessingStage):
+    name = "overwriting"
+
+    def __init__(self, first):
+        self.first, self.batches = first, 0
+
+    def process(self, task):
+        self.batches += 1
+        if self.batches == 2 and self.first:
+            self.first.act()
+        return task
+
+
+class OverwritingStep(ColumnStep):
+    """Does it in a step that opens no image: the file would say that it is of the tar that was there before."""
+
+    columns = {"seen": pa.bool_()}  # noqa: RUF012
+
+    def __init__(self, first):
+        self.first = first
+
+    def compute(self, rows):
+        if self.first:
+            self.first.act()
+        return {"seen": [True] * len(rows)}
+
+
+@pytest.mark.parametrize("door", ["model", "stage", "after"])
+def test_a_tar_that_is_written_over_meanwhile_gives_no_vector(tmp_path, door):
+    """Its vectors would be those of other rows; the next run has them all."""
+    tar, out = tmp_path / "d" / "0.tar", tmp_path / "out"
+    overwriting = Overwriting(tar, keep_time=door != "after")
+
+    def run(first):
+        if door == "stage":
+            return Pipeline("test", stages=stages_of(tar.parent, out, OverwritingStage(first))).run().summary
+        dataset = ImageTextPairDataset.from_webdataset(
+            tar.parent, rows_per_partition=50 if door == "after" else None
+        )
+        if door == "after":
+            return ImageStatistics(["width"])(dataset).apply(OverwritingStep(first)).save_metadata(out)
+        return OverwritingReader(first)(dataset).save_metadata(out)
+
+    summary = run(overwriting)
+    (why, *_) = summary.failed_shards.values()
+    assert "the shard was changed" in why and "run again when it is whole" in why
+    assert not summary.rows and not [*out.glob("*.parquet")]
+    assert run(None).complete
+    table = read_output(out)
+    assert sorted(table["key"].to_pylist()) == overwriting.keys
+    if door != "after":
+        check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
 
 
 def test_huge_images_do_not_fill_the_memory(tmp_path):
