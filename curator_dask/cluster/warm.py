@@ -5,9 +5,11 @@ Not to be imported elsewhere.
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import os
+import signal
 
 #: What takes longest first. What is not installed, or broken, is for the worker that needs it to say.
 HEAVY = (
@@ -21,6 +23,10 @@ HEAVY = (
     "curator_dask.runs.run",
 )
 
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+# Ended with the command: by itself it looks whether that is still there only once all is imported.
+ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 for name in HEAVY:
     with contextlib.suppress(Exception):
         importlib.import_module(name)
