@@ -77,7 +77,25 @@ VARIABLES = (STAGE_BYTES, STALL_SECONDS, PATIENCE)
 
 def home() -> Path:
     """Where weights that this package fetches are, and its notes: ``CURATOR_DASK_HOME``, else ``~/.curator_dask``."""
-    return Path(os.environ.get("CURATOR_DASK_HOME") or "~/.curator_dask").expanduser().absolute()
+    return absolute(os.environ.get("CURATOR_DASK_HOME") or "~/.curator_dask")
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """A local path made absolute, ``~`` its owner's home: a worker may have another working directory.
+
+    Raises
+    ------
+    ConfigError
+        The path begins with ``~``, and there is no such user, or no home.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        user = Path(path).parts[0]
+        raise ConfigError(
+            f"{os.fspath(path)}: {user} is the home of nobody on this machine. Write the path out; a name that begins"
+            " with ~ is ./~name"
+        ) from error
 
 
 def check_variables() -> None:

@@ -298,6 +298,24 @@ def test_an_unknown_model_is_wrong_usage(folder, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--model", "test_vit", "--checkpoint", "~nobody.here/x.pt"),
+        ("--model", "test_vit", "--captions", "~nobody.here/x.csv"),
+        ("--model", "local-dir:~nobody.here/x"),
+        ("--model", "~nobody.here/x"),
+        ("--model", "org/model", "--model-dir", "~nobody.here/x"),
+    ],
+)
+def test_a_home_that_nobody_has(folder, tmp_path, arguments):
+    done = run_here("embed", folder, tmp_path / "out", "--cluster", "cpu", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert "~nobody.here/x" in done.stderr and "is the home of nobody on this machine" in " ".join(
+        done.stderr.split()
+    )
+
+
 def test_check_of_a_good_dataset(tmp_path):
     write_dataset(tmp_path / "data", shards=2, samples=6)
     done = run("check", tmp_path / "data", "--dim", "512", "--output", tmp_path / "out")

@@ -15,7 +15,7 @@ from curator_dask.checks.preflight import preflight
 from curator_dask.cluster.presence import Presence
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError
-from curator_dask.settings import PATIENCE, STAGE_BYTES, STALL_SECONDS, VARIABLES
+from curator_dask.settings import PATIENCE, STAGE_BYTES, STALL_SECONDS, VARIABLES, absolute, home
 from curator_dask.storage import read_bytes
 from curator_dask.webdataset.staging import STAGE, Stage
 
@@ -142,3 +142,11 @@ def test_values_are_read_when_they_are_used(monkeypatch, remote):
     for text, seconds in (("5s", 5), ("1min", 60)):
         monkeypatch.setenv(PATIENCE.name, text)
         assert Presence(None).patience == seconds
+
+
+def test_a_home_that_nobody_has(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert absolute("~/weights") == tmp_path / "weights"
+    monkeypatch.setenv("CURATOR_DASK_HOME", "~nobody.here/x")
+    with pytest.raises(ConfigError, match=r"~nobody\.here/x: ~nobody\.here is the home of nobody"):
+        home()

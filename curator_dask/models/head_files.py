@@ -12,7 +12,7 @@ from curator_dask.errors import WeightsError
 from curator_dask.models.downloads import HubFile, fetch
 from curator_dask.models.heads import digest_of
 from curator_dask.models.weights import first_line
-from curator_dask.settings import home
+from curator_dask.settings import absolute, home
 
 logger = logging.getLogger("curator_dask")
 
@@ -37,7 +37,7 @@ NSFW_SOURCE = (
 
 def places(name: str) -> list[Path]:
     """Where a file of a head may be: this package's folder, and that of NeMo Curator 0.9."""
-    nemo = Path(os.environ.get("NEMO_CURATOR_HOME") or "~/.nemo_curator").expanduser().absolute()
+    nemo = absolute(os.environ.get("NEMO_CURATOR_HOME") or "~/.nemo_curator")
     return [home() / name, nemo / name]
 
 

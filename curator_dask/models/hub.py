@@ -20,6 +20,7 @@ from typing import Any
 from curator_dask.errors import ConfigError, WeightsError
 from curator_dask.models.downloads import HubFile, fetch, verify
 from curator_dask.models.weights import first_line
+from curator_dask.settings import absolute
 
 logger = logging.getLogger("curator_dask")
 
@@ -94,14 +95,14 @@ def find_folder(model_name: str, model_dir: str | None = None, check: Check | No
         The name is neither a folder nor that of a repository.
     """
     if names_folder(model_name):
-        folder = Path(model_name).expanduser().absolute()
+        folder = absolute(model_name)
         if lacking(folder):
             raise WeightsError(f"{model_name}: {_what_is_wrong(folder)}")
         return folder
     repository = _Repository.of(model_name)
     if model_dir is None:
         return _in_the_cache(repository, check)
-    base = Path(model_dir).expanduser().absolute()
+    base = absolute(model_dir)
     target = base.joinpath(*model_name.split("/"))
     for folder in (target, base):
         if not lacking(folder):
@@ -118,9 +119,9 @@ def find_whole(model_name: str, model_dir: str | None = None) -> Path | None:
         The name is neither a folder nor that of a repository.
     """
     if names_folder(model_name):
-        folders = [Path(model_name).expanduser().absolute()]
+        folders = [absolute(model_name)]
     elif model_dir is not None:
-        base = Path(model_dir).expanduser().absolute()
+        base = absolute(model_dir)
         folders = [base.joinpath(*model_name.split("/")), base]
     else:
         cached = _cached(_Repository.of(model_name))
@@ -175,7 +176,7 @@ def is_transformers(model_name: str) -> bool:
     if not names_folder(model_name):
         return "/" in model_name
     try:
-        return "model_type" in read_json(Path(model_name).expanduser() / CONFIG)
+        return "model_type" in read_json(absolute(model_name) / CONFIG)
     except WeightsError:
         return False
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from curator_dask.models.hub import find_whole, is_transformers
 from curator_dask.models.weights import HUB_PREFIXES, LOCAL_PREFIXES
+from curator_dask.settings import absolute
 
 #: Nanoseconds by which clocks of a file's store and of this machine may differ, and in which a file may change twice.
 _CLOCKS = 2_000_000_000
@@ -56,13 +57,15 @@ class Sources:
         others
             Further files that count.
         """
-        paths = tuple(_absolute(each) for each in (*others, *([] if checkpoint is None else [checkpoint])))
+        paths = tuple(
+            str(absolute(each)) for each in (*others, *([] if checkpoint is None else [checkpoint]))
+        )
         if is_transformers(model):
             folder = find_whole(model, model_dir)
             return None if folder is None else cls((str(folder), *paths))
         place = model.partition(":")[2]
         if model.startswith(LOCAL_PREFIXES):
-            return cls((_absolute(place), *paths))
+            return cls((str(absolute(place)), *paths))
         if model.startswith(HUB_PREFIXES):  # its configuration is there, whatever the weights are
             return cls(paths, place)
         if os.environ.get(
@@ -111,10 +114,6 @@ def cached_state(repository: str, ask: bool) -> State | None:
 def changed_since(state: State, started: int) -> bool:
     """Whether a file may have changed since a time in nanoseconds: by its times, which a copy may set, or its own."""
     return any(max(written, changed) > started - _CLOCKS for _, written, changed, _ in state.values())
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
 
 
 def _state(paths: Iterable[str]) -> State | None:

@@ -15,6 +15,7 @@ from curator_dask.models.clip_text import ClipTextSpec
 from curator_dask.models.hub import CLIP_L14, names_folder
 from curator_dask.models.sentences import SentenceSpec, is_sentences
 from curator_dask.models.texts import LONG_TEXT, TextSpec
+from curator_dask.settings import absolute
 from curator_dask.text.partition import EmbedText
 
 #: The vectors of captions, unless another name is given.
@@ -69,8 +70,8 @@ class TextEmbedder(ABC):
         name = os.fspath(model_name)
         is_folder = isinstance(model_name, os.PathLike) or names_folder(name)
         # A worker may have another working directory than the client.
-        self.model_name = _absolute(name) if is_folder else name
-        self.model_dir = None if model_dir is None else _absolute(model_dir)
+        self.model_name = str(absolute(name)) if is_folder else name
+        self.model_dir = None if model_dir is None else str(absolute(model_dir))
         self.text_column = text_column
         self.text_embedding_column = text_embedding_column
         self.normalize_embeddings = normalize_embeddings
@@ -195,7 +196,7 @@ def make_text_embedder(
     model: str, model_dir: str | None = None, *, text_column: str = CAPTION_COLUMN
 ) -> TextEmbedder:
     """Make the embedder that a model's name means: `SentenceEmbedder` for a folder with ``modules.json``."""
-    if names_folder(model) and is_sentences(Path(model).expanduser()):
+    if names_folder(model) and is_sentences(absolute(model)):
         return SentenceEmbedder(Path(model), text_column=text_column)
     return ClipTextEmbedder(model, model_dir, text_column=text_column)
 
@@ -207,7 +208,3 @@ def check_text_column(dataset: ImageTextPairDataset, column: str) -> None:
             f"text_column={column!r}: the metadata has no such column, it has {list(dataset.metadata.columns)}: give"
             " the name of the captions'"
         )
-
-
-def _absolute(path: str | os.PathLike[str]) -> str:
-    return str(Path(path).expanduser().absolute())

@@ -10,6 +10,7 @@ from curator_dask.errors import WeightsError
 from curator_dask.frames.names import EMBEDDING_COLUMN
 from curator_dask.image.classifiers.base import ImageClassifier
 from curator_dask.models.heads import Head, digest_of, load_head
+from curator_dask.settings import absolute
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +42,7 @@ class HeadClassifier(ImageClassifier):
     ) -> None:
         name = f"{type(self).__name__}({Path(model_path).name})"
         super().__init__(name, embedding_column, pred_column, "float32", batch_size, check=check)
-        # A worker may have another working directory than the client.
-        self.model_path: str | None = str(Path(model_path).expanduser().absolute())
+        self.model_path: str | None = str(absolute(model_path))
 
     def locate(self) -> Path:
         """The file, on this machine."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from curator_dask.errors import ConfigError
@@ -12,6 +11,7 @@ from curator_dask.image.embedders.base import EmbedderOptions, ImageEmbedder
 from curator_dask.models.clip import ClipSpec
 from curator_dask.models.encoders import EncoderSpec
 from curator_dask.models.hub import CLIP_L14, names_folder
+from curator_dask.settings import absolute
 
 if TYPE_CHECKING:
     import torch
@@ -51,8 +51,8 @@ class ClipImageEmbedder(ImageEmbedder):
         name = os.fspath(model_name)
         is_folder = isinstance(model_name, os.PathLike) or names_folder(name)
         # A worker may have another working directory than the client.
-        self.model_name = _absolute(name) if is_folder else name
-        self.model_dir = None if model_dir is None else _absolute(model_dir)
+        self.model_name = str(absolute(name)) if is_folder else name
+        self.model_dir = None if model_dir is None else str(absolute(model_dir))
 
     def load_embedding_model(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
         """The vision tower on `device`."""
@@ -73,7 +73,3 @@ class ClipImageEmbedder(ImageEmbedder):
             normalize=self.normalize_embeddings,
             compile=self.compile,
         )
-
-
-def _absolute(path: str | os.PathLike[str]) -> str:
-    return str(Path(path).expanduser().absolute())

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from curator_dask.errors import ConfigError
 from curator_dask.image.embedders.base import EmbedderOptions, ImageEmbedder
 from curator_dask.models.encoders import EncoderSpec
 from curator_dask.models.timm import OUTPUTS, TimmSpec
+from curator_dask.settings import absolute
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ class TimmImageEmbedder(ImageEmbedder):
         """The arguments of this class; None where `model_kwargs` has what JSON has not."""
         made = {**self.arguments, "model_name": _absolute(self.model_name)}
         if self.checkpoint_path is not None:
-            made["checkpoint_path"] = _absolute_path(self.checkpoint_path)
+            made["checkpoint_path"] = str(absolute(self.checkpoint_path))
         try:
             json.dumps(made)
         except TypeError:
@@ -91,7 +91,7 @@ class TimmImageEmbedder(ImageEmbedder):
         return TimmSpec(
             model_name=_absolute(self.model_name),
             pretrained=self.pretrained,
-            checkpoint_path=None if self.checkpoint_path is None else _absolute_path(self.checkpoint_path),
+            checkpoint_path=None if self.checkpoint_path is None else str(absolute(self.checkpoint_path)),
             model_kwargs=tuple(sorted((name, _frozen(value)) for name, value in self.model_kwargs.items())),
             output=self.output,
             autocast=self.autocast,
@@ -100,16 +100,11 @@ class TimmImageEmbedder(ImageEmbedder):
         )
 
 
-def _absolute_path(path: str | os.PathLike[str]) -> str:
-    """A worker may have another working directory than the client."""
-    return str(Path(path).expanduser().absolute())
-
-
 def _absolute(model_name: str) -> str:
     """The name, with the folder of ``local-dir:`` as an absolute path."""
     for prefix in ("local-dir:", "local_dir:"):
         if model_name.startswith(prefix) and len(model_name) > len(prefix):
-            return f"local-dir:{_absolute_path(model_name.removeprefix(prefix))}"
+            return f"local-dir:{absolute(model_name.removeprefix(prefix))}"
     return model_name
 
 

@@ -17,6 +17,7 @@ from curator_dask.image.classifiers import AestheticClassifier, NsfwClassifier
 from curator_dask.image.classifiers.origins import Origin
 from curator_dask.models.encoders import EncoderInfo
 from curator_dask.models.head_files import AESTHETIC, NSFW_NAME
+from curator_dask.settings import absolute
 from curator_dask.stages.base import Names, ProcessingStage
 from curator_dask.tasks import EMBEDDING, ImageBatch
 
@@ -79,7 +80,7 @@ class ScoreFilterStage(ProcessingStage[ImageBatch, ImageBatch]):
         check_counts(model_inference_batch_size=model_inference_batch_size)
         if isinstance(score_threshold, bool) or not isinstance(score_threshold, int | float):
             raise ConfigError(f"score_threshold={score_threshold!r}: expected a number")
-        self.model_dir = None if model_dir is None else str(Path(model_dir).expanduser().absolute())
+        self.model_dir = None if model_dir is None else str(absolute(model_dir))
         self.num_gpus_per_worker = num_gpus_per_worker
         self.model_inference_batch_size = model_inference_batch_size
         self.score_threshold = float(score_threshold)
