@@ -126,10 +126,10 @@ class VectorFiles:
                 )
             scores = unit(matrix) @ vector
             scores[~valid | ~np.isfinite(scores)] = -np.inf
-            for row in np.argsort(-scores, kind="stable")[:top]:
-                if np.isfinite(scores[row]) and (len(best) < top or scores[row] > best[-1].score):
-                    best = [*best, _hit(batch, int(row), id_col, float(scores[row]))]
-                    best = sorted(best, key=_order)[:top]
+            least = best[-1].score if len(best) == top else -np.inf
+            rows = [int(row) for row in np.argsort(-scores, kind="stable")[:top] if scores[row] > least]
+            found = [_hit(batch, row, id_col, float(scores[row])) for row in rows]
+            best = sorted([*best, *found], key=_order)[:top]  # of equal ones those of before stand first
         return best
 
     def vector_of(self, key: str, shard: str | None = None) -> np.ndarray:
