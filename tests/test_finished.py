@@ -191,7 +191,7 @@ def test_another_machine_and_other_packages_are_not_taken_for_the_same(known, tm
         assert known().summary() is None
     for name in ("HF_HOME", "CURATOR_DASK_DEVICE"):
         with monkeypatch.context() as patch:
-            patch.setenv(name, "cpu")
+            patch.setenv(name, "another")
             assert known().summary() is None
     here = backend.hardware("cpu")
     for other in (here.replace("model name", "model name\t: other"), None):
