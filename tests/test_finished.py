@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -189,6 +191,12 @@ def test_another_machine_and_other_packages_are_not_taken_for_the_same(known, tm
         (tmp_path / "site" / "timm-0.0.1.dist-info").mkdir(parents=True)
         patch.syspath_prepend(tmp_path / "site")
         assert known().summary() is None
+    # setuptools 84.2.1 adds a folder when it is imported, as by a torch that compiles.
+    with monkeypatch.context() as patch:
+        vendored = Path(sysconfig.get_path("purelib"), "setuptools", "_vendor")
+        assert list(vendored.glob("*.dist-info"))
+        patch.syspath_prepend(vendored)
+        assert known().summary() is not None
     for name in ("HF_HOME", "CURATOR_DASK_DEVICE"):
         with monkeypatch.context() as patch:
             patch.setenv(name, "another")

@@ -208,11 +208,15 @@ def _made(footers: Mapping[str, Footer], column: str) -> str:
 
 def _packages() -> list[Any]:
     """All that is installed, each with its version, and the state of this package's own files."""
-    installed = set()
+    found: dict[Path, set[str]] = {}
     for folder in sys.path:
         with contextlib.suppress(OSError):
             names = os.listdir(folder or ".")  # noqa: PTH208
-            installed |= {name for name in names if name.endswith((".dist-info", ".egg-info"))}
+            found[Path(folder).absolute()] = {it for it in names if it.endswith((".dist-info", ".egg-info"))}
+    # What a package carries within itself is a part of it: setuptools adds a folder of its own to the path once
+    # something imports it, as torch does where it compiles.
+    holders = {folder for folder, names in found.items() if names}
+    installed = set().union(*(names for folder, names in found.items() if holders.isdisjoint(folder.parents)))
     own = Path(curator_dask.__file__).parent
     files = [(path, path.stat()) for path in sorted(own.rglob("*.py"))]
     states = [[str(path), seen.st_size, seen.st_mtime_ns] for path, seen in files]
