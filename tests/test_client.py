@@ -19,7 +19,7 @@ from distributed import Client, LocalCluster, default_client
 from distributed.security import Security
 
 from curator_dask import backend, get_client
-from curator_dask.cluster import client as client_module
+from curator_dask.cluster import device
 from curator_dask.cluster import local as cluster_module
 from curator_dask.cluster import presence as presence_module
 from curator_dask.cluster.dask_settings import LOST_WORKER, SHUFFLE, hold
@@ -354,11 +354,11 @@ def test_gpu_cluster_without_a_gpu():
 
 
 def test_gpu_cluster_without_its_packages():
-    problem = client_module.gpu_problem(1, ["dask_cuda", "cudf"])
+    problem = device.gpu_problem(1, ["dask_cuda", "cudf"])
     assert "dask_cuda, cudf" in problem
     assert 'pip install "curator-dask[cuda13]"' in problem
     assert "[cuda12]" in problem
-    assert client_module.gpu_problem(1, []) is None
+    assert device.gpu_problem(1, []) is None
 
 
 @pytest.mark.parametrize(
@@ -371,8 +371,8 @@ def test_gpu_cluster_without_its_packages():
     ],
 )
 def test_what_auto_takes_and_why(gpus, missing, variable, expected):
-    device, reason = client_module.choose_device("auto", gpus, missing, variable)
-    assert device == expected[0]
+    chosen, reason = device.choose_device("auto", gpus, missing, variable)
+    assert chosen == expected[0]
     assert expected[1] in reason
 
 

@@ -22,7 +22,7 @@ from curator_dask import backend
 from curator_dask.cli import app
 from curator_dask.errors import OutputError
 from curator_dask.models import sources
-from curator_dask.outputs.finished import Unchanged
+from curator_dask.outputs.finished import FinishedCommand
 from curator_dask.outputs.lock import RunLock
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.webdataset.shards import discover
@@ -133,7 +133,7 @@ def known(here, tmp_path, monkeypatch):
     def look(asked="embed"):
         model = sources.Sources.of(f"local-dir:{tmp_path / 'model'}", None, None, True)
         where = (discover(here / "data"), "parquet", str(here / "out"), "image_embedding")
-        return Unchanged({"asked": asked}, *where, model, "cpu")
+        return FinishedCommand({"asked": asked}, *where, model, "cpu")
 
     look().remember(
         SaveSummary("", fingerprint=json.loads((here / "by-a-run.json").read_text())["fingerprint"]), None

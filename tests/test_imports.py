@@ -58,7 +58,7 @@ LAYERS = (
     "errors",
 )
 # The only modules that may name the GPU libraries.
-GPU_MODULES = ("backend", "cluster.client", "cluster.gpu", "cluster.local")
+GPU_MODULES = ("backend", "cluster.client", "cluster.device", "cluster.gpu", "cluster.local")
 
 
 def find_modules(package: Path) -> dict[str, Path]:
@@ -241,6 +241,13 @@ def test_every_file_imports_only_what_stands_below_it():
 
 def test_only_the_fork_names_gpu_libraries():
     assert gpu_faults(PACKAGE) == []
+
+
+def test_no_module_is_too_long_to_read():
+    long = {
+        path.name: lines for path in PACKAGE.rglob("*.py") if (lines := path.read_text().count("\n")) > 400
+    }
+    assert not long
 
 
 def test_no_private_name_is_used_across_modules():

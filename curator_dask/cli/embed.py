@@ -34,7 +34,7 @@ from curator_dask.cli.options import (
 if TYPE_CHECKING:
     import distributed
 
-    from curator_dask.outputs.finished import Unchanged
+    from curator_dask.outputs.finished import FinishedCommand
     from curator_dask.runs.summary import SaveSummary
 
 #: Arguments that do not decide what is made.
@@ -140,9 +140,10 @@ def embed(
     output_options = json_object(output_storage_options, "--output-storage-options")
     saving: dict[str, Any] = {"storage_options": output_options} if output_storage_options else {}
 
-    from curator_dask.cluster.client import device_of_new_workers, load_ahead
+    from curator_dask.cluster.client import load_ahead
+    from curator_dask.cluster.device import device_of_new_workers
     from curator_dask.models.sources import Sources
-    from curator_dask.outputs.finished import Unchanged
+    from curator_dask.outputs.finished import FinishedCommand
     from curator_dask.outputs.lock import RunLock
     from curator_dask.outputs.placing import locate
     from curator_dask.rows.reading import choose_source
@@ -230,7 +231,7 @@ def embed(
         source = choose_source(metadata.value, found, options)
         if not is_remote(output):
             RunLock(absolute(output)).check()
-        before: Unchanged | None = None
+        before: FinishedCommand | None = None
         files = () if captions in ("txt", "none") else (captions,)
         sources = Sources.of(model, model_dir, checkpoint, pretrained, files)
         if sources is not None and not (
@@ -239,7 +240,7 @@ def embed(
             asked = {name: value for name, value in context.params.items() if name not in _NOT_MADE_BY}
             same = output.partition("://")[0] == found.root.partition("://")[0]
             there = output_options if saving else options if same else None
-            before = Unchanged(
+            before = FinishedCommand(
                 {**asked, "folder": str(Path.cwd())},
                 found,
                 source,
@@ -260,7 +261,7 @@ def embed(
         raise typer.Exit(EXIT_SHARD)
 
 
-def _remember(before: Unchanged, done: SaveSummary, model: str, client: distributed.Client) -> None:
+def _remember(before: FinishedCommand, done: SaveSummary, model: str, client: distributed.Client) -> None:
     """Leave a note of what was done; where a model's weights come from is asked of a worker, which has timm loaded."""
     from curator_dask.cluster.workers import run_everywhere
     from curator_dask.models.weights import hub_repository

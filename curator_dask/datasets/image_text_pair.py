@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-import dask
 import dask.dataframe as dd
 
 from curator_dask.collector import held_back
 from curator_dask.console import show_in_notebook
+from curator_dask.datasets.collection import Collection
 from curator_dask.datasets.exportable import Exportable
 from curator_dask.datasets.gallery import Gallery, first_tiles, without_looking
 from curator_dask.datasets.meta import worker_backend
@@ -37,7 +37,7 @@ from curator_dask.webdataset.staging import STAGE
 logger = logging.getLogger("curator_dask")
 
 
-class ImageTextPairDataset(Selectable, Exportable):
+class ImageTextPairDataset(Collection, Selectable, Exportable):
     """Image-text pairs: a lazy frame with a row a pair, and the shards that hold the images.
 
     Make one with `from_webdataset` or `from_images`. `metadata` may be replaced by anything made from it (columns
@@ -319,19 +319,6 @@ class ImageTextPairDataset(Selectable, Exportable):
             output_options=storage_options,
         )
 
-    @property
-    def npartitions(self) -> int:
-        """Partitions of `metadata`: shards, or ranges of them."""
-        return int(self.metadata.npartitions)
-
-    def compute(self, **kwargs: Any) -> Any:
-        """All rows as one pandas or cuDF frame."""
-        return self.metadata.compute(**kwargs)
-
-    def persist(self, **kwargs: Any) -> ImageTextPairDataset:
-        """The dataset with its metadata computed and kept on the workers."""
-        return self.with_metadata(self.metadata.persist(**kwargs))
-
     def head(self, n: int = 5, npartitions: int = 1, **kwargs: Any) -> Any:
         """The first rows of the first partitions; computes these, and says what that is where images are."""
         show_in_notebook()
@@ -378,29 +365,6 @@ class ImageTextPairDataset(Selectable, Exportable):
         # Counting rows must not run a model: footers and indexes know.
         return sum(row_counts(lineage.reader, lineage.ranges))
 
-    @property
-    def expr(self) -> Any:
-        """Dask's expression of `metadata`; lets `dask.compute` take the dataset together with other work."""
-        return self.metadata.expr
-
-    def __dask_graph__(self) -> Any:
-        return self.metadata.__dask_graph__()
-
-    def __dask_keys__(self) -> Any:
-        return self.metadata.__dask_keys__()
-
-    def __dask_postcompute__(self) -> Any:
-        return self.metadata.__dask_postcompute__()
-
-    def __dask_postpersist__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        rebuild, arguments = self.metadata.__dask_postpersist__()
-        return _rebuild, (self, rebuild, arguments)
-
-    def __dask_tokenize__(self) -> Any:
-        return (type(self).__name__, self.path, self.id_col, self.metadata.__dask_tokenize__())
-
-    __dask_scheduler__ = staticmethod(dask.threaded.get)
-
     def __repr__(self) -> str:
         return as_text(self.path, self.id_col, self._counts, self.metadata)
 
@@ -410,9 +374,3 @@ class ImageTextPairDataset(Selectable, Exportable):
     @property
     def _counts(self) -> dict[str, Any]:
         return {"shards": len(self.tar_files), "partitions": self.npartitions}
-
-
-def _rebuild(
-    graph: Any, dataset: ImageTextPairDataset, rebuild: Any, arguments: tuple[Any, ...], **kwargs: Any
-) -> Any:
-    return dataset.with_metadata(rebuild(graph, *arguments, **kwargs))

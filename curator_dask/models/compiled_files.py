@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import shutil
 import stat
 import tempfile
@@ -24,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from curator_dask import __version__, settings
+from curator_dask import __version__, backend, settings
 
 if TYPE_CHECKING:
     import torch
@@ -58,8 +57,8 @@ def load(identity: str, inputs: torch.Tensor) -> Compiled | None:
     import torch
 
     folder = _folder(make=False)
-    kept = folder and folder / _name(identity, inputs)
-    if not kept or not kept.is_dir():
+    kept = None if folder is None else folder / _name(identity, inputs)
+    if kept is None or not kept.is_dir():
         return None
     try:
         library = torch._inductor.aoti_load_package(str(kept))
@@ -142,7 +141,7 @@ def _name(identity: str, inputs: torch.Tensor) -> str:
         "model": identity,
         "curator_dask": __version__,
         **{name: _version(name) for name in _PACKAGES},
-        "machine": _machine(),
+        "machine": backend.hardware("cpu"),
         "threads": torch.get_num_threads(),  # which the kernels have in them
         "shape": list(inputs.shape),
         "strides": list(inputs.stride()),
@@ -159,19 +158,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _machine() -> str:
-    """The CPU and its sets of instructions, all of which a compiler may use."""
-    found = [platform.machine(), platform.processor()]
-    with contextlib.suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
-        wanted = ("model name", "flags", "Features", "CPU part")
-        found += sorted({line for line in text.splitlines() if line.startswith(wanted)})
-    return "\n".join(found)
-
-
 def _folder(make: bool) -> Path | None:
-    """Where the files are; None where others could put theirs, or nothing can be written."""
+    """Where the files are; None where others could put theirs, nothing can be written, or the CPU is not known."""
     folder = settings.home() / "compiled"
+    if backend.hardware("cpu") is None:
+        return None
     try:
         if make:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -10,13 +10,13 @@ from pathlib import Path
 from curator_dask.models.hub import find_whole, is_transformers
 from curator_dask.models.weights import HUB_PREFIXES, LOCAL_PREFIXES
 from curator_dask.settings import absolute
+from curator_dask.storage import file_state
 
 #: Nanoseconds by which clocks of a file's store and of this machine may differ, and in which a file may change twice.
 _CLOCKS = 2_000_000_000
 
 State = Mapping[str, tuple[int, ...]]
-"""By path, what `os.stat` says of a file that tells a changed one: size, times of the last change of its content and
-of itself in nanoseconds, and its number."""
+"""By path, the `curator_dask.storage.file_state` of a file."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,7 @@ def _state(paths: Iterable[str]) -> State | None:
         for path in paths:
             files = sorted(each.path for each in os.scandir(path)) if os.path.isdir(path) else [path]  # noqa: PTH112
             for file in files:
-                seen = os.stat(file)  # noqa: PTH116
-                found[file] = (seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino)
+                found[file] = file_state(file)
     except OSError:
         return None
     return found

@@ -22,7 +22,6 @@ from typing import Any
 
 import dask.dataframe as dd
 import numpy as np
-import pyarrow as pa
 
 from curator_dask.cluster.setup import set_up_workers
 from curator_dask.cluster.workers import current_client
@@ -30,9 +29,10 @@ from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import vectors_in
 from curator_dask.frames.names import URL_COLUMN
-from curator_dask.frames.parquet import open_parquet, read_record
+from curator_dask.frames.parquet import read_record
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.encoded import Encoded
+from curator_dask.outputs.export_columns import schema_beside, schema_of
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_place import ExportPlace
 from curator_dask.outputs.export_summary import ExportSummary
@@ -111,7 +111,7 @@ def export_output(
     target = Folder(locate(os.fspath(output), given), given)
     check_apart(rows.path, target.path)
     options = options or ExportOptions()
-    found = _schema_of(rows, names)
+    found = schema_of(rows, names)
     options.check_columns(found.empty_table(), found.names)
     place = ExportPlace(target)
     with place.open(options.dry_run), workers():
@@ -300,7 +300,7 @@ class _Export:
             digits = len(str(largest - 1)) if largest > 1 else 0  # of the last number in a shard
             new_keys = NewKeys(options.max_shards, digits, options.old_id_col)
         text_keys = options.sequential or options.portable
-        found = _schema_of(rows, names)
+        found = schema_of(rows, names)
         if self._encoded is not None:
             found = found.remove(found.get_field_index(self._encoded.column))
         columns = tuple(options.columns or ())
@@ -318,7 +318,9 @@ class _Export:
             rows,
             self._shard_options,
             options.max_shards,
-            _beside(found, id_col, text_keys, options.old_id_col) if options.metadata == "parquet" else None,
+            schema_beside(found, id_col, text_keys, options.old_id_col)
+            if options.metadata == "parquet"
+            else None,
             id_col,
             new_keys,
             text_keys,
@@ -374,28 +376,3 @@ def _stop_at(failed: Mapping[str, str], what: str) -> None:
         raise ShardError(
             f"{name}{more}: {what}, and no tar was written: {why}. Mend it, or leave it out, and run again"
         )
-
-
-def _schema_of(rows: Folder, names: Sequence[str]) -> pa.Schema:
-    """The columns of all files together."""
-
-    def look(name: str) -> pa.Schema:
-        with open_parquet(rows.file(name), rows.options) as file:
-            return file.schema_arrow.remove_metadata()
-
-    try:
-        return pa.unify_schemas(in_threads(look, names), promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise OutputError(f"{rows.path}: the columns of its files do not fit each other: {error}") from error
-
-
-def _beside(found: pa.Schema, id_col: str, text_keys: bool, old_id_col: str | None) -> pa.Schema:
-    """The columns of the Parquet beside each tar: all but the shard, which is another now."""
-    fields = [
-        each.with_type(pa.string()) if each.name == id_col and text_keys else each
-        for each in found
-        if each.name != URL_COLUMN
-    ]
-    if old_id_col is not None:
-        fields.append(pa.field(old_id_col, pa.string()))
-    return pa.schema(fields)

@@ -45,7 +45,7 @@ _NOTES = 1000
 _VARIABLES = ("CURATOR_DASK_", "DASK_", "HF_", "TIMM_", "TORCH")
 
 
-class Unchanged:
+class FinishedCommand:
     """What a command is about to do, to be compared with what it did before.
 
     Parameters

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from curator_dask.errors import ShardError
-from curator_dask.storage import filesystem, is_remote, local_path, patiently
+from curator_dask.storage import file_state, filesystem, is_remote, local_path, patiently
 from curator_dask.webdataset.folders import is_folder_shard, look
 
 
@@ -119,9 +119,8 @@ class Watched:
 
 
 def _local_state(url: str) -> tuple[int, ...]:
-    """What differs also where a tar was written over and given its old time; empty where there is no file."""
+    """That of a tar; empty where there is no file."""
     try:
-        seen = os.stat(local_path(url))  # noqa: PTH116
+        return file_state(local_path(url))
     except OSError:
         return ()
-    return seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns

@@ -1,0 +1,38 @@
+"""The columns of an export: those of the rows that it takes, and those of the Parquet beside each new tar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from curator_dask.errors import OutputError
+from curator_dask.frames.names import URL_COLUMN
+from curator_dask.frames.parquet import open_parquet
+from curator_dask.outputs.selecting import Folder
+from curator_dask.threads import in_threads
+
+
+def schema_of(rows: Folder, names: Sequence[str]) -> pa.Schema:
+    """The columns of all files together."""
+
+    def look(name: str) -> pa.Schema:
+        with open_parquet(rows.file(name), rows.options) as file:
+            return file.schema_arrow.remove_metadata()
+
+    try:
+        return pa.unify_schemas(in_threads(look, names), promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise OutputError(f"{rows.path}: the columns of its files do not fit each other: {error}") from error
+
+
+def schema_beside(found: pa.Schema, id_col: str, text_keys: bool, old_id_col: str | None) -> pa.Schema:
+    """The columns of the Parquet beside each tar: all but the shard, which is another now."""
+    fields = [
+        each.with_type(pa.string()) if each.name == id_col and text_keys else each
+        for each in found
+        if each.name != URL_COLUMN
+    ]
+    if old_id_col is not None:
+        fields.append(pa.field(old_id_col, pa.string()))
+    return pa.schema(fields)
