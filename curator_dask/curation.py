@@ -263,11 +263,10 @@ def curate(
     places = {name: join(folder, name) for name in (EMBEDDINGS, PASSING, DUPLICATES, SHARDS)}
     summary = CurationSummary(folder)
     found = find_shards(input_path, storage_options, images=recipe.images)
-    of_images = captions_of(recipe.captions, found, recipe.id_col)
-    if of_images is None:
-        dataset = ImageTextPairDataset.from_shards(found, recipe.id_col, storage_options=storage_options)
-    else:
-        dataset = ImageTextPairDataset.from_images(found.root, recipe.id_col, **of_images)
+    of_images = captions_of(recipe.captions, found, recipe.id_col, storage_options) or {}
+    dataset = ImageTextPairDataset.from_shards(
+        found, recipe.id_col, **of_images, storage_options=storage_options
+    )
     saved = _with_columns(dataset, recipe).save_metadata(places[EMBEDDINGS], overwrite=overwrite)
     summary.steps[EMBEDDINGS] = saved
     if saved.failed_shards:

@@ -240,8 +240,15 @@ class RemoteFile(io.RawIOBase):
         return bytes(found)
 
 
-def read_bytes(url: str, options: Options = None) -> bytes:
+def read_bytes(url: str, options: Options = None, most: int | None = None) -> bytes:
     """All of a small file.
+
+    Parameters
+    ----------
+    url, options
+        Of the file, for fsspec.
+    most
+        Bytes of a remote file that are read; where it is given a store is not asked for the file's size before.
 
     Raises
     ------
@@ -251,7 +258,8 @@ def read_bytes(url: str, options: Options = None) -> bytes:
     if not is_remote(url):
         return Path(local_path(url)).read_bytes()
     fs, path = filesystem(url, options)
-    return patiently(lambda: bytes(fs.cat_file(path)), url)
+    limits = {} if most is None else {"start": 0, "end": most}
+    return patiently(lambda: bytes(fs.cat_file(path, **limits)), url)
 
 
 def write_bytes(url: str, data: Any, options: Options = None) -> None:
@@ -299,6 +307,12 @@ def upload(url: str, path: str | os.PathLike[str], options: Options = None) -> N
     fs, target = filesystem(url, options)
     size = os.stat(path).st_size  # noqa: PTH116
     _replace(fs, target, lambda to: fs.put_file(os.fspath(path), to), url, size)
+
+
+def version_in(info: Mapping[str, Any]) -> str:
+    """What a store's entry says that tells one state of a file from another; empty if it says nothing."""
+    names = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
+    return next((str(info[name]) for name in names if info.get(name) is not None), "")
 
 
 def exists(url: str, options: Options = None) -> bool:

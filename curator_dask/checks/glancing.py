@@ -75,7 +75,7 @@ def glance(shard: Shard, with_parquet: bool, options: Options = None) -> Glance:
     seen = Glance(shard)
     if is_folder_shard(shard.url):
         try:
-            seen.size, seen.ends = stamp(shard.url).size, True
+            seen.size, seen.ends = stamp(shard.url, options).size, True
         except ShardError as error:
             seen.troubles["unreadable"] = said(error)
         return seen

@@ -21,7 +21,7 @@ from curator_dask.frames.names import CAPTION_COLUMN, STATUS_COLUMN
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.rows.ids import check_ids, exact_ids
 from curator_dask.rows.remarks import fact_of
-from curator_dask.rows.tar_rows import SCHEMA_SAMPLES, tar_row
+from curator_dask.rows.tar_rows import SCHEMA_SAMPLES, tar_row, texts_of
 from curator_dask.storage import Options, is_remote, local_path
 from curator_dask.webdataset.idx import StaleIndex
 from curator_dask.webdataset.index import ShardIndex
@@ -124,8 +124,10 @@ def look(
                 _match(index, ids, statuses, found)
             elif not with_parquet:
                 # Then the caption may be a field of the JSON.
+                reader.expect(texts_of(silent))
                 without = [one for one in silent if not tar_row(reader, one, id_col).get(CAPTION_COLUMN)]
                 _note(found, "no-caption", [sample.key for sample in without])
+                reader.expect(texts_of(index.samples[:SCHEMA_SAMPLES]))
                 for sample in index.samples[:SCHEMA_SAMPLES]:
                     tar_row(reader, sample, id_col, left_out=found.left_out)
             _look_at_images(reader, index, found, images, max_pixels)
@@ -289,7 +291,11 @@ def _two_keys(missing: list[str], index: ShardIndex) -> str:
 def _look_at_images(reader: Reader, index: ShardIndex, found: Look, images: int, max_pixels: int) -> None:
     count = min(images, len(index.samples))
     places = np.linspace(0, len(index.samples) - 1, count, dtype=int).tolist() if count else []
-    for sample in (index.samples[place] for place in places):
+    samples = [index.samples[place] for place in places]
+    reader.expect(
+        each for sample in samples if (image := sample.image()) for each in (image, *texts_of([sample]))
+    )
+    for sample in samples:
         member = sample.image()
         if member is None:
             continue

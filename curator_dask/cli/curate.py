@@ -61,7 +61,9 @@ def curate(
     with summary_to(json_file) as put, told_plainly(interrupted):
         recipe = Recipe.read(config)
         # What is wrong should not cost the start of a cluster.
-        captions_of(recipe.captions, find_shards(input_path, options, images=recipe.images), recipe.id_col)
+        captions_of(
+            recipe.captions, find_shards(input_path, options, images=recipe.images), recipe.id_col, options
+        )
         if not (scheduler_address or scheduler_file):
             load_ahead(cluster.value, workers)
         with workers_of(cluster, scheduler_address, scheduler_file, workers):

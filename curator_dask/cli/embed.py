@@ -163,7 +163,7 @@ def embed(
         from curator_dask.rows.image_files import captions_of
         from curator_dask.rows.reading import learn_schema
 
-        of_images = captions_of(captions, found, id_col)
+        of_images = captions_of(captions, found, id_col, options)
         if source == "parquet":
             learn_schema(found.shards, source, id_col, options)
         measure = None
@@ -206,7 +206,9 @@ def embed(
             check_name(model)
         with workers_of(cluster, scheduler_address, scheduler_file, workers) as client:
             if of_images is not None:
-                dataset = ImageTextPairDataset.from_images(found.root, id_col, **of_images)
+                dataset = ImageTextPairDataset.from_shards(
+                    found, id_col, **of_images, storage_options=options
+                )
             else:
                 dataset = ImageTextPairDataset.from_shards(
                     found,

@@ -181,13 +181,17 @@ def export(
             without=without,
         )
         try:
-            found = discover_images(input_path) if images else discover(input_path, options)
+            found = (
+                discover_images(input_path, storage_options=options)
+                if images
+                else discover(input_path, options)
+            )
         except NoTarsError as error:
             found = None
             if not output_files(locate(input_path, options), options):
                 if not error.has_images:
                     raise OutputError(f"neither a tar nor a Parquet file is there: {error}") from None
-                found = discover_images(input_path)
+                found = discover_images(input_path, storage_options=options)
         start = partial(workers_of, cluster, scheduler_address, scheduler_file, workers)
         if found is None:
             summary = export_output(

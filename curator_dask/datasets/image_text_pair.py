@@ -129,6 +129,7 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
         *,
         captions: str | os.PathLike[str] | None = "txt",
         samples_per_shard: int = SAMPLES_PER_SHARD,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> ImageTextPairDataset:
         """Find images that are files of their own, in a folder and all below it.
 
@@ -140,7 +141,7 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
         Parameters
         ----------
         folder
-            Local; all workers see it.
+            A path that all workers see, or a URL.
         id_col
             Name the keys get.
         captions
@@ -150,23 +151,16 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
         samples_per_shard
             About how many images are a shard: from half as many to twice as many. Where one ends is told by the names
             of the files: images that come or go change the shard that they are in, and no other.
+        storage_options
+            For fsspec, where `folder` or `captions` is a URL.
 
         Raises
         ------
         DatasetError
             There is no image; two would have one key; the file of captions has none for any of them.
         """
-        found = discover_images(folder, samples_per_shard)
-        if captions == "txt":
-            return cls.from_shards(found, id_col)
-        check_options(id_col, "tar")
-        table = None if captions is None else caption_table(captions)
-        if table is not None:
-            logger.info(
-                "%s: %d images, %d with a row; %d rows without an image", table.path, *table.count(found.root)
-            )
-        schema = images_schema(id_col, table)
-        return cls._of(found, ReadImages(id_col, "tar", schema, captions=table), None)
+        found = discover_images(folder, samples_per_shard, storage_options)
+        return cls.from_shards(found, id_col, captions=captions, storage_options=storage_options)
 
     @classmethod
     def from_shards(
@@ -177,11 +171,15 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
         metadata: str = "auto",
         rows_per_partition: int | None = None,
         nested_json: bool = False,
+        captions: str | os.PathLike[str] | None = "txt",
         storage_options: Mapping[str, Any] | None = None,
     ) -> ImageTextPairDataset:
         """The same of shards that were found before (`curator_dask.webdataset.finding.find_shards`)."""
         check_options(id_col, metadata, rows_per_partition)
         show_in_notebook()
+        if captions != "txt":
+            captioned = cls._captioned(found, id_col, captions, storage_options)
+            return cls._of(found, captioned, rows_per_partition)
         source = choose_source(metadata, found, storage_options)
         rows = "their Parquet files" if source == "parquet" else "their captions and JSON"
         logger.info("found %d shards below %s; rows come from %s", len(found), found.root, rows)
@@ -191,6 +189,20 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
             return cls._of(found, reader, rows_per_partition)
         finally:
             STAGE.clear()  # what was fetched to learn the columns
+
+    @classmethod
+    def _captioned(
+        cls,
+        found: ShardSet,
+        id_col: str,
+        captions: str | os.PathLike[str] | None,
+        storage_options: Mapping[str, Any] | None,
+    ) -> ReadImages:
+        table = None if captions is None else caption_table(captions, storage_options)
+        if table is not None:
+            counts = table.count(found.root, storage_options)
+            logger.info("%s: %d images, %d with a row; %d rows without an image", table.path, *counts)
+        return ReadImages(id_col, "tar", images_schema(id_col, table), storage_options, captions=table)
 
     @classmethod
     def _of(cls, found: ShardSet, reader: ReadShard, rows_per_partition: int | None) -> ImageTextPairDataset:

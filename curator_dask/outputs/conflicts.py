@@ -18,6 +18,7 @@ from curator_dask.outputs.writing import Output
 from curator_dask.runs.lineage import Lineage
 from curator_dask.runs.sink import Job
 from curator_dask.runs.targets import Target
+from curator_dask.storage import Options
 from curator_dask.webdataset.finding import discover_images
 from curator_dask.webdataset.folders import AFTER, FIRST, FolderShard, is_folder_shard
 
@@ -83,7 +84,8 @@ def find_strays(lineage: Lineage, paths: Sequence[str], there: frozenset[str], o
     others = others.difference({part.shard.parquet for part in lineage.inputs or lineage.ranges or ()})
     dataset = dataset_of(lineage)
     names = {path: path.removeprefix(output.folder).lstrip("/").removesuffix(".parquet") for path in others}
-    of_images = _Images(shard.url for shard in inputs.values())
+    options = lineage.reader.storage_options if lineage.reader is not None else None
+    of_images = _Images([shard.url for shard in inputs.values()], options)
     found = []
     for path in sorted(others):
         shard = inputs.get(_PART.sub("", names[path]))
@@ -114,9 +116,12 @@ class _Images:
     ----------
     urls
         Of shards of a run; of tars it knows nothing.
+    options
+        For fsspec.
     """
 
-    def __init__(self, urls: Iterable[str]) -> None:
+    def __init__(self, urls: Iterable[str], options: Options) -> None:
+        self._options = options
         shards = map(FolderShard.of, filter(is_folder_shard, urls))
         self._folders = {shard.folder: shard.samples for shard in shards}
         self._now: dict[str, frozenset[str]] = {}  # by folder, looked at when it is asked for
@@ -131,7 +136,7 @@ class _Images:
             return False
         folder = FolderShard.of(url).folder
         if folder not in self._now:
-            found = discover_images(folder, self._folders[folder])
+            found = discover_images(folder, self._folders[folder], self._options)
             self._now[folder] = frozenset(shard.url for shard in found)
         return url not in self._now[folder]
 

@@ -36,7 +36,8 @@ from curator_dask.rows.remarks import EXAMPLES, fact_of, noticing, remark
 from curator_dask.rows.where import Where
 from curator_dask.runs.reports import errors_of, report_frame
 from curator_dask.storage import Options, join
-from curator_dask.webdataset.folders import FolderReader, is_folder_shard
+from curator_dask.webdataset.folder_reader import FolderReader
+from curator_dask.webdataset.folders import is_folder_shard
 from curator_dask.webdataset.headers import Member, encoded
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.layouts import portable_key, portable_suffix
@@ -245,7 +246,7 @@ class _Found:
         self._keys: list[str] = []
         self._suffixes: list[str] = []  # of all members
         self._members: list[Member] = []
-        self._files: list[tuple[str | None, int]] = []  # that members are; of tars none
+        self._files: list[tuple[str | None, int | str]] = []  # that members are; of tars none
         self._ends = [0]  # behind the last member of each sample
         self.reasons: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
@@ -278,13 +279,15 @@ class _Found:
                     self._miss(f"{MISSING}: {error}", url, ids[place])
                 continue
             files = reader if isinstance(reader, FolderReader) else None
-            self._take(url, index, files, [rows[place] for place in mine], [ids[place] for place in mine])
+            before = len(self._members)
+            self._take(url, index, [rows[place] for place in mine], [ids[place] for place in mine])
+            taken = self._members[before:]
+            self._files += [(None, 0)] * len(taken) if files is None else files.files_of(taken)
 
     def _take(
         self,
         url: str,
         index: ShardIndex,
-        files: FolderReader | None,
         rows: Sequence[int],
         ids: Sequence[Any],
     ) -> None:
@@ -305,9 +308,9 @@ class _Found:
             elif not index.samples[position].members:  # of a folder, and its image is a link to nothing
                 self._miss(f"{MISSING}: the sample has no file{why_missing(index, item)}", url, item)
             else:
-                self._add(url, row, index.samples[position], files)
+                self._add(url, row, index.samples[position])
 
-    def _add(self, url: str, row: int, sample: Sample, files: FolderReader | None) -> None:
+    def _add(self, url: str, row: int, sample: Sample) -> None:
         key = sample.key
         portable = portable_key(key)
         self.odd_keys += portable != key
@@ -327,7 +330,6 @@ class _Found:
         self._keys.append(portable if self._portable else key)
         self._suffixes += suffixes
         self._members += sample.members
-        self._files += [(None, 0) if files is None else files.file_of(member) for member in sample.members]
         self._ends.append(len(self._suffixes))
 
     def table(self) -> pa.Table:
@@ -359,7 +361,7 @@ class _Found:
             paths = pa.array(
                 [None if path is None else encoded(path) for path, _ in self._files], pa.binary()
             )
-            times = pa.array([time for _, time in self._files], pa.int64())
+            times = pa.array([time for _, time in self._files])  # a store's are text
             for name, each in ((FILES, paths), (TIMES, times)):
                 table = table.append_column(name, pa.ListArray.from_arrays(ends, each))
         in_order = all(one < other for one, other in itertools.pairwise(self._rows))

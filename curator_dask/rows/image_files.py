@@ -19,7 +19,7 @@ from curator_dask.errors import ConfigError, DatasetError, ShardError
 from curator_dask.frames.names import CAPTION_COLUMN, FILE_COLUMN, URL_COLUMN
 from curator_dask.rows.reading import ReadShard
 from curator_dask.rows.remarks import fact_of, remark
-from curator_dask.storage import absolute
+from curator_dask.storage import Options, absolute, is_remote, read_bytes
 from curator_dask.webdataset.folders import is_folder_shard, walk
 from curator_dask.webdataset.opening import open_shard
 from curator_dask.webdataset.samples import key_text
@@ -50,10 +50,13 @@ class CaptionTable:
     Attributes
     ----------
     path
-        Of a Parquet, CSV or JSON Lines file on a disk that all workers see.
+        Of a Parquet, CSV or JSON Lines file: on a disk that all workers see, or a URL.
+    options
+        For fsspec.
     """
 
     path: str
+    options: Options = None
 
     def read(self) -> pa.Table:
         """All of it.
@@ -64,7 +67,7 @@ class CaptionTable:
             It cannot be read, has no column ``file_name``, or a name stands in several rows.
         """
         try:
-            state = stamp(self.path)
+            state = stamp(self.path, self.options)
         except ShardError as error:
             raise DatasetError(f"captions: {error}") from None
         return _TABLES.get((self.path, state), self._read)
@@ -74,8 +77,8 @@ class CaptionTable:
         if read is None:
             raise DatasetError(f"{self.path}: expected a file of the type {', '.join(_READERS)}")
         try:
-            table = read(io.BytesIO(Path(self.path).read_bytes()))
-        except (OSError, pa.ArrowException) as error:
+            table = read(io.BytesIO(read_bytes(self.path, self.options)))
+        except Exception as error:  # pyarrow's, or a store's own, of many types
             raise DatasetError(f"{self.path}: cannot be read: {' '.join(str(error).split())}") from error
         if FILE_COLUMN not in table.column_names:
             raise DatasetError(
@@ -115,15 +118,26 @@ class CaptionTable:
         ]
         return _schema(id_col, others)
 
-    def count(self, folder: str) -> tuple[int, int, int]:
+    def count(self, folder: str, options: Options = None) -> tuple[int, int, int]:
         """Images of a folder; those that have a row; rows that have no image.
+
+        Parameters
+        ----------
+        folder
+            Local path or URL.
+        options
+            For fsspec.
 
         Raises
         ------
         DatasetError
             No image has a row.
         """
-        files = [key_text(group.below + names[0]) for group in walk(folder) for _, names in group.samples()]
+        files = [
+            key_text(group.below + names[0])
+            for group in walk(folder, options=options)
+            for _, names in group.samples()
+        ]
         names = self.read().column(FILE_COLUMN)
         found = pc.sum(pc.is_in(names, value_set=pa.array(files, pa.string()))).as_py() or 0
         if not found:
@@ -150,8 +164,10 @@ class ReadImages(ReadShard):
     @property
     def recipe(self) -> tuple[str, ...]:
         """What is done to a shard: the table's state is part of it."""
-        state = () if self.captions is None else (*map(str, vars(stamp(self.captions.path)).values()),)
-        return (*super().recipe, "captions", *state)
+        if self.captions is None:
+            return (*super().recipe, "captions")
+        state = stamp(self.captions.path, self.captions.options)
+        return (*super().recipe, "captions", *map(str, vars(state).values()))
 
     def __dask_tokenize__(self) -> Any:
         return (*super().__dask_tokenize__(), self.captions)
@@ -159,7 +175,7 @@ class ReadImages(ReadShard):
     def rows(self, part: ShardRange) -> pa.Table:
         """The rows of the range, in the order of the folder."""
         url = part.shard.url
-        with open_shard(url) as reader:
+        with open_shard(url, storage_options=self.storage_options) as reader:
             remark(url, "duplicates", fact_of(reader.index.duplicates))
             remark(url, "unread", fact_of(map(str, reader.index.unread)))
             samples = reader.index.samples[part.start : part.stop]
@@ -192,8 +208,8 @@ def _schema(id_col: str, others: list[pa.Field]) -> pa.Schema:
     return pa.schema([*own, *others, pa.field(URL_COLUMN, pa.string())])
 
 
-def captions_of(given: str, found: ShardSet, id_col: str) -> dict[str, Any] | None:
-    """Arguments of `ImageTextPairDataset.from_images` by those of a command; None where the captions lie beside.
+def captions_of(given: str, found: ShardSet, id_col: str, options: Options = None) -> dict[str, Any] | None:
+    """Arguments of `ImageTextPairDataset.from_shards` by those of a command; None where the captions lie beside.
 
     Raises
     ------
@@ -208,10 +224,12 @@ def captions_of(given: str, found: ShardSet, id_col: str) -> dict[str, Any] | No
         raise ConfigError(f"captions={given!r} (--captions): is for image files, and {found.root} has tars")
     if given == "none":
         return {"captions": None}
-    caption_table(given).schema(id_col)
+    caption_table(given, options).schema(id_col)
     return {"captions": given}
 
 
-def caption_table(path: str | os.PathLike[str]) -> CaptionTable:
-    """The table at a path."""
-    return CaptionTable(absolute(os.fsdecode(path)))
+def caption_table(path: str | os.PathLike[str], options: Options = None) -> CaptionTable:
+    """The table at a path or URL; the options are those of the images, which may be in a store when it is not."""
+    text = os.fsdecode(path)
+    options = options if is_remote(text) else None
+    return CaptionTable(absolute(text, options), options)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from curator_dask.errors import CuratorError, ImageError
+from curator_dask.errors import ImageError
 from curator_dask.frames.columns import list_to_matrix, to_array
 from curator_dask.frames.names import STATUS_COLUMN
 from curator_dask.rows.orphans import remark_orphans
@@ -89,7 +89,10 @@ def read_images(
                     warn_once(
                         f"{url[:-4]}.idx: the index file does not fit {url}: the tar is scanned instead"
                     )
-            for position, row in sorted(zip(found.tolist(), rows, strict=True)):
+            in_order = sorted(zip(found.tolist(), rows, strict=True))
+            images = (index.samples[place].image(image_member) for place, _ in in_order if place >= 0)
+            reader.expect(each for each in images if each is not None)
+            for position, row in in_order:
                 if position < 0:
                     what = f"no sample {ids[row]!r} in the {place}"
                     yield row, ImageError(f"{MISSING}: {what}{why_missing(index, ids[row])}")
@@ -104,7 +107,7 @@ def read_images(
                     found_as[row] = (index.samples[position].key, name)
                 try:
                     image: Any = reader.read(member)
-                except CuratorError as error:
+                except ImageError as error:
                     image = error
                 yield row, image
             if reader.index is not index:  # what was read showed the index file to be out of date

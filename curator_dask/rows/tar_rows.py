@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
 
-from curator_dask.errors import CuratorError
+from curator_dask.errors import ImageError
 from curator_dask.frames.names import CAPTION_COLUMN, CLASS_COLUMN, FILE_COLUMN, URL_COLUMN
 from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.storage import Options
-from curator_dask.webdataset.folders import FolderReader, is_folder_shard
+from curator_dask.webdataset.folder_reader import FolderReader
+from curator_dask.webdataset.folders import is_folder_shard
 from curator_dask.webdataset.headers import Member
 from curator_dask.webdataset.index import warn_once
 from curator_dask.webdataset.opening import Reader, open_shard
@@ -52,6 +54,7 @@ def read_tar_rows(
         remark(part.shard.url, "unread", fact_of(map(str, reader.index.unread)))
         samples = reader.index.samples[part.start : part.stop]
         left_out: dict[str, None] = {}
+        reader.expect(texts_of(samples))
         rows = [tar_row(reader, sample, id_col, nested_json, left_out) for sample in samples]
         remark(part.shard.url, "left-out", fact_of(left_out, _KINDS_SHOWN))
     arrays, misfits = [], {}
@@ -79,7 +82,9 @@ def tar_schema(shard: Shard, id_col: str, storage_options: Options, nested_json:
     columns: dict[str, pa.DataType] = dict.fromkeys(names, pa.string())
     plain = set(columns)
     with open_shard(shard.url, storage_options=storage_options, first=SCHEMA_BYTES) as reader:
-        for sample in reader.index.samples[:SCHEMA_SAMPLES]:
+        samples = reader.index.samples[:SCHEMA_SAMPLES]
+        reader.expect(texts_of(samples))
+        for sample in samples:
             row = tar_row(reader, sample, id_col, nested_json)
             for name, value in row.items():
                 if name not in names:
@@ -119,9 +124,7 @@ def tar_row(
         Gets the kinds of components and the fields that are not in the row.
     """
     row: dict[str, Any] = {}
-    document = sample.text("json", "metadata.json")
-    caption = sample.text("txt", "caption.txt")
-    label = sample.component(CLASS_COLUMN)
+    document, caption, label = _texts_of(sample)
     for name, value in _fields(reader, document).items():
         if isinstance(value, bool | int | float | str):
             row[_clean(name)] = _clean(value)
@@ -134,7 +137,7 @@ def tar_row(
             continue
         try:
             text = _text(bytes(reader.read(member)))
-        except CuratorError:
+        except ImageError:
             row.pop(column, None)
             continue
         row[column] = text if column == CAPTION_COLUMN else _number_or_text(text.strip())
@@ -149,13 +152,27 @@ def tar_row(
     return row
 
 
+def _texts_of(sample: Sample) -> tuple[Member | None, Member | None, Member | None]:
+    """JSON, caption and class."""
+    return (
+        sample.text("json", "metadata.json"),
+        sample.text("txt", "caption.txt"),
+        sample.component(CLASS_COLUMN),
+    )
+
+
+def texts_of(samples: Iterable[Sample]) -> Iterator[Member]:
+    """What `tar_row` reads of samples, in this order."""
+    return (each for sample in samples for each in _texts_of(sample) if each is not None)
+
+
 def _fields(reader: Reader, document: Member | None) -> dict[str, Any]:
     """The fields of a JSON object; none where it cannot be read, for the image may be well."""
     if document is None:
         return {}
     try:
         parsed = json.loads(bytes(reader.read(document)).decode("utf-8-sig"))
-    except (ValueError, RecursionError, CuratorError):
+    except (ValueError, RecursionError, ImageError):
         return {}
     return parsed if isinstance(parsed, dict) else {}
 

@@ -8,12 +8,16 @@ from typing import Any
 
 from curator_dask.errors import ConfigError, DatasetError, ShardError
 from curator_dask.settings import check_variables
-from curator_dask.storage import absolute, is_remote
-from curator_dask.webdataset.folders import SAMPLES_PER_SHARD, FolderShard, ends_shard, walk
+from curator_dask.storage import Options, absolute, is_remote
+from curator_dask.webdataset.folders import SAMPLES_PER_SHARD, STORED, FolderShard, ends_shard, walk
 from curator_dask.webdataset.shards import NoTarsError, Shard, ShardSet, discover
 
 
-def discover_images(folder: str | os.PathLike[str], samples_per_shard: int = SAMPLES_PER_SHARD) -> ShardSet:
+def discover_images(
+    folder: str | os.PathLike[str],
+    samples_per_shard: int = SAMPLES_PER_SHARD,
+    storage_options: Options = None,
+) -> ShardSet:
     """Find the images of a folder and all below it, and make shards of them.
 
     Parameters
@@ -22,6 +26,8 @@ def discover_images(folder: str | os.PathLike[str], samples_per_shard: int = SAM
         With a file an image, and beside it what belongs to it: a file of the same name but for its suffix.
     samples_per_shard
         About how many images a shard has: from half as many to twice as many.
+    storage_options
+        For fsspec, where `folder` is a URL.
 
     Returns
     -------
@@ -31,25 +37,22 @@ def discover_images(folder: str | os.PathLike[str], samples_per_shard: int = SAM
     Raises
     ------
     DatasetError
-        There is no such folder on this machine, or no image in it; two images would have one key.
+        There is no such folder, or no image in it; two images would have one key.
     """
     check_variables()
     if not isinstance(samples_per_shard, int) or isinstance(samples_per_shard, bool) or samples_per_shard < 1:
         raise ConfigError(f"samples_per_shard={samples_per_shard!r}: expected a whole number of at least 1")
     path = os.fsdecode(folder)
-    if is_remote(path):
-        raise DatasetError(
-            f"{path}: images that are files of their own are read from folders that all workers see: mount the store,"
-            " or pack them as tars"
-        )
-    root = absolute(path)
-    if not os.path.isdir(root):  # noqa: PTH112
+    root = absolute(path, storage_options)
+    if is_remote(root):
+        STORED.clear()  # what another run saw of it
+    elif not os.path.isdir(root):  # noqa: PTH112
         raise DatasetError(f"{root}: expected a folder of images, found no folder")
     shards: list[Shard] = []
     keys: dict[str, str] = {}
     here, number, shard = "", 0, FolderShard(root, "", samples_per_shard)
     try:
-        for group in walk(root):
+        for group in walk(root, options=storage_options):
             if group.below != here:  # keys of different folders differ
                 keys, here = {}, group.below
             for key, names in group.samples():
@@ -95,10 +98,10 @@ def find_shards(
     if images:
         if not isinstance(path, str | os.PathLike):
             raise DatasetError(f"{path}: expected one folder of images, found a list")
-        return discover_images(path)
+        return discover_images(path, storage_options=storage_options)
     try:
         return discover(path, storage_options)
     except NoTarsError as error:
         if not error.has_images or not isinstance(path, str | os.PathLike):
             raise
-        return discover_images(path)
+        return discover_images(path, storage_options=storage_options)

@@ -1,5 +1,7 @@
 """Folders with a file an image, as shards: each is a run of images in the order of the folder, read where they lie.
 
+A folder may be one of a store, which is listed whole, once a run on each worker.
+
 Which images a shard has can be told from the folder alone: from the one behind which it begins, on to the first whose
 name marks an end. So an image that comes or goes changes its own shard, and no other; were they counted off from the
 start, it would change all behind it.
@@ -15,14 +17,22 @@ import posixpath
 import stat
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from curator_dask.cache import POSSESSIONS, Remembered
-from curator_dask.errors import ImageError, ShardError
-from curator_dask.storage import check_regular, local_path
+from curator_dask.errors import ShardError
+from curator_dask.storage import (
+    BLOCK_BYTES,
+    Options,
+    filesystem,
+    is_remote,
+    local_path,
+    patiently,
+    version_in,
+)
 from curator_dask.webdataset.headers import Member
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.links import Unread
@@ -35,6 +45,7 @@ SAMPLES_PER_SHARD = 1000
 FIRST, AFTER = "first", "after-"
 _SUFFIX = ".images"  # ends the url of such a shard
 _NAME_BYTES = 80  # of an image's name that a shard is named by
+_LISTING_BYTES = 20 * BLOCK_BYTES  # that the patience with a store's listing is measured by
 _SETTLED = 2.0  # seconds after which a change of a folder surely shows in its time
 
 
@@ -44,7 +55,7 @@ class FolderShard(NamedTuple):
     Attributes
     ----------
     folder
-        Local path.
+        Local path or URL.
     after
         Path below it, without suffix, of the image behind which the run begins; empty: it begins with the first.
     samples
@@ -88,6 +99,10 @@ def is_folder_shard(url: str) -> bool:
     return url.endswith(_SUFFIX)
 
 
+#: Size in bytes; time of the last change in nanoseconds, or what a store says that tells it.
+State = tuple[int, int | str]
+
+
 class Group(NamedTuple):
     """The files of a folder whose names differ in their last suffix alone, some of them images.
 
@@ -99,11 +114,14 @@ class Group(NamedTuple):
         Of their names.
     names
         Sorted.
+    states
+        In a store, the size and the version of each; on a disk each is looked at by itself.
     """
 
     below: str
     stem: str
     names: tuple[str, ...]
+    states: Mapping[str, State] | None = None
 
     @property
     def path(self) -> str:
@@ -123,7 +141,7 @@ class Group(NamedTuple):
             yield f"{key}{suffix}", (image, *others)
 
 
-def walk(folder: str, after: str = "") -> Iterator[Group]:
+def walk(folder: str, after: str = "", options: Options = None) -> Iterator[Group]:
     """The images in a folder and all below it, those of a folder before those of the folders in it.
 
     Hidden files and folders are passed over. A link to a folder is followed if that lies elsewhere; links to folders
@@ -132,40 +150,49 @@ def walk(folder: str, after: str = "") -> Iterator[Group]:
     Parameters
     ----------
     folder
-        Local path.
+        Local path or URL.
     after
         `Group.path` behind which to begin.
+    options
+        For fsspec.
 
     Raises
     ------
     ShardError
         A folder cannot be listed.
     """
-    yield from _walk(folder, "", after.split("/") if after else [], frozenset(), linked=False)
+    yield from _walk(
+        folder, "", after.split("/") if after else [], frozenset(), linked=False, options=options
+    )
 
 
-def _walk(root: str, below: str, after: list[str], above: frozenset[str], linked: bool) -> Iterator[Group]:
+def _walk(
+    root: str, below: str, after: list[str], above: frozenset[str], linked: bool, options: Options
+) -> Iterator[Group]:
     folder = os.path.join(root, below)  # noqa: PTH118
-    real = os.path.realpath(folder)
-    if real in above:  # links between folders may go in circles
-        return
-    if below and os.path.islink(folder.rstrip("/")):  # noqa: PTH114
-        if linked or f"{real}/".startswith(f"{os.path.realpath(root)}/"):
+    if is_remote(folder):
+        real, listed = folder, _listing_of_store(folder, options)
+    else:
+        real = os.path.realpath(folder)
+        if real in above:  # links between folders may go in circles
             return
-        linked = True
-    listed = _listing(folder, must_be=not below)
+        if below and os.path.islink(folder.rstrip("/")):  # noqa: PTH114
+            if linked or f"{real}/".startswith(f"{os.path.realpath(root)}/"):
+                return
+            linked = True
+        listed = _listing(folder, must_be=not below)
     if len(after) < 2:
         start = bisect.bisect_right(listed.files, after[0], key=_stem) if after else 0
         files = (listed.files[number] for number in range(start, len(listed.files)))
         for stem, names in itertools.groupby(files, _stem):
-            group = Group(below, stem, tuple(names))
+            group = Group(below, stem, tuple(names), listed.states)
             if any(map(_is_image, group.names)):
                 yield group
     deeper = len(after) > 1
     for name in listed.folders:
         if not deeper or name >= after[0]:
             rest = after[1:] if deeper and name == after[0] else []
-            yield from _walk(root, f"{below}{name}/", rest, above | {real}, linked)
+            yield from _walk(root, f"{below}{name}/", rest, above | {real}, linked, options)
 
 
 def ends_shard(group: Group, number: int, samples: int) -> bool:
@@ -175,10 +202,11 @@ def ends_shard(group: Group, number: int, samples: int) -> bool:
 
 
 class _Listing(NamedTuple):
-    """Names in a folder: files by their stems, folders by their names."""
+    """Names in a folder: files by their stems, folders by their names; and the states of a store's files."""
 
     files: Sequence[str]
     folders: Sequence[str]
+    states: Mapping[str, State] | None = None
 
 
 #: By path, time and size of each folder: many shards ask for the same.
@@ -197,6 +225,40 @@ def _listing(folder: str, must_be: bool) -> _Listing:
         raise ShardError(
             f"{folder}: the folder cannot be listed: {error.strerror}. All workers must see it"
         ) from error
+
+
+#: By URL and options: a store's folders have no time that would tell a change.
+STORED: Remembered[_Listing] = POSSESSIONS.add("listings", Remembered(256))
+
+
+def _listing_of_store(folder: str, options: Options) -> _Listing:
+    return STORED.get((folder, repr(options)), lambda: _list_store(folder, options))
+
+
+def _list_store(folder: str, options: Options) -> _Listing:
+    try:
+        fs, path = filesystem(folder, options)
+        # A page has 1,000 files, and a folder of a million takes minutes.
+        entries = patiently(lambda: fs.ls(path, detail=True), folder, size=_LISTING_BYTES)
+    except FileNotFoundError:
+        return _Listing((), (), {})
+    except Exception as error:  # a store's own, of many types
+        raise ShardError(
+            f"{folder}: the store does not answer as it should: {error!r}. Check the address, and credentials and"
+            " endpoint in storage_options"
+        ) from error
+    folders, states = [], {}
+    for entry in entries:
+        name = entry["name"].rstrip("/").rpartition("/")[2]
+        if is_hidden(name) or entry["name"].rstrip("/") == path.rstrip("/"):
+            continue
+        if entry["type"] == "directory":
+            folders.append(name)
+        elif "." in name:
+            if entry.get("size") is None:
+                raise ShardError(f"{folder}: the store says no sizes of its files: pack them as tars")
+            states[name] = int(entry["size"]), version_in(entry)
+    return _Listing(sorted(states, key=lambda name: (_stem(name), name)), sorted(folders), states)
 
 
 def _list(folder: str) -> _Listing:
@@ -243,17 +305,24 @@ class FolderIndex:
     version
         A digest of their names, sizes and times.
     times
-        Of each file's last change in nanoseconds, by its path below the folder.
+        Of each file's last change in nanoseconds, by its path below the folder; of a store's, what tells that.
     """
 
     index: ShardIndex
     size: int
     version: str
-    times: dict[str, int] = field(default_factory=dict)
+    times: dict[str, int | str] = field(default_factory=dict)
 
 
-def look(url: str) -> FolderIndex:
+def look(url: str, options: Options = None) -> FolderIndex:
     """Look at the files of a shard.
+
+    Parameters
+    ----------
+    url
+        Of the shard.
+    options
+        For fsspec.
 
     Raises
     ------
@@ -265,10 +334,14 @@ def look(url: str) -> FolderIndex:
     repeated: list[str] = []
     unread: list[Unread] = []
     digest, total, number = hashlib.blake2b(digest_size=16), 0, 0
-    times: dict[str, int] = {}
+    times: dict[str, int | str] = {}
     root = f"{shard.folder.rstrip('/')}/"
-    for group in walk(shard.folder, shard.after):
-        states = {name: _state(root + group.below + name) for name in group.names}
+    for group in walk(shard.folder, shard.after, options):
+        states: dict[str, State | str]
+        if group.states is None:
+            states = {name: _state(root + group.below + name) for name in group.names}
+        else:
+            states = {name: group.states[name] for name in group.names}
         for key, names in group.samples():
             number += 1
             members = []
@@ -292,7 +365,7 @@ def look(url: str) -> FolderIndex:
     return FolderIndex(index, total, digest.hexdigest(), times)
 
 
-def _state(path: str) -> tuple[int, int] | str:
+def _state(path: str) -> State | str:
     """Size and time of a file, or what speaks against its being one."""
     try:
         found = os.stat(path)  # noqa: PTH116
@@ -301,62 +374,3 @@ def _state(path: str) -> tuple[int, int] | str:
     except OSError as error:
         return f"a file that cannot be looked at: {error.strerror}"
     return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else "no regular file"
-
-
-class FolderReader:
-    """Reads the files of a `FolderShard`, as `curator_dask.webdataset.reader.ShardReader` the members of a tar.
-
-    Parameters
-    ----------
-    url
-        Of the shard.
-
-    Attributes
-    ----------
-    index
-        Its samples.
-
-    Raises
-    ------
-    ShardError
-        There is no image any more, or the folder cannot be listed.
-    """
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        found = look(url)
-        self.index, self._times = found.index, found.times
-        self._folder = FolderShard.of(url).folder
-
-    def read(self, member: Member) -> memoryview:
-        """The bytes of a file.
-
-        Raises
-        ------
-        ImageError
-            It cannot be read.
-        """
-        path = os.path.join(self._folder, member.target)  # noqa: PTH118
-        try:
-            check_regular(path)
-            with open(path, "rb") as file:  # noqa: PTH123
-                return memoryview(file.read())
-        except OSError as error:
-            raise ImageError(f"unreadable: {path}: {error.strerror or error}") from error
-
-    def file_of(self, member: Member) -> tuple[str, int]:
-        """Path of a member's file, and the time of its last change in nanoseconds, when the reader was made."""
-        return os.path.join(self._folder, member.target), self._times[member.target]  # noqa: PTH118
-
-    def rescan(self) -> ShardIndex:
-        """The samples: they were looked at when the reader was made."""
-        return self.index
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-    def __enter__(self) -> FolderReader:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()

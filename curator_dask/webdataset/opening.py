@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from curator_dask.webdataset.folders import FolderReader, is_folder_shard
+from curator_dask.webdataset.folder_reader import FolderReader
+from curator_dask.webdataset.folders import is_folder_shard
 from curator_dask.webdataset.reader import ShardReader
 
 #: Reads the members of a shard.
@@ -28,5 +29,5 @@ def open_shard(
     """
     text = os.fsdecode(url)
     if is_folder_shard(text):
-        return FolderReader(text)
+        return FolderReader(text, storage_options)
     return ShardReader(text, use_index_files, storage_options, first)

@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 from curator_dask.errors import ShardError
 from curator_dask.storage import BLOCK_BYTES, TRIES, Options, RemoteFile, is_remote, local_path
+from curator_dask.threads import in_threads
 from curator_dask.webdataset.stamps import FileStamp, stamp
 
 _OPEN = 64  # files that are held open
-_AHEAD = 4  # blocks of a store that are fetched at a time
+_AHEAD = 32  # blocks of a store, or whole small files, that are fetched at a time
+_AHEAD_BYTES = 4 * BLOCK_BYTES  # of these together, about
 _GAP = 1 << 16  # bytes that are fetched for nothing rather than asked for anew
 # Of what the kernel says where it cannot copy from this file into that.
 _NO_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
@@ -70,8 +72,9 @@ class Ranges:
             reading.close()
 
     def _check(self, urls: Sequence[str]) -> None:
-        for url in urls:
-            if stamp(url, self._options) != self._stamps[url]:
+        states = in_threads(lambda url: stamp(url, self._options), urls)
+        for url, state in zip(urls, states, strict=True):
+            if state != self._stamps[url]:
                 raise _changed(url)
 
 
@@ -155,8 +158,14 @@ class Reading:
             return b""
         parts = []
         while size:  # one that is larger than a block lies in several
-            while self._blocks and len(self._fetched) < _AHEAD:
+            under_way = sum(block.size for block, _ in self._fetched)
+            while (
+                self._blocks
+                and (not self._fetched or under_way < _AHEAD_BYTES)
+                and len(self._fetched) < _AHEAD
+            ):
                 block = self._blocks.popleft()
+                under_way += block.size
                 assert self._pool is not None
                 self._fetched.append((block, self._pool.submit(self._fetch, block)))
             (block_url, start, length), future = self._fetched[0]

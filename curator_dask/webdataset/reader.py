@@ -7,7 +7,7 @@ import functools
 import io
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -86,6 +86,9 @@ class ShardReader:
         except ShardError as error:
             # A temporary file's name would tell nobody which shard it was.
             raise ShardError(str(error).replace(str(self._path), self.url)) from error
+
+    def expect(self, members: Iterable[Member]) -> None:
+        """Nothing is to be done ahead of `read`: all members are at hand."""
 
     def read(self, member: Member) -> memoryview:
         """The member's bytes, read-only and not copied; they stay valid after the reader is closed.

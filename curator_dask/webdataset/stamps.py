@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from curator_dask.errors import ShardError
-from curator_dask.storage import file_state, filesystem, is_remote, local_path, patiently
+from curator_dask.storage import file_state, filesystem, is_remote, local_path, patiently, version_in
 from curator_dask.webdataset.folders import is_folder_shard, look
 
 
@@ -47,7 +47,7 @@ def stamp(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None
     """
     url = os.fsdecode(url)
     if is_folder_shard(url):
-        files = look(url)
+        files = look(url, storage_options)
         return FileStamp(files.size, files.version)
     try:
         if not is_remote(url):
@@ -57,9 +57,7 @@ def stamp(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None
         info = patiently(lambda: fs.info(path), url)
     except Exception as error:  # a store's own, of many types
         raise ShardError(f"{url}: the file cannot be looked at: {error!r}; is it still there?") from error
-    names = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
-    version = next((str(info[name]) for name in names if info.get(name) is not None), "")
-    return FileStamp(int(info.get("size") or 0), version)
+    return FileStamp(int(info.get("size") or 0), version_in(info))
 
 
 def check_planned(shard: Mapping[str, Any]) -> None:

@@ -1,0 +1,120 @@
+"""Folders with a file an image in a store: what `test_image_folders` holds of a disk, over a real S3 server."""
+
+from __future__ import annotations
+
+import tarfile
+
+import fsspec
+import pytest
+from colours import ColourReader, check_colours, read_output
+from s3 import BUCKET, Fault, options, s3_server
+from test_image_folders import rows_of, write_images
+
+from curator_dask import storage
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.errors import DatasetError
+from curator_dask.webdataset.finding import find_shards
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def store(server):
+    return fsspec.filesystem("s3", **options(server), use_listings_cache=False)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("local") / "data"
+    return folder, write_images(folder)
+
+
+@pytest.fixture
+def url(store, server, local, request):
+    server.faults.clear()
+    name = f"{BUCKET}/{request.node.name}"
+    store.put(str(local[0]), name, recursive=True)
+    return f"s3://{name}"
+
+
+def images_in(url, server, **settings):
+    return ImageTextPairDataset.from_images(
+        url, storage_options=options(server), **{"samples_per_shard": 4, **settings}
+    )
+
+
+def test_rows_are_those_of_the_same_folder_on_a_disk(url, server, local):
+    here = rows_of(ImageTextPairDataset.from_images(local[0], samples_per_shard=4)).drop(columns="__url__")
+    dataset = images_in(url, server)
+    assert dataset.npartitions > 3
+    there = rows_of(dataset)
+    assert set(there["__url__"].str.startswith(f"{url}/")) == {True}
+    assert there.drop(columns="__url__").equals(here)
+
+
+def test_every_row_has_its_own_image_and_a_change_costs_its_own_shard(url, server, store, local, tmp_path):
+    dataset = ColourReader()(images_in(url, server))
+    done = dataset.save_metadata(tmp_path / "out")
+    assert done.rows == 40 and not done.failed, done
+    table = read_output(tmp_path / "out")
+    check_colours([key.as_py()[-4:] for key in table["key"]], table["image_embedding"].to_pylist())
+    again = ColourReader()(images_in(url, server)).save_metadata(tmp_path / "out")
+    assert again.written == 0 and again.skipped == done.written
+    # Changed in place, by as many bytes: the store's listing tells.
+    path = "z/ü/pic0003"
+    other = local[1]["z/ü/pic0007"]
+    name = next(each for each in store.find(url) if path in each and not each.endswith((".txt", ".json")))
+    store.pipe_file(name, other)
+    third = ColourReader()(images_in(url, server)).save_metadata(tmp_path / "out")
+    assert third.written == 1 and third.skipped == done.written - 1
+
+
+def test_an_export_has_the_original_bytes(url, server, local, tmp_path):
+    images_in(url, server).to_webdataset(tmp_path / "tars", samples_per_shard=25)
+    found = {}
+    for path in sorted((tmp_path / "tars").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            found |= {member.name: tar.extractfile(member).read() for member in tar}
+    images = {
+        name.rpartition(".")[0]: data for name, data in found.items() if not name.endswith(("txt", "json"))
+    }
+    assert images == {key.replace("v1.0", "v1.0"): data for key, data in local[1].items()}
+    captions = {name: data for name, data in found.items() if name.endswith("txt")}
+    assert len(captions) == 40 and captions["pic0004.txt"] == b"caption of 4"
+
+
+def test_captions_from_a_table_in_the_store(url, server, store, tmp_path):
+    store.pipe_file(f"{url}/captions.csv", b"file_name,caption\npic0000.png,zero\na/pic0001.WebP,one\n")
+    rows = rows_of(images_in(url, server, captions=f"{url}/captions.csv"))
+    assert rows.caption.dropna().to_dict() == {"pic0000": "zero", "a/pic0001": "one"}
+
+
+def test_a_store_that_falters_costs_a_shard_and_no_caption(url, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "TRIES", 1)
+    dataset = ColourReader()(images_in(url, server))
+    server.faults.append(Fault("cut", part="pic0004.txt"))
+    server.faults.append(Fault("403", part="pic0001.WebP"))
+    done = dataset.save_metadata(tmp_path / "out")
+    assert len(done.failed_shards) == 1 and "pic0004.txt: the file cannot be fetched" in str(
+        done.failed_shards
+    )
+    assert done.failed == 1 and "pic0001" in str(done)
+    server.faults.clear()
+    again = ColourReader()(images_in(url, server)).save_metadata(tmp_path / "out")
+    assert again.written == 1 and not again.failed_shards
+    server.faults.append(Fault("403", part="list-type"))
+    with pytest.raises(DatasetError, match="the store does not answer as it should"):
+        images_in(url, server)
+
+
+def test_a_folder_that_has_none_is_said(url, server, store):
+    store.pipe_file(f"{url}/text/a.txt", b"")
+    with pytest.raises(DatasetError, match="expected at least one image, found none"):
+        images_in(f"{url}/text", server)
+    assert find_shards(url, options(server)).shards[0].url.endswith(".images")
