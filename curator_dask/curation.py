@@ -84,6 +84,14 @@ class Recipe:
     export: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for names, kinds, expected in (
+            (("model", "where"), str | None, "text"),
+            (("id_col", "prefix"), str, "text"),
+            (("aesthetic", "nsfw"), str | bool, "the path of a head's file, or true or false"),
+        ):
+            for name in names:
+                if not isinstance(getattr(self, name), kinds):
+                    raise ConfigError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
         wants = [
             name for name in ("aesthetic", "nsfw", "duplicates") if getattr(self, name) not in (False, None)
         ]
@@ -99,7 +107,9 @@ class Recipe:
                 f"captions={self.captions!r}, images={self.images!r}: expected txt, none or the path of a table; and"
                 " true or false"
             )
-        if isinstance(self.statistics, str):
+        if not isinstance(self.statistics, list | tuple) or not all(
+            isinstance(each, str) for each in self.statistics
+        ):
             raise ConfigError(f"statistics={self.statistics!r}: expected a list of names")
         self.deduplication()  # says what is wrong with its arguments, as do those below
         self.options(overwrite=False)

@@ -99,12 +99,16 @@ def file_state(path: str | os.PathLike[str]) -> tuple[int, int, int, int]:
     return seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino
 
 
+class NotRegularError(OSError):
+    """A local path is no plain file."""
+
+
 def check_regular(path: str | os.PathLike[str]) -> None:
     """Raise OSError where a local path is no plain file: to open a FIFO waits for ever for its other end."""
     mode = os.stat(path).st_mode  # noqa: PTH116
     if not stat.S_ISREG(mode):
         kind = "FIFO" if stat.S_ISFIFO(mode) else "directory" if stat.S_ISDIR(mode) else "device or socket"
-        raise OSError(f"expected a regular file, found a {kind}")
+        raise NotRegularError(f"expected a regular file, found a {kind}")
 
 
 def filesystem(url: str, options: Options = None) -> tuple[Any, str]:

@@ -146,6 +146,10 @@ def test_a_folder_of_images_with_a_table_of_captions(tmp_path):
     ("text", "message"),
     [
         ("captions: [a]", "captions=\\['a'\\], images=False: expected txt"),
+        ("model: {name: test_vit}", "model: expected text, found {'name': 'test_vit'}"),
+        ("where: [a]", "where: expected text"),
+        ("model: test_vit\naesthetic: 3", "aesthetic: expected the path of a head's file"),
+        ("statistics: {width: 1}", "statistics=.*: expected a list of names"),
         ("modell: test_vit", r"unknown name 'modell': did you mean model\?"),
         ("- a", "expected names and values, found list"),
         ("a: [", "not a YAML file"),

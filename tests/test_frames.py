@@ -25,6 +25,7 @@ from curator_dask.frames.columns import (
     EMBEDDING_TYPE,
     list_to_matrix,
     to_array,
+    unit,
     vectors_to_list,
     with_columns,
 )
@@ -493,3 +494,19 @@ def test_a_digest_of_code_is_the_same_in_every_process():
         for _ in "ab"
     }
     assert len(found) == 1 and len(found.pop().strip()) == 12
+
+
+def test_unit_vectors_of_any_size():
+    """As by NumPy in float64; those whose squares float32 holds have the bits that they had."""
+    rng = np.random.default_rng(0)
+    plain = rng.normal(size=(50, 37)).astype(np.float32)
+    vectors = np.concatenate([plain * np.float32(10.0**power) for power in range(-40, 38, 3)])
+    vectors = np.concatenate([vectors, np.zeros((1, 37), np.float32)])
+    exact = vectors.astype(np.float64)
+    lengths = np.linalg.norm(exact, axis=1, keepdims=True)
+    np.testing.assert_allclose(unit(vectors), exact / np.where(lengths > 0, lengths, 1), rtol=1e-6)
+    ordinary = plain / np.linalg.norm(plain, axis=1, keepdims=True)
+    beside = np.concatenate([plain, np.full((1, 37), 1e38, np.float32)])
+    assert np.array_equal(unit(plain), ordinary) and np.array_equal(unit(beside)[:-1], ordinary)
+    odd = np.array([[np.inf, 1, 0], [np.nan, 1, 0]], np.float32)
+    assert not np.isfinite(unit(odd)).all(axis=1).any()

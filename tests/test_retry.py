@@ -191,6 +191,25 @@ def test_a_retry_that_died_half_way_doubles_no_row(folder, tmp_path):
     assert pq.read_table(out.with_suffix(".errors") / "00000.parquet")["key"].to_pylist() == list(BROKEN)
 
 
+def test_failed_rows_whose_file_is_gone_are_said(folder, tmp_path, said):
+    """Not those that a retry has brought back."""
+    out, errors = tmp_path / "out", tmp_path / "out.errors"
+    reader = ColourReader(max_pixels=10_000)
+    embed(folder, out, reader, drop_failed=True)
+    ColourReader(max_pixels=100_000).retry(out)
+    assert embed(folder, out, reader, drop_failed=True).skipped == SHARDS
+    assert "in no file any more" not in said.text
+    (out / "00002.parquet").unlink()
+    embed(folder, out, reader, drop_failed=True)
+    for path in errors.iterdir():
+        path.unlink()
+    assert embed(folder, out, reader, drop_failed=True).skipped == SHARDS
+    assert f"{out}: 2 rows whose image failed are in no file any more: those of 00002.parquet" in said.text
+    (out / "00002.parquet").unlink()
+    embed(folder, out, reader, drop_failed=True)
+    assert len(pq.read_table(errors / "00002.parquet")) == 2
+
+
 def test_failed_rows_of_an_earlier_version_are_found(folder, tmp_path):
     """They were below the output."""
     out = tmp_path / "out"
@@ -346,14 +365,29 @@ def test_what_was_made_of_the_images_is_made_of_the_mended_too(folder, tmp_path)
     assert read_output(out).equals(whole)
 
 
-def test_a_head_that_is_gone_is_said(folder, tmp_path, said):
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (Path.unlink, "cannot be read here"),
+        (lambda head: head.write_bytes(b"junk"), "is not what it was"),
+        (lambda head: red_head(head.parent, 1), "is not what it was"),
+    ],
+)
+def test_a_head_that_is_not_there_as_it_was_is_said(folder, tmp_path, said, spoil, why):
+    """The vectors are made all the same; the scores that are there stay, and `score` makes the others."""
     head = red_head(tmp_path, 2)
+    kept = head.read_bytes()
     embed(
         folder, tmp_path / "out", ColourReader(max_pixels=10_000, classifiers=[HeadClassifier(head, "blue")])
     )
-    Path(head).unlink()
+    spoil(head)
     summary = ColourReader(max_pixels=100_000).retry(tmp_path / "out")
-    assert "no blue of the rows that are tried again" in said.text and str(head) in said.text
+    (line,) = [each for each in said.messages if each.startswith("no blue of the rows that are tried again")]
+    assert head.name in line and why in line
+    assert read_output(tmp_path / "out")["blue"].null_count == len(LARGE) + len(BROKEN)
+    head.write_bytes(kept)
+    assert score_output(tmp_path / "out", [HeadClassifier(head, "blue")]).written == 2
+    assert read_output(tmp_path / "out")["blue"].null_count == len(BROKEN)
     assert {name for fact in summary.not_made.values() for name in fact["examples"]} == {"blue"}
     assert read_output(tmp_path / "out")["image_embedding"].null_count == len(BROKEN)
 

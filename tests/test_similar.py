@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import tempfile
+import uuid
 
 import dask
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import skimage.data
@@ -122,3 +125,61 @@ def test_on_the_command_line(out, pictures, tmp_path):
     ):
         done = run_here(*arguments, *like)
         assert done.returncode == 2 and said in " ".join(done.stderr.split()), (like, done.stderr)
+
+
+UUID = uuid.UUID("6fa459ea-ee8a-3ca4-894e-db77e160355e")
+#: Keys of other programs, and how they are asked for.
+KEYS = {
+    "bytes": (pa.array([b"a", b"b\xff", b"c"]), "a"),
+    "UUIDs in bytes": (pa.array([UUID.bytes, b"b" * 16, None], pa.binary(16)), str(UUID)),
+    "a dictionary": (pa.array(["a", "b", "c"]).dictionary_encode(), "a"),
+    "large text": (pa.array(["a", "b", "c"], pa.large_string()), "a"),
+    "floats": (pa.array([1.0, 2.0, float("nan")]), "1"),
+    "dates": (pa.array([0, 1, 2], pa.date32()), "1970-01-01"),
+}
+#: Vectors that no float32 norm holds, and plain ones.
+SCALES = {"plain": 1.0, "huge": 1e38, "tiny": 1e-30}
+
+
+def write_foreign(folder, **columns):
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.table(columns), folder / "0.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("keys", KEYS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_files_of_other_programs(tmp_path, keys, scale):
+    column, like = KEYS[keys]
+    vectors = (np.array([[1, 0], [0, 1], [0.6, 0.8]]) * SCALES[scale]).astype(np.float32)
+    folder = write_foreign(tmp_path / "out", key=column, seen=pa.array([*vectors], pa.list_(pa.float32())))
+    hits = similar_to_key(folder, like, column="seen")
+    assert [hit.key for hit in hits] == column.take([0, 2, 1]).to_pylist() or keys == "floats"
+    assert [hit.score for hit in hits] == pytest.approx([1, 0.6, 0], abs=1e-6)
+    done = run_here("search", folder, "--column", "seen", "--like", like)
+    assert done.stdout.splitlines()[0] == f"1.0000\t{hits[0].name}"
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"key": [["a"], ["b"]]}, "'key': expected keys as text, bytes, .* found list"),
+        ({"key": [{"a": 1}, {"a": 2}]}, "'key': expected keys as text, bytes, .* found struct"),
+        ({"__url__": [1, 2]}, "'__url__': expected text, the shard of each row, found int64"),
+        ({"seen": [[{"a": 1.0}], [{"a": 2.0}]]}, "'seen': expected vectors, found list<.*struct"),
+        ({"seen": [["x"], ["y"]]}, "'seen': expected vectors, found list<.*string"),
+    ],
+)
+def test_columns_that_cannot_be_searched(tmp_path, columns, said):
+    whole = {"key": ["a", "b"], "seen": [[1.0], [2.0]], **columns}
+    with pytest.raises(OutputError, match=rf"0\.parquet: {said}"):
+        similar_to_key(write_foreign(tmp_path / "out", **whole), "a", column="seen")
+
+
+def test_an_image_that_cannot_be_copied(out, pictures, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="File name too long"):
+        similar_to_image(out, tmp_path / ("x" * 300), column="seen")
+    (tmp_path / "query").write_bytes(pictures["a", "12"])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(ConfigError, match=r"query: cannot be copied into a temporary folder.*TMPDIR"):
+        similar_to_image(out, tmp_path / "query", column="seen")

@@ -106,7 +106,7 @@ def search(
             hits = similar_to_image(embeddings, image, top=top, column=column, storage_options=options)
         for hit in hits:
             caption = " ".join((hit.caption or "").split())
-            print("\t".join([f"{hit.score:.4f}", str(hit.key), hit.url or "", caption]).rstrip("\t"))
+            print("\t".join([f"{hit.score:.4f}", hit.name, hit.url or "", caption]).rstrip("\t"))
         if sheet is not None:
             from curator_dask.text.sheet import draw_sheet
 

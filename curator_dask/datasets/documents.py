@@ -13,6 +13,7 @@ import pyarrow as pa
 from curator_dask import backend
 from curator_dask.datasets.meta import worker_backend
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.frames.faults import faults_told
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.placing import locate
@@ -115,11 +116,8 @@ class ReadFile:
         OutputError
             It cannot be read.
         """
-        try:
-            with open_parquet(path, self.options) as file:
-                table = file.read(columns=None if self.columns is None else list(self.columns))
-        except Exception as error:  # a store's own, of many types
-            raise OutputError(f"{path}: cannot be read as Parquet: {error!r}") from error
+        with faults_told(path), open_parquet(path, self.options) as file:
+            table = file.read(columns=None if self.columns is None else list(self.columns))
         return table.replace_schema_metadata(None)
 
     def __call__(self, path: str) -> Any:

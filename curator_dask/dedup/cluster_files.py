@@ -14,6 +14,7 @@ import pyarrow as pa
 from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import list_to_matrix
+from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.storage import join
@@ -114,16 +115,13 @@ class ClusterFiles:
         """
         tables = []
         for path in self.paths(cluster):
-            try:
-                with open_parquet(path) as file:
-                    names = file.schema_arrow.names
-                    lacking = [name for name in columns if name not in names]
-                    if lacking:
-                        raise ConfigError(f"{path}: has no columns {lacking}; it has {names}")
-                    both = [*columns, *([URL_COLUMN] if URL_COLUMN in names else [])]
-                    tables.append(file.read(columns=list(dict.fromkeys(both))))
-            except (OSError, pa.ArrowException) as error:
-                raise ShardError(f"{path}: cannot be read: {error!r}") from error
+            with faults_told(path, ShardError), open_parquet(path) as file:
+                names = file.schema_arrow.names
+                lacking = [name for name in columns if name not in names]
+                if lacking:
+                    raise ConfigError(f"{path}: has no columns {lacking}; it has {names}")
+                both = [*columns, *([URL_COLUMN] if URL_COLUMN in names else [])]
+                tables.append(file.read(columns=list(dict.fromkeys(both))))
         return pa.concat_tables(tables, promote_options="permissive").replace_schema_metadata(None)
 
     def vectors(self, rows: pa.Table, cluster: int) -> np.ndarray:

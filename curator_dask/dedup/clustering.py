@@ -26,6 +26,7 @@ from curator_dask.dedup.rows import Rows, gather_rows
 from curator_dask.dedup.scanning import Scan, Source
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.fingerprint import fingerprint
+from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import list_parquet, open_parquet, read_footer, write_table
 from curator_dask.frames.record import FileRecord
@@ -175,7 +176,7 @@ class Clustering:
         id_col, column = self.files.id_col, self.files.column
         tables, faults = [], []
         for source in self.sources:
-            with open_parquet(source.path, source.options) as file:
+            with faults_told(source.path), open_parquet(source.path, source.options) as file:
                 names = file.schema_arrow.names
                 extra = [name for name in names if name != column] if self.columns is None else self.columns
                 shard = [URL_COLUMN] if self.by_shard and URL_COLUMN in names else []

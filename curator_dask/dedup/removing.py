@@ -21,6 +21,7 @@ from curator_dask.dedup.semantic import SemanticDeduplication
 from curator_dask.dedup.summary import DedupSummary
 from curator_dask.errors import ShardError
 from curator_dask.fingerprint import fingerprint
+from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet, read_footer, write_table
 from curator_dask.frames.record import FileRecord
@@ -101,11 +102,8 @@ class Remove:
     def _goes(self, cluster: int, rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         """Which items go, and the place of the nearest before each."""
         path, ids = self.matches.path(cluster), rows.column(self.matches.files.id_col)
-        try:
-            with open_parquet(path) as file:
-                table = file.read()
-        except (OSError, pa.ArrowException) as error:
-            raise ShardError(f"{path}: cannot be read: {error!r}. Make the tables again") from error
+        with faults_told(path, ShardError), open_parquet(path) as file:
+            table = file.read()
         if not table.column("id").equals(ids):
             raise ShardError(f"{path}: is not of the clusters that are there. Make the tables again")
         goes = table.column("cosine_sim_score").to_numpy() >= 1 - self.eps

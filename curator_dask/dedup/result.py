@@ -23,12 +23,11 @@ from curator_dask.dedup.summary import DedupSummary
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import URL_COLUMN
-from curator_dask.frames.parquet import read_footer, without_leftovers, write_table
+from curator_dask.frames.parquet import read_whole, write_table
 from curator_dask.frames.record import FileRecord
-from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.removed import DUPLICATES as FILE
-from curator_dask.outputs.saving import check_apart, check_writable
+from curator_dask.outputs.saving import check_apart, opened
 from curator_dask.storage import Options, is_remote, join
 
 if TYPE_CHECKING:
@@ -106,14 +105,13 @@ class Duplicates:
         sources = self._sources()
         for source in {posixpath.dirname(each.path) for each in sources}:
             check_apart(source, folder)
-        check_writable(folder)
         client = current_client()
         if client is not None:
             set_up_workers(client)
         file = join(folder, FILE)
         work = f"{folder}{WORK_SUFFIX}"
-        with RunLock(folder), without_leftovers(folder, work):
-            before = read_footer(file)
+        with opened(folder, None, work):
+            before = read_whole(file)
             if before.columns and (before.record is None or _MADE_BY not in before.record.derived):
                 raise OutputError(
                     f"{file}: is there, and was not made by a deduplication. Write to another path"

@@ -12,9 +12,10 @@ import pyarrow as pa
 from curator_dask.dedup.hashes import Hashes
 from curator_dask.dedup.keeping import Keep
 from curator_dask.dedup.phases import Phase
-from curator_dask.errors import CuratorError, OutputError, ShardError
+from curator_dask.errors import OutputError, ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import list_to_matrix
+from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet, read_footer, write_table
 from curator_dask.frames.record import FileRecord
@@ -104,13 +105,8 @@ class Scan:
     def make(self, name: str) -> int:
         """Scan one file."""
         source = next(each for each in self.sources if each.name == name)
-        try:
-            with open_parquet(source.path, source.options) as file:
-                return self._scan(source, file)
-        except CuratorError:
-            raise
-        except Exception as error:  # a store's own, of many types
-            raise ShardError(f"{source.path}: cannot be read: {error!r}") from error
+        with faults_told(source.path, ShardError), open_parquet(source.path, source.options) as file:
+            return self._scan(source, file)
 
     def _scan(self, source: Source, file: Any) -> int:
         columns = file.schema_arrow.names

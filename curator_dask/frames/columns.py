@@ -16,6 +16,7 @@ from curator_dask import backend
 from curator_dask.errors import ConfigError
 
 EMBEDDING_TYPE = pa.list_(pa.float32())
+_LEAST_NORM = 1e-15  # squares of what is below are no longer exact in float32
 
 
 def vectors_to_list(matrix: np.ndarray, valid: np.ndarray) -> pa.ListArray:
@@ -89,15 +90,25 @@ def list_to_matrix(column: Any, dim: int | None = None) -> tuple[np.ndarray, np.
     width = int(found[0]) if found else dim or 0
     matrix = np.zeros((len(array), width), np.float32)
     if width:
-        flat = array.drop_null().flatten().to_numpy(zero_copy_only=False)
-        matrix[valid] = flat.reshape(-1, width)
+        flat = array.drop_null().flatten()
+        if not (pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type)):
+            try:
+                flat = flat.cast(pa.float32())
+            except pa.ArrowException as error:
+                raise ValueError(f"expected vectors, found {array.type}") from error
+        matrix[valid] = flat.to_numpy(zero_copy_only=False).reshape(-1, width)
     return matrix, valid
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Vectors divided by their L2 norms; zeros stay."""
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    divided: np.ndarray = vectors / np.where(norms > 0, norms, 1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+        odd = ~((norms[..., 0] > _LEAST_NORM) & np.isfinite(norms[..., 0]))
+        if odd.any():  # also zeros
+            norms = norms.astype(np.float64)
+            norms[odd] = np.linalg.norm(vectors[odd].astype(np.float64), axis=-1, keepdims=True)
+        divided: np.ndarray = vectors / np.where(norms > 0, norms, 1)
     return divided.astype(np.float32)
 
 

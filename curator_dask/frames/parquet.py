@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from curator_dask import backend
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.columns import list_to_matrix
+from curator_dask.frames.faults import fault_of, is_dangling
 from curator_dask.frames.record import FileRecord
 from curator_dask.holding import held_type, restore
 from curator_dask.storage import (
@@ -33,6 +34,7 @@ from curator_dask.storage import (
     walk,
     write_bytes,
 )
+from curator_dask.threads import in_threads
 
 _BUFFER = (
     1 << 16
@@ -210,11 +212,14 @@ class Footer(NamedTuple):
         Names.
     rows
         Their number.
+    fault
+        What is wrong with a file that is there and cannot be read, and what to do; else empty.
     """
 
     record: FileRecord | None
     columns: list[str]
     rows: int
+    fault: str = ""
 
     def is_finished(self, *wanted: str | None, columns: Iterable[str] = ()) -> bool:
         """Whether the file has one of these fingerprints, and still the rows and vectors that it was written with.
@@ -238,18 +243,21 @@ class Footer(NamedTuple):
             Of the vectors; empty where there are none.
         """
         record = self.record
-        report = record.run_of(column)["report"] if record else None
-        # Of a file whose rows have been tried again it is not known how many failed.
+        report = (record.run_of(column)["report"] if record else None) or {}
+        # Of a file whose rows have been tried again it is not known how many failed, nor how many lie elsewhere.
+        dropped = report.get("dropped", 0)
+        known = report.get("rows", self.rows) - dropped == self.rows
         return record.remarks if record else {}, {
             "rows": self.rows,
             "failed": 0,
-            **(report or {}),
+            **report,
+            "dropped": dropped if known else 0,
             "name": name,
         }
 
 
 def read_footer(path: str, options: Options = None) -> Footer:
-    """Look at a file's footer, once; nothing is known of a file that is not there or is no Parquet.
+    """Look at a file's footer, once; nothing is known of a file that is not there, or that has a fault.
 
     Raises
     ------
@@ -259,13 +267,43 @@ def read_footer(path: str, options: Options = None) -> Footer:
     try:
         with open_parquet(path, options) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
-    except (FileNotFoundError, pa.ArrowException):
-        return Footer(None, [], 0)
     except Exception as error:
-        if is_remote(path):
+        if isinstance(error, FileNotFoundError) and not is_dangling(path):
+            return Footer(None, [], 0)
+        if is_remote(path) and not isinstance(error, pa.ArrowException):
             raise OutputError(f"{path}: the store does not answer as it should: {error!r}") from error
-        return Footer(None, [], 0)
+        return Footer(None, [], 0, fault_of(path, error))
     return Footer(FileRecord.parse(schema.metadata), schema.names, rows)
+
+
+def read_whole(path: str, options: Options = None) -> Footer:
+    """The footer of a file that is to be read.
+
+    Raises
+    ------
+    OutputError
+        It is there and cannot be read, or the store it is in does not answer.
+    """
+    footer = read_footer(path, options)
+    if footer.fault:
+        raise OutputError(f"{path}: {footer.fault}")
+    return footer
+
+
+def whole_footers(paths: Sequence[str], options: Options = None) -> dict[str, Footer]:
+    """The same of several files, by path.
+
+    Raises
+    ------
+    OutputError
+        Some cannot be read, the first of which is named with what to do, or the store does not answer.
+    """
+    footers = dict(zip(paths, in_threads(lambda path: read_footer(path, options), paths), strict=True))
+    bad = [path for path, footer in footers.items() if footer.fault]
+    if bad:
+        more = f". {len(bad) - 1} more cannot be read, {bad[1]} for example" if len(bad) > 1 else ""
+        raise OutputError(f"{bad[0]}: {footers[bad[0]].fault}{more}")
+    return footers
 
 
 def read_record(path: str, options: Options = None) -> FileRecord | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -21,20 +22,20 @@ from curator_dask.cluster.setup import set_up_workers
 from curator_dask.cluster.workers import current_client
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.columns import vectors_in
+from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import (
     Footer,
     conform,
     open_parquet,
     read_footer,
-    without_leftovers,
+    whole_footers,
     write_table,
 )
 from curator_dask.frames.record import LACKING, TEXTS, FileRecord
 from curator_dask.outputs.failed import output_files
-from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.placing import locate
-from curator_dask.outputs.saving import check_writable
+from curator_dask.outputs.saving import opened
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import noticing, without_not_made
 from curator_dask.runs.describing import load_models
@@ -45,7 +46,7 @@ from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.step import ScoringStep, SharingStep
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
-from curator_dask.storage import Options, is_remote, join
+from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.stamps import stamp
 
@@ -121,11 +122,8 @@ class AddToFile:
         path, output, _, steps = self.lacking(name)
         if self.given_up is not None:
             raise ShardError(f"{path}: {self.given_up}. It is as it was; run again, or look at the file")
-        try:
-            with open_parquet(path, output.options) as file:
-                table = file.read()
-        except Exception as error:  # a store's own, of many types
-            raise ShardError(f"{path}: cannot be read: {error!r}") from error
+        with faults_told(path, ShardError), open_parquet(path, output.options) as file:
+            table = file.read()
         record = FileRecord.parse(table.schema.metadata) or FileRecord("")
         found: dict[str, Any] = {}
         if steps:  # else a worker died after it had written the file
@@ -164,6 +162,7 @@ def add_columns(
     overwrite: bool = False,
     options: Options = None,
     output_options: Options = None,
+    workers: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> SaveSummary:
     """Add columns that steps make of vectors to the files of an output.
 
@@ -179,6 +178,8 @@ def add_columns(
         Replace scores of other heads, and columns and files that others made.
     options, output_options
         For fsspec, of `path` and of `output`.
+    workers
+        Opens the cluster to work on, once there is something to do; else it is the one that is there.
 
     Returns
     -------
@@ -194,18 +195,13 @@ def add_columns(
     source = target = Output(locate(path, options), options, output is None, overwrite, False)
     if output is not None and locate(output, output_options) != source.folder:
         target = Output(locate(output, output_options), output_options, False, overwrite, False)
-    if not is_remote(target.folder):
-        check_writable(target.folder)
-    client = current_client()
-    if client is not None:
-        set_up_workers(client)
     summary = SaveSummary(target.folder)
-    with RunLock(target.folder, target.options), without_leftovers(target.folder):
+    with opened(target.folder, target.options):
         names = output_files(source.folder, options)
         if not names:
             raise OutputError(f"{path}: no Parquet file is there. Give the folder that embed wrote to")
         paths = [join(source.folder, name) for name in names]
-        footers = dict(zip(paths, in_threads(lambda each: read_footer(each, options), paths), strict=True))
+        footers = whole_footers(paths, options)
         steps = tuple(make_steps({each: footer.record for each, footer in footers.items()}))
         add = AddToFile(steps, source, target)
         looked = in_threads(add.lacking, names)
@@ -216,18 +212,22 @@ def add_columns(
                 _check_free(where, footer, lacking, paths[number], join(target.folder, names[number]), target)
         todo = [name for name, (_, _, _, lacking) in zip(names, looked, strict=True) if lacking]
         needed = [*{id(step): step for look in looked for step in look[3]}.values()]
-        loaded = load_models(needed, [], client, len(todo))
         finished = [footer for _, _, footer, lacking in looked if not lacking]
         summary.skipped = len(finished)
         summary.rows_before = sum(footer.rows for footer in finished)
         summary.failed_before = sum(
             ((footer.record and footer.record.report) or {}).get("failed", 0) for footer in finished
         )
-        summary.startup_seconds = time.monotonic() - started
         if todo:
-            targets = [Target.of_file(target.folder, name) for name in todo]
-            tasks = file_tasks(add, todo, "add-columns", client, Fit(needed, loaded))
-            run_targets(tasks, client, targets, summary)
+            with workers():
+                client = current_client()
+                if client is not None:
+                    set_up_workers(client)
+                loaded = load_models(needed, [], client, len(todo))
+                summary.startup_seconds = time.monotonic() - started
+                targets = [Target.of_file(target.folder, name) for name in todo]
+                tasks = file_tasks(add, todo, "add-columns", client, Fit(needed, loaded))
+                run_targets(tasks, client, targets, summary)
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary
@@ -267,10 +267,10 @@ def _check_free(
                 )
     if read == source != written:
         there = read_footer(written, target.options)
-        if there.columns and _made_of(there.record) is None:
+        if there.fault or (there.columns and _made_of(there.record) is None):
             raise OutputError(
-                f"{written}: would be replaced, and was not made by adding scores. Write to another path, or use"
-                " overwrite=True (--overwrite)"
+                f"{written}: would be replaced, and {there.fault or 'was not made by adding scores'}. Write to another"
+                " path, or use overwrite=True (--overwrite)"
             )
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from curator_dask.errors import ConfigError, ShardError
+from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
-from curator_dask.frames.parquet import open_parquet, read_footer
+from curator_dask.frames.parquet import open_parquet, read_whole
 from curator_dask.frames.record import FileRecord
 from curator_dask.rows.best import Cut, Place, against, best_rows, ends_at, places_of, values_of
 from curator_dask.rows.where import Where
@@ -59,7 +60,7 @@ class Chosen:
 
     def look(self, path: str, options: Options) -> Look:
         """Count the rows of a file by what passes, and take the values by which the best are found."""
-        footer = read_footer(path, options)
+        footer = read_whole(path, options)
         table = self._read(path, options)
         values = None
         try:
@@ -123,7 +124,7 @@ class Chosen:
 
     def _read(self, path: str, options: Options) -> pa.Table:
         """The columns that are named, and those that say which row is which."""
-        footer = read_footer(path, options)
+        footer = read_whole(path, options)
         keys = [(footer.record.id_col if footer.record else None) or "key", URL_COLUMN]
         wanted = [] if self.where is None else self.where.columns(footer.columns)
         wanted += [] if self.top is None else [self.top[0], *keys]
@@ -149,8 +150,5 @@ def read_rows(path: str, options: Options, columns: Sequence[str] | None = None)
     ShardError
         It cannot be read.
     """
-    try:
-        with open_parquet(path, options) as file:
-            return file.read(columns=columns)
-    except Exception as error:  # a store's own, of many types
-        raise ShardError(f"{path}: cannot be read: {error!r}") from error
+    with faults_told(path, ShardError), open_parquet(path, options) as file:
+        return file.read(columns=columns)

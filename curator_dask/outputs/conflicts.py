@@ -161,6 +161,10 @@ def conflict(
         It is a file of the dataset's own folder.
     """
     record, columns = existing.record, existing.columns
+    # The dataset's own file that its rows are read from may be written over; where it cannot be read, its shard fails.
+    is_own = in_place and target.path == target.companion and target.source == "parquet"
+    if existing.fault:
+        return None if is_own else existing.fault
     if record is not None and record.is_filtered:
         return "has the rows alone that passed a filter, and the others would be there again"
     embeddings = {} if record is None else record.embeddings
@@ -203,7 +207,7 @@ def conflict(
                 f"has columns {stale} that this run would not write, and the shard has changed since they were made, or"
                 " vectors that they may be of are made anew"
             )
-    if record is None and not (in_place and target.path == target.companion):
+    if record is None and not is_own:
         return "was not written by curator_dask"
     return None
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from curator_dask.errors import OutputError
+from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.outputs.selecting import Folder
@@ -17,7 +18,7 @@ def schema_of(rows: Folder, names: Sequence[str]) -> pa.Schema:
     """The columns of all files together."""
 
     def look(name: str) -> pa.Schema:
-        with open_parquet(rows.file(name), rows.options) as file:
+        with faults_told(rows.file(name)), open_parquet(rows.file(name), rows.options) as file:
             return file.schema_arrow.remove_metadata()
 
     try:

@@ -113,6 +113,8 @@ def export_output(
     options = options or ExportOptions()
     found = schema_of(rows, names)
     options.check_columns(found.empty_table(), found.names)
+    if options.without is not None:
+        check_removed(absolute(options.without))
     place = ExportPlace(target)
     with place.open(options.dry_run), workers():
         export = _Export(place, options, id_col, storage_options)

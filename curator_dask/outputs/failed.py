@@ -6,12 +6,18 @@ whatever their names and those of their folders begin and end with.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import pyarrow as pa
 
 from curator_dask.frames.names import ERRORS_SUFFIX
 from curator_dask.frames.parquet import list_parquet, read_record, remove_leftovers, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.storage import Options, exists, is_remote, join, remove
+
+logger = logging.getLogger("curator_dask")
 
 _FORMERLY = "_errors"  # below the output
 
@@ -50,6 +56,29 @@ def output_files(folder: str, options: Options) -> list[str]:
     failed = list_errors(folder, options)
     files = [path for path in sorted(list_parquet(folder, options)) if path not in failed]
     return [path.removeprefix(folder).lstrip("/") for path in files]
+
+
+def say_lost(folder: str, reports: Iterable[Mapping[str, Any]], options: Options) -> None:
+    """Warn of failed rows that finished files have given to files that are not there any more.
+
+    Parameters
+    ----------
+    folder
+        Of the output.
+    reports
+        Of the finished files.
+    options
+        For fsspec.
+    """
+    dropped = {str(report["name"]): report["dropped"] for report in reports if report.get("dropped")}
+    there = {*list_errors(folder, options).values()} if dropped else ()
+    if lost := [name for name in dropped if name not in there]:
+        logger.warning(
+            "%s: %d rows whose image failed are in no file any more: those of %s.parquet, for example, were in %s,"
+            " which is gone. A retry cannot try them again. To have them, remove that file of the output as well, and"
+            " run again",
+            *(folder, sum(dropped[name] for name in lost), lost[0], errors_paths(folder, lost[0])[0]),
+        )
 
 
 def find_errors(folder: str, name: str, options: Options) -> str | None:

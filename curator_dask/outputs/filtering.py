@@ -21,13 +21,12 @@ from curator_dask.cluster.setup import set_up_workers
 from curator_dask.cluster.workers import current_client
 from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.fingerprint import fingerprint
-from curator_dask.frames.parquet import read_footer, without_leftovers, write_table
+from curator_dask.frames.parquet import read_footer, write_table
 from curator_dask.frames.record import FILTERED, FileRecord
 from curator_dask.outputs.choosing import Chosen, count_best, read_rows
 from curator_dask.outputs.failed import output_files
-from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.placing import locate
-from curator_dask.outputs.saving import check_apart, check_writable
+from curator_dask.outputs.saving import check_apart, opened
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.best import Cut, check_share
 from curator_dask.rows.where import Where
@@ -35,7 +34,7 @@ from curator_dask.runs.reports import report_frame, report_of
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.summary import SaveSummary, installed_versions
 from curator_dask.runs.targets import Target
-from curator_dask.storage import Options, is_remote, join
+from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.stamps import stamp
 
@@ -224,10 +223,8 @@ def _write(
     workers: Callable[[], AbstractContextManager[Any]],
 ) -> SaveSummary:
     target = function.target
-    if not is_remote(target.folder):
-        check_writable(target.folder)
     summary = SaveSummary(target.folder)
-    with RunLock(target.folder, target.options), without_leftovers(target.folder):
+    with opened(target.folder, target.options):
         there = in_threads(lambda name: read_footer(join(target.folder, name), target.options), names)
         if others := [name for name in output_files(target.folder, target.options) if name not in {*names}]:
             logger.warning(
@@ -240,10 +237,11 @@ def _write(
                 summary.skipped += 1
                 summary.rows_before += footer.rows
                 continue
-            if footer.columns and not target.overwrite:
+            if (footer.columns or footer.fault) and not target.overwrite:
+                why = footer.fault or "was made of other rows or by another condition"
                 raise OutputError(
-                    f"{join(target.folder, name)}: is there, and was made of other rows or by another condition. Write"
-                    " to another path, or use overwrite=True (--overwrite)"
+                    f"{join(target.folder, name)}: is there, and {why}. Write to another path, or use overwrite=True"
+                    " (--overwrite)"
                 )
             todo.append(name)
         if todo:

@@ -28,7 +28,7 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.parquet import Footer, list_parquet, read_footer
 from curator_dask.frames.record import FileRecord
 from curator_dask.models.sources import Sources, State, cached_state, changed_since
-from curator_dask.outputs.failed import remove_leftovers_of
+from curator_dask.outputs.failed import remove_leftovers_of, say_lost
 from curator_dask.outputs.lock import RunLock
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.settings import home
@@ -117,8 +117,9 @@ class FinishedCommand:
                 return None
             remove_leftovers_of(self._output)
         summary = SaveSummary(self._output, skipped=len(footers), fingerprint=made)
-        for name, footer in footers.items():
-            remarks, report = footer.told(name, self._column)
+        told = [footer.told(name, self._column) for name, footer in footers.items()]
+        say_lost(self._output, [report for _, report in told], self._output_options)
+        for remarks, report in told:
             summary.add_remarks(remarks)
             summary.add_finished(report)
         summary.seconds = summary.startup_seconds = time.monotonic() - self._started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curator_dask.errors import ConfigError, OutputError
+from curator_dask.errors import ConfigError, DatasetError, OutputError
 from curator_dask.frames.columns import list_to_matrix, unit
+from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import CAPTION_COLUMN, URL_COLUMN
-from curator_dask.frames.parquet import open_parquet, read_footer
+from curator_dask.frames.parquet import open_parquet, whole_footers
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.placing import locate
+from curator_dask.rows.ids import check_id_type, exact_ids
+from curator_dask.rows.images import values_of
 from curator_dask.storage import Options, join
-from curator_dask.threads import in_threads
+from curator_dask.webdataset.keys import id_text
 
 _BLOCK = 8192  # rows that are read at once
 
@@ -42,6 +46,11 @@ class Hit:
     key: Any
     url: str | None
     caption: str | None
+
+    @property
+    def name(self) -> str:
+        """The key as text."""
+        return self.key.decode(errors="replace") if isinstance(self.key, bytes) else str(self.key)
 
 
 @dataclass(frozen=True)
@@ -75,16 +84,14 @@ class VectorFiles:
         paths = [join(folder, name) for name in output_files(folder, options)]
         if not paths:
             raise OutputError(f"{path}: no Parquet file is there. Give the folder that embed wrote to")
-        footers = in_threads(lambda each: read_footer(each, options), paths)
-        for file, footer in zip(paths, footers, strict=True):
+        footers = whole_footers(paths, options)
+        for file, footer in footers.items():
             if column not in footer.columns:
                 raise OutputError(
                     f"{file}: has no column {column!r} of vectors; it has {footer.columns}. Give the name of theirs"
                     " (--column)"
                 )
-        return cls(
-            {file: footer.record for file, footer in zip(paths, footers, strict=True)}, column, options
-        )
+        return cls({file: footer.record for file, footer in footers.items()}, column, options)
 
     def nearest(self, vector: np.ndarray, of: str, top: int) -> list[Hit]:
         """The rows that are nearest, the nearest first; of equal ones the first in the files.
@@ -151,9 +158,8 @@ class VectorFiles:
         for path in self.records:
             id_col = self._id_col(path)
             for batch in self._blocks(path, [id_col, URL_COLUMN, self.column]):
-                same = pc.equal(pc.cast(batch.column(id_col), pa.string()), key)
-                for row in pc.indices_nonzero(pc.fill_null(same, False)).to_pylist():
-                    url = batch.column(URL_COLUMN)[row].as_py() if URL_COLUMN in batch.schema.names else None
+                for row in self._rows_with(path, batch.column(id_col), key):
+                    url = _value(batch, URL_COLUMN, row)
                     if shard is None or shard in (url or ""):
                         matrix, valid = self._matrix(path, batch.slice(row, 1))
                         found.append((url, path, unit(matrix)[0] if valid[0] else None))
@@ -181,12 +187,31 @@ class VectorFiles:
 
     def _blocks(self, path: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Some rows after the other, with those of these columns that there are; the first must be there."""
-        with open_parquet(path, self.options) as file:
+        with faults_told(path), open_parquet(path, self.options) as file:
             names = file.schema_arrow.names
             if columns[0] not in names:
                 raise OutputError(f"{path}: has no column {columns[0]!r} of keys; it has {names}")
             read = [name for name in columns if name in names]
+            if URL_COLUMN in read and not _is_text(kind := file.schema_arrow.field(URL_COLUMN).type):
+                raise OutputError(
+                    f"{path}: {URL_COLUMN!r}: expected text, the shard of each row, found {kind}. Write it as text, or"
+                    " give it another name"
+                )
             yield from file.iter_batches(batch_size=_BLOCK, columns=read)
+
+    def _rows_with(self, path: str, ids: pa.Array, key: str) -> list[int]:
+        """The rows whose id is a key, by its text; bytes may also be those of a UUID."""
+        if pa.types.is_string(ids.type):
+            rows: list[int] = pc.indices_nonzero(pc.fill_null(pc.equal(ids, key), False)).to_pylist()
+            return rows
+        try:
+            check_id_type(ids.type, self._id_col(path))
+        except DatasetError:
+            raise OutputError(
+                f"{path}: {self._id_col(path)!r}: expected keys as text, bytes, whole numbers, dates or UUIDs, found"
+                f" {ids.type}: no row can be found by its key. Write that column as text"
+            ) from None
+        return [row for row, value in enumerate(exact_ids(ids)) if value is not None and key in _texts(value)]
 
     def _matrix(self, path: str, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
         try:
@@ -196,11 +221,25 @@ class VectorFiles:
 
 
 def _hit(batch: pa.RecordBatch, row: int, id_col: str, score: float) -> Hit:
-    url, caption = (
-        batch.column(name)[row].as_py() if name in batch.schema.names else None
-        for name in (URL_COLUMN, CAPTION_COLUMN)
-    )
-    return Hit(score, batch.column(id_col)[row].as_py(), url, None if caption is None else str(caption))
+    key, url, caption = (_value(batch, name, row) for name in (id_col, URL_COLUMN, CAPTION_COLUMN))
+    return Hit(score, key, url, None if caption is None else str(caption))
+
+
+def _value(batch: pa.RecordBatch, name: str, row: int) -> Any:
+    """Of a row, None where there is no such column."""
+    return values_of(batch.column(name).slice(row, 1))[0] if name in batch.schema.names else None
+
+
+def _texts(value: Any) -> set[str | None]:
+    """What an id is called: by its text, and, where it is 16 bytes, as a UUID."""
+    is_uuid = isinstance(value, bytes) and len(value) == 16
+    return {id_text(value)[0], *([str(uuid.UUID(bytes=value))] if is_uuid else [])}
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(is_kind(kind) for is_kind in texts)
 
 
 def _order(hit: Hit) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from curator_dask.frames.parquet import list_parquet
 from curator_dask.outputs.conflicts import FORMERLY, check_own_files, find_strays
-from curator_dask.outputs.failed import remove_leftovers_of
+from curator_dask.outputs.failed import remove_leftovers_of, say_lost
 from curator_dask.outputs.keeping import find_kept
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.planning import (
@@ -81,6 +81,7 @@ class ParquetSink:
         }
         remove_leftovers_of(output.folder)
         known, todo, remarks, reports = find_unfinished(count, existing, schema, kept, job, output)
+        say_lost(output.folder, reports, output.options)
         targets = LateTargets(count, make, known)
         if output.in_place and not output.overwrite:
             check_own_files(job.lineage, paths, schema)

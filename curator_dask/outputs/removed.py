@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curator_dask.errors import DatasetError, OutputError
+from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
-from curator_dask.frames.parquet import read_footer
+from curator_dask.frames.parquet import read_whole
 from curator_dask.runs.leaving import LeaveOut
 from curator_dask.storage import absolute, is_remote, join
 
@@ -34,7 +35,7 @@ def check_removed(path: str) -> str:
         There is none.
     """
     file = join(path, DUPLICATES)
-    footer = read_footer(file) if is_remote(file) or Path(file).exists() else None
+    footer = read_whole(file) if is_remote(file) or Path(file).exists() else None
     if footer is None or not {"id", URL_COLUMN, "kept"} <= {*footer.columns}:
         raise OutputError(f"{file}: is no table of duplicates: give the folder that dedup wrote to")
     if footer.record is not None:
@@ -79,7 +80,8 @@ def check_shards(path: str, urls: Collection[str]) -> None:
         It names such shards by other paths.
     """
     file = join(path, DUPLICATES)
-    table = pq.read_table(file, columns=[URL_COLUMN, "kept"], partitioning=None)
+    with faults_told(file):
+        table = pq.read_table(file, columns=[URL_COLUMN, "kept"], partitioning=None)
     named = {*table.filter(pc.invert(table.column("kept"))).column(URL_COLUMN).unique().to_pylist()} - {None}
     if not named or not urls or not named.isdisjoint(urls):
         return
@@ -123,7 +125,8 @@ def read_removed(path: str, urls: Sequence[str], identity: str | None = None) ->
             f"{file}: was written anew since it was taken: take the duplicates that are there now"
         )
     wanted = [(URL_COLUMN, "in", list(urls))]
-    table = pq.read_table(file, columns=["id", URL_COLUMN, "kept"], filters=wanted, partitioning=None)
+    with faults_told(file):
+        table = pq.read_table(file, columns=["id", URL_COLUMN, "kept"], filters=wanted, partitioning=None)
     rows = list(zip(*(table[name].to_pylist() for name in (URL_COLUMN, "id", "kept")), strict=True))
     stay = {(url, key) for url, key, kept in rows if kept}  # also of a row that is there twice
     found: dict[str, set[str]] = {}

@@ -21,14 +21,15 @@ from curator_dask import backend
 from curator_dask.cluster.setup import set_up_workers
 from curator_dask.cluster.workers import current_client
 from curator_dask.errors import OutputError, ShardError
+from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import (
     Footer,
     conform,
     list_parquet,
     open_parquet,
-    read_footer,
     read_record,
+    whole_footers,
     write_table,
 )
 from curator_dask.frames.record import LACKING, TEXTS, FileRecord, vectors_of
@@ -193,11 +194,11 @@ def find_settings(path: str, options: Options = None) -> dict[str, dict[str, Any
     Raises
     ------
     OutputError
-        No file there was written by curator_dask.
+        No file there was written by curator_dask, or one cannot be read.
     """
     output = _output(path, options)
-    found = in_threads(lambda file: read_record(file, options), sorted(list_parquet(output.folder, options)))
-    records = [record for record in found if record is not None]
+    footers = whole_footers(sorted(list_parquet(output.folder, options)), options)
+    records = [footer.record for footer in footers.values() if footer.record is not None]
     if not records:
         raise OutputError(f"{path}: no file of curator_dask's is there. Give the folder that embed wrote to")
     # A model may have been run on some of the shards alone.
@@ -213,10 +214,10 @@ def _find(output: Output, column: str) -> tuple[dict[str, Footer], list[Target],
     """The files with the column by path, those with failed rows, and what was noticed of all shards."""
     aside = list_errors(output.folder, output.options)
     files = sorted({*list_parquet(output.folder, output.options), *aside})
-    footers = in_threads(lambda path: read_footer(path, output.options), files)
+    footers = whole_footers(files, output.options)
     mine: dict[str, FileRecord] = {}
     found: dict[str, Footer] = {}
-    for path, footer in zip(files, footers, strict=True):
+    for path, footer in footers.items():
         if footer.record is None or column not in footer.record.embeddings:
             continue
         mine[path], found[path] = footer.record, footer
@@ -309,7 +310,7 @@ def _nothing_there(output: Output, column: str) -> OutputError:
 
 def _has_failed(path: str, options: Options) -> bool:
     """Whether a row has an ``image_error``, by the footer alone where that says it."""
-    with open_parquet(path, options) as file:
+    with faults_told(path), open_parquet(path, options) as file:
         # Columns of a footer are counted by their leaves; a list's stand before it.
         leaves = [file.metadata.schema.column(number).path for number in range(file.metadata.num_columns)]
         column = leaves.index(ERROR_COLUMN)
@@ -322,11 +323,8 @@ def _has_failed(path: str, options: Options) -> bool:
 
 def _read(path: str, options: Options) -> tuple[pa.Table, FileRecord]:
     record = read_record(path, options)
-    try:
-        with open_parquet(path, options) as file:
-            table = file.read()
-    except Exception as error:  # a store's own, of many types
-        raise ShardError(f"{path}: cannot be read: {error!r}") from error
+    with faults_told(path, ShardError), open_parquet(path, options) as file:
+        table = file.read()
     return table.replace_schema_metadata(None), record or FileRecord("")
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import dask.dataframe as dd
 
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.frames.parquet import without_leftovers
 from curator_dask.outputs.failed import errors_folder
+from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.parquet import ParquetSink
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.writing import Output
@@ -39,7 +41,7 @@ def save(
     missing = [name for name in columns or () if name not in frame.columns]
     if missing:
         raise ConfigError(f"columns: no such columns {missing}; the metadata has {list(frame.columns)}")
-    with _no_empty_folder(path):
+    with _no_empty_folders(path):
         output = _output(root, path, overwrite, drop_failed, input_options, output_options)
         summary, _ = run(
             frame,
@@ -54,9 +56,36 @@ def save(
 
 
 @contextlib.contextmanager
-def _no_empty_folder(path: str | None) -> Iterator[None]:
+def opened(folder: str, options: Options, *beside: str) -> Iterator[None]:
+    """Make the folder of an output, and keep other runs out of it; remove what dead processes have left.
+
+    Where the block fails, no folder is left that it has made and that is empty.
+
+    Parameters
+    ----------
+    folder
+        Absolute path or URL.
+    options
+        For fsspec.
+    beside
+        Local folders that the block makes for what belongs to the output.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written to, or another run writes there.
+    """
+    with _no_empty_folders(folder, *beside):
+        if not is_remote(folder):
+            check_writable(folder)
+        with RunLock(folder, options), without_leftovers(folder, *beside):
+            yield
+
+
+@contextlib.contextmanager
+def _no_empty_folders(*paths: str | None) -> Iterator[None]:
     """Where the block fails, remove the folders that it has made for an output, if nothing came to be in them."""
-    missing = missing_folders(path) if path else []
+    missing = [folder for path in paths if path for folder in missing_folders(path)]
     try:
         yield
     except BaseException:

@@ -22,7 +22,7 @@ from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import to_array
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
-from curator_dask.frames.parquet import read_footer, write_table
+from curator_dask.frames.parquet import read_footer, read_whole, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.export_options import check_boolean
@@ -153,7 +153,7 @@ class SelectSamples:
         return all(vars(stamp(url, self.shard_options)) == state for url, state in stamps_in(record).items())
 
     def _select(self, name: str, path: str) -> tuple[pa.Table, dict[str, Any]]:
-        footer = read_footer(path, self.source.options)
+        footer = read_whole(path, self.source.options)
         id_col = (footer.record.id_col if footer.record else None) or self.id_col
         if missing := [each for each in (id_col, URL_COLUMN) if each not in footer.columns]:
             raise OutputError(

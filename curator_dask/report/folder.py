@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import pyarrow as pa
 
-from curator_dask.errors import CuratorError, OutputError
+from curator_dask.errors import OutputError
 from curator_dask.frames.columns import vectors_in
+from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import EMBEDDING_COLUMN, ERROR_COLUMN
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.frames.record import FileRecord
@@ -128,7 +128,7 @@ def open_folder(path: str, column: str | None, options: Options) -> Folder:
 
 
 def _open_file(folder: Folder, path: str, first: int) -> File:
-    with told(path), open_parquet(path, folder.options) as file:
+    with faults_told(path), open_parquet(path, folder.options) as file:
         schema, footer = file.schema_arrow, file.metadata
         record = FileRecord.parse(schema.metadata)
         if record is not None:
@@ -151,20 +151,9 @@ def _open_file(folder: Folder, path: str, first: int) -> File:
         return File(path, first, footer.num_rows, (record and record.id_col) or "key")
 
 
-@contextmanager
-def told(path: str) -> Iterator[None]:
-    """What a reader of Parquet raises, as an error that names the file."""
-    try:
-        yield
-    except CuratorError:
-        raise
-    except Exception as error:  # pyarrow's or a store's own, of many types
-        raise OutputError(f"{path}: cannot be read: {error}") from error
-
-
 def blocks(file: File, columns: Sequence[str], options: Options) -> Iterator[tuple[int, pa.Table]]:
     """The rows of a file, some at a time, with the number of the first; columns that it lacks are left out."""
-    with told(file.path), open_parquet(file.path, options) as opened:
+    with faults_told(file.path), open_parquet(file.path, options) as opened:
         names = [name for name in dict.fromkeys(columns) if name in opened.schema_arrow.names]
         start = 0
         for batch in opened.iter_batches(batch_size=BLOCK, columns=names):

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.errors import OutputError
+from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.removed import DUPLICATES, check_removed
-from curator_dask.report.folder import Folder, told
+from curator_dask.report.folder import Folder
 from curator_dask.storage import absolute, join
 
 #: Groups that are shown of each kind, and rows of one.
@@ -103,7 +104,7 @@ def read_twins(path: str, folder: Folder) -> Twins:
     where = absolute(path)
     check_removed(where)
     file = join(where, DUPLICATES)
-    with told(file), open_parquet(file) as opened:
+    with faults_told(file), open_parquet(file) as opened:
         record = FileRecord.parse(opened.schema_arrow.metadata)
         needed = ["id", URL_COLUMN, "group", "similarity", "kept"]
         if not {*needed} <= {*opened.schema_arrow.names}:

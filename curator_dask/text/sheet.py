@@ -56,7 +56,7 @@ def draw_sheet(title: str, hits: Sequence[Hit], options: Options = None) -> Imag
         hit = hits[number]
         put_tile(sheet, x, y, tile)
         draw.text((x, y + TILE + 5), f"{hit.score:.3f}", fill=INK, font=bold)
-        key = cut(str(hit.key), small, TILE - 56)
+        key = cut(hit.name, small, TILE - 56)
         draw.text((x + TILE, y + TILE + 7), key, fill=FAINT, font=small, anchor="ra")
         caption = cut(" ".join((hit.caption or "").split()), small, TILE)
         draw.text((x, y + TILE + 25), caption, fill=FAINT, font=small)

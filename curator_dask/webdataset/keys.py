@@ -56,7 +56,7 @@ class KeyTable:
         return np.asarray(positions, dtype=np.int64)
 
     def _find_otherwise(self, item: Any) -> int:
-        text, is_number = _id_text(item)
+        text, is_number = id_text(item)
         if text is None:
             return -1
         position = self._find_text(text, is_number)
@@ -111,7 +111,7 @@ def _unique(pairs: Iterable[tuple[str | None, int]]) -> dict[Hashable, int]:
     return found
 
 
-def _id_text(item: Any) -> tuple[str | None, bool]:
+def id_text(item: Any) -> tuple[str | None, bool]:
     """Text of an id, None if there is none that could be a key's; and whether it is a number."""
     if type(item) is int:  # by far the most common of those that come here
         return str(item), True

@@ -17,6 +17,11 @@ from curator_dask.text.again import scorer_from
 
 logger = logging.getLogger("curator_dask")
 
+_NOT_MADE = (
+    "no %s of the rows that are tried again: %s. The other rows keep theirs; `score` makes what is missing, once its"
+    " files are there as they were"
+)
+
 
 def steps_again(
     step: EmbedPartition, given: Sequence[Scorer], records: Mapping[str, FileRecord], options: Options
@@ -36,14 +41,24 @@ def steps_again(
     """
     made: list[SharingStep] = [step, *_statistics(step, records)]
     made += [each.of_files(records, options) for each in given]
-    for column, settings in _scores(step.column, records):
+    for column, said in _scores(step.column, records):
         if any(column in each.columns for each in made):
             continue
         try:
-            scorer = scorer_from(settings)
-            made += [] if scorer is None else [scorer.of_files(records, options)]
+            scorer = scorer_from(said[SETTINGS])
+            if scorer is None:
+                continue
+            again = scorer.of_files(records, options)
         except CuratorError as error:
-            logger.warning("no %s of the rows that are tried again: %s", column, error)
+            logger.warning(_NOT_MADE, column, error)
+            continue
+        # A file that is another now may be no head at all: it is not loaded, as no file has scores of it.
+        if again.scores.get(column, {}).get("recipe") == said["recipe"]:
+            made.append(again)
+        else:
+            logger.warning(
+                _NOT_MADE, column, f"{said.get('head')} is not what it was when it made the scores there"
+            )
     return made
 
 
@@ -61,8 +76,10 @@ def _statistics(step: EmbedPartition, records: Mapping[str, FileRecord]) -> list
 
 
 def _scores(vectors: str, records: Mapping[str, FileRecord]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The columns of scores of these vectors, and what makes them again, where that is said."""
+    """The columns of scores of these vectors, and what is said of them, once each, where that makes them again."""
+    told = set()
     for record in records.values():
         for column, said in record.scores.items():
-            if vectors in vectors_of(said) and said.get(SETTINGS):
-                yield column, said[SETTINGS]
+            if vectors in vectors_of(said) and said.get(SETTINGS) and (column, said["recipe"]) not in told:
+                told.add((column, said["recipe"]))
+                yield column, said

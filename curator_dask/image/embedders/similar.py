@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,11 @@ def similar_to_image(
     """
     check_counts(top=top)
     file = Path(image)
-    if not file.is_file():
+    try:
+        is_there = file.is_file()
+    except OSError as error:  # a name that no file can have
+        raise ConfigError(f"{image}: {error.strerror}. Give the path of an image") from error
+    if not is_there:
         raise ConfigError(
             f"{image}: there is no such file. An image of the output is named by its key (--like)"
         )
@@ -121,12 +126,25 @@ def _maker(files: VectorFiles) -> ImageEmbedder:
     )
 
 
+@contextmanager
+def _copied(file: Path) -> Iterator[str]:
+    """A folder with this image alone."""
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="curator_dask-"))
+            shutil.copyfile(file, Path(folder, "image.jpg"))  # what it is is told by its bytes
+        except OSError as error:
+            raise ConfigError(
+                f"{file}: cannot be copied into a temporary folder: {error}. TMPDIR names one with room"
+            ) from error
+        yield folder
+
+
 def _vector_of(file: Path, embedder: ImageEmbedder, files: VectorFiles) -> np.ndarray:
     """Float32 (dim,), of length 1."""
     from curator_dask.datasets import ImageTextPairDataset
 
-    with tempfile.TemporaryDirectory(prefix="curator_dask-") as folder:
-        shutil.copyfile(file, Path(folder, "image.jpg"))  # what it is is told by its bytes
+    with _copied(file) as folder:
         dataset = embedder(ImageTextPairDataset.from_images(folder, captions=None))
         step = dataset.steps[-1]
         name = next(iter(step.columns))

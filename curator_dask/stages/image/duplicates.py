@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.outputs.failed import output_files
@@ -111,7 +112,7 @@ def _removed(folder: str, id_field: str) -> tuple[frozenset[Any], bool]:
     found: list[set[Any]] = []
     shards = []
     for name in names:
-        with open_parquet(join(folder, name)) as file:
+        with faults_told(join(folder, name)), open_parquet(join(folder, name)) as file:
             columns = file.schema_arrow.names
             if id_field not in columns:
                 raise ConfigError(
