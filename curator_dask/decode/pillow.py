@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
-from curator_dask.decode.gray import declared_bits, is_deep_gray, to_gray8
+from curator_dask.decode.gray import is_deep_gray, to_gray8
 from curator_dask.decode.sniff import Encoded, check_size, open_image, reason_of
 from curator_dask.decode.transforms import Axis, TransformSpec
 from curator_dask.errors import ImageError
@@ -61,7 +61,7 @@ def decode(data: Encoded, max_pixels: int, gray16: str = "scale", shrink: int = 
             opened.load()
             image = _upright(opened)
             if gray16 == "scale" and is_deep_gray(opened):
-                image = to_gray8(image, declared_bits(opened, data))
+                image = to_gray8(image, opened, data)
             return _to_rgb(image)
     except Exception as error:
         raise ImageError(reason_of(error, data, max_pixels)) from None
