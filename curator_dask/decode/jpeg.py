@@ -43,6 +43,12 @@ def has_sound_scans(view: memoryview, at: int) -> bool:
     return view[at + 1] == 0xD9
 
 
+def has_whole_blocks(view: memoryview, at: int) -> bool:
+    """Whether the scan at byte `at` says that it holds all coefficients; it must where a JPEG is not progressive."""
+    selection = at + 5 + 2 * view[at + 4]
+    return view[selection : selection + 3].tobytes() == b"\0\x3f\0"
+
+
 def frame_of(view: memoryview) -> tuple[int, int, int, int] | None:
     """Marker, bits a sample, height and width of a JPEG's frame; None where it has none."""
     try:

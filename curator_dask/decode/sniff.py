@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from curator_dask.decode.jpeg import FRAMES, LOSSLESS, frame_of, has_sound_scans, segments
+from curator_dask.decode.jpeg import FRAMES, LOSSLESS, frame_of, has_sound_scans, has_whole_blocks, segments
 from curator_dask.errors import ImageError
 
 if TYPE_CHECKING:
@@ -116,12 +116,14 @@ def _jpeg(view: memoryview) -> Header | None:
     height = width = precision = components = 0
     orientation: int | None = None  # None: no EXIF seen; 0: one that is better left to Pillow
     xmp_turns = False
-    sequential_or_progressive = False
-    at = marker = 0
+    odd_version = False
+    at = marker = frame = 0
     for marker, at in segments(view):
         if marker in FRAMES:
             precision, height, width, components = struct.unpack_from(">BHHB", view, at + 4)
-            sequential_or_progressive = marker <= 0xC2
+            frame = marker
+        elif marker == 0xE0:
+            odd_version |= view[at + 4 : at + 9].tobytes() == b"JFIF\0" and view[at + 9] != 1
         elif marker == 0xE1:
             segment = view[at + 4 : at + 2 + (view[at + 2] << 8 | view[at + 3])]
             if bytes(segment[:6]) == b"Exif\0\0":
@@ -133,9 +135,11 @@ def _jpeg(view: memoryview) -> Header | None:
     # Pillow takes the orientation from XMP where EXIF has none, DALI does not.
     certain = orientation != 0 and not (xmp_turns and orientation is None)
     whole = b"\xff\xd9" in view[-_TAIL:].tobytes()
-    common = precision == 8 and components in (1, 3) and sequential_or_progressive
+    common = precision == 8 and components in (1, 3) and frame in (0xC0, 0xC1, 0xC2)
+    # libjpeg says on stderr what it thinks of these, in DALI, not in Pillow.
+    quiet = not odd_version and (frame == 0xC2 or has_whole_blocks(view, at))
     # Where a scan holds what no scan may, DALI decodes on and guesses; Pillow refuses.
-    plain = certain and whole and common and has_sound_scans(view, at)
+    plain = certain and whole and common and quiet and has_sound_scans(view, at)
     if orientation in (5, 6, 7, 8):
         height, width = width, height
     return Header("JPEG", height, width, plain)
@@ -233,7 +237,7 @@ def _open_lazily(view: memoryview, max_pixels: int) -> Header:
         raise ImageError(reason_of(error, view, max_pixels)) from None
 
 
-def reason_of(error: Exception, data: Encoded, max_pixels: int) -> str:
+def reason_of(error: Exception, data: Encoded, max_pixels: int, said: str = "") -> str:
     """Say shortly why Pillow could not open or decode an image.
 
     Parameters
@@ -244,6 +248,8 @@ def reason_of(error: Exception, data: Encoded, max_pixels: int) -> str:
         The encoded image.
     max_pixels
         Limit to name where the image is too large.
+    said
+        What the decoder's library said besides.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -251,7 +257,7 @@ def reason_of(error: Exception, data: Encoded, max_pixels: int) -> str:
         return str(error)
     if isinstance(error, MemoryError):
         return "out of memory while decoding"
-    text = " ".join(str(error).split())
+    text = " ".join(f"{error} ({said})".split() if said else str(error).split())
     if isinstance(error, Image.DecompressionBombError):
         pixels = re.search(r"\((\d+) pixels\)", text)
         size = f"{int(pixels[1]):,} pixels" if pixels else text
