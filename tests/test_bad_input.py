@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import skimage.data
+import tifffile
 import timm.data
 import torch
 from colour_stages import stages_of
@@ -198,6 +199,9 @@ def bad_members():
     bitfields = bytearray(encode(Image.new("RGB", (20, 20)), "BMP"))
     bitfields[30] = 3
     yield "bitfields.bmp", bytes(bitfields), "^unsupported: BMP"
+    floats = io.BytesIO()
+    tifffile.imwrite(floats, np.zeros((20, 20), np.float64), photometric="minisblack")
+    yield "floats-of-64-bits.tiff", floats.getvalue(), "^unsupported: TIFF with samples"
     for name, at in (("compression", 26), ("filter", 27), ("interlace", 28)):
         unknown = bytearray(encode(Image.new("RGB", (20, 20)), "PNG"))
         unknown[at] = 7

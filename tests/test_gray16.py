@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import skimage.util
 import tifffile
 from colours import ColourReader, image_of, write_tar
 from dask.base import tokenize
@@ -74,9 +75,9 @@ def packed_tiff(samples):
     )
 
 
-def plain_tiff(samples):
+def plain_tiff(samples, **options):
     file = io.BytesIO()
-    tifffile.imwrite(file, samples, photometric="minisblack")
+    tifffile.imwrite(file, samples, photometric="minisblack", **options)
     return file.getvalue()
 
 
@@ -170,12 +171,54 @@ def test_samples_with_a_sign_and_of_32_bits_are_not_all_white(kind, bits):
     assert kind == np.uint32 or not found[1].any()
 
 
+def float_files(samples):
+    """In every format that holds them and Pillow reads; a compressed TIFF goes through libtiff."""
+    height, width = samples.shape
+    single = np.ascontiguousarray(samples, np.float32)
+    return {
+        "TIFF": plain_tiff(single),
+        "TIFF, compressed": plain_tiff(single, compression="deflate"),
+        "PFM": b"Pf\n%d %d\n-1.0\n" % (width, height) + single[::-1].tobytes(),
+    }
+
+
+@pytest.mark.parametrize("decoder", ["dali", "pillow"])
+def test_floats_are_0_to_1_where_they_stay_below_2(decoder):
+    """As scikit-image, which writes them, reads them; others as Pillow has them."""
+    unit = samples_of(8).astype(np.float32) / 255
+    files = float_files(unit)
+    for name, found in zip(files, pixels_of([*files.values()], decoder), strict=True):
+        np.testing.assert_array_equal(found[..., 0], skimage.util.img_as_ubyte(unit), err_msg=name)
+    own = [*files.values(), *float_files(unit * 400 - 50).values()]
+    expected = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in own]
+    for found, image in zip(pixels_of(own, decoder, gray16="pillow"), expected, strict=True):
+        np.testing.assert_array_equal(found, image)
+    for found, image in zip(pixels_of(own[3:], decoder), expected[3:], strict=True):
+        np.testing.assert_array_equal(found, image)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([-0.1, 0.5, 1.1, 1], [0, 128, 255, 255]),  # as a bicubic resize overshoots
+        ([np.nan, np.inf, -np.inf, 0.2], [0, 255, 0, 51]),
+        ([np.nan, np.inf, -3.4e38, 200], [0, 255, 0, 200]),  # what maps hold where they hold nothing
+        ([np.nan] * 4, [0] * 4),
+    ],
+)
+def test_floats_that_are_no_brightness_have_one(given, expected):
+    samples = np.repeat(np.array(given, np.float32), 64).reshape(16, 16)
+    (found,) = pixels_of([plain_tiff(samples)], "pillow")
+    np.testing.assert_array_equal(found[..., 0], np.repeat(expected, 64).reshape(16, 16))
+
+
 def test_the_option_counts_where_it_is_given_and_check_counts_such_images(tmp_path):
     white = png(np.full((24, 24), 300, np.uint16))  # white where Pillow cuts, else nearly black
-    write_tar(tmp_path / "data" / "0.tar", [("a.png", white), ("b.png", image_of("3"))])
+    unit = plain_tiff(np.ones((24, 24), np.float32))
+    write_tar(tmp_path / "data" / "0.tar", [("a.png", white), ("b.png", image_of("3")), ("c.tiff", unit)])
     dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
     (note,) = [each for each in preflight(tmp_path / "data").notes if each.kind == "gray16"]
-    assert note.count == 1 and note.examples == ("0: 'a'",)
+    assert note.count == 2 and note.examples == ("0: 'a'",)
     for gray16, red in (("scale", 1), ("pillow", 255)):
         summary = ColourReader(gray16=gray16)(dataset).save_metadata(tmp_path / "out")
         assert summary.written == 1  # not taken for the same

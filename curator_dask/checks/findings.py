@@ -129,7 +129,8 @@ KINDS = {
     "gray16": Kind(
         False,
         "grey image of more than 8 bits a sample, of those looked at",
-        "none is needed where the files declare how many bits they use: the highest 8 of these are taken."
+        "none is needed where the files declare how many bits they use: the highest 8 of these are taken, and floats"
+        " that stay below 2 are taken as 0 to 1."
         " gray16='pillow' (--gray16 pillow) does as Pillow does: above 255 all is white",
     ),
     "no-samples": Kind(

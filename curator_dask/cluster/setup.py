@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import time
+import warnings
 from typing import Any
 
 from distributed import Client, WorkerPlugin
@@ -67,15 +68,18 @@ def set_up(worker: Any, client: tuple[str, int]) -> None:
     """Set up the worker of this process.
 
     A worker that is a process of its own, not the client's, shows what it logs there, unless its logging was
-    configured: what a stage with ``verbose`` says is in the worker's log.
+    configured: what a stage with ``verbose`` says is in the worker's log. Pillow's warnings are not: they name no
+    image, and one that cannot be used has a reason in its row.
     """
     for name in ("distributed.worker", "distributed.worker.state_machine"):
         log = logging.getLogger(name)
         for old in [each for each in log.filters if isinstance(each, OnlySurprises)]:
             log.removeFilter(old)
         log.addFilter(OnlySurprises())
-    if _this_process() != client and not logging.getLogger("curator_dask").hasHandlers():
-        show_messages()
+    if _this_process() != client:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        if not logging.getLogger("curator_dask").hasHandlers():
+            show_messages()
     watch_memory(worker)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from curator_dask.backend import Backend, is_out_of_memory
 from curator_dask.decode.batches import WHOLE_PIXELS, Collector, Made
 from curator_dask.decode.makers import Maker
+from curator_dask.decode.quiet import essential_png
 from curator_dask.decode.sniff import Encoded, Header, buffer_of, sniff
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ImageError
@@ -190,8 +191,12 @@ class ChunkDecoder:
         if shrink > 1:
             size = (header.height, header.width)
             self._submit(chunk, self._all, [position], partial(self._smaller, size, shrink), [owned])
-        elif self._dali is not None and header.plain and min(header.height, header.width) >= self._smallest:
-            chunk.dali.append((position, np.frombuffer(owned, np.uint8), (header.height, header.width)))
+            return
+        dalis: bytes | None = None
+        if self._dali is not None and header.plain and min(header.height, header.width) >= self._smallest:
+            dalis = essential_png(owned) if header.kind == "PNG" else owned
+        if dalis is not None:
+            chunk.dali.append((position, np.frombuffer(dalis, np.uint8), (header.height, header.width)))
             if self._others:
                 self._to_pillow(chunk, self._others, position, owned)
         else:

@@ -1,7 +1,7 @@
 """Grey of more than 8 bits a sample as 8 bits: which of its bits those are, by what the file declares.
 
 Pillow's own conversion cuts every sample above 255 to white. Here the highest 8 of the declared bits are taken, as
-Pillow takes those of 16-bit RGB.
+Pillow takes those of 16-bit RGB. Of floats no file declares what is white: their values say it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,36 @@ _SAMPLE_FORMAT, _BITS, _SIGNED = 339, 258, 2
 _LARGEST = (341, 281)
 """TIFF's tags SMaxSampleValue and MaxSampleValue."""
 
+_ABOVE_ONE = 2.0
+"""Floats from 0 to 1 stay below it, also where a resize has made them overshoot; of 0 to 255 it would be black."""
+
 
 def is_deep_gray(image: Image.Image) -> bool:
-    """Whether an image that Pillow has opened is grey with more than 8 bits a sample (modes ``I`` and ``I;16``)."""
-    return image.mode.partition(";")[0] == "I"
+    """Whether an image that Pillow has opened is grey of more than 8 bits a sample (modes ``I``, ``I;16``, ``F``)."""
+    return image.mode.partition(";")[0] in ("I", "F")
+
+
+def to_gray8(image: Image.Image, opened: Image.Image, data: Encoded) -> Image.Image:
+    """Of whole samples the highest 8 of the declared bits; floats from 0 to 1 times 255, others from 0 to 255.
+
+    What is beyond is white, what is negative or no number black.
+
+    Parameters
+    ----------
+    image
+        Such an image.
+    opened
+        As Pillow opened it.
+    data
+        The encoded image.
+    """
+    samples = np.asarray(image)
+    if image.mode == "F":
+        return Image.fromarray(_floats_to_gray8(samples))
+    bits = declared_bits(opened, data)
+    if bits == 32:
+        samples = samples.view(np.uint32)  # Pillow knows no unsigned samples of 32 bits
+    return Image.fromarray(np.clip(samples >> (bits - 8), 0, 255).astype(np.uint8))
 
 
 def declared_bits(image: Image.Image, data: Encoded) -> int:
@@ -52,12 +78,12 @@ def declared_bits(image: Image.Image, data: Encoded) -> int:
     return 16 if ";16" in image.mode else 31
 
 
-def to_gray8(image: Image.Image, bits: int) -> Image.Image:
-    """The highest 8 of so many bits of each sample; what is above them is white, what is negative black."""
-    samples = np.asarray(image)
-    if bits == 32:
-        samples = samples.view(np.uint32)  # Pillow knows no unsigned samples of 32 bits
-    return Image.fromarray(np.clip(samples >> (bits - 8), 0, 255).astype(np.uint8))
+def _floats_to_gray8(samples: np.ndarray) -> np.ndarray:
+    """As scikit-image has floats from 0 to 1; as Pillow has any others, without the fraction."""
+    finite = samples[np.isfinite(samples)]
+    is_unit = not finite.size or finite.max() < _ABOVE_ONE
+    cut = np.clip(np.where(np.isnan(samples), 0, samples), 0, 1 if is_unit else 255)
+    return (np.rint(cut * 255) if is_unit else cut).astype(np.uint8)
 
 
 def _tiff_bits(tags: ImageFileDirectory_v2) -> int:

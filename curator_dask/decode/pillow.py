@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
-from curator_dask.decode.gray import declared_bits, is_deep_gray, to_gray8
+from curator_dask.decode.gray import is_deep_gray, to_gray8
+from curator_dask.decode.quiet import libtiff_lines
 from curator_dask.decode.sniff import Encoded, check_size, open_image, reason_of
 from curator_dask.decode.transforms import Axis, TransformSpec
 from curator_dask.errors import ImageError
@@ -52,19 +53,20 @@ def decode(data: Encoded, max_pixels: int, gray16: str = "scale", shrink: int = 
     ImageError
         With the reason why there is no image.
     """
-    try:
-        with open_image(data) as opened:
-            check_size(opened.height, opened.width, max_pixels)
-            divides = not (opened.width % shrink or opened.height % shrink)
-            if shrink > 1 and (divides or opened.getexif().get(_ORIENTATION, 1) == 1):
-                opened.draft(None, (opened.width // shrink, opened.height // shrink))
-            opened.load()
-            image = _upright(opened)
-            if gray16 == "scale" and is_deep_gray(opened):
-                image = to_gray8(image, declared_bits(opened, data))
-            return _to_rgb(image)
-    except Exception as error:
-        raise ImageError(reason_of(error, data, max_pixels)) from None
+    with libtiff_lines() as said:
+        try:
+            with open_image(data) as opened:
+                check_size(opened.height, opened.width, max_pixels)
+                divides = not (opened.width % shrink or opened.height % shrink)
+                if shrink > 1 and (divides or opened.getexif().get(_ORIENTATION, 1) == 1):
+                    opened.draft(None, (opened.width // shrink, opened.height // shrink))
+                opened.load()
+                image = _upright(opened)
+                if gray16 == "scale" and is_deep_gray(opened):
+                    image = to_gray8(image, opened, data)
+                return _to_rgb(image)
+        except Exception as error:
+            raise ImageError(reason_of(error, data, max_pixels, *said[:1])) from None
 
 
 def _upright(image: Image.Image) -> Image.Image:

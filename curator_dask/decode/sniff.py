@@ -10,11 +10,11 @@ from __future__ import annotations
 import io
 import re
 import struct
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from curator_dask.decode.jpeg import FRAMES, LOSSLESS, frame_of, has_sound_scans, has_whole_blocks, segments
 from curator_dask.errors import ImageError
 
 if TYPE_CHECKING:
@@ -116,12 +116,14 @@ def _jpeg(view: memoryview) -> Header | None:
     height = width = precision = components = 0
     orientation: int | None = None  # None: no EXIF seen; 0: one that is better left to Pillow
     xmp_turns = False
-    sequential_or_progressive = False
-    at = marker = 0
-    for marker, at in _segments(view):
-        if marker in _FRAMES:
+    odd_version = False
+    at = marker = frame = 0
+    for marker, at in segments(view):
+        if marker in FRAMES:
             precision, height, width, components = struct.unpack_from(">BHHB", view, at + 4)
-            sequential_or_progressive = marker <= 0xC2
+            frame = marker
+        elif marker == 0xE0:
+            odd_version |= view[at + 4 : at + 9].tobytes() == b"JFIF\0" and view[at + 9] != 1
         elif marker == 0xE1:
             segment = view[at + 4 : at + 2 + (view[at + 2] << 8 | view[at + 3])]
             if bytes(segment[:6]) == b"Exif\0\0":
@@ -133,49 +135,14 @@ def _jpeg(view: memoryview) -> Header | None:
     # Pillow takes the orientation from XMP where EXIF has none, DALI does not.
     certain = orientation != 0 and not (xmp_turns and orientation is None)
     whole = b"\xff\xd9" in view[-_TAIL:].tobytes()
-    common = precision == 8 and components in (1, 3) and sequential_or_progressive
+    common = precision == 8 and components in (1, 3) and frame in (0xC0, 0xC1, 0xC2)
+    # libjpeg says on stderr what it thinks of these, in DALI, not in Pillow.
+    quiet = not odd_version and (frame == 0xC2 or has_whole_blocks(view, at))
     # Where a scan holds what no scan may, DALI decodes on and guesses; Pillow refuses.
-    plain = certain and whole and common and _has_sound_scans(view, at)
+    plain = certain and whole and common and quiet and has_sound_scans(view, at)
     if orientation in (5, 6, 7, 8):
         height, width = width, height
     return Header("JPEG", height, width, plain)
-
-
-_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-"""Markers of a JPEG's frame header (SOF)."""
-_LOSSLESS = frozenset([0xC3, 0xC7, 0xCB, 0xCF])
-
-
-def _segments(view: memoryview) -> Iterator[tuple[int, int]]:
-    """Each marker of a JPEG and its byte; the last is the scan's or the end's, unless something else comes first."""
-    at = 2
-    while view[at] == 0xFF:
-        marker = view[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # stand alone, without a length
-            at += 2
-        else:
-            yield marker, at
-            if marker in (0xDA, 0xD9):
-                return
-            at += 2 + (view[at + 2] << 8 | view[at + 3])
-
-
-# In a scan 0xff stands before a stuffed zero or a restart marker, or it begins what follows the scan.
-_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-# Tables, the next scan of a progressive image, its number of lines, application data, comments.
-_BETWEEN_SCANS = frozenset([0xC4, 0xCC, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)])
-
-
-def _has_sound_scans(view: memoryview, at: int) -> bool:
-    """Whether the markers from the first scan at byte `at` to the end of the image are those that may be there."""
-    while view[at + 1] in _BETWEEN_SCANS:
-        found = _AFTER_SCAN.search(view, at + 2 + (view[at + 2] << 8 | view[at + 3]))
-        if found is None:
-            return False
-        at = found.start()
-    return view[at + 1] == 0xD9
 
 
 def _exif_orientation(tiff: memoryview) -> int | None:
@@ -264,13 +231,13 @@ def _open_lazily(view: memoryview, max_pixels: int) -> Header:
     """Let Pillow read the headers of what is not read here."""
     try:
         with open_image(view) as image:
-            deep_gray = image.mode.partition(";")[0] == "I"
+            deep_gray = image.mode.partition(";")[0] in ("I", "F")
             return Header(image.format or "unknown", image.height, image.width, False, deep_gray)
     except Exception as error:
         raise ImageError(reason_of(error, view, max_pixels)) from None
 
 
-def reason_of(error: Exception, data: Encoded, max_pixels: int) -> str:
+def reason_of(error: Exception, data: Encoded, max_pixels: int, said: str = "") -> str:
     """Say shortly why Pillow could not open or decode an image.
 
     Parameters
@@ -281,6 +248,8 @@ def reason_of(error: Exception, data: Encoded, max_pixels: int) -> str:
         The encoded image.
     max_pixels
         Limit to name where the image is too large.
+    said
+        What the decoder's library said besides.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -288,7 +257,7 @@ def reason_of(error: Exception, data: Encoded, max_pixels: int) -> str:
         return str(error)
     if isinstance(error, MemoryError):
         return "out of memory while decoding"
-    text = " ".join(str(error).split())
+    text = " ".join(f"{error} ({said})".split() if said else str(error).split())
     if isinstance(error, Image.DecompressionBombError):
         pixels = re.search(r"\((\d+) pixels\)", text)
         size = f"{int(pixels[1]):,} pixels" if pixels else text
@@ -302,6 +271,8 @@ def reason_of(error: Exception, data: Encoded, max_pixels: int) -> str:
     if (unsupported := _unsupported(view, text)) is not None:
         return f"unsupported: {unsupported}"
     if isinstance(error, UnidentifiedImageError):
+        if kind == "TIFF" and _has_unknown_samples(view):
+            return "unsupported: TIFF with samples that Pillow does not decode (floats of 64 bits, or in colour, say)"
         if kind in _UNSUPPORTED:
             remedy = _REMEDIES.get(kind, "")
             return f"unsupported: {kind}, which Pillow does not decode here{remedy}"
@@ -313,23 +284,12 @@ def reason_of(error: Exception, data: Encoded, max_pixels: int) -> str:
     return f"truncated: {text}" if short else f"damaged {kind or 'image'}: {text or type(error).__name__}"
 
 
-def _jpeg_frame(view: memoryview) -> tuple[int, int, int, int] | None:
-    """Marker, bits a sample, height and width of a JPEG's frame; None where it has none."""
-    try:
-        for marker, at in _segments(view):
-            if marker in _FRAMES:
-                return (marker, *struct.unpack_from(">BHH", view, at + 4))
-    except (IndexError, struct.error):
-        pass
-    return None
-
-
 def _has_no_pixels(view: memoryview) -> bool:
     """Whether the headers of a JPEG, PNG or BMP give an image no height or no width."""
     try:
         match _kind(view):
             case "JPEG":
-                frame = _jpeg_frame(view)
+                frame = frame_of(view)
                 # A height of 0 may be said after the scan.
                 return frame is not None and frame[3] == 0
             case "PNG":
@@ -345,15 +305,26 @@ def _has_no_pixels(view: memoryview) -> bool:
 def _unsupported(view: memoryview, text: str) -> str | None:
     """What of a sound JPEG or BMP Pillow has no decoder for, by its header and Pillow's words; None: nothing."""
     kind = _kind(view)
-    if kind == "JPEG" and (frame := _jpeg_frame(view)) is not None:
+    if kind == "JPEG" and (frame := frame_of(view)) is not None:
         marker, precision = frame[:2]
-        if marker in _LOSSLESS:
+        if marker in LOSSLESS:
             return "lossless JPEG, which Pillow does not decode here"
         if precision in (12, 16):
             return f"JPEG of {precision} bits a sample, which Pillow does not decode here"
     if kind == "BMP" and re.match("Unsupported BMP (bitfields|compression|pixel depth)", text):
         return f"BMP, which Pillow does not decode here ({text})"
     return None
+
+
+def _has_unknown_samples(view: memoryview) -> bool:
+    """Whether a TIFF that Pillow cannot open has sound headers, and samples for which Pillow has no mode."""
+    from PIL import TiffImagePlugin
+
+    try:
+        TiffImagePlugin.TiffImageFile(io.BytesIO(view)).close()
+    except Exception as error:
+        return str(error) == "unknown pixel mode"
+    return False
 
 
 def _kind(view: memoryview) -> str | None:

@@ -54,8 +54,8 @@ class ImageOptions:
     image_member
         Suffix of the image among several of a sample (``"image.png"``); None: ``key.ext``, else the first.
     gray16
-        Of grey with more than 8 bits a sample, ``"scale"``: the highest 8 of the bits that the file declares;
-        ``"pillow"``: as Pillow's ``convert("RGB")`` makes it, above 255 white.
+        Of grey with more than 8 bits a sample, ``"scale"``: the highest 8 of the bits that the file declares, and
+        floats that stay below 2 as 0 to 1; ``"pillow"``: as Pillow's ``convert("RGB")`` makes it, above 255 white.
     orientation
         ``"stored"``: as the file says; ``"exif-column"``: where it says nothing as the row's ``exif`` does,
         img2dataset's text.

@@ -1,0 +1,136 @@
+"""What decoders' libraries say of an image without naming it does not reach stderr, and pixels are Pillow's."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms
+
+from curator_dask.cluster.setup import set_up_workers
+from curator_dask.decode.loader import Loader
+from curator_dask.decode.pillow import decode
+from curator_dask.decode.spec import LoaderSpec
+from curator_dask.errors import ImageError
+
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+
+
+def encode(image, form, **options):
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def chunk(name, data, crc=None):
+    crc = zlib.crc32(name + data) if crc is None else crc
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
+
+
+def png_with(*chunks, mode="RGB"):
+    """With others before the pixels."""
+    data = encode(PICTURE.convert(mode), "PNG")
+    at = data.index(b"IDAT") - 4
+    return data[:at] + b"".join(chunks) + data[at:]
+
+
+def changed(data, at, new):
+    return data[:at] + new + data[at + len(new) :]
+
+
+def good_images():
+    """Of which Pillow says nothing, and libpng or libjpeg as DALI has it something."""
+    profile = zlib.compress(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    jpeg = encode(PICTURE, "JPEG")
+    scan = jpeg.index(b"\xff\xda")
+    return {
+        "a profile of colour in grey": png_with(chunk(b"iCCP", b"x\0\0" + profile), mode="L"),
+        "a profile that is none": png_with(chunk(b"iCCP", b"x\0\0garbage")),
+        "bits": png_with(chunk(b"sBIT", b"\x09\x09\x09")),
+        "a time": png_with(chunk(b"tIME", bytes(7))),
+        "transparency beside alpha": png_with(chunk(b"tRNS", bytes(6)), mode="RGBA"),
+        "a palette in grey": png_with(chunk(b"PLTE", bytes(9)), mode="L"),
+        "a palette that counts": encode(PICTURE.quantize(16), "PNG", transparency=3),
+        "brightness": png_with(chunk(b"gAMA", struct.pack(">I", 100_000)), chunk(b"cHRM", bytes(32))),
+        "JFIF 2": changed(jpeg, 11, b"\2"),
+        "the scan's parameters": changed(jpeg, scan + 5 + 2 * jpeg[scan + 4] + 1, b"\5"),
+    }
+
+
+def bad_png():
+    """Pillow refuses it for its text."""
+    return png_with(chunk(b"tEXt", b"a\0b", crc=1))
+
+
+def bad_tiffs():
+    """And libtiff's words."""
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.asarray(PICTURE), photometric="rgb", compression="deflate")
+    data = file.getvalue()
+    page = tifffile.TiffFile(io.BytesIO(data)).pages[0]
+    (place,), (count,) = page.dataoffsets, page.databytecounts
+    length = page.tags["StripByteCounts"].valueoffset
+    return {
+        "damaged": (
+            changed(data, place, bytes(4)),
+            "^damaged TIFF: decoder error -2 .ZIPDecode: Decoding error",
+        ),
+        "cut": (data[: place + count // 2], "TIFFFillStrip: Read error on strip 0; got "),
+        "length": (
+            changed(data, length, struct.pack("<I", 10**6)),
+            "TIFFFillStrip: Read error on strip 0; got ",
+        ),
+    }
+
+
+@pytest.mark.parametrize("decoder", ["dali", "pillow"])
+def test_images_of_which_a_library_complains(decoder, capfd):
+    good, bad = good_images(), [bad_png(), *(data for data, _ in bad_tiffs().values())]
+    loader = Loader(LoaderSpec((None,), (64,), 2, decoder=decoder, device="cpu"))
+    try:
+        (batch,) = loader.load(enumerate([*good.values(), *bad]))
+    finally:
+        loader.close()
+    assert capfd.readouterr().err == ""
+    assert batch.positions.tolist() == [*range(len(good))]
+    for (name, data), pixels in zip(good.items(), batch.pixels, strict=True):
+        own = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        np.testing.assert_array_equal(pixels, own, err_msg=name)
+    assert len(batch.errors) == len(bad)
+
+
+@pytest.mark.parametrize("name", bad_tiffs())
+def test_a_reason_has_the_words_of_libtiff(name, capfd):
+    data, words = bad_tiffs()[name]
+    with pytest.raises(ImageError, match=words):
+        decode(data, 10**6)
+    assert capfd.readouterr().err == ""
+    with pytest.raises(OSError, match="decoder error"):  # another's use of Pillow in this process
+        Image.open(io.BytesIO(data)).load()
+    assert words[-20:] in capfd.readouterr().err
+
+
+def warned():
+    exif = Image.Exif()
+    exif[0x010E] = "a text that is longer than four bytes"
+    data = encode(PICTURE, "JPEG", exif=exif)
+    cut = changed(data, data.index(b"\x01\x0e") + 4, struct.pack(">I", 10**6))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.warn("of another's", stacklevel=1)
+        decode(cut, 10**6)
+    return [str(each.message) for each in caught]
+
+
+def test_warnings_of_pillow_do_not_fill_a_workers_log(client):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        first, *pillows = warned()
+    assert first == "of another's" and pillows
+    set_up_workers(client)
+    workers = len(client.scheduler_info(n_workers=-1)["workers"])
+    assert [*client.run(warned).values()] == [["of another's"]] * workers
