@@ -380,6 +380,13 @@ def test_one_pass(tmp_path):
 
 
 @pytest.mark.slow
+def test_beside_one_model(tmp_path):
+    result = run(one_pass, tmp_path / "beside.json", "--beside")
+    check_cases(result, one_pass.BESIDE)
+    assert len(result["ratios"]) == len(one_pass.BESIDE) - 1
+
+
+@pytest.mark.slow
 def test_scheduler(tmp_path):
     (figures,) = run(scheduler, tmp_path / "scheduler.json")["cases"].values()
     assert 0 < figures["scheduler_busy"]["median"] < 1

@@ -17,7 +17,8 @@ from PIL import Image
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.image.statistics import STATISTICS, ImageStatistics
-from curator_dask.image.statistics.pixels import PIXELS
+from curator_dask.image.statistics.hashes import hashes_of
+from curator_dask.image.statistics.pixels import PIXELS, Measure
 from curator_dask.pipeline import Pipeline
 from curator_dask.stages.image import (
     FilePartitioningStage,
@@ -128,6 +129,39 @@ def test_statistics(folder, decoder):
         assert named in rows[key]["image_error"] and rows[key]["phash"] is None
     assert rows["broken"]["width"] is None
     assert rows["cut"]["width"] == photograph("cat").width  # what the headers say stands
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 1), (1, 500), (9, 8), (31, 33), (20, 300), (300, 20), (500, 375), (1100, 40), (700, 1900)]
+)
+def test_hashes_of_pictures_of_any_shape(size):
+    """Also of stripes and of plain ones, where rounding decides."""
+    down, across = np.indices(size[::-1])
+    noise = np.random.default_rng(5).integers(0, 256, size[::-1])
+    for pixels in (noise, across // 3 % 2 * 255, (7 * down + across) % 256, np.full_like(noise, 9)):
+        image = Image.fromarray(pixels.astype(np.uint8))
+        made = hashes_of(np.asarray(image), ["phash", "dhash"])
+        assert made["phash"].tobytes().hex() == str(imagehash.phash(image))
+        assert made["dhash"].tobytes().hex() == str(imagehash.dhash(image))
+
+
+@pytest.mark.parametrize(
+    "bars", [(0, 0, 0, 0), (12, 0, 0, 0), (0, 9, 17, 0), (1, 0, 0, 30), (40, 30, 30, 20)]
+)
+def test_bars_and_the_last_coloured_pixel(bars):
+    left, top, right, bottom = bars
+    image = Image.new("RGB", (90, 70), (20, 30, 250))
+    image.paste(photograph("cat").resize((90 - left - right, 70 - top - bottom)), (left, top))
+    grey = Image.merge("RGB", [image.getchannel(1)] * 3)
+    measure = Measure(("grey", "border"))
+    apart = np.abs(np.asarray(image, int) - image.getpixel((0, 0))).max(axis=2) > 24
+    (rows, columns), area = np.nonzero(apart), apart.size
+    expected = 1 - (np.ptp(rows) + 1) * (np.ptp(columns) + 1) / area
+    assert measure(image).tolist() == pytest.approx([0, expected])
+    assert measure.of_pixels(np.asarray(image)).equal(measure(image))
+    assert measure(grey)[0]
+    grey.putpixel((89, 69), (1, 1, 2))
+    assert not measure(grey)[0]
 
 
 def test_one_pass_with_a_model_and_a_file(tmp_path, monkeypatch):

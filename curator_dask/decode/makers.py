@@ -26,7 +26,8 @@ class Maker:
     by_pillow
         Pillow resizes: the exact reference. Else `curator_dask.decode.resize.HostResize`, and each image is a NumPy
         array on its way, also one that Pillow decoded; a callable gets a PIL image of that array, which knows
-        nothing of the file (its ``info`` is empty).
+        nothing of the file (its ``info`` is empty). One that has a method `of_pixels`, of uint8 pixels (h, w, 3) that
+        it leaves as they are, gets these as they are.
     """
 
     def __init__(self, transforms: Sequence[Transform], by_pillow: bool):
@@ -92,6 +93,9 @@ def _of_pixels(transform: Transform) -> Callable[[Any], Any]:
         return HostResize(transform)
     from PIL import Image
 
+    of_pixels = getattr(transform, "of_pixels", None)
+    if of_pixels is not None:
+        return _Call(of_pixels)
     call = _Call(transform)
     return lambda pixels: call(Image.fromarray(pixels))  # which copies the pixels
 
@@ -102,7 +106,7 @@ class _Call:
     def __init__(self, transform: Callable[..., Any]):
         self._transform = transform
 
-    def __call__(self, image: PIL.Image.Image) -> np.ndarray:
+    def __call__(self, image: PIL.Image.Image | np.ndarray) -> np.ndarray:
         import torch
 
         try:

@@ -57,8 +57,6 @@ class ImageStatisticsStage(ProcessingStage[ImageBatch, ImageBatch]):
 
     def process(self, task: ImageBatch) -> ImageBatch:
         """Measure every image that can be used."""
-        from PIL import Image
-
         measure = Measure(tuple(name for name in self.names if name in PIXELS))
         for image in task.data:
             if image.error is not None or image.image_data is None:
@@ -67,7 +65,7 @@ class ImageStatisticsStage(ProcessingStage[ImageBatch, ImageBatch]):
             found = {"width": width, "height": height, "aspect": width / height}
             if measure.names:
                 pixels = backend.tensor_of(image.image_data).cpu().numpy()
-                values = measure(Image.fromarray(pixels)).numpy()[np.newaxis]
+                values = measure.of_pixels(pixels).numpy()[np.newaxis]
                 columns = measure.columns(values, np.ones(1, bool))
                 found |= {name: column[0].as_py() for name, column in columns.items()}
             image.metadata |= {f"{self.prefix}{name}": found[name] for name in self.names}
