@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from colours import colour_of, image_of, write_tar
+from distributed import Client, LocalCluster
 from typer.testing import CliRunner
 
 from curator_dask.cli import app
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.dedup import SemanticDeduplication, pairing
+from curator_dask.dedup import SemanticDeduplication
 from curator_dask.dedup.keeping import Keep
+from curator_dask.dedup.memory import Memory, parse_limit, share_out
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
@@ -154,7 +156,7 @@ def test_a_crowd_of_pairs_does_not_fill_the_memory(tmp_path, in_this_process, mo
     write(tmp_path / "vectors", vectors)
     find = SemanticDeduplication(eps=0.02, n_clusters=3)
     whole = find(tmp_path / "vectors").save(tmp_path / "whole")
-    monkeypatch.setattr(pairing, "_HELD", 1000)
+    monkeypatch.setattr(Memory, "held", lambda memory, dim: 1000)
     part = find(tmp_path / "vectors").save(tmp_path / "part")
     assert pq.read_table(tmp_path / "whole").equals(pq.read_table(tmp_path / "part"))
     assert part.table == whole.table and part.removed > 300
@@ -164,6 +166,60 @@ def test_a_crowd_of_pairs_does_not_fill_the_memory(tmp_path, in_this_process, mo
         counts = np.bincount(pairs[:, 0].astype(int))
         assert counts.max() == 64 and (counts == 64).mean() > 0.5
     assert part.recall.value > 0.98
+
+
+@pytest.mark.parametrize("groups", ["stars", "components"])
+def test_what_is_found_does_not_depend_on_the_memory(tmp_path, in_this_process, monkeypatch, groups):
+    """Of a crowd, whose pairs go to files meanwhile, and of clusters; all that is written down is the same."""
+    random = np.random.default_rng(15)
+    vectors = np.concatenate([unit(1 + 0.1 * random.normal(size=(300, DIM))), mixture(random, 900)])
+    hashes = random.integers(0, 400, len(vectors)).tolist()
+    write(tmp_path / "vectors", vectors[random.permutation(len(vectors))], phash=hashes)
+
+    def find(limit, name):
+        arguments = {"eps": 0.03, "n_clusters": 12, "exact": "phash", "groups": groups}
+        found = SemanticDeduplication(memory_limit=limit, **arguments)(tmp_path / "vectors")
+        summary = found.save(tmp_path / "out")
+        again = SemanticDeduplication(**arguments)(tmp_path / "vectors").save(tmp_path / "out")
+        assert not any(again.made.values())  # it is the same work
+        for end in ("", ".work"):
+            (tmp_path / f"out{end}").rename(tmp_path / f"{name}{end}")
+        return summary
+
+    whole = find(None, "whole")
+    with pytest.raises(ConfigError, match=r"memory_limit=1000000: .*it needs \d+.\d+ MiB") as told:
+        find("1MB", "none")
+    needed = str(told.value).split("it needs ")[1].split(". Give")[0]
+    part = find(needed.replace(needed[-5], "9"), "small")  # a hundredth is rounded there
+    # Blocks as small as they get, of which there is none that small with vectors of 32.
+    monkeypatch.setattr(Memory, "check", lambda *_: None)
+    least = find(2, "least")
+    names = [path.relative_to(tmp_path / "whole.work") for path in (tmp_path / "whole.work").glob("*/*")]
+    assert len(names) > 40
+    for name, said in (("small", part), ("least", least)):
+        assert pq.read_table(tmp_path / name).equals(pq.read_table(tmp_path / "whole"))
+        assert (said.table, said.pairs, said.diameter) == (whole.table, whole.pairs, whole.diameter)
+        for path in names:
+            one, other = (tmp_path / f"{run}.work" / path for run in ("whole", name))
+            if path.suffix == ".npy" and path.parent.name.startswith(("pairs", "again", "hashes")):
+                np.testing.assert_array_equal(*(np.sort(np.load(each), axis=0) for each in (one, other)))
+            elif path.suffix in (".npy", ".vectors"):
+                assert one.read_bytes() == other.read_bytes(), path
+
+
+def test_a_memory_limit_is_bytes_or_a_share_of_a_workers():
+    assert parse_limit("4GB") == 4_000_000_000 and parse_limit(2**30) == 2**30 and parse_limit("0.5") == 0.5
+    for wrong in (0, -1, True, "much", "nan", [1]):
+        with pytest.raises(ConfigError, match=r"memory_limit=.*'4GB', or a share of a worker's memory"):
+            SemanticDeduplication(memory_limit=wrong)
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, memory_limit="2GB", processes=False, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        task, of_client = share_out(0.25, client)
+    assert (task.limit, of_client.limit) == (250_000_000, 500_000_000)
 
 
 def test_a_smaller_eps_compares_nothing_again(tmp_path, in_this_process):
@@ -444,6 +500,8 @@ def test_the_command_and_the_dataset_without(tmp_path, client):
         "12",
         "--exact",
         "phash=2",
+        "--memory-limit",
+        "0.5",
         "--scheduler-address",
         client.scheduler.address,
     ]

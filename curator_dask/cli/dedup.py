@@ -76,6 +76,15 @@ def dedup(
             help="components: of rows that are duplicates of duplicates one alone stays; the farthest are told.",
         ),
     ] = "stars",
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES",
+            help="What a worker may hold of vectors and pairs: 4GB, or a share of its own limit, 0.5. The result is the"
+            " same.  [default: blocks of a fixed size]",
+            show_default=False,
+        ),
+    ] = None,
     sheet: Annotated[
         Path | None,
         typer.Option(
@@ -112,6 +121,7 @@ def dedup(
             against=against,
             exact=_radii(exact or []),
             groups=groups,
+            memory_limit=memory_limit,
             storage_options=options,
         )
         with workers_of(cluster, scheduler_address, scheduler_file, workers):

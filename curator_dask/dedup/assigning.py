@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from curator_dask.dedup.kmeans import decide
-from curator_dask.dedup.layout import Layout
+from curator_dask.dedup.layout import Layout, take
+from curator_dask.dedup.memory import NO_LIMIT, Memory
 from curator_dask.dedup.phases import Phase
 from curator_dask.dedup.products import exact_dots, on_device, plain_products
 
@@ -32,6 +33,8 @@ class Assign:
         A vector is near a cluster whose centroid is at most so much farther than its own, as cosines.
     centres
         Say how far each is from its centroid.
+    memory
+        What is held at a time.
     """
 
     layout: Layout
@@ -39,14 +42,16 @@ class Assign:
     clusters: Phase
     gap: float
     centres: bool
+    memory: Memory = NO_LIMIT
 
     def make(self, name: str) -> int:
         """Write ``NAME-near.npy`` (numbers of vectors and of other clusters), and ``NAME.npy``: their own clusters."""
         centroids = np.array(self.clusters.load("centroids.npy"))
         here = on_device(centroids)
+        size = self.memory.assigned(self.layout.dim, len(centroids))
         labels, visits = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int64)]
         own = [np.zeros(0)]
-        for first, vectors in self.layout.blocks(name):
+        for first, vectors in self.layout.blocks(name, size):
             found = plain_products(vectors, here)
             home = decide(vectors, centroids, found)
             best = found[np.arange(len(home)), home]
@@ -79,18 +84,22 @@ class Sort:
         Where they are.
     phase
         With ``order.npy``: the number of the vector at each place; where the files go.
+    memory
+        What is held at a time.
     """
 
     layout: Layout
     phase: Phase
+    memory: Memory = NO_LIMIT
 
     def make(self, name: str) -> int:
         """Write one of the files, ``NAME.vectors``; its name is its number."""
         start = int(name) * PART
         numbers = np.array(self.phase.load("order.npy")[start : start + PART])
+        size = self.memory.sorted_rows(self.layout.dim)
         with self.phase.writing(f"{name}.vectors") as file:
-            for at in range(0, len(numbers), PART // 8):
-                file.write(self.layout.gather(numbers[at : at + PART // 8]).tobytes())
+            for at in range(0, len(numbers), size):
+                file.write(self.layout.gather(numbers[at : at + size]))
         return len(numbers)
 
 
@@ -98,7 +107,10 @@ def read_places(phase: Phase, dim: int, places: np.ndarray) -> np.ndarray:
     """float32 (n, dim): vectors by their places, which rise, in the order of clusters."""
     found = np.empty((len(places), dim), np.float32)
     parts = places // PART
-    for part in np.unique(parts):
-        at = parts == part
-        found[at] = phase.vectors(f"{part}.vectors", dim)[places[at] - part * PART]
+    start = 0
+    for end in [*(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(places)]:
+        if end > start:
+            part = int(parts[start])
+            found[start:end] = take(phase.vectors(f"{part}.vectors", dim), places[start:end] - part * PART)
+        start = end
     return found

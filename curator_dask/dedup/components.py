@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from curator_dask.dedup.assigning import PART, read_places
@@ -13,15 +15,15 @@ from curator_dask.dedup.products import exact_dots
 _WHOLE = 1024
 
 
-def components(count: int, better: np.ndarray, worse: np.ndarray, ranks: np.ndarray, fixed: int) -> Groups:
+def components(count: int, parts: Iterable[np.ndarray], ranks: np.ndarray, fixed: int) -> Groups:
     """The best row of each component is kept, and so are those that are fixed; cosines are left to `spread`.
 
     Parameters
     ----------
     count
         Rows.
-    better, worse
-        Of pairs, the numbers of their rows.
+    parts
+        Pairs, by the numbers of their rows.
     ranks
         int64 (count,): places in the order of who stays.
     fixed
@@ -31,17 +33,18 @@ def components(count: int, better: np.ndarray, worse: np.ndarray, ranks: np.ndar
     place = np.empty(count, np.int64)
     place[by_rank] = np.arange(count)
     root = np.arange(count)  # of each place, one of its component that is at least as good
-    left, right = place[better], place[worse]
-    while True:
-        one, other = root[left], root[right]
-        apart = one != other
-        if not apart.any():
-            break
-        left, right = left[apart], right[apart]
-        low, high = np.minimum(one, other)[apart], np.maximum(one, other)[apart]
-        np.minimum.at(root, high, low)
-        while (root[root] != root).any():
-            root = root[root]
+    for pairs in parts:
+        left, right = place[pairs["better"]], place[pairs["worse"]]
+        while True:
+            one, other = root[left], root[right]
+            apart = one != other
+            if not apart.any():
+                break
+            left, right = left[apart], right[apart]
+            low, high = np.minimum(one, other)[apart], np.maximum(one, other)[apart]
+            np.minimum.at(root, high, low)
+            while (root[root] != root).any():
+                root = root[root]
     star = by_rank[root[place]]
     kept = (star == np.arange(count)) | (ranks < fixed)
     star[kept & (star == np.arange(count))] = NONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,21 +30,30 @@ class Groups:
     cosine: np.ndarray
 
 
-def stars(count: int, better: np.ndarray, worse: np.ndarray, cosine: np.ndarray, ranks: np.ndarray) -> Groups:
+def stars(count: int, parts: Iterable[np.ndarray], ranks: np.ndarray) -> Groups:
     """A row is kept if no row that is better, within eps and kept is there.
 
     Parameters
     ----------
     count
         Rows.
-    better, worse, cosine
-        Of pairs within eps, the numbers of their rows.
+    parts
+        Pairs within eps, by the numbers of their rows. All of one worse row are in one part; parts are in the order.
     ranks
         int64 (count,): places in the order; the better of a pair has the lower.
     """
-    undecided = np.zeros(count, bool)
+    groups = Groups(np.ones(count, bool), np.full(count, NONE, np.int64), np.full(count, np.nan))
+    for pairs in parts:
+        _decide(groups.kept, pairs["better"], pairs["worse"], ranks)
+        _find_best(groups, pairs, ranks)
+    return groups
+
+
+def _decide(kept: np.ndarray, better: np.ndarray, worse: np.ndarray, ranks: np.ndarray) -> None:
+    """Say which of the worse rows are kept; of what comes before them that is said."""
+    undecided = np.zeros(len(kept), bool)
     undecided[worse] = True  # no other has a better one
-    kept = ~undecided
+    kept[worse] = False
     left, right = better, worse
     for _ in range(_ROUNDS):
         if not len(left):
@@ -53,13 +63,12 @@ def stars(count: int, better: np.ndarray, worse: np.ndarray, cosine: np.ndarray,
         # What is gone decides nothing, and what is decided needs no pair.
         open_ = undecided[right] & (undecided[left] | kept[left])
         left, right = left[open_], right[open_]
-        still = np.zeros(count, bool)
+        still = np.zeros(len(kept), bool)
         still[right] = True
         kept |= undecided & ~still
         undecided &= still
     if len(left):
         kept |= _one_by_one(left, right, kept, ranks)
-    return Groups(kept, *_best(count, better, worse, cosine, ranks, kept))
 
 
 def _one_by_one(left: np.ndarray, right: np.ndarray, kept: np.ndarray, ranks: np.ndarray) -> np.ndarray:
@@ -77,20 +86,10 @@ def _one_by_one(left: np.ndarray, right: np.ndarray, kept: np.ndarray, ranks: np
     return stays
 
 
-def _best(
-    count: int,
-    better: np.ndarray,
-    worse: np.ndarray,
-    cosine: np.ndarray,
-    ranks: np.ndarray,
-    kept: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The best row that stays of each that goes, and the cosine of the two."""
-    star, found = np.full(count, NONE, np.int64), np.full(count, np.nan)
-    good = kept[better] & ~kept[worse]
-    better, worse, cosine = better[good], worse[good], cosine[good]
-    order = np.lexsort((ranks[better], worse))
-    firsts = np.unique(worse[order], return_index=True)
-    star[firsts[0]] = better[order][firsts[1]]
-    found[firsts[0]] = cosine[order][firsts[1]]
-    return star, found
+def _find_best(groups: Groups, pairs: np.ndarray, ranks: np.ndarray) -> None:
+    """Of each row that goes, the best row that stays, and the cosine of the two."""
+    pairs = pairs[groups.kept[pairs["better"]] & ~groups.kept[pairs["worse"]]]
+    pairs = pairs[np.lexsort((ranks[pairs["better"]], pairs["worse"]))]
+    rows, firsts = np.unique(pairs["worse"], return_index=True)
+    groups.star[rows] = pairs["better"][firsts]
+    groups.cosine[rows] = pairs["cosine"][firsts]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from curator_dask.dedup.memory import NO_LIMIT, Memory
 from curator_dask.dedup.phases import Phase
 from curator_dask.dedup.products import exact_dots, on_device, plain_products
 
 #: Rows of the sample for each cluster, and those that first centroids are picked of.
 SAMPLE = 64
 _FIRST = 8192
-_BLOCK = 4096
 _TIE = 1e-5  # float32 products that differ by less are decided by exact ones
 
 
@@ -30,6 +31,8 @@ class Cluster:
         At most.
     seed
         Of what is picked by chance.
+    memory
+        What is held at a time.
     """
 
     phase: Phase
@@ -37,24 +40,47 @@ class Cluster:
     clusters: int
     iterations: int = 20
     seed: int = 0
+    memory: Memory = NO_LIMIT
 
     def make(self, name: str) -> int:
         """Write ``centroids.npy``, and ``said.npy``: iterations, were they enough, clusters filled again."""
-        vectors = np.array(self.phase.vectors("sample.vectors", self.dim))
-        centroids, said = cluster(vectors, self.clusters, self.iterations, self.seed)
+
+        def read(part: slice | np.ndarray) -> np.ndarray:  # mapped anew, so that what was read is given back
+            return np.array(self.phase.vectors("sample.vectors", self.dim)[part])
+
+        rows = len(self.phase.vectors("sample.vectors", self.dim))
+        sample = Sample(rows, self.dim, read, self.memory.clustered(self.dim, self.clusters))
+        if self.memory.holds(4 * rows * self.dim):
+            sample = replace(sample, read=read(slice(None)).__getitem__)
+        centroids, said = cluster(sample, self.clusters, self.iterations, self.seed)
         self.phase.save("said.npy", said)
         self.phase.save("centroids.npy", centroids)
-        return len(vectors)
+        return rows
 
 
-def nearest(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """int64 (n,): number of the nearest centroid of each vector; of equal ones the first."""
-    columns = on_device(centroids)
-    labels = np.zeros(len(vectors), np.int64)
-    for start in range(0, len(vectors), _BLOCK):
-        block = np.ascontiguousarray(vectors[start : start + _BLOCK])
-        labels[start : start + _BLOCK] = decide(block, centroids, plain_products(block, columns))
-    return labels
+@dataclass(frozen=True)
+class Sample:
+    """Vectors that clusters are made of.
+
+    Attributes
+    ----------
+    rows, dim
+        How many there are, and how long they are.
+    read
+        Gives some of them, float32 (n, dim).
+    block
+        Rows that are looked at at a time.
+    """
+
+    rows: int
+    dim: int
+    read: Callable[[slice | np.ndarray], np.ndarray]
+    block: int
+
+    @property
+    def parts(self) -> list[slice]:
+        """Of all rows."""
+        return [slice(start, min(self.rows, start + self.block)) for start in range(0, self.rows, self.block)]
 
 
 def decide(block: np.ndarray, centroids: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -73,43 +99,52 @@ def decide(block: np.ndarray, centroids: np.ndarray, found: np.ndarray) -> np.nd
     return labels
 
 
-def cluster(vectors: np.ndarray, clusters: int, iterations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def cluster(sample: Sample, clusters: int, iterations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Unit centroids, float32 (clusters, dim), and what is to be said of them.
 
     Sums are made in float64 and in the order of rows, so the same vectors give the same centroids to the bit.
     """
     random = np.random.default_rng(seed)
-    centroids = _first(vectors, clusters, random)
+    centroids = _first(sample, clusters, random)
     filled = 0
     before = -1.0
     for iteration in range(1, iterations + 1):
-        labels = nearest(vectors, centroids)
-        dots = exact_dots(vectors, centroids[labels])
+        dots, sums = _assigned(sample, centroids)
         score = float(dots.mean())
         if score - before < 1e-4 * abs(score):
             return centroids, np.array([iteration, 1, filled])
         before = score
-        order = np.argsort(labels, kind="stable")
-        counts = np.bincount(labels, minlength=clusters)
-        sums = np.zeros((clusters, vectors.shape[1]))
-        starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        for each in np.flatnonzero(counts):
-            rows = order[starts[each] : starts[each] + counts[each]]
-            sums[each] = vectors[rows].sum(axis=0, dtype=np.float64)
         lengths = np.sqrt(np.square(sums).sum(axis=1))
         good = lengths > 0
         centroids[good] = (sums[good] / lengths[good, None]).astype(np.float32)
         if not good.all():  # the rows that are worst off make clusters of their own
             worst = np.lexsort((np.arange(len(dots)), dots))[: int((~good).sum())]
-            centroids[~good] = vectors[worst]
+            centroids[~good] = sample.read(worst)
             filled += len(worst)
     return centroids, np.array([iterations, 0, filled])
 
 
-def _first(vectors: np.ndarray, clusters: int, random: np.random.Generator) -> np.ndarray:
+def _assigned(sample: Sample, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row its cosine with the nearest centroid, float64 (rows,); of each cluster the sum of its rows."""
+    here = on_device(centroids)
+    dots, sums = np.empty(sample.rows), np.zeros(centroids.shape)
+    for part in sample.parts:
+        block = np.ascontiguousarray(sample.read(part))
+        labels = decide(block, centroids, plain_products(block, here))
+        dots[part] = exact_dots(block, centroids[labels])
+        order = np.argsort(labels, kind="stable")
+        ends = np.cumsum(np.bincount(labels, minlength=len(sums)))
+        for each in np.unique(labels).tolist():
+            rows = order[ends[each - 1] if each else 0 : ends[each]]
+            # One row after the other, whatever the blocks are.
+            sums[each] = np.concatenate([sums[each : each + 1], block[rows]]).sum(axis=0)
+    return dots, sums
+
+
+def _first(sample: Sample, clusters: int, random: np.random.Generator) -> np.ndarray:
     """Vectors to begin with, far from one another as k-means++ picks them."""
-    size = min(len(vectors), max(_FIRST, 2 * clusters))
-    some = vectors[np.sort(random.choice(len(vectors), size, replace=False))]
+    size = min(sample.rows, max(_FIRST, 2 * clusters))
+    some = sample.read(np.sort(random.choice(sample.rows, size, replace=False)))
     picked = [int(random.integers(len(some)))]
     far = np.full(len(some), np.inf)
     for _ in range(1, clusters):

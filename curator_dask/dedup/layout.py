@@ -54,12 +54,13 @@ class Layout:
         """Number of the first distinct vector of a file."""
         return int(self.distinct.load("firsts.npy")[self.names.index(name)])
 
-    def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        """The distinct vectors of a file, some at a time, with the number of the first."""
-        vectors, slots = self.scan.vectors(f"{name}.vectors", self.dim), self.distinct.load(f"{name}.npy")
+    def blocks(self, name: str, size: int = _BLOCK) -> Iterator[tuple[int, np.ndarray]]:
+        """The distinct vectors of a file, so many at a time, with the number of the first."""
+        slots = self.distinct.load(f"{name}.npy")
         first = self.first(name)
-        for start in range(0, len(slots), _BLOCK):
-            yield first + start, np.array(vectors[slots[start : start + _BLOCK]])
+        for start in range(0, len(slots), size):
+            some = slots[start : start + size]
+            yield first + start, take(self.scan.vectors(f"{name}.vectors", self.dim), some)
 
     def gather(self, numbers: np.ndarray) -> np.ndarray:
         """float32 (n, dim): vectors by their numbers."""
@@ -73,6 +74,15 @@ class Layout:
             at = order[start:end]
             name = self.names[int(files[at[0]])]
             slots = self.distinct.load(f"{name}.npy")[numbers[at] - firsts[files[at[0]]]]
-            found[at] = self.scan.vectors(f"{name}.vectors", self.dim)[slots]
+            found[at] = take(self.scan.vectors(f"{name}.vectors", self.dim), slots)
             start = end
         return found
+
+
+def take(vectors: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Some rows of vectors that are mapped into memory, in memory."""
+    first, count = int(places[0]) if len(places) else 0, len(places)
+    # Most often they are side by side, which is quicker to copy.
+    if count and int(places[-1]) - first == count - 1 and (np.diff(places) == 1).all():
+        return np.array(vectors[first : first + count])
+    return np.asarray(vectors[places])

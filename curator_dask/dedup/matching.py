@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from curator_dask.dedup.cluster_files import ClusterFiles
 from curator_dask.dedup.kmeans import decide
-from curator_dask.dedup.products import COLUMNS, exact_dots, on_device, plain_products
+from curator_dask.dedup.memory import COLUMNS
+from curator_dask.dedup.products import exact_dots, on_device, plain_products
 from curator_dask.dedup.ranking import RankingStrategy
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.parquet import read_footer, write_table

@@ -8,20 +8,22 @@ and looked at again where none of those few stays.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from curator_dask.dedup.assigning import read_places
+from curator_dask.dedup.found import edges, in_range
+from curator_dask.dedup.memory import COLUMNS, NO_LIMIT, QUERIES, Memory
 from curator_dask.dedup.phases import Phase
-from curator_dask.dedup.products import COLUMNS, Block, exact_dots, near, products
+from curator_dask.dedup.products import Block, exact_pairs, near_in_parts, products
 
 #: A pair, by the places of its rows in the order of clusters.
 PAIR = np.dtype([("better", np.int32), ("worse", np.int32), ("cosine", np.float64)])
 #: Betters of a row that are written down.
 FEW = 64
 _QUERIES = 4096  # rows that a piece compares with a cluster
-_ROWS = 512
-_HELD = 1 << 20  # pairs of a piece, before all but those with the best betters are let go
 _PIECES = 64  # tasks, unless they would be smaller or larger than
 _LEAST, _MOST = 2e7, 1e9  # so many products
 
@@ -83,6 +85,8 @@ class Pairs:
         A pair has a cosine of at least 1 - eps.
     fixed
         Rows of a lower rank stay whatever they are like: two of them are no pair.
+    memory
+        What is held at a time.
     """
 
     order: Phase
@@ -90,6 +94,7 @@ class Pairs:
     dim: int
     eps: float
     fixed: int = 0
+    memory: Memory = NO_LIMIT
 
     def names(self) -> list[str]:
         """Of the files; what each is to do is planned where it is not yet."""
@@ -102,21 +107,16 @@ class Pairs:
     def make(self, name: str) -> int:
         """Write a file's pairs, ``NAME.npy``, and rows that have more betters, ``NAME-more.npy``."""
         tasks, pieces = self.phase.load("tasks.npy"), self.phase.load("pieces.npy")
-        found: list[np.ndarray] = [np.zeros(0, PAIR)]
-        more: list[np.ndarray] = [np.zeros(0, np.int32)]
+        held = Held(self.phase, self.order.load("ranks.npy"), self.memory.held(self.dim))
         rows = 0
         for cluster, start, stop in pieces[tasks[int(name)] : tasks[int(name) + 1]].tolist():
             rows += stop - start
-            pairs, cut = self._piece(cluster, start, stop)
-            found += pairs
-            more += cut
-        best, had_more = few(np.concatenate(found), self.order.load("ranks.npy"), FEW)
-        self.phase.save(f"{name}-more.npy", np.unique(np.concatenate([*more, had_more])))
-        self.phase.save(f"{name}.npy", best)
+            self._piece(cluster, start, stop, held)
+        held.save(name)
         return rows
 
-    def _piece(self, cluster: int, start: int, stop: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        ranks, bounds = self.order.load("ranks.npy"), self.order.load("bounds.npy")
+    def _piece(self, cluster: int, start: int, stop: int, held: Held) -> None:
+        ranks, bounds = held.ranks, self.order.load("bounds.npy")
         near_bounds = self.order.load("near-bounds.npy")
         first, last = int(bounds[cluster]), int(bounds[cluster + 1])
         own = np.arange(first, last)
@@ -125,23 +125,25 @@ class Pairs:
         again = Again.read(self.phase)
         if again is not None:
             if not (again.wanted[own].any() or again.wanted[queries].any()):
-                return [], []
+                return
             if again.rows is not None:
                 own, queries = own[again.rows[own]], queries[again.rows[queries]]
         inside = (queries >= first) & (queries < last)
-        found: list[np.ndarray] = []
-        more: list[np.ndarray] = []
         # Two rows that stay are no pair: of a cluster's own they are the first.
         groups = [(queries[inside & (ranks[queries] >= self.fixed)], True), (queries[~inside], False)]
-        blocks = [
-            (part, Block(read_places(self.order, self.dim, part)), within)
-            for rows, within in groups
-            for part in _parts(rows, _ROWS)
-        ]
-        full = [np.zeros(len(part), np.int64) for part, _, _ in blocks]
-        held = 0
+        parts = [(part, within) for rows, within in groups for part in _parts(rows, QUERIES)]
+        some = self.memory.queries(self.dim)
+        for at in range(0, len(parts), some):
+            self._compare(own, parts[at : at + some], held, again)
+
+    def _compare(
+        self, own: np.ndarray, parts: list[tuple[np.ndarray, bool]], held: Held, again: Again | None
+    ) -> None:
+        """Look for pairs of a cluster's rows and some of those, blocks of its own or of others."""
+        blocks = [(part, Block(read_places(self.order, self.dim, part)), within) for part, within in parts]
+        full = [np.zeros(len(part), np.int64) for part, _ in parts]
         for columns in _parts(own, COLUMNS):
-            if not any(not within or part[-1] > columns[0] for part, _, within in blocks):
+            if not any(not within or part[-1] > columns[0] for part, within in parts):
                 continue
             theirs = Block(read_places(self.order, self.dim, columns))
             for at, (part, mine, within) in enumerate(blocks):
@@ -150,50 +152,105 @@ class Pairs:
                 if not size or not len(active):
                     continue
                 all_of = len(active) == len(part)
-                left, right = near(
-                    products(mine, theirs, slice(0, int(size)), None if all_of else active),
-                    1 - self.eps - mine.margin,
-                )
-                left = active[left]
-                if within:  # each pair once, with its worse row here
-                    left, right = _lower(part, left, columns, right)
-                pairs, cut = self._pairs(part, left, columns, right, mine, theirs, ranks, again)
-                found.append(pairs)
-                more.append(cut)
-                held += len(pairs)
-                if held > _HELD:
-                    best, cut = few(np.concatenate(found), ranks, FEW)
-                    found, held = [best], len(best)
-                    more.append(cut)
+                found = products(mine, theirs, slice(0, int(size)), None if all_of else active)
+                candidates = np.zeros(0, PAIR)
+                for left, right in near_in_parts(
+                    found, 1 - self.eps - mine.margin, self.memory.hits(self.dim)
+                ):
+                    left = active[left]
+                    if within:  # each pair once, with its worse row here
+                        left, right = _lower(part, left, columns, right)
+                    some, cut = self._candidates(part, left, columns, right, candidates, held.ranks, again)
+                    candidates = some
+                    held.more.append(cut)
+                left, right = np.divmod(candidates["cosine"].astype(np.int64), COLUMNS)
+                candidates["cosine"] = exact_pairs(mine.vectors, left, theirs.vectors, right)
+                pairs = candidates[candidates["cosine"] >= 1 - self.eps]
+                held.add(pairs)
                 if within:
                     np.add.at(full[at], np.searchsorted(part, pairs["worse"]), 1)
-                    more.append(part[full[at] >= FEW].astype(np.int32))
-        return found, more
+                    held.more.append(part[full[at] >= FEW].astype(np.int32))
 
-    def _pairs(
+    def _candidates(
         self,
         rows: np.ndarray,
         left: np.ndarray,
         columns: np.ndarray,
         right: np.ndarray,
-        mine: Block,
-        theirs: Block,
+        before: np.ndarray,
         ranks: np.ndarray,
         again: Again | None,
     ) -> tuple[np.ndarray, np.ndarray]:
+        """What may be pairs, with the best of each row's betters, and the rows that may have more of these.
+
+        Instead of the cosine they have the place of the product in its block.
+        """
         a, b = rows[left], columns[right]
         is_worse = ranks[a] > ranks[b]
         found = np.empty(len(a), PAIR)
         found["better"], found["worse"] = np.where(is_worse, b, a), np.where(is_worse, a, b)
+        found["cosine"] = left * COLUMNS + right
         good = ranks[found["worse"]] >= self.fixed
         if again is not None:
             good &= again.new(found["better"], found["worse"])
-        found, left, right = found[good], left[good], right[good]
-        found["cosine"] = np.arange(len(found))  # which it is, for now
-        found, cut = few(found, ranks, 2 * FEW)
-        which = found["cosine"].astype(np.int64)
-        found["cosine"] = exact_dots(mine.vectors[left[which]], theirs.vectors[right[which]])
-        return found[found["cosine"] >= 1 - self.eps], cut
+        return few(np.concatenate([before, found[good]]), ranks, 2 * FEW)
+
+
+class Held:
+    """The pairs of a task while they are found: what is too much waits in a file.
+
+    Parameters
+    ----------
+    phase
+        Where the task's files go.
+    ranks
+        int64 (rows,): places in the order of who stays.
+    most
+        Pairs that are held.
+    """
+
+    def __init__(self, phase: Phase, ranks: np.ndarray, most: int) -> None:
+        self.ranks = ranks
+        #: int32 (n,) each: rows that have more betters than are written down.
+        self.more: list[np.ndarray] = [np.zeros(0, np.int32)]
+        self._phase, self._most = phase, most
+        self._pairs: list[np.ndarray] = [np.zeros(0, PAIR)]
+        self._count = 0
+        self._scratch: Any = None
+
+    def add(self, pairs: np.ndarray) -> None:
+        """Take some more."""
+        self._pairs.append(pairs)
+        self._count += len(pairs)
+        if self._count > self._most:
+            best = self._best(np.concatenate(self._pairs))
+            if len(best) > self._most // 2:
+                self._put_aside(best)
+                best = best[:0]
+            self._pairs, self._count = [best], len(best)
+
+    def save(self, name: str) -> None:
+        """Write the task's files: of each row the pairs with the best of its betters, and the rows that have more."""
+        files = [np.concatenate(self._pairs)]
+        if self._scratch is not None:
+            files.append(np.memmap(self._scratch, PAIR, "r"))
+        ranges = pairwise(edges(files, self.ranks, self._most))
+        self._phase.save_parts(
+            f"{name}.npy", PAIR, (self._best(in_range(files, self.ranks, *ends)) for ends in ranges)
+        )
+        self._phase.save(f"{name}-more.npy", np.unique(np.concatenate(self.more)))
+
+    def _best(self, pairs: np.ndarray) -> np.ndarray:
+        best, cut = few(pairs, self.ranks, FEW)
+        self.more.append(cut)
+        return best
+
+    def _put_aside(self, pairs: np.ndarray) -> None:
+        if self._scratch is None:
+            self._scratch = self._phase.scratch()
+        with self._phase.told(self._phase.folder):
+            self._scratch.write(pairs.tobytes())
+            self._scratch.flush()
 
 
 def few(pairs: np.ndarray, ranks: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:

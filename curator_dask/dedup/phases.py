@@ -8,7 +8,8 @@ finished.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,18 +74,43 @@ class Phase:
         target = Path(self.path(name))
         temporary = target.with_name(temporary_name(f"{name}.parquet"))  # what `remove_leftovers` knows
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                yield file
-            temporary.replace(target)
+            with self.told(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with temporary.open("wb") as file:
+                    yield file
+                temporary.replace(target)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def save_parts(self, name: str, kind: np.dtype[Any], parts: Iterable[np.ndarray]) -> None:
+        """Put an array there whose rows come some at a time."""
+        with self.writing(name) as file:
+            head = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False}
+            count = 0
+            np.lib.format.write_array_header_1_0(file, {**head, "shape": (count,)})
+            for part in parts:
+                file.write(part.tobytes())
+                count += len(part)
+            file.seek(0)  # NumPy leaves room for a longer number
+            np.lib.format.write_array_header_1_0(file, {**head, "shape": (count,)})
+
+    def scratch(self) -> Any:
+        """A file without a name, for what is too much for the memory: it goes with who has opened it."""
+        with self.told(self.folder):
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
+            return tempfile.TemporaryFile(dir=self.folder)
+
+    @contextmanager
+    def told(self, target: str | Path) -> Iterator[None]:
+        """What cannot be written is an error that says what to do."""
+        try:
+            yield
         except OSError as error:
             raise OutputError(
                 f"{target}: could not be written: {error.strerror}. Make room (the files between input and output take"
                 " twice the size of the vectors), and run again: what was finished is kept"
             ) from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
 
 class PhaseTask(Protocol):

@@ -6,6 +6,7 @@ float64, a pair at a time: so a decision depends on the two vectors alone, and n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -17,8 +18,6 @@ from curator_dask import backend
 if TYPE_CHECKING:
     import torch
 
-#: Columns of a block of products.
-COLUMNS = 4096
 #: How far the fast product of unit vectors may be off: bf16 keeps 8 bits of each value (2 * 2**-9 at most over a sum of
 #: products of unit vectors) and of the sum (2**-9).
 REDUCED_MARGIN = 3 * 2**-9 + 1e-3
@@ -33,6 +32,15 @@ def exact_dots(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     for start in range(0, len(left), _CHUNK):
         part = slice(start, start + _CHUNK)
         done[part] = (left[part].astype(np.float64) * right[part].astype(np.float64)).sum(axis=1)
+    return done
+
+
+def exact_pairs(rows: np.ndarray, left: np.ndarray, columns: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """float64 (n,): the products of rows of two matrices, by their numbers."""
+    done = np.empty(len(left))
+    for start in range(0, len(left), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        done[part] = exact_dots(rows[left[part]], columns[right[part]])
     return done
 
 
@@ -91,12 +99,20 @@ def near(found: torch.Tensor, least: float) -> tuple[np.ndarray, np.ndarray]:
     import torch
 
     with torch.inference_mode():
+        hits = torch.nonzero(found >= least).cpu()
+        return hits[:, 0].numpy(), hits[:, 1].numpy()
+
+
+def near_in_parts(found: torch.Tensor, least: float, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same where they are few, mostly; some rows at a time, with so many products."""
+    import torch
+
+    with torch.inference_mode():
         rows = torch.nonzero(found.amax(1) >= least).flatten()
-        if not len(rows):
-            empty = np.zeros(0, np.int64)
-            return empty, empty
-        hits = torch.nonzero(found[rows] >= least).cpu()
-        return rows.cpu()[hits[:, 0]].numpy(), hits[:, 1].numpy()
+        step = max(1, most // found.shape[1])
+        for part in rows.split(step) if len(rows) else ():
+            hits = torch.nonzero(found[part] >= least).cpu()
+            yield part.cpu()[hits[:, 0]].numpy(), hits[:, 1].numpy()
 
 
 def plain_products(rows: np.ndarray, columns: torch.Tensor) -> np.ndarray:

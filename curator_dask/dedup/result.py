@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from curator_dask.cluster.setup import set_up_workers
 from curator_dask.cluster.workers import current_client
 from curator_dask.datasets.gallery import Gallery
+from curator_dask.dedup.memory import share_out
 from curator_dask.dedup.phases import WORK_SUFFIX
 from curator_dask.dedup.running import STARS, Deduplication, Settings
 from curator_dask.dedup.scanning import Source, find_sources
@@ -117,7 +118,8 @@ class Duplicates:
                     f"{file}: is there, and was not made by a deduplication. Write to another path"
                 )
             started = time.monotonic()
-            run = Deduplication(self._settings, sources, folder, work)
+            memory = share_out(self._settings.memory_limit, client)
+            run = Deduplication(self._settings, sources, folder, work, memory)
             run.run()
             table = _table(run)
             run.summary.seconds["all"] = time.monotonic() - started

@@ -15,6 +15,7 @@ import numpy as np
 
 from curator_dask.dedup.assigning import PART, Assign, Sort
 from curator_dask.dedup.components import components, heads_of, spread
+from curator_dask.dedup.found import Found
 from curator_dask.dedup.grouping import Groups, stars
 from curator_dask.dedup.hamming import BY_HASH, HammingPairs, first_near
 from curator_dask.dedup.hashes import Hashes
@@ -22,11 +23,12 @@ from curator_dask.dedup.keeping import Keep
 from curator_dask.dedup.kmeans import SAMPLE as PER_CLUSTER
 from curator_dask.dedup.kmeans import Cluster
 from curator_dask.dedup.layout import Layout
-from curator_dask.dedup.pairing import PAIR, Again, Pairs
+from curator_dask.dedup.memory import NO_LIMIT, SAMPLE, Memory
+from curator_dask.dedup.pairing import Again, Pairs
 from curator_dask.dedup.phases import Phase, run_phase
 from curator_dask.dedup.products import exact_dots
 from curator_dask.dedup.rows import Rows, gather_rows
-from curator_dask.dedup.sampling import EPS, SAMPLE, CompareSample, choose_gap, share, share_going
+from curator_dask.dedup.sampling import EPS, CompareSample, choose_gap, share, share_going
 from curator_dask.dedup.scanning import Scan, Source
 from curator_dask.dedup.summary import DedupSummary
 from curator_dask.fingerprint import fingerprint
@@ -54,6 +56,7 @@ class Settings:
     normalize: bool
     exact: Hashes
     groups: str = STARS
+    memory_limit: int | float | None = None
 
 
 class Deduplication:
@@ -69,10 +72,20 @@ class Deduplication:
         Where the result goes, a local folder; the files of phases go to one beside it.
     work
         That one.
+    memory
+        What a task may hold, and what the client may.
     """
 
-    def __init__(self, settings: Settings, sources: Sequence[Source], output: str, work: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        sources: Sequence[Source],
+        output: str,
+        work: str,
+        memory: tuple[Memory, Memory] = (NO_LIMIT, NO_LIMIT),
+    ) -> None:
         self.settings, self.sources, self.output, self.work = settings, tuple(sources), output, work
+        self.memory, self.client_memory = memory
         self.summary = DedupSummary(output, settings.eps)
         self.rows: Rows
         self.ranks: np.ndarray  # of rows
@@ -92,7 +105,15 @@ class Deduplication:
             **({"exact": settings.exact.names} if settings.exact.radii else {}),
         )
         names = [source.name for source in self.sources]
-        task = Scan(scan, self.sources, settings.column, settings.keep, settings.normalize, settings.exact)
+        task = Scan(
+            scan,
+            self.sources,
+            settings.column,
+            settings.keep,
+            settings.normalize,
+            settings.exact,
+            self.memory,
+        )
         self._do("scan", task, names, task.finished)
         self.rows = rows = gather_rows(scan, self.sources, self.output)
         self.summary.rows = rows.total
@@ -134,13 +155,16 @@ class Deduplication:
         if wanted is None:
             wanted = 1 if count <= SMALL or settings.recall == 1 else round(0.75 * math.sqrt(count))
         wanted = min(wanted, count)
+        self.memory.check(settings.memory_limit, layout.dim, wanted)
         phase = self._phase("clusters", distinct=layout.distinct.folder, clusters=wanted)
         if not phase.has("centroids.npy"):
             random = np.random.default_rng(0)
             size = min(count, max(SMALL, PER_CLUSTER * wanted))
             numbers = np.sort(random.choice(count, size, replace=False))
             layout.save_some(phase, "sample.vectors", numbers)
-        self._do("k-means", Cluster(phase, layout.dim, wanted), ["centroids.npy"], phase.has)
+        self._do(
+            "k-means", Cluster(phase, layout.dim, wanted, memory=self.memory), ["centroids.npy"], phase.has
+        )
         said = phase.load("said.npy").tolist()
         self.summary.clusters = wanted
         self.summary.iterations, self.summary.converged, self.summary.filled = said[0], bool(said[1]), said[2]
@@ -184,7 +208,7 @@ class Deduplication:
             gap = choose_gap(pairs, of_sample, dots, eps, self.settings.recall)
         centres = self.settings.keep.centre is not None
         assigned = self._phase("assign", clusters=clusters.folder, gap=gap, centres=centres)
-        assign = Assign(layout, assigned, clusters, gap, centres)
+        assign = Assign(layout, assigned, clusters, gap, centres, self.memory)
         self._do("assign", assign, layout.names, lambda name: assigned.has(f"{name}.npy"))
         self._assigned = assigned
         self._numbers = numbers
@@ -223,7 +247,7 @@ class Deduplication:
             phase.save("near-bounds.npy", np.searchsorted(near[sorted_, 1], np.arange(counts + 1)))
             phase.save("order.npy", order)
         parts = [str(number) for number in range(-(-len(order) // PART))]
-        self._do("sort", Sort(layout, phase), parts, lambda name: phase.has(f"{name}.vectors"))
+        self._do("sort", Sort(layout, phase, self.memory), parts, lambda name: phase.has(f"{name}.vectors"))
         order = np.concatenate([order, np.arange(len(order), len(rows.first))])  # those without a vector
         for number, (values, there) in enumerate(rows.hashes):
             if not phase.has(f"hash{number}-there.npy"):
@@ -238,19 +262,19 @@ class Deduplication:
         fixed, dim = int(self.rows.fixed.sum()), self.rows.dim
         radii = tuple(bits for _, bits in self.settings.exact.radii)
         asked: dict[str, Any] = {"radii": radii} if radii else {}
-        by_hash, more_by_hash = np.zeros(0, PAIR), np.zeros(len(numbers), bool)
+        phase = self._phase("pairs", order=order.folder, eps=eps)
+        found, more = self._find("pairs", Pairs(order, phase, dim, eps, fixed, self.memory))
+        searches = [found]
         if radii:
             hashes = self._phase("hashes", order=order.folder, **asked)
             by_hash, more_by_hash = self._find("hashes", HammingPairs(order, hashes, radii, fixed))
-        phase = self._phase("pairs", order=order.folder, eps=eps)
-        found, more = self._find("pairs", Pairs(order, phase, dim, eps, fixed))
+            searches, more = [found, by_hash], more | more_by_hash
         if not phase.has("done.json"):
             with phase.writing("done.json") as file:
                 file.write(json.dumps({"identity": self.identity, "eps": eps}).encode())
-        least = 1 - self.settings.eps
-        found, more = np.concatenate([found[found["cosine"] >= least], by_hash]), more | more_by_hash
-        ranks = self._ranks[numbers]
-        groups = self._decide(found, ranks)
+        least, ranks = 1 - self.settings.eps, self._ranks[numbers]
+        pairs = Found(tuple(searches), ranks, self.client_memory.joined)
+        groups = self._decide(pairs, least)
         by_components = self.settings.groups == COMPONENTS
         asked |= {"groups": COMPONENTS} if by_components else {}
         again = 0
@@ -259,19 +283,19 @@ class Deduplication:
             looked = self._phase("again", pairs=phase.folder, eps=self.settings.eps, again=again, **asked)
             labels = heads_of(groups) if by_components else None
             Again(open_, None if by_components else groups.kept, labels).save(looked)
-            extra, _ = self._find("pairs again", Pairs(order, looked, dim, self.settings.eps, fixed))
+            task = Pairs(order, looked, dim, self.settings.eps, fixed, self.memory)
+            extra = [self._find("pairs again", task)[0]]
             if radii:
-                by_hash, _ = self._find("hashes again", HammingPairs(order, looked, radii, fixed))
-                extra = np.concatenate([extra, by_hash])
-            if not len(extra):
+                extra.append(self._find("hashes again", HammingPairs(order, looked, radii, fixed))[0])
+            if not any(len(found) for files in extra for found in files):
                 break
-            found = np.concatenate([found, extra])
-            groups = self._decide(found, ranks)
+            pairs = Found((*pairs.searches, *extra), ranks, self.client_memory.joined)
+            groups = self._decide(pairs, least)
         if by_components:
             summary = self.summary
             summary.diameter, summary.diameter_exact = spread(order, dim, groups, len(self.rows.carriers))
-        self.summary.pairs = int((found["cosine"] != BY_HASH).sum())
-        self._found, self._more = found, more
+        self.summary.pairs = pairs.count(least)
+        self._found, self._more = pairs, more
         self._numbers_of = numbers
         count = len(numbers)
         kept, star, cosine = np.empty(count, bool), np.empty(count, np.int64), np.empty(count)
@@ -279,18 +303,14 @@ class Deduplication:
         star[numbers] = np.where(groups.star < 0, -1, numbers[groups.star])
         self.groups = Groups(kept, star, cosine)
 
-    def _find(self, label: str, task: Pairs | HammingPairs) -> tuple[np.ndarray, np.ndarray]:
+    def _find(self, label: str, task: Pairs | HammingPairs) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+        """The pairs that tasks have found, and bool (rows,): which rows have more betters."""
         phase, names = task.phase, task.names()
         self._do(label, task, names, lambda name: phase.has(f"{name}.npy"))
-        found = np.concatenate([np.zeros(0, PAIR), *(phase.load(f"{name}.npy") for name in names)])
-        # Rows of two clusters may have met in both.
-        found = found[np.lexsort((found["worse"], found["better"]))]
-        same = (np.diff(found["better"], prepend=-1) == 0) & (np.diff(found["worse"], prepend=-1) == 0)
-        found = found[~same]
         more = np.zeros(len(self.rows.first), bool)
         for name in names:
             more[phase.load(f"{name}-more.npy")] = True
-        return found, more
+        return tuple(phase.load(f"{name}.npy") for name in names), more
 
     def _explain(self, layout: Layout) -> None:
         """Of each row that goes, what makes it a duplicate, and its cosine where that is not it."""
@@ -308,11 +328,12 @@ class Deduplication:
             groups.cosine[part] = exact_dots(layout.gather(part), layout.gather(groups.star[part]))
         self.found_by[both[groups.cosine[both] >= 1 - self.settings.eps]] = 0
 
-    def _decide(self, found: np.ndarray, ranks: np.ndarray) -> Groups:
+    def _decide(self, pairs: Found, least: float) -> Groups:
+        """By the pairs with at least such a cosine."""
+        count, parts = len(pairs.ranks), pairs.parts(least)
         if self.settings.groups == COMPONENTS:
-            fixed = int(self.rows.fixed.sum())
-            return components(len(ranks), found["better"], found["worse"], ranks, fixed)
-        return stars(len(ranks), found["better"], found["worse"], found["cosine"], ranks)
+            return components(count, parts, pairs.ranks, int(self.rows.fixed.sum()))
+        return stars(count, parts, pairs.ranks)
 
     def _measure(self, pairs: np.ndarray, labels: np.ndarray, near: np.ndarray) -> None:
         """What share of the sample's pairs was compared, and the table of eps."""
@@ -330,7 +351,7 @@ class Deduplication:
         self._tabulate(pairs)
 
     def _tabulate(self, pairs: np.ndarray) -> None:
-        rows, found, least = self.rows, self._found, 1 - self.settings.eps
+        rows, least = self.rows, 1 - self.settings.eps
         free = ~rows.fixed
         ranks = self._ranks[self._numbers_of]
         copies = int((free & (self.ranks != self._ranks[rows.distinct])).sum())
@@ -348,7 +369,7 @@ class Deduplication:
         for eps, near in zip(EPS, self._near.T, strict=True):
             sampled = share_going(near, ordered) * len(rows.carriers)
             if eps < self.settings.eps:
-                groups = self._decide(found[found["cosine"] >= 1 - eps], ranks)
+                groups = self._decide(self._found, 1 - eps)
                 table[eps] = copies + int((~groups.kept & going).sum())
                 # Their nearer betters are not written down: how many of them go is not known.
                 if (self._more if by_components else groups.kept & self._more).any():

@@ -10,10 +10,8 @@ import numpy as np
 from curator_dask.dedup.kmeans import decide
 from curator_dask.dedup.layout import Layout
 from curator_dask.dedup.phases import Phase
-from curator_dask.dedup.products import COLUMNS, Block, exact_dots, near, on_device, plain_products, products
+from curator_dask.dedup.products import Block, exact_pairs, near, on_device, plain_products, products
 
-#: Rows of the sample.
-SAMPLE = 1024
 #: Of the table that says how many rows would go.
 EPS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
 #: Pairs, of rows that count alike, below which made-up ones help to say how far to look.
@@ -46,6 +44,8 @@ class CompareSample:
 
     def make(self, name: str) -> int:
         """Write a file's pairs: number in the sample, number of the other, cosine, and its gap; and by eps how many."""
+        import torch
+
         numbers = self.phase.load("numbers.npy")
         sample = np.array(self.phase.vectors("sample.vectors", self.layout.dim))
         centroids = np.array(self.clusters.load("centroids.npy"))
@@ -56,36 +56,37 @@ class CompareSample:
         of_sample = plain_products(sample, here)
         homes = decide(sample, centroids, of_sample)
         seen = 0
+        least = 1 - max(EPS[-1], self.eps + rows.margin)
+        # Blocks have one size: what is picked of a crowd's pairs, and so how far to look, goes by them.
         for first, vectors in self.layout.blocks(name):
             seen += len(vectors)
             block = Block(vectors)
-            for start in range(0, len(vectors), COLUMNS):
-                found = products(rows, block, slice(start, start + COLUMNS)).float()
-                own = np.flatnonzero((numbers >= first + start) & (numbers < first + start + found.shape[1]))
-                if len(own):
-                    found[own, numbers[own] - first - start] = -1
-                few = (found.amax(1) >= 1 - EPS[-1]).nonzero()[:, 0]
-                some, at = found[few], few.cpu().numpy()
+            with torch.inference_mode():
+                found = products(rows, block, slice(0, len(vectors)))
+                own = np.flatnonzero((numbers >= first) & (numbers < first + len(vectors)))
+                found[own, numbers[own] - first] = -1
+                few = (found.amax(1).float() >= least).nonzero()[:, 0]
+                some, at = found[few].float(), few.cpu().numpy()
                 for number, eps in enumerate(EPS):
                     counts[at, number] += (some >= 1 - eps).sum(1).cpu().numpy()
-                left, right = _some(*near(found, 1 - self.eps - rows.margin), first + start)
-                right = right + start
-                cosines = exact_dots(sample[left], vectors[right])
-                good = cosines >= 1 - self.eps
-                left, right, cosines = left[good], right[good], cosines[good]
-                if not len(left):
-                    continue
-                others, which = np.unique(right, return_inverse=True)
-                theirs = plain_products(vectors[others], here)
-                home = decide(vectors[others], centroids, theirs)[which]
-                at = np.arange(len(left))
-                of_left, of_right = of_sample[left], theirs[which]
-                gaps = np.minimum(
-                    of_left[at, homes[left]] - of_left[at, home],
-                    of_right[at, home] - of_right[at, homes[left]],
-                )
-                gaps[homes[left] == home] = 0
-                pairs.append(np.column_stack([left, first + right, cosines, np.maximum(gaps, 0)]))
+            left, right = near(some, 1 - self.eps - rows.margin)
+            left, right = _some(at[left], right, first)
+            cosines = exact_pairs(sample, left, vectors, right)
+            good = cosines >= 1 - self.eps
+            left, right, cosines = left[good], right[good], cosines[good]
+            if not len(left):
+                continue
+            others, which = np.unique(right, return_inverse=True)
+            theirs = plain_products(vectors[others], here)
+            home = decide(vectors[others], centroids, theirs)[which]
+            at = np.arange(len(left))
+            of_left, of_right = of_sample[left], theirs[which]
+            gaps = np.minimum(
+                of_left[at, homes[left]] - of_left[at, home],
+                of_right[at, home] - of_right[at, homes[left]],
+            )
+            gaps[homes[left] == home] = 0
+            pairs.append(np.column_stack([left, first + right, cosines, np.maximum(gaps, 0)]))
         self.phase.save(f"{name}-counts.npy", counts)
         self.phase.save(f"{name}.npy", np.concatenate(pairs))
         return seen

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from curator_dask.dedup.hashes import Hashes
 from curator_dask.dedup.keeping import Keep
+from curator_dask.dedup.memory import NO_LIMIT, Memory
 from curator_dask.dedup.phases import Phase
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.fingerprint import fingerprint
@@ -29,7 +30,6 @@ FAULTS = ("good", "null", "zero", "not finite", "not of unit length", "in files 
 NO_COLUMN = len(FAULTS) - 1
 #: Lengths of unit vectors, as float16 and bf16 round them, are off by less.
 _UNIT = 0.01
-_BATCH = 8192
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ class Scan:
         Vectors of other lengths are made unit length, instead of being set aside.
     exact
         Hashes that are wanted too.
+    memory
+        What is held at a time.
     """
 
     phase: Phase
@@ -97,6 +99,7 @@ class Scan:
     keep: Keep
     normalize: bool
     exact: Hashes
+    memory: Memory = NO_LIMIT
 
     def finished(self, name: str) -> bool:
         """Whether a file was scanned."""
@@ -118,7 +121,8 @@ class Scan:
         key = id_column(record, columns)
         faults, digests, dim = [], [], 0
         with self.phase.writing(f"{source.name}.vectors") as out:
-            for batch in file.iter_batches(_BATCH, columns=[self.column]) if has_vectors else ():
+            some = self.memory.scanned(_width(file, self.column)) if has_vectors else 0
+            for batch in file.iter_batches(some, columns=[self.column]) if has_vectors else ():
                 try:
                     matrix, valid = list_to_matrix(batch.column(0), dim or None)
                 except ValueError as error:
@@ -174,6 +178,17 @@ class Scan:
         }
         terms = self.keep.blank(len(fault)) if source.fixed else self.keep.terms(rows, source.path)
         return pa.table({**table, **terms, **self.exact.values(rows, source.path)})
+
+
+def _width(file: Any, column: str) -> int:
+    """About how many values a row has in a column of lists."""
+    meta = file.metadata
+    if not meta.num_row_groups:
+        return 1
+    group = meta.row_group(0)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    values: int = sum(each.num_values for each in columns if each.path_in_schema.split(".")[0] == column)
+    return max(1, values // max(1, int(group.num_rows)))
 
 
 def id_column(record: FileRecord | None, columns: list[str]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from curator_dask.dedup.hashes import Hashes
 from curator_dask.dedup.keeping import Keep
+from curator_dask.dedup.memory import parse_limit
 from curator_dask.dedup.result import Duplicates
 from curator_dask.dedup.running import COMPONENTS, STARS, Settings
 from curator_dask.errors import ConfigError
@@ -52,6 +53,10 @@ class SemanticDeduplication:
         ``"stars"``: every row that goes has a duplicate that stays. ``"components"``: rows that are duplicates of
         duplicates, and so on, are one group, and its best row alone stays; the summary says how far apart two rows of
         one group are, at most.
+    memory_limit
+        What a worker may hold of vectors, products and pairs at a time, besides what Python, its libraries and the keys
+        of rows take: bytes (``"4GB"``), or a share of the worker's own limit (0.5). Its threads share it. The client
+        holds as much of the pairs. None: blocks of a fixed size. What is found is the same.
     storage_options
         For fsspec, where vectors are read from a URL.
 
@@ -73,6 +78,7 @@ class SemanticDeduplication:
         against: str | os.PathLike[str] | None = None,
         exact: str | Sequence[str] | Mapping[str, int] | None = None,
         groups: str = STARS,
+        memory_limit: str | int | float | None = None,
         storage_options: Options = None,
     ) -> None:
         if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
@@ -94,6 +100,7 @@ class SemanticDeduplication:
             normalize,
             Hashes.of(exact),
             groups,
+            parse_limit(memory_limit),
         )
         self.against = None if against is None else os.fspath(against)
         self.storage_options = storage_options
