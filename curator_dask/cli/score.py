@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -125,15 +126,15 @@ def score(
         if clip_score:
             embedder = make_text_embedder(clip_score, model_dir, text_column=text)
             heads.append(ClipScore(embedder, image_embedding_column=column, check=check))
-        with workers_of(cluster, scheduler_address, scheduler_file, workers):
-            summary = score_output(
-                embeddings,
-                heads,
-                output,
-                overwrite=overwrite,
-                storage_options=options,
-                output_storage_options=output_options if output_storage_options else None,
-            )
+        summary = score_output(
+            embeddings,
+            heads,
+            output,
+            overwrite=overwrite,
+            storage_options=options,
+            output_storage_options=output_options if output_storage_options else None,
+            workers=partial(workers_of, cluster, scheduler_address, scheduler_file, workers),
+        )
         put(summary.to_dict())
     if not summary.complete:
         raise typer.Exit(EXIT_SHARD)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,8 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask import backend
-from curator_dask.cluster.setup import set_up_workers
-from curator_dask.cluster.workers import current_client
+from curator_dask.cluster.setup import OpenWorkers, at_work
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.columns import vectors_in
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
@@ -164,6 +164,7 @@ def add_columns(
     overwrite: bool = False,
     options: Options = None,
     output_options: Options = None,
+    workers: OpenWorkers = nullcontext,
 ) -> SaveSummary:
     """Add columns that steps make of vectors to the files of an output.
 
@@ -179,6 +180,8 @@ def add_columns(
         Replace scores of other heads, and columns and files that others made.
     options, output_options
         For fsspec, of `path` and of `output`.
+    workers
+        Opens the cluster to work on, once there are files that lack a column; else it is the one that is there.
 
     Returns
     -------
@@ -196,9 +199,6 @@ def add_columns(
         target = Output(locate(output, output_options), output_options, False, overwrite, False)
     if not is_remote(target.folder):
         check_writable(target.folder)
-    client = current_client()
-    if client is not None:
-        set_up_workers(client)
     summary = SaveSummary(target.folder)
     with RunLock(target.folder, target.options), without_leftovers(target.folder):
         names = output_files(source.folder, options)
@@ -216,7 +216,6 @@ def add_columns(
                 _check_free(where, footer, lacking, paths[number], join(target.folder, names[number]), target)
         todo = [name for name, (_, _, _, lacking) in zip(names, looked, strict=True) if lacking]
         needed = [*{id(step): step for look in looked for step in look[3]}.values()]
-        loaded = load_models(needed, [], client, len(todo))
         finished = [footer for _, _, footer, lacking in looked if not lacking]
         summary.skipped = len(finished)
         summary.rows_before = sum(footer.rows for footer in finished)
@@ -225,9 +224,11 @@ def add_columns(
         )
         summary.startup_seconds = time.monotonic() - started
         if todo:
-            targets = [Target.of_file(target.folder, name) for name in todo]
-            tasks = file_tasks(add, todo, "add-columns", client, Fit(needed, loaded))
-            run_targets(tasks, client, targets, summary)
+            with at_work(workers) as client:
+                fit = Fit(needed, load_models(needed, [], client, len(todo)))
+                summary.startup_seconds = time.monotonic() - started
+                targets = [Target.of_file(target.folder, name) for name in todo]
+                run_targets(file_tasks(add, todo, "add-columns", client, fit), client, targets, summary)
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary

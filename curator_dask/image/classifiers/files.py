@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
+from curator_dask.cluster.setup import OpenWorkers
 from curator_dask.errors import ConfigError
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.adding import AddedStep, add_columns
@@ -33,6 +35,7 @@ def score_output(
     overwrite: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     output_storage_options: Mapping[str, Any] | None = None,
+    workers: OpenWorkers = nullcontext,
 ) -> SaveSummary:
     """Score the vectors of an output: no tar is opened, no image decoded, no vector changed.
 
@@ -50,6 +53,8 @@ def score_output(
         Replace scores of other heads under these names, and columns and files that others made.
     storage_options, output_storage_options
         For fsspec, where `path` and `output` are URLs; without the second those of `path`, too.
+    workers
+        Opens the cluster to work on, once there are files that lack scores; else it is the one that is there.
 
     Raises
     ------
@@ -78,4 +83,5 @@ def score_output(
         overwrite=overwrite,
         options=storage_options,
         output_options=storage_options if output_storage_options is None else output_storage_options,
+        workers=workers,
     )
