@@ -11,24 +11,30 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from curator_dask.cluster.setup import OpenWorkers, at_work
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.dedup import SemanticDeduplication
 from curator_dask.errors import ConfigError, ShardError
-from curator_dask.frames.names import ERROR_COLUMN
-from curator_dask.image.classifiers import AestheticClassifier, NsfwClassifier
+from curator_dask.frames.names import EMBEDDING_COLUMN, ERROR_COLUMN
+from curator_dask.image.classifiers import AestheticClassifier, ImageClassifier, NsfwClassifier
 from curator_dask.image.embedders.making import make_embedder
 from curator_dask.image.statistics import ImageStatistics
+from curator_dask.models.sources import Sources
 from curator_dask.outputs.curated import DUPLICATES, EMBEDDINGS, PASSING, SHARDS
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
+from curator_dask.outputs.finished import FinishedCommand, repository_of
 from curator_dask.rows.image_files import captions_of
+from curator_dask.rows.reading import choose_source
 from curator_dask.storage import Options, absolute, is_remote, join
 from curator_dask.webdataset.finding import find_shards
+from curator_dask.webdataset.shards import ShardSet
 
 logger = logging.getLogger("curator_dask")
 
@@ -164,6 +170,21 @@ class Recipe:
         except TypeError as error:
             raise ConfigError(f"model_options: {error}") from None
 
+    def heads(self) -> list[ImageClassifier]:
+        """What scores the vectors."""
+        given = ((AestheticClassifier, self.aesthetic), (NsfwClassifier, self.nsfw))
+        return [head(model_path=None if file is True else file) for head, file in given if file]
+
+    def sources(self) -> Sources | None:
+        """All files that decide what is in ``embeddings``, but the shards; None where they are not all here yet."""
+        others = [] if self.captions in ("txt", "none") else [self.captions]
+        others += [path for head in self.heads() for path in head.files]
+        if self.model is None:
+            return Sources(tuple(absolute(each) for each in others))
+        given = {name: self.model_options.get(name, unset) for name, unset in _TIMMS.items()}
+        folder = self.model_options.get("model_dir")
+        return Sources.of(self.model, folder, given["checkpoint_path"], bool(given["pretrained"]), others)
+
     def deduplication(self) -> SemanticDeduplication | None:
         """What finds duplicates, if it is asked for."""
         if self.duplicates is None:
@@ -239,6 +260,8 @@ def curate(
     *,
     overwrite: bool = False,
     storage_options: Options = None,
+    workers: OpenWorkers = nullcontext,
+    device: str | None = None,
 ) -> CurationSummary:
     """Do what a recipe says: from shards to the shards that are left.
 
@@ -258,6 +281,11 @@ def curate(
         Replace what another recipe has left there.
     storage_options
         For fsspec, where `input_path` is a URL.
+    workers
+        Opens the cluster to work on, once there is something to do; else it is the one that is there.
+    device
+        Of the workers that `workers` starts on this machine: then it may be known without them that ``embeddings`` is
+        finished (`curator_dask.outputs.finished`). None: they are asked.
 
     Raises
     ------
@@ -274,10 +302,19 @@ def curate(
     summary = CurationSummary(folder)
     found = find_shards(input_path, storage_options, images=recipe.images)
     of_images = captions_of(recipe.captions, found, recipe.id_col, storage_options) or {}
-    dataset = ImageTextPairDataset.from_shards(
-        found, recipe.id_col, **of_images, storage_options=storage_options
-    )
-    saved = _with_columns(dataset, recipe).save_metadata(places[EMBEDDINGS], overwrite=overwrite)
+    place = places[EMBEDDINGS]
+    before = None
+    if device is not None and (sources := recipe.sources()) is not None:
+        before = _before(found, place, recipe, sources, device, overwrite, storage_options)
+    saved = None if before is None else before.summary()
+    if saved is None:
+        with at_work(workers) as client:
+            dataset = ImageTextPairDataset.from_shards(
+                found, recipe.id_col, **of_images, storage_options=storage_options
+            )
+            saved = _with_columns(dataset, recipe).save_metadata(place, overwrite=overwrite)
+            if before is not None:
+                before.remember(saved, repository_of(before.sources, recipe.model, client))
     summary.steps[EMBEDDINGS] = saved
     if saved.failed_shards:
         name, why = next(iter(saved.failed_shards.items()))
@@ -286,7 +323,7 @@ def curate(
             " again"
         )
     # The files between are this recipe's alone, so what an earlier one has left there is always replaced.
-    passing = filter_output(places[EMBEDDINGS], places[PASSING], where=recipe.condition, overwrite=True)
+    passing = filter_output(place, places[PASSING], where=recipe.condition, overwrite=True, workers=workers)
     summary.steps[PASSING] = passing
     good = next(iter(passing.passing.values())) if recipe.opens_images else passing.rows
     summary.rows, summary.failed = passing.rows, passing.rows - good
@@ -294,7 +331,7 @@ def curate(
     find = recipe.deduplication()
     without = None
     if find is not None and passing.kept:
-        summary.steps[DUPLICATES] = find(places[PASSING]).save(places[DUPLICATES])
+        summary.steps[DUPLICATES] = find(places[PASSING]).save(places[DUPLICATES], workers=workers)
         summary.duplicates, without = summary.steps[DUPLICATES].removed, places[DUPLICATES]
     exported = export_output(
         places[PASSING],
@@ -303,6 +340,7 @@ def curate(
         id_col=recipe.id_col,
         storage_options=storage_options,
         output_storage_options={},
+        workers=workers,
     )
     summary.steps[SHARDS] = exported
     summary.missing, summary.kept = exported.missing, exported.kept
@@ -312,13 +350,37 @@ def curate(
     return summary
 
 
+def _before(
+    found: ShardSet,
+    place: str,
+    recipe: Recipe,
+    sources: Sources,
+    device: str,
+    overwrite: bool,
+    options: Options,
+) -> FinishedCommand:
+    """What is about to be embedded, to be compared with what was."""
+    later = ("where", "duplicates", "export")
+    asked = {name: value for name, value in vars(recipe).items() if name not in later}
+    column = recipe.model_options.get("image_embedding_column", EMBEDDING_COLUMN)
+    return FinishedCommand(
+        {"curate": asked, "overwrite": overwrite, "folder": str(Path.cwd())},
+        found,
+        choose_source("auto", found, options),
+        place,
+        "" if recipe.model is None else column,
+        sources,
+        device,
+        options,
+    )
+
+
 def _with_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> ImageTextPairDataset:
     """The dataset with all that the recipe wants to know of its images."""
     if recipe.statistics:
         dataset = ImageStatistics(list(recipe.statistics), prefix=recipe.prefix)(dataset)
     if recipe.model is not None:
         dataset = recipe.embedder()(dataset)
-    for head, file in ((AestheticClassifier, recipe.aesthetic), (NsfwClassifier, recipe.nsfw)):
-        if file:
-            dataset = head(model_path=None if file is True else file)(dataset)
+    for head in recipe.heads():
+        dataset = head(dataset)
     return dataset

@@ -13,9 +13,10 @@ from colours import write_tar
 from PIL import Image
 from typer.testing import CliRunner
 
-from curator_dask.cli import app
+from curator_dask.cli import app, options
 from curator_dask.curation import Recipe, curate
 from curator_dask.errors import ConfigError
+from curator_dask.models import sources
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -89,7 +90,13 @@ def weights(tmp_path):
     return tmp_path / "weights.safetensors"
 
 
-def test_one_command_does_all_and_again_nothing(folder, weights, tmp_path):
+class Started(Exception):
+    """Workers would be started."""
+
+
+def test_one_command_does_all_and_again_nothing(folder, weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("CURATOR_DASK_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(sources, "_CLOCKS", 0)
     config, out = tmp_path / "recipe.yaml", tmp_path / "out"
     config.write_text(CONFIG.replace("checkpoint_path: null", f"checkpoint_path: {weights}"))
     command = ["curate", str(folder), str(out), "--config", str(config), "--cluster", "cpu", "--workers", "1"]
@@ -106,12 +113,25 @@ def test_one_command_does_all_and_again_nothing(folder, weights, tmp_path):
     beside = pq.read_table(out / "shards" / "00000.parquet")
     assert {"key", "caption", "image_width", "image_embedding"} <= {*beside.column_names} and len(beside) == 7
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.tar")}
+
+    def start(*arguments):
+        raise Started
+
+    monkeypatch.setattr(options, "workers_of", start)
     result = CliRunner().invoke(app, [*command, "--json", str(said)])
     assert result.exit_code == 0, result.output
     again = json.loads(said.read_text())
     assert [again[name] for name in ("rows", "failed", "filtered", "duplicates", "missing", "kept")] == counts
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.tar")} == stamps
     assert again["steps"]["embeddings"]["written"] == 0 and len(stamps) == 3
+    for left in (
+        lambda text: config.write_text(text.replace("width, height", "width")),
+        lambda text: weights.touch(),
+    ):
+        text = config.read_text()
+        left(text)
+        assert isinstance(CliRunner().invoke(app, command).exception, Started)
+        config.write_text(text)
 
 
 def test_without_a_model_rows_are_chosen_by_what_is_there(folder, tmp_path):

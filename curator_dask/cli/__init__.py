@@ -33,6 +33,7 @@ from curator_dask.cli.options import (
     summary_to,
     told_plainly,
     workers_of,
+    workers_when_needed,
 )
 from curator_dask.cli.report import report
 from curator_dask.cli.score import score
@@ -109,8 +110,10 @@ def retry(
         changed = {"max_pixels": max_pixels, "decoder": None if decoder is None else decoder.value}
         changed = {name: value for name, value in changed.items() if value is not None}
         embedders = [from_settings({**found[name], **changed, "on_error": "null"}) for name in columns]
-        with workers_of(cluster, scheduler_address, scheduler_file, workers):
-            summaries = [embedder.retry(output, storage_options=options) for embedder in embedders]
+        with workers_when_needed(cluster, scheduler_address, scheduler_file, workers, embed=True) as start:
+            summaries = [
+                embedder.retry(output, storage_options=options, workers=start) for embedder in embedders
+            ]
         put({name: each.to_dict() for name, each in zip(columns, summaries, strict=True)})
     if not all(summary.complete for summary in summaries):
         raise typer.Exit(EXIT_SHARD)

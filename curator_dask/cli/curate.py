@@ -19,7 +19,7 @@ from curator_dask.cli.options import (
     json_object,
     summary_to,
     told_plainly,
-    workers_of,
+    workers_when_needed,
 )
 
 
@@ -51,23 +51,27 @@ def curate(
     """
     options = json_object(storage_options, "--storage-options") or None
 
-    from curator_dask.cluster.client import load_ahead
+    from curator_dask.cluster.device import device_of_new_workers
     from curator_dask.curation import Recipe
     from curator_dask.curation import curate as do
-    from curator_dask.rows.image_files import captions_of
-    from curator_dask.webdataset.finding import find_shards
 
     interrupted = "what was finished is kept, the same command goes on from there"
-    with summary_to(json_file) as put, told_plainly(interrupted):
+    elsewhere = bool(scheduler_address or scheduler_file)  # where files of a model are others
+    with (
+        summary_to(json_file) as put,
+        told_plainly(interrupted),
+        workers_when_needed(cluster, scheduler_address, scheduler_file, workers, embed=True) as start,
+    ):
         recipe = Recipe.read(config)
-        # What is wrong should not cost the start of a cluster.
-        captions_of(
-            recipe.captions, find_shards(input_path, options, images=recipe.images), recipe.id_col, options
+        summary = do(
+            input_path,
+            output,
+            recipe,
+            overwrite=overwrite,
+            storage_options=options,
+            workers=start,
+            device=None if elsewhere else device_of_new_workers(cluster.value)[0],
         )
-        if not (scheduler_address or scheduler_file):
-            load_ahead(cluster.value, workers)
-        with workers_of(cluster, scheduler_address, scheduler_file, workers):
-            summary = do(input_path, output, recipe, overwrite=overwrite, storage_options=options)
         put(summary.to_dict())
     if not summary.complete or not summary.kept:
         raise typer.Exit(EXIT_SHARD)

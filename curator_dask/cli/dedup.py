@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,9 +125,9 @@ def dedup(
             memory_limit=memory_limit,
             storage_options=options,
         )
-        with workers_of(cluster, scheduler_address, scheduler_file, workers):
-            result = find(embeddings)
-            summary = result.save(output)
+        result = find(embeddings)
+        start = partial(workers_of, cluster, scheduler_address, scheduler_file, workers)
+        summary = result.save(output, workers=start)
         if sheet is not None:
             save_sheet(result.sheet(), sheet)
         put(summary.to_dict())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,8 +31,6 @@ from curator_dask.cli.options import (
 )
 
 if TYPE_CHECKING:
-    import distributed
-
     from curator_dask.outputs.finished import FinishedCommand
     from curator_dask.runs.summary import SaveSummary
 
@@ -143,7 +140,7 @@ def embed(
     from curator_dask.cluster.client import load_ahead
     from curator_dask.cluster.device import device_of_new_workers
     from curator_dask.models.sources import Sources
-    from curator_dask.outputs.finished import FinishedCommand
+    from curator_dask.outputs.finished import FinishedCommand, repository_of
     from curator_dask.outputs.lock import RunLock
     from curator_dask.outputs.placing import locate
     from curator_dask.rows.reading import choose_source
@@ -223,7 +220,7 @@ def embed(
                 output, overwrite=overwrite, drop_failed=drop_failed, **saving
             )
             if before is not None:
-                _remember(before, done, model, client)
+                before.remember(done, repository_of(before.sources, model, client))
         return done
 
     interrupted = "finished shards are kept, the same command goes on from there"
@@ -261,14 +258,3 @@ def embed(
         )
     if not summary.complete or not summary.good or summary.good < min_good:
         raise typer.Exit(EXIT_SHARD)
-
-
-def _remember(before: FinishedCommand, done: SaveSummary, model: str, client: distributed.Client) -> None:
-    """Leave a note of what was done; where a model's weights come from is asked of a worker, which has timm loaded."""
-    from curator_dask.cluster.workers import run_everywhere
-    from curator_dask.models.weights import hub_repository
-
-    repository = None
-    if before.sources.asks_timm:
-        (repository,) = run_everywhere(functools.partial(hub_repository, model), client, most=1).values()
-    before.remember(done, repository)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -122,6 +123,32 @@ def workers_of(
     return get_client(
         cluster_type=cluster.value, scheduler_address=address, scheduler_file=file, n_workers=number
     )
+
+
+@contextmanager
+def workers_when_needed(
+    cluster: ClusterType, address: str | None, file: str | None, number: int | None, embed: bool = False
+) -> Iterator[Callable[[], AbstractContextManager[Any]]]:
+    """What opens the cluster of `workers_of`, which stays open for the rest of the block, however often it is asked.
+
+    Parameters
+    ----------
+    cluster, address, file, number
+        As for `workers_of`.
+    embed
+        Workers that are started are going to embed.
+    """
+    with ExitStack() as stack:
+
+        @functools.cache
+        def started() -> Any:
+            if embed and not (address or file):
+                from curator_dask.cluster.client import load_ahead
+
+                load_ahead(cluster.value, number)
+            return stack.enter_context(workers_of(cluster, address, file, number))
+
+        yield lambda: nullcontext(started())
 
 
 @contextmanager

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import platform
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from distributed import Client, WorkerPlugin
@@ -16,11 +19,15 @@ from curator_dask.cluster.memory import leave_memory, watch_memory
 from curator_dask.cluster.package import check_package
 from curator_dask.cluster.presence import Presence
 from curator_dask.cluster.watching import offer_dashboard
+from curator_dask.cluster.workers import current_client
 from curator_dask.console import show_messages
 from curator_dask.dashboard.topics import PROGRESS
 from curator_dask.errors import CuratorError
 
 _POLL = 0.05  # seconds between tries
+
+OpenWorkers = Callable[[], AbstractContextManager[Any]]
+"""Opens a cluster, whose client is the current one then."""
 
 
 def worker_setup() -> WorkerPlugin:
@@ -127,3 +134,28 @@ def set_up_workers(client: Client) -> None:
             time.sleep(_POLL)  # a worker died meanwhile; the one in its place gets it when it joins
         else:
             return
+
+
+@contextmanager
+def at_work(workers: OpenWorkers = nullcontext) -> Iterator[Client | None]:
+    """The client of the cluster that is opened, or else of the one that is there, with every worker set up.
+
+    It is None where there is no cluster: then work is done in this process.
+
+    Raises
+    ------
+    ClusterError
+        As of `set_up_workers`, and of `curator_dask.cluster.workers.current_client`.
+    """
+    with workers():
+        client = current_client()
+        if client is not None:
+            set_up_workers(client)
+        yield client
+
+
+@contextmanager
+def when_needed(workers: OpenWorkers = nullcontext) -> Iterator[Callable[[], Client | None]]:
+    """What gives the client of `at_work`: the cluster is opened when it is first asked for, closed with the block."""
+    with ExitStack() as stack:
+        yield functools.cache(lambda: stack.enter_context(at_work(workers)))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,9 @@ from curator_dask.runs.reports import report_frame
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 #: Ends the name of the folder of what is between input and output.
 WORK_SUFFIX = ".work"
@@ -144,7 +147,12 @@ class Run:
 
 
 def run_phase(
-    label: str, task: Any, names: Sequence[str], finished: Callable[[str], bool], output: str
+    label: str,
+    task: Any,
+    names: Sequence[str],
+    finished: Callable[[str], bool],
+    output: str,
+    workers: Callable[[], Client | None] = current_client,
 ) -> int:
     """Make the files of a phase that are not there.
 
@@ -160,6 +168,8 @@ def run_phase(
         Whether one of them is there.
     output
         For errors.
+    workers
+        Gives the client of the cluster to work on.
 
     Returns
     -------
@@ -173,7 +183,7 @@ def run_phase(
     """
     todo = [name for name in names if not finished(name)]
     if todo:
-        client = current_client()
+        client = workers()
         summary = SaveSummary(output)
         targets = [Target.of_file(output, name) for name in todo]
         run_targets(

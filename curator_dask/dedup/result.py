@@ -6,14 +6,14 @@ import logging
 import os
 import posixpath
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curator_dask.cluster.setup import set_up_workers
-from curator_dask.cluster.workers import current_client
+from curator_dask.cluster.setup import OpenWorkers, when_needed
 from curator_dask.datasets.gallery import Gallery
 from curator_dask.dedup.memory import share_out
 from curator_dask.dedup.phases import WORK_SUFFIX
@@ -72,7 +72,7 @@ class Duplicates:
         #: What was found; None before it was saved.
         self.summary: DedupSummary | None = None
 
-    def save(self, path: str | os.PathLike[str]) -> DedupSummary:
+    def save(self, path: str | os.PathLike[str], *, workers: OpenWorkers = nullcontext) -> DedupSummary:
         """Find the duplicates, and write a row for each row of a group as Parquet.
 
         Its columns are ``id``, ``__url__``, ``group``, ``duplicate_of``, ``similarity`` and ``kept``, and with `exact`
@@ -84,6 +84,8 @@ class Duplicates:
         ----------
         path
             A folder of this machine that all workers see.
+        workers
+            Opens the cluster to work on, once there is something to do; else it is the one that is there.
 
         Returns
         -------
@@ -106,20 +108,18 @@ class Duplicates:
         sources = self._sources()
         for source in {posixpath.dirname(each.path) for each in sources}:
             check_apart(source, folder)
-        client = current_client()
-        if client is not None:
-            set_up_workers(client)
         file = join(folder, FILE)
         work = f"{folder}{WORK_SUFFIX}"
-        with opened(folder, None, work):
+        with opened(folder, None, work), when_needed(workers) as client:
             before = read_whole(file)
             if before.columns and (before.record is None or _MADE_BY not in before.record.derived):
                 raise OutputError(
                     f"{file}: is there, and was not made by a deduplication. Write to another path"
                 )
             started = time.monotonic()
-            memory = share_out(self._settings.memory_limit, client)
-            run = Deduplication(self._settings, sources, folder, work, memory)
+            limit = self._settings.memory_limit  # of which workers are asked
+            memory = share_out(limit, None if limit is None else client())
+            run = Deduplication(self._settings, sources, folder, work, client, memory)
             run.run()
             table = _table(run)
             run.summary.seconds["all"] = time.monotonic() - started

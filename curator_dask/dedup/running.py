@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from curator_dask.dedup.scanning import Scan, Source
 from curator_dask.dedup.summary import DedupSummary
 from curator_dask.fingerprint import fingerprint
 from curator_dask.storage import join
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 logger = logging.getLogger("curator_dask")
 
@@ -72,6 +75,8 @@ class Deduplication:
         Where the result goes, a local folder; the files of phases go to one beside it.
     work
         That one.
+    workers
+        Gives the client of the cluster to work on.
     memory
         What a task may hold, and what the client may.
     """
@@ -82,10 +87,12 @@ class Deduplication:
         sources: Sequence[Source],
         output: str,
         work: str,
+        workers: Callable[[], Client | None],
         memory: tuple[Memory, Memory] = (NO_LIMIT, NO_LIMIT),
     ) -> None:
         self.settings, self.sources, self.output, self.work = settings, tuple(sources), output, work
         self.memory, self.client_memory = memory
+        self._workers = workers
         self.summary = DedupSummary(output, settings.eps)
         self.rows: Rows
         self.ranks: np.ndarray  # of rows
@@ -143,7 +150,7 @@ class Deduplication:
 
     def _do(self, label: str, task: Any, names: Sequence[str], finished: Callable[[str], bool]) -> None:
         started = time.monotonic()
-        made = run_phase(label, task, names, finished, self.output)
+        made = run_phase(label, task, names, finished, self.output, self._workers)
         if made:
             logger.info("%s: %d of %d files, %.1f s", label, made, len(names), time.monotonic() - started)
         self.summary.made[label] = made

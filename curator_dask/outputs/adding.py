@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask import backend
-from curator_dask.cluster.setup import set_up_workers
-from curator_dask.cluster.workers import current_client
+from curator_dask.cluster.setup import OpenWorkers, at_work
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.columns import vectors_in
 from curator_dask.frames.faults import faults_told
@@ -162,7 +161,7 @@ def add_columns(
     overwrite: bool = False,
     options: Options = None,
     output_options: Options = None,
-    workers: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    workers: OpenWorkers = nullcontext,
 ) -> SaveSummary:
     """Add columns that steps make of vectors to the files of an output.
 
@@ -179,7 +178,7 @@ def add_columns(
     options, output_options
         For fsspec, of `path` and of `output`.
     workers
-        Opens the cluster to work on, once there is something to do; else it is the one that is there.
+        Opens the cluster to work on, once there are files that lack a column; else it is the one that is there.
 
     Returns
     -------
@@ -219,15 +218,11 @@ def add_columns(
             ((footer.record and footer.record.report) or {}).get("failed", 0) for footer in finished
         )
         if todo:
-            with workers():
-                client = current_client()
-                if client is not None:
-                    set_up_workers(client)
-                loaded = load_models(needed, [], client, len(todo))
+            with at_work(workers) as client:
+                fit = Fit(needed, load_models(needed, [], client, len(todo)))
                 summary.startup_seconds = time.monotonic() - started
                 targets = [Target.of_file(target.folder, name) for name in todo]
-                tasks = file_tasks(add, todo, "add-columns", client, Fit(needed, loaded))
-                run_targets(tasks, client, targets, summary)
+                run_targets(file_tasks(add, todo, "add-columns", client, fit), client, targets, summary)
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary

@@ -16,14 +16,13 @@ import posixpath
 import tarfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask.dataframe as dd
 import numpy as np
 
-from curator_dask.cluster.setup import set_up_workers
+from curator_dask.cluster.setup import OpenWorkers, when_needed
 from curator_dask.cluster.workers import current_client
 from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.fingerprint import fingerprint
@@ -59,6 +58,9 @@ from curator_dask.threads import in_threads
 from curator_dask.webdataset.layouts import EMPTY, habits
 from curator_dask.webdataset.stamps import stamp
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 logger = logging.getLogger("curator_dask")
 
 _LINE_BYTES = 64  # of a member, about: in an index, and in the manifest
@@ -72,7 +74,7 @@ def export_output(
     id_col: str = "key",
     storage_options: Options = None,
     output_storage_options: Options = None,
-    workers: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    workers: OpenWorkers = contextlib.nullcontext,
 ) -> ExportSummary:
     """Write the samples of an output's rows into new tars.
 
@@ -90,7 +92,7 @@ def export_output(
     storage_options, output_storage_options
         For fsspec, where `path` and the tars, and `output`, are URLs; without the second those of `path`, too.
     workers
-        Opens the cluster to work on, once the arguments are known to fit; else it is the one that is there.
+        Opens the cluster to work on, once there is something to do; else it is the one that is there.
 
     Raises
     ------
@@ -116,8 +118,8 @@ def export_output(
     if options.without is not None:
         check_removed(absolute(options.without))
     place = ExportPlace(target)
-    with place.open(options.dry_run), workers():
-        export = _Export(place, options, id_col, storage_options)
+    with place.open(options.dry_run), when_needed(workers) as client:
+        export = _Export(place, options, id_col, storage_options, client)
         export.write(rows, names)
         return export.done(started)
 
@@ -152,7 +154,7 @@ def export_frame(
         check_apart(folder, target.path)
     place = ExportPlace(target)
     with place.open(options.dry_run, keep_rows=bool(earlier_steps)):
-        export = _Export(place, options, id_col, input_options, encoded)
+        export = _Export(place, options, id_col, input_options, current_client, encoded)
         sink = _RowsSink(Output(join(place.beside, "rows"), target.options, False, True, False))
         if not is_remote(sink.place):
             check_writable(sink.place)
@@ -178,7 +180,7 @@ class _RowsSink(ParquetSink):
 
 
 class _Export:
-    """One export."""
+    """One export; `client` gives that of the cluster to work on, whose workers are set up."""
 
     def __init__(
         self,
@@ -186,15 +188,13 @@ class _Export:
         options: ExportOptions,
         id_col: str,
         shard_options: Options,
+        client: Callable[[], Client | None],
         encoded: Encoded | None = None,
     ) -> None:
         self.place = place
         self._options, self._id_col, self._shard_options = options, id_col, shard_options
-        self._encoded = encoded
+        self._client, self._encoded = client, encoded
         self._summary = ExportSummary(place.target.path)
-        self._client = current_client()
-        if self._client is not None:
-            set_up_workers(self._client)
 
     def done(self, started: float) -> ExportSummary:
         """The summary, which is logged."""
@@ -249,14 +249,20 @@ class _Export:
             options.without,
             "" if options.without is None else check_removed(absolute(options.without)),
         )
-        reports: dict[str, Mapping[str, Any]] = {}
+        known = in_threads(select.known, names)
+        reports = {name: report for name, report in zip(names, known, strict=True) if report is not None}
+        for report in reports.values():
+            summary.looked_up.add(report)
+        todo = [name for name in names if name not in reports]
 
         def take(number: int, row: Mapping[str, Any]) -> None:
-            reports[names[number]] = json.loads(row["target"])
+            reports[todo[number]] = json.loads(row["target"])
 
-        targets = [Target.of_file(selected.path, name) for name in names]
-        tasks = file_tasks(select, list(names), "select-samples", self._client)
-        run_targets(tasks, self._client, targets, summary.looked_up, take)
+        if todo:
+            client = self._client()
+            targets = [Target.of_file(selected.path, name) for name in todo]
+            tasks = file_tasks(select, todo, "select-samples", client)
+            run_targets(tasks, client, targets, summary.looked_up, take)
         _stop_at(summary.looked_up.failed_shards, "its samples could not be looked up")
         for name in names:
             summary.add_file(reports[name])
@@ -359,10 +365,11 @@ class _Export:
             summary.add_shard(json.loads(row["target"]))
             summary.written += 1
 
+        client = self._client()
         targets = [Target.of_file(self.place.target.path, names[number]) for number in todo]
-        tasks = file_tasks(pack, shards.only(todo), "pack-shard", self._client)
+        tasks = file_tasks(pack, shards.only(todo), "pack-shard", client)
         done = ExportSummary(self.place.target.path).looked_up
-        run_targets(tasks, self._client, targets, done, take)
+        run_targets(tasks, client, targets, done, take)
         summary.failed_shards = done.failed_shards
 
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
-from curator_dask.cluster.setup import set_up_workers
-from curator_dask.cluster.workers import current_client
+from curator_dask.cluster.setup import OpenWorkers, at_work
 from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.parquet import read_footer, write_table
@@ -103,7 +102,7 @@ def filter_output(
     overwrite: bool = False,
     storage_options: Options = None,
     output_storage_options: Options = None,
-    workers: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    workers: OpenWorkers = nullcontext,
 ) -> FilterSummary:
     """Keep the rows of an output that pass; no tar is opened, no vector changed.
 
@@ -220,7 +219,7 @@ def _write(
     names: Sequence[str],
     function: FilterFile,
     started: float,
-    workers: Callable[[], AbstractContextManager[Any]],
+    workers: OpenWorkers,
 ) -> SaveSummary:
     target = function.target
     summary = SaveSummary(target.folder)
@@ -245,10 +244,7 @@ def _write(
                 )
             todo.append(name)
         if todo:
-            with workers():
-                client = current_client()
-                if client is not None:
-                    set_up_workers(client)
+            with at_work(workers) as client:
                 summary.startup_seconds = time.monotonic() - started
                 targets = [Target.of_file(target.folder, name) for name in todo]
                 run_targets(file_tasks(function, todo, "filter-file", client), client, targets, summary)

@@ -11,6 +11,7 @@ What cannot be known so is a reason to start workers, never to skip a file.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import platform
@@ -19,7 +20,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import curator_dask
 from curator_dask import backend
@@ -36,6 +37,9 @@ from curator_dask.storage import Options, is_remote
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import Shard, ShardSet
 from curator_dask.webdataset.stamps import stamp
+
+if TYPE_CHECKING:
+    import distributed
 
 logger = logging.getLogger("curator_dask")
 
@@ -195,6 +199,17 @@ class FinishedCommand:
             )
         except ShardError:
             return False
+
+
+def repository_of(sources: Sources, model: str | None, client: distributed.Client | None) -> str | None:
+    """Of the hub, that timm takes a model's weights from, where `Sources.asks_timm`: a worker has timm loaded."""
+    if not sources.asks_timm or model is None:
+        return None
+    from curator_dask.cluster.workers import run_everywhere  # loads distributed
+    from curator_dask.models.weights import hub_repository
+
+    (repository,) = run_everywhere(functools.partial(hub_repository, model), client, most=1).values()
+    return str(repository) if repository is not None else None
 
 
 def _made(footers: Mapping[str, Footer], column: str) -> str:

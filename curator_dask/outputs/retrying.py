@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask import backend
-from curator_dask.cluster.setup import set_up_workers
-from curator_dask.cluster.workers import current_client
+from curator_dask.cluster.setup import OpenWorkers, at_work
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
@@ -134,6 +134,7 @@ def retry(
     make_steps: Callable[[Mapping[str, FileRecord], str, Sequence[str]], Sequence[SharingStep]],
     options: Options = None,
     shard_options: Options = None,
+    workers: OpenWorkers = nullcontext,
 ) -> SaveSummary:
     """Embed the failed rows of an output again; see `ImageEmbedder.retry`.
 
@@ -150,39 +151,41 @@ def retry(
         For fsspec, of the output.
     shard_options
         The same of the shards.
+    workers
+        Opens the cluster to work on, once there are failed rows; else it is the one that is there.
     """
     started = time.monotonic()
     output = _output(path, options)
-    client = current_client()
-    if client is not None:
-        set_up_workers(client)
     summary = SaveSummary(output.folder, again=True, column=column)
     if not list_parquet(output.folder, options):
         raise _nothing_there(output, column)
-    try:
-        with RunLock(output.folder, options):
-            found, targets, remarks = _find(output, column)
-            record = next(iter(found.values())).record or FileRecord("")
-            others = [name for name in record.embeddings if name != column]
-            id_col = record.id_col or ""
-            records = {path: footer.record for path, footer in found.items() if footer.record is not None}
-            steps = tuple(make_steps(records, id_col, others))
-            _check_derived(found, steps)
-            summary.add_remarks(without_not_made(remarks, column))
-            if targets:
-                loaded = load_models(steps, [], client, len(targets))
-                difference = describe_difference(record.embeddings[column], loaded.described.get(column, {}))
-                if difference:
-                    raise OutputError(
-                        f"{output.folder}: column {column!r} {difference}: retry with the same model"
+    with RunLock(output.folder, options):
+        found, targets, remarks = _find(output, column)
+        record = next(iter(found.values())).record or FileRecord("")
+        others = [name for name in record.embeddings if name != column]
+        id_col = record.id_col or ""
+        records = {path: footer.record for path, footer in found.items() if footer.record is not None}
+        steps = tuple(make_steps(records, id_col, others))
+        _check_derived(found, steps)
+        summary.add_remarks(without_not_made(remarks, column))
+        if targets:
+            with at_work(workers) as client:
+                try:
+                    loaded = load_models(steps, [], client, len(targets))
+                    difference = describe_difference(
+                        record.embeddings[column], loaded.described.get(column, {})
                     )
-                summary.startup_seconds = time.monotonic() - started
-                retry_file = RetryFile(steps, column, id_col, output, shard_options)
-                names, fit = [each.name for each in targets], Fit(steps, loaded)
-                tasks = file_tasks(retry_file, names, "retry-file", client, fit)
-                run_targets(tasks, client, targets, summary)
-    finally:
-        clear_stages(client)
+                    if difference:
+                        raise OutputError(
+                            f"{output.folder}: column {column!r} {difference}: retry with the same model"
+                        )
+                    summary.startup_seconds = time.monotonic() - started
+                    retry_file = RetryFile(steps, column, id_col, output, shard_options)
+                    names, fit = [each.name for each in targets], Fit(steps, loaded)
+                    tasks = file_tasks(retry_file, names, "retry-file", client, fit)
+                    run_targets(tasks, client, targets, summary)
+                finally:
+                    clear_stages(client)
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary

@@ -134,12 +134,11 @@ class SelectSamples:
         path = self.source.file(name)
         if self.given_up is not None:
             raise ShardError(f"{path}: {self.given_up}")
-        settings = [self.id_col, self.where, self.filter_column, self.portable]
-        settings += [] if self.without is None else [self.without_state]
-        mark = fingerprint({"select": settings, "file": vars(stamp(path, self.source.options))})
-        there = read_footer(self.target.file(name), self.target.options)
-        if there.is_finished(mark) and there.record is not None and self._as_it_was(there.record):
-            return report_frame(there.record.report or {})
+        mark = self._mark(path)
+        if (
+            known := self._known(name, mark)
+        ) is not None:  # by a worker that died after it had written the file
+            return report_frame(known)
         with noticing() as remarks, held_back():
             table, report = self._select(name, path)
             report["remarks"] = remarks.on(report["stamps"])
@@ -147,6 +146,24 @@ class SelectSamples:
         record = FileRecord(mark, id_col=self.id_col, report=report)
         write_table(self.target.file(name), table, record, self.target.options)
         return report_frame(report)
+
+    def known(self, name: str) -> Mapping[str, Any] | None:
+        """The report on a file whose samples are looked up already; None where they are not, or that cannot be seen."""
+        try:
+            return self._known(name, self._mark(self.source.file(name)))
+        except ShardError:
+            return None
+
+    def _mark(self, path: str) -> str:
+        settings = [self.id_col, self.where, self.filter_column, self.portable]
+        settings += [] if self.without is None else [self.without_state]
+        return fingerprint({"select": settings, "file": vars(stamp(path, self.source.options))})
+
+    def _known(self, name: str, mark: str) -> Mapping[str, Any] | None:
+        there = read_footer(self.target.file(name), self.target.options)
+        if there.is_finished(mark) and there.record is not None and self._as_it_was(there.record):
+            return there.record.report or {}
+        return None
 
     def _as_it_was(self, record: FileRecord) -> bool:
         """Whether the tars are as they were when the samples were looked up."""
@@ -278,19 +295,13 @@ class _Found:
                 for place in mine:
                     self._miss(f"{MISSING}: {error}", url, ids[place])
                 continue
-            files = reader if isinstance(reader, FolderReader) else None
             before = len(self._members)
             self._take(url, index, [rows[place] for place in mine], [ids[place] for place in mine])
             taken = self._members[before:]
-            self._files += [(None, 0)] * len(taken) if files is None else files.files_of(taken)
+            is_folder = isinstance(reader, FolderReader)
+            self._files += reader.files_of(taken) if is_folder else [(None, 0)] * len(taken)
 
-    def _take(
-        self,
-        url: str,
-        index: ShardIndex,
-        rows: Sequence[int],
-        ids: Sequence[Any],
-    ) -> None:
+    def _take(self, url: str, index: ShardIndex, rows: Sequence[int], ids: Sequence[Any]) -> None:
         found = index.find(ids)
         remark(url, "damaged", index.problem)
         remark(url, "duplicates", fact_of(index.duplicates))

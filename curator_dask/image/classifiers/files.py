@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
+from curator_dask.cluster.setup import OpenWorkers
 from curator_dask.errors import ConfigError
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.adding import AddedStep, add_columns
@@ -34,7 +35,7 @@ def score_output(
     overwrite: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     output_storage_options: Mapping[str, Any] | None = None,
-    workers: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    workers: OpenWorkers = nullcontext,
 ) -> SaveSummary:
     """Score the vectors of an output: no tar is opened, no image decoded, no vector changed.
 
@@ -53,7 +54,7 @@ def score_output(
     storage_options, output_storage_options
         For fsspec, where `path` and `output` are URLs; without the second those of `path`, too.
     workers
-        Opens the cluster to work on, once there is something to do; else it is the one that is there.
+        Opens the cluster to work on, once there are files that lack scores; else it is the one that is there.
 
     Raises
     ------

@@ -8,6 +8,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from dask.base import tokenize
 
 from curator_dask import backend
+from curator_dask.cluster.setup import OpenWorkers
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.decode.orientation import check_exif_column
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS, ImageOptions, check_counts
@@ -219,6 +221,7 @@ class ImageEmbedder(ABC):
         *,
         storage_options: Mapping[str, Any] | None = None,
         shard_options: Mapping[str, Any] | None = None,
+        workers: OpenWorkers = nullcontext,
     ) -> SaveSummary:
         """Try the failed rows of an output again, and only these.
 
@@ -235,6 +238,8 @@ class ImageEmbedder(ABC):
             For fsspec, where `path` is a URL.
         shard_options
             The same for the shards; None: `storage_options`.
+        workers
+            Opens the cluster to work on, once there are failed rows; else it is the one that is there.
 
         Returns
         -------
@@ -254,7 +259,7 @@ class ImageEmbedder(ABC):
             step = self._step(id_col, others, of_shards)
             return steps_again(step, self.classifiers, records, storage_options)
 
-        return retry(os.fspath(path), self.image_embedding_column, steps, storage_options, of_shards)
+        return retry(os.fspath(path), self.image_embedding_column, steps, storage_options, of_shards, workers)
 
     @property
     def arguments(self) -> dict[str, Any]:
