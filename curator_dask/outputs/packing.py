@@ -147,18 +147,17 @@ class PackShard:
         )
 
     def finished(self, shard: NewShard) -> Footer | None:
-        """What the shard's manifest says, if it is finished and all that belongs to it is there."""
-        name = self.name(shard.number)
+        """What the shard's manifest says, if it is finished and all that belongs to it is there, and is not cut."""
+        name, options = self.name(shard.number), self.target.options
         footer = read_footer(self.manifest.file(f"{name}.parquet"), self.manifest.options)
         report = (footer.record and footer.record.report) or {}
         if not footer.is_finished(self.mark(shard)):
             return None
         with contextlib.suppress(ShardError):
-            whole = stamp(self.target.file(f"{name}.tar"), self.target.options).size == report["bytes"]
-            beside = [".parquet"] * (self.schema is not None) + [".idx"] * report["indexed"]
-            if whole and all(
-                exists(self.target.file(f"{name}{each}"), self.target.options) for each in beside
-            ):
+            whole = stamp(self.target.file(f"{name}.tar"), options).size == report["bytes"]
+            if self.schema is not None:  # of a file that is not there, or is damaged, no column is known
+                whole = whole and bool(read_footer(self.target.file(f"{name}.parquet"), options).columns)
+            if whole and (not report["indexed"] or exists(self.target.file(f"{name}.idx"), options)):
                 return footer
         return None
 
