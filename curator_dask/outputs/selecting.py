@@ -298,8 +298,8 @@ class _Found:
             before = len(self._members)
             self._take(url, index, [rows[place] for place in mine], [ids[place] for place in mine])
             taken = self._members[before:]
-            is_folder = isinstance(reader, FolderReader)
-            self._files += reader.files_of(taken) if is_folder else [(None, 0)] * len(taken)
+            files = reader.files_of(taken) if isinstance(reader, FolderReader) else [(None, 0)] * len(taken)
+            self._files += files
 
     def _take(self, url: str, index: ShardIndex, rows: Sequence[int], ids: Sequence[Any]) -> None:
         found = index.find(ids)
