@@ -25,7 +25,7 @@ _SUPPORT = 3.0  # Lanczos: pixels to each side, of the picture or of the result,
 # Of edges of ordinary size weights are kept: making those of both hashes takes as long as using them. 30 MB at most.
 _CACHED = 1024
 _LARGEST_CACHED = 640
-_BLOCK = 1 << 17  # pixels that are float64 at a time
+_BLOCK = 1 << 19  # pixels that are float64 at a time
 
 
 def hashes_of(grey: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
