@@ -2,7 +2,7 @@
 
     python -m benchmarks.statistic_costs
 
-Milliseconds of processor time an image, the least of some rounds in turn: decoding with Pillow, each statistic by itself
+Milliseconds of processor time an image, the least of some rounds in turn: decoding with Pillow, each statistic alone
 and all together, and below them the bare calls of Pillow that they cannot do without: the pixels as a picture, that in
 grey, its histogram, and the resize to 64 pixels at which CleanVision looks for edges. Last what imagehash resizes.
 """
