@@ -383,7 +383,7 @@ def test_one_pass(tmp_path):
 @pytest.mark.slow
 def test_beside_one_model(tmp_path):
     result = run(one_pass, tmp_path / "beside.json", "--beside")
-    check_cases(result, one_pass.BESIDE)
+    check_cases(result, [*one_pass.BESIDE])
     assert len(result["ratios"]) == len(one_pass.BESIDE) - 1
 
 
