@@ -27,6 +27,7 @@ from benchmarks import (
     random_clip,
     recall,
     scheduler,
+    statistic_costs,
 )
 from benchmarks.peers import check, tuning
 from benchmarks.peers import run as peer_run
@@ -382,8 +383,14 @@ def test_one_pass(tmp_path):
 @pytest.mark.slow
 def test_beside_one_model(tmp_path):
     result = run(one_pass, tmp_path / "beside.json", "--beside")
-    check_cases(result, one_pass.BESIDE)
+    check_cases(result, [*one_pass.BESIDE])
     assert len(result["ratios"]) == len(one_pass.BESIDE) - 1
+
+
+@pytest.mark.slow
+def test_statistic_costs():
+    for found in statistic_costs.main(["--quick"]).values():
+        assert min(found.values()) >= 0 and {"decode", "phash", "all of pixels"} <= {*found}
 
 
 @pytest.mark.slow

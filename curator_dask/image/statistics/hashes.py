@@ -22,9 +22,10 @@ LOOKED_AT = {"phash": (4 * _EDGE, 4 * _EDGE), "dhash": (_EDGE + 1, _EDGE)}
 
 _UNIT = 1 << 22  # of Pillow's weights
 _SUPPORT = 3.0  # Lanczos: pixels to each side, of the picture or of the result, whichever are larger
-_CACHED = 256  # sizes of edges whose weights are kept, of up to _LARGEST_CACHED pixels: 10 MB of photographs'
-_LARGEST_CACHED = 1024
-_BLOCK = 1 << 17  # pixels that are float64 at a time
+# Of edges of ordinary size weights are kept: making those of both hashes takes as long as using them. 30 MB at most.
+_CACHED = 1024
+_LARGEST_CACHED = 640
+_BLOCK = 1 << 19  # pixels that are float64 at a time
 
 
 def hashes_of(grey: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
