@@ -10,7 +10,7 @@ from curator_dask.dedup.kmeans import decide
 from curator_dask.dedup.layout import Layout, take
 from curator_dask.dedup.memory import NO_LIMIT, Memory
 from curator_dask.dedup.phases import Phase
-from curator_dask.dedup.products import exact_dots, on_device, plain_products
+from curator_dask.dedup.products import exact_dots, on_device, places_of, plain_products
 
 #: Rows of a file of vectors in the order of clusters.
 PART = 1 << 15
@@ -55,7 +55,7 @@ class Assign:
             found = plain_products(vectors, here)
             home = decide(vectors, centroids, found)
             best = found[np.arange(len(home)), home]
-            rows, columns = np.nonzero(found >= (best - self.gap - _TIE)[:, None])
+            rows, columns = places_of(found >= (best - self.gap - _TIE)[:, None])
             other = columns != home[rows]
             rows, columns = rows[other], columns[other]
             close = np.flatnonzero(np.abs(best[rows] - found[rows, columns] - self.gap) <= 2 * _TIE)

@@ -87,11 +87,11 @@ def decide(block: np.ndarray, centroids: np.ndarray, found: np.ndarray) -> np.nd
     """The same from float32 products, of which close ones are made exact."""
     labels: np.ndarray = found.argmax(axis=1)
     best = found[np.arange(len(block)), labels]
-    rows, columns = np.nonzero(found >= best[:, None] - _TIE)
-    many = np.bincount(rows, minlength=len(block)) > 1
-    if many.any():
-        close = many[rows]
-        rows, columns = rows[close], columns[close]
+    close = found >= best[:, None] - _TIE
+    many = np.flatnonzero(np.count_nonzero(close, axis=1) > 1)
+    if len(many):
+        rows, columns = np.nonzero(close[many])
+        rows = many[rows]
         exact = exact_dots(block[rows], centroids[columns])
         order = np.lexsort((columns, -exact, rows))
         firsts = np.unique(rows[order], return_index=True)

@@ -37,7 +37,7 @@ class Memory:
 
     def scanned(self, dim: int) -> int:
         """Rows of a file that are read at a time."""
-        return self._rows(0, 24 * dim, 8192)
+        return self._rows(0, 24 * dim, 2048)
 
     def sorted_rows(self, dim: int) -> int:
         """Vectors that are put in order at a time."""
@@ -116,7 +116,7 @@ def _sample(dim: int, clusters: int) -> int:
 
 
 def _pairs(dim: int) -> int:
-    return COLUMNS * dim * _VECTOR + QUERIES * COLUMNS * _PRODUCT + _CROWD
+    return 2 * COLUMNS * dim * _VECTOR + QUERIES * COLUMNS * _PRODUCT + _CROWD
 
 
 def parse_limit(said: Any) -> int | float | None:

@@ -67,6 +67,37 @@ class Again:
 
 
 @dataclass(frozen=True)
+class Order:
+    """Which rows are compared with which.
+
+    Attributes
+    ----------
+    ranks
+        int64 (rows,): places in the order of who stays, of the rows in the order of clusters.
+    bounds
+        int64 (clusters + 1,): where each cluster begins and ends.
+    near, near_bounds
+        The rows that are near to each cluster, and where those of one begin and end.
+    """
+
+    ranks: np.ndarray
+    bounds: np.ndarray
+    near: np.ndarray
+    near_bounds: np.ndarray
+
+    @classmethod
+    def read(cls, phase: Phase) -> Order:
+        """From a phase's files."""
+        return cls(*(phase.load(f"{name}.npy") for name in ("ranks", "bounds", "near", "near-bounds")))
+
+    def rows(self, cluster: int) -> tuple[np.ndarray, np.ndarray]:
+        """A cluster's own, and the same followed by those near to it."""
+        own = np.arange(*self.bounds[cluster : cluster + 2])
+        near = self.near[slice(*self.near_bounds[cluster : cluster + 2])]
+        return own, np.concatenate([own, near])
+
+
+@dataclass(frozen=True)
 class Pairs:
     """Finds pairs.
 
@@ -107,28 +138,25 @@ class Pairs:
     def make(self, name: str) -> int:
         """Write a file's pairs, ``NAME.npy``, and rows that have more betters, ``NAME-more.npy``."""
         tasks, pieces = self.phase.load("tasks.npy"), self.phase.load("pieces.npy")
-        held = Held(self.phase, self.order.load("ranks.npy"), self.memory.held(self.dim))
+        order, again = Order.read(self.order), Again.read(self.phase)
+        held = Held(self.phase, order.ranks, self.memory.held(self.dim))
         rows = 0
         for cluster, start, stop in pieces[tasks[int(name)] : tasks[int(name) + 1]].tolist():
             rows += stop - start
-            self._piece(cluster, start, stop, held)
+            own, queries = order.rows(cluster)
+            self._piece(own, queries[start:stop], held, again)
         held.save(name)
         return rows
 
-    def _piece(self, cluster: int, start: int, stop: int, held: Held) -> None:
-        ranks, bounds = held.ranks, self.order.load("bounds.npy")
-        near_bounds = self.order.load("near-bounds.npy")
-        first, last = int(bounds[cluster]), int(bounds[cluster + 1])
-        own = np.arange(first, last)
-        others = self.order.load("near.npy")[near_bounds[cluster] : near_bounds[cluster + 1]]
-        queries = np.concatenate([own, others])[start:stop]
-        again = Again.read(self.phase)
+    def _piece(self, own: np.ndarray, queries: np.ndarray, held: Held, again: Again | None) -> None:
+        """Compare rows with a cluster's own."""
+        ranks, first, last = held.ranks, own[0], own[-1]
         if again is not None:
             if not (again.wanted[own].any() or again.wanted[queries].any()):
                 return
             if again.rows is not None:
                 own, queries = own[again.rows[own]], queries[again.rows[queries]]
-        inside = (queries >= first) & (queries < last)
+        inside = (queries >= first) & (queries <= last)
         # Two rows that stay are no pair: of a cluster's own they are the first.
         groups = [(queries[inside & (ranks[queries] >= self.fixed)], True), (queries[~inside], False)]
         parts = [(part, within) for rows, within in groups for part in _parts(rows, QUERIES)]
@@ -140,17 +168,20 @@ class Pairs:
         self, own: np.ndarray, parts: list[tuple[np.ndarray, bool]], held: Held, again: Again | None
     ) -> None:
         """Look for pairs of a cluster's rows and some of those, blocks of its own or of others."""
-        blocks = [(part, Block(read_places(self.order, self.dim, part)), within) for part, within in parts]
+        blocks: dict[int, Block] = {}
         full = [np.zeros(len(part), np.int64) for part, _ in parts]
         for columns in _parts(own, COLUMNS):
             if not any(not within or part[-1] > columns[0] for part, within in parts):
                 continue
             theirs = Block(read_places(self.order, self.dim, columns))
-            for at, (part, mine, within) in enumerate(blocks):
+            for at, (part, within) in enumerate(parts):
                 size = np.searchsorted(columns, part[-1]) if within else len(columns)
                 active = np.flatnonzero(full[at] < FEW) if within else np.arange(len(part))
                 if not size or not len(active):
                     continue
+                if at not in blocks:
+                    blocks[at] = self._block(part, columns, theirs)
+                mine = blocks[at]
                 all_of = len(active) == len(part)
                 found = products(mine, theirs, slice(0, int(size)), None if all_of else active)
                 candidates = np.zeros(0, PAIR)
@@ -170,6 +201,13 @@ class Pairs:
                 if within:
                     np.add.at(full[at], np.searchsorted(part, pairs["worse"]), 1)
                     held.more.append(part[full[at] >= FEW].astype(np.int32))
+
+    def _block(self, part: np.ndarray, columns: np.ndarray, theirs: Block) -> Block:
+        """The vectors of some rows, which may be some of the columns, side by side."""
+        first, last = np.searchsorted(columns, part[[0, -1]]).tolist()
+        if last < len(columns) and last - first == len(part) - 1 and columns[first] == part[0]:
+            return theirs.part(first, last + 1)
+        return Block(read_places(self.order, self.dim, part))
 
     def _candidates(
         self,

@@ -10,7 +10,7 @@ import numpy as np
 from curator_dask.dedup.kmeans import decide
 from curator_dask.dedup.layout import Layout
 from curator_dask.dedup.phases import Phase
-from curator_dask.dedup.products import Block, exact_pairs, near, on_device, plain_products, products
+from curator_dask.dedup.products import Block, exact_pairs, largest, near, on_device, plain_products, products
 
 #: Of the table that says how many rows would go.
 EPS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
@@ -65,7 +65,7 @@ class CompareSample:
                 found = products(rows, block, slice(0, len(vectors)))
                 own = np.flatnonzero((numbers >= first) & (numbers < first + len(vectors)))
                 found[own, numbers[own] - first] = -1
-                few = (found.amax(1).float() >= least).nonzero()[:, 0]
+                few = (largest(found) >= least).nonzero()[:, 0]
                 some, at = found[few].float(), few.cpu().numpy()
                 for number, eps in enumerate(EPS):
                     counts[at, number] += (some >= 1 - eps).sum(1).cpu().numpy()
