@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
+import time
 import warnings
 import zlib
 
@@ -13,6 +15,7 @@ import tifffile
 from PIL import Image, ImageCms
 
 from curator_dask.cluster.setup import set_up_workers
+from curator_dask.decode import quiet
 from curator_dask.decode.loader import Loader
 from curator_dask.decode.pillow import decode
 from curator_dask.decode.spec import LoaderSpec
@@ -113,6 +116,19 @@ def test_a_reason_has_the_words_of_libtiff(name, capfd):
     with pytest.raises(OSError, match="decoder error"):  # another's use of Pillow in this process
         Image.open(io.BytesIO(data)).load()
     assert words[-20:] in capfd.readouterr().err
+
+
+def test_threads_that_begin_at_once_have_libtiff_call_one_function(monkeypatch):
+    """Of two one would be let go, and libtiff would call what is no longer there."""
+    installed = []
+    monkeypatch.setattr(quiet, "_caught", [])
+    monkeypatch.setattr(quiet, "_installed", lambda: (time.sleep(0.05), installed.append(1)))
+    threads = [threading.Thread(target=decode, args=(encode(PICTURE, "PNG"), 10**6)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert installed == [1]
 
 
 def warned():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import struct
 import threading
 import zlib
@@ -69,8 +68,18 @@ def libtiff_lines() -> Iterator[list[str]]:
         _here.lines = None
 
 
-@functools.cache  # once a process; what libtiff calls must live as long
-def _catch() -> Any:
+_caught: list[Any] = []
+_catching = threading.Lock()
+
+
+def _catch() -> None:
+    """Have libtiff call us, once a process: what it calls must live as long, so no thread may do it again."""
+    with _catching:
+        if not _caught:
+            _caught.append(_installed())
+
+
+def _installed() -> Any:
     from PIL import _imaging
 
     try:
