@@ -37,6 +37,10 @@ rounds on two cores).
 """
 
 
+_PASSES = 4
+"""Passes of a batch, where a pass takes fewer images than the batch has: what is decoded ahead waits in memory."""
+
+
 @dataclass(frozen=True)
 class EncoderInfo:
     """What made an embedding; stored in the Parquet's metadata.
@@ -178,6 +182,7 @@ class Encoder:
         self._limit: int | None = None  # images a forward pass
         if self.backend.device == "cpu":
             self._limit = IMAGES_A_THREAD * torch.get_num_threads()
+        self._batch = None if self._limit is None else _PASSES * self._limit
         self._was_full = False
         self._lock = threading.Lock()  # one forward pass at a time, also with several tasks a worker
         dim, least = self._measure(enough_cosine(autocast))
@@ -202,6 +207,10 @@ class Encoder:
     def dim(self) -> int:
         """Length of a vector."""
         return self.info.dim
+
+    def batch_of(self, asked: int) -> int:
+        """Images that are decoded into a batch, where as many as `asked` may be."""
+        return asked if self._batch is None else min(asked, self._batch)
 
     def __call__(self, pixels: torch.Tensor) -> np.ndarray:
         """Embed a batch.

@@ -175,7 +175,8 @@ class _Embedding(Work):
         self._matrix = np.zeros((len(rows), 0 if encoder is None else encoder.dim), np.float32)
         self._reasons: list[str | None] = [step.given_up] * len(rows)
         if encoder is not None:
-            self.wanted = Wanted(encoder.transform, step.options)
+            size = encoder.batch_of(step.batch_size)
+            self.wanted = Wanted(encoder.transform, replace(step.options, batch_size=size))
             return
         known = rows.known(step.column, step.id_col) if len(rows) and step.given_up is None else None
         if known is not None:
