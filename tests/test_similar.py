@@ -112,8 +112,8 @@ def test_on_the_command_line(out, pictures, tmp_path):
             assert sheet.getpixel((132, 172)) != (236, 238, 241)
     for like, said in (
         ([], "expected one of TEXT, --like, --image"),
-        (["a cat"], "--model is the text's"),
-        (["--like", "12", "--model", "m"], "--model is the text's"),
+        (["a cat"], "expected TEXT and --model together"),
+        (["--like", "12", "--model", "m"], "expected TEXT and --model together"),
         (["--like", "12", "--image", tmp_path / "no.jpg"], "expected one of"),
         (["--image", tmp_path / "no.jpg", "--shard", "a"], "--shard is that of --like"),
         (["--like", "99"], "no row has the key '99', in 2 files"),

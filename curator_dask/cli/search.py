@@ -76,9 +76,7 @@ def search(
     if sum(each is not None for each in given.values()) != 1:
         raise typer.BadParameter(f"expected one of {', '.join(given)}: what is looked for")
     if (text is None) != (model is None):
-        raise typer.BadParameter(
-            "--model is the text's: expected both of them or none, with --like or --image"
-        )
+        raise typer.BadParameter("expected TEXT and --model together; or --like or --image, without --model")
     if shard is not None and like is None:
         raise typer.BadParameter("--shard is that of --like, which is not given")
 

@@ -201,8 +201,8 @@ def find_unfinished(
                 conflicts.append(f"{target.path}: {problem}")
     if conflicts:
         raise OutputError(
-            f"{len(conflicts)} files would be replaced by something else: {conflicts[0]}. Use overwrite=True"
-            " (--overwrite) to replace them, or write to another path"
+            f"{len(conflicts)} files would be replaced: {conflicts[0]}. Use overwrite=True (--overwrite)"
+            " to replace them, or write to another path"
         )
     return known, [number for number in range(count) if number not in finished], remarks, reports
 

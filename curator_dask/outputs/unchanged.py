@@ -39,5 +39,6 @@ def check_unchanged(path: str, urls: Iterable[str | None], record: FileRecord, o
         changed = [url for url in local if int(stamp(local_path(url)).version) > made]
     if changed:
         raise ShardError(
-            f"{changed[0]}: the shard has changed since it was embedded: run embed again, which makes this file anew"
+            f"{changed[0]}: the shard has changed since it was embedded: run embed again, and then, with --overwrite,"
+            " filter or score, where these rows are in a folder that they wrote"
         )
