@@ -180,6 +180,11 @@ class Possessions:
         self._held[name] = thing
         return thing
 
+    def forget(self, name: str) -> None:
+        """Let go what nobody holds of one thing, which need not be there."""
+        if name in self._held:
+            self._held[name].clear()
+
     def in_use(self) -> dict[str, int]:
         """By name, how many things tasks are holding now; only what is not 0."""
         return {name: count for name, thing in self._held.items() if (count := thing.in_use())}
@@ -190,6 +195,8 @@ class Possessions:
             thing.clear()
 
 
+#: Name of what stores' folders hold, which is old when a run begins.
+LISTINGS = "listings"
 #: Those of this process.
 POSSESSIONS = Possessions()
 

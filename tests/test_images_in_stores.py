@@ -118,3 +118,16 @@ def test_a_folder_that_has_none_is_said(url, server, store):
     with pytest.raises(DatasetError, match="expected at least one image, found none"):
         images_in(f"{url}/text", server)
     assert find_shards(url, options(server)).shards[0].url.endswith(".images")
+
+
+def test_workers_that_stay_see_images_that_came_after_a_computation(
+    url, server, store, local, tmp_path, client
+):
+    one = f"{url}/z"
+    assert len(images_in(one, server).compute()) == 10
+    store.pipe_file(f"{one}/pic0040.png", local[1]["pic0000"])
+    dataset = images_in(one, server)
+    assert len(dataset.compute()) == 11
+    store.pipe_file(f"{one}/pic0041.png", local[1]["pic0004"])
+    done = ColourReader()(images_in(one, server, captions=None)).save_metadata(tmp_path / "out")
+    assert (done.rows, done.failed) == (12, 0)

@@ -14,7 +14,7 @@ from typing import Any
 
 from distributed import Client, WorkerPlugin
 
-from curator_dask.cache import POSSESSIONS
+from curator_dask.cache import LISTINGS, POSSESSIONS
 from curator_dask.cluster.memory import leave_memory, watch_memory
 from curator_dask.cluster.package import check_package
 from curator_dask.cluster.presence import Presence
@@ -130,10 +130,22 @@ def set_up_workers(client: Client) -> None:
         presence.check()
         try:
             client.register_plugin(worker_setup())
+            forget_listings(client)
         except OSError:
             time.sleep(_POLL)  # a worker died meanwhile; the one in its place gets it when it joins
         else:
             return
+
+
+def forget_listings(client: Client) -> None:
+    """Have every worker list folders of stores anew: what it saw of them for another run, or a computation, is old."""
+    client.run(_forget_listings, on_error="ignore")
+
+
+def _forget_listings() -> None:
+    from curator_dask.cache import POSSESSIONS  # those of the worker's process
+
+    POSSESSIONS.forget(LISTINGS)
 
 
 @contextmanager

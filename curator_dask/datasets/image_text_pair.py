@@ -9,6 +9,8 @@ from typing import Any, Self
 
 import dask.dataframe as dd
 
+from curator_dask.cluster.setup import forget_listings
+from curator_dask.cluster.workers import current_client
 from curator_dask.collector import held_back
 from curator_dask.console import show_in_notebook
 from curator_dask.datasets.collection import Collection
@@ -29,6 +31,7 @@ from curator_dask.runs.graph import map_items, map_step, steps_of
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.step import Step, check_step
 from curator_dask.runs.summary import SaveSummary
+from curator_dask.storage import is_remote
 from curator_dask.webdataset.finding import discover_images
 from curator_dask.webdataset.folders import SAMPLES_PER_SHARD, is_folder_shard
 from curator_dask.webdataset.shards import ShardSet, discover
@@ -160,6 +163,9 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
             There is no image; two would have one key; the file of captions has none for any of them.
         """
         found = discover_images(folder, samples_per_shard, storage_options)
+        client = current_client() if is_remote(found.root) else None
+        if client is not None:
+            forget_listings(client)  # `compute` is no run, which would do it
         return cls.from_shards(found, id_col, captions=captions, storage_options=storage_options)
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from curator_dask.cluster.setup import forget_listings
 from curator_dask.cluster.workers import current_client
 
 S = TypeVar("S")
@@ -17,6 +18,7 @@ def on_cluster(function: Callable[[S], T], tasks: Sequence[S]) -> Iterator[T]:
     if client is None:
         yield from map(function, tasks)
         return
+    forget_listings(client)
     futures = client.map(function, tasks, pure=False)
     try:
         while futures:

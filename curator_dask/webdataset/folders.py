@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
-from curator_dask.cache import POSSESSIONS, Remembered
+from curator_dask.cache import LISTINGS, POSSESSIONS, Remembered
 from curator_dask.errors import ShardError
 from curator_dask.storage import (
     BLOCK_BYTES,
@@ -228,7 +228,7 @@ def _listing(folder: str, must_be: bool) -> _Listing:
 
 
 #: By URL and options: a store's folders have no time that would tell a change.
-STORED: Remembered[_Listing] = POSSESSIONS.add("listings", Remembered(256))
+STORED: Remembered[_Listing] = POSSESSIONS.add(LISTINGS, Remembered(256))
 
 
 def _listing_of_store(folder: str, options: Options) -> _Listing:
