@@ -115,8 +115,13 @@ def near(found: torch.Tensor, least: float) -> tuple[np.ndarray, np.ndarray]:
         if found.device.type == "cpu" and found.dtype == torch.bfloat16 and least > 0:
             good = _bits(found) >= _bits_of(least)
             return places_of(good)
-        hits = torch.nonzero(found >= least).cpu()
-        return hits[:, 0].numpy(), hits[:, 1].numpy()
+        # Most rows have none: in float32 their largest are found in an eighth of the time that all comparisons take.
+        rows = torch.nonzero(found.amax(1) >= least).flatten()
+        if not len(rows):
+            empty = np.zeros(0, np.int64)
+            return empty, empty
+        hits = torch.nonzero(found[rows] >= least).cpu()
+        return rows.cpu()[hits[:, 0]].numpy(), hits[:, 1].numpy()
 
 
 def near_in_parts(found: torch.Tensor, least: float, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
