@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import duckdb
 import numpy as np
 import pyarrow as pa
@@ -318,6 +320,14 @@ def test_an_output_within_the_other_or_the_same_by_another_name(scored, tmp_path
         with pytest.raises(OutputError, match=r"would be lost|finds the rows of both"):
             filter_output(scored, target, where="score > 3", overwrite=True)
     assert len(rows_of(scored)) == 30
+
+
+def test_rows_of_shards_that_have_changed_are_told(dataset, scored, caplog):
+    filter_output(scored, where="score > 3")
+    assert "changed" not in caplog.text
+    os.utime(dataset.tar_files[1])
+    filter_output(scored, where="score > 3")
+    assert f"1 shards have changed since these rows were made of them, {dataset.tar_files[1]}" in caplog.text
 
 
 def test_files_that_an_earlier_run_has_left_are_told(scored, tmp_path, caplog):

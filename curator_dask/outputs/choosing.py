@@ -13,6 +13,7 @@ from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet, read_whole
 from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.unchanged import changed_shard
 from curator_dask.rows.best import Cut, Place, against, best_rows, ends_at, places_of, values_of
 from curator_dask.rows.where import Where
 from curator_dask.storage import Options, join
@@ -31,6 +32,8 @@ class Look:
         By clause, rows that pass it alone, and rows of which it says nothing.
     values
         Of the column that decides who is best, of the rows that pass and have one; None: there is no such column.
+    changed
+        Its shard, where that has changed since.
     """
 
     rows: int
@@ -38,6 +41,7 @@ class Look:
     passing: Mapping[str, int]
     unknown: Mapping[str, int]
     values: np.ndarray | None
+    changed: str | None
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Chosen:
             {text: int((each == 1).sum()) for text, each in said.items()},
             {text: int((each == -1).sum()) for text, each in said.items()},
             values,
+            changed_shard(footer.record),
         )
 
     def cut_of(

@@ -150,6 +150,12 @@ def filter_output(
         summary.cut = chosen.cut_of(looks, source.folder, names, storage_options)
         chosen = replace(chosen, cut=summary.cut)
     summary.kept = sum(look.kept for look in looks) if top is None else count_best(top[1], looks)
+    if changed := [look.changed for look in looks if look.changed]:
+        logger.warning(
+            "%s: %d shards have changed since these rows were made of them, %s for example. Run embed again first, or"
+            " rows and vectors are those of before",
+            *(source.folder, len(changed), changed[0]),
+        )
     logger.info("%s", summary)
     if output is not None:
         options = storage_options if output_storage_options is None else output_storage_options

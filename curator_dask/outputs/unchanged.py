@@ -11,6 +11,17 @@ from curator_dask.webdataset.folders import is_folder_shard
 from curator_dask.webdataset.stamps import stamp
 
 
+def changed_shard(record: FileRecord | None) -> str | None:
+    """The local shard that a file was made of, where it is another now; of a store's nothing is asked."""
+    shard = record.shard if record is not None else None
+    if not shard or not shard.get("tar") or is_remote(shard["url"]):
+        return None
+    try:
+        return None if vars(stamp(shard["url"])) == shard["tar"] else str(shard["url"])
+    except ShardError:  # gone, or never on this machine: vectors are of use without it
+        return None
+
+
 def check_unchanged(path: str, urls: Iterable[str | None], record: FileRecord, options: Options) -> None:
     """Raise ShardError where a shard is another than the one that was embedded, as far as that can be told.
 
