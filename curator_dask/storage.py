@@ -118,8 +118,18 @@ def filesystem(url: str, options: Options = None) -> tuple[Any, str]:
             f"storage_options: expected a mapping, such as {{'anon': True}}, found a {type(options).__name__}"
         )
     # Other processes write while this one looks: what was listed a minute ago says nothing.
-    fs, path = fsspec.core.url_to_fs(url, **{"use_listings_cache": False, **(options or {})})
-    return fs, path
+    settings = {"use_listings_cache": False, **(options or {})}
+    if _is_chain(url):
+        fs, path = fsspec.core.url_to_fs(url, **settings)
+        return fs, path
+    fs, path = fsspec.core.url_to_fs(url.replace("::", "\0"), **settings)
+    return fs, path.replace("\0", "::")
+
+
+def _is_chain(url: str) -> bool:
+    """Whether ``::`` means to fsspec what it says (``simplecache::s3://…``), or stands in a file's name."""
+    first, *others = url.split("::")
+    return "://" not in first or any("://" in each or each in fsspec.available_protocols() for each in others)
 
 
 def patiently(action: Callable[[], T], what: str, size: int = 0) -> T:

@@ -131,3 +131,14 @@ def test_workers_that_stay_see_images_that_came_after_a_computation(
     store.pipe_file(f"{one}/pic0041.png", local[1]["pic0004"])
     done = ColourReader()(images_in(one, server, captions=None)).save_metadata(tmp_path / "out")
     assert (done.rows, done.failed) == (12, 0)
+
+
+def test_names_may_have_what_links_file_systems_in_a_chain(url, server, local, tmp_path):
+    data = local[1]["pic0004"]
+    fs, path = storage.filesystem(f"{url}/odd/a::b+%20#c? 0004.png", options(server))
+    assert path.endswith("/odd/a::b+%20#c? 0004.png")
+    fs.pipe_file(path, data)
+    done = ColourReader()(images_in(f"{url}/odd", server, captions=None)).save_metadata(tmp_path / "out")
+    assert (done.rows, done.failed) == (1, 0) and not done.failed_shards
+    chained, inside = storage.filesystem(f"simplecache::{url}/odd", {"s3": options(server)})
+    assert "simplecache" in chained.protocol and chained.ls(inside, detail=False) == [path]
