@@ -273,7 +273,7 @@ def read_bytes(url: str, options: Options = None, most: int | None = None) -> by
         return Path(local_path(url)).read_bytes()
     fs, path = filesystem(url, options)
     limits = {} if most is None else {"start": 0, "end": most}
-    return patiently(lambda: bytes(fs.cat_file(path, **limits)), url)
+    return patiently(lambda: bytes(fs.cat_file(path, **limits)), url, size=most or 0)
 
 
 def write_bytes(url: str, data: Any, options: Options = None) -> None:
