@@ -118,8 +118,18 @@ def filesystem(url: str, options: Options = None) -> tuple[Any, str]:
             f"storage_options: expected a mapping, such as {{'anon': True}}, found a {type(options).__name__}"
         )
     # Other processes write while this one looks: what was listed a minute ago says nothing.
-    fs, path = fsspec.core.url_to_fs(url, **{"use_listings_cache": False, **(options or {})})
-    return fs, path
+    settings = {"use_listings_cache": False, **(options or {})}
+    if _is_chain(url):
+        fs, path = fsspec.core.url_to_fs(url, **settings)
+        return fs, path
+    fs, path = fsspec.core.url_to_fs(url.replace("::", "\0"), **settings)
+    return fs, path.replace("\0", "::")
+
+
+def _is_chain(url: str) -> bool:
+    """Whether ``::`` means to fsspec what it says (``simplecache::s3://…``), or stands in a file's name."""
+    first, *others = url.split("::")
+    return "://" not in first or any("://" in each or each in fsspec.available_protocols() for each in others)
 
 
 def patiently(action: Callable[[], T], what: str, size: int = 0) -> T:
@@ -263,7 +273,7 @@ def read_bytes(url: str, options: Options = None, most: int | None = None) -> by
         return Path(local_path(url)).read_bytes()
     fs, path = filesystem(url, options)
     limits = {} if most is None else {"start": 0, "end": most}
-    return patiently(lambda: bytes(fs.cat_file(path, **limits)), url)
+    return patiently(lambda: bytes(fs.cat_file(path, **limits)), url, size=most or 0)
 
 
 def write_bytes(url: str, data: Any, options: Options = None) -> None:

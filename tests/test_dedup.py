@@ -209,7 +209,7 @@ def test_what_is_found_does_not_depend_on_the_memory(tmp_path, in_this_process, 
 
 def test_a_memory_limit_is_bytes_or_a_share_of_a_workers():
     assert parse_limit("4GB") == 4_000_000_000 and parse_limit(2**30) == 2**30 and parse_limit("0.5") == 0.5
-    for wrong in (0, -1, True, "much", "nan", [1]):
+    for wrong in ("", 0, -1, True, "much", "nan", [1]):
         with pytest.raises(ConfigError, match=r"memory_limit=.*'4GB', or a share of a worker's memory"):
             SemanticDeduplication(memory_limit=wrong)
     with (

@@ -131,3 +131,25 @@ def test_workers_that_stay_see_images_that_came_after_a_computation(
     store.pipe_file(f"{one}/pic0041.png", local[1]["pic0004"])
     done = ColourReader()(images_in(one, server, captions=None)).save_metadata(tmp_path / "out")
     assert (done.rows, done.failed) == (12, 0)
+
+
+def test_names_may_have_what_links_file_systems_in_a_chain(url, server, local, tmp_path):
+    data = local[1]["pic0004"]
+    fs, path = storage.filesystem(f"{url}/odd/a::b+%20#c? 0004.png", options(server))
+    assert path.endswith("/odd/a::b+%20#c? 0004.png")
+    fs.pipe_file(path, data)
+    done = ColourReader()(images_in(f"{url}/odd", server, captions=None)).save_metadata(tmp_path / "out")
+    assert (done.rows, done.failed) == (1, 0) and not done.failed_shards
+    chained, inside = storage.filesystem(f"simplecache::{url}/odd", {"s3": options(server)})
+    assert "simplecache" in chained.protocol and chained.ls(inside, detail=False) == [path]
+
+
+def test_a_large_image_has_the_time_of_its_blocks(url, server, store, monkeypatch):
+    monkeypatch.setattr(storage, "TRIES", 1)
+    monkeypatch.setenv(storage.STALL_SECONDS.name, "0.5")
+    monkeypatch.setattr(server, "delay", 0.8)
+    store.pipe_file(f"{url}/large.png", b"x" * 100)
+    monkeypatch.setattr(storage, "BLOCK_BYTES", 20)
+    assert storage.read_bytes(f"{url}/large.png", options(server), 100) == b"x" * 100
+    with pytest.raises(TimeoutError):
+        storage.read_bytes(f"{url}/large.png", options(server), 20)

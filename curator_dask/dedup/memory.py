@@ -130,7 +130,7 @@ def parse_limit(said: Any) -> int | float | None:
     if said is None:
         return None
     try:
-        if isinstance(said, bool):
+        if isinstance(said, bool) or said == "":  # of which dask makes 1
             raise ValueError
         number = float(said) if isinstance(said, int | float) or _is_number(said) else parse_bytes(said)
         if not number > 0 or number == float("inf"):
