@@ -64,7 +64,7 @@ def search(
 ) -> None:
     """Find the images whose vectors are nearest to a text's or an image's.
 
-    Prints score, key, shard and caption of each, a line an image.
+    Prints score, key, shard (or the folder of image files) and caption of each, a line an image.
 
     Every vector is compared, in this process. Images are read for --sheet alone, out of their tars.
 
@@ -102,9 +102,11 @@ def search(
             assert image is not None
             title = f"like {image.name}"
             hits = similar_to_image(embeddings, image, top=top, column=column, storage_options=options)
+        from curator_dask.webdataset.folders import place_of
+
         for hit in hits:
             caption = " ".join((hit.caption or "").split())
-            print("\t".join([f"{hit.score:.4f}", hit.name, hit.url or "", caption]).rstrip("\t"))
+            print("\t".join([f"{hit.score:.4f}", hit.name, place_of(hit.url or ""), caption]).rstrip("\t"))
         if sheet is not None:
             from curator_dask.text.sheet import draw_sheet
 

@@ -99,6 +99,11 @@ def is_folder_shard(url: str) -> bool:
     return url.endswith(_SUFFIX)
 
 
+def place_of(url: str) -> str:
+    """Where a user finds what is in a shard: the tar, or the folder of its images."""
+    return FolderShard.of(url).folder if is_folder_shard(url) else url
+
+
 #: Size in bytes; time of the last change in nanoseconds, or what a store says that tells it.
 State = tuple[int, int | str]
 

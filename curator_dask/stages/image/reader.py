@@ -23,7 +23,7 @@ from curator_dask.rows.ids import exact_ids
 from curator_dask.rows.images import add_status, read_images, values_of, vectors_of
 from curator_dask.stages.base import Names, ProcessingStage
 from curator_dask.tasks import FileGroupTask, ImageBatch, ImageObject
-from curator_dask.webdataset.folders import FolderShard, is_folder_shard
+from curator_dask.webdataset.folders import place_of
 from curator_dask.webdataset.samples import key_text
 from curator_dask.webdataset.stamps import Watched
 
@@ -222,8 +222,7 @@ class _Maker:
     def __call__(self, row: int, pixels: Any, error: str | None) -> ImageObject:
         key, member = self.found_as.get(row, (str(self.ids[row]), ""))
         url = str(self.urls[row])
-        place = FolderShard.of(url).folder if is_folder_shard(url) else url
-        path = f"{place}/{member}" if member else url
+        path = f"{place_of(url)}/{member}" if member else url
         return ImageObject(
             image_path=key_text(path),
             image_id=key_text(key),
