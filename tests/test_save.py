@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import json
 import os
 
@@ -403,6 +405,55 @@ def test_lists_of_fixed_size_keep_their_type(tmp_path):
         for name in columns:
             assert written.schema.field(name).type == table.schema.field(name).type
             assert written[name].to_pylist() == table[name].to_pylist()
+
+
+def test_a_column_of_any_type_is_known_again(tmp_path):
+    """What a type means counts, not how it prints."""
+    write_dataset(tmp_path / "data", shards=1, samples=3, parquet=False)
+    day, now = datetime.date(2024, 2, 29), datetime.datetime(2024, 2, 29, 12, 30, 1)
+    of = {
+        **{f"i{bits}": pa.array([1, None, 2], f"int{bits}") for bits in (8, 16, 32, 64)},
+        **{f"u{bits}": pa.array([1, None, 2], f"uint{bits}") for bits in (8, 16, 32, 64)},
+        **{
+            kind: pa.array([0.5, None, 1.5], pa.float64()).cast(kind)
+            for kind in ("float16", "float32", "float64")
+        },
+        "bool": pa.array([True, None, False]),
+        "null": pa.nulls(3),
+        **{
+            str(kind): pa.array(["a", None, "ü"], kind)
+            for kind in (pa.string(), pa.large_string(), pa.string_view())
+        },
+        **{
+            str(kind): pa.array([b"a", None, b"b"], kind)
+            for kind in (pa.binary(), pa.large_binary(), pa.binary(1))
+        },
+        "dictionary": pa.array(["a", None, "a"]).dictionary_encode(),
+        "decimal": pa.array([decimal.Decimal("1.25"), None, None], pa.decimal128(20, 2)),
+        "decimal256": pa.array([decimal.Decimal("1.25"), None, None], pa.decimal256(40, 2)),
+        "date32": pa.array([day, None, day], pa.date32()),
+        "date64": pa.array([day, None, day], pa.date64()),
+        **{f"at_{unit}": pa.array([now, None, now], pa.timestamp(unit)) for unit in ("s", "ms", "us", "ns")},
+        "zone": pa.array([now, None, now], pa.timestamp("us", "Europe/Berlin")),
+        "time32": pa.array([now.time(), None, None], pa.time32("ms")),
+        "time64": pa.array([now.time(), None, None], pa.time64("us")),
+        "duration": pa.array([datetime.timedelta(1), None, None], pa.duration("us")),
+        "list": pa.array([[1], None, []], pa.list_(pa.int64())),
+        "large_list": pa.array([[1], None, []], pa.large_list(pa.int64())),
+        "lists": pa.array([[["a"], []], None, []], pa.list_(pa.list_(pa.string()))),
+        "struct": pa.array([{"x": 1, "y": ["a"]}, None, {"x": None, "y": None}]),
+        "map": pa.array([[("a", 1)], None, []], pa.map_(pa.string(), pa.int64())),
+    }
+    table = pa.table({"key": [f"{number:09d}" for number in range(3)], **of})
+    pq.write_table(table, tmp_path / "data" / "00000.parquet")
+    stored = pq.read_table(tmp_path / "data" / "00000.parquet")
+    for _ in range(2):  # the dataset anew, as another process makes it
+        dataset = embedded(tmp_path / "data")
+        written = [dataset.save_metadata(tmp_path / "out").written for _ in range(2)]
+    assert written == [0, 0]
+    found = pq.read_table(tmp_path / "out")
+    differ = [name for name in of if found[name].to_pylist() != stored[name].to_pylist()]
+    assert not differ
 
 
 class OwnTransform(ColourReader):

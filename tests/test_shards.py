@@ -253,3 +253,23 @@ def test_compressed_tars_among_others_are_not_left_out_in_silence(tmp_path, name
     with pytest.raises(DatasetError, match="compressed"):
         discover(f"{tmp_path}/**/*")
     assert len(discover(f"{tmp_path}/*.tar")) == 1
+
+
+def test_what_energon_and_the_hub_put_beside_tars_is_passed_over(tmp_path):
+    """megatron-energon 7.4's ``.nv-meta`` and its ``.tar.idx``; a hub's snapshot and its download cache."""
+    beside = (
+        ".nv-meta/dataset.yaml",
+        ".nv-meta/split.yaml",
+        ".nv-meta/index.sqlite",
+        "train/shard_000000.tar.idx",
+        "README.md",
+        ".gitattributes",
+        ".cache/huggingface/.gitignore",
+        ".cache/huggingface/download/train/shard_000000.tar.metadata",
+        ".cache/huggingface/download/train/shard_000001.tar",
+    )
+    tars = ("train/shard_000000.tar", "train/shard_000001.tar", "val/shard_000000.tar")
+    for name in (*beside, *tars):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert [shard.name for shard in discover(tmp_path)] == [name.removesuffix(".tar") for name in tars]
