@@ -124,6 +124,17 @@ def test_nothing_to_try(tmp_path, said):
     assert "nothing to do" in said.text
 
 
+@pytest.mark.parametrize("drop_failed", [False, True])
+def test_a_file_in_which_nothing_was_mended_stays_as_it_is(folder, tmp_path, drop_failed):
+    """What was made of it, a filter's or an export's, stays finished."""
+    out = tmp_path / "out"
+    embed(folder, out, ColourReader(), drop_failed=drop_failed)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("out*/*.parquet")}
+    summary = ColourReader().retry(out)
+    assert before and summary.failed == summary.rows > 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("out*/*.parquet")} == before
+
+
 def test_two_embeddings_keep_apart(folder, tmp_path):
     dataset = ImageTextPairDataset.from_webdataset(folder)
     second = ColourReader(image_embedding_column="second", max_pixels=5_000)

@@ -57,7 +57,7 @@ logger = logging.getLogger("curator_dask")
 
 @dataclass(frozen=True)
 class RetryFile:
-    """Embeds the failed rows of one file again and writes it anew, where any has a vector now.
+    """Embeds the failed rows of one file again and writes it anew, where any has a vector or another reason now.
 
     Attributes
     ----------
@@ -102,8 +102,11 @@ class RetryFile:
         check_unchanged(path, urls, record, self.shard_options)
         kept, dropped = table.slice(0, 0), table.slice(0, 0)
         errors_path = find_errors(folder, name, options)
+        is_tidy = True
         if errors_path is not None:
-            aside = _without(_read(errors_path, options)[0], table, self.id_col)
+            beside = _read(errors_path, options)[0]
+            aside = _without(beside, table, self.id_col)
+            is_tidy = len(aside) == len(beside)
             lacking = pc.is_null(aside.column(self.column))
             kept, dropped = aside.filter(pc.invert(lacking)), aside.filter(lacking)
         bad = pc.indices_nonzero(pc.is_null(table.column(self.column)))
@@ -113,6 +116,8 @@ class RetryFile:
         done = conform(done, tried.schema.remove_metadata(), name)
         failed = done.filter(pc.is_null(done.column(self.column)))
         report = {**report_of(name, failed, self.id_col), "rows": len(done)}
+        if done.equals(tried) and is_tidy and not self.unfinished:
+            return report_frame(report)  # the file stays as it is, and what was made of it is still finished
         mended, again = done.slice(0, len(bad)), done.slice(len(bad))
         # What was dropped is good when nothing is wrong with it, in another embedding's eyes either.
         good = pc.is_null(again.column(ERROR_COLUMN))
