@@ -15,7 +15,7 @@ from curator_dask.cluster.client import load_ahead
 from curator_dask.cluster.local import THREAD_VARIABLES, spawn_environment
 
 METHOD = "distributed.worker.multiprocessing-method"
-NAMES = ("OMP_NUM_THREADS", "MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_", "CURATOR_DASK_DEVICE")
+NAMES = ("PYTHONSAFEPATH", "OMP_NUM_THREADS", "MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_", "CURATOR_DASK_DEVICE")
 
 
 def about():
@@ -57,8 +57,11 @@ if __name__ == "__main__":
 def test_workers_are_forked_where_they_want_that_environment(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "timm.py").write_text("raise ImportError('a file of the current folder')")
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, str(script)], cwd=here, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
@@ -66,6 +69,7 @@ def test_workers_are_forked_where_they_want_that_environment(tmp_path):
     threads = said["forked"][0]["env"]["OMP_NUM_THREADS"]
     for worker in said["forked"] + said["again"]:
         assert worker["timm"] and worker["blocked"]
+        assert worker["env"]["PYTHONSAFEPATH"] is None
         assert worker["env"]["CURATOR_DASK_DEVICE"] == "cpu"
         for seen in (worker["env"], worker["began"]):
             assert (seen["OMP_NUM_THREADS"], seen["MALLOC_ARENA_MAX"]) == (threads, "1")

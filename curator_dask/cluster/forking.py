@@ -10,10 +10,13 @@ whose workers want that very environment gets them so; another's are spawned.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 from collections.abc import Mapping
 from multiprocessing import forkserver, resource_tracker, set_forkserver_preload
+from pathlib import Path
 
 from curator_dask.cluster.dask_settings import Held
 
@@ -24,6 +27,9 @@ _VARIABLE = "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD"
 FORKED = Held(_METHOD, "forkserver", over_user=True)
 
 _begun_with: dict[str, str] = {}
+
+#: Keeps the current folder out of the path of Python's modules.
+_SAFE_PATH, _OURS = "PYTHONSAFEPATH", "of curator_dask's fork server"
 
 
 def begin(environment: Mapping[str, str]) -> None:
@@ -40,6 +46,10 @@ def begin(environment: Mapping[str, str]) -> None:
         return
     set_forkserver_preload(["curator_dask.cluster.warm"])
     before, own = dict(os.environ), {**environment}
+    # Else a file random.py, or timm.py, where the command is given would be imported for the module of that name.
+    with contextlib.suppress(OSError):  # a folder that is gone has no files
+        if not {"", str(Path.cwd())} & {*sys.path}:
+            own.setdefault(_SAFE_PATH, _OURS)
     resource_tracker.ensure_running()  # else this would be its beginning, and lift the block
     # As of spawned workers: it is the client that is interrupted, and that ends them.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -51,7 +61,7 @@ def begin(environment: Mapping[str, str]) -> None:
             os.environ.pop(name, None)
         os.environ.update(before)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    _begun_with.update(own)
+    _begun_with.update(environment)
 
 
 def is_for(environment: Mapping[str, str]) -> bool:

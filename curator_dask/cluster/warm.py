@@ -27,6 +27,8 @@ _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 # Ended with the command: by itself it looks whether that is still there only once all is imported.
 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.environ.get("PYTHONSAFEPATH", "").startswith("of curator_dask"):
+    del os.environ["PYTHONSAFEPATH"]  # which is for this process, and not for what users' code starts
 for name in HEAVY:
     with contextlib.suppress(Exception):
         importlib.import_module(name)
