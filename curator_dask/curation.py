@@ -301,7 +301,7 @@ def curate(
     places = {name: join(folder, name) for name in (EMBEDDINGS, PASSING, DUPLICATES, SHARDS)}
     summary = CurationSummary(folder)
     found = find_shards(input_path, storage_options, images=recipe.images)
-    of_images = captions_of(recipe.captions, found, recipe.id_col, storage_options) or {}
+    of_images = captions_of(recipe.captions, found, recipe.id_col, storage_options)
     place = places[EMBEDDINGS]
     before = None
     if device is not None and (sources := recipe.sources()) is not None:

@@ -202,19 +202,15 @@ def embed(
         if not (scheduler_address or scheduler_file or is_transformers(model)):
             check_name(model)
         with workers_of(cluster, scheduler_address, scheduler_file, workers) as client:
-            if of_images is not None:
-                dataset = ImageTextPairDataset.from_shards(
-                    found, id_col, **of_images, storage_options=options
-                )
-            else:
-                dataset = ImageTextPairDataset.from_shards(
-                    found,
-                    id_col,
-                    metadata=metadata.value,
-                    rows_per_partition=rows_per_partition,
-                    nested_json=nested_json,
-                    storage_options=options,
-                )
+            dataset = ImageTextPairDataset.from_shards(
+                found,
+                id_col,
+                metadata=metadata.value,
+                rows_per_partition=rows_per_partition,
+                nested_json=nested_json,
+                storage_options=options,
+                **of_images,
+            )
             dataset = dataset if measure is None else measure(dataset)
             done = embedder(dataset).save_metadata(
                 output, overwrite=overwrite, drop_failed=drop_failed, **saving

@@ -143,14 +143,11 @@ def forget_listings(client: Client) -> None:
 
 
 def _forget_listings() -> None:
-    from curator_dask.cache import POSSESSIONS  # those of the worker's process
-
     POSSESSIONS.forget(LISTINGS)
 
 
-@contextmanager
-def at_work(workers: OpenWorkers = nullcontext) -> Iterator[Client | None]:
-    """The client of the cluster that is opened, or else of the one that is there, with every worker set up.
+def client_at_work() -> Client | None:
+    """The client of the cluster that is there, with every worker set up.
 
     It is None where there is no cluster: then work is done in this process.
 
@@ -159,11 +156,17 @@ def at_work(workers: OpenWorkers = nullcontext) -> Iterator[Client | None]:
     ClusterError
         As of `set_up_workers`, and of `curator_dask.cluster.workers.current_client`.
     """
+    client = current_client()
+    if client is not None:
+        set_up_workers(client)
+    return client
+
+
+@contextmanager
+def at_work(workers: OpenWorkers = nullcontext) -> Iterator[Client | None]:
+    """`client_at_work` of the cluster that is opened, or else of the one that is there."""
     with workers():
-        client = current_client()
-        if client is not None:
-            set_up_workers(client)
-        yield client
+        yield client_at_work()
 
 
 @contextmanager

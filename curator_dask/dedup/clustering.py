@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from curator_dask.cluster.setup import set_up_workers
-from curator_dask.cluster.workers import current_client
+from curator_dask.cluster.setup import client_at_work
 from curator_dask.dedup.assigning import Assign
 from curator_dask.dedup.cluster_files import ClusterFiles
 from curator_dask.dedup.hashes import Hashes
@@ -79,9 +78,7 @@ class Clustering:
             Something cannot be read or written.
         """
         count, files = self.files.count, self.files
-        client = current_client()
-        if client is not None:
-            set_up_workers(client)
+        client_at_work()
         scan = self._phase("scan", version=VERSION, column=files.column)
         names = [source.name for source in self.sources]
         task = Scan(scan, self.sources, files.column, Keep.of(None), True, Hashes())

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from curator_dask.cluster.setup import set_up_workers
-from curator_dask.cluster.workers import current_client
+from curator_dask.cluster.setup import client_at_work
 from curator_dask.dedup.cluster_files import ClusterFiles
 from curator_dask.dedup.matching import VERSION, Match, nearest_of
 from curator_dask.dedup.phases import run_phase
@@ -123,7 +122,7 @@ class Remove:
 
 def match_clusters(match: Match) -> None:
     """Make the tables of matches that are not there."""
-    _set_up()
+    client_at_work()
     expected = {match.path(cluster) for name in match.files.names for cluster in match.clusters_of(name)}
     _remove_others(match.folder, expected)
     run_phase("matches", match, match.files.names, match.finished, match.folder)
@@ -131,7 +130,7 @@ def match_clusters(match: Match) -> None:
 
 def remove_duplicates(remove: Remove) -> dict[str, int]:
     """Make the files of ids that are not there, and say what they come to; see `Remove.counts`."""
-    _set_up()
+    client_at_work()
     names = [name for name in remove.matches.files.names if remove.matches.clusters_of(name)]
     _remove_others(remove.folder, {remove.path(name) for name in names})
     run_phase("duplicates", remove, names, remove.finished, remove.folder)
@@ -192,9 +191,3 @@ def _remove_others(folder: str, expected: set[str]) -> None:
     for path in Path(folder).glob("*.parquet"):
         if str(path) not in expected:
             path.unlink()
-
-
-def _set_up() -> None:
-    client = current_client()
-    if client is not None:
-        set_up_workers(client)

@@ -208,8 +208,8 @@ def _schema(id_col: str, others: list[pa.Field]) -> pa.Schema:
     return pa.schema([*own, *others, pa.field(URL_COLUMN, pa.string())])
 
 
-def captions_of(given: str, found: ShardSet, id_col: str, options: Options = None) -> dict[str, Any] | None:
-    """Arguments of `ImageTextPairDataset.from_shards` by those of a command; None where the captions lie beside.
+def captions_of(given: str, found: ShardSet, id_col: str, options: Options = None) -> dict[str, Any]:
+    """Arguments of `ImageTextPairDataset.from_shards` by those of a command; none where the captions lie beside.
 
     Raises
     ------
@@ -219,7 +219,7 @@ def captions_of(given: str, found: ShardSet, id_col: str, options: Options = Non
         The file of captions cannot be used.
     """
     if given == "txt":
-        return None
+        return {}
     if not is_folder_shard(found.shards[0].url):
         raise ConfigError(f"captions={given!r} (--captions): is for image files, and {found.root} has tars")
     if given == "none":

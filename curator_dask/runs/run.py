@@ -11,8 +11,7 @@ from typing import Any
 import dask.dataframe as dd
 
 from curator_dask.cluster.package import check_modules
-from curator_dask.cluster.setup import set_up_workers
-from curator_dask.cluster.workers import current_client
+from curator_dask.cluster.setup import client_at_work
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.runs.describing import load_models
 from curator_dask.runs.fit import Fit
@@ -75,9 +74,7 @@ def run(
         What would happen to every shard.
     """
     started = time.monotonic()
-    client = current_client()
-    if client is not None:
-        set_up_workers(client)
+    client = client_at_work()
     summary = SaveSummary(sink.place)
     done: dict[int, Mapping[str, Any]] = {}
     try:

@@ -83,6 +83,8 @@ class FolderReader:
     def _fetched(self, member: Member, path: str) -> bytes:
         try:
             return self._awaited(member).result() if member in self._coming else self._fetch(member)
+        except ShardError:
+            raise
         except _OF_A_FILE as error:
             raise ImageError(
                 f"unreadable: {path}: {error.strerror or error or type(error).__name__}"
@@ -116,8 +118,9 @@ class FolderReader:
         # One byte more than there should be: a range needs no question for the size, and a longer file shows.
         data = read_bytes(self._path(member), self._options, member.size + 1)
         if len(data) != member.size:
-            raise ValueError(
-                f"expected {member.size} bytes, found other: it was changed after its folder was listed, run again"
+            raise ShardError(
+                f"{self._path(member)}: the listing of its folder says {member.size} bytes, and it has others: it was"
+                " changed since. Run again"
             )
         return data
 
