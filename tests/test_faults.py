@@ -228,7 +228,7 @@ class Deadly:
 @pytest.mark.parametrize(
     ("kind", "workers", "threads", "poison", "tries"),
     [
-        (Poison, 1, 1, ["000020005"], 4),  # 4 is what Dask does by default
+        pytest.param(Poison, 1, 1, ["000020005"], 4, marks=pytest.mark.slow),  # 4 is Dask's default
         (PoisonedTransform, 1, 2, ["000020005"], 2),
         (Poison, 2, 1, ["000020005", "000050001"], 2),
         pytest.param(Poison, 2, 2, ["000000001"], 2, marks=pytest.mark.slow),
@@ -377,7 +377,7 @@ def test_a_client_killed_at_random_moments_is_started_again(folder, undisturbed,
 
 @contextlib.contextmanager
 def running_cluster(folder: Path):
-    """A scheduler and two workers with their nannies, as `dask scheduler` and `dask worker` start them."""
+    """A scheduler and a worker with its nanny, as `dask scheduler` and `dask worker` start them."""
     dask_command = [sys.executable, "-m", "dask"]
     env = {**os.environ, "CURATOR_DASK_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
     env["PYTHONPATH"] = os.pathsep.join([str(TESTS), *filter(None, [env.get("PYTHONPATH")])])
@@ -392,7 +392,7 @@ def running_cluster(folder: Path):
         ]
         try:
             wait_until(file.exists, 60, "the scheduler's file")
-            workers = [*dask_command, "worker", "--nworkers", "2", "--nthreads", "1", *options]
+            workers = [*dask_command, "worker", "--nworkers", "1", "--nthreads", "1", *options]
             parts.append(subprocess.Popen(workers, **start))
             yield json.loads(file.read_text())["address"], *parts
         finally:
@@ -436,7 +436,7 @@ def test_the_scheduler_killed(folder, undisturbed, script, private_cluster, tmp_
     assert "Traceback" not in errors
     assert 3 <= len(digests(out)) < SHARDS
     assert digests(out).items() <= undisturbed.items()
-    with private_cluster(n_workers=2):
+    with private_cluster(n_workers=1):
         embed(SlowColourReader(), folder, out)
     assert digests(out) == undisturbed
     assert leftovers(out) == []
@@ -509,7 +509,10 @@ def test_ctrl_c(tmp_path, moment):
 # ---- nothing is left
 
 
-def test_no_files_and_threads_are_left(folder, private_cluster, tmp_path):
+def test_no_files_and_threads_are_left(private_cluster, tmp_path):
+    folder = tmp_path / "data"
+    write_dataset(folder, 6, SAMPLES)
+
     def counts(process=None):
         import gc
 

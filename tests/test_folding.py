@@ -55,12 +55,13 @@ def vectors(model: nn.Module) -> torch.Tensor:
         ("mobilenetv3_small_050", 0),
         ("tf_mobilenetv3_small_minimal_100", 0),  # TensorFlow's padding
         ("repghostnet_050", None),
-        ("densenet121", 62),  # normalises before its convolutions
+        ("densenet121", 12),  # normalises before its convolutions
     ],
 )
 def test_a_folded_model_gives_the_same_vectors(name, left):
     torch.manual_seed(0)
-    model = shaken(timm.create_model(name, num_classes=0))
+    smaller = {"block_config": (2, 2, 2, 2)} if name == "densenet121" else {}
+    model = shaken(timm.create_model(name, num_classes=0, **smaller))
     count = sum(isinstance(part, nn.BatchNorm2d) for part in model.modules())
     expected = vectors(model)
     folded = fold_batch_norms(model, noise(1))
@@ -170,9 +171,17 @@ def test_a_bias_and_an_activation_stay():
         torch.testing.assert_close(vectors(model), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (65, 65), (63, 50), (224, 96)])
 @pytest.mark.parametrize(
-    "name", ["tf_mobilenetv3_small_100", "tf_efficientnet_lite0", "tf_mixnet_s", "tf_efficientnetv2_b0"]
+    ("name", "size"),
+    [
+        ("tf_mobilenetv3_small_100", (64, 64)),
+        ("tf_mobilenetv3_small_100", (65, 65)),
+        ("tf_mobilenetv3_small_100", (63, 50)),
+        ("tf_mobilenetv3_small_100", (224, 96)),
+        ("tf_efficientnet_lite0", (224, 96)),
+        ("tf_mixnet_s", (63, 50)),
+        ("tf_efficientnetv2_b0", (65, 65)),
+    ],
 )
 def test_a_model_that_pads_both_ends_gives_the_same_vectors(name, size):
     torch.manual_seed(0)
@@ -195,7 +204,7 @@ def test_a_model_that_pads_both_ends_gives_the_same_vectors(name, size):
 @pytest.mark.parametrize("kernel", [1, 2, 3, 5, (3, 2), (1, 4), 7])
 def test_a_convolution_that_pads_both_ends(kernel):
     torch.manual_seed(0)
-    strides, dilations, sizes = (1, 2, 3, (1, 2), (2, 1), 5), (1, 2, (1, 2)), ((17, 16), (16, 15), (18, 21))
+    strides, dilations, sizes = (1, 2, (2, 1), 5), (1, 2, (1, 2)), ((17, 16), (18, 21))
     for stride, dilation, groups, size in itertools.product(strides, dilations, (1, 3), sizes):
         case = f"stride {stride}, dilation {dilation}, groups {groups}, size {size}"
         layer = Conv2dSame(3, 6, kernel, stride, dilation=dilation, groups=groups, bias=groups == 1)
