@@ -37,7 +37,7 @@ from curator_dask.pipeline import Pipeline
 from curator_dask.runs.settle import HOPELESS
 from curator_dask.settings import PATIENCE
 
-SHARDS, SAMPLES = 40, 12
+SHARDS, SAMPLES = 24, 12
 BAD = "000030005"
 TESTS = Path(__file__).parent
 
