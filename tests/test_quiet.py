@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import struct
 import threading
@@ -12,11 +13,14 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+from colours import ColourReader, write_tar
 from PIL import Image, ImageCms
 
 from curator_dask.cluster.setup import set_up_workers
+from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.decode import quiet
 from curator_dask.decode.loader import Loader
+from curator_dask.decode.overheard import overheard
 from curator_dask.decode.pillow import decode
 from curator_dask.decode.spec import LoaderSpec
 from curator_dask.errors import ImageError
@@ -65,6 +69,16 @@ def good_images():
     }
 
 
+def corrupt_images():
+    """Which Pillow decodes as far as their data go, and what libjpeg and libpng say of them."""
+    jpeg, png = encode(PICTURE, "JPEG"), encode(PICTURE, "PNG")
+    middle = (jpeg.index(b"\xff\xda") + len(jpeg)) // 2
+    return {
+        jpeg[:middle] + b"\xff\xd9": "Corrupt JPEG data: premature end of data segment",
+        changed(png, len(png) - 16, b"\0\0\0\0"): "libpng error: IDAT: CRC error",
+    }
+
+
 def bad_png():
     """Pillow refuses it for its text."""
     return png_with(chunk(b"tEXt", b"a\0b", crc=1))
@@ -91,20 +105,43 @@ def bad_tiffs():
     }
 
 
-@pytest.mark.parametrize("decoder", ["dali", "pillow"])
+@pytest.mark.parametrize("decoder", ["dali", "dali beside another", "pillow"])
 def test_images_of_which_a_library_complains(decoder, capfd):
     good, bad = good_images(), [bad_png(), *(data for data, _ in bad_tiffs().values())]
-    loader = Loader(LoaderSpec((None,), (64,), 2, decoder=decoder, device="cpu"))
+    good |= {words: data for data, words in corrupt_images().items()}
+    kind, *company = decoder.split(maxsplit=1)
+    mark = overheard.begin() if company else None
+    loader = Loader(LoaderSpec((None,), (64,), 2, decoder=kind, device="cpu"))
     try:
         (batch,) = loader.load(enumerate([*good.values(), *bad]))
+        ctypes.CDLL(None).perror(b"another's")  # as long as there is a pipeline
     finally:
         loader.close()
-    assert capfd.readouterr().err == ""
-    assert batch.positions.tolist() == [*range(len(good))]
-    for (name, data), pixels in zip(good.items(), batch.pixels, strict=True):
+        lines = overheard.end(mark) if company else []
+    assert [line.partition(":")[0] for line in capfd.readouterr().err.splitlines()] == ["another's"]
+    words = corrupt_images().values()
+    assert not company or {*lines} >= {*words}
+    assert batch.said == ({} if kind == "pillow" else {[*good].index(each): each for each in words})
+    assert sorted(batch.positions.tolist()) == [*range(len(good))]
+    in_order = sorted(zip(batch.positions.tolist(), batch.pixels, strict=True), key=lambda pair: pair[0])
+    for (name, data), (_, pixels) in zip(good.items(), in_order, strict=True):
         own = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
         np.testing.assert_array_equal(pixels, own, err_msg=name)
     assert len(batch.errors) == len(bad)
+
+
+def test_corrupt_images_are_named(tmp_path, capfd):
+    jpeg, png = corrupt_images()
+    images = {"good.jpg": encode(PICTURE, "JPEG"), "half.jpg": jpeg, "sum.jpg": png}
+    write_tar(tmp_path / "a.tar", [*images.items()])
+    read = ColourReader()(ImageTextPairDataset.from_webdataset(tmp_path))
+    first, second = (read.save_metadata(tmp_path / "out") for _ in range(2))
+    words = [*corrupt_images().values()]
+    expected = {"count": 2, "examples": [f"half ({words[0]})", f"sum ({words[1]})"]}
+    assert (first.good, first.corrupt) == (1.0, {str(tmp_path / "a.tar"): expected})
+    assert (second.skipped, second.corrupt) == (1, first.corrupt)
+    assert f"a.tar half ({words[0]})" in str(second)
+    assert not any(line in capfd.readouterr().err for line in words)
 
 
 @pytest.mark.parametrize("name", bad_tiffs())

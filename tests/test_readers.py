@@ -43,6 +43,17 @@ def by_duckdb(pattern):
     return read
 
 
+def by_datasets(folder):
+    """Hugging Face's, whose batches of good rows are tensors."""
+    import datasets
+
+    options = {"split": "train", "cache_dir": str(folder.parent / "cache")}
+    train = datasets.load_dataset("parquet", data_dir=str(folder), **options)
+    rows = train.with_format("torch", columns=["image_embedding"], output_all_columns=True)[:]
+    assert rows["image_embedding"].shape == (13, 3)
+    return [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+
+
 READERS = {
     "pyarrow": lambda folder: pq.read_table(folder).to_pylist(),
     "a dataset of pyarrow": lambda folder: pyarrow.dataset.dataset(folder).to_table().to_pylist(),
@@ -51,6 +62,7 @@ READERS = {
     "all files below": lambda folder: pq.read_table(sorted(folder.rglob("*.parquet"))).to_pylist(),
     "Polars": by_polars(""),
     "Polars, all below": by_polars("/**/*.parquet"),
+    "Hugging Face's datasets": by_datasets,
     "DuckDB": by_duckdb("/*.parquet"),
     "DuckDB, all below": by_duckdb("/**/*.parquet"),
 }

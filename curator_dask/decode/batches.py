@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,12 +43,16 @@ class Batch:
         Reason by position, for images that could not be used. In no other batch of this transform.
     which
         Number of the transform that `pixels` come from, in `LoaderSpec.transforms`.
+    said
+        By position, what a decoder's library said of an image, which may be in another batch: that its data are
+        corrupt, say. Of the first transform alone.
     """
 
     positions: np.ndarray
     pixels: Any
     errors: dict[int, str]
     which: int = 0
+    said: dict[int, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         if isinstance(self.pixels, list):
@@ -82,6 +86,11 @@ class Collector(ABC):
     def _new(self) -> None:
         self._positions: list[int] = []
         self._errors: dict[int, str] = {}
+        self._said: dict[int, str] = {}
+
+    def say(self, position: int, lines: Sequence[str]) -> None:
+        """Take what a library said of an image, before that is added."""
+        self._said[position] = "; ".join(dict.fromkeys(lines))
 
     def fail(self, errors: dict[int, str]) -> None:
         """Take reasons by position."""
@@ -114,7 +123,8 @@ class Collector(ABC):
         pixels = self._pixels()
         with self._place.wait_for_outputs():
             pass  # what the caller gets is there, on whichever stream it works
-        self._put(Batch(np.array(self._positions, np.int64), pixels, self._errors, self._which))
+        positions = np.array(self._positions, np.int64)
+        self._put(Batch(positions, pixels, self._errors, self._which, self._said))
         self._new()
 
     @abstractmethod

@@ -255,6 +255,10 @@ class ChunkDecoder:
             except Exception as error:  # DALI's own, of many types; memory that it could not get
                 self._say_lost(len(items), error)
                 self._halve(items, chunk, collectors)
+            else:
+                if self._dali.said:
+                    for number, lines in self._dali.found(*zip(*((d, s) for _, d, s in items), strict=True)):
+                        collectors[0].say(items[number][0], lines)
         if following is not None:
             self._start(following)
         if taken is not None:
@@ -285,6 +289,8 @@ class ChunkDecoder:
         """Find the images that DALI cannot decode; the others keep DALI's result."""
         if len(items) == 1:
             position, data, _ = items[0]
+            if self._dali is not None and self._dali.said:
+                collectors[0].say(position, self._dali.said)
             self._to_pillow(chunk, self._dalis, position, data)
             return
         for half in (items[: len(items) // 2], items[len(items) // 2 :]):

@@ -9,11 +9,13 @@ leave DALI whole.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from curator_dask.decode.overheard import overheard
 from curator_dask.decode.pillow import width_first
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError
@@ -78,6 +80,9 @@ class DaliDecoder:
         self._transforms = tuple(transforms)
         self._pipeline: Any = None
         self._fed: list[np.ndarray] = []  # not empty: a chunk is being decoded
+        self._mark: int | None = None
+        #: What the libraries said of the last chunk, a line each.
+        self.said: list[str] = []
 
     def start(self, encoded: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> None:
         """Begin to decode.
@@ -92,6 +97,7 @@ class DaliDecoder:
         if self._pipeline is None:
             self._pipeline = self._build()
         self._fed = list(encoded)  # DALI reads from these very arrays
+        self._mark = overheard.begin()
         self._pipeline.feed_input("encoded", self._fed)
         for number, transform in enumerate(self._transforms):
             if transform is None:
@@ -128,6 +134,8 @@ class DaliDecoder:
             raise
         finally:
             self._fed = []
+            if self._mark is not None:
+                self.said, self._mark = overheard.end(self._mark), None
         return pixels, found
 
     def _taken(self, transform: TransformSpec | None, images: Any) -> Any:
@@ -135,6 +143,39 @@ class DaliDecoder:
             return _as_torch(images.as_tensor())
         as_array = np.asarray if self._options["device_id"] is None else _as_torch
         return [as_array(images[index]) for index in range(len(images))]
+
+    def found(
+        self, encoded: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[int, list[str]]]:
+        """Of which images of the last chunk the libraries said what they said: numbers, and the lines of each.
+
+        The images are decoded again, one at a time, until all lines are found. A line that none of them gets again,
+        or that another thread's may have got, goes to stderr.
+
+        Parameters
+        ----------
+        encoded, sizes
+            As they were given to `start`; what it gave has been taken.
+        """
+        left = Counter(self.said)
+        for number, (data, size) in enumerate(zip(encoded, sizes, strict=True)):
+            if not left:
+                return
+            lines = self.said if len(encoded) == 1 else self._alone(data, size)
+            if lines and overheard.has_company:
+                again = self._alone(data, size)
+                lines = [line for line in lines if line in again]
+            left -= Counter(lines)
+            if lines:
+                yield number, lines
+        overheard.pass_on(left.elements())
+
+    def _alone(self, data: np.ndarray, size: tuple[int, int]) -> list[str]:
+        """What the libraries say of one image."""
+        self.start([data], [size])
+        with contextlib.suppress(Exception):
+            self.finish()
+        return self.said
 
     def drop(self) -> None:
         """Wait for a chunk that was started and forget it."""
@@ -173,6 +214,7 @@ class DaliDecoder:
 
         pipeline = graph()
         pipeline.build()
+        overheard.listen()  # the libraries are loaded by now
         return pipeline
 
 

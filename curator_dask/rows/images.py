@@ -119,6 +119,23 @@ def read_images(
             remark_orphans(url, index, found, id_col, storage_options)
 
 
+def remark_corrupt(said: Mapping[int, str], ids: Sequence[Any], urls: Sequence[str | None]) -> None:
+    """Say of which images that were decoded their decoder's library said something.
+
+    Parameters
+    ----------
+    said
+        The library's words, by row.
+    ids, urls
+        Key and shard of each row.
+    """
+    names: dict[str, list[str]] = {}
+    for row in sorted(said):
+        names.setdefault(str(urls[row]), []).append(f"{ids[row]} ({said[row]})")
+    for url, some in names.items():
+        remark(url, "corrupt", fact_of(some))
+
+
 def why_missing(index: ShardIndex, item: Any) -> str:
     """What may have cost an id its image, as the end of a reason."""
     unread = index.why_unread(item)

@@ -15,16 +15,20 @@ from typing import Any
 
 from curator_dask.webdataset.samples import key_text
 
-KINDS = ("damaged", "orphans", "duplicates", "unread", "left-out", "filtered", "not-made", "text-truncated")
+KINDS = (
+    *("damaged", "orphans", "duplicates", "unread", "corrupt"),
+    *("left-out", "filtered", "not-made", "text-truncated"),
+)
 """``"damaged"``: what is wrong with the tar, as text; the samples before the fault are used. ``"orphans"``: samples
 that no row of the shard's Parquet names. ``"duplicates"``: member names that occur again; the first is taken.
-``"unread"``: members that cannot be read, links to what is not in the tar and sparse files. ``"left-out"``: kinds of
+``"unread"``: members that cannot be read, links to what is not in the tar and sparse files. ``"corrupt"``: images that
+were decoded as far as their data go, each with what its decoder's library says of them. ``"left-out"``: kinds of
 components and fields of the JSON that rows of tars do not take. ``"filtered"``: rows that a stage left out.
 ``"not-made"``: columns of other runs' vectors that have none for the shard as it is now. ``"text-truncated"``: rows
 with a caption that is longer than its model takes. All but the first are ``{"count": int, "examples": [text, …]}``."""
 
-OF_TARS = ("damaged", "orphans", "duplicates", "unread")
-"""Those that are noticed when a tar is opened."""
+OF_TARS = ("damaged", "orphans", "duplicates", "unread", "corrupt")
+"""Those that are noticed when a tar is read."""
 
 EXAMPLES = 3
 """Names that a fact gives."""

@@ -20,7 +20,7 @@ from curator_dask.decode.spec import LoaderSpec
 from curator_dask.frames.columns import embedding_columns, to_array
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.rows.ids import exact_ids
-from curator_dask.rows.images import add_status, read_images
+from curator_dask.rows.images import add_status, read_images, remark_corrupt
 from curator_dask.rows.reasons import as_stored, reason_for, reasons_in
 from curator_dask.rows.remarks import current_remarks
 from curator_dask.runs.step import Reading, Rows, SharingStep, Work
@@ -149,6 +149,7 @@ def _read(
 ) -> None:
     """Give every step the images that it wants; those that read alike share it."""
     failed: set[int] = set()
+    said: dict[int, str] = {}
     counted = False
     watched = Watched()
     waiting = [part for part in parts if part[0] is not None]
@@ -173,12 +174,13 @@ def _read(
         if tasters:
             images = _tasted(images, tasters)
         viewers = [work for _, _, work in alike if work.wanted is not None]
-        for done, newly in _decoded(images, reading, viewers):
+        for done, newly in _decoded(images, reading, viewers, said):
             fresh = newly - failed
             failed |= fresh
             report(images=0 if counted else done, failed=len(fresh))
         counted = True
     watched.check()
+    remark_corrupt({row: words for row, words in said.items() if row not in failed}, ids, urls)
 
 
 def _shares(own: Reading | None, work: Work, reading: Reading) -> bool:
@@ -191,9 +193,9 @@ def _shares(own: Reading | None, work: Work, reading: Reading) -> bool:
 
 
 def _decoded(
-    images: Iterator[tuple[int, Any]], reading: Reading, works: Sequence[Work]
+    images: Iterator[tuple[int, Any]], reading: Reading, works: Sequence[Work], said: dict[int, str]
 ) -> Iterator[tuple[int, set[int]]]:
-    """Images done and rows that failed, batch after batch."""
+    """Images done and rows that failed, batch after batch; what decoders said of rows goes into `said`."""
     if not works:
         for row, image in images:
             yield 1, {row} if isinstance(image, Exception) else set()
@@ -213,6 +215,7 @@ def _decoded(
         for batch in batches:
             watch.turn_to("forward")
             newly = {*works[batch.which].take(batch), *batch.errors}
+            said |= batch.said
             watch.turn_to(None)
             watch.tell()
             # Each image comes once for each of the works.

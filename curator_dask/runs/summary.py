@@ -52,6 +52,9 @@ class SaveSummary:
     unread
         By the shard's url, members of the tar that cannot be read, in the same form: links to what is not in the tar,
         sparse files.
+    corrupt
+        By the shard's url, images that were decoded as far as their data go, in the same form, each with what its
+        decoder's library says of them.
     left_out
         By the shard's url, kinds of components (``.npy``) and fields of the JSON that rows from the tar do not take, in
         the same form.
@@ -95,6 +98,7 @@ class SaveSummary:
     orphans: dict[str, dict[str, Any]] = field(default_factory=dict)
     duplicates: dict[str, dict[str, Any]] = field(default_factory=dict)
     unread: dict[str, dict[str, Any]] = field(default_factory=dict)
+    corrupt: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: dict[str, dict[str, Any]] = field(default_factory=dict)
     filtered: dict[str, dict[str, Any]] = field(default_factory=dict)
     not_made: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -161,6 +165,7 @@ class SaveSummary:
             "orphans": self.orphans,
             "duplicates": self.duplicates,
             "unread": self.unread,
+            "corrupt": self.corrupt,
             "left-out": self.left_out,
             "filtered": self.filtered,
             "not-made": self.not_made,
@@ -237,6 +242,7 @@ class SaveSummary:
             *_total_line("samples without a row in their shard's Parquet, not embedded", self.orphans),
             *_total_line("names that occur again in a tar, the first was taken", self.duplicates),
             *_total_line("members that cannot be read, left out", self.unread),
+            *_total_line("images decoded as far as their data go", self.corrupt),
             *_left_out_line(self.left_out),
             *_total_line("rows filtered out", self.filtered),
             *_total_line(

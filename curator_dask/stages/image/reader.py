@@ -20,7 +20,7 @@ from curator_dask.decode.spec import DEFAULT_MAX_PIXELS, ImageOptions, LoaderSpe
 from curator_dask.frames.columns import embedding_columns, to_array
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.rows.ids import exact_ids
-from curator_dask.rows.images import add_status, read_images, values_of, vectors_of
+from curator_dask.rows.images import add_status, read_images, remark_corrupt, values_of, vectors_of
 from curator_dask.stages.base import Names, ProcessingStage
 from curator_dask.tasks import FileGroupTask, ImageBatch, ImageObject
 from curator_dask.webdataset.folders import place_of
@@ -176,7 +176,9 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
         with LOADERS.lease(spec, lambda: Loader(spec)) as loader:
             watch = Stopwatch()
             watch.turn_to(WAITING)
+            said: dict[int, str] = {}
             for number, batch in enumerate(loader.load(images)):
+                said |= batch.said
                 watch.turn_to("forward")  # what other stages do with the batch
                 started = time.monotonic()
                 pixels = zip(batch.positions.tolist(), batch.pixels, strict=True)
@@ -191,6 +193,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
                 if self.verbose:
                     _say(urls[0], number, len(objects), failed, time.monotonic() - started)
         watched.check()
+        remark_corrupt(said, ids, urls)
 
     def unread(self, frame: Any, reason: str, reading: str = "") -> list[ImageObject]:
         """The rows of a frame as images that were not looked at, all with this error."""
