@@ -54,6 +54,7 @@ KINDS = {
         "Parquet file that cannot be used",
         "write it again, or read the rows from the tars with metadata='tar' (--metadata tar)",
     ),
+    "captions": Kind(True, "table of captions that cannot be used", "mend the table as its line says"),
     "columns": Kind(
         True,
         "shard whose columns do not fit",
@@ -113,6 +114,16 @@ KINDS = {
         False,
         "sample that not all readers see alike: other fields than the rest of its shard, upper-case suffixes, odd keys",
         "none is needed here; curator-dask export --layout portable writes shards that all take alike",
+    ),
+    "no-row": Kind(
+        False,
+        "image without a row in the table of captions; its columns will be null",
+        "add rows: file_name is the path below the folder, with the suffix, letter for letter",
+    ),
+    "no-file": Kind(
+        False,
+        "row of the table of captions without an image; it is passed over",
+        "see whether file_name is the path below the folder, with the suffix, letter for letter",
     ),
     "no-caption": Kind(False, "row without a caption", "none is needed for embedding images"),
     "bad-image": Kind(
@@ -208,6 +219,10 @@ class Report:
         The dataset's root.
     source
         ``"parquet"`` or ``"tar"``: where rows come from.
+    captions
+        Of image files: ``"txt"``, what lies beside them; ``"none"``, or the path of a table.
+    columns
+        That rows get from that table.
     shards, size
         Tars and their bytes.
     looked
@@ -250,6 +265,8 @@ class Report:
     disk: dict[str, Any] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
+    captions: str = "txt"
+    columns: list[str] = field(default_factory=list)
 
     @property
     def problems(self) -> list[Finding]:
@@ -277,9 +294,9 @@ class Report:
         }
 
     def __str__(self) -> str:
-        where = "the Parquet files beside them" if self.source == "parquet" else "their captions and JSON"
         lines = [
-            f"{shown(self.path)}: {_number(self.shards, 'shard')}, {_bytes(self.size)}; rows come from {where}",
+            f"{shown(self.path)}: {_number(self.shards, 'shard')}, {_bytes(self.size)}; rows come from"
+            f" {self._rows_from()}",
             f"  looked at: size, first header, end, companion and index of every shard; all headers and keys of"
             f" {self._looked()}; the headers of {_number(self.images.get('looked', 0), 'image')}",
             f"  rows: {_count(self.rows, self.rows_exact)}; samples: {_count(self.samples, self.samples_exact)}",
@@ -308,6 +325,16 @@ class Report:
         )
         lines.append(f"{verdict}, {_number(notes, 'note')}; {self.seconds:.1f} s")
         return "\n".join(lines)
+
+    def _rows_from(self) -> str:
+        if self.source == "parquet":
+            return "the Parquet files beside them"
+        if self.captions == "txt":
+            return "their captions and JSON"
+        if self.captions == "none":
+            return "the names of the images alone"
+        named = f" (columns {', '.join(map(shown, self.columns))})" if self.columns else ""
+        return f"the images, and {shown(self.captions)}{named}"
 
     def _looked(self) -> str:
         if self.looked == self.shards:

@@ -62,6 +62,12 @@ ImagesPath = Annotated[
     ),
 ]
 Images = Annotated[bool, typer.Option("--images", help="Take INPUT's image files, even where it has tars.")]
+Captions = Annotated[
+    str,
+    typer.Option(
+        help="Of image files: txt beside each, a Parquet, CSV or JSONL file with file_name, or none."
+    ),
+]
 IdColumn = Annotated[str, typer.Option(help="Column whose values are the keys in the tars.")]
 RowSource = Annotated[Metadata, typer.Option(help="Rows from the Parquet beside each tar, or from the tar.")]
 Cluster = Annotated[ClusterType, typer.Option(help="Start workers on the CPU or the GPUs of this machine.")]
