@@ -583,7 +583,7 @@ def test_a_table_of_captions_is_compared_with_the_images(tmp_path):
     assert by_kind(preflight(images))["no-caption"].count == 4
     table.write_text("file_name,caption\n1.png,a\n1.png,b\n")
     report = preflight(images, captions=table)
-    assert not report.ok and "images stand in several rows" in by_kind(report)["captions"].examples[0]
+    assert not report.ok and "1 image in several rows each" in by_kind(report)["captions"].examples[0]
     write_dataset(tmp_path / "tars", shards=1, samples=1)
     with pytest.raises(ConfigError, match="is for image files"):
         preflight(tmp_path / "tars", captions=table)

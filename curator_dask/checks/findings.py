@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from curator_dask.webdataset.samples import key_text
+from curator_dask.words import counted, sized
 
 _WIDTH = 300  # characters of a name or reason that a line shows
 
@@ -295,10 +296,10 @@ class Report:
 
     def __str__(self) -> str:
         lines = [
-            f"{shown(self.path)}: {_number(self.shards, 'shard')}, {_bytes(self.size)}; rows come from"
+            f"{shown(self.path)}: {counted(self.shards, 'shard')}, {sized(self.size)}; rows come from"
             f" {self._rows_from()}",
             f"  looked at: size, first header, end, companion and index of every shard; all headers and keys of"
-            f" {self._looked()}; the headers of {_number(self.images.get('looked', 0), 'image')}",
+            f" {self._looked()}; the headers of {counted(self.images.get('looked', 0), 'image')}",
             f"  rows: {_count(self.rows, self.rows_exact)}; samples: {_count(self.samples, self.samples_exact)}",
         ]
         if self.components:
@@ -319,11 +320,11 @@ class Report:
         lines += map(str, self.findings)
         problems, notes = len(self.problems), len(self.notes)
         verdict = (
-            f"{_number(problems, 'problem')} on which a run would fail"
+            f"{counted(problems, 'problem')} on which a run would fail"
             if problems
             else "nothing that would fail"
         )
-        lines.append(f"{verdict}, {_number(notes, 'note')}; {self.seconds:.1f} s")
+        lines.append(f"{verdict}, {counted(notes, 'note')}; {self.seconds:.1f} s")
         return "\n".join(lines)
 
     def _rows_from(self) -> str:
@@ -352,18 +353,18 @@ class Report:
         (w0, w1, w2), (h0, h1, h2), (b0, b1, b2) = found["width"], found["height"], found["bytes"]
         return [
             f"  images: {formats}; width {w0} to {w2} (median {w1}), height {h0} to {h2} (median {h1}) pixels,"
-            f" {_bytes(b0)} to {_bytes(b2)} (median {_bytes(b1)})"
+            f" {sized(b0)} to {sized(b2)} (median {sized(b1)})"
         ]
 
     def _disk_lines(self) -> list[str]:
         found = self.disk
         if not found:
             return []
-        free = f"; free in {shown(found['output'])}: {_bytes(found['free'])}" if found.get("free") else ""
-        there = f" ({_bytes(found['there'])} of it are there)" if found.get("there") else ""
+        free = f"; free in {shown(found['output'])}: {sized(found['free'])}" if found.get("free") else ""
+        there = f" ({sized(found['there'])} of it are there)" if found.get("there") else ""
         return [
-            f"  output: about {_bytes(found['total'])}{there}: {_bytes(found['vectors'])} of vectors (float32,"
-            f" {found['dim']} values each, which hardly compress) and {_bytes(found['other'])} of other columns{free}"
+            f"  output: about {sized(found['total'])}{there}: {sized(found['vectors'])} of vectors (float32,"
+            f" {found['dim']} values each, which hardly compress) and {sized(found['other'])} of other columns{free}"
         ]
 
 
@@ -379,15 +380,3 @@ def _count(number: int | None, exact: bool) -> str:
     if number is None:
         return "unknown"
     return f"{number:,}" if exact else f"about {number:,}"
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def _bytes(size: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"

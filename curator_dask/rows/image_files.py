@@ -21,6 +21,7 @@ from curator_dask.webdataset.opening import open_shard
 from curator_dask.webdataset.samples import key_text
 from curator_dask.webdataset.shards import ShardRange, ShardSet
 from curator_dask.webdataset.stamps import stamp
+from curator_dask.words import counted
 
 _FEW = 3  # names that an error gives
 #: Tables by path and state: every shard of a dataset asks for the same.
@@ -72,7 +73,8 @@ class CaptionTable:
         several = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
         if several:
             raise DatasetError(
-                f"{self.path}: {len(several)} images stand in several rows, {', '.join(map(repr, several[:_FEW]))} for"
+                f"{self.path}: {counted(len(several), 'image')} in several rows each,"
+                f" {', '.join(map(repr, several[:_FEW]))} for"
                 " example: leave one row of each"
             )
         table = table.set_column(table.column_names.index(FILE_COLUMN), FILE_COLUMN, names)
@@ -125,7 +127,7 @@ class CaptionTable:
         if rows.null_count == len(rows):
             has = ", ".join(map(repr, names[:_FEW].to_pylist())) or "none"
             raise DatasetError(
-                f"{self.path}: none of the {len(files)} images of {folder} has a row: expected names such as"
+                f"{self.path}: none of the {counted(len(files), 'image')} of {folder} has a row: expected names such as"
                 f" {found[0]!r} in the column {FILE_COLUMN!r}, found {has}"
             )
         return files, rows
