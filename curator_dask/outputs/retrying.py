@@ -285,7 +285,7 @@ def _loaded(steps: Sequence[SharingStep], client: Any, most: int) -> tuple[tuple
     usable = [step for step in steps if not isinstance(step, ScoringStep)]
     loaded = load_models(usable, [], client, most)
     for step in steps:
-        if step in usable:
+        if not isinstance(step, ScoringStep):
             continue
         try:
             more = load_models([step], [], client, most)
