@@ -35,6 +35,7 @@ from curator_dask.rows.reading import choose_source
 from curator_dask.storage import Options, absolute, is_remote, join
 from curator_dask.webdataset.finding import find_shards
 from curator_dask.webdataset.shards import ShardSet
+from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
 
@@ -246,7 +247,9 @@ class CurationSummary:
         return {**vars(self), "steps": {name: each.to_dict() for name, each in self.steps.items()}}
 
     def __str__(self) -> str:
-        lines = [f"{join(self.path, SHARDS)}: {self.kept:,} of {self.rows:,} rows; {self.seconds:.0f} s"]
+        lines = [
+            f"{join(self.path, SHARDS)}: {self.kept:,} of {counted(self.rows, 'row')}; {self.seconds:.0f} s"
+        ]
         for name in ("failed", "filtered", "duplicates", "missing"):
             count = getattr(self, name)
             lines += [f"  {name:10} {count:>9,} ({count / max(1, self.rows):.1%})"]

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from curator_dask.words import counted
+
 #: The kind of reason of shards that could not be done.
 SHARD_FAILED = "shard failed"
 _EXAMPLES = 3  # of each reason
@@ -128,14 +130,14 @@ class Meter:
     def __str__(self) -> str:
         left = "?" if self.remaining is None else clock(self.remaining)
         return (
-            f"{self._shards} | {self.images} images, {self.rate:.1f}/s |"
+            f"{self._shards} | {counted(self.images, 'image')}, {self.rate:.1f}/s |"
             f" {self.failed} failed | {clock(self.seconds)} elapsed, {left} left"
         )
 
     @property
     def outcome(self) -> str:
         """What is said at the end: of images the last are told only half a second later."""
-        return f"{self._shards} | {self.rows} rows | {clock(self.seconds)} elapsed"
+        return f"{self._shards} | {counted(self.rows, 'row')} | {clock(self.seconds)} elapsed"
 
     @property
     def _shards(self) -> str:

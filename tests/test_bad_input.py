@@ -597,7 +597,7 @@ def test_counts_add_up_and_the_rest_is_left_alone(run):
         assert (
             f"{6 + 1 + 3} samples without a row in their shard's Parquet, not embedded, in 3 shards" in text
         )
-    assert "names that occur again in a tar, the first was taken" in text
+    assert "used again in a tar, the first was taken" in text
 
 
 def check_vectors(table, numbers):

@@ -63,7 +63,7 @@ def test_embed_and_rerun(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "found 2 shards" in done.stdout
     assert "image_embedding: 64 values, pooled output of test_vit" in done.stdout
-    assert "12 rows in 2 files; 1 failed images" in done.stdout
+    assert "12 rows in 2 files; 1 failed image" in done.stdout
     assert "1 x empty, for example 00000 000000001: empty" in done.stdout
     assert "Traceback" not in done.stderr
     schema = pq.read_schema(tmp_path / "out" / "00000.parquet")
@@ -76,7 +76,7 @@ def test_embed_and_rerun(folder, tmp_path):
     finally:
         (folder / "00001.tar.away").rename(folder / "00001.tar")
     assert again.returncode == 1, again.stderr
-    assert "1 files were finished before" in again.stdout
+    assert "1 file finished before" in again.stdout
     assert "shard failed: 00001" in again.stdout
     assert "Traceback" not in again.stderr
 
@@ -84,7 +84,7 @@ def test_embed_and_rerun(folder, tmp_path):
 @pytest.mark.parametrize(
     ("bad", "options", "code", "said"),
     [
-        (3, [], 1, "NONE of the 3 images has a vector"),
+        (3, [], 1, "NONE of 3 images has a vector"),
         (2, [], 0, ""),
         (2, ["--min-good", "0.5"], 1, "error: 33.3% of the images have a vector, --min-good 0.5"),
         (1, ["--min-good", "0.5"], 0, ""),
@@ -113,7 +113,7 @@ def test_vectors_of_finished_files_count(client, tmp_path):
         (tmp_path / shard).unlink()
     nothing = run_here(*arguments)
     assert nothing.returncode == 1 and "nothing to do" in nothing.stdout
-    assert "NONE of the 3 images has a vector" in nothing.stdout
+    assert "NONE of 3 images has a vector" in nothing.stdout
 
 
 def test_two_models_in_turn_into_one_output(client, tmp_path):
@@ -127,9 +127,9 @@ def test_two_models_in_turn_into_one_output(client, tmp_path):
         return done.stdout + " ".join(done.stderr.split())
 
     for column in "ab":
-        assert "3 rows in 1 files" in embed("test_vit", column, "--max-pixels", "1")
+        assert "3 rows in 1 file" in embed("test_vit", column, "--max-pixels", "1")
     for column in "ab":
-        assert "nothing to do, 1 files were finished before" in embed("test_vit", column, "--max-pixels", "1")
+        assert "nothing to do, 1 file finished before" in embed("test_vit", column, "--max-pixels", "1")
     refused = embed("test_vit", "b", "--no-normalize")
     assert "another name by image_embedding_column (--column). Use overwrite=True (--overwrite)" in refused
     done = run_here("retry", out, "--max-pixels", "1000", "--scheduler-address", client.scheduler.address)
@@ -188,7 +188,7 @@ def test_summaries_as_json(client, tmp_path):
 
     file = tmp_path / "summary.json"
     (tmp_path / "out" / "00000.parquet").unlink()
-    assert "3 rows in 1 files" in run_here(*embed, "--json", file).stdout
+    assert "3 rows in 1 file" in run_here(*embed, "--json", file).stdout
     again = json.loads(file.read_text())
     assert again["shards"] == {"00000": good, "00001": {**failed, "before": True}}
     assert (again["skipped"], again["failed_before"]) == (1, 1)
@@ -221,14 +221,14 @@ def test_embed_with_clip_and_retry(folder, tmp_path):
     done = run("embed", folder, out, *model, *cluster, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "image_embedding: 24 values, projected output of CLIPVisionModelWithProjection" in done.stdout
-    assert "12 rows in 2 files; 1 failed images" in done.stdout
+    assert "12 rows in 2 files; 1 failed image" in done.stdout
     assert "LOAD REPORT" not in done.stderr and "Traceback" not in done.stderr
     assert "still alive" not in done.stderr
     before = pq.read_table(out)
     assert before["image_embedding"].type == pa.list_(pa.field("element", pa.float32()), 24)
     done = run_here("retry", out, *cluster)  # from another working directory
     assert done.returncode == 0, done.stderr
-    assert "1 failed rows tried again, 0 have a vector now" in done.stdout
+    assert "1 failed row tried again, 0 have a vector now" in done.stdout
     assert pq.read_table(out).equals(before)
 
 
@@ -432,7 +432,7 @@ def test_retry_takes_the_member_that_was_named(client, tmp_path):
     limited = [*model, *cluster, "--image", "b.png", "--max-pixels", "10000"]
     assert run_here("embed", tmp_path / "two", tmp_path / "out", *limited).returncode == 1  # too large
     done = run_here("retry", tmp_path / "out", "--max-pixels", "100000", *cluster)
-    assert "1 failed rows tried again, 1 have a vector now" in done.stdout
+    assert "1 failed row tried again, 1 has a vector now" in done.stdout
     alone, mended = (pq.read_table(tmp_path / name)["image_embedding"] for name in ("alone", "out"))
     np.testing.assert_allclose(mended.to_pylist(), alone.to_pylist(), atol=1e-5)
 
@@ -459,7 +459,7 @@ def test_retry(tmp_path):
     assert before["image_error"].null_count == 6
     done = run("retry", out, "--max-pixels", "100000", "--cluster", "cpu", "--workers", "1")
     assert done.returncode == 0, done.stderr
-    assert "2 failed rows tried again, 1 have a vector now" in done.stdout
+    assert "2 failed rows tried again, 1 has a vector now" in done.stdout
     assert "1 x empty" in done.stdout
     after = pq.read_table(out)
     assert after["image_error"].null_count == 7
@@ -497,7 +497,7 @@ def test_a_folder_of_image_files(client, tmp_path):
     assert pq.read_table(tmp_path / "out")["label"].to_pylist() == ["red"] + [None] * 29
     done = run_here("embed", tmp_path / "data", tmp_path / "out", *model, *at)
     assert done.returncode == 0, done.stderr
-    assert "30 rows in 1 files; 1 failed images" in done.stdout
+    assert "30 rows in 1 file; 1 failed image" in done.stdout
     done = run_here("export", tmp_path / "out", tmp_path / "tars", "--where", "image_error is null", *at)
     assert done.returncode == 0, done.stderr
     with tarfile.open(tmp_path / "tars" / "00000.tar") as tar:
@@ -518,7 +518,7 @@ def test_a_folder_of_image_files(client, tmp_path):
     (tmp_path / "curated" / "shards" / "more.png").write_bytes(image_of("7"))
     done = run_here("export", tmp_path / "curated" / "shards", tmp_path / "one", "--images", *at)
     assert (done.returncode, len([*(tmp_path / "one").glob("*.tar")])) == (0, 1), done.stderr
-    assert "1 samples in 1 tars" in done.stdout
+    assert "1 sample in 1 tar" in done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -567,5 +567,5 @@ def test_what_is_wrong_is_said_before_a_cluster_starts(folder, rows, tmp_path, c
 def test_a_filter_that_is_finished_starts_no_cluster(rows, tmp_path, in_this_process):
     filter_output(rows, tmp_path / "out", where="score > 1")
     done = run_here("filter", rows, tmp_path / "out", "--where", "score > 1")
-    assert done.returncode == 0 and "1 files were finished before" in done.stdout
+    assert done.returncode == 0 and "1 file finished before" in done.stdout
     assert "cluster" not in done.stdout

@@ -116,7 +116,7 @@ def test_what_is_said_from_first_to_last(said, tmp_path):
         dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
         summary = ColourReader()(dataset).save_metadata(tmp_path / "out")
     cluster, found, loading, made, last = said.messages
-    assert cluster.startswith("Dask cpu cluster: 1 workers, 1 tasks and ")
+    assert cluster.startswith("Dask cpu cluster: 1 worker, 1 task and ")
     assert found.startswith("found 3 shards below ")
     assert loading.startswith("loading ColourReader") and loading.endswith(" on 1 worker")
     assert made.startswith("image_embedding: 3 values, model output of ColourReader()")

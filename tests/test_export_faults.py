@@ -189,7 +189,7 @@ def test_links_and_members_twice(tmp_path, in_this_process):
         "b.jpg": (file, b"3"),
         "b.txt": (file, b"4"),
     }
-    assert "names that occur again in a tar" in str(summary)
+    assert "used again in a tar" in str(summary)
 
 
 # ---- the place

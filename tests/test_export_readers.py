@@ -134,7 +134,7 @@ def test_a_portable_layout(tmp_path):
         ".JPG, .TXT",
         "2 keys have dots, white space or odd bytes",
     ]
-    assert "tars have no index, 00000 for example: 00000.idx: expected names without white space" in str(
+    assert "without an index, 00000 for example: 00000.idx: expected names without white space" in str(
         original
     )
     with tarfile.open(tmp_path / "original" / "00000.tar") as tar:

@@ -327,14 +327,14 @@ def test_rows_of_shards_that_have_changed_are_told(dataset, scored, caplog):
     assert "changed" not in caplog.text
     os.utime(dataset.tar_files[1])
     filter_output(scored, where="score > 3")
-    assert f"1 shards have changed since these rows were made of them, {dataset.tar_files[1]}" in caplog.text
+    assert f"1 shard changed since these rows were made, {dataset.tar_files[1]}" in caplog.text
 
 
 def test_files_that_an_earlier_run_has_left_are_told(scored, tmp_path, caplog):
     filter_output(scored, tmp_path / "good", where="score > 3")
     (scored / "00002.parquet").unlink()
     filter_output(scored, tmp_path / "good", where="score > 3")
-    assert "1 files there, 00002.parquet for example, are not of this run" in caplog.text
+    assert "1 file there, 00002.parquet for example, not of this run" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def made(tmp_path_factory):
         patch.setenv("CURATOR_DASK_HOME", str(folder / "home"))
         done = embed("--workers", "1")
         assert done.exit_code == 0, done.output
-        assert "6 rows in 2 files; 1 failed images" in done.output
+        assert "6 rows in 2 files; 1 failed image" in done.output
         # The model was written so shortly before that it could have changed once more: no note was left of it.
         time.sleep(2)
         done = embed("--workers", "1", "--json", "by-a-run.json")
@@ -88,7 +88,7 @@ def here(made, monkeypatch):
 def test_what_is_finished_is_told_as_a_run_tells_it(here):
     done = embed("--json", "note.json", "--min-good", "0.9")
     assert done.exit_code == 1  # of 6 images 5 have a vector
-    assert "nothing to do, 2 files were finished before" in done.output
+    assert "nothing to do, 2 files finished before" in done.output
     ran, known = (json.loads((here / name).read_text()) for name in ("by-a-run.json", "note.json"))
     assert ran["failed_before"] == known["failed_before"] == 1
     for told in (ran, known):

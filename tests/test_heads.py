@@ -837,7 +837,7 @@ def test_score_by_the_command(tmp_path, client):
     assert "60 rows in 2 files" in done.stdout
     check_scores(out, "aesthetic_score", "aesthetic")
     check_scores(out, "mine", "linear")
-    assert "2 files were finished before" in run_here(*arguments).stdout
+    assert "2 files finished before" in run_here(*arguments).stdout
     for wrong, said in ((["--head", "mine"], "NAME=FILE"), ([], "give a head")):
         done = run_here("score", out, *wrong)
         assert done.returncode == 2 and said in done.stderr

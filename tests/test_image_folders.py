@@ -120,7 +120,7 @@ def test_files_of_shards_that_are_gone_are_not_left_beside_their_rows(data, tmp_
     next(path for path in data.glob(f"{end}.*") if path.suffix.lower() != ".txt").unlink()
     (data / f"{end}.txt").unlink()
     with pytest.raises(
-        OutputError, match=r"1 files of the same rows in other partitions, .*after-.* use overwrite"
+        OutputError, match=r"1 file of the same rows in other partitions, .*after-.* use overwrite"
     ):
         run()
     run(overwrite=True)
@@ -219,7 +219,7 @@ def test_captions_from_a_table(data, tmp_path, said, form):
     )
     captions = write_captions(tmp_path / "captions", [f"./{name}" for name in names], form)
     dataset = ImageTextPairDataset.from_images(data, captions=captions, samples_per_shard=4)
-    assert f"40 images, {len(names)} with a row; 1 rows without an image" in said.text
+    assert f"40 images, {len(names)} with a row; 1 row without an image" in said.text
     rows = dataset.compute()
     assert list(rows.columns) == ["key", "file_name", "caption", "n", "__url__"]
     assert len(rows) == 40 and rows["caption"].notna().sum() == len(names)
@@ -246,7 +246,7 @@ def test_no_captions(data):
 def test_tables_of_captions_that_do_not_fit(data, tmp_path):
     for table, said in (
         ({"name": ["pic0000.png"]}, r"expected a column 'file_name' .* found \['name'\]"),
-        ({"file_name": ["pic0000.png", "./pic0000.png"]}, r"1 images stand in several rows, 'pic0000\.png'"),
+        ({"file_name": ["pic0000.png", "./pic0000.png"]}, r"1 image in several rows each, 'pic0000\.png'"),
         ({"file_name": ["data/pic0000.png"]}, r"none of the 40 images .* found 'data/pic0000\.png'"),
         ({"file_name": ["pic0000.png"], "key": ["a"]}, r"has columns \['key'\]"),
     ):

@@ -55,6 +55,7 @@ LAYERS = (
     "tasks",
     "backend",
     "holding",
+    "words",
     "errors",
 )
 # The only modules that may name the GPU libraries.

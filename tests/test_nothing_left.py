@@ -83,7 +83,7 @@ def test_workers_are_started_where_something_is_left(out, tmp_path, started, com
 
 
 def test_a_retry_starts_workers_for_rows_that_failed(out, started):
-    assert "1 failed rows tried again, 0 have a vector now" in run("retry", "out")
+    assert "1 failed row tried again, 0 have a vector now" in run("retry", "out")
     assert len(started) == 1
     (out / "00001.parquet").unlink()
     assert "nothing to do, no row had failed" in run("retry", "out")

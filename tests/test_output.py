@@ -483,7 +483,7 @@ def without_the_first(dataset):
 
 def test_rows_of_the_other_model_are_not_lost(models):
     models.save("a")
-    with pytest.raises(OutputError, match=r"has 1 rows with values of \['a'\].*overwrite=True"):
+    with pytest.raises(OutputError, match=r"has 1 row with values of \['a'\].*overwrite=True"):
         models.save("b", without_the_first)
     assert models.save("b", without_the_first, overwrite=True)[0] == (2, 0, 9)
     assert len(models.check()) == 9

@@ -98,7 +98,7 @@ def test_disk_is_estimated_as_a_run_fills_it(tmp_path, in_this_process):
 def test_space_for_the_output(folder, tmp_path):
     free = shutil.disk_usage(tmp_path).free
     rows = 3 * SAMPLES
-    report = preflight(folder, dim=free // (4 * rows), output=tmp_path / "not" / "yet" / "there")
+    report = preflight(folder, dim=free // (2 * rows), output=tmp_path / "not" / "yet" / "there")
     assert by_kind(report)["disk"].fails
     assert not (tmp_path / "not").exists()
     assert preflight(folder, dim=768, output=tmp_path / "out").ok
@@ -555,6 +555,38 @@ def test_captions_of_tars(tmp_path):
     assert finding.examples == ("0: 'c', 'd', 'e'",)
     frame = ImageTextPairDataset.from_webdataset(tmp_path).metadata.compute(scheduler="sync")
     assert frame["caption"].isna().sum() == 3
+
+
+def test_a_table_of_captions_is_compared_with_the_images(tmp_path):
+    images, table = tmp_path / "images", tmp_path / "captions.csv"
+    (images / "a").mkdir(parents=True)
+    for name in ("1.png", "2.png", "3.png", "a/4.png"):
+        (images / name).write_bytes(image_of("1"))
+    (images / "1.json").write_text('{"not": "a column"}')
+    rows = (
+        '"file_name";"caption"\r\n1.png;"one; ""1""\nof two lines"\r\n./2.png; \r\na\\4.png;x\r\n5.png;x\r\n'
+    )
+    table.write_text("\ufeff" + rows, newline="")
+    report = preflight(images, captions=table)
+    found = {kind: (each.count, each.examples) for kind, each in by_kind(report).items() if kind != "readers"}
+    assert report.ok and found == {
+        "no-row": (2, ("'3.png', 'a/4.png'",)),
+        "no-file": (2, (r"'a\\4.png', '5.png'",)),
+        "no-caption": (1, ("'2.png'",)),
+    }
+    assert report.disk["other"] == table.stat().st_size and not report.left_out
+    assert f"rows come from the images, and {table} (columns file_name, caption)" in str(report)
+    dataset = ImageTextPairDataset.from_images(images, captions=table)
+    captions = dataset.metadata.compute(scheduler="sync")["caption"]
+    assert captions.dropna().tolist() == ['one; "1"\nof two lines', " "] and len(captions) == 4
+    assert not {"no-caption", "no-row"} & {*by_kind(preflight(images, captions=None))}
+    assert by_kind(preflight(images))["no-caption"].count == 4
+    table.write_text("file_name,caption\n1.png,a\n1.png,b\n")
+    report = preflight(images, captions=table)
+    assert not report.ok and "1 image in several rows each" in by_kind(report)["captions"].examples[0]
+    write_dataset(tmp_path / "tars", shards=1, samples=1)
+    with pytest.raises(ConfigError, match="is for image files"):
+        preflight(tmp_path / "tars", captions=table)
 
 
 def test_keys_with_dots_are_told(tmp_path):

@@ -215,7 +215,7 @@ def test_failed_rows_whose_file_is_gone_are_said(folder, tmp_path, said):
     for path in errors.iterdir():
         path.unlink()
     assert embed(folder, out, reader, drop_failed=True).skipped == SHARDS
-    assert f"{out}: 2 rows whose image failed are in no file any more: those of 00002.parquet" in said.text
+    assert f"{out}: in no file any more: 2 rows whose image failed. Those of 00002.parquet" in said.text
     (out / "00002.parquet").unlink()
     embed(folder, out, reader, drop_failed=True)
     assert len(pq.read_table(errors / "00002.parquet")) == 2
@@ -345,19 +345,20 @@ class Redness(ColumnStep):
         return {"redness": pa.array(matrix[:, 0], mask=~valid)}
 
 
-def test_what_was_made_of_the_images_is_made_of_the_mended_too(folder, tmp_path):
+@pytest.mark.parametrize("scale", ["exact", "fast"])
+def test_what_was_made_of_the_images_is_made_of_the_mended_too(folder, tmp_path, scale):
     """Statistics and scores: of the rows that were good they stay bit for bit, the others get theirs."""
     out, heads = tmp_path / "out", [HeadClassifier(red_head(tmp_path, 2), "blue"), Own()]
 
     def run(to, limit, classifiers):
-        embedder = ColourReader(max_pixels=limit, classifiers=classifiers)
+        embedder = ColourReader(max_pixels=limit, classifiers=classifiers, decode_scale=scale)
         measure = ImageStatistics(["width", "grey"], prefix="image_", max_pixels=limit)
         measure(embedder(ImageTextPairDataset.from_webdataset(folder))).save_metadata(to)
 
     run(out, 10_000, heads)
     run(tmp_path / "whole", 100_000, heads)
     before, whole = read_output(out), read_output(tmp_path / "whole")
-    summary = ColourReader(max_pixels=100_000).retry(out)
+    summary = ColourReader(max_pixels=100_000, decode_scale=scale).retry(out)
     assert (summary.rows, summary.failed) == (4, 1) and f"{out}, image_embedding: 4 failed" in str(summary)
     after = read_output(out)
     bad = before["image_embedding"].is_null()
@@ -372,7 +373,7 @@ def test_what_was_made_of_the_images_is_made_of_the_mended_too(folder, tmp_path)
     for path in (out / "00000.parquet", out / "00002.parquet"):
         path.unlink()
     run(out, 10_000, heads)
-    ColourReader(max_pixels=100_000, classifiers=[Own()]).retry(out)
+    ColourReader(max_pixels=100_000, classifiers=[Own()], decode_scale=scale).retry(out)
     assert read_output(out).equals(whole)
 
 

@@ -73,7 +73,7 @@ def pairs(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_vectors_are_those_of_transformers(pairs, kind):
     folder, model = pairs[kind]
-    texts = captions(200)
+    texts = captions(500)
     made = ClipTextSpec(str(folder)).build()(texts, 32)
     own = transformers_own(model, folder, texts, kind)
     assert (made.vectors * own).sum(axis=1).min() > 0.99999

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from curator_dask.webdataset.samples import key_text
+from curator_dask.words import counted, sized
 
 _WIDTH = 300  # characters of a name or reason that a line shows
 
@@ -54,6 +55,7 @@ KINDS = {
         "Parquet file that cannot be used",
         "write it again, or read the rows from the tars with metadata='tar' (--metadata tar)",
     ),
+    "captions": Kind(True, "table of captions that cannot be used", "mend the table as its line says"),
     "columns": Kind(
         True,
         "shard whose columns do not fit",
@@ -113,6 +115,16 @@ KINDS = {
         False,
         "sample that not all readers see alike: other fields than the rest of its shard, upper-case suffixes, odd keys",
         "none is needed here; curator-dask export --layout portable writes shards that all take alike",
+    ),
+    "no-row": Kind(
+        False,
+        "image without a row in the table of captions; its columns will be null",
+        "add rows: file_name is the path below the folder, with the suffix, letter for letter",
+    ),
+    "no-file": Kind(
+        False,
+        "row of the table of captions without an image; it is passed over",
+        "see whether file_name is the path below the folder, with the suffix, letter for letter",
     ),
     "no-caption": Kind(False, "row without a caption", "none is needed for embedding images"),
     "bad-image": Kind(
@@ -208,6 +220,10 @@ class Report:
         The dataset's root.
     source
         ``"parquet"`` or ``"tar"``: where rows come from.
+    captions
+        Of image files: ``"txt"``, what lies beside them; ``"none"``, or the path of a table.
+    columns
+        That rows get from that table.
     shards, size
         Tars and their bytes.
     looked
@@ -250,6 +266,8 @@ class Report:
     disk: dict[str, Any] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
+    captions: str = "txt"
+    columns: list[str] = field(default_factory=list)
 
     @property
     def problems(self) -> list[Finding]:
@@ -277,11 +295,11 @@ class Report:
         }
 
     def __str__(self) -> str:
-        where = "the Parquet files beside them" if self.source == "parquet" else "their captions and JSON"
         lines = [
-            f"{shown(self.path)}: {_number(self.shards, 'shard')}, {_bytes(self.size)}; rows come from {where}",
+            f"{shown(self.path)}: {counted(self.shards, 'shard')}, {sized(self.size)}; rows come from"
+            f" {self._rows_from()}",
             f"  looked at: size, first header, end, companion and index of every shard; all headers and keys of"
-            f" {self._looked()}; the headers of {_number(self.images.get('looked', 0), 'image')}",
+            f" {self._looked()}; the headers of {counted(self.images.get('looked', 0), 'image')}",
             f"  rows: {_count(self.rows, self.rows_exact)}; samples: {_count(self.samples, self.samples_exact)}",
         ]
         if self.components:
@@ -302,12 +320,22 @@ class Report:
         lines += map(str, self.findings)
         problems, notes = len(self.problems), len(self.notes)
         verdict = (
-            f"{_number(problems, 'problem')} on which a run would fail"
+            f"{counted(problems, 'problem')} on which a run would fail"
             if problems
             else "nothing that would fail"
         )
-        lines.append(f"{verdict}, {_number(notes, 'note')}; {self.seconds:.1f} s")
+        lines.append(f"{verdict}, {counted(notes, 'note')}; {self.seconds:.1f} s")
         return "\n".join(lines)
+
+    def _rows_from(self) -> str:
+        if self.source == "parquet":
+            return "the Parquet files beside them"
+        if self.captions == "txt":
+            return "their captions and JSON"
+        if self.captions == "none":
+            return "the names of the images alone"
+        named = f" (columns {', '.join(map(shown, self.columns))})" if self.columns else ""
+        return f"the images, and {shown(self.captions)}{named}"
 
     def _looked(self) -> str:
         if self.looked == self.shards:
@@ -325,18 +353,18 @@ class Report:
         (w0, w1, w2), (h0, h1, h2), (b0, b1, b2) = found["width"], found["height"], found["bytes"]
         return [
             f"  images: {formats}; width {w0} to {w2} (median {w1}), height {h0} to {h2} (median {h1}) pixels,"
-            f" {_bytes(b0)} to {_bytes(b2)} (median {_bytes(b1)})"
+            f" {sized(b0)} to {sized(b2)} (median {sized(b1)})"
         ]
 
     def _disk_lines(self) -> list[str]:
         found = self.disk
         if not found:
             return []
-        free = f"; free in {shown(found['output'])}: {_bytes(found['free'])}" if found.get("free") else ""
-        there = f" ({_bytes(found['there'])} of it are there)" if found.get("there") else ""
+        free = f"; free in {shown(found['output'])}: {sized(found['free'])}" if found.get("free") else ""
+        there = f" ({sized(found['there'])} of it are there)" if found.get("there") else ""
         return [
-            f"  output: about {_bytes(found['total'])}{there}: {_bytes(found['vectors'])} of vectors (float32,"
-            f" {found['dim']} values each, which hardly compress) and {_bytes(found['other'])} of other columns{free}"
+            f"  output: about {sized(found['total'])}{there}: {sized(found['vectors'])} of vectors (float32,"
+            f" {found['dim']} values each, which hardly compress) and {sized(found['other'])} of other columns{free}"
         ]
 
 
@@ -352,15 +380,3 @@ def _count(number: int | None, exact: bool) -> str:
     if number is None:
         return "unknown"
     return f"{number:,}" if exact else f"about {number:,}"
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def _bytes(size: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"

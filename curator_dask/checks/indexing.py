@@ -20,6 +20,7 @@ from curator_dask.webdataset.headers import not_a_tar
 from curator_dask.webdataset.idx import StaleIndex
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.shards import Shard, discover
+from curator_dask.words import counted
 
 _BLOCK = 16  # shards a task at most, so that a task ends within seconds
 _FAILURES = 20  # that are named
@@ -56,7 +57,7 @@ class IndexSummary:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.path}: {self.written} index files written, {self.fitting} fitted already,"
+            f"{self.path}: {counted(self.written, 'index file')} written, {self.fitting} fitted already,"
             f" {len(self.failed)} failed; {self.seconds:.1f} s"
         ]
         failed = list(self.failed.items())

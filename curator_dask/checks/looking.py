@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curator_dask.checks.captions import empty_of
 from curator_dask.checks.glancing import Glance, said
 from curator_dask.decode.orientation import EXIF_COLUMN, has_orientation, orientation_in
 from curator_dask.decode.sniff import sniff
@@ -29,6 +29,7 @@ from curator_dask.webdataset.layouts import portable_key
 from curator_dask.webdataset.opening import Reader, open_shard
 from curator_dask.webdataset.samples import IMAGE_EXTENSIONS, Sample, split_name
 
+RowsFrom = Literal["parquet", "tar", "elsewhere"]
 _SUCCESS = "success"
 _NO_SAMPLE = "its Parquet names {} images, the tar has none of them"
 _SUFFIXES = (
@@ -93,7 +94,7 @@ class Look:
 
 
 def look(
-    seen: Glance, id_col: str, with_parquet: bool, images: int, max_pixels: int, options: Options = None
+    seen: Glance, id_col: str, rows_from: RowsFrom, images: int, max_pixels: int, options: Options = None
 ) -> Look:
     """Read a shard's headers, its Parquet's ids, and the headers of some images. A remote tar is fetched.
 
@@ -103,8 +104,8 @@ def look(
         The shard, as `glance` saw it.
     id_col
         Column of the keys.
-    with_parquet
-        Whether the rows come from the companion Parquet.
+    rows_from
+        Where the rows come from: the companion Parquet, the tar or what lies beside the images, or elsewhere.
     images
         How many images' headers to read at most, evenly spread.
     max_pixels
@@ -113,6 +114,7 @@ def look(
         For fsspec.
     """
     found = Look(size=seen.size)
+    with_parquet = rows_from == "parquet"
     ids, statuses = _rows_of(seen, found, id_col, options) if with_parquet else (None, None)
     if not seen.has_tar:
         return found
@@ -122,7 +124,7 @@ def look(
             silent = _look_at_samples(index, found)
             if with_parquet and ids is not None:
                 _match(index, ids, statuses, found)
-            elif not with_parquet:
+            elif rows_from == "tar":
                 # Then the caption may be a field of the JSON.
                 reader.expect(texts_of(silent))
                 without = [one for one in silent if not tar_row(reader, one, id_col).get(CAPTION_COLUMN)]
@@ -130,7 +132,7 @@ def look(
                 reader.expect(texts_of(index.samples[:SCHEMA_SAMPLES]))
                 for sample in index.samples[:SCHEMA_SAMPLES]:
                     tar_row(reader, sample, id_col, left_out=found.left_out)
-            _look_at_images(reader, index, found, images, max_pixels)
+            _look_at_images(reader, index, found, images, max_pixels, rows_from == "elsewhere")
     except (ShardError, OSError) as error:
         found.troubles["unreadable"] = str(error).removeprefix(f"{seen.shard.url}: ")
         return found
@@ -198,10 +200,7 @@ def _count_empty(table: pa.Table, id_col: str, found: Look) -> None:
     captions = to_array(table.column(CAPTION_COLUMN))
     if pa.types.is_dictionary(captions.type):
         captions = captions.dictionary_decode()
-    empty = pc.is_null(captions)
-    if pa.types.is_string(captions.type) or pa.types.is_large_string(captions.type):
-        with contextlib.suppress(pa.ArrowInvalid):  # text that is not UTF-8, which is passed on as it is
-            empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(captions), ""), True)
+    empty = empty_of(captions)
     keys = table.column(id_col)
     _note(found, "no-caption", [str(keys[row].as_py()) for row in pc.indices_nonzero(empty).to_pylist()])
 
@@ -288,12 +287,17 @@ def _two_keys(missing: list[str], index: ShardIndex) -> str:
     return f" (the Parquet has {missing[0]!r}{there})"
 
 
-def _look_at_images(reader: Reader, index: ShardIndex, found: Look, images: int, max_pixels: int) -> None:
+def _look_at_images(
+    reader: Reader, index: ShardIndex, found: Look, images: int, max_pixels: int, alone: bool
+) -> None:
     count = min(images, len(index.samples))
     places = np.linspace(0, len(index.samples) - 1, count, dtype=int).tolist() if count else []
     samples = [index.samples[place] for place in places]
     reader.expect(
-        each for sample in samples if (image := sample.image()) for each in (image, *texts_of([sample]))
+        each
+        for sample in samples
+        if (image := sample.image())
+        for each in (image, *(() if alone else texts_of([sample])))
     )
     for sample in samples:
         member = sample.image()
@@ -309,6 +313,8 @@ def _look_at_images(reader: Reader, index: ShardIndex, found: Look, images: int,
             found.images.append((header.kind, header.width, header.height, member.size))
             if header.deep_gray:
                 found.deep_gray.append(sample.key)
+            if alone:  # what says how they lie is not beside them
+                continue
             if orientation_in(tar_row(reader, sample, "").get(EXIF_COLUMN)) != 1 and not has_orientation(
                 data
             ):

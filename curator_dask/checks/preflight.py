@@ -18,12 +18,14 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from curator_dask.checks.captions import CaptionsLook, look_at_captions
 from curator_dask.checks.findings import KINDS, Finding, Report, shown
 from curator_dask.checks.glancing import Glance, glance
-from curator_dask.checks.looking import Look, look
+from curator_dask.checks.looking import Look, RowsFrom, look
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
 from curator_dask.errors import ConfigError, CuratorError, DatasetError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
+from curator_dask.rows.image_files import caption_table, check_captions
 from curator_dask.rows.reading import choose_source, learn_schema, read_parquet_rows
 from curator_dask.storage import Options, absolute, is_remote
 from curator_dask.threads import in_threads
@@ -56,6 +58,7 @@ def preflight(
     output: str | os.PathLike[str] | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     images: bool = False,
+    captions: str | os.PathLike[str] | None = "txt",
     storage_options: Options = None,
 ) -> Report:
     """Look a dataset over before it is embedded.
@@ -75,6 +78,8 @@ def preflight(
         Images above it count as unusable.
     images
         Look at the image files of the folder, even where it has tars.
+    captions
+        Of image files, as for `ImageTextPairDataset.from_images`.
 
     Returns
     -------
@@ -100,6 +105,8 @@ def preflight(
     if not isinstance(dim, int) or dim < 1:
         raise ConfigError(f"dim={dim!r}: expected a whole number of at least 1")
     found = find_shards(path, storage_options, images=images)
+    given = "none" if captions is None else os.fsdecode(captions)
+    check_captions(given, found)
     kept: dict[Any, Any] = {}
 
     def seen(shard: Any) -> Glance:
@@ -115,11 +122,25 @@ def preflight(
     if with_parquet:
         _check_columns(glances, id_col, storage_options, tally)
 
-    looks = dict(_looks(glances, shards, (id_col, with_parquet), max_pixels, storage_options))
+    rows_from: RowsFrom = "parquet" if with_parquet else "tar" if given == "txt" else "elsewhere"
+    looks = dict(_looks(glances, shards, (id_col, rows_from), max_pixels, storage_options))
     report = Report(found.root, source, len(glances), sum(one.size for one in glances), len(looks))
+    report.captions = given
+    table = None if given in ("txt", "none") else caption_table(given, storage_options)
+    seen_table = (
+        CaptionsLook() if table is None else look_at_captions(table, found.root, id_col, storage_options)
+    )
+    report.columns = seen_table.columns
+    _tally_captions(seen_table, report, tally)
     _count(report, glances, looks, with_parquet)
     _tally_looks(report, glances, looks, tally)
-    _estimate_disk(report, glances, looks, with_parquet, dim, output, tally)
+    if with_parquet:
+        other = sum(one.parquet_size for one in glances)
+    elif rows_from == "elsewhere":
+        other = seen_table.size
+    else:
+        other = round(sum(one.text_size for one in looks.values()) * _factor(report, looks))
+    _estimate_disk(report, other, dim, output, tally)
     report.findings = tally.findings()
     report.seconds = time.monotonic() - started
     return report
@@ -213,7 +234,7 @@ def _check_columns(glances: Sequence[Glance], id_col: str, options: Options, tal
 def _looks(
     glances: Sequence[Glance],
     shards: int | str | None,
-    arguments: tuple[str, bool],
+    arguments: tuple[str, RowsFrom],
     max_pixels: int,
     options: Options,
 ) -> Iterator[tuple[int, Look]]:
@@ -335,22 +356,20 @@ def _tally_looks(report: Report, glances: Sequence[Glance], looks: Mapping[int, 
             tally.add("no-vector", text, rows, shards=0, factor=more)
 
 
+def _tally_captions(seen: CaptionsLook, report: Report, tally: _Tally) -> None:
+    if seen.trouble is not None:
+        tally.add("captions", seen.trouble, shards=0)
+    for kind, fact in seen.facts.items():
+        more = ", …" if fact["count"] > len(fact["examples"]) else ""
+        tally.add(kind, f"{', '.join(map(repr, fact['examples']))}{more}", fact["count"], shards=0)
+
+
 def _estimate_disk(
-    report: Report,
-    glances: Sequence[Glance],
-    looks: Mapping[int, Look],
-    with_parquet: bool,
-    dim: int,
-    output: str | os.PathLike[str] | None,
-    tally: _Tally,
+    report: Report, other: int, dim: int, output: str | os.PathLike[str] | None, tally: _Tally
 ) -> None:
     if report.rows is None:
         return
     vectors = report.rows * dim * 4
-    if with_parquet:
-        other = sum(one.parquet_size for one in glances)
-    else:
-        other = round(sum(one.text_size for one in looks.values()) * _factor(report, looks))
     report.disk = {"dim": dim, "vectors": vectors, "other": other, "total": vectors + other}
     if output is None or is_remote(os.fspath(output)):
         return

@@ -15,6 +15,7 @@ from curator_dask.cli.export import export
 from curator_dask.cli.filter import filter_rows
 from curator_dask.cli.options import (
     EXIT_SHARD,
+    Captions,
     Cluster,
     ClusterType,
     Decoder,
@@ -125,6 +126,7 @@ def check(
     id_col: IdColumn = "key",
     metadata: RowSource = Metadata.auto,
     images: Images = False,
+    captions: Captions = "txt",
     shards: Annotated[
         int | None,
         typer.Option(
@@ -167,6 +169,7 @@ def check(
             output=output,
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
             images=images,
+            captions=None if captions == "none" else captions,
             storage_options=options,
         )
         print(found)

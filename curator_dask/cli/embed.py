@@ -10,6 +10,7 @@ import typer
 
 from curator_dask.cli.options import (
     EXIT_SHARD,
+    Captions,
     Cluster,
     ClusterType,
     Decoder,
@@ -60,12 +61,7 @@ def embed(
     id_col: IdColumn = "key",
     metadata: RowSource = Metadata.auto,
     images: Images = False,
-    captions: Annotated[
-        str,
-        typer.Option(
-            help="Of image files: txt beside each, a Parquet, CSV or JSONL file with file_name, or none."
-        ),
-    ] = "txt",
+    captions: Captions = "txt",
     rows_per_partition: Annotated[
         int | None, typer.Option(min=1, help="Cut shards into partitions of so many rows.")
     ] = None,

@@ -6,12 +6,14 @@ import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import typer
 from rich.console import Console
 
@@ -62,6 +64,12 @@ ImagesPath = Annotated[
     ),
 ]
 Images = Annotated[bool, typer.Option("--images", help="Take INPUT's image files, even where it has tars.")]
+Captions = Annotated[
+    str,
+    typer.Option(
+        help="Of image files: txt beside each, a Parquet, CSV or JSONL file with file_name, or none."
+    ),
+]
 IdColumn = Annotated[str, typer.Option(help="Column whose values are the keys in the tars.")]
 RowSource = Annotated[Metadata, typer.Option(help="Rows from the Parquet beside each tar, or from the tar.")]
 Cluster = Annotated[ClusterType, typer.Option(help="Start workers on the CPU or the GPUs of this machine.")]
@@ -114,15 +122,21 @@ def json_object(text: str | None, option: str) -> dict[str, Any]:
     return found
 
 
+@contextmanager
 def workers_of(
     cluster: ClusterType, address: str | None, file: str | None, number: int | None
-) -> AbstractContextManager[Any]:
-    """A client of the running scheduler that was named, or else of workers that are started for the command."""
+) -> Iterator[Any]:
+    """A client of the running scheduler that was named, or else of workers that are started for the command.
+
+    Once they have ended it says what the whole command has taken: the seconds of summaries are of the work alone.
+    """
     from curator_dask.cluster.client import get_client
 
-    return get_client(
+    with get_client(
         cluster_type=cluster.value, scheduler_address=address, scheduler_file=file, n_workers=number
-    )
+    ) as client:
+        yield client
+    print(f"{time.time() - psutil.Process().create_time():.1f} s in all, from the start of the command")
 
 
 @contextmanager

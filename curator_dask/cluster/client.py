@@ -31,6 +31,7 @@ from curator_dask.cluster.options import check_cluster_kwargs, check_security
 from curator_dask.console import show_in_notebook
 from curator_dask.errors import ClusterError, ConfigError
 from curator_dask.settings import check_variables
+from curator_dask.words import counted
 
 if TYPE_CHECKING:
     import distributed
@@ -226,11 +227,11 @@ def get_client(
     offer_dashboard(client)
     if verbose:
         logger.info(
-            "Dask %s cluster%s: %d workers, %d tasks%s each; %s",
+            "Dask %s cluster%s: %s, %s%s each; %s",
             device,
             reason,
-            shared["n_workers"],
-            shared["threads_per_worker"],
+            counted(shared["n_workers"], "worker"),
+            counted(shared["threads_per_worker"], "task"),
             torch_threads,
             _dashboard(client),
         )

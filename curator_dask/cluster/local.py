@@ -23,6 +23,7 @@ from curator_dask.cluster import forking
 from curator_dask.cluster.dask_settings import LOST_WORKER, SHUFFLE, client_class, hold
 from curator_dask.cluster.gpu import with_environment
 from curator_dask.errors import ClusterError
+from curator_dask.words import counted
 
 if TYPE_CHECKING:
     import distributed
@@ -274,7 +275,8 @@ def _wait_for_workers(client: distributed.Client, expected: int, device: str, ti
     except TimeoutError:
         came = len(client.scheduler_info(n_workers=-1)["workers"])
         raise ClusterError(
-            f"the new {device} cluster has {came} workers after {timeout:g} s, expected {expected}. Look at the "
+            f"the new {device} cluster has {counted(came, 'worker')} after {timeout:g} s, expected {expected}."
+            f" Look at the "
             "workers' logs, and that they have memory; raise timeout if they are only slow"
         ) from None
 

@@ -19,6 +19,7 @@ from curator_dask.runs.graph import steps_of
 from curator_dask.runs.lineage import replace_functions
 from curator_dask.runs.step import GivesUp
 from curator_dask.storage import Options
+from curator_dask.words import counted
 
 #: Pixels of a picture's longer side.
 SIZE = 160
@@ -73,7 +74,7 @@ class Gallery:
         return len(self._pictures)
 
     def __repr__(self) -> str:
-        return f"<{len(self)} images; a notebook shows them>"
+        return f"<{counted(len(self), 'image')}; a notebook shows them>"
 
     def _repr_html_(self) -> str:
         pictures = iter(self._pictures)

@@ -36,6 +36,7 @@ from curator_dask.webdataset.finding import discover_images
 from curator_dask.webdataset.folders import SAMPLES_PER_SHARD, is_folder_shard
 from curator_dask.webdataset.shards import ShardSet, discover
 from curator_dask.webdataset.staging import STAGE
+from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
 
@@ -188,7 +189,8 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
             return cls._of(found, captioned, rows_per_partition)
         source = choose_source(metadata, found, storage_options)
         rows = "their Parquet files" if source == "parquet" else "their captions and JSON"
-        logger.info("found %d shards below %s; rows come from %s", len(found), found.root, rows)
+        shards = counted(len(found), "shard")
+        logger.info("found %s below %s; rows come from %s", shards, found.root, rows)
         try:
             schema = learn_schema(found.shards, source, id_col, storage_options, nested_json)
             reader = ReadShard(id_col, source, schema, storage_options, nested_json)
@@ -206,8 +208,11 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
     ) -> ReadImages:
         table = None if captions is None else caption_table(captions, storage_options)
         if table is not None:
-            counts = table.count(found.root, storage_options)
-            logger.info("%s: %d images, %d with a row; %d rows without an image", table.path, *counts)
+            images, named, alone = table.count(found.root, storage_options)
+            logger.info(
+                "%s: %s, %d with a row; %s without an image",
+                *(table.path, counted(images, "image"), named, counted(alone, "row")),
+            )
         return ReadImages(id_col, "tar", images_schema(id_col, table), storage_options, captions=table)
 
     @classmethod

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from curator_dask.dedup.sampling import Share
+from curator_dask.words import counted
 
 
 @dataclass
@@ -92,7 +93,8 @@ class DedupSummary:
         twin = "hang together with a better one by steps, each" if linked else "have a better twin"
         copies = "have all hashes of another" if by_hash_alone else "are copies to the bit"
         lines = [
-            f"{self.removed:,} of {self.rows:,} rows {twin} {near}, in {self.groups:,} groups; {self.exact:,} {copies}"
+            f"{self.removed:,} of {counted(self.rows, 'row')} {twin} {near}, in"
+            f" {counted(self.groups, 'group')}; {self.exact:,} {copies}"
         ]
         if not by_hash_alone:
             lines.append(f"  pairs that were compared, of those within eps: {self.recall}")
@@ -110,7 +112,7 @@ class DedupSummary:
             )
         for what, count in self.unknown.items():
             if count:
-                lines.append(f"  {what}: {count:,} rows have no value, and come last")
+                lines.append(f"  {what}: {counted(count, 'row')} without a value, which come last")
         if self.clusters > 1:
             how = (
                 f"in {self.iterations} rounds" if self.converged else f"not converged after {self.iterations}"

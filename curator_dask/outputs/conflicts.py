@@ -21,6 +21,7 @@ from curator_dask.runs.targets import Target
 from curator_dask.storage import Options
 from curator_dask.webdataset.finding import discover_images
 from curator_dask.webdataset.folders import AFTER, FIRST, FolderShard, is_folder_shard
+from curator_dask.words import counted
 
 #: In what makes an embedding: what earlier files say of the same.
 FORMERLY = "formerly"
@@ -56,7 +57,8 @@ def check_own_files(lineage: Lineage, paths: Sequence[str], schema: pa.Schema) -
         beside = [path for path, own in zip(paths, companions, strict=True) if own not in (None, path)]
     if beside:
         raise OutputError(
-            f"{len(beside)} files, {beside[0]} for example, would lie beside the dataset's own Parquet files and"
+            f"{counted(len(beside), 'file')}, {beside[0]} for example, would lie beside the dataset's own"
+            f" Parquet files and"
             " hold the same rows once more. Give another path, or use overwrite=True"
         )
 
@@ -99,7 +101,8 @@ def find_strays(lineage: Lineage, paths: Sequence[str], there: frozenset[str], o
             found.append(path)
     if found and not output.overwrite:
         raise OutputError(
-            f"{output.folder} has {len(found)} files of the same rows in other partitions, {found[0]} for example: a"
+            f"{output.folder} has {counted(len(found), 'file')} of the same rows in other partitions,"
+            f" {found[0]} for example: a"
             " reader of the folder would see rows twice. Give the same rows_per_partition, or samples_per_shard, as"
             " before, write to another path, or use overwrite=True (--overwrite), which removes them when all is"
             " written"

@@ -22,6 +22,7 @@ from curator_dask.outputs.placing import put
 from curator_dask.outputs.saving import check_writable, missing_folders, remove_empty
 from curator_dask.outputs.selecting import Folder
 from curator_dask.storage import exists, is_remote, join, read_bytes, remove, walk
+from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
 
@@ -157,8 +158,8 @@ class ExportPlace:
         foreign = [name for name in stray if name[:-4] not in own]
         if foreign:
             logger.warning(
-                "%s: %d tars there, %s for example, are not of this export: who reads the folder finds them, too",
-                *(folder, len(foreign), foreign[0]),
+                "%s: %s there, %s for example, not of this export: who reads the folder finds them, too",
+                *(folder, counted(len(foreign), "tar"), foreign[0]),
             )
         self._tell({"export": this})
         # Else a tar that is replaced when the run dies would pass for the one that its manifest still speaks of.

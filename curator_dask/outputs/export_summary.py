@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from curator_dask.runs.summary import SaveSummary, installed_versions
+from curator_dask.words import counted, sized
 
 _FEW = 20  # shards that are named
 
@@ -123,39 +124,43 @@ class ExportSummary:
         }
 
     def __str__(self) -> str:
-        left = f"{self.filtered} filtered out, {self.missing} without a whole sample"
-        done = f"{self.written} written, {self.skipped} finished before"
+        left = f"{self.filtered:,} filtered out, {self.missing:,} without a whole sample"
+        done = f"{self.written:,} written, {self.skipped:,} finished before"
         size = self.bytes + (self.needed if self.planned else 0)
         lines = [
-            f"{self.path}: {self.kept} samples in {self.shards} tars, {size / 1e9:.3g} GB; of {self.rows} rows {left}",
+            f"{self.path}: {counted(self.kept, 'sample')} in {counted(self.shards, 'tar')}, {sized(size)}; of"
+            f" {counted(self.rows, 'row')} {left}",
             f"  {done}; {self.seconds:.1f} s",
         ]
         if self.planned:
-            free = "" if self.free is None else f", {self.free / 1e9:.3g} GB are free"
+            free = "" if self.free is None else f", {sized(self.free)} are free"
             lines[1] = (
-                f"  a dry run: {self.shards - self.skipped} tars to write, {self.skipped} finished before; about"
-                f" {self.needed / 1e9:.3g} GB are needed{free}; {self.seconds:.1f} s"
+                f"  a dry run: {counted(self.shards - self.skipped, 'tar')} to write, {self.skipped:,} finished"
+                f" before; about"
+                f" {sized(self.needed)} are needed{free}; {self.seconds:.1f} s"
             )
         for clause, count in self.passing.items():
-            null = f", {self.unknown[clause]} unknown (null)" if self.unknown.get(clause) else ""
-            lines.append(f"  {clause}: {count} rows pass{null}")
+            null = f", {self.unknown[clause]:,} unknown (null)" if self.unknown.get(clause) else ""
+            lines.append(f"  {clause}: {count:,} of the rows pass{null}")
         if self.errors:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in self.errors.most_common())
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.errors.most_common())
             lines.append(
-                f"  {self.errors.total()} of the samples have an image_error ({kinds}):"
+                f"  {self.errors.total():,} of the samples have an image_error ({kinds}):"
                 " where='image_error is null' (--where) leaves them out"
             )
         for reason, count in self.reasons.most_common():
-            lines.append(f"  {count} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
+            lines.append(f"  {count:,} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
         lines += [f"  tar failed: {name}: {why}" for name, why in list(self.failed_shards.items())[:_FEW]]
         lines += self.looked_up.remark_lines()
         if self.no_index:
             name, why = next(iter(self.no_index.items()))
-            lines.append(f"  {len(self.no_index)} tars have no index, {name} for example: {why}")
+            lines.append(
+                f"  {counted(len(self.no_index), 'tar')} without an index, {name} for example: {why}"
+            )
         if self.json_left_alone:
             some = ", ".join(self.json_left_alone[:3])
             lines.append(
-                f"  {len(self.json_left_alone)} samples whose JSON is no object got no fields: {some}"
+                f"  {counted(len(self.json_left_alone), 'sample')} got no fields, as the JSON is no object: {some}"
             )
         lines += [f"  other readers: {each}" for each in self.habits]
         return "\n".join(lines)

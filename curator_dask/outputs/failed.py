@@ -16,6 +16,7 @@ from curator_dask.frames.names import ERRORS_SUFFIX
 from curator_dask.frames.parquet import list_parquet, read_record, remove_leftovers, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.storage import Options, exists, is_remote, join, remove
+from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
 
@@ -74,10 +75,15 @@ def say_lost(folder: str, reports: Iterable[Mapping[str, Any]], options: Options
     there = {*list_errors(folder, options).values()} if dropped else ()
     if lost := [name for name in dropped if name not in there]:
         logger.warning(
-            "%s: %d rows whose image failed are in no file any more: those of %s.parquet, for example, were in %s,"
+            "%s: in no file any more: %s whose image failed. Those of %s.parquet, for example, were in %s,"
             " which is gone. A retry cannot try them again. To have them, remove that file of the output as well, and"
             " run again",
-            *(folder, sum(dropped[name] for name in lost), lost[0], errors_paths(folder, lost[0])[0]),
+            *(
+                folder,
+                counted(sum(dropped[name] for name in lost), "row"),
+                lost[0],
+                errors_paths(folder, lost[0])[0],
+            ),
         )
 
 

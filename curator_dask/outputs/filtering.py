@@ -36,6 +36,7 @@ from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.stamps import stamp
+from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
 
@@ -75,7 +76,7 @@ class FilterSummary:
         return {**vars(self), "cut": cut, "output": output, "versions": installed_versions()}
 
     def __str__(self) -> str:
-        lines = [f"{self.kept:,} of {self.rows:,} rows kept ({_share(self.kept, self.rows)})"]
+        lines = [f"{self.kept:,} of {counted(self.rows, 'row')} kept ({_share(self.kept, self.rows)})"]
         for clause, count in self.passing.items():
             null = f", {self.unknown[clause]:,} unknown (null)" if self.unknown[clause] else ""
             lines.append(f"  {clause}: {count:,} pass ({_share(count, self.rows)}){null}")
@@ -152,9 +153,9 @@ def filter_output(
     summary.kept = sum(look.kept for look in looks) if top is None else count_best(top[1], looks)
     if changed := [look.changed for look in looks if look.changed]:
         logger.warning(
-            "%s: %d shards have changed since these rows were made of them, %s for example. Run embed again first, or"
+            "%s: %s changed since these rows were made, %s for example. Run embed again first, or"
             " rows and vectors are those of before",
-            *(source.folder, len(changed), changed[0]),
+            *(source.folder, counted(len(changed), "shard"), changed[0]),
         )
     logger.info("%s", summary)
     if output is not None:
@@ -233,8 +234,8 @@ def _write(
         there = in_threads(lambda name: read_footer(join(target.folder, name), target.options), names)
         if others := [name for name in output_files(target.folder, target.options) if name not in {*names}]:
             logger.warning(
-                "%s: %d files there, %s for example, are not of this run: who reads the folder finds their rows, too",
-                *(target.folder, len(others), others[0]),
+                "%s: %s there, %s for example, not of this run: who reads the folder finds their rows, too",
+                *(target.folder, counted(len(others), "file"), others[0]),
             )
         todo = []
         for name, footer in zip(names, there, strict=True):

@@ -18,6 +18,7 @@ from curator_dask.outputs.keeping import Kept
 from curator_dask.rows.known import StoredRows
 from curator_dask.rows.reasons import NOT_MADE, as_stored, reason_for, reasons_in
 from curator_dask.runs.targets import Target
+from curator_dask.words import counted
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class Joining:
             lost = len(stored) - len({*found} - {-1})
             if lost and not overwrite:
                 raise OutputError(
-                    f"{self._target.path} has {lost} rows with values of {list(self._target.keep)} that this run would"
+                    f"{self._target.path} has {counted(lost, 'row')} with values of {list(self._target.keep)}"
+                    f" that this run would"
                     " not write. Write to another path, or use overwrite=True (--overwrite) to drop these rows"
                 )
         columns = {name: table.column(name) for name in table.column_names}

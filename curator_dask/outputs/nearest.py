@@ -24,6 +24,7 @@ from curator_dask.rows.ids import check_id_type, exact_ids
 from curator_dask.rows.images import values_of
 from curator_dask.storage import Options, join
 from curator_dask.webdataset.keys import id_text
+from curator_dask.words import counted
 
 _BLOCK = 8192  # rows that are read at once
 
@@ -167,7 +168,9 @@ class VectorFiles:
             "" if shard is None else f" and {shard!r} in the URL of its shard"
         )
         if not found:
-            raise ConfigError(f"{of}, in {len(self.records)} files, {next(iter(self.records))} for example")
+            raise ConfigError(
+                f"{of}, in {counted(len(self.records), 'file')}, {next(iter(self.records))} for example"
+            )
         if len(found) > 1:
             urls = ", ".join(str(url) for url, _, _ in found[:5])
             raise ConfigError(

@@ -26,6 +26,7 @@ from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import ShardRange
 from curator_dask.webdataset.stamps import stamp
+from curator_dask.words import counted
 
 
 def plan_schema(job: Job) -> pa.Schema:
@@ -201,7 +202,7 @@ def find_unfinished(
                 conflicts.append(f"{target.path}: {problem}")
     if conflicts:
         raise OutputError(
-            f"{len(conflicts)} files would be replaced: {conflicts[0]}. Use overwrite=True (--overwrite)"
+            f"{counted(len(conflicts), 'file')} would be replaced: {conflicts[0]}. Use overwrite=True (--overwrite)"
             " to replace them, or write to another path"
         )
     return known, [number for number in range(count) if number not in finished], remarks, reports

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from curator_dask import backend
 from curator_dask.cluster.setup import OpenWorkers, at_work
-from curator_dask.errors import OutputError, ShardError
+from curator_dask.errors import CuratorError, OutputError, ShardError
 from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import (
@@ -40,7 +40,7 @@ from curator_dask.outputs.placing import locate
 from curator_dask.outputs.unchanged import check_unchanged
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import fact_of, without_not_made
-from curator_dask.runs.describing import load_models
+from curator_dask.runs.describing import Loaded, load_models
 from curator_dask.runs.fit import Fit
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.reports import report_frame, report_of
@@ -53,6 +53,12 @@ from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
 
 logger = logging.getLogger("curator_dask")
+
+#: What is said of scores that a retry goes on without: their columns, and why.
+NOT_MADE = (
+    "no %s of the rows that are tried again: %s. The other rows keep theirs; `score` makes what is missing, once its"
+    " files are there as they were"
+)
 
 
 @dataclass(frozen=True)
@@ -178,7 +184,7 @@ def retry(
         if targets:
             with at_work(workers) as client:
                 try:
-                    loaded = load_models(steps, [], client, len(targets))
+                    steps, loaded = _loaded(steps, client, len(targets))
                     difference = describe_difference(
                         record.embeddings[column], loaded.described.get(column, {})
                     )
@@ -272,6 +278,23 @@ def _check_derived(found: Mapping[str, Footer], steps: Sequence[SharingStep]) ->
                 " again: mended rows would have a vector, and not that. Remove the files with failed rows, and run the"
                 " script that wrote them again"
             )
+
+
+def _loaded(steps: Sequence[SharingStep], client: Any, most: int) -> tuple[tuple[SharingStep, ...], Loaded]:
+    """The steps whose models workers could load, and these; of what makes scores any may be lacking, and is named."""
+    usable = [step for step in steps if not isinstance(step, ScoringStep)]
+    loaded = load_models(usable, [], client, most)
+    for step in steps:
+        if not isinstance(step, ScoringStep):
+            continue
+        try:
+            more = load_models([step], [], client, most)
+        except CuratorError as error:
+            logger.warning(NOT_MADE, ", ".join(step.scores), error)
+            continue
+        usable.append(step)
+        loaded = Loaded({**loaded.described, **more.described}, loaded.workers & more.workers)
+    return tuple(usable), loaded
 
 
 def _steps_of(

@@ -50,6 +50,7 @@ def check_unchanged(path: str, urls: Iterable[str | None], record: FileRecord, o
         changed = [url for url in local if int(stamp(local_path(url)).version) > made]
     if changed:
         raise ShardError(
-            f"{changed[0]}: the shard has changed since it was embedded: run embed again, and then, with --overwrite,"
-            " filter or score, where these rows are in a folder that they wrote"
+            f"{changed[0]}: the shard has changed since it was embedded: run embed again (with --overwrite where score"
+            " added columns, and then score again), and then, with --overwrite, filter or score where these rows are in"
+            " a folder that they wrote"
         )

@@ -13,6 +13,7 @@ from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.selecting import Folder
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.samples import key_text
+from curator_dask.words import counted
 
 _FEW = 3  # keys that an error names
 
@@ -46,7 +47,7 @@ def check_keys(selected: Folder, names: Sequence[str]) -> None:
     )
     more = f" and {len(doubled) - _FEW} more" if len(doubled) > _FEW else ""
     raise DatasetError(
-        f"{len(doubled)} keys occur more than once: {some}{more}. Readers take two samples of one key for one, or"
+        f"{counted(len(doubled), 'key')} more than once: {some}{more}. Readers take two samples of one key for one, or"
         " refuse them: give each a key of its own (keys='sequential', --keys sequential), or leave one out"
     )
 

@@ -25,6 +25,7 @@ from curator_dask.runs.reports import errors_of, report_frame, report_of, report
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options
 from curator_dask.webdataset.stamps import check_planned
+from curator_dask.words import counted
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,8 @@ class WritePartition:
         same = there.record is not None and target.shard is not None and there.record.shard == target.shard
         if (own or same) and there.rows > rows:
             raise OutputError(
-                f"{target.path} has {there.rows} rows and would be replaced by one with {rows}. Rows were filtered:"
+                f"{target.path} has {counted(there.rows, 'row')} and would be replaced by one with {rows}. Rows"
+                f" were filtered:"
                 " give save_metadata another path, or overwrite=True (--overwrite) to drop them"
                 + (" from the dataset's own files" if own else "")
             )

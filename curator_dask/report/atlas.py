@@ -30,6 +30,7 @@ from curator_dask.report.pictures import Pictures
 from curator_dask.report.rows import Rows, column_values, short
 from curator_dask.report.tasks import on_cluster
 from curator_dask.storage import Options
+from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
 
@@ -77,7 +78,8 @@ class AtlasSummary:
         sample = "" if self.sampled == self.rows else f" of a sample of {self.sampled:,} of {self.rows:,}"
         out = f"; {self.left_out:,} without a vector are left out" if self.left_out else ""
         return (
-            f"{self.path}: {self.size / 1e6:.1f} MB, {self.written:,} rows{sample}{out}, {self.pictures:,} pictures;"
+            f"{self.path}: {self.size / 1e6:.1f} MB, {counted(self.written, 'row')}{sample}{out},"
+            f" {counted(self.pictures, 'picture')};"
             f" {self.seconds:.1f} s\npip install {NAME}, then:\n{shlex.join(self.command)}"
         )
 

@@ -27,6 +27,7 @@ from curator_dask.report.measures import count_measures, find_measures
 from curator_dask.report.page import render
 from curator_dask.report.twins import read_twins
 from curator_dask.storage import Options, is_remote
+from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
 
@@ -68,7 +69,8 @@ class ReportSummary:
     def __str__(self) -> str:
         sample = "" if self.sampled == self.rows else f", {self.sampled:,} of them as a sample"
         return (
-            f"{self.path}: {self.size / 1e6:.1f} MB, {self.rows:,} rows{sample}, {self.pictures:,} pictures;"
+            f"{self.path}: {self.size / 1e6:.1f} MB, {counted(self.rows, 'row')}{sample},"
+            f" {counted(self.pictures, 'picture')};"
             f" {self.seconds['all']:.1f} s"
         )
 

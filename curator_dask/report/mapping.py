@@ -14,6 +14,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from curator_dask.report.rows import Rows
+from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
 
@@ -70,7 +71,7 @@ def map_of(rows: Rows, seed: int) -> Map:
     lengths = np.linalg.norm(rows.vectors, axis=1)
     usable = np.flatnonzero(rows.valid & np.isfinite(lengths) & (lengths > 0))
     if len(usable) < FEW:
-        return Map(lacking=f"{len(usable)} rows of the sample have a vector: for a map these are too few")
+        return Map(lacking=f"{counted(len(usable), 'row')} of the sample with a vector: too few for a map")
     if find_spec("pacmap") is None or find_spec("sklearn") is None:
         logger.warning("no map on the page: %s", LACKING)
         return Map(lacking=LACKING)

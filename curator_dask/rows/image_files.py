@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet as pq
 
 from curator_dask.cache import POSSESSIONS, Remembered
 from curator_dask.errors import ConfigError, DatasetError, ShardError
-from curator_dask.frames.names import CAPTION_COLUMN, FILE_COLUMN, URL_COLUMN
+from curator_dask.frames.names import FILE_COLUMN, URL_COLUMN
+from curator_dask.rows.caption_files import read_captions
 from curator_dask.rows.reading import ReadShard
 from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.storage import Options, absolute, is_remote, read_bytes
@@ -25,22 +21,11 @@ from curator_dask.webdataset.opening import open_shard
 from curator_dask.webdataset.samples import key_text
 from curator_dask.webdataset.shards import ShardRange, ShardSet
 from curator_dask.webdataset.stamps import stamp
+from curator_dask.words import counted
 
 _FEW = 3  # names that an error gives
 #: Tables by path and state: every shard of a dataset asks for the same.
 _TABLES: Remembered[pa.Table] = POSSESSIONS.add("captions", Remembered(2))
-
-
-def _read_csv(file: io.BytesIO) -> pa.Table:
-    """A CSV whose captions are text, also where they look like numbers; other columns are what they look like."""
-    kinds = {name: pa.string() for name in (FILE_COLUMN, CAPTION_COLUMN)}
-    table = pyarrow.csv.read_csv(file, convert_options=pyarrow.csv.ConvertOptions(column_types=kinds))
-    if binary := [each.name for each in table.schema if pa.types.is_binary(each.type)]:
-        raise pa.ArrowInvalid(f"columns {binary} are not UTF-8: save it as that")
-    return table
-
-
-_READERS = {".parquet": pq.read_table, ".csv": _read_csv, ".jsonl": pyarrow.json.read_json}
 
 
 @dataclass(frozen=True)
@@ -73,11 +58,8 @@ class CaptionTable:
         return _TABLES.get((self.path, state), self._read)
 
     def _read(self) -> pa.Table:
-        read = _READERS.get(Path(self.path).suffix.lower())
-        if read is None:
-            raise DatasetError(f"{self.path}: expected a file of the type {', '.join(_READERS)}")
         try:
-            table = read(io.BytesIO(read_bytes(self.path, self.options)))
+            table = read_captions(self.path, read_bytes(self.path, self.options))
         except Exception as error:  # pyarrow's, or a store's own, of many types
             raise DatasetError(f"{self.path}: cannot be read: {' '.join(str(error).split())}") from error
         if FILE_COLUMN not in table.column_names:
@@ -91,7 +73,8 @@ class CaptionTable:
         several = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
         if several:
             raise DatasetError(
-                f"{self.path}: {len(several)} images stand in several rows, {', '.join(map(repr, several[:_FEW]))} for"
+                f"{self.path}: {counted(len(several), 'image')} in several rows each,"
+                f" {', '.join(map(repr, several[:_FEW]))} for"
                 " example: leave one row of each"
             )
         table = table.set_column(table.column_names.index(FILE_COLUMN), FILE_COLUMN, names)
@@ -118,8 +101,8 @@ class CaptionTable:
         ]
         return _schema(id_col, others)
 
-    def count(self, folder: str, options: Options = None) -> tuple[int, int, int]:
-        """Images of a folder; those that have a row; rows that have no image.
+    def match(self, folder: str, options: Options = None) -> tuple[pa.Array, pa.Array]:
+        """The images of a folder, and of each the number of its row: null where it has none.
 
         Parameters
         ----------
@@ -133,20 +116,27 @@ class CaptionTable:
         DatasetError
             No image has a row.
         """
-        files = [
+        found = [
             key_text(group.below + names[0])
             for group in walk(folder, options=options)
             for _, names in group.samples()
         ]
+        files = pa.array(found, pa.string())
         names = self.read().column(FILE_COLUMN)
-        found = pc.sum(pc.is_in(names, value_set=pa.array(files, pa.string()))).as_py() or 0
-        if not found:
+        rows = pc.index_in(files, value_set=names)
+        if rows.null_count == len(rows):
             has = ", ".join(map(repr, names[:_FEW].to_pylist())) or "none"
             raise DatasetError(
-                f"{self.path}: none of the {len(files)} images of {folder} has a row: expected names such as"
-                f" {files[0]!r} in the column {FILE_COLUMN!r}, found {has}"
+                f"{self.path}: none of the {counted(len(files), 'image')} of {folder} has a row: expected names such as"
+                f" {found[0]!r} in the column {FILE_COLUMN!r}, found {has}"
             )
-        return len(files), found, len(names) - found
+        return files, rows
+
+    def count(self, folder: str, options: Options = None) -> tuple[int, int, int]:
+        """Images of a folder; those that have a row; rows that have no image. As `match` otherwise."""
+        files, rows = self.match(folder, options)
+        found = len(rows) - rows.null_count
+        return len(files), found, self.read().num_rows - found
 
 
 @dataclass(frozen=True)
@@ -208,6 +198,12 @@ def _schema(id_col: str, others: list[pa.Field]) -> pa.Schema:
     return pa.schema([*own, *others, pa.field(URL_COLUMN, pa.string())])
 
 
+def check_captions(given: str, found: ShardSet) -> None:
+    """Refuse captions that are none of tars."""
+    if given != "txt" and not is_folder_shard(found.shards[0].url):
+        raise ConfigError(f"captions={given!r} (--captions): is for image files, and {found.root} has tars")
+
+
 def captions_of(given: str, found: ShardSet, id_col: str, options: Options = None) -> dict[str, Any]:
     """Arguments of `ImageTextPairDataset.from_shards` by those of a command; none where the captions lie beside.
 
@@ -218,10 +214,9 @@ def captions_of(given: str, found: ShardSet, id_col: str, options: Options = Non
     DatasetError
         The file of captions cannot be used.
     """
+    check_captions(given, found)
     if given == "txt":
         return {}
-    if not is_folder_shard(found.shards[0].url):
-        raise ConfigError(f"captions={given!r} (--captions): is for image files, and {found.root} has tars")
     if given == "none":
         return {"captions": None}
     caption_table(given, options).schema(id_col)

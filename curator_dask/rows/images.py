@@ -11,7 +11,7 @@ from curator_dask.errors import ImageError
 from curator_dask.frames.columns import list_to_matrix, to_array
 from curator_dask.frames.names import STATUS_COLUMN
 from curator_dask.rows.orphans import remark_orphans
-from curator_dask.rows.reasons import MISSING, Reason
+from curator_dask.rows.reasons import DAMAGED, MISSING, Reason
 from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.webdataset.folders import is_folder_shard
 from curator_dask.webdataset.index import ShardIndex, warn_once
@@ -141,7 +141,7 @@ def why_missing(index: ShardIndex, item: Any) -> str:
     unread = index.why_unread(item)
     if unread is not None:
         return f": {unread}"
-    return f"; the tar is damaged: {index.problem}" if index.problem else ""
+    return f"{DAMAGED}: {index.problem}" if index.problem else ""
 
 
 def add_status(errors: Sequence[str | None], frame: Any) -> list[str | None]:

@@ -22,6 +22,8 @@ NOT_MADE = "not made"
 NO_CAPTION = "no caption"
 #: Of a score: its vector is null, and nothing says why.
 NO_VECTOR = "no vector"
+#: Ends a reason, before a colon and what is wrong, where a sample may be lost with the rest of its tar.
+DAMAGED = "; the tar is damaged"
 
 _COLUMN = re.compile(r"(?:^|; )\[(?P<column>[^\[\]]+)\] ")
 

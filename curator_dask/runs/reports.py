@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.frames.names import ERROR_COLUMN
-from curator_dask.rows.reasons import reasons_in
+from curator_dask.rows.reasons import DAMAGED, reasons_in
 from curator_dask.runs.targets import target_frame
 
 _EXAMPLES = 3  # of each reason, that a report carries
@@ -61,7 +61,10 @@ def report_of(
         kind = reasons_in(reason)[0].label  # a row counts once
         reasons[kind] += 1
         if len(examples.setdefault(kind, [])) < _EXAMPLES:
-            examples[kind].append(f"{name} {'' if keys is None else keys[row].as_py()}: {reason}")
+            # How it is damaged is said of the shard, once.
+            said, damaged, _ = reason.partition(f"{DAMAGED}: ")
+            key = "" if keys is None else keys[row].as_py()
+            examples[kind].append(f"{name} {key}: {said}{DAMAGED if damaged else ''}")
     return {
         "name": name,
         "rows": table.num_rows,

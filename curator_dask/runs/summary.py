@@ -14,6 +14,7 @@ from typing import Any
 import curator_dask
 from curator_dask.frames.names import ERRORS_SUFFIX
 from curator_dask.notebook import bars, table
+from curator_dask.words import counted
 
 _EXAMPLES = 3  # of each reason, that the summary names
 _KINDS = 10  # of what rows leave out, that it prints
@@ -177,19 +178,20 @@ class SaveSummary:
                     kept[kind][url] = fact
 
     def __str__(self) -> str:
-        before = f"{self.skipped} files were finished before"
+        before = f"{counted(self.skipped, 'file')} finished before"
         if self.path and not self.written and not self.failed_shards:
             before = "no row had failed" if self.again else before
             lines = [f"{self._what}: nothing to do, {before}; {self.seconds:.1f} s"]
             return "\n".join([*lines, *self._none_line(), *self.remark_lines()])
-        dropped = f", {self.dropped} more in {self.path}{ERRORS_SUFFIX}" if self.dropped else ""
-        rows = (
-            f"{self.rows - self.dropped} rows in {self.written} files{dropped}; {self.failed} failed images"
-        )
+        dropped = f", {self.dropped:,} more in {self.path}{ERRORS_SUFFIX}" if self.dropped else ""
+        files, failed = counted(self.written, "file"), counted(self.failed, "failed image")
+        rows = f"{counted(self.rows - self.dropped, 'row')} in {files}{dropped}; {failed}"
         if self.again:
-            rows = f"{self.rows} failed rows tried again, {self.rows - self.failed} have a vector now"
+            now = self.rows - self.failed
+            rows = f"{counted(self.rows, 'failed row')} tried again, {now:,}"
+            rows += f" {'has' if now == 1 else 'have'} a vector now"
         if not self.path:
-            rows = f"{self.rows} rows of {self.written} shards computed; {self.failed} failed images"
+            rows = f"{counted(self.rows, 'row')} of {counted(self.written, 'shard')} computed; {failed}"
         start, rate = f"{self.startup_seconds:.1f} s of it start-up", f"{self.images_per_second:.1f} images/s"
         lines = [
             f"{self._what}: {rows}" if self.path else rows,
@@ -198,7 +200,7 @@ class SaveSummary:
             *self._none_line(),
         ]
         for reason, count in self.reasons.most_common():
-            lines.append(f"  {count} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
+            lines.append(f"  {count:,} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
         lines += self.shard_lines()
         return "\n".join(line for line in lines if line)
 
@@ -208,7 +210,7 @@ class SaveSummary:
 
     def _none_line(self) -> list[str]:
         none = not self.good and not self.again
-        return [f"  NONE of the {self.rows + self.rows_before} images has a vector"] if none else []
+        return [f"  NONE of {counted(self.rows + self.rows_before, 'image')} has a vector"] if none else []
 
     def _repr_html_(self) -> str:
         counts = {
@@ -243,13 +245,17 @@ class SaveSummary:
             *_total_line("names that occur again in a tar, the first was taken", self.duplicates),
             *_total_line("members that cannot be read, left out", self.unread),
             *_total_line("images decoded as far as their data go", self.corrupt),
+            *_total_line("sample", "without a row in their shard's Parquet, not embedded", self.orphans),
+            *_total_line("name", "used again in a tar, the first was taken", self.duplicates),
+            *_total_line("member", "that cannot be read, left out", self.unread),
             *_left_out_line(self.left_out),
-            *_total_line("rows filtered out", self.filtered),
+            *_total_line("row", "filtered out", self.filtered),
             *_total_line(
-                "columns of other runs lack values of rows that are new or have changed: run them again, or retry",
+                "column",
+                "of other runs without values of rows that are new or have changed: run them again, or retry",
                 self.not_made,
             ),
-            *_total_line("captions longer than their model takes", self.text_truncated),
+            *_total_line("caption", "longer than their model takes", self.text_truncated),
         ]
 
 
@@ -276,10 +282,9 @@ def _left_out_line(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [f"  in the tars, but not in the rows: {', '.join(kinds[:_KINDS])}{more}"] if kinds else []
 
 
-def _total_line(what: str, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _total_line(noun: str, rest: str, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if not facts:
         return []
     some = [f"{url} {', '.join(fact['examples'])}" for url, fact in list(facts.items())[:_EXAMPLES]]
     total, shards = sum(fact["count"] for fact in facts.values()), len(facts)
-    where = "1 shard" if shards == 1 else f"{shards} shards"
-    return [f"  {total} {what}, in {where}, for example {'; '.join(some)}"]
+    return [f"  {counted(total, noun)} {rest}, in {counted(shards, 'shard')}, for example {'; '.join(some)}"]

@@ -196,6 +196,12 @@ def make_text_embedder(
     model: str, model_dir: str | None = None, *, text_column: str = CAPTION_COLUMN
 ) -> TextEmbedder:
     """Make the embedder that a model's name means: `SentenceEmbedder` for a folder with ``modules.json``."""
+    if model.startswith(("local-dir:", "hf-hub:")):
+        raise ConfigError(
+            f"--model {model} is timm's, which has no tower for texts. Give transformers' CLIP or SigLIP of the same"
+            " weights: its folder, without a prefix, or org/repo. Without one, --like KEY and --image FILE find images"
+            " by an image"
+        )
     if names_folder(model) and is_sentences(absolute(model)):
         return SentenceEmbedder(Path(model), text_column=text_column)
     return ClipTextEmbedder(model, model_dir, text_column=text_column)

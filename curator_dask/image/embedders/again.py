@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from curator_dask.decode.spec import ImageOptions
 from curator_dask.errors import CuratorError
 from curator_dask.frames.record import SETTINGS, FileRecord, vectors_of
 from curator_dask.image.classifiers.files import Scorer
 from curator_dask.image.embedders.partition import EmbedPartition
 from curator_dask.image.statistics.step import MeasureImages, statistics_like
+from curator_dask.outputs.retrying import NOT_MADE
 from curator_dask.runs.step import SharingStep
 from curator_dask.storage import Options
 from curator_dask.text.again import scorer_from
 
 logger = logging.getLogger("curator_dask")
-
-_NOT_MADE = (
-    "no %s of the rows that are tried again: %s. The other rows keep theirs; `score` makes what is missing, once its"
-    " files are there as they were"
-)
 
 
 def steps_again(
@@ -50,28 +48,34 @@ def steps_again(
                 continue
             again = scorer.of_files(records, options)
         except CuratorError as error:
-            logger.warning(_NOT_MADE, column, error)
+            logger.warning(NOT_MADE, column, error)
             continue
         # A file that is another now may be no head at all: it is not loaded, as no file has scores of it.
         if again.scores.get(column, {}).get("recipe") == said["recipe"]:
             made.append(again)
         else:
             logger.warning(
-                _NOT_MADE, column, f"{said.get('head')} is not what it was when it made the scores there"
+                NOT_MADE, column, f"{said.get('head')} is not what it was when it made the scores there"
             )
     return made
 
 
 def _statistics(step: EmbedPartition, records: Mapping[str, FileRecord]) -> list[MeasureImages]:
-    """Those of the images that were read as the vectors were; each set of them that a file has once."""
-    found = {
-        each: None
-        for record in records.values()
-        for each in statistics_like(record.read_by.get(step.column, ""), record.read_by)
-    }
+    """Those of the images that were read as the vectors were; each set of them that a file has once.
+
+    Statistics are of whole images also where vectors are of such that were decoded smaller.
+    """
+    scale = step.options.decode_scale
+    whole = replace(step.options, decode_scale="exact")
+    found: dict[tuple[str, tuple[str, ...], ImageOptions], None] = {}
+    for record in records.values():
+        how = record.read_by.get(step.column, "")
+        ways = {how: step.options, how.removesuffix(f" decode_scale={scale}"): whole}
+        for way, options in ways.items():
+            found |= {(*each, options): None for each in statistics_like(way, record.read_by)}
     return [
-        MeasureImages(names, prefix, step.id_col, step.options, step.storage_options)
-        for prefix, names in found
+        MeasureImages(names, prefix, step.id_col, options, step.storage_options)
+        for prefix, names, options in found
     ]
 
 
