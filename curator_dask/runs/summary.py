@@ -241,13 +241,10 @@ class SaveSummary:
         """What was noticed of the tars."""
         return [
             *_shard_lines("damaged", self.damaged_shards),
-            *_total_line("samples without a row in their shard's Parquet, not embedded", self.orphans),
-            *_total_line("names that occur again in a tar, the first was taken", self.duplicates),
-            *_total_line("members that cannot be read, left out", self.unread),
-            *_total_line("images decoded as far as their data go", self.corrupt),
             *_total_line("sample", "without a row in their shard's Parquet, not embedded", self.orphans),
             *_total_line("name", "used again in a tar, the first was taken", self.duplicates),
             *_total_line("member", "that cannot be read, left out", self.unread),
+            *_total_line("image", "decoded as far as the data go", self.corrupt),
             *_left_out_line(self.left_out),
             *_total_line("row", "filtered out", self.filtered),
             *_total_line(
