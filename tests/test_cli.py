@@ -379,7 +379,7 @@ def test_index(tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr
     assert "0 index files written, 2 fitted already, 1 failed" in done.stdout
     assert "no index for 00001: truncated" in done.stdout
-    assert "Dask cpu cluster: 1 workers" in done.stdout
+    assert "Dask cpu cluster: 1 worker" in done.stdout
     assert "Traceback" not in done.stderr
 
 
