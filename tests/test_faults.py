@@ -314,7 +314,7 @@ def test_what_kills_before_the_images_is_a_failed_shard(private_cluster, tmp_pat
     with private_cluster(n_workers=1, scheduler_kwargs={"allowed_failures": 0}):
         summary = dataset.save_metadata(tmp_path / "out")
         assert list(summary.failed_shards) == ["00001"]
-        assert "1 workers died" in summary.failed_shards["00001"]
+        assert "1 worker died" in summary.failed_shards["00001"]
         assert (summary.rows, summary.failed, summary.written) == (3 * SAMPLES, 0, 3)
 
 

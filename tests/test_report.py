@@ -543,7 +543,7 @@ def test_keys_that_are_numbers_find_their_pictures_and_a_page_has_its_limit(tmp_
     assert all(picture.startswith("data:image/webp") for picture in data["pictures"]) and whole.pictures == 30
     assert (
         data["map"] is None
-        and "No map: 0 rows of the sample have a vector" in (tmp_path / "page.html").read_text()
+        and "No map: 0 rows of the sample with a vector" in (tmp_path / "page.html").read_text()
     )
     monkeypatch.setattr(making, "LIMIT", whole.size - 5000)
     less = make_report(tmp_path, tmp_path / "page.html")

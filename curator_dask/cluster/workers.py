@@ -15,6 +15,7 @@ from distributed.client import FutureCancelledError
 from curator_dask.cluster.dask_settings import closed_client
 from curator_dask.cluster.presence import ANSWER, Presence, connection_lost, threads_of_workers
 from curator_dask.errors import ClusterError, CuratorError, ShardError
+from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
 
@@ -229,9 +230,9 @@ def _explained(future: Any) -> BaseException:
     error = future.exception()
     if isinstance(error, KilledWorker):
         return WorkersDied(
-            f"{error.allowed_failures + 1} workers died while working on it, the last at {error.last_worker.address}."
-            " Look at the workers' logs: most often it is memory (smaller batch_size or rows_per_partition) or a"
-            " damaged file"
+            f"{counted(error.allowed_failures + 1, 'worker')} died while working on it, the last at"
+            f" {error.last_worker.address}. Look at the workers' logs: most often it is memory (smaller batch_size or"
+            " rows_per_partition) or a damaged file"
         )
     if isinstance(error, CuratorError):
         return error
