@@ -33,6 +33,7 @@ from curator_dask.dedup.scanning import Scan, Source
 from curator_dask.dedup.summary import DedupSummary
 from curator_dask.fingerprint import fingerprint
 from curator_dask.storage import join
+from curator_dask.words import counted
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -152,7 +153,8 @@ class Deduplication:
         started = time.monotonic()
         made = run_phase(label, task, names, finished, self.output, self._workers)
         if made:
-            logger.info("%s: %d of %d files, %.1f s", label, made, len(names), time.monotonic() - started)
+            files, seconds = counted(len(names), "file"), time.monotonic() - started
+            logger.info("%s: %d of %s, %.1f s", label, made, files, seconds)
         self.summary.made[label] = made
         self.summary.seconds[label] = time.monotonic() - started
 
