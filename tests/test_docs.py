@@ -21,6 +21,7 @@ import distributed
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import skimage.data
@@ -38,6 +39,7 @@ from test_clip import make_clip
 from test_imports import LAYERS
 from test_scripts import load
 from texts import make_pair
+from typer.testing import CliRunner
 
 from curator_dask import get_client
 from curator_dask.cli import app
@@ -451,6 +453,35 @@ def test_the_commands_of_a_block_are_there(name, block):
 def test_a_command_that_is_not_there_is_found(code):
     with pytest.raises(Exception):  # noqa: B017, each checker has its own
         check_commands(Block("bash", code + "\n", 1, None))
+
+
+def test_the_commands_of_the_start_lead_to_tars_with_captions(made, cluster, tmp_path):
+    folder = tmp_path / "page"
+    shutil.copytree(made / "page", folder)
+    names = sorted(path.name for path in (folder / "images").iterdir() if path.suffix == ".jpg")
+    captions = {name: f'a "photo"; of\n{name}' for name in names}
+    table = pa.table({"file_name": names, "caption": [captions[name] for name in names]})
+    pyarrow.csv.write_csv(table, folder / "captions.csv")
+    said = {}
+    for block in blocks_of("start.md", "bash"):
+        for _, command, *words in commands_of(block):
+            words = [word.replace("/path/to", str(folder)).replace("256", "100") for word in words]
+            words = [word.replace("clip_score > 0.2", "clip_score > -2") for word in words]
+            on = {option for each in curator_dask_commands()[command].params for option in each.opts}
+            at = ["--scheduler-address", cluster.scheduler.address]
+            done = CliRunner().invoke(app, [command, *words, *(at if "--scheduler-address" in on else [])])
+            assert done.exit_code == 0, done.output
+            said[command] = done.output
+    assert "nothing that would fail" in said["check"] and "without a row" not in said["check"]
+    assert (folder / "report.html").stat().st_size > 10_000
+    rows = pq.read_table(folder / "shards" / "00000.parquet").to_pylist()
+    with tarfile.open(folder / "shards" / "00000.tar") as tar:
+        packed = {each.name: tar.extractfile(each).read() for each in tar}
+    assert len(rows) > 3
+    for row in rows:
+        said = json.loads(packed[f"{row['key']}.json"])
+        assert said["caption"] == captions[row["file_name"]] and said["clip_score"] == row["clip_score"]
+        assert packed[f"{row['key']}.jpg"] == (folder / "images" / row["file_name"]).read_bytes()
 
 
 def test_recipes_are_recipes():

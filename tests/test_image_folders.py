@@ -249,6 +249,7 @@ def test_tables_of_captions_that_do_not_fit(data, tmp_path):
         ({"file_name": ["pic0000.png", "./pic0000.png"]}, r"1 image in several rows each, 'pic0000\.png'"),
         ({"file_name": ["data/pic0000.png"]}, r"none of the 40 images .* found 'data/pic0000\.png'"),
         ({"file_name": ["pic0000.png"], "key": ["a"]}, r"has columns \['key'\]"),
+        ({"file_name": ["pic0000.png"], "image_error": ["a"]}, r"has columns \['image_error'\]"),
     ):
         pq.write_table(pa.table(table), tmp_path / "captions.parquet")
         with pytest.raises(DatasetError, match=said):
@@ -259,6 +260,15 @@ def test_tables_of_captions_that_do_not_fit(data, tmp_path):
     (tmp_path / "captions.csv").write_text("file_name,caption,score\npic0000.png,007,5\n")
     rows = ImageTextPairDataset.from_images(data, captions=tmp_path / "captions.csv").compute()
     assert rows.dropna(subset=["caption"])[["caption", "score"]].to_numpy().tolist() == [["007", 5]]
+    (tmp_path / "captions.csv").write_text("file_name,a,a\npic0000.png,1,2\n")
+    with pytest.raises(DatasetError, match="several columns are named 'a'"):
+        ImageTextPairDataset.from_images(data, captions=tmp_path / "captions.csv")
+    (tmp_path / "captions.jsonl").write_text('\ufeff{"file_name": "pic0000.png", "caption": "2020-01-01"}\n')
+    views = {"file_name": ["pic0000.png"], "caption": pa.array(["2020-01-01"], pa.string_view())}
+    pq.write_table(pa.table(views), tmp_path / "captions.parquet")
+    for name in ("captions.jsonl", "captions.parquet"):
+        captions = ImageTextPairDataset.from_images(data, captions=tmp_path / name).compute()["caption"]
+        assert captions.dropna().tolist() == ["2020-01-01"]
     (tmp_path / "captions.csv").write_bytes(b"")
     for name, said in (
         ("captions.csv", "cannot be read"),

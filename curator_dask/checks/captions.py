@@ -75,6 +75,8 @@ def look_at_captions(table: CaptionTable, folder: str, id_col: str, options: Opt
 
 def empty_of(captions: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """Which of these have no caption: null, or nothing but white space."""
+    if pa.types.is_string_view(captions.type):
+        captions = captions.cast(pa.large_string())
     if pa.types.is_string(captions.type) or pa.types.is_large_string(captions.type):
         try:
             return pc.fill_null(pc.equal(pc.utf8_trim_whitespace(captions), ""), True)

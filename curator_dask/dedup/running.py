@@ -34,6 +34,7 @@ from curator_dask.dedup.scanning import Scan, Source
 from curator_dask.dedup.summary import DedupSummary
 from curator_dask.fingerprint import fingerprint
 from curator_dask.storage import join
+from curator_dask.words import counted
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -156,7 +157,9 @@ class Deduplication:
         made = run_phases(jobs, self.output, self._workers)
         seconds = time.monotonic() - started
         if any(made.values()):
-            files = ", ".join(f"{job.label}: {made[job.label]} of {len(job.names)} files" for job in jobs)
+            files = ", ".join(
+                f"{job.label}: {made[job.label]} of {counted(len(job.names), 'file')}" for job in jobs
+            )
             logger.info("%s, %.1f s", files, seconds)
         self.summary.made |= made
         self.summary.seconds[" and ".join(made)] = seconds

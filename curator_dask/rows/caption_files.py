@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,15 @@ def read_captions(path: str, data: bytes) -> pa.Table:
     read = _READERS.get(Path(path).suffix.lower())
     if read is None:
         raise ValueError(f"expected a file of the type {', '.join(_READERS)}")
-    return read(data)
+    table = read(data)
+    if twice := sorted(name for name, count in Counter(table.column_names).items() if count > 1):
+        raise ValueError(
+            f"several columns are named {', '.join(map(repr, twice))}: give each a name of its own"
+        )
+    # Arrow itself cannot pick rows of views, as which some writers have their text.
+    kinds = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    plain = [each.with_type(kinds.get(each.type, each.type)) for each in table.schema]
+    return table.cast(pa.schema(plain, table.schema.metadata))
 
 
 def _read_csv(data: bytes) -> pa.Table:
@@ -69,14 +78,24 @@ def _delimiter(data: bytes) -> str:
 
 
 def _read_json(data: bytes) -> pa.Table:
-    return pyarrow.json.read_json(
-        io.BytesIO(data.removeprefix(codecs.BOM_UTF8)),
-        read_options=pyarrow.json.ReadOptions(block_size=_BLOCK_BYTES),
-    )
+    def read(schema: pa.Schema | None) -> pa.Table:
+        return pyarrow.json.read_json(
+            io.BytesIO(data.removeprefix(codecs.BOM_UTF8)),
+            read_options=pyarrow.json.ReadOptions(block_size=_BLOCK_BYTES),
+            parse_options=pyarrow.json.ParseOptions(explicit_schema=schema),
+        )
+
+    table = read(None)
+    if CAPTION_COLUMN in table.column_names and pa.types.is_timestamp(
+        table.schema.field(CAPTION_COLUMN).type
+    ):
+        return read(pa.schema({CAPTION_COLUMN: pa.string()}))  # text that looks like a time is text
+    return table
 
 
 def _read_parquet(data: bytes) -> pa.Table:
-    return pq.read_table(io.BytesIO(data))
+    with pq.ParquetFile(io.BytesIO(data)) as file:  # `read_table` does not say which columns have one name
+        return file.read()
 
 
 _READERS: dict[str, Callable[[bytes], pa.Table]] = {

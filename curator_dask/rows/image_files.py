@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from curator_dask.cache import POSSESSIONS, Remembered
 from curator_dask.errors import ConfigError, DatasetError, ShardError
-from curator_dask.frames.names import FILE_COLUMN, URL_COLUMN
+from curator_dask.frames.names import ERROR_COLUMN, FILE_COLUMN, URL_COLUMN
 from curator_dask.rows.caption_files import read_captions
 from curator_dask.rows.reading import ReadShard
 from curator_dask.rows.remarks import fact_of, remark
@@ -89,10 +89,10 @@ class CaptionTable:
             It cannot be used, or a column has the name of one that is made.
         """
         found = self.read().schema.remove_metadata()
-        if taken := [name for name in (id_col, URL_COLUMN) if name in found.names]:
+        if taken := [name for name in (id_col, URL_COLUMN, ERROR_COLUMN) if name in found.names]:
             raise DatasetError(
-                f"{self.path}: has columns {taken}, whose names are those of the keys (id_col) and of the shard: give"
-                " them others"
+                f"{self.path}: has columns {taken}, whose names are those of the keys (id_col), of the shard and of"
+                " reasons: give them others"
             )
         others = [
             each.with_type(pa.string()) if pa.types.is_null(each.type) else each
