@@ -1,4 +1,4 @@
-"""Which cluster each vector is of, which others it is near to, and the vectors in the order of clusters."""
+"""Which cluster each vector is of, and which others it is near to."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from curator_dask.dedup.kmeans import decide
-from curator_dask.dedup.layout import Layout, take
+from curator_dask.dedup.layout import Layout
 from curator_dask.dedup.memory import NO_LIMIT, Memory
 from curator_dask.dedup.phases import Phase
 from curator_dask.dedup.products import exact_dots, on_device, places_of, plain_products
 
-#: Rows of a file of vectors in the order of clusters.
-PART = 1 << 15
 _TIE = 1e-5  # float32 products that differ by less are decided by exact ones
 
 
@@ -72,45 +70,3 @@ class Assign:
         self.phase.save(f"{name}-near.npy", np.concatenate(visits))
         self.phase.save(f"{name}.npy", np.concatenate(labels))
         return sum(map(len, labels))
-
-
-@dataclass(frozen=True)
-class Sort:
-    """Writes vectors in the order of clusters.
-
-    Attributes
-    ----------
-    layout
-        Where they are.
-    phase
-        With ``order.npy``: the number of the vector at each place; where the files go.
-    memory
-        What is held at a time.
-    """
-
-    layout: Layout
-    phase: Phase
-    memory: Memory = NO_LIMIT
-
-    def make(self, name: str) -> int:
-        """Write one of the files, ``NAME.vectors``; its name is its number."""
-        start = int(name) * PART
-        numbers = np.array(self.phase.load("order.npy")[start : start + PART])
-        size = self.memory.sorted_rows(self.layout.dim)
-        with self.phase.writing(f"{name}.vectors") as file:
-            for at in range(0, len(numbers), size):
-                file.write(self.layout.gather(numbers[at : at + size]))
-        return len(numbers)
-
-
-def read_places(phase: Phase, dim: int, places: np.ndarray) -> np.ndarray:
-    """float32 (n, dim): vectors by their places, which rise, in the order of clusters."""
-    found = np.empty((len(places), dim), np.float32)
-    parts = places // PART
-    start = 0
-    for end in [*(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(places)]:
-        if end > start:
-            part = int(parts[start])
-            found[start:end] = take(phase.vectors(f"{part}.vectors", dim), places[start:end] - part * PART)
-        start = end
-    return found

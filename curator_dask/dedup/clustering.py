@@ -122,8 +122,8 @@ class Clustering:
         if not phase.has("centroids.npy"):
             size = min(distinct, max(_LEAST, SAMPLE * count))
             numbers = np.sort(np.random.default_rng(self.seed).choice(distinct, size, replace=False))
-            layout.save_some(phase, "sample.vectors", numbers)
-        task = Cluster(phase, layout.dim, count, self.iterations, self.seed)
+            phase.save("numbers.npy", numbers)
+        task = Cluster(phase, layout, count, self.iterations, self.seed)
         run_phase("k-means", task, ["centroids.npy"], phase.has, self.files.folder)
         return phase
 

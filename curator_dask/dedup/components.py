@@ -6,9 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from curator_dask.dedup.assigning import PART, read_places
 from curator_dask.dedup.grouping import NONE, Groups
-from curator_dask.dedup.phases import Phase
+from curator_dask.dedup.places import PART, Reader
 from curator_dask.dedup.products import exact_dots
 
 #: Rows of a component up to which all are compared with all for its diameter.
@@ -56,17 +55,15 @@ def heads_of(groups: Groups) -> np.ndarray:
     return np.where(groups.star == NONE, np.arange(len(groups.star)), groups.star)
 
 
-def spread(order: Phase, dim: int, groups: Groups, vectors: int) -> tuple[float, bool]:
+def spread(reader: Reader, groups: Groups, vectors: int) -> tuple[float, bool]:
     """Fill in the cosine of each row and the best of its component; the largest distance within one.
 
     Parameters
     ----------
-    order
-        With the vectors.
-    dim
-        Length of a vector.
+    reader
+        Of the vectors.
     groups
-        By places in it.
+        By their places.
     vectors
         Rows before this one have a vector.
 
@@ -83,7 +80,7 @@ def spread(order: Phase, dim: int, groups: Groups, vectors: int) -> tuple[float,
     for start in range(0, len(others), PART // 8):
         part = others[start : start + PART // 8]
         used, at = np.unique(heads[part], return_inverse=True)
-        groups.cosine[part] = exact_dots(read_places(order, dim, part), read_places(order, dim, used)[at])
+        groups.cosine[part] = exact_dots(reader.read(part), reader.read(used)[at])
     certain = not ((np.arange(len(heads)) < vectors) & (heads >= vectors)).any()
     if not len(others):
         return 0.0, certain
@@ -102,25 +99,25 @@ def spread(order: Phase, dim: int, groups: Groups, vectors: int) -> tuple[float,
             continue
         rows = np.sort(members)
         if len(rows) <= _WHOLE:
-            block = read_places(order, dim, rows)
+            block = reader.read(rows)
             left, right = np.divmod(int((block @ block.T).argmin()), len(rows))
             found = max(found, 1 - float(exact_dots(block[left : left + 1], block[right : right + 1])[0]))
             continue
         certain = False
         start = members[np.argmin(groups.cosine[members])]
         for _ in range(2):
-            cosines = _from(order, dim, int(start), rows)
+            cosines = _from(reader, int(start), rows)
             start = rows[np.argmin(cosines)]
             found = max(found, 1 - float(cosines.min()))
     return found, certain
 
 
-def _from(order: Phase, dim: int, row: int, others: np.ndarray) -> np.ndarray:
+def _from(reader: Reader, row: int, others: np.ndarray) -> np.ndarray:
     """float64 (n,): cosines of a row and others."""
-    one = read_places(order, dim, np.array([row]))
+    one = reader.read(np.array([row]))
     found = np.empty(len(others))
     for start in range(0, len(others), PART // 8):
         part = others[start : start + PART // 8]
-        theirs = read_places(order, dim, part)
+        theirs = reader.read(part)
         found[start : start + len(part)] = exact_dots(theirs, np.broadcast_to(one, theirs.shape))
     return found

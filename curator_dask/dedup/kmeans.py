@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
+from curator_dask.dedup.layout import Layout
 from curator_dask.dedup.memory import NO_LIMIT, Memory
 from curator_dask.dedup.phases import Phase
 from curator_dask.dedup.products import exact_dots, on_device, plain_products
 
-#: Rows of the sample for each cluster, and those that first centroids are picked of.
+#: Rows of the sample for each cluster.
 SAMPLE = 64
-_FIRST = 8192
 _TIE = 1e-5  # float32 products that differ by less are decided by exact ones
 
 
@@ -24,35 +24,48 @@ class Cluster:
     Attributes
     ----------
     phase
-        Where they go; the sample, ``sample.vectors``, is there.
-    dim, clusters
-        How long vectors are, and how many centroids are wanted.
+        Where they go; ``numbers.npy``, the numbers of the sample's vectors, is there.
+    layout
+        Where these are.
+    clusters
+        How many centroids are wanted.
     iterations
         At most.
     seed
         Of what is picked by chance.
     memory
         What is held at a time.
+    least
+        By what share of itself the mean cosine grows in an iteration that is not the last.
+    first
+        Vectors that first centroids are picked of, at least.
     """
 
     phase: Phase
-    dim: int
+    layout: Layout
     clusters: int
     iterations: int = 20
     seed: int = 0
     memory: Memory = NO_LIMIT
+    least: float = 1e-4
+    first: int = 8192
 
     def make(self, name: str) -> int:
         """Write ``centroids.npy``, and ``said.npy``: iterations, were they enough, clusters filled again."""
+        numbers, dim = np.array(self.phase.load("numbers.npy")), self.layout.dim
+        rows = len(numbers)
 
-        def read(part: slice | np.ndarray) -> np.ndarray:  # mapped anew, so that what was read is given back
-            return np.array(self.phase.vectors("sample.vectors", self.dim)[part])
+        def mapped(part: slice | np.ndarray) -> np.ndarray:
+            # Anew each time, so that what was read is given back.
+            return np.array(self.phase.vectors("sample.vectors", dim)[part])
 
-        rows = len(self.phase.vectors("sample.vectors", self.dim))
-        sample = Sample(rows, self.dim, read, self.memory.clustered(self.dim, self.clusters))
-        if self.memory.holds(4 * rows * self.dim):
-            sample = replace(sample, read=read(slice(None)).__getitem__)
-        centroids, said = cluster(sample, self.clusters, self.iterations, self.seed)
+        read: Callable[[slice | np.ndarray], np.ndarray] = mapped
+        if self.memory.holds(4 * rows * dim):
+            read = self.layout.gather(numbers).__getitem__
+        else:
+            self.layout.save_some(self.phase, "sample.vectors", numbers)
+        sample = Sample(rows, dim, read, self.memory.clustered(dim, self.clusters))
+        centroids, said = cluster(sample, self.clusters, self.iterations, self.seed, self.least, self.first)
         self.phase.save("said.npy", said)
         self.phase.save("centroids.npy", centroids)
         return rows
@@ -99,19 +112,21 @@ def decide(block: np.ndarray, centroids: np.ndarray, found: np.ndarray) -> np.nd
     return labels
 
 
-def cluster(sample: Sample, clusters: int, iterations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def cluster(
+    sample: Sample, clusters: int, iterations: int, seed: int, least: float, first: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Unit centroids, float32 (clusters, dim), and what is to be said of them.
 
     Sums are made in float64 and in the order of rows, so the same vectors give the same centroids to the bit.
     """
     random = np.random.default_rng(seed)
-    centroids = _first(sample, clusters, random)
+    centroids = _first(sample, clusters, first, random)
     filled = 0
     before = -1.0
     for iteration in range(1, iterations + 1):
         dots, sums = _assigned(sample, centroids)
         score = float(dots.mean())
-        if score - before < 1e-4 * abs(score):
+        if score - before < least * abs(score):
             return centroids, np.array([iteration, 1, filled])
         before = score
         lengths = np.sqrt(np.square(sums).sum(axis=1))
@@ -141,9 +156,9 @@ def _assigned(sample: Sample, centroids: np.ndarray) -> tuple[np.ndarray, np.nda
     return dots, sums
 
 
-def _first(sample: Sample, clusters: int, random: np.random.Generator) -> np.ndarray:
+def _first(sample: Sample, clusters: int, least: int, random: np.random.Generator) -> np.ndarray:
     """Vectors to begin with, far from one another as k-means++ picks them."""
-    size = min(sample.rows, max(_FIRST, 2 * clusters))
+    size = min(sample.rows, max(least, 2 * clusters))
     some = sample.read(np.sort(random.choice(sample.rows, size, replace=False)))
     picked = [int(random.integers(len(some)))]
     far = np.full(len(some), np.inf)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from curator_dask.dedup.assigning import read_places
 from curator_dask.dedup.found import edges, in_range
 from curator_dask.dedup.memory import COLUMNS, NO_LIMIT, QUERIES, Memory
 from curator_dask.dedup.phases import Phase
+from curator_dask.dedup.places import Places, Reader
 from curator_dask.dedup.products import Block, exact_pairs, near_in_parts, products
 
 #: A pair, by the places of its rows in the order of clusters.
@@ -103,15 +103,13 @@ class Pairs:
 
     Attributes
     ----------
-    order
-        With the vectors in the order of clusters; ``ranks.npy``, the place of each in the order of who stays;
-        ``bounds.npy``, where each cluster begins and ends; and the rows that are near to each, ``near.npy`` and
+    places
+        The vectors in the order of clusters; its ``order`` has ``ranks.npy``, the place of each in the order of who
+        stays; ``bounds.npy``, where each cluster begins and ends; and the rows that are near to each, ``near.npy`` and
         ``near-bounds.npy``.
     phase
         With ``pieces.npy`` and ``tasks.npy``, which pieces are a file's; where the files go. What is looked at again is
         there, too; see `Again`.
-    dim
-        Length of a vector.
     eps
         A pair has a cosine of at least 1 - eps.
     fixed
@@ -120,9 +118,8 @@ class Pairs:
         What is held at a time.
     """
 
-    order: Phase
+    places: Places
     phase: Phase
-    dim: int
     eps: float
     fixed: int = 0
     memory: Memory = NO_LIMIT
@@ -130,7 +127,9 @@ class Pairs:
     def names(self) -> list[str]:
         """Of the files; what each is to do is planned where it is not yet."""
         if not self.phase.has("tasks.npy"):
-            pieces, tasks = plan(self.order.load("bounds.npy"), self.order.load("near-bounds.npy"))
+            pieces, tasks = plan(
+                *(self.places.order.load(f"{each}.npy") for each in ("bounds", "near-bounds"))
+            )
             self.phase.save("pieces.npy", pieces)
             self.phase.save("tasks.npy", tasks)
         return [str(number) for number in range(len(self.phase.load("tasks.npy")) - 1)]
@@ -138,17 +137,20 @@ class Pairs:
     def make(self, name: str) -> int:
         """Write a file's pairs, ``NAME.npy``, and rows that have more betters, ``NAME-more.npy``."""
         tasks, pieces = self.phase.load("tasks.npy"), self.phase.load("pieces.npy")
-        order, again = Order.read(self.order), Again.read(self.phase)
-        held = Held(self.phase, order.ranks, self.memory.held(self.dim))
+        order, again = Order.read(self.places.order), Again.read(self.phase)
+        held = Held(self.phase, order.ranks, self.memory.held(self.places.layout.dim))
         rows = 0
+        vectors = Reader(self.places)
         for cluster, start, stop in pieces[tasks[int(name)] : tasks[int(name) + 1]].tolist():
             rows += stop - start
             own, queries = order.rows(cluster)
-            self._piece(own, queries[start:stop], held, again)
+            self._piece(vectors, own, queries[start:stop], held, again)
         held.save(name)
         return rows
 
-    def _piece(self, own: np.ndarray, queries: np.ndarray, held: Held, again: Again | None) -> None:
+    def _piece(
+        self, vectors: Reader, own: np.ndarray, queries: np.ndarray, held: Held, again: Again | None
+    ) -> None:
         """Compare rows with a cluster's own."""
         ranks, first, last = held.ranks, own[0], own[-1]
         if again is not None:
@@ -160,34 +162,38 @@ class Pairs:
         # Two rows that stay are no pair: of a cluster's own they are the first.
         groups = [(queries[inside & (ranks[queries] >= self.fixed)], True), (queries[~inside], False)]
         parts = [(part, within) for rows, within in groups for part in _parts(rows, QUERIES)]
-        some = self.memory.queries(self.dim)
+        some = self.memory.queries(self.places.layout.dim)
         for at in range(0, len(parts), some):
-            self._compare(own, parts[at : at + some], held, again)
+            self._compare(vectors, own, parts[at : at + some], held, again)
 
     def _compare(
-        self, own: np.ndarray, parts: list[tuple[np.ndarray, bool]], held: Held, again: Again | None
+        self,
+        vectors: Reader,
+        own: np.ndarray,
+        parts: list[tuple[np.ndarray, bool]],
+        held: Held,
+        again: Again | None,
     ) -> None:
         """Look for pairs of a cluster's rows and some of those, blocks of its own or of others."""
         blocks: dict[int, Block] = {}
+        dim = self.places.layout.dim
         full = [np.zeros(len(part), np.int64) for part, _ in parts]
         for columns in _parts(own, COLUMNS):
             if not any(not within or part[-1] > columns[0] for part, within in parts):
                 continue
-            theirs = Block(read_places(self.order, self.dim, columns))
+            theirs = Block(vectors.read(columns))
             for at, (part, within) in enumerate(parts):
                 size = np.searchsorted(columns, part[-1]) if within else len(columns)
                 active = np.flatnonzero(full[at] < FEW) if within else np.arange(len(part))
                 if not size or not len(active):
                     continue
                 if at not in blocks:
-                    blocks[at] = self._block(part, columns, theirs)
+                    blocks[at] = _block(vectors, part, columns, theirs)
                 mine = blocks[at]
                 all_of = len(active) == len(part)
                 found = products(mine, theirs, slice(0, int(size)), None if all_of else active)
                 candidates = np.zeros(0, PAIR)
-                for left, right in near_in_parts(
-                    found, 1 - self.eps - mine.margin, self.memory.hits(self.dim)
-                ):
+                for left, right in near_in_parts(found, 1 - self.eps - mine.margin, self.memory.hits(dim)):
                     left = active[left]
                     if within:  # each pair once, with its worse row here
                         left, right = _lower(part, left, columns, right)
@@ -201,13 +207,6 @@ class Pairs:
                 if within:
                     np.add.at(full[at], np.searchsorted(part, pairs["worse"]), 1)
                     held.more.append(part[full[at] >= FEW].astype(np.int32))
-
-    def _block(self, part: np.ndarray, columns: np.ndarray, theirs: Block) -> Block:
-        """The vectors of some rows, which may be some of the columns, side by side."""
-        first, last = np.searchsorted(columns, part[[0, -1]]).tolist()
-        if last < len(columns) and last - first == len(part) - 1 and columns[first] == part[0]:
-            return theirs.part(first, last + 1)
-        return Block(read_places(self.order, self.dim, part))
 
     def _candidates(
         self,
@@ -232,6 +231,14 @@ class Pairs:
         if again is not None:
             good &= again.new(found["better"], found["worse"])
         return few(np.concatenate([before, found[good]]), ranks, 2 * FEW)
+
+
+def _block(vectors: Reader, part: np.ndarray, columns: np.ndarray, theirs: Block) -> Block:
+    """The vectors of some rows, which may be some of the columns, side by side."""
+    first, last = np.searchsorted(columns, part[[0, -1]]).tolist()
+    if last < len(columns) and last - first == len(part) - 1 and columns[first] == part[0]:
+        return theirs.part(first, last + 1)
+    return Block(vectors.read(part))
 
 
 class Held:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,22 +126,60 @@ class PhaseTask(Protocol):
 
 
 @dataclass(frozen=True)
-class Run:
-    """A phase's task as `run_targets` takes it."""
+class Job:
+    """What a phase is to make.
 
-    task: Any
+    Attributes
+    ----------
+    label
+        What messages call it.
+    task
+        Has a method ``make``, called on a worker with a name.
+    names
+        Of what it makes.
+    finished
+        Whether one of them is there.
+    words
+        What messages call each of them: the file that is read for it. A name is in none: most are fingerprints.
+    """
+
     label: str
+    task: Any
+    names: Sequence[str]
+    finished: Callable[[str], bool]
+    words: Callable[[str], str]
+
+    @property
+    def todo(self) -> list[str]:
+        """Names of what is not there."""
+        return [name for name in self.names if not self.finished(name)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tasks of phases as `run_targets` takes them.
+
+    Attributes
+    ----------
+    tasks
+        By label.
+    given_up
+        Why the work is not done; None: it is.
+    """
+
+    tasks: Mapping[str, Any]
     given_up: str | None = None
 
     def give_up(self, reason: str) -> Self:
         """The same without the work that kills workers."""
         return replace(self, given_up=reason)
 
-    def __call__(self, name: str) -> pd.DataFrame:
-        """Make one file."""
+    def __call__(self, item: tuple[str, str]) -> pd.DataFrame:
+        """Make one file, by its label and name."""
+        label, name = item
         if self.given_up is not None:
-            raise ShardError(f"{self.label} {name}: {self.given_up}")
-        rows = self.task.make(name)
+            raise ShardError(self.given_up)
+        rows = self.tasks[label].make(name)
         counts = {"failed": 0, "dropped": 0, "reasons": {}, "examples": {}}
         return report_frame({"name": name, "rows": rows, **counts})
 
@@ -153,19 +191,21 @@ def run_phase(
     finished: Callable[[str], bool],
     output: str,
     workers: Callable[[], Client | None] = current_client,
+    words: Callable[[str], str] = "part {}".format,
 ) -> int:
-    """Make the files of a phase that are not there.
+    """Make the files of one phase that are not there, and return how many; see `run_phases`."""
+    return run_phases([Job(label, task, names, finished, words)], output, workers)[label]
+
+
+def run_phases(
+    jobs: Sequence[Job], output: str, workers: Callable[[], Client | None] = current_client
+) -> dict[str, int]:
+    """Make the files of phases that do not wait for one another, and are not there; those of the first are begun first.
 
     Parameters
     ----------
-    label
-        What messages call it.
-    task
-        Has a method ``make``, called on a worker with a name.
-    names
-        Of what it makes.
-    finished
-        Whether one of them is there.
+    jobs
+        What is to be made.
     output
         For errors.
     workers
@@ -173,26 +213,39 @@ def run_phase(
 
     Returns
     -------
-    int
-        How many were made.
+    dict
+        By label, how many were made.
 
     Raises
     ------
     ShardError
         Some could not be made, and why.
     """
-    todo = [name for name in names if not finished(name)]
+    todo = [(job, name) for job in jobs for name in job.todo]
     if todo:
         client = workers()
         summary = SaveSummary(output)
-        targets = [Target.of_file(output, name) for name in todo]
-        run_targets(
-            file_tasks(Run(task, label), todo, f"dedup-{label.split()[0]}", client), client, targets, summary
-        )
-        if summary.failed_shards:
-            name, reason = next(iter(summary.failed_shards.items()))
-            raise ShardError(
-                f"{label}: {len(summary.failed_shards)} of {len(todo)} failed, {name} for example: {reason}. What was"
-                " finished is kept: run again"
-            )
-    return len(todo)
+        names = [f"{job.label}: {job.words(name)}" for job, name in todo]
+        targets = [Target(name, output, "", None, None, None) for name in names]
+        run = Run({job.label: job.task for job in jobs})
+        items = [(job.label, name) for job, name in todo]
+        token = f"dedup-{jobs[0].label.split()[0]}"
+        run_targets(file_tasks(run, items, token, client), client, targets, summary)
+        failed = summary.failed_shards
+        if failed:
+            job, name = todo[next(at for at, each in enumerate(names) if each in failed)]
+            words = job.words(name)
+            reason = failed[f"{job.label}: {words}"]
+            raise ShardError(_told(job.label, len(failed), len(todo), words, reason, output))
+    return {job.label: sum(job is each for each, _ in todo) for job in jobs}
+
+
+def _told(label: str, failed: int, count: int, words: str, reason: str, output: str) -> str:
+    """What has failed, and what to do."""
+    many = f"{failed} of {count} parts failed, the first: " if count > 1 else ""
+    if reason.startswith(words):  # it is the file that is read: to run again alone is of no use
+        return f"{label}: {many}{reason}. What was finished is kept"
+    return (
+        f"{label}: {many}{words}: {reason}. What was finished is kept: run again. Where it fails again in the same way,"
+        f" remove {output}{WORK_SUFFIX} first, which is made anew"
+    )

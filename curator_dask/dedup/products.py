@@ -24,6 +24,7 @@ REDUCED_MARGIN = 3 * 2**-9 + 1e-3
 MARGIN = 1e-3
 _CHUNK = 128  # rows whose products fit into a core's cache
 _SHAPE = 128  # oneDNN makes code for each shape of a product in bf16, which takes it 6 ms
+_WIDE = (256, 512, 768, 1024, 1536, 2048, 3072, 4096)  # columns of such shapes
 
 
 def exact_dots(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -62,14 +63,14 @@ class Block:
 
     @cached_property
     def fast(self) -> torch.Tensor:
-        """The same for fast products, on the device, with other rows up to a multiple of `_SHAPE`."""
+        """The same for fast products, on the device, with other rows behind them."""
         import torch
 
         if self.ready is not None:
             return self.ready
         here, (rows, dim) = backend.current(), self.vectors.shape
         kind = here.autocast_dtype() or torch.float32
-        fast = torch.empty((_rounded(rows), dim), dtype=kind, device=here.torch_device)
+        fast = torch.empty((_wide(rows), dim), dtype=kind, device=here.torch_device)
         fast[:rows].copy_(torch.from_numpy(np.ascontiguousarray(self.vectors)))
         fast[rows:] = 0
         return fast
@@ -99,12 +100,17 @@ def products(rows: Block, columns: Block, at: slice, only: np.ndarray | None = N
             padded = np.zeros(_rounded(count), np.int64)
             padded[:count] = only
             fast = fast[torch.from_numpy(padded).to(fast.device)]
-        whole = fast @ columns.fast[first : first + _rounded(last - first)].T
+        whole = fast[: _rounded(count)] @ columns.fast[first : first + _wide(last - first)].T
         return whole[:count, : last - first]
 
 
 def _rounded(rows: int) -> int:
     return -(-rows // _SHAPE) * _SHAPE
+
+
+def _wide(rows: int) -> int:
+    """The same where there may be thousands: few shapes are worth more than a few products."""
+    return next((step for step in _WIDE if step >= rows), _rounded(rows))
 
 
 def near(found: torch.Tensor, least: float) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from curator_dask.dedup.assigning import PART, Assign, Sort
+from curator_dask.dedup.assigning import Assign
 from curator_dask.dedup.components import components, heads_of, spread
 from curator_dask.dedup.found import Found
 from curator_dask.dedup.grouping import Groups, stars
@@ -25,7 +25,8 @@ from curator_dask.dedup.kmeans import Cluster
 from curator_dask.dedup.layout import Layout
 from curator_dask.dedup.memory import NO_LIMIT, SAMPLE, Memory
 from curator_dask.dedup.pairing import Again, Pairs
-from curator_dask.dedup.phases import Phase, run_phase
+from curator_dask.dedup.phases import Job, Phase, run_phases
+from curator_dask.dedup.places import PART, Places, Reader, Sort
 from curator_dask.dedup.products import exact_dots
 from curator_dask.dedup.rows import Rows, gather_rows
 from curator_dask.dedup.sampling import EPS, CompareSample, choose_gap, share, share_going
@@ -40,11 +41,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("curator_dask")
 
 #: Of what is in the files of phases: another number makes all of them anew.
-VERSION = 2
+VERSION = 3
 #: How groups are made: around rows that stay, or of all that hang together.
 STARS, COMPONENTS = "stars", "components"
 #: Distinct vectors up to which all are compared with all.
 SMALL = 8192
+_LEAST, _FIRST = 1e-3, 2048  # of k-means, see `Cluster`: to know where to look is enough
+_PARTS = "part {} of the rows in the order of clusters".format
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class Deduplication:
             settings.exact,
             self.memory,
         )
-        self._do("scan", task, names, task.finished)
+        self._do(self._job("scan", task, names, task.finished))
         self.rows = rows = gather_rows(scan, self.sources, self.output)
         self.summary.rows = rows.total
         self.summary.set_aside = {name: count for name, count in rows.counts.items() if name != "good"}
@@ -130,33 +133,36 @@ class Deduplication:
         distinct = self._phase("distinct", scan=scan.folder, names=names, fixed=fixed)
         layout = Layout.of(scan, distinct, names, rows)
         if len(rows.carriers):
-            clusters = self._clusters(layout)
-            eps = self._compared(clusters)
-            pairs, labels, near, centres = self._sample(layout, clusters, eps)
+            sampled, labels, near, centres = self._clusters(layout)
         else:  # hashes alone: there is nothing to cluster
-            eps, self._assigned, self._near = settings.eps, distinct, np.zeros((0, len(EPS)), np.int64)
-            self._numbers = np.zeros(0, np.int64)
-            pairs, labels, near, centres = (
-                np.zeros((0, 4)),
-                *(np.zeros(shape, np.int64) for shape in (0, (0, 2), 0)),
-            )
-        order, places = self._order(layout, labels, near, centres)
-        self._pairs(order, places, eps)
-        self._measure(pairs, labels, near)
+            self._eps, self._assigned, self._near = settings.eps, distinct, np.zeros((0, len(EPS)), np.int64)
+            self._numbers, sampled = np.zeros(0, np.int64), np.zeros((0, 3))
+            labels, near, centres = (np.zeros(shape, np.int64) for shape in (0, (0, 2), 0))
+        places, numbers = self._order(layout, labels, near, centres)
+        self._pairs(places, numbers)
+        self._measure(sampled, labels, near)
         self._explain(layout)
 
     def _phase(self, phase: str, **parts: Any) -> Phase:
         return Phase(join(self.work, f"{phase}-{fingerprint(parts)[:16]}"))
 
-    def _do(self, label: str, task: Any, names: Sequence[str], finished: Callable[[str], bool]) -> None:
-        started = time.monotonic()
-        made = run_phase(label, task, names, finished, self.output, self._workers)
-        if made:
-            logger.info("%s: %d of %d files, %.1f s", label, made, len(names), time.monotonic() - started)
-        self.summary.made[label] = made
-        self.summary.seconds[label] = time.monotonic() - started
+    def _job(self, label: str, task: Any, names: Sequence[str], finished: Callable[[str], bool]) -> Job:
+        """Of a phase whose files are named after those of vectors."""
+        paths = {source.name: source.path for source in self.sources}
+        return Job(label, task, names, finished, paths.__getitem__)
 
-    def _clusters(self, layout: Layout) -> Phase:
+    def _do(self, *jobs: Job) -> None:
+        started = time.monotonic()
+        made = run_phases(jobs, self.output, self._workers)
+        seconds = time.monotonic() - started
+        if any(made.values()):
+            files = ", ".join(f"{job.label}: {made[job.label]} of {len(job.names)} files" for job in jobs)
+            logger.info("%s, %.1f s", files, seconds)
+        self.summary.made |= made
+        self.summary.seconds[" and ".join(made)] = seconds
+
+    def _clusters(self, layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs of the sample; and of each distinct vector its cluster, those near to it, and how near its own is."""
         count, settings = len(self.rows.carriers), self.settings
         wanted = settings.clusters
         if wanted is None:
@@ -164,21 +170,28 @@ class Deduplication:
         wanted = min(wanted, count)
         self.memory.check(settings.memory_limit, layout.dim, wanted)
         phase = self._phase("clusters", distinct=layout.distinct.folder, clusters=wanted)
-        if not phase.has("centroids.npy"):
-            random = np.random.default_rng(0)
+        if not phase.has("numbers.npy"):
             size = min(count, max(SMALL, PER_CLUSTER * wanted))
-            numbers = np.sort(random.choice(count, size, replace=False))
-            layout.save_some(phase, "sample.vectors", numbers)
-        self._do(
-            "k-means", Cluster(phase, layout.dim, wanted, memory=self.memory), ["centroids.npy"], phase.has
+            phase.save("numbers.npy", np.sort(np.random.default_rng(0).choice(count, size, replace=False)))
+        self._compared(phase)
+        sampled = self._phase("sample", distinct=layout.distinct.folder, eps=self._eps, counts=EPS)
+        if not sampled.has("numbers.npy"):
+            numbers = np.sort(np.random.default_rng(1).choice(count, min(count, SAMPLE), replace=False))
+            layout.save_some(sampled, "sample.vectors", numbers)
+            sampled.save("numbers.npy", numbers)
+        cluster = Cluster(phase, layout, wanted, memory=self.memory, least=_LEAST, first=_FIRST)
+        compare = CompareSample(layout, sampled, self._eps)
+        self._do(  # k-means has one core busy, the sample the others
+            Job("k-means", cluster, ["centroids.npy"], phase.has, f"{wanted} clusters".format),
+            self._job("sample", compare, layout.names, lambda name: sampled.has(f"{name}.npy")),
         )
         said = phase.load("said.npy").tolist()
         self.summary.clusters = wanted
         self.summary.iterations, self.summary.converged, self.summary.filled = said[0], bool(said[1]), said[2]
-        return phase
+        return self._assign(layout, phase, sampled)
 
-    def _compared(self, clusters: Phase) -> float:
-        """The eps by which pairs are looked for: a larger one, where that has been done."""
+    def _compared(self, clusters: Phase) -> None:
+        """By which eps pairs are looked for: a larger one, where that has been done."""
         settings = self.settings
         self.identity = fingerprint(
             {"clusters": clusters.folder, "keep": settings.keep.identity, "recall": settings.recall}
@@ -188,37 +201,24 @@ class Deduplication:
             said = json.loads(path.read_text())
             if said["identity"] == self.identity and said["eps"] >= settings.eps:
                 done.append(float(said["eps"]))
-        return min(done, default=settings.eps)
+        self._eps = min(done, default=settings.eps)
 
-    def _sample(
-        self, layout: Layout, clusters: Phase, eps: float
+    def _assign(
+        self, layout: Layout, clusters: Phase, sampled: Phase
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs of the sample; and of each distinct vector its cluster, those near to it, and how near its own is."""
-        phase = self._phase("sample", clusters=clusters.folder, eps=eps, counts=EPS)
-        count = len(self.rows.carriers)
-        if not phase.has("numbers.npy"):
-            numbers = np.sort(np.random.default_rng(1).choice(count, min(count, SAMPLE), replace=False))
-            layout.save_some(phase, "sample.vectors", numbers)
-            phase.save("numbers.npy", numbers)
-        task = CompareSample(layout, phase, clusters, eps)
-        self._do("sample", task, layout.names, lambda name: phase.has(f"{name}.npy"))
-        numbers = phase.load("numbers.npy")
-        pairs = np.concatenate([phase.load(f"{name}.npy") for name in layout.names])
+        self._numbers = sampled.load("numbers.npy")
+        pairs = np.concatenate([sampled.load(f"{name}.npy") for name in layout.names])
         pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-        self._near = np.sum([phase.load(f"{name}-counts.npy") for name in layout.names], axis=0)
+        self._near = np.sum([sampled.load(f"{name}-counts.npy") for name in layout.names], axis=0)
         centroids = np.array(clusters.load("centroids.npy"))
         gap = 0.0
         if len(centroids) > 1:
-            sample = np.array(phase.vectors("sample.vectors", layout.dim))
-            of_sample = np.einsum("id,kd->ik", sample, centroids, optimize=False)
-            dots = exact_dots(sample, np.roll(sample, -1, axis=0))
-            gap = choose_gap(pairs, of_sample, dots, eps, self.settings.recall)
+            sample = np.array(sampled.vectors("sample.vectors", layout.dim))
+            gap = choose_gap(pairs, sample, layout, centroids, self._eps, self.settings.recall)
         centres = self.settings.keep.centre is not None
-        assigned = self._phase("assign", clusters=clusters.folder, gap=gap, centres=centres)
+        self._assigned = assigned = self._phase("assign", clusters=clusters.folder, gap=gap, centres=centres)
         assign = Assign(layout, assigned, clusters, gap, centres, self.memory)
-        self._do("assign", assign, layout.names, lambda name: assigned.has(f"{name}.npy"))
-        self._assigned = assigned
-        self._numbers = numbers
+        self._do(self._job("assign", assign, layout.names, lambda name: assigned.has(f"{name}.npy")))
         labels, near, own = (
             np.concatenate([assigned.load(f"{name}{suffix}.npy") for name in layout.names])
             for suffix in ("", "-near", "-centre")
@@ -227,7 +227,7 @@ class Deduplication:
 
     def _order(
         self, layout: Layout, labels: np.ndarray, near: np.ndarray, centres: np.ndarray
-    ) -> tuple[Phase, np.ndarray]:
+    ) -> tuple[Places, np.ndarray]:
         """The vectors in the order of clusters, in each of them in the order of who stays."""
         rows, keep = self.rows, self.settings.keep
         of_rows = None
@@ -253,8 +253,10 @@ class Deduplication:
             phase.save("near.npy", at[sorted_])
             phase.save("near-bounds.npy", np.searchsorted(near[sorted_, 1], np.arange(counts + 1)))
             phase.save("order.npy", order)
-        parts = [str(number) for number in range(-(-len(order) // PART))]
-        self._do("sort", Sort(layout, phase, self.memory), parts, lambda name: phase.has(f"{name}.vectors"))
+        where = Places.of(phase, layout, len(order), max(1, self.summary.clusters))
+        if names := where.parts:
+            sort = Sort(where, self.memory)
+            self._do(Job("sort", sort, names, lambda name: phase.has(f"{name}.vectors"), _PARTS))
         order = np.concatenate([order, np.arange(len(order), len(rows.first))])  # those without a vector
         for number, (values, there) in enumerate(rows.hashes):
             if not phase.has(f"hash{number}-there.npy"):
@@ -262,15 +264,15 @@ class Deduplication:
                 phase.save("hash-ranks.npy", ranks[order])
                 phase.save(f"hash{number}.npy", values[of])
                 phase.save(f"hash{number}-there.npy", there[of])
-        return phase, order
+        return where, order
 
-    def _pairs(self, order: Phase, numbers: np.ndarray, eps: float) -> None:
+    def _pairs(self, places: Places, numbers: np.ndarray) -> None:
         """Find pairs, and decide; rows with more betters than are written down are looked at again."""
-        fixed, dim = int(self.rows.fixed.sum()), self.rows.dim
+        fixed, order, eps = int(self.rows.fixed.sum()), places.order, self._eps
         radii = tuple(bits for _, bits in self.settings.exact.radii)
         asked: dict[str, Any] = {"radii": radii} if radii else {}
         phase = self._phase("pairs", order=order.folder, eps=eps)
-        found, more = self._find("pairs", Pairs(order, phase, dim, eps, fixed, self.memory))
+        found, more = self._find("pairs", Pairs(places, phase, eps, fixed, self.memory))
         searches = [found]
         if radii:
             hashes = self._phase("hashes", order=order.folder, **asked)
@@ -290,7 +292,7 @@ class Deduplication:
             looked = self._phase("again", pairs=phase.folder, eps=self.settings.eps, again=again, **asked)
             labels = heads_of(groups) if by_components else None
             Again(open_, None if by_components else groups.kept, labels).save(looked)
-            task = Pairs(order, looked, dim, self.settings.eps, fixed, self.memory)
+            task = Pairs(places, looked, self.settings.eps, fixed, self.memory)
             extra = [self._find("pairs again", task)[0]]
             if radii:
                 extra.append(self._find("hashes again", HammingPairs(order, looked, radii, fixed))[0])
@@ -300,7 +302,8 @@ class Deduplication:
             groups = self._decide(pairs, least)
         if by_components:
             summary = self.summary
-            summary.diameter, summary.diameter_exact = spread(order, dim, groups, len(self.rows.carriers))
+            reader = Reader(places)
+            summary.diameter, summary.diameter_exact = spread(reader, groups, len(self.rows.carriers))
         self.summary.pairs = pairs.count(least)
         self._found, self._more = pairs, more
         self._numbers_of = numbers
@@ -313,7 +316,7 @@ class Deduplication:
     def _find(self, label: str, task: Pairs | HammingPairs) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
         """The pairs that tasks have found, and bool (rows,): which rows have more betters."""
         phase, names = task.phase, task.names()
-        self._do(label, task, names, lambda name: phase.has(f"{name}.npy"))
+        self._do(Job(label, task, names, lambda name: phase.has(f"{name}.npy"), _PARTS))
         more = np.zeros(len(self.rows.first), bool)
         for name in names:
             more[phase.load(f"{name}-more.npy")] = True

@@ -10,7 +10,7 @@ import numpy as np
 from curator_dask.dedup.kmeans import decide
 from curator_dask.dedup.layout import Layout
 from curator_dask.dedup.phases import Phase
-from curator_dask.dedup.products import Block, exact_pairs, largest, near, on_device, plain_products, products
+from curator_dask.dedup.products import Block, exact_dots, exact_pairs, largest, near, products
 
 #: Of the table that says how many rows would go.
 EPS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
@@ -18,6 +18,8 @@ EPS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
 _FEW = 200
 #: Pairs of a row with a block of others that are looked at: of a crowd more say nothing new, and fill the memory.
 _MANY = 64
+_ENOUGH = 1 << 14  # pairs that say how far to look
+_BLOCK = 2048
 _Z = 1.96  # of an interval of 95 %
 
 
@@ -31,30 +33,23 @@ class CompareSample:
         Where the vectors are.
     phase
         With ``numbers.npy`` and ``sample.vectors``, the sample; where the files go.
-    clusters
-        With the centroids.
     eps
         A pair has a cosine of at least 1 - eps.
     """
 
     layout: Layout
     phase: Phase
-    clusters: Phase
     eps: float
 
     def make(self, name: str) -> int:
-        """Write a file's pairs: number in the sample, number of the other, cosine, and its gap; and by eps how many."""
+        """Write a file's pairs: number in the sample, number of the other, cosine; and by eps how many there are."""
         import torch
 
         numbers = self.phase.load("numbers.npy")
         sample = np.array(self.phase.vectors("sample.vectors", self.layout.dim))
-        centroids = np.array(self.clusters.load("centroids.npy"))
         rows = Block(sample)
         counts = np.zeros((len(sample), len(EPS)), np.int64)
-        pairs = [np.zeros((0, 4))]
-        here = on_device(centroids)
-        of_sample = plain_products(sample, here)
-        homes = decide(sample, centroids, of_sample)
+        pairs = [np.zeros((0, 3))]
         seen = 0
         least = 1 - max(EPS[-1], self.eps + rows.margin)
         # Blocks have one size: what is picked of a crowd's pairs, and so how far to look, goes by them.
@@ -73,20 +68,7 @@ class CompareSample:
             left, right = _some(at[left], right, first)
             cosines = exact_pairs(sample, left, vectors, right)
             good = cosines >= 1 - self.eps
-            left, right, cosines = left[good], right[good], cosines[good]
-            if not len(left):
-                continue
-            others, which = np.unique(right, return_inverse=True)
-            theirs = plain_products(vectors[others], here)
-            home = decide(vectors[others], centroids, theirs)[which]
-            at = np.arange(len(left))
-            of_left, of_right = of_sample[left], theirs[which]
-            gaps = np.minimum(
-                of_left[at, homes[left]] - of_left[at, home],
-                of_right[at, home] - of_right[at, homes[left]],
-            )
-            gaps[homes[left] == home] = 0
-            pairs.append(np.column_stack([left, first + right, cosines, np.maximum(gaps, 0)]))
+            pairs.append(np.column_stack([left[good], first + right[good], cosines[good]]))
         self.phase.save(f"{name}-counts.npy", counts)
         self.phase.save(f"{name}.npy", np.concatenate(pairs))
         return seen
@@ -165,19 +147,21 @@ def share(rows: np.ndarray, found: np.ndarray) -> Share:
 
 
 def choose_gap(
-    pairs: np.ndarray, of_sample: np.ndarray, dots: np.ndarray, eps: float, recall: float
+    pairs: np.ndarray, sample: np.ndarray, layout: Layout, centroids: np.ndarray, eps: float, recall: float
 ) -> float:
     """How much nearer than another cluster a row's own may be, for the row to be compared with the other's.
 
     Parameters
     ----------
     pairs
-        float64 (n, 4): of rows of the sample, as `CompareSample` writes them; those of the rows with even numbers are
+        float64 (n, 3): of rows of the sample, as `CompareSample` writes them; those of the rows with even numbers are
         taken, the others are for measuring.
-    of_sample
-        float32 (rows, clusters): products of the sample with the centroids.
-    dots
-        float64 (rows,): of each row of the sample with the next, the last with the first.
+    sample
+        float32 (rows, dim).
+    layout
+        Where the others are.
+    centroids
+        float32 (clusters, dim).
     eps, recall
         As they are asked for. What may be missed is halved, since it is measured on other rows.
     """
@@ -185,10 +169,34 @@ def choose_gap(
     some = pairs[pairs[:, 0] % 2 == 0]
     counts = np.bincount(some[:, 0].astype(np.int64)) if len(some) else np.zeros(1)
     alike = counts.sum() ** 2 / max(1.0, float(np.square(counts, dtype=np.float64).sum()))
-    gaps = some[:, 3]
+    if len(some) > _ENOUGH:
+        some = some[np.sort(np.random.default_rng(2).choice(len(some), _ENOUGH, replace=False))]
+    gaps = _gaps(some, sample, layout, centroids)
     if alike < _FEW:
+        of_sample = np.einsum("id,kd->ik", sample, centroids, optimize=False)
+        dots = exact_dots(sample, np.roll(sample, -1, axis=0))
         gaps = np.concatenate([gaps, _made_up(of_sample, dots, eps)])
     return float(np.quantile(gaps, target, method="higher")) + 1e-6 if len(gaps) else 1e-6
+
+
+def _gaps(pairs: np.ndarray, sample: np.ndarray, layout: Layout, centroids: np.ndarray) -> np.ndarray:
+    """float64 (n,): how much nearer its own centroid one of two rows is than that of the other, the lesser of both."""
+    found = np.zeros(len(pairs))
+    of = decide(sample, centroids, sample @ centroids.T)
+    for start in range(0, len(pairs), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        left, other = pairs[part, 0].astype(np.int64), pairs[part, 1].astype(np.int64)
+        numbers, which = np.unique(other, return_inverse=True)
+        vectors = layout.gather(numbers)
+        one, two = of[left], decide(vectors, centroids, vectors @ centroids.T)[which]
+        here, there = centroids[one], centroids[two]
+        mine, theirs = sample[left], vectors[which]
+        gaps = [
+            exact_dots(mine, here) - exact_dots(mine, there),
+            exact_dots(theirs, there) - exact_dots(theirs, here),
+        ]
+        found[part] = np.where(one == two, 0, np.maximum(0, np.minimum(*gaps)))
+    return found
 
 
 def _made_up(of_sample: np.ndarray, dots: np.ndarray, eps: float) -> np.ndarray:

@@ -1,0 +1,149 @@
+"""Vectors in the order of clusters, by their places in it: where they were scanned, or in files of that order."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+from distributed.system import MEMORY_LIMIT
+
+from curator_dask.dedup.layout import Layout, take
+from curator_dask.dedup.memory import COLUMNS, NO_LIMIT, Memory
+from curator_dask.dedup.phases import Phase
+
+#: Rows of a file of vectors in the order of clusters.
+PART = 1 << 15
+_MANY = 8  # vectors of a cluster in a file, on average, with which its vectors lie in few enough files
+_SHARE = 4  # of this machine's memory that vectors take, at most, to be read here and there
+_MAPPED = 16 << 20  # bytes of vectors that are read before the memory that shows the files is given back
+
+
+@dataclass(frozen=True)
+class Places:
+    """The distinct vectors in the order of clusters.
+
+    Attributes
+    ----------
+    order
+        With ``order.npy``: the number of the vector at each place.
+    layout
+        Where the vectors are.
+    apart
+        They are read where they are; else from files of their order, ``PART.vectors``, which `Sort` writes.
+    """
+
+    order: Phase
+    layout: Layout
+    apart: bool
+
+    @classmethod
+    def of(cls, order: Phase, layout: Layout, count: int, clusters: int) -> Places:
+        """Of so many vectors. A copy in order is of use where they are read from a disk, or lie in many files."""
+        fits = 4 * layout.dim * count * _SHARE <= MEMORY_LIMIT
+        together = min(count // clusters, COLUMNS)
+        return cls(order, layout, fits and together >= _MANY * len(layout.names))
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of the files in order; none where there are none."""
+        count = 0 if self.apart else len(self.order.load("order.npy"))
+        return [str(number) for number in range(-(-count // PART))]
+
+
+class Reader:
+    """Reads vectors by their places; what it opens goes with it.
+
+    Parameters
+    ----------
+    places
+        Where they are.
+    """
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self._maps: dict[str, mmap.mmap] = {}
+        self._slots: dict[str, np.ndarray] = {}
+        self._read = 0
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return self._places.order.load("order.npy")
+
+    @cached_property
+    def _firsts(self) -> np.ndarray:
+        return np.array(self._places.layout.distinct.load("firsts.npy"))
+
+    def read(self, places: np.ndarray) -> np.ndarray:
+        """float32 (n, dim): vectors by their places; those rise."""
+        dim = self._places.layout.dim
+        found = np.empty((len(places), dim), np.float32)
+        if self._places.apart:
+            self._read_apart(places, found)
+        else:
+            self._read_in_order(places, found)
+        self._read += found.nbytes
+        if self._read >= _MAPPED:  # else these files count as memory of the worker
+            for mapped in self._maps.values():
+                mapped.madvise(mmap.MADV_DONTNEED)
+            self._read = 0
+        return found
+
+    def _read_in_order(self, places: np.ndarray, found: np.ndarray) -> None:
+        parts = places // PART
+        start = 0
+        for end in [*(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(places)]:
+            if end > start:
+                part = int(parts[start])
+                vectors = self._vectors(self._places.order.path(f"{part}.vectors"))
+                found[start:end] = take(vectors, places[start:end] - part * PART)
+            start = end
+
+    def _read_apart(self, places: np.ndarray, found: np.ndarray) -> None:
+        layout, numbers = self._places.layout, np.asarray(self._order[places])
+        files = np.searchsorted(self._firsts, numbers, side="right") - 1
+        order = np.argsort(files, kind="stable")
+        starts = np.flatnonzero(np.diff(files[order], prepend=-1)).tolist()
+        for start, end in pairwise([*starts, len(order)]):
+            at = order[start:end]
+            file = int(files[at[0]])
+            name = layout.names[file]
+            if name not in self._slots:
+                self._slots[name] = layout.distinct.load(f"{name}.npy")
+            slots = self._slots[name][numbers[at] - self._firsts[file]]
+            found[at] = self._vectors(layout.scan.path(f"{name}.vectors"))[slots]
+
+    def _vectors(self, path: str) -> np.ndarray:
+        if path not in self._maps:
+            with open(path, "rb") as file:  # noqa: PTH123
+                self._maps[path] = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        return np.frombuffer(self._maps[path], np.float32).reshape(-1, self._places.layout.dim)
+
+
+@dataclass(frozen=True)
+class Sort:
+    """Writes vectors in the order of clusters.
+
+    Attributes
+    ----------
+    places
+        Where they are.
+    memory
+        What is held at a time.
+    """
+
+    places: Places
+    memory: Memory = NO_LIMIT
+
+    def make(self, name: str) -> int:
+        """Write one of the files, ``NAME.vectors``; its name is its number."""
+        phase, layout = self.places.order, self.places.layout
+        start = int(name) * PART
+        numbers = np.array(phase.load("order.npy")[start : start + PART])
+        size = self.memory.sorted_rows(layout.dim)
+        with phase.writing(f"{name}.vectors") as file:
+            for at in range(0, len(numbers), size):
+                file.write(layout.gather(numbers[at : at + size]))
+        return len(numbers)
