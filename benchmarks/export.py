@@ -42,7 +42,7 @@ from curator_dask import get_client
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.webdataset.ranges import Ranges
-from curator_dask.webdataset.writer import Entry, write_tar
+from curator_dask.webdataset.writer import Contents, write_tar
 
 _MB = 10**6
 _BYTES = 44_000  # of a picture
@@ -55,15 +55,15 @@ def make_dataset(folder: Path, shards: int, samples: int) -> None:
         (folder / name).mkdir()
     for shard in range(shards):
         keys = [f"{shard:05d}{sample:04d}" for sample in range(samples)]
-        entries = []
+        members = []
         for key in keys:
             said = json.dumps({"key": key, "width": 500, "height": 375, "url": f"https://example.org/{key}"})
             picture = rng.bytes(int(rng.integers(_BYTES // 2, _BYTES * 3 // 2)))
-            entries += [Entry(f"{key}.jpg", picture), Entry(f"{key}.txt", b"a caption of some words")]
-            entries.append(Entry(f"{key}.json", said.encode()))
+            members += [(f"{key}.jpg", picture), (f"{key}.txt", b"a caption of some words")]
+            members.append((f"{key}.json", said.encode()))
         tar = folder / "data" / f"{shard:05d}.tar"
         with tar.open("wb") as file:
-            write_tar(file.fileno(), entries, Ranges({}))
+            write_tar(file.fileno(), Contents.of_bytes(members), Ranges({}))
         rows = {"key": keys, "score": rng.random(samples), "__url__": [str(tar)] * samples}
         pq.write_table(pa.table(rows), folder / "rows" / f"{shard:05d}.parquet")
 

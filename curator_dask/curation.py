@@ -10,7 +10,7 @@ import difflib
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -265,6 +265,7 @@ def curate(
     storage_options: Options = None,
     workers: OpenWorkers = nullcontext,
     device: str | None = None,
+    ahead: Callable[[], object] = lambda: None,
 ) -> CurationSummary:
     """Do what a recipe says: from shards to the shards that are left.
 
@@ -289,6 +290,8 @@ def curate(
     device
         Of the workers that `workers` starts on this machine: then it may be known without them that ``embeddings`` is
         finished (`curator_dask.outputs.finished`). None: they are asked.
+    ahead
+        Called before the cluster is opened to embed on it.
 
     Raises
     ------
@@ -311,6 +314,8 @@ def curate(
         before = _before(found, place, recipe, sources, device, overwrite, storage_options)
     saved = None if before is None else before.summary()
     if saved is None:
+        if recipe.model is not None:
+            ahead()
         with at_work(workers) as client:
             dataset = ImageTextPairDataset.from_shards(
                 found, recipe.id_col, **of_images, storage_options=storage_options

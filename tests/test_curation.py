@@ -14,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from curator_dask.cli import app, options
+from curator_dask.cluster import client
 from curator_dask.curation import Recipe, curate
 from curator_dask.errors import ConfigError
 from curator_dask.models import sources
@@ -124,13 +125,18 @@ def test_one_command_does_all_and_again_nothing(folder, weights, tmp_path, monke
     assert [again[name] for name in ("rows", "failed", "filtered", "duplicates", "missing", "kept")] == counts
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.tar")} == stamps
     assert again["steps"]["embeddings"]["written"] == 0 and len(stamps) == 3
-    for left in (
-        lambda text: config.write_text(text.replace("width, height", "width")),
-        lambda text: weights.touch(),
+    loaded = []
+    monkeypatch.setattr(client, "load_ahead", lambda *arguments: loaded.append(arguments))
+    for left, embeds in (
+        (lambda text: (out / "shards" / "00000.idx").unlink(), 0),
+        (lambda text: config.write_text(text.replace("width, height", "width")), 1),
+        (lambda text: weights.touch(), 1),
     ):
         text = config.read_text()
         left(text)
         assert isinstance(CliRunner().invoke(app, command).exception, Started)
+        assert len(loaded) == embeds
+        loaded.clear()
         config.write_text(text)
 
 

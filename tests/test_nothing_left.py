@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -51,9 +52,9 @@ def run(*arguments):
     return done.output
 
 
-def written_again(out):
+def written_again(folder):
     """One of its files, with one row less."""
-    path = out / "00001.parquet"
+    path = Path(folder, "00001.parquet")
     table = pq.read_table(path)
     pq.write_table(table.slice(1), path)
 
@@ -66,6 +67,7 @@ def written_again(out):
         ("filter out passing --where width>1 --overwrite", "passing"),
         ("dedup out duplicates --normalize", "duplicates.work"),
         ("export out tars --where width>1 --overwrite", "tars"),
+        ("export data tars --samples-per-shard 3 --overwrite", "tars"),
     ],
 )
 def test_workers_are_started_where_something_is_left(out, tmp_path, started, command, made):
@@ -77,7 +79,7 @@ def test_workers_are_started_where_something_is_left(out, tmp_path, started, com
     assert len(started) == 1
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / made).rglob("*") if path.is_file()}
     assert after == before
-    written_again(out)
+    written_again(command.split()[1])
     run(*command.split())
     assert len(started) == 2
 

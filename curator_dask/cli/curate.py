@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -51,6 +52,7 @@ def curate(
     """
     options = json_object(storage_options, "--storage-options") or None
 
+    from curator_dask.cluster.client import load_ahead
     from curator_dask.cluster.device import device_of_new_workers
     from curator_dask.curation import Recipe
     from curator_dask.curation import curate as do
@@ -60,7 +62,7 @@ def curate(
     with (
         summary_to(json_file) as put,
         told_plainly(interrupted),
-        workers_when_needed(cluster, scheduler_address, scheduler_file, workers, embed=True) as start,
+        workers_when_needed(cluster, scheduler_address, scheduler_file, workers) as start,
     ):
         recipe = Recipe.read(config)
         summary = do(
@@ -71,6 +73,7 @@ def curate(
             storage_options=options,
             workers=start,
             device=None if elsewhere else device_of_new_workers(cluster.value)[0],
+            ahead=(lambda: None) if elsewhere else partial(load_ahead, cluster.value, workers),
         )
         put(summary.to_dict())
     if not summary.complete or not summary.kept:

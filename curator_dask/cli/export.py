@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from enum import StrEnum
 from functools import partial
 from typing import Annotated
@@ -151,6 +152,8 @@ def export(
     options = json_object(storage_options, "--storage-options") or None
     output_options = json_object(output_storage_options, "--output-storage-options") or None
 
+    from curator_dask import backend
+    from curator_dask.cluster.device import device_of_new_workers
     from curator_dask.datasets import ImageTextPairDataset
     from curator_dask.errors import OutputError
     from curator_dask.outputs.export_options import ExportOptions
@@ -208,7 +211,10 @@ def export(
                 source = choose_source("auto", found, options)
                 schema = learn_schema(found.shards, source, id_col, options)
                 chosen.check_columns(schema.empty_table(), schema.names)
-            with start():
+            elsewhere = bool(scheduler_address or scheduler_file)
+            # Frames must be of the kind that workers make: it is known without them where they are as this process.
+            alike = not elsewhere and device_of_new_workers(cluster.value)[0] == backend.current().device
+            with nullcontext() if alike else start():
                 dataset = ImageTextPairDataset.from_shards(found, id_col, storage_options=options)
                 summary = export_frame(
                     dataset.metadata,
@@ -219,6 +225,7 @@ def export(
                     id_col=id_col,
                     input_options=options,
                     output_options=output_options,
+                    workers=start if alike else nullcontext,
                 )
         put(summary.to_dict())
     if not summary.complete:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
 from curator_dask.errors import ShardError
 from curator_dask.webdataset.headers import Member
 from curator_dask.webdataset.samples import Sample, key_text
-from curator_dask.webdataset.writer import Entry
+from curator_dask.webdataset.writer import Contents
 
 
 @dataclass(frozen=True)
@@ -32,49 +32,41 @@ class Encoded:
     suffix: str
     image_member: str | None = None
 
-    def put(
-        self, entries: list[Entry], keys: Sequence[str], counts: Sequence[int], table: pa.Table
-    ) -> np.ndarray:
+    def put(self, contents: Contents, keys: Sequence[str], ends: Sequence[int], table: pa.Table) -> None:
         """Put the new images in the places of those that they replace.
 
         Parameters
         ----------
-        entries
-            Of all samples, one after the other; changed.
-        keys, counts
-            Of each sample: its key, and how many of the entries are its.
+        contents
+            Of the tar, the members of all samples one after the other; changed.
+        keys, ends
+            Of each sample: its key, and behind its last member; 0 before them.
         table
             The samples' rows.
-
-        Returns
-        -------
-        numpy.ndarray
-            Bool (entries,): which are new.
 
         Raises
         ------
         ShardError
             A new image would have the name of another member.
         """
-        new = np.zeros(len(entries), bool)
-        first = 0
-        for key, count, image in zip(keys, counts, table.column(self.column), strict=True):
-            mine = entries[first : first + count]
+        samples = zip(keys, itertools.pairwise(ends), table.column(self.column), strict=True)
+        for key, (first, stop), image in samples:
+            mine = contents.names[first:stop]
             place = self._place(key, mine)
-            if place is not None and image.is_valid:
-                stem = mine[place].name.removeprefix(key).rpartition(".")[0]
-                name = f"{key}{stem}.{self.suffix}"
-                if any(each.name.lower() == name.lower() for each in mine[:place] + mine[place + 1 :]):
-                    raise ShardError(
-                        f"{key_text(key)}: the image that was encoded anew would be {key_text(name)}, as another member"
-                        " is: give another image_format"
-                    )
-                entries[first + place] = Entry(name, image.as_py())
-                new[first + place] = True
-            first += count
-        return new
+            if place is None or not image.is_valid:
+                continue
+            stem = mine[place].removeprefix(key).rpartition(".")[0]
+            name = f"{key}{stem}.{self.suffix}"
+            if any(each.lower() == name.lower() for each in mine[:place] + mine[place + 1 :]):
+                raise ShardError(
+                    f"{key_text(key)}: the image that was encoded anew would be {key_text(name)}, as another member"
+                    " is: give another image_format"
+                )
+            contents.names[first + place] = name
+            contents.sources[first + place] = -1
+            contents.given[first + place] = image.as_py()
 
-    def _place(self, key: str, entries: Sequence[Entry]) -> int | None:
-        members = tuple(Member(each.name, place, 0) for place, each in enumerate(entries))
+    def _place(self, key: str, names: Sequence[str]) -> int | None:
+        members = tuple(Member(name, place, 0) for place, name in enumerate(names))
         image = Sample(key, members).image(self.image_member)
         return None if image is None else image.offset

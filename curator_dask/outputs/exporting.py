@@ -23,7 +23,6 @@ import dask.dataframe as dd
 import numpy as np
 
 from curator_dask.cluster.setup import OpenWorkers, when_needed
-from curator_dask.cluster.workers import current_client
 from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import vectors_in
@@ -136,8 +135,12 @@ def export_frame(
     output_options: Options = None,
     layout: Layout | None = None,
     encoded: Encoded | None = None,
+    workers: OpenWorkers = contextlib.nullcontext,
 ) -> ExportSummary:
-    """Compute a frame, and write the samples of its rows into new tars; see `ImageTextPairDataset.to_webdataset`."""
+    """Compute a frame, and write the samples of its rows into new tars; see `ImageTextPairDataset.to_webdataset`.
+
+    `workers` is as for `export_output`.
+    """
     started = time.monotonic()
     names = list(frame.columns)
     wanted = [id_col, URL_COLUMN, *options.names(names), *([] if encoded is None else [encoded.column])]
@@ -153,14 +156,21 @@ def export_frame(
     for folder in {posixpath.dirname(tar) for tar in tars}:
         check_apart(folder, target.path)
     place = ExportPlace(target)
-    with place.open(options.dry_run, keep_rows=bool(earlier_steps)):
-        export = _Export(place, options, id_col, input_options, current_client, encoded)
+    with place.open(options.dry_run, keep_rows=bool(earlier_steps)), when_needed(workers) as client:
+        export = _Export(place, options, id_col, input_options, client, encoded)
         sink = _RowsSink(Output(join(place.beside, "rows"), target.options, False, True, False))
         if not is_remote(sink.place):
             check_writable(sink.place)
         kept = [name for name in names if options.metadata is not None or name in wanted]
         summary, _ = run(
-            frame, earlier_steps, sink, kept=kept, id_col=id_col, input_options=input_options, layout=layout
+            frame,
+            earlier_steps,
+            sink,
+            kept=kept,
+            id_col=id_col,
+            input_options=input_options,
+            layout=layout,
+            client=client,
         )
         _stop_at(summary.failed_shards, "its rows could not be read")
         export.write(Folder(sink.place, target.options), sink.names)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from curator_dask.webdataset.headers import Member
 from curator_dask.webdataset.samples import key_text
 
 
@@ -15,9 +14,11 @@ def where_from(
     name: str,
     keys: Sequence[str],
     samples: pa.Table,
-    members: Sequence[Member],
-    ends: np.ndarray,
-    made: np.ndarray,
+    members: Sequence[str],
+    offsets: np.ndarray,
+    sizes: np.ndarray,
+    source_offsets: np.ndarray,
+    ends: Sequence[int],
 ) -> pa.Table:
     """A row a sample: where it is now, and where it comes from.
 
@@ -27,34 +28,29 @@ def where_from(
         Of the tar.
     keys, samples
         Of its samples, and what was looked up of them.
-    members, ends
-        Of all samples, and behind the last of each.
-    made
-        Bool (members,): which were made anew.
+    members, offsets, sizes, source_offsets
+        Of all samples: their names, where in the tar they are, and where in their source; -1: in none.
+    ends
+        Behind the last member of each sample; 0 before them.
     """
-    before = samples.column("offsets").combine_chunks()
-    own = before.value_lengths().to_numpy()
-    added = np.full(len(members), -1, np.int64)
-    # A sample's own members come first.
-    kept = np.arange(len(members)) - np.repeat(ends[:-1], np.diff(ends)) < np.repeat(own, np.diff(ends))
-    added[kept] = before.flatten().to_numpy()
-    added[made] = -1
     old = [
         key_text(key.decode("utf-8", "surrogateescape")) for key in samples.column("source_key").to_pylist()
     ]
     lists = {
-        "members": pa.array([key_text(each.name) for each in members], pa.string()),
-        "offsets": pa.array([each.offset for each in members], pa.int64()),
-        "sizes": pa.array([each.size for each in members], pa.int64()),
-        "source_offsets": pa.array(added),
+        "members": pa.array([key_text(each) for each in members], pa.string()),
+        "offsets": pa.array(offsets),
+        "sizes": pa.array(sizes),
+        "source_offsets": pa.array(source_offsets),
     }
-    offsets = pa.array(ends, pa.int32())
     return pa.table(
         {
             "shard": pa.array([name] * len(keys), pa.string()),
             "key": pa.array([key_text(key) for key in keys], pa.string()),
             "source_shard": samples.column("url"),
             "source_key": pa.array(old, pa.string()),
-            **{column: pa.ListArray.from_arrays(offsets, values) for column, values in lists.items()},
+            **{
+                column: pa.ListArray.from_arrays(pa.array(ends, pa.int32()), values)
+                for column, values in lists.items()
+            },
         }
     )

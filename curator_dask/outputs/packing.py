@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,21 +18,19 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.parquet import Footer, read_footer, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.choosing import read_rows
+from curator_dask.outputs.contents import contents_of, text_of
 from curator_dask.outputs.encoded import Encoded
-from curator_dask.outputs.json_fields import add_fields
 from curator_dask.outputs.manifest import where_from
 from curator_dask.outputs.placing import being_written, put
 from curator_dask.outputs.selecting import FILES, TIMES, Folder, stamps_in
 from curator_dask.outputs.sharding import NewShard
 from curator_dask.runs.reports import report_frame
-from curator_dask.storage import Options, exists, remove
-from curator_dask.webdataset.headers import Member
+from curator_dask.storage import Options, remove
 from curator_dask.webdataset.idx import index_content
-from curator_dask.webdataset.layouts import EMPTY
-from curator_dask.webdataset.ranges import Extent, Ranges
-from curator_dask.webdataset.samples import Sample, key_text
+from curator_dask.webdataset.ranges import Ranges
+from curator_dask.webdataset.samples import key_text
 from curator_dask.webdataset.stamps import FileStamp, stamp
-from curator_dask.webdataset.writer import Entry, write_tar
+from curator_dask.webdataset.writer import write_tar
 
 #: Of the fingerprints: what is written of the same samples.
 _FORM = 1
@@ -157,7 +154,10 @@ class PackShard:
             whole = stamp(self.target.file(f"{name}.tar"), options).size == report["bytes"]
             if self.schema is not None:  # of a file that is not there, or is damaged, no column is known
                 whole = whole and bool(read_footer(self.target.file(f"{name}.parquet"), options).columns)
-            if whole and (not report["indexed"] or exists(self.target.file(f"{name}.idx"), options)):
+            if report["indexed"]:
+                there = stamp(self.target.file(f"{name}.idx"), options).size
+                whole = whole and there == report.get("index_bytes", there)  # exports before did not say it
+            if whole:
                 return footer
         return None
 
@@ -185,15 +185,15 @@ class PackShard:
         keys = self._keys(shard, samples)
         table, record = self._rows(shard, samples, keys)
         left_alone: list[str] = []
-        entries, counts = self._entries(samples, keys, table, left_alone)
-        made = np.zeros(len(entries), bool)
+        contents, ends = contents_of(
+            samples, keys, self.empty, self._fields(table), self.keep_fields, left_alone
+        )
         if self.encoded is not None:
-            made = self.encoded.put(entries, keys, counts, table)
+            self.encoded.put(contents, keys, ends, table)
         path = self.target.file(f"{name}.tar")
         with being_written(path, self.target.options) as (file, size_of):
-            members = write_tar(file, entries, Ranges(stamps, self.shard_options))
-            ends = np.cumsum([0, *counts])
-            index, no_index = self._index(name, keys, members, ends)
+            offsets, sizes = write_tar(file, contents, Ranges(stamps, self.shard_options))
+            index, no_index = self._index(name, contents.names, offsets, sizes, ends)
             if self.schema is not None:
                 beside = _conformed(table, self.schema)
                 write_table(self.target.file(f"{name}.parquet"), beside, record, self.target.options)
@@ -203,6 +203,7 @@ class PackShard:
             "rows": len(shard),
             "bytes": size_of(),
             "indexed": index is not None,
+            "index_bytes": 0 if index is None else len(index),
             "no_index": no_index,
             "json_left_alone": left_alone,
         }
@@ -213,7 +214,8 @@ class PackShard:
         if self.schema is None:
             remove(self.target.file(f"{name}.parquet"), self.target.options)
         made_by = FileRecord(self.mark(shard), report=report)
-        table = where_from(name, keys, samples, members, ends, made)
+        before = np.where(contents.sources < 0, -1, contents.offsets)
+        table = where_from(name, keys, samples, contents.names, offsets, sizes, before, ends)
         write_table(self.manifest.file(f"{name}.parquet"), table, made_by, self.manifest.options)
         return report
 
@@ -230,7 +232,7 @@ class PackShard:
         if FILES in samples.column_names:  # of a folder only the files that are copied must be as they were
             columns = (pc.list_flatten(samples.column(name)).to_pylist() for name in (FILES, TIMES, "sizes"))
             stamps |= {
-                _text(path): FileStamp(size, str(time))
+                text_of(path): FileStamp(size, str(time))
                 for path, time, size in zip(*columns, strict=True)
                 if path is not None
             }
@@ -252,7 +254,7 @@ class PackShard:
             tables.append(table.take(pa.array(numbers[shard.which == number])).replace_schema_metadata())
         table = _in_order(shard, tables) if tables else pa.table({"row": samples.column("row")})
         if self.new_keys is not None and self.new_keys.old_id_col is not None:
-            old = [key_text(_text(key)) for key in samples.column("source_key").to_pylist()]
+            old = [key_text(text_of(key)) for key in samples.column("source_key").to_pylist()]
             table = table.append_column(self.new_keys.old_id_col, pa.array(old, pa.string()))
         if self.text_keys and self.id_col in table.column_names:
             column = pa.array([key_text(key) for key in keys], pa.string())
@@ -262,42 +264,7 @@ class PackShard:
     def _keys(self, shard: NewShard, samples: pa.Table) -> list[str]:
         if self.new_keys is not None:
             return self.new_keys.of(shard.number, len(shard))
-        return [_text(key) for key in samples.column("key").to_pylist()]
-
-    def _entries(
-        self, samples: pa.Table, keys: Sequence[str], table: pa.Table, left_alone: list[str]
-    ) -> tuple[list[Entry], list[int]]:
-        """What is to be in the tar; and of each sample, how many members it has."""
-        fields = self._fields(table)
-        made = dict.fromkeys([*self.empty, *(["json"] if fields else [])])
-        entries: list[Entry] = []
-        counts = []
-        columns = (samples.column(name).to_pylist() for name in ("url", "suffixes", "offsets", "sizes"))
-        files = samples.column(FILES).to_pylist() if FILES in samples.column_names else [None] * len(keys)
-        for row, (key, url, suffixes, offsets, sizes, paths) in enumerate(
-            zip(keys, *columns, files, strict=True)
-        ):
-            before = len(entries)
-            names = [_text(raw) for raw in suffixes]
-            entries += [
-                Entry(f"{key}.{name}", Extent(url if path is None else _text(path), offset, size))
-                for name, offset, size, path in zip(
-                    names, offsets, sizes, paths or [None] * len(names), strict=True
-                )
-            ]
-            if made:
-                lower = [name.lower() for name in names]
-                for at, name in enumerate(lower):
-                    if fields and name == "json":
-                        change = self._adding(fields[row], f"{url} {key_text(key)}", left_alone)
-                        entries[before + at] = entries[before + at]._replace(change=change)
-                for suffix in (each for each in made if each not in lower):
-                    data = EMPTY[suffix]
-                    if fields and suffix == "json":
-                        data = add_fields(data, fields[row]) or data
-                    entries.append(Entry(f"{key}.{suffix}", data))
-            counts.append(len(entries) - before)
-        return entries, counts
+        return [text_of(key) for key in samples.column("key").to_pylist()]
 
     def _fields(self, table: pa.Table) -> list[dict[str, Any]]:
         """Of each sample, what its JSON gets; none where no JSON gets anything."""
@@ -308,30 +275,14 @@ class PackShard:
         names += [old] if old is not None and old not in names else []
         return list(table.select(names).to_pylist())
 
-    def _adding(
-        self, fields: Mapping[str, Any], where: str, left_alone: list[str]
-    ) -> Callable[[bytes], bytes]:
-        def change(document: bytes) -> bytes:
-            try:
-                changed = add_fields(document, fields, keep=self.keep_fields)
-            except ShardError as error:
-                raise ShardError(f"{where}: {error}") from None
-            if changed is None:
-                left_alone.append(where)
-                return document
-            return changed
-
-        return change
-
     def _index(
-        self, name: str, keys: Sequence[str], members: Sequence[Member], ends: np.ndarray
+        self, name: str, names: Sequence[str], offsets: np.ndarray, sizes: np.ndarray, ends: Sequence[int]
     ) -> tuple[bytes | None, str | None]:
         """The index; and why there is none."""
         if not self.index:
             return None, None
-        groups = [tuple(members[start:stop]) for start, stop in itertools.pairwise(ends.tolist())]
         try:
-            return index_content(f"{name}.idx", list(map(Sample, keys, groups))), None
+            return index_content(f"{name}.idx", names, offsets.tolist(), sizes.tolist(), ends), None
         except ShardError as error:
             return None, str(error)
 
@@ -378,7 +329,3 @@ def _said(kind: pa.DataType) -> str:
     if pa.types.is_fixed_size_list(kind):
         return f"{kind.list_size} of {_said(kind.value_type)}"
     return str(kind)
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogateescape")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import dask.dataframe as dd
 
@@ -26,6 +26,9 @@ from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Picked
 from curator_dask.storage import Options
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 logger = logging.getLogger("curator_dask")
 
 
@@ -39,6 +42,7 @@ def run(
     input_options: Options = None,
     layout: Layout | None = None,
     keep_rows: bool = False,
+    client: Callable[[], Client | None] = client_at_work,
 ) -> tuple[SaveSummary, list[Mapping[str, Any]]]:
     """Compute every partition of a frame that a sink lacks, and hand it to the sink.
 
@@ -60,6 +64,8 @@ def run(
         Of the tasks.
     keep_rows
         Give the rows, too.
+    client
+        Gives that of the cluster to work on, whose workers are set up; asked once there is something to do for them.
 
     Returns
     -------
@@ -74,7 +80,7 @@ def run(
         What would happen to every shard.
     """
     started = time.monotonic()
-    client = client_at_work()
+    connected = None
     summary = SaveSummary(sink.place)
     done: dict[int, Mapping[str, Any]] = {}
     try:
@@ -83,13 +89,15 @@ def run(
             columns = {*frame.columns, ERROR_COLUMN}
             earlier = [step for step in earlier_steps if columns >= {*step.columns}]
             steps = {tuple(step.columns): step for step in (*earlier, *lineage.steps)}
-            if client is not None:
-                check_modules(client, (*steps.values(), *lineage.functions))
+            # Only workers know what a model is, and whether they have a function's module.
+            connected = client() if steps or lineage.functions else None
+            if connected is not None:
+                check_modules(connected, (*steps.values(), *lineage.functions))
             function = shard_function(lineage)
             by_shard = function is not None and not (layout and layout.resources)
             # Where shards are few, on as many workers; another that comes to a task loads them then (`Fit`).
             most = sink.unwritten(lineage) if by_shard else None
-            loaded = load_models(list(steps.values()), kept, client, most)
+            loaded = load_models(list(steps.values()), kept, connected, most)
             job = Job(
                 frame,
                 lineage,
@@ -106,14 +114,15 @@ def run(
             summary.add_remarks(plan.remarks)
             summary.startup_seconds = time.monotonic() - started
             if plan.todo:
+                connected = client() if connected is None else connected
                 fit = Fit(job.steps, loaded)
-                tasks = _tasks(job, plan, function, layout or Layout(), client, fit)
+                tasks = _tasks(job, plan, function, layout or Layout(), connected, fit)
                 named: Picked[Named] = Picked(lineage.ranges or plan.targets, plan.todo)
-                run_targets(tasks, client, named, summary, done.__setitem__ if keep_rows else None)
+                run_targets(tasks, connected, named, summary, done.__setitem__ if keep_rows else None)
             sink.close(plan, summary)
             summary.fingerprint = plan.fingerprint
     finally:
-        clear_stages(client)
+        clear_stages(connected)
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary, [done[number] for number in sorted(done)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import tempfile
@@ -165,29 +166,48 @@ def _are_known(members: Iterable[Member], known: Set[tuple[str, str] | None]) ->
     return {split_name(member.name) for member in members} - {None} <= known
 
 
-def index_content(path: str | os.PathLike[str], samples: Sequence[Sample]) -> bytes:
-    """What an index file, v1.2, of these samples says; `path` is its own, for errors.
+def index_content(
+    path: str | os.PathLike[str],
+    names: Sequence[str],
+    offsets: Sequence[int],
+    sizes: Sequence[int],
+    ends: Sequence[int],
+) -> bytes:
+    """What an index file, v1.2, says.
+
+    Parameters
+    ----------
+    path
+        Its own, for errors.
+    names, offsets, sizes
+        Of the members of all samples.
+    ends
+        Behind the last member of each sample; 0 before them.
 
     Raises
     ------
     ShardError
         There is no sample, or a name cannot be put down.
     """
-    if not samples:
+    if len(ends) < 2:
         raise ShardError(f"{path}: expected at least one sample, found none: DALI takes no empty index")
-    lines = [f"v1.2 {len(samples)}"]
-    for sample in samples:
-        words = []
-        for name, offset, size, _ in sample.members:
-            extension = name[name.index(".", name.rfind("/") + 1) + 1 :]
-            if not extension or _SPACE.search(name):
-                raise ShardError(
-                    f"{path}: expected names without white space and with an extension, found "
-                    f"{name!r}, which DALI's index cannot hold: rename it or do without an index file"
-                )
-            words.append(f"{extension} {offset} {size} {name}")
-        lines.append(" ".join(words))
-    return encoded("\n".join([*lines, ""]))
+    extensions = [name[name.index(".", name.rfind("/") + 1) + 1 :] for name in names]
+    if not all(extensions) or _SPACE.search("".join(names)):
+        odd = next(
+            name
+            for name, extension in zip(names, extensions, strict=True)
+            if not extension or _SPACE.search(name)
+        )
+        raise ShardError(
+            f"{path}: expected names without white space and with an extension, found "
+            f"{odd!r}, which DALI's index cannot hold: rename it or do without an index file"
+        )
+    words = [
+        f"{extension} {offset} {size} {name}"
+        for extension, offset, size, name in zip(extensions, offsets, sizes, names, strict=True)
+    ]
+    lines = [" ".join(words[start:stop]) for start, stop in itertools.pairwise(ends)]
+    return encoded("\n".join([f"v1.2 {len(lines)}", *lines, ""]))
 
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:
@@ -198,7 +218,11 @@ def write_samples(path: Path, samples: Sequence[Sample]) -> None:
     ShardError
         There is no sample, or a name cannot be put down. Nothing is written then.
     """
-    _write_whole(path, index_content(path, samples))
+    members = [member for sample in samples for member in sample.members]
+    names = [member.name for member in members]
+    offsets, sizes = [member.offset for member in members], [member.size for member in members]
+    ends = [*itertools.accumulate((len(sample.members) for sample in samples), initial=0)]
+    _write_whole(path, index_content(path, names, offsets, sizes, ends))
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -54,17 +54,23 @@ class Ranges:
         self._stamps, self._options = stamps, options
 
     @contextmanager
-    def reading(self, extents: Sequence[Extent]) -> Iterator[Reading]:
-        """Read these, in this order.
+    def reading(self, urls: Sequence[str], ahead: Sequence[Extent]) -> Iterator[Reading]:
+        """Read ranges of these.
+
+        Parameters
+        ----------
+        urls
+            Of the tars.
+        ahead
+            Of the ranges those that are in stores, in the order in which they are read.
 
         Raises
         ------
         ShardError
             A tar is not what it was, when the block begins or when it ends.
         """
-        urls = list(dict.fromkeys(each.url for each in extents))
         self._check(urls)
-        reading = Reading(extents, self._options)
+        reading = Reading(ahead, self._options)
         try:
             yield reading
             self._check(urls)
@@ -81,19 +87,15 @@ class Ranges:
 class Reading:
     """Ranges that are read one after the other; made by `Ranges.reading`."""
 
-    def __init__(self, extents: Sequence[Extent], options: Options) -> None:
+    def __init__(self, ahead: Sequence[Extent], options: Options) -> None:
         self._options = options
         self._files: OrderedDict[str, int] = OrderedDict()
         self._last = "", -1
         self._remote: dict[str, RemoteFile] = {}
-        self._blocks = deque(_blocks([each for each in extents if is_remote(each.url)]))
+        self._blocks = deque(_blocks(ahead))
         self._fetched: deque[tuple[Extent, Future[bytes]]] = deque()
         self._pool = ThreadPoolExecutor(_AHEAD) if self._blocks else None
         self._kernel_copies = hasattr(os, "copy_file_range")
-
-    def copies(self, extent: Extent) -> bool:
-        """Whether `copy` can be used."""
-        return not is_remote(extent.url)
 
     def read(self, extent: Extent) -> bytes:
         """The bytes of a range."""
@@ -103,6 +105,18 @@ class Reading:
         if len(data) != extent.size:
             raise _cut(extent)
         return data
+
+    def read_into(self, url: str, offset: int, memory: memoryview) -> None:
+        """Fill memory with the bytes of a local tar from there on."""
+        extent = Extent(url, offset, len(memory))
+        while memory:
+            try:
+                done = os.preadv(self._open(url), [memory], offset)
+            except OSError as error:
+                raise ShardError(f"{url}: the shard cannot be read: {error}") from error
+            if not done:
+                raise _cut(extent)
+            offset, memory = offset + done, memory[done:]
 
     def copy(self, extent: Extent, file: int) -> None:
         """Copy a range of a local tar to the end of an open file."""

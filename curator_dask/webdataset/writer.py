@@ -8,57 +8,82 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from curator_dask.webdataset.headers import BLOCK, SIZE_LIMIT, Member
-from curator_dask.webdataset.ranges import Extent, Ranges
+from curator_dask.storage import is_remote
+from curator_dask.webdataset.headers import BLOCK, SIZE_LIMIT
+from curator_dask.webdataset.ranges import Extent, Ranges, Reading
 
 _NAME_BYTES = 100  # that a plain header holds
-_AT_ONCE = 4096  # members whose headers are made together
-_BUFFER = 1 << 20  # bytes that are gathered before they are written
-_SMALL = (
-    1 << 14
-)  # bytes up to which a member is gathered too; a larger one the kernel copies from file to file
+_AT_ONCE = 1 << 21  # bytes that are put together; a member that is larger the kernel copies from file to file
+_WRITE = (
+    1 << 18
+)  # bytes a call: for more the kernel looks for memory in one piece, which takes long where it is full
+_NOTHING = bytes(BLOCK)
 _TEMPLATE = np.frombuffer(tarfile.TarInfo("").tobuf(tarfile.PAX_FORMAT), np.uint8)
+# What the checksum takes of all other fields, and of its own for blanks.
+_REST = int(_TEMPLATE.sum()) - int(_TEMPLATE[124:135].sum()) - int(_TEMPLATE[148:156].sum()) + 8 * ord(" ")
 
 
-class Entry(NamedTuple):
-    """A member to be written.
+@dataclass
+class Contents:
+    """The members of a tar that is to be written, in their order.
 
     Attributes
     ----------
-    name
+    names
         In the tar; bytes that are not UTF-8 as surrogates.
-    data
-        Its bytes, or where they are.
-    change
-        What is done to bytes that lie elsewhere; None: they are copied.
+    urls
+        Of the tars and other files that bytes come from.
+    sources
+        int64 (members,): of each, the place in `urls` of the file that it is in; -1: its bytes are in `given`.
+    offsets, sizes
+        int64 (members,): where it is there. Bytes.
+    given
+        Bytes of members that are in no file, by place.
+    changes
+        What is done to bytes of files, by place; the others are copied.
     """
 
-    name: str
-    data: Extent | bytes
-    change: Callable[[bytes], bytes] | None = None
+    names: list[str]
+    urls: Sequence[str]
+    sources: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    given: dict[int, bytes] = field(default_factory=dict)
+    changes: Mapping[int, Callable[[bytes], bytes]] = field(default_factory=dict)
+
+    @classmethod
+    def of_bytes(cls, members: Sequence[tuple[str, bytes]]) -> Contents:
+        """Of names and bytes."""
+        none = np.full(len(members), -1, np.int64)
+        given = {place: data for place, (_, data) in enumerate(members)}
+        return cls([name for name, _ in members], (), none, none, none, given)
+
+    def extent(self, place: int) -> Extent:
+        """Where a member's bytes are."""
+        return Extent(self.urls[self.sources[place]], int(self.offsets[place]), int(self.sizes[place]))
 
 
-def write_tar(file: int, entries: Sequence[Entry], ranges: Ranges) -> list[Member]:
+def write_tar(file: int, contents: Contents, ranges: Ranges) -> tuple[np.ndarray, np.ndarray]:
     """Write a tar.
 
     Parameters
     ----------
     file
         Descriptor of a new local file, open for writing.
-    entries
-        In their order.
+    contents
+        What is to be in it.
     ranges
-        Gives the bytes that lie in other tars.
+        Gives the bytes that lie in other files.
 
     Returns
     -------
-    list of Member
-        Where each now lies.
+    offsets, sizes
+        int64 (members,): of the bytes of each, where they now are.
 
     Raises
     ------
@@ -67,46 +92,109 @@ def write_tar(file: int, entries: Sequence[Entry], ranges: Ranges) -> list[Membe
     OSError
         The file cannot be written.
     """
-    written: list[Member] = []
-    pieces: list[bytes] = []  # small ones, written together
-    at = held = 0
-    with ranges.reading([each.data for each in entries if isinstance(each.data, Extent)]) as sources:
-        for (name, data, change), header in zip(entries, _headers(entries), strict=True):
-            if isinstance(data, Extent) and (data.size <= _SMALL or change or not sources.copies(data)):
-                data = sources.read(data)
-            if change is not None and isinstance(data, bytes):
-                data = change(data)
-                header = _header(name, len(data))
-            pieces.append(header)
-            at += len(header)
-            if isinstance(data, bytes):
-                size = len(data)
-                pieces.append(data)
-                held += size
+    used = np.unique(contents.sources)
+    urls = [contents.urls[source] for source in used.tolist() if source >= 0]
+    remote = np.array([is_remote(url) for url in contents.urls] + [False])[contents.sources]
+    ahead = [contents.extent(place) for place in np.flatnonzero(remote).tolist()]
+    with ranges.reading(urls, ahead) as reading:
+        return _Writing(file, contents, reading, remote).write()
+
+
+class _Writing:
+    """A tar that is being written: many members at a time, in one piece of memory."""
+
+    def __init__(self, file: int, contents: Contents, reading: Reading, remote: np.ndarray) -> None:
+        self._file, self._contents, self._reading = file, contents, reading
+        self._in_memory = remote | (contents.sources < 0)  # what is not read to its place in the piece
+        self._in_memory[[*contents.changes]] = True
+        self._sizes = contents.sizes.copy()
+        for place, data in contents.given.items():
+            self._sizes[place] = len(data)
+        self._offsets = np.zeros(len(self._sizes), np.int64)
+        self._blocks = np.empty((_AT_ONCE // BLOCK, BLOCK), np.uint8)
+        self._end = 0
+
+    def write(self) -> tuple[np.ndarray, np.ndarray]:
+        """Do it; returns where the bytes of each member are."""
+        totals = np.cumsum(_padded(self._sizes) + BLOCK)
+        first, count = 0, len(totals)
+        while first < count:
+            before = int(totals[first - 1]) if first else 0
+            stop = max(first + 1, int(np.searchsorted(totals, before + _AT_ONCE, side="right")))
+            self._write_some(first, stop)
+            first = stop
+        end = bytes(2 * BLOCK + -(self._end + 2 * BLOCK) % tarfile.RECORDSIZE)
+        self._put(memoryview(end))
+        return self._offsets, self._sizes
+
+    def _write_some(self, first: int, stop: int) -> None:
+        some = slice(first, stop)
+        held = self._held(first, stop)
+        sizes, names = self._sizes[some], self._contents.names[some]
+        plain, headers, others = _headers(names, sizes)
+        lengths = np.full(len(sizes), BLOCK)
+        for number, header in others.items():
+            lengths[number] = len(header)
+        ends = np.cumsum(lengths + _padded(sizes))
+        starts = ends - _padded(sizes)  # of the bytes, from the beginning of the piece
+        self._offsets[some] = starts + self._end
+        by_kernel = stop == first + 1 and not self._in_memory[first] and sizes[0] > _AT_ONCE
+        size = int(lengths[0] if by_kernel else ends[-1])
+        if len(self._blocks) * BLOCK < size:
+            self._blocks = np.empty((size // BLOCK, BLOCK), np.uint8)
+        blocks = self._blocks
+        piece = blocks.reshape(-1).data[:size]
+        if not by_kernel:
+            self._read(first, starts, sizes, piece)
+            for end in (starts + sizes).tolist():
+                piece[end : end + -end % BLOCK] = _NOTHING[: -end % BLOCK]
+        blocks[starts[plain] // BLOCK - 1] = headers
+        for number, header in others.items():
+            piece[starts[number] - len(header) : starts[number]] = header
+        for number, data in held.items():
+            piece[starts[number] : starts[number] + len(data)] = data
+        self._put(piece)
+        if by_kernel:
+            self._reading.copy(self._contents.extent(first), self._file)
+            self._put(memoryview(bytes(-int(sizes[0]) % BLOCK)))
+        self._end += int(ends[-1])
+
+    def _held(self, first: int, stop: int) -> dict[int, bytes]:
+        """Bytes of members, by place after the first, that are not read to their place in the piece."""
+        contents, held = self._contents, {}
+        for place in (np.flatnonzero(self._in_memory[first:stop]) + first).tolist():
+            if contents.sources[place] < 0:
+                data = contents.given[place]
             else:
-                size = data.size
-                _write(file, pieces)
-                held = 0
-                sources.copy(data, file)
-            written.append(Member(name, at, size))
-            rest = -size % BLOCK
-            pieces.append(bytes(rest))
-            at += size + rest
-            if held > _BUFFER:
-                _write(file, pieces)
-                held = 0
-    end = at + 2 * BLOCK
-    pieces.append(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
-    _write(file, pieces)
-    return written
+                data = self._reading.read(contents.extent(place))
+                if place in contents.changes:
+                    data = contents.changes[place](data)
+                self._sizes[place] = len(data)
+            held[place - first] = data
+        return held
+
+    def _read(self, first: int, starts: np.ndarray, sizes: np.ndarray, piece: memoryview) -> None:
+        """Read members to their places; those that lie there as they will lie here all at once."""
+        contents = self._contents
+        chosen = np.flatnonzero(~self._in_memory[first : first + len(sizes)] & (sizes > 0))
+        if not len(chosen):
+            return
+        places = chosen + first
+        sources, offsets = contents.sources[places], contents.offsets[places]
+        shifts = starts[chosen] - offsets
+        new = np.flatnonzero((np.diff(shifts) != 0) | (np.diff(sources) != 0)) + 1
+        begins = [0, *new.tolist()]
+        for begin, last in zip(begins, [*(new - 1).tolist(), len(chosen) - 1], strict=True):
+            start, stop = int(starts[chosen[begin]]), int(starts[chosen[last]] + sizes[chosen[last]])
+            self._reading.read_into(contents.urls[sources[begin]], int(offsets[begin]), piece[start:stop])
+
+    def _put(self, data: memoryview) -> None:
+        while data:
+            data = data[os.write(self._file, data[:_WRITE]) :]
 
 
-def _write(file: int, pieces: list[bytes]) -> None:
-    """Write all, and forget them."""
-    data = memoryview(b"".join(pieces))
-    pieces.clear()
-    while data:
-        data = data[os.write(file, data) :]
+def _padded(sizes: np.ndarray) -> np.ndarray:
+    return -(-sizes // BLOCK) * BLOCK
 
 
 def tar_bytes(names: Sequence[str], sizes: np.ndarray) -> np.ndarray:
@@ -133,31 +221,34 @@ def _is_plain(name: str, size: int) -> bool:
     return len(name) <= _NAME_BYTES and name.isascii() and size < SIZE_LIMIT
 
 
-def _headers(entries: Sequence[Entry]) -> Iterator[bytes]:
-    """What stands before the bytes of each: most are alike, and made many at a time."""
-    for start in range(0, len(entries), _AT_ONCE):
-        some = entries[start : start + _AT_ONCE]
-        sizes = [len(data) if isinstance(data, bytes) else data.size for _, data, _ in some]
-        plain = [_is_plain(each[0], size) for each, size in zip(some, sizes, strict=True)]
-        if all(plain):
-            yield from _plain_headers([each[0] for each in some], sizes)
-            continue
-        chosen = [number for number, is_plain in enumerate(plain) if is_plain]
-        rows = iter(_plain_headers([some[n].name for n in chosen], [sizes[n] for n in chosen]))
-        for each, size, is_plain in zip(some, sizes, plain, strict=True):
-            yield next(rows) if is_plain else _header(each.name, size)
+def _headers(names: Sequence[str], sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[int, bytes]]:
+    """What stands before the bytes of each.
+
+    Returns
+    -------
+    plain, headers, others
+        Which have a plain one, these (uint8), and those of the others by place.
+    """
+    places = range(len(names))
+    if "".join(names).isascii() and max(map(len, names)) <= _NAME_BYTES and sizes.max() < SIZE_LIMIT:
+        plain = np.arange(len(names))
+    else:
+        plain = np.array([at for at in places if _is_plain(names[at], int(sizes[at]))], np.int64)
+    others = {at: _header(names[at], int(sizes[at])) for at in sorted({*places} - {*plain.tolist()})}
+    return plain, _plain_headers([names[at] for at in plain.tolist()], sizes[plain]), others
 
 
-def _plain_headers(names: Sequence[str], sizes: Sequence[int]) -> list[bytes]:
+def _plain_headers(names: Sequence[str], sizes: np.ndarray) -> np.ndarray:
+    """uint8 (names, 512)."""
     headers = np.tile(_TEMPLATE, (len(names), 1))
     texts = np.array([name.encode("ascii") for name in names], f"S{_NAME_BYTES}")
     headers[:, :_NAME_BYTES] = texts.view(np.uint8).reshape(len(names), _NAME_BYTES)
-    headers[:, 124:135] = _octal(np.array(sizes, np.int64), 11)
-    headers[:, 148:156] = ord(" ")  # of its own field the checksum takes blanks
-    headers[:, 148:154] = _octal(headers.sum(axis=1, dtype=np.int64), 6)
-    headers[:, 154] = 0
-    whole = headers.tobytes()
-    return [whole[at : at + BLOCK] for at in range(0, len(whole), BLOCK)]
+    headers[:, 124:135] = _octal(sizes, 11)
+    sums = sum(
+        headers[:, start:stop].sum(axis=1, dtype=np.uint32) for start, stop in ((0, _NAME_BYTES), (124, 135))
+    )
+    headers[:, 148:154] = _octal(sums + _REST, 6)
+    return headers
 
 
 def _octal(numbers: np.ndarray, digits: int) -> np.ndarray:

@@ -1,0 +1,129 @@
+"""What is to be in a new tar: the members of its samples, those that all samples are to have, fields in the JSON."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curator_dask.errors import ShardError
+from curator_dask.outputs.json_fields import add_fields
+from curator_dask.outputs.selecting import FILES
+from curator_dask.webdataset.layouts import EMPTY
+from curator_dask.webdataset.samples import key_text
+from curator_dask.webdataset.writer import Contents
+
+
+def contents_of(
+    samples: pa.Table,
+    keys: Sequence[str],
+    empty: Sequence[str],
+    fields: Sequence[Mapping[str, Any]],
+    keep_fields: bool,
+    left_alone: list[str],
+) -> tuple[Contents, list[int]]:
+    """The members of all samples, one sample after the other.
+
+    Parameters
+    ----------
+    samples, keys
+        What was looked up of the samples, and the keys that they get.
+    empty
+        Suffixes of members that samples get which have none.
+    fields
+        Of each sample, what its JSON gets; empty: nothing, of no sample.
+    keep_fields
+        Fields that the JSON has already stay.
+    left_alone
+        Gets what to call a JSON that can be given no fields, once it is written.
+
+    Returns
+    -------
+    The members; and behind the last of each sample, after 0.
+    """
+    lists = {name: samples.column(name).combine_chunks() for name in ("suffixes", "offsets", "sizes")}
+    counts = lists["suffixes"].value_lengths().to_numpy()
+    owners = np.repeat(np.arange(len(keys)), counts).tolist()
+    suffixes = [text_of(raw) for raw in lists["suffixes"].flatten().to_pylist()]
+    urls = samples.column("url").combine_chunks().dictionary_encode()
+    contents = Contents(
+        [f"{keys[owner]}.{suffix}" for owner, suffix in zip(owners, suffixes, strict=True)],
+        urls.dictionary.to_pylist(),
+        np.repeat(urls.indices.to_numpy().astype(np.int64), counts),
+        lists["offsets"].flatten().to_numpy(),
+        lists["sizes"].flatten().to_numpy(),
+    )
+    if FILES in samples.column_names:
+        _by_file(contents, samples.column(FILES).combine_chunks().flatten())
+    ends = [0, *np.cumsum(counts).tolist()]
+    if not (empty or fields):
+        return contents, ends
+    changes: dict[int, Callable[[bytes], bytes]] = {}
+    added: list[tuple[int, str, bytes]] = []  # the sample, the name, the bytes
+    made = dict.fromkeys([*empty, *(["json"] if fields else [])])
+    in_tars = samples.column("url").to_pylist()
+    for sample, (start, stop) in enumerate(itertools.pairwise(ends)):
+        lower = [each.lower() for each in suffixes[start:stop]]
+        if fields:
+            where = f"{in_tars[sample]} {key_text(keys[sample])}"
+            adding = _adding(fields[sample], keep_fields, where, left_alone)
+            changes |= {start + at: adding for at, each in enumerate(lower) if each == "json"}
+        for suffix in (each for each in made if each not in lower):
+            data = EMPTY[suffix]
+            if fields and suffix == "json":
+                data = add_fields(data, fields[sample]) or data
+            added.append((sample, f"{keys[sample]}.{suffix}", data))
+    return _with(contents, changes, added, ends)
+
+
+def _by_file(contents: Contents, files: pa.Array) -> None:
+    """Of members that are files of their own, null of the others."""
+    paths = files.dictionary_encode()
+    is_file = paths.indices.is_valid().to_numpy(zero_copy_only=False)
+    places = paths.indices.fill_null(0).to_numpy() + len(contents.urls)
+    contents.urls = [*contents.urls, *map(text_of, paths.dictionary.to_pylist())]
+    contents.sources = np.where(is_file, places, contents.sources)
+
+
+def _with(
+    contents: Contents,
+    changes: Mapping[int, Callable[[bytes], bytes]],
+    added: Sequence[tuple[int, str, bytes]],
+    ends: Sequence[int],
+) -> tuple[Contents, list[int]]:
+    """With changes, by place among what is there, and with members that come last in their samples."""
+    after = np.array([ends[sample + 1] for sample, _, _ in added], np.int64)
+    before = np.searchsorted(after, np.arange(len(contents.names)), side="right")  # of each that is there
+    names = np.insert(np.array(contents.names, object), after, [name for _, name, _ in added])
+    sources, offsets, sizes = (
+        np.insert(each, after, -1) for each in (contents.sources, contents.offsets, contents.sizes)
+    )
+    given = {int(place) + at: data for at, (place, (_, _, data)) in enumerate(zip(after, added, strict=True))}
+    moved = {place + int(before[place]): change for place, change in changes.items()}
+    more = np.searchsorted(after, ends, side="right")
+    whole = Contents(names.tolist(), contents.urls, sources, offsets, sizes, given, moved)
+    return whole, (more + ends).tolist()
+
+
+def _adding(
+    fields: Mapping[str, Any], keep: bool, where: str, left_alone: list[str]
+) -> Callable[[bytes], bytes]:
+    def change(document: bytes) -> bytes:
+        try:
+            changed = add_fields(document, fields, keep=keep)
+        except ShardError as error:
+            raise ShardError(f"{where}: {error}") from None
+        if changed is None:
+            left_alone.append(where)
+            return document
+        return changed
+
+    return change
+
+
+def text_of(raw: bytes) -> str:
+    """A name as text, bytes that are not UTF-8 as surrogates."""
+    return raw.decode("utf-8", "surrogateescape")
