@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 SCRIPT = """
-import json, os, signal, sys, time
+import gc, json, os, signal, sys, time
 import dask
 from curator_dask import get_client
 from curator_dask.cluster import forking
@@ -26,13 +26,14 @@ def about():
     said = {name: os.environ.get(name) for name in NAMES}
     return {
         "timm": "timm" in sys.modules, "env": said, "blocked": blocked, "pid": os.getpid(),
+        "collects": gc.isenabled() and gc.get_threshold(),
         "began": {name: began.get(name.encode(), b"").decode() for name in NAMES},
     }
 
 
 if __name__ == "__main__":
     load_ahead("cpu", 2)
-    said = {}
+    said = {"collects": gc.get_threshold()}
     with get_client("cpu", n_workers=2, verbose=False) as client:
         said["forked"] = [*client.run(about).values()]
         said["method"] = dask.config.get(METHOD)
@@ -69,6 +70,7 @@ def test_workers_are_forked_where_they_want_that_environment(tmp_path):
     threads = said["forked"][0]["env"]["OMP_NUM_THREADS"]
     for worker in said["forked"] + said["again"]:
         assert worker["timm"] and worker["blocked"]
+        assert worker["collects"] == said["collects"]
         assert worker["env"]["PYTHONSAFEPATH"] is None
         assert worker["env"]["CURATOR_DASK_DEVICE"] == "cpu"
         for seen in (worker["env"], worker["began"]):

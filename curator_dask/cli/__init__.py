@@ -39,6 +39,7 @@ from curator_dask.cli.options import (
 from curator_dask.cli.report import report
 from curator_dask.cli.score import score
 from curator_dask.cli.search import search
+from curator_dask.collector import leave_quickly, look_rarely
 from curator_dask.console import show_messages
 
 FEW_SHARDS = 16  # are indexed without a cluster
@@ -56,6 +57,8 @@ def main(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
     """Options before a command."""
+    look_rarely()
+    leave_quickly()
     show_messages()
     if version:
         print(f"curator-dask {curator_dask.__version__}")

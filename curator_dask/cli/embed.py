@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -143,8 +144,10 @@ def embed(
     from curator_dask.storage import absolute, is_remote
     from curator_dask.webdataset.finding import find_shards
 
+    own_workers = not (scheduler_address or scheduler_file)
+
     def run() -> SaveSummary:
-        if not (scheduler_address or scheduler_file):
+        if own_workers:
             load_ahead(cluster.value, workers)
 
         from curator_dask.datasets import ImageTextPairDataset
@@ -195,7 +198,7 @@ def embed(
             decoder=decoder.value,
             on_error="raise" if raise_on_error else "null",
         )
-        if not (scheduler_address or scheduler_file or is_transformers(model)):
+        if own_workers and not is_transformers(model):
             check_name(model)
         with workers_of(cluster, scheduler_address, scheduler_file, workers) as client:
             dataset = ImageTextPairDataset.from_shards(
@@ -217,6 +220,8 @@ def embed(
 
     interrupted = "finished shards are kept, the same command goes on from there"
     with summary_to(json_file) as put, told_plainly(interrupted):
+        if own_workers and not (is_remote(output) or os.path.lexists(absolute(output))):
+            load_ahead(cluster.value, workers)  # all is left to do
         # What is wrong with the arguments should not cost the start of a cluster.
         found = find_shards(input_path, options, images=images)
         source = choose_source(metadata.value, found, options)
@@ -225,9 +230,7 @@ def embed(
         before: FinishedCommand | None = None
         files = () if captions in ("txt", "none") else (captions,)
         sources = Sources.of(model, model_dir, checkpoint, pretrained, files)
-        if sources is not None and not (
-            scheduler_address or scheduler_file
-        ):  # workers elsewhere have other files
+        if sources is not None and own_workers:  # workers elsewhere have other files
             asked = {name: value for name, value in context.params.items() if name not in _NOT_MADE_BY}
             same = output.partition("://")[0] == found.root.partition("://")[0]
             there = output_options if saving else options if same else None

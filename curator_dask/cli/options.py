@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import psutil
 import typer
-from rich.console import Console
 
 EXIT_SHARD, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -178,6 +177,8 @@ def told_plainly(interrupted: str) -> Iterator[None]:
         print(f"\ninterrupted: {interrupted}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except CuratorError as error:
+        from rich.console import Console
+
         Console(stderr=True).print(
             f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
         )

@@ -38,6 +38,7 @@ MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHO
 
 _START_LIMIT = 10.0  # seconds that closing waits for a worker that is just starting
 _SPAWN_LIMIT = 0.5  # seconds after an interrupt in which a worker's process may still appear
+_LOAD_LIMIT = 600.0  # seconds in which the process that workers are forked from is ready
 _CLOSE_LIMIT = 20.0  # seconds that closing itself may take
 
 # By the variable that a user would set. Dask's profiler of workers wakes a hundred times a second to look at every
@@ -103,6 +104,8 @@ def start_cluster(
 ) -> distributed.Client:
     """Start the cluster and the client that owns it, and wait for all workers."""
     forked = device == "cpu" and forking.is_for(spawn_environment(env))
+    if forked:  # a nanny that gives up while the process that is to be forked still loads would be waited for for ever
+        options = {**options, "death_timeout": max(options.get("death_timeout", 0), _LOAD_LIMIT)}
     held = hold((LOST_WORKER, SHUFFLE, *([forking.FORKED] if forked else [])))
     try:
         cluster = _started(device, options, env, timeout)

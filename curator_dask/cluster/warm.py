@@ -11,6 +11,8 @@ import importlib
 import os
 import signal
 
+from curator_dask.collector import look_rarely
+
 #: What takes longest first. What is not installed, or broken, is for the worker that needs it to say.
 HEAVY = (
     "torch",
@@ -29,11 +31,13 @@ _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 if os.environ.get("PYTHONSAFEPATH", "").startswith("of curator_dask"):
     del os.environ["PYTHONSAFEPATH"]  # which is for this process, and not for what users' code starts
+usual = gc.get_threshold()
+look_rarely()
 for name in HEAVY:
     with contextlib.suppress(Exception):
         importlib.import_module(name)
-# The collector would write to every object that it looks at, and so copy the pages that workers share.
-gc.collect()
+# In a worker it would write to every object that it looks at, and so copy the pages that are shared.
 gc.freeze()
+gc.set_threshold(*usual)
 # There is nothing to put in order: it has imported, and no more. Python would take seconds to tear all of it down.
 atexit.register(os._exit, 0)
