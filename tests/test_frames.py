@@ -39,6 +39,7 @@ from curator_dask.frames.parquet import (
     write_table,
 )
 from curator_dask.frames.record import METADATA_KEY, FileRecord
+from curator_dask.outputs.placing import being_written
 
 
 def matrix_of(rows, dim):
@@ -294,6 +295,25 @@ def test_rewriting_replaces_and_an_open_reader_keeps_the_old(tmp_path, good):
         write_table(str(path), good.slice(0, 5), FileRecord("2"))
         assert pq.read_table(reader).num_rows == 200
     assert pq.read_table(path).num_rows == 5 and read_record(str(path)) == FileRecord("2", rows=5)
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, good, monkeypatch):
+    """Parquet files and tars: else a machine that loses its power has a file of the right name and no content."""
+    synced, sync = [], os.fsync
+
+    def watched(file):
+        sync(file)
+        state = os.fstat(file)
+        synced.append((state.st_ino, state.st_size, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    path = tmp_path / "a.parquet"
+    write_table(str(path), good, FileRecord("f"))
+    assert (path.stat().st_ino, path.stat().st_size, False) in synced
+    path = tmp_path / "a.tar"
+    with being_written(str(path), None) as (file, _):
+        os.write(file, bytes(5_000))
+    assert (path.stat().st_ino, 5_000, False) in synced
 
 
 def test_a_write_that_fails_half_way_keeps_the_old_file(tmp_path, good):
