@@ -50,7 +50,7 @@ def by_tarfile(members):
 
 def written(path, contents, ranges):
     with path.open("wb") as file:
-        return write_tar(file.fileno(), contents, ranges)
+        return write_tar(file.fileno(), contents, ranges, early=True)
 
 
 def copied(url, members, **options):

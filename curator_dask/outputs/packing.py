@@ -25,7 +25,7 @@ from curator_dask.outputs.placing import being_written, put
 from curator_dask.outputs.selecting import FILES, TIMES, Folder, stamps_in
 from curator_dask.outputs.sharding import NewShard
 from curator_dask.runs.reports import report_frame
-from curator_dask.storage import Options, remove
+from curator_dask.storage import Options, is_remote, remove
 from curator_dask.webdataset.idx import index_content
 from curator_dask.webdataset.ranges import Ranges
 from curator_dask.webdataset.samples import key_text
@@ -192,7 +192,8 @@ class PackShard:
             self.encoded.put(contents, keys, ends, table)
         path = self.target.file(f"{name}.tar")
         with being_written(path, self.target.options) as (file, size_of):
-            offsets, sizes = write_tar(file, contents, Ranges(stamps, self.shard_options))
+            ranges = Ranges(stamps, self.shard_options)
+            offsets, sizes = write_tar(file, contents, ranges, early=not is_remote(path))
             index, no_index = self._index(name, contents.names, offsets, sizes, ends)
             if self.schema is not None:
                 beside = _conformed(table, self.schema)

@@ -6,6 +6,7 @@ POSIX.1-2001: plain headers where they suffice, pax records where a name or a si
 
 from __future__ import annotations
 
+import ctypes
 import os
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,9 @@ _AT_ONCE = 1 << 21  # bytes that are put together; a member that is larger the k
 _WRITE = (
     1 << 18
 )  # bytes a call: for more the kernel looks for memory in one piece, which takes long where it is full
+_EARLY = 1 << 23  # bytes that the kernel is told together to write to the disk
 _NOTHING = bytes(BLOCK)
+_BEGIN_WRITE = 2  # SYNC_FILE_RANGE_WRITE of linux/fs.h
 _TEMPLATE = np.frombuffer(tarfile.TarInfo("").tobuf(tarfile.PAX_FORMAT), np.uint8)
 # What the checksum takes of all other fields, and of its own for blanks.
 _REST = int(_TEMPLATE.sum()) - int(_TEMPLATE[124:135].sum()) - int(_TEMPLATE[148:156].sum()) + 8 * ord(" ")
@@ -68,7 +71,9 @@ class Contents:
         return Extent(self.urls[self.sources[place]], int(self.offsets[place]), int(self.sizes[place]))
 
 
-def write_tar(file: int, contents: Contents, ranges: Ranges) -> tuple[np.ndarray, np.ndarray]:
+def write_tar(
+    file: int, contents: Contents, ranges: Ranges, *, early: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Write a tar.
 
     Parameters
@@ -79,6 +84,8 @@ def write_tar(file: int, contents: Contents, ranges: Ranges) -> tuple[np.ndarray
         What is to be in it.
     ranges
         Gives the bytes that lie in other files.
+    early
+        The file is to be synced: the disk begins to write while more is put together.
 
     Returns
     -------
@@ -97,13 +104,16 @@ def write_tar(file: int, contents: Contents, ranges: Ranges) -> tuple[np.ndarray
     remote = np.array([is_remote(url) for url in contents.urls] + [False])[contents.sources]
     ahead = [contents.extent(place) for place in np.flatnonzero(remote).tolist()]
     with ranges.reading(urls, ahead) as reading:
-        return _Writing(file, contents, reading, remote).write()
+        return _Writing(file, contents, reading, remote, early).write()
 
 
 class _Writing:
     """A tar that is being written: many members at a time, in one piece of memory."""
 
-    def __init__(self, file: int, contents: Contents, reading: Reading, remote: np.ndarray) -> None:
+    def __init__(
+        self, file: int, contents: Contents, reading: Reading, remote: np.ndarray, early: bool
+    ) -> None:
+        self._early, self._begun = early, 0
         self._file, self._contents, self._reading = file, contents, reading
         self._in_memory = remote | (contents.sources < 0)  # what is not read to its place in the piece
         self._in_memory[[*contents.changes]] = True
@@ -122,6 +132,9 @@ class _Writing:
             before = int(totals[first - 1]) if first else 0
             stop = max(first + 1, int(np.searchsorted(totals, before + _AT_ONCE, side="right")))
             self._write_some(first, stop)
+            if self._early and self._end - self._begun >= _EARLY:
+                _begin_write(self._file, self._begun, self._end - self._begun)
+                self._begun = self._end
             first = stop
         end = bytes(2 * BLOCK + -(self._end + 2 * BLOCK) % tarfile.RECORDSIZE)
         self._put(memoryview(end))
@@ -191,6 +204,13 @@ class _Writing:
     def _put(self, data: memoryview) -> None:
         while data:
             data = data[os.write(self._file, data[:_WRITE]) :]
+
+
+def _begin_write(file: int, start: int, size: int) -> None:
+    """Have the kernel begin to write a range of a file to its disk; whether that went well, a sync says."""
+    ctypes.CDLL(None).sync_file_range(
+        file, ctypes.c_int64(start), ctypes.c_int64(size), ctypes.c_uint(_BEGIN_WRITE)
+    )
 
 
 def _padded(sizes: np.ndarray) -> np.ndarray:
