@@ -29,12 +29,12 @@ from curator_dask.frames.columns import (
     vectors_to_list,
     with_columns,
 )
+from curator_dask.frames.committing import Commits, temporary_name
 from curator_dask.frames.parquet import (
     conform,
     output_schema,
     read_record,
     remove_leftovers,
-    temporary_name,
     without_leftovers,
     write_table,
 )
@@ -530,3 +530,14 @@ def test_unit_vectors_of_any_size():
     assert np.array_equal(unit(plain), ordinary) and np.array_equal(unit(beside)[:-1], ordinary)
     odd = np.array([[np.inf, 1, 0], [np.nan, 1, 0]], np.float32)
     assert not np.isfinite(unit(odd)).all(axis=1).any()
+
+
+def test_files_that_are_synced_together_are_there_at_the_end_and_the_others_leave_nothing(tmp_path):
+    table = pa.table({"a": [1, 2]})
+    (tmp_path / "taken.parquet" / "a folder").mkdir(parents=True)
+    with pytest.raises(OSError), Commits() as commits:
+        for name in ("taken", "new/first", "second"):
+            write_table(str(tmp_path / f"{name}.parquet"), table, FileRecord("f"), commits=commits)
+    for name in ("new/first", "second"):
+        assert read_record(str(tmp_path / f"{name}.parquet")) == FileRecord("f", rows=2)
+    assert not [*tmp_path.rglob(".*")]

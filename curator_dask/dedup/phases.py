@@ -20,7 +20,7 @@ import pandas as pd
 
 from curator_dask.cluster.workers import current_client
 from curator_dask.errors import OutputError, ShardError
-from curator_dask.frames.parquet import temporary_name
+from curator_dask.frames.committing import temporary_name
 from curator_dask.runs.reports import report_frame
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.summary import SaveSummary

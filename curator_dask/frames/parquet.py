@@ -7,8 +7,7 @@ import io
 import os
 import re
 import socket
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from curator_dask import backend
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.columns import list_to_matrix
+from curator_dask.frames.committing import Commits, write_local
 from curator_dask.frames.faults import fault_of, is_dangling
 from curator_dask.frames.record import FileRecord
 from curator_dask.holding import held_type, restore
@@ -136,7 +136,9 @@ def open_parquet(path: str, options: Options = None) -> pq.ParquetFile:
     return pq.ParquetFile(local_path(path))
 
 
-def write_table(path: str, table: pa.Table, record: FileRecord, options: Options = None) -> None:
+def write_table(
+    path: str, table: pa.Table, record: FileRecord, options: Options = None, commits: Commits | None = None
+) -> None:
     """Write a Parquet file (zstd); under its name it is there whole, or as it was before.
 
     On this machine it is written under a temporary name beside `path` and renamed; in an object store one
@@ -152,6 +154,8 @@ def write_table(path: str, table: pa.Table, record: FileRecord, options: Options
         What made it, stored in the file with the number of `table`'s rows.
     options
         For fsspec, where `path` is a URL.
+    commits
+        Has a file on this machine there when its block ends; what then goes wrong is raised as it is.
 
     Raises
     ------
@@ -173,7 +177,7 @@ def write_table(path: str, table: pa.Table, record: FileRecord, options: Options
             write(buffer)
             write_bytes(path, buffer.getvalue().to_pybytes(), options)
         else:
-            _write_local(Path(local_path(path)), write)
+            write_local(Path(local_path(path)), write, commits)
     except pa.ArrowException as error:
         raise OutputError(
             f"{path}: could not be written: {error}. Leave columns that Parquet cannot hold out by columns="
@@ -184,21 +188,6 @@ def write_table(path: str, table: pa.Table, record: FileRecord, options: Options
             f"{path}: could not be written: {said}. Nothing was left behind there; make room, or give save_metadata a"
             " path that can be written, and run again: finished shards are kept"
         ) from error
-
-
-def _write_local(target: Path, write: Callable[[Any], None]) -> None:
-    temporary = target.with_name(temporary_name(target.name))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        # Only still there if something went wrong; an unwritable folder must not hide the first error.
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 class Footer(NamedTuple):
@@ -309,11 +298,6 @@ def whole_footers(paths: Sequence[str], options: Options = None) -> dict[str, Fo
 def read_record(path: str, options: Options = None) -> FileRecord | None:
     """The record of a file; None if it has none, or cannot be read."""
     return read_footer(path, options).record
-
-
-def temporary_name(name: str) -> str:
-    """A hidden name that says which process is writing `name`."""
-    return f".{name}.{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
 
 
 _TEMPORARY = re.compile(r"^\..+\.(?:parquet|tar|idx|json)\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")

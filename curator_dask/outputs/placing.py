@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from curator_dask.errors import ConfigError, OutputError
-from curator_dask.frames.parquet import temporary_name
+from curator_dask.frames.committing import temporary_name
 from curator_dask.storage import Options, absolute, is_remote, upload, write_bytes
 from curator_dask.webdataset.staging import current_worker
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from curator_dask import backend
 from curator_dask.cluster.timing import spending
 from curator_dask.errors import OutputError
+from curator_dask.frames.committing import Commits
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import Footer, conform, read_footer, read_record, write_table
 from curator_dask.frames.record import FileRecord, vectors_of
@@ -22,6 +23,7 @@ from curator_dask.outputs.keeping import Kept
 from curator_dask.rows.known import KnownVectors, StoredRows
 from curator_dask.rows.remarks import current_remarks, fact_of, remark
 from curator_dask.runs.reports import errors_of, report_frame, report_of, report_row
+from curator_dask.runs.shardwise import Together
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options
 from curator_dask.webdataset.stamps import check_planned
@@ -119,6 +121,23 @@ class WritePartition:
         """
         return report_row(self._write(frame, target))
 
+    def write_together(self, rows: Together | list[Any], targets: Sequence[Target]) -> list[dict[str, Any]]:
+        """Do the same with several partitions; of one frame all are converted at once.
+
+        The disk is waited for once, too. Where something goes wrong with one of them, others may be there.
+        """
+        with Commits() as commits:
+            if isinstance(rows, Together):
+                converted = self._converted(rows.frame, targets[0].name)
+                reports = []
+                for (start, end), target in zip(rows.bounds, targets, strict=True):
+                    whole, table, errors = (each.slice(start, end - start) for each in converted)
+                    reports.append(self._put(whole, table, errors, target, commits))
+            else:
+                each = zip(rows, targets, strict=True)
+                reports = [self._write(frame, target, commits) for frame, target in each]
+        return [report_row(report) for report in reports]
+
     def reusable(self, target: Target) -> KnownVectors | None:
         """Vectors in the file that is to be replaced."""
         if not target.reuse:
@@ -137,10 +156,17 @@ class WritePartition:
         report = footer.record.report if footer.record else None
         return report_row(report) if report and footer.is_finished(target.fingerprint) else None
 
-    def _write(self, frame: Any, target: Target) -> dict[str, Any]:
+    def _write(self, frame: Any, target: Target, commits: Commits | None = None) -> dict[str, Any]:
+        return self._put(*self._converted(frame, target.name), target, commits)
+
+    def _converted(self, frame: Any, name: str) -> tuple[pa.Table, pa.Table, Any]:
+        """The frame as Arrow's table, as it is written, and its rows' reasons."""
         whole = backend.frame_to_arrow(frame)
-        table = conform(whole, self.schema, target.name)
-        errors = self.kept.reasons(whole, errors_of(whole))
+        return whole, conform(whole, self.schema, name), self.kept.reasons(whole, errors_of(whole))
+
+    def _put(
+        self, whole: pa.Table, table: pa.Table, errors: Any, target: Target, commits: Commits | None
+    ) -> dict[str, Any]:
         bad = pc.is_valid(errors)
         report = report_of(target.name, whole, self.id_col, errors)
         report["dropped"] = report["failed"] if self.output.drop_failed else 0
@@ -167,7 +193,7 @@ class WritePartition:
         write_failed(self.output.folder, target.name, failed, record, self.output.options)
         if self.output.drop_failed:
             table = table.filter(pc.invert(bad))
-        write_table(target.path, table, record, self.output.options)
+        write_table(target.path, table, record, self.output.options, commits)
         return report
 
     def _join(self, target: Target, table: pa.Table, errors: pa.Array, there: Footer) -> Joined:

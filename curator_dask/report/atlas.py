@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.columns import list_to_matrix
+from curator_dask.frames.committing import temporary_name
 from curator_dask.frames.names import CAPTION_COLUMN, URL_COLUMN
-from curator_dask.frames.parquet import temporary_name
 from curator_dask.outputs.placing import locate
 from curator_dask.report.folder import File, Folder, blocks, open_folder
 from curator_dask.report.looking import pick_rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -81,13 +82,22 @@ class ReadShard:
         ShardError
             The Parquet (or, without one, the tar) cannot be read or does not fit the dataset's columns.
         """
+        return backend.current().from_arrow(self._wanted(part))
+
+    def together(self, parts: Sequence[ShardRange]) -> tuple[Any, list[int]]:
+        """The rows of several ranges as one frame, and where each range's end."""
+        tables = [self._wanted(part) for part in parts]
+        frame = backend.current().from_arrow(pa.concat_tables(tables))
+        return frame, list(itertools.accumulate(map(len, tables)))
+
+    def _wanted(self, part: ShardRange) -> pa.Table:
         try:
             table = self.rows(part)
         except UnicodeEncodeError as error:
             raise ShardError(
                 f"{part.shard.url!r}: a name that is not UTF-8 cannot be a value: {error}"
             ) from error
-        return backend.current().from_arrow(table if self.only is None else table.select(self.only))
+        return table if self.only is None else table.select(self.only)
 
     def rows(self, part: ShardRange) -> pa.Table:
         """The same as Arrow's table, columns besides `only` as they may come."""

@@ -26,7 +26,7 @@ from curator_dask.runs.execute import AHEAD
 from curator_dask.runs.fit import Fit
 from curator_dask.runs.graph import map_items
 from curator_dask.runs.reports import failure_row, report_frame
-from curator_dask.runs.shardwise import ShardFunction
+from curator_dask.runs.shardwise import ShardFunction, apart
 from curator_dask.runs.sink import Writer
 from curator_dask.runs.targets import Target
 from curator_dask.runs.turns import turn
@@ -110,7 +110,10 @@ class RunGroup:
                 made = self.function.together([part for part, _ in parts])
                 leave_if_broken(parts[0][0].name)  # before images are blamed for it in a file
                 with spending("write"):
-                    return [self.writer.write(*each) for each in zip(made, targets, strict=True)]
+                    write = getattr(self.writer, "write_together", None)
+                    if write is not None:
+                        return list(write(made, targets))
+                    return [self.writer.write(*each) for each in zip(apart(made), targets, strict=True)]
         except Exception as error:  # of any of them: which one shows when each is done by itself
             log.debug("%s, …: each by itself, for %r", parts[0][0].name, error)
             return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,25 +41,57 @@ class ShardFunction:
             frame = function(frame)
         return frame
 
-    def together(self, parts: Sequence[ShardRange]) -> list[Any]:
+    def together(self, parts: Sequence[ShardRange]) -> Together | list[Any]:
         """The rows of several ranges, finished, each as by itself: by the contract of a step rows do not mix.
 
-        Steps see the rows of all of them at once, so their images share batches.
+        Steps see the rows of all of them at once, so their images share batches. Gives one frame, or several.
         """
         with spending("fetch"):
-            frames = [self.reader(part) for part in parts]
-        ends = list(itertools.accumulate(map(len, frames)))
+            rows = self._read(parts)
         for function in self.functions:
             if isinstance(function, Step | Pass) and function.keeps_rows:
-                joined = function(backend.concat(frames))
-                frames = [
-                    joined.iloc[end - len(frame) : end].reset_index(drop=True)
-                    for frame, end in zip(frames, ends, strict=True)
-                ]
+                joined = rows if isinstance(rows, Together) else Together.of(rows)
+                rows = Together(function(joined.frame), joined.ends)
             else:
-                frames = [function(frame) for frame in frames]
-                ends = list(itertools.accumulate(map(len, frames)))
-        return frames
+                rows = [function(frame) for frame in apart(rows)]
+        return rows
+
+    def _read(self, parts: Sequence[ShardRange]) -> Together | list[Any]:
+        read = getattr(self.reader, "together", None)
+        return [self.reader(part) for part in parts] if read is None else Together(*read(parts))
+
+
+@dataclass(frozen=True)
+class Together:
+    """The rows of several partitions as one frame.
+
+    Attributes
+    ----------
+    frame
+        All of them, numbered from 0.
+    ends
+        Where those of each partition end.
+    """
+
+    frame: Any
+    ends: Sequence[int]
+
+    @classmethod
+    def of(cls, frames: Sequence[Any]) -> Together:
+        """Frames one after the other."""
+        return cls(backend.concat(frames), list(itertools.accumulate(map(len, frames))))
+
+    @property
+    def bounds(self) -> Iterator[tuple[int, int]]:
+        """First row of each partition, and the one after its last."""
+        return zip((0, *self.ends[:-1]), self.ends, strict=True)
+
+
+def apart(rows: Together | list[Any]) -> list[Any]:
+    """A frame for each partition."""
+    if not isinstance(rows, Together):
+        return rows
+    return [rows.frame.iloc[start:end].reset_index(drop=True) for start, end in rows.bounds]
 
 
 @dataclass(frozen=True)

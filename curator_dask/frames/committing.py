@@ -1,0 +1,98 @@
+"""Local files that are there whole, or not at all: written beside their name, synced, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+_THREADS = 8
+"""That wait for the disk at a time: a file system commits files together that are synced at once."""
+
+
+class Commits:
+    """Syncs and renames files in threads while others are written; when the block ends all are there.
+
+    Raises
+    ------
+    Exception
+        At the end of the block: what the first of them failed with. The others are there.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="curator-commit")
+        self._pending: list[Future[None]] = []
+
+    def add(self, file: Any, temporary: Path, target: Path) -> None:
+        """Take an open file; it is closed here."""
+        self._pending.append(self._pool.submit(_commit, file, temporary, target))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True)
+        if error is None:
+            for each in self._pending:
+                each.result()
+
+
+def write_local(target: Path, write: Callable[[Any], None], commits: Commits | None = None) -> None:
+    """Write a file; under its name it is there whole, or as it was before.
+
+    Parameters
+    ----------
+    target
+        Its folder is made if need be.
+    write
+        Called with the open file.
+    commits
+        Has it there later.
+    """
+    temporary = target.with_name(temporary_name(target.name))
+    file = _created(temporary)
+    try:
+        write(file)
+    except BaseException:
+        with contextlib.suppress(OSError):  # which must not hide the first error
+            file.close()
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    if commits is None:
+        _commit(file, temporary, target)
+    else:
+        commits.add(file, temporary, target)
+
+
+def _created(path: Path) -> Any:
+    try:
+        return path.open("wb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("wb")
+
+
+def _commit(file: Any, temporary: Path, target: Path) -> None:
+    try:
+        with file:
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def temporary_name(name: str) -> str:
+    """A hidden name that says which process is writing `name`."""
+    return f".{name}.{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
