@@ -5,7 +5,9 @@ that is going to embed starts one process that does (`begin`), while it looks at
 that. It is multiprocessing's fork server, which has no thread and touches no GPU.
 
 A fork has the environment that this process was started with, which OpenMP and malloc have read. So only a cluster
-whose workers want that very environment gets them so; another's are spawned.
+whose workers want that very environment gets them so; another's are spawned. So are those of `get_client` in a script:
+one that embeds nothing would wait for torch, modules would come from another path than the script's, and a
+``memory_limit`` would be used up by pages that are shared, which Dask counts for each worker.
 """
 
 from __future__ import annotations

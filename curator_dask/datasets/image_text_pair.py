@@ -219,8 +219,8 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
     def _of(cls, found: ShardSet, reader: ReadShard, rows_per_partition: int | None) -> ImageTextPairDataset:
         with held_back():
             ranges = ranges_of(reader, found.shards, rows_per_partition)
-        empty = worker_backend().from_arrow(reader.schema.empty_table())
-        frame = map_items(reader, ranges, empty, "read-shard")
+            empty = worker_backend().from_arrow(reader.schema.empty_table())
+            frame = map_items(reader, ranges, empty, "read-shard")
         tars = [shard.url for shard in found.shards]
         return cls(found.root, frame, tars, reader.id_col, storage_options=reader.storage_options)
 

@@ -88,7 +88,6 @@ class FinishedCommand:
         self._asked = {
             "asked": asked,
             "source": source,
-            "shards": [[shard.url, shard.name, shard.parquet] for shard in found.shards],
             "output": output,
             "packages": _packages(),
             "python": [sys.version, sys.prefix],
@@ -167,7 +166,8 @@ class FinishedCommand:
             return None
         if not ask and (files != self.sources.state() or changed_since({**files, **fetched}, self._since)):
             return None  # which state was loaded cannot be told
-        return fingerprint({**self._asked, "files": files, "fetched": fetched})
+        shards = [[shard.url, shard.name, shard.parquet] for shard in self._found.shards]
+        return fingerprint({**self._asked, "shards": shards, "files": files, "fetched": fetched})
 
     def _footers(self) -> dict[str, Footer]:
         """Of the output's files, by name."""

@@ -80,19 +80,22 @@ class _Digest:
         kind = type(items).__name__
         digest = hashlib.md5(f"{before}('list', (('{kind}', (".encode(), usedforsecurity=False)
         for start in range(0, len(items), _BLOCK):
-            some = str(_tokens(items[start : start + _BLOCK]))[1:-1].rstrip(",")
-            digest.update(f"{', ' * (start > 0)}{some}".encode())
+            digest.update(f"{', ' * (start > 0)}{_tokens(items[start : start + _BLOCK])}".encode())
         digest.update(f"{',' * (len(items) == 1)})),)){after}".encode())
         self.hexdigest = digest.hexdigest()
         return self.hexdigest
 
 
-def _tokens(items: Sequence[Any]) -> tuple[Any, ...]:
-    """What `normalize_token` makes of each; of ranges by the shortest way to their own method."""
+def _tokens(items: Sequence[Any]) -> str:
+    """The text of what `normalize_token` makes of each; of ranges, as their own method says it, by the shortest way."""
     if all(type(item) is ShardRange for item in items):
-        return tuple(item.__dask_tokenize__() for item in items)
-    found: tuple[Any, ...] = normalize_token([*items])[1]
-    return found
+        told = [
+            f"('ShardRange', {(shard := item.shard).url!r}, {shard.name!r}, {shard.parquet!r}, {item.start!r},"
+            f" {item.stop!r}, {item.part!r})"
+            for item in items
+        ]
+        return ", ".join(told)
+    return str(normalize_token([*items])[1])[1:-1].rstrip(",")
 
 
 class _AsNamed:

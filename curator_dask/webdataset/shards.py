@@ -189,7 +189,7 @@ def _discover(
                 missing.append(item)
         elif files.is_folder(item):
             root, found = item, list(files.walk(item))
-            parquets.update(file for file in found if file.endswith(".parquet"))
+            parquets.update([file for file in found if file.endswith(".parquet")])
             searched.append(item)
         else:
             _refuse_item(item, files)
@@ -197,7 +197,7 @@ def _discover(
         # Nearly all end in one of these two, whose spelling is the usual one: the others are few to look at closely.
         others = [file for file in found if not file.endswith((".tar", ".parquet"))]
         compressed += filter(_is_compressed_tar, others)
-        tars.update(dict.fromkeys(file for file in found if file.endswith(".tar")))
+        tars.update(dict.fromkeys([file for file in found if file.endswith(".tar")]))
         tars.update(dict.fromkeys(filter(_is_tar, others)))
 
     if missing:
@@ -219,9 +219,11 @@ def _discover(
     prefix = root.rstrip("/") + "/"
     shards = []
     for tar in tars:
-        parquet = tar[:-4] + ".parquet"
-        has_parquet = parquet in parquets or parquet in files.listing(posixpath.dirname(tar)).files
-        shards.append(Shard(tar, tar.removeprefix(prefix)[:-4], parquet if has_parquet else None))
+        stem = tar[:-4]
+        parquet: str | None = f"{stem}.parquet"
+        if parquet not in parquets and parquet not in files.listing(posixpath.dirname(tar)).files:
+            parquet = None
+        shards.append(Shard(tar, stem.removeprefix(prefix), parquet))
     # Names that differ in their digits alone, each as long as the others, have one order: that of text is found sooner.
     one_form = len({shard.name.translate(_DIGITS) for shard in shards}) == 1
     shards.sort(key=operator.attrgetter("name") if one_form else lambda shard: _natural(shard.name))
