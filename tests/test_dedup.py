@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from itertools import pairwise
 
 import numpy as np
@@ -18,7 +19,7 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.dedup import SemanticDeduplication, places
 from curator_dask.dedup.keeping import Keep
 from curator_dask.dedup.memory import Memory, parse_limit, share_out
-from curator_dask.errors import ConfigError, OutputError
+from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.rows.tiles import GAP, MARGIN, TILE
@@ -344,6 +345,9 @@ def test_what_does_not_fit_is_told(tmp_path, in_this_process):
     columns = {"width": list(range(8)), "worth": [0.5] * 8, "name": ["a"] * 8}
     write(tmp_path / "vectors", unit(random.normal(size=(8, DIM))), files=1, **columns)
     find = tmp_path / "vectors"
+    (tmp_path / "no.work").touch()
+    with pytest.raises(OutputError, match=r"/no\.work: a folder is expected there.*Move it away"):
+        SemanticDeduplication()(find).save(tmp_path / "no")
     with pytest.raises(OutputError, match=r"no column 'widht'.*did you mean width.*keep"):
         SemanticDeduplication(keep="widht")(find).save(tmp_path / "out")
     with pytest.raises(ConfigError, match="keep='width >'"):
@@ -586,6 +590,20 @@ def test_what_was_under_way_is_made_again_to_the_bit(tmp_path, in_this_process, 
         assert [*work.glob("order-*/*.vectors")] if "sort" in again.made else left == 3
         table = pq.read_table(tmp_path / "out" / "duplicates.parquet")
         assert table.equals(pq.read_table(pa.BufferReader(whole)))
+    (near,) = work.glob("order-*/near.npy")
+    os.truncate(near, near.stat().st_size // 2)
+    next(work.glob("pairs-*/0.npy")).unlink()
+    said = (
+        r"^pairs: part 0 of the rows in .*: ValueError: .*is kept: run again\. .* remove .*/out\.work first"
+    )
+    with pytest.raises(ShardError, match=said):
+        find(tmp_path / "vectors").save(tmp_path / "out")
+    for path in (*work.glob("scan-*/*.vectors"), *work.glob("assign-*/*.npy")):
+        path.unlink() if path.suffix == ".npy" else os.truncate(path, 400)
+    with pytest.raises(
+        OutputError, match=r"\.vectors: has less than \d+ vectors, .*cut short. Remove .*/out\.work, "
+    ):
+        find(tmp_path / "vectors").save(tmp_path / "out")
 
 
 def hashes_of(random, rows, distinct):
