@@ -19,10 +19,14 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.dedup import SemanticDeduplication, places
 from curator_dask.dedup.keeping import Keep
 from curator_dask.dedup.memory import Memory, parse_limit, share_out
+from curator_dask.dedup.scanning import find_sources, look_over
 from curator_dask.errors import ConfigError, OutputError, ShardError
+from curator_dask.frames.parquet import write_table
+from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.rows.tiles import GAP, MARGIN, TILE
+from curator_dask.webdataset.stamps import stamp
 
 DIM = 32
 
@@ -604,6 +608,20 @@ def test_what_was_under_way_is_made_again_to_the_bit(tmp_path, in_this_process, 
         OutputError, match=r"\.vectors: has less than \d+ vectors, .*cut short. Remove .*/out\.work, "
     ):
         find(tmp_path / "vectors").save(tmp_path / "out")
+
+
+def test_shards_that_have_changed_since_are_told(tmp_path, caplog):
+    (tmp_path / "0.tar").write_bytes(bytes(512))
+    shard = {"url": str(tmp_path / "0.tar"), "rows": None, "tar": vars(stamp(str(tmp_path / "0.tar")))}
+    write_table(str(tmp_path / "out/0.parquet"), pa.table({"key": ["a"]}), FileRecord("", shard=shard))
+    sources = find_sources(str(tmp_path / "out"), None)
+    look_over(sources, lambda _: True)
+    assert not caplog.records
+    (tmp_path / "0.tar").write_bytes(bytes(1024))
+    look_over(sources, lambda _: True)
+    assert (
+        f"{tmp_path}/out: 1 shards have changed since" in caplog.text and "0.tar for example" in caplog.text
+    )
 
 
 def hashes_of(random, rows, distinct):
