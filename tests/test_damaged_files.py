@@ -16,7 +16,7 @@ from test_heads import red_head
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.dedup import SemanticDeduplication
-from curator_dask.errors import OutputError, ShardError
+from curator_dask.errors import OutputError
 from curator_dask.image.classifiers import HeadClassifier, score_output
 from curator_dask.image.embedders import TimmImageEmbedder
 from curator_dask.outputs.filtering import filter_output
@@ -56,6 +56,8 @@ COMMANDS = {
     "score elsewhere": ("score out scored --head red=HEAD", "scored/00001.parquet"),
     "filter": ("filter out new --where width>0", "out/00001.parquet"),
     "filter elsewhere": ("filter out some --where score>0", "some/00001.parquet"),
+    "dedup": ("dedup out new", "out/00001.parquet"),
+    "dedup against": ("dedup some new --against out", "out/00001.parquet"),
     "export": ("export out new", "out/00001.parquet"),
     "export without": ("export out new --without twins", "twins/duplicates.parquet"),
     "search": ("search out --like 000000001", "out/00001.parquet"),
@@ -113,7 +115,7 @@ def test_dedup_names_damaged_vectors_and_a_damaged_result(made, place):
     shutil.copy(result, vectors / "00001.parquet")
     next(cuts(vectors / "00001.parquet"))
     for save in (find(vectors).save, against(made / "out").save):
-        with pytest.raises(ShardError, match=rf"00001\.parquet: is damaged.*{REMEDY}"):
+        with pytest.raises(OutputError, match=rf"00001\.parquet: is damaged.*{REMEDY}"):
             save(place / "new")
         assert not (place / "new").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from itertools import pairwise
 
 import numpy as np
@@ -18,10 +19,14 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.dedup import SemanticDeduplication, places
 from curator_dask.dedup.keeping import Keep
 from curator_dask.dedup.memory import Memory, parse_limit, share_out
-from curator_dask.errors import ConfigError, OutputError
+from curator_dask.dedup.scanning import find_sources, look_over
+from curator_dask.errors import ConfigError, OutputError, ShardError
+from curator_dask.frames.parquet import write_table
+from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.rows.tiles import GAP, MARGIN, TILE
+from curator_dask.webdataset.stamps import stamp
 
 DIM = 32
 
@@ -344,6 +349,9 @@ def test_what_does_not_fit_is_told(tmp_path, in_this_process):
     columns = {"width": list(range(8)), "worth": [0.5] * 8, "name": ["a"] * 8}
     write(tmp_path / "vectors", unit(random.normal(size=(8, DIM))), files=1, **columns)
     find = tmp_path / "vectors"
+    (tmp_path / "no.work").touch()
+    with pytest.raises(OutputError, match=r"/no\.work: a folder is expected there.*Move it away"):
+        SemanticDeduplication()(find).save(tmp_path / "no")
     with pytest.raises(OutputError, match=r"no column 'widht'.*did you mean width.*keep"):
         SemanticDeduplication(keep="widht")(find).save(tmp_path / "out")
     with pytest.raises(ConfigError, match="keep='width >'"):
@@ -586,6 +594,34 @@ def test_what_was_under_way_is_made_again_to_the_bit(tmp_path, in_this_process, 
         assert [*work.glob("order-*/*.vectors")] if "sort" in again.made else left == 3
         table = pq.read_table(tmp_path / "out" / "duplicates.parquet")
         assert table.equals(pq.read_table(pa.BufferReader(whole)))
+    (near,) = work.glob("order-*/near.npy")
+    os.truncate(near, near.stat().st_size // 2)
+    next(work.glob("pairs-*/0.npy")).unlink()
+    said = (
+        r"^pairs: part 0 of the rows in .*: ValueError: .*is kept: run again\. .* remove .*/out\.work first"
+    )
+    with pytest.raises(ShardError, match=said):
+        find(tmp_path / "vectors").save(tmp_path / "out")
+    for path in (*work.glob("scan-*/*.vectors"), *work.glob("assign-*/*.npy")):
+        path.unlink() if path.suffix == ".npy" else os.truncate(path, 400)
+    with pytest.raises(
+        OutputError, match=r"\.vectors: has less than \d+ vectors, .*cut short. Remove .*/out\.work, "
+    ):
+        find(tmp_path / "vectors").save(tmp_path / "out")
+
+
+def test_shards_that_have_changed_since_are_told(tmp_path, caplog):
+    (tmp_path / "0.tar").write_bytes(bytes(512))
+    shard = {"url": str(tmp_path / "0.tar"), "rows": None, "tar": vars(stamp(str(tmp_path / "0.tar")))}
+    write_table(str(tmp_path / "out/0.parquet"), pa.table({"key": ["a"]}), FileRecord("", shard=shard))
+    sources = find_sources(str(tmp_path / "out"), None)
+    look_over(sources, lambda _: True)
+    assert not caplog.records
+    (tmp_path / "0.tar").write_bytes(bytes(1024))
+    look_over(sources, lambda _: True)
+    assert (
+        f"{tmp_path}/out: 1 shards have changed since" in caplog.text and "0.tar for example" in caplog.text
+    )
 
 
 def hashes_of(random, rows, distinct):

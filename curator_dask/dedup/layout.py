@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from curator_dask.dedup.phases import Phase
 from curator_dask.dedup.rows import Rows
+from curator_dask.errors import OutputError
 
 _BLOCK = 4096
 
@@ -60,7 +62,7 @@ class Layout:
         first = self.first(name)
         for start in range(0, len(slots), size):
             some = slots[start : start + size]
-            yield first + start, take(self.scan.vectors(f"{name}.vectors", self.dim), some)
+            yield first + start, take(self._vectors(name, some), some)
 
     def gather(self, numbers: np.ndarray) -> np.ndarray:
         """float32 (n, dim): vectors by their numbers."""
@@ -74,9 +76,29 @@ class Layout:
             at = order[start:end]
             name = self.names[int(files[at[0]])]
             slots = self.distinct.load(f"{name}.npy")[numbers[at] - firsts[files[at[0]]]]
-            found[at] = take(self.scan.vectors(f"{name}.vectors", self.dim), slots)
+            found[at] = take(self._vectors(name, slots), slots)
             start = end
         return found
+
+    def _vectors(self, name: str, slots: np.ndarray) -> np.ndarray:
+        """Of a file, mapped into memory.
+
+        Raises
+        ------
+        OutputError
+            It has less of them than are asked for.
+        """
+        vectors, needed = self.scan.vectors(f"{name}.vectors", self.dim), int(slots.max(initial=-1)) + 1
+        if len(vectors) < needed:
+            raise self.cut_short(name, needed)
+        return vectors
+
+    def cut_short(self, name: str, needed: int) -> OutputError:
+        """What is to be said where a file has less vectors than it was written with."""
+        return OutputError(
+            f"{self.scan.path(name)}.vectors: has less than {needed} vectors, which were written: it was cut short."
+            f" Remove {os.path.dirname(self.scan.folder)}, which is made anew, and run again"  # noqa: PTH120
+        )
 
 
 def take(vectors: np.ndarray, places: np.ndarray) -> np.ndarray:

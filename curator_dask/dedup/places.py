@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import mmap
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from distributed.system import MEMORY_LIMIT
@@ -18,7 +19,6 @@ from curator_dask.dedup.phases import Phase
 PART = 1 << 15
 _MANY = 8  # vectors of a cluster in a file, on average, with which its vectors lie in few enough files
 _SHARE = 4  # of this machine's memory that vectors take, at most, to be read here and there
-_MAPPED = 16 << 20  # bytes of vectors that are read before the memory that shows the files is given back
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ class Reader:
 
     def __init__(self, places: Places) -> None:
         self._places = places
-        self._maps: dict[str, mmap.mmap] = {}
-        self._slots: dict[str, np.ndarray] = {}
-        self._read = 0
+        self._files: dict[str, tuple[Any, np.ndarray]] = {}
 
     @cached_property
     def _order(self) -> np.ndarray:
@@ -78,17 +76,11 @@ class Reader:
 
     def read(self, places: np.ndarray) -> np.ndarray:
         """float32 (n, dim): vectors by their places; those rise."""
-        dim = self._places.layout.dim
-        found = np.empty((len(places), dim), np.float32)
+        found = np.empty((len(places), self._places.layout.dim), np.float32)
         if self._places.apart:
             self._read_apart(places, found)
         else:
             self._read_in_order(places, found)
-        self._read += found.nbytes
-        if self._read >= _MAPPED:  # else these files count as memory of the worker
-            for mapped in self._maps.values():
-                mapped.madvise(mmap.MADV_DONTNEED)
-            self._read = 0
         return found
 
     def _read_in_order(self, places: np.ndarray, found: np.ndarray) -> None:
@@ -97,29 +89,33 @@ class Reader:
         for end in [*(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(places)]:
             if end > start:
                 part = int(parts[start])
-                vectors = self._vectors(self._places.order.path(f"{part}.vectors"))
+                vectors = self._places.order.vectors(f"{part}.vectors", self._places.layout.dim)
                 found[start:end] = take(vectors, places[start:end] - part * PART)
             start = end
 
     def _read_apart(self, places: np.ndarray, found: np.ndarray) -> None:
+        """Vector by vector: of files that are mapped into memory the system shows 32 times what is looked at."""
         layout, numbers = self._places.layout, np.asarray(self._order[places])
+        size = 4 * layout.dim
+        rows = found.reshape(-1).view(np.uint8).data
         files = np.searchsorted(self._firsts, numbers, side="right") - 1
         order = np.argsort(files, kind="stable")
         starts = np.flatnonzero(np.diff(files[order], prepend=-1)).tolist()
         for start, end in pairwise([*starts, len(order)]):
             at = order[start:end]
-            file = int(files[at[0]])
-            name = layout.names[file]
-            if name not in self._slots:
-                self._slots[name] = layout.distinct.load(f"{name}.npy")
-            slots = self._slots[name][numbers[at] - self._firsts[file]]
-            found[at] = self._vectors(layout.scan.path(f"{name}.vectors"))[slots]
+            number = int(files[at[0]])
+            file, slots = self._file(layout.names[number])
+            handle, wanted = file.fileno(), slots[numbers[at] - self._firsts[number]]
+            for row, slot in zip((at * size).tolist(), (wanted * size).tolist(), strict=True):
+                if os.preadv(handle, [rows[row : row + size]], slot) < size:
+                    raise layout.cut_short(layout.names[number], slot // size + 1)
 
-    def _vectors(self, path: str) -> np.ndarray:
-        if path not in self._maps:
-            with open(path, "rb") as file:  # noqa: PTH123
-                self._maps[path] = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        return np.frombuffer(self._maps[path], np.float32).reshape(-1, self._places.layout.dim)
+    def _file(self, name: str) -> tuple[Any, np.ndarray]:
+        if name not in self._files:
+            layout = self._places.layout
+            file = open(layout.scan.path(f"{name}.vectors"), "rb", buffering=0)  # noqa: PTH123, SIM115
+            self._files[name] = file, layout.distinct.load(f"{name}.npy")
+        return self._files[name]
 
 
 @dataclass(frozen=True)

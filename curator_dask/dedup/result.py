@@ -110,6 +110,11 @@ class Duplicates:
             check_apart(source, folder)
         file = join(folder, FILE)
         work = f"{folder}{WORK_SUFFIX}"
+        if os.path.lexists(work) and not os.path.isdir(work):  # noqa: PTH112
+            raise OutputError(
+                f"{work}: a folder is expected there, or nothing, for what lies between the vectors and {folder}; what"
+                " is there is no folder. Move it away, or write to another path"
+            )
         with opened(folder, None, work), when_needed(workers) as client:
             before = read_whole(file)
             if before.columns and (before.record is None or _MADE_BY not in before.record.derived):

@@ -30,7 +30,7 @@ from curator_dask.dedup.places import PART, Places, Reader, Sort
 from curator_dask.dedup.products import exact_dots
 from curator_dask.dedup.rows import Rows, gather_rows
 from curator_dask.dedup.sampling import EPS, CompareSample, choose_gap, share, share_going
-from curator_dask.dedup.scanning import Scan, Source
+from curator_dask.dedup.scanning import Scan, Source, look_over
 from curator_dask.dedup.summary import DedupSummary
 from curator_dask.fingerprint import fingerprint
 from curator_dask.storage import join
@@ -125,6 +125,7 @@ class Deduplication:
             settings.exact,
             self.memory,
         )
+        look_over(self.sources, task.finished)
         self._do(self._job("scan", task, names, task.finished))
         self.rows = rows = gather_rows(scan, self.sources, self.output)
         self.summary.rows = rows.total

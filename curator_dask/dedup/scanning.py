@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +21,15 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
-from curator_dask.frames.parquet import open_parquet, read_footer, write_table
+from curator_dask.frames.parquet import open_parquet, read_footer, whole_footers, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.failed import output_files
-from curator_dask.storage import Options, join
+from curator_dask.outputs.unchanged import changed_shard
+from curator_dask.storage import Options, is_remote, join
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.stamps import stamp
+
+logger = logging.getLogger("curator_dask")
 
 #: What may be wrong with a vector, by the number that stands for it; 0: nothing. The last: its file has no vectors.
 FAULTS = ("good", "null", "zero", "not finite", "not of unit length", "in files without a column of vectors")
@@ -70,6 +76,32 @@ def find_sources(folder: str, options: Options, fixed: bool = False) -> list[Sou
         Source(path, options, fingerprint({"path": path, "state": vars(state), "fixed": fixed})[:16], fixed)
         for path, state in zip(paths, stamps, strict=True)
     ]
+
+
+def look_over(sources: Sequence[Source], finished: Callable[[str], bool]) -> None:
+    """See that files can be read before there is a cluster, and warn of those whose shards have changed since.
+
+    Parameters
+    ----------
+    sources
+        Files of vectors. In a store those alone are looked at that are not scanned yet.
+    finished
+        Whether that has been done, by name.
+
+    Raises
+    ------
+    OutputError
+        One cannot be read.
+    """
+    paths = [each.path for each in sources if not (is_remote(each.path) and finished(each.name))]
+    footers = whole_footers(paths, sources[0].options)
+    changed = [shard for footer in footers.values() if (shard := changed_shard(footer.record))]
+    if changed:
+        logger.warning(
+            "%s: %d shards have changed since these rows were made of them, %s for example. Run embed again first, and"
+            " what was made of its vectors, or rows and vectors are those of before",
+            *(os.path.dirname(sources[-1].path), len(changed), changed[0]),  # noqa: PTH120
+        )
 
 
 @dataclass(frozen=True)
