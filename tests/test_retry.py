@@ -23,7 +23,7 @@ from PIL import Image
 from test_heads import red_head
 
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import OutputError
+from curator_dask.errors import OutputError, WeightsError
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.parquet import read_record
 from curator_dask.image.classifiers import HeadClassifier, ImageClassifier, score_output
@@ -401,6 +401,19 @@ def test_a_head_that_is_not_there_as_it_was_is_said(folder, tmp_path, said, spoi
     assert score_output(tmp_path / "out", [HeadClassifier(head, "blue")]).written == 2
     assert read_output(tmp_path / "out")["blue"].null_count == len(BROKEN)
     assert {name for fact in summary.not_made.values() for name in fact["examples"]} == {"blue"}
+    assert read_output(tmp_path / "out")["image_embedding"].null_count == len(BROKEN)
+
+
+class Lost(Own):
+    def load_model(self, device):
+        raise WeightsError("lost: its weights cannot be loaded")
+
+
+def test_a_score_whose_model_cannot_be_loaded_does_not_stop_the_vectors(folder, tmp_path, said):
+    embed(folder, tmp_path / "out", ColourReader(max_pixels=10_000, classifiers=[Own()]))
+    summary = ColourReader(max_pixels=100_000, classifiers=[Lost()]).retry(tmp_path / "out")
+    assert any("no own of the rows that are tried again: lost: its weights" in each for each in said.messages)
+    assert (summary.rows, summary.failed) == (4, 1)
     assert read_output(tmp_path / "out")["image_embedding"].null_count == len(BROKEN)
 
 
