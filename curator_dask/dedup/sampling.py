@@ -14,8 +14,6 @@ from curator_dask.dedup.products import Block, exact_dots, exact_pairs, largest,
 
 #: Of the table that says how many rows would go.
 EPS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
-#: Pairs, of rows that count alike, below which made-up ones help to say how far to look.
-_FEW = 200
 #: Pairs of a row with a block of others that are looked at: of a crowd more say nothing new, and fill the memory.
 _MANY = 64
 _ENOUGH = 1 << 14  # pairs that say how far to look
@@ -172,7 +170,8 @@ def choose_gap(
     if len(some) > _ENOUGH:
         some = some[np.sort(np.random.default_rng(2).choice(len(some), _ENOUGH, replace=False))]
     gaps = _gaps(some, sample, layout, centroids)
-    if alike < _FEW:
+    # The largest gap of n pairs is that of about n in n + 1 of all: fewer say nothing of a share as high as `recall`.
+    if alike * (1 - recall) < 1:
         of_sample = np.einsum("id,kd->ik", sample, centroids, optimize=False)
         dots = exact_dots(sample, np.roll(sample, -1, axis=0))
         gaps = np.concatenate([gaps, _made_up(of_sample, dots, eps)])
