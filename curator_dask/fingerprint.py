@@ -57,9 +57,9 @@ def _said(value: Any, depth: int = 0) -> Any:
 
 
 def _token(value: Any) -> str:
-    from dask.base import tokenize  # here: digests of files and arguments need no Dask
+    from curator_dask.tokens import tokenize  # here: digests of files and arguments need no Dask
 
-    return str(tokenize(value))
+    return tokenize(value)
 
 
 def _class(kind: type, depth: int) -> Any:

@@ -55,6 +55,7 @@ LAYERS = (
     "tasks",
     "backend",
     "holding",
+    "tokens",
     "words",
     "errors",
 )

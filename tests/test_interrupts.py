@@ -47,6 +47,21 @@ def test_python_drops_none(lose, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_locks_of_logging_that_an_interrupt_left_held_are_let_go():
+    """Else every other thread that logs, and so every cluster of a notebook, waits for ever."""
+    handler = logging.StreamHandler()
+    with pytest.raises(KeyboardInterrupt), heard():
+        logging._lock.acquire()
+        handler.acquire()
+        signal.raise_signal(signal.SIGINT)
+    other = threading.Thread(
+        target=lambda: (logging.Logger("new").isEnabledFor(10), handler.acquire()), daemon=True
+    )
+    other.start()
+    other.join(10)
+    assert not other.is_alive()
+
+
 def test_what_else_python_drops_goes_where_it_did():
     told = []
 

@@ -8,16 +8,21 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import dask
 import dask.dataframe as dd
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 from colours import ColourReader, write_dataset
+from dask import hashing
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.image.embedders import TimmImageEmbedder
+from curator_dask.image.embedders.partition import EmbedPartition
 from curator_dask.rows.reading import ReadShard
 from curator_dask.runs.lineage import pieces, trace
+from curator_dask.tokens import tokenize
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -322,3 +327,12 @@ def test_long_chains_are_quick(folders):
         frame = frame[frame.width > number % 5]
     lineage = trace(frame)
     assert len(lineage.ranges) == 4 and not lineage.keeps_rows
+
+
+def test_tokens_do_not_depend_on_what_else_is_installed(monkeypatch):
+    """Dask (2026.7.1) hashes with xxhash where it is installed, as Hugging Face's datasets does; files stay known."""
+    values = (np.arange(3), keep_differently, pd.DataFrame({"a": ["b"]}), EmbedPartition)
+    found = tokenize(*values)
+    assert len(hashing.hashers) > 1, "no test: no faster hash is installed"
+    monkeypatch.setattr(hashing, "hashers", [hashing._hash_sha1])
+    assert dask.base.tokenize(*values) == found

@@ -39,8 +39,24 @@ def heard() -> Iterator[None]:
     sys.unraisablehook = hook
     try:
         yield
+    except KeyboardInterrupt:
+        _let_go_of_logging()
+        raise
     finally:
         sys.unraisablehook = before
+
+
+def _let_go_of_logging() -> None:
+    """Release locks of `logging` that the main thread holds, though it is not there.
+
+    Python 3.11's `logging` takes a lock a step before the ``try`` that gives it back: a Ctrl-C between the two leaves
+    it held, and every other thread that logs, as distributed's, waits for ever.
+    """
+    handlers = [each() for each in getattr(logging, "_handlerList", ())]
+    locks = [getattr(logging, "_lock", None), *(each.lock for each in handlers if each is not None)]
+    for lock in locks:
+        while getattr(lock, "_is_owned", bool)():
+            lock.release()
 
 
 def _not_of_an_interrupted_wait(record: logging.LogRecord) -> bool:

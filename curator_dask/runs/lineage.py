@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any, Protocol, runtime_checkable
 
-from dask.base import tokenize
 from dask.dataframe.dask_expr import DataFrame, new_collection
 from dask.dataframe.dask_expr._expr import (
     ArrowStringConversion,
@@ -33,6 +32,7 @@ from dask.dataframe.dask_expr.io import FromMap
 
 from curator_dask.runs.graph import MapStep, steps_in
 from curator_dask.runs.step import Step
+from curator_dask.tokens import tokenize
 from curator_dask.webdataset.shards import ShardRange
 
 Read = Mapping[str, tuple[ShardRange, ...] | None]  # ranges, by the names of the roots that read them

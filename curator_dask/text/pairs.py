@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from dask.base import tokenize
 
 from curator_dask.cache import ENCODERS, POSSESSIONS, Remembered
 from curator_dask.errors import ConfigError, ShardError, WeightsError
@@ -26,6 +25,7 @@ from curator_dask.runs.passes import RowStep
 from curator_dask.runs.step import Known, Made, Rows, Work
 from curator_dask.text.captions import CaptionVectors
 from curator_dask.text.partition import EmbedText
+from curator_dask.tokens import tokenize
 
 #: What this process has found to belong together, and to be the client's.
 _CHECKED: Remembered[bool] = POSSESSIONS.add("checked pairs", Remembered(64))

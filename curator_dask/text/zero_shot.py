@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from dask.base import tokenize
 
 from curator_dask.cache import ENCODERS, POSSESSIONS, Remembered
 from curator_dask.datasets import ImageTextPairDataset
@@ -28,6 +27,7 @@ from curator_dask.runs.step import Made, Rows, Work
 from curator_dask.storage import Options
 from curator_dask.text.embedders import TextEmbedder
 from curator_dask.text.pairs import check_files, check_together
+from curator_dask.tokens import tokenize
 
 OUTPUTS = ("softmax", "cosine")
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from dask.base import tokenize
 
 from curator_dask import backend
 from curator_dask.cache import POSSESSIONS, SpecCache
@@ -25,6 +24,7 @@ from curator_dask.models.weights import first_line
 from curator_dask.rows.reasons import NO_VECTOR, NOT_FINITE
 from curator_dask.runs.passes import RowStep
 from curator_dask.runs.step import Known, Made, Rows, Work
+from curator_dask.tokens import tokenize
 
 if TYPE_CHECKING:
     import torch

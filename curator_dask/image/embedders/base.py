@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from dask.base import tokenize
-
 from curator_dask import backend
 from curator_dask.cluster.setup import OpenWorkers
 from curator_dask.datasets import ImageTextPairDataset
@@ -35,6 +33,7 @@ from curator_dask.models.precision import enough_cosine
 from curator_dask.outputs.retrying import retry
 from curator_dask.runs.step import SharingStep
 from curator_dask.runs.summary import SaveSummary
+from curator_dask.tokens import tokenize
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from dask.tokenize import normalize_object, normalize_token
+from dask.tokenize import normalize_token
 
 from curator_dask.cache import ENCODERS
 from curator_dask.decode.batches import Batch
@@ -22,6 +22,7 @@ from curator_dask.models.encoders import Encoder, EncoderSpec
 from curator_dask.rows.ids import exact_ids
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.step import Made, Reading, Rows, Wanted, Work, read_by
+from curator_dask.tokens import token_of_class
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class EmbedPartition:
         """As Dask makes it of a dataclass, without later options at their default: earlier files know none of them."""
         parameters = self.__dataclass_params__  # type: ignore[attr-defined]
         return (
-            normalize_object(type(self)),
+            token_of_class(type(self)),
             [(name, getattr(parameters, name)) for name in parameters.__slots__],
             [
                 (each.name, normalize_token(getattr(self, each.name)))
