@@ -28,6 +28,9 @@ _VARIABLE = "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD"
 #: How nannies start workers while clusters are up whose workers are forked; also those that are started again.
 FORKED = Held(_METHOD, "forkserver", over_user=True)
 
+#: Variable with the process that it is for, which may be gone before it can ask to be told.
+OWNER = "_CURATOR_DASK_FORKS_FOR"
+
 _begun_with: dict[str, str] = {}
 
 #: Keeps the current folder out of the path of Python's modules.
@@ -47,7 +50,7 @@ def begin(environment: Mapping[str, str]) -> None:
     if chosen or getattr(server, "_forkserver_pid", 0) is not None:
         return
     set_forkserver_preload(["curator_dask.cluster.warm"])
-    before, own = dict(os.environ), {**environment}
+    before, own = dict(os.environ), {**environment, OWNER: str(os.getpid())}
     # Else a file random.py, or timm.py, where the command is given would be imported for the module of that name.
     with contextlib.suppress(OSError):  # a folder that is gone has no files
         if not {"", str(Path.cwd())} & {*sys.path}:

@@ -29,6 +29,8 @@ _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 # Ended with the command: by itself it looks whether that is still there only once all is imported.
 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() != int(os.environ.pop("_CURATOR_DASK_FORKS_FOR", os.getppid())):
+    os._exit(0)  # it ended before that
 if os.environ.get("PYTHONSAFEPATH", "").startswith("of curator_dask"):
     del os.environ["PYTHONSAFEPATH"]  # which is for this process, and not for what users' code starts
 usual = gc.get_threshold()
