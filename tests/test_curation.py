@@ -158,10 +158,17 @@ def test_a_folder_of_images_with_a_table_of_captions(tmp_path):
         (data / f"{number}.jpg").write_bytes(picture(number))
         rows += [f"{number}.jpg,number {number}"]
     (tmp_path / "captions.csv").write_text("\n".join(rows))
-    recipe = Recipe(images=True, captions=str(tmp_path / "captions.csv"), where="caption <> 'number 2'")
+    recipe = Recipe(
+        images=True,
+        captions=str(tmp_path / "captions.csv"),
+        where="caption <> 'number 2'",
+        export={"caption": "caption"},
+    )
     summary = curate(data, tmp_path / "out", recipe)
     assert (summary.rows, summary.kept) == (4, 3)
-    assert samples_in(tmp_path / "out/shards") == {key: {"jpg": picture(int(key))} for key in "013"}
+    assert samples_in(tmp_path / "out/shards") == {
+        key: {"jpg": picture(int(key)), "txt": f"number {key}".encode()} for key in "013"
+    }
     beside = pq.read_table(tmp_path / "out/shards/00000.parquet")
     assert beside["caption"].to_pylist() == ["number 0", "number 1", "number 3"]
     with pytest.raises(ConfigError, match=r"--captions\): is for image files"):

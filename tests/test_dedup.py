@@ -19,6 +19,7 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.dedup import SemanticDeduplication, places
 from curator_dask.dedup.keeping import Keep
 from curator_dask.dedup.memory import Memory, parse_limit, share_out
+from curator_dask.dedup.phases import Phase
 from curator_dask.dedup.scanning import find_sources, look_over
 from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.frames.parquet import write_table
@@ -761,3 +762,9 @@ def test_a_picture_of_groups_frames_what_stays(tmp_path, in_this_process):
     sheet = result.sheet(n=9)
     assert [seen(at, 0) for at in range(4)] == [colour_of(f"{name}000") for name in "1342"]
     assert seen(2, 1) == (0xEC, 0xEE, 0xF1)  # not an image
+
+
+def test_a_full_disk_is_said_as_numpy_says_it(tmp_path):
+    told = Phase(str(tmp_path)).told("a.npy")
+    with pytest.raises(OutputError, match=r"could not be written: 100000 requested .*\. Make room"), told:
+        np.zeros(100_000).tofile("/dev/full")

@@ -305,6 +305,35 @@ def test_fields_in_the_json_whose_other_bytes_stay(tmp_path):
         assert json.loads(tar.extractfile("1.json").read()) == {"width": 25, "score": None}
 
 
+def held_by(path):
+    with tarfile.open(path) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}
+
+
+def test_captions_from_a_column(tmp_path):
+    members = [("0.jpg", b"a"), ("0.txt", b"old"), ("0.npy", b"b"), ("1.jpg", b"c"), ("1.json", b"{ }")]
+    members += [("2.TXT", b"stays"), ("2.jpg", b"d"), ("3.jpg", b"e")]
+    write_tar(tmp_path / "data" / "0.tar", members)
+    rows = {"key": list("0123"), "n": [1] * 4, "new": pa.array(["", "zwölf", None, None]).dictionary_encode()}
+    pq.write_table(pa.table(rows), tmp_path / "data" / "0.parquet")
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    summary = dataset.to_webdataset(tmp_path / "out", caption="new", columns=["n"], metadata=None)
+    new, fields = "zwölf".encode(), {f"{key}.json": b'{"n": 1}' for key in "023"} | {"1.json": b'{"n": 1 }'}
+    there = dict(members) | {"0.txt": b"", "1.txt": new} | fields
+    assert held_by(tmp_path / "out" / "00000.tar") == there
+    assert summary.no_caption == 2 and "2 samples got no caption, as the column is null" in str(summary)
+    assert not any(".txt," in each for each in summary.habits)
+    assert dataset.to_webdataset(tmp_path / "out", caption="new", columns=["n"], metadata=None).written == 0
+    with pytest.raises(OutputError, match="overwrite"):
+        dataset.to_webdataset(tmp_path / "out", columns=["n"], metadata=None)
+    dataset.to_webdataset(tmp_path / "portable", caption="new", keys="sequential")
+    found = held_by(tmp_path / "portable" / "00000.tar")
+    assert [found[name] for name in sorted(found) if name.endswith("txt")] == [b"", new, b"stays", b""]
+    for name, said in (("nothing", "no such columns"), ("n", "expected text in the column 'n' of captions")):
+        with pytest.raises(ConfigError, match=said):
+            dataset.to_webdataset(tmp_path / "wrong", caption=name)
+
+
 def raise_first(summary):
     for why in summary.failed_shards.values():
         assert (

@@ -22,6 +22,7 @@ from curator_dask.errors import ConfigError, DatasetError, ImageError, OutputErr
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.packing import PackShard
 from curator_dask.pipeline import Pipeline
+from curator_dask.rows.caption_files import read_captions
 from curator_dask.webdataset.finding import discover_images, find_shards
 from curator_dask.webdataset.folder_reader import FolderReader
 from curator_dask.webdataset.folders import FolderShard, look
@@ -248,6 +249,8 @@ def test_tables_of_captions_that_do_not_fit(data, tmp_path):
         ({"name": ["pic0000.png"]}, r"expected a column 'file_name' .* found \['name'\]"),
         ({"file_name": ["pic0000.png", "./pic0000.png"]}, r"1 image in several rows each, 'pic0000\.png'"),
         ({"file_name": ["data/pic0000.png"]}, r"none of the 40 images .* found 'data/pic0000\.png'"),
+        ({"file_name": [["pic0000.png"]]}, r"column 'file_name': expected text .* found list<.*write it as"),
+        ({"file_name": [b"pic\xff.png"]}, r"column 'file_name': expected text in UTF-8.* found binary"),
         ({"file_name": ["pic0000.png"], "key": ["a"]}, r"has columns \['key'\]"),
         ({"file_name": ["pic0000.png"], "image_error": ["a"]}, r"has columns \['image_error'\]"),
     ):
@@ -277,6 +280,38 @@ def test_tables_of_captions_that_do_not_fit(data, tmp_path):
     ):
         with pytest.raises(DatasetError, match=said):
             ImageTextPairDataset.from_images(data, captions=tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "captions"),
+    [
+        ("file_name;caption\r0.jpg;a\r1.jpg;b\r", ["a", "b"]),
+        ("sep=;\r\nfile_name;caption\r\n0.jpg;a\r\n", ["a"]),
+        ("\ufeff\n\nfile_name;caption\n0.jpg;a\n", ["a"]),
+        ('"a\nb";file_name;caption\n1;0.jpg;c\n', ["c"]),
+        ('file_name,caption\n0.jpg,"a ""b"",\nc, d.jpg"\n1.jpg,e\n', ['a "b",\nc, d.jpg', "e"]),
+        ('file_name\tcaption\n0.jpg\t"a\tb"\n1.jpg\t"c\nd"', ["a\tb", "c\nd"]),
+        ('file_name\tcaption\n0.jpg\t"a\n1.jpg\tb "c"\n2.jpg\t"d\n', ['"a', 'b "c"', '"d']),
+        ('file_name\tcaption\n0.jpg\t"a" b\n1.jpg\t"c"\n', ['"a" b', '"c"']),
+        ('file_name\tcaption\n0.jpg\t"a\nb"\n1.jpg\t"c\n2.jpg\td"\n', "the row of another image, '2.jpg'"),
+        (
+            'file_name,caption\n0.jpg,"a\n1.jpg,b "c"\n',
+            r"the row of another image, '1\.jpg'.* Close the quotes",
+        ),
+        ('caption,file_name\n"a,0.jpg\nb "c",1.jpg\n', "the row of another image, '0.jpg'"),
+        ('file_name,caption\n0.jpg,a\n1.jpg,"b\n', "a double quote is not closed: 'b'"),
+        ("x" * 200_000, r"expected a column 'file_name' .* found \['x{60}'\]"),
+        ("file_name,\0\n0.jpg,a\n", "not text in UTF-8"),
+        ("file_name,caption", "no rows"),
+    ],
+)
+def test_captions_with_delimiters(text, captions):
+    name = "a.tsv" if "\t" in text else "a.csv"
+    if isinstance(captions, str):
+        with pytest.raises(ValueError, match=f"(?s){captions}"):
+            read_captions(name, text.encode())
+    else:
+        assert read_captions(name, text.encode())["caption"].to_pylist() == captions
 
 
 def test_an_export_has_the_original_bytes_and_webdataset_reads_it(tmp_path):

@@ -557,7 +557,7 @@ def test_captions_of_tars(tmp_path):
     assert frame["caption"].isna().sum() == 3
 
 
-def test_a_table_of_captions_is_compared_with_the_images(tmp_path):
+def test_a_table_of_captions_is_compared_with_the_images(tmp_path, said):
     images, table = tmp_path / "images", tmp_path / "captions.csv"
     (images / "a").mkdir(parents=True)
     for name in ("1.png", "2.png", "3.png", "a/4.png"):
@@ -581,6 +581,11 @@ def test_a_table_of_captions_is_compared_with_the_images(tmp_path):
     assert captions.dropna().tolist() == ['one; "1"\nof two lines', " "] and len(captions) == 4
     assert not {"no-caption", "no-row"} & {*by_kind(preflight(images, captions=None))}
     assert by_kind(preflight(images))["no-caption"].count == 4
+    table.write_text("file_name,image_embedding\n1.png,5\n")
+    report = preflight(images, captions=table)
+    assert report.ok and by_kind(report)["replaced"].examples == ("'image_embedding'",)
+    ColourReader()(ImageTextPairDataset.from_images(images, captions=table))
+    assert "replaces the rows' own 'image_embedding'" in said.text
     table.write_text("file_name,caption\n1.png,a\n1.png,b\n")
     report = preflight(images, captions=table)
     assert not report.ok and "1 image in several rows each" in by_kind(report)["captions"].examples[0]

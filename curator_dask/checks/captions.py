@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.errors import DatasetError
-from curator_dask.frames.names import CAPTION_COLUMN, FILE_COLUMN, URL_COLUMN
+from curator_dask.frames.names import CAPTION_COLUMN, EMBEDDING_COLUMN, FILE_COLUMN, URL_COLUMN
 from curator_dask.rows.image_files import CaptionTable
 from curator_dask.rows.remarks import fact_of
 from curator_dask.storage import Options
@@ -62,6 +62,7 @@ def look_at_captions(table: CaptionTable, folder: str, id_col: str, options: Opt
     names = all_rows.column(FILE_COLUMN)
     unused = pc.invert(pc.is_in(names, value_set=files))
     facts = {"no-row": files.filter(pc.is_null(rows)), "no-file": names.filter(unused)}
+    facts["replaced"] = pa.array([name for name in found.columns if name == EMBEDDING_COLUMN], pa.string())
     if CAPTION_COLUMN in all_rows.column_names:
         captions = all_rows.column(CAPTION_COLUMN).take(rows.drop_null())
         facts["no-caption"] = files.filter(pc.is_valid(rows)).filter(empty_of(captions))

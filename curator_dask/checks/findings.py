@@ -126,6 +126,11 @@ KINDS = {
         "row of the table of captions without an image; it is passed over",
         "see whether file_name is the path below the folder, with the suffix, letter for letter",
     ),
+    "replaced": Kind(
+        False,
+        "column of the table of captions with the name that vectors have",
+        "name it otherwise, or the vectors (--column): they replace it",
+    ),
     "no-caption": Kind(False, "row without a caption", "none is needed for embedding images"),
     "bad-image": Kind(
         False,

@@ -116,6 +116,10 @@ def export(
             metavar="A,B", help="Columns that become fields of each sample's JSON.", show_default=False
         ),
     ] = None,
+    caption: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of text for each sample's .txt.", show_default=False),
+    ] = None,
     metadata: Annotated[
         Columns, typer.Option(help="All columns: beside each tar, in each sample's JSON, or nowhere.")
     ] = Columns.parquet,
@@ -182,6 +186,7 @@ def export(
             overwrite=overwrite,
             dry_run=dry_run,
             without=without,
+            caption=caption,
         )
         try:
             found = (
@@ -207,7 +212,7 @@ def export(
                 workers=start,
             )
         else:
-            if where or columns or filter_column or old_id_col:
+            if where or columns or filter_column or old_id_col or caption:
                 source = choose_source("auto", found, options)
                 schema = learn_schema(found.shards, source, id_col, options)
                 chosen.check_columns(schema.empty_table(), schema.names)

@@ -46,6 +46,7 @@ class Exportable(ABC):
         index: bool = True,
         overwrite: bool = False,
         dry_run: bool = False,
+        caption: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> ExportSummary:
         """Compute the metadata, and write the samples of its rows into new tars, every member byte for byte.
@@ -87,6 +88,9 @@ class Exportable(ABC):
         dry_run
             Write no tar: the summary says what would be written, how many bytes that needs, and how many are free.
             Nothing is left, but rows that models made for it, beside `path`: the export takes them over.
+        caption
+            Column of text that each sample's ``.txt`` holds, in place of the one that is there, or new. Where it is
+            null the ``.txt`` is as it was.
         storage_options
             For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
 
@@ -124,6 +128,7 @@ class Exportable(ABC):
                 index=index,
                 overwrite=overwrite,
                 dry_run=dry_run,
+                caption=caption,
             ),
             id_col=self.id_col,
             input_options=self.storage_options,

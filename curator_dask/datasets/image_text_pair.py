@@ -262,14 +262,13 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
                 f"{step.label}: makes {list(step.columns)}, and {self.id_col!r} is the column of the keys: give another"
                 " name"
             )
-        made = {name for each in self._steps for name in each.columns if name in meta.columns} - {
-            ERROR_COLUMN
-        }
-        twice = [name for name in step.columns if name in made]
-        if twice:
+        there = [name for name in step.columns if name in meta.columns and name != ERROR_COLUMN]
+        if twice := [name for name in there if any(name in each.columns for each in self._steps)]:
             raise ConfigError(
                 f"{step.label}: {twice} is made by a step before this one: give it another name"
             )
+        if there:
+            logger.info("%s: replaces the rows' own %s", step.label, ", ".join(map(repr, there)))
         missing = [name for name in (self.id_col, URL_COLUMN) if name not in meta.columns]
         if step.needs & {"bytes", "pixels"} and missing:
             raise DatasetError(

@@ -111,8 +111,8 @@ class Phase:
             yield
         except OSError as error:
             raise OutputError(
-                f"{target}: could not be written: {error.strerror}. Make room (the files between input and output take"
-                " twice the size of the vectors), and run again: what was finished is kept"
+                f"{target}: could not be written: {error.strerror or error}. Make room (the files between input and"
+                " output take twice the size of the vectors), and run again: what was finished is kept"
             ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ def contents_of(
     fields: Sequence[Mapping[str, Any]],
     keep_fields: bool,
     left_alone: list[str],
+    captions: Sequence[bytes | None] = (),
 ) -> tuple[Contents, list[int]]:
     """The members of all samples, one sample after the other.
 
@@ -39,6 +41,8 @@ def contents_of(
         Fields that the JSON has already stay.
     left_alone
         Gets what to call a JSON that can be given no fields, once it is written.
+    captions
+        Of each sample, what its ``.txt`` holds, whether it had one or not; None: as it was. Empty: of all as they were.
 
     Returns
     -------
@@ -59,11 +63,11 @@ def contents_of(
     if FILES in samples.column_names:
         _by_file(contents, samples.column(FILES).combine_chunks().flatten())
     ends = [0, *np.cumsum(counts).tolist()]
-    if not (empty or fields):
+    if not (empty or fields or captions):
         return contents, ends
     changes: dict[int, Callable[[bytes], bytes]] = {}
     added: list[tuple[int, str, bytes]] = []  # the sample, the name, the bytes
-    made = dict.fromkeys([*empty, *(["json"] if fields else [])])
+    usual = {each: EMPTY[each] for each in dict.fromkeys([*empty, *(["json"] if fields else [])])}
     in_tars = samples.column("url").to_pylist()
     for sample, (start, stop) in enumerate(itertools.pairwise(ends)):
         lower = [each.lower() for each in suffixes[start:stop]]
@@ -71,8 +75,15 @@ def contents_of(
             where = f"{in_tars[sample]} {key_text(keys[sample])}"
             adding = _adding(fields[sample], keep_fields, where, left_alone)
             changes |= {start + at: adding for at, each in enumerate(lower) if each == "json"}
-        for suffix in (each for each in made if each not in lower):
-            data = EMPTY[suffix]
+        made = usual
+        if captions and (caption := captions[sample]) is not None:
+            made = usual | {"txt": caption}
+            changes |= {
+                start + at: partial(_instead, caption) for at, each in enumerate(lower) if each == "txt"
+            }
+        for suffix, data in made.items():
+            if suffix in lower:
+                continue
             if fields and suffix == "json":
                 data = add_fields(data, fields[sample]) or data
             added.append((sample, f"{keys[sample]}.{suffix}", data))
@@ -122,6 +133,10 @@ def _adding(
         return changed
 
     return change
+
+
+def _instead(data: bytes, before: bytes) -> bytes:
+    return data
 
 
 def text_of(raw: bytes) -> str:

@@ -27,6 +27,17 @@ def schema_of(rows: Folder, names: Sequence[str]) -> pa.Schema:
         raise OutputError(f"{rows.path}: the columns of its files do not fit each other: {error}") from error
 
 
+def texts_of(table: pa.Table, column: str) -> list[bytes | None]:
+    """The bytes of a column of text, all of them null where a file has no such column."""
+    if column not in table.column_names:
+        return [None] * len(table)
+    # By way of text, as a dictionary of it cannot be cast to bytes; what is no UTF-8 stays as it is.
+    texts: list[bytes | None] = (
+        table.column(column).cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
+    )
+    return texts
+
+
 def schema_beside(found: pa.Schema, id_col: str, text_keys: bool, old_id_col: str | None) -> pa.Schema:
     """The columns of the Parquet beside each tar: all but the shard, which is another now."""
     fields = [

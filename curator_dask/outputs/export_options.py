@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from curator_dask.errors import ConfigError
 from curator_dask.rows.where import Where
+from curator_dask.webdataset.layouts import EMPTY
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class ExportOptions:
     overwrite: bool = False
     without: str | None = None
     dry_run: bool = False
+    caption: str | None = None
 
     def __post_init__(self) -> None:
         for name, lowest in (
@@ -73,7 +75,7 @@ class ExportOptions:
         ConfigError
             There is no such column, or it is of a type that does not fit.
         """
-        named = [*(self.columns or ()), *(() if self.filter_column is None else (self.filter_column,))]
+        named = [*(self.columns or ()), *(each for each in (self.filter_column, self.caption) if each)]
         if missing := [name for name in dict.fromkeys(named) if name not in columns]:
             raise ConfigError(f"no such columns {missing}; the rows have {list(columns)}")
         if self.old_id_col in columns:
@@ -82,12 +84,14 @@ class ExportOptions:
             )
         if self.filter_column is not None:
             check_boolean(self.filter_column, rows.schema.field(self.filter_column).type)
+        if self.caption is not None:
+            check_text(self.caption, rows.schema.field(self.caption).type)
         if self.where is not None:
             Where(self.where).passes(rows.slice(0, 0), columns)
 
     def names(self, columns: Sequence[str]) -> list[str]:
         """The columns that are named, of those that there are."""
-        named = {*(self.columns or ()), self.filter_column}
+        named = {*(self.columns or ()), self.filter_column, self.caption}
         named |= set() if self.where is None else {*Where(self.where).columns(columns)}
         return [name for name in columns if name in named]
 
@@ -95,6 +99,12 @@ class ExportOptions:
     def sequential(self) -> bool:
         """Whether keys are made anew."""
         return self.keys == "sequential" if self.keys is not None else self.old_id_col is not None
+
+    def empty(self, fields: Mapping[str, int], samples: int) -> tuple[str, ...]:
+        """Suffixes that all samples are to have, where so many of them have each."""
+        some = {name for name in EMPTY if 0 < fields.get(name, 0) < samples}
+        some |= set() if self.caption is None else {"txt"}
+        return tuple(name for name in EMPTY if self.portable and name in some)
 
     @property
     def portable(self) -> bool:
@@ -108,6 +118,13 @@ def check_boolean(column: str, kind: pa.DataType) -> None:
         raise ConfigError(
             f"expected booleans in the column {column!r}, found {kind}: give a condition instead (where=, --where)"
         )
+
+
+def check_text(column: str, kind: pa.DataType) -> None:
+    """Raise ConfigError where a column of captions is not of text."""
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(plain) or pa.types.is_large_string(plain) or pa.types.is_null(plain)):
+        raise ConfigError(f"expected text in the column {column!r} of captions, found {kind}: name another")
 
 
 def _check_number(name: str, value: Any, lowest: int) -> None:

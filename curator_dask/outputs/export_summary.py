@@ -49,6 +49,8 @@ class ExportSummary:
         By tar, why it has no index.
     json_left_alone
         Samples whose JSON could not be extended, as it is no object: it is as it was.
+    no_caption
+        Samples whose column of captions is null: their ``.txt`` is as it was, or as all have one, empty.
     looked_up
         What was noticed of the tars that were copied from.
     seconds
@@ -77,6 +79,7 @@ class ExportSummary:
     habits: list[str] = field(default_factory=list)
     no_index: dict[str, str] = field(default_factory=dict)
     json_left_alone: list[str] = field(default_factory=list)
+    no_caption: int = 0
     looked_up: SaveSummary = field(default_factory=lambda: SaveSummary(""))
     seconds: float = 0.0
 
@@ -106,6 +109,7 @@ class ExportSummary:
         """Count a new tar that is there (`curator_dask.outputs.packing`)."""
         self.bytes += report["bytes"]
         self.json_left_alone += report["json_left_alone"]
+        self.no_caption += report.get("no_caption", 0)
         if report["no_index"]:
             self.no_index[report["name"]] = report["no_index"]
 
@@ -162,5 +166,8 @@ class ExportSummary:
             lines.append(
                 f"  {counted(len(self.json_left_alone), 'sample')} got no fields, as the JSON is no object: {some}"
             )
+        if self.no_caption:
+            samples = counted(self.no_caption, "sample")
+            lines.append(f"  {samples} got no caption, as the column is null: a .txt that was there stays")
         lines += [f"  other readers: {each}" for each in self.habits]
         return "\n".join(lines)

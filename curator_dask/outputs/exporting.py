@@ -226,7 +226,8 @@ class _Export:
         odd = sum(report["odd_keys"] for report in reports.values())
         if not options.portable:
             keys_odd = 0 if options.sequential else odd
-            summary.habits = habits(summary.fields, summary.kept, keys_odd)
+            known = {n: each for n, each in summary.fields.items() if options.caption is None or n != "txt"}
+            summary.habits = habits(known, summary.kept, keys_odd)
         elif unequal := [name for name, count in summary.fields.items() if count < summary.kept]:
             summary.habits = habits(
                 {n: summary.fields[n] for n in unequal if n not in EMPTY}, summary.kept, 0
@@ -244,6 +245,7 @@ class _Export:
         if options.metadata == "parquet":
             sizes = in_threads(lambda name: stamp(rows.file(name), rows.options).size, list(reports))
             total += sum(sizes) * summary.kept // max(1, summary.rows)
+        total += 0 if options.caption is None else 2 * tarfile.BLOCKSIZE * summary.kept
         return total + _LINE_BYTES * sum(summary.fields.values()) * (1 + options.index)
 
     def _select(self, rows: Folder, selected: Folder, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
@@ -328,7 +330,6 @@ class _Export:
                 for name in found.names
                 if name in columns or name not in {URL_COLUMN, id_col, *vectors_in(found)}
             )
-        empty = [name for name in EMPTY if options.portable and 0 < summary.fields[name] < summary.kept]
         return PackShard(
             self.place.target,
             self.place.folder("manifest"),
@@ -344,9 +345,10 @@ class _Export:
             text_keys,
             columns,
             options.metadata == "json",
-            tuple(empty),
+            options.empty(summary.fields, summary.kept),
             options.index,
             self._encoded,
+            options.caption,
         )
 
     def _pack(self, pack: PackShard, shards: NewShards, total_bytes: int) -> None:

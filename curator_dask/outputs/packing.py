@@ -20,6 +20,7 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.contents import contents_of, text_of
 from curator_dask.outputs.encoded import Encoded
+from curator_dask.outputs.export_columns import texts_of
 from curator_dask.outputs.manifest import where_from
 from curator_dask.outputs.placing import being_written, put
 from curator_dask.outputs.selecting import FILES, TIMES, Folder, stamps_in
@@ -93,6 +94,8 @@ class PackShard:
         Whether there is an index.
     encoded
         Images that are not those of the source.
+    caption
+        Column of what each sample's ``.txt`` holds; None: that stays as it is.
     given_up
         The shard kills workers: it is not written, for this reason.
     """
@@ -112,6 +115,7 @@ class PackShard:
     empty: tuple[str, ...]
     index: bool
     encoded: Encoded | None = None
+    caption: str | None = None
     given_up: str | None = None
 
     def __dask_tokenize__(self) -> Any:
@@ -140,6 +144,7 @@ class PackShard:
                 "keys": None if self.new_keys is None else vars(self.new_keys),
                 "settings": [self.text_keys, self.json_columns, self.keep_fields, self.empty, self.index],
                 **({} if self.encoded is None else {"encoded": vars(self.encoded)}),
+                **({} if self.caption is None else {"caption": self.caption}),
             }
         )
 
@@ -185,8 +190,9 @@ class PackShard:
         keys = self._keys(shard, samples)
         table, record = self._rows(shard, samples, keys)
         left_alone: list[str] = []
+        captions = [] if self.caption is None else texts_of(table, self.caption)
         contents, ends = contents_of(
-            samples, keys, self.empty, self._fields(table), self.keep_fields, left_alone
+            samples, keys, self.empty, self._fields(table), self.keep_fields, left_alone, captions
         )
         if self.encoded is not None:
             self.encoded.put(contents, keys, ends, table)
@@ -207,6 +213,7 @@ class PackShard:
             "index_bytes": 0 if index is None else len(index),
             "no_index": no_index,
             "json_left_alone": left_alone,
+            "no_caption": captions.count(None),
         }
         if index is None:
             remove(self.target.file(f"{name}.idx"), self.target.options)  # another tar's
@@ -243,6 +250,7 @@ class PackShard:
         """The rows of the samples, with all columns that are used of them, and what made these."""
         wanted = [*(self.schema.names if self.schema is not None else ()), *self.json_columns]
         wanted += [] if self.encoded is None else [self.encoded.column]
+        wanted += [] if self.caption is None else [self.caption]
         tables, records = [], []
         numbers = samples.column("row").to_numpy()
         for number, name in enumerate(shard.files if wanted else ()):

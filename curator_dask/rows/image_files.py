@@ -62,12 +62,7 @@ class CaptionTable:
             table = read_captions(self.path, read_bytes(self.path, self.options))
         except Exception as error:  # pyarrow's, or a store's own, of many types
             raise DatasetError(f"{self.path}: cannot be read: {' '.join(str(error).split())}") from error
-        if FILE_COLUMN not in table.column_names:
-            raise DatasetError(
-                f"{self.path}: expected a column {FILE_COLUMN!r} with the paths of the images below their folder, found"
-                f" {table.column_names}. Name it so"
-            )
-        names = pc.cast(table.column(FILE_COLUMN), pa.string()).combine_chunks()
+        names = table.column(FILE_COLUMN).combine_chunks()
         names = pc.replace_substring_regex(names, r"^(\./)+", "")
         counts = pc.value_counts(names.drop_null())
         several = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()

@@ -1,0 +1,159 @@
+"""Tables of captions as text with delimiters: as spreadsheets of all countries write it, and without any quoting."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.csv
+
+from curator_dask.frames.names import CAPTION_COLUMN, FILE_COLUMN
+from curator_dask.webdataset.samples import IMAGE_EXTENSIONS
+
+_DELIMITERS = ",;\t|"
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_BLOCK_BYTES = 1 << 24  # a row must fit into one
+_HEADER_BYTES = 1 << 16  # in which the columns' names are
+_SHOWN, _FEW = 60, 20  # characters, and columns, that an error gives
+_SEPARATOR = re.compile(rb"sep=([\t !#-~])[\r\n]+", re.IGNORECASE)  # Excel's own first line
+_SUFFIX = rb"\.(?:" + "|".join(sorted(IMAGE_EXTENSIONS)).encode() + rb")"
+_TO_DO = (
+    "Close the quotes (a quote within quotes is written twice), or save the table as Parquet or JSON Lines, which need"
+    " none"
+)
+
+
+def read_csv(data: bytes) -> pa.Table:
+    """A CSV whose captions are text, also where they look like numbers; other columns are what they look like.
+
+    Raises
+    ------
+    ValueError
+        It cannot be read, or a double quote that is not closed would give captions to other images.
+    """
+    data, delimiter = _start(data)
+    if swallowed := next(_swallowed(data, delimiter), None):
+        raise ValueError(swallowed)
+    return _table(data, delimiter, quoted=True)
+
+
+def read_tsv(data: bytes) -> pa.Table:
+    """As `read_csv`; but quotes that do not balance are text there, as in files whose writer knows no quoting."""
+    data, delimiter = _start(data)
+    swallowed = next(_swallowed(data, delimiter, strict=True), None)
+    try:
+        return _table(data, delimiter, quoted=swallowed is None)
+    except ValueError as error:
+        raise ValueError(swallowed or str(error)) from error
+
+
+def _table(data: bytes, delimiter: str, quoted: bool) -> pa.Table:
+    kinds = {name: pa.string() for name in (FILE_COLUMN, CAPTION_COLUMN)}
+    try:
+        table = pyarrow.csv.read_csv(
+            io.BytesIO(data),
+            read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter=delimiter, newlines_in_values=quoted, quote_char='"' if quoted else False
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(column_types=kinds),
+        )
+    except pa.ArrowInvalid as error:
+        hint = (
+            ". Captions with commas or line ends stand in double quotes"
+            if "columns, got" in str(error)
+            else ""
+        )
+        if "Empty CSV" in str(error):
+            raise ValueError("it has no rows") from error
+        if "straddling" in str(error):
+            raise ValueError(
+                f"a row has more than {_BLOCK_BYTES >> 20} MiB, or a quote is not closed"
+            ) from error
+        hint = ". Save it as UTF-8" if "invalid UTF8" in str(error) else hint
+        raise ValueError(f"{error}{hint}") from error
+    if binary := [each.name for each in table.schema if pa.types.is_binary(each.type)]:
+        raise ValueError(f"columns {binary} are not UTF-8: save it as that")
+    return table
+
+
+def _start(data: bytes) -> tuple[bytes, str]:
+    """What begins with the columns' names, and what stands between them.
+
+    That is a comma, or what spreadsheets write where that is in numbers.
+    """
+    if data.startswith(_UTF_16):
+        raise ValueError("it is UTF-16: save it as UTF-8")
+    data = data.removeprefix(codecs.BOM_UTF8).lstrip(b"\r\n")
+    given = _SEPARATOR.match(data)
+    data = data if given is None else data[given.end() :]
+    if not data:
+        raise ValueError("it is empty")
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    head = decoder.decode(data[:_HEADER_BYTES])  # which may end within a letter
+    first = io.StringIO(head, newline=None).readline()
+    if "\0" in first or "\ufffd" in first:
+        raise ValueError("its first line is not text in UTF-8: save it as that")
+    found = {
+        each: next(csv.reader(io.StringIO(head, newline=""), delimiter=each), [])
+        for each in (_DELIMITERS if given is None else given[1].decode("latin-1"))
+    }
+    names = max(found.values(), key=lambda names: (FILE_COLUMN in names, len(names)))
+    check_names(names)
+    return data, next(each for each in found if found[each] is names)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError where no column has the images."""
+    if FILE_COLUMN not in names:
+        found = [name[:_SHOWN] for name in names[:_FEW]]
+        raise ValueError(
+            f"expected a column {FILE_COLUMN!r} with the paths of the images below their folder, found {found}. Name"
+            " it so"
+        )
+
+
+def _shown(text: bytes) -> str:
+    return repr(text[:_SHOWN].decode("utf-8", "replace").strip())
+
+
+def _swallowed(data: bytes, delimiter: str, strict: bool = False) -> Iterator[str]:
+    """Where a double quote that begins a field takes rows with it that are no part of it, in words.
+
+    Parameters
+    ----------
+    data
+        From the columns' names on.
+    delimiter
+        Between fields.
+    strict
+        Text between a closing quote and the end of its field, too.
+    """
+    if b'"' not in data:
+        return
+    between = re.escape(delimiter.encode())
+    ends = re.compile(_SUFFIX + rb"(?:\Z|[\r\n]|" + between + rb")", re.IGNORECASE)
+    image = re.compile(rb"\S.*" + _SUFFIX, re.IGNORECASE)
+    field = re.compile(rb"(?:\A|[\r\n]|" + between + rb')"([^"]*+(?:""[^"]*+)*+)("?)')
+    for match in field.finditer(data):
+        text, closed = match.groups()
+        began = _shown(text)
+        if not closed:
+            yield f"a double quote is not closed: {began}. {_TO_DO}"
+        after = data[match.end() : match.end() + 1]
+        if strict and after and after not in delimiter.encode() + b"\r\n":
+            yield f"text follows on a quoted one: {began}. {_TO_DO}"
+        if (b"\n" not in text and b"\r" not in text) or ends.search(text) is None:
+            continue
+        # Where a row begins in it, or one ends, there is the name of an image as it stands in its column.
+        for line in text.splitlines():
+            cells = line.split(delimiter.encode())
+            name = next((cell for cell in cells if len(cells) > 1 and image.fullmatch(cell)), None)
+            if name is not None:
+                yield (
+                    f"a quoted text goes over line ends and the row of another image, {_shown(name)}: {began}. {_TO_DO}"
+                )
