@@ -67,7 +67,8 @@ class Recipe:
     where
         A condition as behind SQL's WHERE. Images that cannot be used never pass.
     duplicates
-        Arguments of `SemanticDeduplication`, such as ``eps`` and ``keep``. None: none are looked for.
+        Arguments of `SemanticDeduplication`, such as ``eps`` and ``keep``. None: none are looked for. Without a model
+        they need ``exact``: hashes alone decide.
     export
         Arguments of `ExportOptions`, such as ``samples_per_shard``.
 
@@ -102,8 +103,11 @@ class Recipe:
         wants = [
             name for name in ("aesthetic", "nsfw", "duplicates") if getattr(self, name) not in (False, None)
         ]
+        if self.model is None and isinstance(self.duplicates, Mapping) and self.duplicates.get("exact"):
+            wants.remove("duplicates")  # hashes alone decide
         if self.model is None and wants:
-            raise ConfigError(f"{', '.join(wants)}: needs vectors: give a model")
+            hashes = ", or duplicates by hashes alone (exact)" if "duplicates" in wants else ""
+            raise ConfigError(f"{', '.join(wants)}: needs vectors: give a model{hashes}")
         if taken := {"where", "without", "overwrite", "dry_run"} & {*self.export}:
             raise ConfigError(f"export: {sorted(taken)} is not given there, but for all steps")
         for name in ("model_options", "duplicates", "export"):
