@@ -184,6 +184,10 @@ def test_rows_that_pass_are_written_and_the_others_counted(dataset, tmp_path):
     assert left_out == {"00000.tar": 7, "00001.tar": 8, "00002.tar": 7}
     assert "rows filtered out" in str(summary)
     assert made.save_metadata(tmp_path / "out").skipped == 3
+    parts = ImageTextPairDataset.from_webdataset(dataset.path, rows_per_partition=4).filter("key like '%1'")
+    for _ in range(2):  # of each part other rows go; the second time the files say so
+        of_parts = parts.save_metadata(tmp_path / "parts")
+        assert [fact["count"] for fact in of_parts.filtered.values()] == [9, 9, 9]
     fewer = made.filter("key like '%1'")
     with pytest.raises(
         OutputError, match=r"would be replaced by one with 1. Rows were filtered.*overwrite=True"

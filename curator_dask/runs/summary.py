@@ -14,6 +14,7 @@ from typing import Any
 import curator_dask
 from curator_dask.frames.names import ERRORS_SUFFIX
 from curator_dask.notebook import bars, table
+from curator_dask.rows.remarks import together
 from curator_dask.words import counted
 
 _EXAMPLES = 3  # of each reason, that the summary names
@@ -141,7 +142,11 @@ class SaveSummary:
             known = self.examples.setdefault(reason, [])
             known += examples[: max(0, _EXAMPLES - len(known))]
         self._add_shard(report, before=False)
-        self.add_remarks(report.get("remarks", {}))
+        remarks = report.get("remarks", {})
+        if not self.again:  # then this file's were known before
+            mine = {url: {"filtered": self.filtered[url]} for url in remarks if url in self.filtered}
+            remarks = together(mine, remarks)
+        self.add_remarks(remarks)
 
     def add_finished(self, report: Mapping[str, Any]) -> None:
         """Count what is known of a file that was finished before."""
