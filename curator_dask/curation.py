@@ -67,8 +67,7 @@ class Recipe:
     where
         A condition as behind SQL's WHERE. Images that cannot be used never pass.
     duplicates
-        Arguments of `SemanticDeduplication`, such as ``eps`` and ``keep``. None: none are looked for. Without a model
-        they need ``exact``: hashes alone decide.
+        Arguments of `SemanticDeduplication`, without a model with ``exact``. None: none are looked for.
     export
         Arguments of `ExportOptions`, such as ``samples_per_shard``.
 
@@ -318,6 +317,9 @@ def curate(
         before = _before(found, place, recipe, sources, device, overwrite, storage_options)
     saved = None if before is None else before.summary()
     if saved is None:
+        if recipe.statistics:
+            measure = ImageStatistics(list(recipe.statistics), prefix=recipe.prefix)
+            measure.check(found, recipe.id_col, captions=recipe.captions, storage_options=storage_options)
         if recipe.model is not None:
             ahead()
         with at_work(workers) as client:
