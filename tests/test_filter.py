@@ -260,6 +260,7 @@ def test_an_output_is_filtered_and_counted(scored, tmp_path):
     assert counted.unknown == {"score >= 2": 2, "image_error IS NULL": 0}
     summary = filter_output(scored, tmp_path / "good", where=where)
     assert f"{len(expected)} of 30 rows kept" in str(summary)
+    assert "rows/s" in str(summary.output) and "images/s" not in str(summary.output)
     assert rows_of(tmp_path / "good") == expected
     schema = pq.read_schema(tmp_path / "good" / "00000.parquet")
     assert (

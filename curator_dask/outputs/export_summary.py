@@ -78,7 +78,7 @@ class ExportSummary:
     habits: list[str] = field(default_factory=list)
     no_index: dict[str, str] = field(default_factory=dict)
     json_left_alone: list[str] = field(default_factory=list)
-    looked_up: SaveSummary = field(default_factory=lambda: SaveSummary(""))
+    looked_up: SaveSummary = field(default_factory=lambda: SaveSummary("", opened=False))
     seconds: float = 0.0
 
     @property

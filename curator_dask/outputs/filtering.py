@@ -231,7 +231,7 @@ def _write(
     workers: OpenWorkers,
 ) -> SaveSummary:
     target = function.target
-    summary = SaveSummary(target.folder)
+    summary = SaveSummary(target.folder, opened=False)
     with opened(target.folder, target.options):
         there = in_threads(lambda name: read_footer(join(target.folder, name), target.options), names)
         if others := [name for name in output_files(target.folder, target.options) if name not in {*names}]:

@@ -79,6 +79,8 @@ class SaveSummary:
         Whether rows that had failed were tried again: then `rows` are these, and `failed` those that failed again.
     column
         Of the vectors that were tried again; empty else.
+    opened
+        Whether images are opened for it.
     shards
         By the name of each file, its ``rows``, how many ``failed``, for which ``reasons``, and whether it was finished
         ``before``.
@@ -111,6 +113,7 @@ class SaveSummary:
     startup_seconds: float = 0.0
     again: bool = False
     column: str = ""
+    opened: bool = True
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
     fingerprint: str = ""
 
@@ -197,7 +200,8 @@ class SaveSummary:
             rows += f" {'has' if now == 1 else 'have'} a vector now"
         if not self.path:
             rows = f"{counted(self.rows, 'row')} of {counted(self.written, 'shard')} computed; {failed}"
-        start, rate = f"{self.startup_seconds:.1f} s of it start-up", f"{self.images_per_second:.1f} images/s"
+        start = f"{self.startup_seconds:.1f} s of it start-up"
+        rate = f"{self.images_per_second:.1f} {self._unit}/s"
         lines = [
             f"{self._what}: {rows}" if self.path else rows,
             f"  {before}" if self.skipped else "",
@@ -208,6 +212,10 @@ class SaveSummary:
             lines.append(f"  {count:,} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
         lines += self.shard_lines()
         return "\n".join(line for line in lines if line)
+
+    @property
+    def _unit(self) -> str:
+        return "images" if self.opened else "rows"
 
     @property
     def _what(self) -> str:
@@ -230,7 +238,7 @@ class SaveSummary:
         always = ("rows", "failed images", "shards written")
         rows = [(name, f"{count:,}") for name, count in counts.items() if count or name in always]
         rows.append(("seconds", f"{self.seconds:.1f}, {self.startup_seconds:.1f} of it start-up"))
-        rows.append(("images/s then", f"{self.images_per_second:,.1f}"))
+        rows.append((f"{self._unit}/s then", f"{self.images_per_second:,.1f}"))
         examples = {reason: "; ".join(some) for reason, some in self.examples.items()}
         noticed = "".join(f"<li>{escape(line.strip())}</li>" for line in self.shard_lines())
         return (
