@@ -81,6 +81,9 @@ class SaveSummary:
         Of the vectors that were tried again; empty else.
     opened
         Whether images are opened for it.
+    without_sample
+        Failed rows that were not tried again, and are not among `rows`: their tars have no sample of theirs, and are as
+        they were.
     shards
         By the name of each file, its ``rows``, how many ``failed``, for which ``reasons``, and whether it was finished
         ``before``.
@@ -114,6 +117,7 @@ class SaveSummary:
     again: bool = False
     column: str = ""
     opened: bool = True
+    without_sample: int = 0
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
     fingerprint: str = ""
 
@@ -189,6 +193,9 @@ class SaveSummary:
         before = f"{counted(self.skipped, 'file')} finished before"
         if self.path and not self.written and not self.failed_shards:
             before = "no row had failed" if self.again else before
+            if self.without_sample:
+                has = counted(self.without_sample, "failed row", "has", "have")
+                before = f"{has} no sample in the tar, and no tar has changed since"
             lines = [f"{self._what}: nothing to do, {before}; {self.seconds:.1f} s"]
             return "\n".join([*lines, *self._none_line(), *self.remark_lines()])
         dropped = f", {self.dropped:,} more in {self.path}{ERRORS_SUFFIX}" if self.dropped else ""
