@@ -25,17 +25,17 @@ from curator_dask.image.classifiers import AestheticClassifier, ImageClassifier,
 from curator_dask.image.embedders.making import make_embedder
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.sources import Sources
-from curator_dask.outputs.curated import DUPLICATES, EMBEDDINGS, PASSING, SHARDS
+from curator_dask.outputs.curated import DUPLICATES, EMBEDDINGS, PASSING, SHARDS, CurationSummary
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.outputs.finished import FinishedCommand, repository_of
+from curator_dask.rows.best import check_best
 from curator_dask.rows.image_files import captions_of
 from curator_dask.rows.reading import choose_source
 from curator_dask.storage import Options, absolute, is_remote, join
 from curator_dask.webdataset.finding import find_shards
 from curator_dask.webdataset.shards import ShardSet
-from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
 
@@ -66,8 +66,11 @@ class Recipe:
         The file of a head, or True: as `AestheticClassifier` and `NsfwClassifier` find theirs.
     where
         A condition as behind SQL's WHERE. Images that cannot be used never pass.
+    top
+        A column, and the share or the number of rows that are kept of those that pass, by the largest values there,
+        as of `filter_output`: ``{"blurriness": 0.3}``, ``{"blurriness": 1000}``.
     duplicates
-        Arguments of `SemanticDeduplication`, such as ``eps`` and ``keep``. None: none are looked for.
+        Arguments of `SemanticDeduplication`, without a model with ``exact``. None: none are looked for.
     export
         Arguments of `ExportOptions`, such as ``samples_per_shard``.
 
@@ -87,6 +90,7 @@ class Recipe:
     aesthetic: str | bool = False
     nsfw: str | bool = False
     where: str | None = None
+    top: Mapping[str, float] | None = None
     duplicates: Mapping[str, Any] | None = None
     export: Mapping[str, Any] = field(default_factory=dict)
 
@@ -102,8 +106,11 @@ class Recipe:
         wants = [
             name for name in ("aesthetic", "nsfw", "duplicates") if getattr(self, name) not in (False, None)
         ]
+        if self.model is None and isinstance(self.duplicates, Mapping) and self.duplicates.get("exact"):
+            wants.remove("duplicates")  # hashes alone decide
         if self.model is None and wants:
-            raise ConfigError(f"{', '.join(wants)}: needs vectors: give a model")
+            hashes = ", or duplicates by hashes alone (exact)" if "duplicates" in wants else ""
+            raise ConfigError(f"{', '.join(wants)}: needs vectors: give a model{hashes}")
         if taken := {"where", "without", "overwrite", "dry_run"} & {*self.export}:
             raise ConfigError(f"export: {sorted(taken)} is not given there, but for all steps")
         for name in ("model_options", "duplicates", "export"):
@@ -118,6 +125,7 @@ class Recipe:
             isinstance(each, str) for each in self.statistics
         ):
             raise ConfigError(f"statistics={self.statistics!r}: expected a list of names")
+        self.best()
         self.deduplication()  # says what is wrong with its arguments, as do those below
         self.options(overwrite=False)
         if self.model is not None:
@@ -161,6 +169,13 @@ class Recipe:
             return self.where or "TRUE"
         return good if self.where is None else f"{good} AND ({self.where})"
 
+    def best(self) -> tuple[str, float] | None:
+        """The column by which rows are best, and how many of them are kept."""
+        if self.top is None:
+            return None
+        single = isinstance(self.top, Mapping) and len(self.top) == 1
+        return check_best(next(iter(self.top.items())) if single else self.top)
+
     def embedder(self) -> Any:
         """What embeds."""
         assert self.model is not None
@@ -201,59 +216,6 @@ class Recipe:
             return ExportOptions(**self.export, overwrite=overwrite, without=without)
         except TypeError as error:
             raise ConfigError(f"export: {error}") from None
-
-
-@dataclass
-class CurationSummary:
-    """What became of a dataset's rows; ``rows == failed + filtered + duplicates + missing + kept``.
-
-    Attributes
-    ----------
-    path
-        Of the output.
-    rows
-        Of the dataset.
-    failed
-        Whose image cannot be used.
-    filtered
-        That do not pass the condition, and have not failed.
-    duplicates
-        That pass, and have a better twin.
-    missing
-        That would be kept, but whose sample is in no tar.
-    kept
-        In the new shards.
-    steps
-        The summaries of the steps, by folder.
-    complete
-        Every shard was read and written.
-    seconds
-        Of this call.
-    """
-
-    path: str
-    rows: int = 0
-    failed: int = 0
-    filtered: int = 0
-    duplicates: int = 0
-    missing: int = 0
-    kept: int = 0
-    steps: dict[str, Any] = field(default_factory=dict)
-    complete: bool = True
-    seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able: the attributes, the steps as their own `to_dict` gives them."""
-        return {**vars(self), "steps": {name: each.to_dict() for name, each in self.steps.items()}}
-
-    def __str__(self) -> str:
-        lines = [
-            f"{join(self.path, SHARDS)}: {self.kept:,} of {counted(self.rows, 'row')}; {self.seconds:.0f} s"
-        ]
-        for name in ("failed", "filtered", "duplicates", "missing"):
-            count = getattr(self, name)
-            lines += [f"  {name:10} {count:>9,} ({count / max(1, self.rows):.1%})"]
-        return "\n".join(lines)
 
 
 def curate(
@@ -314,6 +276,9 @@ def curate(
         before = _before(found, place, recipe, sources, device, overwrite, storage_options)
     saved = None if before is None else before.summary()
     if saved is None:
+        if recipe.statistics:
+            measure = ImageStatistics(list(recipe.statistics), prefix=recipe.prefix)
+            measure.check(found, recipe.id_col, captions=recipe.captions, storage_options=storage_options)
         if recipe.model is not None:
             ahead()
         with at_work(workers) as client:
@@ -331,7 +296,9 @@ def curate(
             " again"
         )
     # The files between are this recipe's alone, so what an earlier one has left there is always replaced.
-    passing = filter_output(place, places[PASSING], where=recipe.condition, overwrite=True, workers=workers)
+    passing = filter_output(
+        place, places[PASSING], where=recipe.condition, top=recipe.best(), overwrite=True, workers=workers
+    )
     summary.steps[PASSING] = passing
     good = next(iter(passing.passing.values())) if recipe.opens_images else passing.rows
     summary.rows, summary.failed = passing.rows, passing.rows - good
@@ -368,7 +335,7 @@ def _before(
     options: Options,
 ) -> FinishedCommand:
     """What is about to be embedded, to be compared with what was."""
-    later = ("where", "duplicates", "export")
+    later = ("where", "top", "duplicates", "export")
     asked = {name: value for name, value in vars(recipe).items() if name not in later}
     column = recipe.model_options.get("image_embedding_column", EMBEDDING_COLUMN)
     return FinishedCommand(

@@ -39,6 +39,8 @@ class Meter:
         Its name, told apart from all other runs on the cluster.
     what
         What a person calls it: where it writes.
+    of
+        What the partitions are called; of others than shards no image is opened, and none is spoken of.
     reasons
         Failures of finished shards, by kind of reason, and shards that failed.
     last
@@ -54,6 +56,7 @@ class Meter:
     started: float = field(default_factory=time.monotonic)
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
     what: str = ""
+    of: str = "shards"
     reasons: Counter[str] = field(default_factory=Counter)
     last: dict[str, list[str]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -129,10 +132,9 @@ class Meter:
 
     def __str__(self) -> str:
         left = "?" if self.remaining is None else clock(self.remaining)
-        return (
-            f"{self._shards} | {counted(self.images, 'image')}, {self.rate:.1f}/s |"
-            f" {self.failed} failed | {clock(self.seconds)} elapsed, {left} left"
-        )
+        images = f" | {counted(self.images, 'image')}, {self.rate:.1f}/s | {self.failed} failed"
+        seen = images if self.of == "shards" else ""
+        return f"{self._shards}{seen} | {clock(self.seconds)} elapsed, {left} left"
 
     @property
     def outcome(self) -> str:
@@ -142,7 +144,7 @@ class Meter:
     @property
     def _shards(self) -> str:
         broken = f", {self.broken} failed" if self.broken else ""
-        return f"shards {self.done}/{self.shards}{broken}"
+        return f"{self.of} {self.done}/{self.shards}{broken}"
 
 
 def clock(seconds: float) -> str:

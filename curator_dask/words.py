@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 
-def counted(number: int, noun: str) -> str:
-    """The number with its noun in the form that goes with it: ``1 file``, ``12,000 files``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def counted(number: int, noun: str, one: str = "", more: str = "") -> str:
+    """The number with its noun in the form that goes with it: ``1 file``, ``12,000 files``; and a verb of that form."""
+    said = f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    verb = one if number == 1 else more
+    return f"{said} {verb}" if verb else said
 
 
 def sized(number: float) -> str:

@@ -150,7 +150,8 @@ def test_statistics_beside_the_vectors(client, tmp_path):
     alone = ["embed", tmp_path / "data", tmp_path / "out", "--model", "test_vit", "--no-pretrained"]
     alone += ["--scheduler-address", client.scheduler.address]
     arguments = [*alone, "--statistics"]
-    taken = run_here(*arguments, "grey, width")
+    nobody = ["--scheduler-address", "tcp://127.0.0.1:1"]  # which is not asked
+    taken = run_here(*arguments, "grey, width", *nobody)
     assert (
         taken.returncode == 2 and "(prefix='image_', --prefix image_, in a recipe" in taken.stderr
     )  # the dataset has a width

@@ -149,6 +149,23 @@ def test_without_a_model_rows_are_chosen_by_what_is_there(folder, tmp_path):
     assert "3 of 24 rows" in str(summary)
 
 
+def test_without_a_model_duplicates_go_by_their_hashes(folder, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "statistics: [width, phash]\nprefix: image_\nwhere: image_width >= 40\n"
+        "duplicates: {exact: {image_phash: 4}, keep: [image_width desc, key]}\ntop: {image_width: 1000}"
+    )
+    summary = curate(folder, tmp_path / "out", Recipe.read(recipe))
+    assert {*samples_in(tmp_path / "out/shards")} == expected()
+    assert (summary.rows, summary.failed, summary.filtered, summary.duplicates, summary.kept) == (
+        24,
+        3,
+        3,
+        2,
+        16,
+    )
+
+
 def test_a_folder_of_images_with_a_table_of_captions(tmp_path):
     """Beside a tar, too, if the recipe says that the images are meant."""
     data = tmp_path / "data"
@@ -187,6 +204,9 @@ def test_a_folder_of_images_with_a_table_of_captions(tmp_path):
         ("- a", "expected names and values, found list"),
         ("a: [", "not a YAML file"),
         ("aesthetic: true", "aesthetic: needs vectors: give a model"),
+        ("top: {width: 1.5}", "top: width=1.5: expected a column with a share"),
+        ("top: {width: 2, height: 2}", "top: .*: expected a column with a share"),
+        ("duplicates: {eps: 0.1}", r"duplicates: needs vectors: .*by hashes alone \(exact\)"),
         ("model: test_vit\nmodel_options: {batchsize: 3}", "model_options: .*batchsize"),
         ("model: test_vit\nduplicates: {epsilon: 3}", "duplicates: .*epsilon"),
         ("model: test_vit\nduplicates: {eps: 3}", "eps=3"),

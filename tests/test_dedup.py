@@ -130,8 +130,10 @@ def test_exact_copies_do_not_meet_one_another(tmp_path, in_this_process):
     one, other = unit(random.normal(size=(2, DIM)))
     vectors = np.concatenate([np.repeat(one[None], 1000, 0), other[None]])
     keys = [f"{number:05}" for number in random.permutation(len(vectors))]
-    write(tmp_path / "vectors", vectors, keys)
+    write(tmp_path / "vectors", vectors, keys, sha256=keys)
     summary = SemanticDeduplication(n_clusters=8)(tmp_path / "vectors").save(tmp_path / "out")
+    copies = "999 rows have the vector of another, equal to the bit (files that are equal: exact=['sha256']"
+    assert copies in str(summary)
     table, removed = removed_of(tmp_path / "out")
     assert (summary.exact, summary.pairs, summary.groups, summary.removed) == (999, 0, 1, 999)
     assert removed == {*keys[:1000]} - {min(keys[:1000])}
@@ -253,6 +255,7 @@ def test_vectors_that_cannot_be_compared_are_set_aside(tmp_path, in_this_process
     summary = SemanticDeduplication()(tmp_path / "vectors").save(tmp_path / "out")
     assert summary.set_aside == {"null": 1, "zero": 1, "not finite": 2, "not of unit length": 1}
     assert removed_of(tmp_path / "out")[1] == {"000025"}
+    assert "1 row has the vector of another, equal to the bit\n" in str(summary)
     assert "not compared, and not removed: 1 null, 1 zero, 2 not finite, 1 not of unit length" in str(summary)
     scaled = SemanticDeduplication(normalize=True)(tmp_path / "vectors").save(tmp_path / "scaled")
     assert scaled.set_aside["not of unit length"] == 0
@@ -537,6 +540,9 @@ def test_the_command_and_the_dataset_without(tmp_path, client):
     assert sum(each["count"] for each in summary.filtered.values()) == len(removed)
     again = dataset.without(result).save_metadata(tmp_path / "left")
     assert (again.written, again.skipped) == (0, 3)
+    plan = dataset.without(result).to_webdataset(tmp_path / "tars", dry_run=True)
+    assert (plan.rows, plan.kept, plan.filtered) == (900, 900 - len(removed), len(removed))
+    assert f"of 900 rows {len(removed)} filtered out" in str(plan)
     assert len(table) > len(removed)
 
 

@@ -184,6 +184,10 @@ def test_rows_that_pass_are_written_and_the_others_counted(dataset, tmp_path):
     assert left_out == {"00000.tar": 7, "00001.tar": 8, "00002.tar": 7}
     assert "rows filtered out" in str(summary)
     assert made.save_metadata(tmp_path / "out").skipped == 3
+    parts = ImageTextPairDataset.from_webdataset(dataset.path, rows_per_partition=4).filter("key like '%1'")
+    for _ in range(2):  # of each part other rows go; the second time the files say so
+        of_parts = parts.save_metadata(tmp_path / "parts")
+        assert [fact["count"] for fact in of_parts.filtered.values()] == [9, 9, 9]
     fewer = made.filter("key like '%1'")
     with pytest.raises(
         OutputError, match=r"would be replaced by one with 1. Rows were filtered.*overwrite=True"
@@ -256,6 +260,7 @@ def test_an_output_is_filtered_and_counted(scored, tmp_path):
     assert counted.unknown == {"score >= 2": 2, "image_error IS NULL": 0}
     summary = filter_output(scored, tmp_path / "good", where=where)
     assert f"{len(expected)} of 30 rows kept" in str(summary)
+    assert "rows/s" in str(summary.output) and "images/s" not in str(summary.output)
     assert rows_of(tmp_path / "good") == expected
     schema = pq.read_schema(tmp_path / "good" / "00000.parquet")
     assert (
@@ -344,8 +349,10 @@ def test_files_that_an_earlier_run_has_left_are_told(scored, tmp_path, caplog):
         (["OUT", "--where", "score >= 2", "--top", "score=0.5"], 0, "the best by score: down to"),
         (["OUT"], 2, "give a condition"),
         (["--where", "scores > 2"], 2, "there is no column 'scores' (did you mean score?)"),
-        (["--top", "score"], 2, "expected COLUMN=SHARE"),
-        (["--top", "score=2"], 2, "expected a column and a share above 0, at most 1"),
+        (["--top", "score"], 2, "expected COLUMN=SHARE or COLUMN=ROWS"),
+        (["--top", "score=2"], 0, "2 of "),
+        (["--top", "score=1.5"], 2, "top: score=1.5: expected a column with a share above 0 and at most 1"),
+        (["--top", "score=0"], 2, "or with a whole number of rows of at least 2"),
         (["--top", "caption=0.5"], 2, "is of string: the best rows are found by"),
         (["--top", "nothing=0.5"], 2, "has no column 'nothing'"),
     ],

@@ -20,7 +20,7 @@ from colours import ColourReader, image_of, members_of, write_dataset, write_tar
 from PIL import Image
 
 from curator_dask.checks import preflight as preflight_module
-from curator_dask.checks.findings import KINDS
+from curator_dask.checks.findings import KINDS, TOO_LARGE
 from curator_dask.checks.preflight import preflight
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, CuratorError, DatasetError
@@ -518,7 +518,14 @@ def test_reasons_of_bad_images(folder):
     bad_images(folder)
     report = preflight(folder)
     assert report.images["unusable"] == {"not an image": 1, "empty": 1}
+    bad = by_kind(report)["bad-image"]
+    assert all(
+        f"{key}: {kind}" in bad.examples[0] for key, kind in (("000010002", "not an"), ("000010004", "empty"))
+    )
+    assert "max-pixels" not in str(bad)
     large = preflight(folder, max_pixels=20 * 24)
+    fix = by_kind(large)["bad-image"].to_dict()["fix"]
+    assert fix == f"{TOO_LARGE}; the others: {KINDS['bad-image'].fix}"
     assert large.images["unusable"]["too large"] == sum(
         Image.open(io.BytesIO(data)).width > 24
         for tar in folder.glob("*.tar")
@@ -552,7 +559,7 @@ def test_captions_of_tars(tmp_path):
     )
     finding = by_kind(preflight(tmp_path))["no-caption"]
     assert finding.count == 3
-    assert finding.examples == ("0: 'c', 'd', 'e'",)
+    assert finding.examples == ("0: 'c', 'd', 'e'",) and "--captions" not in str(finding)
     frame = ImageTextPairDataset.from_webdataset(tmp_path).metadata.compute(scheduler="sync")
     assert frame["caption"].isna().sum() == 3
 
@@ -580,7 +587,8 @@ def test_a_table_of_captions_is_compared_with_the_images(tmp_path, said):
     captions = dataset.metadata.compute(scheduler="sync")["caption"]
     assert captions.dropna().tolist() == ['one; "1"\nof two lines', " "] and len(captions) == 4
     assert not {"no-caption", "no-row"} & {*by_kind(preflight(images, captions=None))}
-    assert by_kind(preflight(images))["no-caption"].count == 4
+    silent = by_kind(preflight(images))["no-caption"]
+    assert silent.count == 4 and "--captions FILE" in str(silent)
     table.write_text("file_name,image_embedding\n1.png,5\n")
     report = preflight(images, captions=table)
     assert report.ok and by_kind(report)["replaced"].examples == ("'image_embedding'",)

@@ -24,6 +24,8 @@ def test_a_meter_says_how_far_it_is():
     # 3 shards of 60 rows, less the 100 images that are done, at 10 a second.
     assert meter.remaining == pytest.approx(8, rel=0.05)
     assert str(meter) == "shards 1/4, 1 failed | 100 images, 10.0/s | 3 failed | 0:10 elapsed, 0:08 left"
+    meter.of, meter.images = "scan: files", 0
+    assert str(meter) == "scan: files 1/4, 1 failed | 0:10 elapsed, 0:10 left"
 
 
 def test_reports_in_this_process():

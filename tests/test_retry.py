@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -122,6 +123,27 @@ def test_nothing_to_try(tmp_path, said):
     summary = ColourReader().retry(tmp_path / "out")
     assert (summary.rows, summary.written) == (0, 0)
     assert "nothing to do" in said.text
+
+
+@pytest.mark.parametrize("drop_failed", [False, True])
+def test_rows_without_a_sample_are_not_tried_while_their_tars_are_as_they_were(tmp_path, drop_failed, said):
+    write_dataset(tmp_path / "data")
+    beside = tmp_path / "data/00001.parquet"
+    rows = pq.read_table(beside)
+    lacking = pa.table({**rows.slice(0, 1).to_pydict(), "key": ["none"]}, rows.schema)  # it was never fetched
+    pq.write_table(pa.concat_tables([rows, lacking]), beside)
+    out = tmp_path / "out"
+    embed(tmp_path / "data", out, ColourReader(), drop_failed=drop_failed)
+
+    def nobody():
+        raise AssertionError("workers are not needed")
+
+    summary = ColourReader().retry(out, workers=nobody)
+    assert (summary.rows, summary.without_sample, summary.complete) == (0, 1, True)
+    assert "nothing to do, 1 failed row has no sample in the tar, and no tar has changed since" in said.text
+    os.utime(tmp_path / "data/00001.tar")
+    with pytest.raises(AssertionError, match="not needed"):
+        ColourReader().retry(out, workers=nobody)
 
 
 @pytest.mark.parametrize("drop_failed", [False, True])

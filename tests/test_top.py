@@ -69,6 +69,8 @@ def test_numbers_of_numpy_and_a_column_without_a_value(tmp_path):
         assert set(dataset.top("score", **asked).compute()["key"]) == best_of(dataset, count)
     assert filter_output(tmp_path / "data", tmp_path / "out", top=("score", np.float64(0.1))).kept == 2
     assert filter_output(tmp_path / "data", tmp_path / "out", top=("score", 0.1)).output.skipped == 2
+    for most, kept in ((np.int64(3), 3), (1000, 20), (1, 20), (0.125, 2), (0.175, 4)):  # 2.5 and 3.5 rows
+        assert filter_output(tmp_path / "data", top=("score", most)).kept == kept
     for asked in ({"n": np.float64(3)}, {"n": True}, {"fraction": True}):
         with pytest.raises(ConfigError, match="expected one of the two"):
             dataset.top("score", **asked)

@@ -29,6 +29,12 @@ class Kind(NamedTuple):
     fix: str
 
 
+TOO_LARGE = "max_pixels=N (--max-pixels N) takes those that are too large"
+"""Of images that cannot be used, where some are above the limit alone."""
+
+NO_CAPTIONS = "none is needed for embedding images; captions='FILE' (--captions FILE) takes them from a table"
+"""Of image files beside which no caption lies."""
+
 KINDS = {
     "no-vector": Kind(
         True,
@@ -135,7 +141,7 @@ KINDS = {
     "bad-image": Kind(
         False,
         "image that cannot be used, of those looked at; its vector will be null",
-        "those that are too large: --max-pixels; others have to be fetched again, or do without a vector",
+        "fetch them again, or do without their vectors",
     ),
     "turned": Kind(
         False,
@@ -179,6 +185,8 @@ class Finding:
         ``shard: key, key`` or ``shard: reason`` of the first few.
     estimate
         How many there may be in all, where not every shard was looked at; None where `count` is all.
+    fix
+        What to do about it, where that is not what `KINDS` says.
     """
 
     kind: str
@@ -186,6 +194,7 @@ class Finding:
     shards: int
     examples: tuple[str, ...]
     estimate: int | None = None
+    fix: str = ""
 
     @property
     def fails(self) -> bool:
@@ -202,7 +211,7 @@ class Finding:
             "shards": self.shards,
             "estimate": self.estimate,
             "examples": list(self.examples),
-            "fix": kind.fix,
+            "fix": self.fix or kind.fix,
         }
 
     def __str__(self) -> str:
@@ -211,7 +220,7 @@ class Finding:
         more = "; …" if len(self.examples) < self.shards else ""
         return (
             f"{'PROBLEM' if kind.fails else 'note'}: {self.count:,} x {kind.what}{about}: "
-            f"{'; '.join(self.examples)}{more}\n    fix: {kind.fix}"
+            f"{'; '.join(self.examples)}{more}\n    fix: {self.fix or kind.fix}"
         )
 
 

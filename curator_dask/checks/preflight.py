@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from curator_dask.checks.captions import CaptionsLook, look_at_captions
-from curator_dask.checks.findings import KINDS, Finding, Report, shown
+from curator_dask.checks.findings import KINDS, NO_CAPTIONS, TOO_LARGE, Finding, Report, shown
 from curator_dask.checks.glancing import Glance, glance
 from curator_dask.checks.looking import Look, RowsFrom, look
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
@@ -27,9 +27,11 @@ from curator_dask.errors import ConfigError, CuratorError, DatasetError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.rows.image_files import caption_table, check_captions
 from curator_dask.rows.reading import choose_source, learn_schema, read_parquet_rows
+from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.storage import Options, absolute, is_remote
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.finding import find_shards
+from curator_dask.webdataset.folders import is_folder_shard
 from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet
 
 DEFAULT_DIM = 768
@@ -141,7 +143,7 @@ def preflight(
     else:
         other = round(sum(one.text_size for one in looks.values()) * _factor(report, looks))
     _estimate_disk(report, other, dim, output, tally)
-    report.findings = tally.findings()
+    report.findings = tally.findings(_fixes(report, given == "txt" and is_folder_shard(found.shards[0].url)))
     report.seconds = time.monotonic() - started
     return report
 
@@ -163,8 +165,8 @@ class _Tally:
         if len(self._examples.setdefault(kind, [])) < _FEW:
             self._examples[kind].append(shown(example))
 
-    def findings(self) -> list[Finding]:
-        """Those that would fail first."""
+    def findings(self, fixes: Mapping[str, str]) -> list[Finding]:
+        """Those that would fail first; `fixes` by kind, where others than usual help."""
         return [
             Finding(
                 kind,
@@ -172,6 +174,7 @@ class _Tally:
                 self._shards[kind],
                 tuple(self._examples[kind]),
                 round(self._counts[kind] * self._factors[kind]) if self._factors[kind] > 1 else None,
+                fixes.get(kind, ""),
             )
             for kind in KINDS
             if kind in self._counts
@@ -339,7 +342,8 @@ def _tally_looks(report: Report, glances: Sequence[Glance], looks: Mapping[int, 
             tally.add(kind, f"{name}: {keys}" if keys != "''" else name, fact["count"], factor=more)
         bad = [text for texts in seen.unusable.values() for text in texts]
         if bad:
-            tally.add("bad-image", f"{name}: {bad[0]}", len(bad), factor=images)
+            more_bad = ["…"] if len(bad) > EXAMPLES else []
+            tally.add("bad-image", f"{name}: {'; '.join(bad[:EXAMPLES] + more_bad)}", len(bad), factor=images)
         if seen.turned:
             tally.add("turned", f"{name}: {seen.turned[0]!r}", len(seen.turned), factor=images)
         if seen.deep_gray:
@@ -354,6 +358,16 @@ def _tally_looks(report: Report, glances: Sequence[Glance], looks: Mapping[int, 
         elif unusable and not any(one.images for one in looks.values()):
             text = f"none of the {unusable:,} images looked at can be used"
             tally.add("no-vector", text, rows, shards=0, factor=more)
+
+
+def _fixes(report: Report, captions_beside: bool) -> dict[str, str]:
+    """What helps here, by kind of finding, where `KINDS` says something else."""
+    fixes = {"no-caption": NO_CAPTIONS} if captions_beside else {}
+    unusable = report.images["unusable"]
+    if "too large" in unusable:
+        others = "" if len(unusable) == 1 else f"; the others: {KINDS['bad-image'].fix}"
+        fixes["bad-image"] = TOO_LARGE + others
+    return fixes
 
 
 def _tally_captions(seen: CaptionsLook, report: Report, tally: _Tally) -> None:

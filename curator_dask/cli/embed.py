@@ -175,6 +175,14 @@ def embed(
                 gray16=gray16,
                 orientation=orientation,
             )
+            measure.check(
+                found,
+                id_col,
+                metadata=metadata.value,
+                captions=captions,
+                nested_json=nested_json,
+                storage_options=options,
+            )
         embedder = make_embedder(
             model,
             model_dir,

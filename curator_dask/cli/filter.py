@@ -61,8 +61,9 @@ def filter_rows(
     top: Annotated[
         str | None,
         typer.Option(
-            metavar="COLUMN=SHARE",
-            help="Of the rows that pass, the share with the largest values, over all files: clip_score=0.3.",
+            metavar="COLUMN=SHARE|ROWS",
+            help="Of the rows that pass, those with the largest values, over all files: clip_score=0.3 a share of them"
+            " (1: all), clip_score=1000 so many (2 or more).",
             show_default=False,
         ),
     ] = None,
@@ -89,16 +90,17 @@ def filter_rows(
             f"{unknown[0]!r}: expected one of {', '.join(PRESETS)}", param_hint="--preset"
         )
     conditions = [*(PRESETS[name] for name in preset or ()), *([] if where is None else [where])]
-    column, equals, share = (top or "").rpartition("=")
+    column, equals, most = (top or "").rpartition("=")
     best: tuple[str, float] | None = None
     if top is not None:
         try:
-            best = (column, float(share))
+            best = (column, int(most) if most.strip().isdecimal() else float(most))
         except ValueError:
             column = ""
         if not (column and equals):
             raise typer.BadParameter(
-                f"{top!r}: expected COLUMN=SHARE, such as clip_score=0.3", param_hint="--top"
+                f"{top!r}: expected COLUMN=SHARE or COLUMN=ROWS, such as clip_score=0.3 or clip_score=1000",
+                param_hint="--top",
             )
     options = json_object(storage_options, "--storage-options") or None
     output_options = json_object(output_storage_options, "--output-storage-options") or None

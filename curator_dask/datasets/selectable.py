@@ -68,9 +68,9 @@ class Selectable(ABC):
             Of numbers. It was saved before, or is made of vectors that were: where images would be opened for it, top
             says so instead.
         fraction
-            Of the rows with a value, this share of 1.
+            Of the rows with a value, this share of 1: to the nearest row, a half to the even number.
         n
-            So many rows.
+            So many rows, or all with a value where there are fewer.
 
         Raises
         ------

@@ -68,7 +68,8 @@ def _check_count(fraction: float | None, n: int | None) -> None:
     number = n is not None and is_number(n, numbers.Integral) and n > 0
     if (share, n) not in ((True, None),) and (number, fraction) not in ((True, None),):
         raise ConfigError(
-            f"top(fraction={fraction!r}, n={n!r}): expected one of the two, fraction above 0, at most 1, or n rows"
+            f"top(fraction={fraction!r}, n={n!r}): expected one of the two, fraction above 0, at most 1, or n rows,"
+            " such as n=10"
         )
 
 

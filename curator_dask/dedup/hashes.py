@@ -15,6 +15,8 @@ from curator_dask.errors import ConfigError, OutputError
 
 #: Bits in which two hashes of 64 may differ, at most: beyond it most images of a large set are near some other.
 FARTHEST = 8
+#: A column of the digests of files, which img2dataset writes.
+SHA256 = "sha256"
 #: What stands for a text or bytes.
 DIGEST = pa.binary(16)
 

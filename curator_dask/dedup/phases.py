@@ -224,13 +224,14 @@ def run_phases(
     todo = [(job, name) for job in jobs for name in job.todo]
     if todo:
         client = workers()
-        summary = SaveSummary(output)
+        summary = SaveSummary(output, opened=False)
         names = [f"{job.label}: {job.words(name)}" for job, name in todo]
         targets = [Target(name, output, "", None, None, None) for name in names]
         run = Run({job.label: job.task for job in jobs})
         items = [(job.label, name) for job, name in todo]
         token = f"dedup-{jobs[0].label.split()[0]}"
-        run_targets(file_tasks(run, items, token, client), client, targets, summary)
+        of = f"{' and '.join(dict.fromkeys(job.label for job, _ in todo))}: files"
+        run_targets(file_tasks(run, items, token, client), client, targets, summary, of=of)
         failed = summary.failed_shards
         if failed:
             job, name = todo[next(at for at, each in enumerate(names) if each in failed)]

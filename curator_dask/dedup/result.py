@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from curator_dask.cluster.setup import OpenWorkers, when_needed
 from curator_dask.datasets.gallery import Gallery
+from curator_dask.dedup.hashes import SHA256
 from curator_dask.dedup.memory import share_out
 from curator_dask.dedup.phases import WORK_SUFFIX
 from curator_dask.dedup.running import STARS, Deduplication, Settings
@@ -127,6 +128,9 @@ class Duplicates:
             run = Deduplication(self._settings, sources, folder, work, client, memory)
             run.run()
             table = _table(run)
+            if run.summary.exact and not self._settings.exact.names:
+                columns = read_whole(sources[-1].path, sources[-1].options).columns
+                run.summary.digest = SHA256 if SHA256 in columns else ""
             run.summary.seconds["all"] = time.monotonic() - started
             settings = self._settings
             made_by: dict[str, Any] = {"identity": run.identity, "eps": settings.eps}

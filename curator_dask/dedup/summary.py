@@ -26,6 +26,8 @@ class DedupSummary:
         By fault, rows whose vectors cannot be compared: they stay.
     exact
         Rows whose vector is that of another row, to the bit, and whose hashes are, where they are asked for.
+    digest
+        A column of the files' digests that is there and was not asked for; empty where there is none.
     by
         Where hashes are asked for: by column, rows that go for it.
     diameter, diameter_exact
@@ -56,6 +58,7 @@ class DedupSummary:
     rows: int = 0
     set_aside: dict[str, int] = field(default_factory=dict)
     exact: int = 0
+    digest: str = ""
     by: dict[str, int] = field(default_factory=dict)
     diameter: float | None = None
     diameter_exact: bool = True
@@ -91,10 +94,13 @@ class DedupSummary:
             near += " or by a hash"
         linked = self.diameter is not None
         twin = "hang together with a better one by steps, each" if linked else "have a better twin"
-        copies = "have all hashes of another" if by_hash_alone else "are copies to the bit"
+        exact = counted(self.exact, "row", "has", "have")
+        copies = "all hashes of another" if by_hash_alone else "the vector of another, equal to the bit"
+        if self.digest:
+            copies += f" (files that are equal: exact=[{self.digest!r}], --exact {self.digest})"
         lines = [
             f"{self.removed:,} of {counted(self.rows, 'row')} {twin} {near}, in"
-            f" {counted(self.groups, 'group')}; {self.exact:,} {copies}"
+            f" {counted(self.groups, 'group')}; {exact} {copies}"
         ]
         if not by_hash_alone:
             lines.append(f"  pairs that were compared, of those within eps: {self.recall}")

@@ -194,7 +194,7 @@ def add_columns(
     source = target = Output(locate(path, options), options, output is None, overwrite, False)
     if output is not None and locate(output, output_options) != source.folder:
         target = Output(locate(output, output_options), output_options, False, overwrite, False)
-    summary = SaveSummary(target.folder)
+    summary = SaveSummary(target.folder, opened=False)
     with opened(target.folder, target.options):
         names = output_files(source.folder, options)
         if not names:

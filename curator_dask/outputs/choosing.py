@@ -14,7 +14,7 @@ from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet, read_whole
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.unchanged import changed_shard
-from curator_dask.rows.best import Cut, Place, against, best_rows, ends_at, places_of, values_of
+from curator_dask.rows.best import Cut, Place, against, best_rows, count_best, ends_at, places_of, values_of
 from curator_dask.rows.where import Where
 from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
@@ -53,7 +53,7 @@ class Chosen:
     where
         The condition; None: all rows pass it.
     top
-        Column and share of the best rows, if only these are kept.
+        Column, and share or number of the best rows, if only these are kept.
     cut
         Where those end, once it is known.
     """
@@ -90,8 +90,8 @@ class Chosen:
     ) -> Cut | None:
         """Where the best rows of all files end; None where no row has a value."""
         assert self.top is not None
-        column, share = self.top
-        count = count_best(share, looks)
+        column, _ = self.top
+        count = self.count(looks)
         if not count:
             return None
         found = [look.values for look in looks if look.values is not None]
@@ -107,6 +107,11 @@ class Chosen:
             for place in each
         )
         return Cut(column, value, places[left - 1])
+
+    def count(self, looks: Sequence[Look]) -> int:
+        """How many rows the best are, of those with a value."""
+        assert self.top is not None
+        return count_best(self.top[1], sum(len(look.values) for look in looks if look.values is not None))
 
     def _places(self, folder: str, name: str, options: Options, value: int | float) -> list[Place]:
         assert self.top is not None
@@ -135,11 +140,6 @@ class Chosen:
         wanted += [] if self.top is None else [self.top[0], *keys]
         named = [name for name in dict.fromkeys(wanted) if name in footer.columns]
         return read_rows(path, options, named or footer.columns[:1])
-
-
-def count_best(share: float, looks: Sequence[Look]) -> int:
-    """How many rows a share of those with a value is."""
-    return round(share * sum(len(look.values) for look in looks if look.values is not None))
 
 
 def _id_col(table: pa.Table) -> str:

@@ -1,4 +1,65 @@
-"""Names of the folders that `curator_dask.curation` writes, by which others know its output."""
+"""What `curator_dask.curation` writes: the names of its folders, by which others know its output, and its summary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from curator_dask.storage import join
+from curator_dask.words import counted
 
 #: Rows with vectors and measures; those that pass; the table of duplicates; the new tars.
 EMBEDDINGS, PASSING, DUPLICATES, SHARDS = "embeddings", "passing", "duplicates", "shards"
+
+
+@dataclass
+class CurationSummary:
+    """What became of a dataset's rows; ``rows == failed + filtered + duplicates + missing + kept``.
+
+    Attributes
+    ----------
+    path
+        Of the output.
+    rows
+        Of the dataset.
+    failed
+        Whose image cannot be used.
+    filtered
+        That do not pass the condition, or are not among the best (``top``), and have not failed.
+    duplicates
+        That pass, and have a better twin.
+    missing
+        That would be kept, but whose sample is in no tar.
+    kept
+        In the new shards.
+    steps
+        The summaries of the steps, by folder.
+    complete
+        Every shard was read and written.
+    seconds
+        Of this call.
+    """
+
+    path: str
+    rows: int = 0
+    failed: int = 0
+    filtered: int = 0
+    duplicates: int = 0
+    missing: int = 0
+    kept: int = 0
+    steps: dict[str, Any] = field(default_factory=dict)
+    complete: bool = True
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: the attributes, the steps as their own `to_dict` gives them."""
+        return {**vars(self), "steps": {name: each.to_dict() for name, each in self.steps.items()}}
+
+    def __str__(self) -> str:
+        lines = [
+            f"{join(self.path, SHARDS)}: {self.kept:,} of {counted(self.rows, 'row')}; {self.seconds:.0f} s"
+        ]
+        for name in ("failed", "filtered", "duplicates", "missing"):
+            count = getattr(self, name)
+            lines += [f"  {name:10} {count:>9,} ({count / max(1, self.rows):.1%})"]
+        return "\n".join(lines)

@@ -22,8 +22,9 @@ class ExportSummary:
     path
         Where the tars are.
     rows, kept, filtered, missing
-        Rows that were looked at; those whose samples are in the new tars; those that did not pass; and those that pass,
-        but whose sample is not in a tar, or not whole.
+        Rows that were looked at; those whose samples are in the new tars; those that did not pass, with those that
+        `filter`, `top` and `without` of the dataset, or a pipeline's stages, have left out; and those that pass, but
+        whose sample is not in a tar, or not whole.
     passing, unknown
         By clause of the condition, rows that pass it alone, and rows of which it says nothing.
     reasons, examples
@@ -80,7 +81,7 @@ class ExportSummary:
     no_index: dict[str, str] = field(default_factory=dict)
     json_left_alone: list[str] = field(default_factory=list)
     no_caption: int = 0
-    looked_up: SaveSummary = field(default_factory=lambda: SaveSummary(""))
+    looked_up: SaveSummary = field(default_factory=lambda: SaveSummary("", opened=False))
     seconds: float = 0.0
 
     @property
@@ -104,6 +105,12 @@ class ExportSummary:
         for mine, theirs in ((self.passing, report["passing"]), (self.unknown, report["unknown"])):
             for clause, count in theirs.items():
                 mine[clause] = mine.get(clause, 0) + count
+
+    def add_left_out(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Count rows that steps have left out before, by shard, as `SaveSummary.filtered` has them."""
+        total = sum(fact["count"] for fact in facts.values())
+        self.rows += total
+        self.filtered += total
 
     def add_shard(self, report: Mapping[str, Any]) -> None:
         """Count a new tar that is there (`curator_dask.outputs.packing`)."""

@@ -174,7 +174,7 @@ def export_frame(
         )
         _stop_at(summary.failed_shards, "its rows could not be read")
         export.write(Folder(sink.place, target.options), sink.names)
-        return export.done(started)
+        return export.done(started, summary.filtered)
 
 
 @dataclass(frozen=True)
@@ -206,8 +206,9 @@ class _Export:
         self._client, self._encoded = client, encoded
         self._summary = ExportSummary(place.target.path)
 
-    def done(self, started: float) -> ExportSummary:
-        """The summary, which is logged."""
+    def done(self, started: float, left_out: Mapping[str, Any] | None = None) -> ExportSummary:
+        """The summary, which is logged, with the rows that a frame's own steps have left out."""
+        self._summary.add_left_out(left_out or {})
         self._summary.seconds = time.monotonic() - started
         logger.info("%s", self._summary)
         return self._summary

@@ -22,12 +22,12 @@ from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.parquet import read_footer, write_table
 from curator_dask.frames.record import FILTERED, FileRecord
-from curator_dask.outputs.choosing import Chosen, count_best, read_rows
+from curator_dask.outputs.choosing import Chosen, read_rows
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_apart, opened
 from curator_dask.outputs.writing import Output
-from curator_dask.rows.best import Cut, check_share
+from curator_dask.rows.best import Cut, check_best
 from curator_dask.rows.where import Where
 from curator_dask.runs.reports import report_frame, report_of
 from curator_dask.runs.settle import file_tasks, run_targets
@@ -116,8 +116,10 @@ def filter_output(
     where
         A condition as behind SQL's WHERE (`ImageTextPairDataset.filter`).
     top
-        A column and a share of 1: of the rows that pass `where` and have a value there, so many with the largest. It is
-        exact over all files, and rows of one value go by their key. (8 bytes a row are held meanwhile.)
+        A column, and a share of at most 1 or a whole number of rows of at least 2 (1 is a share: all): of the rows that
+        pass `where` and have a value there, so many with the largest. It is exact over all files; a share goes to the
+        nearest row, a half to the even number, and rows of one value go by their key. (8 bytes a row are held
+        meanwhile.)
     overwrite
         Replace files in `output` that something else has made.
     storage_options, output_storage_options
@@ -133,9 +135,9 @@ def filter_output(
         There are no such files or columns, or something would be replaced.
     """
     if where is None and top is None:
-        raise ConfigError("give a condition (where=, --where), or the share of the best rows (top=, --top)")
+        raise ConfigError("give a condition (where=, --where), or how many of the best rows (top=, --top)")
     if top is not None:
-        top = check_share(top)
+        top = check_best(top)
     started = time.monotonic()
     source = Output(locate(os.fspath(path), storage_options), storage_options, False, overwrite, False)
     names = output_files(source.folder, storage_options)
@@ -150,7 +152,7 @@ def filter_output(
     if top is not None:
         summary.cut = chosen.cut_of(looks, source.folder, names, storage_options)
         chosen = replace(chosen, cut=summary.cut)
-    summary.kept = sum(look.kept for look in looks) if top is None else count_best(top[1], looks)
+    summary.kept = sum(look.kept for look in looks) if top is None else chosen.count(looks)
     if changed := [look.changed for look in looks if look.changed]:
         logger.warning(
             "%s: %s changed since these rows were made, %s for example. Run embed again first, or"
@@ -229,7 +231,7 @@ def _write(
     workers: OpenWorkers,
 ) -> SaveSummary:
     target = function.target
-    summary = SaveSummary(target.folder)
+    summary = SaveSummary(target.folder, opened=False)
     with opened(target.folder, target.options):
         there = in_threads(lambda name: read_footer(join(target.folder, name), target.options), names)
         if others := [name for name in output_files(target.folder, target.options) if name not in {*names}]:

@@ -35,6 +35,7 @@ from curator_dask.frames.parquet import (
 from curator_dask.frames.record import LACKING, TEXTS, FileRecord, vectors_of
 from curator_dask.outputs.conflicts import describe_difference
 from curator_dask.outputs.failed import find_errors, list_errors, write_failed
+from curator_dask.outputs.hopeless import rows_without_sample
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.unchanged import check_unchanged
@@ -181,7 +182,9 @@ def retry(
         steps = tuple(make_steps(records, id_col, others))
         _check_derived(found, steps)
         summary.add_remarks(without_not_made(remarks, column))
-        if targets:
+        failed = [(each.name, each.path, records[each.path]) for each in targets]
+        summary.without_sample = rows_without_sample(failed, column, output, shard_options) or 0
+        if targets and not summary.without_sample:
             with at_work(workers) as client:
                 try:
                     steps, loaded = _loaded(steps, client, len(targets))

@@ -126,8 +126,8 @@ def is_number(value: Any, kind: type = numbers.Real) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def check_share(top: Any) -> tuple[str, float]:
-    """A column and a share.
+def check_best(top: Any) -> tuple[str, float]:
+    """A column, and of the rows with a value there a share, or how many.
 
     Raises
     ------
@@ -135,9 +135,16 @@ def check_share(top: Any) -> tuple[str, float]:
         It is something else.
     """
     if isinstance(top, tuple | list) and len(top) == 2 and is_number(top[1]):
-        column, share = top
-        if isinstance(column, str) and 0 < share <= 1:
-            return column, getattr(share, "item", lambda: share)()  # NumPy's as Python's: it goes into JSON
+        column, most = top
+        if isinstance(column, str) and (0 < most <= 1 or (most >= 2 and is_number(most, numbers.Integral))):
+            return column, getattr(most, "item", lambda: most)()  # NumPy's as Python's: it goes into JSON
+        top = f"{column}={most}"
     raise ConfigError(
-        f"top={top!r}: expected a column and a share above 0, at most 1, such as ('score', 0.3)"
+        f"top: {top}: expected a column with a share above 0 and at most 1 (1 is all rows with a value), or with a"
+        " whole number of rows of at least 2, such as score and 0.3, or score and 1000"
     )
+
+
+def count_best(most: float, found: int) -> int:
+    """How many of so many rows with a value a share of them, or a number of rows, is; a share to the nearest row."""
+    return min(int(most), found) if most > 1 else round(most * found)

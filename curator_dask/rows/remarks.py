@@ -105,6 +105,23 @@ def fact_of(names: Iterable[str], examples: int = EXAMPLES) -> dict[str, Any] | 
     )
 
 
+def together(
+    known: Mapping[str, Mapping[str, Any]], more: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The remarks of two files; of parts of one shard each has left out rows of its own, which add up."""
+    found = {url: dict(facts) for url, facts in known.items()}
+    for url, facts in more.items():
+        mine = found.setdefault(url, {})
+        before = mine.get("filtered")
+        mine |= facts
+        if before and "filtered" in facts:
+            mine["filtered"] = {
+                "count": before["count"] + facts["filtered"]["count"],
+                "examples": [*before["examples"], *facts["filtered"]["examples"]][:EXAMPLES],
+            }
+    return found
+
+
 def without_not_made(remarks: Mapping[str, Any], column: str) -> dict[str, Any]:
     """The remarks on shards without that the column is not made."""
     left = {url: dict(facts) for url, facts in remarks.items()}

@@ -89,6 +89,7 @@ def run(
             columns = {*frame.columns, ERROR_COLUMN}
             earlier = [step for step in earlier_steps if columns >= {*step.columns}]
             steps = {tuple(step.columns): step for step in (*earlier, *lineage.steps)}
+            summary.opened = any(step.needs & {"bytes", "pixels"} for step in steps.values())
             # Only workers know what a model is, and whether they have a function's module.
             connected = client() if steps or lineage.functions else None
             if connected is not None:

@@ -264,6 +264,7 @@ def run_targets(
     targets: Sequence[Named],
     summary: SaveSummary,
     take: Callable[[int, Mapping[str, Any]], None] | None = None,
+    of: str = "",
 ) -> None:
     """Do all targets and count; what kills workers is tried again alone, then given up.
 
@@ -279,6 +280,8 @@ def run_targets(
         Where to count.
     take
         Called with the number of each target that is done, and the row of its report.
+    of
+        What they are called while they are done; else they are shards, or files where no image is opened.
 
     Raises
     ------
@@ -287,7 +290,7 @@ def run_targets(
     CuratorError
         What would happen to every shard, such as an output that cannot be written.
     """
-    meter = Meter(len(targets), what=summary.path)
+    meter = Meter(len(targets), what=summary.path, of=of or ("shards" if summary.opened else "files"))
     suspects: list[int] = []
     grouped: list[int] = []  # those of whose group the task failed
     deaths = 0

@@ -14,6 +14,7 @@ from typing import Any
 import curator_dask
 from curator_dask.frames.names import ERRORS_SUFFIX
 from curator_dask.notebook import bars, table
+from curator_dask.rows.remarks import together
 from curator_dask.words import counted
 
 _EXAMPLES = 3  # of each reason, that the summary names
@@ -78,6 +79,11 @@ class SaveSummary:
         Whether rows that had failed were tried again: then `rows` are these, and `failed` those that failed again.
     column
         Of the vectors that were tried again; empty else.
+    opened
+        Whether images are opened for it.
+    without_sample
+        Failed rows that were not tried again, and are not among `rows`: their tars have no sample of theirs, and are as
+        they were.
     shards
         By the name of each file, its ``rows``, how many ``failed``, for which ``reasons``, and whether it was finished
         ``before``.
@@ -110,6 +116,8 @@ class SaveSummary:
     startup_seconds: float = 0.0
     again: bool = False
     column: str = ""
+    opened: bool = True
+    without_sample: int = 0
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
     fingerprint: str = ""
 
@@ -141,7 +149,11 @@ class SaveSummary:
             known = self.examples.setdefault(reason, [])
             known += examples[: max(0, _EXAMPLES - len(known))]
         self._add_shard(report, before=False)
-        self.add_remarks(report.get("remarks", {}))
+        remarks = report.get("remarks", {})
+        if not self.again:  # then this file's were known before
+            mine = {url: {"filtered": self.filtered[url]} for url in remarks if url in self.filtered}
+            remarks = together(mine, remarks)
+        self.add_remarks(remarks)
 
     def add_finished(self, report: Mapping[str, Any]) -> None:
         """Count what is known of a file that was finished before."""
@@ -181,6 +193,9 @@ class SaveSummary:
         before = f"{counted(self.skipped, 'file')} finished before"
         if self.path and not self.written and not self.failed_shards:
             before = "no row had failed" if self.again else before
+            if self.without_sample:
+                has = counted(self.without_sample, "failed row", "has", "have")
+                before = f"{has} no sample in the tar, and no tar has changed since"
             lines = [f"{self._what}: nothing to do, {before}; {self.seconds:.1f} s"]
             return "\n".join([*lines, *self._none_line(), *self.remark_lines()])
         dropped = f", {self.dropped:,} more in {self.path}{ERRORS_SUFFIX}" if self.dropped else ""
@@ -192,7 +207,8 @@ class SaveSummary:
             rows += f" {'has' if now == 1 else 'have'} a vector now"
         if not self.path:
             rows = f"{counted(self.rows, 'row')} of {counted(self.written, 'shard')} computed; {failed}"
-        start, rate = f"{self.startup_seconds:.1f} s of it start-up", f"{self.images_per_second:.1f} images/s"
+        start = f"{self.startup_seconds:.1f} s of it start-up"
+        rate = f"{self.images_per_second:.1f} {self._unit}/s"
         lines = [
             f"{self._what}: {rows}" if self.path else rows,
             f"  {before}" if self.skipped else "",
@@ -203,6 +219,10 @@ class SaveSummary:
             lines.append(f"  {count:,} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
         lines += self.shard_lines()
         return "\n".join(line for line in lines if line)
+
+    @property
+    def _unit(self) -> str:
+        return "images" if self.opened else "rows"
 
     @property
     def _what(self) -> str:
@@ -225,7 +245,7 @@ class SaveSummary:
         always = ("rows", "failed images", "shards written")
         rows = [(name, f"{count:,}") for name, count in counts.items() if count or name in always]
         rows.append(("seconds", f"{self.seconds:.1f}, {self.startup_seconds:.1f} of it start-up"))
-        rows.append(("images/s then", f"{self.images_per_second:,.1f}"))
+        rows.append((f"{self._unit}/s then", f"{self.images_per_second:,.1f}"))
         examples = {reason: "; ".join(some) for reason, some in self.examples.items()}
         noticed = "".join(f"<li>{escape(line.strip())}</li>" for line in self.shard_lines())
         return (

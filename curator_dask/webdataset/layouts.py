@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 
 from curator_dask.webdataset.samples import key_text
+from curator_dask.words import counted
 
 _ODD = re.compile(r"[.\\\s]")
 
@@ -56,7 +57,7 @@ def habits(fields: Mapping[str, int], samples: int, odd_keys: int) -> list[str]:
         )
     if odd_keys:
         said.append(
-            f"{odd_keys} keys have dots, white space or odd bytes: DALI takes no index of white space, and other"
-            " readers may end a key elsewhere"
+            f"{counted(odd_keys, 'key', 'has', 'have')} dots, white space or odd bytes: DALI takes no index of"
+            " white space, and other readers may end a key elsewhere"
         )
     return said

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,10 +19,13 @@ from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.frames.parquet import read_record
 from curator_dask.image.statistics.header import HEADER, read_header
 from curator_dask.image.statistics.pixels import PIXELS, Measure
+from curator_dask.rows.image_files import caption_table, images_schema
+from curator_dask.rows.reading import choose_source, learn_schema
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.step import Known, Made, Reading, Rows, Wanted, Work, read_by, types_of
-from curator_dask.storage import Options
+from curator_dask.storage import Options, is_remote
+from curator_dask.webdataset.shards import ShardSet
 
 #: All statistics, with the Arrow types of their columns.
 STATISTICS: Mapping[str, pa.DataType] = {**HEADER, **PIXELS}
@@ -103,29 +106,73 @@ class ImageStatistics:
             The dataset has another column of one of these names.
         """
         check_exif_column(self.options.orientation, dataset.metadata.columns)
-        step = MeasureImages(
-            tuple(self.names), self.prefix, dataset.id_col, self.options, dataset.storage_options
-        )
-        own = _own_columns(dataset, step)
+        options, inputs = dataset.storage_options, trace(dataset.metadata).inputs or ()
+        parquet = (part.shard.parquet for part in inputs)
+        step = self._step(dataset.id_col, options)
+        self._refuse(_own_columns(types_of(dataset.metadata._meta), parquet, step, options))
+        return dataset.apply(step)
+
+    def check(
+        self,
+        found: ShardSet,
+        id_col: str,
+        *,
+        metadata: str = "auto",
+        captions: str = "txt",
+        nested_json: bool = False,
+        storage_options: Options = None,
+    ) -> None:
+        """See before there is a cluster that no column is lost; of tars in a store, which are not fetched, it is not.
+
+        Parameters
+        ----------
+        found
+            The shards.
+        id_col, metadata, nested_json, storage_options
+            As for `ImageTextPairDataset.from_shards`.
+        captions
+            As of the command line.
+
+        Raises
+        ------
+        ConfigError
+            The dataset has another column of one of these names.
+        """
+        if captions != "txt":
+            schema = images_schema(
+                id_col, None if captions == "none" else caption_table(captions, storage_options)
+            )
+        else:
+            source = choose_source(metadata, found, storage_options)
+            if source == "tar" and is_remote(found.root):
+                return
+            schema = learn_schema(found.shards, source, id_col, storage_options, nested_json)
+        parquet = (shard.parquet for shard in found.shards)
+        step = self._step(id_col, storage_options)
+        self._refuse(_own_columns(schema, parquet, step, storage_options))
+
+    def _step(self, id_col: str, options: Options) -> MeasureImages:
+        return MeasureImages(tuple(self.names), self.prefix, id_col, self.options, options)
+
+    def _refuse(self, own: list[str]) -> None:
         if own:
             raise ConfigError(
                 f"the dataset has columns of its own named {own}, which would be lost: give the statistics other names"
                 " (prefix='image_', --prefix image_, in a recipe prefix: image_), or leave these out (names=,"
                 " --statistics, in a recipe statistics:)"
             )
-        return dataset.apply(step)
 
     def __repr__(self) -> str:
         return f"ImageStatistics({self.names!r}, prefix={self.prefix!r})"
 
 
-def _own_columns(dataset: ImageTextPairDataset, step: MeasureImages) -> list[str]:
+def _own_columns(
+    types: pa.Schema, parquet: Iterable[str | None], step: MeasureImages, options: Options
+) -> list[str]:
     """Columns of the dataset that are none of an earlier run's statistics in its files, which are made anew."""
-    types = types_of(dataset.metadata._meta)
     there = [name for name in step.columns if name in types.names and name != ERROR_COLUMN]
-    paths = (part.shard.parquet for part in trace(dataset.metadata).inputs or () if there)
-    path = next((path for path in paths if path is not None), None)
-    record = None if path is None else read_record(path, dataset.storage_options)
+    path = next((path for path in parquet if path is not None), None) if there else None
+    record = None if path is None else read_record(path, options)
     if record is None:
         return there
     return [name for name in there if not _same(types.field(name).type, step.columns[name])]
