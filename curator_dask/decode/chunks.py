@@ -256,13 +256,19 @@ class ChunkDecoder:
                 self._say_lost(len(items), error)
                 self._halve(items, chunk, collectors)
             else:
-                if self._dali.said:
-                    for number, lines in self._dali.found(*zip(*((d, s) for _, d, s in items), strict=True)):
-                        collectors[0].say(items[number][0], lines)
+                self._say_found(items, collectors)
         if following is not None:
             self._start(following)
         if taken is not None:
             self._take(items, *taken, chunk, collectors)
+
+    def _say_found(
+        self, items: list[tuple[int, np.ndarray, tuple[int, int]]], collectors: Sequence[Collector]
+    ) -> None:
+        """Say of which images of a chunk that DALI is through with its libraries said something."""
+        if self._dali is not None and self._dali.said:
+            for number, lines in self._dali.found(*zip(*((d, s) for _, d, s in items), strict=True)):
+                collectors[0].say(items[number][0], lines)
 
     def _say_lost(self, images: int, error: Exception) -> None:
         """Say why DALI gave nothing; aloud, the first time, where the images are not to blame."""
@@ -289,8 +295,7 @@ class ChunkDecoder:
         """Find the images that DALI cannot decode; the others keep DALI's result."""
         if len(items) == 1:
             position, data, _ = items[0]
-            if self._dali is not None and self._dali.said:
-                collectors[0].say(position, self._dali.said)
+            self._say_found(items, collectors)
             self._to_pillow(chunk, self._dalis, position, data)
             return
         for half in (items[: len(items) // 2], items[len(items) // 2 :]):

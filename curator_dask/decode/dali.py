@@ -9,8 +9,10 @@ leave DALI whole.
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from curator_dask.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger("curator_dask")
 
 _GIVEN = ("size", "roi_start", "roi_end")  # per image, for each of the two passes
 
@@ -80,8 +84,10 @@ class DaliDecoder:
         self._transforms = tuple(transforms)
         self._pipeline: Any = None
         self._fed: list[np.ndarray] = []  # not empty: a chunk is being decoded
-        self._mark: int | None = None
-        #: What the libraries said of the last chunk, a line each.
+        self._taking = threading.Lock()
+        #: What came of the chunk, or why nothing did; None before anyone has waited for it.
+        self._came: Sequence[Any] | BaseException | None = None
+        #: What the libraries said while they had the last chunk, a line each; of another thread's images too.
         self.said: list[str] = []
 
     def start(self, encoded: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> None:
@@ -96,9 +102,21 @@ class DaliDecoder:
         """
         if self._pipeline is None:
             self._pipeline = self._build()
-        self._fed = list(encoded)  # DALI reads from these very arrays
-        self._mark = overheard.begin()
-        self._pipeline.feed_input("encoded", self._fed)
+        fed = list(encoded)  # DALI reads from these very arrays
+
+        def schedule() -> None:
+            self._pipeline.schedule_run()
+            self._fed, self._came = fed, None
+
+        try:
+            self._feed(fed, sizes)
+            overheard.begin(self, schedule)
+        except BaseException:
+            self._pipeline = None  # else what it has of these would be the next chunk's
+            raise
+
+    def _feed(self, encoded: list[np.ndarray], sizes: Sequence[tuple[int, int]]) -> None:
+        self._pipeline.feed_input("encoded", encoded)
         for number, transform in enumerate(self._transforms):
             if transform is None:
                 continue
@@ -106,7 +124,17 @@ class DaliDecoder:
             for name in plans[0]:
                 given = np.array([plan[name] for plan in plans], np.float32)
                 self._pipeline.feed_input(_source(name, number), given)
-        self._pipeline.schedule_run()
+
+    def settle(self) -> None:
+        """Wait until DALI is through with the chunk that was started; any thread may."""
+        with self._taking:
+            if self._fed and self._came is None:
+                try:
+                    self._came = self._pipeline.share_outputs()
+                except BaseException as error:
+                    self._came = error.with_traceback(None)  # whose frames would keep the pipeline alive
+                finally:
+                    self.said = overheard.end(self)
 
     def finish(self) -> tuple[list[Any], list[tuple[int, int]]]:
         """Wait for the chunk that was started.
@@ -124,8 +152,13 @@ class DaliDecoder:
             DALI's error, mostly a RuntimeError, if any image of the chunk could not be decoded. The next
             `start` gets a new pipeline.
         """
+        self.settle()
+        came, self._came, self._fed = self._came, None, []
         try:
-            *outputs, shapes = self._pipeline.share_outputs()
+            if isinstance(came, BaseException):
+                raise came
+            assert came is not None, "no chunk was started"
+            *outputs, shapes = came
             found = [(int(height), int(width)) for height, width, _ in shapes.as_array()]
             pixels = [self._taken(*each) for each in zip(self._transforms, outputs, strict=True)]
             self._pipeline.release_outputs()
@@ -133,9 +166,7 @@ class DaliDecoder:
             self._pipeline = None
             raise
         finally:
-            self._fed = []
-            if self._mark is not None:
-                self.said, self._mark = overheard.end(self._mark), None
+            came = None  # an error would be held by its own traceback
         return pixels, found
 
     def _taken(self, transform: TransformSpec | None, images: Any) -> Any:
@@ -146,29 +177,29 @@ class DaliDecoder:
 
     def found(
         self, encoded: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]
-    ) -> Iterator[tuple[int, list[str]]]:
+    ) -> list[tuple[int, list[str]]]:
         """Of which images of the last chunk the libraries said what they said: numbers, and the lines of each.
 
-        The images are decoded again, one at a time, until all lines are found. A line that none of them gets again,
-        or that another thread's may have got, goes to stderr.
+        The images are decoded again, one at a time, while no other thread of this process decodes any, until all lines
+        are found. Lines that none of them gets again are most likely those of another thread's images.
 
         Parameters
         ----------
         encoded, sizes
             As they were given to `start`; what it gave has been taken.
         """
-        left = Counter(self.said)
-        for number, (data, size) in enumerate(zip(encoded, sizes, strict=True)):
-            if not left:
-                return
-            lines = self.said if len(encoded) == 1 else self._alone(data, size)
-            if lines and overheard.has_company:
-                again = self._alone(data, size)
-                lines = [line for line in lines if line in again]
-            left -= Counter(lines)
-            if lines:
-                yield number, lines
-        overheard.pass_on(left.elements())
+        left, named = Counter(self.said), []
+        with overheard.alone():
+            for number, (data, size) in enumerate(zip(encoded, sizes, strict=True)):
+                lines = self._alone(data, size)
+                if lines:
+                    named.append((number, lines))
+                left -= Counter(lines)
+                if not left:
+                    break
+        if left:
+            log.debug("of none of %d images: %s", len(encoded), "; ".join(left))
+        return named
 
     def _alone(self, data: np.ndarray, size: tuple[int, int]) -> list[str]:
         """What the libraries say of one image."""

@@ -15,8 +15,9 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 _LIBRARIES = "/nvimgcodec/extensions/"
 """In the paths of the libraries with which DALI decodes."""
@@ -30,24 +31,33 @@ _OTHER_SYSTEM = (AttributeError, OSError, ValueError, KeyError, IndexError, Stop
 """What is raised where C's library or the decoders' are not as on Linux of 64 bits."""
 
 
-class Overheard:
-    """The lines that the decoders have written since each chunk of images began; for several threads.
+class Run(Protocol):
+    """What may have the decoders write until it has ended."""
 
-    Where two threads decode at a time, each gets what both have caused.
+    def settle(self) -> None:
+        """Wait until it does so no more, and `Overheard.end` it; any thread may ask for that."""
+
+
+class Overheard:
+    """The lines that the decoders write while runs last, in several threads at a time.
+
+    A line does not say whose it is: of runs that last at the same time each gets what any has caused. What is heard
+    while one thread is alone was caused by this one.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._turn = threading.Condition()
         self._file: int | None = None
         self._stream: ctypes.c_void_p | None = None
-        self._at_work = 0
+        self._marks: dict[Run, int] = {}
+        self._alone: int | None = None
 
     def listen(self) -> None:
         """Take what the libraries that are loaded write; where that cannot be done they go on as ever.
 
         They are loaded with a process's first pipeline, and let go with its last: call it after each was built.
         """
-        with self._lock, contextlib.suppress(*_OTHER_SYSTEM):
+        with self._turn, contextlib.suppress(*_OTHER_SYSTEM):
             library = ctypes.CDLL(None)
             stderr = ctypes.addressof(ctypes.c_void_p.in_dll(library, "stderr"))
             for slot, sealed in _slots():
@@ -56,32 +66,41 @@ class Overheard:
                         self._file, self._stream = _memory(library)
                     _set(library, slot, ctypes.addressof(self._stream), sealed)
 
-    def begin(self) -> int:
-        """A mark for what is written from here on; it must come to its `end`."""
-        with self._lock:
-            self._at_work += 1
-            return self._size()
+    def begin(self, run: Run, start: Callable[[], None]) -> None:
+        """Start a run, as soon as no other thread is alone; `start` returns at once."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._alone in (None, threading.get_ident()))
+            mark = self._size()
+            start()
+            self._marks[run] = mark
 
-    def end(self, mark: int) -> list[str]:
-        """The lines since a mark."""
-        with self._lock:
-            self._at_work -= 1
-            size = self._size()
+    def end(self, run: Run) -> list[str]:
+        """The lines since a run began."""
+        with self._turn:
+            mark, size = self._marks.pop(run), self._size()
             text = os.pread(self._file, size - mark, mark) if self._file is not None and size > mark else b""
-            if size and self._file is not None and not self._at_work:
+            if size and self._file is not None and not self._marks:
                 os.ftruncate(self._file, 0)
         return [line for line in text.decode(errors="replace").splitlines() if line.strip()]
 
-    def pass_on(self, lines: Iterable[str]) -> None:
-        """Write lines to stderr after all."""
-        text = "".join(f"{line}\n" for line in lines)
-        if text:
-            os.write(2, text.encode())
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have no run but this thread's own in the block, which is to wait for no other thread.
 
-    @property
-    def has_company(self) -> bool:
-        """Whether another thread has begun, and not ended."""
-        return self._at_work > 0
+        The runs of others are settled first, and not waited for: who began one may itself be waiting for this thread.
+        """
+        with self._turn:
+            self._turn.wait_for(lambda: self._alone is None)
+            self._alone = threading.get_ident()
+            others = [*self._marks]
+        try:
+            for run in others:
+                run.settle()
+            yield
+        finally:
+            with self._turn:
+                self._alone = None
+                self._turn.notify_all()
 
     def _size(self) -> int:
         return 0 if self._file is None else os.fstat(self._file).st_size

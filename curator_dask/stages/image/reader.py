@@ -177,8 +177,10 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
             watch = Stopwatch()
             watch.turn_to(WAITING)
             said: dict[int, str] = {}
+            bad: set[int] = set()
             for number, batch in enumerate(loader.load(images)):
                 said |= batch.said
+                bad.update(batch.errors)
                 watch.turn_to("forward")  # what other stages do with the batch
                 started = time.monotonic()
                 pixels = zip(batch.positions.tolist(), batch.pixels, strict=True)
@@ -193,7 +195,7 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
                 if self.verbose:
                     _say(urls[0], number, len(objects), failed, time.monotonic() - started)
         watched.check()
-        remark_corrupt(said, ids, urls)
+        remark_corrupt({row: words for row, words in said.items() if row not in bad}, ids, urls)
 
     def unread(self, frame: Any, reason: str, reading: str = "") -> list[ImageObject]:
         """The rows of a frame as images that were not looked at, all with this error."""
