@@ -161,7 +161,7 @@ def test_threads_that_decode_at_once_are_told_of_their_own_images(capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_corrupt_images_are_named(tmp_path, capfd):
+def test_corrupt_images_are_named(in_this_process, tmp_path, capfd):
     jpeg, png = corrupt_images()
     images = {"good.jpg": encode(PICTURE, "JPEG"), "half.jpg": jpeg, "sum.jpg": png}
     write_tar(tmp_path / "a.tar", [*images.items()])
@@ -172,6 +172,13 @@ def test_corrupt_images_are_named(tmp_path, capfd):
     assert (first.good, first.corrupt) == (1.0, {str(tmp_path / "a.tar"): expected})
     assert (second.skipped, second.corrupt) == (1, first.corrupt)
     assert f"a.tar half ({words[0]})" in str(second)
+    # In parts they add up, also where a retry has come upon them.
+    parts = ImageTextPairDataset.from_webdataset(tmp_path, rows_per_partition=2)
+    limited, out = ColourReader(max_pixels=1)(parts), tmp_path / "parts"
+    refused = limited.save_metadata(out)
+    told = [refused.corrupt, ColourReader().retry(out).corrupt, limited.save_metadata(out).corrupt]
+    anew = [ColourReader()(parts).save_metadata(tmp_path / "anew").corrupt for _ in range(2)]
+    assert [*told, *anew] == [{}, *[first.corrupt] * 4]
     assert not any(line in capfd.readouterr().err for line in words)
 
 

@@ -19,7 +19,7 @@ from curator_dask.frames.record import vectors_of
 from curator_dask.outputs.conflicts import FORMERLY, conflict, dataset_of, describe_difference, identity
 from curator_dask.outputs.keeping import Kept, good_columns
 from curator_dask.outputs.writing import Output
-from curator_dask.rows.remarks import together
+from curator_dask.rows.remarks import add_up
 from curator_dask.runs.graph import types_read
 from curator_dask.runs.sink import Job
 from curator_dask.runs.targets import Target
@@ -190,7 +190,7 @@ def find_unfinished(
     for number, (target, footer) in existing.items():
         if number in finished:
             noticed, report = footer.told(target.name, columns[0])
-            remarks = together(remarks, noticed)
+            add_up(remarks, noticed)
             reports.append(report)
             continue
         reuse = _reusable(target, footer, job)

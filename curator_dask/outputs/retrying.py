@@ -40,7 +40,7 @@ from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.unchanged import check_unchanged
 from curator_dask.outputs.writing import Output
-from curator_dask.rows.remarks import fact_of, without_not_made
+from curator_dask.rows.remarks import add_up, fact_of, noticing, summed, without_not_made
 from curator_dask.runs.describing import Loaded, load_models
 from curator_dask.runs.fit import Fit
 from curator_dask.runs.passes import run_steps
@@ -119,7 +119,8 @@ class RetryFile:
         bad = pc.indices_nonzero(pc.is_null(table.column(self.column)))
         tried = pa.concat_tables([table.take(bad), dropped])
         steps = _steps_of(self.steps, table.column_names, record)
-        done = backend.frame_to_arrow(run_steps(steps, backend.current().from_arrow(tried)))
+        with noticing() as noticed:
+            done = backend.frame_to_arrow(run_steps(steps, backend.current().from_arrow(tried)))
         done = conform(done, tried.schema.remove_metadata(), name)
         failed = done.filter(pc.is_null(done.column(self.column)))
         report = {**report_of(name, failed, self.id_col), "rows": len(done)}
@@ -135,6 +136,11 @@ class RetryFile:
         good_now = done.filter(pc.is_valid(done.column(self.column)))
         if len(good_now):
             record, report["remarks"] = _unscored(record, self.column, steps, good_now)
+        # They had failed, so nobody has counted them.
+        found = noticed.on(pc.unique(done.column(URL_COLUMN)).drop_null().to_pylist())
+        corrupt = {url: {"corrupt": facts["corrupt"]} for url, facts in found.items() if "corrupt" in facts}
+        record = replace(record, remarks=summed(record.remarks, corrupt))
+        report["remarks"] = summed(report.get("remarks", {}), corrupt)
         # In this order a death in between leaves rows in both places, and `_without` forgives that; never in none.
         write_table(path, table, record, options)
         left = pa.concat_tables([kept, again.filter(pc.invert(good))])
@@ -265,7 +271,9 @@ def _find(output: Output, column: str) -> tuple[dict[str, Footer], list[Target],
         for path, has_failed in zip(paths, failed, strict=True)
         if has_failed or names[path] in with_errors
     ]
-    remarks = {url: facts for record in mine.values() for url, facts in record.remarks.items()}
+    remarks: dict[str, Any] = {}
+    for record in mine.values():
+        add_up(remarks, record.remarks)
     return found, targets, remarks
 
 
@@ -321,20 +329,21 @@ def _has_made(step: SharingStep, columns: Collection[str], record: FileRecord) -
 def _unscored(
     record: FileRecord, column: str, steps: Sequence[SharingStep], mended: pa.Table
 ) -> tuple[FileRecord, dict[str, Any]]:
-    """The record that says which scores rows lack that have a vector now; the same as remarks on their shards."""
+    """The record that says which scores rows lack that have a vector now; the same alone, as remarks on shards."""
     made = {name for step in steps for name in step.columns}
     lacking = [
         name for name, said in record.scores.items() if column in vectors_of(said) and name not in made
     ]
     if not lacking:
         return record, {}
-    remarks = {url: dict(facts) for url, facts in record.remarks.items()}
+    remarks = {}
     for url in pc.unique(mended.column(URL_COLUMN)).drop_null().to_pylist():
-        facts = remarks.setdefault(url, {})
-        names = list(dict.fromkeys([*facts.get("not-made", {}).get("examples", ()), *lacking]))
-        facts["not-made"] = fact_of(names, len(names))
+        known = record.remarks.get(url, {}).get("not-made", {}).get("examples", ())
+        names = list(dict.fromkeys([*known, *lacking]))
+        remarks[url] = {"not-made": fact_of(names, len(names))}
     scores = {name: {**record.scores[name], LACKING: True} for name in lacking}
-    return replace(record, remarks=remarks, scores={**record.scores, **scores}), remarks
+    record = replace(record, remarks=summed(record.remarks, remarks), scores={**record.scores, **scores})
+    return record, remarks
 
 
 def _nothing_there(output: Output, column: str) -> OutputError:

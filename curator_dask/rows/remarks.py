@@ -30,6 +30,9 @@ with a caption that is longer than its model takes. All but the first are ``{"co
 OF_TARS = ("damaged", "orphans", "duplicates", "unread", "corrupt")
 """Those that are noticed when a tar is read."""
 
+OF_ROWS = ("corrupt", "filtered", "text-truncated")
+"""Those that count rows: the parts of a shard add up. The others are the same of each part."""
+
 EXAMPLES = 3
 """Names that a fact gives."""
 
@@ -105,21 +108,25 @@ def fact_of(names: Iterable[str], examples: int = EXAMPLES) -> dict[str, Any] | 
     )
 
 
-def together(
-    known: Mapping[str, Mapping[str, Any]], more: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """The remarks of two files; of parts of one shard each has left out rows of its own, which add up."""
-    found = {url: dict(facts) for url, facts in known.items()}
+def add_up(known: dict[str, dict[str, Any]], more: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put remarks on shards, by url and kind, to those on other rows of them."""
     for url, facts in more.items():
-        mine = found.setdefault(url, {})
-        before = mine.get("filtered")
-        mine |= facts
-        if before and "filtered" in facts:
-            mine["filtered"] = {
-                "count": before["count"] + facts["filtered"]["count"],
-                "examples": [*before["examples"], *facts["filtered"]["examples"]][:EXAMPLES],
-            }
-    return found
+        own = known.setdefault(url, {})
+        for kind, fact in facts.items():
+            own[kind] = _sum(own[kind], fact) if kind in own and kind in OF_ROWS else fact
+
+
+def summed(remarks: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Remarks and those on other rows, as `add_up` puts them together."""
+    both = {url: dict(facts) for url, facts in remarks.items()}
+    add_up(both, more)
+    return both
+
+
+def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    # In whatever order parts come: the first by name.
+    examples = sorted([*one["examples"], *other["examples"]])[:EXAMPLES]
+    return {"count": one["count"] + other["count"], "examples": examples}
 
 
 def without_not_made(remarks: Mapping[str, Any], column: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import curator_dask
 from curator_dask.frames.names import ERRORS_SUFFIX
 from curator_dask.notebook import bars, table
-from curator_dask.rows.remarks import together
+from curator_dask.rows.remarks import add_up
 from curator_dask.words import counted
 
 _EXAMPLES = 3  # of each reason, that the summary names
@@ -149,11 +149,7 @@ class SaveSummary:
             known = self.examples.setdefault(reason, [])
             known += examples[: max(0, _EXAMPLES - len(known))]
         self._add_shard(report, before=False)
-        remarks = report.get("remarks", {})
-        if not self.again:  # then this file's were known before
-            mine = {url: {"filtered": self.filtered[url]} for url in remarks if url in self.filtered}
-            remarks = together(mine, remarks)
-        self.add_remarks(remarks)
+        self.add_remarks(report.get("remarks", {}))
 
     def add_finished(self, report: Mapping[str, Any]) -> None:
         """Count what is known of a file that was finished before."""
@@ -172,7 +168,10 @@ class SaveSummary:
         return {**vars(self), "reasons": dict(self.reasons), **more, "versions": installed_versions()}
 
     def add_remarks(self, remarks: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take what was noticed of shards, by url and kind (`curator_dask.rows.remarks`); twice is once."""
+        """Take what was noticed of the rows of a file, by url and kind (`curator_dask.rows.remarks`).
+
+        What counts rows adds up over the files with a shard's rows.
+        """
         kept: dict[str, dict[str, Any]] = {
             "damaged": self.damaged_shards,
             "orphans": self.orphans,
@@ -185,7 +184,9 @@ class SaveSummary:
             "text-truncated": self.text_truncated,
         }
         for url, facts in remarks.items():
-            for kind, fact in facts.items():
+            known = {url: {kind: said[url] for kind, said in kept.items() if url in said}}
+            add_up(known, {url: facts})
+            for kind, fact in known[url].items():
                 if kind in kept:  # a file of a later version may tell more
                     kept[kind][url] = fact
 
