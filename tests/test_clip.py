@@ -237,6 +237,7 @@ def test_autocast_changes_little(clip, device):
     assert (by_autocast * full).sum(axis=1).min() > 0.99
 
 
+@pytest.mark.slow
 def test_vit_l_14_at_full_size(tmp_path):
     """Random weights, saved as float16 as many are; the vectors are those of float32 arithmetic."""
     config = transformers.CLIPVisionConfig(

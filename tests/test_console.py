@@ -123,6 +123,7 @@ def test_what_is_said_from_first_to_last(said, tmp_path):
     assert last == str(summary)
 
 
+@pytest.mark.slow
 def test_verbose_stages_speak_in_their_workers_log(tmp_path, capfd):
     write_dataset(tmp_path)
     # A forked worker's output is that of the process it was forked from.

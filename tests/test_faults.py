@@ -115,7 +115,14 @@ def meanwhile(action):
 # ---- workers
 
 
-@pytest.mark.parametrize(("workers", "kills"), [(1, 3), (2, 7), pytest.param(4, 7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("workers", "kills"),
+    [
+        pytest.param(1, 3, marks=pytest.mark.slow),
+        (2, 7),
+        pytest.param(4, 7, marks=pytest.mark.slow),
+    ],
+)
 def test_workers_killed_at_random_moments(folder, undisturbed, private_cluster, tmp_path, workers, kills):
     chance = random.Random(workers)
     killed: list[int] = []

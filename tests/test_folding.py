@@ -54,7 +54,7 @@ def vectors(model: nn.Module) -> torch.Tensor:
         ("test_byobnet", 0),
         ("mobilenetv3_small_050", 0),
         ("tf_mobilenetv3_small_minimal_100", 0),  # TensorFlow's padding
-        ("repghostnet_050", None),
+        pytest.param("repghostnet_050", None, marks=pytest.mark.slow),
         ("densenet121", 12),  # normalises before its convolutions
     ],
 )
@@ -179,7 +179,7 @@ def test_a_bias_and_an_activation_stay():
         ("tf_mobilenetv3_small_100", (63, 50)),
         ("tf_mobilenetv3_small_100", (224, 96)),
         ("tf_efficientnet_lite0", (224, 96)),
-        ("tf_mixnet_s", (63, 50)),
+        pytest.param("tf_mixnet_s", (63, 50), marks=pytest.mark.slow),
         ("tf_efficientnetv2_b0", (65, 65)),
     ],
 )
