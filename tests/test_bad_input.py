@@ -878,4 +878,4 @@ def test_huge_images_do_not_fill_the_memory(tmp_path):
         assert table["image_error"].to_pylist() == [None] * count
         np.testing.assert_allclose(table["image_embedding"].to_pylist(), 127.5, atol=2)
         (peak,) = re.findall(rf"^{decoder} (\d+) MiB", ran.stdout, re.MULTILINE)
-        assert int(peak) < 2800, ran.stdout  # 1,300 to 2,300; DALI's six at a time are 3,400
+        assert int(peak) < 3100, ran.stdout  # 1,300 to 2,800; DALI's six at a time are 3,400
