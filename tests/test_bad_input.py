@@ -866,16 +866,23 @@ def test_huge_images_do_not_fill_the_memory(tmp_path):
     counts = {"dali": 6, "pillow": 2}
     for decoder, count in counts.items():
         write(tmp_path / decoder / "0.tar", tar_bytes([(f"{number}.jpg", data) for number in range(count)]))
-    ran = subprocess.run(
-        [sys.executable, "-c", HUGE, tmp_path],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "CURATOR_DASK_DEVICE": "cpu"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for decoder, count in counts.items():
-        table = pq.read_table(tmp_path / decoder / "0.parquet")
-        assert table["image_error"].to_pylist() == [None] * count
-        np.testing.assert_allclose(table["image_embedding"].to_pylist(), 127.5, atol=2)
-        (peak,) = re.findall(rf"^{decoder} (\d+) MiB", ran.stdout, re.MULTILINE)
-        assert int(peak) < 3100, ran.stdout  # 1,300 to 2,800; DALI's six at a time are 3,400
+    peaks = {decoder: [] for decoder in counts}
+    for _ in range(2):
+        ran = subprocess.run(
+            [sys.executable, "-c", HUGE, tmp_path],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "CURATOR_DASK_DEVICE": "cpu"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for decoder, count in counts.items():
+            table = pq.read_table(tmp_path / decoder / "0.parquet")
+            assert table["image_error"].to_pylist() == [None] * count
+            np.testing.assert_allclose(table["image_embedding"].to_pylist(), 127.5, atol=2)
+            (peak,) = re.findall(rf"^{decoder} (\d+) MiB", ran.stdout, re.MULTILINE)
+            peaks[decoder].append(int(peak))
+            (tmp_path / decoder / "0.parquet").unlink()
+        if max(map(max, peaks.values())) < 2000:
+            break
+    # 1,300 and 1,600; seen beside other tests, not twice in a row: up to 2,800. DALI's six at a time are 3,400.
+    assert all(min(each) < 2000 and max(each) < 3100 for each in peaks.values()), peaks
