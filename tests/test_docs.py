@@ -52,11 +52,11 @@ PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs"
 # CLIP with random weights, where OpenAI's would be fetched to) and `model.safetensors` (a random ResNet-18) in it.
 STAND_INS = {
     "vit_large_patch14_clip_quickgelu_224.openai": "local-dir:{model}",  # pretrained EfficientNet-Lite0
-    # LAION's heads are for OpenAI's CLIP alone: any linear one of the class below them.
-    "heads = [AestheticClassifier()": 'heads = [AestheticClassifier.__base__("{folder}/head.pth", "aesthetic_score")',
-    'NsfwClassifier(model_path="/path/to/nsfw.safetensors")': (
-        'NsfwClassifier.__base__("{folder}/head.pth", "nsfw_score")'
+    # LAION's heads are for OpenAI's CLIP alone: any linear one of the class of all heads.
+    "heads = [AestheticClassifier()": (
+        'heads = [AestheticClassifier.mro()[2]("{folder}/head.pth", "aesthetic_score")'
     ),
+    "NsfwClassifier()]": 'NsfwClassifier.mro()[2]("{folder}/head.pth", "nsfw_score")]',
     "/path/to": "{folder}",
     # All pages share one cluster with one worker on the CPU.
     'get_client(cluster_type="gpu")': 'get_client(scheduler_address="{scheduler}")',

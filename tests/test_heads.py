@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import threading
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models import head_files
 from curator_dask.models.downloads import HubFile
 from curator_dask.models.families import OPENAI_B32, OPENAI_L14
+from curator_dask.models.head_files import PackedHead, digest_of_tensors
 from curator_dask.models.heads import Head, digest_of, load_head
 from curator_dask.testing import StepTests
 
@@ -806,13 +808,51 @@ def test_what_comes_must_be_what_is_pinned(published, tmp_path):
         AestheticClassifier().locate()
 
 
-def test_the_nsfw_head_is_looked_for_and_not_fetched(published, tmp_path):
-    with pytest.raises(WeightsError, match=r"is not fetched, .*model_path"):
-        NsfwClassifier()
-    nemo = tmp_path / "nemo" / head_files.NSFW_NAME
+@pytest.fixture
+def published_nsfw(published, tmp_path, monkeypatch):
+    """LAION's detector in its archive, on that server; the archive, where it is kept, and what was asked for."""
+    path, asked = published
+    head = saved(tmp_path, "nsfw")
+    archive = tmp_path / "nsfw.zip"
+    url = AestheticClassifier().published.url.replace(path.name, archive.name)
+    nsfw = PackedHead(
+        head_files.NSFW.name, HubFile(archive.name, url, None, None, None), digest_of_tensors(head)
+    )
+    monkeypatch.setattr("curator_dask.image.classifiers.nsfw.NSFW", nsfw)
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.write(head, f"../../{nsfw.name}")  # a path that is not taken
+    return archive, tmp_path / "home" / nsfw.name, asked
+
+
+def test_the_nsfw_head_is_taken_out_of_its_archive(published_nsfw, tmp_path, in_this_process):
+    _, kept, asked = published_nsfw
+    out = write_vectors(tmp_path / "out")
+    for _ in range(2):
+        score_output(out, [NsfwClassifier()])
+    check_scores(out, "nsfw_score", "nsfw")
+    assert len(asked) == 1 and {path.suffix for path in kept.parent.iterdir()} <= {".pth", ".lock"}
+    # That of NeMo Curator is used if it is the same, in whatever way it was saved.
+    nemo = tmp_path / "nemo" / kept.name
     nemo.parent.mkdir()
-    nemo.write_bytes(saved(tmp_path, "nsfw").read_bytes())
-    assert NsfwClassifier().locate() == nemo
+    torch.save({name: value.double() for name, value in plain("nsfw").state_dict().items()}, nemo)
+    kept.unlink()
+    assert NsfwClassifier().locate() == nemo and len(asked) == 1
+
+
+@pytest.mark.parametrize("found", ["another head", "another file", "a web page"])
+def test_what_comes_in_an_archive_must_be_the_head(published_nsfw, tmp_path, found):
+    archive, kept, _ = published_nsfw
+    if found == "a web page":
+        archive.write_text("<!doctype html><title>no</title>")
+    else:
+        other = dict(plain("nsfw").state_dict())
+        other["linear_4.bias"] = other["linear_4.bias"] + 1
+        torch.save(other, tmp_path / "other.pth")
+        with zipfile.ZipFile(archive, "w") as opened:
+            opened.write(tmp_path / "other.pth", kept.name if found == "another head" else "other.pth")
+    with pytest.raises(WeightsError, match=r"(tensors with SHA-256|an archive).*model_path"):
+        NsfwClassifier().locate()
+    assert {path.suffix for path in kept.parent.iterdir()} <= {".lock"}
 
 
 def test_a_file_that_a_worker_has_otherwise_is_refused(tmp_path, in_this_process):
@@ -883,6 +923,7 @@ def test_real_heads_on_real_vectors(tmp_path, client):
 
 
 @needs_real
-def test_the_pin_is_that_of_the_real_file():
+def test_the_pins_are_those_of_the_real_files():
     path = REAL / head_files.AESTHETIC.name
     assert (path.stat().st_size, digest_of(path)) == (head_files.AESTHETIC.size, head_files.AESTHETIC.digest)
+    assert digest_of_tensors(REAL / "nsfw_l14.safetensors") == head_files.NSFW.digest

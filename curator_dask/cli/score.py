@@ -50,7 +50,7 @@ def score(
     nsfw: Annotated[
         str | None,
         typer.Option(
-            help="LAION's NSFW detector: a file, or 'default' for the one in CURATOR_DASK_HOME. Column nsfw_score.",
+            help="LAION's NSFW detector: a file, or 'default' for the one that is fetched once. Column nsfw_score.",
             show_default=False,
         ),
     ] = None,

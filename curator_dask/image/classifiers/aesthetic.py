@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from curator_dask.errors import WeightsError
 from curator_dask.frames.names import EMBEDDING_COLUMN
-from curator_dask.image.classifiers.file import HeadClassifier
+from curator_dask.image.classifiers.published import PublishedClassifier
+from curator_dask.models.downloads import HubFile
 from curator_dask.models.families import OPENAI_B32, OPENAI_L14, VectorKind
-from curator_dask.models.head_files import AESTHETIC, find
+from curator_dask.models.head_files import AESTHETIC
 
 _BY_LENGTH = {kind.dim: kind for kind in (OPENAI_L14, OPENAI_B32)}
 
 
-class AestheticClassifier(HeadClassifier):
+class AestheticClassifier(PublishedClassifier):
     """Scores vectors of OpenAI's CLIP with LAION's aesthetic predictors; about 1 to 10, more is more pleasing.
 
     Parameters
@@ -38,23 +38,12 @@ class AestheticClassifier(HeadClassifier):
         *,
         check: bool = True,
     ) -> None:
-        super().__init__(model_path or AESTHETIC.name, pred_column, embedding_column, batch_size, check=check)
-        if model_path is None:
-            self.model_path = None
-
-    def locate(self) -> Path:
-        """The file on this machine; fetched if it is nowhere."""
-        return find(AESTHETIC) if self.model_path is None else super().locate()
+        super().__init__(model_path, pred_column, embedding_column, batch_size, check=check)
 
     @property
-    def files(self) -> dict[str, str]:
-        """SHA-256 of the file that was given, by its path; each node has its own of what is fetched."""
-        return {} if self.model_path is None else super().files
-
-    @property
-    def identity(self) -> tuple[str, ...]:
-        """The content of the file, wherever it is."""
-        return ("head", str(AESTHETIC.digest)) if self.model_path is None else super().identity
+    def published(self) -> HubFile:
+        """LAION's improved predictor."""
+        return AESTHETIC
 
     @property
     def vectors(self) -> VectorKind:

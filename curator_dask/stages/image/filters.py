@@ -16,7 +16,7 @@ from curator_dask.errors import ConfigError
 from curator_dask.image.classifiers import AestheticClassifier, NsfwClassifier
 from curator_dask.image.classifiers.origins import Origin
 from curator_dask.models.encoders import EncoderInfo
-from curator_dask.models.head_files import AESTHETIC, NSFW_NAME
+from curator_dask.models.head_files import AESTHETIC, NSFW
 from curator_dask.settings import absolute
 from curator_dask.stages.base import Names, ProcessingStage
 from curator_dask.tasks import EMBEDDING, ImageBatch
@@ -231,7 +231,7 @@ class ImageNSFWFilterStage(ScoreFilterStage):
 
     name = "image_nsfw_filter"
     score = "nsfw_score"
-    files = (NSFW_NAME, "nsfw_l14.safetensors", "model.safetensors")
+    files = (NSFW.name, "nsfw_l14.safetensors", "model.safetensors")
     usual = (0.0, 1.0)
 
     def passes(self, scores: np.ndarray) -> np.ndarray:
