@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from curator_dask.collector import held_back
 from curator_dask.errors import ShardError
 from curator_dask.fingerprint import fingerprint
+from curator_dask.frames.committing import Commits
 from curator_dask.frames.parquet import Footer, read_footer, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.choosing import read_rows
@@ -22,10 +23,11 @@ from curator_dask.outputs.contents import contents_of, text_of
 from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_columns import texts_of
 from curator_dask.outputs.manifest import where_from
-from curator_dask.outputs.placing import being_written, put
+from curator_dask.outputs.placing import being_written, put, unwritten
 from curator_dask.outputs.selecting import FILES, TIMES, Folder, stamps_in
 from curator_dask.outputs.sharding import NewShard
 from curator_dask.runs.reports import report_frame
+from curator_dask.runs.turns import aside
 from curator_dask.storage import Options, is_remote, remove
 from curator_dask.webdataset.idx import index_content
 from curator_dask.webdataset.ranges import Ranges
@@ -197,35 +199,47 @@ class PackShard:
         if self.encoded is not None:
             self.encoded.put(contents, keys, ends, table)
         path = self.target.file(f"{name}.tar")
-        with being_written(path, self.target.options) as (file, size_of):
-            ranges = Ranges(stamps, self.shard_options)
-            offsets, sizes = write_tar(file, contents, ranges, early=not is_remote(path))
-            index, no_index = self._index(name, contents.names, offsets, sizes, ends)
-            if self.schema is not None:
-                beside = _conformed(table, self.schema)
-                write_table(self.target.file(f"{name}.parquet"), beside, record, self.target.options)
-        report = {
-            **_REPORT,
-            "name": name,
-            "rows": len(shard),
-            "bytes": size_of(),
-            "indexed": index is not None,
-            "index_bytes": 0 if index is None else len(index),
-            "no_index": no_index,
-            "json_left_alone": left_alone,
-            "no_caption": captions.count(None),
-        }
+        with contextlib.ExitStack() as after:
+            try:
+                with Commits() as commits:  # all are synced at once
+                    with being_written(path, self.target.options, commits) as (file, size_of):
+                        ranges = Ranges(stamps, self.shard_options)
+                        offsets, sizes = write_tar(file, contents, ranges, early=not is_remote(path))
+                    index, no_index = self._index(name, contents.names, offsets, sizes, ends)
+                    self._put_beside(name, index, table, record, commits)
+                    after.enter_context(aside())
+            except OSError as error:  # of a sync, or a rename
+                raise unwritten(path, error) from error
+            report = {
+                **_REPORT,
+                "name": name,
+                "rows": len(shard),
+                "bytes": size_of(),
+                "indexed": index is not None,
+                "index_bytes": 0 if index is None else len(index),
+                "no_index": no_index,
+                "json_left_alone": left_alone,
+                "no_caption": captions.count(None),
+            }
+            made_by = FileRecord(self.mark(shard), report=report)
+            before = np.where(contents.sources < 0, -1, contents.offsets)
+            where = where_from(name, keys, samples, contents.names, offsets, sizes, before, ends)
+            write_table(self.manifest.file(f"{name}.parquet"), where, made_by, self.manifest.options)
+        return report
+
+    def _put_beside(
+        self, name: str, index: bytes | None, table: pa.Table, record: FileRecord, commits: Commits
+    ) -> None:
+        """Write the index and the rows, or remove another tar's."""
         if index is None:
-            remove(self.target.file(f"{name}.idx"), self.target.options)  # another tar's
+            remove(self.target.file(f"{name}.idx"), self.target.options)
         else:
-            put(self.target.file(f"{name}.idx"), index, self.target.options)
+            put(self.target.file(f"{name}.idx"), index, self.target.options, commits)
         if self.schema is None:
             remove(self.target.file(f"{name}.parquet"), self.target.options)
-        made_by = FileRecord(self.mark(shard), report=report)
-        before = np.where(contents.sources < 0, -1, contents.offsets)
-        table = where_from(name, keys, samples, contents.names, offsets, sizes, before, ends)
-        write_table(self.manifest.file(f"{name}.parquet"), table, made_by, self.manifest.options)
-        return report
+        else:
+            beside = _conformed(table, self.schema)
+            write_table(self.target.file(f"{name}.parquet"), beside, record, self.target.options, commits)
 
     def _samples(self, shard: NewShard) -> tuple[pa.Table, dict[str, FileStamp]]:
         """The samples of a shard, in its order, and the states of the tars that they are in."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from curator_dask.errors import ConfigError, OutputError
-from curator_dask.frames.committing import temporary_name
+from curator_dask.frames.committing import Commits, temporary_name, write_local
 from curator_dask.storage import Options, absolute, is_remote, upload, write_bytes
 from curator_dask.webdataset.staging import current_worker
 
@@ -31,8 +31,11 @@ def locate(path: str, options: Options) -> str:
 
 
 @contextlib.contextmanager
-def being_written(path: str, options: Options) -> Iterator[tuple[int, Callable[[], int]]]:
-    """Descriptor of a file that is in its place when the block ends well; and what then tells its size."""
+def being_written(path: str, options: Options, commits: Commits) -> Iterator[tuple[int, Callable[[], int]]]:
+    """Descriptor of a file that is in its place when the block ends well; and what then tells its size.
+
+    On this machine `commits` has it there, and raises what goes wrong then.
+    """
     remote = is_remote(path)
     try:
         if remote:
@@ -44,47 +47,49 @@ def being_written(path: str, options: Options) -> Iterator[tuple[int, Callable[[
             temporary = Path(path).with_name(temporary_name(Path(path).name))
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise _unwritten(path, error) from error
-    size = -1
+        raise unwritten(path, error) from error
+    file = os.fdopen(handle, "wb")
+    size, committed = -1, False
     try:
-        try:
-            yield handle, lambda: size
-            size = os.fstat(handle).st_size
-            if not remote:
-                os.fsync(handle)
-        finally:
-            os.close(handle)
+        yield handle, lambda: size
+        size = os.fstat(handle).st_size
         if remote:
             _uploaded(path, temporary, options)
         else:
-            temporary.replace(path)
+            commits.add(file, temporary, Path(path))
+            committed = True
     except OSError as error:
-        raise _unwritten(path, error) from error
+        raise unwritten(path, error) from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if not committed:
+            file.close()
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def _uploaded(path: str, local: Path, options: Options) -> None:
     try:
         upload(path, local, options)
     except Exception as error:  # a store's own, of many types
-        raise _unwritten(path, error) from error
+        raise unwritten(path, error) from error
 
 
-def put(path: str, data: bytes, options: Options) -> None:
-    """Write a small file, whole or not at all."""
+def put(path: str, data: bytes, options: Options, commits: Commits | None = None) -> None:
+    """Write a small file, whole or not at all; on this machine `commits`, if given, has it there."""
     if is_remote(path):
         try:
             write_bytes(path, data, options)
         except Exception as error:  # a store's own, of many types
-            raise _unwritten(path, error) from error
+            raise unwritten(path, error) from error
         return
-    with being_written(path, options) as (file, _):
-        os.write(file, data)
+    try:
+        write_local(Path(path), lambda file: file.write(data), commits)
+    except OSError as error:
+        raise unwritten(path, error) from error
 
 
-def _unwritten(path: str, error: Exception) -> OutputError:
+def unwritten(path: str, error: Exception) -> OutputError:
+    """The error that a file could not be written, for this reason."""
     said = (error.strerror if isinstance(error, OSError) else None) or repr(error)
     return OutputError(
         f"{path}: could not be written: {said}. Nothing was left behind there; make room, or give a path that can be"

@@ -1,8 +1,10 @@
-"""Taking turns at computing, so that a worker fetches the next remote shard meanwhile.
+"""Taking turns at computing, so that a worker fetches the next remote shard meanwhile, or waits for its disk.
 
 A task that needs a remote shard fetches it first, then waits until one of the worker's turns is free, and then
 leaves the worker's pool of threads (`distributed.secede`): the worker starts its next task, which fetches and
 waits in its turn. So at most one shard a thread is staged ahead, whatever the scheduler does.
+
+A task that has nothing left to do but to wait for the disk leaves the pool likewise (`aside`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from curator_dask.storage import Options, is_remote
 from curator_dask.webdataset.staging import STAGE, current_worker
 
 _thread = threading.local()
+
+_ASIDE = threading.BoundedSemaphore(2)
+"""For the tasks of this process that wait for its disk: what they have written it must write in the end."""
 
 
 class Turns:
@@ -87,6 +92,19 @@ def turn(url: str | None, options: Options = None) -> Iterator[None]:
             yield
         finally:
             _thread.has_turn = False
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """A block that waits for the disk: meanwhile the worker does its next task. Two at most wait so at a time."""
+    if current_worker() is None or not _ASIDE.acquire(blocking=False):
+        yield
+        return
+    try:
+        _leave_pool()
+        yield
+    finally:
+        _ASIDE.release()
 
 
 def _leave_pool() -> None:
