@@ -21,7 +21,12 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.dedup import SemanticDeduplication
 from curator_dask.errors import ConfigError, ShardError
 from curator_dask.frames.names import EMBEDDING_COLUMN, ERROR_COLUMN
-from curator_dask.image.classifiers import AestheticClassifier, ImageClassifier, NsfwClassifier
+from curator_dask.image.classifiers import (
+    AestheticClassifier,
+    ImageClassifier,
+    NsfwClassifier,
+    ReferenceSimilarity,
+)
 from curator_dask.image.embedders.making import make_embedder
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.sources import Sources
@@ -64,6 +69,8 @@ class Recipe:
         Before the statistics' names, where the dataset has columns of these names.
     aesthetic, nsfw
         The file of a head, or True: as `AestheticClassifier` and `NsfwClassifier` find theirs.
+    near
+        By column, outputs of the same model: the cosine to their nearest vector, as of `ReferenceSimilarity`.
     where
         A condition as behind SQL's WHERE. Images that cannot be used never pass.
     top
@@ -89,6 +96,7 @@ class Recipe:
     prefix: str = ""
     aesthetic: str | bool = False
     nsfw: str | bool = False
+    near: Mapping[str, str] = field(default_factory=dict)
     where: str | None = None
     top: Mapping[str, float] | None = None
     duplicates: Mapping[str, Any] | None = None
@@ -104,7 +112,9 @@ class Recipe:
                 if not isinstance(getattr(self, name), kinds):
                     raise ConfigError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
         wants = [
-            name for name in ("aesthetic", "nsfw", "duplicates") if getattr(self, name) not in (False, None)
+            name
+            for name in ("aesthetic", "nsfw", "near", "duplicates")
+            if getattr(self, name) not in (False, None, {})
         ]
         if self.model is None and isinstance(self.duplicates, Mapping) and self.duplicates.get("exact"):
             wants.remove("duplicates")  # hashes alone decide
@@ -113,9 +123,11 @@ class Recipe:
             raise ConfigError(f"{', '.join(wants)}: needs vectors: give a model{hashes}")
         if taken := {"where", "without", "overwrite", "dry_run"} & {*self.export}:
             raise ConfigError(f"export: {sorted(taken)} is not given there, but for all steps")
-        for name in ("model_options", "duplicates", "export"):
+        for name in ("model_options", "duplicates", "export", "near"):
             if not isinstance(getattr(self, name) or {}, Mapping):
                 raise ConfigError(f"{name}: expected names and values, found {getattr(self, name)!r}")
+        if not all(isinstance(each, str) and each for pair in (self.near or {}).items() for each in pair):
+            raise ConfigError(f"near: expected columns and folders, found {self.near!r}")
         if not isinstance(self.captions, str) or not isinstance(self.images, bool):
             raise ConfigError(
                 f"captions={self.captions!r}, images={self.images!r}: expected txt, none or the path of a table; and"
@@ -189,7 +201,10 @@ class Recipe:
     def heads(self) -> list[ImageClassifier]:
         """What scores the vectors."""
         given = ((AestheticClassifier, self.aesthetic), (NsfwClassifier, self.nsfw))
-        return [head(model_path=None if file is True else file) for head, file in given if file]
+        return [
+            *(head(model_path=None if file is True else file) for head, file in given if file),
+            *(ReferenceSimilarity(folder, column) for column, folder in (self.near or {}).items()),
+        ]
 
     def sources(self) -> Sources | None:
         """All files that decide what is in ``embeddings``, but the shards; None where they are not all here yet."""

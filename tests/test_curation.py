@@ -204,6 +204,8 @@ def test_a_folder_of_images_with_a_table_of_captions(tmp_path):
         ("- a", "expected names and values, found list"),
         ("a: [", "not a YAML file"),
         ("aesthetic: true", "aesthetic: needs vectors: give a model"),
+        ("near: {like: /a}", "near: needs vectors: give a model"),
+        ("model: test_vit\nnear: {like: 3}", "near: expected columns and folders"),
         ("top: {width: 1.5}", "top: width=1.5: expected a column with a share"),
         ("top: {width: 2, height: 2}", "top: .*: expected a column with a share"),
         ("duplicates: {eps: 0.1}", r"duplicates: needs vectors: .*by hashes alone \(exact\)"),

@@ -872,13 +872,21 @@ def test_score_by_the_command(tmp_path, client):
     at = ["--scheduler-address", client.scheduler.address]
     head = saved(tmp_path, "linear")
     arguments = ["score", out, "--aesthetic", saved(tmp_path, "aesthetic"), "--head", f"mine={head}", *at]
+    arguments += ["--near", f"like={write_vectors(tmp_path / 'wanted', files=1)}"]
     done = run_here(*arguments)
     assert done.returncode == 0, done.stderr
     assert "60 rows in 2 files" in done.stdout
     check_scores(out, "aesthetic_score", "aesthetic")
     check_scores(out, "mine", "linear")
+    # The first file is the reference itself.
+    like = [pq.read_table(out / f"0000{number}.parquet")["like"].drop_null() for number in range(2)]
+    assert min(like[0].to_pylist()) > 1 - 1e-6 and max(like[1].to_pylist()) < 0.5
     assert "2 files finished before" in run_here(*arguments).stdout
-    for wrong, said in ((["--head", "mine"], "NAME=FILE"), ([], "give a head")):
+    for wrong, said in (
+        (["--head", "mine"], "NAME=FILE"),
+        (["--near", "=a"], "NAME=FOLDER"),
+        ([], "give a head"),
+    ):
         done = run_here("score", out, *wrong)
         assert done.returncode == 2 and said in done.stderr
     write_vectors(tmp_path / "b32", {**L14, "model": "vit_base_patch32_clip_quickgelu_224"})

@@ -69,6 +69,14 @@ def score(
             show_default=False,
         ),
     ] = None,
+    near: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER",
+            help="Cosine to the nearest vector of another output of the same model, and its column; several times.",
+            show_default=False,
+        ),
+    ] = None,
     text: Annotated[str, typer.Option(help="Column of the captions, for --clip-score.")] = CAPTION_COLUMN,
     model_dir: Annotated[
         str | None,
@@ -95,19 +103,17 @@ def score(
     """
     options = json_object(storage_options, "--storage-options") or None
     output_options = json_object(output_storage_options, "--output-storage-options")
-    pairs = [each.partition("=") for each in head or ()]
-    bad = [name + equals + path for name, equals, path in pairs if not (name and path)]
-    if bad:
-        raise typer.BadParameter(f"{bad[0]!r}: expected NAME=FILE", param_hint="--head")
-    if not (aesthetic or nsfw or pairs or clip_score):
+    files, folders = _pairs(head, "--head", "FILE"), _pairs(near, "--near", "FOLDER")
+    if not (aesthetic or nsfw or files or folders or clip_score):
         raise typer.BadParameter(
-            "give a head: --aesthetic, --nsfw, --head or --clip-score", param_hint="--head"
+            "give a head: --aesthetic, --nsfw, --head, --near or --clip-score", param_hint="--head"
         )
 
     from curator_dask.image.classifiers import (
         AestheticClassifier,
         HeadClassifier,
         NsfwClassifier,
+        ReferenceSimilarity,
         score_output,
     )
     from curator_dask.text import ClipScore
@@ -122,7 +128,8 @@ def score(
         if nsfw:
             path = None if nsfw == PUBLISHED else nsfw
             heads.append(NsfwClassifier(column, model_path=path, check=check))
-        heads += [HeadClassifier(path, name, column, check=check) for name, _, path in pairs]
+        heads += [HeadClassifier(path, name, column, check=check) for name, path in files]
+        heads += [ReferenceSimilarity(path, name, column, check=check) for name, path in folders]
         if clip_score:
             embedder = make_text_embedder(clip_score, model_dir, text_column=text)
             heads.append(ClipScore(embedder, image_embedding_column=column, check=check))
@@ -138,3 +145,12 @@ def score(
         put(summary.to_dict())
     if not summary.complete:
         raise typer.Exit(EXIT_SHARD)
+
+
+def _pairs(given: list[str] | None, option: str, what: str) -> list[tuple[str, str]]:
+    """Names and paths of an option that is ``NAME=PATH``."""
+    pairs = [each.partition("=") for each in given or ()]
+    bad = [name + equals + path for name, equals, path in pairs if not (name and path)]
+    if bad:
+        raise typer.BadParameter(f"{bad[0]!r}: expected NAME={what}", param_hint=option)
+    return [(name, path) for name, _, path in pairs]

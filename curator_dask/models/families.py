@@ -9,11 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from curator_dask.models.hub import CLIP_L14, names_folder
 
 _TOWER = "CLIPVisionModelWithProjection"
+
+
+class Kind(Protocol):
+    """Vectors that a head is for; its text says which."""
+
+    @property
+    def remedy(self) -> str:
+        """How to make such vectors."""
+
+    def differences(self, info: Mapping[str, Any]) -> list[str]:
+        """How those of a record (`EncoderInfo`) differ from these, in words; none if they are such."""
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,15 @@ class VectorFiles:
             best = self._nearest(best, file, vector, of, top)
         return best
 
+    def matrices(self) -> Iterator[np.ndarray]:
+        """All vectors, float32 (n, dim): by files and rows, some thousand at a time."""
+        for path in self.records:
+            with faults_told(path), open_parquet(path, self.options) as file:
+                for batch in file.iter_batches(batch_size=_BLOCK, columns=[self.column]):
+                    matrix, valid = self._matrix(path, batch)
+                    if valid.any():
+                        yield matrix[valid]
+
     def _nearest(self, best: list[Hit], path: str, vector: np.ndarray, of: str, top: int) -> list[Hit]:
         """The best of those that are known and of the rows of a file."""
         id_col = self._id_col(path)

@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from curator_dask.image.classifiers import AestheticClassifier, HeadClassifier, NsfwClassifier
+from curator_dask.image.classifiers import (
+    AestheticClassifier,
+    HeadClassifier,
+    NsfwClassifier,
+    ReferenceSimilarity,
+)
 from curator_dask.image.classifiers.files import Scorer
 from curator_dask.text.embedders import ClipTextEmbedder, SentenceEmbedder, TextEmbedder
 from curator_dask.text.score import ClipScore
 from curator_dask.text.zero_shot import ZeroShotClassifier
 
-_SCORERS = (AestheticClassifier, ClipScore, HeadClassifier, NsfwClassifier, ZeroShotClassifier)
+_SCORERS = (
+    AestheticClassifier,
+    ClipScore,
+    HeadClassifier,
+    NsfwClassifier,
+    ReferenceSimilarity,
+    ZeroShotClassifier,
+)
 _TEXTS = (ClipTextEmbedder, SentenceEmbedder)
 
 

@@ -5,5 +5,13 @@ from curator_dask.image.classifiers.base import ImageClassifier
 from curator_dask.image.classifiers.file import HeadClassifier
 from curator_dask.image.classifiers.files import score_output
 from curator_dask.image.classifiers.nsfw import NsfwClassifier
+from curator_dask.image.classifiers.reference import ReferenceSimilarity
 
-__all__ = ["AestheticClassifier", "HeadClassifier", "ImageClassifier", "NsfwClassifier", "score_output"]
+__all__ = [
+    "AestheticClassifier",
+    "HeadClassifier",
+    "ImageClassifier",
+    "NsfwClassifier",
+    "ReferenceSimilarity",
+    "score_output",
+]

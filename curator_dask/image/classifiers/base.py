@@ -19,7 +19,7 @@ from curator_dask.frames.names import EMBEDDING_COLUMN, ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers.origins import Origin, find_origin, origin_in_files
 from curator_dask.image.classifiers.scoring import ScoreVectors
-from curator_dask.models.families import VectorKind
+from curator_dask.models.families import Kind
 from curator_dask.models.heads import digest_of
 from curator_dask.storage import Options
 
@@ -89,7 +89,7 @@ class ImageClassifier(ABC):
         return series
 
     @property
-    def vectors(self) -> VectorKind | None:
+    def vectors(self) -> Kind | None:
         """Which vectors the head was made for, asked for on a worker; None: any of its length."""
         return None
 

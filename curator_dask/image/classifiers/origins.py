@@ -13,7 +13,7 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError
 from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.parquet import open_parquet, read_footer, read_record
-from curator_dask.models.families import VectorKind, said_of
+from curator_dask.models.families import Kind, said_of
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.step import Step
 from curator_dask.storage import Options
@@ -71,7 +71,7 @@ class Origin:
                 " belongs to them"
             )
 
-    def check(self, kind: VectorKind, head: str) -> None:
+    def check(self, kind: Kind, head: str) -> None:
         """Refuse what is not of the kind that a head is for.
 
         Raises

@@ -29,7 +29,7 @@ from curator_dask.tokens import tokenize
 if TYPE_CHECKING:
     import torch
 
-    from curator_dask.models.families import VectorKind
+    from curator_dask.models.families import Kind
 
 #: Vectors that a head takes at once: few enough for the caches of a CPU, as each is copied once on its way.
 BLOCK = 2048
@@ -53,7 +53,7 @@ class Classifier(Protocol):
         """That of its column."""
 
     @property
-    def vectors(self) -> VectorKind | None:
+    def vectors(self) -> Kind | None:
         """Which vectors it is for."""
 
     @property

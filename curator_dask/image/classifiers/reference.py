@@ -1,0 +1,203 @@
+"""`ReferenceSimilarity`: how near each image is to a dataset that has what is wanted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from curator_dask.errors import ConfigError
+from curator_dask.frames.columns import unit
+from curator_dask.frames.names import EMBEDDING_COLUMN
+from curator_dask.image.classifiers.base import ImageClassifier
+from curator_dask.image.classifiers.origins import one_origin
+from curator_dask.models.families import Kind, said_of
+from curator_dask.models.heads import digest_of
+from curator_dask.outputs.nearest import VectorFiles
+from curator_dask.outputs.placing import locate
+from curator_dask.storage import is_remote, local_path
+from curator_dask.words import counted
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("curator_dask")
+
+BLOCK = 4096
+"""Vectors of the reference that are compared at once: their products with a block of rows stay in a CPU's cache."""
+
+
+class ReferenceSimilarity(ImageClassifier):
+    """Scores vectors by the nearest of a reference: the largest cosine, -1 to 1; 1 is one of the reference.
+
+    The best by it are the images that are like those of the reference, as DataComp's image-based filter and DINOv2's
+    curated dataset choose theirs. Every vector is compared with all of the reference: no pair is missed.
+
+    Parameters
+    ----------
+    reference
+        What `save_metadata` or ``curator-dask embed`` wrote of the images that are wanted, by the same model; every
+        worker must see it. Each holds its vectors in memory, or in that of its GPU: 4 bytes a value.
+    pred_column, embedding_column, batch_size
+        See `ImageClassifier`.
+    reference_column
+        Of the reference's vectors; None: `embedding_column`.
+    storage_options
+        For fsspec, where `reference` is a URL.
+    check
+        Refuse vectors of another model than the reference's.
+
+    Raises
+    ------
+    OutputError
+        When it is used: the reference has no such vectors.
+    """
+
+    def __init__(
+        self,
+        reference: str | os.PathLike[str],
+        pred_column: str = "reference_similarity",
+        embedding_column: str = EMBEDDING_COLUMN,
+        batch_size: int = -1,
+        *,
+        reference_column: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        check: bool = True,
+    ) -> None:
+        path = locate(os.fspath(reference), storage_options)
+        name = f"{type(self).__name__}({posixpath.basename(path.rstrip('/'))})"
+        super().__init__(name, embedding_column, pred_column, "float32", batch_size, check=check)
+        self.reference = path
+        self.reference_column = reference_column or embedding_column
+        self.storage_options = None if storage_options is None else dict(storage_options)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of the files of the reference that are on this machine, by their paths."""
+        paths = [path for path in self._files().records if not is_remote(path)]
+        return {path: digest_of(local_path(path)) for path in paths}
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """The vectors of the reference, in whatever files they are."""
+        digest = hashlib.sha256()
+        for block in self._blocks():
+            digest.update(np.ascontiguousarray(block, "<f4").tobytes())
+        return ("reference", digest.hexdigest())
+
+    @property
+    def vectors(self) -> Kind | None:
+        """Those of the model that made the reference.
+
+        Raises
+        ------
+        ConfigError
+            Nothing says which that is.
+        DatasetError
+            They are of several.
+        """
+        info = one_origin(self.reference_column, self._files().records).info()
+        if info is None:
+            raise ConfigError(
+                f"{self.reference}: nothing says what made {self.reference_column!r}. If you know that the vectors are"
+                " of one model with those that are compared, say so by check=False (--no-check)"
+            )
+        return _OfReference(self.reference, json.dumps(info, sort_keys=True))
+
+    def settings(self) -> dict[str, Any] | None:
+        """The arguments of this class, and its name under ``"scorer"``; None where they may hold what is secret."""
+        if self.storage_options is not None:
+            return None
+        names = (
+            "reference",
+            "pred_column",
+            "embedding_column",
+            "batch_size",
+            "reference_column",
+            "check",
+        )
+        return {"scorer": type(self).__name__, **{name: getattr(self, name) for name in names}}
+
+    def load_model(self, device: torch.device) -> Nearest:
+        """The vectors of the reference, on `device`.
+
+        Raises
+        ------
+        ConfigError
+            It has none that can be compared.
+        """
+        import torch
+
+        blocks = list(self._blocks())
+        logger.info("%s: %s to compare with", self.reference, counted(sum(map(len, blocks)), "vector"))
+        if not blocks:
+            raise ConfigError(f"{self.reference}: no row has a vector in {self.reference_column!r}")
+        return Nearest([torch.from_numpy(block).to(device) for block in blocks])
+
+    def _files(self) -> VectorFiles:
+        return VectorFiles.find(self.reference, self.reference_column, self.storage_options)
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        """The vectors, of length 1, float32 (n, dim), by files and rows; without those that have no direction."""
+        for matrix in self._files().matrices():
+            vectors = unit(matrix)
+            good = np.isfinite(vectors).all(1) & vectors.any(1)
+            for start in range(0, len(vectors), BLOCK):
+                block = vectors[start : start + BLOCK][good[start : start + BLOCK]]
+                if len(block):
+                    yield block
+
+
+class Nearest:
+    """The largest cosine of each vector and those of a reference.
+
+    Parameters
+    ----------
+    blocks
+        Float32 (n, dim) each, of length 1.
+    """
+
+    def __init__(self, blocks: list[torch.Tensor]) -> None:
+        self._blocks = blocks
+        self.dim = int(blocks[0].shape[1])
+
+    def __call__(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Cosines (n,), NaN where a vector has no direction."""
+        vectors = vectors / vectors.norm(dim=1, keepdim=True)
+        best = (vectors @ self._blocks[0].T).amax(1)
+        for block in self._blocks[1:]:
+            best = best.maximum((vectors @ block.T).amax(1))
+        return best
+
+
+@dataclass(frozen=True)
+class _OfReference:
+    """The vectors of the model that made a reference, by its record as JSON."""
+
+    reference: str
+    record: str
+
+    def __str__(self) -> str:
+        return f"{said_of(json.loads(self.record))}, of which {self.reference} is"
+
+    @property
+    def remedy(self) -> str:
+        """How to make such vectors."""
+        return "Embed both with one model"
+
+    def differences(self, info: Mapping[str, Any]) -> list[str]:
+        """How vectors differ from these, in words."""
+        wanted = json.loads(self.record)
+        names = ("model", "weights", "output", "dim")
+        return [
+            f"{name} {info.get(name)}, not {wanted.get(name)}"
+            for name in names
+            if info.get(name) != wanted.get(name)
+        ]
