@@ -141,9 +141,9 @@ def test_one_command_does_all_and_again_nothing(folder, weights, tmp_path, monke
 
 
 def test_without_a_model_rows_are_chosen_by_what_is_there(folder, tmp_path):
-    summary = curate(
-        folder, tmp_path / "out", Recipe(where="caption like '%2'", export={"keys": "sequential"})
-    )
+    where = "caption like '%2' or caption like '%3'"  # two in each shard
+    recipe = Recipe(where=where, at_most={"__url__": 1}, export={"keys": "sequential"})
+    summary = curate(folder, tmp_path / "out", recipe)
     assert (summary.rows, summary.failed, summary.filtered, summary.kept) == (24, 0, 21, 3)
     assert [*samples_in(tmp_path / "out/shards")] == ["000000000", "000000001", "000000002"]
     assert "3 of 24 rows" in str(summary)
@@ -206,6 +206,8 @@ def test_a_folder_of_images_with_a_table_of_captions(tmp_path):
         ("aesthetic: true", "aesthetic: needs vectors: give a model"),
         ("near: {like: /a}", "near: needs vectors: give a model"),
         ("model: test_vit\nnear: {like: 3}", "near: expected columns and folders"),
+        ("at_most: {label: 0}", "at_most: .*expected a column and how many rows"),
+        ("at_most: {label: 3}\ntop: {width: 0.5}", "top and at_most: expected one of the two"),
         ("top: {width: 1.5}", "top: width=1.5: expected a column with a share"),
         ("top: {width: 2, height: 2}", "top: .*: expected a column with a share"),
         ("duplicates: {eps: 0.1}", r"duplicates: needs vectors: .*by hashes alone \(exact\)"),

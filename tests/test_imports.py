@@ -23,6 +23,7 @@ LAYERS = (
     "testing",
     "utils",
     "curation",
+    "recipe",
     "pipeline",
     "stages",
     "report",

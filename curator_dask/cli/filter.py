@@ -67,6 +67,22 @@ def filter_rows(
             show_default=False,
         ),
     ] = None,
+    at_most: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN=ROWS",
+            help="Of the rows that pass, so many of each value of a column (a label, a domain), over all files.",
+            show_default=False,
+        ),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Of --at-most: those with the largest values here.  [default: any, the same each time]",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option(help="Replace files in OUTPUT that something else has made.")
     ] = False,
@@ -102,6 +118,11 @@ def filter_rows(
                 f"{top!r}: expected COLUMN=SHARE or COLUMN=ROWS, such as clip_score=0.3 or clip_score=1000",
                 param_hint="--top",
             )
+    label, _, number = (at_most or "").rpartition("=")
+    if at_most is not None and not (label and number.strip().isdecimal()):
+        raise typer.BadParameter(
+            f"{at_most!r}: expected COLUMN=ROWS, such as label=100", param_hint="--at-most"
+        )
     options = json_object(storage_options, "--storage-options") or None
     output_options = json_object(output_storage_options, "--output-storage-options") or None
 
@@ -114,6 +135,8 @@ def filter_rows(
             output,
             where=both_of(conditions),
             top=best,
+            at_most=None if at_most is None else (label, int(number)),
+            by=by,
             overwrite=overwrite,
             storage_options=options,
             output_storage_options=output_options,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from curator_dask.frames.parquet import open_parquet, read_whole
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.unchanged import changed_shard
 from curator_dask.rows.best import Cut, Place, against, best_rows, count_best, ends_at, places_of, values_of
+from curator_dask.rows.capped import Cap, Ends, Members, capped_rows, find_ends, members_of, places_in
 from curator_dask.rows.where import Where
 from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
@@ -32,6 +34,8 @@ class Look:
         By clause, rows that pass it alone, and rows of which it says nothing.
     values
         Of the column that decides who is best, of the rows that pass and have one; None: there is no such column.
+    members
+        Of each value of which so many rows are kept; None: of any value all are.
     changed
         Its shard, where that has changed since.
     """
@@ -41,6 +45,7 @@ class Look:
     passing: Mapping[str, int]
     unknown: Mapping[str, int]
     values: np.ndarray | None
+    members: Members | None
     changed: str | None
 
 
@@ -56,22 +61,30 @@ class Chosen:
         Column, and share or number of the best rows, if only these are kept.
     cut
         Where those end, once it is known.
+    cap
+        How many rows of each value of a column are kept; None: all. Not with `top`.
+    ends
+        Where these end, once it is known.
     """
 
     where: Where | None
     top: tuple[str, float] | None
     cut: Cut | None = None
+    cap: Cap | None = None
+    ends: Ends | None = None
 
     def look(self, path: str, options: Options) -> Look:
         """Count the rows of a file by what passes, and take the values by which the best are found."""
         footer = read_whole(path, options)
         table = self._read(path, options)
-        values = None
+        values, members = None, None
         try:
             passes = self._where(table, footer.columns)
             if self.top is not None:
                 found, valid = values_of(table, self.top[0])
                 values = found[passes & valid]
+            if self.cap is not None:
+                members, _ = members_of(table, self.cap, _id_col(table), passes)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
         clauses = [Where(clause) for clause in (self.where.clauses if self.where else ())]
@@ -82,6 +95,7 @@ class Chosen:
             {text: int((each == 1).sum()) for text, each in said.items()},
             {text: int((each == -1).sum()) for text, each in said.items()},
             values,
+            members,
             changed_shard(footer.record),
         )
 
@@ -108,6 +122,17 @@ class Chosen:
         )
         return Cut(column, value, places[left - 1])
 
+    def ends_of(self, looks: Sequence[Look], folder: str, names: Sequence[str], options: Options) -> Ends:
+        """Where the rows of each value end, over all files."""
+        assert self.cap is not None
+        cap = self.cap
+
+        def places(number: int, wanted: set[str]) -> Iterator[tuple[str, Any, Place]]:
+            table = self._read(join(folder, names[number]), options)
+            yield from places_in(table, cap, _id_col(table), names[number], self._where(table), wanted)
+
+        return find_ends([look.members for look in looks if look.members is not None], cap, places)
+
     def count(self, looks: Sequence[Look]) -> int:
         """How many rows the best are, of those with a value."""
         assert self.top is not None
@@ -123,6 +148,8 @@ class Chosen:
     def rows(self, table: pa.Table, name: str) -> np.ndarray:
         """Bool (rows,): which rows of a file pass, the cut included."""
         passes = self._where(table)
+        if self.cap is not None and self.ends is not None:
+            return capped_rows(table, self.cap, self.ends, _id_col(table), name, passes)
         if self.top is None:
             return passes
         if self.cut is None:
@@ -138,6 +165,7 @@ class Chosen:
         keys = [(footer.record.id_col if footer.record else None) or "key", URL_COLUMN]
         wanted = [] if self.where is None else self.where.columns(footer.columns)
         wanted += [] if self.top is None else [self.top[0], *keys]
+        wanted += [] if self.cap is None else [self.cap.column, *filter(None, [self.cap.by]), *keys]
         named = [name for name in dict.fromkeys(wanted) if name in footer.columns]
         return read_rows(path, options, named or footer.columns[:1])
 

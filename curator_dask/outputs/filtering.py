@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -28,6 +29,7 @@ from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_apart, opened
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.best import Cut, check_best
+from curator_dask.rows.capped import check_cap
 from curator_dask.rows.where import Where
 from curator_dask.runs.reports import report_frame, report_of
 from curator_dask.runs.settle import file_tasks, run_targets
@@ -55,6 +57,9 @@ class FilterSummary:
         By clause, rows of which it says nothing, since a value is null or NaN: they do not pass.
     cut
         Where the best rows end, if only these are kept.
+    capped
+        Of how many rows of each value are kept, if that is limited: ``column``, ``most``, ``by``, how many ``values``
+        there are, and ``more``: how many of these have more rows. None: it is not.
     output
         What was written, if anything was.
     seconds
@@ -66,6 +71,7 @@ class FilterSummary:
     passing: dict[str, int] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
     cut: Cut | None = None
+    capped: dict[str, Any] | None = None
     output: SaveSummary | None = None
     seconds: float = 0.0
 
@@ -82,6 +88,12 @@ class FilterSummary:
             lines.append(f"  {clause}: {count:,} pass ({_share(count, self.rows)}){null}")
         if self.cut is not None:
             lines.append(f"  the best by {self.cut.column}: down to {self.cut.last_value}")
+        if (cap := self.capped) is not None:
+            which = f"the best by {cap['by']}" if cap["by"] else "any"
+            lines.append(
+                f"  at most {counted(cap['most'], 'row')} of each {cap['column']}, {which}:"
+                f" {cap['more']:,} of {counted(cap['values'], 'value')} have more"
+            )
         return "\n".join(lines)
 
 
@@ -100,6 +112,8 @@ def filter_output(
     *,
     where: str | None = None,
     top: tuple[str, float] | None = None,
+    at_most: tuple[str, int] | None = None,
+    by: str | None = None,
     overwrite: bool = False,
     storage_options: Options = None,
     output_storage_options: Options = None,
@@ -120,6 +134,13 @@ def filter_output(
         pass `where` and have a value there, so many with the largest. It is exact over all files; a share goes to the
         nearest row, a half to the even number, and rows of one value go by their key. (8 bytes a row are held
         meanwhile.)
+    at_most
+        A column of text, whole numbers or booleans (a label, a cluster, a domain), and how many rows of each of its
+        values are kept, at most, of those that pass `where`. It is exact over all files, and does not go with `top`.
+        (12 bytes a row are held meanwhile.)
+    by
+        Of `at_most`: the column of numbers whose largest are kept, rows of one value by their key. None: any, by a
+        digest of key and shard, the same each time.
     overwrite
         Replace files in `output` that something else has made.
     storage_options, output_storage_options
@@ -134,16 +155,20 @@ def filter_output(
     OutputError
         There are no such files or columns, or something would be replaced.
     """
-    if where is None and top is None:
-        raise ConfigError("give a condition (where=, --where), or how many of the best rows (top=, --top)")
+    if where is None and top is None and at_most is None:
+        raise ConfigError(
+            "give a condition (where=, --where), how many of the best rows (top=, --top), or how many of each value"
+            " (at_most=, --at-most)"
+        )
     if top is not None:
         top = check_best(top)
+    cap = check_cap(at_most, by, top)
     started = time.monotonic()
     source = Output(locate(os.fspath(path), storage_options), storage_options, False, overwrite, False)
     names = output_files(source.folder, storage_options)
     if not names:
         raise OutputError(f"{source.folder}: no Parquet file is there. Give the folder that embed wrote to")
-    chosen = Chosen(None if where is None else Where(where), top)
+    chosen = Chosen(None if where is None else Where(where), top, cap=cap)
     looks = in_threads(lambda name: chosen.look(join(source.folder, name), storage_options), names)
     summary = FilterSummary(sum(look.rows for look in looks))
     for clause in looks[0].passing:
@@ -153,6 +178,11 @@ def filter_output(
         summary.cut = chosen.cut_of(looks, source.folder, names, storage_options)
         chosen = replace(chosen, cut=summary.cut)
     summary.kept = sum(look.kept for look in looks) if top is None else chosen.count(looks)
+    if cap is not None:
+        ends = chosen.ends_of(looks, source.folder, names, storage_options)
+        chosen = replace(chosen, ends=ends)
+        summary.kept = ends.kept
+        summary.capped = {**vars(cap), "values": ends.values, "more": len(ends.ends)}
     if changed := [look.changed for look in looks if look.changed]:
         logger.warning(
             "%s: %s changed since these rows were made, %s for example. Run embed again first, or"
@@ -188,6 +218,15 @@ class FilterFile:
     target: Output
     given_up: str | None = None
 
+    @cached_property
+    def capped(self) -> str | None:
+        """A digest of how many rows of each value are kept, and which; None: all are."""
+        chosen = self.chosen
+        if chosen.cap is None or chosen.ends is None:
+            return None
+        ends = sorted((text, end.order, end.last) for text, end in chosen.ends.ends.items())
+        return fingerprint({"cap": vars(chosen.cap), "ends": ends})
+
     def give_up(self, reason: str) -> FilterFile:
         """The same without the work that kills workers."""
         return replace(self, given_up=reason)
@@ -200,7 +239,8 @@ class FilterFile:
         cut = (
             None if chosen.cut is None else [chosen.cut.column, _as_float(chosen.cut.value), *chosen.cut.last]
         )
-        return fingerprint({"filter": where, "top": chosen.top, "cut": cut, "file": vars(made)})
+        said = {"filter": where, "top": chosen.top, "cut": cut, "file": vars(made)}
+        return fingerprint(said if self.capped is None else {**said, "capped": self.capped})
 
     def __call__(self, name: str) -> pd.DataFrame:
         """Do it; returns a report as `WritePartition` does."""

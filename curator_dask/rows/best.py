@@ -76,13 +76,13 @@ def _may_be_null(kind: pa.DataType) -> bool:
 
 def ends_at(values: Sequence[np.ndarray], count: int) -> tuple[int | float, int]:
     """The smallest of the `count` largest values of several arrays, and how many of these are just that value."""
-    several = _comparable(values)
+    several = comparable(values)
     together = np.concatenate(several)
     value = np.partition(together, len(together) - count)[len(together) - count]
     return getattr(value, "item", lambda: value)(), count - int((together > value).sum())
 
 
-def _comparable(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+def comparable(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
     """Arrays that may be one without a loss: of several types, they are of Python's numbers."""
     if len({each.dtype for each in values}) == 1:
         return values

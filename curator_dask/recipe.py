@@ -1,0 +1,229 @@
+"""`Recipe`: what is done to shards, from embedding to export."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from curator_dask.dedup import SemanticDeduplication
+from curator_dask.errors import ConfigError
+from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.image.classifiers import (
+    AestheticClassifier,
+    ImageClassifier,
+    NsfwClassifier,
+    ReferenceSimilarity,
+)
+from curator_dask.image.embedders.making import make_embedder
+from curator_dask.models.sources import Sources
+from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.rows.best import check_best
+from curator_dask.rows.capped import check_cap
+from curator_dask.storage import absolute
+
+_TIMMS = {"pretrained": True, "output": "auto", "checkpoint_path": None, "model_kwargs": {}}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to a dataset; a YAML file has the same names.
+
+    Attributes
+    ----------
+    model
+        timm's name, or a repository or folder of transformers' CLIP or SigLIP. None: nothing is embedded.
+    model_options
+        Other arguments of `TimmImageEmbedder` or `ClipImageEmbedder`, such as ``batch_size``.
+    id_col
+        Column of the keys.
+    images
+        Take the image files of the folder even where it has tars.
+    captions
+        Of image files: ``"txt"``, ``"none"``, or a table, as for ``curator-dask embed``.
+    statistics
+        Names of `curator_dask.image.statistics.STATISTICS`.
+    prefix
+        Before the statistics' names, where the dataset has columns of these names.
+    aesthetic, nsfw
+        The file of a head, or True: as `AestheticClassifier` and `NsfwClassifier` find theirs.
+    near
+        By column, outputs of the same model: the cosine to their nearest vector, as of `ReferenceSimilarity`.
+    where
+        A condition as behind SQL's WHERE. Images that cannot be used never pass.
+    top
+        A column, and the share or the number of rows that are kept of those that pass, by the largest values there,
+        as of `filter_output`: ``{"blurriness": 0.3}``, ``{"blurriness": 1000}``.
+    at_most, by
+        A column, and how many rows of each of its values are kept, as of `filter_output`: ``{"label": 1000}``; and the
+        column whose largest are kept. Not with `top`.
+    duplicates
+        Arguments of `SemanticDeduplication`, without a model with ``exact``. None: none are looked for.
+    export
+        Arguments of `ExportOptions`, such as ``samples_per_shard``.
+
+    Raises
+    ------
+    ConfigError
+        They do not fit each other.
+    """
+
+    model: str | None = None
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    id_col: str = "key"
+    images: bool = False
+    captions: str = "txt"
+    statistics: Sequence[str] = ()
+    prefix: str = ""
+    aesthetic: str | bool = False
+    nsfw: str | bool = False
+    near: Mapping[str, str] = field(default_factory=dict)
+    where: str | None = None
+    top: Mapping[str, float] | None = None
+    at_most: Mapping[str, int] | None = None
+    by: str | None = None
+    duplicates: Mapping[str, Any] | None = None
+    export: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for names, kinds, expected in (
+            (("model", "where", "by"), str | None, "text"),
+            (("id_col", "prefix"), str, "text"),
+            (("aesthetic", "nsfw"), str | bool, "the path of a head's file, or true or false"),
+        ):
+            for name in names:
+                if not isinstance(getattr(self, name), kinds):
+                    raise ConfigError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
+        wants = [
+            name
+            for name in ("aesthetic", "nsfw", "near", "duplicates")
+            if getattr(self, name) not in (False, None, {})
+        ]
+        if self.model is None and isinstance(self.duplicates, Mapping) and self.duplicates.get("exact"):
+            wants.remove("duplicates")  # hashes alone decide
+        if self.model is None and wants:
+            hashes = ", or duplicates by hashes alone (exact)" if "duplicates" in wants else ""
+            raise ConfigError(f"{', '.join(wants)}: needs vectors: give a model{hashes}")
+        if taken := {"where", "without", "overwrite", "dry_run"} & {*self.export}:
+            raise ConfigError(f"export: {sorted(taken)} is not given there, but for all steps")
+        for name in ("model_options", "duplicates", "export", "near"):
+            if not isinstance(getattr(self, name) or {}, Mapping):
+                raise ConfigError(f"{name}: expected names and values, found {getattr(self, name)!r}")
+        if not all(isinstance(each, str) and each for pair in (self.near or {}).items() for each in pair):
+            raise ConfigError(f"near: expected columns and folders, found {self.near!r}")
+        if not isinstance(self.captions, str) or not isinstance(self.images, bool):
+            raise ConfigError(
+                f"captions={self.captions!r}, images={self.images!r}: expected txt, none or the path of a table; and"
+                " true or false"
+            )
+        if not isinstance(self.statistics, list | tuple) or not all(
+            isinstance(each, str) for each in self.statistics
+        ):
+            raise ConfigError(f"statistics={self.statistics!r}: expected a list of names")
+        self.best(), self.cap()
+        self.deduplication()  # says what is wrong with its arguments, as do those below
+        self.options(overwrite=False)
+        if self.model is not None:
+            self.embedder()
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Recipe:
+        """From a YAML file.
+
+        Raises
+        ------
+        ConfigError
+            It cannot be read, or has other names.
+        """
+        import yaml
+
+        try:
+            found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: not a YAML file that can be read: {error}") from None
+        if not isinstance(found, Mapping):
+            raise ConfigError(f"{path}: expected names and values, found {type(found).__name__}")
+        known = [each.name for each in fields(cls)]
+        for name in found:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                hint = f": did you mean {near[0]}?" if near else ""
+                raise ConfigError(f"{path}: unknown name {name!r}{hint} There are {known}")
+        return cls(**found)
+
+    @property
+    def opens_images(self) -> bool:
+        """Whether it is known which images cannot be used."""
+        return self.model is not None or bool(self.statistics)
+
+    @property
+    def condition(self) -> str:
+        """Which rows pass."""
+        good = f'"{ERROR_COLUMN}" IS NULL'
+        if not self.opens_images:
+            return self.where or "TRUE"
+        return good if self.where is None else f"{good} AND ({self.where})"
+
+    def best(self) -> tuple[str, float] | None:
+        """The column by which rows are best, and how many of them are kept."""
+        if self.top is None:
+            return None
+        return check_best(_only(self.top))
+
+    def cap(self) -> tuple[str, int] | None:
+        """The column of which so many rows of each value are kept, and how many."""
+        given = None if self.at_most is None else _only(self.at_most)
+        cap = check_cap(given, self.by, self.top)
+        return None if cap is None else (cap.column, cap.most)
+
+    def embedder(self) -> Any:
+        """What embeds."""
+        assert self.model is not None
+        given = dict(self.model_options)
+        timms = {name: given.pop(name, unset) for name, unset in _TIMMS.items()}
+        try:
+            return make_embedder(self.model, given.pop("model_dir", None), timms, **given)
+        except TypeError as error:
+            raise ConfigError(f"model_options: {error}") from None
+
+    def heads(self) -> list[ImageClassifier]:
+        """What scores the vectors."""
+        given = ((AestheticClassifier, self.aesthetic), (NsfwClassifier, self.nsfw))
+        return [
+            *(head(model_path=None if file is True else file) for head, file in given if file),
+            *(ReferenceSimilarity(folder, column) for column, folder in (self.near or {}).items()),
+        ]
+
+    def sources(self) -> Sources | None:
+        """All files that decide what is in ``embeddings``, but the shards; None where they are not all here yet."""
+        others = [] if self.captions in ("txt", "none") else [self.captions]
+        others += [path for head in self.heads() for path in head.files]
+        if self.model is None:
+            return Sources(tuple(absolute(each) for each in others))
+        given = {name: self.model_options.get(name, unset) for name, unset in _TIMMS.items()}
+        folder = self.model_options.get("model_dir")
+        return Sources.of(self.model, folder, given["checkpoint_path"], bool(given["pretrained"]), others)
+
+    def deduplication(self) -> SemanticDeduplication | None:
+        """What finds duplicates, if it is asked for."""
+        if self.duplicates is None:
+            return None
+        try:
+            return SemanticDeduplication(**self.duplicates)
+        except TypeError as error:
+            raise ConfigError(f"duplicates: {error}") from None
+
+    def options(self, overwrite: bool, without: str | None = None) -> ExportOptions:
+        """Of the export."""
+        try:
+            return ExportOptions(**self.export, overwrite=overwrite, without=without)
+        except TypeError as error:
+            raise ConfigError(f"export: {error}") from None
+
+
+def _only(given: Any) -> Any:
+    """Name and value of a mapping of one; all else as it is."""
+    return next(iter(given.items())) if isinstance(given, Mapping) and len(given) == 1 else given
