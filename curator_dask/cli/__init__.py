@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import curator_dask
+from curator_dask.cli.centroids import centroids
 from curator_dask.cli.curate import curate
 from curator_dask.cli.dedup import dedup
 from curator_dask.cli.embed import embed
@@ -221,6 +222,7 @@ app.command()(score)
 app.command("filter")(filter_rows)
 app.command()(search)
 app.command()(export)
+app.command()(centroids)
 app.command()(dedup)
 app.command()(curate)
 app.command()(report)

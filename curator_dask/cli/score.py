@@ -77,6 +77,15 @@ def score(
             show_default=False,
         ),
     ] = None,
+    cluster_number: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cluster-number",
+            metavar="NAME=FILE",
+            help="Number of the nearest centroid in a file of `centroids`, and its column; several times.",
+            show_default=False,
+        ),
+    ] = None,
     text: Annotated[str, typer.Option(help="Column of the captions, for --clip-score.")] = CAPTION_COLUMN,
     model_dir: Annotated[
         str | None,
@@ -104,13 +113,16 @@ def score(
     options = json_object(storage_options, "--storage-options") or None
     output_options = json_object(output_storage_options, "--output-storage-options")
     files, folders = _pairs(head, "--head", "FILE"), _pairs(near, "--near", "FOLDER")
-    if not (aesthetic or nsfw or files or folders or clip_score):
+    centroids = _pairs(cluster_number, "--cluster-number", "FILE")
+    if not (aesthetic or nsfw or files or folders or centroids or clip_score):
         raise typer.BadParameter(
-            "give a head: --aesthetic, --nsfw, --head, --near or --clip-score", param_hint="--head"
+            "give a head: --aesthetic, --nsfw, --head, --near, --cluster-number or --clip-score",
+            param_hint="--head",
         )
 
     from curator_dask.image.classifiers import (
         AestheticClassifier,
+        ClusterNumber,
         HeadClassifier,
         NsfwClassifier,
         ReferenceSimilarity,
@@ -130,6 +142,7 @@ def score(
             heads.append(NsfwClassifier(column, model_path=path, check=check))
         heads += [HeadClassifier(path, name, column, check=check) for name, path in files]
         heads += [ReferenceSimilarity(path, name, column, check=check) for name, path in folders]
+        heads += [ClusterNumber(path, name, column, check=check) for name, path in centroids]
         if clip_score:
             embedder = make_text_embedder(clip_score, model_dir, text_column=text)
             heads.append(ClipScore(embedder, image_embedding_column=column, check=check))

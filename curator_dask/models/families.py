@@ -7,6 +7,7 @@ says of a column (`curator_dask.models.encoders.EncoderInfo`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -109,6 +110,37 @@ class VectorKind:
         if names_folder(source) or source.partition("@")[0] == self.hub:
             return None
         return f"{source} is another model"
+
+
+@dataclass(frozen=True)
+class LikeThose:
+    """Vectors of the model that made others.
+
+    Attributes
+    ----------
+    others
+        Where these are.
+    record
+        JSON of what their record says (`EncoderInfo`).
+    """
+
+    others: str
+    record: str
+
+    def __str__(self) -> str:
+        return f"{said_of(json.loads(self.record))}, of which {self.others} is"
+
+    @property
+    def remedy(self) -> str:
+        """How to make such vectors."""
+        return "Embed both with one model"
+
+    def differences(self, info: Mapping[str, Any]) -> list[str]:
+        """How vectors differ from these, in words; none if they are such."""
+        wanted = json.loads(self.record)
+        names = ("model", "weights", "output", "dim")
+        differing = [name for name in names if info.get(name) != wanted.get(name)]
+        return [f"{name} {_short(info.get(name))}, not {_short(wanted.get(name))}" for name in differing]
 
 
 def unlike(images: Mapping[str, Any], texts: Mapping[str, Any]) -> list[str]:

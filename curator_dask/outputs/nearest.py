@@ -120,14 +120,29 @@ class VectorFiles:
             best = self._nearest(best, file, vector, of, top)
         return best
 
-    def matrices(self) -> Iterator[np.ndarray]:
-        """All vectors, float32 (n, dim): by files and rows, some thousand at a time."""
+    def directions(self) -> Iterator[np.ndarray]:
+        """All vectors that can be compared, float32 (n, dim), of length 1: by files and rows, some thousand at a time.
+
+        Raises
+        ------
+        OutputError
+            They are of several lengths.
+        """
+        dim = None
         for path in self.records:
             with faults_told(path), open_parquet(path, self.options) as file:
                 for batch in file.iter_batches(batch_size=_BLOCK, columns=[self.column]):
                     matrix, valid = self._matrix(path, batch)
-                    if valid.any():
-                        yield matrix[valid]
+                    vectors = unit(matrix[valid])
+                    vectors = vectors[np.isfinite(vectors).all(1) & vectors.any(1)]
+                    if len(vectors) and dim not in (None, vectors.shape[1]):
+                        raise OutputError(
+                            f"{path}: {self.column!r} has vectors of {vectors.shape[1]} values, files before it of"
+                            f" {dim}: expected those of one model"
+                        )
+                    if len(vectors):
+                        dim = vectors.shape[1]
+                        yield vectors
 
     def _nearest(self, best: list[Hit], path: str, vector: np.ndarray, of: str, top: int) -> list[Hit]:
         """The best of those that are known and of the rows of a file."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from curator_dask.image.classifiers import (
     AestheticClassifier,
+    ClusterNumber,
     HeadClassifier,
     NsfwClassifier,
     ReferenceSimilarity,
@@ -19,6 +20,7 @@ from curator_dask.text.zero_shot import ZeroShotClassifier
 _SCORERS = (
     AestheticClassifier,
     ClipScore,
+    ClusterNumber,
     HeadClassifier,
     NsfwClassifier,
     ReferenceSimilarity,

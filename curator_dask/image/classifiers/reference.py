@@ -8,17 +8,15 @@ import logging
 import os
 import posixpath
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from curator_dask.errors import ConfigError
-from curator_dask.frames.columns import unit
 from curator_dask.frames.names import EMBEDDING_COLUMN
 from curator_dask.image.classifiers.base import ImageClassifier
 from curator_dask.image.classifiers.origins import one_origin
-from curator_dask.models.families import Kind, said_of
+from curator_dask.models.families import Kind, LikeThose
 from curator_dask.models.heads import digest_of
 from curator_dask.outputs.nearest import VectorFiles
 from curator_dask.outputs.placing import locate
@@ -109,7 +107,7 @@ class ReferenceSimilarity(ImageClassifier):
                 f"{self.reference}: nothing says what made {self.reference_column!r}. If you know that the vectors are"
                 " of one model with those that are compared, say so by check=False (--no-check)"
             )
-        return _OfReference(self.reference, json.dumps(info, sort_keys=True))
+        return LikeThose(self.reference, json.dumps(info, sort_keys=True))
 
     def settings(self) -> dict[str, Any] | None:
         """The arguments of this class, and its name under ``"scorer"``; None where they may hold what is secret."""
@@ -146,13 +144,8 @@ class ReferenceSimilarity(ImageClassifier):
 
     def _blocks(self) -> Iterator[np.ndarray]:
         """The vectors, of length 1, float32 (n, dim), by files and rows; without those that have no direction."""
-        for matrix in self._files().matrices():
-            vectors = unit(matrix)
-            good = np.isfinite(vectors).all(1) & vectors.any(1)
-            for start in range(0, len(vectors), BLOCK):
-                block = vectors[start : start + BLOCK][good[start : start + BLOCK]]
-                if len(block):
-                    yield block
+        for vectors in self._files().directions():
+            yield from (vectors[start : start + BLOCK] for start in range(0, len(vectors), BLOCK))
 
 
 class Nearest:
@@ -175,29 +168,3 @@ class Nearest:
         for block in self._blocks[1:]:
             best = best.maximum((vectors @ block.T).amax(1))
         return best
-
-
-@dataclass(frozen=True)
-class _OfReference:
-    """The vectors of the model that made a reference, by its record as JSON."""
-
-    reference: str
-    record: str
-
-    def __str__(self) -> str:
-        return f"{said_of(json.loads(self.record))}, of which {self.reference} is"
-
-    @property
-    def remedy(self) -> str:
-        """How to make such vectors."""
-        return "Embed both with one model"
-
-    def differences(self, info: Mapping[str, Any]) -> list[str]:
-        """How vectors differ from these, in words."""
-        wanted = json.loads(self.record)
-        names = ("model", "weights", "output", "dim")
-        return [
-            f"{name} {info.get(name)}, not {wanted.get(name)}"
-            for name in names
-            if info.get(name) != wanted.get(name)
-        ]

@@ -1,0 +1,41 @@
+"""``centroids``: clusters of an output's vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from curator_dask.cli.options import Embeddings, EmbeddingsOptions, json_object, told_plainly
+from curator_dask.frames.names import EMBEDDING_COLUMN
+
+
+def centroids(
+    embeddings: Embeddings,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Where the centroids go, such as centroids.safetensors.")
+    ],
+    number: Annotated[int, typer.Option(min=1, help="Of clusters.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of what is picked by chance.")] = 0,
+    column: Annotated[str, typer.Option(help="Column of the vectors.")] = EMBEDDING_COLUMN,
+    overwrite: Annotated[bool, typer.Option(help="Replace FILE.")] = False,
+    storage_options: EmbeddingsOptions = None,
+) -> None:
+    """Cluster the vectors of an output by k-means, in this process.
+
+    `score --cluster-number NAME=FILE` then gives each image the number of its cluster.
+
+    Exit code 0: done. 2: wrong usage, fewer vectors than clusters among it.
+    """
+    options = json_object(storage_options, "--storage-options") or None
+    if file.suffix != ".safetensors":
+        raise typer.BadParameter(f"{file}: expected a name that ends in .safetensors", param_hint="FILE")
+    if file.exists() and not overwrite:
+        raise typer.BadParameter(f"{file}: is there; give another name, or --overwrite", param_hint="FILE")
+    from curator_dask.image.classifiers.centroids import find_centroids
+
+    with told_plainly("nothing was written"):
+        found = find_centroids(embeddings, number, column=column, seed=seed, storage_options=options)
+        found.save(file)
+        print(f"{found}: {file}")

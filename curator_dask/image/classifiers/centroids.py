@@ -1,0 +1,166 @@
+"""Centroids of an output's vectors in a file: by them each image gets the number of its cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curator_dask.decode.spec import check_counts
+from curator_dask.dedup.kmeans import SAMPLE, Sample, cluster
+from curator_dask.errors import ConfigError, WeightsError
+from curator_dask.frames.columns import unit
+from curator_dask.frames.names import EMBEDDING_COLUMN
+from curator_dask.image.classifiers.origins import one_origin
+from curator_dask.models.heads import read_tensors
+from curator_dask.outputs.nearest import VectorFiles
+from curator_dask.outputs.placing import put
+from curator_dask.storage import Options
+
+#: The tensor in the file, and what its metadata has: JSON of what made the vectors, as their record says it.
+TENSOR, VECTORS = "centroids", "vectors"
+_BLOCK = 4096  # rows of the sample that are looked at at a time
+_ITERATIONS, _LEAST, _FIRST = 20, 1e-4, 8192  # those of `curator_dask.dedup.kmeans.Cluster`
+
+
+@dataclass(frozen=True)
+class Centroids:
+    """What was found.
+
+    Attributes
+    ----------
+    centroids
+        Float32 (number, dim), of length 1.
+    info
+        What made the vectors, as their record has it (`EncoderInfo`); None where nothing says it.
+    vectors, sample
+        How many there are, and how many of these the centroids are of.
+    iterations, settled
+        Of k-means, and whether they were enough.
+    """
+
+    centroids: np.ndarray
+    info: Mapping[str, Any] | None
+    vectors: int
+    sample: int
+    iterations: int
+    settled: bool
+
+    def __str__(self) -> str:
+        enough = "" if self.settled else ", and more would still change them"
+        return (
+            f"{len(self.centroids):,} centroids of {self.sample:,} of {self.vectors:,} vectors,"
+            f" {self.iterations} iterations{enough}"
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write them as ``.safetensors``, whole or not at all.
+
+        Raises
+        ------
+        OutputError
+            It cannot be written.
+        """
+        from safetensors.numpy import save
+
+        said = {} if self.info is None else {VECTORS: json.dumps(dict(self.info), sort_keys=True)}
+        put(os.fspath(Path(path).absolute()), save({TENSOR: self.centroids}, said), None)
+
+
+def find_centroids(
+    path: str | os.PathLike[str],
+    number: int,
+    *,
+    column: str = EMBEDDING_COLUMN,
+    seed: int = 0,
+    storage_options: Options = None,
+) -> Centroids:
+    """Cluster the vectors of an output by spherical k-means, on a sample of 64 vectors a cluster, in this process.
+
+    The same files, number and seed give the same centroids. The sample is held in memory, 4 bytes a value.
+
+    Parameters
+    ----------
+    path
+        What `save_metadata` or ``curator-dask embed`` wrote, or other Parquet files with lists of float32.
+    number
+        Of clusters.
+    column
+        Of the vectors.
+    seed
+        Of what is picked by chance.
+    storage_options
+        For fsspec, where `path` is a URL.
+
+    Raises
+    ------
+    ConfigError
+        There are not as many vectors.
+    DatasetError
+        They are of several models.
+    OutputError
+        There are none.
+    """
+    check_counts(number=number)
+    files = VectorFiles.find(path, column, storage_options)
+    info = one_origin(column, files.records).info()
+    total = sum(map(len, files.directions()))
+    if total < number:
+        raise ConfigError(
+            f"{path}: has {total:,} vectors that can be compared, fewer than {number:,} clusters"
+        )
+    random = np.random.default_rng(seed)
+    size = min(total, SAMPLE * number)
+    chosen = np.sort(random.choice(total, size, replace=False))
+    parts, start = [], 0
+    for block in files.directions():
+        first, last = np.searchsorted(chosen, [start, start + len(block)])
+        parts.append(block[chosen[first:last] - start])
+        start += len(block)
+    vectors = np.concatenate(parts)
+    sample = Sample(size, vectors.shape[1], vectors.__getitem__, _BLOCK)
+    centroids, said = cluster(sample, number, _ITERATIONS, seed, _LEAST, _FIRST)
+    return Centroids(centroids, info, total, size, int(said[0]), bool(said[1]))
+
+
+def read_centroids(path: str | os.PathLike[str]) -> tuple[np.ndarray, Mapping[str, Any] | None]:
+    """Centroids of a file, of length 1, and what made the vectors that they are of; None where it does not say.
+
+    Parameters
+    ----------
+    path
+        What `Centroids.save` wrote, another ``.safetensors`` or PyTorch file with one matrix, or an ``.npy``.
+
+    Raises
+    ------
+    WeightsError
+        It cannot be read, or holds something else.
+    """
+    path, info = Path(path), None
+    if path.suffix == ".npy":
+        try:
+            found = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise WeightsError(f"{path}: cannot be read as a matrix of centroids: {error}") from error
+    else:
+        tensors = read_tensors(path)
+        if len(tensors) != 1:
+            raise WeightsError(f"{path}: expected one matrix of centroids, found {sorted(tensors)[:5]}")
+        found = next(iter(tensors.values())).float().numpy()
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, "numpy") as opened:
+                said = (opened.metadata() or {}).get(VECTORS)
+            info = None if said is None else json.loads(said)
+    if found.ndim != 2 or not found.size or found.dtype.kind != "f" or not np.isfinite(found).all():
+        raise WeightsError(
+            f"{path}: expected a matrix of finite numbers, a centroid a row, found {found.dtype}"
+            f" {list(found.shape)}"
+        )
+    return unit(found.astype(np.float32)), info

@@ -1,0 +1,116 @@
+"""`ClusterNumber`: which cluster each image is of."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from curator_dask.errors import ConfigError
+from curator_dask.frames.names import EMBEDDING_COLUMN
+from curator_dask.image.classifiers.base import ImageClassifier
+from curator_dask.image.classifiers.centroids import read_centroids
+from curator_dask.models.families import Kind, LikeThose
+from curator_dask.models.heads import digest_of
+from curator_dask.settings import absolute
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ClusterNumber(ImageClassifier):
+    """Gives each vector the number of the nearest centroid, by the cosine; of equal ones the first.
+
+    Parameters
+    ----------
+    centroids
+        File that ``curator-dask centroids`` or `find_centroids` wrote, or another with one matrix, a centroid a row:
+        ``.safetensors``, ``.pth``, ``.npy``. The client and every worker must see it.
+    pred_column, embedding_column, batch_size
+        See `ImageClassifier`.
+    check
+        Refuse vectors of another model than those that the centroids are of.
+
+    Raises
+    ------
+    WeightsError
+        When it is used: the file cannot be read, or holds something else.
+    """
+
+    def __init__(
+        self,
+        centroids: str | os.PathLike[str],
+        pred_column: str = "cluster",
+        embedding_column: str = EMBEDDING_COLUMN,
+        batch_size: int = -1,
+        *,
+        check: bool = True,
+    ) -> None:
+        name = f"{type(self).__name__}({Path(centroids).name})"
+        super().__init__(name, embedding_column, pred_column, "int32", batch_size, check=check)
+        self.centroids = str(absolute(centroids))
+
+    @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of the file, by its path."""
+        return {self.centroids: digest_of(self.centroids)}
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """The content of the file, wherever it is."""
+        return ("clusters", *self.files.values())
+
+    @property
+    def vectors(self) -> Kind | None:
+        """Those of the model whose vectors were clustered.
+
+        Raises
+        ------
+        ConfigError
+            The file does not say which.
+        """
+        _, info = read_centroids(self.centroids)
+        if info is None:
+            raise ConfigError(
+                f"{self.centroids}: does not say which vectors the centroids are of. If you know that these are"
+                " such, say so by check=False (--no-check)"
+            )
+        return LikeThose(self.centroids, json.dumps(info, sort_keys=True))
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of this class, and its name under ``"scorer"``."""
+        names = ("centroids", "pred_column", "embedding_column", "batch_size", "check")
+        return {"scorer": type(self).__name__, **{name: getattr(self, name) for name in names}}
+
+    def load_model(self, device: torch.device) -> NearestCentroid:
+        """The centroids, on `device`."""
+        import torch
+
+        centroids, _ = read_centroids(self.centroids)
+        return NearestCentroid(torch.from_numpy(centroids).to(device))
+
+    def postprocess(self, series: Any) -> Any:
+        """Whole numbers; what is NaN is no score, whatever stands here for it."""
+        return series.where(series == series, 0).astype("int32")
+
+
+class NearestCentroid:
+    """The number of each vector's nearest centroid.
+
+    Parameters
+    ----------
+    centroids
+        Float32 (number, dim), of length 1.
+    """
+
+    def __init__(self, centroids: torch.Tensor) -> None:
+        self._centroids = centroids
+        self.dim = int(centroids.shape[1])
+
+    def __call__(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Numbers (n,) as float64, NaN where a vector has no direction."""
+        cosines = vectors @ self._centroids.T
+        found = cosines.argmax(1).double()
+        found[~(vectors.isfinite().all(1) & vectors.any(1))] = float("nan")
+        return found
