@@ -56,6 +56,7 @@ LAYERS = (
     "backend",
     "holding",
     "tokens",
+    "arguments",
     "words",
     "errors",
 )

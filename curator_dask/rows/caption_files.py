@@ -78,3 +78,5 @@ _READERS: dict[str, Callable[[bytes], pa.Table]] = {
     ".tsv": read_tsv,
     ".jsonl": _read_json,
 }
+#: Suffixes of the files that are read.
+TABLES = tuple(_READERS)
