@@ -168,8 +168,7 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
         """
         check_options(id_col, "auto")
         found = discover_images(folder, samples_per_shard, storage_options)
-        client = current_client() if is_remote(found.root) else None
-        if client is not None:
+        if is_remote(found.root) and (client := current_client()) is not None:
             forget_listings(client)  # `compute` is no run, which would do it
         return cls.from_shards(found, id_col, captions=captions, storage_options=storage_options)
 
@@ -193,7 +192,8 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
             return cls._of(found, captioned, rows_per_partition)
         source = choose_source(metadata, found, storage_options)
         rows = "their Parquet files" if source == "parquet" else "their captions and JSON"
-        logger.info("found %s below %s; rows come from %s", counted(len(found), "shard"), found.root, rows)
+        said = (counted(len(found), "shard"), found.root, rows)
+        logger.info("found %s below %s; rows come from %s", *said)
         try:
             schema = learn_schema(found.shards, source, id_col, storage_options, nested_json)
             reader = ReadShard(id_col, source, schema, storage_options, nested_json)
@@ -211,11 +211,7 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
     ) -> ReadImages:
         table = None if captions is None else caption_table(captions, storage_options)
         if table is not None:
-            images, named, alone = table.count(found.root, storage_options)
-            logger.info(
-                "%s: %s, %d with a row; %s without an image",
-                *(table.path, counted(images, "image"), named, counted(alone, "row")),
-            )
+            logger.info("%s: %s", table.path, table.told(found.root, storage_options))
         return ReadImages(id_col, "tar", images_schema(id_col, table), storage_options, captions=table)
 
     @classmethod
