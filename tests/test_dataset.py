@@ -256,6 +256,55 @@ def test_wrong_arguments(folder, arguments, error, message):
         ImageTextPairDataset.from_webdataset(folder, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            lambda a, at: a.from_webdataset(at, "key", "tar"),
+            "takes path, id_col by position.*metadata=",
+        ),
+        (
+            lambda a, at: a.from_webdataset(at, id_column="key"),
+            "no argument 'id_column'.*did you mean id_col",
+        ),
+        (lambda a, at: a.from_webdataset(at, None), "id_col=None: expected the name of a column"),
+        (
+            lambda a, at: a.from_images(at, "captions.csv"),
+            r"from_images\(folder, captions='captions.csv'\)",
+        ),
+        (lambda a, at: a.from_images(), "missing a required argument: 'folder'"),
+        (
+            lambda a, at: a.from_webdataset(at).filter("width", 10),
+            r"takes where by.*filter\('width >= 256",
+        ),
+        (
+            lambda a, at: a.from_webdataset(at).top("width", 10, 20),
+            "takes column, most by",
+        ),
+        (
+            lambda a, at: a.from_webdataset(at).save_metadata(at, ["key"], True),
+            "others: overwrite=, drop_failed=",
+        ),
+        (
+            lambda a, at: a.from_webdataset(at).save_metadata(at, "key"),
+            "columns='key': expected a list of names",
+        ),
+        (
+            lambda a, at: a.from_webdataset(at).save_metadata(at, True),
+            "columns=True: expected a list of names",
+        ),
+        (
+            lambda a, at: a.from_webdataset(at).to_webdataset(at, None, 9, 5, None, "a > 1"),
+            "others: where=",
+        ),
+        (lambda a, at: a.from_webdataset(at).to_webdataset(at / "x", "a > 1"), "A condition is where="),
+    ],
+)
+def test_calls_that_do_not_fit_say_what_to_write(folder, call, said):
+    with pytest.raises(ConfigError, match=said):
+        call(ImageTextPairDataset, folder)
+
+
 def test_no_shards(tmp_path):
     (tmp_path / "00000.tgz").touch()
     with pytest.raises(DatasetError, match=r"00000\.tgz"):

@@ -9,6 +9,7 @@ import random
 import time
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ import webdataset
 from colour_stages import stages_of
 from colours import ColourReader, check_colours, image_of, write_dataset
 
+from curator_dask.checks.preflight import preflight
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError, ImageError, OutputError, ShardError
 from curator_dask.outputs.exporting import export_output
@@ -244,8 +246,8 @@ def test_no_captions(data):
     assert list(rows.columns) == ["id", "file_name", "__url__"] and len(rows) == 40
 
 
-def test_tables_of_captions_that_do_not_fit(data, tmp_path):
-    for table, said in (
+def test_tables_of_captions_that_do_not_fit(data, tmp_path, said):
+    for table, words in (
         ({"name": ["pic0000.png"]}, r"expected a column 'file_name' .* found \['name'\]"),
         ({"file_name": ["pic0000.png", "./pic0000.png"]}, r"1 image in several rows each, 'pic0000\.png'"),
         ({"file_name": ["data/pic0000.png"]}, r"none of the 40 images .* found 'data/pic0000\.png'"),
@@ -255,7 +257,7 @@ def test_tables_of_captions_that_do_not_fit(data, tmp_path):
         ({"file_name": ["pic0000.png"], "image_error": ["a"]}, r"has columns \['image_error'\]"),
     ):
         pq.write_table(pa.table(table), tmp_path / "captions.parquet")
-        with pytest.raises(DatasetError, match=said):
+        with pytest.raises(DatasetError, match=words):
             ImageTextPairDataset.from_images(data, captions=tmp_path / "captions.parquet")
     (tmp_path / "captions.csv").write_bytes("file_name,caption\npic0000.png,café\n".encode("latin-1"))
     with pytest.raises(DatasetError, match=r"captions\.csv: cannot be read: .*UTF"):
@@ -263,6 +265,12 @@ def test_tables_of_captions_that_do_not_fit(data, tmp_path):
     (tmp_path / "captions.csv").write_text("file_name,caption,score\npic0000.png,007,5\n")
     rows = ImageTextPairDataset.from_images(data, captions=tmp_path / "captions.csv").compute()
     assert rows.dropna(subset=["caption"])[["caption", "score"]].to_numpy().tolist() == [["007", 5]]
+    pd.DataFrame({"file_name": ["pic0000.png"], "caption": ["a"]}).to_csv(tmp_path / "captions.csv")
+    rows = ImageTextPairDataset.from_images(data, captions=tmp_path / "captions.csv")
+    assert list(rows.metadata.columns) == ["key", "file_name", "caption", "__url__"]
+    assert "1 column without a name left out" in said.text
+    found = preflight(data, images=True, captions=str(tmp_path / "captions.csv"))
+    assert "column of the table of captions without a name" in str(found)
     (tmp_path / "captions.csv").write_text("file_name,a,a\npic0000.png,1,2\n")
     with pytest.raises(DatasetError, match="several columns are named 'a'"):
         ImageTextPairDataset.from_images(data, captions=tmp_path / "captions.csv")
@@ -273,12 +281,12 @@ def test_tables_of_captions_that_do_not_fit(data, tmp_path):
         captions = ImageTextPairDataset.from_images(data, captions=tmp_path / name).compute()["caption"]
         assert captions.dropna().tolist() == ["2020-01-01"]
     (tmp_path / "captions.csv").write_bytes(b"")
-    for name, said in (
+    for name, words in (
         ("captions.csv", "cannot be read"),
         ("captions.xml", "captions: "),
         ("data/pic0000.txt", "type"),
     ):
-        with pytest.raises(DatasetError, match=said):
+        with pytest.raises(DatasetError, match=words):
             ImageTextPairDataset.from_images(data, captions=tmp_path / name)
 
 
@@ -303,15 +311,33 @@ def test_tables_of_captions_that_do_not_fit(data, tmp_path):
         ("x" * 200_000, r"expected a column 'file_name' .* found \['x{60}'\]"),
         ("file_name,\0\n0.jpg,a\n", "not text in UTF-8"),
         ("file_name,caption", "no rows"),
+        (",file_name,caption, ,\n0,0.jpg,a,,\n1,1.jpg,b,,\n", ["a", "b"]),
+        (
+            '{"file_name": "0.jpg", "caption": "a"}\n\n{"file_name": "1.jpg", "caption": 7}',
+            "line 3: 'caption' is a number .7.*text",
+        ),
+        (
+            '{"file_name": "0.jpg", "caption": "a"}\n{"file_name": "1.jpg"',
+            r"line 2: expected an object .* found .*\(Expecting",
+        ),
+        (
+            '{"file_name": "0.jpg", "w": {"a": 1}}\n{"file_name": "1.jpg", "w": {"a": "b"}}',
+            "changed from number.* JSON Lines",
+        ),
+        ('{"file_name": "0.jpg", "file_name": "1.jpg"}', "line 1: 'file_name' stands in it twice"),
+        ('{"file_name": "0.jpg"}\n"1.jpg"', "line 2: expected an object .* found text"),
+        ("[" + '{"file_name": "0.jpg"}]', "line 1: .* found a list.* Write each element"),
+        ("[\n" + '{"file_name": "0.jpg"}\n]', "line 1: .* Write each element of the array"),
     ],
 )
 def test_captions_with_delimiters(text, captions):
-    name = "a.tsv" if "\t" in text else "a.csv"
+    name = "a.jsonl" if text[0] in "[{" else "a.tsv" if "\t" in text else "a.csv"
     if isinstance(captions, str):
         with pytest.raises(ValueError, match=f"(?s){captions}"):
             read_captions(name, text.encode())
     else:
-        assert read_captions(name, text.encode())["caption"].to_pylist() == captions
+        table = read_captions(name, text.encode())
+        assert table["caption"].to_pylist() == captions and all(map(str.strip, table.column_names))
 
 
 def test_an_export_has_the_original_bytes_and_webdataset_reads_it(tmp_path):

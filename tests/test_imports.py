@@ -57,6 +57,7 @@ LAYERS = (
     "backend",
     "holding",
     "tokens",
+    "arguments",
     "words",
     "errors",
 )

@@ -59,6 +59,17 @@ def test_the_best_over_all_shards(tmp_path, values, kind, asked):
     assert len(kept) == count
 
 
+def test_one_number_is_rows_or_a_share_as_in_the_command(tmp_path):
+    dataset = write_scored(tmp_path, list(range(20)))
+    assert [len(dataset.top("score", most).compute()) for most in (2, np.int64(7), 100, 0.3, 1)] == [
+        2,
+        7,
+        20,
+        6,
+        20,
+    ]
+
+
 def test_numbers_of_numpy_and_a_column_without_a_value(tmp_path):
     dataset = write_scored(tmp_path / "data", [float(number) for number in range(20)])
     for asked, count in (
@@ -119,7 +130,9 @@ def test_none_has_a_value(tmp_path):
 @pytest.mark.parametrize(
     ("column", "asked", "said"),
     [
-        ("score", {}, "expected one of the two"),
+        ("score", {}, r'expected one of the two.*top\("width", 1000\)'),
+        ("score", {"most": 3, "n": 3}, "expected one of the two"),
+        ("score", {"most": 1.5}, "score=1.5: expected a column with a share above 0"),
         ("score", {"n": 3, "fraction": 0.5}, "expected one of the two"),
         ("score", {"fraction": 0}, "expected one of the two"),
         ("score", {"n": True}, "expected one of the two"),

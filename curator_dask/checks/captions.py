@@ -62,6 +62,7 @@ def look_at_captions(table: CaptionTable, folder: str, id_col: str, options: Opt
     names = all_rows.column(FILE_COLUMN)
     unused = pc.invert(pc.is_in(names, value_set=files))
     facts = {"no-row": files.filter(pc.is_null(rows)), "no-file": names.filter(unused)}
+    facts["nameless"] = pa.array(table.nameless, pa.string())
     facts["replaced"] = pa.array([name for name in found.columns if name == EMBEDDING_COLUMN], pa.string())
     if CAPTION_COLUMN in all_rows.column_names:
         captions = all_rows.column(CAPTION_COLUMN).take(rows.drop_null())

@@ -137,6 +137,11 @@ KINDS = {
         "column of the table of captions with the name that vectors have",
         "name it otherwise, or the vectors (--column): they replace it",
     ),
+    "nameless": Kind(
+        False,
+        "column of the table of captions without a name; it is left out",
+        "none is needed for pandas' index (to_csv(index=False) writes none); name it in the file if it is wanted",
+    ),
     "no-caption": Kind(False, "row without a caption", "none is needed for embedding images"),
     "bad-image": Kind(
         False,

@@ -9,6 +9,7 @@ from typing import Any
 
 import dask.dataframe as dd
 
+from curator_dask.arguments import called_as
 from curator_dask.console import show_in_notebook
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_summary import ExportSummary
@@ -28,6 +29,7 @@ class Exportable(ABC):
     def steps(self) -> tuple[Step, ...]:
         """What has been applied."""
 
+    @called_as("to_webdataset('/path/to/tars', where='width >= 256', columns=['width'])")
     def to_webdataset(
         self,
         path: str | os.PathLike[str],

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import dask.dataframe as dd
 
+from curator_dask.arguments import called_as
 from curator_dask.cluster.setup import forget_listings
 from curator_dask.cluster.workers import current_client
 from curator_dask.collector import held_back
@@ -80,6 +81,7 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
         self._steps: tuple[Step, ...] = ()
 
     @classmethod
+    @called_as("from_webdataset('/path/to/dataset', id_col='key', metadata='tar')")
     def from_webdataset(
         cls,
         path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
@@ -126,6 +128,7 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
         )
 
     @classmethod
+    @called_as("from_images('/path/to/images', captions='captions.csv')")
     def from_images(
         cls,
         folder: str | os.PathLike[str],
@@ -163,9 +166,9 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
         DatasetError
             There is no image; two would have one key; the file of captions has none for any of them.
         """
+        check_options(id_col, "auto")
         found = discover_images(folder, samples_per_shard, storage_options)
-        client = current_client() if is_remote(found.root) else None
-        if client is not None:
+        if is_remote(found.root) and (client := current_client()) is not None:
             forget_listings(client)  # `compute` is no run, which would do it
         return cls.from_shards(found, id_col, captions=captions, storage_options=storage_options)
 
@@ -189,8 +192,8 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
             return cls._of(found, captioned, rows_per_partition)
         source = choose_source(metadata, found, storage_options)
         rows = "their Parquet files" if source == "parquet" else "their captions and JSON"
-        shards = counted(len(found), "shard")
-        logger.info("found %s below %s; rows come from %s", shards, found.root, rows)
+        said = (counted(len(found), "shard"), found.root, rows)
+        logger.info("found %s below %s; rows come from %s", *said)
         try:
             schema = learn_schema(found.shards, source, id_col, storage_options, nested_json)
             reader = ReadShard(id_col, source, schema, storage_options, nested_json)
@@ -208,11 +211,7 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
     ) -> ReadImages:
         table = None if captions is None else caption_table(captions, storage_options)
         if table is not None:
-            images, named, alone = table.count(found.root, storage_options)
-            logger.info(
-                "%s: %s, %d with a row; %s without an image",
-                *(table.path, counted(images, "image"), named, counted(alone, "row")),
-            )
+            logger.info("%s: %s", table.path, table.told(found.root, storage_options))
         return ReadImages(id_col, "tar", images_schema(id_col, table), storage_options, captions=table)
 
     @classmethod
@@ -283,6 +282,7 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
         dataset._steps = (*self._steps, step)
         return dataset
 
+    @called_as("save_metadata('/path/to/embeddings', columns=['key', 'width'], overwrite=True)")
     def save_metadata(
         self,
         path: str | os.PathLike[str] | None = None,
@@ -326,7 +326,7 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
         show_in_notebook()
         if path is None and any(map(is_folder_shard, self.tar_files[:1])):
             raise ConfigError(
-                f"{self.path}: has images as files, and no Parquet files of its own: give save_metadata a path"
+                f"{self.path}: has images as files, no Parquet files: give save_metadata a path"
             )
         return save(
             self.metadata,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from curator_dask.errors import ConfigError, ShardError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
+from curator_dask.rows.caption_files import TABLES
 from curator_dask.rows.reading import ReadShard
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import Shard, ShardRange
@@ -53,6 +54,10 @@ def check_options(id_col: str, metadata: str, rows_per_partition: int | None = N
     """Raise ConfigError where they are not what `ImageTextPairDataset.from_webdataset` takes."""
     if metadata not in ("auto", "parquet", "tar"):
         raise ConfigError(f"metadata={metadata!r}: expected 'auto', 'parquet' or 'tar'")
+    if not isinstance(id_col, str) or not id_col:
+        raise ConfigError(f"id_col={id_col!r}: expected the name of a column, such as 'key'")
+    if id_col.lower().endswith(TABLES):
+        raise ConfigError(f"id_col={id_col!r}: this is a file: from_images(folder, captions={id_col!r})")
     if id_col in (URL_COLUMN, ERROR_COLUMN):
         raise ConfigError(f"id_col={id_col!r}: this name is taken; give the column of the keys")
     if rows_per_partition is not None and (not isinstance(rows_per_partition, int) or rows_per_partition < 1):

@@ -8,6 +8,7 @@ from typing import Protocol, Self
 
 import dask.dataframe as dd
 
+from curator_dask.arguments import called_as
 from curator_dask.datasets.top import find_best
 from curator_dask.errors import OutputError
 from curator_dask.outputs.removed import leave_out
@@ -36,6 +37,7 @@ class Selectable(ABC):
     def apply(self, step: Step) -> Self:
         """The dataset with what a step does to its rows."""
 
+    @called_as("filter('width >= 256 and height >= 256')")
     def filter(self, where: str) -> Self:
         """The dataset with the rows alone that pass a condition; nothing is computed yet.
 
@@ -56,7 +58,15 @@ class Selectable(ABC):
         step(self.metadata._meta)  # on no rows: is every column there, of a type that fits?
         return self.apply(step)
 
-    def top(self, column: str, *, fraction: float | None = None, n: int | None = None) -> Self:
+    @called_as("top('width', 1000) or top('width', fraction=0.3)")
+    def top(
+        self,
+        column: str,
+        most: float | None = None,
+        *,
+        fraction: float | None = None,
+        n: int | None = None,
+    ) -> Self:
         """The dataset with its best rows by a column alone: those with the largest values, over all shards.
 
         The column is read of all rows now, by 8 bytes a row, to know where the best end; all else stays lazy. Rows of
@@ -67,6 +77,8 @@ class Selectable(ABC):
         column
             Of numbers. It was saved before, or is made of vectors that were: where images would be opened for it, top
             says so instead.
+        most
+            A whole number of at least 2 is `n`, up to 1 it is `fraction`, as in ``filter --top``.
         fraction
             Of the rows with a value, this share of 1: to the nearest row, a half to the even number.
         n
@@ -77,7 +89,7 @@ class Selectable(ABC):
         ConfigError
             There is no such column of numbers, or its images would have to be opened first.
         """
-        return self.apply(find_best(self.metadata, self.id_col, column, fraction, n))
+        return self.apply(find_best(self.metadata, self.id_col, column, most, fraction, n))
 
     def without(self, duplicates: Duplicates | str | os.PathLike[str]) -> Self:
         """The dataset without the rows that have a better twin; nothing is computed yet.

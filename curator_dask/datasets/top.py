@@ -14,7 +14,7 @@ import numpy as np
 
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import URL_COLUMN
-from curator_dask.rows.best import Cut, Place, against, ends_at, is_number, places_of, values_of
+from curator_dask.rows.best import Cut, Place, against, check_best, ends_at, is_number, places_of, values_of
 from curator_dask.rows.reading import ReadShard
 from curator_dask.runs.filtering import BestRows, FilterRows, some_columns
 from curator_dask.runs.graph import map_items, map_step, steps_of
@@ -24,10 +24,15 @@ logger = logging.getLogger("curator_dask")
 
 
 def find_best(
-    frame: dd.DataFrame, id_col: str, column: str, fraction: float | None, n: int | None
+    frame: dd.DataFrame,
+    id_col: str,
+    column: str,
+    most: float | None,
+    fraction: float | None,
+    n: int | None,
 ) -> BestRows:
     """The step that leaves the best rows of a frame; see `ImageTextPairDataset.top`."""
-    _check_count(fraction, n)
+    fraction, n = _share_or_number(column, most, fraction, n)
     if column not in frame.columns:
         raise ConfigError(f"top: has no column {column!r}; the metadata has {list(frame.columns)}")
     values_of(some_columns(frame._meta, [column]), column)  # on no rows: is it of numbers?
@@ -63,14 +68,21 @@ def find_best(
     return BestRows(cut, id_col)
 
 
-def _check_count(fraction: float | None, n: int | None) -> None:
+def _share_or_number(
+    column: str, most: float | None, fraction: float | None, n: int | None
+) -> tuple[float | None, int | None]:
+    if most is not None and fraction is n is None:
+        _, most = check_best((column, most))
+        return (most, None) if most <= 1 else (None, int(most))
     share = fraction is not None and is_number(fraction) and 0 < fraction <= 1
     number = n is not None and is_number(n, numbers.Integral) and n > 0
-    if (share, n) not in ((True, None),) and (number, fraction) not in ((True, None),):
+    if most is not None or ((share, n) != (True, None) and (number, fraction) != (True, None)):
         raise ConfigError(
-            f"top(fraction={fraction!r}, n={n!r}): expected one of the two, fraction above 0, at most 1, or n rows,"
-            " such as n=10"
+            f"top({column!r}, {'' if most is None else f'{most!r}, '}fraction={fraction!r}, n={n!r}): expected one of"
+            ' the two, fraction above 0, at most 1, or n rows. Write for example top("width", 1000) or'
+            ' top("width", fraction=0.3)'
         )
+    return fraction, n
 
 
 def _few_columns(frame: dd.DataFrame, id_col: str, column: str) -> dd.DataFrame:

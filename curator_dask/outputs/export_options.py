@@ -77,7 +77,8 @@ class ExportOptions:
         """
         named = [*(self.columns or ()), *(each for each in (self.filter_column, self.caption) if each)]
         if missing := [name for name in dict.fromkeys(named) if name not in columns]:
-            raise ConfigError(f"no such columns {missing}; the rows have {list(columns)}")
+            hint = ". A condition is where= (--where)" if self.filter_column in missing else ""
+            raise ConfigError(f"no such columns {missing}; the rows have {list(columns)}{hint}")
         if self.old_id_col in columns:
             raise ConfigError(
                 f"old_id_col={self.old_id_col!r}: there is such a column already: give another name"

@@ -38,6 +38,10 @@ def save(
     layout: Layout | None = None,
 ) -> SaveSummary:
     """Write a frame's partitions as Parquet; see `ImageTextPairDataset.save_metadata`."""
+    if isinstance(columns, str | bool):
+        raise ConfigError(
+            f"columns={columns!r}: expected a list of names, as columns=['key', 'width']; others by name"
+        )
     missing = [name for name in columns or () if name not in frame.columns]
     if missing:
         raise ConfigError(f"columns: no such columns {missing}; the metadata has {list(frame.columns)}")

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import codecs
 import io
+import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.json
 import pyarrow.parquet as pq
 
-from curator_dask.frames.names import CAPTION_COLUMN, FILE_COLUMN
+from curator_dask.frames.names import FILE_COLUMN
 from curator_dask.rows.caption_csv import check_names, read_csv, read_tsv
+from curator_dask.rows.caption_json import read_json
 
-_BLOCK_BYTES = 1 << 24  # a row must fit into one
+_NAMELESS = b"curator_dask.nameless"  # of a table's metadata
+_INDEX = re.compile(r"__index_level_\d+__")  # as pandas calls one in Parquet
 
 
 def read_captions(path: str, data: bytes) -> pa.Table:
@@ -30,7 +32,7 @@ def read_captions(path: str, data: bytes) -> pa.Table:
     read = _READERS.get(Path(path).suffix.lower())
     if read is None:
         raise ValueError(f"expected a file of the type {', '.join(_READERS)}")
-    table = read(data)
+    table = _named(read(data))
     if twice := sorted(name for name, count in Counter(table.column_names).items() if count > 1):
         raise ValueError(
             f"several columns are named {', '.join(map(repr, twice))}: give each a name of its own"
@@ -51,20 +53,21 @@ def read_captions(path: str, data: bytes) -> pa.Table:
     return table.set_column(table.column_names.index(FILE_COLUMN), FILE_COLUMN, names)
 
 
-def _read_json(data: bytes) -> pa.Table:
-    def read(schema: pa.Schema | None) -> pa.Table:
-        return pyarrow.json.read_json(
-            io.BytesIO(data.removeprefix(codecs.BOM_UTF8)),
-            read_options=pyarrow.json.ReadOptions(block_size=_BLOCK_BYTES),
-            parse_options=pyarrow.json.ParseOptions(explicit_schema=schema),
-        )
+def _named(table: pa.Table) -> pa.Table:
+    """Without the columns that have no name of their own: pandas writes its index so, spreadsheets empty columns."""
+    names = table.column_names
+    without = [number for number, name in enumerate(names) if not name.strip() or _INDEX.fullmatch(name)]
+    if not without:
+        return table
+    said = json.dumps([f"column {number + 1}" for number in without])
+    kept = table.select([number for number in range(len(names)) if number not in without])
+    return kept.replace_schema_metadata({_NAMELESS: said})
 
-    table = read(None)
-    if CAPTION_COLUMN in table.column_names and pa.types.is_timestamp(
-        table.schema.field(CAPTION_COLUMN).type
-    ):
-        return read(pa.schema({CAPTION_COLUMN: pa.string()}))  # text that looks like a time is text
-    return table
+
+def nameless_of(table: pa.Table) -> list[str]:
+    """The columns that `read_captions` has left out."""
+    found: list[str] = json.loads((table.schema.metadata or {}).get(_NAMELESS, b"[]"))
+    return found
 
 
 def _read_parquet(data: bytes) -> pa.Table:
@@ -76,5 +79,7 @@ _READERS: dict[str, Callable[[bytes], pa.Table]] = {
     ".parquet": _read_parquet,
     ".csv": read_csv,
     ".tsv": read_tsv,
-    ".jsonl": _read_json,
+    ".jsonl": read_json,
 }
+#: Suffixes of the files that are read.
+TABLES = tuple(_READERS)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from curator_dask.cache import POSSESSIONS, Remembered
 from curator_dask.errors import ConfigError, DatasetError, ShardError
 from curator_dask.frames.names import ERROR_COLUMN, FILE_COLUMN, URL_COLUMN
-from curator_dask.rows.caption_files import read_captions
+from curator_dask.rows.caption_files import nameless_of, read_captions
 from curator_dask.rows.reading import ReadShard
 from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.storage import Options, absolute, is_remote, read_bytes
@@ -127,11 +127,23 @@ class CaptionTable:
             )
         return files, rows
 
-    def count(self, folder: str, options: Options = None) -> tuple[int, int, int]:
-        """Images of a folder; those that have a row; rows that have no image. As `match` otherwise."""
+    def told(self, folder: str, options: Options = None) -> str:
+        """How many images of a folder have a row, and what is left out, in words. As `match` otherwise."""
         files, rows = self.match(folder, options)
         found = len(rows) - rows.null_count
-        return len(files), found, self.read().num_rows - found
+        alone = counted(self.read().num_rows - found, "row")
+        left = (
+            counted(len(self.nameless), "column")
+            + " without a name left out, as an index that pandas has written"
+        )
+        return f"{counted(len(files), 'image')}, {found} with a row; {alone} without an image" + (
+            f"; {left}" if self.nameless else ""
+        )
+
+    @property
+    def nameless(self) -> list[str]:
+        """Columns that are left out, for they have no name of their own, by their number in the file: ``column 1``."""
+        return nameless_of(self.read())
 
 
 @dataclass(frozen=True)
