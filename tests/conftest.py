@@ -8,6 +8,7 @@ import os
 
 import dask
 import pytest
+import torch
 from leftovers import check_nothing_left, cluster_that_is_left_clean
 
 from curator_dask import backend, get_client
@@ -83,6 +84,19 @@ def workers_that_start_quickly():
         multiprocessing.forkserver.ensure_running()
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_for_models():
+    """Models that run in this process run in one thread, as in the workers above.
+
+    Two threads of a model wait for one another awake, layer by layer; where other processes want the cores too, as
+    those of other tests do, that has been seen to take fifteen times the processor time.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def as_they_were():

@@ -10,7 +10,6 @@ import runpy
 import shlex
 import shutil
 import subprocess
-import sys
 import tarfile
 import tomllib
 from dataclasses import dataclass, field
@@ -151,7 +150,7 @@ HOLDS = {
         "pq.read_table(FOLDER + '/squashed')['squashed'].null_count == 2",
         "(summary.written, summary.failed) == (2, 2)",
         "pq.read_table(FOLDER + '/my_embeddings')['score'].null_count == 2",
-        "subprocess.run([sys.executable, '-m', 'pytest', '-q', SCRIPT + '::TestProbe']).returncode == 0",
+        "pytest.main([*WITHOUT, SCRIPT + '::TestProbe']) == 0",
     ],
     "coming-from-nemo-curator.md": [
         "len(clustered) == 12",
@@ -165,6 +164,7 @@ HOLDS = {
     ],
 }
 GONE = "000000007"  # the row without an image
+WITHOUT = [word for name in ("cacheprovider", "timeout", "xdist") for word in ("-p", f"no:{name}")]
 
 # Blocks that a comment in the page says are not run, and of which programs may be unknown here.
 NOT_RUN = {
@@ -328,7 +328,7 @@ def test_the_python_of_a_page_runs(name, made, cluster, store, tmp_path, monkeyp
         while (latest := distributed.default_client()) is not cluster:
             latest.close()  # what the page opened
     names |= {"FOLDER": os.fspath(folder), "GONE": GONE, "np": np, "pq": pq}
-    names |= {"SCRIPT": os.fspath(script), "subprocess": subprocess, "sys": sys}
+    names |= {"SCRIPT": os.fspath(script), "pytest": pytest, "WITHOUT": WITHOUT}
     if (folder / "embeddings").exists():
         names["ERRORS"] = pq.read_table(folder / "embeddings")["image_error"].to_pylist()
     for holds in HOLDS[name]:

@@ -36,12 +36,14 @@ SIZES += [(64, 48), (225, 223), (1200, 300)]
 
 
 def photographs():
-    """Photographs carried in scikit-image's wheel, as JPEG, each in several sizes."""
+    """Photographs carried in scikit-image's wheel, as JPEG: each size of half of them, each of them in both kinds."""
     folder = Path(importlib.util.find_spec("skimage").origin).parent / "data"
     found = [folder / name for name in ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png")]
-    for path in (path for path in found if path.exists()):
+    for which, path in enumerate(path for path in found if path.exists()):
         with Image.open(path) as image:
             for number, size in enumerate(SIZES):
+                if (which + number // 2) % 2:
+                    continue
                 file = io.BytesIO()
                 quality, subsampling = (95, 0) if number % 2 else (85, 2)
                 image.convert("RGB").resize(size).save(file, "JPEG", quality=quality, subsampling=subsampling)
@@ -61,7 +63,7 @@ def model_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     images = tuple(photographs())
-    assert len(images) >= 36
+    assert len(images) >= 18
     folder = tmp_path_factory.mktemp("photographs")
     write_tar(folder / "0.tar", [(f"{key}.jpg", data) for key, data in images])
     return folder, images
