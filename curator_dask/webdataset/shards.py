@@ -178,7 +178,9 @@ def _discover(
     missing: list[str] = []
     compressed: list[str] = []
     searched: list[str] = []  # directories
+    walked = True  # only directories are given: then what is beside the tars was seen
     for item in _expanded(items, files):
+        walked = walked and files.is_folder(item)
         if _has_wildcard(item) and not files.exists(item):
             root, found = _from_glob(item, files)
         elif _is_tar(item):
@@ -221,7 +223,7 @@ def _discover(
     for tar in tars:
         stem = tar[:-4]
         parquet: str | None = f"{stem}.parquet"
-        if parquet not in parquets and parquet not in files.listing(posixpath.dirname(tar)).files:
+        if parquet not in parquets and (walked or parquet not in files.listing(posixpath.dirname(tar)).files):
             parquet = None
         shards.append(Shard(tar, stem.removeprefix(prefix), parquet))
     # Names that differ in their digits alone, each as long as the others, have one order: that of text is found sooner.
