@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,11 +27,22 @@ class Seen:
     errors: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
-    def watch(self, page: Any) -> None:
-        page.on("console", lambda said: said.type == "error" and self.errors.append(said.text))
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("requestfailed", lambda request: self.errors.append(f"{request.url}: {request.failure}"))
-        page.on("request", lambda request: self.requests.append(request.url))
+    def watch(self, page: Any) -> Callable[[], None]:
+        """Write down what the page says from now on; returns what ends that."""
+        listeners: dict[str, Callable[[Any], object]] = {
+            "console": lambda said: said.type == "error" and self.errors.append(said.text),
+            "pageerror": lambda error: self.errors.append(str(error)),
+            "requestfailed": lambda request: self.errors.append(f"{request.url}: {request.failure}"),
+            "request": lambda request: self.requests.append(request.url),
+        }
+        for event, listener in listeners.items():
+            page.on(event, listener)
+
+        def stop() -> None:
+            for event, listener in listeners.items():
+                page.remove_listener(event, listener)
+
+        return stop
 
 
 def find_chromium() -> str | None:
@@ -60,19 +71,25 @@ def seen() -> Iterator[Seen]:
     assert found.errors == []
 
 
-@pytest.fixture
-def open_page(browser: Any, seen: Seen) -> Iterator[Any]:
-    """Opens a URL in a new page, with playwright's options: ``open_page(url, color_scheme="dark")``."""
-    contexts = []
+@pytest.fixture(scope="module")
+def page(browser: Any) -> Iterator[Any]:
+    """The page of all tests of a module: a new one, that has compiled no script yet, takes seconds for each."""
+    context = browser.new_context(viewport=WIDE)
+    yield context.new_page()
+    context.close()
 
-    def open_one(url: str, **options: Any) -> Any:
-        context = browser.new_context(**{"viewport": WIDE, **options})
-        contexts.append(context)
-        page = context.new_page()
-        seen.watch(page)
+
+@pytest.fixture
+def open_page(page: Any, seen: Seen) -> Iterator[Any]:
+    """Loads a URL anew, in a window of some size and a dark room or a light one."""
+
+    def open_one(url: str, viewport: Any = WIDE, color_scheme: str = "light") -> Any:
+        page.set_viewport_size(viewport)
+        page.emulate_media(color_scheme=color_scheme)
         page.goto(url)
         return page
 
+    stop = seen.watch(page)
     yield open_one
-    for context in contexts:
-        context.close()
+    stop()  # what is under way may end
+    page.goto("about:blank")

@@ -45,15 +45,6 @@ from curator_dask.models.weights import create_timm_model, state_digest
 SMALL_CLIP = "vit_xsmall_patch16_clip_224"  # the smallest architecture of timm's that ends in a projection
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These models are too small to share among threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def random_spec(name, **settings):
     return TimmSpec(name, pretrained=False, **{"autocast": False, **settings})
 
