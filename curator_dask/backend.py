@@ -312,9 +312,24 @@ def frame_to_arrow(frame: Any) -> pa.Table:
     if on_gpu(frame):
         from curator_dask.holding import with_nested_types
 
-        kinds = [getattr(kind, "to_arrow", lambda: None)() for kind in frame.dtypes]
-        return with_nested_types(frame.to_arrow(preserve_index=False), kinds)
+        return with_nested_types(frame.to_arrow(preserve_index=False), [*map(_arrow_kind, frame.dtypes)])
     return pa.Table.from_pandas(frame, preserve_index=False)
+
+
+def series_to_arrow(series: Any) -> pa.Array | pa.ChunkedArray:
+    """A series, or an array, as an Arrow array of the type that its column has in `frame_to_arrow`."""
+    import pyarrow as pa
+
+    if on_gpu(series):
+        from curator_dask.holding import with_nested_type
+
+        return with_nested_type(series.to_arrow(), _arrow_kind(series.dtype))
+    return pa.Array.from_pandas(series)
+
+
+def _arrow_kind(kind: Any) -> pa.DataType | None:
+    """What a type of cuDF's is to Arrow, where it says so: those of lists and structs do."""
+    return kind.to_arrow() if hasattr(kind, "to_arrow") else getattr(kind, "pyarrow_dtype", None)
 
 
 def on_gpu(frame: Any) -> bool:

@@ -16,7 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curator_dask.errors import ShardError
+
 BYTES = pa.list_(pa.uint8())
+_MOST = np.iinfo(np.int32).max  # values of all lists of a column
 
 _kinds = pa.types
 
@@ -101,11 +104,21 @@ def with_nested_types(table: pa.Table, kinds: Sequence[pa.DataType | None]) -> p
         What the types of the frame's columns are to Arrow; None for a column that has none.
     """
     for number, (field, kind) in enumerate(zip(table.schema, kinds, strict=True)):
-        if kind is None or field.type == kind or not (_is_list(kind) or _kinds.is_struct(kind)):
-            continue
-        chunks = [restore(chunk, kind) for chunk in table.column(number).chunks]
-        table = table.set_column(number, field.name, pa.chunked_array(chunks, kind))
+        column = with_nested_type(table.column(number), kind)
+        if column.type != field.type:
+            table = table.set_column(number, field.name, column)
     return table
+
+
+def with_nested_type(
+    array: pa.Array | pa.ChunkedArray, kind: pa.DataType | None
+) -> pa.Array | pa.ChunkedArray:
+    """The same of one column."""
+    if kind is None or array.type == kind or not (_is_list(kind) or _kinds.is_struct(kind)):
+        return array
+    if isinstance(array, pa.ChunkedArray):
+        return pa.chunked_array([restore(chunk, kind) for chunk in array.chunks], kind)
+    return restore(array, kind)
 
 
 def restore(array: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -165,7 +178,13 @@ def _as_pairs(kind: pa.MapType) -> pa.DataType:
 
 def _offsets(lengths: Any) -> pa.Array:
     counts = pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False)
-    return pa.array(np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int32))
+    ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    if ends[-1] > _MOST:
+        raise ShardError(
+            f"{len(counts)} rows have {ends[-1]} bytes or values in one column, a column of lists or bytes on a GPU"
+            f" holds at most {_MOST}: use smaller partitions (rows_per_partition), or workers on CPUs"
+        )
+    return pa.array(ends.astype(np.int32))
 
 
 def _offsets_with_nulls(lists: pa.Array) -> pa.Array:
@@ -182,10 +201,10 @@ def _list_of(array: pa.Array, values: pa.Array) -> pa.Array:
 
 def _bytes_to_lists(array: pa.Array) -> pa.Array:
     array = array.cast(pa.large_binary())
-    lengths = pc.binary_length(array)
+    offsets = _offsets(pc.binary_length(array))
     whole = b"".join(each for each in array.to_pylist() if each is not None)
     values = pa.array(np.frombuffer(whole, np.uint8))
-    return pa.ListArray.from_arrays(_offsets(lengths), values, mask=array.is_null())
+    return pa.ListArray.from_arrays(offsets, values, mask=array.is_null())
 
 
 def _lists_to_bytes(array: pa.Array) -> pa.Array:

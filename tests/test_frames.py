@@ -185,6 +185,7 @@ def test_with_columns_of_no_rows(device):
     out = with_columns(frame_of(device).iloc[:0], empty)
     assert list(out.columns) == ["key", "old", "z", "vector", "image_error"] and len(out) == 0
     assert backend.frame_to_arrow(out).schema.field("vector").type == EMBEDDING_TYPE
+    assert to_array(out["vector"]).type == EMBEDDING_TYPE
 
 
 # One schema
@@ -203,6 +204,10 @@ def test_output_schema(device):
     assert schema.names == ["key", "vector"]
     assert schema.field("vector").type == pa.list_(pa.float32(), 7)
     assert output_schema(meta[["key"]], {"vector": 7}).names == ["key"]
+    made = {"day": pa.date32(), "raw": pa.large_binary(), "text": pa.large_string(), "n": pa.int8()}
+    more = with_columns(meta, {name: pa.array([], kind) for name, kind in made.items()})
+    schema = output_schema(more, {"vector": 7}, made=made)
+    assert schema.types[2:] == [pa.date32(), pa.large_binary(), pa.string(), pa.int8()]
 
 
 SCHEMA = pa.schema([("vector", pa.list_(pa.float32(), 2)), ("key", pa.string()), ("width", pa.int32())])

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import datetime
+import mmap
 import uuid
 from decimal import Decimal
 
 import pyarrow as pa
 import pytest
 
+from curator_dask.errors import ShardError
 from curator_dask.frames.parquet import conform
-from curator_dask.holding import held_table, held_type, hold, restore, with_nested_types
+from curator_dask.holding import (
+    held_table,
+    held_type,
+    hold,
+    restore,
+    with_nested_type,
+    with_nested_types,
+)
 
 DAYS, TIMES = [datetime.date(2024, 2, 3), None, datetime.date(1960, 1, 1)], [datetime.time(3, 4, 5), None]
 BYTES, TEXTS, UUIDS = [b"\xff\0", None, b""], ["a", None, ""], [uuid.UUID(int=5).bytes, None]
@@ -71,6 +80,14 @@ def test_values_as_they_are_held():
     assert hold(vectors) is vectors  # nothing is copied where nothing is to be done
 
 
+def test_more_bytes_than_lists_of_cudf_hold():
+    """No memory is behind the bytes: they are not looked at."""
+    places = pa.array([0, 1 << 30, 1 << 31], pa.int64()).buffers()[1]
+    images = pa.Array.from_buffers(pa.large_binary(), 2, [None, places, pa.py_buffer(mmap.mmap(-1, 1 << 31))])
+    with pytest.raises(ShardError, match=r"2 rows have 2147483648 bytes .* at most 2147483647: use smaller"):
+        hold(images)
+
+
 def test_a_held_table_conforms_to_the_schema_that_was_read():
     kinds = pa.schema(
         [("day", pa.date32()), ("raw", pa.large_binary()), ("vector", pa.list_(pa.float32(), 2))]
@@ -88,6 +105,7 @@ def test_types_that_a_column_without_a_value_forgets(given):
     table = with_nested_types(pa.table({"key": ["a", "b"], "vector": given}), [None, kind])
     assert table.schema.types == [pa.string(), kind]
     assert table["vector"].to_pylist() == given.to_pylist()
+    assert with_nested_type(given, kind).equals(table["vector"].chunk(0))
     nested = pa.table({"s": pa.array([{"a": None}], pa.struct([("a", pa.null())]))})
     assert (
         with_nested_types(nested, [pa.struct([("a", kind)])]).schema.field("s").type.field("a").type == kind

@@ -21,7 +21,7 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError, ImageError, ShardError
 from curator_dask.holding import hold
 from curator_dask.image.embedders.partition import EmbedPartition
-from curator_dask.rows.ids import exact_ids
+from curator_dask.rows.ids import exact_ids, id_texts
 from curator_dask.webdataset.keys import KeyTable
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -275,6 +275,9 @@ def test_ids_as_cudf_holds_them_are_the_same_keys():
         found = index.find(exact_ids(hold(ids))).tolist()
         assert found == index.find(exact_ids(ids)).tolist() and min(found[:-1]) >= 0 > found[-1]
     assert exact_ids(hold(pa.array(raw, pa.uuid()))) == [*map(str, UUIDS), None]
+    for ids in (pa.array([b"a", None]), pa.array(days, pa.date32()), pa.array([7, None])):
+        assert exact_ids(hold(ids)) == exact_ids(ids) == ids.to_pylist()
+        assert id_texts(hold(ids)) == ids.cast(pa.string()).to_pylist()
 
 
 def test_keys_that_are_not_utf8(tmp_path):

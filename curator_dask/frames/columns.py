@@ -127,9 +127,7 @@ def vectors_in(schema: pa.Schema) -> list[str]:
 
 def to_array(column: Any) -> pa.Array:
     """One contiguous Arrow array from a Series or an Arrow array."""
-    array = column.to_arrow() if hasattr(column, "to_arrow") else column
-    if not isinstance(array, pa.Array | pa.ChunkedArray):
-        array = pa.Array.from_pandas(array)
+    array = column if isinstance(column, pa.Array | pa.ChunkedArray) else backend.series_to_arrow(column)
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 

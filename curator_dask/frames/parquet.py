@@ -42,7 +42,10 @@ _BUFFER = (
 
 
 def output_schema(
-    meta: Any, dims: Mapping[str, int], known: Mapping[str, pa.DataType] | None = None
+    meta: Any,
+    dims: Mapping[str, int],
+    known: Mapping[str, pa.DataType] | None = None,
+    made: Mapping[str, pa.DataType] | None = None,
 ) -> pa.Schema:
     """The one schema of all files of an output.
 
@@ -55,9 +58,14 @@ def output_schema(
     known
         Types that columns had when they were read, for what the frame does not know: how long text may be, what a
         column of Python objects holds, and all that cuDF holds as another type.
+    made
+        The same of columns that steps make, for what cuDF holds as another type.
     """
     fields = []
     is_held = backend.on_gpu(meta)
+    if is_held:
+        promised = {name: kind for name, kind in (made or {}).items() if not _is_text(kind)}
+        known = {**(known or {}), **promised}
     for field in backend.frame_to_arrow(meta).schema:
         kind = field.type
         before = (known or {}).get(field.name)

@@ -33,7 +33,8 @@ from curator_dask.words import counted
 def plan_schema(job: Job) -> pa.Schema:
     """Types of the columns to write: those of the frame, with the embeddings' lengths."""
     dims = {name: info["dim"] for name, info in job.made.items()}
-    return output_schema(job.frame._meta[list(job.kept)], dims, types_read(job.frame))
+    made = {name: kind for step in job.steps for name, kind in step.columns.items()}
+    return output_schema(job.frame._meta[list(job.kept)], dims, types_read(job.frame), made)
 
 
 def path_of(job: Job, output: Output, number: int) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.errors import DatasetError, ShardError
-from curator_dask.holding import BYTES
+from curator_dask.holding import BYTES, held_type, restore
 
 _FEW = 3  # rows that an error names
 _SIGNIFICAND = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}  # bits
@@ -24,14 +25,18 @@ _ID_KINDS = (
 
 def exact_ids(ids: pa.Array) -> list[Any]:
     """The ids as Python values; None for a number that a narrow float cannot hold exactly, whose key is lost."""
-    ids = _decoded(ids)
+    ids = _as_read(_decoded(ids))
     values: list[Any] = ids.to_pylist()
-    if ids.type == BYTES:  # as which cuDF holds bytes
-        return [None if value is None else bytes(value) for value in values]
     digits = _SIGNIFICAND.get(ids.type)
     if digits is None:
         return values
     return [None if value is None or abs(value) >= 2**digits else value for value in values]
+
+
+def id_texts(ids: pa.Array) -> list[str | None]:
+    """The ids as text, as Arrow writes them: as those of a file are, also where cuDF holds them as another type."""
+    texts: list[str | None] = _as_read(ids).cast(pa.string()).to_pylist()
+    return texts
 
 
 def check_id_type(kind: pa.DataType, id_col: str) -> None:
@@ -58,6 +63,16 @@ def _value_type(kind: pa.DataType) -> pa.DataType:
 
 def _decoded(ids: pa.Array) -> pa.Array:
     return ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids
+
+
+def _as_read(ids: pa.Array) -> pa.Array:
+    """Ids as they were before cuDF held them: there bytes are lists, and dates times, which no ids are."""
+    if ids.type == BYTES:
+        return restore(ids, pa.binary())
+    if ids.type == held_type(pa.date32()):
+        with contextlib.suppress(pa.ArrowInvalid):  # of a time that is not midnight
+            return ids.cast(pa.date32())
+    return ids
 
 
 def check_ids(ids: pa.ChunkedArray, id_col: str, path: str) -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from curator_dask.frames.columns import to_array
 from curator_dask.frames.names import URL_COLUMN
+from curator_dask.rows.ids import id_texts
 from curator_dask.runs.filtering import LeavesOut
 
 
@@ -51,5 +52,5 @@ class LeaveOut(LeavesOut):
             return np.ones(0, bool)
         urls = to_array(frame[URL_COLUMN]).cast(pa.string()).to_pylist()
         going = self.read(sorted({url for url in urls if url is not None}))
-        keys = to_array(frame[self.id_col]).cast(pa.string()).to_pylist()
+        keys = id_texts(to_array(frame[self.id_col]))
         return np.array([key not in going.get(url, ()) for key, url in zip(keys, urls, strict=True)], bool)
