@@ -48,18 +48,10 @@ def run_here(*arguments):
     return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
-def test_embed_and_rerun(folder, tmp_path):
-    arguments = [
-        "embed",
-        folder,
-        tmp_path / "out",
-        "--model",
-        "test_vit",
-        "--no-pretrained",
-        "--cluster",
-        "cpu",
-    ]
-    done = run_here(*arguments, "--workers", "1")
+def test_embed_and_rerun(folder, client, tmp_path):
+    arguments = ["embed", folder, tmp_path / "out", "--model", "test_vit", "--no-pretrained"]
+    arguments += ["--scheduler-address", client.scheduler.address]
+    done = run_here(*arguments)
     assert done.returncode == 0, done.stderr
     assert "found 2 shards" in done.stdout
     assert "image_embedding: 64 values, pooled output of test_vit" in done.stdout
@@ -72,7 +64,7 @@ def test_embed_and_rerun(folder, tmp_path):
     (folder / "00001.tar").rename(folder / "00001.tar.away")
     try:
         (folder / "00001.tar").write_bytes(b"not a tar")
-        again = run_here(*arguments, "--workers", "1")
+        again = run_here(*arguments)
     finally:
         (folder / "00001.tar.away").rename(folder / "00001.tar")
     assert again.returncode == 1, again.stderr
@@ -213,13 +205,12 @@ def write_clip(folder):
     transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
 
 
-def test_embed_with_clip_and_retry(folder, tmp_path):
-    """The folder with the weights is where a download would have put them."""
+def test_embed_with_clip_and_retry(folder, client, tmp_path):
+    """With a cluster of the command's own. The folder with the weights is where a download would have put them."""
     name, out = "openai/clip-vit-large-patch14", tmp_path / "out"
     write_clip(tmp_path / "models" / name)
     model = ["--model", name, "--model-dir", "models"]
-    cluster = ["--cluster", "cpu", "--workers", "1"]
-    done = run("embed", folder, out, *model, *cluster, cwd=tmp_path)
+    done = run("embed", folder, out, *model, "--cluster", "cpu", "--workers", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "image_embedding: 24 values, projected output of CLIPVisionModelWithProjection" in done.stdout
     assert "12 rows in 2 files; 1 failed image" in done.stdout
@@ -227,7 +218,8 @@ def test_embed_with_clip_and_retry(folder, tmp_path):
     assert "still alive" not in done.stderr
     before = pq.read_table(out)
     assert before["image_embedding"].type == pa.list_(pa.field("element", pa.float32()), 24)
-    done = run_here("retry", out, *cluster)  # from another working directory
+    # From another working directory.
+    done = run_here("retry", out, "--scheduler-address", client.scheduler.address)
     assert done.returncode == 0, done.stderr
     assert "1 failed row tried again, 0 have a vector now" in done.stdout
     assert pq.read_table(out).equals(before)
@@ -384,7 +376,7 @@ def test_index(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_from_a_store_to_a_store(tmp_path):
+def test_from_a_store_to_a_store(client, tmp_path):
     """Both ends remote, and a tar that was cut: its other samples are embedded, and the command ends with 1."""
     write_dataset(tmp_path / "data", shards=2, samples=6, shuffle=False)
     with s3_server() as server:
@@ -404,7 +396,7 @@ def test_from_a_store_to_a_store(tmp_path):
         assert "00001: truncated" in done.stdout
 
         where = ["--storage-options", settings, "--output-storage-options", settings]
-        model = ["--model", "test_vit", "--no-pretrained", "--cluster", "cpu", "--workers", "1"]
+        model = ["--model", "test_vit", "--no-pretrained", "--scheduler-address", client.scheduler.address]
         done = run_here("embed", f"s3://{BUCKET}/data", f"s3://{BUCKET}/out", *model, *where)
         assert done.returncode == 1, done.stdout + done.stderr
         assert "12 rows in 2 files" in done.stdout
@@ -438,27 +430,20 @@ def test_retry_takes_the_member_that_was_named(client, tmp_path):
     np.testing.assert_allclose(mended.to_pylist(), alone.to_pylist(), atol=1e-5)
 
 
-def test_retry(tmp_path):
+def test_retry(client, tmp_path):
     file = io.BytesIO()
     Image.new("RGB", (200, 100), "red").save(file, "PNG")
     write_dataset(
         tmp_path / "data", shards=2, samples=4, bad={"000000001": b"", "000010002": file.getvalue()}
     )
-    model = [
-        "--model",
-        "test_vit",
-        "--no-pretrained",
-        "--model-kwargs",
-        '{"img_size": 64}',
-        "--cluster",
-        "cpu",
-    ]
+    model = ["--model", "test_vit", "--no-pretrained", "--model-kwargs", '{"img_size": 64}']
+    cluster = ["--scheduler-address", client.scheduler.address]
     out = tmp_path / "out"
-    done = run_here("embed", tmp_path / "data", out, *model, "--workers", "1", "--max-pixels", "10000")
+    done = run_here("embed", tmp_path / "data", out, *model, *cluster, "--max-pixels", "10000")
     assert done.returncode == 0, done.stderr
     before = pq.read_table(out)
     assert before["image_error"].null_count == 6
-    done = run("retry", out, "--max-pixels", "100000", "--cluster", "cpu", "--workers", "1")
+    done = run("retry", out, "--max-pixels", "100000", *cluster)
     assert done.returncode == 0, done.stderr
     assert "2 failed rows tried again, 1 has a vector now" in done.stdout
     assert "1 x empty" in done.stdout
