@@ -538,6 +538,21 @@ def test_a_worker_that_runs_the_script_again_stops_with_the_hint(tmp_path):
     assert left == []
 
 
+def test_workers_that_are_slower_than_the_timeout_end_it(tmp_path):
+    source = """
+import time
+from curator_dask import get_client
+if __name__ == "__mp_main__":
+    time.sleep(600)
+if __name__ == "__main__":
+    get_client("cpu", n_workers=1, timeout=4)
+"""
+    code, _, errors, left = run_script(tmp_path, source)
+    assert code == 1
+    assert "the cpu cluster did not start" in errors and "raise timeout (now 4 s)" in errors
+    assert left == []
+
+
 def test_torch_threads_where_the_script_imports_torch_first(tmp_path):
     source = """
 import json, torch

@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,7 @@ _START_LIMIT = 10.0  # seconds that closing waits for a worker that is just star
 _SPAWN_LIMIT = 0.5  # seconds after an interrupt in which a worker's process may still appear
 _LOAD_LIMIT = 600.0  # seconds in which the process that workers are forked from is ready
 _CLOSE_LIMIT = 20.0  # seconds that closing itself may take
+_AFTER = 60.0  # seconds after the end of our patience in which nannies still have theirs
 
 # By the variable that a user would set. Dask's profiler of workers wakes a hundred times a second to look at every
 # thread: 3 % of a CNN on one core. All its event loops wake fifty times a second to see if they are late, workers and
@@ -103,12 +105,18 @@ def start_cluster(
     device: str, options: dict[str, Any], env: dict[str, str], timeout: float
 ) -> distributed.Client:
     """Start the cluster and the client that owns it, and wait for all workers."""
+    from dask.utils import parse_timedelta
+
     forked = device == "cpu" and forking.is_for(spawn_environment(env))
     if forked:  # a nanny that gives up while the process that is to be forked still loads would be waited for for ever
         options = {**options, "death_timeout": max(options.get("death_timeout", 0), _LOAD_LIMIT)}
+        patience = None
+    else:  # so would one that gives up while its worker still imports
+        patience = min(timeout, parse_timedelta(options.get("death_timeout") or timeout))
+        options = {**options, "death_timeout": patience + _AFTER}
     held = hold((LOST_WORKER, SHUFFLE, *([forking.FORKED] if forked else [])))
     try:
-        cluster = _started(device, options, env, timeout)
+        cluster = _started(device, options, env, timeout, patience)
         client: distributed.Client | None = None
         try:
             client = _owning_client_class()(cluster, timeout=timeout, held=held)
@@ -124,8 +132,10 @@ def start_cluster(
     return client
 
 
-def _started(device: str, options: dict[str, Any], env: dict[str, str], timeout: float) -> Cluster:
-    """The cluster, whose workers are starting."""
+def _started(
+    device: str, options: dict[str, Any], env: dict[str, str], timeout: float, patience: float | None
+) -> Cluster:
+    """The cluster, whose workers are up; those that are not after `patience` seconds are killed."""
     import dask
     from distributed import LocalCluster
 
@@ -146,6 +156,7 @@ def _started(device: str, options: dict[str, Any], env: dict[str, str], timeout:
     try:
         with (
             _uninterrupted_loop(timeout) as loop,
+            _killed_if_late(others, patience),
             _environment(spawning),
             dask.config.set(
                 {
@@ -172,6 +183,38 @@ def _started(device: str, options: dict[str, Any], env: dict[str, str], timeout:
             f"above why they ended. If they were only slow, raise timeout (now {timeout:g} s). If the script "
             "calls get_client outside `if __name__ == '__main__':`, put the call below that line"
         ) from error
+
+
+@contextmanager
+def _killed_if_late(others: set[Any], patience: float | None) -> Iterator[None]:
+    """Kill workers of a new cluster that are still starting after a while: their nannies say so then.
+
+    A nanny whose own patience ends first closes itself, which fails while its worker is starting (distributed's
+    WorkerProcess.kill), and then waits for ever to be closed.
+    """
+    from distributed import LocalCluster
+
+    def kill() -> None:
+        # A copy each time: the loop adds others meanwhile.
+        for nanny in [
+            each for cluster in {*LocalCluster._instances} - others for each in [*cluster._created]
+        ]:
+            process = getattr(nanny, "process", None)
+            starting = getattr(getattr(process, "status", None), "name", "") == "starting"
+            if starting and (pid := getattr(process, "pid", None)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    if patience is None:
+        yield
+        return
+    timer = threading.Timer(patience, kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @functools.cache
