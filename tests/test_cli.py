@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -22,6 +23,7 @@ from s3 import BUCKET, options, s3_server
 from typer.testing import CliRunner
 
 from curator_dask.cli import app
+from curator_dask.cli.options import ClusterType, told_plainly, workers_of
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.webdataset.index import ShardIndex
 
@@ -54,7 +56,7 @@ def test_embed_and_rerun(folder, client, tmp_path):
     done = run_here(*arguments)
     assert done.returncode == 0, done.stderr
     assert "found 2 shards" in done.stdout
-    assert "image_embedding: 64 values, pooled output of test_vit" in done.stdout
+    assert "; test_vit with random weights)" in done.stdout
     assert "12 rows in 2 files; 1 failed image" in done.stdout
     assert "1 x empty, for example 00000 000000001: empty" in done.stdout
     assert "Traceback" not in done.stderr
@@ -89,6 +91,15 @@ def test_a_run_without_enough_vectors_has_failed(client, tmp_path, bad, options,
     assert done.returncode == code
     assert said in done.stdout + done.stderr
     assert "NONE" not in done.stdout or bad == 3
+
+
+def test_what_all_has_taken_is_said_last(client, capsys):
+    with told_plainly(""):
+        with workers_of(ClusterType.auto, client.scheduler.address, None, None):
+            pass
+        print("the summary")
+    said = capsys.readouterr().out
+    assert re.search(r"the summary\n[\d.]+ s in all, from the start of the command\n$", said), said
 
 
 def test_vectors_of_finished_files_count(client, tmp_path):

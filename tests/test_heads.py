@@ -280,6 +280,7 @@ def test_a_head_of_another_kind_is_refused_by_the_class_that_is_not_for_it(tmp_p
         ({"source": "vit_large_patch14_clip_quickgelu_224.dfn2b"}, "weights 'dfn2b' are not"),
         ({"source": "vit_large_patch14_clip_quickgelu_224"}, "weights 'dfn2b' are not"),  # timm's default
         ({"source": "hf-hub:apple/DFN2B-CLIP-ViT-L-14"}, "another model"),
+        ({"source": f"{L14['source']} with random weights"}, "with random weights, not OpenAI"),
         ({"model": "vit_large_patch14_clip_224", "source": "vit_large_patch14_clip_224.openai"}, "QuickGELU"),
         (
             {"model": TOWER.replace("quick_gelu", "gelu"), "source": "laion/x"},
@@ -530,7 +531,7 @@ def test_a_head_that_raises_costs_its_shard_and_says_so(folder, red, tmp_path, i
     summary = Odd(red, "raises")(ColourReader()(dataset_of(folder))).save_metadata(tmp_path / "out")
     assert len(summary.failed_shards) == 2
     for reason in summary.failed_shards.values():
-        assert reason.startswith("probe: the head failed on vectors [7, 3]: ZeroDivisionError")
+        assert reason.startswith("Odd probe: the head failed on vectors [7, 3]: ZeroDivisionError")
 
 
 def test_a_head_of_several_scores_is_refused(folder, red, in_this_process):

@@ -484,7 +484,7 @@ def test_a_transform_of_ones_own(make_loader, photograph):
     assert all(batch.pixels.dtype == torch.float32 for batch in batches)
     for n in range(30):
         if n % 7 == 1:
-            assert errors[n] == "the transform failed: ValueError: no 81"
+            assert errors[n] == "the transform Brightness failed: ValueError: no 81"
         elif n % 7 == 2:
             assert "shape (5,), expected (3,)" in errors[n]
         else:

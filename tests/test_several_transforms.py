@@ -181,7 +181,7 @@ def test_an_error_of_one_transform_is_its_own(make_loader, decoder):
     )
     assert small_errors.keys() == whole_errors.keys() == {60, 61} and len(small) == 60
     assert own_errors.keys() == {60, 61} | {n for n in range(60) if n % 7 in (1, 2)}
-    assert own_errors[1] == "the transform failed: ValueError: no 81"
+    assert own_errors[1] == "the transform thumbnail failed: ValueError: no 81"
     assert "shape (10, 10, 3), expected (12, 12, 3)" in own_errors[2]
     for errors in (small_errors, own_errors):
         assert errors[60] == "empty (0 bytes)" and errors[61] == whole_errors[61]

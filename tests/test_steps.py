@@ -360,6 +360,14 @@ def test_a_score_without_vectors_is_refused(folder):
         dataset_of(folder).apply(Redness())
 
 
+def test_an_error_of_ones_own_names_its_step_and_column(folder, tmp_path):
+    step = type("Dividing", (Redness,), {"compute": lambda self, rows: 1 / len(rows.names[:0])})()
+    summary = ColourReader()(dataset_of(folder)).apply(step).save_metadata(tmp_path / "out")
+    assert {*summary.failed_shards.values()} == {
+        "Dividing (column 'redness'): ZeroDivisionError: division by zero"
+    }
+
+
 @pytest.mark.parametrize(
     ("values", "match"),
     [

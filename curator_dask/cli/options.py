@@ -51,6 +51,9 @@ class Metadata(StrEnum):
     tar = "tar"
 
 
+#: Whether workers that the command had started have ended.
+_ended: list[bool] = []
+
 InputPath = Annotated[
     str,
     typer.Argument(metavar="INPUT", help="Directory, glob, brace pattern or tar of the shards, or a URL."),
@@ -127,7 +130,7 @@ def workers_of(
 ) -> Iterator[Any]:
     """A client of the running scheduler that was named, or else of workers that are started for the command.
 
-    Once they have ended it says what the whole command has taken: the seconds of summaries are of the work alone.
+    Once the command is done it says what the whole of it has taken: the seconds of summaries are of the work alone.
     """
     from curator_dask.cluster.client import get_client
 
@@ -135,7 +138,7 @@ def workers_of(
         cluster_type=cluster.value, scheduler_address=address, scheduler_file=file, n_workers=number
     ) as client:
         yield client
-    print(f"{time.time() - psutil.Process().create_time():.1f} s in all, from the start of the command")
+    _ended.append(True)
 
 
 @contextmanager
@@ -171,8 +174,13 @@ def told_plainly(interrupted: str) -> Iterator[None]:
     from curator_dask.errors import CuratorError, ImageError, ShardError
 
     try:
+        _ended.clear()
         with heard():
             yield
+        if _ended:  # last, behind the summary, which some commands say when their workers have gone
+            print(
+                f"{time.time() - psutil.Process().create_time():.1f} s in all, from the start of the command"
+            )
     except KeyboardInterrupt:
         print(f"\ninterrupted: {interrupted}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -105,6 +105,7 @@ class _Call:
 
     def __init__(self, transform: Callable[..., Any]):
         self._transform = transform
+        self._name = getattr(transform, "__qualname__", type(transform).__qualname__)
 
     def __call__(self, image: PIL.Image.Image | np.ndarray) -> np.ndarray:
         import torch
@@ -113,4 +114,4 @@ class _Call:
             made = self._transform(image)
             return torch.as_tensor(made).detach().to("cpu", torch.float32).numpy()
         except Exception as error:
-            raise ImageError(f"the transform failed: {type(error).__name__}: {error}") from error
+            raise ImageError(f"the transform {self._name} failed: {type(error).__name__}: {error}") from error

@@ -50,7 +50,7 @@ class EncoderInfo:
     model
         Architecture and arguments, whatever the name by which it was asked for.
     source
-        That name; a model folder may be moved, so it does not count when two embeddings are compared.
+        That name, and whether its weights are random; a folder may be moved, so it does not count in a comparison.
     weights
         Digest of all parameters and buffers, see `state_digest`.
     transform

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from curator_dask.models.hub import CLIP_L14, names_folder
+from curator_dask.models.weights import RANDOM
 
 _TOWER = "CLIPVisionModelWithProjection"
 
@@ -90,6 +91,8 @@ class VectorKind:
             return f"{kind} computes GELU where {self.title} was trained with QuickGELU ({architecture})"
         if kind != architecture or settings:
             return f"{model} is another model"
+        if source.endswith(RANDOM):
+            return f"{source}, not {self.title}'s"
         if source.startswith("local-dir:"):
             return None
         name = source.rpartition("/")[2]  # hf-hub:timm/…

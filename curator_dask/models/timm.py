@@ -10,7 +10,7 @@ from typing import Any
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError
 from curator_dask.models.encoders import Encoder, ModelSpec
-from curator_dask.models.weights import create_timm_model
+from curator_dask.models.weights import RANDOM, create_timm_model
 
 OUTPUTS = ("auto", "pooled", "projected", "logits")
 
@@ -61,6 +61,7 @@ class TimmSpec(ModelSpec):
                 " model that gives one vector an image"
             )
         config: Mapping[str, Any] = model.pretrained_cfg
+        loads = self.pretrained or self.checkpoint_path is not None
         output = choose_output(self.output, config, model.num_classes, self.model_name)
         if output == "pooled" and model.num_classes:
             model.reset_classifier(0)
@@ -78,7 +79,7 @@ class TimmSpec(ModelSpec):
             name=" ".join(
                 [config["architecture"], *(f"{key}={value!r}" for key, value in self.model_kwargs)]
             ),
-            source=self.model_name,
+            source=self.model_name if loads else f"{self.model_name} {RANDOM}",
             output=output,
             normalize=self.normalize,
             autocast=self.autocast,

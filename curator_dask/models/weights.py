@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 #: Prefixes by which `timm.create_model` finds a model outside its registry.
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 LOCAL_PREFIXES = ("local-dir:", "local_dir:")
+#: Said of a model whose weights were not loaded, behind its name.
+RANDOM = "with random weights"
 # torch's random state belongs to the process: two models built at once would draw from one seed in turns.
 _SEEDED = threading.Lock()
 _WORD = re.compile(r"\w+")

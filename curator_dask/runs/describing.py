@@ -10,6 +10,7 @@ from typing import Any
 from curator_dask.cluster.presence import threads_of_workers
 from curator_dask.cluster.workers import run_everywhere
 from curator_dask.errors import WeightsError
+from curator_dask.runs.blaming import blaming
 from curator_dask.runs.step import Step
 
 logger = logging.getLogger("curator_dask")
@@ -54,7 +55,8 @@ def load_models(steps: Sequence[Step], shown: Sequence[str], client: Any, most: 
     if sources:
         logger.info("loading %s %s", ", ".join(sources), where)
     for step in steps:
-        said = run_everywhere(step.describe, client, count)
+        with blaming(step):
+            said = run_everywhere(step.describe, client, count)
         described |= _agreed(said)
         workers = frozenset(said) if workers is None else workers & {*said}
     for name in [name for name in described if name in shown]:

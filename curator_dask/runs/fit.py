@@ -10,7 +10,7 @@ from typing import Any
 from curator_dask import __version__
 from curator_dask.cache import POSSESSIONS, Remembered
 from curator_dask.cluster.workers import WorkerUnfit
-from curator_dask.errors import CuratorError
+from curator_dask.runs.blaming import told
 from curator_dask.runs.describing import Loaded, differences
 from curator_dask.runs.step import Step
 from curator_dask.webdataset.staging import current_worker
@@ -62,8 +62,7 @@ class Fit:
             try:
                 found |= step.describe()
             except Exception as error:
-                said = str(error) if isinstance(error, CuratorError) else f"{type(error).__name__}: {error}"
-                raise _unfit(f"cannot load {step.label}: {said}") from error
+                raise _unfit(f"cannot load {step.label}: {told(error)}") from error
         for column, info in found.items():
             differing = differences(self.loaded.described[column], info)
             if differing:

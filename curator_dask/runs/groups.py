@@ -22,6 +22,7 @@ from curator_dask.cluster.timing import spending
 from curator_dask.errors import CuratorError, ShardError
 from curator_dask.rows.known import knowing
 from curator_dask.rows.remarks import noticing
+from curator_dask.runs.blaming import told
 from curator_dask.runs.execute import AHEAD
 from curator_dask.runs.fit import Fit
 from curator_dask.runs.graph import map_items
@@ -137,7 +138,7 @@ class RunGroup:
         except Exception as error:
             leave_if_broken(part.name)
             log.warning("shard %s failed", part.name, exc_info=True)
-            return failure_row(f"{type(error).__name__}: {error}")
+            return failure_row(told(error))
 
 
 def _count_small(parts: Sequence[tuple[ShardRange, Target]], joined_bytes: int) -> int:

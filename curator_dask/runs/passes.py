@@ -23,6 +23,7 @@ from curator_dask.rows.ids import exact_ids
 from curator_dask.rows.images import add_status, read_images, remark_corrupt
 from curator_dask.rows.reasons import as_stored, reason_for, reasons_in
 from curator_dask.rows.remarks import current_remarks
+from curator_dask.runs.blaming import blaming
 from curator_dask.runs.step import Reading, Rows, SharingStep, Work
 from curator_dask.runs.turns import turn
 from curator_dask.webdataset.stamps import Watched
@@ -124,11 +125,11 @@ def run_steps(steps: Sequence[SharingStep], frame: Any) -> Any:
             url = next((url for url in urls if url is not None), None)
             stack.enter_context(turn(url, first.storage_options))
         ENCODERS.reserve(len(steps))
-        works = [stack.enter_context(step.begin(rows)) for step in steps]
+        works = [_begun(stack, step, rows) for step in steps]
         if first is not None and len(rows):
             _read(rows, urls, list(zip(readings, steps, works, strict=True)))
         for step, work in zip(steps, works, strict=True):
-            with spending("forward"):
+            with spending("forward"), blaming(step):
                 made = work.finish()
             # What lacks a value for its vector's sake has that one's reason, as it is.
             looks = bool(step.needs & {"bytes", "pixels"})
@@ -142,6 +143,11 @@ def run_steps(steps: Sequence[SharingStep], frame: Any) -> Any:
         errors = rows.column(ERROR_COLUMN) if ERROR_COLUMN in rows.names else pa.nulls(len(rows), pa.string())
         rows.add({ERROR_COLUMN: pa.array(_merged(reasons, frame), pa.string()) if reasons else errors})
     return rows.finished()
+
+
+def _begun(stack: ExitStack, step: SharingStep, rows: Rows) -> Work:
+    with blaming(step):
+        return stack.enter_context(step.begin(rows))
 
 
 def _read(
@@ -173,7 +179,7 @@ def _read(
         tasters = [work for _, step, work in alike if "bytes" in step.needs]
         if tasters:
             images = _tasted(images, tasters)
-        viewers = [work for _, _, work in alike if work.wanted is not None]
+        viewers = [(step, work) for _, step, work in alike if work.wanted is not None]
         for done, newly in _decoded(images, reading, viewers, said):
             fresh = newly - failed
             failed |= fresh
@@ -193,14 +199,17 @@ def _shares(own: Reading | None, work: Work, reading: Reading) -> bool:
 
 
 def _decoded(
-    images: Iterator[tuple[int, Any]], reading: Reading, works: Sequence[Work], said: dict[int, str]
+    images: Iterator[tuple[int, Any]],
+    reading: Reading,
+    viewers: Sequence[tuple[SharingStep, Work]],
+    said: dict[int, str],
 ) -> Iterator[tuple[int, set[int]]]:
     """Images done and rows that failed, batch after batch; what decoders said of rows goes into `said`."""
-    if not works:
+    if not viewers:
         for row, image in images:
             yield 1, {row} if isinstance(image, Exception) else set()
         return
-    wanted = [work.wanted for work in works if work.wanted is not None]
+    wanted = [work.wanted for _, work in viewers if work.wanted is not None]
     spec = LoaderSpec.here(
         tuple(each.transform for each in wanted),
         [each.options for each in wanted],
@@ -214,7 +223,9 @@ def _decoded(
         watch.turn_to(WAITING)
         for batch in batches:
             watch.turn_to("forward")
-            newly = {*works[batch.which].take(batch), *batch.errors}
+            step, work = viewers[batch.which]
+            with blaming(step):
+                newly = {*work.take(batch), *batch.errors}
             said |= batch.said
             watch.turn_to(None)
             watch.tell()

@@ -17,6 +17,7 @@ from curator_dask.cluster.progress import Meter, watch
 from curator_dask.cluster.workers import FETCHES, HandedBack, ResultLost, WorkersDied
 from curator_dask.errors import ClusterError, CuratorError, ShardError
 from curator_dask.rows.reasons import GAVE_UP
+from curator_dask.runs.blaming import told
 from curator_dask.runs.execute import Hands, picked, run_alone, run_partitions, run_pieces
 from curator_dask.runs.fit import Fit
 from curator_dask.runs.graph import map_items, unfused
@@ -353,10 +354,7 @@ def _settle(target: Named, result: Any, meter: Meter, summary: SaveSummary) -> b
         return True
     if isinstance(result, CuratorError) and not isinstance(result, ShardError):
         raise result  # it would happen to every shard
-    if report:
-        reason = report[BROKEN]
-    else:
-        reason = str(result) if isinstance(result, CuratorError) else f"{type(result).__name__}: {result}"
+    reason = report[BROKEN] if report else told(result)
     summary.failed_shards[target.name] = reason
     meter.give_up(target.name, reason)
     return False

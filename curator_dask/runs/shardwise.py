@@ -12,6 +12,7 @@ from dask.dataframe.dask_expr._expr import Blockwise, Expr
 
 from curator_dask import backend
 from curator_dask.cluster.timing import spending
+from curator_dask.runs.blaming import blaming
 from curator_dask.runs.lineage import Lineage, cut, is_root, knows_its_number
 from curator_dask.runs.passes import Pass
 from curator_dask.runs.step import Step
@@ -38,7 +39,8 @@ class ShardFunction:
         with spending("fetch"):
             frame = self.reader(part)
         for function in self.functions:
-            frame = function(frame)
+            with blaming(function):
+                frame = function(frame)
         return frame
 
     def together(self, parts: Sequence[ShardRange]) -> Together | list[Any]:
@@ -53,7 +55,8 @@ class ShardFunction:
                 joined = rows if isinstance(rows, Together) else Together.of(rows)
                 rows = Together(function(joined.frame), joined.ends)
             else:
-                rows = [function(frame) for frame in apart(rows)]
+                with blaming(function):
+                    rows = [function(frame) for frame in apart(rows)]
         return rows
 
     def _read(self, parts: Sequence[ShardRange]) -> Together | list[Any]:

@@ -17,6 +17,7 @@ from curator_dask.errors import ConfigError, ShardError
 from curator_dask.fingerprint import code_digest
 from curator_dask.frames.columns import with_columns
 from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.runs.blaming import blaming, whose
 from curator_dask.runs.rows import Rows as Rows  # from here, too
 from curator_dask.storage import Options
 
@@ -283,7 +284,11 @@ class ColumnStep(ABC):
         """
         if not len(rows):
             return Made({name: pa.array([], kind) for name, kind in self.columns.items()})
-        given = self.compute(rows)
+        try:
+            with blaming(self):
+                given = self.compute(rows)
+        except ShardError as error:  # of `Rows.column`, which does not know who asks
+            raise ShardError(f"{whose(self)}: {error}") from error
         made = {}
         for name, kind in self.columns.items():
             if name not in given:

@@ -130,6 +130,11 @@ class ScoreVectors(RowStep):
         return self.classifier.model_name
 
     @property
+    def owner(self) -> str:
+        """The same with its class."""
+        return f"{type(self.classifier).__qualname__} {self.label}"
+
+    @property
     def columns(self) -> dict[str, pa.DataType]:
         """The scores, and why there is none."""
         return {self.classifier.pred_column: self.classifier.arrow_type, ERROR_COLUMN: pa.string()}
@@ -279,7 +284,7 @@ class _Scoring(Work):
             raise
         except Exception as error:  # of a user's own head
             raise ShardError(
-                f"{self._step.label}: the head failed on vectors {list(vectors.shape)}: {type(error).__name__}:"
+                f"{self._step.owner}: the head failed on vectors {list(vectors.shape)}: {type(error).__name__}:"
                 f" {first_line(error)}"
             ) from error
         if scores.numel() != len(vectors):
