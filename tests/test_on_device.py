@@ -110,6 +110,23 @@ def test_partitions_that_are_mixed_and_filtered(device_client, folder, tmp_path)
     ).items()
 
 
+class Dated(ColumnStep):
+    """Makes columns of types that cuDF lacks."""
+
+    columns = {"made": pa.date32(), "packed": pa.large_binary()}  # noqa: RUF012
+
+    def compute(self, rows):
+        return {"made": [DAYS[0]] * len(rows), "packed": [b"\x00\xff"] * len(rows)}
+
+
+def test_columns_that_a_step_makes_have_the_types_that_it_promises(device_client, folder, tmp_path):
+    dataset = ImageTextPairDataset.from_webdataset(folder).apply(Dated())
+    assert dataset.filter("nothing[1].a is null").save_metadata(tmp_path / "out").rows == SHARDS * SAMPLES
+    table = read_output(tmp_path / "out")
+    assert {name: table.schema.field(name).type for name in Dated.columns} == Dated.columns
+    assert set(table["made"].to_pylist()) == {DAYS[0]} and set(table["packed"].to_pylist()) == {b"\x00\xff"}
+
+
 class Inverted(ProcessingStage):
     """Turns the colours around, in the pixels' own library."""
 
@@ -168,9 +185,11 @@ class LosesItsGpu(ColumnStep):
 
 
 @pytest.mark.parametrize("device", ["gpu"], indirect=True)
-def test_a_worker_whose_gpu_is_lost(device_client, folder, tmp_path):
-    dataset = ColourReader()(ImageTextPairDataset.from_webdataset(folder)).apply(
-        LosesItsGpu(tmp_path / "marker")
-    )
+@pytest.mark.parametrize("are_mixed", [False, True])
+def test_a_worker_whose_gpu_is_lost(device_client, folder, tmp_path, are_mixed):
+    dataset = ImageTextPairDataset.from_webdataset(folder)
+    if are_mixed:
+        dataset = dataset.with_metadata(dataset.metadata.repartition(npartitions=SHARDS // 2))
+    dataset = ColourReader()(dataset).apply(LosesItsGpu(tmp_path / "marker"))
     summary = dataset.save_metadata(tmp_path / "out")
     assert (summary.rows, summary.failed, summary.failed_shards) == (SHARDS * SAMPLES, 1, {})

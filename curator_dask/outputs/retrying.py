@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask import backend
+from curator_dask.cluster.leaving import leave_if_broken
 from curator_dask.cluster.setup import OpenWorkers, at_work
 from curator_dask.errors import CuratorError, OutputError, ShardError
 from curator_dask.frames.faults import faults_told
@@ -102,9 +103,8 @@ class RetryFile:
         ShardError
             The shard cannot be read, or has changed since the file was written.
         """
-        path = join(self.output.folder, f"{name}.parquet")
         folder, options = self.output.folder, self.output.options
-        table, record = _read(path, options)
+        table, record = _read(path := join(folder, f"{name}.parquet"), options)
         urls = pc.unique(table.column(URL_COLUMN)).to_pylist()
         check_unchanged(path, urls, record, self.shard_options)
         kept, dropped = table.slice(0, 0), table.slice(0, 0)
@@ -121,6 +121,7 @@ class RetryFile:
         steps = _steps_of(self.steps, table.column_names, record)
         with noticing() as noticed:
             done = backend.frame_to_arrow(run_steps(steps, backend.current().from_arrow(tried)))
+        leave_if_broken(name)  # before images are blamed for it in the file
         done = conform(done, tried.schema.remove_metadata(), name)
         failed = done.filter(pc.is_null(done.column(self.column)))
         report = {**report_of(name, failed, self.id_col), "rows": len(done)}

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask import backend
+from curator_dask.cluster.leaving import leave_if_broken
 from curator_dask.cluster.timing import spending
 from curator_dask.errors import OutputError
 from curator_dask.frames.committing import Commits
@@ -102,8 +103,10 @@ class WritePartition:
 
     def __call__(self, frame: Any, target_frame: pd.DataFrame) -> pd.DataFrame:
         """Write one partition whose target is a partition too; the report as `report_frame`."""
+        target = Target.from_json(target_frame["target"].iloc[0])
+        leave_if_broken(target.name)  # before images are blamed for it in a file
         with spending("write"):
-            return report_frame(self._write(frame, Target.from_json(target_frame["target"].iloc[0])))
+            return report_frame(self._write(frame, target))
 
     def write(self, frame: Any, target: Target) -> dict[str, Any]:
         """Write one partition.

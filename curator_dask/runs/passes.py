@@ -11,6 +11,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from curator_dask.cache import ENCODERS, LOADERS
+from curator_dask.cluster.leaving import leave_if_broken
 from curator_dask.cluster.progress import report
 from curator_dask.cluster.timing import Stopwatch, spending
 from curator_dask.dashboard.topics import WAITING
@@ -114,6 +115,14 @@ def run_steps(steps: Sequence[SharingStep], frame: Any) -> Any:
     ImageError
         An image cannot be used, and a step says that this ends the run.
     """
+    try:
+        return _made(steps, frame)
+    except Exception:
+        leave_if_broken(", ".join(step.label for step in steps))  # else all that comes to this worker fails
+        raise
+
+
+def _made(steps: Sequence[SharingStep], frame: Any) -> Any:
     rows = Rows(frame)
     current_remarks()  # made here, so that the threads that read add to them
     readings = [step.reading(rows) for step in steps]
