@@ -31,11 +31,9 @@ from curator_dask.settings import PATIENCE
 NO_GPU = pytest.mark.skipif(backend.gpu_count() > 0, reason="this machine has a GPU")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def workers_start_as_users_have_them():
-    """A worker that is forked has its threads and malloc's settings from the process that it is forked from."""
-    with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
-        yield
+def as_users_have_them():
+    """Workers are spawned: one that is forked has its threads from the process that it is forked from."""
+    return dask.config.set({"distributed.worker.multiprocessing-method": "spawn"})
 
 
 def worker_settings():
@@ -61,7 +59,8 @@ def children() -> set[int]:
 def client():
     before = children()
     # Not a `with` block: inside one that client stays Dask's default, whatever is started later.
-    client = get_client("cpu", n_workers=2, verbose=False)
+    with as_users_have_them():
+        client = get_client("cpu", n_workers=2, verbose=False)
     yield client
     client.close()
     assert children() == before
@@ -75,14 +74,15 @@ def pauses(dask_worker=None, dask_scheduler=None) -> dict[str, float]:
     }
 
 
-def test_workers_are_left_alone_and_so_are_those_that_take_their_place(client):
-    for again in (False, True):
-        if again:
-            client.restart(timeout=120)
-        assert set(client.run(dask.config.get, "distributed.worker.profile.enabled").values()) == {False}
-        for each in client.run(pauses).values():
-            assert each == {"monitor": 2000, "tick": 500, "memory_monitor": 500}
-        assert client.run_on_scheduler(pauses) == {"monitor": 2000, "tick": 500}
+def test_workers_are_left_alone_and_so_are_those_that_take_their_place(private_cluster):
+    with private_cluster(n_workers=1) as client:
+        for again in (False, True):
+            if again:
+                client.restart(timeout=120)
+            assert set(client.run(dask.config.get, "distributed.worker.profile.enabled").values()) == {False}
+            for each in client.run(pauses).values():
+                assert each == {"monitor": 2000, "tick": 500, "memory_monitor": 500}
+            assert client.run_on_scheduler(pauses) == {"monitor": 2000, "tick": 500}
 
 
 def test_cpu_workers_share_the_cores_and_never_see_a_gpu(client):
@@ -117,7 +117,7 @@ def test_default_numbers_of_workers(cores, memory_gib, given, workers_and_thread
 
 def test_a_second_client_has_a_cluster_of_its_own_and_closes_it(client, device, said):
     before, environment = children(), dict(os.environ)
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, as_users_have_them():
         warnings.simplefilter("always")
         second = get_client(device, n_workers=1, env={"OMP_NUM_THREADS": 1})
     address = second.scheduler.address
@@ -428,7 +428,6 @@ def test_workers_are_told_their_device_whatever_this_process_was_told(monkeypatc
     monkeypatch.setenv(backend.DEVICE_VARIABLE, "gpu")
     env = {backend.DEVICE_VARIABLE: "cpu", "MINE": "1"}
     with (
-        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
         with_environment(LocalCluster, env)(n_workers=0, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
@@ -553,25 +552,15 @@ if __name__ == "__main__":
     assert left == []
 
 
-def test_torch_threads_where_the_script_imports_torch_first(tmp_path):
+def test_a_script_that_imports_torch_first_and_does_not_close_its_client(tmp_path):
+    """Its worker has all the threads, and it ends quietly."""
     source = """
 import json, torch
 from curator_dask import get_client
 if __name__ == "__main__":
-    with get_client("cpu", n_workers=1, verbose=False) as client:
-        print(json.dumps(list(client.run(torch.get_num_threads).values())))
-"""
-    code, output, errors, left = run_script(tmp_path, source)
-    assert code == 0, errors
-    assert json.loads(output) == [CPU_COUNT]  # distributed alone would leave 1
-    assert left == []
-
-
-def test_a_script_that_does_not_close_its_client_ends_quietly(tmp_path):
-    source = """
-from curator_dask import get_client
-if __name__ == "__main__":
     client = get_client("cpu", n_workers=1, verbose=False)
+    print(json.dumps(list(client.run(torch.get_num_threads).values())))
 """
     code, output, errors, left = run_script(tmp_path, source)
-    assert (code, output, errors, left) == (0, "", "", [])
+    assert (code, errors, left) == (0, "", [])
+    assert json.loads(output) == [CPU_COUNT]  # distributed alone would leave 1

@@ -185,7 +185,7 @@ def test_a_paused_worker_finishes_what_it_has_begun(private_cluster, monkeypatch
     """However long that takes: Dask lets it, and so it is not given up."""
     monkeypatch.setenv(PATIENCE.name, "1s")
     with private_cluster(n_workers=1) as client:
-        future = client.submit(time.sleep, 14, pure=False)
+        future = client.submit(time.sleep, 6, pure=False)
         time.sleep(1)
         client.run(paused)
         presence = Presence(client)
