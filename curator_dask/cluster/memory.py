@@ -2,6 +2,7 @@
 
 malloc keeps what is freed, with our settings nearly all of it (`curator_dask.cluster.local.MALLOC`: a model is much
 faster so). Dask counts that as used, pauses the worker, and resumes it when it is less: without this, never.
+One that is paused and does nothing lets go of its loaders, too: decoders are made again in milliseconds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import functools
 from typing import Any
 
 from tornado.ioloop import PeriodicCallback
+
+from curator_dask.cache import LOADERS
 
 _EVERY = 1000.0  # milliseconds
 _CLOSE = 0.9  # of what Dask pauses a worker at
@@ -36,11 +39,20 @@ def leave_memory(worker: Any) -> None:
 async def _look(worker: Any) -> None:
     limit, paused_at = worker.memory_manager.memory_limit, worker.memory_manager.memory_pause_fraction
     if limit and paused_at and worker.monitor.get_process_memory() > _CLOSE * paused_at * limit:
-        await asyncio.to_thread(give_back)  # not in the loop: it takes up to a second
+        rests = worker.status.name == "paused" and not (worker.state.executing or worker.state.long_running)
+        await asyncio.to_thread(give_back, rests)  # not in the loop: it takes up to a second
 
 
-def give_back() -> None:
-    """Give what malloc keeps to the system; Dask itself collects what Python has dropped when it pauses a worker."""
+def give_back(loaders: bool = False) -> None:
+    """Give what malloc keeps to the system; Dask itself collects what Python has dropped when it pauses a worker.
+
+    Parameters
+    ----------
+    loaders
+        Close those that no task is using before.
+    """
+    if loaders:
+        LOADERS.clear()
     with_glibc = _malloc_trim()
     if with_glibc is not None:
         with_glibc(0)
