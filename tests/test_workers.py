@@ -13,6 +13,7 @@ from colours import ColourReader, Gate, check_colours, read_output, write_datase
 from distributed import Client, LocalCluster, get_task_stream
 
 from curator_dask import get_client
+from curator_dask.cache import ENCODERS, LOADERS
 from curator_dask.cluster import presence as presence_module
 from curator_dask.cluster.leaving import leave, leave_if_broken
 from curator_dask.cluster.presence import Presence
@@ -196,9 +197,14 @@ def test_a_paused_worker_finishes_what_it_has_begun(private_cluster, monkeypatch
 
 
 def keep_what_is_freed(dask_worker):
-    """Have malloc hold 300 MB that nobody uses, below a block that is used; Dask's limit is such that it pauses."""
+    """Have a model of 300 MB that nobody uses, below a block that is used; Dask's limit is such that it pauses.
+
+    It has to be let go, and malloc has to give back what it then holds.
+    """
     blocks = [bytes(2000) for _ in range(150_000)]
     dask_worker.pin = blocks.pop()
+    with ENCODERS.lease("large", lambda: blocks), LOADERS.lease("small", object):
+        pass
     used = psutil.Process().memory_info().rss
     dask_worker.memory_manager.memory_limit = int(used / 0.85)
 
