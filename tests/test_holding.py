@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import mmap
 import uuid
 from decimal import Decimal
@@ -119,3 +120,6 @@ def test_cudf_knows_every_type_as_which_a_column_is_held(column):
     kind = types.cudf_dtype_from_pa_type(held_type(column.type))
     back = kind.to_arrow() if hasattr(kind, "to_arrow") else types.cudf_dtype_to_pa_type(kind)
     assert back == held_type(column.type)
+    forget = importlib.import_module("cudf.core.column.column")._handle_nulls  # as `to_arrow` does at its end
+    for part in (column, column.slice(0, 0), pa.nulls(2, column.type)):
+        assert with_nested_type(forget(hold(part)), back).equals(hold(part))
