@@ -23,7 +23,7 @@ from curator_dask.models.sources import Sources
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.rows.best import check_best
 from curator_dask.rows.capped import check_cap
-from curator_dask.storage import absolute
+from curator_dask.storage import absolute, is_remote
 
 _TIMMS = {"pretrained": True, "output": "auto", "checkpoint_path": None, "model_kwargs": {}}
 
@@ -198,8 +198,11 @@ class Recipe:
         ]
 
     def sources(self) -> Sources | None:
-        """All files that decide what is in ``embeddings``, but the shards; None where they are not all here yet."""
-        others = [] if self.captions in ("txt", "none") else [self.captions]
+        """All files that decide what is in ``embeddings``, but the shards; None where they are not all here."""
+        near = [each.reference for each in self.heads() if isinstance(each, ReferenceSimilarity)]
+        if any(is_remote(path) for path in near):
+            return None
+        others = [*near, *([] if self.captions in ("txt", "none") else [self.captions])]
         others += [path for head in self.heads() for path in head.files]
         if self.model is None:
             return Sources(tuple(absolute(each) for each in others))

@@ -99,11 +99,18 @@ def test_files_of_others_and_vectors_of_others(clustered, tmp_path, in_this_proc
         ("b.npy", np.zeros(3), r"a centroid a row, found float64 \[3\]"),
         ("c.npy", np.array([[1, "a"]], object), "cannot be read as a matrix"),
         ("d.npy", np.full((2, 3), np.nan), "of finite numbers"),
+        ("e.npy", np.eye(3)[:2] - np.eye(3)[[1, 1]], "centroid 1 is of zeros"),
     ):
         path = tmp_path / name
         path.write_bytes(wrong) if isinstance(wrong, bytes) else np.save(path, wrong)
         with pytest.raises(WeightsError, match=said):
             read_centroids(path)
+    np.save(path, [[3e-60, 4e-60]])
+    np.testing.assert_allclose(read_centroids(path)[0], [[0.6, 0.8]], atol=1e-6)
+    for said in ("[1]", "{"):
+        save_file({"any": found.centroids}, tmp_path / "mine.safetensors", {"vectors": said})
+        with pytest.raises(WeightsError, match="not what made the vectors"):
+            read_centroids(tmp_path / "mine.safetensors")
 
 
 def test_the_command(clustered, tmp_path):

@@ -840,7 +840,7 @@ def test_the_nsfw_head_is_taken_out_of_its_archive(published_nsfw, tmp_path, in_
     assert NsfwClassifier().locate() == nemo and len(asked) == 1
 
 
-@pytest.mark.parametrize("found", ["another head", "another file", "a web page"])
+@pytest.mark.parametrize("found", ["another head", "no head", "another file", "a web page"])
 def test_what_comes_in_an_archive_must_be_the_head(published_nsfw, tmp_path, found):
     archive, kept, _ = published_nsfw
     if found == "a web page":
@@ -848,12 +848,15 @@ def test_what_comes_in_an_archive_must_be_the_head(published_nsfw, tmp_path, fou
     else:
         other = dict(plain("nsfw").state_dict())
         other["linear_4.bias"] = other["linear_4.bias"] + 1
-        torch.save(other, tmp_path / "other.pth")
+        torch.save(other if found != "no head" else "text", tmp_path / "other.pth")
         with zipfile.ZipFile(archive, "w") as opened:
-            opened.write(tmp_path / "other.pth", kept.name if found == "another head" else "other.pth")
+            opened.write(tmp_path / "other.pth", "other.pth" if found == "another file" else kept.name)
+    kept.parent.mkdir()
+    kept.write_bytes(b"somebody's own")
     with pytest.raises(WeightsError, match=r"(tensors with SHA-256|an archive).*model_path"):
         NsfwClassifier().locate()
-    assert {path.suffix for path in kept.parent.iterdir()} <= {".lock"}
+    assert {path.suffix for path in kept.parent.iterdir()} <= {".lock", ".other"}
+    assert kept.with_name(f"{kept.name}.other").read_bytes() == b"somebody's own"
 
 
 def test_a_file_that_a_worker_has_otherwise_is_refused(tmp_path, in_this_process):

@@ -6,11 +6,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from test_heads import L14, vectors_of, write_vectors
 
-from curator_dask.errors import ConfigError, OutputError
+from curator_dask.errors import ConfigError, OutputError, WeightsError
 from curator_dask.frames.parquet import read_record
 from curator_dask.image.classifiers import ReferenceSimilarity, reference, score_output
+from curator_dask.image.classifiers.clusters import NearestCentroid
+from curator_dask.image.classifiers.origins import Origin
+from curator_dask.image.classifiers.scoring import HEADS
 from curator_dask.text.again import scorer_from
 
 
@@ -57,10 +61,29 @@ def test_each_row_has_the_cosine_of_its_nearest(tmp_path, wanted, in_this_proces
     assert score_output(out, [score]).skipped == 2
     pq.write_table(pq.read_table(wanted)[:20], wanted / "00000.parquet")
     assert score_output(out, [score], overwrite=True).skipped == 0
+    # Of a step it is the vectors that count, also where their files get columns meanwhile, as in place.
+    step = score.step(Origin.of("image_embedding", L14))
+    more = pq.read_table(wanted)
+    pq.write_table(more.append_column("x", more["key"]), wanted / "00000.parquet")
+    step.describe()
+    pq.write_table(more[:19], wanted / "00000.parquet")
+    HEADS.forget(step.token)
+    with pytest.raises(WeightsError, match="wanted: expected the vectors with SHA-256"):
+        step.describe()
+    pq.write_table(more, wanted / "00000.parquet")
     # What a file says of it makes it again, as retry does.
     said = read_record(str(out / "00000.parquet")).scores["like"]
     again = scorer_from(said["settings"])
     assert again.of_files({"": None}).scores["like"]["recipe"] == said["recipe"]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_vectors_of_any_length(scale):
+    vectors, others = torch.from_numpy(vectors_of(20)), torch.from_numpy(vectors_of(30, seed=2))
+    expected = vectors / vectors.norm(dim=1, keepdim=True) @ others.T
+    got = reference.Nearest([others])(vectors * scale)
+    np.testing.assert_allclose(got, expected.amax(1), atol=1e-6)
+    assert (NearestCentroid(others)(vectors * scale) == expected.argmax(1)).all()
 
 
 def test_a_vector_without_direction_has_no_score(tmp_path, wanted, in_this_process):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import numbers
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from curator_dask.image.classifiers.origins import one_origin
 from curator_dask.models.heads import read_tensors
 from curator_dask.outputs.nearest import VectorFiles
 from curator_dask.outputs.placing import put
+from curator_dask.rows.best import is_number
 from curator_dask.storage import Options
 
 #: The tensor in the file, and what its metadata has: JSON of what made the vectors, as their record says it.
@@ -107,6 +109,8 @@ def find_centroids(
         There are none.
     """
     check_counts(number=number)
+    if not is_number(seed, numbers.Integral) or seed < 0:
+        raise ConfigError(f"seed={seed!r}: expected a whole number of at least 0")
     files = VectorFiles.find(path, column, storage_options)
     info = one_origin(column, files.records).info()
     total = sum(map(len, files.directions()))
@@ -145,6 +149,8 @@ def read_centroids(path: str | os.PathLike[str]) -> tuple[np.ndarray, Mapping[st
     if path.suffix == ".npy":
         try:
             found = np.load(path, allow_pickle=False)
+            if not isinstance(found, np.ndarray):
+                raise ValueError("it holds several")
         except (OSError, ValueError, EOFError) as error:
             raise WeightsError(f"{path}: cannot be read as a matrix of centroids: {error}") from error
     else:
@@ -157,10 +163,22 @@ def read_centroids(path: str | os.PathLike[str]) -> tuple[np.ndarray, Mapping[st
 
             with safe_open(path, "numpy") as opened:
                 said = (opened.metadata() or {}).get(VECTORS)
-            info = None if said is None else json.loads(said)
+            try:
+                info = None if said is None else json.loads(said)
+            except ValueError:
+                info = said
+            if not isinstance(info, Mapping | None):
+                raise WeightsError(
+                    f"{path}: its metadata has {VECTORS!r}, but not what made the vectors. Make it again"
+                )
     if found.ndim != 2 or not found.size or found.dtype.kind != "f" or not np.isfinite(found).all():
         raise WeightsError(
             f"{path}: expected a matrix of finite numbers, a centroid a row, found {found.dtype}"
             f" {list(found.shape)}"
         )
-    return unit(found.astype(np.float32)), info
+    largest = np.abs(found).max(axis=1, keepdims=True)  # float32 has not all that float64 has
+    if not largest.all():
+        raise WeightsError(
+            f"{path}: centroid {int(largest[:, 0].argmin())} is of zeros, and has no direction. Leave it out"
+        )
+    return unit((found / largest).astype(np.float32)), info

@@ -110,7 +110,8 @@ class NearestCentroid:
 
     def __call__(self, vectors: torch.Tensor) -> torch.Tensor:
         """Numbers (n,) as float64, NaN where a vector has no direction."""
-        cosines = vectors @ self._centroids.T
+        # By the largest value: sums of what is far from 1 would not be finite, or nothing.
+        cosines = (vectors / vectors.abs().amax(1, keepdim=True)) @ self._centroids.T
         found = cosines.argmax(1).double()
         found[~(vectors.isfinite().all(1) & vectors.any(1))] = float("nan")
         return found

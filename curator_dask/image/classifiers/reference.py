@@ -8,19 +8,19 @@ import logging
 import os
 import posixpath
 from collections.abc import Iterator, Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from curator_dask.errors import ConfigError
+from curator_dask.errors import ConfigError, WeightsError
 from curator_dask.frames.names import EMBEDDING_COLUMN
 from curator_dask.image.classifiers.base import ImageClassifier
-from curator_dask.image.classifiers.origins import one_origin
+from curator_dask.image.classifiers.origins import Origin, one_origin
+from curator_dask.image.classifiers.scoring import ScoreVectors
 from curator_dask.models.families import Kind, LikeThose
-from curator_dask.models.heads import digest_of
 from curator_dask.outputs.nearest import VectorFiles
 from curator_dask.outputs.placing import locate
-from curator_dask.storage import is_remote, local_path
 from curator_dask.words import counted
 
 if TYPE_CHECKING:
@@ -75,20 +75,34 @@ class ReferenceSimilarity(ImageClassifier):
         self.reference = path
         self.reference_column = reference_column or embedding_column
         self.storage_options = None if storage_options is None else dict(storage_options)
+        self.digest: str | None = None  # of the vectors; that of a step, which every worker must find
 
     @property
     def files(self) -> dict[str, str]:
-        """SHA-256 of the files of the reference that are on this machine, by their paths."""
-        paths = [path for path in self._files().records if not is_remote(path)]
-        return {path: digest_of(local_path(path)) for path in paths}
+        """None: it is the vectors that must be the same, also where their files get scores meanwhile."""
+        return {}
 
     @property
     def identity(self) -> tuple[Any, ...]:
         """The vectors of the reference, in whatever files they are."""
+        if self.digest is not None:
+            return ("reference", self.digest)
         digest = hashlib.sha256()
         for block in self._blocks():
-            digest.update(np.ascontiguousarray(block, "<f4").tobytes())
+            _add(digest, block)
         return ("reference", digest.hexdigest())
+
+    def step(self, origin: Origin) -> ScoreVectors:
+        """What is done to the rows of a shard, by the vectors that the reference has now.
+
+        Parameters
+        ----------
+        origin
+            What made the vectors.
+        """
+        fixed = copy(self)
+        _, fixed.digest = self.identity
+        return ScoreVectors.of(fixed, origin)
 
     @property
     def vectors(self) -> Kind | None:
@@ -130,10 +144,20 @@ class ReferenceSimilarity(ImageClassifier):
         ------
         ConfigError
             It has none that can be compared.
+        WeightsError
+            They are not those that the client has found.
         """
         import torch
 
-        blocks = list(self._blocks())
+        digest, blocks = hashlib.sha256(), []
+        for block in self._blocks():
+            _add(digest, block)
+            blocks.append(block)
+        if self.digest not in (None, digest.hexdigest()):
+            raise WeightsError(
+                f"{self.reference}: expected the vectors with SHA-256 {self.digest}, which the client has found, found"
+                f" {digest.hexdigest()} here. Give every node the same folder; if it has changed since, run again"
+            )
         logger.info("%s: %s to compare with", self.reference, counted(sum(map(len, blocks)), "vector"))
         if not blocks:
             raise ConfigError(f"{self.reference}: no row has a vector in {self.reference_column!r}")
@@ -146,6 +170,10 @@ class ReferenceSimilarity(ImageClassifier):
         """The vectors, of length 1, float32 (n, dim), by files and rows; without those that have no direction."""
         for vectors in self._files().directions():
             yield from (vectors[start : start + BLOCK] for start in range(0, len(vectors), BLOCK))
+
+
+def _add(digest: Any, vectors: np.ndarray) -> None:
+    digest.update(np.ascontiguousarray(vectors, "<f4").data)
 
 
 class Nearest:
@@ -163,8 +191,10 @@ class Nearest:
 
     def __call__(self, vectors: torch.Tensor) -> torch.Tensor:
         """Cosines (n,), NaN where a vector has no direction."""
+        # By the largest value first: squares of what is far from 1 are none in float32.
+        vectors = vectors / vectors.abs().amax(1, keepdim=True)
         vectors = vectors / vectors.norm(dim=1, keepdim=True)
         best = (vectors @ self._blocks[0].T).amax(1)
         for block in self._blocks[1:]:
             best = best.maximum((vectors @ block.T).amax(1))
-        return best
+        return best.clamp(-1, 1)  # which rounding leaves by a little
