@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import bare
+from benchmarks import bare, harness
 from benchmarks.bare_gpu import data_config
 from curator_dask import backend
 from curator_dask.datasets import ImageTextPairDataset
@@ -25,8 +26,14 @@ GAP = 50.0  # microseconds between two kernels of a stream that count as a gap
 
 def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a new process: what it leaves in memory, or that it crashes, is that process's own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context(harness.START_METHOD)
+    with ProcessPoolExecutor(1, context, initializer=_take_environment, initargs=({**os.environ},)) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def _take_environment(values: Mapping[str, str]) -> None:
+    """In a process that was forked: it has the environment of another moment."""
+    os.environ.update(values)
 
 
 def trace(model_name: str, batch_size: int, threads: int, folder: Path) -> dict[str, Any]:

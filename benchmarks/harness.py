@@ -54,7 +54,7 @@ _EXTENSIONS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 """Sets of instructions that decide how fast a model is, the fastest first. Those in bf16 decide its precision, too."""
 
 START_METHOD = "spawn"
-"""How `Team` starts its processes. Only spawned ones have its settings; tests, which time nothing, fork them."""
+"""How processes are started. Only spawned ones have all settings; tests, which time nothing, fork them."""
 
 _RSS_EVERY = 0.2  # seconds between two looks at memory; a look takes about 1 ms
 

@@ -85,7 +85,7 @@ def check_ratio(result, name, top, *bottom):
 
 
 def test_loader(tmp_path):
-    result = run(loader, tmp_path / "loader.json")
+    result = run(loader, tmp_path / "loader.json", "--images", "24")
     kinds = ["crop region", "usual", "torch", "whole"]
     check_cases(result, ["Loader, 1 thread", *(f"DALI, {kind}, 1 thread" for kind in kinds)])
     for kind in kinds:
@@ -94,7 +94,7 @@ def test_loader(tmp_path):
 
 
 def test_end_to_end(tmp_path):
-    result = run(end_to_end, tmp_path / "end.json", "--null-model", "--layouts", "1x1")
+    result = run(end_to_end, tmp_path / "end.json", "--null-model", "--layouts", "1x1", "--images", "32")
     cases = [f"{name}, 1x1" for name in ("end to end", "decode", "decode in DALI alone", "model")]
     check_cases(result, cases)
     ours, decode, in_dali, model = cases

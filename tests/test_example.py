@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 STAND_INS = {
     '"demo/dataset", "local-dir:demo/model", "demo/notebook"': '"dataset", "test_vit", "output"',
     "pretrained=True": "pretrained=False",
-    "get_client()": 'get_client("cpu", n_workers=1)',
+    "get_client()": 'get_client("cpu", n_workers=1, env={"OMP_NUM_THREADS": "1"})',
     "bytes > 2000": "bytes > 0",
 }
 SETUP = """
@@ -66,7 +66,8 @@ def kernel(tmp_path_factory):
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
     )
-    with client.setup_kernel(env={**os.environ, "PYTHONPATH": path}):
+    # One thread for models, as in `conftest`.
+    with client.setup_kernel(env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}):
         yield Kernel(client, folder)
 
 
