@@ -39,7 +39,7 @@ def filter_rows(
     output: Annotated[
         str | None,
         typer.Argument(
-            metavar="[OUTPUT]", help="Where the rows that pass go.  [default: they are counted alone]"
+            metavar="OUTPUT", help="Where the rows that pass go.  [default: they are counted alone]"
         ),
     ] = None,
     where: Annotated[
@@ -102,6 +102,12 @@ def filter_rows(
                 f"{top!r}: expected COLUMN=SHARE or COLUMN=ROWS, such as clip_score=0.3 or clip_score=1000",
                 param_hint="--top",
             )
+    if not conditions and best is None and output is not None:
+        raise typer.BadParameter(
+            f"give a condition, or --top or --preset: {output!r} is taken for the folder of what passes. Such as"
+            " --where 'width >= 256'",
+            param_hint="--where",
+        )
     options = json_object(storage_options, "--storage-options") or None
     output_options = json_object(output_storage_options, "--output-storage-options") or None
 
