@@ -154,7 +154,7 @@ class Recipe:
             ) from None
         if not isinstance(found, Mapping):
             raise ConfigError(
-                f"{path}: expected names and values, such as {_BEGINS}, found {type(found).__name__}"
+                f"{path}: expected names and values, found {type(found).__name__}. It begins so: {_BEGINS}"
             )
         known = [each.name for each in fields(cls)]
         for name in found:

@@ -11,6 +11,7 @@ import curator_dask
 from curator_dask.cli.curate import curate
 from curator_dask.cli.dedup import dedup
 from curator_dask.cli.embed import embed
+from curator_dask.cli.examples import BEGIN, shown
 from curator_dask.cli.export import export
 from curator_dask.cli.filter import filter_rows
 from curator_dask.cli.options import (
@@ -45,7 +46,8 @@ from curator_dask.console import show_messages
 FEW_SHARDS = 16  # are indexed without a cluster
 
 app = typer.Typer(
-    help="Embed the images of WebDataset shards on a Dask cluster.",
+    help="Vectors, scores, filters and duplicates of the images in WebDataset shards or folders, on a Dask cluster.",
+    epilog=BEGIN,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # its table cuts the options' names where the terminal is narrow
@@ -65,10 +67,10 @@ def main(
         raise typer.Exit
 
 
-app.command()(embed)
+app.command(**shown("embed"))(embed)
 
 
-@app.command()
+@app.command(**shown("retry"))
 def retry(
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Directory or URL that embed wrote to.")],
     column: Annotated[
@@ -124,7 +126,7 @@ def retry(
         raise typer.Exit(EXIT_SHARD)
 
 
-@app.command()
+@app.command(**shown("check"))
 def check(
     input_path: ImagesPath,
     id_col: IdColumn = "key",
@@ -182,7 +184,7 @@ def check(
         raise typer.Exit(EXIT_SHARD)
 
 
-@app.command()
+@app.command(**shown("index"))
 def index(
     input_path: InputPath,
     scheduler_address: SchedulerAddress = None,
@@ -218,10 +220,10 @@ def index(
         raise typer.Exit(EXIT_SHARD)
 
 
-app.command()(score)
-app.command("filter")(filter_rows)
-app.command()(search)
-app.command()(export)
-app.command()(dedup)
-app.command()(curate)
-app.command()(report)
+app.command(**shown("score"))(score)
+app.command(**shown("filter"))(filter_rows)
+app.command(**shown("search"))(search)
+app.command(**shown("export"))(export)
+app.command(**shown("dedup"))(dedup)
+app.command(**shown("curate"))(curate)
+app.command(**shown("report"))(report)
