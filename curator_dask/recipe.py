@@ -25,6 +25,7 @@ from curator_dask.rows.best import check_best
 from curator_dask.rows.capped import check_cap
 from curator_dask.storage import absolute, is_remote
 
+_BEGINS = "'model: resnet50', with a name and its value in each line (docs/curation.md)"
 _TIMMS = {"pretrained": True, "output": "auto", "checkpoint_path": None, "model_kwargs": {}}
 
 
@@ -142,16 +143,23 @@ class Recipe:
 
         try:
             found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: there is no such file. A recipe begins so: {_BEGINS}") from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: not a YAML file that can be read: {error}") from None
+            said = " ".join(str(error).split())
+            raise ConfigError(
+                f"{path}: not a YAML file that can be read: {said}. It begins so: {_BEGINS}"
+            ) from None
         if not isinstance(found, Mapping):
-            raise ConfigError(f"{path}: expected names and values, found {type(found).__name__}")
+            raise ConfigError(
+                f"{path}: expected names and values, found {type(found).__name__}. It begins so: {_BEGINS}"
+            )
         known = [each.name for each in fields(cls)]
         for name in found:
             if name not in known:
                 near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f": did you mean {near[0]}?" if near else ""
-                raise ConfigError(f"{path}: unknown name {name!r}{hint} There are {known}")
+                hint = f": did you mean {near[0]}?" if near else "."
+                raise ConfigError(f"{path}: unknown name {name!r}{hint} There are {', '.join(known)}")
         return cls(**found)
 
     @property

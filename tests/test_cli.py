@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -17,12 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import transformers
+import typer
 from colours import image_of, write_dataset, write_tar
 from PIL import Image
 from s3 import BUCKET, options, s3_server
 from typer.testing import CliRunner
 
 from curator_dask.cli import app
+from curator_dask.cli.examples import SHOWN
 from curator_dask.cli.options import ClusterType, told_plainly, workers_of
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.webdataset.index import ShardIndex
@@ -100,6 +103,16 @@ def test_what_all_has_taken_is_said_last(client, capsys):
         print("the summary")
     said = capsys.readouterr().out
     assert re.search(r"the summary\n[\d.]+ s in all, from the start of the command\n$", said), said
+
+
+def test_examples_of_the_help_are_commands():
+    commands = typer.main.get_command(app).commands
+    assert commands.keys() == SHOWN.keys()
+    for name, (short, examples) in SHOWN.items():
+        assert commands[name].get_short_help_str(80) == short
+        for example in examples:
+            said, *arguments = shlex.split(example)
+            assert said == name and commands[name].make_context(name, arguments).params
 
 
 def test_vectors_of_finished_files_count(client, tmp_path):

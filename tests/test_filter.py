@@ -347,7 +347,7 @@ def test_files_that_an_earlier_run_has_left_are_told(scored, tmp_path, caplog):
     [
         (["--where", "score >= 2"], 0, "rows kept"),
         (["OUT", "--where", "score >= 2", "--top", "score=0.5"], 0, "the best by score: down to"),
-        (["OUT"], 2, "give a condition"),
+        (["OUT"], 2, "is taken for the folder of what passes. Such as --where"),
         (["--where", "scores > 2"], 2, "there is no column 'scores' (did you mean score?)"),
         (["--top", "score"], 2, "expected COLUMN=SHARE or COLUMN=ROWS"),
         (["--top", "score=2"], 0, "2 of "),

@@ -248,6 +248,11 @@ def test_both_sides_of_a_threshold_are_seen_at_once_on_a_laptop(made, open_page)
         assert all(box["y"] + box["height"] <= LAPTOP["height"] for box in boxes)
         page.evaluate("scrollTo(0, 0)")
         page.select_option("#column-1", label="order")
+    page.evaluate("document.querySelector('h1').textContent = 'a long name '.repeat(20)")
+    page.wait_for_timeout(100)  # for the bar's observer
+    page.locator("#panels .histogram").first.evaluate("each => each.scrollIntoView()")
+    bar, histogram = (page.locator(each).first.bounding_box() for each in ("header", "#panels .histogram"))
+    assert bar["height"] > 64 and histogram["y"] >= bar["height"]
 
 
 def test_names_on_the_map_lie_inside_it_and_not_on_one_another(made, open_page):
@@ -476,7 +481,7 @@ def test_shards_that_are_gone_cost_their_pictures_alone(made, tmp_path):
             r"no column 'other' of vectors; those it has are \['image_embedding'\]",
         ),
         ({"page": "nowhere/page.html"}, ConfigError, "in a folder that is there"),
-        ({"path": "data/nothing"}, OutputError, "no Parquet file is there"),
+        ({"path": "data/nothing"}, OutputError, "no Parquet file is there, nor such a folder"),
         ({"sample": 0}, ConfigError, "sample"),
     ],
 )

@@ -138,9 +138,7 @@ KINDS = {
         "name it otherwise, or the vectors (--column): they replace it",
     ),
     "nameless": Kind(
-        False,
-        "column of the table of captions without a name; it is left out",
-        "none is needed for pandas' index (to_csv(index=False) writes none); name it in the file if it is wanted",
+        False, "column of the table of captions without a name; it is left out", "name it, if it is no index"
     ),
     "no-caption": Kind(False, "row without a caption", "none is needed for embedding images"),
     "bad-image": Kind(

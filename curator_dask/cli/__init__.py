@@ -12,6 +12,7 @@ from curator_dask.cli.centroids import centroids
 from curator_dask.cli.curate import curate
 from curator_dask.cli.dedup import dedup
 from curator_dask.cli.embed import embed
+from curator_dask.cli.examples import BEGIN, shown
 from curator_dask.cli.export import export
 from curator_dask.cli.filter import filter_rows
 from curator_dask.cli.options import (
@@ -46,7 +47,8 @@ from curator_dask.console import show_messages
 FEW_SHARDS = 16  # are indexed without a cluster
 
 app = typer.Typer(
-    help="Embed the images of WebDataset shards on a Dask cluster.",
+    help="Vectors, scores, filters and duplicates of the images in WebDataset shards or folders, on a Dask cluster.",
+    epilog=BEGIN,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # its table cuts the options' names where the terminal is narrow
@@ -66,10 +68,10 @@ def main(
         raise typer.Exit
 
 
-app.command()(embed)
+app.command(**shown("embed"))(embed)
 
 
-@app.command()
+@app.command(**shown("retry"))
 def retry(
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Directory or URL that embed wrote to.")],
     column: Annotated[
@@ -110,7 +112,8 @@ def retry(
         if lacking or not columns:
             raise OutputError(
                 f"{output}: its files do not say which model made {', '.join(lacking) or 'an embedding'} (they"
-                f" do for {', '.join(found) or 'none'}). An embedder of your own is retried in Python, by its retry()"
+                f" do for {', '.join(found) or 'none'}). An embedder of your own is retried in Python, by its retry();"
+                " of an export give the output that its rows came from"
             )
         changed = {"max_pixels": max_pixels, "decoder": None if decoder is None else decoder.value}
         changed = {name: value for name, value in changed.items() if value is not None}
@@ -124,7 +127,7 @@ def retry(
         raise typer.Exit(EXIT_SHARD)
 
 
-@app.command()
+@app.command(**shown("check"))
 def check(
     input_path: ImagesPath,
     id_col: IdColumn = "key",
@@ -182,7 +185,7 @@ def check(
         raise typer.Exit(EXIT_SHARD)
 
 
-@app.command()
+@app.command(**shown("index"))
 def index(
     input_path: InputPath,
     scheduler_address: SchedulerAddress = None,
@@ -218,11 +221,11 @@ def index(
         raise typer.Exit(EXIT_SHARD)
 
 
-app.command()(score)
-app.command("filter")(filter_rows)
-app.command()(search)
-app.command()(export)
-app.command()(centroids)
-app.command()(dedup)
-app.command()(curate)
-app.command()(report)
+app.command(**shown("score"))(score)
+app.command(**shown("filter"))(filter_rows)
+app.command(**shown("search"))(search)
+app.command(**shown("export"))(export)
+app.command(**shown("centroids"))(centroids)
+app.command(**shown("dedup"))(dedup)
+app.command(**shown("curate"))(curate)
+app.command(**shown("report"))(report)

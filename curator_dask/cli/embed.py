@@ -69,7 +69,9 @@ def embed(
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass, at most.")] = 256,
     threads: Annotated[int, typer.Option(min=1, help="Decoding threads a worker.")] = 4,
     column: Annotated[str, typer.Option(help="Name of the embedding's column.")] = "image_embedding",
-    model_output: Annotated[Output, typer.Option(help="Of the model: what is the vector.")] = Output.auto,
+    model_output: Annotated[
+        Output, typer.Option(help="Which output of the model is the vector.")
+    ] = Output.auto,
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Larger images are not decoded.  [default: Pillow's limit]")
     ] = None,
@@ -78,10 +80,12 @@ def embed(
         typer.Option(help="JSON object of arguments for timm's model, for example '{\"img_size\": 336}'."),
     ] = None,
     decoder: Annotated[Decoder, typer.Option(help="dali, or pillow: slower, the reference.")] = Decoder.dali,
-    pretrained: Annotated[bool, typer.Option(help="Load the weights of the model's name.")] = True,
-    checkpoint: Annotated[str | None, typer.Option(help="State dict to load over the model.")] = None,
+    pretrained: Annotated[
+        bool, typer.Option(help="The weights of its name, or random ones, for a trial.")
+    ] = True,
+    checkpoint: Annotated[str | None, typer.Option(help="Weights in place of its own: a state dict.")] = None,
     normalize: Annotated[bool, typer.Option(help="Make vectors unit length.")] = True,
-    autocast: Annotated[bool, typer.Option(help="bf16 or fp16 where that is fast.")] = True,
+    autocast: Annotated[bool, typer.Option(help="bf16 or fp16 where that is fast, and exact enough.")] = True,
     orientation: Annotated[
         str, typer.Option(help="stored, or exif-column: by img2dataset's 'exif' where the file has none.")
     ] = "stored",

@@ -39,7 +39,7 @@ def filter_rows(
     output: Annotated[
         str | None,
         typer.Argument(
-            metavar="[OUTPUT]", help="Where the rows that pass go.  [default: they are counted alone]"
+            metavar="OUTPUT", help="Where the rows that pass go.  [default: they are counted alone]"
         ),
     ] = None,
     where: Annotated[
@@ -122,6 +122,12 @@ def filter_rows(
     if at_most is not None and not (label and number.strip().isdecimal()):
         raise typer.BadParameter(
             f"{at_most!r}: expected COLUMN=ROWS, such as label=100", param_hint="--at-most"
+        )
+    if not conditions and best is None and at_most is None and output is not None:
+        raise typer.BadParameter(
+            f"give a condition, or --top, --at-most or --preset: {output!r} is taken for the folder of what passes."
+            " Such as --where 'width >= 256'",
+            param_hint="--where",
         )
     options = json_object(storage_options, "--storage-options") or None
     output_options = json_object(output_storage_options, "--output-storage-options") or None

@@ -32,7 +32,7 @@ from curator_dask.frames.parquet import (
     write_table,
 )
 from curator_dask.frames.record import LACKING, TEXTS, FileRecord
-from curator_dask.outputs.failed import output_files
+from curator_dask.outputs.failed import none_there, output_files
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import opened
 from curator_dask.outputs.writing import Output
@@ -198,7 +198,7 @@ def add_columns(
     with opened(target.folder, target.options):
         names = output_files(source.folder, options)
         if not names:
-            raise OutputError(f"{path}: no Parquet file is there. Give the folder that embed wrote to")
+            raise OutputError(none_there(source.folder))
         paths = [join(source.folder, name) for name in names]
         footers = whole_footers(paths, options)
         steps = tuple(make_steps({each: footer.record for each, footer in footers.items()}))

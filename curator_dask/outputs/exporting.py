@@ -34,7 +34,7 @@ from curator_dask.outputs.export_columns import schema_beside, schema_of
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_place import ExportPlace
 from curator_dask.outputs.export_summary import ExportSummary
-from curator_dask.outputs.failed import output_files
+from curator_dask.outputs.failed import none_there, output_files
 from curator_dask.outputs.packing import NewKeys, PackShard
 from curator_dask.outputs.parquet import ParquetSink
 from curator_dask.outputs.placing import locate
@@ -102,7 +102,7 @@ def export_output(
     rows = Folder(locate(os.fspath(path), storage_options), storage_options)
     names = output_files(rows.path, rows.options)
     if not names:
-        raise OutputError(f"{rows.path}: no Parquet file is there. Give the folder that embed wrote to")
+        raise OutputError(none_there(rows.path))
     if names == [DUPLICATES]:
         raise OutputError(
             f"{rows.path}: is what dedup wrote, with the rows that go and those that stay for them. Give the folder of"

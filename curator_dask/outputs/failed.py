@@ -6,8 +6,10 @@ whatever their names and those of their folders begin and end with.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,12 +17,13 @@ import pyarrow as pa
 from curator_dask.frames.names import ERRORS_SUFFIX
 from curator_dask.frames.parquet import list_parquet, read_record, remove_leftovers, write_table
 from curator_dask.frames.record import FileRecord
-from curator_dask.storage import Options, exists, is_remote, join, remove
+from curator_dask.storage import Options, absolute, exists, is_remote, join, remove
 from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
 
 _FORMERLY = "_errors"  # below the output
+_FEW = 3  # names that an error gives
 
 
 def errors_folder(folder: str) -> str | None:
@@ -57,6 +60,20 @@ def output_files(folder: str, options: Options) -> list[str]:
     failed = list_errors(folder, options)
     files = [path for path in sorted(list_parquet(folder, options)) if path not in failed]
     return [path.removeprefix(folder).lstrip("/") for path in files]
+
+
+def none_there(path: str) -> str:
+    """Why a path has no Parquet file of an output, and what to give, in words."""
+    place, give = Path(absolute(path)), "Give the folder that embed wrote to"
+    if is_remote(path):
+        return f"{path}: no Parquet file is there. {give}"
+    if place.is_file():
+        return f"{path}: no Parquet file is there, for this is a file itself. Give its folder, {place.parent}"
+    if not place.is_dir():
+        return f"{path}: no Parquet file is there, nor such a folder. {give}"
+    shown = (each.name for each in place.iterdir() if not each.name.startswith("."))
+    some = ", ".join(itertools.islice(shown, _FEW))
+    return f"{path}: no Parquet file is there{f', but {some}' if some else ''}. {give}"
 
 
 def say_lost(folder: str, reports: Iterable[Mapping[str, Any]], options: Options) -> None:

@@ -24,7 +24,7 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.parquet import read_footer, write_table
 from curator_dask.frames.record import FILTERED, FileRecord
 from curator_dask.outputs.choosing import Chosen, read_rows
-from curator_dask.outputs.failed import output_files
+from curator_dask.outputs.failed import none_there, output_files
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_apart, opened
 from curator_dask.outputs.writing import Output
@@ -167,7 +167,7 @@ def filter_output(
     source = Output(locate(os.fspath(path), storage_options), storage_options, False, overwrite, False)
     names = output_files(source.folder, storage_options)
     if not names:
-        raise OutputError(f"{source.folder}: no Parquet file is there. Give the folder that embed wrote to")
+        raise OutputError(none_there(source.folder))
     chosen = Chosen(None if where is None else Where(where), top, cap=cap)
     looks = in_threads(lambda name: chosen.look(join(source.folder, name), storage_options), names)
     summary = FilterSummary(sum(look.rows for look in looks))

@@ -18,7 +18,7 @@ from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import CAPTION_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import open_parquet, whole_footers
 from curator_dask.frames.record import FileRecord
-from curator_dask.outputs.failed import output_files
+from curator_dask.outputs.failed import none_there, output_files
 from curator_dask.outputs.placing import locate
 from curator_dask.rows.ids import check_id_type, exact_ids
 from curator_dask.rows.images import values_of
@@ -84,7 +84,7 @@ class VectorFiles:
         folder = locate(os.fspath(path), options)
         paths = [join(folder, name) for name in output_files(folder, options)]
         if not paths:
-            raise OutputError(f"{path}: no Parquet file is there. Give the folder that embed wrote to")
+            raise OutputError(none_there(os.fspath(path)))
         footers = whole_footers(paths, options)
         for file, footer in footers.items():
             if column not in footer.columns:

@@ -15,7 +15,7 @@ from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import EMBEDDING_COLUMN, ERROR_COLUMN
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.frames.record import FileRecord
-from curator_dask.outputs.failed import list_errors, output_files
+from curator_dask.outputs.failed import list_errors, none_there, output_files
 from curator_dask.storage import Options, join
 
 #: Rows that are read at once.
@@ -111,7 +111,7 @@ def open_folder(path: str, column: str | None, options: Options) -> Folder:
     """
     names = output_files(path, options)
     if not names:
-        raise OutputError(f"{path}: no Parquet file is there. Give the folder that embed wrote to")
+        raise OutputError(none_there(path))
     folder = Folder(path, options)
     first = 0
     for name in names:

@@ -18,6 +18,12 @@ function make(name, properties = {}, ...children) {
   return made;
 }
 
+// The bar at the top has more lines where its titles are long: what is scrolled to lies below it, whatever its height.
+const bar = document.querySelector("header");
+new ResizeObserver(() => {
+  document.documentElement.style.scrollPaddingTop = `${Math.ceil(bar.getBoundingClientRect().height) + 12}px`;
+}).observe(bar);
+
 const integer = new Intl.NumberFormat("en");
 const percent = (part, all) => (all ? `${(100 * part / all).toFixed(1)} %` : "–");
 const plain = (value) => String(Number.isInteger(value) ? value : Number(value.toPrecision(Math.abs(value) < 1000 ? 4 : 6)));

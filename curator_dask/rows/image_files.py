@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from curator_dask.cache import POSSESSIONS, Remembered
 from curator_dask.errors import ConfigError, DatasetError, ShardError
 from curator_dask.frames.names import ERROR_COLUMN, FILE_COLUMN, URL_COLUMN
-from curator_dask.rows.caption_files import nameless_of, read_captions
+from curator_dask.rows.caption_files import TABLES, nameless_of, read_captions
 from curator_dask.rows.reading import ReadShard
 from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.storage import Options, absolute, is_remote, read_bytes
@@ -54,6 +54,10 @@ class CaptionTable:
         try:
             state = stamp(self.path, self.options)
         except ShardError as error:
+            if not is_remote(self.path) and not os.path.exists(self.path):  # noqa: PTH110
+                raise DatasetError(
+                    f"captions: {self.path}: there is no such file. Give a table ({', '.join(TABLES)}), txt or none"
+                ) from None
             raise DatasetError(f"captions: {error}") from None
         return _TABLES.get((self.path, state), self._read)
 

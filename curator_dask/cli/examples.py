@@ -1,0 +1,83 @@
+"""What ``--help`` shows besides options: a line a command, and commands to copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: Of each command a line for the list of all, and examples.
+SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
+    "check": (
+        "Look a dataset over first: seconds, no model.",
+        ("check /data/shards", "check /data/photos --captions captions.csv"),
+    ),
+    "embed": (
+        "Make a vector of every image; one Parquet file a shard.",
+        (
+            "embed /data/shards /data/out --model vit_large_patch14_clip_quickgelu_224.openai",
+            "embed /data/photos /data/out --model resnet50 --captions captions.csv",
+            "embed /data/shards /data/out --model resnet50 --statistics width,height,phash",
+        ),
+    ),
+    "retry": ("Try only the images that failed again.", ("retry /data/out",)),
+    "score": (
+        "Score vectors: aesthetics, NSFW, your own heads.",
+        (
+            "score /data/out --aesthetic default --nsfw default",
+            "score /data/out --head quality=quality.pt",
+            "score /data/out --near like_mine=/data/reference",
+        ),
+    ),
+    "filter": (
+        "Count, or write, the rows that pass a condition.",
+        (
+            "filter /data/out --where 'width >= 256 and height >= 256'",
+            "filter /data/out /data/best --where 'width >= 256' --top aesthetic_score=0.3",
+            "filter /data/out /data/balanced --at-most cluster=1000 --by aesthetic_score",
+        ),
+    ),
+    "centroids": (
+        "Cluster the vectors, so that each image has a number.",
+        (
+            "centroids /data/out /data/centroids.safetensors --number 1000",
+            "score /data/out --cluster-number cluster=/data/centroids.safetensors",
+        ),
+    ),
+    "dedup": (
+        "Find images that are nearly the same.",
+        ("dedup /data/out /data/duplicates --eps 0.07 --sheet groups.png",),
+    ),
+    "search": (
+        "Find images by a text, or by an image.",
+        (
+            "search /data/out 'a cat' --model openai/clip-vit-large-patch14 --sheet found.png",
+            "search /data/out --like 000000012",
+        ),
+    ),
+    "export": (
+        "Write the images of chosen rows into new tars.",
+        (
+            "export /data/out /data/new --where 'width >= 256' --dry-run",
+            "export /data/out /data/new --where 'width >= 256' --without /data/duplicates",
+        ),
+    ),
+    "report": ("Write one HTML page about an output.", ("report /data/out report.html",)),
+    "curate": (
+        "Do all steps, as a YAML file says.",
+        ("curate /data/shards /data/curated --config recipe.yaml",),
+    ),
+    "index": ("Write DALI's .idx files beside local tars.", ("index /data/shards",)),
+}
+
+BEGIN = "\b\nTo begin:\n" + "\n".join(
+    f"  curator-dask {SHOWN[name][1][0]}" for name in ("check", "embed", "report")
+)
+
+
+def shown(name: str) -> dict[str, Any]:
+    """Arguments of `typer.Typer.command` for a command."""
+    short, examples = SHOWN[name]
+    return {
+        "name": name,
+        "short_help": short,
+        "epilog": "\b\nFor example:\n" + "\n".join(f"  curator-dask {each}" for each in examples),
+    }
