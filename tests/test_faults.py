@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 
 import dask
+import forked
 import psutil
 import pytest
 import torch
@@ -31,8 +33,9 @@ from colours import (
 )
 from leftovers import cluster_that_is_left_clean
 
+from curator_dask import get_client
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import ClusterError
+from curator_dask.errors import ClusterError, CuratorError
 from curator_dask.pipeline import Pipeline
 from curator_dask.runs.settle import HOPELESS
 from curator_dask.settings import PATIENCE
@@ -119,7 +122,7 @@ def meanwhile(action):
     ("workers", "kills"),
     [
         pytest.param(1, 3, marks=pytest.mark.slow),
-        (2, 7),
+        (2, 4),
         pytest.param(4, 7, marks=pytest.mark.slow),
     ],
 )
@@ -328,55 +331,52 @@ def test_what_kills_before_the_images_is_a_failed_shard(private_cluster, tmp_pat
 # ---- the client
 
 
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-from colours import SlowColourReader
-from curator_dask import get_client
-from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import CuratorError
-if __name__ == "__main__":
-    folder, out, *address = sys.argv[1:]
-    options = {{"scheduler_address": address[0]}} if address else {{"cluster_type": "cpu", "n_workers": 2}}
+def program(folder, out, *address):
+    """What a user's script does: on a cluster of its own, or on the one at an address."""
+    options = {"scheduler_address": address[0]} if address else {"cluster_type": "cpu", "n_workers": 2}
     try:
         with get_client(**options):
             summary = SlowColourReader()(ImageTextPairDataset.from_webdataset(folder)).save_metadata(out)
     except CuratorError as error:
-        sys.exit(f"{{type(error).__name__}}: {{error}}")
+        sys.exit(f"{type(error).__name__}: {error}")
     print("SUMMARY", summary.written, summary.skipped)
+
+
+SCRIPT = f"""
+import sys
+sys.path.insert(0, {str(TESTS)!r})
+from test_faults import program
+if __name__ == "__main__":
+    program(*sys.argv[1:])
 """
 
 
-@pytest.fixture(scope="module")
-def script(tmp_path_factory):
-    path = tmp_path_factory.mktemp("script") / "script.py"
-    path.write_text(SCRIPT.format(tests=str(TESTS)))
-    return path
-
-
 @pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_client_killed_at_random_moments_is_started_again(folder, undisturbed, script, tmp_path, kills):
+def test_a_client_killed_at_random_moments_is_started_again(folder, undisturbed, tmp_path, kills):
     chance = random.Random(3)
-    command = [sys.executable, script, folder, tmp_path]
+    out, log = tmp_path / "out", tmp_path / "log"
     finished = 0
     for _ in range(kills):
-        client = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for_files(tmp_path, finished + 2)
+        before = forked.processes()
+        client = forked.start(program, folder, out, log=tmp_path / "of the killed")
+        wait_for_files(out, finished + 2)
         time.sleep(chance.uniform(0, 0.3))
-        family = psutil.Process(client.pid).children(recursive=True)
+        family = [each for each in forked.processes() - before if each.pid != client.pid]
+        assert len(family) >= 2
         client.kill()
-        client.wait()
+        client.join()
         _, alive = psutil.wait_procs(family, timeout=60)
         assert not alive, f"still running without their client: {alive}"
-        now = digests(tmp_path)
+        now = digests(out)
         assert finished + 2 <= len(now) < SHARDS
         assert now.items() <= undisturbed.items()
         finished = len(now)
-    last = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert last.returncode == 0, last.stderr
-    assert f"SUMMARY {SHARDS - finished} {finished}" in last.stdout
-    assert digests(tmp_path) == undisturbed
-    assert leftovers(tmp_path) == []
+    last = forked.start(program, folder, out, log=log)
+    last.join(240)
+    assert last.exitcode == 0, log.read_text()
+    assert f"SUMMARY {SHARDS - finished} {finished}" in log.read_text()
+    assert digests(out) == undisturbed
+    assert leftovers(out) == []
 
 
 # ---- the cluster
@@ -384,58 +384,56 @@ def test_a_client_killed_at_random_moments_is_started_again(folder, undisturbed,
 
 @contextlib.contextmanager
 def running_cluster(folder: Path):
-    """A scheduler and a worker with its nanny, as `dask scheduler` and `dask worker` start them."""
-    dask_command = [sys.executable, "-m", "dask"]
-    env = {**os.environ, "CURATOR_DASK_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
-    env["PYTHONPATH"] = os.pathsep.join([str(TESTS), *filter(None, [env.get("PYTHONPATH")])])
+    """A scheduler and a worker with its nanny, by the commands `dask scheduler` and `dask worker`."""
     file = folder / "scheduler.json"
     options = ["--scheduler-file", str(file), "--no-dashboard"]
-    with (folder / "cluster.log").open("wb") as log:
-        start = {"stdout": log, "stderr": log, "env": env, "cwd": folder, "start_new_session": True}
-        parts = [
-            subprocess.Popen(
-                [*dask_command, "scheduler", "--port", "0", "--host", "127.0.0.1", *options], **start
-            )
-        ]
-        try:
-            wait_until(file.exists, 60, "the scheduler's file")
-            workers = [*dask_command, "worker", "--nworkers", "1", "--nthreads", "1", *options]
-            parts.append(subprocess.Popen(workers, **start))
-            yield json.loads(file.read_text())["address"], *parts
-        finally:
-            for part in parts:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(part.pid, signal.SIGKILL)
-                part.wait()
 
-
-def run_until_it_ends(command, out, files, action, env=None):
-    """Start a client, act when so many files are there; its exit code, errors and the seconds it took to end."""
-    client = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **(env or {})},
-    )
-    try:
-        wait_for_files(out, files)
-        action()
-        start = time.monotonic()
-        _, errors = client.communicate(timeout=120)
-    finally:
-        client.kill()
-    return client.returncode, errors, time.monotonic() - start
-
-
-def test_the_scheduler_killed(folder, undisturbed, script, private_cluster, tmp_path):
-    out = tmp_path / "out"
-    with running_cluster(tmp_path) as (address, scheduler, _):
-        command = [sys.executable, script, folder, out, address]
-        code, errors, seconds = run_until_it_ends(
-            command, out, 3, lambda: os.killpg(scheduler.pid, signal.SIGKILL)
+    def command(name, *arguments):
+        return forked.start(
+            dask_command,
+            name,
+            [*arguments, *options],
+            log=folder / "cluster.log",
+            env={"CURATOR_DASK_DEVICE": "cpu"},
         )
-    assert code == 1
+
+    parts = [command("scheduler", "--port", "0", "--host", "127.0.0.1")]
+    try:
+        wait_until(file.exists, 60, "the scheduler's file")
+        parts.append(command("worker", "--nworkers", "1", "--nthreads", "1"))
+        yield json.loads(file.read_text())["address"], *parts
+    finally:
+        for part in parts:
+            part.kill()
+            part.join()
+
+
+def dask_command(name, arguments):
+    importlib.import_module(f"distributed.cli.dask_{name}").main(arguments)
+
+
+def errors_of_its_end(log, is_alive, out, files, action):
+    """Act when a client has made so many files; its errors, and the seconds it took to end."""
+    wait_for_files(out, files)
+    action()
+    start = time.monotonic()
+    wait_until(lambda: not is_alive(), 120, "the client's end")
+    return log.read_text(), time.monotonic() - start
+
+
+def test_the_scheduler_killed(folder, undisturbed, private_cluster, tmp_path):
+    """Under a user's own script, of which Python's words at its end are seen too."""
+    out, log, script = tmp_path / "out", tmp_path / "log", tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    with running_cluster(tmp_path) as (address, scheduler, _), log.open("w") as file:
+        client = subprocess.Popen(
+            [sys.executable, script, folder, out, address], stdout=subprocess.DEVNULL, stderr=file
+        )
+        try:
+            errors, seconds = errors_of_its_end(log, lambda: client.poll() is None, out, 3, scheduler.kill)
+        finally:
+            client.kill()
+    assert client.returncode == 1
     assert seconds < 30
     last = errors.strip().splitlines()[-1]
     assert last.startswith(f"ClusterError: the connection to the scheduler at {address} was lost")
@@ -449,14 +447,15 @@ def test_the_scheduler_killed(folder, undisturbed, script, private_cluster, tmp_
     assert leftovers(out) == []
 
 
-def test_all_workers_gone_for_good(folder, undisturbed, script, tmp_path):
-    out = tmp_path / "out"
+def test_all_workers_gone_for_good(folder, undisturbed, tmp_path):
+    out, log = tmp_path / "out", tmp_path / "log"
     with running_cluster(tmp_path) as (address, _, workers):
-        command = [sys.executable, script, folder, out, address]
-        code, errors, seconds = run_until_it_ends(
-            command, out, 3, lambda: os.killpg(workers.pid, signal.SIGKILL), {PATIENCE.name: "6s"}
-        )
-    assert code == 1
+        client = forked.start(program, folder, out, address, log=log, env={PATIENCE.name: "6s"})
+        try:
+            errors, seconds = errors_of_its_end(log, client.is_alive, out, 3, workers.kill)
+        finally:
+            client.kill()
+    assert client.exitcode == 1
     assert 5 < seconds < 40
     last = errors.strip().splitlines()[-1]
     assert last.startswith("ClusterError: the cluster has no worker, for ")
@@ -477,11 +476,17 @@ def in_session(session: int) -> list[psutil.Process]:
     return found
 
 
+@pytest.fixture(scope="module")
+def many_shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("many") / "data"
+    write_dataset(folder, 150, SAMPLES)
+    return folder
+
+
 @pytest.mark.parametrize("moment", ["the cluster starts", "the model loads", "in the middle"])
-def test_ctrl_c(tmp_path, moment):
-    data, out = tmp_path / "data", tmp_path / "out"
-    write_dataset(data, 150, SAMPLES)
-    command = [sys.executable, "-m", "curator_dask.cli", "embed", data, out, "--model", "test_vit"]
+def test_ctrl_c(many_shards, tmp_path, moment):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "curator_dask.cli", "embed", many_shards, out, "--model", "test_vit"]
     options = ["--no-pretrained", "--cluster", "cpu", "--workers", "2", "--batch-size", "1"]
     log = tmp_path / "log"
     with log.open("wb") as file:
@@ -518,7 +523,7 @@ def test_ctrl_c(tmp_path, moment):
 
 def test_no_files_and_threads_are_left(private_cluster, tmp_path):
     folder = tmp_path / "data"
-    write_dataset(folder, 6, SAMPLES)
+    write_dataset(folder, 3, 4)
 
     def counts(process=None):
         import gc
@@ -529,7 +534,7 @@ def test_no_files_and_threads_are_left(private_cluster, tmp_path):
         process = psutil.Process()
         return process.num_fds(), process.num_threads()
 
-    with private_cluster(n_workers=2) as client:
+    with private_cluster(n_workers=1) as client:  # which has a part in every run
         found = []
         for number in range(7):
             embed(ColourReader(), folder, tmp_path / str(number))
