@@ -661,6 +661,7 @@ def elsewhere(tmp_path_factory):
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_OFFLINE": "",
         "NO_PROXY": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
     }
 
     def ask(questions, **changed):
