@@ -551,6 +551,11 @@ def rows(tmp_path_factory):
             "no architecture 'test_vitt'. Nearest: test_vit",
         ),
         (("embed", "{shards}", "{out}", "--model", "local-dir:{out}"), "no folder"),
+        (
+            ("embed", "{shards}", "{rows}/0.parquet", "--model", "test_vit"),
+            "it is a file, and a folder is expected",
+        ),
+        (("filter", "{rows}/0.parquet", "--where", "score > 1"), "this is a file itself. Give its folder"),
         (("embed", "{shards}", "{out}", "--model", "{rows}"), "is named local-dir:"),
         (("export", "{shards}", "{out}", "--where", "widht > 1"), "no column 'widht' (did you mean width?)"),
         (("export", "{shards}", "{out}", "--columns", "width,none"), "no such columns ['none']"),

@@ -238,6 +238,10 @@ def embed(
         found = find_shards(input_path, options, images=images)
         source = choose_source(metadata.value, found, options)
         if not is_remote(output):
+            if Path(absolute(output)).is_file():
+                from curator_dask.outputs.saving import check_writable
+
+                check_writable(absolute(output))  # which says so
             RunLock(absolute(output)).check()
         before: FinishedCommand | None = None
         files = () if captions in ("txt", "none") else (captions,)

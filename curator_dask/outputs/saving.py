@@ -159,7 +159,8 @@ def check_writable(folder: str) -> None:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: could not be written: {error.strerror}. Give another path") from error
+        why = "it is a file, and a folder is expected" if Path(folder).is_file() else error.strerror
+        raise OutputError(f"{folder}: could not be written: {why}. Give another path") from error
     if not os.access(folder, os.W_OK):
         raise OutputError(f"{folder}: could not be written: no permission. Give another path")
 
