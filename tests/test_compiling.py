@@ -176,7 +176,7 @@ def test_no_compiler_costs_a_warning(pixels, monkeypatch, caplog, tmp_path):
     with config.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}):
         np.testing.assert_array_equal(made(pixels), expected)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert f"{TINY}: not compiled, going on as before" in warning
+    assert f"{TINY} with random weights: not compiled, going on as before" in warning
     np.testing.assert_array_equal(made(pixels), expected)
 
 

@@ -316,7 +316,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, good, monkeypatc
     write_table(str(path), good, FileRecord("f"))
     assert (path.stat().st_ino, path.stat().st_size, False) in synced
     path = tmp_path / "a.tar"
-    with being_written(str(path), None) as (file, _):
+    with Commits() as commits, being_written(str(path), None, commits) as (file, _):
         os.write(file, bytes(5_000))
     assert (path.stat().st_ino, 5_000, False) in synced
 

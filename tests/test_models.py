@@ -351,7 +351,7 @@ def test_digest_counts_names_shapes_and_buffers():
         (
             "resnet10t",
             {"global_pool": ""},
-            r"resnet10t: expected one vector an image.*\[2, dim\].*\[2, 512, 6, 6\]",
+            r"resnet10t with random weights: expected one vector an image.*\[2, dim\].*\[2, 512, 6, 6\]",
         ),
     ],
 )

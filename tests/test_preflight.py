@@ -589,9 +589,10 @@ def test_a_table_of_captions_is_compared_with_the_images(tmp_path, said):
     assert not {"no-caption", "no-row"} & {*by_kind(preflight(images, captions=None))}
     silent = by_kind(preflight(images))["no-caption"]
     assert silent.count == 4 and "--captions FILE" in str(silent)
-    table.write_text("file_name,image_embedding\n1.png,5\n")
+    table.write_text(",file_name,image_embedding\n0,1.png,5\n")
     report = preflight(images, captions=table)
     assert report.ok and by_kind(report)["replaced"].examples == ("'image_embedding'",)
+    assert by_kind(report)["nameless"].count == 1
     ColourReader()(ImageTextPairDataset.from_images(images, captions=table))
     assert "replaces the rows' own 'image_embedding'" in said.text
     table.write_text("file_name,caption\n1.png,a\n1.png,b\n")
