@@ -11,7 +11,7 @@ cd "$root"
 scripts/install.sh cpu,test
 # The tests start programs (`curator-dask`, `python`) that must be those of the environment.
 export PATH=${CURATOR_DASK_VENV:-$root/.venv}/bin:$PATH
-# All of them, a file in each of two processes: many tests wait for clusters and for what was killed.
-(($#)) || set -- -n 2 --dist loadfile --no-loadscope-reorder
+# All of them, a file in each of three processes, also on two cores: many wait for clusters and for what was killed.
+(($#)) || set -- -n 3 --dist loadfile --no-loadscope-reorder
 printf '==> pytest %s\n' "$*"
 exec python -m pytest "$@"

@@ -35,26 +35,25 @@ def pytest_addoption(parser):
     parser.addoption("--runslow", action="store_true", help="run also what repeats another test, at length")
 
 
-#: Files that take longest, the longest first: with two processes the last to end is then a short one.
+#: Files that take longest, the longest first: with several processes the last to end is then a short one.
 LONGEST = (
     "faults",
-    "benchmarks",
-    "cli",
-    "console",
-    "remote",
-    "report",
+    "compiling",
     "client",
-    "dedup_kills",
-    "scale",
-    "gpu_benchmark",
+    "remote",
+    "cli",
     "workers",
     "docs",
+    "images_in_stores",
+    "benchmarks",
+    "models",
     "export_faults",
-    "fidelity",
-    "compiling",
-    "folding",
-    "clip",
+    "loader",
     "late_workers",
+    "text",
+    "dedup",
+    "example",
+    "statistics",
 )
 
 
