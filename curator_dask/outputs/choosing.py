@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -127,7 +126,7 @@ class Chosen:
         assert self.cap is not None
         cap = self.cap
 
-        def places(number: int, wanted: set[str]) -> Iterator[tuple[str, Any, Place]]:
+        def places(number: int, wanted: Mapping[str, int | float]) -> Iterator[tuple[str, Place]]:
             table = self._read(join(folder, names[number]), options)
             yield from places_in(table, cap, _id_col(table), names[number], self._where(table), wanted)
 

@@ -227,6 +227,11 @@ class FilterFile:
         ends = sorted((text, end.order, end.last) for text, end in chosen.ends.ends.items())
         return fingerprint({"cap": vars(chosen.cap), "ends": ends})
 
+    def __dask_tokenize__(self) -> Any:
+        # Of many values Dask would look at each end; their digest is made anyway.
+        said = {**vars(self), "chosen": replace(self.chosen, ends=None), "capped": self.capped}
+        return (type(self).__name__, sorted(said.items()))
+
     def give_up(self, reason: str) -> FilterFile:
         """The same without the work that kills workers."""
         return replace(self, given_up=reason)

@@ -84,14 +84,15 @@ def ends_at(values: Sequence[np.ndarray], count: int) -> tuple[int | float, int]
 
 def comparable(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
     """Arrays that may be one without a loss: of several types, they are of Python's numbers."""
-    if len({each.dtype for each in values}) == 1:
-        return values
-    return [each.astype(object) for each in values]
+    several = [each for each in values if len(each)] or values[:1]  # one without a value is of any type
+    if len({each.dtype for each in several}) == 1:
+        return several
+    return [each.astype(object) for each in several]
 
 
-def against(values: np.ndarray, value: int | float) -> np.ndarray:
-    """int8 (rows,): 1 where a value is larger than another, 0 where it is equal, -1 where it is smaller."""
-    if isinstance(value, float) != (values.dtype.kind == "f"):
+def against(values: np.ndarray, value: int | float | np.ndarray) -> np.ndarray:
+    """int8 (rows,): 1 where a value is larger than another, or that of its row, 0 where equal, -1 where smaller."""
+    if isinstance(value, int | float) and isinstance(value, float) != (values.dtype.kind == "f"):
         values = values.astype(object)
     return np.asarray(values > value).astype(np.int8) - np.asarray(values < value).astype(np.int8)
 

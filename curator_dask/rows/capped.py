@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -137,7 +137,9 @@ def members_of(table: pa.Table, cap: Cap, id_col: str, passes: np.ndarray) -> tu
 
 
 def find_ends(
-    members: Sequence[Members], cap: Cap, places: Callable[[int, set[str]], Iterator[tuple[str, Any, Place]]]
+    members: Sequence[Members],
+    cap: Cap,
+    places: Callable[[int, Mapping[str, int | float]], Iterator[tuple[str, Place]]],
 ) -> Ends:
     """Where the rows of each value end, over all files.
 
@@ -148,7 +150,7 @@ def find_ends(
     cap
         How many are kept.
     places
-        Given the number of a file and some values: of each row of these the value, its order, and where it is.
+        Given the number of a file, and some values with the order of their last rows: the rows of just that order.
     """
     numbers_of: dict[str, int] = {}
     for each in members:
@@ -158,44 +160,42 @@ def find_ends(
         [np.zeros(0, np.int64)]
         + [np.array([numbers_of[name] for name in each.names], np.int64)[each.groups] for each in members]
     )
-    order = np.concatenate(comparable([each.order for each in members])) if len(groups) else groups
+    counts = np.bincount(groups, minlength=len(numbers_of))
+    more = counts > cap.most
+    said = Ends(int((counts > 0).sum()), int(np.minimum(counts, cap.most).sum()), {})
+    if not more.any():
+        return said
+    rows = np.flatnonzero(more[groups])
+    order, groups = np.concatenate(comparable([each.order for each in members]))[rows], groups[rows]
     sorted_by = np.argsort(order, kind="stable")
     sorted_by = sorted_by[np.argsort(groups[sorted_by], kind="stable")]
-    counts = np.bincount(groups, minlength=len(numbers_of))
-    stops = np.cumsum(counts)
+    last = np.empty(len(counts), order.dtype)
+    last[more] = order[sorted_by[np.cumsum(np.where(more, counts, 0))[more] - cap.most]]
+    beside = against(order, last[groups])
+    larger, equal = (np.bincount(groups[beside == side], minlength=len(counts)) for side in (1, 0))
     names = list(numbers_of)
-    ends: dict[str, End] = {}
-    tied: dict[str, tuple[Any, int]] = {}
-    for group in np.flatnonzero(counts > cap.most).tolist():
-        mine = order[sorted_by[stops[group] - counts[group] : stops[group]]]
-        value = mine[len(mine) - cap.most]
-        left = cap.most - int((mine > value).sum())
-        value = getattr(value, "item", lambda value=value: value)()
-        ends[names[group]] = End(value)
-        if left < int((mine == value).sum()):
-            tied[names[group]] = (value, left)
-    if tied:
-        found: dict[str, list[Place]] = {name: [] for name in tied}
-        for number, each in enumerate(members):
-            wanted = tied.keys() & set(each.names)
-            for name, at, place in places(number, wanted) if wanted else ():
-                if at == tied[name][0]:
-                    found[name].append(place)
-        for name, (value, left) in tied.items():
-            ends[name] = End(value, sorted(found[name])[left - 1])
-    return Ends(int((counts > 0).sum()), int(np.minimum(counts, cap.most).sum()), ends)
+    values = {names[group]: last[group : group + 1].tolist()[0] for group in np.flatnonzero(more).tolist()}
+    tied = {
+        names[group]: cap.most - int(larger[group])
+        for group in np.flatnonzero(more & (larger + equal > cap.most)).tolist()
+    }
+    found: dict[str, list[Place]] = {name: [] for name in tied}
+    for number, each in enumerate(members):
+        wanted = {name: values[name] for name in each.names if name in tied}
+        for name, place in places(number, wanted) if wanted else ():
+            found[name].append(place)
+    lasts = {name: sorted(found[name])[left - 1] for name, left in tied.items()}
+    return replace(said, ends={name: End(value, lasts.get(name)) for name, value in values.items()})
 
 
 def places_in(
-    table: pa.Table, cap: Cap, id_col: str, name: str, passes: np.ndarray, wanted: set[str]
-) -> Iterator[tuple[str, Any, Place]]:
-    """Of each row of some values: the value, its order, and where it is."""
+    table: pa.Table, cap: Cap, id_col: str, name: str, passes: np.ndarray, wanted: Mapping[str, int | float]
+) -> Iterator[tuple[str, Place]]:
+    """The rows of some values that are of just an order: the value, and where it is."""
     members, rows = members_of(table, cap, id_col, passes)
-    chosen = np.flatnonzero(np.array([each in wanted for each in members.names], bool)[members.groups])
+    chosen = np.flatnonzero(_against_ends(members, wanted) == 0)
     names = [members.names[group] for group in members.groups[chosen].tolist()]
-    yield from zip(
-        names, members.order[chosen].tolist(), places_of(table, id_col, name, rows[chosen]), strict=True
-    )
+    yield from zip(names, places_of(table, id_col, name, rows[chosen]), strict=True)
 
 
 def capped_rows(
@@ -203,21 +203,42 @@ def capped_rows(
 ) -> np.ndarray:
     """Bool (rows,): which rows of a file are kept."""
     members, rows = members_of(table, cap, id_col, passes)
+    found = [ends.ends.get(text) for text in members.names]
+    beside = _against_ends(
+        members, {text: end.order for text, end in zip(members.names, found, strict=True) if end is not None}
+    )
     kept = np.zeros(len(table), bool)
-    kept[rows] = True
-    by_group = np.argsort(members.groups, kind="stable")
-    bounds = np.searchsorted(members.groups[by_group], np.arange(len(members.names) + 1))
-    for group, text in enumerate(members.names):
-        end = ends.ends.get(text)
-        if end is None:
-            continue
-        mine = by_group[bounds[group] : bounds[group + 1]]
-        order = against(members.order[mine], end.order)
-        kept[rows[mine[order < 0]]] = False
-        tied = rows[mine[order == 0]]
-        if end.last is not None:
-            kept[tied] = [place <= end.last for place in places_of(table, id_col, name, tied)]
+    kept[rows[beside >= 0]] = True
+    lasts = [None if end is None else end.last for end in found]
+    tied = np.flatnonzero(
+        (beside == 0) & np.array([last is not None for last in lasts], bool)[members.groups]
+    )
+    for row, group, place in zip(
+        rows[tied].tolist(),
+        members.groups[tied].tolist(),
+        places_of(table, id_col, name, rows[tied]),
+        strict=True,
+    ):
+        last = lasts[group]
+        kept[row] = last is None or place <= last
     return kept
+
+
+def _against_ends(members: Members, orders: Mapping[str, int | float]) -> np.ndarray:
+    """int8 (rows,): how the order of each row compares with that of its value; 1 where none is given of that."""
+    given = [orders.get(name) for name in members.names]
+    beside = np.ones(len(members.groups), np.int8)
+    rows = np.flatnonzero(np.array([each is not None for each in given], bool)[members.groups])
+    if len(rows):
+        values, order = [0 if each is None else each for each in given], members.order[rows]
+        if order.dtype.kind == "f":
+            alike = all(isinstance(each, float) for each in given if each is not None)
+        else:
+            least, most = np.iinfo(order.dtype).min, np.iinfo(order.dtype).max
+            alike = all(isinstance(each, int) and least <= each <= most for each in values)
+        ends = np.array(values, order.dtype if alike else object)
+        beside[rows] = against(order if alike else order.astype(object), ends[members.groups[rows]])
+    return beside
 
 
 def _groups(table: pa.Table, column: str) -> tuple[list[str], np.ndarray]:
