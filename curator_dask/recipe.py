@@ -14,6 +14,7 @@ from curator_dask.errors import ConfigError
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.image.classifiers import (
     AestheticClassifier,
+    ClusterNumber,
     ImageClassifier,
     NsfwClassifier,
     ReferenceSimilarity,
@@ -53,6 +54,8 @@ class Recipe:
         The file of a head, or True: as `AestheticClassifier` and `NsfwClassifier` find theirs.
     near
         By column, outputs of the same model: the cosine to their nearest vector, as of `ReferenceSimilarity`.
+    clusters
+        By column, files of centroids of vectors of the same model: the number of the nearest, as of `ClusterNumber`.
     where
         A condition as behind SQL's WHERE. Images that cannot be used never pass.
     top
@@ -82,6 +85,7 @@ class Recipe:
     aesthetic: str | bool = False
     nsfw: str | bool = False
     near: Mapping[str, str] = field(default_factory=dict)
+    clusters: Mapping[str, str] = field(default_factory=dict)
     where: str | None = None
     top: Mapping[str, float] | None = None
     at_most: Mapping[str, int] | None = None
@@ -100,7 +104,7 @@ class Recipe:
                     raise ConfigError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
         wants = [
             name
-            for name in ("aesthetic", "nsfw", "near", "duplicates")
+            for name in ("aesthetic", "nsfw", "near", "clusters", "duplicates")
             if getattr(self, name) not in (False, None, {})
         ]
         if self.model is None and isinstance(self.duplicates, Mapping) and self.duplicates.get("exact"):
@@ -110,11 +114,13 @@ class Recipe:
             raise ConfigError(f"{', '.join(wants)}: needs vectors: give a model{hashes}")
         if taken := {"where", "without", "overwrite", "dry_run"} & {*self.export}:
             raise ConfigError(f"export: {sorted(taken)} is not given there, but for all steps")
-        for name in ("model_options", "duplicates", "export", "near"):
+        for name in ("model_options", "duplicates", "export", "near", "clusters"):
             if not isinstance(getattr(self, name) or {}, Mapping):
                 raise ConfigError(f"{name}: expected names and values, found {getattr(self, name)!r}")
-        if not all(isinstance(each, str) and each for pair in (self.near or {}).items() for each in pair):
-            raise ConfigError(f"near: expected columns and folders, found {self.near!r}")
+        for name, values in (("near", "folders"), ("clusters", "files of centroids")):
+            given = getattr(self, name) or {}
+            if not all(isinstance(each, str) and each for pair in given.items() for each in pair):
+                raise ConfigError(f"{name}: expected columns and {values}, found {given!r}")
         if not isinstance(self.captions, str) or not isinstance(self.images, bool):
             raise ConfigError(
                 f"captions={self.captions!r}, images={self.images!r}: expected txt, none or the path of a table; and"
@@ -203,6 +209,7 @@ class Recipe:
         return [
             *(head(model_path=None if file is True else file) for head, file in given if file),
             *(ReferenceSimilarity(folder, column) for column, folder in (self.near or {}).items()),
+            *(ClusterNumber(file, column) for column, file in (self.clusters or {}).items()),
         ]
 
     def sources(self) -> Sources | None:

@@ -67,7 +67,11 @@ def test_the_best_of_each_value_over_all_files(labelled, tmp_path, column):
     ).fetchall()
     wanted = [pq.read_table(name).slice(row, 1).to_pylist()[0] for name, row in expected]
     assert rows_of(tmp_path / "out") == wanted and summary.kept == len(wanted)
-    assert summary.capped == {"column": column, "most": 20, "by": "score", "values": 4, "more": 3}
+    without = duckdb.sql(
+        f"select count(*) from {files} where key <> '007' and ({column} is null or score is null)"
+    ).fetchall()[0][0]
+    said = {"column": column, "most": 20, "by": "score", "values": 4, "more": 3, "without": without}
+    assert summary.capped == said and without
     assert f"at most 20 rows of each {column}, the best by score: 3 of 4 values have more" in str(summary)
     again = filter_output(labelled, tmp_path / "out", where="key <> '007'", at_most=(column, 20), by="score")
     assert again.output.skipped == 3
@@ -76,8 +80,10 @@ def test_the_best_of_each_value_over_all_files(labelled, tmp_path, column):
 
 
 def test_any_are_the_same_whatever_the_files(labelled, tmp_path):
-    filter_output(labelled, tmp_path / "out", at_most=("label", 20))
+    summary = filter_output(labelled, tmp_path / "out", at_most=("label", 20))
     kept = rows_of(tmp_path / "out")
+    rows = pq.read_table([*labelled.glob("*.parquet")], columns=["label"])["label"]
+    assert f"; {rows.null_count} rows without a value" in str(summary) and rows.null_count > 1
     assert Counter(row["label"] for row in kept) == {"cat": 20, "dog": 20, "bird": 20, "a 'rare' one": 1}
     assert len({row["key"] for row in kept if row["label"] == "cat"}) >= 10  # not one of them again and again
     one = tmp_path / "one"
@@ -96,7 +102,8 @@ def test_any_are_the_same_whatever_the_files(labelled, tmp_path):
     ("options", "said"),
     [
         ({"at_most": ("label", 0)}, "expected a column and how many"),
-        ({"at_most": ("nothing", 3)}, r"0.parquet: has no column 'nothing' of which"),
+        ({"at_most": ("nothing", 3)}, r"0.parquet: has no column 'nothing' of which.*; it has \['key'"),
+        ({"at_most": ("label", 3), "by": "worth"}, "has no column 'worth'.*; it has .*'score'"),
         ({"at_most": ("score", 3)}, r"column 'score' is of float: expected text"),
         ({"at_most": ("label", 3), "by": "key"}, r"column 'key' is of string"),
         ({"at_most": ("label", 3), "top": ("score", 0.5)}, "expected one of the two"),

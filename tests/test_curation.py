@@ -206,6 +206,7 @@ def test_a_folder_of_images_with_a_table_of_captions(tmp_path):
         ("aesthetic: true", "aesthetic: needs vectors: give a model"),
         ("near: {like: /a}", "near: needs vectors: give a model"),
         ("model: test_vit\nnear: {like: 3}", "near: expected columns and folders"),
+        ("clusters: {cluster: /a}", "clusters: needs vectors: give a model"),
         ("at_most: {label: 0}", "at_most: .*expected a column and how many rows"),
         ("at_most: {label: 3}\ntop: {width: 0.5}", "top and at_most: expected one of the two"),
         ("top: {width: 1.5}", "top: width=1.5: expected a column with a share"),

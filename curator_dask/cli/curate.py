@@ -33,7 +33,8 @@ def curate(
         str,
         typer.Option(
             metavar="FILE.yaml",
-            help="What is done: model, captions, statistics, aesthetic, nsfw, near, where, top, duplicates, export.",
+            help="What is done: model, captions, statistics, aesthetic, nsfw, near, clusters, where, top or"
+            " at_most, duplicates, export.",
         ),
     ],
     overwrite: Annotated[bool, typer.Option(help="Replace what another config has left there.")] = False,

@@ -20,7 +20,7 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "retry": ("Try only the images that failed again.", ("retry /data/out",)),
     "score": (
-        "Score vectors: aesthetics, NSFW, your own heads.",
+        "Score vectors: by heads, a reference, clusters.",
         (
             "score /data/out --aesthetic default --nsfw default",
             "score /data/out --head quality=quality.pt",

@@ -85,7 +85,7 @@ class Chosen:
             if self.cap is not None:
                 members, _ = members_of(table, self.cap, _id_col(table), passes)
         except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
+            raise ConfigError(f"{path}: {error}{self._there(footer.columns)}") from None
         clauses = [Where(clause) for clause in (self.where.clauses if self.where else ())]
         said = {clause.text: clause.passes(table) for clause in clauses}
         return Look(
@@ -154,6 +154,12 @@ class Chosen:
         if self.cut is None:
             return np.zeros(len(table), bool)
         return best_rows(table, self.cut, _id_col(table), name, passes)
+
+    def _there(self, columns: Sequence[str]) -> str:
+        """Behind an error: which columns there are, where one that is named is not among them."""
+        named = [self.top[0]] if self.top else []
+        named += [self.cap.column, self.cap.by or self.cap.column] if self.cap else []
+        return "" if {*named} <= {*columns} else f"; it has {list(columns)}"
 
     def _where(self, table: pa.Table, columns: Sequence[str] | None = None) -> np.ndarray:
         return np.ones(len(table), bool) if self.where is None else self.where.passes(table, columns) == 1

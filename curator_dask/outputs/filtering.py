@@ -59,7 +59,8 @@ class FilterSummary:
         Where the best rows end, if only these are kept.
     capped
         Of how many rows of each value are kept, if that is limited: ``column``, ``most``, ``by``, how many ``values``
-        there are, and ``more``: how many of these have more rows. None: it is not.
+        there are, how many of these have ``more`` rows, and how many rows that pass else are ``without`` a value there
+        or in ``by``. None: it is not.
     output
         What was written, if anything was.
     seconds
@@ -90,9 +91,10 @@ class FilterSummary:
             lines.append(f"  the best by {self.cut.column}: down to {self.cut.last_value}")
         if (cap := self.capped) is not None:
             which = f"the best by {cap['by']}" if cap["by"] else "any"
+            no_value = f"; {counted(cap['without'], 'row')} without a value" if cap["without"] else ""
             lines.append(
                 f"  at most {counted(cap['most'], 'row')} of each {cap['column']}, {which}:"
-                f" {cap['more']:,} of {counted(cap['values'], 'value')} have more"
+                f" {cap['more']:,} of {counted(cap['values'], 'value')} have more{no_value}"
             )
         return "\n".join(lines)
 
@@ -181,8 +183,14 @@ def filter_output(
     if cap is not None:
         ends = chosen.ends_of(looks, source.folder, names, storage_options)
         chosen = replace(chosen, ends=ends)
+        with_value = sum(len(look.members.groups) for look in looks if look.members is not None)
+        summary.capped = {
+            **vars(cap),
+            "values": ends.values,
+            "more": len(ends.ends),
+            "without": summary.kept - with_value,
+        }
         summary.kept = ends.kept
-        summary.capped = {**vars(cap), "values": ends.values, "more": len(ends.ends)}
     if changed := [look.changed for look in looks if look.changed]:
         logger.warning(
             "%s: %s changed since these rows were made, %s for example. Run embed again first, or"

@@ -46,13 +46,13 @@ def habits(fields: Mapping[str, int], samples: int, odd_keys: int) -> list[str]:
     some = [name for name, count in sorted(fields.items()) if count < samples]
     if some:
         said.append(
-            f"not every sample has {', '.join('.' + name for name in some)}: datasets of Hugging Face raises where one"
+            f"not every sample has {', '.join('.' + name for name in some)}: Hugging Face's builder raises where one"
             " of the first five samples lacks a field of another, and leaves out a field that none of them has"
         )
     upper = [name for name in sorted(fields) if name != name.lower()]
     if upper:
         said.append(
-            f"{', '.join('.' + name for name in upper)}: to datasets of Hugging Face and DALI another field than the"
+            f"{', '.join('.' + name for name in upper)}: to Hugging Face's builder and DALI another field than the"
             " same in lower case"
         )
     if odd_keys:
