@@ -38,10 +38,7 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "centroids": (
         "Cluster the vectors, so that each image has a number.",
-        (
-            "centroids /data/out /data/centroids.safetensors --number 1000",
-            "score /data/out --cluster-number cluster=/data/centroids.safetensors",
-        ),
+        ("centroids /data/out /data/centroids.safetensors --number 1000",),
     ),
     "dedup": (
         "Find images that are nearly the same.",
