@@ -102,7 +102,10 @@ def curate(
             dataset = ImageTextPairDataset.from_shards(
                 found, recipe.id_col, **of_images, storage_options=storage_options
             )
-            saved = _with_columns(dataset, recipe).save_metadata(place, overwrite=overwrite)
+            wanted = _with_columns(dataset, recipe)
+            if not Path(place).exists():  # else there may be columns that a command has added
+                _check_columns(wanted, recipe)
+            saved = wanted.save_metadata(place, overwrite=overwrite)
             if before is not None:
                 before.remember(saved, repository_of(before.sources, recipe.model, client))
     summary.steps[EMBEDDINGS] = saved
@@ -172,6 +175,23 @@ def _before(
         device,
         options,
     )
+
+
+def _check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
+    """Raise ConfigError where the rows will lack what they are filtered by, before anything is embedded."""
+    if recipe.where is not None:
+        try:
+            dataset.filter(recipe.condition)
+        except ConfigError as error:
+            if "there is no column" in str(
+                error
+            ):  # types may be others on GPUs than in the files, which decide
+                raise
+    best, cap, columns = recipe.best(), recipe.cap(), list(dataset.metadata.columns)
+    named = {"top": best and best[0], "at_most": cap and cap[0], "by": recipe.by}
+    for name, column in named.items():
+        if column is not None and column not in columns:
+            raise ConfigError(f"{name}: there is no column {column!r}. The rows will have {columns}")
 
 
 def _with_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> ImageTextPairDataset:

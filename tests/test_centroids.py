@@ -121,8 +121,11 @@ def test_the_command(clustered, tmp_path):
     )
     assert done.exit_code == 0 and "5 centroids of 176 of 176 vectors" in done.output
     assert (tmp_path / "new.safetensors").read_bytes() == file.read_bytes()
+    again = run(app, ["centroids", str(out), str(file), "--number", "5", "--seed", "3"])
+    assert again.exit_code == 0 and "nothing to do" in again.output
     for arguments, said in (
-        ([str(out), str(file), "--number", "5"], "is there; give another name"),
+        ([str(out), str(file), "--number", "4"], "has other centroids; give another name"),
+        ([str(out), str(file), "--number", "5"], "has other centroids; give another name"),
         ([str(out), "found.npy", "--number", "5"], "ends in .safetensors"),
         ([str(out), str(tmp_path / "b.safetensors"), "--number", "500"], "176 vectors that can be compared"),
         ([str(tmp_path / "no"), str(tmp_path / "b.safetensors"), "--number", "5"], "no Parquet file"),

@@ -190,6 +190,10 @@ def test_a_folder_of_images_with_a_table_of_captions(tmp_path):
     assert beside["caption"].to_pylist() == ["number 0", "number 1", "number 3"]
     with pytest.raises(ConfigError, match=r"--captions\): is for image files"):
         curate(data, tmp_path / "other", Recipe(captions="none"))
+    for wrong in ({"where": "no > 3"}, {"top": {"no": 0.5}}, {"at_most": {"caption": 1}, "by": "no"}):
+        with pytest.raises(ConfigError, match="there is no column 'no'"):
+            curate(data, tmp_path / "other", Recipe(images=True, **wrong))
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

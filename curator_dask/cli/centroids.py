@@ -24,18 +24,28 @@ def centroids(
 ) -> None:
     """Cluster the vectors of an output by k-means, in this process.
 
-    `score --cluster-number NAME=FILE` then gives each image the number of its cluster.
+    `score --cluster-number NAME=FILE` then gives each image the number of its cluster. The same command
+    again finds the same centroids, and leaves FILE as it is.
 
     Exit code 0: done. 2: wrong usage, fewer vectors than clusters among it.
     """
     options = json_object(storage_options, "--storage-options") or None
     if file.suffix != ".safetensors":
         raise typer.BadParameter(f"{file}: expected a name that ends in .safetensors", param_hint="FILE")
-    if file.exists() and not overwrite:
-        raise typer.BadParameter(f"{file}: is there; give another name, or --overwrite", param_hint="FILE")
-    from curator_dask.image.classifiers.centroids import find_centroids
+    from curator_dask.image.classifiers.centroids import find_centroids, read_centroids
 
+    other = f"{file}: is there, and has other centroids; give another name, or --overwrite"
+    keep = file.exists() and not overwrite
+    if keep:
+        with told_plainly("nothing was written"):
+            if len(read_centroids(file)[0]) != number:
+                raise typer.BadParameter(other, param_hint="FILE")
     with told_plainly("nothing was written"):
         found = find_centroids(embeddings, number, column=column, seed=seed, storage_options=options)
+        if keep:
+            if file.read_bytes() != found.as_bytes():
+                raise typer.BadParameter(other, param_hint="FILE")
+            print(f"{file}: nothing to do, it has these centroids")
+            return
         found.save(file)
         print(f"{found}: {file}")

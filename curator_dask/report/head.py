@@ -111,7 +111,8 @@ def _models(folder: Folder) -> list[tuple[str, str]]:
             parts += [f"at {' by '.join(map(str, pixels))} pixels"] if pixels else []
             made[column, ", ".join(parts) + (f", weights {weights}" if weights else "")] = None
     scores = _some(dict.fromkeys(name for record in folder.records for name in record.scores))
-    derived = _some(dict.fromkeys(name for record in folder.records for name in record.derived))
+    besides = (name for record in folder.records for name in record.derived if name not in record.scores)
+    derived = _some(dict.fromkeys(besides))
     return [
         *made,
         *([("scores", scores)] if scores else []),

@@ -49,7 +49,7 @@ async function drawMap() {
   }
 
   const colour = document.getElementById("colour");
-  colour.append(make("option", { value: "cluster:", textContent: "cluster" }),
+  colour.append(make("option", { value: "cluster:", textContent: "cluster of the map" }),
     ...data.measures.map((measure, at) => make("option", { value: `measure:${at}`, textContent: measure.name })),
     ...Object.keys(data.colours).map((name) => make("option", { value: `text:${name}`, textContent: name })));
   colour.addEventListener("change", () => paint(colour.value));

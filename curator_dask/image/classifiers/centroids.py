@@ -60,6 +60,13 @@ class Centroids:
             f" {self.iterations} iterations{enough}"
         )
 
+    def as_bytes(self) -> bytes:
+        """The file that `save` writes: of the same centroids of the same model's vectors the same bytes."""
+        from safetensors.numpy import save
+
+        said = {} if self.info is None else {VECTORS: json.dumps(dict(self.info), sort_keys=True)}
+        return bytes(save({TENSOR: self.centroids}, said))
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write them as ``.safetensors``, whole or not at all.
 
@@ -68,10 +75,7 @@ class Centroids:
         OutputError
             It cannot be written.
         """
-        from safetensors.numpy import save
-
-        said = {} if self.info is None else {VECTORS: json.dumps(dict(self.info), sort_keys=True)}
-        put(os.fspath(Path(path).absolute()), save({TENSOR: self.centroids}, said), None)
+        put(os.fspath(Path(path).absolute()), self.as_bytes(), None)
 
 
 def find_centroids(

@@ -87,10 +87,15 @@ class ReferenceSimilarity(ImageClassifier):
         """The vectors of the reference, in whatever files they are."""
         if self.digest is not None:
             return ("reference", self.digest)
-        digest = hashlib.sha256()
+        return ("reference", self._look()[0])
+
+    def _look(self) -> tuple[str, int]:
+        """The digest of the vectors, and how many there are."""
+        digest, count = hashlib.sha256(), 0
         for block in self._blocks():
             _add(digest, block)
-        return ("reference", digest.hexdigest())
+            count += len(block)
+        return digest.hexdigest(), count
 
     def step(self, origin: Origin) -> ScoreVectors:
         """What is done to the rows of a shard, by the vectors that the reference has now.
@@ -101,7 +106,9 @@ class ReferenceSimilarity(ImageClassifier):
             What made the vectors.
         """
         fixed = copy(self)
-        _, fixed.digest = self.identity
+        if fixed.digest is None:
+            fixed.digest, count = self._look()
+            logger.info("%s: %s to compare with", self.reference, counted(count, "vector"))
         return ScoreVectors.of(fixed, origin)
 
     @property
@@ -158,7 +165,6 @@ class ReferenceSimilarity(ImageClassifier):
                 f"{self.reference}: expected the vectors with SHA-256 {self.digest}, which the client has found, found"
                 f" {digest.hexdigest()} here. Give every node the same folder; if it has changed since, run again"
             )
-        logger.info("%s: %s to compare with", self.reference, counted(sum(map(len, blocks)), "vector"))
         if not blocks:
             raise ConfigError(f"{self.reference}: no row has a vector in {self.reference_column!r}")
         return Nearest([torch.from_numpy(block).to(device) for block in blocks])
