@@ -15,7 +15,7 @@ from pathlib import Path
 
 from curator_dask.cluster.setup import OpenWorkers, at_work
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import ConfigError, ShardError
+from curator_dask.errors import ConfigError, NoColumnError, ShardError
 from curator_dask.frames.names import EMBEDDING_COLUMN
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.sources import Sources
@@ -182,11 +182,10 @@ def _check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
     if recipe.where is not None:
         try:
             dataset.filter(recipe.condition)
-        except ConfigError as error:
-            if "there is no column" in str(
-                error
-            ):  # types may be others on GPUs than in the files, which decide
-                raise
+        except NoColumnError:
+            raise
+        except ConfigError:
+            pass  # types may be others on GPUs than in the files, which decide
     best, cap, columns = recipe.best(), recipe.cap(), list(dataset.metadata.columns)
     named = {"top": best and best[0], "at_most": cap and cap[0], "by": recipe.by}
     for name, column in named.items():

@@ -13,6 +13,10 @@ class ConfigError(CuratorError, ValueError):
     """An option, or a combination of options, that cannot be carried out."""
 
 
+class NoColumnError(ConfigError):
+    """A condition names a column that the rows do not have."""
+
+
 class ClusterError(CuratorError, RuntimeError):
     """A cluster could not be started or reached."""
 

@@ -744,6 +744,31 @@ def test_a_killed_worker_changes_no_score(tmp_path, private_cluster):
     check_scores(out, "mine", "aesthetic")
 
 
+@pytest.mark.parametrize(
+    "kind", ["list<double>", "large_list<float>", "list<halffloat>", "fixed_size_list<int32>[768]"]
+)
+def test_vectors_of_other_programs_are_scored_whatever_their_type(tmp_path, in_this_process, kind):
+    value = {"d": np.float64, "f": np.float32, "h": np.float16, "i": np.int32}[kind.partition("<")[2][0]]
+    matrix = (vectors_of(6) * (100 if value is np.int32 else 1)).astype(value)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), 768)
+    if not kind.startswith("fixed"):
+        lists = pa.large_list if kind.startswith("large") else pa.list_
+        vectors = pa.array([*vectors.to_pylist()[:5], None], lists(vectors.type.value_type))
+    write_table(
+        str(tmp_path / "out" / "a.parquet"), pa.table({"key": [*"abcdef"], "v": vectors}), FileRecord("")
+    )
+    head = HeadClassifier(saved(tmp_path, "linear"), "mine", "v", check=False)
+    assert score_output(tmp_path / "out", [head]).complete
+    made = pq.read_table(tmp_path / "out")
+    assert made["v"].combine_chunks().equals(vectors)  # as it was
+    with torch.inference_mode():
+        wanted = plain("linear")(torch.from_numpy(matrix.astype(np.float32))).reshape(-1).tolist()
+    wanted = wanted if kind.startswith("fixed") else [*wanted[:5], None]
+    assert made["mine"].to_pylist() == pytest.approx(wanted, abs=1e-4)
+    summary = score_output(tmp_path / "out", [HeadClassifier(head.model_path, "other", "key", check=False)])
+    assert "'key': expected vectors, found string" in summary.failed_shards["a"]
+
+
 # Files that are fetched
 
 

@@ -36,11 +36,9 @@ def centroids(
 
     other = f"{file}: is there, and has other centroids; give another name, or --overwrite"
     keep = file.exists() and not overwrite
-    if keep:
-        with told_plainly("nothing was written"):
-            if len(read_centroids(file)[0]) != number:
-                raise typer.BadParameter(other, param_hint="FILE")
     with told_plainly("nothing was written"):
+        if keep and len(read_centroids(file)[0]) != number:  # known before the vectors are read
+            raise typer.BadParameter(other, param_hint="FILE")
         found = find_centroids(embeddings, number, column=column, seed=seed, storage_options=options)
         if keep:
             if file.read_bytes() != found.as_bytes():

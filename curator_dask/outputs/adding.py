@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from curator_dask import backend
 from curator_dask.cluster.setup import OpenWorkers, at_work
 from curator_dask.errors import OutputError, ShardError
-from curator_dask.frames.columns import vectors_in
+from curator_dask.frames.columns import list_to_matrix, vectors_in, vectors_to_list
 from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import (
@@ -292,7 +292,10 @@ def _with_columns(table: pa.Table, record: FileRecord, steps: Sequence[AddedStep
     texts = {said[TEXTS] for step in steps for said in step.scores.values() if TEXTS in said}
     used = {*vectors_in(table.schema), *record.scores, ERROR_COLUMN, *texts}
     used |= {record.id_col or "key", URL_COLUMN} if texts else set()
-    frame = backend.current().from_arrow(table.select([each for each in table.column_names if each in used]))
+    seen = table.select([each for each in table.column_names if each in used])
+    for column in sorted({said["vectors"] for step in steps for said in step.scores.values()} - used):
+        seen = seen.append_column(column, _as_vectors(table, column, name))
+    frame = backend.current().from_arrow(seen)
     made = backend.frame_to_arrow(run_steps(steps, frame))
     kinds = {column: kind for step in steps for column, kind in step.columns.items()}
     new = conform(made, pa.schema(list(kinds.items())), name)
@@ -308,3 +311,13 @@ def _with_columns(table: pa.Table, record: FileRecord, steps: Sequence[AddedStep
         else:
             table = table.append_column(column, new.column(column))
     return table
+
+
+def _as_vectors(table: pa.Table, column: str, name: str) -> pa.Array:
+    """Vectors that are no lists of float32, such as those of other programs, as such lists."""
+    try:
+        return vectors_to_list(*list_to_matrix(table.column(column)))
+    except ValueError as error:
+        raise ShardError(
+            f"{name}: {column!r}: {error}. Give the column of the vectors (embedding_column, --column)"
+        ) from error

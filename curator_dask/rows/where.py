@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curator_dask.errors import ConfigError
+from curator_dask.errors import ConfigError, NoColumnError
 
 _CHANGES = frozenset(
     {"random", "uuid", "gen_random_uuid", "uuidv4", "uuidv7", "nextval", "setseed"}
@@ -134,7 +134,7 @@ class Where:
             )
         near = difflib.get_close_matches(unknown[1], columns, n=2)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-        return ConfigError(
+        return NoColumnError(
             f"where={self.text!r}: there is no column {unknown[1]!r}{hint}. The rows have {list(columns)}. (Text stands"
             " in single quotes: format = 'JPEG')"
         )
