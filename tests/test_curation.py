@@ -227,3 +227,10 @@ def test_a_recipe_that_cannot_be(tmp_path, text, message):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         Recipe.read(tmp_path / "recipe.yaml")
+
+
+def test_a_reference_in_a_store_is_looked_at_each_time(tmp_path):
+    """Its state is not known without opening it: no note may say that nothing has changed."""
+    near = {"like": str(tmp_path)}
+    assert Recipe(model="test_vit", near=near).sources() is not None
+    assert Recipe(model="test_vit", near={**near, "other": "memory://wanted"}).sources() is None

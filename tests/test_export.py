@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import tarfile
+import time
 from pathlib import Path
 
 import dask.dataframe as dd
@@ -24,6 +25,7 @@ from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.outputs.sharding import NewShards, ends_by_bytes, ends_by_count, shuffled
+from curator_dask.runs.turns import aside
 from curator_dask.webdataset.index import ShardIndex
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -513,3 +515,19 @@ def test_tars_that_a_dead_run_has_replaced_do_not_pass_for_finished(data, datase
     assert members_in(out) != whole
     summary = dataset.to_webdataset(out, samples_per_shard=10, shuffle=1, overwrite=True)
     assert members_in(out) == whole and summary.written == 3
+
+
+def _wait_aside(path):
+    with aside():
+        for _ in range(500):
+            if path.exists():
+                return True
+            time.sleep(0.02)
+    return False
+
+
+def test_while_a_task_waits_for_the_disk_its_worker_does_the_next(client, tmp_path):
+    (worker, *_), path = client.scheduler_info()["workers"], tmp_path / "second"
+    waits = client.submit(_wait_aside, path, workers=[worker], pure=False)
+    client.submit(path.touch, workers=[worker], pure=False).result()
+    assert waits.result()
