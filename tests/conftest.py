@@ -15,7 +15,7 @@ from curator_dask import backend, get_client
 from curator_dask.cache import ENCODERS, LOADERS
 from curator_dask.cluster.local import THREAD_VARIABLES
 
-pytest_plugins = ["browser", "pytester"]
+pytest_plugins = ["browser"]
 
 # What takes a new process seconds to import. Not curator_dask itself: some of its modules read the environment, and a
 # worker's own is set after the fork.

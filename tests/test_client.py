@@ -520,7 +520,7 @@ def test_a_script_without_main_guard_ends_before_the_first_process(tmp_path, cal
     assert "ClusterError" in errors.splitlines()[-6]
     assert "if __name__ == '__main__':" in errors
     assert left == []
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 100
 
 
 def test_a_worker_that_runs_the_script_again_stops_with_the_hint(tmp_path):

@@ -41,8 +41,8 @@ def test_python_drops_none(lose, capfd):
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt), heard():
         lose()
-        threading.Event().wait(20)  # Python by itself goes on
-    assert time.monotonic() - start < 5
+        threading.Event().wait(60)  # Python by itself goes on
+    assert time.monotonic() - start < 50
     assert sys.unraisablehook is before
     assert capfd.readouterr().err == ""
 
