@@ -121,8 +121,7 @@ def job_main(job: str, inputs: dict[str, str], repeats: int) -> None:
         else:
             run = _runner(job, folder, inputs)
             _timed(run, Path(out, "warm"))
-            watch = _Memory()
-            with watch:
+            with MemoryWatch() as watch:
                 rates = [_timed(run, Path(out, f"{number}")) for number in range(repeats)]
             figures = {"images/s": statistics.median(rates), "peak PSS MiB": watch.peak / 2**20}
     print(json.dumps(figures))
@@ -218,7 +217,7 @@ def _timed(run: Callable[[Path], Any], out: Path) -> float:
     return float(summary.rows / seconds)
 
 
-class _Memory:
+class MemoryWatch:
     """The most that this process and its children have together, each shared page counted once."""
 
     def __init__(self) -> None:
@@ -226,8 +225,9 @@ class _Memory:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> MemoryWatch:
         self._thread.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()

@@ -34,33 +34,6 @@ _BARE = {
     "dask": "import dask.dataframe, distributed",
     "worker": "import dask.dataframe, distributed, torch, timm, nvidia.dali.fn",
 }
-_EMBED = """
-import glob, io, sys, tarfile
-import numpy as np, pyarrow as pa, pyarrow.parquet as pq, timm, torch
-from nvidia.dali import fn, pipeline_def, types
-torch.set_num_threads(1)
-folder, name, out = sys.argv[1:]
-model = timm.create_model(name, pretrained=True, num_classes=0).eval().to(memory_format=torch.channels_last)
-@pipeline_def(batch_size=16, num_threads=1, device_id=None, prefetch_queue_depth=1)
-def decoding():
-    image = fn.decoders.image(fn.external_source(name="jpeg"), device="cpu", output_type=types.RGB)
-    image = fn.resize(image, size=(224, 224), interp_type=types.INTERP_CUBIC)
-    mean, std = ([255 * each for each in some] for some in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    return fn.crop_mirror_normalize(image, mean=mean, std=std, output_layout="CHW")
-decoder = decoding()
-decoder.build()
-images = []
-for path in sorted(glob.glob(folder + "/*.tar")):
-    with tarfile.open(path) as tar:
-        images += [tar.extractfile(each).read() for each in tar if each.name.endswith(".jpg")]
-vectors = []
-with torch.inference_mode():
-    for start in range(0, len(images) // 16 * 16, 16):
-        decoder.feed_input("jpeg", [np.frombuffer(each, np.uint8) for each in images[start : start + 16]])
-        pixels = torch.from_numpy(decoder.run()[0].as_array()).contiguous(memory_format=torch.channels_last)
-        vectors += [*model(pixels).numpy()]
-pq.write_table(pa.table({"vector": vectors}), out)
-"""
 CASES = ("finished", "cold", "dataset", *_BARE, "bare")
 _SUBREAPER = 36  # of linux/prctl.h
 _DATASET = "from curator_dask.datasets import ImageTextPairDataset as D; D.from_webdataset({!r})"
@@ -120,7 +93,11 @@ def main(given: list[str] | None = None) -> None:
                 if name in options.cases
             }
             if "bare" in options.cases:
-                figures["bare"] = {"": _timed(".", "-c", _EMBED, few, common[1], str(Path(folder, "bare")))}
+                bare = ("-m", "benchmarks.bare_embed", few, common[1], str(Path(folder, "bare")))
+                figures["bare"] = {
+                    f"{count} processes": _timed(".", *bare, "--processes", str(count))
+                    for count in (1, options.workers)
+                }
             rounds.append(figures)
             print(f"round {number + 1}: {json.dumps(figures)}", flush=True)
     print(_told(rounds, options.builds))
@@ -156,7 +133,7 @@ def _told(rounds: list[Figures], builds: list[str]) -> str:
         for which, kind in enumerate(("wall", "processor")):
             seconds = {build: [each[name][build][which] for each in rounds] for build in first}
             told = ", ".join(f"{statistics.median(each):.2f} s {build}" for build, each in seconds.items())
-            if len(first) > 1:
+            if {*first} == {*builds}:
                 ratios = [new / old for old, new in zip(*(seconds[build] for build in builds), strict=True)]
                 told += f", ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
             lines.append(f"{name}, {kind}: {told}")

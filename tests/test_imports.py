@@ -30,6 +30,7 @@ LAYERS = (
     "image.embedders",
     "image.statistics",
     "text",
+    "image.fitting",
     "image.classifiers",
     "dedup",
     "datasets",

@@ -15,6 +15,7 @@ from curator_dask.cli.embed import embed
 from curator_dask.cli.examples import BEGIN, shown
 from curator_dask.cli.export import export
 from curator_dask.cli.filter import filter_rows
+from curator_dask.cli.fit import fit
 from curator_dask.cli.options import (
     EXIT_SHARD,
     Captions,
@@ -226,6 +227,7 @@ app.command(**shown("filter"))(filter_rows)
 app.command(**shown("search"))(search)
 app.command(**shown("export"))(export)
 app.command(**shown("centroids"))(centroids)
+app.command(**shown("fit"))(fit)
 app.command(**shown("dedup"))(dedup)
 app.command(**shown("curate"))(curate)
 app.command(**shown("report"))(report)

@@ -40,6 +40,10 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
         "Cluster the vectors, so that each image has a number.",
         ("centroids /data/out /data/centroids.safetensors --number 1000",),
     ),
+    "fit": (
+        "Make a head of your own, from labels of some images.",
+        ("fit /data/out /data/good.safetensors --label good --sheet doubtful.png",),
+    ),
     "dedup": (
         "Find images that are nearly the same.",
         ("dedup /data/out /data/duplicates --eps 0.07 --sheet groups.png",),

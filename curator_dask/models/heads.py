@@ -6,6 +6,7 @@ Only safe formats are read: safetensors, and PyTorch files with ``weights_only=T
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -25,6 +26,10 @@ FORMS = (
 )
 """Those that are known, in words."""
 
+#: Entry of a ``.safetensors`` file's metadata, JSON, in which `curator_dask.image.fitting` says what made the
+#: vectors (as `EncoderInfo`), and whether the sigmoid of what the linear head gives is a probability.
+SAID, VECTORS, PROBABILITY = "curator_dask.head", "vectors", "probability"
+
 _AESTHETIC = tuple(f"layers.{number}" for number in (0, 2, 4, 6, 7))
 _NSFW = tuple(f"linear_{number}" for number in (1, 2, 3, 4))
 _LEAST_DEVIATION = 1e-7  # Keras' epsilon: what it divides by at least
@@ -37,16 +42,19 @@ class Head:
     Attributes
     ----------
     form
-        ``"aesthetic"``, ``"linear"`` or ``"nsfw"``.
+        ``"aesthetic"``, ``"linear"``, ``"logistic"`` (a linear one whose sigmoid is the score) or ``"nsfw"``.
     dim
         Length of the vectors that it takes.
     module
         From float32 (n, dim) to float32 (n, 1), in eval mode, on the CPU.
+    vectors
+        What made the vectors that it was fitted to (`EncoderInfo`); None where the file does not say it.
     """
 
     form: str
     dim: int
     module: torch.nn.Module
+    vectors: Mapping[str, Any] | None = None
 
     def to(self, device: torch.device) -> Head:
         """The same on a device."""
@@ -81,8 +89,38 @@ def load_head(path: str | Path) -> Head:
     bad = [name for name, tensor in head.module.state_dict().items() if not bool(tensor.isfinite().all())]
     if bad:
         raise WeightsError(f"{path}: has NaN or infinity in {', '.join(bad)}. Fetch or train it again")
+    said = entry_of(path, SAID) or {}
+    if head.form == "linear" and said.get(PROBABILITY):
+        import torch
+
+        head = replace(head, form="logistic", module=torch.nn.Sequential(head.module, torch.nn.Sigmoid()))
+    if isinstance(said.get(VECTORS), Mapping):
+        head = replace(head, vectors=said[VECTORS])
     head.module.eval().requires_grad_(False)
     return head
+
+
+def entry_of(path: str | Path, name: str) -> Mapping[str, Any] | None:
+    """An entry of the metadata of a ``.safetensors``, which is JSON; None where there is none, and of other files.
+
+    Raises
+    ------
+    WeightsError
+        It is no mapping in JSON.
+    """
+    if Path(path).suffix != ".safetensors":
+        return None
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as opened:
+        said = (opened.metadata() or {}).get(name)
+    try:
+        found: Any = None if said is None else json.loads(said)
+    except ValueError:
+        found = said
+    if not isinstance(found, Mapping | None):
+        raise WeightsError(f"{path}: its metadata has {name!r}, but not what made the vectors. Make it again")
+    return found
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:

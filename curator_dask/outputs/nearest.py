@@ -132,7 +132,7 @@ class VectorFiles:
         for path in self.records:
             with faults_told(path), open_parquet(path, self.options) as file:
                 for batch in file.iter_batches(batch_size=_BLOCK, columns=[self.column]):
-                    matrix, valid = self._matrix(path, batch)
+                    matrix, valid = self.matrix(path, batch)
                     vectors = unit(matrix[valid])
                     vectors = vectors[np.isfinite(vectors).all(1) & vectors.any(1)]
                     if len(vectors) and dim not in (None, vectors.shape[1]):
@@ -146,9 +146,9 @@ class VectorFiles:
 
     def _nearest(self, best: list[Hit], path: str, vector: np.ndarray, of: str, top: int) -> list[Hit]:
         """The best of those that are known and of the rows of a file."""
-        id_col = self._id_col(path)
+        id_col = self.id_col(path)
         for batch in self._blocks(path, [id_col, URL_COLUMN, CAPTION_COLUMN, self.column]):
-            matrix, valid = self._matrix(path, batch)
+            matrix, valid = self.matrix(path, batch)
             if not valid.any():
                 continue
             if matrix.shape[1] != len(vector):
@@ -181,12 +181,12 @@ class VectorFiles:
         """
         found: list[tuple[str | None, str, np.ndarray | None]] = []
         for path in self.records:
-            id_col = self._id_col(path)
+            id_col = self.id_col(path)
             for batch in self._blocks(path, [id_col, URL_COLUMN, self.column]):
                 for row in self._rows_with(path, batch.column(id_col), key):
                     url = _value(batch, URL_COLUMN, row)
                     if shard is None or shard in (url or ""):
-                        matrix, valid = self._matrix(path, batch.slice(row, 1))
+                        matrix, valid = self.matrix(path, batch.slice(row, 1))
                         found.append((url, path, unit(matrix)[0] if valid[0] else None))
         of = f"no row has the key {key!r}" + (
             "" if shard is None else f" and {shard!r} in the URL of its shard"
@@ -208,7 +208,8 @@ class VectorFiles:
             )
         return vector
 
-    def _id_col(self, path: str) -> str:
+    def id_col(self, path: str) -> str:
+        """The column of the keys in a file."""
         record = self.records[path]
         return (record and record.id_col) or "key"
 
@@ -232,15 +233,22 @@ class VectorFiles:
             rows: list[int] = pc.indices_nonzero(pc.fill_null(pc.equal(ids, key), False)).to_pylist()
             return rows
         try:
-            check_id_type(ids.type, self._id_col(path))
+            check_id_type(ids.type, self.id_col(path))
         except DatasetError:
             raise OutputError(
-                f"{path}: {self._id_col(path)!r}: expected keys as text, bytes, whole numbers, dates or UUIDs, found"
+                f"{path}: {self.id_col(path)!r}: expected keys as text, bytes, whole numbers, dates or UUIDs, found"
                 f" {ids.type}: no row can be found by its key. Write that column as text"
             ) from None
         return [row for row, value in enumerate(exact_ids(ids)) if value is not None and key in _texts(value)]
 
-    def _matrix(self, path: str, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
+    def matrix(self, path: str, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
+        """The vectors of some rows of a file, and which rows have one, as `list_to_matrix` has them.
+
+        Raises
+        ------
+        OutputError
+            They are of several lengths, or no vectors.
+        """
         try:
             return list_to_matrix(batch.column(self.column))
         except ValueError as error:

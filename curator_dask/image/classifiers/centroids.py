@@ -18,7 +18,7 @@ from curator_dask.errors import ConfigError, WeightsError
 from curator_dask.frames.columns import unit
 from curator_dask.frames.names import EMBEDDING_COLUMN
 from curator_dask.image.classifiers.origins import one_origin
-from curator_dask.models.heads import read_tensors
+from curator_dask.models.heads import entry_of, read_tensors
 from curator_dask.outputs.nearest import VectorFiles
 from curator_dask.outputs.placing import put
 from curator_dask.rows.best import is_number
@@ -149,7 +149,8 @@ def read_centroids(path: str | os.PathLike[str]) -> tuple[np.ndarray, Mapping[st
     WeightsError
         It cannot be read, or holds something else.
     """
-    path, info = Path(path), None
+    path = Path(path)
+    info: Mapping[str, Any] | None = None
     if path.suffix == ".npy":
         try:
             found = np.load(path, allow_pickle=False)
@@ -162,19 +163,7 @@ def read_centroids(path: str | os.PathLike[str]) -> tuple[np.ndarray, Mapping[st
         if len(tensors) != 1:
             raise WeightsError(f"{path}: expected one matrix of centroids, found {sorted(tensors)[:5]}")
         found = next(iter(tensors.values())).float().numpy()
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, "numpy") as opened:
-                said = (opened.metadata() or {}).get(VECTORS)
-            try:
-                info = None if said is None else json.loads(said)
-            except ValueError:
-                info = said
-            if not isinstance(info, Mapping | None):
-                raise WeightsError(
-                    f"{path}: its metadata has {VECTORS!r}, but not what made the vectors. Make it again"
-                )
+        info = entry_of(path, VECTORS)
     if found.ndim != 2 or not found.size or found.dtype.kind != "f" or not np.isfinite(found).all():
         raise WeightsError(
             f"{path}: expected a matrix of finite numbers, a centroid a row, found {found.dtype}"

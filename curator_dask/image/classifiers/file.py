@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from curator_dask.errors import WeightsError
 from curator_dask.frames.names import EMBEDDING_COLUMN
 from curator_dask.image.classifiers.base import ImageClassifier
+from curator_dask.models.families import Kind, LikeThose
 from curator_dask.models.heads import Head, digest_of, load_head
 from curator_dask.settings import absolute
 
@@ -23,13 +25,14 @@ class HeadClassifier(ImageClassifier):
     ----------
     model_path
         ``.safetensors``, or a PyTorch file that is safe to load, with a linear head (``weight`` [1, dim], ``bias``
-        [1]), LAION's aesthetic MLP or LAION's NSFW head. The client and every worker must see it.
+        [1]), LAION's aesthetic MLP or LAION's NSFW head. The client and every worker must see it. One that
+        ``curator-dask fit`` wrote says for which model's vectors it is, and others are refused.
     embedding_column, pred_column, batch_size, check
         See `ImageClassifier`.
     """
 
     #: Of `curator_dask.models.heads`, those that this class is for.
-    forms = frozenset({"aesthetic", "linear", "nsfw"})
+    forms = frozenset({"aesthetic", "linear", "logistic", "nsfw"})
 
     def __init__(
         self,
@@ -59,6 +62,12 @@ class HeadClassifier(ImageClassifier):
     def identity(self) -> tuple[Any, ...]:
         """The content of the file, wherever it is."""
         return ("head", *self.files.values())
+
+    @property
+    def vectors(self) -> Kind | None:
+        """Those that the file says it was fitted to; None: it does not say."""
+        info = self.load().vectors
+        return None if info is None else LikeThose(str(self.locate()), json.dumps(dict(info), sort_keys=True))
 
     def settings(self) -> dict[str, Any]:
         """The arguments of this class, and its name under ``"scorer"``."""

@@ -1,0 +1,82 @@
+"""``fit``: a head of one's own, from labels of some images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from curator_dask.cli.options import (
+    Embeddings,
+    EmbeddingsOptions,
+    JsonFile,
+    check_sheet,
+    json_object,
+    save_sheet,
+    summary_to,
+    told_plainly,
+)
+from curator_dask.frames.names import EMBEDDING_COLUMN
+
+
+def fit(
+    embeddings: Embeddings,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Where the head goes, such as good.safetensors.")
+    ],
+    label: Annotated[
+        str, typer.Option(help="Column of the labels: booleans, numbers or text; null is none.")
+    ],
+    positive: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VALUE",
+            help="Label that the head tells from all others.  [default: true, or the larger of two numbers]",
+            show_default=False,
+        ),
+    ] = None,
+    column: Annotated[str, typer.Option(help="Column of the vectors.")] = EMBEDDING_COLUMN,
+    most: Annotated[int, typer.Option(min=20, help="Rows with a label that are taken, at most.")] = 20_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is picked by chance.")] = 0,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw the images whose label speaks most against their score into this file: doubtful.png.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace FILE.")] = False,
+    storage_options: EmbeddingsOptions = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Fit a linear head to the vectors of rows that have a label, in this process.
+
+    It says how well the head does on rows that it has not seen, what each threshold would keep, and which labels may be
+    wrong. `score --head NAME=FILE` then scores all images.
+
+    Exit code 0: done. 2: wrong usage, too few labels among it.
+    """
+    options = json_object(storage_options, "--storage-options") or None
+    check_sheet(sheet)
+    if file.suffix != ".safetensors":
+        raise typer.BadParameter(f"{file}: expected a name that ends in .safetensors", param_hint="FILE")
+    if file.exists() and not overwrite:
+        raise typer.BadParameter(f"{file}: is there; give another name, or --overwrite", param_hint="FILE")
+    from curator_dask.image.fitting import fit_head
+
+    with summary_to(json_file) as put, told_plainly("nothing was written"):
+        found = fit_head(
+            embeddings, label, positive=positive, column=column, most=most, seed=seed, storage_options=options
+        )
+        found.save(file)
+        print(found)
+        print(f"{file}: curator-dask score {embeddings} --head {file.stem}={file}")
+        put(found.to_dict())
+        if sheet is not None:
+            from curator_dask.text.sheet import draw_sheet
+
+            save_sheet(
+                draw_sheet(f"{label}: labels that speak against the score", found.doubtful(), options), sheet
+            )

@@ -1,0 +1,174 @@
+"""`fit_head`: a linear head for an output's vectors, from labels of some of its rows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from curator_dask.decode.spec import check_counts
+from curator_dask.frames.names import EMBEDDING_COLUMN
+from curator_dask.image.fitting.figures import doubtful, figures_of, lines_of
+from curator_dask.image.fitting.labels import Labels, labels_of
+from curator_dask.image.fitting.regression import fit, sigmoid
+from curator_dask.image.fitting.rows import Labelled, labelled_rows
+from curator_dask.models.heads import PROBABILITY, SAID, VECTORS
+from curator_dask.outputs.nearest import Hit
+from curator_dask.outputs.placing import put
+from curator_dask.storage import Options
+
+MOST = 20_000  # rows that a head is fitted to
+_DOUBTFUL = 24
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A head, and how well it does on rows that it has not seen.
+
+    Attributes
+    ----------
+    weight, bias
+        Float32 (1, dim) and (1,), for vectors as they are in the files.
+    labels, labelled
+        What it was fitted to.
+    scores
+        Float64 (n,): of each of these rows the score by a head that was fitted without it.
+    freedom
+        How freely the weights grow, of `curator_dask.image.fitting.regression.FREEDOMS`.
+    figures
+        Of these scores, as `curator_dask.image.fitting.figures.figures_of` has them.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    labels: Labels = field(repr=False)
+    labelled: Labelled = field(repr=False)
+    scores: np.ndarray = field(repr=False)
+    freedom: float
+    figures: Mapping[str, Any]
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """``key``, ``url``, ``label`` (1 and 0 of kinds) and ``score``, by a head that has not seen it, of each row."""
+        found = {"key": self.labelled.keys, "url": self.labelled.urls}
+        return pd.DataFrame({**found, "label": self.labels.values, "score": self.scores})
+
+    def doubtful(self, most: int = _DOUBTFUL) -> list[Hit]:
+        """Rows whose label speaks most against their score, the worst first: look whether the label is right."""
+        return [
+            Hit(float(self.scores[row]), self.labelled.keys[row], self.labelled.urls[row], self._label(row))
+            for row in doubtful(self.labels, self.scores, most)
+        ]
+
+    def _label(self, row: int) -> str:
+        value = self.labels.values[row]
+        if self.labels.kind is None:
+            return f"label {value:g}"
+        return f"label {self.labels.kind}" if value else f"label not {self.labels.kind}"
+
+    def __str__(self) -> str:
+        lines = [self.labelled.told, *lines_of(self.labels, dict(self.figures))]
+        if against := self.doubtful(5):
+            lines.append("labels that speak most against the score, by a head that has not seen the row:")
+            lines += [
+                f"  {hit.score:.3f}  {hit.caption}  {hit.name}  {hit.url or ''}".rstrip() for hit in against
+            ]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts and figures, for JSON."""
+        counts = {"rows": len(self.labelled), "labelled": self.labelled.found}
+        more = {
+            "without_vector": self.labelled.without_vector,
+            "label": self.labels.name,
+            "kind": self.labels.kind,
+        }
+        return {**counts, **more, **self.figures}
+
+    def as_bytes(self) -> bytes:
+        """The file that `save` writes."""
+        from safetensors.numpy import save
+
+        info = self.labelled.info
+        said = {PROBABILITY: self.labels.kind is not None, VECTORS: None if info is None else dict(info)}
+        # One entry: safetensors writes several in an order that changes from process to process.
+        return bytes(
+            save({"weight": self.weight, "bias": self.bias}, {SAID: json.dumps(said, sort_keys=True)})
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as ``.safetensors``, whole or not at all: `HeadClassifier` and ``score --head`` take it.
+
+        Raises
+        ------
+        OutputError
+            It cannot be written.
+        """
+        put(os.fspath(Path(path).absolute()), self.as_bytes(), None)
+
+
+def fit_head(
+    path: str | os.PathLike[str],
+    label: str,
+    *,
+    positive: str | float | bool | None = None,
+    column: str = EMBEDDING_COLUMN,
+    most: int = MOST,
+    seed: int = 0,
+    storage_options: Options = None,
+) -> FittedHead:
+    """Fit a linear head to the rows of an output that have a label, in this process.
+
+    Two kinds are told apart by a logistic regression: a score is how likely a row is of the kind. Numbers are foretold
+    by a ridge regression. How freely weights grow is chosen on rows that are left out, a fifth after the other; the
+    figures are of these rows, too.
+
+    Parameters
+    ----------
+    path
+        What `save_metadata` or ``curator-dask embed`` wrote, or other Parquet files with lists of numbers.
+    label
+        Column of the labels: booleans, numbers, or text. Null is none.
+    positive
+        The value that the head tells from all others. None: true, or the larger of two numbers; more than two numbers
+        are foretold as such.
+    column
+        Of the vectors.
+    most
+        Rows that it is fitted to, at most; of more with a label as many, picked by chance.
+    seed
+        Of what is picked by chance.
+    storage_options
+        For fsspec, where `path` is a URL.
+
+    Raises
+    ------
+    ConfigError
+        There is no such column, there are too few labels, or they are neither numbers nor of two kinds.
+    DatasetError
+        The vectors are of several models.
+    OutputError
+        There are no vectors.
+    """
+    check_counts(most=most)
+    labelled = labelled_rows(
+        path, label, most=most, column=column, seed=seed, storage_options=storage_options
+    )
+    labels = labels_of(labelled.labels, label, positive)
+    found = fit(labelled.vectors, labels.values, labels.kind is not None, seed)
+    scores = found.unseen if labels.kind is None else sigmoid(found.unseen)
+    return FittedHead(
+        found.weight.astype(np.float32)[None],
+        np.array([found.bias], np.float32),
+        labels,
+        labelled,
+        scores,
+        found.freedom,
+        figures_of(labels, scores, found.parts),
+    )

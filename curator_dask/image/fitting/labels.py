@@ -1,0 +1,117 @@
+"""What a head is to say, by the labels of some rows: a kind that it tells from the others, or a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curator_dask.errors import ConfigError
+from curator_dask.words import counted
+
+LEAST = 5  # rows of each kind
+_FEW = 5  # values that an error names
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels as numbers.
+
+    Attributes
+    ----------
+    name
+        Of their column.
+    values
+        Float64 (n,): of kinds 1 and 0.
+    kind
+        The value, as text, that is 1; None: they are numbers.
+    """
+
+    name: str
+    values: np.ndarray
+    kind: str | None
+
+
+def labels_of(column: pa.Array, name: str, positive: str | float | bool | None) -> Labels:
+    """Labels by the values of a column.
+
+    Parameters
+    ----------
+    column
+        Booleans, numbers or text, without nulls.
+    name
+        Of the column.
+    positive
+        The value that is told from all others. None: true, or the larger of two numbers; more are numbers.
+
+    Raises
+    ------
+    ConfigError
+        They are neither, or too few.
+    """
+    texts = _texts(column, name)
+    values = sorted(texts.unique().to_pylist())
+    is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    kind: str | None
+    if positive is not None:
+        kind = _among(values, positive, name)
+    elif pa.types.is_boolean(column.type):
+        kind = "true"
+    elif is_number:
+        kind = max(values, key=float) if len(values) <= 2 else None
+    else:
+        raise ConfigError(
+            f"{name!r}: has the values {_some(values)}: say which of them the head is to tell from the others, by"
+            " positive (--positive)"
+        )
+    if kind is None:
+        numbers = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        if infinite := int((~np.isfinite(numbers)).sum()):
+            raise ConfigError(f"{name!r}: {counted(infinite, 'label')} infinite: write numbers, or null")
+        if len(numbers) < 2 * LEAST:
+            raise ConfigError(
+                f"{name!r}: {len(numbers)} rows have a label and a vector: label {2 * LEAST} at least"
+            )
+        return Labels(name, numbers, None)
+    wanted = pc.equal(texts, kind).to_numpy(zero_copy_only=False).astype(np.float64)
+    are, others = int(wanted.sum()), int(len(wanted) - wanted.sum())
+    if min(are, others) < LEAST:
+        raise ConfigError(
+            f"{name!r}: of the rows that have a label and a vector {are} are {kind!r} and {others} are not: label"
+            f" {LEAST} of each at least"
+        )
+    return Labels(name, wanted, kind)
+
+
+def _among(values: Sequence[str], positive: Any, name: str) -> str:
+    wanted = _texts(pa.array([positive]), name)[0].as_py()
+    for value in values:
+        if value == wanted or (_number(value) is not None and _number(value) == _number(wanted)):
+            return value
+    raise ConfigError(f"{name!r}: has no value {positive!r} (positive, --positive); it has {_some(values)}")
+
+
+def _texts(column: pa.Array, name: str) -> pa.Array:
+    """The values as text."""
+    try:
+        return column.cast(pa.string())
+    except pa.ArrowException as error:
+        raise ConfigError(
+            f"{name!r}: expected labels that are booleans, numbers or text, found {column.type}"
+        ) from error
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _some(values: Sequence[str]) -> str:
+    more = f" and {len(values) - _FEW} more" if len(values) > _FEW else ""
+    return ", ".join(map(repr, values[:_FEW])) + more

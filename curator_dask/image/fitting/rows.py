@@ -1,0 +1,184 @@
+"""Rows of an output that someone has labelled, with their vectors: what a head is fitted to."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curator_dask.errors import ConfigError, NoColumnError
+from curator_dask.frames.faults import faults_told
+from curator_dask.frames.names import URL_COLUMN
+from curator_dask.frames.parquet import open_parquet, read_footer
+from curator_dask.image.classifiers.origins import one_origin
+from curator_dask.outputs.nearest import VectorFiles
+from curator_dask.rows.ids import id_texts
+from curator_dask.storage import Options
+from curator_dask.words import counted
+
+_BLOCK = 8192  # rows that are read at once
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Rows with a label and a vector.
+
+    Attributes
+    ----------
+    vectors
+        Float32 (n, dim), finite.
+    labels
+        Of each, of the column's own type; none is null.
+    keys, urls
+        Of each, as text, and its shard; None where the files do not say that.
+    info
+        What made the vectors, as their record has it (`EncoderInfo`); None where nothing says it.
+    found, without_vector
+        How many rows have a label, and how many of these have no vector.
+    """
+
+    vectors: np.ndarray
+    labels: pa.Array
+    keys: list[str | None]
+    urls: list[str | None]
+    info: Mapping[str, Any] | None
+    found: int
+    without_vector: int
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def told(self) -> str:
+        """How many rows there are, in words."""
+        taken = len(self) + self.without_vector
+        picked = f"{taken:,} of {self.found:,} labelled rows, picked by chance"
+        said = picked if taken < self.found else counted(taken, "labelled row")
+        return said + (f"; {self.without_vector:,} of them have no vector" if self.without_vector else "")
+
+
+def labelled_rows(
+    path: str | os.PathLike[str],
+    label: str,
+    *,
+    most: int,
+    column: str,
+    seed: int,
+    storage_options: Options = None,
+) -> Labelled:
+    """Read the rows that have a label; of more than `most` as many, picked by chance.
+
+    Parameters
+    ----------
+    path
+        What `save_metadata` or ``curator-dask embed`` wrote, or other Parquet files with lists of numbers.
+    label
+        Column of the labels; null, or NaN, is none.
+    most
+        Rows whose vectors are held.
+    column
+        Of the vectors.
+    seed
+        Of what is picked by chance.
+    storage_options
+        For fsspec, where `path` is a URL.
+
+    Raises
+    ------
+    ConfigError
+        No row has a label.
+    DatasetError
+        The vectors are of several models.
+    NoColumnError
+        A file has no such column.
+    OutputError
+        There are no vectors.
+    """
+    files = VectorFiles.find(path, column, storage_options)
+    _check_column(files, label)
+    info = one_origin(column, files.records).info()
+    counts = {file: sum(int(has.sum()) for _, has in _blocks(files, file, [label])) for file in files.records}
+    found = sum(counts.values())
+    if not found:
+        raise ConfigError(f"{os.fspath(path)}: no row has a label in {label!r}: each is null")
+    chosen = np.sort(np.random.default_rng(seed).choice(found, min(found, most), replace=False))
+    parts: list[tuple[np.ndarray, pa.Array]] = []
+    names: list[tuple[str | None, str | None]] = []
+    start = 0
+    for file, count in counts.items():
+        first, last = np.searchsorted(chosen, [start, start + count])
+        if first < last:
+            for matrix, taken in _taken(files, file, label, chosen[first:last] - start):
+                parts.append((matrix, taken.column(label)))
+                names += _names(taken, files.id_col(file))
+        start += count
+    if not names:
+        raise ConfigError(
+            f"{os.fspath(path)}: none of the {found:,} rows with a label in {label!r} has a vector in {column!r}"
+        )
+    if len(dims := sorted({matrix.shape[1] for matrix, _ in parts})) > 1:
+        raise ConfigError(
+            f"{os.fspath(path)}: {column!r} has vectors of {dims} values: expected those of one model"
+        )
+    vectors = np.concatenate([matrix for matrix, _ in parts])
+    labels = _together([each for _, each in parts], label)
+    keys, urls = map(list, zip(*names, strict=True))
+    return Labelled(vectors, labels, keys, urls, info, found, len(chosen) - len(vectors))
+
+
+def _check_column(files: VectorFiles, label: str) -> None:
+    for file in files.records:
+        columns = read_footer(file, files.options).columns
+        if label not in columns:
+            near = difflib.get_close_matches(label, columns, n=2)
+            hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+            raise NoColumnError(f"{file}: has no column {label!r} of labels{hint}; it has {columns}")
+
+
+def _blocks(files: VectorFiles, file: str, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+    """Some rows of a file after the other, and which have a label; its column is the first."""
+    with faults_told(file), open_parquet(file, files.options) as opened:
+        there = [name for name in columns if name in opened.schema_arrow.names]
+        for batch in opened.iter_batches(batch_size=_BLOCK, columns=there):
+            labels = batch.column(columns[0])
+            yield batch, ~labels.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
+
+
+def _taken(
+    files: VectorFiles, file: str, label: str, chosen: np.ndarray
+) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
+    """Of the rows of a file that have a label those with these numbers, which have a vector."""
+    start = 0
+    for batch, has in _blocks(files, file, [label, files.id_col(file), URL_COLUMN, files.column]):
+        rows = np.flatnonzero(has)
+        first, last = np.searchsorted(chosen, [start, start + len(rows)])
+        taken = batch.take(pa.array(rows[chosen[first:last] - start]))
+        start += len(rows)
+        matrix, valid = files.matrix(file, taken)
+        valid &= np.isfinite(matrix).all(axis=1)
+        if valid.any():
+            yield matrix[valid], taken.filter(pa.array(valid))
+
+
+def _names(rows: pa.RecordBatch, id_col: str) -> list[tuple[str | None, str | None]]:
+    """Keys and shards."""
+    names = rows.schema.names
+    none = [None] * len(rows)
+    keys = id_texts(rows.column(id_col)) if id_col in names else none
+    urls = rows.column(URL_COLUMN).cast(pa.string()).to_pylist() if URL_COLUMN in names else none
+    return list(zip(keys, urls, strict=True))
+
+
+def _together(parts: list[pa.Array], label: str) -> pa.Array:
+    plain = [each.dictionary_decode() if pa.types.is_dictionary(each.type) else each for each in parts]
+    try:
+        return pa.concat_arrays([each.cast(plain[0].type) for each in plain])
+    except pa.ArrowException as error:
+        raise ConfigError(
+            f"the labels {label!r} are of several types: {sorted({str(each.type) for each in plain})}"
+        ) from error

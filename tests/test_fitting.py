@@ -1,0 +1,187 @@
+"""Heads that are fitted to labels of some rows: against scikit-learn's own, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from colours import image_of, write_tar
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import KFold, StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from test_heads import L14
+from typer.testing import CliRunner
+
+from curator_dask.cli import app
+from curator_dask.errors import ConfigError
+from curator_dask.frames.parquet import write_table
+from curator_dask.frames.record import FileRecord
+from curator_dask.image.classifiers import HeadClassifier, score_output
+from curator_dask.image.fitting import fit_head
+
+FILES, ROWS, DIM = 3, 80, 12
+WRONG = (11, 95, 130)  # rows whose label `good` is not what their vector says
+
+
+def write(folder: Path) -> tuple[np.ndarray, pa.Table]:
+    """Vectors far from length 1, a null and one with NaN among them; two of three rows have labels. All rows as one."""
+    random = np.random.default_rng(5)
+    number = FILES * ROWS
+    matrix = (3 + random.standard_normal((number, DIM)) * np.linspace(0.01, 2, DIM)).astype(np.float32)
+    matrix[:, 4] = 7  # says nothing
+    matrix[20, 3] = np.nan
+    tells = (matrix - 3) @ np.linspace(1, -1, DIM)
+    tells += 0.3 * random.standard_normal(number)
+    good = tells > np.nanmedian(tells)
+    good[list(WRONG)] ^= True
+    none = np.arange(number) % 3 == 1
+    table = pa.table(
+        {
+            "key": [f"{row:05d}" for row in range(number)],
+            "__url__": [f"{folder.parent}/{row // ROWS}.tar" for row in range(number)],
+            "image_embedding": pa.FixedSizeListArray.from_arrays(
+                pa.array(matrix.reshape(-1)), DIM, mask=pa.array(np.arange(number) == 33)
+            ),
+            "good": pa.array(good, mask=none),
+            "number": pa.array(np.where(none | np.isnan(tells), np.nan, 10 * tells)),
+            "two": pa.array(np.where(good, 4, 2).astype(np.int8), mask=none),
+            "word": pa.array(
+                np.where(good, "photo", np.where(matrix[:, 1] > 3, "scan", "drawing")), mask=none
+            ),
+            "same": pa.array([True if row % 2 else None for row in range(number)]),
+            "few": pa.array([row < 3 if row < 40 else None for row in range(number)]),
+            "list": [[1]] * number,
+            "nothing": pa.nulls(number, pa.bool_()),
+        }
+    )
+    for file in range(FILES):
+        record = FileRecord("f", id_col="key", embeddings={"image_embedding": {**L14, "dim": DIM}})
+        write_table(str(folder / f"{file}.parquet"), table.slice(file * ROWS, ROWS), record)
+    usable = ~none & np.isfinite(matrix).all(1)
+    usable[33] = False
+    return np.flatnonzero(usable), table
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    usable, table = write(tmp_path / "out")
+    matrix = np.array([row or [0] * DIM for row in table["image_embedding"].to_pylist()], np.float32)
+    return tmp_path / "out", usable, table, matrix
+
+
+def scored(out, found, tmp_path):
+    found.save(tmp_path / "head.safetensors")
+    assert score_output(out, [HeadClassifier(tmp_path / "head.safetensors", "made")]).complete
+    return pq.read_table(out)["made"].to_pylist()
+
+
+@pytest.mark.parametrize("label", ["good", "two", "word"])
+def test_kinds_are_told_apart_as_scikit_learn_does(labelled, label, tmp_path, in_this_process):
+    out, usable, table, matrix = labelled
+    found = fit_head(out, label, positive="photo" if label == "word" else None, seed=4)
+    wanted = np.array(table["good"].to_pylist())[usable].astype(bool)
+    vectors = matrix[usable].astype(np.float64)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=found.freedom, max_iter=2000))
+    parts = StratifiedKFold(5, shuffle=True, random_state=4)
+    unseen = cross_val_predict(model, vectors, wanted, cv=parts, method="predict_proba")[:, 1]
+    assert found.rows["key"].tolist() == [f"{row:05d}" for row in usable]
+    np.testing.assert_allclose(found.scores, unseen, atol=1e-4)
+    assert found.figures["auc"] == pytest.approx(roc_auc_score(wanted, unseen), abs=1e-4)
+    at = found.figures["thresholds"][3]
+    assert at["kept"] == pytest.approx((unseen > 0.75).mean())
+    assert at["precision"] == pytest.approx(wanted[unseen > 0.75].mean())
+    assert at["recall"] == pytest.approx((unseen[wanted] > 0.75).mean())
+    scores = scored(out, found, tmp_path)
+    rows = [row for row in range(len(matrix)) if row not in (20, 33)]
+    assert scores[20] is scores[33] is None
+    said = model.fit(vectors, wanted).predict_proba(matrix[rows])[:, 1]
+    np.testing.assert_allclose([scores[row] for row in rows], said, atol=1e-4)
+
+
+def test_numbers_are_foretold_as_scikit_learn_does(labelled, tmp_path, in_this_process):
+    out, usable, table, matrix = labelled
+    found = fit_head(out, "number")
+    wanted, vectors = np.array(table["number"].to_pylist())[usable], matrix[usable].astype(np.float64)
+    model = make_pipeline(StandardScaler(), Ridge(alpha=1 / found.freedom))
+    unseen = cross_val_predict(model, vectors, wanted, cv=KFold(5, shuffle=True, random_state=0))
+    np.testing.assert_allclose(found.scores, unseen, rtol=1e-5, atol=1e-4)
+    assert found.figures["r2"] == pytest.approx(1 - np.var(unseen - wanted) / np.var(wanted), abs=0.01)
+    assert found.figures["r2"] > 0.9
+    rows = [row for row in range(len(matrix)) if row not in (20, 33)]
+    scores = scored(out, found, tmp_path)
+    np.testing.assert_allclose(
+        [scores[row] for row in rows], model.fit(vectors, wanted).predict(matrix[rows]), rtol=1e-4, atol=1e-3
+    )
+
+
+def test_labels_that_are_wrong_come_first(labelled):
+    out, _, _, _ = labelled
+    found = fit_head(out, "good")
+    worst = [int(hit.key) for hit in found.doubtful(12)]
+    assert {*WRONG} - {row for row in WRONG if row % 3 == 1} <= {*worst}
+    assert f"  {found.doubtful()[0].score:.3f}" in str(found)
+    assert found.labelled.told == "160 labelled rows; 2 of them have no vector"
+
+
+def test_of_more_rows_some_are_taken(labelled):
+    out, _, _, _ = labelled
+    found = fit_head(out, "good", most=50)
+    assert 48 <= len(found.rows) <= 50
+    assert {*found.rows["key"]} < {*fit_head(out, "good").rows["key"]}
+    assert found.as_bytes() == fit_head(out, "good", most=50).as_bytes()
+    assert found.as_bytes() != fit_head(out, "good", most=50, seed=1).as_bytes()
+
+
+def test_a_head_is_for_the_vectors_that_it_was_fitted_to(labelled, tmp_path, in_this_process):
+    out, _, table, _ = labelled
+    fit_head(out, "good").save(tmp_path / "head.safetensors")
+    record = FileRecord(
+        "f", id_col="key", embeddings={"image_embedding": {**L14, "dim": DIM, "model": "another"}}
+    )
+    write_table(str(tmp_path / "other/0.parquet"), table, record)
+    with pytest.raises(ConfigError, match=r"head.safetensors.*model another, not"):
+        score_output(tmp_path / "other", [HeadClassifier(tmp_path / "head.safetensors", "made")])
+    assert score_output(
+        tmp_path / "other", [HeadClassifier(tmp_path / "head.safetensors", "made", check=False)]
+    ).complete
+
+
+@pytest.mark.parametrize(
+    "label, positive, words",
+    [
+        ("goood", None, "has no column 'goood' of labels (did you mean good"),
+        ("word", None, "has the values 'drawing', 'photo', 'scan': say which of them"),
+        ("word", "car", "has no value 'car' (positive, --positive); it has 'drawing', 'photo', 'scan'"),
+        ("same", None, "are 'true' and 0 are not: label 5 of each at least"),
+        ("few", None, "3 are 'true'"),
+        ("list", None, "expected labels that are booleans, numbers or text, found list"),
+        ("nothing", None, "no row has a label in 'nothing': each is null"),
+    ],
+)
+def test_labels_that_are_none_are_refused(labelled, label, positive, words):
+    with pytest.raises(ConfigError) as caught:
+        fit_head(labelled[0], label, positive=positive)
+    assert words in str(caught.value)
+
+
+def test_the_command(labelled, tmp_path):
+    out, head, sheet = labelled[0], tmp_path / "good.safetensors", tmp_path / "doubtful.png"
+    for file in range(FILES):
+        images = [(f"{row:05d}.png", image_of(str(row))) for row in range(file * ROWS, (file + 1) * ROWS)]
+        write_tar(tmp_path / f"{file}.tar", images)
+    command = ["fit", str(out), str(head), "--label", "good"]
+    done = CliRunner().invoke(app, [*command, "--json", str(tmp_path / "said.json"), "--sheet", str(sheet)])
+    assert done.exit_code == 0, done.output
+    assert "good: 7" in done.output and "AUC 0.9" in done.output
+    assert f"curator-dask score {out} --head good={head}" in done.output
+    assert json.loads((tmp_path / "said.json").read_text())["auc"] > 0.9
+    assert sheet.stat().st_size > 1000
+    assert head.read_bytes() == fit_head(out, "good").as_bytes()
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 2 and "is there; give another name, or --overwrite" in again.output
