@@ -31,6 +31,7 @@ LAYERS = (
     "image.statistics",
     "text",
     "image.classifiers",
+    "tables",
     "dedup",
     "datasets",
     "outputs",

@@ -40,7 +40,9 @@ class KeyColumn:
             near = difflib.get_close_matches(self.name, names, n=2)
             found = [name[:_SHOWN] for name in names[:_FEW]]
             meant = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
-            raise ValueError(f"expected a column {self.name!r} {self.means}, found {found}{meant}. {self.hint}")
+            raise ValueError(
+                f"expected a column {self.name!r} {self.means}, found {found}{meant}. {self.hint}"
+            )
 
 
 #: Of a table of captions.

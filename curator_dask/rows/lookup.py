@@ -6,6 +6,7 @@ A whole number (42 or 42.0) also matches the text that is this number with leadi
 from __future__ import annotations
 
 import binascii
+import contextlib
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.frames.columns import to_array
-from curator_dask.holding import BYTES, restore
+from curator_dask.holding import BYTES, held_type, restore
 from curator_dask.webdataset.keys import id_text
 
 TEXT = pa.large_string()  # also of more than 2 GB
@@ -61,6 +62,9 @@ def key_texts(values: Any) -> tuple[pa.Array, bool]:
         whole = pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less(pc.abs(numbers), _EXACT))
         numbers = pc.if_else(whole, numbers, pa.scalar(None, pa.float64()))
         return numbers.cast(pa.int64()).cast(TEXT), True
+    if kind == held_type(pa.date32()):  # as which cuDF holds dates
+        with contextlib.suppress(pa.ArrowInvalid):  # of a time that is not midnight
+            return array.cast(pa.date32()).cast(TEXT), False
     if pa.types.is_date(kind):
         return array.cast(pa.date32()).cast(TEXT), False
     if pa.types.is_decimal(kind):
@@ -91,7 +95,9 @@ def _hex(array: pa.Array, hyphens: bool = False) -> pa.Array:
     """16 bytes each as their text."""
     filled = array.fill_null(bytes(16)) if array.null_count else array
     filled = pa.concat_arrays([filled])  # without an offset
-    data = np.frombuffer(filled.buffers()[1], np.uint8)[: 16 * len(array)] if len(array) else np.empty(0, "u1")
+    data = (
+        np.frombuffer(filled.buffers()[1], np.uint8)[: 16 * len(array)] if len(array) else np.empty(0, "u1")
+    )
     signs = np.frombuffer(binascii.hexlify(data.tobytes()), np.uint8).reshape(-1, 32)
     if hyphens:
         signs = np.insert(signs, [place - number for number, place in enumerate(_HYPHENS)], ord("-"), axis=1)
@@ -148,7 +154,8 @@ class Lookup:
             more[np.asarray(padded)] = self._places(_stripped(texts.filter(padded)))
         return np.where(found < 0, more, found)
 
-    def first_rows(self) -> np.ndarray:
+    @cached_property
+    def firsts(self) -> np.ndarray:
         """Of each row the first that has its value; -1 of null."""
         return self._places(self.texts)
 
@@ -188,9 +195,11 @@ class _Padded:
         padded = texts.take(pa.array(rows))
         stripped = _stripped(padded)
         inner = Lookup(stripped, is_number=False)
-        first = inner.first_rows()
+        first = inner.firsts
         other = np.flatnonzero(
-            ~np.asarray(pc.equal(padded, padded.take(pa.array(first))), bool) if len(rows) else np.zeros(0, bool)
+            ~np.asarray(pc.equal(padded, padded.take(pa.array(first))), bool)
+            if len(rows)
+            else np.zeros(0, bool)
         )
         self._inner, self._rows = inner, rows
         self._several = np.unique(first[other])
