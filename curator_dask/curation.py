@@ -201,4 +201,6 @@ def _with_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> ImageTextPai
         dataset = recipe.embedder()(dataset)
     for head in recipe.heads():
         dataset = head(dataset)
+    for table in recipe.joins():
+        dataset = table(dataset)
     return dataset

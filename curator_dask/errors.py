@@ -25,6 +25,10 @@ class DatasetError(CuratorError, ValueError):
     """The dataset as a whole cannot be used: no shards, no key column, schemas that do not fit."""
 
 
+class NoMatchError(DatasetError):
+    """A table has none of the rows that it is to give columns to."""
+
+
 class ShardError(CuratorError, RuntimeError):
     """One shard cannot be read. The other shards of a run go on."""
 

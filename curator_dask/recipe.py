@@ -25,6 +25,7 @@ from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.rows.best import check_best
 from curator_dask.rows.capped import check_cap
 from curator_dask.storage import absolute, is_remote
+from curator_dask.tables import TableColumns
 
 _BEGINS = "'model: resnet50', with a name and its value in each line (docs/curation.md)"
 _TIMMS = {"pretrained": True, "output": "auto", "checkpoint_path": None, "model_kwargs": {}}
@@ -56,6 +57,9 @@ class Recipe:
         By column, outputs of the same model: the cosine to their nearest vector, as of `ReferenceSimilarity`.
     clusters
         By column, files of centroids of vectors of the same model: the number of the nearest, as of `ClusterNumber`.
+    join
+        Tables whose columns rows get before they are filtered, each with the arguments of `TableColumns`, as
+        ``{"table": "labels.csv", "on": "key=id", "columns": ["label"]}``.
     where
         A condition as behind SQL's WHERE. Images that cannot be used never pass.
     top
@@ -86,6 +90,7 @@ class Recipe:
     nsfw: str | bool = False
     near: Mapping[str, str] = field(default_factory=dict)
     clusters: Mapping[str, str] = field(default_factory=dict)
+    join: Sequence[Mapping[str, Any]] = ()
     where: str | None = None
     top: Mapping[str, float] | None = None
     at_most: Mapping[str, int] | None = None
@@ -130,7 +135,7 @@ class Recipe:
             isinstance(each, str) for each in self.statistics
         ):
             raise ConfigError(f"statistics={self.statistics!r}: expected a list of names")
-        self.best(), self.cap()
+        self.best(), self.cap(), self.joins()
         self.deduplication()  # says what is wrong with its arguments, as do those below
         self.options(overwrite=False)
         if self.model is not None:
@@ -212,11 +217,28 @@ class Recipe:
             *(ClusterNumber(file, column) for column, file in (self.clusters or {}).items()),
         ]
 
+    def joins(self) -> list[TableColumns]:
+        """What adds columns of tables."""
+        given = self.join
+        if not isinstance(given, list | tuple) or not all(isinstance(each, Mapping) for each in given):
+            raise ConfigError(
+                f"join={given!r}: expected a list of tables, as [{{'table': 'labels.csv', 'on': 'key=id'}}]"
+            )
+        try:
+            # YAML takes the word `on` for true.
+            return [
+                TableColumns(**{"on" if key is True else key: each[key] for key in each}) for each in given
+            ]
+        except TypeError as error:
+            raise ConfigError(f"join: {error}") from None
+
     def sources(self) -> Sources | None:
         """All files that decide what is in ``embeddings``, but the shards; None where they are not all here."""
         near = [each.reference for each in self.heads() if isinstance(each, ReferenceSimilarity)]
-        if any(is_remote(path) for path in near):
+        tables = [each.path for each in self.joins()]
+        if any(is_remote(path) for path in (*near, *tables)):
             return None
+        near += [file for each in self.joins() for file in each.files]
         others = [*near, *([] if self.captions in ("txt", "none") else [self.captions])]
         others += [path for head in self.heads() for path in head.files]
         if self.model is None:

@@ -32,6 +32,7 @@ LAYERS = (
     "text",
     "image.fitting",
     "image.classifiers",
+    "tables",
     "dedup",
     "datasets",
     "outputs",

@@ -16,6 +16,7 @@ from curator_dask.cli.examples import BEGIN, shown
 from curator_dask.cli.export import export
 from curator_dask.cli.filter import filter_rows
 from curator_dask.cli.fit import fit
+from curator_dask.cli.join import join
 from curator_dask.cli.options import (
     EXIT_SHARD,
     Captions,
@@ -223,6 +224,7 @@ def index(
 
 
 app.command(**shown("score"))(score)
+app.command(**shown("join"))(join)
 app.command(**shown("filter"))(filter_rows)
 app.command(**shown("search"))(search)
 app.command(**shown("export"))(export)

@@ -28,6 +28,13 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             "score /data/out --cluster-number cluster=/data/centroids.safetensors",
         ),
     ),
+    "join": (
+        "Add columns of a table of yours, found by key.",
+        (
+            "join /data/out recaptions.parquet --on key=id --columns recaption",
+            "join /data/out optout.txt --on url --mark optout",
+        ),
+    ),
     "filter": (
         "Count, or write, the rows that pass a condition.",
         (

@@ -171,7 +171,7 @@ def workers_when_needed(
 def told_plainly(interrupted: str) -> Iterator[None]:
     """Errors as one line and an exit code; what `interrupted` says when the user has enough."""
     from curator_dask.cluster.interrupts import heard
-    from curator_dask.errors import CuratorError, ImageError, ShardError
+    from curator_dask.errors import CuratorError, ImageError, NoMatchError, ShardError
 
     try:
         _ended.clear()
@@ -190,7 +190,8 @@ def told_plainly(interrupted: str) -> Iterator[None]:
         Console(stderr=True).print(
             f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
         )
-        raise typer.Exit(EXIT_SHARD if isinstance(error, ImageError | ShardError) else EXIT_USAGE) from None
+        of_data = isinstance(error, ImageError | NoMatchError | ShardError)
+        raise typer.Exit(EXIT_SHARD if of_data else EXIT_USAGE) from None
 
 
 @contextmanager

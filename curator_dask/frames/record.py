@@ -17,6 +17,8 @@ VERSION = 1
 LACKING = "lacking"
 #: In the same place: the column of texts, or of their vectors, that it was made of besides the images' vectors.
 TEXTS = "texts"
+#: In the same place, of columns of a user's table: the rows' column by which they found theirs, and the table.
+ON, TABLE = "on", "table"
 #: In the same place: JSON-able arguments that make it again; it is not there where nothing does.
 SETTINGS = "settings"
 #: Among what a record says was derived: rows were left out of a file that was there.
@@ -32,9 +34,9 @@ _KINDS: dict[str, type] = {
 }
 
 
-def vectors_of(score: Mapping[str, Any]) -> list[str]:
-    """The columns of vectors that a score was made of: the images', and the texts' if there are any."""
-    return [score["vectors"], *([score[TEXTS]] if TEXTS in score else [])]
+def inputs_of(score: Mapping[str, Any]) -> list[str]:
+    """The columns that a score was made of: vectors of images, texts or theirs, or by what a table's row was found."""
+    return [score[name] for name in ("vectors", TEXTS, ON) if name in score]
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class FileRecord:
         By column of vectors, or of what was seen in images, what decided it besides model and shard
         (`curator_dask.runs.step.Step.read_by`).
     scores
-        By column, what made scores of vectors (`curator_dask.runs.step.ScoringStep.scores`).
+        By column, what made scores of vectors (`curator_dask.runs.step.ScoringStep.scores`), or which table gave it.
     derived
         What was made of vectors or pixels by what the file does not hold, by name: functions, and columns of steps.
         It cannot be made again from the file alone.

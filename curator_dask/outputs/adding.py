@@ -1,7 +1,7 @@
-"""Adding columns that are made of vectors to the files of an output: all else in them stays as it is.
+"""Adding columns to the files of an output, made of vectors or found in a table: all else in them stays as it is.
 
 Each file is read as it is and written anew with more columns; shards are not needed, and no image is decoded. A file's
-record says which scores it has, so a further one costs only itself.
+record says what made its columns, so a further one costs only itself.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from curator_dask.frames.parquet import (
     whole_footers,
     write_table,
 )
-from curator_dask.frames.record import LACKING, TEXTS, FileRecord
+from curator_dask.frames.record import LACKING, TABLE, TEXTS, FileRecord, inputs_of
 from curator_dask.outputs.failed import none_there, output_files
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import opened
@@ -51,12 +51,12 @@ from curator_dask.webdataset.stamps import stamp
 
 logger = logging.getLogger("curator_dask")
 
-#: In what a record says of scores: the state of the file that they were made of, where they stand in another.
+#: In what a record says of a column: the state of the file that it was made of, where it stands in another.
 MADE_OF = "made_of"
 
 
 class AddedStep(SharingStep, ScoringStep, Protocol):
-    """A step that makes scores of vectors."""
+    """A step that makes columns of those that a file has: scores of vectors, or what a table has of its rows."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class AddToFile:
         Raises
         ------
         ShardError
-            The file cannot be read, or its vectors are not what the heads take.
+            The file cannot be read, or its columns are not what the steps take.
         """
         path, output, _, steps = self.lacking(name)
         if self.given_up is not None:
@@ -162,23 +162,26 @@ def add_columns(
     options: Options = None,
     output_options: Options = None,
     workers: OpenWorkers = nullcontext,
+    summary: SaveSummary | None = None,
 ) -> SaveSummary:
-    """Add columns that steps make of vectors to the files of an output.
+    """Add columns that steps make of those that are there to the files of an output.
 
     Parameters
     ----------
     path
-        Of the output: Parquet files with vectors, from here or elsewhere.
+        Of the output: Parquet files, from here or elsewhere.
     make_steps
         Given the record of each file by its path, makes the steps.
     output
         Where the files go with their new columns; None: in the place of those that are there.
     overwrite
-        Replace scores of other heads, and columns and files that others made.
+        Replace scores of other heads, columns of other tables, and columns and files that others made.
     options, output_options
         For fsspec, of `path` and of `output`.
     workers
         Opens the cluster to work on, once there are files that lack a column; else it is the one that is there.
+    summary
+        In which counts and times are put; None: one is made.
 
     Returns
     -------
@@ -194,7 +197,8 @@ def add_columns(
     source = target = Output(locate(path, options), options, output is None, overwrite, False)
     if output is not None and locate(output, output_options) != source.folder:
         target = Output(locate(output, output_options), output_options, False, overwrite, False)
-    summary = SaveSummary(target.folder, opened=False)
+    summary = SaveSummary("", opened=False) if summary is None else summary
+    summary.path = target.folder
     with opened(target.folder, target.options):
         names = output_files(source.folder, options)
         if not names:
@@ -230,7 +234,7 @@ def add_columns(
 
 def _check_vectors(read: str, footer: Footer, lacking: Sequence[AddedStep]) -> None:
     every = [said for step in lacking for said in step.scores.values()]
-    missing = {said["vectors"] for said in every} - {*footer.columns}
+    missing = {said["vectors"] for said in every if "vectors" in said} - {*footer.columns}
     if missing:
         raise OutputError(
             f"{read}: has no column {sorted(missing)} of vectors; it has {footer.columns}. Give the name of theirs"
@@ -249,24 +253,31 @@ def _check_free(
 ) -> None:
     """Raise OutputError where columns, or a file, would be replaced."""
     record = footer.record or FileRecord("")
-    hint = "Give the column another name, or use overwrite=True (--overwrite)"
-    for step in lacking:
-        for name, said in step.scores.items():
-            before = record.scores.get(name)
-            if name in footer.columns and before is None:
-                raise OutputError(f"{read}: has a column {name!r} that is no score of a head. {hint}")
-            if name in footer.columns and before is not None and before.get("recipe") != said["recipe"]:
-                raise OutputError(
-                    f"{read}: has a column {name!r} by the head {before.get('head')}, this run has"
-                    f" {said['head']}. {hint} to replace it"
-                )
+    for name, said in (pair for step in lacking for pair in step.scores.items()):
+        before, table = record.scores.get(name), said.get(TABLE)
+        if name not in footer.columns or (table is not None and before and before.get(TABLE) == table):
+            continue  # a table may have changed
+        do = "Give the column another name" if table is None else "Choose others (--columns, --mark)"
+        hint = f"{do}, or use overwrite=True (--overwrite)"
+        if before is None:
+            kind = "is no score of a head" if table is None else "was not joined from a table"
+            raise OutputError(f"{read}: has a column {name!r} that {kind}. {hint} to replace it")
+        if before.get("recipe") != said["recipe"]:
+            new = table or said["head"]
+            raise OutputError(
+                f"{read}: has a column {name!r} {_made_by(before)}, this run has {new}. {hint} to replace it"
+            )
     if read == source != written:
         there = read_footer(written, target.options)
         if there.fault or (there.columns and _made_of(there.record) is None):
             raise OutputError(
-                f"{written}: would be replaced, and {there.fault or 'was not made by adding scores'}. Write to another"
+                f"{written}: would be replaced, and {there.fault or 'was not made by adding columns'}. Write to another"
                 " path, or use overwrite=True (--overwrite)"
             )
+
+
+def _made_by(said: Mapping[str, Any]) -> str:
+    return f"of the table {said[TABLE]}" if TABLE in said else f"by the head {said.get('head')}"
 
 
 def _made_of(record: FileRecord | None) -> Any:
@@ -288,12 +299,14 @@ def _counts(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_columns(table: pa.Table, record: FileRecord, steps: Sequence[AddedStep], name: str) -> pa.Table:
     """The table with the columns that steps make, ``image_error`` last where there was none."""
-    # The vectors, what says why some are null, and the other columns of which it may say so.
-    texts = {said[TEXTS] for step in steps for said in step.scores.values() if TEXTS in said}
-    used = {*vectors_in(table.schema), *record.scores, ERROR_COLUMN, *texts}
-    used |= {record.id_col or "key", URL_COLUMN} if texts else set()
+    # The vectors, what says why some are null, and the other columns of which it may say so; by tables nothing fails.
+    every = [said for step in steps for said in step.scores.values()]
+    used = {each for said in every for each in inputs_of(said) if each != said.get("vectors")}
+    if any("vectors" in said for said in every):
+        used |= {*vectors_in(table.schema), *record.scores, ERROR_COLUMN}
+    used |= {record.id_col or "key", URL_COLUMN} if any(TEXTS in said for said in every) else set()
     seen = table.select([each for each in table.column_names if each in used])
-    for column in sorted({said["vectors"] for step in steps for said in step.scores.values()} - used):
+    for column in sorted({said["vectors"] for said in every if "vectors" in said} - used):
         seen = seen.append_column(column, _as_vectors(table, column, name))
     frame = backend.current().from_arrow(seen)
     made = backend.frame_to_arrow(run_steps(steps, frame))

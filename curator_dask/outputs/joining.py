@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from curator_dask.errors import OutputError
 from curator_dask.frames.columns import list_to_matrix, to_array, vectors_in
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
-from curator_dask.frames.record import LACKING, FileRecord, vectors_of
+from curator_dask.frames.record import LACKING, FileRecord, inputs_of
 from curator_dask.outputs.keeping import Kept
 from curator_dask.rows.known import StoredRows
 from curator_dask.rows.reasons import NOT_MADE, as_stored, reason_for, reasons_in
@@ -147,7 +147,7 @@ class Joining:
                 unscored.append(name)
                 continue
             scores[name] = made
-            stale = np.any([self._changed(each, columns, places) for each in vectors_of(made)], axis=0)
+            stale = np.any([self._changed(each, columns, places) for each in inputs_of(made)], axis=0)
             if stale.any():
                 null = pa.scalar(None, columns[name].type)
                 columns[name] = pc.if_else(pa.array(stale), null, columns[name])

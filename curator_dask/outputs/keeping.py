@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer, open_parquet
-from curator_dask.frames.record import FileRecord, vectors_of
+from curator_dask.frames.record import FileRecord, inputs_of
 from curator_dask.rows.reasons import as_stored, reasons_in, reasons_of
 from curator_dask.runs.sink import Job
 from curator_dask.runs.targets import Target
@@ -152,7 +152,7 @@ def good_columns(kept: Kept, target: Target, footer: Footer, job: Job) -> tuple[
     old = {
         name
         for name in record.derived
-        if anew and (name not in record.scores or {*vectors_of(record.scores[name])} & {*anew})
+        if anew and (name not in record.scores or {*inputs_of(record.scores[name])} & {*anew})
     }
     return tuple(
         name

@@ -15,7 +15,7 @@ from curator_dask.errors import OutputError, ShardError
 from curator_dask.fingerprint import fingerprints
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer, output_schema, read_footer
-from curator_dask.frames.record import vectors_of
+from curator_dask.frames.record import inputs_of
 from curator_dask.outputs.conflicts import FORMERLY, conflict, dataset_of, describe_difference, identity
 from curator_dask.outputs.keeping import Kept, good_columns
 from curator_dask.outputs.writing import Output
@@ -237,7 +237,8 @@ def _reusable(target: Target, existing: Footer, job: Job) -> tuple[str, ...]:
     scores = [
         name
         for name, said in job.scores.items()
-        if {name for name in vectors_of(said) if name in job.described or name == said["vectors"]} <= {*found}
+        if "vectors" in said  # what a table gives is found again sooner than read
+        and {name for name in inputs_of(said) if name in job.described or name == said["vectors"]} <= {*found}
         and name in existing.columns
         and record.has_score(name, said["recipe"])
     ]

@@ -33,7 +33,7 @@ from curator_dask.frames.parquet import (
     whole_footers,
     write_table,
 )
-from curator_dask.frames.record import LACKING, TEXTS, FileRecord, vectors_of
+from curator_dask.frames.record import LACKING, TEXTS, FileRecord, inputs_of
 from curator_dask.outputs.conflicts import describe_difference
 from curator_dask.outputs.failed import find_errors, list_errors, write_failed
 from curator_dask.outputs.hopeless import rows_without_sample
@@ -332,9 +332,7 @@ def _unscored(
 ) -> tuple[FileRecord, dict[str, Any]]:
     """The record that says which scores rows lack that have a vector now; the same alone, as remarks on shards."""
     made = {name for step in steps for name in step.columns}
-    lacking = [
-        name for name, said in record.scores.items() if column in vectors_of(said) and name not in made
-    ]
+    lacking = [name for name, said in record.scores.items() if column in inputs_of(said) and name not in made]
     if not lacking:
         return record, {}
     remarks = {}

@@ -17,7 +17,7 @@ from curator_dask.errors import OutputError
 from curator_dask.frames.committing import Commits
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import Footer, conform, read_footer, read_record, write_table
-from curator_dask.frames.record import FileRecord, vectors_of
+from curator_dask.frames.record import FileRecord, inputs_of
 from curator_dask.outputs.failed import find_errors, write_failed
 from curator_dask.outputs.joining import Joined, Joining
 from curator_dask.outputs.keeping import Kept
@@ -201,7 +201,7 @@ class WritePartition:
 
     def _join(self, target: Target, table: pa.Table, errors: pa.Array, there: Footer) -> Joined:
         scores = there.record.scores.values() if there.record else ()
-        scored = {name for said in scores for name in vectors_of(said)}
+        scored = {name for said in scores for name in inputs_of(said)}
         others = [name for name in there.columns if name not in self.kept.own or name in scored]
         stored = StoredRows(self._paths(target), self.output.options, self.id_col, others)
         joined = Joining(self.kept, target, stored, there.record, self.id_col).join(
@@ -266,7 +266,7 @@ class WritePartition:
             for name, said in before.scores.items()
             if name in self.schema.names
             and self.keeps_vectors
-            and not {*vectors_of(said)} & {*self.embeddings}
+            and not {*inputs_of(said)} & {*self.embeddings}
         }
 
     def _check_rows_kept(self, target: Target, rows: int, there: Footer) -> None:

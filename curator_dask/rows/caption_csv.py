@@ -1,4 +1,4 @@
-"""Tables of captions as text with delimiters: as spreadsheets of all countries write it, and without any quoting."""
+"""Tables as text with delimiters: as spreadsheets of all countries write it, and without any quoting."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.csv
 
-from curator_dask.frames.names import CAPTION_COLUMN, FILE_COLUMN
+from curator_dask.rows.key_column import FILES, KeyColumn
 from curator_dask.webdataset.samples import IMAGE_EXTENSIONS
 
 _DELIMITERS = ",;\t|"
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BLOCK_BYTES = 1 << 24  # a row must fit into one
 _HEADER_BYTES = 1 << 16  # in which the columns' names are
-_SHOWN, _FEW = 60, 20  # characters, and columns, that an error gives
+_SHOWN = 60  # characters that an error gives
 _SEPARATOR = re.compile(rb"sep=([\t !#-~])[\r\n]+", re.IGNORECASE)  # Excel's own first line
 _SUFFIX = rb"\.(?:" + "|".join(sorted(IMAGE_EXTENSIONS)).encode() + rb")"
 _TO_DO = (
@@ -27,32 +27,32 @@ _TO_DO = (
 )
 
 
-def read_csv(data: bytes) -> pa.Table:
-    """A CSV whose captions are text, also where they look like numbers; other columns are what they look like.
+def read_csv(data: bytes, key: KeyColumn = FILES) -> pa.Table:
+    """A CSV whose keys and captions are text, also where they look like numbers; other columns are what they look like.
 
     Raises
     ------
     ValueError
         It cannot be read, or a double quote that is not closed would give captions to other images.
     """
-    data, delimiter = _start(data)
+    data, delimiter = _start(data, key)
     if swallowed := next(_swallowed(data, delimiter), None):
         raise ValueError(swallowed)
-    return _table(data, delimiter, quoted=True)
+    return _table(data, delimiter, key, quoted=True)
 
 
-def read_tsv(data: bytes) -> pa.Table:
+def read_tsv(data: bytes, key: KeyColumn = FILES) -> pa.Table:
     """As `read_csv`; but quotes that do not balance are text there, as in files whose writer knows no quoting."""
-    data, delimiter = _start(data)
+    data, delimiter = _start(data, key)
     swallowed = next(_swallowed(data, delimiter, strict=True), None)
     try:
-        return _table(data, delimiter, quoted=swallowed is None)
+        return _table(data, delimiter, key, quoted=swallowed is None)
     except ValueError as error:
         raise ValueError(swallowed or str(error)) from error
 
 
-def _table(data: bytes, delimiter: str, quoted: bool) -> pa.Table:
-    kinds = {name: pa.string() for name in (FILE_COLUMN, CAPTION_COLUMN)}
+def _table(data: bytes, delimiter: str, key: KeyColumn, quoted: bool) -> pa.Table:
+    kinds = {name: pa.string() for name in key.texts}
     try:
         table = pyarrow.csv.read_csv(
             io.BytesIO(data),
@@ -81,7 +81,7 @@ def _table(data: bytes, delimiter: str, quoted: bool) -> pa.Table:
     return table
 
 
-def _start(data: bytes) -> tuple[bytes, str]:
+def _start(data: bytes, key: KeyColumn) -> tuple[bytes, str]:
     """What begins with the columns' names, and what stands between them.
 
     That is a comma, or what spreadsheets write where that is in numbers.
@@ -102,19 +102,9 @@ def _start(data: bytes) -> tuple[bytes, str]:
         each: next(csv.reader(io.StringIO(head, newline=""), delimiter=each), [])
         for each in (_DELIMITERS if given is None else given[1].decode("latin-1"))
     }
-    names = max(found.values(), key=lambda names: (FILE_COLUMN in names, len(names)))
-    check_names(names)
+    names = max(found.values(), key=lambda names: (key.name in names, len(names)))
+    key.check(names)
     return data, next(each for each in found if found[each] is names)
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Raise ValueError where no column has the images."""
-    if FILE_COLUMN not in names:
-        found = [name[:_SHOWN] for name in names[:_FEW]]
-        raise ValueError(
-            f"expected a column {FILE_COLUMN!r} with the paths of the images below their folder, found {found}. Name"
-            " it so"
-        )
 
 
 def _shown(text: bytes) -> str:

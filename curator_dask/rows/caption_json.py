@@ -1,4 +1,4 @@
-"""Tables of captions as JSON Lines: an object a line, told by its line where it is none."""
+"""Tables as JSON Lines: an object a line, told by its line where it is none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.json
 
-from curator_dask.frames.names import CAPTION_COLUMN
+from curator_dask.rows.key_column import FILES, KeyColumn
 
 _BLOCK_BYTES = 1 << 24  # a row must fit into one
 _SHOWN = 60  # characters that an error gives
@@ -25,8 +25,8 @@ _KINDS = {
 }
 
 
-def read_json(data: bytes) -> pa.Table:
-    """A table of objects, one a line; a caption is text also where it looks like a time.
+def read_json(data: bytes, key: KeyColumn = FILES) -> pa.Table:
+    """A table of objects, one a line; a key or a caption is text also where it looks like a time.
 
     Raises
     ------
@@ -38,10 +38,9 @@ def read_json(data: bytes) -> pa.Table:
         raise ValueError(f"it is empty: {_EXPECTED}")
     try:
         table = _read(data, None)
-        if CAPTION_COLUMN in table.column_names and pa.types.is_timestamp(
-            table.schema.field(CAPTION_COLUMN).type
-        ):
-            return _read(data, pa.schema({CAPTION_COLUMN: pa.string()}))
+        times = [each.name for each in table.schema if pa.types.is_timestamp(each.type)]
+        if texts := [name for name in key.texts if name in times]:
+            return _read(data, pa.schema(dict.fromkeys(texts, pa.string())))
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise ValueError(_why(data) or f"{error}. It is to be JSON Lines: {_EXPECTED}") from error
     return table

@@ -99,11 +99,14 @@ class SharingStep(Step, Protocol):
 
 @runtime_checkable
 class ScoringStep(Protocol):
-    """A step that makes scores of vectors, and says in the record of a file what made them."""
+    """A step that says in the record of a file what made its columns: scores of vectors, or columns of a table."""
 
     @property
     def scores(self) -> Mapping[str, Mapping[str, Any]]:
-        """By column, JSON-able: names of ``head`` and ``vectors``, ``recipe``, whether they were ``checked`` to fit."""
+        """By column, JSON-able: names of ``head`` and ``vectors``, ``recipe``, whether they were ``checked`` to fit.
+
+        Of a table's, ``on`` stands for ``vectors``, and ``table`` says where it is.
+        """
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from curator_dask.decode.spec import ImageOptions
 from curator_dask.errors import CuratorError
-from curator_dask.frames.record import SETTINGS, FileRecord, vectors_of
+from curator_dask.frames.record import SETTINGS, FileRecord, inputs_of
 from curator_dask.image.classifiers.files import Scorer
 from curator_dask.image.embedders.partition import EmbedPartition
 from curator_dask.image.statistics.step import MeasureImages, statistics_like
@@ -84,6 +84,6 @@ def _scores(vectors: str, records: Mapping[str, FileRecord]) -> Iterator[tuple[s
     told = set()
     for record in records.values():
         for column, said in record.scores.items():
-            if vectors in vectors_of(said) and said.get(SETTINGS) and (column, said["recipe"]) not in told:
+            if vectors in inputs_of(said) and said.get(SETTINGS) and (column, said["recipe"]) not in told:
                 told.add((column, said["recipe"]))
                 yield column, said

@@ -1,0 +1,284 @@
+"""`TableColumns`: columns of a user's own table, given to the rows of a dataset or of files that are there."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.errors import ConfigError, DatasetError, ShardError
+from curator_dask.fingerprint import fingerprint
+from curator_dask.frames.columns import embedding_columns
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
+from curator_dask.frames.record import ON, TABLE, FileRecord
+from curator_dask.rows.lookup import Lookup, key_texts
+from curator_dask.rows.user_tables import UserTable
+from curator_dask.runs.passes import RowStep
+from curator_dask.runs.step import Known, Made, Rows, Work, types_of
+from curator_dask.storage import Options
+from curator_dask.tables.held import HELD, HeldTable, check_memory, check_single
+from curator_dask.tokens import tokenize
+
+
+class TableColumns:
+    """Adds columns of a table of yours: captions, scores, labels or licences that were made elsewhere, or a mark.
+
+    A row finds its values by the text of a column, such as its key, the URL of its image or a digest. A whole number
+    also finds the key that is this number with leading zeros. Where nothing is found a row has null, and is not marked.
+
+    Parameters
+    ----------
+    table
+        A Parquet, CSV, TSV or JSON Lines file, a folder or a glob of Parquet files, or for `mark` alone a list of
+        values (``.npy``, or ``.txt`` with one a line): on a disk that all workers see, or a URL.
+    on
+        Column of the rows, and after ``=`` that of the table where it has another name: ``"key=id"``.
+    columns
+        Of the table; None: all but that of `on`, or none where there is a mark.
+    mark
+        Name of a column that says whether the table has the row.
+    storage_options
+        For fsspec, where `table` is a URL.
+
+    Raises
+    ------
+    ConfigError
+        The arguments do not fit each other.
+    """
+
+    def __init__(
+        self,
+        table: str | os.PathLike[str],
+        on: str = "key",
+        columns: Sequence[str] | None = None,
+        mark: str | None = None,
+        *,
+        storage_options: Options = None,
+    ) -> None:
+        if isinstance(columns, str) or (columns is not None and not all(isinstance(n, str) for n in columns)):
+            raise ConfigError(f"columns={columns!r}: expected a list of names, as columns=['caption']")
+        own, equals, other = on.partition("=") if isinstance(on, str) else ("", "", "")
+        if not own or (equals and not other):
+            raise ConfigError(
+                f"on={on!r}: expected a column's name, as 'key', or those of the rows and of the table, as 'key=id'"
+            )
+        if mark is not None and (not isinstance(mark, str) or not mark or mark in (columns or ())):
+            raise ConfigError(f"mark={mark!r}: expected a name for the column, which none of the others has")
+        if columns is not None and not columns and mark is None:
+            raise ConfigError("columns: there is none, and no mark: nothing would be added")
+        self.path = os.fsdecode(table)
+        self.on, self.key = own, other or own
+        self.columns = None if columns is None else list(dict.fromkeys(columns))
+        self.mark = mark
+        self.storage_options = storage_options
+
+    def __call__(self, dataset: ImageTextPairDataset) -> ImageTextPairDataset:
+        """The dataset with the columns; nothing of it is computed yet, but the table's keys are read.
+
+        Raises
+        ------
+        DatasetError
+            The table cannot be used, or the dataset has no such column.
+        ConfigError
+            The name of a column is not free.
+        """
+        names = list(dataset.metadata.columns)
+        if self.on not in names:
+            raise DatasetError(f"on={self.on!r}: {none_of_these(self.on, names)}")
+        try:
+            key_texts(pa.array([], types_of(dataset.metadata._meta).field(self.on).type))
+        except ValueError as error:
+            raise DatasetError(f"on={self.on!r}: {error}. Give another column") from None
+        return dataset.apply(self.step({dataset.id_col, *embedding_columns(dataset.metadata._meta)}))
+
+    def of_files(self, records: Mapping[str, FileRecord | None], options: Options = None) -> JoinTable:
+        """The step for files, by what made them; `options` are for fsspec."""
+        return self.step(self.taken(records))
+
+    def taken(self, records: Mapping[str, FileRecord | None]) -> set[str]:
+        """Columns of files that are not to be replaced."""
+        found = [record for record in records.values() if record is not None]
+        return {name for each in found for name in (each.id_col or "key", *each.embeddings)}
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Of the table."""
+        return UserTable.find(self.path, self.key, self.storage_options).files
+
+    def step(self, taken: set[str]) -> JoinTable:
+        """What is done to the rows of a shard.
+
+        Parameters
+        ----------
+        taken
+            Columns that are not to be replaced: keys and vectors.
+        """
+        return self.opened(taken)[0]
+
+    def opened(self, taken: set[str]) -> tuple[JoinTable, Lookup]:
+        """The same, and what finds the table's rows.
+
+        Raises
+        ------
+        DatasetError
+            The table cannot be read, has no such columns, or a value stands in several rows that differ.
+        ConfigError
+            The name of a column is not free, or there is not the memory.
+        """
+        table = UserTable.find(self.path, self.key, self.storage_options)
+        names = self._wanted(table)
+        made = [*names, *([] if self.mark is None else [self.mark])]
+        wrong = [name for name in made if name in {"key", URL_COLUMN, ERROR_COLUMN, self.on, *taken}]
+        if wrong:
+            raise ConfigError(
+                f"{self.path}: {wrong} would take the place of what says which row it is, or of vectors. Choose others"
+                f" (--columns, --mark); the table has {table.schema.names}"
+            )
+        check_memory(table, [])
+        digest = table.digest()
+        lookup = Lookup(*table.keys())
+        check_single(table, lookup, names)
+        kinds = tuple((name, table.schema.field(name).type) for name in names)
+        table.forget()
+        return JoinTable(table, self.on, kinds, self.mark, digest), lookup
+
+    def _wanted(self, table: UserTable) -> list[str]:
+        names = [name for name in table.schema.names if name != self.key]
+        every = names if self.mark is None else []
+        chosen = every if self.columns is None else self.columns
+        if self.key in chosen:
+            raise ConfigError(f"columns: {self.key!r} is what rows are found by: leave it out")
+        for name in chosen:
+            if name not in names:
+                raise DatasetError(f"{self.path}: {none_of_these(name, table.schema.names)} (--columns)")
+        if not chosen and self.mark is None:
+            raise ConfigError(
+                f"{self.path}: has values alone, and no column to add. Give the name of a column that says which rows"
+                " are among them (mark, --mark)"
+            )
+        return chosen
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"
+
+
+def none_of_these(name: str, names: Sequence[str]) -> str:
+    """That there is no such column, in words."""
+    near = difflib.get_close_matches(name, names, n=2)
+    hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+    return f"there is no column {name!r}{hint}. There are {[*names]}"
+
+
+@dataclass(frozen=True, eq=False)
+class JoinTable(RowStep):
+    """The step that adds columns of a table.
+
+    Attributes
+    ----------
+    table
+        Which.
+    on
+        Column of the rows by which they find theirs.
+    kinds
+        Names and types of the columns.
+    mark
+        Name of the column that says whether a row was found; None: there is none.
+    digest
+        Of the table's content, which every worker must find.
+    """
+
+    table: UserTable
+    on: str
+    kinds: tuple[tuple[str, pa.DataType], ...]
+    mark: str | None
+    digest: str
+    given_up: str | None = None
+
+    needs = frozenset({"rows"})
+
+    def __dask_tokenize__(self) -> Any:
+        return (type(self).__name__, self.recipe, self.table.path)
+
+    @property
+    def label(self) -> str:
+        """The table's name."""
+        return posixpath.basename(self.table.path.rstrip("/"))
+
+    @property
+    def columns(self) -> dict[str, pa.DataType]:
+        """Those of the table, and the mark."""
+        return {**dict(self.kinds), **({} if self.mark is None else {self.mark: pa.bool_()})}
+
+    @property
+    def recipe(self) -> tuple[Any, ...]:
+        """The table's content, and what is taken of it."""
+        kinds = tuple((name, str(kind)) for name, kind in self.kinds)
+        return ("join", self.digest, self.on, self.table.key, kinds, self.mark or "")
+
+    @property
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """By column, what the record of a file says of the table."""
+        said = {"head": self.label, ON: self.on, TABLE: self.table.path}
+        recipe = ("join", self.digest, self.on, self.table.key)
+        return {
+            name: {**said, "recipe": fingerprint({"recipe": (*recipe, str(kind), name == self.mark or name)})}
+            for name, kind in self.columns.items()
+        }
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Have the table in memory; of vectors it makes none."""
+        with HELD.lease(self._spec, self._build):
+            return {}
+
+    def give_up(self, reason: str) -> JoinTable:
+        """The same: what kills workers is not this."""
+        return self
+
+    @contextmanager
+    def begin(self, rows: Rows) -> Iterator[Work]:
+        """Have the table ready for some rows."""
+        if not len(rows):  # also where a dataset asks for the columns' types
+            yield Known(Made({name: pa.array([], kind) for name, kind in self.columns.items()}))
+            return
+        with HELD.lease(self._spec, self._build) as held:
+            yield _Joining(self, rows, held)
+
+    @property
+    def _spec(self) -> Any:
+        return tokenize(self)
+
+    def _build(self) -> HeldTable:
+        found = self.table.digest()
+        if found != self.digest:
+            raise DatasetError(
+                f"{self.table.path}: is not what the client has found there. Give every node the same files; if they"
+                " have changed since, run again"
+            )
+        return HeldTable.read(self.table, [name for name, _ in self.kinds])
+
+
+class _Joining(Work):
+    """The columns of the rows of one partition."""
+
+    def __init__(self, step: JoinTable, rows: Rows, held: HeldTable) -> None:
+        self._step, self._rows, self._held = step, rows, held
+
+    def finish(self) -> Made:
+        """Null where nothing is found; the mark never is."""
+        try:
+            found: np.ndarray = self._held.lookup.find(self._rows.column(self._step.on))
+        except ValueError as error:
+            raise ShardError(f"on={self._step.on!r}: {error}. Give another column") from None
+        made = self._held.take(found)
+        if self._step.mark is not None:
+            made[self._step.mark] = pa.array(found >= 0)
+        return Made(made)

@@ -1,0 +1,399 @@
+"""Columns of users' tables: each row gets those of its own key, as pandas.merge has it, and nothing else changes."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import uuid
+
+import cloudpickle
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from colours import ColourReader, check_colours, read_output, write_dataset
+from test_retry import BROKEN, LARGE, SAMPLES, SHARDS
+from test_retry import folder as folder  # a fixture: some images are above a limit of pixels
+from typer.testing import CliRunner
+
+from curator_dask.cli import app
+from curator_dask.curation import Recipe, curate
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.errors import ConfigError, DatasetError, NoMatchError, OutputError
+from curator_dask.frames.parquet import read_record, write_table
+from curator_dask.frames.record import FileRecord
+from curator_dask.rows import lookup
+from curator_dask.rows.lookup import Lookup, key_texts
+from curator_dask.tables import TableColumns, held, join_output
+from curator_dask.testing import StepTests
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+FILES, ROWS = 3, 40
+
+
+def key_of(file, row):
+    return f"{file:05d}{row:04d}"
+
+
+KEYS = [key_of(file, row) for file in range(FILES) for row in range(ROWS)]
+
+
+@pytest.fixture
+def out(tmp_path):
+    """An output as embed writes it; a row's url says its key backwards."""
+    for file in range(FILES):
+        keys = [key_of(file, row) for row in range(ROWS)]
+        table = pa.table(
+            {
+                "key": keys,
+                "url": [f"https://example.org/{key[::-1]}" for key in keys],
+                "__url__": [f"/no/such/{file:05d}.tar"] * ROWS,
+                "image_embedding": pa.array(
+                    [[float(int(key)), 1.0] for key in keys], pa.list_(pa.float32(), 2)
+                ),
+                "image_error": pa.nulls(ROWS, pa.string()),
+            }
+        )
+        record = FileRecord("f", "f", id_col="key", embeddings={"image_embedding": {"dim": 2}})
+        write_table(str(tmp_path / "out" / f"{file:05d}.parquet"), table, record)
+    return tmp_path / "out"
+
+
+def frame_of(keys, seed=1):
+    """A table in an order of its own, whose values say whose they are."""
+    numbers = np.array([int(key) if key.isdigit() else -1 for key in keys])
+    frame = pd.DataFrame({"id": keys, "caption": [f"of {key}" for key in keys], "score": numbers / 8})
+    return frame.sample(frac=1, random_state=seed, ignore_index=True)
+
+
+def check(out, frame, on="key", key="id", names=("caption", "score")):
+    """As pandas merges them, in the order of the output; all else is as it was."""
+    table = pq.read_table(out)
+    left = table.drop_columns([*names]).to_pandas()
+    merged = left.merge(frame.rename(columns={key: on}), how="left", on=on)
+    assert len(merged) == len(table)
+    for name in names:
+        expected = [None if pd.isna(value) else value for value in merged[name]]
+        assert table[name].to_pylist() == expected, name
+    assert table["image_embedding"].to_pylist() == [
+        [float(int(key)), 1.0] for key in table["key"].to_pylist()
+    ]
+    assert table.column_names[-1] == "image_error"
+
+
+@pytest.mark.parametrize("form", ["parquet", "folder", "csv", "tsv", "jsonl"])
+def test_each_row_gets_its_own(out, tmp_path, form):
+    frame = frame_of([*KEYS[5:], "stranger", "000"])
+    path = tmp_path / f"table.{form}"
+    if form == "parquet":
+        frame.to_parquet(path)
+    elif form == "folder":
+        path.mkdir()
+        frame[:50].to_parquet(path / "a.parquet")
+        frame[50:].to_parquet(path / "b.parquet")
+    elif form == "jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if form == "tsv" else ",")
+    summary = join_output(out, path, "key=id")
+    assert (summary.found, summary.without, summary.unasked) == (len(KEYS) - 5, 5, 2)
+    assert summary.written == FILES and "2 rows of the table that no row asked for" in str(summary)
+    check(out, pd.read_csv(path, dtype={"id": str}) if form == "csv" else frame)
+    # The same again does nothing, and still says how many were found.
+    states = [path.stat().st_mtime_ns for path in sorted(out.iterdir())]
+    again = join_output(out, path, "key=id")
+    assert (again.written, again.skipped, again.found) == (0, FILES, len(KEYS) - 5)
+    assert [path.stat().st_mtime_ns for path in sorted(out.iterdir())] == states
+
+
+def test_numbers_find_keys_with_leading_zeros(out, tmp_path):
+    frame = frame_of(KEYS[1:])
+    expected = frame.copy()
+    for kind in ("int32", "float64"):
+        frame.assign(id=frame["id"].astype(kind)).to_parquet(tmp_path / "t.parquet")
+        assert join_output(out, tmp_path / "t.parquet", "key=id").without == 1
+        check(out, expected)
+    # Of a CSV in which they have lost their zeros, too.
+    frame.assign(id=frame["id"].astype(int)).to_csv(tmp_path / "t.csv", index=False)
+    summary = join_output(out, tmp_path / "t.csv", "key=id", output=tmp_path / "new", overwrite=True)
+    assert summary.without == 1
+    check(tmp_path / "new", pd.read_csv(tmp_path / "t.csv", dtype={"id": str}).assign(id=expected["id"]))
+
+
+def test_what_finds_what():
+    def found(table, values):
+        return Lookup(*key_texts(pa.array(table))).find(pa.array(values)).tolist()
+
+    assert found(["a", "0042", None, "007", "a"], [42, 7, 0, None]) == [1, 3, -1, -1]
+    assert found(["042", "42"], [42]) == [1] and found(["042", "0042"], [42]) == [-1]
+    assert found([42, 7], ["0042", "42", "42.0", "a", None]) == [0, 0, -1, -1, -1]
+    assert found(["42"], ["042"]) == [-1]  # text is text
+    assert found([42.0, float("nan"), 2.0**53, 1.5], [42, 2**53, 1]) == [0, -1, -1]
+    assert found([], ["a"]) == [-1] and found(["a"], []) == []
+    one, other = uuid.uuid4(), uuid.uuid4()
+    texts = key_texts(pa.array([one.bytes, None, other.bytes], pa.binary(16)))[0]
+    assert texts.to_pylist() == [str(one), None, str(other)]
+    assert key_texts(pa.array([datetime.date(2024, 5, 31)]))[0].to_pylist() == ["2024-05-31"]
+    assert found(pa.array(["b", "a"]).dictionary_encode(), ["a", "b"]) == [1, 0]
+    with pytest.raises(ValueError, match="found bool"):
+        key_texts(pa.array([True]))
+
+
+def test_texts_of_one_hash_are_told_apart(monkeypatch):
+    monkeypatch.setattr(
+        lookup, "_hashes", lambda texts: np.array([len(t) for t in texts.to_pylist()], np.uint64)
+    )
+    table = Lookup(*key_texts(pa.array(["b", "a", "c", "aa", "a"])))
+    assert table.find(pa.array(["a", "c", "b", "d", "aa", "ab"])).tolist() == [1, 2, 0, -1, 3, -1]
+    assert table.firsts.tolist() == [0, 1, 2, 3, 1]
+
+
+def test_types_are_kept_also_where_nothing_is_found(out, tmp_path):
+    few = KEYS[:3]
+    kinds = {
+        "text": pa.array(["a", None, "c"], pa.large_string()),
+        "label": pa.array(["x", "y", "x"]).dictionary_encode(),
+        "tags": pa.array([["a"], [], None], pa.list_(pa.string())),
+        "when": pa.array([0, 1, None], pa.timestamp("us", "UTC")),
+        "ok": [True, None, False],
+        "small": pa.array([1, 2, None], pa.int8()),
+        "none": pa.nulls(3),
+    }
+    pq.write_table(pa.table({"key": few, **kinds}), tmp_path / "t.parquet")
+    join_output(out, tmp_path / "t.parquet")
+    schemas = [pq.read_schema(path).remove_metadata() for path in sorted(out.iterdir())]
+    assert schemas[0] == schemas[1] == schemas[2]
+    expected = [pa.string(), pa.string(), pa.list_(pa.string()), pa.timestamp("us", "UTC"), pa.bool_()]
+    assert [schemas[0].field(name).type for name in kinds] == [*expected, pa.int8(), pa.string()]
+    table = pq.read_table(out)
+    for name, values in kinds.items():
+        assert table[name][:3].to_pylist() == pa.array(values).to_pylist()
+        assert table[name][3:].null_count == len(table) - 3
+
+
+@pytest.mark.parametrize("form", ["txt", "npy", "csv"])
+def test_rows_of_a_list_are_marked(out, tmp_path, form):
+    urls = [f"https://example.org/{key[::-1]}" for key in KEYS[::7]]
+    path = tmp_path / f"optout.{form}"
+    if form == "npy":
+        np.save(path, np.array([*urls, "https://example.com"]))
+    else:
+        head = "url\n" if form == "csv" else ""
+        path.write_text(head + "\n".join([*urls, "", "https://example.com", urls[0]]) + "\n")
+    summary = join_output(out, path, "url", mark="optout")
+    assert (summary.found, summary.unasked) == (len(urls), 1)
+    table = pq.read_table(out)
+    assert table["optout"].to_pylist() == [key in KEYS[::7] for key in table["key"].to_pylist()]
+    with pytest.raises(ConfigError, match="values alone, and no column to add"):
+        join_output(out, path, "url")
+    # A list that has none of them: the mark is there, and the summary says so.
+    (tmp_path / "none.txt").write_text("https://example.net\n")
+    summary = join_output(out, tmp_path / "none.txt", "url", mark="other")
+    assert pq.read_table(out)["other"].to_pylist() == [False] * len(KEYS)
+    assert "NONE found: column 'url' of the rows has 'https://example.org/" in str(summary)
+
+
+def test_uids_as_datacomp_lists_them(out, tmp_path):
+    uids = np.array([(1, 2), (2**64 - 1, 0)], dtype="u8,u8")
+    np.save(tmp_path / "subset.npy", uids)
+    path = out / "00000.parquet"
+    table = pq.read_table(path)
+    texts = ["f" * 16 + "0" * 16, *[f"{row:032x}" for row in range(ROWS - 1)]]
+    pq.write_table(table.append_column("uid", pa.array(texts)), path)
+    for other in ("00001", "00002"):
+        (out / f"{other}.parquet").unlink()
+    summary = join_output(out, tmp_path / "subset.npy", "uid", mark="kept")
+    assert (summary.found, summary.unasked) == (1, 1)
+
+
+def test_a_value_in_several_rows(out, tmp_path):
+    rows = {"key": [KEYS[0], KEYS[1], None, KEYS[0]], "a": [1.0, 2.0, 3.0, 1.0], "b": [["x"], [], [], ["y"]]}
+    pq.write_table(pa.table(rows), tmp_path / "t.parquet")
+    with pytest.raises(DatasetError, match=rf"differ in 'b', '{KEYS[0]}' in row 0 and row 3 for example"):
+        join_output(out, tmp_path / "t.parquet")
+    summary = join_output(out, tmp_path / "t.parquet", columns=["a"])
+    assert (summary.found, summary.without_key, summary.unasked) == (2, 1, 0)
+    assert "1 row of it without a value there, left out" in str(summary)
+    assert pq.read_table(out)["a"][:3].to_pylist() == [1.0, 2.0, None]
+    assert join_output(out, tmp_path / "t.parquet", mark="there").found == 2
+
+
+def test_a_changed_table_is_joined_anew(out, tmp_path):
+    frame, path = frame_of(KEYS), tmp_path / "t.parquet"
+    frame.to_parquet(path)
+    join_output(out, path, "key=id", ["score"])
+    # Another column costs itself, and the first stays.
+    assert join_output(out, path, "key=id", ["score", "caption"]).written == FILES
+    assert join_output(out, path, "key=id", ["score"]).written == 0
+    frame = frame.assign(score=-frame["score"])[:60]
+    frame.to_parquet(path)
+    assert join_output(out, path, "key=id").written == FILES
+    check(out, frame)
+    # A file that was begun elsewhere: what is done is not done again.
+    assert join_output(out, path, "key=id", output=tmp_path / "new").written == FILES
+    (tmp_path / "new" / "00001.parquet").unlink()
+    summary = join_output(out, path, "key=id", output=tmp_path / "new")
+    assert (summary.written, summary.skipped, summary.found) == (1, 2, 60)
+    check(tmp_path / "new", frame)
+
+
+def test_what_is_refused(out, tmp_path):
+    path, before = tmp_path / "t.parquet", [each.read_bytes() for each in sorted(out.iterdir())]
+    frame_of(KEYS).assign(flag=True, url="u", image_error="e").to_parquet(path)
+
+    def refused(error, match, *args, **settings):
+        with pytest.raises(error, match=match):
+            join_output(out, path, *args, **settings)
+        assert [each.read_bytes() for each in sorted(out.iterdir())] == before
+
+    refused(DatasetError, r"expected a column 'key'.*--on COLUMN=TABLE_COLUMN")
+    refused(
+        OutputError,
+        r"00000.parquet: there is no column 'keys' \(did you mean 'key'\?\)",
+        "keys=id",
+        ["score"],
+    )
+    refused(DatasetError, r"no column 'captoin' \(did you mean 'caption'\?\)", "key=id", ["captoin"])
+    refused(ConfigError, r"\['image_error'\] would take the place", "key=id")
+    refused(ConfigError, r"\['image_embedding'\] would take", "key=id", ["score"], "image_embedding")
+    refused(OutputError, "has a column 'url' that was not joined from a table", "key=id", ["url"])
+    refused(DatasetError, "column 'flag': expected text", "key=flag", ["score"])
+    refused(ConfigError, "'id' is what rows are found by", "key=id", ["id"])
+    refused(
+        NoMatchError,
+        rf"column 'key' of the rows has '{KEYS[0]}'.*of the table 'of ",
+        "key=caption",
+        ["score"],
+    )
+    for args, match in (
+        ({"on": "=id"}, "on='=id'"),
+        ({"on": "key="}, "on='key='"),
+        ({"columns": "score"}, "expected a list"),
+        ({"columns": []}, "nothing would be added"),
+        ({"columns": ["score"], "mark": "score"}, "mark='score'"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            TableColumns(path, **{"on": "key=id", **args})
+    for name, match in (
+        ("t.xls", "there is no such file"),
+        ("out/00000.tar", "no such file"),
+        ("", "no Parquet"),
+    ):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(DatasetError, match=match):
+            join_output(out, tmp_path / "empty" / name)
+    # Of another table, or of none, a column is replaced by --overwrite alone.
+    join_output(out, path, "key=id", ["score"])
+    frame_of(KEYS[:9]).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(OutputError, match=r"'score' of the table .*t.parquet, this run has .*other.parquet"):
+        join_output(out, tmp_path / "other.parquet", "key=id", ["score"])
+    join_output(out, tmp_path / "other.parquet", "key=id", ["score"], overwrite=True)
+    assert pq.read_table(out)["score"].null_count == len(KEYS) - 9
+
+
+def test_a_table_that_is_too_large_is_refused_in_words(out, tmp_path, monkeypatch):
+    frame_of(KEYS).to_parquet(tmp_path / "t.parquet")
+    monkeypatch.setattr(held, "MEMORY_LIMIT", 8000)
+    with pytest.raises(
+        ConfigError, match=r"caption.*take about .* kB.*has 8\.0 kB of memory. Give fewer columns"
+    ):
+        join_output(out, tmp_path / "t.parquet", "key=id")
+    assert "caption" not in pq.read_schema(out / "00000.parquet").names
+
+
+class TestJoin(StepTests):
+    @pytest.fixture
+    def step(self, out, tmp_path):
+        frame_of(KEYS[::2]).to_parquet(tmp_path / "t.parquet")
+        return TableColumns(tmp_path / "t.parquet", "key=id", ["caption"], "there").of_files({})
+
+    @pytest.fixture
+    def frame(self):
+        return pd.DataFrame({"key": pd.array(KEYS[:5], dtype="string[pyarrow]")})
+
+    def test_what_was_read_does_not_travel(self, tmp_path):
+        frame_of(KEYS * 50).drop_duplicates().to_csv(tmp_path / "t.csv", index=False)
+        step = TableColumns(tmp_path / "t.csv", "key=id").of_files({})
+        assert "score" in step.table.schema.names and step.table.keys()
+        assert len(cloudpickle.dumps(step)) < 5000
+
+
+def test_retry_and_other_models_leave_the_columns_as_they_are(folder, tmp_path):
+    """Embedded with failures, joined, tried again, embedded by another model: every row keeps its own values."""
+    out, path = tmp_path / "rows", tmp_path / "labels.csv"
+    dataset = ImageTextPairDataset.from_webdataset(folder)
+    ColourReader(max_pixels=10_000)(dataset).save_metadata(out)
+    keys = read_output(out)["key"].to_pylist()
+    frame_of(keys).rename(columns={"caption": "label"}).to_csv(path, index=False)
+    join_output(out, path, "key=id")
+
+    def labels():
+        table = read_output(out)
+        return dict(zip(table["key"].to_pylist(), table["label"].to_pylist(), strict=True))
+
+    expected = {key: f"of {key}" for key in keys}
+    assert labels() == expected
+    # What was joined embeds nothing again.
+    assert ColourReader(max_pixels=10_000)(dataset).save_metadata(out).skipped == SHARDS
+    assert ColourReader(max_pixels=100_000).retry(out).rows == len(LARGE) + len(BROKEN)
+    table = read_output(out)
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), bad=BROKEN)
+    assert labels() == expected
+    ColourReader(image_embedding_column="second", max_pixels=100_000)(dataset).save_metadata(out)
+    assert labels() == expected and len(read_output(out)) == SHARDS * SAMPLES
+    assert join_output(out, path, "key=id").written == 0
+    # Of a shard that has other rows now, the new ones get theirs by the same command.
+    names = {file.name: read_record(str(file)).scores for file in out.glob("*.parquet")}
+    assert all(said["label"]["table"] == str(path) for said in names.values())
+
+
+def test_a_dataset_gets_what_files_get(tmp_path):
+    """In the pass that embeds, and by a recipe; the columns may be filtered by at once."""
+    keys = write_dataset(tmp_path / "data", 2, 6)
+    frame_of(keys[1:]).rename(columns={"caption": "label"}).to_parquet(tmp_path / "t.parquet")
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    adds = TableColumns(tmp_path / "t.parquet", "key=id", ["label", "score"], "there")
+    assert adds(ColourReader()(dataset)).save_metadata(tmp_path / "lazy").written == 2
+    ColourReader()(dataset).save_metadata(tmp_path / "files")
+    join_output(tmp_path / "files", tmp_path / "t.parquet", "key=id", ["label", "score"], "there")
+    lazy, files = (read_output(tmp_path / name) for name in ("lazy", "files"))
+    assert lazy.equals(files.select(lazy.column_names))
+    assert lazy["there"].to_pylist() == [key != keys[0] for key in lazy["key"].to_pylist()]
+    again = join_output(tmp_path / "lazy", tmp_path / "t.parquet", "key=id", ["label", "score"], "there")
+    assert again.written == 0
+    assert len(adds(dataset).filter("score > 0 and there").compute()) == len(keys) - 1
+    for on, match in (
+        ("ky", r"no column 'ky' \(did you mean 'key'\?\)"),
+        ("key=idd", "expected a column 'idd'"),
+    ):
+        with pytest.raises(DatasetError, match=match):
+            TableColumns(tmp_path / "t.parquet", on, ["label"])(dataset)
+    join = [{"table": str(tmp_path / "t.parquet"), "on": "key=id", "mark": "there"}]
+    summary = curate(tmp_path / "data", tmp_path / "curated", Recipe(join=join, where="there"))
+    assert (summary.rows, summary.kept) == (len(keys), len(keys) - 1)
+    for join, match in (([{"tabel": "x"}], "join: .*tabel"), ({"table": "x"}, "join=.*expected a list")):
+        with pytest.raises(ConfigError, match=match):
+            Recipe(join=join)
+
+
+def test_the_command(out, tmp_path):
+    frame_of(KEYS[:50]).to_csv(tmp_path / "t.csv", index=False)
+
+    def run(*words):
+        return CliRunner().invoke(app, ["join", str(out), *map(str, words)])
+
+    def done(*words):
+        result = run(*words, "--json", tmp_path / "s.json")
+        return result.exit_code, json.loads((tmp_path / "s.json").read_text())["found"]
+
+    assert join_output(out, tmp_path / "t.csv", "key=id", ["score"]).written == FILES
+    assert done(tmp_path / "t.csv", "--on", "key=id", "--columns", "score") == (0, 50)
+    result = run(tmp_path / "t.csv", "--on", "key=caption", "--columns", "score")
+    assert result.exit_code == 1 and "has none of the rows: column 'key' of the rows has" in result.output
+    assert run(tmp_path / "t.csv", "--on", "key=nothing").exit_code == 2
+    assert run(tmp_path / "t.csv", "--columns", "a,,b").exit_code == 2
+    (tmp_path / "none.txt").write_text("nobody\n")
+    join_output(out, tmp_path / "none.txt", mark="listed")
+    assert done(tmp_path / "none.txt", "--mark", "listed") == (1, 0)
