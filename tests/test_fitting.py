@@ -19,7 +19,7 @@ from test_heads import L14
 from typer.testing import CliRunner
 
 from curator_dask.cli import app
-from curator_dask.errors import ConfigError
+from curator_dask.errors import ConfigError, DatasetError
 from curator_dask.frames.parquet import write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers import HeadClassifier, score_output
@@ -150,6 +150,48 @@ def test_a_head_is_for_the_vectors_that_it_was_fitted_to(labelled, tmp_path, in_
     assert score_output(
         tmp_path / "other", [HeadClassifier(tmp_path / "head.safetensors", "made", check=False)]
     ).complete
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "jsonl", "numbers"])
+def test_labels_of_a_table_are_found_by_key(labelled, tmp_path, form):
+    out, _, table, _ = labelled
+    frame = table.select(["key", "good"]).to_pandas().dropna().sample(frac=1, random_state=2)
+    frame.loc[len(table)] = ["stranger" if form != "numbers" else "9999", True]
+    path = tmp_path / f"labels.{'csv' if form == 'numbers' else form}"
+    if form == "numbers":  # as spreadsheets make of keys with leading zeros
+        frame = frame.assign(key=frame["key"].astype(int))
+    if form == "parquet":
+        frame.astype({"good": bool}).to_parquet(path)
+    elif form == "jsonl":
+        frame.astype({"good": bool}).to_json(path, orient="records", lines=True)
+    else:
+        frame.to_csv(path, index=False)
+    found = fit_head(out, "good", labels=path)
+    assert found.labelled.told == "160 labelled rows; 2 of them have no vector; 1 label of no row"
+    assert found.as_bytes() == fit_head(out, "good").as_bytes()
+
+
+def test_keys_that_are_not_unique_need_their_shards(labelled, tmp_path):
+    out, _, table, _ = labelled
+    twice = table.set_column(0, "key", pa.array([f"{row % ROWS:05d}" for row in range(len(table))]))
+    for file in range(FILES):
+        pq.write_table(twice.slice(file * ROWS, ROWS), out / f"{file}.parquet")
+    frame = twice.select(["key", "__url__", "good"]).to_pandas().dropna().sample(frac=1, random_state=2)
+    frame.to_csv(tmp_path / "labels.csv", index=False)
+    assert (
+        fit_head(out, "good", labels=tmp_path / "labels.csv").as_bytes() == fit_head(out, "good").as_bytes()
+    )
+    frame.drop_duplicates("key").drop(columns="__url__").to_csv(tmp_path / "labels.csv", index=False)
+    with pytest.raises(DatasetError, match=r"is that of 3 rows.*a column '__url__'"):
+        fit_head(out, "good", labels=tmp_path / "labels.csv")
+    frame.drop(columns="__url__").to_csv(tmp_path / "labels.csv", index=False)
+    with pytest.raises(DatasetError, match="in several rows that differ in 'good'"):
+        fit_head(out, "good", labels=tmp_path / "labels.csv")
+    frame.assign(key="no").drop_duplicates("__url__").to_csv(tmp_path / "labels.csv", index=False)
+    with pytest.raises(ConfigError, match=r"has labels of 'no' of '.*none of which is the key of a row"):
+        fit_head(out, "good", labels=tmp_path / "labels.csv")
+    with pytest.raises(DatasetError, match=r"has no column 'goo' of labels \(did you mean good"):
+        fit_head(out, "goo", labels=tmp_path / "labels.csv")
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "fit": (
         "Make a head of your own, from labels of some images.",
-        ("fit /data/out /data/good.safetensors --label good --sheet doubtful.png",),
+        ("fit /data/out /data/good.safetensors --labels labels.csv --label good",),
     ),
     "dedup": (
         "Find images that are nearly the same.",

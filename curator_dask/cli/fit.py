@@ -28,6 +28,14 @@ def fit(
     label: Annotated[
         str, typer.Option(help="Column of the labels: booleans, numbers or text; null is none.")
     ],
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TABLE",
+            help="Parquet, CSV, TSV or JSONL with keys and labels.  [default: the output itself]",
+            show_default=False,
+        ),
+    ] = None,
     positive: Annotated[
         str | None,
         typer.Option(
@@ -68,7 +76,14 @@ def fit(
 
     with summary_to(json_file) as put, told_plainly("nothing was written"):
         found = fit_head(
-            embeddings, label, positive=positive, column=column, most=most, seed=seed, storage_options=options
+            embeddings,
+            label,
+            labels=labels,
+            positive=positive,
+            column=column,
+            most=most,
+            seed=seed,
+            storage_options=options,
         )
         found.save(file)
         print(found)

@@ -102,7 +102,7 @@ def check_single(table: UserTable, lookup: Lookup, columns: Sequence[str]) -> No
     differs = np.any([~_same(one.column(name), other.column(name)) for name in names], axis=0)
     rows = repeats[differs]
     shown = [
-        f"{lookup.texts[int(row)].as_py()!r} in {table.row_told(int(first[row]))} and {table.row_told(int(row))}"
+        f"{told(lookup.texts[int(row)].as_py())} in {table.row_told(int(first[row]))} and {table.row_told(int(row))}"
         for row in rows[:_FEW]
     ]
     values = len(np.unique(first[rows]))
@@ -111,6 +111,11 @@ def check_single(table: UserTable, lookup: Lookup, columns: Sequence[str]) -> No
         f" {', '.join(map(repr, names))}, {'; '.join(shown)} for example (counted from 0). Leave one row of each, or"
         " choose columns that are the same in them (--columns)"
     )
+
+
+def told(text: str) -> str:
+    """What rows are found by, for an error; a key and a shard are parted by a zero."""
+    return " of ".join(map(repr, text.split("\0")))
 
 
 def _same(one: pa.ChunkedArray, other: pa.ChunkedArray) -> np.ndarray:

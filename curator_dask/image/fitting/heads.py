@@ -117,6 +117,7 @@ def fit_head(
     path: str | os.PathLike[str],
     label: str,
     *,
+    labels: str | os.PathLike[str] | None = None,
     positive: str | float | bool | None = None,
     column: str = EMBEDDING_COLUMN,
     most: int = MOST,
@@ -135,6 +136,9 @@ def fit_head(
         What `save_metadata` or ``curator-dask embed`` wrote, or other Parquet files with lists of numbers.
     label
         Column of the labels: booleans, numbers, or text. Null is none.
+    labels
+        Of which table: a Parquet, CSV, TSV or JSON Lines file with a column of keys, named as in the output, and
+        ``__url__`` where keys are not unique. None: of the output itself.
     positive
         The value that the head tells from all others. None: true, or the larger of two numbers; more than two numbers
         are foretold as such.
@@ -152,23 +156,23 @@ def fit_head(
     ConfigError
         There is no such column, there are too few labels, or they are neither numbers nor of two kinds.
     DatasetError
-        The vectors are of several models.
+        The vectors are of several models, or the table cannot be used.
     OutputError
         There are no vectors.
     """
     check_counts(most=most)
     labelled = labelled_rows(
-        path, label, most=most, column=column, seed=seed, storage_options=storage_options
+        path, label, table=labels, most=most, column=column, seed=seed, storage_options=storage_options
     )
-    labels = labels_of(labelled.labels, label, positive)
-    found = fit(labelled.vectors, labels.values, labels.kind is not None, seed)
-    scores = found.unseen if labels.kind is None else sigmoid(found.unseen)
+    wanted = labels_of(labelled.labels, label, positive)
+    found = fit(labelled.vectors, wanted.values, wanted.kind is not None, seed)
+    scores = found.unseen if wanted.kind is None else sigmoid(found.unseen)
     return FittedHead(
         found.weight.astype(np.float32)[None],
         np.array([found.bias], np.float32),
-        labels,
+        wanted,
         labelled,
         scores,
         found.freedom,
-        figures_of(labels, scores, found.parts),
+        figures_of(wanted, scores, found.parts),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from curator_dask.errors import ConfigError, NoColumnError
+from curator_dask.errors import ConfigError
 from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
-from curator_dask.frames.parquet import open_parquet, read_footer
+from curator_dask.frames.parquet import open_parquet
 from curator_dask.image.classifiers.origins import one_origin
+from curator_dask.image.fitting.sources import LabelColumn, LabelTable
 from curator_dask.outputs.nearest import VectorFiles
 from curator_dask.rows.ids import id_texts
 from curator_dask.storage import Options
@@ -40,6 +41,8 @@ class Labelled:
         What made the vectors, as their record has it (`EncoderInfo`); None where nothing says it.
     found, without_vector
         How many rows have a label, and how many of these have no vector.
+    unused
+        Labels of a table that are no row's.
     """
 
     vectors: np.ndarray
@@ -49,6 +52,7 @@ class Labelled:
     info: Mapping[str, Any] | None
     found: int
     without_vector: int
+    unused: int = 0
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -59,13 +63,15 @@ class Labelled:
         taken = len(self) + self.without_vector
         picked = f"{taken:,} of {self.found:,} labelled rows, picked by chance"
         said = picked if taken < self.found else counted(taken, "labelled row")
-        return said + (f"; {self.without_vector:,} of them have no vector" if self.without_vector else "")
+        said += f"; {self.without_vector:,} of them have no vector" if self.without_vector else ""
+        return said + (f"; {counted(self.unused, 'label')} of no row" if self.unused else "")
 
 
 def labelled_rows(
     path: str | os.PathLike[str],
     label: str,
     *,
+    table: str | os.PathLike[str] | None = None,
     most: int,
     column: str,
     seed: int,
@@ -79,6 +85,8 @@ def labelled_rows(
         What `save_metadata` or ``curator-dask embed`` wrote, or other Parquet files with lists of numbers.
     label
         Column of the labels; null, or NaN, is none.
+    table
+        Of which it is a column, beside the rows' keys and, where it has it, ``__url__``; None: of the output.
     most
         Rows whose vectors are held.
     column
@@ -93,19 +101,28 @@ def labelled_rows(
     ConfigError
         No row has a label.
     DatasetError
-        The vectors are of several models.
+        The vectors are of several models, or the table cannot be used.
     NoColumnError
         A file has no such column.
     OutputError
         There are no vectors.
     """
     files = VectorFiles.find(path, column, storage_options)
-    _check_column(files, label)
+    id_col = files.id_col(next(iter(files.records)))
+    source: LabelColumn | LabelTable = (
+        LabelColumn.of(files, label)
+        if table is None
+        else LabelTable.read(table, label, id_col, storage_options)
+    )
     info = one_origin(column, files.records).info()
-    counts = {file: sum(int(has.sum()) for _, has in _blocks(files, file, [label])) for file in files.records}
-    found = sum(counts.values())
+    counts = {
+        file: sum(len(labels) - labels.null_count for _, labels in _blocks(files, file, source, []))
+        for file in files.records
+    }
+    source.check()
+    unused, found = source.unused, sum(counts.values())
     if not found:
-        raise ConfigError(f"{os.fspath(path)}: no row has a label in {label!r}: each is null")
+        raise ConfigError(f"{os.fspath(path)}: no row has a label in {label!r}{source.why_none}")
     chosen = np.sort(np.random.default_rng(seed).choice(found, min(found, most), replace=False))
     parts: list[tuple[np.ndarray, pa.Array]] = []
     names: list[tuple[str | None, str | None]] = []
@@ -113,8 +130,8 @@ def labelled_rows(
     for file, count in counts.items():
         first, last = np.searchsorted(chosen, [start, start + count])
         if first < last:
-            for matrix, taken in _taken(files, file, label, chosen[first:last] - start):
-                parts.append((matrix, taken.column(label)))
+            for matrix, labels, taken in _taken(files, file, source, chosen[first:last] - start):
+                parts.append((matrix, labels))
                 names += _names(taken, files.id_col(file))
         start += count
     if not names:
@@ -126,43 +143,42 @@ def labelled_rows(
             f"{os.fspath(path)}: {column!r} has vectors of {dims} values: expected those of one model"
         )
     vectors = np.concatenate([matrix for matrix, _ in parts])
-    labels = _together([each for _, each in parts], label)
+    together = _together([each for _, each in parts], label)
     keys, urls = map(list, zip(*names, strict=True))
-    return Labelled(vectors, labels, keys, urls, info, found, len(chosen) - len(vectors))
+    lost = len(chosen) - len(vectors)
+    return Labelled(vectors, together, keys, urls, info, found, lost, unused)
 
 
-def _check_column(files: VectorFiles, label: str) -> None:
-    for file in files.records:
-        columns = read_footer(file, files.options).columns
-        if label not in columns:
-            near = difflib.get_close_matches(label, columns, n=2)
-            hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-            raise NoColumnError(f"{file}: has no column {label!r} of labels{hint}; it has {columns}")
-
-
-def _blocks(files: VectorFiles, file: str, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
-    """Some rows of a file after the other, and which have a label; its column is the first."""
+def _blocks(
+    files: VectorFiles, file: str, source: LabelColumn | LabelTable, columns: list[str]
+) -> Iterator[tuple[pa.RecordBatch, pa.Array]]:
+    """Some rows of a file after the other, and their labels; NaN is null."""
     with faults_told(file), open_parquet(file, files.options) as opened:
-        there = [name for name in columns if name in opened.schema_arrow.names]
+        wanted = dict.fromkeys([*source.columns, *columns])
+        there = [name for name in wanted if name in opened.schema_arrow.names]
         for batch in opened.iter_batches(batch_size=_BLOCK, columns=there):
-            labels = batch.column(columns[0])
-            yield batch, ~labels.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
+            labels = source.labels(batch, file)
+            if labels.null_count < len(labels) and pa.types.is_floating(labels.type):
+                labels = pc.if_else(pc.is_nan(labels), pa.scalar(None, labels.type), labels)
+            yield batch, labels
 
 
 def _taken(
-    files: VectorFiles, file: str, label: str, chosen: np.ndarray
-) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
+    files: VectorFiles, file: str, source: LabelColumn | LabelTable, chosen: np.ndarray
+) -> Iterator[tuple[np.ndarray, pa.Array, pa.RecordBatch]]:
     """Of the rows of a file that have a label those with these numbers, which have a vector."""
     start = 0
-    for batch, has in _blocks(files, file, [label, files.id_col(file), URL_COLUMN, files.column]):
-        rows = np.flatnonzero(has)
+    for batch, labels in _blocks(files, file, source, [files.id_col(file), URL_COLUMN, files.column]):
+        rows = np.flatnonzero(labels.is_valid().to_numpy(zero_copy_only=False))
         first, last = np.searchsorted(chosen, [start, start + len(rows)])
-        taken = batch.take(pa.array(rows[chosen[first:last] - start]))
+        places = pa.array(rows[chosen[first:last] - start])
         start += len(rows)
+        taken = batch.take(places)
         matrix, valid = files.matrix(file, taken)
         valid &= np.isfinite(matrix).all(axis=1)
         if valid.any():
-            yield matrix[valid], taken.filter(pa.array(valid))
+            good = pa.array(valid)
+            yield matrix[valid], labels.take(places).filter(good), taken.filter(good)
 
 
 def _names(rows: pa.RecordBatch, id_col: str) -> list[tuple[str | None, str | None]]:
