@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -369,6 +370,57 @@ def test_the_map_zooms_shows_pictures_and_changes_colour(made, open_page):
     assert page.locator("#members .tile img").count() == min(
         24, int(page.inner_text("#clusters button .faint >> nth=0"))
     )
+
+
+def test_images_are_labelled_by_looking(made, open_page, tmp_path):
+    """By mouse and by keyboard; a table of them is saved, and a head fits it. They outlast the page."""
+    page = open_page((made / "report.html").as_uri())
+    tiles = page.locator("#label-tiles .tile")
+    keys = [said.split(" in ")[0] for said in tiles.evaluate_all("all => all.map(each => each.title)")]
+    assert len(keys) == tiles.count() == 24
+    assert "0 yes, 0 no. At least 5 of each" in page.inner_text("#label-count")
+    assert page.locator("#label-save").is_disabled()
+    tiles.nth(0).click()
+    tiles.nth(1).click(click_count=2)
+    tiles.nth(2).click(click_count=3)  # none again
+    tiles.nth(3).focus()
+    for key in ("y", "n", "ArrowRight", "y", "ArrowLeft", "Delete"):
+        page.keyboard.press(key)
+    states = tiles.evaluate_all("all => all.map(each => each.dataset.label)")
+    assert states == ["yes", "no", "", "yes", "no", "", "", *[""] * 17]
+    assert tiles.nth(4).get_attribute("aria-label").endswith(": no")
+    page.click("#label-next")
+    assert page.inner_text("#label-place").startswith("25 to ")
+    for number in range(12):
+        tiles.nth(number).click(click_count=1 + number % 2)
+    page.reload()
+    assert "8 yes, 8 no." in page.inner_text("#label-count")
+    page.fill("#label-name", "like it")
+    assert "letters, digits" in page.inner_text("#label-count") and page.locator("#label-save").is_disabled()
+    page.fill("#label-name", "nice")
+    with page.expect_download() as saved:
+        page.click("#label-save")
+    saved.value.save_as(tmp_path / "labels.csv")
+    labels = pd.read_csv(tmp_path / "labels.csv", dtype={"key": str})
+    assert (
+        labels.columns.tolist() == ["key", "__url__", "nice"] and labels["nice"].sum() == 8 == len(labels) / 2
+    )
+    rows = frame_of(made).set_index(["key", "__url__"])
+    assert rows.index.isin(pd.MultiIndex.from_frame(labels[["key", "__url__"]])).sum() == 16
+    first = labels.set_index("key")["nice"]
+    assert [first[key] for key in keys[:2]] == [True, False]
+    command = shlex.split(page.inner_text("#label-fit"))
+    assert command[:3] == ["curator-dask", "fit", str(made / "out")]
+    command[command.index("labels.csv")] = str(tmp_path / "labels.csv")
+    done = CliRunner().invoke(app, [*command[1:3], str(tmp_path / command[3]), *command[4:]])
+    assert done.exit_code == 0 and "16 labelled rows" in done.output, done.output
+    page.select_option("#label-order", label="brightness, the highest first")
+    brightness = frame_of(made).set_index("key")["brightness"]
+    values = [brightness[key] for key in tiles.locator(".key").all_inner_texts()]
+    assert values == sorted(values, reverse=True)
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.click("#label-forget")
+    assert page.inner_text("#label-count").startswith("0 yes, 0 no.")
 
 
 def test_duplicates_are_shown_by_groups_the_most_doubtful_first(made):

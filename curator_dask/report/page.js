@@ -28,6 +28,9 @@ const integer = new Intl.NumberFormat("en");
 const percent = (part, all) => (all ? `${(100 * part / all).toFixed(1)} %` : "–");
 const plain = (value) => String(Number.isInteger(value) ? value : Number(value.toPrecision(Math.abs(value) < 1000 ? 4 : 6)));
 
+// As one word of a command.
+const shell = (said) => `'${said.replaceAll("'", "'\\''")}'`;
+
 const picture = unpack(data.picture), shard = unpack(data.shard);
 for (const measure of data.measures) measure.values = unpack(measure.values);
 
@@ -206,8 +209,7 @@ function explore() {
     }
     kept.textContent = text;
     where.value = used.map((panel) => panel.where).join(" and ");
-    const quoted = (said) => `'${said.replaceAll("'", "'\\''")}'`;
-    command.textContent = `curator-dask filter ${quoted(data.output)} --where ${quoted(where.value)}`;
+    command.textContent = `curator-dask filter ${shell(data.output)} --where ${shell(where.value)}`;
     buttons.forEach((button, at) => button.setAttribute("aria-pressed", String(used.some((panel) => panel.at === at))));
   };
   for (const number of [0, 1]) panels.push(new Panel(number, changed));

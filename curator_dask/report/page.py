@@ -45,7 +45,7 @@ def render(report: Report) -> str:
         },
         data=payload(report),
         style=_read("page.css"),
-        script="\n".join(_read(name) for name in ("page.js", "map.js")),
+        script="\n".join(_read(name) for name in ("page.js", "map.js", "label.js")),
         plotting="" if report.map.lacking else "\n".join(_LIBRARY.js_raw),
         version=__version__,
     )
@@ -64,6 +64,8 @@ def payload(report: Report) -> dict[str, Any]:
         "sampled": len(rows),
         "measures": [_measure(report, each) for each in report.measures],
         "keys": [str(key) for key in rows.keys],
+        "idCol": report.folder.files[0].id_col if report.folder.files else "key",
+        "urls": [url or "" for url in shards],
         "shards": ["" if url is None else url.rsplit("/", 1)[-1] for url in shards],
         "shard": packed([shards[url] for url in rows.urls], "int32"),
         "captions": {

@@ -1,0 +1,135 @@
+"use strict";
+// Labels: yes or no to some images, saved as a table that `curator-dask fit` takes.
+
+const PAGE = 24, NEXT = { "": "yes", yes: "no", no: "" }, ENOUGH = 5;
+
+// The same order each time (mulberry32).
+function shuffled(rows) {
+  const mixed = [...rows];
+  let state = 20240531;
+  for (let at = mixed.length - 1; at > 0; at--) {
+    state = (state + 0x6d2b79f5) | 0;
+    let bits = Math.imul(state ^ (state >>> 15), 1 | state);
+    bits = (bits + Math.imul(bits ^ (bits >>> 7), 61 | bits)) ^ bits;
+    const other = ((bits ^ (bits >>> 14)) >>> 0) % (at + 1);
+    [mixed[at], mixed[other]] = [mixed[other], mixed[at]];
+  }
+  return mixed;
+}
+
+// What the browser keeps for this output; it may refuse to.
+const kept = {
+  name: `curator-dask labels of ${data.output}`,
+  read() {
+    try { return JSON.parse(localStorage.getItem(this.name)) ?? {}; } catch { return {}; }
+  },
+  write(labels) {
+    try { localStorage.setItem(this.name, JSON.stringify(labels)); } catch { /* they last as long as the page */ }
+  },
+};
+
+function labelling() {
+  const at = (id) => document.getElementById(`label-${id}`);
+  const rows = shuffled(Array.from(picture.keys()).filter((row) => data.pictures[picture[row]]?.startsWith("data:")));
+  const named = new Map(rows.map((row) => [JSON.stringify([data.urls[shard[row]], data.keys[row]]), row]));
+  const names = new Map([...named].map(([name, row]) => [row, name]));
+  const labels = new Map(Object.entries(kept.read()).filter(([name]) => named.has(name)).map(([name, label]) => [named.get(name), label]));
+  let order = rows, first = 0;
+  if (!rows.length) {
+    for (const each of document.querySelectorAll("#label, [href='#label']")) each.hidden = true;
+    return;
+  }
+
+  data.measures.forEach((measure, number) => {
+    for (const [end, said] of [["low", "lowest"], ["high", "highest"]]) {
+      at("order").append(make("option", { value: `${end} ${number}`, textContent: `${measure.name}, the ${said} first` }));
+    }
+  });
+
+  function mark(figure, row) {
+    const label = labels.get(row) ?? "";
+    figure.dataset.label = label;
+    figure.setAttribute("aria-label", `${data.keys[row]}: ${label || "no label"}`);
+  }
+
+  function set(figure, row, label) {
+    if (label) labels.set(row, label);
+    else labels.delete(row);
+    mark(figure, row);
+    kept.write(Object.fromEntries([...labels].map(([each, said]) => [names.get(each), said])));
+    told();
+  }
+
+  function figureOf(row) {
+    const figure = tile(row, "");
+    figure.setAttribute("role", "button");
+    mark(figure, row);
+    figure.addEventListener("click", () => set(figure, row, NEXT[figure.dataset.label]));
+    figure.addEventListener("keydown", (event) => {
+      const label = { y: "yes", n: "no", Delete: "", Backspace: "" }[event.key];
+      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key] ?? (label === undefined ? 0 : 1);
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.key === "Enter" || event.key === " ") figure.click();
+      else if (!step) return;
+      event.preventDefault();
+      if (label !== undefined) set(figure, row, label);
+      (step > 0 ? figure.nextElementSibling : step < 0 ? figure.previousElementSibling : null)?.focus();
+    });
+    return figure;
+  }
+
+  function draw() {
+    const some = order.slice(first, first + PAGE);
+    at("tiles").replaceChildren(...some.map(figureOf));
+    at("place").textContent = `${integer.format(Math.min(first + 1, order.length))} to ${integer.format(first + some.length)} of ${integer.format(order.length)}`;
+    at("back").disabled = first === 0;
+    at("next").disabled = first + PAGE >= order.length;
+  }
+
+  // Rows without a shard have their key alone.
+  const shards = data.urls.some((url) => url);
+  const quoted = (text) => (/[",\r\n]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+  const lineOf = (fields) => `${fields.map(quoted).join(",")}\r\n`;
+  const tableOf = (name) => lineOf([data.idCol, ...(shards ? ["__url__"] : []), name])
+    + [...labels].map(([row, label]) => lineOf([data.keys[row], ...(shards ? [data.urls[shard[row]]] : []), label === "yes" ? "true" : "false"])).join("");
+
+  function told() {
+    const name = at("name").value, count = (wanted) => [...labels.values()].filter((label) => label === wanted).length;
+    const [yes, no] = [count("yes"), count("no")];
+    const wrong = !/^\w+$/.test(name) ? "A name has letters, digits and _." : [data.idCol, "__url__"].includes(name) ? `${name} is the name of another column.` : "";
+    const few = Math.min(yes, no) < ENOUGH ? ` At least ${ENOUGH} of each are needed; some hundred make a good head.` : "";
+    at("count").textContent = `${integer.format(yes)} yes, ${integer.format(no)} no.${few} ${wrong}`;
+    at("save").disabled = Boolean(wrong) || !labels.size;
+    at("forget").disabled = !labels.size;
+    at("fit").textContent = `curator-dask fit ${shell(data.output)} ${name}.safetensors --labels labels.csv --label ${name}`;
+    at("score").textContent = `curator-dask score ${shell(data.output)} --head ${name}=${name}.safetensors`;
+  }
+
+  at("order").addEventListener("change", () => {
+    const [end, number] = at("order").value.split(" ");
+    order = rows;
+    if (number) order = end === "low" ? shown(data.measures[number]) : shown(data.measures[number]).toReversed();
+    first = 0;
+    draw();
+  });
+  for (const [id, step] of [["back", -PAGE], ["next", PAGE]]) {
+    at(id).addEventListener("click", () => { first += step; draw(); });
+  }
+  at("name").addEventListener("input", told);
+  at("save").addEventListener("click", () => {
+    const url = URL.createObjectURL(new Blob([tableOf(at("name").value)], { type: "text/csv" }));
+    make("a", { href: url, download: "labels.csv" }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 60_000);
+  });
+  at("forget").addEventListener("click", () => {
+    if (!confirm("Forget all labels of this page?")) return;
+    labels.clear();
+    kept.write({});
+    draw();
+    told();
+  });
+  draw();
+  told();
+}
+
+if (document.getElementById("label")) labelling();
