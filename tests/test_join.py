@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from colours import ColourReader, check_colours, read_output, write_dataset
+from test_heads import red_head
 from test_retry import BROKEN, LARGE, SAMPLES, SHARDS
 from test_retry import folder as folder  # a fixture: some images are above a limit of pixels
 from typer.testing import CliRunner
@@ -23,6 +24,7 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError, NoMatchError, OutputError
 from curator_dask.frames.parquet import read_record, write_table
 from curator_dask.frames.record import FileRecord
+from curator_dask.image.classifiers import HeadClassifier, score_output
 from curator_dask.rows import lookup
 from curator_dask.rows.lookup import Lookup, key_texts
 from curator_dask.tables import TableColumns, held, join_output
@@ -347,6 +349,24 @@ def test_retry_and_other_models_leave_the_columns_as_they_are(folder, tmp_path):
     # Of a shard that has other rows now, the new ones get theirs by the same command.
     names = {file.name: read_record(str(file)).scores for file in out.glob("*.parquet")}
     assert all(said["label"]["table"] == str(path) for said in names.values())
+
+
+def test_rows_set_aside_come_back_and_get_theirs_by_the_same_command(folder, tmp_path):
+    """Their files beside the output have no column that was added to it since, of a table or of a head."""
+    out, path = tmp_path / "rows", tmp_path / "labels.csv"
+    dataset = ImageTextPairDataset.from_webdataset(folder)
+    ColourReader(max_pixels=10_000)(dataset).save_metadata(out, drop_failed=True)
+    keys = dataset.metadata["key"].compute().tolist()
+    frame_of(keys).rename(columns={"caption": "label"}).to_csv(path, index=False)
+    assert join_output(out, path, "key=id", ["label"]).without == 0
+    score_output(out, [HeadClassifier(red_head(tmp_path, 2), "blue")])
+    summary = ColourReader(max_pixels=100_000).retry(out)
+    assert (summary.rows, summary.failed) == (len(LARGE) + len(BROKEN), len(BROKEN)) and summary.complete
+    assert {name for fact in summary.not_made.values() for name in fact["examples"]} == {"label"}
+    assert join_output(out, path, "key=id", ["label"]).written == 2
+    table = read_output(out)
+    assert len(table) == len(keys) - len(BROKEN) and table["blue"].null_count == 0
+    assert table["label"].to_pylist() == [f"of {key}" for key in table["key"].to_pylist()]
 
 
 def test_a_dataset_gets_what_files_get(tmp_path):

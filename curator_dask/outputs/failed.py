@@ -112,6 +112,14 @@ def find_errors(folder: str, name: str, options: Options) -> str | None:
     return next((path for path in errors_paths(folder, name) if read_record(path, options)), None)
 
 
+def as_wide(failed: pa.Table, table: pa.Table) -> tuple[pa.Table, list[str]]:
+    """Rows that were set aside, null in columns that their file has got since; and which these are."""
+    lacking = [each for each in table.schema if each.name not in failed.column_names]
+    for each in lacking:
+        failed = failed.append_column(each, pa.nulls(len(failed), each.type))
+    return failed.select(table.column_names), [each.name for each in lacking]
+
+
 def write_failed(folder: str, name: str, table: pa.Table, record: FileRecord, options: Options) -> None:
     """Write the failed rows of a file; where there are none, those that an earlier run left are removed."""
     paths = errors_paths(folder, name)

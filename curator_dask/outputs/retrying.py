@@ -35,7 +35,7 @@ from curator_dask.frames.parquet import (
 )
 from curator_dask.frames.record import LACKING, TEXTS, FileRecord, inputs_of
 from curator_dask.outputs.conflicts import describe_difference
-from curator_dask.outputs.failed import find_errors, list_errors, write_failed
+from curator_dask.outputs.failed import as_wide, find_errors, list_errors, write_failed
 from curator_dask.outputs.hopeless import rows_without_sample
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.placing import locate
@@ -109,9 +109,9 @@ class RetryFile:
         check_unchanged(path, urls, record, self.shard_options)
         kept, dropped = table.slice(0, 0), table.slice(0, 0)
         errors_path = find_errors(folder, name, options)
-        is_tidy = True
+        is_tidy, apart = True, list[str]()
         if errors_path is not None:
-            beside = _read(errors_path, options)[0]
+            beside, apart = as_wide(_read(errors_path, options)[0], table)
             aside = _without(beside, table, self.id_col)
             is_tidy = len(aside) == len(beside)
             lacking = pc.is_null(aside.column(self.column))
@@ -136,7 +136,8 @@ class RetryFile:
         record = _tried(record, self.column, self.unfinished)
         good_now = done.filter(pc.is_valid(done.column(self.column)))
         if len(good_now):
-            record, report["remarks"] = _unscored(record, self.column, steps, good_now)
+            apart = apart if pc.any(good).as_py() else []
+            record, report["remarks"] = _unscored(record, self.column, apart, steps, good_now)
         # They had failed, so nobody has counted them.
         found = noticed.on(pc.unique(done.column(URL_COLUMN)).drop_null().to_pylist())
         corrupt = {url: {"corrupt": facts["corrupt"]} for url, facts in found.items() if "corrupt" in facts}
@@ -328,11 +329,12 @@ def _has_made(step: SharingStep, columns: Collection[str], record: FileRecord) -
 
 
 def _unscored(
-    record: FileRecord, column: str, steps: Sequence[SharingStep], mended: pa.Table
+    record: FileRecord, column: str, apart: Sequence[str], steps: Sequence[SharingStep], mended: pa.Table
 ) -> tuple[FileRecord, dict[str, Any]]:
     """The record that says which scores rows lack that have a vector now; the same alone, as remarks on shards."""
     made = {name for step in steps for name in step.columns}
-    lacking = [name for name, said in record.scores.items() if column in inputs_of(said) and name not in made]
+    of_these = [name for name, said in record.scores.items() if name in apart or column in inputs_of(said)]
+    lacking = [name for name in of_these if name not in made]
     if not lacking:
         return record, {}
     remarks = {}
