@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from curator_dask.frames.parquet import write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers import HeadClassifier, score_output
 from curator_dask.image.fitting import fit_head
+from curator_dask.image.fitting.labels import labels_of
 
 FILES, ROWS, DIM = 3, 80, 12
 WRONG = (11, 95, 130)  # rows whose label `good` is not what their vector says
@@ -210,6 +212,19 @@ def test_labels_that_are_none_are_refused(labelled, label, positive, words):
     with pytest.raises(ConfigError) as caught:
         fit_head(labelled[0], label, positive=positive)
     assert words in str(caught.value)
+
+
+def test_labels_of_odd_types():
+    def kind(values, positive=None, of=None):
+        return labels_of(pa.array(values, of), "name", positive).kind
+
+    assert kind(["01", "1"] * 10, "1") == "1" and kind(["01", "2"] * 10, 1) == "01"
+    assert kind([True, False] * 5, True) == "true" and kind(["a", "b"] * 5, "b", pa.string_view()) == "b"
+    assert kind([Decimal(1), Decimal(3)] * 5) == "3"
+    large = labels_of(pa.array([2**63, 2**60, 5, 7] * 5, pa.uint64()), "name", None)
+    assert large.kind is None and large.values[0] == 2.0**63
+    with pytest.raises(ConfigError, match=r"20 labels of 1e\+30 or more"):
+        labels_of(pa.array([1e302, 1e31, 5.0, 7.0] * 10), "name", None)
 
 
 def test_the_command(labelled, tmp_path):

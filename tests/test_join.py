@@ -241,6 +241,36 @@ def test_a_changed_table_is_joined_anew(out, tmp_path):
     check(tmp_path / "new", frame)
 
 
+def test_what_was_joined_by_a_column_goes_when_that_changes(out, tmp_path):
+    """Else a row would have the value of what it was found by before."""
+    names = [f"x{number}" for number in range(len(KEYS))]
+    first = pd.DataFrame({"key": KEYS, "ref": names})
+    first.to_parquet(tmp_path / "a.parquet")
+    pd.DataFrame({"ref": names, "val": range(len(KEYS))}).to_parquet(tmp_path / "b.parquet")
+    join_output(out, tmp_path / "a.parquet")
+    join_output(out, tmp_path / "b.parquet", "ref")
+    first.assign(ref=[*names[:50], *reversed(names[50:])]).to_parquet(tmp_path / "a.parquet")
+    join_output(out, tmp_path / "a.parquet")
+    assert pq.read_table(out)["val"].to_pylist() == [*range(50), *[None] * 70]
+    assert (
+        join_output(out, tmp_path / "b.parquet", "ref").written == 2
+    )  # of the first file nothing has changed
+    assert pq.read_table(out)["val"].to_pylist() == [*range(50), *reversed(range(50, 120))]
+
+
+def test_files_of_a_folder_may_differ_in_form(out, tmp_path):
+    (tmp_path / "t").mkdir()
+    keys = pa.array(KEYS[:5]).dictionary_encode()
+    pq.write_table(pa.table({"key": keys, "a": [1] * 5, "none": pa.nulls(5)}), tmp_path / "t/0.parquet")
+    more = {"key": pa.array(KEYS[5:9], pa.large_string()), "a": pa.nulls(4), "b": ["b"] * 4, "none": [7] * 4}
+    pq.write_table(pa.table(more), tmp_path / "t/1.parquet")
+    assert join_output(out, tmp_path / "t").found == 9
+    table = pq.read_table(out).slice(0, 10)
+    assert table["a"].to_pylist() == [1] * 5 + [None] * 5
+    assert table["b"].to_pylist() == [None] * 5 + ["b"] * 4 + [None]
+    assert table["none"].to_pylist() == [None] * 5 + [7] * 4 + [None]
+
+
 def test_what_is_refused(out, tmp_path):
     path, before = tmp_path / "t.parquet", [each.read_bytes() for each in sorted(out.iterdir())]
     frame_of(KEYS).assign(flag=True, url="u", image_error="e").to_parquet(path)

@@ -35,6 +35,7 @@ from curator_dask.frames.record import LACKING, TABLE, TEXTS, FileRecord, inputs
 from curator_dask.outputs.failed import none_there, output_files
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import opened
+from curator_dask.outputs.stale import without_stale
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import noticing, without_not_made
 from curator_dask.runs.describing import load_models
@@ -127,7 +128,8 @@ class AddToFile:
         found: dict[str, Any] = {}
         if steps:  # else a worker died after it had written the file
             with noticing() as noticed:
-                table = _with_columns(table, record, steps, name)
+                before, table = table, _with_columns(table, record, steps, name)
+            table, record = without_stale(before, table, record, steps)
             found = noticed.on(_urls(table))
         report = report_of(name.removesuffix(".parquet"), table, record.id_col or "key")
         report["remarks"] = found

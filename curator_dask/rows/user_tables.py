@@ -33,7 +33,7 @@ _GLOB = frozenset("*?[")
 _BLOCK_BYTES = 1 << 22
 #: As what a dataset's columns hold text and bytes, whatever a file has.
 _PLAIN = {
-    **dict.fromkeys((pa.null(), pa.large_string(), pa.string_view()), pa.string()),
+    **dict.fromkeys((pa.large_string(), pa.string_view()), pa.string()),
     **dict.fromkeys((pa.large_binary(), pa.binary_view()), pa.binary()),
 }
 
@@ -81,7 +81,7 @@ class UserTable:
         """Paths of its files, in their order."""
         remote = is_remote(self.path)
         try:
-            if _GLOB & {*self.path}:
+            if _GLOB & {*self.path} and (remote or not Path(local_path(self.path)).exists()):
                 return tuple(sorted(_matching(self.path, self.options)))
             if Path(self.path).suffix.lower() in (*TABLES, *LISTS) and (
                 remote or not Path(local_path(self.path)).is_dir()
@@ -135,8 +135,11 @@ class UserTable:
         else:
             found = [each.schema.remove_metadata() for _, each in self._parsed]
         with faults(self.path):
-            whole = pa.unify_schemas(found, promote_options="permissive")
-        return pa.schema([(each.name, _plain(each.type)) for each in whole])
+            plain = [pa.schema([(each.name, _plain(each.type)) for each in schema]) for schema in found]
+            whole = pa.unify_schemas(plain, promote_options="permissive")
+        return pa.schema(
+            [(each.name, pa.string() if pa.types.is_null(each.type) else each.type) for each in whole]
+        )
 
     def size(self, columns: Sequence[str]) -> int:
         """About how many bytes its keys and these columns are when they are read."""
@@ -232,11 +235,13 @@ class UserTable:
             tables = []
             for file in self.files:
                 with faults(file), open_parquet(file, self.options) as opened:
-                    table = tidy(opened.read(columns=wanted))
-                tables.append(table.select(wanted))
+                    there = [name for name in wanted if name in opened.schema_arrow.names]
+                    tables.append(tidy(opened.read(columns=there)).select(there))
         with faults(self.path):
-            plain = [pa.table({name: _decoded(each.column(name)) for name in wanted}) for each in tables]
-            return pa.concat_tables(plain, promote_options="permissive")
+            plain = [
+                pa.table({name: _decoded(each.column(name)) for name in each.column_names}) for each in tables
+            ]
+            return pa.concat_tables(plain, promote_options="permissive").select(wanted)
 
     @cached_property
     def _parsed(self) -> list[tuple[str, pa.Table]]:
@@ -249,7 +254,7 @@ class UserTable:
             if suffix == ".npy":
                 return pa.table({self.key: _array_in(data)})
             if suffix == ".txt":
-                lines = data.decode("utf-8-sig").splitlines()
+                lines = data.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
                 return pa.table({self.key: pa.array([line for line in lines if line], pa.string())})
             return read_table(file, data, self._key)
 

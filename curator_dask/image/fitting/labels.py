@@ -14,6 +14,7 @@ from curator_dask.errors import ConfigError
 from curator_dask.words import counted
 
 LEAST = 5  # rows of each kind
+_LARGEST = 1e30  # whose weights float32 still holds
 _FEW = 5  # values that an error names
 
 
@@ -55,7 +56,8 @@ def labels_of(column: pa.Array, name: str, positive: str | float | bool | None) 
     """
     texts = _texts(column, name)
     values = sorted(texts.unique().to_pylist())
-    is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    is_number = any(is_kind(column.type) for is_kind in numeric)
     kind: str | None
     if positive is not None:
         kind = _among(values, positive, name)
@@ -69,9 +71,11 @@ def labels_of(column: pa.Array, name: str, positive: str | float | bool | None) 
             " positive (--positive)"
         )
     if kind is None:
-        numbers = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
-        if infinite := int((~np.isfinite(numbers)).sum()):
-            raise ConfigError(f"{name!r}: {counted(infinite, 'label')} infinite: write numbers, or null")
+        numbers = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        if outside := int((~(np.abs(numbers) < _LARGEST)).sum()):
+            raise ConfigError(
+                f"{name!r}: {counted(outside, 'label')} of {_LARGEST:g} or more, or infinite: write numbers, or null"
+            )
         if len(numbers) < 2 * LEAST:
             raise ConfigError(
                 f"{name!r}: {len(numbers)} rows have a label and a vector: label {2 * LEAST} at least"
@@ -88,15 +92,18 @@ def labels_of(column: pa.Array, name: str, positive: str | float | bool | None) 
 
 
 def _among(values: Sequence[str], positive: Any, name: str) -> str:
-    wanted = _texts(pa.array([positive]), name)[0].as_py()
-    for value in values:
-        if value == wanted or (_number(value) is not None and _number(value) == _number(wanted)):
-            return value
+    wanted = str(positive).lower() if isinstance(positive, bool) else str(positive)
+    number = _number(wanted)
+    alike = [value for value in values if number is not None and _number(value) == number]
+    for value in (*(value for value in values if value == wanted), *alike):
+        return value
     raise ConfigError(f"{name!r}: has no value {positive!r} (positive, --positive); it has {_some(values)}")
 
 
 def _texts(column: pa.Array, name: str) -> pa.Array:
     """The values as text."""
+    if pa.types.is_string_view(column.type):
+        column = column.cast(pa.large_string())  # whose values Arrow can tell apart
     try:
         return column.cast(pa.string())
     except pa.ArrowException as error:

@@ -57,16 +57,18 @@ def fit(vectors: np.ndarray, wanted: np.ndarray, kinds: bool, seed: int) -> Fit:
     """
     parts = _parts(wanted, kinds, seed)
     model, loss = (_logistic, _log_loss) if kinds else (_ridge, _squared)
-    tried: dict[float, np.ndarray] = {}
-    for freedom in FREEDOMS:
-        tried[freedom] = np.empty(len(wanted))
+    best, freedom, unseen = np.inf, FREEDOMS[0], np.zeros(len(wanted))
+    for each in FREEDOMS:
+        found = np.empty(len(wanted))
         for part in range(PARTS):
             left_out = parts == part
-            weight, bias = model(vectors[~left_out], wanted[~left_out], freedom)
-            tried[freedom][left_out] = vectors[left_out] @ weight + bias
-    freedom = min(FREEDOMS, key=lambda each: (loss(tried[each], wanted), each))
+            weight, bias = model(vectors[~left_out], wanted[~left_out], each)
+            found[left_out] = vectors[left_out] @ weight + bias
+        if (now := loss(found, wanted)) >= best:
+            break  # with more freedom it is worse still, and takes longest
+        best, freedom, unseen = now, each, found
     weight, bias = model(vectors, wanted, freedom)
-    return Fit(weight, bias, tried[freedom], parts, freedom)
+    return Fit(weight, bias, unseen, parts, freedom)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -158,6 +158,8 @@ def _blocks(
         there = [name for name in wanted if name in opened.schema_arrow.names]
         for batch in opened.iter_batches(batch_size=_BLOCK, columns=there):
             labels = source.labels(batch, file)
+            if pa.types.is_string_view(labels.type):  # which Arrow cannot pick rows of
+                labels = labels.cast(pa.large_string())
             if labels.null_count < len(labels) and pa.types.is_floating(labels.type):
                 labels = pc.if_else(pc.is_nan(labels), pa.scalar(None, labels.type), labels)
             yield batch, labels
