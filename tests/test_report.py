@@ -397,7 +397,16 @@ def test_images_are_labelled_by_looking(made, open_page, tmp_path):
     assert "8 yes, 8 no." in page.inner_text("#label-count")
     page.fill("#label-name", "like it")
     assert "letters, digits" in page.inner_text("#label-count") and page.locator("#label-save").is_disabled()
+    page.fill("#label-name", "Brightness")
+    assert "There is a column Brightness" in page.inner_text("#label-count")
     page.fill("#label-name", "nice")
+    # On a page with fewer rows nothing is forgotten of the others.
+    make_report(made / "out", tmp_path / "few.html", sample=12)
+    open_page((tmp_path / "few.html").as_uri())
+    assert page.input_value("#label-name") == "nice" and page.locator("#label-tiles .tile").count() <= 12
+    for _ in range(3):
+        page.locator("#label-tiles .tile").first.click()
+    open_page((made / "report.html").as_uri())
     with page.expect_download() as saved:
         page.click("#label-save")
     saved.value.save_as(tmp_path / "labels.csv")

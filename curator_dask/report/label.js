@@ -17,23 +17,26 @@ function shuffled(rows) {
   return mixed;
 }
 
-// What the browser keeps for this output; it may refuse to.
+// What the browser keeps for this output, also of rows that are not on this page; it may refuse to.
 const kept = {
   name: `curator-dask labels of ${data.output}`,
   read() {
-    try { return JSON.parse(localStorage.getItem(this.name)) ?? {}; } catch { return {}; }
+    try { return { name: "good", labels: {}, ...JSON.parse(localStorage.getItem(this.name)) }; } catch { return { name: "good", labels: {} }; }
   },
-  write(labels) {
-    try { localStorage.setItem(this.name, JSON.stringify(labels)); } catch { /* they last as long as the page */ }
+  change(how) {
+    const all = this.read();
+    how(all);
+    try { localStorage.setItem(this.name, JSON.stringify(all)); } catch { /* they last as long as the page */ }
   },
 };
 
 function labelling() {
   const at = (id) => document.getElementById(`label-${id}`);
   const rows = shuffled(Array.from(picture.keys()).filter((row) => data.pictures[picture[row]]?.startsWith("data:")));
-  const named = new Map(rows.map((row) => [JSON.stringify([data.urls[shard[row]], data.keys[row]]), row]));
-  const names = new Map([...named].map(([name, row]) => [row, name]));
-  const labels = new Map(Object.entries(kept.read()).filter(([name]) => named.has(name)).map(([name, label]) => [named.get(name), label]));
+  const nameOf = (row) => JSON.stringify([data.urls[shard[row]], data.keys[row]]);
+  const before = kept.read(), labels = new Map();
+  for (const row of rows) if (Object.hasOwn(before.labels, nameOf(row))) labels.set(row, before.labels[nameOf(row)]);
+  at("name").value = before.name;
   let order = rows, first = 0;
   if (!rows.length) {
     for (const each of document.querySelectorAll("#label, [href='#label']")) each.hidden = true;
@@ -56,7 +59,10 @@ function labelling() {
     if (label) labels.set(row, label);
     else labels.delete(row);
     mark(figure, row);
-    kept.write(Object.fromEntries([...labels].map(([each, said]) => [names.get(each), said])));
+    kept.change((all) => {
+      if (label) all.labels[nameOf(row)] = label;
+      else delete all.labels[nameOf(row)];
+    });
     told();
   }
 
@@ -66,7 +72,7 @@ function labelling() {
     mark(figure, row);
     figure.addEventListener("click", () => set(figure, row, NEXT[figure.dataset.label]));
     figure.addEventListener("keydown", (event) => {
-      const label = { y: "yes", n: "no", Delete: "", Backspace: "" }[event.key];
+      const label = { y: "yes", Y: "yes", n: "no", N: "no", Delete: "", Backspace: "" }[event.key];
       const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key] ?? (label === undefined ? 0 : 1);
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       if (event.key === "Enter" || event.key === " ") figure.click();
@@ -96,7 +102,7 @@ function labelling() {
   function told() {
     const name = at("name").value, count = (wanted) => [...labels.values()].filter((label) => label === wanted).length;
     const [yes, no] = [count("yes"), count("no")];
-    const wrong = !/^\w+$/.test(name) ? "A name has letters, digits and _." : [data.idCol, "__url__"].includes(name) ? `${name} is the name of another column.` : "";
+    const wrong = !/^\w+$/.test(name) ? "A name has letters, digits and _." : data.columns.includes(name.toLowerCase()) ? `There is a column ${name}: its scores would have no name.` : "";
     const few = Math.min(yes, no) < ENOUGH ? ` At least ${ENOUGH} of each are needed; some hundred make a good head.` : "";
     at("count").textContent = `${integer.format(yes)} yes, ${integer.format(no)} no.${few} ${wrong}`;
     at("save").disabled = Boolean(wrong) || !labels.size;
@@ -108,23 +114,26 @@ function labelling() {
   at("order").addEventListener("change", () => {
     const [end, number] = at("order").value.split(" ");
     order = rows;
-    if (number) order = end === "low" ? shown(data.measures[number]) : shown(data.measures[number]).toReversed();
+    if (number) order = end === "low" ? shown(data.measures[number]) : [...shown(data.measures[number])].reverse();
     first = 0;
     draw();
   });
   for (const [id, step] of [["back", -PAGE], ["next", PAGE]]) {
     at(id).addEventListener("click", () => { first += step; draw(); });
   }
-  at("name").addEventListener("input", told);
+  at("name").addEventListener("input", () => {
+    kept.change((all) => { all.name = at("name").value; });
+    told();
+  });
   at("save").addEventListener("click", () => {
     const url = URL.createObjectURL(new Blob([tableOf(at("name").value)], { type: "text/csv" }));
     make("a", { href: url, download: "labels.csv" }).click();
     setTimeout(() => URL.revokeObjectURL(url), 60_000);
   });
   at("forget").addEventListener("click", () => {
-    if (!confirm("Forget all labels of this page?")) return;
+    if (!confirm("Forget all labels of this output?")) return;
     labels.clear();
-    kept.write({});
+    kept.change((all) => { all.labels = {}; });
     draw();
     told();
   });

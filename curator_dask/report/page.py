@@ -65,6 +65,7 @@ def payload(report: Report) -> dict[str, Any]:
         "measures": [_measure(report, each) for each in report.measures],
         "keys": [str(key) for key in rows.keys],
         "idCol": report.folder.files[0].id_col if report.folder.files else "key",
+        "columns": sorted({"__url__", *(name.lower() for name in report.folder.types)}),
         "urls": [url or "" for url in shards],
         "shards": ["" if url is None else url.rsplit("/", 1)[-1] for url in shards],
         "shard": packed([shards[url] for url in rows.urls], "int32"),
