@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -160,6 +161,7 @@ def test_labels_of_a_table_are_found_by_key(labelled, tmp_path, form):
     frame = table.select(["key", "good"]).to_pandas().dropna().sample(frac=1, random_state=2)
     frame.loc[len(table)] = ["stranger" if form != "numbers" else "9999", True]
     path = tmp_path / f"labels.{'csv' if form == 'numbers' else form}"
+    frame = pd.concat([frame, frame[:3]])  # rows that say the same again
     if form == "numbers":  # as spreadsheets make of keys with leading zeros
         frame = frame.assign(key=frame["key"].astype(int))
     if form == "parquet":
@@ -192,6 +194,8 @@ def test_keys_that_are_not_unique_need_their_shards(labelled, tmp_path):
     frame.assign(key="no").drop_duplicates("__url__").to_csv(tmp_path / "labels.csv", index=False)
     with pytest.raises(ConfigError, match=r"has labels of 'no' of '.*none of which is the key of a row"):
         fit_head(out, "good", labels=tmp_path / "labels.csv")
+    with pytest.raises(DatasetError, match="'key' is the column of the keys"):
+        fit_head(out, "key", labels=tmp_path / "labels.csv")
     with pytest.raises(DatasetError, match=r"has no column 'goo' of labels \(did you mean good"):
         fit_head(out, "goo", labels=tmp_path / "labels.csv")
 

@@ -99,7 +99,11 @@ class LabelTable:
         """
         table = UserTable.find(path, key, options)
         names = table.schema.names
-        if label not in names or label == key:
+        if label == key:
+            raise DatasetError(
+                f"{table.path}: {key!r} is the column of the keys: give the one of the labels (--label)"
+            )
+        if label not in names:
             raise DatasetError(
                 f"{table.path}: has no column {label!r} of labels{_near(label, names)}; it has {names}"
             )
@@ -117,8 +121,9 @@ class LabelTable:
 
     @property
     def unused(self) -> int:
-        """Labels that no row has asked for."""
-        return int((self._lookup.texts.is_valid().to_numpy(zero_copy_only=False) & (self._asked == 0)).sum())
+        """Labels that no row has asked for; of several that are the same the first stands for all."""
+        firsts = self._lookup.firsts
+        return int(((firsts == np.arange(len(firsts))) & (self._asked == 0)).sum())
 
     @property
     def why_none(self) -> str:
