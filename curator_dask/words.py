@@ -1,6 +1,9 @@
-"""Numbers of things, and of bytes, in words."""
+"""Numbers of things and of bytes in words, and names that may have been meant."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
 
 
 def counted(number: int, noun: str, one: str = "", more: str = "") -> str:
@@ -8,6 +11,12 @@ def counted(number: int, noun: str, one: str = "", more: str = "") -> str:
     said = f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
     verb = one if number == 1 else more
     return f"{said} {verb}" if verb else said
+
+
+def meant(name: str, names: Sequence[str]) -> str:
+    """What may have been meant by a name that is not there: `` (did you mean width?)``; empty where none is alike."""
+    near = difflib.get_close_matches(name, names, n=2)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def sized(number: float) -> str:

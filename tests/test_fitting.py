@@ -194,6 +194,12 @@ def test_keys_that_are_not_unique_need_their_shards(labelled, tmp_path):
     frame.assign(key="no").drop_duplicates("__url__").to_csv(tmp_path / "labels.csv", index=False)
     with pytest.raises(ConfigError, match=r"has labels of 'no' of '.*none of which is the key of a row"):
         fit_head(out, "good", labels=tmp_path / "labels.csv")
+    frame.rename(columns={"key": "id"}).to_csv(tmp_path / "others.csv", index=False)
+    with pytest.raises(DatasetError, match=r"expected a column 'key' .*Name it 'key', as in the output"):
+        fit_head(out, "good", labels=tmp_path / "others.csv")
+    (tmp_path / "keys.txt").write_text("0001")
+    with pytest.raises(DatasetError, match="a list of values, without labels"):
+        fit_head(out, "good", labels=tmp_path / "keys.txt")
     with pytest.raises(DatasetError, match="'key' is the column of the keys"):
         fit_head(out, "key", labels=tmp_path / "labels.csv")
     with pytest.raises(DatasetError, match=r"has no column 'goo' of labels \(did you mean good"):
@@ -227,6 +233,11 @@ def test_labels_of_odd_types():
     assert kind([Decimal(1), Decimal(3)] * 5) == "3"
     large = labels_of(pa.array([2**63, 2**60, 5, 7] * 5, pa.uint64()), "name", None)
     assert large.kind is None and large.values[0] == 2.0**63
+    for values in (["1,5", "2", "3", "4"] * 5, ["0", "1", "?", "0.5"] * 5, ["1,5", "2,5"] * 5):
+        with pytest.raises(ConfigError, match=r"among numbers: .*a decimal point"):
+            labels_of(pa.array(values), "name", None)
+    with pytest.raises(ConfigError, match="has the values '1', '2': say which"):
+        labels_of(pa.array(["1", "2"] * 10), "name", None)
     with pytest.raises(ConfigError, match=r"20 labels of 1e\+30 or more"):
         labels_of(pa.array([1e302, 1e31, 5.0, 7.0] * 10), "name", None)
 

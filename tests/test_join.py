@@ -250,7 +250,7 @@ def test_what_was_joined_by_a_column_goes_when_that_changes(out, tmp_path):
     join_output(out, tmp_path / "a.parquet")
     join_output(out, tmp_path / "b.parquet", "ref")
     first.assign(ref=[*names[:50], *reversed(names[50:])]).to_parquet(tmp_path / "a.parquet")
-    join_output(out, tmp_path / "a.parquet")
+    assert "val" in str(join_output(out, tmp_path / "a.parquet"))  # is said to be lacking
     assert pq.read_table(out)["val"].to_pylist() == [*range(50), *[None] * 70]
     assert (
         join_output(out, tmp_path / "b.parquet", "ref").written == 2
@@ -283,11 +283,11 @@ def test_what_is_refused(out, tmp_path):
     refused(DatasetError, r"expected a column 'key'.*--on COLUMN=TABLE_COLUMN")
     refused(
         OutputError,
-        r"00000.parquet: there is no column 'keys' \(did you mean 'key'\?\)",
+        r"00000.parquet: there is no column 'keys' \(did you mean key\?\)",
         "keys=id",
         ["score"],
     )
-    refused(DatasetError, r"no column 'captoin' \(did you mean 'caption'\?\)", "key=id", ["captoin"])
+    refused(DatasetError, r"no column 'captoin' \(did you mean caption\?\)", "key=id", ["captoin"])
     refused(ConfigError, r"\['image_error'\] would take the place", "key=id")
     refused(ConfigError, r"\['image_embedding'\] would take", "key=id", ["score"], "image_embedding")
     refused(OutputError, "has a column 'url' that was not joined from a table", "key=id", ["url"])
@@ -415,7 +415,7 @@ def test_a_dataset_gets_what_files_get(tmp_path):
     assert again.written == 0
     assert len(adds(dataset).filter("score > 0 and there").compute()) == len(keys) - 1
     for on, match in (
-        ("ky", r"no column 'ky' \(did you mean 'key'\?\)"),
+        ("ky", r"no column 'ky' \(did you mean key\?\)"),
         ("key=idd", "expected a column 'idd'"),
     ):
         with pytest.raises(DatasetError, match=match):

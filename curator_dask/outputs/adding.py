@@ -37,7 +37,7 @@ from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import opened
 from curator_dask.outputs.stale import without_stale
 from curator_dask.outputs.writing import Output
-from curator_dask.rows.remarks import noticing, without_not_made
+from curator_dask.rows.remarks import noticing, summed, without_not_made
 from curator_dask.runs.describing import load_models
 from curator_dask.runs.fit import Fit
 from curator_dask.runs.passes import run_steps
@@ -129,8 +129,8 @@ class AddToFile:
         if steps:  # else a worker died after it had written the file
             with noticing() as noticed:
                 before, table = table, _with_columns(table, record, steps, name)
-            table, record = without_stale(before, table, record, steps)
-            found = noticed.on(_urls(table))
+            table, record, not_made = without_stale(before, table, record, steps)
+            found = summed(noticed.on(_urls(table)), not_made)
         report = report_of(name.removesuffix(".parquet"), table, record.id_col or "key")
         report["remarks"] = found
         if steps:

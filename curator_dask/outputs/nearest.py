@@ -90,7 +90,7 @@ class VectorFiles:
             if column not in footer.columns:
                 raise OutputError(
                     f"{file}: has no column {column!r} of vectors; it has {footer.columns}. Give the name of theirs"
-                    " (--column)"
+                    " (--column), or the folder that embed wrote to"
                 )
         return cls({file: footer.record for file, footer in footers.items()}, column, options)
 

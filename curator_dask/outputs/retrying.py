@@ -33,15 +33,16 @@ from curator_dask.frames.parquet import (
     whole_footers,
     write_table,
 )
-from curator_dask.frames.record import LACKING, TEXTS, FileRecord, inputs_of
+from curator_dask.frames.record import TEXTS, FileRecord, inputs_of
 from curator_dask.outputs.conflicts import describe_difference
 from curator_dask.outputs.failed import as_wide, find_errors, list_errors, write_failed
 from curator_dask.outputs.hopeless import rows_without_sample
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.placing import locate
+from curator_dask.outputs.stale import lacking_columns
 from curator_dask.outputs.unchanged import check_unchanged
 from curator_dask.outputs.writing import Output
-from curator_dask.rows.remarks import add_up, fact_of, noticing, summed, without_not_made
+from curator_dask.rows.remarks import add_up, noticing, summed, without_not_made
 from curator_dask.runs.describing import Loaded, load_models
 from curator_dask.runs.fit import Fit
 from curator_dask.runs.passes import run_steps
@@ -334,17 +335,7 @@ def _unscored(
     """The record that says which scores rows lack that have a vector now; the same alone, as remarks on shards."""
     made = {name for step in steps for name in step.columns}
     of_these = [name for name, said in record.scores.items() if name in apart or column in inputs_of(said)]
-    lacking = [name for name in of_these if name not in made]
-    if not lacking:
-        return record, {}
-    remarks = {}
-    for url in pc.unique(mended.column(URL_COLUMN)).drop_null().to_pylist():
-        known = record.remarks.get(url, {}).get("not-made", {}).get("examples", ())
-        names = list(dict.fromkeys([*known, *lacking]))
-        remarks[url] = {"not-made": fact_of(names, len(names))}
-    scores = {name: {**record.scores[name], LACKING: True} for name in lacking}
-    record = replace(record, remarks=summed(record.remarks, remarks), scores={**record.scores, **scores})
-    return record, remarks
+    return lacking_columns(record, [name for name in of_these if name not in made], mended)
 
 
 def _nothing_there(output: Output, column: str) -> OutputError:

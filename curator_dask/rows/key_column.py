@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from curator_dask.frames.names import CAPTION_COLUMN, FILE_COLUMN
+from curator_dask.words import meant
 
 _SHOWN, _FEW = 60, 20  # characters, and columns, that an error gives
 
@@ -37,11 +37,9 @@ class KeyColumn:
     def check(self, names: Sequence[str]) -> None:
         """Raise ValueError where the column is not there."""
         if self.name not in names:
-            near = difflib.get_close_matches(self.name, names, n=2)
             found = [name[:_SHOWN] for name in names[:_FEW]]
-            meant = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
             raise ValueError(
-                f"expected a column {self.name!r} {self.means}, found {found}{meant}. {self.hint}"
+                f"expected a column {self.name!r} {self.means}, found {found}{meant(self.name, names)}. {self.hint}"
             )
 
 

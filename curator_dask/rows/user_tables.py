@@ -50,14 +50,19 @@ class UserTable:
         The column by whose values its rows are found; of a list its only one.
     options
         For fsspec.
+    hint
+        What to do where there is no such column, for errors.
     """
 
     path: str
     key: str
     options: Options = None
+    hint: str = "Give the name of that column (--on COLUMN=TABLE_COLUMN)"
 
     @classmethod
-    def find(cls, path: str | os.PathLike[str], key: str, options: Options = None) -> UserTable:
+    def find(
+        cls, path: str | os.PathLike[str], key: str, options: Options = None, *, hint: str = hint
+    ) -> UserTable:
         """The table at a path or URL; the options are those of the rows, which may be in a store when it is not.
 
         Raises
@@ -67,7 +72,7 @@ class UserTable:
         """
         text = os.fsdecode(path)
         options = options if is_remote(text) else None
-        table = cls(text if is_remote(text) else absolute(text), key, options)
+        table = cls(text if is_remote(text) else absolute(text), key, options, hint)
         if table.files:
             return table
         kinds = f"{', '.join((*TABLES, *LISTS))}, or a folder of Parquet files"
@@ -211,17 +216,13 @@ class UserTable:
 
     @property
     def _key(self) -> KeyColumn:
-        return KeyColumn(
-            self.key, "to find rows by", "Give the name of that column (--on COLUMN=TABLE_COLUMN)"
-        )
+        return KeyColumn(self.key, "to find rows by", self.hint)
 
     def _texts(self, table: pa.Table) -> tuple[pa.Array, bool]:
         try:
             texts, is_number = key_texts(table.column(self.key))
         except ValueError as error:
-            raise DatasetError(
-                f"{self.path}: column {self.key!r}: {error}. Give another column (--on COLUMN=TABLE_COLUMN)"
-            ) from None
+            raise DatasetError(f"{self.path}: column {self.key!r}: {error}. {self.hint}") from None
         if self._suffix in _UNTYPED:
             texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, texts.type), texts)
             is_number = looks_whole(texts)

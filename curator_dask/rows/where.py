@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import functools
 import json
 import re
@@ -24,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.errors import ConfigError, NoColumnError
+from curator_dask.words import meant
 
 _CHANGES = frozenset(
     {"random", "uuid", "gen_random_uuid", "uuidv4", "uuidv7", "nextval", "setseed"}
@@ -132,11 +132,9 @@ class Where:
             return ConfigError(
                 f"where={self.text!r} cannot be asked of these rows: {reason}. Their columns are {list(columns)}"
             )
-        near = difflib.get_close_matches(unknown[1], columns, n=2)
-        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         return NoColumnError(
-            f"where={self.text!r}: there is no column {unknown[1]!r}{hint}. The rows have {list(columns)}. (Text stands"
-            " in single quotes: format = 'JPEG')"
+            f"where={self.text!r}: there is no column {unknown[1]!r}{meant(unknown[1], columns)}. The rows have"
+            f" {list(columns)}. (Text stands in single quotes: format = 'JPEG')"
         )
 
     def values(self, table: pa.Table, columns: Sequence[str] | None = None) -> pa.ChunkedArray:

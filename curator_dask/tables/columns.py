@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from curator_dask.runs.step import Known, Made, Rows, Work, types_of
 from curator_dask.storage import Options
 from curator_dask.tables.held import HELD, HeldTable, check_memory, check_single
 from curator_dask.tokens import tokenize
+from curator_dask.words import meant
 
 
 class TableColumns:
@@ -173,9 +173,7 @@ class TableColumns:
 
 def none_of_these(name: str, names: Sequence[str]) -> str:
     """That there is no such column, in words."""
-    near = difflib.get_close_matches(name, names, n=2)
-    hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
-    return f"there is no column {name!r}{hint}. There are {[*names]}"
+    return f"there is no column {name!r}{meant(name, names)}. There are {[*names]}"
 
 
 @dataclass(frozen=True, eq=False)

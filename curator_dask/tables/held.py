@@ -82,7 +82,7 @@ def check_memory(table: UserTable, columns: Sequence[str]) -> None:
         who = "this process" if worker is None else "a worker"
         raise ConfigError(
             f"{table.path}: {what} about {sized(size)}, as much again while they are read, and {who} has"
-            f" {sized(limit)} of memory. Give fewer columns (--columns), have fewer workers with more memory each"
+            f" {sized(limit)} of memory. Give fewer columns, have fewer workers with more memory each"
             " (--workers), or give the table in parts, each with columns of other names"
         )
 
@@ -109,7 +109,7 @@ def check_single(table: UserTable, lookup: Lookup, columns: Sequence[str]) -> No
     raise DatasetError(
         f"{table.path}: {counted(values, 'value')} of the column {table.key!r} in several rows that differ in"
         f" {', '.join(map(repr, names))}, {'; '.join(shown)} for example (counted from 0). Leave one row of each, or"
-        " choose columns that are the same in them (--columns)"
+        " take columns that are the same in them"
     )
 
 

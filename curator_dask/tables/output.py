@@ -164,7 +164,8 @@ def _count(
         ours = next((some for _, _, some in looked if some), [])
         theirs = lookup.texts.filter(pa.array(there))[:_FEW].to_pylist()
         summary.examples_of_both = (
-            f"column {adds.on!r} of the rows has {_told(ours)}, {adds.key!r} of the table {_told(theirs)}"
+            f"column {adds.on!r} of the rows has {_told(ours)}, {adds.key!r} of the table {_told(theirs)}. By"
+            " another column it is --on COLUMN=TABLE_COLUMN"
         )
 
 

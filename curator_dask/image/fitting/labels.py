@@ -66,6 +66,13 @@ def labels_of(column: pa.Array, name: str, positive: str | float | bool | None) 
     elif is_number:
         kind = max(values, key=float) if len(values) <= 2 else None
     else:
+        odd = [value for value in values if _number(value) is None]
+        with_commas = all(_number(value.replace(",", ".")) is not None for value in odd)
+        if odd and (with_commas or (len(values) > 2 and 2 * len(odd) < len(values))):
+            raise ConfigError(
+                f"{name!r}: {_some(odd)} among numbers: write numbers with a decimal point, or null; or say which value"
+                " the head is to tell from the others, by positive (--positive)"
+            )
         raise ConfigError(
             f"{name!r}: has the values {_some(values)}: say which of them the head is to tell from the others, by"
             " positive (--positive)"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +17,7 @@ from curator_dask.rows.lookup import Lookup, key_texts
 from curator_dask.rows.user_tables import UserTable
 from curator_dask.storage import Options
 from curator_dask.tables.held import check_memory, check_single, told
-from curator_dask.words import counted
+from curator_dask.words import counted, meant
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class LabelColumn:
             columns = read_footer(file, files.options).columns
             if name not in columns:
                 raise NoColumnError(
-                    f"{file}: has no column {name!r} of labels{_near(name, columns)}; it has {columns}. Of labels in a"
+                    f"{file}: has no column {name!r} of labels{meant(name, columns)}; it has {columns}. Of labels in a"
                     " table of their own give its file, too (labels, --labels)"
                 )
         return cls(name)
@@ -97,7 +95,9 @@ class LabelTable:
         DatasetError
             It cannot be read, has no such columns, or gives an image several labels.
         """
-        table = UserTable.find(path, key, options)
+        table = UserTable.find(path, key, options, hint=f"Name it {key!r}, as in the output")
+        if table.is_list:
+            raise DatasetError(f"{table.path}: is a list of values, without labels: give a table")
         names = table.schema.names
         if label == key:
             raise DatasetError(
@@ -105,7 +105,7 @@ class LabelTable:
             )
         if label not in names:
             raise DatasetError(
-                f"{table.path}: has no column {label!r} of labels{_near(label, names)}; it has {names}"
+                f"{table.path}: has no column {label!r} of labels{meant(label, names)}; it has {names}"
             )
         shards = URL_COLUMN in names
         columns = [label, *([URL_COLUMN] if shards else [])]
@@ -182,8 +182,3 @@ def _both(keys: pa.Array, urls: pa.Array) -> pa.Array:
     """Key and shard as one text; null where one is."""
     kind = pa.large_string()
     return pc.binary_join_element_wise(keys.cast(kind), urls.cast(kind), pa.scalar("\0", kind))
-
-
-def _near(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=2)
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
