@@ -16,7 +16,7 @@ import pytest
 from colours import ColourReader, MeanColour, check_colours, write_dataset, write_tar
 from distributed import Client
 from fsspec.implementations.local import LocalFileSystem
-from leftovers import check_nothing_left
+from leftovers import SECONDS, check_nothing_left
 from s3 import BUCKET, Fault, options, s3_server
 
 from curator_dask import get_client, storage
@@ -94,13 +94,16 @@ def check_output(table, keys):
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist(), bad=BAD)
 
 
-def staged_files(client):
+def check_no_copies(client):
     def look():
         from curator_dask.webdataset.staging import STAGE
 
         return [] if STAGE._folder is None else [path.name for path in STAGE._folder.iterdir()]
 
-    return [name for names in client.run(look).values() for name in names]
+    end = time.monotonic() + SECONDS  # workers are told to let them go, and not waited for
+    while found := [name for names in client.run(look).values() for name in names]:
+        assert time.monotonic() < end, f"left behind: {found}"
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("metadata", ["parquet", "tar"])
@@ -114,7 +117,7 @@ def test_from_a_store_to_a_store(server, store, url, local, client, metadata):
     assert [path.rpartition("/")[2] for path in store.find(out)] == [
         f"{n:05d}.parquet" for n in range(SHARDS)
     ]
-    assert staged_files(client) == []
+    check_no_copies(client)
 
     again = ColourReader()(dataset).save_metadata(out)
     assert (again.written, again.skipped) == (0, SHARDS)
@@ -186,7 +189,7 @@ def test_faults_that_stay_cost_their_shard(server, store, url, local, client):
     assert f"no answer within {STALL:g} s" in summary.failed_shards["00002"]
     assert "PermissionError" in summary.failed_shards["00003"]
     assert (summary.rows, summary.written) == (SAMPLES, 1)
-    assert staged_files(client) == []
+    check_no_copies(client)
     server.faults.clear()
     again = ColourReader()(dataset).save_metadata(out)
     assert (again.written, again.skipped, again.failed_shards) == (SHARDS - 1, 1, {})
