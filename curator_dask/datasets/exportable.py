@@ -58,8 +58,9 @@ class Exportable(ABC):
     ) -> ExportSummary:
         """Compute the metadata, and write the samples of its rows into new tars, every member byte for byte.
 
-        With `max_side` or `min_side` large images are made smaller on the way. Each tar is there whole or not at all. The same call again does only what is missing. What is known on the way
-        is kept beside, in `path` and ``.export``, where ``manifest`` says where each sample comes from.
+        With `max_side` or `min_side` large images are made smaller on the way. Each tar is there whole or not at all.
+        The same call again does only what is missing. What is known on the way is kept beside, in `path` and
+        ``.export``, where ``manifest`` says where each sample comes from.
 
         Parameters
         ----------

@@ -234,10 +234,10 @@ class ExportSummary:
             lines = [
                 f"  {counted(self.images_smaller, 'image', 'was', 'were')} made smaller{converted}:"
                 f" {sized(self.image_bytes_before)} before, {sized(self.image_bytes_after)} now",
-                "  what rows and .json files say of an image's width, height or bytes is of those before:"
+                "  what rows and .json files say of images (width, height, bytes, sha256) is of those before:"
                 f" {', '.join(EXPORTED.names)} beside each tar say what they are",
             ]
-        for kind, count in self.images_left.most_common():
+        for kind, count in sorted(self.images_left.items(), key=lambda item: (-item[1], item[0])):
             some = "; ".join(self.images_left_examples.get(kind, []))
             lines.append(
                 f"  {counted(count, 'image', 'stays', 'stay')} as before, {kind}: for example {some}"
