@@ -194,7 +194,9 @@ def test_webp_without_loss_stays_so():
         assert apart(made, photograph().resize((60, 45), LANCZOS, reducing_gap=3.0)) == 0
         assert made.info.get("icc_profile") == options.get("icc_profile")
     lossy = saved(photograph(), "WEBP")
-    sizes = [len(make_smaller(lossy, SmallerImages(max_side=60, quality=quality)).data) for quality in (5, 95)]
+    sizes = [
+        len(make_smaller(lossy, SmallerImages(max_side=60, quality=quality)).data) for quality in (5, 95)
+    ]
     assert sizes[0] < sizes[1] / 2
 
 
@@ -215,7 +217,10 @@ def deep_colours() -> bytes:
     rows = b"".join(b"\0" + bytes(6 * 240) for _ in range(180))
     head = struct.pack(">IIBBBBB", 240, 180, 16, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
     )
 
 
