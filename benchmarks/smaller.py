@@ -6,7 +6,7 @@ Tars of large JPEGs (photographs at 12 megapixels, *enlarged* ones and *montages
 with a caption and a JSON, become tars of images of at most 512 pixels, on as many processes as there are cores.
 
 - ``Pillow``: ``thumbnail`` with Lanczos and ``save``, in a loop over `tarfile`; it waits for no disk, and has no index,
-  no Parquet and no way on when it is interrupted. Every process has tars of its own.
+  no Parquet and no way on when it is interrupted. Each of the same workers has tars of its own.
 - ``export``: `curator_dask.outputs.exporting.export_output` with ``max_side=512``, on a cluster that is there.
 
 How near the smaller images are to Lanczos of all their pixels (``PSNR``) is that of the pixels before they are encoded,
@@ -25,13 +25,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from distributed import Client
 from PIL import Image
 
 from benchmarks.decode_scale import QUALITY, SIZES, enlarged, montage
 from benchmarks.export import remove
 from benchmarks.harness import (
     Case,
-    Team,
     case_rows,
     cores,
     machine,
@@ -73,7 +73,7 @@ def make_dataset(folder: Path, pictures: list[bytes], shards: int, samples: int)
 
 
 def by_pillow(folder: Path, part: int, parts: int) -> int:
-    """A process's share of the tars, by the plain loop."""
+    """A worker's share of the tars, by the plain loop."""
     images = 0
     for path in sorted((folder / "data").glob("*.tar"))[part::parts]:
         with tarfile.open(path) as source, tarfile.open(folder / "pillow" / path.name, "w") as target:
@@ -91,6 +91,16 @@ def by_pillow(folder: Path, part: int, parts: int) -> int:
                 info.size = len(data)
                 target.addfile(info, io.BytesIO(data))
     return images
+
+
+def on_workers(client: Client, folder: Path) -> int:
+    """All tars, by the plain loop on each worker."""
+    workers = list(client.scheduler_info()["workers"])
+    shares = [
+        client.submit(by_pillow, folder, part, len(workers), workers=[worker], pure=False)
+        for part, worker in enumerate(workers)
+    ]
+    return sum(client.gather(shares))
 
 
 def by_export(folder: Path, samples: int) -> int:
@@ -135,7 +145,6 @@ def main(given: list[str] | None = None) -> None:
             file = io.BytesIO()
             make(*SIZES[0 if options.quick else 1], rng).save(file, "JPEG", quality=QUALITY)
             pictures.append(file.getvalue())
-    team = Team(cores(), 1)
     with (
         tempfile.TemporaryDirectory() as place,
         get_client("cpu", n_workers=cores(), verbose=False) as client,
@@ -145,14 +154,13 @@ def main(given: list[str] | None = None) -> None:
         (folder / "pillow").mkdir()
         pids = [each.process.pid for each in client.cluster.workers.values()]
         cases = {
-            "Pillow": Case(partial(team.run, by_pillow, folder), team.pids),
+            "Pillow": Case(partial(on_workers, client, folder), pids),
             "export": Case(partial(by_export, folder, samples), pids, partial(remove, folder, "export")),
         }
         found = run_interleaved(cases, repeats)
         before, after = (
             sum(path.stat().st_size for path in (folder / name).glob("*.tar")) for name in ("data", "export")
         )
-    team.close()
     ratio = per_round(lambda one, other: one / other, found["export"], found["Pillow"])
     pixels, files = nearness(pictures)
     notes = [
