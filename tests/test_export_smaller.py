@@ -232,6 +232,27 @@ def test_images_that_cannot_be_made_smaller_are_copied_and_named(tmp_path):
     assert dataset.to_webdataset(tmp_path / "out", **options).images_left == summary.images_left
 
 
+@pytest.mark.parametrize("image_format", ["keep", "webp"])
+def test_names_that_stay(tmp_path, image_format):
+    """Those that differ in case alone, and those that speak of no format."""
+    image = picture("1", LARGE)
+    members = [("1.png", image), ("1.PNG", b"another"), ("2.png", b"of 2"), ("2.pixels", image)]
+    write_tar(tmp_path / "data/0.tar", members)
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    options = {"max_side": 64, "image_format": image_format}
+    first = dataset.to_webdataset(tmp_path / "first", where="key = '1'", **options)
+    named = dataset.to_webdataset(tmp_path / "named", where="key = '2'", image_member="pixels", **options)
+    assert (first.images_smaller, named.images_smaller) == (1, 1)
+    name = {"keep": "1.png", "webp": "1.webp"}[image_format]
+    assert held(tmp_path / "first").keys() == {name, "1.PNG"}
+    assert held(tmp_path / "named").keys() == {"2.png", "2.pixels"}
+    for data in (held(tmp_path / "first")[name], held(tmp_path / "named")["2.pixels"]):
+        assert (opened(data).size, opened(data).format) == (
+            (64, 48),
+            {"keep": "PNG"}.get(image_format, "WEBP"),
+        )
+
+
 def test_it_is_planned_by_the_sizes_before(dataset, tmp_path, monkeypatch):
     options = {"shard_bytes": 20_480, "max_side": 16}
     planned = dataset.to_webdataset(tmp_path / "out", dry_run=True, **options)

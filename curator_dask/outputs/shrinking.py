@@ -19,14 +19,14 @@ from curator_dask.errors import ImageError
 from curator_dask.outputs.encoded import image_place, with_suffix
 from curator_dask.rows.reasons import Reason
 from curator_dask.rows.remarks import EXAMPLES
-from curator_dask.webdataset.samples import key_text
+from curator_dask.webdataset.samples import IMAGE_EXTENSIONS, key_text
 from curator_dask.webdataset.writer import Contents
 
 #: Columns of the rows beside a tar: pixels, upright, and bytes of the images that are in it.
 EXPORTED = pa.schema(
     [("exported_width", pa.int32()), ("exported_height", pa.int32()), ("exported_bytes", pa.int64())]
 )
-#: Column of the manifest: why a large image is as it was.
+#: Column of the manifest: why an image is as it was though it is too large, or of another format.
 LEFT = "image_left"
 
 
@@ -102,10 +102,9 @@ class ShrunkImages:
             found = make_smaller(data, self._how)
             width, height, fewer = found.width, found.height, found.fewer
             if found.data is not None:
-                form = FORMATS[found.form]
-                if self._how.changes_format and name.rpartition(".")[2].lower() not in form.suffixes:
-                    new_name = with_suffix(key, name, form.suffix)
-                if new_name.lower() in others:
+                if self._how.changes_format:
+                    new_name = _renamed(key, name, FORMATS[found.form].suffixes)
+                if new_name != name and new_name.lower() in others:
                     raise ImageError(f"name: another member is called {key_text(new_name)}")
                 new, made = found.data, True
         except ImageError as error:
@@ -130,7 +129,7 @@ class ShrunkImages:
         return rows
 
     def left(self) -> pa.Array:
-        """Of each sample, why its image is as it was though it is large; null of all others."""
+        """Of each sample what `LEFT` says; null of images that are as they should be."""
         images = [self._found.get(sample) for sample in range(len(self._keys))]
         return pa.array([None if each is None else each.left for each in images], pa.string())
 
@@ -155,6 +154,12 @@ class ShrunkImages:
             "examples": examples,
             "renamed": sorted([*map(key_text, suffixes), count] for suffixes, count in renamed.items()),
         }
+
+
+def _renamed(key: str, name: str, suffixes: Sequence[str]) -> str:
+    """The name of an image that has another format now; one that speaks of no other stays."""
+    said = name.rpartition(".")[2].lower()
+    return with_suffix(key, name, suffixes[0]) if said in IMAGE_EXTENSIONS - {*suffixes} else name
 
 
 def _size_of(data: bytes) -> tuple[int | None, int | None]:
