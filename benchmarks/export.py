@@ -128,7 +128,8 @@ def _written(folder: Path) -> int:
     return max(1, sum(path.stat().st_size for path in folder.glob("*.tar")) // _MB)
 
 
-def _remove(folder: Path, name: str) -> None:
+def remove(folder: Path, name: str) -> None:
+    """Remove an export and what lies beside it."""
     for each in (name, f"{name}.export"):
         shutil.rmtree(folder / each, ignore_errors=True)
 
@@ -159,7 +160,7 @@ def main(given: list[str] | None = None) -> None:
         }
         pids = [None, None, None, *[[each.process.pid for each in client.cluster.workers.values()]] * 2]
         cases = {
-            label: Case(work, each, partial(_remove, folder, name))
+            label: Case(work, each, partial(remove, folder, name))
             for (label, (name, work)), each in zip(works.items(), pids, strict=True)
         }
         found = run_interleaved(cases, repeats)

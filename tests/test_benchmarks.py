@@ -27,6 +27,7 @@ from benchmarks import (
     random_clip,
     recall,
     scheduler,
+    smaller,
     statistic_costs,
 )
 from benchmarks.peers import check, tuning
@@ -108,6 +109,12 @@ def test_export(tmp_path):
     assert list(result["cases"]) == ["cp", "cp, synced", "webdataset", "export", "export, 10 % kept"]
     for name in ("cp", "cp, synced", "webdataset"):
         check_ratio(result, f"export ÷ {name}", "export", name)
+
+
+def test_smaller(tmp_path):
+    result = run(smaller, tmp_path / "smaller.json")
+    check_ratio(result, "export ÷ Pillow", "export", "Pillow")
+    assert result["psnr"]["pixels"] > 45 > result["psnr"]["files"] > 25
 
 
 def test_decode_scale(tmp_path):

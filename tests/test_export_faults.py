@@ -285,6 +285,12 @@ def test_from_a_store_to_a_store(data, export, tmp_path, monkeypatch):
         assert (again.written, again.skipped) == (0, 2)
         with pytest.raises(OutputError, match="made of other samples"):
             dataset.to_webdataset(out, samples_per_shard=5)
+        server.faults += [Fault("cut", "GET", "data/00002.tar", 1)]
+        small = dataset.to_webdataset(tmp_path / "small", max_side=16, columns=["width"], samples_per_shard=5)
+        assert (small.written, small.images_smaller, small.failed_shards) == (5, 24, {})
+    export(tmp_path / "local small", max_side=16, columns=["width"])
+    for path in (tmp_path / "local small").glob("*.tar"):
+        assert (tmp_path / "small" / path.name).read_bytes() == path.read_bytes()
 
 
 # ---- workers
@@ -303,7 +309,13 @@ def test_workers_killed_at_random_moments(private_cluster, tmp_path, kills):
     shards, samples = (10, 16) if kills < 4 else (30, 80)
     write_dataset(tmp_path / "data", shards, samples)
     dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
-    settings = {"samples_per_shard": 2, "shuffle": 5, "columns": ["width"], "old_id_col": "old"}
+    settings = {
+        "samples_per_shard": 2,
+        "shuffle": 5,
+        "columns": ["width"],
+        "old_id_col": "old",
+        "max_side": 16,
+    }
     chance, out = random.Random(kills), tmp_path / "out"
     killed: list[int] = []
     problems: list[BaseException] = []

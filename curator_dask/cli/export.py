@@ -46,6 +46,15 @@ class Names(StrEnum):
     portable = "portable"
 
 
+class ImageFormat(StrEnum):
+    """What the files of smaller images are."""
+
+    keep = "keep"
+    jpeg = "jpeg"
+    webp = "webp"
+    png = "png"
+
+
 class Columns(StrEnum):
     """Where the columns go."""
 
@@ -127,6 +136,36 @@ def export(
         int | None,
         typer.Option(metavar="SEED", min=0, help="A random order over all samples.", show_default=False),
     ] = None,
+    max_side: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            min=1,
+            help="Make larger images smaller: the longest side at most so long.",
+            show_default=False,
+        ),
+    ] = None,
+    min_side: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS", min=1, help="The same of the shortest side, instead.", show_default=False
+        ),
+    ] = None,
+    quality: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=100, help="Of smaller JPEG and WebP images.  [default: 90]", show_default=False
+        ),
+    ] = None,
+    image_format: Annotated[
+        ImageFormat, typer.Option(help="Of smaller images; a format is that of all, where it can be.")
+    ] = ImageFormat.keep,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of several images a sample is made smaller, as image.png.", show_default=False
+        ),
+    ] = None,
     index: Annotated[bool, typer.Option(help="DALI's .idx beside each tar.")] = True,
     dry_run: Annotated[
         bool,
@@ -146,6 +185,8 @@ def export(
     json_file: JsonFile = None,
 ) -> None:
     """Write the samples of the rows that pass into new tars, every member byte for byte, with all columns beside.
+
+    With --max-side or --min-side large images are made smaller on the way, and all others are copied.
 
     The same command again does only what is missing. OUTPUT.export keeps what that needs, and says in its manifest
     where each sample comes from.
@@ -187,6 +228,11 @@ def export(
             dry_run=dry_run,
             without=without,
             caption=caption,
+            max_side=max_side,
+            min_side=min_side,
+            quality=quality,
+            image_format=image_format.value,
+            image_member=image,
         )
         try:
             found = (

@@ -49,12 +49,18 @@ class Exportable(ABC):
         overwrite: bool = False,
         dry_run: bool = False,
         caption: str | None = None,
+        max_side: int | None = None,
+        min_side: int | None = None,
+        quality: int | None = None,
+        image_format: str = "keep",
+        image_member: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> ExportSummary:
         """Compute the metadata, and write the samples of its rows into new tars, every member byte for byte.
 
-        Each tar is there whole or not at all. The same call again does only what is missing. What is known on the way
-        is kept beside, in `path` and ``.export``, where ``manifest`` says where each sample comes from.
+        With `max_side` or `min_side` large images are made smaller on the way. Each tar is there whole or not at all.
+        The same call again does only what is missing. What is known on the way is kept beside, in `path` and
+        ``.export``, where ``manifest`` says where each sample comes from.
 
         Parameters
         ----------
@@ -93,6 +99,17 @@ class Exportable(ABC):
         caption
             Column of text that each sample's ``.txt`` holds, in place of the one that is there, or new. Where it is
             null the ``.txt`` is as it was.
+        max_side, min_side
+            Pixels: images whose longest side, or whose shortest, is longer are made smaller, till it is so long. All
+            others are copied. None: all images are copied, however large they are.
+        quality
+            1 to 100, of images that are made smaller, of JPEG and WebP; None: 90.
+        image_format
+            ``"keep"``: images that are made smaller keep theirs. ``"jpeg"``, ``"webp"`` or ``"png"``: they get this
+            one, as do those of other formats that are small enough.
+        image_member
+            Suffix of the image that is made smaller, among several of a sample (``"image.png"``). None: ``key.ext``,
+            else the first.
         storage_options
             For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
 
@@ -131,6 +148,11 @@ class Exportable(ABC):
                 overwrite=overwrite,
                 dry_run=dry_run,
                 caption=caption,
+                max_side=max_side,
+                min_side=min_side,
+                quality=quality,
+                image_format=image_format,
+                image_member=image_member,
             ),
             id_col=self.id_col,
             input_options=self.storage_options,

@@ -61,7 +61,7 @@ def decode(data: Encoded, max_pixels: int, gray16: str = "scale", shrink: int = 
                 if shrink > 1 and (divides or opened.getexif().get(_ORIENTATION, 1) == 1):
                     opened.draft(None, (opened.width // shrink, opened.height // shrink))
                 opened.load()
-                image = _upright(opened)
+                image = upright(opened)
                 if gray16 == "scale" and is_deep_gray(opened):
                     image = to_gray8(image, opened, data)
                 return _to_rgb(image)
@@ -69,7 +69,8 @@ def decode(data: Encoded, max_pixels: int, gray16: str = "scale", shrink: int = 
             raise ImageError(reason_of(error, data, max_pixels, *said[:1])) from None
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF, or XMP, says it is to be seen."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF says nothing about the pixels

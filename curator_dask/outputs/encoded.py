@@ -52,11 +52,10 @@ class Encoded:
         samples = zip(keys, itertools.pairwise(ends), table.column(self.column), strict=True)
         for key, (first, stop), image in samples:
             mine = contents.names[first:stop]
-            place = self._place(key, mine)
+            place = image_place(key, mine, self.image_member)
             if place is None or not image.is_valid:
                 continue
-            stem = mine[place].removeprefix(key).rpartition(".")[0]
-            name = f"{key}{stem}.{self.suffix}"
+            name = with_suffix(key, mine[place], self.suffix)
             if any(each.lower() == name.lower() for each in mine[:place] + mine[place + 1 :]):
                 raise ShardError(
                     f"{key_text(key)}: the image that was encoded anew would be {key_text(name)}, as another member"
@@ -66,7 +65,14 @@ class Encoded:
             contents.sources[first + place] = -1
             contents.given[first + place] = image.as_py()
 
-    def _place(self, key: str, names: Sequence[str]) -> int | None:
-        members = tuple(Member(name, place, 0) for place, name in enumerate(names))
-        image = Sample(key, members).image(self.image_member)
-        return None if image is None else image.offset
+
+def image_place(key: str, names: Sequence[str], image_member: str | None = None) -> int | None:
+    """Place of the image among the names of a sample's members; None where there is none. See `Sample.image`."""
+    members = tuple(Member(name, place, 0) for place, name in enumerate(names))
+    image = Sample(key, members).image(image_member)
+    return None if image is None else image.offset
+
+
+def with_suffix(key: str, name: str, suffix: str) -> str:
+    """The name of a sample's member with another suffix in place of the last that it has."""
+    return f"{key}{name.removeprefix(key).rpartition('.')[0]}.{suffix}"

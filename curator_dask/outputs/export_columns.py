@@ -38,13 +38,15 @@ def texts_of(table: pa.Table, column: str) -> list[bytes | None]:
     return texts
 
 
-def schema_beside(found: pa.Schema, id_col: str, text_keys: bool, old_id_col: str | None) -> pa.Schema:
-    """The columns of the Parquet beside each tar: all but the shard, which is another now."""
+def schema_beside(
+    found: pa.Schema, id_col: str, text_keys: bool, old_id_col: str | None, made: Sequence[pa.Field] = ()
+) -> pa.Schema:
+    """The columns of the Parquet beside each tar: all but the shard, which is another now, and those that are made."""
     fields = [
         each.with_type(pa.string()) if each.name == id_col and text_keys else each
         for each in found
-        if each.name != URL_COLUMN
+        if each.name != URL_COLUMN and each.name not in {new.name for new in made}
     ]
     if old_id_col is not None:
         fields.append(pa.field(old_id_col, pa.string()))
-    return pa.schema(fields)
+    return pa.schema([*fields, *made])

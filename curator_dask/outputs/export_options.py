@@ -8,7 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from curator_dask.decode.smaller import DEFAULT_QUALITY, KEEP, SmallerImages
 from curator_dask.errors import ConfigError
+from curator_dask.outputs.shrinking import EXPORTED, Shrinking
 from curator_dask.rows.where import Where
 from curator_dask.webdataset.layouts import EMPTY
 
@@ -39,6 +41,11 @@ class ExportOptions:
     without: str | None = None
     dry_run: bool = False
     caption: str | None = None
+    max_side: int | None = None
+    min_side: int | None = None
+    quality: int | None = None
+    image_format: str = KEEP
+    image_member: str | None = None
 
     def __post_init__(self) -> None:
         for name, lowest in (
@@ -58,6 +65,15 @@ class ExportOptions:
         if self.old_id_col is not None and not self.sequential:
             raise ConfigError(
                 f"old_id_col={self.old_id_col!r}: keys='original' leaves each sample its key: give keys='sequential'"
+            )
+        if self.shrinking is None and (self.quality, self.image_format, self.image_member) != (
+            None,
+            KEEP,
+            None,
+        ):
+            raise ConfigError(
+                "quality, image_format and image_member are of images that are made smaller: give max_side or min_side"
+                " (--max-side, --min-side)"
             )
 
     def check_columns(self, rows: pa.Table, columns: Sequence[str]) -> None:
@@ -79,6 +95,10 @@ class ExportOptions:
         if missing := [name for name in dict.fromkeys(named) if name not in columns]:
             hint = ". A condition is where= (--where)" if self.filter_column in missing else ""
             raise ConfigError(f"no such columns {missing}; the rows have {list(columns)}{hint}")
+        if self.shrinking is not None and (made := [name for name in named if name in EXPORTED.names]):
+            raise ConfigError(
+                f"columns {made} are made anew while the tars are written, of the images that are in them: name others"
+            )
         if self.old_id_col in columns:
             raise ConfigError(
                 f"old_id_col={self.old_id_col!r}: there is such a column already: give another name"
@@ -100,6 +120,15 @@ class ExportOptions:
     def sequential(self) -> bool:
         """Whether keys are made anew."""
         return self.keys == "sequential" if self.keys is not None else self.old_id_col is not None
+
+    @property
+    def shrinking(self) -> Shrinking | None:
+        """Which images are made smaller, and how; None: none."""
+        if self.max_side is None and self.min_side is None:
+            return None
+        quality = DEFAULT_QUALITY if self.quality is None else self.quality
+        how = SmallerImages(self.max_side, self.min_side, self.image_format, quality)
+        return Shrinking(how, self.image_member)
 
     def empty(self, fields: Mapping[str, int], samples: int) -> tuple[str, ...]:
         """Suffixes that all samples are to have, where so many of them have each."""

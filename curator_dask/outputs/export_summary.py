@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.shrinking import EXPORTED
+from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.runs.summary import SaveSummary, installed_versions
+from curator_dask.webdataset.layouts import EMPTY, habits
 from curator_dask.words import counted, sized
 
 _FEW = 20  # shards that are named
@@ -40,6 +44,8 @@ class ExportSummary:
     needed, free
         Bytes that the others were estimated to take before they were written, with what lies beside them; and those
         that were free then, None in a store.
+    at_most
+        Whether fewer are needed, as images are made smaller: how many, is known when it is done.
     planned
         Nothing was written: this is what an export would do.
     fields
@@ -50,6 +56,13 @@ class ExportSummary:
         By tar, why it has no index.
     json_left_alone
         Samples whose JSON could not be extended, as it is no object: it is as it was.
+    images_smaller, images_converted
+        Images that were made smaller; and those that were small enough, and were written in another format.
+    image_bytes_before, image_bytes_after
+        Of these together, what they were and what they are.
+    images_left, images_left_examples
+        Images that are as they were though they are too large, or of another format than was asked for: how many by
+        kind of reason, and a few of each. The manifest has all of them.
     no_caption
         Samples whose column of captions is null: their ``.txt`` is as it was, or as all have one, empty.
     looked_up
@@ -75,12 +88,19 @@ class ExportSummary:
     bytes: int = 0
     needed: int = 0
     free: int | None = None
+    at_most: bool = False
     planned: bool = False
     fields: Counter[str] = field(default_factory=Counter)
     habits: list[str] = field(default_factory=list)
     no_index: dict[str, str] = field(default_factory=dict)
     json_left_alone: list[str] = field(default_factory=list)
     no_caption: int = 0
+    images_smaller: int = 0
+    images_converted: int = 0
+    image_bytes_before: int = 0
+    image_bytes_after: int = 0
+    images_left: Counter[str] = field(default_factory=Counter)
+    images_left_examples: dict[str, list[str]] = field(default_factory=dict)
     looked_up: SaveSummary = field(default_factory=lambda: SaveSummary("", opened=False))
     seconds: float = 0.0
 
@@ -117,8 +137,32 @@ class ExportSummary:
         self.bytes += report["bytes"]
         self.json_left_alone += report["json_left_alone"]
         self.no_caption += report.get("no_caption", 0)
+        if images := report.get("images"):
+            self.images_smaller += images["smaller"]
+            self.images_converted += images["converted"]
+            self.image_bytes_before += images["before"]
+            self.image_bytes_after += images["after"]
+            self.images_left.update(images["left"])
+            for kind, some in images["examples"].items():
+                known = self.images_left_examples.setdefault(kind, [])
+                known += some[: EXAMPLES - len(known)]
+            for before, after, count in images["renamed"]:
+                self.fields.subtract({before: count})
+                self.fields.update({after: count})
+            self.fields = +self.fields
         if report["no_index"]:
             self.no_index[report["name"]] = report["no_index"]
+
+    def note_habits(self, options: ExportOptions, odd_keys: int) -> None:
+        """Say which readers will see the tars differently, of which so many keys are odd."""
+        if not options.portable:
+            keys = 0 if options.sequential else odd_keys
+            known = {n: each for n, each in self.fields.items() if options.caption is None or n != "txt"}
+            self.habits = habits(known, self.kept, keys)
+        elif unequal := [name for name, count in self.fields.items() if count < self.kept]:
+            self.habits = habits({n: self.fields[n] for n in unequal if n not in EMPTY}, self.kept, 0)
+        else:
+            self.habits = []
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, JSON-able, with what was noticed of the tars, and the versions of what ran."""
@@ -128,6 +172,7 @@ class ExportSummary:
             **own,
             "reasons": dict(self.reasons),
             "fields": dict(self.fields),
+            "images_left": dict(self.images_left),
             "errors": dict(self.errors),
             "complete": self.complete,
             **{name: getattr(self.looked_up, name) for name in noticed},
@@ -147,7 +192,7 @@ class ExportSummary:
             free = "" if self.free is None else f", {sized(self.free)} are free"
             lines[1] = (
                 f"  a dry run: {counted(self.shards - self.skipped, 'tar')} to write, {self.skipped:,} finished"
-                f" before; about"
+                f" before; {'at most' if self.at_most else 'about'}"
                 f" {sized(self.needed)} are needed{free}; {self.seconds:.1f} s"
             )
         for clause, count in self.passing.items():
@@ -173,8 +218,28 @@ class ExportSummary:
             lines.append(
                 f"  {counted(len(self.json_left_alone), 'sample')} got no fields, as the JSON is no object: {some}"
             )
+        lines += self._image_lines()
         if self.no_caption:
             samples = counted(self.no_caption, "sample")
             lines.append(f"  {samples} got no caption, as the column is null: a .txt that was there stays")
         lines += [f"  other readers: {each}" for each in self.habits]
         return "\n".join(lines)
+
+    def _image_lines(self) -> list[str]:
+        lines = []
+        if self.images_smaller or self.images_converted:
+            converted = f", {self.images_converted:,} only put into another format" * bool(
+                self.images_converted
+            )
+            lines = [
+                f"  {counted(self.images_smaller, 'image', 'was', 'were')} made smaller{converted}:"
+                f" {sized(self.image_bytes_before)} before, {sized(self.image_bytes_after)} now",
+                "  what rows and .json files say of images (width, height, bytes, sha256) is of those before:"
+                f" {', '.join(EXPORTED.names)} beside each tar say what they are",
+            ]
+        for kind, count in sorted(self.images_left.items(), key=lambda item: (-item[1], item[0])):
+            some = "; ".join(self.images_left_examples.get(kind, []))
+            lines.append(
+                f"  {counted(count, 'image', 'stays', 'stay')} as before, {kind}: for example {some}"
+            )
+        return lines

@@ -1,4 +1,4 @@
-"""Export: the samples of chosen rows go into new tars, every member byte for byte.
+"""Export: the samples of chosen rows go into new tars, every member byte for byte, but for images made smaller.
 
 First the rows are there as Parquet: those of an output, or what a frame comes to. Then each of these files is asked for
 its samples (`selecting`). Then it is decided which go where (`sharding`), and each new tar is written by a task of its
@@ -43,6 +43,7 @@ from curator_dask.outputs.removed import DUPLICATES, check_removed, check_shards
 from curator_dask.outputs.saving import check_apart, check_writable
 from curator_dask.outputs.selecting import Folder, SelectSamples
 from curator_dask.outputs.sharding import NewShards, ends_by_bytes, ends_by_count, shuffled
+from curator_dask.outputs.shrinking import EXPORTED
 from curator_dask.outputs.unique_keys import check_keys
 from curator_dask.outputs.writing import Output
 from curator_dask.runs.filtering import some_columns
@@ -54,7 +55,6 @@ from curator_dask.runs.step import Step
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, absolute, is_remote, join, local_path
 from curator_dask.threads import in_threads
-from curator_dask.webdataset.layouts import EMPTY, habits
 from curator_dask.webdataset.stamps import stamp
 
 if TYPE_CHECKING:
@@ -223,21 +223,14 @@ class _Export:
         # Else a tar might be written over while it is copied; a link may lead to one from elsewhere.
         for folder in {posixpath.dirname(url) for url in (*urls, *map(_behind_links, urls))}:
             check_apart(folder, self.place.target.path)
-        options, summary = self._options, self._summary
         odd = sum(report["odd_keys"] for report in reports.values())
-        if not options.portable:
-            keys_odd = 0 if options.sequential else odd
-            known = {n: each for n, each in summary.fields.items() if options.caption is None or n != "txt"}
-            summary.habits = habits(known, summary.kept, keys_odd)
-        elif unequal := [name for name, count in summary.fields.items() if count < summary.kept]:
-            summary.habits = habits(
-                {n: summary.fields[n] for n in unequal if n not in EMPTY}, summary.kept, 0
-            )
-        if not options.sequential:
+        self._summary.note_habits(self._options, odd)
+        if not self._options.sequential:
             check_keys(selected, names)
         shards = self._shards(selected, reports)
         pack = self._packing(rows, selected, shards, names)
         self._pack(pack, shards, self._bytes_of(rows, reports))
+        self._summary.note_habits(self._options, odd)  # images may have other suffixes now
 
     def _bytes_of(self, rows: Folder, reports: Mapping[str, Mapping[str, Any]]) -> int:
         """About what all tars take, with what lies beside them."""
@@ -312,7 +305,8 @@ class _Export:
         shards: NewShards,
         names: Sequence[str],
     ) -> PackShard:
-        options, summary = self._options, self._summary
+        options, summary, shrinking = self._options, self._summary, self._options.shrinking
+        made = () if shrinking is None else tuple(EXPORTED)
         record = read_record(rows.file(names[0]), rows.options) if names else None
         id_col = (record.id_col if record else None) or self._id_col
         new_keys = None
@@ -329,7 +323,8 @@ class _Export:
             columns = tuple(
                 name
                 for name in found.names
-                if name in columns or name not in {URL_COLUMN, id_col, *vectors_in(found)}
+                if name in columns
+                or name not in {URL_COLUMN, id_col, *vectors_in(found), *(each.name for each in made)}
             )
         return PackShard(
             self.place.target,
@@ -338,7 +333,7 @@ class _Export:
             rows,
             self._shard_options,
             options.max_shards,
-            schema_beside(found, id_col, text_keys, options.old_id_col)
+            schema_beside(found, id_col, text_keys, options.old_id_col, made)
             if options.metadata == "parquet"
             else None,
             id_col,
@@ -350,6 +345,7 @@ class _Export:
             options.index,
             self._encoded,
             options.caption,
+            shrinking,
         )
 
     def _pack(self, pack: PackShard, shards: NewShards, total_bytes: int) -> None:
@@ -366,7 +362,8 @@ class _Export:
         options = self._options
         self.place.clear(names, todo, this, options.overwrite, only_look=True)
         summary.needed = total_bytes * len(todo) // max(1, len(shards)) + tarfile.RECORDSIZE * len(todo)
-        summary.free = self.place.check_space(summary.needed)
+        summary.at_most = options.shrinking is not None
+        summary.free = self.place.check_space(summary.needed, summary.at_most)
         summary.planned = options.dry_run
         if options.dry_run:
             return

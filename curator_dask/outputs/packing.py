@@ -26,6 +26,7 @@ from curator_dask.outputs.manifest import where_from
 from curator_dask.outputs.placing import being_written, put, unwritten
 from curator_dask.outputs.selecting import FILES, TIMES, Folder, stamps_in
 from curator_dask.outputs.sharding import NewShard
+from curator_dask.outputs.shrinking import LEFT, Shrinking, ShrunkImages
 from curator_dask.runs.reports import report_frame
 from curator_dask.runs.turns import aside
 from curator_dask.storage import Options, is_remote, remove
@@ -98,6 +99,8 @@ class PackShard:
         Images that are not those of the source.
     caption
         Column of what each sample's ``.txt`` holds; None: that stays as it is.
+    shrinking
+        Which images are made smaller; None: none.
     given_up
         The shard kills workers: it is not written, for this reason.
     """
@@ -118,6 +121,7 @@ class PackShard:
     index: bool
     encoded: Encoded | None = None
     caption: str | None = None
+    shrinking: Shrinking | None = None
     given_up: str | None = None
 
     def __dask_tokenize__(self) -> Any:
@@ -147,6 +151,7 @@ class PackShard:
                 "settings": [self.text_keys, self.json_columns, self.keep_fields, self.empty, self.index],
                 **({} if self.encoded is None else {"encoded": vars(self.encoded)}),
                 **({} if self.caption is None else {"caption": self.caption}),
+                **({} if self.shrinking is None else {"shrinking": self.shrinking.recipe}),
             }
         )
 
@@ -198,6 +203,7 @@ class PackShard:
         )
         if self.encoded is not None:
             self.encoded.put(contents, keys, ends, table)
+        images = None if self.shrinking is None else ShrunkImages(self.shrinking, contents, keys, ends)
         path = self.target.file(f"{name}.tar")
         with contextlib.ExitStack() as after:
             try:
@@ -205,6 +211,8 @@ class PackShard:
                     with being_written(path, self.target.options, commits) as (file, size_of):
                         ranges = Ranges(stamps, self.shard_options)
                         offsets, sizes = write_tar(file, contents, ranges, early=not is_remote(path))
+                    if images is not None:
+                        table = images.beside(table)
                     index, no_index = self._index(name, contents.names, offsets, sizes, ends)
                     self._put_beside(name, index, table, record, commits)
                     after.enter_context(aside())
@@ -221,9 +229,14 @@ class PackShard:
                 "json_left_alone": left_alone,
                 "no_caption": captions.count(None),
             }
-            made_by = FileRecord(self.mark(shard), report=report)
             before = np.where(contents.sources < 0, -1, contents.offsets)
+            if images is not None:
+                before[images.made()] = -1
             where = where_from(name, keys, samples, contents.names, offsets, sizes, before, ends)
+            if images is not None:
+                report["images"] = images.report()
+                where = where.append_column(LEFT, images.left())
+            made_by = FileRecord(self.mark(shard), report=report)
             write_table(self.manifest.file(f"{name}.parquet"), where, made_by, self.manifest.options)
         return report
 

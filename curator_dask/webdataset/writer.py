@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +26,9 @@ _WRITE = (
     1 << 18
 )  # bytes a call: for more the kernel looks for memory in one piece, which takes long where it is full
 _EARLY = 1 << 23  # bytes that the kernel is told together to write to the disk
+_THREADS = min(4, os.cpu_count() or 1)  # that make members anew, of one tar
+_BEGUN = 2 * _THREADS  # members that are made anew at a time, or wait for it
+_BEGUN_BYTES = 1 << 26  # of members that are held in memory till it is their turn, about
 _NOTHING = bytes(BLOCK)
 _BEGIN_WRITE = 2  # SYNC_FILE_RANGE_WRITE of linux/fs.h
 _TEMPLATE = np.frombuffer(tarfile.TarInfo("").tobuf(tarfile.PAX_FORMAT), np.uint8)
@@ -49,6 +54,9 @@ class Contents:
         Bytes of members that are in no file, by place.
     changes
         What is done to bytes of files, by place; the others are copied.
+    made
+        What makes other members of members in files, by place: of name and bytes name and bytes, which may take long.
+        It is called in threads, several at a time; `names` has the new ones when the tar is written.
     """
 
     names: list[str]
@@ -58,6 +66,7 @@ class Contents:
     sizes: np.ndarray
     given: dict[int, bytes] = field(default_factory=dict)
     changes: Mapping[int, Callable[[bytes], bytes]] = field(default_factory=dict)
+    made: Mapping[int, Callable[[str, bytes], tuple[str, bytes]]] = field(default_factory=dict)
 
     @classmethod
     def of_bytes(cls, members: Sequence[tuple[str, bytes]]) -> Contents:
@@ -116,7 +125,7 @@ class _Writing:
         self._early, self._begun = early, 0
         self._file, self._contents, self._reading = file, contents, reading
         self._in_memory = remote | (contents.sources < 0)  # what is not read to its place in the piece
-        self._in_memory[[*contents.changes]] = True
+        self._in_memory[[*contents.changes, *contents.made]] = True
         self._sizes = contents.sizes.copy()
         for place, data in contents.given.items():
             self._sizes[place] = len(data)
@@ -126,6 +135,14 @@ class _Writing:
 
     def write(self) -> tuple[np.ndarray, np.ndarray]:
         """Do it; returns where the bytes of each member are."""
+        pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="curator-making")
+        self._through_memory = self._members(pool)
+        try:
+            return self._write()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _write(self) -> tuple[np.ndarray, np.ndarray]:
         totals = np.cumsum(_padded(self._sizes) + BLOCK)
         first, count = 0, len(totals)
         while first < count:
@@ -174,17 +191,39 @@ class _Writing:
 
     def _held(self, first: int, stop: int) -> dict[int, bytes]:
         """Bytes of members, by place after the first, that are not read to their place in the piece."""
-        contents, held = self._contents, {}
+        held = {}
         for place in (np.flatnonzero(self._in_memory[first:stop]) + first).tolist():
-            if contents.sources[place] < 0:
-                data = contents.given[place]
-            else:
-                data = self._reading.read(contents.extent(place))
-                if place in contents.changes:
-                    data = contents.changes[place](data)
-                self._sizes[place] = len(data)
+            data = next(self._through_memory)
+            self._sizes[place] = len(data)
             held[place - first] = data
         return held
+
+    def _members(self, pool: ThreadPoolExecutor) -> Iterator[bytes]:
+        """All members that go through memory, in order; those that are made anew are begun ahead of their turn."""
+        contents = self._contents
+        begun: deque[tuple[int, int, bytes | Future[tuple[str, bytes]]]] = deque()
+        making = held = 0
+        for place in (*np.flatnonzero(self._in_memory).tolist(), None):
+            if place is not None:
+                data = (
+                    contents.given[place]
+                    if contents.sources[place] < 0
+                    else self._reading.read(contents.extent(place))
+                )
+                if place in contents.changes:
+                    data = contents.changes[place](data)
+                make = contents.made.get(place)
+                made = data if make is None else pool.submit(make, contents.names[place], data)
+                begun.append((place, len(data), made))
+                making += make is not None
+                held += len(data)
+            while begun and (place is None or not making or making >= _BEGUN or held >= _BEGUN_BYTES):
+                first, size, found = begun.popleft()
+                held -= size
+                if isinstance(found, Future):
+                    making -= 1
+                    contents.names[first], found = found.result()
+                yield found
 
     def _read(self, first: int, starts: np.ndarray, sizes: np.ndarray, piece: memoryview) -> None:
         """Read members to their places; those that lie there as they will lie here all at once."""

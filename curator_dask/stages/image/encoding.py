@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import pyarrow as pa
 
 from curator_dask import backend
+from curator_dask.decode.encoding import FORMATS, check_quality, encode
 from curator_dask.errors import ConfigError
 from curator_dask.stages.base import Names, ProcessingStage, TypedNames
 from curator_dask.tasks import ImageBatch
 
-#: By format, as Pillow calls it: the suffix of its files, and how it is written.
-FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    "JPEG": ("jpg", {"subsampling": 0}),  # no colour is halved: what is encoded anew has lost enough
-    "PNG": ("png", {}),
-    "WEBP": ("webp", {}),
-}
 #: Field of an image, and column of its row, for the file.
 ENCODED = "__image__"
 
@@ -28,7 +22,7 @@ class ImageEncodingStage(ProcessingStage[ImageBatch, ImageBatch]):
     Parameters
     ----------
     image_format
-        One of `FORMATS`.
+        ``"JPEG"``, ``"PNG"`` or ``"WEBP"``.
     quality
         1 to 100, of JPEG and WebP.
 
@@ -44,8 +38,7 @@ class ImageEncodingStage(ProcessingStage[ImageBatch, ImageBatch]):
     def __init__(self, image_format: str = "JPEG", quality: int = 95) -> None:
         if image_format not in FORMATS:
             raise ConfigError(f"image_format={image_format!r}: expected one of {', '.join(FORMATS)}")
-        if not isinstance(quality, int) or isinstance(quality, bool) or not 1 <= quality <= 100:
-            raise ConfigError(f"quality={quality!r}: expected a whole number from 1 to 100")
+        check_quality(quality)
         self.image_format = image_format
         self.quality = quality
 
@@ -71,8 +64,4 @@ class ImageEncodingStage(ProcessingStage[ImageBatch, ImageBatch]):
     def _encoded(self, pixels: Any) -> bytes:
         from PIL import Image
 
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(
-            file, self.image_format, quality=self.quality, **FORMATS[self.image_format][1]
-        )
-        return file.getvalue()
+        return encode(Image.fromarray(pixels), self.image_format, self.quality)

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.decode.encoding import FORMATS
 from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import ERROR_COLUMN
@@ -22,7 +23,7 @@ from curator_dask.runs.groups import Layout
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.stages.base import Names, ProcessingStage, Stage, image_outputs, names_of
 from curator_dask.stages.image.embedding import ImageEmbeddingStage
-from curator_dask.stages.image.encoding import ENCODED, FORMATS, ImageEncodingStage
+from curator_dask.stages.image.encoding import ENCODED, ImageEncodingStage
 from curator_dask.stages.image.reader import ImageReaderStage
 
 
@@ -264,7 +265,7 @@ class ImageWriterStage(WriterStage):
         """As `ImageTextPairDataset.to_webdataset`; images that were encoded anew are in a column of the rows."""
         encoded = None
         if ENCODED in made.metadata.columns:
-            encoded = Encoded(ENCODED, FORMATS[self.encoding.image_format][0], reader.image_member)
+            encoded = Encoded(ENCODED, FORMATS[self.encoding.image_format].suffix, reader.image_member)
         return export_frame(
             made.metadata,
             [],

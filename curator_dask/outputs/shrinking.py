@@ -1,0 +1,171 @@
+"""Images of an export that are made smaller on the way: which member of a sample that is, and what became of each."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from curator_dask.decode.encoding import FORMATS
+from curator_dask.decode.smaller import SmallerImages, make_smaller
+from curator_dask.decode.sniff import sniff
+from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
+from curator_dask.errors import ImageError
+from curator_dask.outputs.encoded import image_place, with_suffix
+from curator_dask.rows.reasons import Reason
+from curator_dask.rows.remarks import EXAMPLES
+from curator_dask.webdataset.samples import IMAGE_EXTENSIONS, key_text
+from curator_dask.webdataset.writer import Contents
+
+#: Columns of the rows beside a tar: pixels, upright, and bytes of the images that are in it.
+EXPORTED = pa.schema(
+    [("exported_width", pa.int32()), ("exported_height", pa.int32()), ("exported_bytes", pa.int64())]
+)
+#: Column of the manifest: why an image is as it was though it is too large, or of another format.
+LEFT = "image_left"
+
+
+@dataclass(frozen=True)
+class Shrinking:
+    """Which images are made smaller, and how.
+
+    Attributes
+    ----------
+    how
+        How large they may be, and what their files are.
+    image_member
+        See `Sample.image`.
+    """
+
+    how: SmallerImages
+    image_member: str | None = None
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What identifies it."""
+        return asdict(self)
+
+
+class _Image(NamedTuple):
+    """What became of an image; its suffixes are those of the member, before and now."""
+
+    width: int | None
+    height: int | None
+    before: int
+    after: int
+    suffixes: tuple[str, str]
+    made: bool = False
+    fewer: bool = False
+    left: str | None = None
+
+
+class ShrunkImages:
+    """The images of one new tar.
+
+    Parameters
+    ----------
+    shrinking
+        What is asked for.
+    contents
+        Of the tar, the members of all samples one after the other: what makes images smaller is put into it.
+    keys, ends
+        Of each sample: its key, and behind its last member; 0 before them.
+    """
+
+    def __init__(
+        self, shrinking: Shrinking, contents: Contents, keys: Sequence[str], ends: Sequence[int]
+    ) -> None:
+        self._how, self._keys = shrinking.how, keys
+        self._found: dict[int, _Image] = {}  # by number of the sample
+        self._places: dict[int, int] = {}  # among the members, by number of the sample
+        made = {}
+        for sample, (key, (first, stop)) in enumerate(zip(keys, itertools.pairwise(ends), strict=True)):
+            mine = contents.names[first:stop]
+            place = image_place(key, mine, shrinking.image_member)
+            if place is not None:
+                others = {each.lower() for each in mine[:place] + mine[place + 1 :]}
+                self._places[sample] = first + place
+                made[first + place] = partial(self._make, sample, others)
+        contents.made = made
+
+    def _make(self, sample: int, others: set[str], name: str, data: bytes) -> tuple[str, bytes]:
+        """The name and the bytes that an image gets."""
+        key = self._keys[sample]
+        width = height = left = None
+        new_name, new, made, fewer = name, data, False, False
+        try:
+            found = make_smaller(data, self._how)
+            width, height, fewer = found.width, found.height, found.fewer
+            if found.data is not None:
+                if self._how.changes_format:
+                    new_name = _renamed(key, name, FORMATS[found.form].suffixes)
+                if new_name != name and new_name.lower() in others:
+                    raise ImageError(f"name: another member is called {key_text(new_name)}")
+                new, made = found.data, True
+        except ImageError as error:
+            new_name, left, fewer = name, str(error), False
+            width, height = _size_of(data)
+        suffixes = name[len(key) + 1 :], new_name[len(key) + 1 :]
+        self._found[sample] = _Image(width, height, len(data), len(new), suffixes, made, fewer, left)
+        return new_name, new
+
+    def made(self) -> list[int]:
+        """Places of those that are not copied."""
+        return [self._places[sample] for sample, each in self._found.items() if each.made]
+
+    def beside(self, rows: pa.Table) -> pa.Table:
+        """The rows with the columns of `EXPORTED`; null where there is no image, or its size is not known."""
+        there = [name for name in rows.column_names if name not in EXPORTED.names]
+        rows = rows.select(there)
+        images = [self._found.get(sample) for sample in range(len(self._keys))]
+        for column, value in zip(EXPORTED, ("width", "height", "after"), strict=True):
+            values = [None if each is None else getattr(each, value) for each in images]
+            rows = rows.append_column(column, pa.array(values, column.type))
+        return rows
+
+    def left(self) -> pa.Array:
+        """Of each sample what `LEFT` says; null of images that are as they should be."""
+        images = [self._found.get(sample) for sample in range(len(self._keys))]
+        return pa.array([None if each is None else each.left for each in images], pa.string())
+
+    def report(self) -> dict[str, Any]:
+        """Counts, for `ExportSummary.add_shard`."""
+        made = [each for each in self._found.values() if each.made]
+        left: Counter[str] = Counter()
+        examples: dict[str, list[str]] = {}
+        for sample, each in sorted(self._found.items()):
+            if each.left is not None:
+                kind = Reason.of(each.left).label
+                left[kind] += 1
+                if left[kind] <= EXAMPLES:
+                    examples.setdefault(kind, []).append(f"{key_text(self._keys[sample])}: {each.left}")
+        renamed = Counter(each.suffixes for each in made if each.suffixes[0] != each.suffixes[1])
+        return {
+            "smaller": sum(each.fewer for each in made),
+            "converted": sum(not each.fewer for each in made),
+            "before": sum(each.before for each in made),
+            "after": sum(each.after for each in made),
+            "left": dict(left),
+            "examples": examples,
+            "renamed": sorted([*map(key_text, suffixes), count] for suffixes, count in renamed.items()),
+        }
+
+
+def _renamed(key: str, name: str, suffixes: Sequence[str]) -> str:
+    """The name of an image that has another format now; one that speaks of no other stays."""
+    said = name.rpartition(".")[2].lower()
+    return with_suffix(key, name, suffixes[0]) if said in IMAGE_EXTENSIONS - {*suffixes} else name
+
+
+def _size_of(data: bytes) -> tuple[int | None, int | None]:
+    """Width and height that an image's headers say."""
+    try:
+        header = sniff(data, DEFAULT_MAX_PIXELS)
+    except ImageError:
+        return None, None
+    return header.width, header.height
