@@ -77,13 +77,13 @@ def load_tower(folder: Path, is_clip: bool, side: str) -> Any:
     import torch
     import transformers
 
-    kinds: dict[tuple[bool, str], Any] = {
-        (True, "vision"): transformers.CLIPVisionModelWithProjection,
-        (True, "text"): transformers.CLIPTextModelWithProjection,
-        (False, "vision"): transformers.SiglipVisionModel,
-        (False, "text"): transformers.SiglipTextModel,
+    names = {
+        (True, "vision"): "CLIPVisionModelWithProjection",
+        (True, "text"): "CLIPTextModelWithProjection",
+        (False, "vision"): "SiglipVisionModel",
+        (False, "text"): "SiglipTextModel",
     }
-    kind = kinds[is_clip, side]
+    kind = getattr(transformers, names[is_clip, side])  # which imports this family's code, and no other's
     try:
         with silent_transformers():
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)

@@ -111,7 +111,7 @@ class BalanceSummary:
             ]
         width = len(f"{max(self.choices, default=0):,}")
         lines += [
-            f"  {f'{most:,}':>{width}} of a concept at most: {rows:,.0f} rows ({_share(rows, self.rows)})"
+            f"  most {f'{most:,}':>{width}}: {rows:,.0f} rows ({_share(rows, self.rows)})"
             for most, rows in self.choices.items()
         ]
         return "\n".join([*lines, f"  counts: {self.counts}"])
@@ -143,8 +143,8 @@ def balance_output(
 ) -> BalanceSummary:
     """Balance a dataset by the concepts in its captions, as MetaCLIP does; no tar is opened, no vector changed.
 
-    A concept that `n` rows contain draws each of them with the probability ``min(1, most / n)``; a row is kept where one
-    of its concepts draws it (`curator_dask.text.drawing`). What "contains" means is told in
+    A concept that `n` rows contain draws each of them with the probability ``min(1, most / n)``; a row is kept where
+    one of its concepts draws it (`curator_dask.text.drawing`). What "contains" means is told in
     `curator_dask.text.contained`. Rows get four columns: ``concepts`` (int32, how many it has), ``rarest_concept``
     (text, the one that fewest rows have, or null), ``balance`` (float32, the probability that it is kept) and
     ``balanced`` (bool, whether it is). With the same captions a larger `most` keeps all rows that a smaller one keeps.
@@ -221,9 +221,7 @@ def balance_output(
         concepts=len(given.texts), repeated=given.repeated, blank=given.blank, most=most, counts=place
     )
     with opened(place, options), when_needed(workers) as start:
-        counting = Counting(
-            given.save(join(place, LIST), options), source, place, options, text_column
-        )
+        counting = Counting(given.save(join(place, LIST), options), source, place, options, text_column)
         _run(counting, counting.todo(names), "count-concepts", source.folder, start)
         total, saved = counting.total(names, given.texts)
         summary.counts = saved.path
@@ -265,7 +263,9 @@ def _place(folder: str, counts: str | os.PathLike[str] | None, options: Options)
         check_apart(folder, place)
         return place
     if is_remote(folder) and "/" not in folder.partition("://")[2]:
-        raise ConfigError(f"{folder}: nothing can be beside a bucket: say where counts go (counts=, --counts)")
+        raise ConfigError(
+            f"{folder}: nothing can be beside a bucket: say where counts go (counts=, --counts)"
+        )
     return f"{folder}{BALANCE_SUFFIX}"
 
 
@@ -295,7 +295,14 @@ def _check_columns(
                 " one whose values are each row's own (id_col, --id-col)"
             )
     made = [f"{prefix}{name}" for name in COLUMNS]
-    taken = {key, "key", text, URL_COLUMN, ERROR_COLUMN, *(name for each in records for name in each.embeddings)}
+    taken = {
+        key,
+        "key",
+        text,
+        URL_COLUMN,
+        ERROR_COLUMN,
+        *(name for each in records for name in each.embeddings),
+    }
     if wrong := [name for name in made if name in taken]:
         raise ConfigError(
             f"{wrong} would take the place of keys, captions or vectors: give another prefix (prefix, --prefix)"
@@ -323,8 +330,8 @@ def _run(function: Any, names: Sequence[str], token: str, folder: str, start: Ca
         for name, reason in summary.failed_shards.items():
             more = f" ({len(summary.failed_shards)} files failed)" if len(summary.failed_shards) > 1 else ""
             raise ShardError(
-                f"{name}: could not be counted{more}, and nothing was balanced: {reason}. What was counted is kept: mend"
-                " the file, or take it away, and run again"
+                f"{name}: could not be counted{more}, and nothing was balanced: {reason}. What was counted is kept:"
+                " mend the file, or take it away, and run again"
             )
     return [reports[number] for number in sorted(reports)]
 

@@ -169,7 +169,9 @@ def _texts_in(path: str, column: str, options: Options) -> list[str]:
     suffix = Path(path).suffix.lower()
     if suffix in (".txt", ".json"):
         if not is_remote(path) and not Path(path).is_file():
-            raise DatasetError(f"{path}: there is no such file. Give concepts: one a line, a JSON list, or a table")
+            raise DatasetError(
+                f"{path}: there is no such file. Give concepts: one a line, a JSON list, or a table"
+            )
         with faults(path):
             text = read_bytes(path, options if is_remote(path) else None).decode("utf-8-sig")
             if suffix == ".txt":

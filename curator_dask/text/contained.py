@@ -6,9 +6,9 @@ spaces. A caption contains a concept where the concept's words stand in it one b
 ``a cat.`` and in ``(cat)``, not in ``category``; ``St. Louis`` is in ``St. Louis, Missouri``.
 
 It is the rule of MetaCLIP (Xu et al. 2023, arXiv 2309.16671; facebookresearch/MetaCLIP, ``substr_matching.py``), which
-looks for the concept with a space on either side in a text that has spaces around ``, . ; : ? ! ```, but for these: all
-punctuation parts words, also within a concept, and case is ignored unless it is asked for. As in its successor's, scripts
-without spaces need none.
+looks for the concept with a space on either side in a text that has spaces around ``,.;:?!`` and the backtick, but for
+these: all punctuation parts words, also within a concept, and case is ignored unless it is asked for. As in its
+successor's, scripts without spaces need none.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def spaced(texts: Sequence[str], match_case: bool = False) -> bytes:
 
 @functools.cache
 def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """A character of a script without spaces, and a word of a text that has spaces around those.
+    r"""A character of a script without spaces, and a word of a text that has spaces around those.
 
-    To Python's ``\\w`` marks are none, and many scripts write vowels with them.
+    To Python's ``\w`` marks are none, and many scripts write vowels with them.
     """
     unspaced = "".join(f"{chr(first)}-{chr(last)}" for first, last in _UNSPACED)
     alone = re.compile(f"[{unspaced}]")

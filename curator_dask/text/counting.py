@@ -123,7 +123,7 @@ class CountFile:
 
     def _read(self) -> np.ndarray:
         with faults_told(self.path, DatasetError), open_parquet(self.path, self.options) as file:
-            found = file.read(columns=["count"]).column(0).to_numpy()
+            found: np.ndarray = file.read(columns=["count"]).column(0).to_numpy()
         if digest_of(found) != self.digest:
             raise DatasetError(
                 f"{self.path}: has other counts than the client has put there. All workers must see that folder; if"

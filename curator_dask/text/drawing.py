@@ -151,7 +151,7 @@ class BalanceRows(RowStep):
         captions, counts = Captions.of(rows, self.text_column), self.counts.read()
         with self.concepts.held() as held:
             found = Found.of(captions, held)
-            rarest = held.texts.take(pa.array(_rarest(found, counts, len(rows)), from_pandas=True))
+            rarest = held.texts.take(_rarest(found, counts, len(rows)))
         chance = self._chance(found, counts, len(rows))
         drawn = draws(rows.column(self.id_col).to_pylist(), captions, self.seed)
         made = (
@@ -169,13 +169,13 @@ class BalanceRows(RowStep):
         return chance
 
 
-def _rarest(found: Found, counts: np.ndarray, rows: int) -> Any:
-    """By row, the number of the concept that fewest rows have, of equal ones the first in the list; None: it has none."""
+def _rarest(found: Found, counts: np.ndarray, rows: int) -> pa.Array:
+    """int64 (rows,): the concept that fewest rows have, of equal ones the first in the list; null where none is."""
     order = np.lexsort((found.concepts, counts[found.concepts], found.rows))
     best = order[_starts(found.rows)]  # the rows are in order as they are
-    numbers = pd.array([pd.NA] * rows, "Int64")
+    numbers = np.full(rows, -1)
     numbers[found.rows[best]] = found.concepts[best]
-    return numbers
+    return pa.array(numbers, mask=numbers < 0)
 
 
 @dataclass(frozen=True)
