@@ -18,10 +18,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from colours import write_dataset
 from typer.testing import CliRunner
 
 from curator_dask import get_client
 from curator_dask.cli import app
+from curator_dask.curation import Recipe, curate
 from curator_dask.errors import ConfigError, DatasetError, OutputError, ShardError
 from curator_dask.frames.columns import vectors_to_list
 from curator_dask.frames.parquet import read_record, write_table
@@ -30,10 +32,11 @@ from curator_dask.outputs.filtering import filter_output
 from curator_dask.tables import join_output
 from curator_dask.testing import StepTests
 from curator_dask.text.balance import balance_output
+from curator_dask.text.captions import Captions
 from curator_dask.text.concepts import ConceptList
 from curator_dask.text.contained import Matcher, spaced
 from curator_dask.text.counting import CountFile, digest_of
-from curator_dask.text.drawing import BalanceRows, levels_of
+from curator_dask.text.drawing import BalanceRows, draws, levels_of
 
 COLUMNS = ["concepts", "rarest_concept", "balance", "balanced"]
 CONCEPTS = [
@@ -281,26 +284,26 @@ def test_captions_of_odd_forms(concepts, tmp_path, in_this_process):
     assert summary.choices == {} and balance_output(folder, concepts).choices == {1: 0.0}
 
 
-def test_the_draw_is_the_rows_own(concepts, tmp_path, private_cluster, in_this_process):
+def test_the_draw_is_the_rows_own(concepts, tmp_path, client):
     """Whatever the files, the order of rows and who works: the same rows; other seeds draw others."""
     captions = captions_of(400)
-    whole = write(tmp_path / "whole", captions, files=1)
-    first = balance_output(whole, concepts, 20)
-    expected = by_key(whole, *COLUMNS)
     shuffled = random.Random(3).sample(range(400), 400)
     parts = write(tmp_path / "parts", captions, files=7, order=shuffled)
-    with dask.config.set(scheduler=None), private_cluster(n_workers=2):
-        again = balance_output(parts, concepts, 20, tmp_path / "elsewhere")
-    assert by_key(tmp_path / "elsewhere", *COLUMNS) == expected and again.kept == first.kept
+    again = balance_output(parts, concepts, 20, tmp_path / "elsewhere")
+    looked = balance_output(parts, concepts)
     assert "balanced" not in pq.read_schema(parts / "00000.parquet").names
+    whole = write(tmp_path / "whole", captions, files=1)
+    with dask.config.set(scheduler="sync"):
+        first = balance_output(whole, concepts, 20)
+        other = balance_output(whole, concepts, 20, tmp_path / "seed", seed=1)
+        assert balance_output(whole, concepts).choices == pytest.approx(looked.choices)
+    expected = by_key(whole, *COLUMNS)
+    assert by_key(tmp_path / "elsewhere", *COLUMNS) == expected and again.kept == first.kept
     assert again.expected == pytest.approx(first.expected) and again.head == first.head
-    other = balance_output(whole, concepts, 20, tmp_path / "seed", seed=1)
-    assert by_key(tmp_path / "seed", "balance") == {
-        key: {"balance": row["balance"]} for key, row in expected.items()
-    }
+    chances = {key: {"balance": row["balance"]} for key, row in expected.items()}
+    assert by_key(tmp_path / "seed", "balance") == chances and other.expected == first.expected
     drawn = by_key(tmp_path / "seed", "balanced")
-    differ = sum(drawn[key]["balanced"] != row["balanced"] for key, row in expected.items())
-    assert differ > 50 and other.expected == first.expected
+    assert sum(drawn[key]["balanced"] != row["balanced"] for key, row in expected.items()) > 50
 
 
 def test_a_larger_threshold_keeps_what_a_smaller_one_keeps(concepts, tmp_path, in_this_process):
@@ -319,24 +322,20 @@ def test_a_larger_threshold_keeps_what_a_smaller_one_keeps(concepts, tmp_path, i
     assert [*looked.choices] == [500, 200, 100, 50, 20, 10, 5, 2, 1]
 
 
-def test_as_many_are_drawn_as_are_expected(concepts, tmp_path, in_this_process):
-    """Over 30 seeds, within four standard deviations, each row and all rows; also where all keys are the same."""
+@pytest.mark.parametrize("key", ["key", "same"])
+def test_as_many_are_drawn_as_are_expected(concepts, tmp_path, in_this_process, key):
+    """Over 300 seeds, each row and all rows, within some standard deviations; also where all keys are the same."""
     captions = [f"{text} number {number}" for number, text in enumerate(captions_of(500))]
     folder = write(tmp_path / "out", captions, same=["x"] * 500)
-    for key in ("key", "same"):
-        drawn = np.zeros(500)
-        for seed in range(30):
-            balance_output(folder, concepts, 15, seed=seed, id_col=key)
-            drawn += [row["balanced"] for row in by_key(folder, "balanced").values()]
-        chance = np.array([row["balance"] for row in by_key(folder, "balance").values()])
-        deviation = np.sqrt(30 * chance * (1 - chance))
-        assert (abs(drawn - 30 * chance) <= 5 * deviation + 1e-3).all()
-        assert abs(drawn.sum() - 30 * chance.sum()) < 4 * np.sqrt((deviation**2).sum())
-        # No concept has more rows than it should.
-        found, counts = check(folder, captions, 15)
-        head = int(counts.argmax())
-        own = np.array([head in each for each in found])
-        assert drawn[own].sum() / 30 < 15 + chance[own].sum()
+    balance_output(folder, concepts, 15, seed=299, id_col=key)
+    table = pq.read_table(folder)
+    chance, given = table["balance"].to_numpy(), Captions.of_column(table["caption"], "caption")
+    each = [draws(table[key].to_pylist(), given, seed) < chance for seed in range(300)]
+    assert each[-1].tolist() == table["balanced"].to_pylist()
+    drawn, variance = np.sum(each, axis=0), 300 * chance * (1 - chance)
+    assert (abs(drawn - 300 * chance) <= 5 * np.sqrt(variance) + 1e-3).all()
+    assert abs(drawn.sum() - 300 * chance.sum()) < 4 * np.sqrt(variance.sum())
+    assert np.std([row.sum() for row in each]) == pytest.approx(np.sqrt(variance.sum() / 300), rel=0.2)
 
 
 def states(folder):
@@ -564,6 +563,35 @@ def test_workers_and_clients_killed(concepts, tmp_path, private_cluster):
     with dask.config.set(scheduler="sync"):
         again = balance_output(folder, concepts, 20)
     assert (again.output.written, again.kept) == (0, expected.kept)
+
+
+def test_a_recipe_balances_what_passes(tmp_path, in_this_process):
+    keys = write_dataset(tmp_path / "data", 2, 40)
+    named = keys[::8]  # a concept of one row, besides that of all
+    (tmp_path / "concepts.txt").write_text("\n".join(["Caption", *named]))
+    balance = {"concepts": str(tmp_path / "concepts.txt"), "most": 20, "seed": 3}
+    recipe = Recipe(where=f"key > '{keys[8]}'", balance=balance)
+    summary = curate(tmp_path / "data", tmp_path / "out", recipe)
+    passing = by_key(tmp_path / "out" / "passing", "balance", "balanced")
+    assert sorted(passing) == sorted(key for key in keys if key > keys[8]) and summary.filtered == 9
+    chance = pytest.approx(20 / len(passing))  # of those that pass
+    assert all(row["balance"] == (1 if key in named else chance) for key, row in passing.items())
+    drawn = {key for key, row in passing.items() if row["balanced"]}
+    assert {key for key in named if key > keys[8]} < drawn < {*passing}
+    assert {*pq.read_table([*(tmp_path / "out" / "shards").glob("*.parquet")])["key"].to_pylist()} == drawn
+    assert (summary.kept, summary.unbalanced) == (len(drawn), len(passing) - len(drawn))
+    assert "unbalanced" in str(summary) and summary.to_dict()["steps"]["balanced"]["kept"] == len(drawn)
+    before = states(tmp_path / "out")
+    assert curate(tmp_path / "data", tmp_path / "out", recipe).kept == len(drawn)
+    assert states(tmp_path / "out") == before
+    for wrong, match in (
+        ({"concept": "x", **balance}, r"balance: unknown \['concept'\]. There are concepts, most"),
+        ({"concepts": balance["concepts"]}, "most is not given"),
+        ({**balance, "most": "20"}, "most='20': expected a whole number"),
+        ({**balance, "concepts": str(tmp_path / "no.txt")}, "there is no such file"),
+    ):
+        with pytest.raises((ConfigError, DatasetError), match=match):
+            Recipe(balance=wrong)
 
 
 def test_the_command(out, concepts, tmp_path, in_this_process):

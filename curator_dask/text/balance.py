@@ -34,7 +34,7 @@ from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, is_remote, join
 from curator_dask.text.concepts import CONCEPT_COLUMN, ConceptList
 from curator_dask.text.counting import BALANCE_SUFFIX, LIST, Counting, Counts
-from curator_dask.text.drawing import COLUMNS, BalanceRows, Expect, expected_of, levels_of
+from curator_dask.text.drawing import CHANCE, COLUMNS, DRAWN, BalanceRows, Expect, expected_of, levels_of
 from curator_dask.threads import in_threads
 from curator_dask.words import counted, meant
 
@@ -351,7 +351,7 @@ def _add_up(summary: BalanceSummary, paths: Sequence[str], options: Options, pre
     """Count the rows that were drawn, also those of files that were finished before."""
 
     def look(path: str) -> tuple[float, int]:
-        table = read_rows(path, options, [f"{prefix}balance", f"{prefix}balanced"])
+        table = read_rows(path, options, [f"{prefix}{CHANCE}", f"{prefix}{DRAWN}"])
         expected, kept = (pc.sum(column).as_py() for column in table.columns)
         return expected or 0.0, kept or 0
 

@@ -211,7 +211,9 @@ class Counting:
     def total(self, names: Sequence[str], texts: Sequence[str]) -> tuple[Counts, CountFile]:
         """What was counted over all files, which is saved for workers, too."""
         path = join(self.place, COUNTS)
-        every = fingerprint(dict(zip(names, in_threads(self.mark, names), strict=True)))
+        footers = in_threads(lambda name: read_footer(self.path(name), self.options), names)
+        marks = [footer.record.fingerprint if footer.record else "" for footer in footers]
+        every = fingerprint(dict(zip(names, marks, strict=True)))
         if read_footer(path, self.options).is_finished(every):
             with faults_told(path), open_parquet(path, self.options) as file:
                 table = file.read()

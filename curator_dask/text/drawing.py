@@ -28,12 +28,14 @@ from curator_dask.text.captions import Captions
 from curator_dask.text.concepts import ConceptFile
 from curator_dask.text.counting import CountFile, Counting, Found, plain_report
 
-#: The columns: how many concepts a row has, the one that fewest rows have, the probability, and whether it is drawn.
+#: The columns of a row's probability, and of whether it is drawn.
+CHANCE, DRAWN = "balance", "balanced"
+#: All, with how many concepts a row has, and the one that fewest rows have.
 COLUMNS = {
     "concepts": pa.int32(),
     "rarest_concept": pa.string(),
-    "balance": pa.float32(),
-    "balanced": pa.bool_(),
+    CHANCE: pa.float32(),
+    DRAWN: pa.bool_(),
 }
 
 
@@ -45,7 +47,8 @@ def keep_probability(found: Found, counts: np.ndarray, most: int, rows: int) -> 
     missed = np.ones(rows)
     if len(found.rows):
         starts = _starts(found.rows)
-        by_one = 1 - np.minimum(1, most / counts[found.concepts])
+        # A file may have changed since it was counted, and has what no row had.
+        by_one = 1 - np.minimum(1, most / np.maximum(1, counts[found.concepts]))
         missed[found.rows[starts]] = np.multiply.reduceat(by_one, starts)
     return 1 - missed
 
