@@ -31,7 +31,7 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.tables import join_output
 from curator_dask.testing import StepTests
-from curator_dask.text.balance import balance_output
+from curator_dask.text.balance import BalanceSummary, balance_output
 from curator_dask.text.captions import Captions
 from curator_dask.text.concepts import ConceptList
 from curator_dask.text.contained import Matcher, spaced
@@ -490,9 +490,15 @@ def test_workers_see_the_clients_counts(out, concepts, tmp_path, in_this_process
 
 
 def test_thresholds_to_choose_from():
-    assert levels_of(np.array([3, 1700, 0])) == (2000, 1000, 500, 200, 100, 50, 20, 10, 5, 2)
+    assert levels_of(np.array([3, 1700, 0])) == (2000, 1000, 500, 200, 100, 50, 20, 10, 5, 2, 1)
     assert levels_of(np.array([20])) == (20, 10, 5, 2, 1)
     assert levels_of(np.zeros(3, int)) == (1,) and levels_of(np.array([10**12 + 1]))[0] == 2 * 10**12
+    # Those that keep all are not told, but for the last; and no more than are read at a glance.
+    choices = {most: min(1e6, 50.0 * most) for most in levels_of(np.array([10**9]))}
+    told = re.findall(
+        r"most +([\d,]+): ([\d,]+) rows \(([\d.]+%)\)", str(BalanceSummary(10**6, choices=choices))
+    )
+    assert told[:2] == [("20,000", "1,000,000", "100.0%"), ("10,000", "500,000", "50.0%")] and len(told) == 12
 
 
 class TestStep(StepTests):

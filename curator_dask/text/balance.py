@@ -40,7 +40,7 @@ from curator_dask.words import counted, meant
 
 logger = logging.getLogger("curator_dask")
 
-_HEAD = 10  # concepts that the summary names
+_HEAD, _CHOICES = 10, 12  # concepts and thresholds that the summary names
 
 
 @dataclass
@@ -109,10 +109,13 @@ class BalanceSummary:
                 f"  {self.tail:,} in fewer than {self.most:,} rows, of which all are kept",
                 f"  {self.kept:,} rows balanced ({_share(self.kept, self.rows)}), {self.expected:,.1f} expected",
             ]
-        width = len(f"{max(self.choices, default=0):,}")
+        # Below those that keep all that can be kept, but for the last of these.
+        full = sum(rows > 0.9995 * max(self.choices.values()) for rows in self.choices.values())
+        shown = list(self.choices.items())[max(0, full - 1) :][:_CHOICES]
+        width = len(f"{shown[0][0]:,}") if shown else 0
         lines += [
             f"  most {f'{most:,}':>{width}}: {rows:,.0f} rows ({_share(rows, self.rows)})"
-            for most, rows in self.choices.items()
+            for most, rows in shown
         ]
         return "\n".join([*lines, f"  counts: {self.counts}"])
 

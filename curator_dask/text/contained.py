@@ -16,9 +16,8 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -28,26 +27,11 @@ RULE = 1
 _BLOCK = 1 << 18
 #: Scripts without spaces between words, by code points (Unicode's Blocks.txt): Han and its radicals, kana, bopomofo;
 #: Thai, Lao, Tibetan, Myanmar, Khmer.
-_UNSPACED = (
-    (0x2E80, 0x2FDF),
-    (0x3005, 0x3007),
-    (0x3021, 0x3029),
-    (0x3040, 0x312F),
-    (0x31A0, 0x31BF),
-    (0x31F0, 0x31FF),
-    (0x3400, 0x4DBF),
-    (0x4E00, 0x9FFF),
-    (0xF900, 0xFAFF),
-    (0x1AFF0, 0x1B16F),
-    (0x20000, 0x323AF),
-    (0x0E00, 0x0FFF),
-    (0x1000, 0x109F),
-    (0x1780, 0x17FF),
-    (0x19E0, 0x19FF),
-    (0xA9E0, 0xA9FF),
-    (0xAA60, 0xAA7F),
+_UNSPACED = re.compile(
+    "[\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+    "\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff\U0001aff0-\U0001b16f"
+    "\u0e00-\u0fff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff\u19e0-\u19ff]"
 )
-_ASCII_WORDS = re.compile(r"\n|\w+|[^\w\s]", re.ASCII)
 
 
 def spaced(texts: Sequence[str], match_case: bool = False) -> bytes:
@@ -63,29 +47,33 @@ def spaced(texts: Sequence[str], match_case: bool = False) -> bytes:
     """
     text = "\n".join([" ".join(each.split()) for each in texts])
     if text.isascii():
-        words = _ASCII_WORDS.findall(text if match_case else text.lower())
+        text = text if match_case else text.lower()
+        apart: Iterable[str] = _ASCII_APART
     else:
         text = unicodedata.normalize("NFKC", text)
         if not match_case:
             text = unicodedata.normalize("NFKC", text.casefold())
-        unspaced, word = _patterns()
-        words = word.findall(unspaced.sub(r" \g<0> ", text))
-    return f" {' '.join(words)} ".encode("utf-8", "surrogatepass")
+        text = _UNSPACED.sub(r" \g<0> ", text)
+        apart = filter(_is_apart, set(text))
+    # Over all texts together, which is many times as fast as a regular expression for words.
+    for each in apart:
+        if each in text:
+            text = text.replace(each, f" {each} ")
+    text = f" {text} "
+    while "  " in text:
+        text = text.replace("  ", " ")
+    return text.encode("utf-8", "surrogatepass")
 
 
-@functools.cache
-def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
-    r"""A character of a script without spaces, and a word of a text that has spaces around those.
+@functools.lru_cache(1 << 14)
+def _is_apart(character: str) -> bool:
+    """Whether a character is a word of its own: no letter, digit, mark or underscore."""
+    if character.isspace():
+        return character == "\n"
+    return not (character.isalnum() or character == "_" or unicodedata.category(character).startswith("M"))
 
-    To Python's ``\w`` marks are none, and many scripts write vowels with them.
-    """
-    unspaced = "".join(f"{chr(first)}-{chr(last)}" for first, last in _UNSPACED)
-    alone = re.compile(f"[{unspaced}]")
-    marks = (
-        each for each in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(each).startswith("M")
-    )
-    inside = "".join(re.escape(each) for each in marks if not alone.match(each))
-    return alone, re.compile(rf"\n|[\w{inside}]+|[^\w\s]")
+
+_ASCII_APART = tuple(filter(_is_apart, map(chr, range(128))))
 
 
 class Matcher:
@@ -115,10 +103,17 @@ class Matcher:
             flat = itertools.chain.from_iterable(matches)
             concepts, starts, _ = np.fromiter(flat, np.int64, 3 * len(matches)).reshape(-1, 3).T
             ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
-            pairs = np.unique(np.searchsorted(ends, starts) << 32 | concepts)
+            pairs = once(np.searchsorted(ends, starts) << 32 | concepts)
             found.append(np.stack([(pairs >> 32) + start, pairs & 0xFFFFFFFF]))
         rows, numbers = np.concatenate(found, axis=1)
         return rows, numbers
+
+
+def once(numbers: np.ndarray) -> np.ndarray:
+    """Numbers that are mostly in order, each once: faster than `numpy.unique`, which hashes them."""
+    numbers = np.sort(numbers, kind="stable")
+    found: np.ndarray = numbers[np.diff(numbers, prepend=-1) != 0]
+    return found
 
 
 def _blocks(captions: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:

@@ -28,6 +28,7 @@ from curator_dask.runs.reports import report_frame
 from curator_dask.storage import Options, join
 from curator_dask.text.captions import Captions
 from curator_dask.text.concepts import ConceptFile, HeldConcepts
+from curator_dask.text.contained import once
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.stamps import stamp
 
@@ -61,8 +62,8 @@ class Found:
         """Those of the rows of a file: of several captions a row, what any of them contains."""
         which, concepts = held.matcher.find(captions.texts)
         rows = captions.rows[which]
-        if len(captions.texts) > len(np.unique(captions.rows)):
-            pairs = np.unique(rows << 32 | concepts)
+        if len(captions.texts) > len(once(captions.rows)):
+            pairs = once(rows << 32 | concepts)
             rows, concepts = pairs >> 32, pairs & 0xFFFFFFFF
         return cls(rows, concepts, captions)
 
@@ -186,7 +187,10 @@ class Counting:
         numbers, counts = np.unique(found.concepts, return_counts=True)
         without = sum(each is not None for each in captions.lacking)
         rows = len(captions.lacking)
-        said = dict(zip(_ROWS, (rows, without, rows - without - len(np.unique(found.rows))), strict=True))
+        said = {
+            **dict(zip(_ROWS, (rows, without, rows - without - len(once(found.rows))), strict=True)),
+            "digest": digest_of(np.concatenate([numbers, counts])),
+        }
         table = pa.table({"number": numbers.astype(np.int32), "count": counts.astype(np.int64)})
         write_table(self.path(name), table, FileRecord(mark, report=said), self.options)
         return report_frame(plain_report(name, rows))
@@ -212,13 +216,18 @@ class Counting:
         """What was counted over all files, which is saved for workers, too."""
         path = join(self.place, COUNTS)
         footers = in_threads(lambda name: read_footer(self.path(name), self.options), names)
-        marks = [footer.record.fingerprint if footer.record else "" for footer in footers]
-        every = fingerprint(dict(zip(names, marks, strict=True)))
+        every = fingerprint(
+            {
+                "concepts": self.concepts.digest,
+                # Not the states of the files: those are others once they have their columns.
+                "files": [footer.record.report if footer.record else None for footer in footers],
+            }
+        )
         if read_footer(path, self.options).is_finished(every):
             with faults_told(path), open_parquet(path, self.options) as file:
                 table = file.read()
             record = FileRecord.parse(table.schema.metadata)
-            counts = Counts(table.column("count").to_numpy(), **((record and record.report) or {}))
+            counts = Counts(table.column("count").to_numpy(), **dict((record and record.report) or {}))
             return counts, CountFile(path, self.options, counts.digest)
         sums, rows = np.zeros(len(texts), np.int64), dict.fromkeys(_ROWS, 0)
         for start in range(0, len(names), 64):  # of many files some at a time
@@ -230,13 +239,12 @@ class Counting:
         write_table(path, table, FileRecord(every, report=rows), self.options)
         return counts, CountFile(path, self.options, counts.digest)
 
-    def _remembered(self, name: str) -> tuple[pa.Table, dict[str, int]]:
+    def _remembered(self, name: str) -> tuple[pa.Table, dict[str, Any]]:
         path = self.path(name)
         with faults_told(path), open_parquet(path, self.options) as file:
             table = file.read()
         record = FileRecord.parse(table.schema.metadata)
-        said = {each: int(((record and record.report) or {})[each]) for each in _ROWS}
-        return table, said
+        return table, dict((record and record.report) or {})
 
 
 def plain_report(name: str, rows: int, **more: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ draws one number for all of them, from a digest of its key, its captions and a s
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -214,12 +215,13 @@ class Expect:
         return report_frame(plain_report(name, rows, expected=expected))
 
 
-def levels_of(counts: np.ndarray, most: int = 10) -> tuple[int, ...]:
+def levels_of(counts: np.ndarray) -> tuple[int, ...]:
     """Thresholds to choose from, the largest first: 1, 2 or 5 times a power of ten, from where all rows are kept."""
-    steps = [factor * 10**power for power in range(19) for factor in (1, 2, 5)]
-    largest = int(counts.max(initial=1))
-    last = next((at for at, step in enumerate(steps) if step >= largest), len(steps) - 1)
-    return tuple(reversed(steps[max(0, last + 1 - most) : last + 1]))
+    steps = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
+    largest, levels = int(counts.max(initial=1)), [next(steps)]
+    while levels[-1] < largest:
+        levels.append(next(steps))
+    return tuple(reversed(levels))
 
 
 def expected_of(reports: Sequence[Mapping[str, Any]], levels: Sequence[int]) -> dict[int, float]:
