@@ -87,6 +87,7 @@ def curate(
     folder = absolute(folder)
     places = {name: join(folder, name) for name in (EMBEDDINGS, PASSING, BALANCED, DUPLICATES, SHARDS)}
     summary = CurationSummary(folder)
+    recipe.read_concepts()
     found = find_shards(input_path, storage_options, images=recipe.images)
     of_images = captions_of(recipe.captions, found, recipe.id_col, storage_options)
     place = places[EMBEDDINGS]

@@ -275,8 +275,11 @@ class Recipe:
                 f"balance: expected concepts, a file, and most, a number of rows; {' and '.join(lacking)} is not given"
             )
         check_counts(most=self.balance["most"])
-        column = self.balance.get("concept_column", CONCEPT_COLUMN)
-        ConceptList.read(self.balance["concepts"], column, bool(self.balance.get("match_case")))
+
+    def read_concepts(self) -> None:
+        """Raise DatasetError where the file of concepts cannot be read, before anything is embedded."""
+        if self.balance is not None:
+            ConceptList.read(self.balance["concepts"], self.balance.get("concept_column", CONCEPT_COLUMN))
 
     def deduplication(self) -> SemanticDeduplication | None:
         """What finds duplicates, if it is asked for."""

@@ -594,10 +594,12 @@ def test_a_recipe_balances_what_passes(tmp_path, in_this_process):
         ({"concept": "x", **balance}, r"balance: unknown \['concept'\]. There are concepts, most"),
         ({"concepts": balance["concepts"]}, "most is not given"),
         ({**balance, "most": "20"}, "most='20': expected a whole number"),
-        ({**balance, "concepts": str(tmp_path / "no.txt")}, "there is no such file"),
     ):
-        with pytest.raises((ConfigError, DatasetError), match=match):
+        with pytest.raises(ConfigError, match=match):
             Recipe(balance=wrong)
+    with pytest.raises(DatasetError, match="there is no such file"):
+        curate(tmp_path / "data", tmp_path / "new", Recipe(balance={"concepts": "no.txt", "most": 2}))
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_command(out, concepts, tmp_path, in_this_process):
