@@ -13,17 +13,22 @@ import time
 import unicodedata
 
 import dask
+import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from colours import write_dataset
+from colours import ColourReader, check_colours, read_output, write_dataset
+from s3 import BUCKET, options, s3_server
+from test_retry import BROKEN, LARGE
+from test_retry import folder as folder  # a fixture: some images are above a limit of pixels
 from typer.testing import CliRunner
 
 from curator_dask import get_client
 from curator_dask.cli import app
 from curator_dask.curation import Recipe, curate
+from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError, OutputError, ShardError
 from curator_dask.frames.columns import vectors_to_list
 from curator_dask.frames.parquet import read_record, write_table
@@ -600,6 +605,49 @@ def test_a_recipe_balances_what_passes(tmp_path, in_this_process):
     with pytest.raises(DatasetError, match="there is no such file"):
         curate(tmp_path / "data", tmp_path / "new", Recipe(balance={"concepts": "no.txt", "most": 2}))
     assert not (tmp_path / "new").exists()
+
+
+def test_in_a_store(concepts, tmp_path, in_this_process):
+    """What was counted is remembered there, too; the same rows are drawn as of local files."""
+    local, captions = tmp_path / "local", captions_of(60)
+    expected = balance_output(write(local, captions), concepts, 6)
+    with s3_server() as server:
+        store = fsspec.filesystem("s3", **options(server))
+        for path in write(tmp_path / "out", captions).iterdir():
+            store.put(str(path), f"{BUCKET}/data/out/{path.name}")
+        store.put(str(concepts), f"{BUCKET}/c.txt")
+        where = {"storage_options": options(server)}
+        looked = balance_output(f"s3://{BUCKET}/data/out", concepts, **where)  # of this machine
+        assert looked.head == expected.head and store.exists(f"{BUCKET}/data/out.balance/files/00002.parquet")
+        done = balance_output(f"s3://{BUCKET}/data/out", f"s3://{BUCKET}/c.txt", 6, **where)
+        assert (done.output.written, done.kept) == (FILES, expected.kept)
+        again = balance_output(f"s3://{BUCKET}/data/out", concepts, 6, workers=no_workers, **where)
+        assert (again.output.written, again.kept) == (0, expected.kept)
+        store.get(f"{BUCKET}/data/out", str(tmp_path / "fetched"), recursive=True)
+    assert by_key(tmp_path / "fetched", *COLUMNS) == by_key(local, *COLUMNS)
+    with pytest.raises(ConfigError, match=r"nothing can be beside a bucket.*--counts"):
+        balance_output(f"s3://{BUCKET}", concepts, 6)
+
+
+def test_retry_and_other_models_leave_the_columns_as_they_are(folder, tmp_path):
+    """Embedded with failures, balanced, tried again, embedded by another model."""
+    out, concepts = tmp_path / "rows", tmp_path / "concepts.txt"
+    with dask.config.set(scheduler="sync"):
+        dataset = ImageTextPairDataset.from_webdataset(folder)
+        ColourReader(max_pixels=10_000)(dataset).save_metadata(out)
+        keys = read_output(out)["key"].to_pylist()
+        concepts.write_text("\n".join(["caption", *keys[::5]]))
+        summary = balance_output(out, concepts, 4)
+        expected = by_key(out, *COLUMNS)
+        assert summary.unmatched == 0 and sum(row["balance"] == 1 for row in expected.values()) == len(
+            keys[::5]
+        )
+        assert ColourReader(max_pixels=100_000).retry(out).rows == len(LARGE) + len(BROKEN)
+        ColourReader(image_embedding_column="second", max_pixels=100_000)(dataset).save_metadata(out)
+        table = read_output(out)
+        check_colours(table["key"].to_pylist(), table["second"].to_pylist(), bad=BROKEN)
+        assert by_key(out, *COLUMNS) == expected
+        assert balance_output(out, concepts, 4).output.written == 0
 
 
 def test_the_command(out, concepts, tmp_path, in_this_process):
