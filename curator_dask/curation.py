@@ -16,7 +16,7 @@ from pathlib import Path
 from curator_dask.cluster.setup import OpenWorkers, at_work
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, NoColumnError, ShardError
-from curator_dask.frames.names import EMBEDDING_COLUMN
+from curator_dask.frames.names import CAPTION_COLUMN, EMBEDDING_COLUMN
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.curated import BALANCED, DUPLICATES, EMBEDDINGS, PASSING, SHARDS, CurationSummary
@@ -200,6 +200,8 @@ def _check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
             pass  # types may be others on GPUs than in the files, which decide
     best, cap, columns = recipe.best(), recipe.cap(), list(dataset.metadata.columns)
     named = {"top": best and best[0], "at_most": cap and cap[0], "by": recipe.by}
+    if recipe.balance is not None:
+        named["balance"] = recipe.balance.get("text_column", CAPTION_COLUMN)
     for name, column in named.items():
         if column is not None and column not in columns:
             raise ConfigError(f"{name}: there is no column {column!r}. The rows will have {columns}")

@@ -464,7 +464,7 @@ def test_what_is_refused(out, concepts, tmp_path, in_this_process):
     assert not {*COLUMNS} & {*pq.read_schema(out / "00000.parquet").names}
     # Columns of these names that others made are not replaced, but by a word.
     write(out, captions_of(FILES * ROWS), concepts=[["mine"]] * FILES * ROWS)
-    refused(OutputError, r"column 'concepts' that is no score.*--overwrite", concepts, 5)
+    refused(OutputError, r"column 'concepts' that is no score.*--prefix.*--overwrite", concepts, 5)
     refused(ConfigError, "would take the place of keys, captions", concepts, 5, id_col="concepts")
     balance_output(out, concepts, 5, prefix="meta_")
     assert pq.read_table(out)["concepts"][0].as_py() == ["mine"]
@@ -534,12 +534,12 @@ def balance(address, folder, concepts):
 
 
 def test_workers_and_clients_killed(concepts, tmp_path, private_cluster):
-    """A client while it counts, a worker then, and again while columns are written: the columns are the same."""
-    captions = captions_of(24 * 400)
+    """A worker while it counts, a client and a worker while columns are written: the columns are the same."""
+    captions = captions_of(16 * 400)
     with dask.config.set(scheduler="sync"):
-        undisturbed = write(tmp_path / "undisturbed", captions, files=24)
+        undisturbed = write(tmp_path / "undisturbed", captions, files=16)
         expected = balance_output(undisturbed, concepts, 20)
-    folder = write(tmp_path / "out", captions, files=24)
+    folder = write(tmp_path / "out", captions, files=16)
     start = multiprocessing.get_context("forkserver").Process
 
     def done():
@@ -547,12 +547,12 @@ def test_workers_and_clients_killed(concepts, tmp_path, private_cluster):
         written = sum("balanced" in pq.read_schema(path).names for path in folder.glob("*.parquet"))
         return counted + written
 
-    moments, killed = [(5, "client"), (12, "worker"), (28, "worker"), (36, "client")], []
+    moments, killed = [(6, "worker"), (20, "client"), (26, "worker")], []
     with private_cluster(n_workers=2) as client:
         arguments = (client.scheduler.address, folder, concepts)
         run = start(target=balance, args=arguments)
         run.start()
-        end = time.monotonic() + 120
+        end = time.monotonic() + 240
         while run.is_alive() or run.exitcode != 0:
             assert time.monotonic() < end, f"not ended after {killed}"
             if not run.is_alive():
@@ -604,6 +604,8 @@ def test_a_recipe_balances_what_passes(tmp_path, in_this_process):
             Recipe(balance=wrong)
     with pytest.raises(DatasetError, match="there is no such file"):
         curate(tmp_path / "data", tmp_path / "new", Recipe(balance={"concepts": "no.txt", "most": 2}))
+    with pytest.raises(ConfigError, match="balance: there is no column 'alt'"):
+        curate(tmp_path / "data", tmp_path / "new", Recipe(balance={**balance, "text_column": "alt"}))
     assert not (tmp_path / "new").exists()
 
 

@@ -55,7 +55,7 @@ logger = logging.getLogger("curator_dask")
 #: In what a record says of a column: the state of the file that it was made of, where it stands in another.
 MADE_OF = "made_of"
 
-
+#: Given a file's name, what it is done within.
 Around = Callable[[str], AbstractContextManager[Any]]
 
 
@@ -273,6 +273,7 @@ def _check_free(
         if name not in footer.columns or (before and _may_change(before, said)):
             continue
         do = "Give the column another name" if table is None else "Choose others (--columns, --mark)"
+        do = "Put something before the names (prefix, --prefix)" if BALANCE in said else do
         hint = f"{do}, or use overwrite=True (--overwrite)"
         if before is None:
             kind = "is no score of a head" if table is None else "was not joined from a table"
