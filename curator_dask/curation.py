@@ -1,4 +1,4 @@
-"""From shards to the shards that are trained on: embed, measure, filter, leave out duplicates, export.
+"""From shards to the shards that are trained on: embed, measure, filter, balance, leave out duplicates, export.
 
 Each step is that of its own command, and writes to a folder of its own below the output, so that each can be looked at,
 and a second run does of each what is missing.
@@ -16,10 +16,10 @@ from pathlib import Path
 from curator_dask.cluster.setup import OpenWorkers, at_work
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, NoColumnError, ShardError
-from curator_dask.frames.names import EMBEDDING_COLUMN
+from curator_dask.frames.names import CAPTION_COLUMN, EMBEDDING_COLUMN
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.sources import Sources
-from curator_dask.outputs.curated import DUPLICATES, EMBEDDINGS, PASSING, SHARDS, CurationSummary
+from curator_dask.outputs.curated import BALANCED, DUPLICATES, EMBEDDINGS, PASSING, SHARDS, CurationSummary
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.outputs.finished import FinishedCommand, repository_of
@@ -27,6 +27,8 @@ from curator_dask.recipe import Recipe
 from curator_dask.rows.image_files import captions_of
 from curator_dask.rows.reading import choose_source
 from curator_dask.storage import Options, absolute, is_remote, join
+from curator_dask.text.balance import balance_output
+from curator_dask.text.drawing import DRAWN
 from curator_dask.webdataset.finding import find_shards
 from curator_dask.webdataset.shards import ShardSet
 
@@ -49,8 +51,8 @@ def curate(
     """Do what a recipe says: from shards to the shards that are left.
 
     Below `output` are ``embeddings`` (a row a sample, with vectors, scores and statistics), ``passing`` (the rows that
-    pass the condition), ``duplicates`` (which of these have a better twin) and ``shards``. The same call again does of
-    each step what is missing.
+    pass the condition), ``balanced`` (of these those that were drawn, where concepts are balanced), ``duplicates``
+    (which of these have a better twin) and ``shards``. The same call again does of each step what is missing.
 
     Parameters
     ----------
@@ -83,8 +85,9 @@ def curate(
             f"{folder}: expected a folder that all workers see; copy the shards to a store afterwards"
         )
     folder = absolute(folder)
-    places = {name: join(folder, name) for name in (EMBEDDINGS, PASSING, DUPLICATES, SHARDS)}
+    places = {name: join(folder, name) for name in (EMBEDDINGS, PASSING, BALANCED, DUPLICATES, SHARDS)}
     summary = CurationSummary(folder)
+    recipe.read_concepts()
     found = find_shards(input_path, storage_options, images=recipe.images)
     of_images = captions_of(recipe.captions, found, recipe.id_col, storage_options)
     place = places[EMBEDDINGS]
@@ -130,13 +133,22 @@ def curate(
     good = next(iter(passing.passing.values())) if recipe.opens_images else passing.rows
     summary.rows, summary.failed = passing.rows, passing.rows - good
     summary.filtered = good - passing.kept
+    left = places[PASSING]
+    if recipe.balance is not None and passing.kept:
+        left = places[BALANCED]
+        summary.steps[BALANCED] = balance_output(
+            places[PASSING], **recipe.balance, overwrite=True, workers=workers
+        )
+        name = recipe.balance.get("prefix", "") + DRAWN
+        drawn = filter_output(places[PASSING], left, where=f'"{name}"', overwrite=True, workers=workers)
+        summary.unbalanced = passing.kept - drawn.kept
     find = recipe.deduplication()
     without = None
-    if find is not None and passing.kept:
-        summary.steps[DUPLICATES] = find(places[PASSING]).save(places[DUPLICATES], workers=workers)
+    if find is not None and passing.kept > summary.unbalanced:
+        summary.steps[DUPLICATES] = find(left).save(places[DUPLICATES], workers=workers)
         summary.duplicates, without = summary.steps[DUPLICATES].removed, places[DUPLICATES]
     exported = export_output(
-        places[PASSING],
+        left,
         places[SHARDS],
         recipe.options(overwrite, without),
         id_col=recipe.id_col,
@@ -162,7 +174,7 @@ def _before(
     options: Options,
 ) -> FinishedCommand:
     """What is about to be embedded, to be compared with what was."""
-    later = ("where", "top", "at_most", "by", "duplicates", "export")
+    later = ("where", "top", "at_most", "by", "balance", "duplicates", "export")
     asked = {name: value for name, value in vars(recipe).items() if name not in later}
     column = recipe.model_options.get("image_embedding_column", EMBEDDING_COLUMN)
     return FinishedCommand(
@@ -188,6 +200,8 @@ def _check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
             pass  # types may be others on GPUs than in the files, which decide
     best, cap, columns = recipe.best(), recipe.cap(), list(dataset.metadata.columns)
     named = {"top": best and best[0], "at_most": cap and cap[0], "by": recipe.by}
+    if recipe.balance is not None:
+        named["balance"] = recipe.balance.get("text_column", CAPTION_COLUMN)
     for name, column in named.items():
         if column is not None and column not in columns:
             raise ConfigError(f"{name}: there is no column {column!r}. The rows will have {columns}")

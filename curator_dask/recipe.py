@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from curator_dask.decode.spec import check_counts
 from curator_dask.dedup import SemanticDeduplication
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import ERROR_COLUMN
@@ -26,8 +27,19 @@ from curator_dask.rows.best import check_best
 from curator_dask.rows.capped import check_cap
 from curator_dask.storage import absolute, is_remote
 from curator_dask.tables import TableColumns
+from curator_dask.text.concepts import CONCEPT_COLUMN, ConceptList
 
 _BEGINS = "'model: resnet50', with a name and its value in each line (docs/curation.md)"
+_BALANCE = (
+    "concepts",
+    "most",
+    "text_column",
+    "concept_column",
+    "match_case",
+    "keep_unmatched",
+    "seed",
+    "prefix",
+)
 _TIMMS = {"pretrained": True, "output": "auto", "checkpoint_path": None, "model_kwargs": {}}
 
 
@@ -68,6 +80,9 @@ class Recipe:
     at_most, by
         A column, and how many rows of each of its values are kept, as of `filter_output`: ``{"label": 1000}``; and the
         column whose largest are kept. Not with `top`.
+    balance
+        Arguments of `curator_dask.text.balance.balance_output`, ``concepts`` and ``most`` at least: of the rows that
+        are kept so far those that are drawn stay. None: all of them.
     duplicates
         Arguments of `SemanticDeduplication`, without a model with ``exact``. None: none are looked for.
     export
@@ -95,6 +110,7 @@ class Recipe:
     top: Mapping[str, float] | None = None
     at_most: Mapping[str, int] | None = None
     by: str | None = None
+    balance: Mapping[str, Any] | None = None
     duplicates: Mapping[str, Any] | None = None
     export: Mapping[str, Any] = field(default_factory=dict)
 
@@ -119,7 +135,7 @@ class Recipe:
             raise ConfigError(f"{', '.join(wants)}: needs vectors: give a model{hashes}")
         if taken := {"where", "without", "overwrite", "dry_run"} & {*self.export}:
             raise ConfigError(f"export: {sorted(taken)} is not given there, but for all steps")
-        for name in ("model_options", "duplicates", "export", "near", "clusters"):
+        for name in ("model_options", "balance", "duplicates", "export", "near", "clusters"):
             if not isinstance(getattr(self, name) or {}, Mapping):
                 raise ConfigError(f"{name}: expected names and values, found {getattr(self, name)!r}")
         for name, values in (("near", "folders"), ("clusters", "files of centroids")):
@@ -136,6 +152,7 @@ class Recipe:
         ):
             raise ConfigError(f"statistics={self.statistics!r}: expected a list of names")
         self.best(), self.cap(), self.joins()
+        self.check_balance()
         self.deduplication()  # says what is wrong with its arguments, as do those below
         self.options(overwrite=False)
         if self.model is not None:
@@ -246,6 +263,23 @@ class Recipe:
         given = {name: self.model_options.get(name, unset) for name, unset in _TIMMS.items()}
         folder = self.model_options.get("model_dir")
         return Sources.of(self.model, folder, given["checkpoint_path"], bool(given["pretrained"]), others)
+
+    def check_balance(self) -> None:
+        """Raise ConfigError where the arguments of a balance are others than it takes, or lack one."""
+        if self.balance is None:
+            return
+        if unknown := sorted({*self.balance} - {*_BALANCE}):
+            raise ConfigError(f"balance: unknown {unknown}. There are {', '.join(_BALANCE)}")
+        if lacking := [name for name in ("concepts", "most") if self.balance.get(name) is None]:
+            raise ConfigError(
+                f"balance: expected concepts, a file, and most, a number of rows; {' and '.join(lacking)} is not given"
+            )
+        check_counts(most=self.balance["most"])
+
+    def read_concepts(self) -> None:
+        """Raise DatasetError where the file of concepts cannot be read, before anything is embedded."""
+        if self.balance is not None:
+            ConceptList.read(self.balance["concepts"], self.balance.get("concept_column", CONCEPT_COLUMN))
 
     def deduplication(self) -> SemanticDeduplication | None:
         """What finds duplicates, if it is asked for."""

@@ -16,6 +16,7 @@ from benchmarks import (
     bare,
     ceiling,
     compare,
+    concepts,
     decode_scale,
     dedup,
     doors,
@@ -398,6 +399,11 @@ def test_beside_one_model(tmp_path):
 def test_statistic_costs():
     for found in statistic_costs.main(["--quick"]).values():
         assert min(found.values()) >= 0 and {"decode", "phash", "all of pixels"} <= {*found}
+
+
+@pytest.mark.slow
+def test_costs_of_concepts():
+    assert min(concepts.main(["--quick"]).values()) >= 0
 
 
 @pytest.mark.slow

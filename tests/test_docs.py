@@ -119,6 +119,11 @@ HOLDS = {
         "(summary.rows, summary.found, summary.unasked) == (6, 2, 0)",
         "pq.read_table(FOLDER + '/licensed')['licence'].to_pylist() == ['CC BY 4.0'] * 6",
     ],
+    "balancing.md": [
+        "(looked.rows, looked.unmatched, looked.never) == (14, 0, 1) and round(looked.choices[5], 6) == 5",
+        "pq.read_table(FOLDER + '/rows')['concepts'].to_pylist() == [1] * 14",
+        "set(pq.read_table(FOLDER + '/rows')['rarest_concept'].to_pylist()) == {'photograph'}",
+    ],
     "duplicates.md": [
         "found.rows == 14 and found.set_aside['null'] == 2",
         "len(clean.compute()) == 14 - found.removed",
@@ -493,7 +498,7 @@ def test_recipes_are_recipes():
         block for page in PAGES.values() for block in read_page(page).blocks if block.language == "yaml"
     ]
     recipes = [Recipe(**yaml.safe_load(block.code)) for block in blocks]
-    assert len(recipes) == 2 and all(recipe.model or recipe.join for recipe in recipes)
+    assert len(recipes) == 3 and all(each.model or each.join or each.balance for each in recipes)
 
 
 # What else the pages say

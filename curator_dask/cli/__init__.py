@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import curator_dask
+from curator_dask.cli.balance import balance
 from curator_dask.cli.centroids import centroids
 from curator_dask.cli.curate import curate
 from curator_dask.cli.dedup import dedup
@@ -229,6 +230,7 @@ app.command(**shown("filter"))(filter_rows)
 app.command(**shown("search"))(search)
 app.command(**shown("export"))(export)
 app.command(**shown("centroids"))(centroids)
+app.command(**shown("balance"))(balance)
 app.command(**shown("fit"))(fit)
 app.command(**shown("dedup"))(dedup)
 app.command(**shown("curate"))(curate)

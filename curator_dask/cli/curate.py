@@ -34,7 +34,7 @@ def curate(
         typer.Option(
             metavar="FILE.yaml",
             help="What is done: model, captions, statistics, aesthetic, nsfw, near, clusters, where, top or"
-            " at_most, duplicates, export.",
+            " at_most, balance, duplicates, export.",
         ),
     ],
     overwrite: Annotated[bool, typer.Option(help="Replace what another config has left there.")] = False,
@@ -45,9 +45,10 @@ def curate(
     storage_options: StorageOptions = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Embed, measure, filter, leave out duplicates, and write the shards that are left.
+    """Embed, measure, filter, balance, leave out duplicates, and write the shards that are left.
 
-    OUTPUT gets the folders embeddings, passing, duplicates and shards. The same command again does what is missing.
+    OUTPUT gets the folders embeddings, passing, balanced, duplicates and shards. The same command again does what is
+    missing.
 
     Exit code 0: done. 1: a shard could not be read, or not all of it, or not written; nothing is left. 2: wrong usage.
     """

@@ -47,6 +47,13 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
         "Cluster the vectors, so that each image has a number.",
         ("centroids /data/out /data/centroids.safetensors --number 1000",),
     ),
+    "balance": (
+        "Balance the rows by the concepts in their captions.",
+        (
+            "balance /data/out --concepts concepts.txt",
+            "balance /data/out --concepts concepts.txt --most 20000",
+        ),
+    ),
     "fit": (
         "Make a head of your own, from labels of some images.",
         ("fit /data/out /data/good.safetensors --labels labels.csv --label good",),

@@ -19,6 +19,8 @@ LACKING = "lacking"
 TEXTS = "texts"
 #: In the same place, of columns of a user's table: the rows' column by which they found theirs, and the table.
 ON, TABLE = "on", "table"
+#: In the same place, of columns by which a dataset is balanced: concepts, threshold and counts may change.
+BALANCE = "balance"
 #: In the same place: JSON-able arguments that make it again; it is not there where nothing does.
 SETTINGS = "settings"
 #: Among what a record says was derived: rows were left out of a file that was there.

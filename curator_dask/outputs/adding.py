@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -31,7 +31,7 @@ from curator_dask.frames.parquet import (
     whole_footers,
     write_table,
 )
-from curator_dask.frames.record import LACKING, TABLE, TEXTS, FileRecord, inputs_of
+from curator_dask.frames.record import BALANCE, LACKING, TABLE, TEXTS, FileRecord, inputs_of
 from curator_dask.outputs.failed import none_there, output_files
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import opened
@@ -55,6 +55,9 @@ logger = logging.getLogger("curator_dask")
 #: In what a record says of a column: the state of the file that it was made of, where it stands in another.
 MADE_OF = "made_of"
 
+#: Given a file's name, what it is done within.
+Around = Callable[[str], AbstractContextManager[Any]]
+
 
 class AddedStep(SharingStep, ScoringStep, Protocol):
     """A step that makes columns of those that a file has: scores of vectors, or what a table has of its rows."""
@@ -72,12 +75,15 @@ class AddToFile:
         Where the file is, and where it goes.
     given_up
         The file kills workers: it is left as it is, for this reason.
+    around
+        Given the file's name, what it is done within.
     """
 
     steps: tuple[AddedStep, ...]
     source: Output
     target: Output
     given_up: str | None = None
+    around: Around = nullcontext
 
     def give_up(self, reason: str) -> AddToFile:
         """The same without the work that kills workers."""
@@ -119,6 +125,10 @@ class AddToFile:
         ShardError
             The file cannot be read, or its columns are not what the steps take.
         """
+        with self.around(name):
+            return self._add(name)
+
+    def _add(self, name: str) -> pd.DataFrame:
         path, output, _, steps = self.lacking(name)
         if self.given_up is not None:
             raise ShardError(f"{path}: {self.given_up}. It is as it was; run again, or look at the file")
@@ -165,6 +175,7 @@ def add_columns(
     output_options: Options = None,
     workers: OpenWorkers = nullcontext,
     summary: SaveSummary | None = None,
+    around: Around = nullcontext,
 ) -> SaveSummary:
     """Add columns that steps make of those that are there to the files of an output.
 
@@ -184,6 +195,8 @@ def add_columns(
         Opens the cluster to work on, once there are files that lack a column; else it is the one that is there.
     summary
         In which counts and times are put; None: one is made.
+    around
+        Given a file's name, what it is done within, on a worker.
 
     Returns
     -------
@@ -208,7 +221,7 @@ def add_columns(
         paths = [join(source.folder, name) for name in names]
         footers = whole_footers(paths, options)
         steps = tuple(make_steps({each: footer.record for each, footer in footers.items()}))
-        add = AddToFile(steps, source, target)
+        add = AddToFile(steps, source, target, around=around)
         looked = in_threads(add.lacking, names)
         for number, (where, _, footer, lacking) in enumerate(looked):
             if lacking:
@@ -257,9 +270,10 @@ def _check_free(
     record = footer.record or FileRecord("")
     for name, said in (pair for step in lacking for pair in step.scores.items()):
         before, table = record.scores.get(name), said.get(TABLE)
-        if name not in footer.columns or (table is not None and before and before.get(TABLE) == table):
-            continue  # a table may have changed
+        if name not in footer.columns or (before and _may_change(before, said)):
+            continue
         do = "Give the column another name" if table is None else "Choose others (--columns, --mark)"
+        do = "Put something before the names (prefix, --prefix)" if BALANCE in said else do
         hint = f"{do}, or use overwrite=True (--overwrite)"
         if before is None:
             kind = "is no score of a head" if table is None else "was not joined from a table"
@@ -276,6 +290,11 @@ def _check_free(
                 f"{written}: would be replaced, and {there.fault or 'was not made by adding columns'}. Write to another"
                 " path, or use overwrite=True (--overwrite)"
             )
+
+
+def _may_change(before: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
+    """Whether columns come from where they came from before: a table may have changed, or how a dataset is balanced."""
+    return any(kind in said and before.get(kind) == said[kind] for kind in (TABLE, BALANCE))
 
 
 def _made_by(said: Mapping[str, Any]) -> str:

@@ -8,13 +8,15 @@ from typing import Any
 from curator_dask.storage import join
 from curator_dask.words import counted
 
-#: Rows with vectors and measures; those that pass; the table of duplicates; the new tars.
-EMBEDDINGS, PASSING, DUPLICATES, SHARDS = "embeddings", "passing", "duplicates", "shards"
+#: Rows with vectors and measures; those that pass; of these those that balance concepts; the table of duplicates; the
+#: new tars.
+EMBEDDINGS, PASSING, BALANCED = "embeddings", "passing", "balanced"
+DUPLICATES, SHARDS = "duplicates", "shards"
 
 
 @dataclass
 class CurationSummary:
-    """What became of a dataset's rows; ``rows == failed + filtered + duplicates + missing + kept``.
+    """What became of a dataset's rows; all counts but ``rows`` add up to it.
 
     Attributes
     ----------
@@ -26,8 +28,10 @@ class CurationSummary:
         Whose image cannot be used.
     filtered
         That do not pass the condition, or are not among the best (``top``), and have not failed.
+    unbalanced
+        That pass, and were not drawn: there are more of their concepts than are wanted.
     duplicates
-        That pass, and have a better twin.
+        That are left then, and have a better twin.
     missing
         That would be kept, but whose sample is in no tar.
     kept
@@ -44,6 +48,7 @@ class CurationSummary:
     rows: int = 0
     failed: int = 0
     filtered: int = 0
+    unbalanced: int = 0
     duplicates: int = 0
     missing: int = 0
     kept: int = 0
@@ -59,7 +64,9 @@ class CurationSummary:
         lines = [
             f"{join(self.path, SHARDS)}: {self.kept:,} of {counted(self.rows, 'row')}; {self.seconds:.0f} s"
         ]
-        for name in ("failed", "filtered", "duplicates", "missing"):
+        for name in ("failed", "filtered", "unbalanced", "duplicates", "missing"):
+            if name == "unbalanced" and BALANCED not in self.steps:
+                continue
             count = getattr(self, name)
             lines += [f"  {name:10} {count:>9,} ({count / max(1, self.rows):.1%})"]
         return "\n".join(lines)

@@ -43,7 +43,11 @@ class Captions:
         ConfigError
             It is of another type.
         """
-        array = rows.column(column)
+        return cls.of_column(rows.column(column), column)
+
+    @classmethod
+    def of_column(cls, array: pa.Array | pa.ChunkedArray, column: str) -> Captions:
+        """The same of the column's values."""
         check_captions(column, array.type)
         texts: list[str] = []
         places: list[int] = []
