@@ -258,6 +258,8 @@ def test_an_output_is_filtered_and_counted(scored, tmp_path):
     assert (counted.rows, counted.kept, counted.output) == (30, len(expected), None)
     assert counted.passing["image_error IS NULL"] == 29
     assert counted.unknown == {"score >= 2": 2, "image_error IS NULL": 0}
+    every = filter_output(scored, tmp_path / "every", where="key is not null").output
+    assert "failed rows" not in str(every) and "\n  1 row had failed in an earlier run: 1 " in str(every)
     summary = filter_output(scored, tmp_path / "good", where=where)
     assert f"{len(expected)} of 30 rows kept" in str(summary)
     assert "rows/s" in str(summary.output) and "images/s" not in str(summary.output)

@@ -359,7 +359,14 @@ def test_retry_and_other_models_leave_the_columns_as_they_are(folder, tmp_path):
     ColourReader(max_pixels=10_000)(dataset).save_metadata(out)
     keys = read_output(out)["key"].to_pylist()
     frame_of(keys).rename(columns={"caption": "label"}).to_csv(path, index=False)
-    join_output(out, path, "key=id")
+    summary = join_output(out, path, "key=id")
+    # What had failed before is told as that, behind what the join itself has done.
+    bad = len(LARGE) + len(BROKEN)
+    assert summary.earlier == summary.reasons and summary.failed == summary.earlier.total() == bad
+    rows, found, _, earlier = str(summary).splitlines()
+    assert rows.endswith(f"{SHARDS * SAMPLES} rows in {SHARDS} files")
+    assert found.startswith(f"  {SHARDS * SAMPLES} rows found in the table")
+    assert earlier.startswith(f"  {bad} rows had failed in an earlier run: ") and " too large" in earlier
 
     def labels():
         table = read_output(out)

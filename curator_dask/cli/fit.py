@@ -62,7 +62,8 @@ def fit(
     """Fit a linear head to the vectors of rows that have a label, in this process.
 
     It says how well the head does on rows that it has not seen, what each threshold would keep, and which labels may be
-    wrong. `score --head NAME=FILE` then scores all images. The same command again says the same, and leaves FILE as it is.
+    wrong. `score --head NAME=FILE` then scores all images. The same command again says the same, and
+    leaves FILE as it is.
 
     Exit code 0: done. 2: wrong usage, too few labels among it.
     """
