@@ -175,6 +175,52 @@ def test_types_are_kept_also_where_nothing_is_found(out, tmp_path):
         assert table[name][3:].null_count == len(table) - 3
 
 
+VIEWS = {
+    "text": (pa.string_view(), pa.string(), lambda number: f"of {number}"),
+    "bytes": (pa.binary_view(), pa.binary(), lambda number: b"%d" % number),
+    "lists": (pa.list_view(pa.string()), pa.list_(pa.string()), lambda number: ["a", str(number)]),
+    "large lists": (
+        *(pa.large_list_view(pa.string_view()), pa.large_list(pa.string())),
+        lambda number: [str(number), None],
+    ),
+    "lists of text": (pa.list_(pa.string_view()), pa.list_(pa.string()), lambda number: [str(number)] * 2),
+    "pairs": (pa.list_(pa.string_view(), 2), pa.list_(pa.string(), 2), lambda number: [str(number), "b"]),
+    "lists of lists": (
+        *(pa.list_(pa.list_view(pa.binary_view())), pa.list_(pa.list_(pa.binary()))),
+        lambda number: [[b"%d" % number], None, []],
+    ),
+    "fields": (
+        pa.struct([("x", pa.string_view()), ("y", pa.list_view(pa.int8()))]),
+        pa.struct([("x", pa.string()), ("y", pa.list_(pa.int8()))]),
+        lambda number: {"x": str(number), "y": [number % 100]},
+    ),
+    "maps": (
+        *(pa.map_(pa.string_view(), pa.string_view()), pa.map_(pa.string(), pa.string())),
+        lambda number: [(str(number), "b")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_become_what_files_have(out, tmp_path, name):
+    """Arrow can pick no rows of some views, and casts others wrongly."""
+    kind, plain, value = VIEWS[name]
+    keys = KEYS[::-1]
+    values = {key: value(int(key)) if number % 4 else None for number, key in enumerate(keys)}
+    schema = pa.schema([("key", pa.string()), ("value", kind)])
+    with pq.ParquetWriter(tmp_path / "table.parquet", schema) as writer:
+        for some in (keys[7:30], keys[30:31], keys[31:]):
+            group = {"key": some, "value": pa.array([values[key] for key in some], kind)}
+            writer.write_table(pa.table(group, schema))
+    summary = join_output(out, tmp_path / "table.parquet")
+    assert (summary.written, summary.found, summary.failed_shards) == (FILES, len(KEYS) - 7, {})
+    found = pq.read_table(out)
+    assert "view" not in str(found["value"].type) and found["value"].type.id == plain.id
+    pa.nulls(0, found["value"].type).cast(plain)
+    expected = values | dict.fromkeys(keys[:7])
+    assert dict(zip(found["key"].to_pylist(), found["value"].to_pylist(), strict=True)) == expected
+
+
 @pytest.mark.parametrize("form", ["txt", "npy", "csv"])
 def test_rows_of_a_list_are_marked(out, tmp_path, form):
     urls = [f"https://example.org/{key[::-1]}" for key in KEYS[::7]]
