@@ -243,8 +243,20 @@ def test_rows_of_a_list_are_marked(out, tmp_path, form):
     assert "NONE found: column 'url' of the rows has 'https://example.org/" in str(summary)
 
 
-def test_uids_as_datacomp_lists_them(out, tmp_path):
-    uids = np.array([(1, 2), (2**64 - 1, 0)], dtype="u8,u8")
+@pytest.mark.parametrize("kind", ["<i8", ">i8", ">u4", ">f8", "<U9", ">U9", "S9"])
+def test_a_list_may_have_its_bytes_in_any_order(out, tmp_path, kind):
+    wanted = KEYS[3::5]
+    found = np.array([int(key) for key in wanted] if kind[1] in "iuf" else wanted).astype(kind)
+    np.save(tmp_path / "list.npy", found)
+    summary = join_output(out, tmp_path / "list.npy", mark="listed")
+    assert (summary.found, summary.unasked) == (len(wanted), 0)
+    table = pq.read_table(out)
+    assert table["listed"].to_pylist() == [key in wanted for key in table["key"].to_pylist()]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_uids_as_datacomp_lists_them(out, tmp_path, order):
+    uids = np.array([(1, 2), (2**64 - 1, 0)], dtype=f"{order}u8,{order}u8")
     np.save(tmp_path / "subset.npy", uids)
     path = out / "00000.parquet"
     table = pq.read_table(path)

@@ -289,7 +289,8 @@ def _array_in(data: bytes) -> pa.Array:
                 f"expected values, or pairs of uint64 (as DataComp writes uids), found {found.dtype}"
             )
         return pairs_to_hex(found)
-    return pa.array(found)
+    # Arrow refuses bytes in another order than the machine's.
+    return pa.array(found.astype(found.dtype.newbyteorder("="), copy=False))
 
 
 def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
