@@ -27,6 +27,7 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers import HeadClassifier, score_output
 from curator_dask.rows import lookup
 from curator_dask.rows.lookup import Lookup, key_texts
+from curator_dask.rows.user_tables import UserTable
 from curator_dask.tables import TableColumns, held, join_output
 from curator_dask.testing import StepTests
 
@@ -297,6 +298,36 @@ def test_a_changed_table_is_joined_anew(out, tmp_path):
     summary = join_output(out, path, "key=id", output=tmp_path / "new")
     assert (summary.written, summary.skipped, summary.found) == (1, 2, 60)
     check(tmp_path / "new", frame)
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+@pytest.mark.parametrize("where", ["client", "worker"])
+def test_a_table_that_changes_while_it_is_read(out, tmp_path, monkeypatch, form, where):
+    """Else the record would name one content, and the rows have another."""
+    path, frames = tmp_path / f"table.{form}", [frame_of(KEYS), frame_of(KEYS)]
+    frames[1]["score"] += 1000
+    digest, calls = UserTable.digest, []
+
+    def write(frame):
+        frame.to_parquet(path) if form == "parquet" else frame.to_csv(path, index=False)
+
+    def digest_and_change(table):
+        found = digest(table)
+        calls.append(found)
+        if len(calls) == (1 if where == "client" else 2):  # the client looks first
+            write(frames[1])
+        return found
+
+    write(frames[0])
+    before = pq.read_table(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(UserTable, "digest", digest_and_change)
+        with pytest.raises(DatasetError, match=f"{form}: has changed while it was read. Run again"):
+            join_output(out, path, "key=id")
+    assert len(calls) == (1 if where == "client" else 2)
+    assert pq.read_table(out).equals(before)
+    assert join_output(out, path, "key=id").written == FILES
+    check(out, pd.read_csv(path, dtype={"id": str}) if form == "csv" else frames[1])
 
 
 def test_what_was_joined_by_a_column_goes_when_that_changes(out, tmp_path):

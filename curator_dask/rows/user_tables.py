@@ -126,6 +126,27 @@ class UserTable:
             digest.update(own.digest())
         return digest.hexdigest()
 
+    @contextlib.contextmanager
+    def steady(self) -> Iterator[None]:
+        """Within the block the files stay as they are: digest and rows are of one content.
+
+        Raises
+        ------
+        DatasetError
+            They do not.
+        """
+        before = [stamp(file, self.options) for file in self.files]
+        try:
+            yield
+        finally:  # what is half written cannot be read, for this reason
+            for file, state in zip(self.files, before, strict=True):
+                with faults(file):
+                    changed = stamp(file, self.options) != state
+                if changed:
+                    raise DatasetError(
+                        f"{file}: has changed while it was read. Run again when nobody writes to it"
+                    )
+
     @cached_property
     def schema(self) -> pa.Schema:
         """Names and types of its columns, as they are given to rows."""
