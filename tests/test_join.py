@@ -360,6 +360,22 @@ def test_files_of_a_folder_may_differ_in_form(out, tmp_path):
     assert table["none"].to_pylist() == [None] * 5 + [7] * 4 + [None]
 
 
+@pytest.mark.parametrize("names", [("a.csv", "b.parquet"), ("a.parquet", "b.csv"), ("a.csv", "notes.md")])
+def test_a_glob_is_of_files_of_one_kind(out, tmp_path, names):
+    frame, folder = frame_of(KEYS), tmp_path / "tables"
+    folder.mkdir()
+    for name, part in zip(names, (frame[:50], frame[50:]), strict=True):
+        part.to_parquet(folder / name) if name.endswith("parquet") else part.to_csv(
+            folder / name, index=False
+        )
+    with pytest.raises(
+        DatasetError, match=rf"several kinds, {names[0]} and {names[1]} among them: .*\*\.parquet"
+    ):
+        join_output(out, folder / "*", "key=id")
+    chosen = join_output(out, folder / f"*{names[0][1:]}", "key=id")
+    assert (chosen.found, chosen.without) == (50, len(KEYS) - 50)
+
+
 def test_what_is_refused(out, tmp_path):
     path, before = tmp_path / "t.parquet", [each.read_bytes() for each in sorted(out.iterdir())]
     frame_of(KEYS).assign(flag=True, url="u", image_error="e").to_parquet(path)

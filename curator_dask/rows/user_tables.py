@@ -74,6 +74,7 @@ class UserTable:
         options = options if is_remote(text) else None
         table = cls(text if is_remote(text) else absolute(text), key, options, hint)
         if table.files:
+            _check_one_kind(table.path, table.files)
             return table
         kinds = f"{', '.join((*TABLES, *LISTS))}, or a folder of Parquet files"
         there = (
@@ -297,6 +298,18 @@ def _matching(pattern: str, options: Options) -> list[str]:
         return [each for each in glob.glob(local_path(pattern), recursive=True) if Path(each).is_file()]  # noqa: PTH207
     fs, inside = filesystem(pattern, options)
     return [fs.unstrip_protocol(each) for each in patiently(lambda: fs.glob(inside), pattern)]
+
+
+def _check_one_kind(path: str, files: Sequence[str]) -> None:
+    """Raise DatasetError where files of a glob are of several kinds, which say differently what a value is."""
+    first: dict[str, str] = {}
+    for file in files:
+        first.setdefault(Path(file).suffix.lower(), Path(file).name)
+    if len(first) > 1:
+        raise DatasetError(
+            f"{path}: matches files of several kinds, {' and '.join(first.values())} among them: give a pattern for"
+            " those of one kind, such as *.parquet"
+        )
 
 
 def _array_in(data: bytes) -> pa.Array:
