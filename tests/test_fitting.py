@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from decimal import Decimal
 from pathlib import Path
 
@@ -185,6 +186,18 @@ def test_keys_that_are_not_unique_need_their_shards(labelled, tmp_path):
     assert (
         fit_head(out, "good", labels=tmp_path / "labels.csv").as_bytes() == fit_head(out, "good").as_bytes()
     )
+    # As spreadsheets make of keys with leading zeros, also of 00000; and of rows whose keys are numbers.
+    numbers = frame.assign(key=frame["key"].astype(int), good=frame["good"].astype(bool))
+    for name in ("numbers.csv", "numbers.parquet"):
+        numbers.to_csv(tmp_path / name) if name.endswith("csv") else numbers.to_parquet(tmp_path / name)
+        found = fit_head(out, "good", labels=tmp_path / name)
+        assert found.as_bytes() == fit_head(out, "good").as_bytes() and not found.labelled.unused
+    shutil.copytree(out, tmp_path / "numbers")
+    for path in (tmp_path / "numbers").iterdir():
+        rows = pq.read_table(path)
+        pq.write_table(rows.set_column(0, "key", rows["key"].cast(pa.int64())), path)
+    found = fit_head(tmp_path / "numbers", "good", labels=tmp_path / "labels.csv")
+    assert found.as_bytes() == fit_head(out, "good").as_bytes() and not found.labelled.unused
     frame.drop_duplicates("key").drop(columns="__url__").to_csv(tmp_path / "labels.csv", index=False)
     with pytest.raises(DatasetError, match=r"is that of 3 rows.*a column '__url__'"):
         fit_head(out, "good", labels=tmp_path / "labels.csv")
