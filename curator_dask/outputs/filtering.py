@@ -167,6 +167,11 @@ def filter_output(
     cap = check_cap(at_most, by, top)
     started = time.monotonic()
     source = Output(locate(os.fspath(path), storage_options), storage_options, False, overwrite, False)
+    target = None
+    if output is not None:
+        options = storage_options if output_storage_options is None else output_storage_options
+        target = Output(locate(os.fspath(output), options), options, False, overwrite, False)
+        check_apart(source.folder, target.folder)
     names = output_files(source.folder, storage_options)
     if not names:
         raise OutputError(none_there(source.folder))
@@ -198,10 +203,7 @@ def filter_output(
             *(source.folder, counted(len(changed), "shard"), changed[0]),
         )
     logger.info("%s", summary)
-    if output is not None:
-        options = storage_options if output_storage_options is None else output_storage_options
-        target = Output(locate(os.fspath(output), options), options, False, overwrite, False)
-        check_apart(source.folder, target.folder)
+    if target is not None:
         summary.output = _write(names, FilterFile(chosen, source, target), started, workers)
     summary.seconds = time.monotonic() - started
     return summary
