@@ -113,6 +113,18 @@ class TableColumns:
         """Of the table."""
         return UserTable.find(self.path, self.key, self.storage_options).files
 
+    def look(self) -> None:
+        """See that the table has what is wanted of it; of Parquet no row is read.
+
+        Raises
+        ------
+        DatasetError
+            There is no such table, or it has no such columns.
+        ConfigError
+            There is nothing to add.
+        """
+        self._wanted(UserTable.find(self.path, self.key, self.storage_options))
+
     def step(self, taken: set[str]) -> JoinTable:
         """What is done to the rows of a shard.
 
