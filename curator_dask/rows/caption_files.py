@@ -63,10 +63,6 @@ _OF_VIEWS = {
     pa.string_view(): (pa.string(), pa.large_string()),
     pa.binary_view(): (pa.binary(), pa.large_binary()),
 }
-_LISTS = (
-    (lambda kind: pa.types.is_list(kind) or pa.types.is_list_view(kind), pa.list_),
-    (lambda kind: pa.types.is_large_list(kind) or pa.types.is_large_list_view(kind), pa.large_list),
-)
 
 
 def tidy(table: pa.Table) -> pa.Table:
@@ -105,9 +101,10 @@ def plain_kind(kind: pa.DataType, large: bool = True) -> pa.DataType:
     if pa.types.is_map(kind):
         keys, values = plain_kind(kind.key_type, False), plain_kind(kind.item_type, False)
         return pa.map_(kind.key_field.with_type(keys), kind.item_field.with_type(values))
-    for is_kind, list_of in _LISTS:
-        if is_kind(kind):
-            return list_of(kind.value_field.with_type(plain_kind(kind.value_type, False)))
+    if pa.types.is_list(kind) or pa.types.is_list_view(kind):
+        return pa.list_(kind.value_field.with_type(plain_kind(kind.value_type, False)))
+    if pa.types.is_large_list(kind) or pa.types.is_large_list_view(kind):
+        return pa.large_list(kind.value_field.with_type(plain_kind(kind.value_type, False)))
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(kind.value_field.with_type(plain_kind(kind.value_type, False)), kind.list_size)
     return kind

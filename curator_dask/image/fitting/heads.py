@@ -103,8 +103,11 @@ class FittedHead:
         from safetensors.numpy import save
 
         info = self.labelled.info
-        said = {PROBABILITY: self.labels.kind is not None, VECTORS: None if info is None else dict(info)}
-        said[FITTED_TO] = self.digest
+        said = {
+            PROBABILITY: self.labels.kind is not None,
+            VECTORS: None if info is None else dict(info),
+            FITTED_TO: self.digest,
+        }
         # One entry: safetensors writes several in an order that changes from process to process.
         return bytes(
             save({"weight": self.weight, "bias": self.bias}, {SAID: json.dumps(said, sort_keys=True)})
