@@ -99,6 +99,10 @@ def curate(
         if recipe.statistics:
             measure = ImageStatistics(list(recipe.statistics), prefix=recipe.prefix)
             measure.check(found, recipe.id_col, captions=recipe.captions, storage_options=storage_options)
+        for head in recipe.heads():
+            head.look()
+        for table in recipe.joins():
+            table.look()
         if recipe.model is not None:
             ahead()
         with at_work(workers) as client:

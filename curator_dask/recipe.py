@@ -151,6 +151,9 @@ class Recipe:
             isinstance(each, str) for each in self.statistics
         ):
             raise ConfigError(f"statistics={self.statistics!r}: expected a list of names")
+        if isinstance(self.join, list | tuple):  # YAML takes the word `on` for true
+            join = [_with_on(each) if isinstance(each, Mapping) else each for each in self.join]
+            object.__setattr__(self, "join", join)
         self.best(), self.cap(), self.joins()
         self.check_balance()
         self.deduplication()  # says what is wrong with its arguments, as do those below
@@ -242,10 +245,7 @@ class Recipe:
                 f"join={given!r}: expected a list of tables, as [{{'table': 'labels.csv', 'on': 'key=id'}}]"
             )
         try:
-            # YAML takes the word `on` for true.
-            return [
-                TableColumns(**{"on" if key is True else key: each[key] for key in each}) for each in given
-            ]
+            return [TableColumns(**each) for each in given]
         except TypeError as error:
             raise ConfigError(f"join: {error}") from None
 
@@ -296,6 +296,10 @@ class Recipe:
             return ExportOptions(**self.export, overwrite=overwrite, without=without)
         except TypeError as error:
             raise ConfigError(f"export: {error}") from None
+
+
+def _with_on(given: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {"on" if name is True else name: value for name, value in given.items()}
 
 
 def _only(given: Any) -> Any:

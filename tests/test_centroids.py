@@ -85,8 +85,9 @@ def test_files_of_others_and_vectors_of_others(clustered, tmp_path, in_this_proc
     np.testing.assert_allclose(matrix, found.centroids, atol=1e-6)
     assert info == {**L14, "dim": DIM}
     np.save(tmp_path / "mine.npy", 3 * found.centroids.astype(np.float64))
+    np.save(tmp_path / "swapped.npy", found.centroids.astype(">f4"))
     save_file({"any": found.centroids}, tmp_path / "mine.safetensors")
-    for mine in ("mine.npy", "mine.safetensors"):
+    for mine in ("mine.npy", "swapped.npy", "mine.safetensors"):
         np.testing.assert_allclose(read_centroids(tmp_path / mine)[0], found.centroids, atol=1e-6)
         with pytest.raises(ConfigError, match=r"does not say which vectors.*--no-check"):
             score_output(out, [ClusterNumber(tmp_path / mine)])

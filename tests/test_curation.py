@@ -229,6 +229,39 @@ def test_a_recipe_that_cannot_be(tmp_path, text, message):
         Recipe.read(tmp_path / "recipe.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("near: {like: FOLDER/nowhere}", "nowhere: no Parquet file is there, nor such a folder"),
+        ("near: {like: FOLDER}", "no Parquet file is there, but recipe.yaml"),
+        ("join: [{table: FOLDER/no.csv}]", "no.csv: there is no such file"),
+        ("join: [{table: FOLDER/labels.csv, on: key=id}]", "expected a column 'id' to find rows by"),
+        (
+            "join: [{table: FOLDER/labels.csv, on: key, columns: [lable]}]",
+            "no column 'lable' (did you",
+        ),
+    ],
+)
+def test_what_a_recipe_names_is_looked_at_before_workers_start(folder, tmp_path, monkeypatch, text, message):
+    """They take seconds to be there."""
+    (tmp_path / "labels.csv").write_text("key,label\n000000,a\n")
+    config = "model: test_vit\nmodel_options: {pretrained: false}\n"
+    (tmp_path / "recipe.yaml").write_text(config + text.replace("FOLDER", str(tmp_path)))
+
+    def start(*arguments):
+        raise Started
+
+    monkeypatch.setattr(options, "workers_of", start)
+    monkeypatch.setattr(client, "load_ahead", start)
+    command = ["curate", str(folder), str(tmp_path / "out"), "--config", str(tmp_path / "recipe.yaml")]
+    done = CliRunner().invoke(app, [*command, "--cluster", "cpu", "--workers", "1"])
+    assert done.exit_code == 2 and message in " ".join(done.output.split()), done.output
+    # What is there starts them.
+    (tmp_path / "recipe.yaml").write_text(f"{config}join: [{{table: {tmp_path}/labels.csv, on: key}}]\n")
+    done = CliRunner().invoke(app, [*command, "--cluster", "cpu", "--workers", "1"])
+    assert isinstance(done.exception, Started)
+
+
 def test_a_reference_in_a_store_is_looked_at_each_time(tmp_path):
     """Its state is not known without opening it: no note may say that nothing has changed."""
     near = {"like": str(tmp_path)}

@@ -14,11 +14,14 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import dask
 import forked
 import psutil
+import pyarrow as pa
 import pytest
 import torch
 from colour_stages import DeadlyStage, stages_of
@@ -37,7 +40,10 @@ from curator_dask import get_client
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ClusterError, CuratorError
 from curator_dask.pipeline import Pipeline
-from curator_dask.runs.settle import HOPELESS
+from curator_dask.runs.reports import report_frame, report_of
+from curator_dask.runs.settle import HOPELESS, file_tasks, run_targets
+from curator_dask.runs.summary import SaveSummary
+from curator_dask.runs.targets import Target
 from curator_dask.settings import PATIENCE
 
 SHARDS, SAMPLES = 24, 12
@@ -305,6 +311,47 @@ def test_workers_that_die_on_everything_end_the_run(private_cluster, tmp_path):
         assert list((tmp_path / "out").glob("*")) == []
         (tmp_path / "fuse").unlink()
         assert embed(Poison(poison, tmp_path / "fuse"), tmp_path / "data", tmp_path / "out").written == shards
+
+
+@dataclass(frozen=True)
+class WaitsForTheGate:
+    """Reports on a file once the gate is open."""
+
+    folder: Path
+
+    def __call__(self, name):
+        (self.folder / f"{name}.begun").touch()
+        while not (self.folder / "gate").exists():
+            time.sleep(0.01)
+        return report_frame(report_of(name, pa.table({"key": [name]}), "key"))
+
+    def give_up(self, reason):
+        raise AssertionError(reason)
+
+
+def test_workers_that_are_restarted_are_blamed_for_nothing(private_cluster, tmp_path, caplog):
+    """More tasks are lost at once than where too little memory ends a run, and none of them is done."""
+    caplog.set_level("WARNING", "curator_dask")
+    names = [f"{number:05d}" for number in range(HOPELESS + 2)]
+    summary = SaveSummary(str(tmp_path), opened=False)
+    with private_cluster(n_workers=1) as client, ThreadPoolExecutor(1) as pool:
+
+        def restart():
+            while not [*tmp_path.glob("*.begun")]:
+                time.sleep(0.01)
+            client.restart(timeout=120)
+            (tmp_path / "gate").touch()
+
+        restarted = pool.submit(restart)
+        try:
+            tasks = file_tasks(WaitsForTheGate(tmp_path), names, "waits", client)
+            targets = [Target.of_file(str(tmp_path), name) for name in names]
+            run_targets(tasks, client, targets, summary)
+        finally:
+            (tmp_path / "gate").touch()
+        restarted.result()
+    assert (summary.written, summary.rows, summary.failed_shards) == (len(names), len(names), {})
+    assert [line for line in caplog.messages if "died" in line or "memory" in line] == []
 
 
 def deadly_filter(part, key, fuse):

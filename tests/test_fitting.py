@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from decimal import Decimal
 from pathlib import Path
 
@@ -185,6 +186,18 @@ def test_keys_that_are_not_unique_need_their_shards(labelled, tmp_path):
     assert (
         fit_head(out, "good", labels=tmp_path / "labels.csv").as_bytes() == fit_head(out, "good").as_bytes()
     )
+    # As spreadsheets make of keys with leading zeros, also of 00000; and of rows whose keys are numbers.
+    numbers = frame.assign(key=frame["key"].astype(int), good=frame["good"].astype(bool))
+    for name in ("numbers.csv", "numbers.parquet"):
+        numbers.to_csv(tmp_path / name) if name.endswith("csv") else numbers.to_parquet(tmp_path / name)
+        found = fit_head(out, "good", labels=tmp_path / name)
+        assert found.as_bytes() == fit_head(out, "good").as_bytes() and not found.labelled.unused
+    shutil.copytree(out, tmp_path / "numbers")
+    for path in (tmp_path / "numbers").iterdir():
+        rows = pq.read_table(path)
+        pq.write_table(rows.set_column(0, "key", rows["key"].cast(pa.int64())), path)
+    found = fit_head(tmp_path / "numbers", "good", labels=tmp_path / "labels.csv")
+    assert found.as_bytes() == fit_head(out, "good").as_bytes() and not found.labelled.unused
     frame.drop_duplicates("key").drop(columns="__url__").to_csv(tmp_path / "labels.csv", index=False)
     with pytest.raises(DatasetError, match=r"is that of 3 rows.*a column '__url__'"):
         fit_head(out, "good", labels=tmp_path / "labels.csv")
@@ -255,5 +268,41 @@ def test_the_command(labelled, tmp_path):
     assert json.loads((tmp_path / "said.json").read_text())["auc"] > 0.9
     assert sheet.stat().st_size > 1000
     assert head.read_bytes() == fit_head(out, "good").as_bytes()
-    again = CliRunner().invoke(app, command)
-    assert again.exit_code == 2 and "is there; give another name, or --overwrite" in again.output
+
+    before = head.read_bytes(), head.stat().st_mtime_ns
+    again = CliRunner().invoke(app, [*command, "--json", str(tmp_path / "again.json")])
+    assert again.exit_code == 0 and f"{head}: nothing to do, it has this head" in again.output, again.output
+    assert (tmp_path / "again.json").read_text() == (tmp_path / "said.json").read_text()
+    assert (head.read_bytes(), head.stat().st_mtime_ns) == before
+    written = ["other labels, vectors or settings; give another name, or", "--overwrite"]
+    for other in (["--label", "two"], ["--seed", "1"], ["--label", "word", "--positive", "photo"]):
+        refused = CliRunner().invoke(app, [*command, *other])
+        assert refused.exit_code == 2, refused.output
+        assert all(each in " ".join(refused.output.replace("│", "").split()) for each in written)
+    head.write_bytes(b"something else")
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 2 and "is no head of" in refused.output
+    assert CliRunner().invoke(app, [*command, "--overwrite"]).exit_code == 0
+    assert head.read_bytes() == before[0]
+
+
+def test_a_file_of_the_same_head_is_known(labelled, tmp_path):
+    """By what it was fitted to: one label, one vector or a setting more is another head."""
+    out, usable, table, matrix = labelled
+    found = fit_head(out, "good")
+    found.save(tmp_path / "good.safetensors")
+    assert found.is_in(tmp_path / "good.safetensors")
+    record = FileRecord("f", id_col="key", embeddings={"image_embedding": {**L14, "dim": DIM}})
+    is_null = table["image_embedding"].combine_chunks().is_null()
+    for other in ("in one file", "a label", "a vector"):
+        labels, vectors = table["good"].to_pylist(), matrix.copy()
+        if other == "a label":
+            labels[usable[5]] ^= True
+        elif other == "a vector":
+            vectors[usable[5], 0] += 1e-3
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), DIM, mask=is_null)
+        rows = {name: table[name] for name in table.column_names}
+        rows |= {"good": pa.array(labels), "image_embedding": lists}
+        write_table(str(tmp_path / other / "0.parquet"), pa.table(rows), record)
+        same = fit_head(tmp_path / other, "good").is_in(tmp_path / "good.safetensors")
+        assert same is (other == "in one file")

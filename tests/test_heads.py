@@ -555,7 +555,11 @@ def test_a_score_is_finite_or_null_with_a_reason(folder, red, tmp_path, in_this_
     assert table["red"].null_count == 16 and table["image_embedding"].null_count == 2
     assert summary.reasons == {"not finite (red)": 14, "empty": 1, "not an image": 1}
     # A further head loses no reason, and has none of its own.
-    score_output(tmp_path / "out", [HeadClassifier(red, "fine")])
+    more = score_output(tmp_path / "out", [HeadClassifier(red, "fine")])
+    assert more.reasons == more.earlier == {"not finite (red)": 14, "empty": 1, "not an image": 1}
+    assert "failed rows" not in str(more) and " x " not in str(more) and more.complete
+    line = "16 rows had failed in an earlier run: 14 not finite (red), 1 empty, 1 not an image"
+    assert f"  {line}" in str(more).splitlines()
     again = pq.read_table(tmp_path / "out")
     check_red(again.to_pandas(), "fine")
     for key, before, after in zip(
@@ -563,6 +567,13 @@ def test_a_score_is_finite_or_null_with_a_reason(folder, red, tmp_path, in_this_
         strict=True,
     ):
         assert before == after if key not in BAD else before in after
+    # One that fails by itself says so, and how many had failed before.
+    odd = Odd(red, "not finite")
+    odd.pred_column, odd.pred_type = "odd", float
+    both = score_output(tmp_path / "out", [odd])
+    assert both.reasons == {"not finite (odd)": 14, "empty": 1, "not an image": 1}
+    assert both.earlier == {"empty": 1, "not an image": 1}
+    assert "; 14 failed rows" in str(both) and "  14 x not finite (odd), for example" in str(both)
 
 
 # Vectors that are there already

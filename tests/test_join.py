@@ -27,6 +27,7 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers import HeadClassifier, score_output
 from curator_dask.rows import lookup
 from curator_dask.rows.lookup import Lookup, key_texts
+from curator_dask.rows.user_tables import UserTable
 from curator_dask.tables import TableColumns, held, join_output
 from curator_dask.testing import StepTests
 
@@ -175,6 +176,52 @@ def test_types_are_kept_also_where_nothing_is_found(out, tmp_path):
         assert table[name][3:].null_count == len(table) - 3
 
 
+VIEWS = {
+    "text": (pa.string_view(), pa.string(), lambda number: f"of {number}"),
+    "bytes": (pa.binary_view(), pa.binary(), lambda number: b"%d" % number),
+    "lists": (pa.list_view(pa.string()), pa.list_(pa.string()), lambda number: ["a", str(number)]),
+    "large lists": (
+        *(pa.large_list_view(pa.string_view()), pa.large_list(pa.string())),
+        lambda number: [str(number), None],
+    ),
+    "lists of text": (pa.list_(pa.string_view()), pa.list_(pa.string()), lambda number: [str(number)] * 2),
+    "pairs": (pa.list_(pa.string_view(), 2), pa.list_(pa.string(), 2), lambda number: [str(number), "b"]),
+    "lists of lists": (
+        *(pa.list_(pa.list_view(pa.binary_view())), pa.list_(pa.list_(pa.binary()))),
+        lambda number: [[b"%d" % number], None, []],
+    ),
+    "fields": (
+        pa.struct([("x", pa.string_view()), ("y", pa.list_view(pa.int8()))]),
+        pa.struct([("x", pa.string()), ("y", pa.list_(pa.int8()))]),
+        lambda number: {"x": str(number), "y": [number % 100]},
+    ),
+    "maps": (
+        *(pa.map_(pa.string_view(), pa.string_view()), pa.map_(pa.string(), pa.string())),
+        lambda number: [(str(number), "b")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_become_what_files_have(out, tmp_path, name):
+    """Arrow can pick no rows of some views, and casts others wrongly."""
+    kind, plain, value = VIEWS[name]
+    keys = KEYS[::-1]
+    values = {key: value(int(key)) if number % 4 else None for number, key in enumerate(keys)}
+    schema = pa.schema([("key", pa.string()), ("value", kind)])
+    with pq.ParquetWriter(tmp_path / "table.parquet", schema) as writer:
+        for some in (keys[7:30], keys[30:31], keys[31:]):
+            group = {"key": some, "value": pa.array([values[key] for key in some], kind)}
+            writer.write_table(pa.table(group, schema))
+    summary = join_output(out, tmp_path / "table.parquet")
+    assert (summary.written, summary.found, summary.failed_shards) == (FILES, len(KEYS) - 7, {})
+    found = pq.read_table(out)
+    assert "view" not in str(found["value"].type) and found["value"].type.id == plain.id
+    pa.nulls(0, found["value"].type).cast(plain)
+    expected = values | dict.fromkeys(keys[:7])
+    assert dict(zip(found["key"].to_pylist(), found["value"].to_pylist(), strict=True)) == expected
+
+
 @pytest.mark.parametrize("form", ["txt", "npy", "csv"])
 def test_rows_of_a_list_are_marked(out, tmp_path, form):
     urls = [f"https://example.org/{key[::-1]}" for key in KEYS[::7]]
@@ -197,8 +244,20 @@ def test_rows_of_a_list_are_marked(out, tmp_path, form):
     assert "NONE found: column 'url' of the rows has 'https://example.org/" in str(summary)
 
 
-def test_uids_as_datacomp_lists_them(out, tmp_path):
-    uids = np.array([(1, 2), (2**64 - 1, 0)], dtype="u8,u8")
+@pytest.mark.parametrize("kind", ["<i8", ">i8", ">u4", ">f8", "<U9", ">U9", "S9"])
+def test_a_list_may_have_its_bytes_in_any_order(out, tmp_path, kind):
+    wanted = KEYS[3::5]
+    found = np.array([int(key) for key in wanted] if kind[1] in "iuf" else wanted).astype(kind)
+    np.save(tmp_path / "list.npy", found)
+    summary = join_output(out, tmp_path / "list.npy", mark="listed")
+    assert (summary.found, summary.unasked) == (len(wanted), 0)
+    table = pq.read_table(out)
+    assert table["listed"].to_pylist() == [key in wanted for key in table["key"].to_pylist()]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_uids_as_datacomp_lists_them(out, tmp_path, order):
+    uids = np.array([(1, 2), (2**64 - 1, 0)], dtype=f"{order}u8,{order}u8")
     np.save(tmp_path / "subset.npy", uids)
     path = out / "00000.parquet"
     table = pq.read_table(path)
@@ -241,6 +300,36 @@ def test_a_changed_table_is_joined_anew(out, tmp_path):
     check(tmp_path / "new", frame)
 
 
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+@pytest.mark.parametrize("where", ["client", "worker"])
+def test_a_table_that_changes_while_it_is_read(out, tmp_path, monkeypatch, form, where):
+    """Else the record would name one content, and the rows have another."""
+    path, frames = tmp_path / f"table.{form}", [frame_of(KEYS), frame_of(KEYS)]
+    frames[1]["score"] += 1000
+    digest, calls = UserTable.digest, []
+
+    def write(frame):
+        frame.to_parquet(path) if form == "parquet" else frame.to_csv(path, index=False)
+
+    def digest_and_change(table):
+        found = digest(table)
+        calls.append(found)
+        if len(calls) == (1 if where == "client" else 2):  # the client looks first
+            write(frames[1])
+        return found
+
+    write(frames[0])
+    before = pq.read_table(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(UserTable, "digest", digest_and_change)
+        with pytest.raises(DatasetError, match=f"{form}: has changed while it was read. Run again"):
+            join_output(out, path, "key=id")
+    assert len(calls) == (1 if where == "client" else 2)
+    assert pq.read_table(out).equals(before)
+    assert join_output(out, path, "key=id").written == FILES
+    check(out, pd.read_csv(path, dtype={"id": str}) if form == "csv" else frames[1])
+
+
 def test_what_was_joined_by_a_column_goes_when_that_changes(out, tmp_path):
     """Else a row would have the value of what it was found by before."""
     names = [f"x{number}" for number in range(len(KEYS))]
@@ -269,6 +358,22 @@ def test_files_of_a_folder_may_differ_in_form(out, tmp_path):
     assert table["a"].to_pylist() == [1] * 5 + [None] * 5
     assert table["b"].to_pylist() == [None] * 5 + ["b"] * 4 + [None]
     assert table["none"].to_pylist() == [None] * 5 + [7] * 4 + [None]
+
+
+@pytest.mark.parametrize("names", [("a.csv", "b.parquet"), ("a.parquet", "b.csv"), ("a.csv", "notes.md")])
+def test_a_glob_is_of_files_of_one_kind(out, tmp_path, names):
+    frame, folder = frame_of(KEYS), tmp_path / "tables"
+    folder.mkdir()
+    for name, part in zip(names, (frame[:50], frame[50:]), strict=True):
+        part.to_parquet(folder / name) if name.endswith("parquet") else part.to_csv(
+            folder / name, index=False
+        )
+    with pytest.raises(
+        DatasetError, match=rf"several kinds, {names[0]} and {names[1]} among them: .*\*\.parquet"
+    ):
+        join_output(out, folder / "*", "key=id")
+    chosen = join_output(out, folder / f"*{names[0][1:]}", "key=id")
+    assert (chosen.found, chosen.without) == (50, len(KEYS) - 50)
 
 
 def test_what_is_refused(out, tmp_path):
@@ -359,7 +464,14 @@ def test_retry_and_other_models_leave_the_columns_as_they_are(folder, tmp_path):
     ColourReader(max_pixels=10_000)(dataset).save_metadata(out)
     keys = read_output(out)["key"].to_pylist()
     frame_of(keys).rename(columns={"caption": "label"}).to_csv(path, index=False)
-    join_output(out, path, "key=id")
+    summary = join_output(out, path, "key=id")
+    # What had failed before is told as that, behind what the join itself has done.
+    bad = len(LARGE) + len(BROKEN)
+    assert summary.earlier == summary.reasons and summary.failed == summary.earlier.total() == bad
+    rows, found, _, earlier = str(summary).splitlines()
+    assert rows.endswith(f"{SHARDS * SAMPLES} rows in {SHARDS} files")
+    assert found.startswith(f"  {SHARDS * SAMPLES} rows found in the table")
+    assert earlier.startswith(f"  {bad} rows had failed in an earlier run: ") and " too large" in earlier
 
     def labels():
         table = read_output(out)

@@ -24,6 +24,8 @@ from curator_dask.checks.findings import KINDS, TOO_LARGE
 from curator_dask.checks.preflight import preflight
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, CuratorError, DatasetError
+from curator_dask.frames.names import STATISTIC_COLUMNS
+from curator_dask.image.statistics import STATISTICS, ImageStatistics
 from curator_dask.webdataset.index import ShardIndex
 
 SAMPLES = 6
@@ -65,6 +67,8 @@ def test_nothing_is_found_in_a_good_dataset(tmp_path, parquet):
     report = preflight(folder)
     assert report.findings == []
     assert report.ok
+    assert report.taken == ["width"]  # which tars' JSON has, too
+    assert "its columns width have names of statistics, which need others (prefix=" in str(report)
     assert report.source == ("parquet" if parquet else "tar")
     assert (report.shards, report.looked, report.rows, report.samples) == (3, 3, 18, 18)
     assert report.rows_exact
@@ -82,6 +86,29 @@ def test_nothing_is_found_in_a_good_dataset(tmp_path, parquet):
     assert report.images["bytes"][2] == max(map(len, pictures))
     assert "nothing that would fail, 0 notes" in str(report)
     assert json.loads(json.dumps(report.to_dict()))["ok"] is True
+
+
+def test_names_that_statistics_cannot_have(tmp_path, in_this_process):
+    """What the look says, a run with the statistics meets; those of an earlier run are no column of another's."""
+    assert tuple(STATISTICS) == STATISTIC_COLUMNS
+    write_dataset(tmp_path / "data", shards=2, samples=SAMPLES)
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    taken = preflight(tmp_path / "data").taken
+    for name in ("width", "height", "grey"):
+        if name in taken:
+            with pytest.raises(ConfigError, match="prefix image_"):
+                ImageStatistics([name])(dataset)
+        else:
+            ImageStatistics([name])(dataset)
+    ImageStatistics(["height", "grey"])(dataset).save_metadata()
+    assert preflight(tmp_path / "data").taken == []
+    for name in ("1.png", "2.png"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(image_of(name))
+    table = tmp_path / "captions.csv"
+    table.write_text("file_name,caption,phash,Width\na.png,A,1,2\nb.png,B,3,4\n")
+    assert preflight(tmp_path / "images", captions=table).taken == ["phash"]
+    assert preflight(tmp_path / "images", captions=None).taken == []
 
 
 def test_disk_is_estimated_as_a_run_fills_it(tmp_path, in_this_process):

@@ -432,6 +432,76 @@ def test_images_are_labelled_by_looking(made, open_page, tmp_path):
     assert page.inner_text("#label-count").startswith("0 yes, 0 no.")
 
 
+def test_keys_lead_from_page_to_page_of_labels(made, open_page):
+    page = open_page((made / "report.html").as_uri())
+    tiles, place = page.locator("#label-tiles .tile"), page.locator("#label-place")
+
+    def focused():
+        return page.evaluate(
+            "[...document.querySelectorAll('#label-tiles .tile')].indexOf(document.activeElement)"
+        )
+
+    tiles.nth(0).focus()
+    for key in ("ArrowLeft", "ArrowUp"):  # there is nothing before it
+        page.keyboard.press(key)
+        assert focused() == 0
+    page.keyboard.press("ArrowDown")
+    line = focused()
+    tops = tiles.evaluate_all("all => all.map(each => each.offsetTop)")
+    assert 1 < line < 24 and tops[line - 1] == tops[0] < tops[line] and tops[line] == tops[line + 1]
+    page.keyboard.press("ArrowUp")
+    assert focused() == 0
+    tiles.nth(23).focus()
+    page.keyboard.press("y")
+    assert place.inner_text().startswith("25 to ") and focused() == 0
+    page.keyboard.press("ArrowLeft")
+    assert place.inner_text().startswith("1 to ") and focused() == 23
+    assert tiles.nth(23).get_attribute("data-label") == "yes"
+    assert [tiles.nth(number).get_attribute("aria-pressed") for number in (22, 23)] == ["false", "true"]
+    page.keyboard.press("ArrowDown")
+    assert place.inner_text().startswith("25 to ") and focused() == line - 1
+    count = int(place.inner_text().split()[-1].replace(",", ""))
+    while not page.locator("#label-next").is_disabled():
+        page.click("#label-next")
+    tiles.last.focus()
+    page.keyboard.press("n")  # there is nothing behind it
+    assert place.inner_text().endswith(f"to {count} of {count}") and focused() == tiles.count() - 1
+    for name in ("label-fit", "label-score"):
+        page.click(f"[data-copies={name}]")
+        assert page.evaluate("getSelection().toString()") == page.inner_text(f"#{name}")
+        page.wait_for_function(f"document.querySelector('[data-copies={name}]').textContent === 'Copied'")
+    page.evaluate("localStorage.clear()")
+
+
+def test_two_tabs_label_together(made, open_page, page):
+    """What one says the other shows, saves and does not forget."""
+    one = open_page((made / "report.html").as_uri())
+    other = page.context.new_page()
+    try:
+        other.goto((made / "report.html").as_uri())
+        tiles, theirs = (each.locator("#label-tiles .tile") for each in (one, other))
+        tiles.nth(0).click()
+        theirs.nth(1).click(click_count=2)
+        for each in (one, other):
+            each.wait_for_function(
+                "document.getElementById('label-count').textContent.startsWith('1 yes, 1 no.')"
+            )
+        states = [
+            each.evaluate_all("all => all.map(each => each.dataset.label)")[:3] for each in (tiles, theirs)
+        ]
+        assert states == [["yes", "no", ""]] * 2
+        other.fill("#label-name", "nice")
+        one.wait_for_function("document.getElementById('label-name').value === 'nice'")
+        assert "--label nice" in one.inner_text("#label-fit")
+        other.once("dialog", lambda dialog: dialog.accept())
+        other.click("#label-forget")
+        one.wait_for_function("document.getElementById('label-count').textContent.startsWith('0 yes, 0 no.')")
+        assert tiles.nth(0).get_attribute("data-label") == ""
+    finally:
+        other.evaluate("localStorage.clear()")
+        other.close()
+
+
 def test_duplicates_are_shown_by_groups_the_most_doubtful_first(made):
     table = pq.read_table(made / "duplicates" / "duplicates.parquet").to_pandas()
     section = (

@@ -241,6 +241,8 @@ class Report:
         Of image files: ``"txt"``, what lies beside them; ``"none"``, or the path of a table.
     columns
         That rows get from that table.
+    taken
+        Names of statistics that the dataset's own columns have.
     shards, size
         Tars and their bytes.
     looked
@@ -285,6 +287,7 @@ class Report:
     seconds: float = 0.0
     captions: str = "txt"
     columns: list[str] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
 
     @property
     def problems(self) -> list[Finding]:
@@ -332,15 +335,13 @@ class Report:
                 f"  img2dataset{self._in_those()}: "
                 + ", ".join(f"{status} {count:,}" for status, count in self.statuses.items())
             )
-        lines += self._image_lines()
-        lines += self._disk_lines()
-        lines += map(str, self.findings)
+        if self.taken:
+            names = f"its columns {', '.join(self.taken)} have names of statistics"
+            lines.append(f"  {names}, which need others (prefix='image_', --prefix image_)")
+        lines += [*self._image_lines(), *self._disk_lines(), *map(str, self.findings)]
         problems, notes = len(self.problems), len(self.notes)
-        verdict = (
-            f"{counted(problems, 'problem')} on which a run would fail"
-            if problems
-            else "nothing that would fail"
-        )
+        would = f"{counted(problems, 'problem')} on which a run would fail"
+        verdict = would if problems else "nothing that would fail"
         lines.append(f"{verdict}, {counted(notes, 'note')}; {self.seconds:.1f} s")
         return "\n".join(lines)
 

@@ -22,6 +22,7 @@ from curator_dask.checks.captions import CaptionsLook, look_at_captions
 from curator_dask.checks.findings import KINDS, NO_CAPTIONS, TOO_LARGE, Finding, Report, shown
 from curator_dask.checks.glancing import Glance, glance
 from curator_dask.checks.looking import Look, RowsFrom, look
+from curator_dask.checks.taken import taken_names
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
 from curator_dask.errors import ConfigError, CuratorError, DatasetError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
@@ -41,9 +42,7 @@ _MEMBERS = 400_000  # headers that are read unless told otherwise: about 3 secon
 _SECONDS = 15.0  # after which no more shards are looked into unless told otherwise, where the disk is slow
 _REMOTE_BYTES = 256_000_000  # of remote tars that are fetched unless told otherwise
 _MORE = 64  # shards that are looked into besides, since they do not end as tars do
-_FETCHES = (
-    4  # remote shards that are looked into at a time; local ones would only take turns at Python's lock
-)
+_FETCHES = 4  # remote shards that are looked into at a time; local ones would take turns at Python's lock
 _IMAGES, _IMAGES_A_SHARD = 4096, 32  # whose headers are read
 _FEW = 5  # shards that a finding names
 _KINDS = 20  # of what rows leave out, that a report names
@@ -134,6 +133,8 @@ def preflight(
     )
     report.columns = seen_table.columns
     _tally_captions(seen_table, report, tally)
+    of_table = seen_table.columns if rows_from == "elsewhere" else None
+    report.taken = taken_names(glances, source, of_table, id_col, storage_options)
     _count(report, glances, looks, with_parquet)
     _tally_looks(report, glances, looks, tally)
     if with_parquet:

@@ -62,7 +62,8 @@ def fit(
     """Fit a linear head to the vectors of rows that have a label, in this process.
 
     It says how well the head does on rows that it has not seen, what each threshold would keep, and which labels may be
-    wrong. `score --head NAME=FILE` then scores all images.
+    wrong. `score --head NAME=FILE` then scores all images. The same command again says the same, and
+    leaves FILE as it is.
 
     Exit code 0: done. 2: wrong usage, too few labels among it.
     """
@@ -70,10 +71,14 @@ def fit(
     check_sheet(sheet)
     if file.suffix != ".safetensors":
         raise typer.BadParameter(f"{file}: expected a name that ends in .safetensors", param_hint="FILE")
-    if file.exists() and not overwrite:
-        raise typer.BadParameter(f"{file}: is there; give another name, or --overwrite", param_hint="FILE")
     from curator_dask.image.fitting import fit_head
+    from curator_dask.image.fitting.heads import fitted_to
 
+    keep = file.exists() and not overwrite
+    if keep and fitted_to(file) is None:  # known before the vectors are read
+        raise typer.BadParameter(
+            f"{file}: is there, and is no head of `fit`; give another name, or --overwrite", param_hint="FILE"
+        )
     with summary_to(json_file) as put, told_plainly("nothing was written"):
         found = fit_head(
             embeddings,
@@ -85,8 +90,16 @@ def fit(
             seed=seed,
             storage_options=options,
         )
-        found.save(file)
+        if keep and not found.is_in(file):
+            raise typer.BadParameter(
+                f"{file}: is there, and is of other labels, vectors or settings; give another name, or --overwrite",
+                param_hint="FILE",
+            )
+        if not keep:
+            found.save(file)
         print(found)
+        if keep:
+            print(f"{file}: nothing to do, it has this head")
         print(f"{file}: curator-dask score {embeddings} --head {file.stem}={file}")
         put(found.to_dict())
         if sheet is not None:

@@ -25,7 +25,11 @@ def search(
     ] = None,
     like: Annotated[
         str | None,
-        typer.Option(metavar="KEY", help="Instead of a text: an image of the output.", show_default=False),
+        typer.Option(
+            metavar="KEY",
+            help="Instead of a text: an image of the output; itself it is not found.",
+            show_default=False,
+        ),
     ] = None,
     shard: Annotated[
         str | None,

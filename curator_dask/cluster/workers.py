@@ -21,7 +21,7 @@ logger = logging.getLogger("curator_dask")
 
 
 class ResultLost(ShardError):
-    """A partition was done, but what it reported died with its worker, and was not made again."""
+    """A partition was done, but what it reported is lost, as where its worker dies, and was not made again."""
 
 
 class HandedBack(ResultLost):
@@ -83,6 +83,7 @@ _TELL = 10.0  # seconds for what may be left undone
 
 
 TAKEN_BACK = "taken back"  # why a task was cancelled
+_RESTARTED = "scheduler-restart"  # the same, by Dask, of all tasks at once
 
 
 FETCHES = 5  # failures to fetch a result that is said to be there, in a row
@@ -215,8 +216,10 @@ def result_of(future: Future[Any], presence: Presence) -> Any:
                 raise connection_lost(presence.client) from None
             if error.reason == TAKEN_BACK:
                 return HandedBack("the worker that it was given to has not begun it")
+            if error.reason == _RESTARTED:  # which says nothing of this task, nor of memory
+                return HandedBack("all workers were restarted meanwhile (Client.restart): run again")
             return ResultLost(
-                f"the worker that had written it died, and its report was lost ({error.reason})"
+                f"what it reported was lost, as where the worker that has it dies: Dask says {error.reason}"
             )
         except (Exception, asyncio.CancelledError) as error:
             # The worker that held it died, and it is being made again; or there is no scheduler any more.

@@ -16,5 +16,10 @@ CLASS_COLUMN = "cls"
 STATUS_COLUMN = "status"
 #: The vectors of a model, unless another name is given.
 EMBEDDING_COLUMN = "image_embedding"
+#: Of statistics of images, unless they have a prefix (`curator_dask.image.statistics`).
+STATISTIC_COLUMNS = (
+    *("width", "height", "aspect", "format", "mode", "bytes", "orientation", "animated"),
+    *("phash", "dhash", "blurriness", "brightness", "entropy", "colourfulness", "grey", "border"),
+)
 #: Ends the name of the folder with the failed rows of an output, where these are not in the output.
 ERRORS_SUFFIX = ".errors"

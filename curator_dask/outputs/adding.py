@@ -41,7 +41,7 @@ from curator_dask.rows.remarks import noticing, summed, without_not_made
 from curator_dask.runs.describing import load_models
 from curator_dask.runs.fit import Fit
 from curator_dask.runs.passes import run_steps
-from curator_dask.runs.reports import report_frame, report_of
+from curator_dask.runs.reports import errors_of, report_frame, report_of, report_since
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.step import ScoringStep, SharingStep
 from curator_dask.runs.summary import SaveSummary
@@ -136,13 +136,13 @@ class AddToFile:
             table = file.read()
         record = FileRecord.parse(table.schema.metadata) or FileRecord("")
         found: dict[str, Any] = {}
+        errors = errors_of(table)
         if steps:  # else a worker died after it had written the file
             with noticing() as noticed:
                 before, table = table, _with_columns(table, record, steps, name)
             table, record, not_made = without_stale(before, table, record, steps)
             found = summed(noticed.on(_urls(table)), not_made)
-        report = report_of(name.removesuffix(".parquet"), table, record.id_col or "key")
-        report["remarks"] = found
+        shown, id_col = name.removesuffix(".parquet"), record.id_col or "key"
         if steps:
             made = {column: dict(said) for step in steps for column, said in step.scores.items()}
             if self.source.folder != self.target.folder:
@@ -159,10 +159,10 @@ class AddToFile:
                 derived=tuple(dict.fromkeys([*record.derived, *made])),
                 report=None
                 if record.report is None
-                else {**record.report, **_counts(report), "remarks": remarks},
+                else {**record.report, **_counts(report_of(shown, table, id_col)), "remarks": remarks},
             )
             write_table(join(self.target.folder, name), table, kept, self.target.options)
-        return report_frame(report)
+        return report_frame({**report_since(shown, table, id_col, errors, record.scores), "remarks": found})
 
 
 def add_columns(

@@ -31,7 +31,7 @@ from curator_dask.outputs.writing import Output
 from curator_dask.rows.best import Cut, check_best
 from curator_dask.rows.capped import check_cap
 from curator_dask.rows.where import Where
-from curator_dask.runs.reports import report_frame, report_of
+from curator_dask.runs.reports import errors_of, report_frame, report_of, report_since
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.summary import SaveSummary, installed_versions
 from curator_dask.runs.targets import Target
@@ -167,6 +167,11 @@ def filter_output(
     cap = check_cap(at_most, by, top)
     started = time.monotonic()
     source = Output(locate(os.fspath(path), storage_options), storage_options, False, overwrite, False)
+    target = None
+    if output is not None:
+        options = storage_options if output_storage_options is None else output_storage_options
+        target = Output(locate(os.fspath(output), options), options, False, overwrite, False)
+        check_apart(source.folder, target.folder)
     names = output_files(source.folder, storage_options)
     if not names:
         raise OutputError(none_there(source.folder))
@@ -198,10 +203,7 @@ def filter_output(
             *(source.folder, counted(len(changed), "shard"), changed[0]),
         )
     logger.info("%s", summary)
-    if output is not None:
-        options = storage_options if output_storage_options is None else output_storage_options
-        target = Output(locate(os.fspath(output), options), options, False, overwrite, False)
-        check_apart(source.folder, target.folder)
+    if target is not None:
         summary.output = _write(names, FilterFile(chosen, source, target), started, workers)
     summary.seconds = time.monotonic() - started
     return summary
@@ -263,18 +265,18 @@ class FilterFile:
         table = read_rows(path, self.source.options)
         record = FileRecord.parse(table.schema.metadata) or FileRecord("")
         kept = table.filter(pa.array(self.chosen.rows(table, name))).replace_schema_metadata(None)
-        report = report_of(name.removesuffix(".parquet"), kept, record.id_col or "key")
+        shown, id_col = name.removesuffix(".parquet"), record.id_col or "key"
         record = replace(
             record,
             fingerprint=self.mark(name),
             complete_as="",
-            report=report,
+            report=report_of(shown, kept, id_col),
             earlier={},
             # A retry would bring rows back that do not pass.
             derived=tuple(dict.fromkeys([*record.derived, FILTERED])),
         )
         write_table(join(self.target.folder, name), kept, record, self.target.options)
-        return report_frame(report)
+        return report_frame(report_since(shown, kept, id_col, errors_of(kept)))
 
 
 def _write(

@@ -164,8 +164,22 @@ class VectorFiles:
             best = sorted([*best, *found], key=_order)[:top]  # of equal ones those of before stand first
         return best
 
-    def vector_of(self, key: str, shard: str | None = None) -> np.ndarray:
-        """The vector of a row, float32 (dim,), of length 1.
+    def others(self, key: str, shard: str | None, top: int) -> list[Hit]:
+        """The rows that are nearest to one of them, as `nearest` gives them, without that one.
+
+        Parameters
+        ----------
+        key, shard
+            See `row_of`.
+        top
+            How many, at most.
+        """
+        own, vector = self.row_of(key, shard)
+        found = self.nearest(vector, f"the image {key}", top + 1)
+        return [hit for hit in found if (hit.key, hit.url) != (own.key, own.url)][:top]
+
+    def row_of(self, key: str, shard: str | None = None) -> tuple[Hit, np.ndarray]:
+        """A row, and its vector, float32 (dim,), of length 1.
 
         Parameters
         ----------
@@ -179,7 +193,7 @@ class VectorFiles:
         ConfigError
             No row has the key, several have it, or the one that has it has no vector.
         """
-        found: list[tuple[str | None, str, np.ndarray | None]] = []
+        found: list[tuple[Hit, str, np.ndarray | None]] = []
         for path in self.records:
             id_col = self.id_col(path)
             for batch in self._blocks(path, [id_col, URL_COLUMN, self.column]):
@@ -187,7 +201,8 @@ class VectorFiles:
                     url = _value(batch, URL_COLUMN, row)
                     if shard is None or shard in (url or ""):
                         matrix, valid = self.matrix(path, batch.slice(row, 1))
-                        found.append((url, path, unit(matrix)[0] if valid[0] else None))
+                        own = _hit(batch, row, id_col, 1.0)
+                        found.append((own, path, unit(matrix)[0] if valid[0] else None))
         of = f"no row has the key {key!r}" + (
             "" if shard is None else f" and {shard!r} in the URL of its shard"
         )
@@ -196,17 +211,17 @@ class VectorFiles:
                 f"{of}, in {counted(len(self.records), 'file')}, {next(iter(self.records))} for example"
             )
         if len(found) > 1:
-            urls = ", ".join(str(url) for url, _, _ in found[:5])
+            urls = ", ".join(str(own.url) for own, _, _ in found[:5])
             raise ConfigError(
                 f"{len(found)} rows have the key {key!r}: say which by a part of its shard's URL (--shard), of {urls}"
             )
-        ((url, path, vector),) = found
+        ((own, path, vector),) = found
         if vector is None or not np.isfinite(vector).all():
             raise ConfigError(
-                f"{key} of {url or path}: has no vector in {self.column!r}, so nothing is near it; its image_error"
+                f"{key} of {own.url or path}: has no vector in {self.column!r}, so nothing is near it; its image_error"
                 " says why"
             )
-        return vector
+        return own, vector
 
     def id_col(self, path: str) -> str:
         """The column of the keys in a file."""

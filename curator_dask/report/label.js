@@ -34,9 +34,14 @@ function labelling() {
   const at = (id) => document.getElementById(`label-${id}`);
   const rows = shuffled(Array.from(picture.keys()).filter((row) => data.pictures[picture[row]]?.startsWith("data:")));
   const nameOf = (row) => JSON.stringify([data.urls[shard[row]], data.keys[row]]);
-  const before = kept.read(), labels = new Map();
-  for (const row of rows) if (Object.hasOwn(before.labels, nameOf(row))) labels.set(row, before.labels[nameOf(row)]);
-  at("name").value = before.name;
+  const labels = new Map();
+  function take() {
+    const before = kept.read();
+    labels.clear();
+    for (const row of rows) if (Object.hasOwn(before.labels, nameOf(row))) labels.set(row, before.labels[nameOf(row)]);
+    if (at("name").value !== before.name) at("name").value = before.name;
+  }
+  take();
   let order = rows, first = 0;
   if (!rows.length) {
     for (const each of document.querySelectorAll("#label, [href='#label']")) each.hidden = true;
@@ -52,6 +57,7 @@ function labelling() {
   function mark(figure, row) {
     const label = labels.get(row) ?? "";
     figure.dataset.label = label;
+    figure.setAttribute("aria-pressed", String(Boolean(label)));
     figure.setAttribute("aria-label", `${data.keys[row]}: ${label || "no label"}`);
   }
 
@@ -73,15 +79,33 @@ function labelling() {
     figure.addEventListener("click", () => set(figure, row, NEXT[figure.dataset.label]));
     figure.addEventListener("keydown", (event) => {
       const label = { y: "yes", Y: "yes", n: "no", N: "no", Delete: "", Backspace: "" }[event.key];
-      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key] ?? (label === undefined ? 0 : 1);
+      const down = { ArrowDown: 1, ArrowUp: -1 }[event.key], across = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      const step = across ?? (down ? down * perLine() : label === undefined ? 0 : 1);
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       if (event.key === "Enter" || event.key === " ") figure.click();
       else if (!step) return;
       event.preventDefault();
       if (label !== undefined) set(figure, row, label);
-      (step > 0 ? figure.nextElementSibling : step < 0 ? figure.previousElementSibling : null)?.focus();
+      if (step) go(first + [...at("tiles").children].indexOf(figure) + step);
     });
     return figure;
+  }
+
+  // Tiles that stand in one line.
+  function perLine() {
+    const tiles = [...at("tiles").children], second = tiles.findIndex((each) => each.offsetTop !== tiles[0].offsetTop);
+    return second < 0 ? tiles.length : second;
+  }
+
+  // To a place of the order, on whichever page it is.
+  function go(place) {
+    if (place < 0 || place >= order.length) return;
+    const start = place - (place % PAGE);
+    if (start !== first) {
+      first = start;
+      draw();
+    }
+    at("tiles").children[place - first].focus();
   }
 
   function draw() {
@@ -135,6 +159,13 @@ function labelling() {
     labels.clear();
     kept.change((all) => { all.labels = {}; });
     draw();
+    told();
+  });
+  // Another tab has changed them.
+  addEventListener("storage", (event) => {
+    if (event.key !== null && event.key !== kept.name) return;
+    take();
+    [...at("tiles").children].forEach((figure, place) => mark(figure, order[first + place]));
     told();
   });
   draw();

@@ -52,6 +52,18 @@ function tile(row, note) {
 
 for (const each of document.querySelectorAll("[data-picture]")) show(each.querySelector(".image"), Number(each.dataset.picture));
 
+// Buttons that copy what another element says.
+for (const button of document.querySelectorAll("[data-copies]")) {
+  const source = document.getElementById(button.dataset.copies);
+  button.addEventListener("click", async () => {
+    if (source.select) source.select();
+    else getSelection().selectAllChildren(source);
+    try { await navigator.clipboard.writeText(source.value ?? source.textContent); } catch { document.execCommand("copy"); }
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+  });
+}
+
 // Thresholds
 
 const SVG = "http://www.w3.org/2000/svg", WIDTH = 480, NEAR = 10;
@@ -225,12 +237,6 @@ function explore() {
   });
   document.getElementById("overviews").append(...buttons);
   changed();
-  document.getElementById("copy").addEventListener("click", async (event) => {
-    where.select();
-    try { await navigator.clipboard.writeText(where.value); } catch { document.execCommand("copy"); }
-    event.target.textContent = "Copied";
-    setTimeout(() => { event.target.textContent = "Copy"; }, 1500);
-  });
 }
 
 if (data.measures.length) explore();

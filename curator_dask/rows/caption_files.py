@@ -58,6 +58,13 @@ def read_table(path: str, data: bytes, key: KeyColumn) -> pa.Table:
     return table
 
 
+#: Views, and what Arrow can pick rows of: within other types, and else.
+_OF_VIEWS = {
+    pa.string_view(): (pa.string(), pa.large_string()),
+    pa.binary_view(): (pa.binary(), pa.large_binary()),
+}
+
+
 def tidy(table: pa.Table) -> pa.Table:
     """Without columns that have no name, and none of the types of which Arrow itself cannot pick rows.
 
@@ -71,10 +78,45 @@ def tidy(table: pa.Table) -> pa.Table:
         raise ValueError(
             f"several columns are named {', '.join(map(repr, twice))}: give each a name of its own"
         )
-    # Views, as which some writers have their text.
-    kinds = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-    plain = [each.with_type(kinds.get(each.type, each.type)) for each in table.schema]
-    return table.cast(pa.schema(plain, table.schema.metadata))
+    kinds = [plain_kind(each.type) for each in table.schema]
+    plain = [each.with_type(kind) for each, kind in zip(table.schema, kinds, strict=True)]
+    columns = [_as_plain(column, kind) for column, kind in zip(table.columns, kinds, strict=True)]
+    return pa.table(columns, pa.schema(plain, table.schema.metadata))
+
+
+def plain_kind(kind: pa.DataType, large: bool = True) -> pa.DataType:
+    """A type without views, as which some writers have their text and lists, at whatever depth.
+
+    Parameters
+    ----------
+    kind
+        The type.
+    large
+        Text becomes ``large_string``, of which a column may have more than 2 GB; not within lists.
+    """
+    if kind in _OF_VIEWS:
+        return _OF_VIEWS[kind][large]
+    if pa.types.is_struct(kind):
+        return pa.struct([each.with_type(plain_kind(each.type, False)) for each in kind])
+    if pa.types.is_map(kind):
+        keys, values = plain_kind(kind.key_type, False), plain_kind(kind.item_type, False)
+        return pa.map_(kind.key_field.with_type(keys), kind.item_field.with_type(values))
+    if pa.types.is_list(kind) or pa.types.is_list_view(kind):
+        return pa.list_(kind.value_field.with_type(plain_kind(kind.value_type, False)))
+    if pa.types.is_large_list(kind) or pa.types.is_large_list_view(kind):
+        return pa.large_list(kind.value_field.with_type(plain_kind(kind.value_type, False)))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(plain_kind(kind.value_type, False)), kind.list_size)
+    return kind
+
+
+def _as_plain(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    if column.type == kind:
+        return column
+    if "list_view" not in str(column.type):
+        return column.cast(kind)
+    # Value by value: Arrow's own cast (26.0) of views of lists makes the last one empty.
+    return pa.chunked_array([pa.array(chunk.to_pylist(), kind) for chunk in column.chunks], kind)
 
 
 def _named(table: pa.Table) -> pa.Table:

@@ -22,7 +22,8 @@ from curator_dask.webdataset.keys import id_text
 TEXT = pa.large_string()  # also of more than 2 GB
 _BLOCK = 1 << 16  # values that are Python's objects at a time
 _EXACT = 2.0**53
-_PADDED = r"^0[0-9]+$"
+#: A number with leading zeros; behind a zero byte may stand within what it is a key, such as a shard.
+_PADDED = r"^0[0-9]+(\x00|$)"
 _WHOLE = r"^(0|[1-9][0-9]*)$"
 _HYPHENS = (8, 13, 18, 23)  # of a UUID's text
 
@@ -142,7 +143,10 @@ class Lookup:
         ValueError
             These are no values that could be keys.
         """
-        texts, is_number = key_texts(values)
+        return self.find_texts(*key_texts(values))
+
+    def find_texts(self, texts: pa.Array, is_number: bool) -> np.ndarray:
+        """The same of values as `key_texts` gives them."""
         found = self._places(texts)
         if is_number == self.is_number or not len(texts) or (found >= 0).all():
             return found
@@ -213,8 +217,7 @@ class _Padded:
 
 
 def _stripped(texts: pa.Array) -> pa.Array:
-    short = pc.ascii_ltrim(texts, "0")
-    return pc.if_else(pc.equal(short, ""), "0", short).cast(TEXT)
+    return pc.replace_substring_regex(texts, r"^0+([0-9])", r"\1").cast(TEXT)
 
 
 def _hashes(texts: pa.Array) -> np.ndarray:

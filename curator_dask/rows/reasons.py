@@ -69,6 +69,21 @@ def reasons_in(stored: str | None) -> list[Reason]:
     ]
 
 
+def new_reasons(stored: str | None, before: str | None, scores: Collection[str]) -> str | None:
+    """Of a value of ``image_error`` the reasons that are not in an earlier one, in the same form; None: none is.
+
+    A score that lacks its vector has the reason of that one, which is no new one. `scores` are the columns that the
+    earlier value may name, and whose reasons are no others'.
+    """
+    known = {(each.column, each.text) for each in reasons_in(before)}
+    passed_on = {text for column, text in known if column not in scores}
+    found = reasons_in(stored)
+    new = [each for each in found if (each.column, each.text) not in known and each.text not in passed_on]
+    if len(new) == len(found):
+        return stored
+    return "; ".join(f"[{each.column}] {each.text}" for each in new) or None
+
+
 def as_stored(reasons: Mapping[str, str | None]) -> str | None:
     """The value of ``image_error`` of a row.
 

@@ -74,6 +74,7 @@ class UserTable:
         options = options if is_remote(text) else None
         table = cls(text if is_remote(text) else absolute(text), key, options, hint)
         if table.files:
+            _check_one_kind(table.path, table.files)
             return table
         kinds = f"{', '.join((*TABLES, *LISTS))}, or a folder of Parquet files"
         there = (
@@ -125,6 +126,27 @@ class UserTable:
                     own.update(block)
             digest.update(own.digest())
         return digest.hexdigest()
+
+    @contextlib.contextmanager
+    def steady(self) -> Iterator[None]:
+        """Within the block the files stay as they are: digest and rows are of one content.
+
+        Raises
+        ------
+        DatasetError
+            They do not.
+        """
+        before = [stamp(file, self.options) for file in self.files]
+        try:
+            yield
+        finally:  # what is half written cannot be read, for this reason
+            for file, state in zip(self.files, before, strict=True):
+                with faults(file):
+                    changed = stamp(file, self.options) != state
+                if changed:
+                    raise DatasetError(
+                        f"{file}: has changed while it was read. Run again when nobody writes to it"
+                    )
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -278,6 +300,18 @@ def _matching(pattern: str, options: Options) -> list[str]:
     return [fs.unstrip_protocol(each) for each in patiently(lambda: fs.glob(inside), pattern)]
 
 
+def _check_one_kind(path: str, files: Sequence[str]) -> None:
+    """Raise DatasetError where files of a glob are of several kinds, which say differently what a value is."""
+    first: dict[str, str] = {}
+    for file in files:
+        first.setdefault(Path(file).suffix.lower(), Path(file).name)
+    if len(first) > 1:
+        raise DatasetError(
+            f"{path}: matches files of several kinds, {' and '.join(first.values())} among them: give a pattern for"
+            " those of one kind, such as *.parquet"
+        )
+
+
 def _array_in(data: bytes) -> pa.Array:
     found = np.load(io.BytesIO(data), allow_pickle=False)
     if found.ndim != 1:
@@ -289,7 +323,8 @@ def _array_in(data: bytes) -> pa.Array:
                 f"expected values, or pairs of uint64 (as DataComp writes uids), found {found.dtype}"
             )
         return pairs_to_hex(found)
-    return pa.array(found)
+    # Arrow refuses bytes in another order than the machine's.
+    return pa.array(found.astype(found.dtype.newbyteorder("="), copy=False))
 
 
 def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pandas as pd
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.frames.names import ERROR_COLUMN
-from curator_dask.rows.reasons import DAMAGED, reasons_in
+from curator_dask.rows.reasons import DAMAGED, new_reasons, reasons_in
 from curator_dask.runs.targets import target_frame
 
 _EXAMPLES = 3  # of each reason, that a report carries
@@ -73,6 +73,42 @@ def report_of(
         "reasons": dict(reasons),
         "examples": examples,
         "remarks": {},
+    }
+
+
+def report_since(
+    name: str,
+    table: pa.Table,
+    id_col: str,
+    before: pa.ChunkedArray | pa.Array,
+    scores: Collection[str] = (),
+) -> dict[str, Any]:
+    """The same of rows of which some had failed before: ``earlier`` counts these by reason, and no example is of them.
+
+    Parameters
+    ----------
+    name, table, id_col
+        See `report_of`.
+    before
+        ``image_error`` of the rows as it was.
+    scores
+        Columns of scores that they had (`curator_dask.rows.reasons.new_reasons`).
+    """
+    after = errors_of(table)
+    new: list[str | None] = [None] * len(after)
+    old = list(new)
+    for row in pc.indices_nonzero(pc.is_valid(after)).to_pylist():
+        text, known = after[row].as_py(), before[row].as_py()
+        found = new_reasons(text, known, scores)
+        new[row], old[row] = found, text if found is None else None
+    report = report_of(name, table, id_col, pa.array(new, pa.string()))
+    earlier = report_of(name, table, id_col, pa.array(old, pa.string()))
+    reasons = Counter(report["reasons"]) + Counter(earlier["reasons"])
+    return {
+        **report,
+        "failed": report["failed"] + earlier["failed"],
+        "reasons": dict(reasons),
+        "earlier": earlier["reasons"],
     }
 
 

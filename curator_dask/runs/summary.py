@@ -69,8 +69,10 @@ class SaveSummary:
         By the shard's url, rows with a caption that is longer than its model takes, in the same form.
     reasons
         How many images failed for which kind of reason.
+    earlier
+        Of these, by kind of reason, those that had failed before this call, which has opened no image.
     examples
-        For each kind of reason, a few ``shard key: reason``.
+        For each kind of reason, a few ``shard key: reason``; none of those.
     seconds
         Of this call.
     startup_seconds
@@ -111,6 +113,7 @@ class SaveSummary:
     not_made: dict[str, dict[str, Any]] = field(default_factory=dict)
     text_truncated: dict[str, dict[str, Any]] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
+    earlier: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
     startup_seconds: float = 0.0
@@ -136,7 +139,8 @@ class SaveSummary:
     @property
     def complete(self) -> bool:
         """Every shard was read to its end, and none was given up; images that failed do not count."""
-        return not (self.failed_shards or self.damaged_shards or self.reasons["gave up"])
+        gave_up = self.reasons["gave up"] - self.earlier["gave up"]
+        return not (self.failed_shards or self.damaged_shards or gave_up)
 
     def add(self, report: Mapping[str, Any]) -> None:
         """Count what `WritePartition` reports of a file."""
@@ -145,6 +149,7 @@ class SaveSummary:
         self.dropped += report["dropped"]
         self.written += 1
         self.reasons.update(report["reasons"])
+        self.earlier.update(report.get("earlier", {}))
         for reason, examples in report["examples"].items():
             known = self.examples.setdefault(reason, [])
             known += examples[: max(0, _EXAMPLES - len(known))]
@@ -165,7 +170,8 @@ class SaveSummary:
     def to_dict(self) -> dict[str, Any]:
         """All of it, JSON-able, with `good`, `complete`, `images_per_second` and the versions of what ran."""
         more = {name: getattr(self, name) for name in ("good", "complete", "images_per_second")}
-        return {**vars(self), "reasons": dict(self.reasons), **more, "versions": installed_versions()}
+        counts = {"reasons": dict(self.reasons), "earlier": dict(self.earlier)}
+        return {**vars(self), **counts, **more, "versions": installed_versions()}
 
     def add_remarks(self, remarks: Mapping[str, Mapping[str, Any]]) -> None:
         """Take what was noticed of the rows of a file, by url and kind (`curator_dask.rows.remarks`).
@@ -198,26 +204,34 @@ class SaveSummary:
                 has = counted(self.without_sample, "failed row", "has", "have")
                 before = f"{has} no sample in the tar, and no tar has changed since"
             lines = [f"{self._what}: nothing to do, {before}; {self.seconds:.1f} s"]
-            return "\n".join([*lines, *self._none_line(), *self.remark_lines()])
+            return "\n".join([*lines, *self._own_lines(), *self._none_line(), *self.remark_lines()])
         dropped = f", {self.dropped:,} more in {self.path}{ERRORS_SUFFIX}" if self.dropped else ""
-        files, failed = counted(self.written, "file"), counted(self.failed, "failed image")
-        rows = f"{counted(self.rows - self.dropped, 'row')} in {files}{dropped}; {failed}"
+        own = self.failed - self.earlier.total()
+        failed = counted(own, "failed image" if self.opened else "failed row")
+        failed = f"; {failed}" if own or self.opened else ""
+        rows = (
+            f"{counted(self.rows - self.dropped, 'row')} in {counted(self.written, 'file')}{dropped}{failed}"
+        )
         if self.again:
             now = self.rows - self.failed
             rows = f"{counted(self.rows, 'failed row')} tried again, {now:,}"
             rows += f" {'has' if now == 1 else 'have'} a vector now"
         if not self.path:
-            rows = f"{counted(self.rows, 'row')} of {counted(self.written, 'shard')} computed; {failed}"
+            rows = f"{counted(self.rows, 'row')} of {counted(self.written, 'shard')} computed{failed}"
         start = f"{self.startup_seconds:.1f} s of it start-up"
         rate = f"{self.images_per_second:.1f} {self._unit}/s"
         lines = [
             f"{self._what}: {rows}" if self.path else rows,
+            *self._own_lines(),
             f"  {before}" if self.skipped else "",
             f"  {self.seconds:.1f} s, {start}, then {rate}",
             *self._none_line(),
         ]
-        for reason, count in self.reasons.most_common():
+        for reason, count in (self.reasons - self.earlier).most_common():
             lines.append(f"  {count:,} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
+        if self.earlier:
+            kinds = ", ".join(f"{count:,} {reason}" for reason, count in self.earlier.most_common())
+            lines.append(f"  {counted(self.earlier.total(), 'row')} had failed in an earlier run: {kinds}")
         lines += self.shard_lines()
         return "\n".join(line for line in lines if line)
 
@@ -229,6 +243,10 @@ class SaveSummary:
     def _what(self) -> str:
         return f"{self.path}, {self.column}" if self.column else self.path
 
+    def _own_lines(self) -> list[str]:
+        """What a summary of another kind tells before all else."""
+        return []
+
     def _none_line(self) -> list[str]:
         none = not self.good and not self.again
         return [f"  NONE of {counted(self.rows + self.rows_before, 'image')} has a vector"] if none else []
@@ -237,6 +255,7 @@ class SaveSummary:
         counts = {
             "rows tried again" if self.again else "rows": self.rows,
             "failed images": self.failed,
+            "of them in an earlier run": self.earlier.total(),
             "of them in a folder beside": self.dropped,
             "shards written": self.written,
             "shards failed": len(self.failed_shards),

@@ -113,6 +113,18 @@ class TableColumns:
         """Of the table."""
         return UserTable.find(self.path, self.key, self.storage_options).files
 
+    def look(self) -> None:
+        """See that the table has what is wanted of it; of Parquet no row is read.
+
+        Raises
+        ------
+        DatasetError
+            There is no such table, or it has no such columns.
+        ConfigError
+            There is nothing to add.
+        """
+        self._wanted(UserTable.find(self.path, self.key, self.storage_options))
+
     def step(self, taken: set[str]) -> JoinTable:
         """What is done to the rows of a shard.
 
@@ -134,6 +146,10 @@ class TableColumns:
             The name of a column is not free, or there is not the memory.
         """
         table = UserTable.find(self.path, self.key, self.storage_options)
+        with table.steady():
+            return self._opened(table, taken)
+
+    def _opened(self, table: UserTable, taken: set[str]) -> tuple[JoinTable, Lookup]:
         names = self._wanted(table)
         made = [*names, *([] if self.mark is None else [self.mark])]
         wrong = [name for name in made if name in {"key", URL_COLUMN, ERROR_COLUMN, self.on, *taken}]
@@ -255,13 +271,13 @@ class JoinTable(RowStep):
         return tokenize(self)
 
     def _build(self) -> HeldTable:
-        found = self.table.digest()
-        if found != self.digest:
-            raise DatasetError(
-                f"{self.table.path}: is not what the client has found there. Give every node the same files; if they"
-                " have changed since, run again"
-            )
-        return HeldTable.read(self.table, [name for name, _ in self.kinds])
+        with self.table.steady():
+            if self.table.digest() != self.digest:
+                raise DatasetError(
+                    f"{self.table.path}: is not what the client has found there. Give every node the same files; if"
+                    " they have changed since, run again"
+                )
+            return HeldTable.read(self.table, [name for name, _ in self.kinds])
 
 
 class _Joining(Work):

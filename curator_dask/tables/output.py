@@ -49,15 +49,14 @@ class JoinSummary(SaveSummary):
     without_key: int = 0
     examples_of_both: str = ""
 
-    def __str__(self) -> str:
+    def _own_lines(self) -> list[str]:
         left = f"; {counted(self.without_key, 'row')} of it without a value there, left out"
         told = (
             f"  {counted(self.found, 'row')} found in the table, {self.without:,} without;"
             f" {counted(self.unasked, 'row')} of the table that no row asked for"
             f"{left if self.without_key else ''}"
         )
-        none = f"\n  NONE found: {self.examples_of_both}" if self.examples_of_both else ""
-        return f"{super().__str__()}\n{told}{none}"
+        return [told, *([f"  NONE found: {self.examples_of_both}"] if self.examples_of_both else [])]
 
 
 def join_output(

@@ -93,6 +93,15 @@ class ImageClassifier(ABC):
         """Which vectors the head was made for, asked for on a worker; None: any of its length."""
         return None
 
+    def look(self) -> None:  # noqa: B027, most name nothing to look at
+        """See what it compares with, as far as that is quickly done: asked for before there is a cluster.
+
+        Raises
+        ------
+        CuratorError
+            It cannot be used.
+        """
+
     def settings(self) -> dict[str, Any] | None:
         """JSON-able arguments that make it again, stored beside its scores; None if there are none such."""
         return None

@@ -130,6 +130,10 @@ class ReferenceSimilarity(ImageClassifier):
             )
         return LikeThose(self.reference, json.dumps(info, sort_keys=True))
 
+    def look(self) -> None:
+        """See that there are files of vectors, and of which model."""
+        _ = self.vectors if self.check else self._files()
+
     def settings(self) -> dict[str, Any] | None:
         """The arguments of this class, and its name under ``"scorer"``; None where they may hold what is secret."""
         if self.storage_options is not None:

@@ -34,7 +34,7 @@ def similar_to_key(
     column: str = EMBEDDING_COLUMN,
     storage_options: Mapping[str, Any] | None = None,
 ) -> list[Hit]:
-    """The images of an output that are nearest to one of them, the nearest first; it is among them.
+    """The images of an output that are nearest to one of them, the nearest first, without itself.
 
     No model is loaded: its vector is there.
 
@@ -62,7 +62,7 @@ def similar_to_key(
     """
     check_counts(top=top)
     files = VectorFiles.find(path, column, storage_options)
-    return files.nearest(files.vector_of(str(key), shard), f"the image {key}", top)
+    return files.others(str(key), shard, top)
 
 
 def similar_to_image(

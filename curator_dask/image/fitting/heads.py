@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -12,18 +13,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+import curator_dask
 from curator_dask.decode.spec import check_counts
+from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import EMBEDDING_COLUMN
 from curator_dask.image.fitting.figures import doubtful, figures_of, lines_of
 from curator_dask.image.fitting.labels import Labels, labels_of
 from curator_dask.image.fitting.regression import fit, sigmoid
 from curator_dask.image.fitting.rows import Labelled, labelled_rows
-from curator_dask.models.heads import PROBABILITY, SAID, VECTORS
+from curator_dask.models.heads import PROBABILITY, SAID, VECTORS, entry_of
 from curator_dask.outputs.nearest import Hit
 from curator_dask.outputs.placing import put
 from curator_dask.storage import Options
 
 MOST = 20_000  # rows that a head is fitted to
+FITTED_TO = "fitted_to"  # in what a file says of its head
 _DOUBTFUL = 24
 
 
@@ -43,6 +47,8 @@ class FittedHead:
         How freely the weights grow, of `curator_dask.image.fitting.regression.FREEDOMS`.
     figures
         Of these scores, as `curator_dask.image.fitting.figures.figures_of` has them.
+    digest
+        Of all that decides the weights: vectors, labels, settings and this package's version.
     """
 
     weight: np.ndarray
@@ -52,6 +58,7 @@ class FittedHead:
     scores: np.ndarray = field(repr=False)
     freedom: float
     figures: Mapping[str, Any]
+    digest: str
 
     @property
     def rows(self) -> pd.DataFrame:
@@ -96,11 +103,23 @@ class FittedHead:
         from safetensors.numpy import save
 
         info = self.labelled.info
-        said = {PROBABILITY: self.labels.kind is not None, VECTORS: None if info is None else dict(info)}
+        said = {
+            PROBABILITY: self.labels.kind is not None,
+            VECTORS: None if info is None else dict(info),
+            FITTED_TO: self.digest,
+        }
         # One entry: safetensors writes several in an order that changes from process to process.
         return bytes(
             save({"weight": self.weight, "bias": self.bias}, {SAID: json.dumps(said, sort_keys=True)})
         )
+
+    def is_in(self, path: str | os.PathLike[str]) -> bool:
+        """Whether a file has the head of the same vectors, labels and settings.
+
+        Its weights may differ in their last digits: they were found with another number of threads, or elsewhere.
+        """
+        said = fitted_to(path)
+        return said is not None and said == self.digest
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as ``.safetensors``, whole or not at all: `HeadClassifier` and ``score --head`` take it.
@@ -175,4 +194,23 @@ def fit_head(
         scores,
         found.freedom,
         figures_of(wanted, scores, found.parts),
+        _digest(labelled, wanted, seed),
     )
+
+
+def fitted_to(path: str | os.PathLike[str]) -> str | None:
+    """The digest that a file of `FittedHead.save` has; None: it is another file, or cannot be read."""
+    try:
+        said = entry_of(os.fspath(path), SAID) or {}
+    except Exception:  # safetensors' own among them; what is wrong with it does not matter here
+        return None
+    return said.get(FITTED_TO)
+
+
+def _digest(labelled: Labelled, labels: Labels, seed: int) -> str:
+    info = None if labelled.info is None else dict(labelled.info)
+    parts = {"info": info, "kind": labels.kind, "seed": seed, "version": curator_dask.__version__}
+    digest = hashlib.sha256(fingerprint({**parts, "shape": labelled.vectors.shape}).encode())
+    for array in (labelled.vectors, labels.values):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

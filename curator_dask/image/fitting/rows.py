@@ -81,20 +81,10 @@ def labelled_rows(
 
     Parameters
     ----------
-    path
-        What `save_metadata` or ``curator-dask embed`` wrote, or other Parquet files with lists of numbers.
-    label
-        Column of the labels; null, or NaN, is none.
+    path, label, most, column, seed, storage_options
+        See `curator_dask.image.fitting.fit_head`.
     table
-        Of which it is a column, beside the rows' keys and, where it has it, ``__url__``; None: of the output.
-    most
-        Rows whose vectors are held.
-    column
-        Of the vectors.
-    seed
-        Of what is picked by chance.
-    storage_options
-        For fsspec, where `path` is a URL.
+        Of which the labels are a column, beside the rows' keys and, where it has it, ``__url__``; None: of the output.
 
     Raises
     ------

@@ -115,7 +115,7 @@ class LabelTable:
             texts = _both(texts, found.column(URL_COLUMN).combine_chunks())
         labels = found.column(label).combine_chunks()
         texts = pc.if_else(labels.is_valid(), texts, pa.scalar(None, texts.type))
-        lookup = Lookup(texts, is_number and not shards)
+        lookup = Lookup(texts, is_number)
         check_single(table, lookup, [label])
         return cls(table.path, key, shards, lookup, labels, np.zeros(len(labels), np.int64))
 
@@ -168,10 +168,10 @@ class LabelTable:
                 f"{file}: has no column {missing[0]!r}, by which its rows find their labels in {self.path}"
             )
         try:
-            values = batch.column(self.key)
+            texts, is_number = key_texts(batch.column(self.key))
             if self.shards:
-                values = _both(key_texts(values)[0], batch.column(URL_COLUMN))
-            found = self._lookup.find(values)
+                texts = _both(texts, batch.column(URL_COLUMN))
+            found = self._lookup.find_texts(texts, is_number)
         except ValueError as error:
             raise OutputError(f"{file}: {self.key!r}: {error}") from None
         np.add.at(self._asked, found[found >= 0], 1)
