@@ -74,7 +74,7 @@ class Step(Protocol):
         """
 
     def describe(self) -> Mapping[str, Mapping[str, Any]]:
-        """Load what it needs, on a worker, where it stays; by column, what makes it (JSON-able).
+        """Load what it needs, on a worker, where it stays; by column that a model makes, what makes it (JSON-able).
 
         For a column of vectors with their length as ``dim``. Two workers must say the same.
         """

@@ -1,0 +1,224 @@
+"""`ClassificationModel`: any image classification model, run over a dataset, and its classes as columns."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, Unpack
+
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.decode.orientation import check_exif_column
+from curator_dask.decode.spec import ImageOptions
+from curator_dask.errors import ConfigError
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
+from curator_dask.frames.parquet import read_record
+from curator_dask.image.classifiers.classifying import ClassifyImages
+from curator_dask.models.classes import ACTIVATIONS, check_classes, read_class_names
+from curator_dask.models.classification import ClassificationSpec, LogitsSpec, TimmLogits
+from curator_dask.models.compiling import CompileSetting, check_compile
+from curator_dask.models.timm import TimmSpec, absolute_name
+from curator_dask.runs.lineage import trace
+from curator_dask.settings import absolute
+from curator_dask.storage import Options
+
+
+class ReadingOptions(TypedDict, total=False):
+    """How images are read, as `curator_dask.image.embedders.ImageEmbedder` has it."""
+
+    batch_size: int
+    num_threads_per_worker: int
+    use_index_files: bool
+    decoder: str
+    max_pixels: int
+    on_error: str
+    image_member: str | None
+    gray16: str
+    orientation: str
+    decode_scale: str
+
+
+class ClassificationModel:
+    """Adds the classes that a model sees in each image as columns, in the pass that embeds it, or by itself.
+
+    The model is one with a classifier, fine-tuned for it: of NSFW images, watermarks, documents, ImageNet's classes,
+    or your own. (A head on vectors that are there is an `ImageClassifier`.)
+
+    Parameters
+    ----------
+    model_name
+        A name of timm's: of its registry, with or without tag, ``"hf-hub:org/repo"``, or ``"local-dir:/folder"`` with
+        ``config.json`` and ``model.safetensors``.
+    pretrained, checkpoint_path, model_kwargs
+        As for `TimmImageEmbedder`.
+    prefix
+        Before the name of each column.
+    classes
+        A column for each of its names, with the probability of a class, by its name or number, or with the sum of
+        several: ``{"nsfw": "NSFW", "person": ["man", "woman"]}``. float32.
+    label
+        Also ``label``, the name of the likeliest class, and ``score``, its probability, float32.
+    activation
+        ``"softmax"``: the classes' shares, which add up to 1. ``"sigmoid"``: a probability of each by itself.
+        ``"none"``: the model's outputs as they are. ``"auto"``: as the model says, else shares, or of a model of one
+        class its probability.
+    class_names
+        The names of all classes, or a text file with one in each line, in the place of the model's own: what its
+        ``config.json`` says, ImageNet's (of 1000 classes and of timm's larger sets) or ``class_0`` and so on.
+    autocast
+        Run the model in half precision on a GPU, where the probabilities of two pictures stay within
+        `curator_dask.models.precision.MOST_SHIFT`.
+    compile
+        As for `ImageEmbedder`.
+    **options
+        ``batch_size``, ``num_threads_per_worker``, ``use_index_files``, ``decoder``, ``max_pixels``, ``on_error``,
+        ``image_member``, ``gray16``, ``orientation`` and ``decode_scale`` of `ImageEmbedder`; where an embedder's are
+        the same, it shares its images.
+
+    Raises
+    ------
+    ConfigError
+        An argument has a value that it cannot have.
+    """
+
+    def __init__(
+        self,
+        model_name: str | os.PathLike[str],
+        *,
+        pretrained: bool = True,
+        checkpoint_path: str | os.PathLike[str] | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        prefix: str = "",
+        classes: Mapping[str, str | int | Sequence[str | int]] | None = None,
+        label: bool = True,
+        activation: str = "auto",
+        class_names: Sequence[str] | str | os.PathLike[str] | None = None,
+        autocast: bool = True,
+        compile: CompileSetting = "auto",
+        **options: Unpack[ReadingOptions],
+    ) -> None:
+        if not isinstance(model_name, str | os.PathLike) or not os.fspath(model_name):
+            raise ConfigError(f"model_name={model_name!r}: expected the name of a model")
+        if activation not in ACTIVATIONS:
+            raise ConfigError(
+                f"activation={activation!r} (--activation): expected one of {', '.join(ACTIVATIONS)}"
+            )
+        if not isinstance(autocast, bool):
+            raise ConfigError(f"autocast={autocast!r}: expected True or False")
+        check_compile(compile)
+        self.model_name = absolute_name(os.fspath(model_name))
+        self.pretrained = pretrained
+        self.checkpoint_path = None if checkpoint_path is None else str(absolute(checkpoint_path))
+        self.model_kwargs = dict(model_kwargs or {})
+        self.prefix = prefix
+        self.classes = dict(check_classes(classes or {}))
+        self.label = label
+        self.activation = activation
+        self.class_names = None if class_names is None else read_class_names(class_names)
+        self.autocast = autocast
+        self.compile = compile
+        unknown = {*options} - {*ReadingOptions.__annotations__}
+        if unknown:
+            raise ConfigError(
+                f"ClassificationModel: no argument {sorted(unknown)}; there are {', '.join(ReadingOptions.__annotations__)}"
+            )
+        given: dict[str, Any] = dict(options)
+        self.options = ImageOptions(num_threads=given.pop("num_threads_per_worker", 4), **given)
+        self._check_columns()
+
+    @property
+    def spec(self) -> ClassificationSpec:
+        """What builds the model on a worker."""
+        return ClassificationSpec(
+            self._model(), tuple(self.classes.items()), self.activation, self.class_names
+        )
+
+    def _model(self) -> LogitsSpec:
+        return TimmLogits(
+            TimmSpec.of(
+                self.model_name,
+                self.pretrained,
+                self.checkpoint_path,
+                self.model_kwargs,
+                output="logits",
+                autocast=self.autocast,
+                normalize=False,
+                compile=self.compile,
+            )
+        )
+
+    @property
+    def columns(self) -> list[str]:
+        """The new columns, without ``image_error``."""
+        return [*self.step("key", None).kinds]
+
+    def __call__(self, dataset: ImageTextPairDataset) -> ImageTextPairDataset:
+        """The dataset with the columns and ``image_error`` as its last; nothing is computed yet.
+
+        Raises
+        ------
+        ConfigError
+            The dataset has another column of one of these names.
+        """
+        check_exif_column(self.options.orientation, dataset.metadata.columns)
+        options = dataset.storage_options
+        parquet = (part.shard.parquet for part in trace(dataset.metadata).inputs or ())
+        path = next((path for path in parquet if path is not None), None)
+        record = None if path is None else read_record(path, options)
+        models = {} if record is None else record.models  # of an earlier run, and made anew
+        own = [name for name in self.columns if name in dataset.metadata.columns and name not in models]
+        if own:
+            raise ConfigError(
+                f"the dataset has columns of its own named {own}, which would be lost: give the classes other names"
+                " (prefix='nsfw_', --prefix nsfw_)"
+            )
+        return dataset.apply(self.step(dataset.id_col, options))
+
+    def class_list(self) -> tuple[str, ...]:
+        """The names of all classes, in their order: the model is loaded in this process for that."""
+        model = ClassificationSpec(self._model(), (), self.activation, self.class_names).build()
+        try:
+            return model.names
+        finally:
+            model.close()
+
+    def settings(self) -> dict[str, Any] | None:
+        """JSON-able arguments that make it again, stored in its output; None if there are none such."""
+        own = {name: value for name, value in vars(self).items() if name != "options"}
+        reading = dict(vars(self.options))
+        reading["num_threads_per_worker"] = reading.pop("num_threads")
+        made = {"embedder": type(self).__name__, **own, **reading}
+        try:
+            json.dumps(made)
+        except TypeError:
+            return None
+        return made
+
+    def step(self, id_col: str, storage_options: Options = None) -> ClassifyImages:
+        """What is done to the rows of a shard."""
+        return ClassifyImages(
+            self.spec,
+            self.prefix,
+            self.label,
+            id_col,
+            self.options,
+            storage_options,
+            json.dumps(self.settings()),
+        )
+
+    def _check_columns(self) -> None:
+        if not isinstance(self.prefix, str):
+            raise ConfigError(f"prefix={self.prefix!r}: expected text")
+        if not (self.label or self.classes):
+            raise ConfigError("label=False: nothing is left to be made: give classes")
+        names = [self.prefix + name for name in (*(["label", "score"] if self.label else []), *self.classes)]
+        taken = [name for name in names if name in (URL_COLUMN, ERROR_COLUMN)]
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if taken or twice:
+            raise ConfigError(
+                f"the name of the column {(taken or twice)[0]!r} is not free: give another to classes, or a prefix"
+            )
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"
