@@ -33,7 +33,7 @@ from curator_dask.frames.parquet import (
     whole_footers,
     write_table,
 )
-from curator_dask.frames.record import TEXTS, FileRecord, inputs_of
+from curator_dask.frames.record import MADE_BY, TEXTS, FileRecord, inputs_of
 from curator_dask.outputs.conflicts import describe_difference
 from curator_dask.outputs.failed import as_wide, find_errors, list_errors, write_failed
 from curator_dask.outputs.hopeless import rows_without_sample
@@ -134,7 +134,7 @@ class RetryFile:
         # What was dropped is good when nothing is wrong with it, in another embedding's eyes either.
         good = pc.is_null(again.column(ERROR_COLUMN))
         table = pa.concat_tables([_replaced(table, bad, mended), again.filter(good)])
-        record = _tried(record, self.column, self.unfinished)
+        record = _tried(record, self.column, {name for step in steps for name in step.columns}, self.unfinished)
         good_now = done.filter(pc.is_valid(done.column(self.column)))
         if len(good_now):
             apart = apart if pc.any(good).as_py() else []
@@ -196,9 +196,9 @@ def retry(
         if targets and not summary.without_sample:
             with at_work(workers) as client:
                 try:
-                    steps, loaded = _loaded(steps, client, len(targets))
+                    steps, loaded = _loaded(steps, client, len(targets), records)
                     difference = describe_difference(
-                        record.embeddings[column], loaded.described.get(column, {})
+                        record.models[column], loaded.described.get(column, {})
                     )
                     if difference:
                         raise OutputError(
@@ -246,7 +246,7 @@ def _find(output: Output, column: str) -> tuple[dict[str, Footer], list[Target],
     mine: dict[str, FileRecord] = {}
     found: dict[str, Footer] = {}
     for path, footer in footers.items():
-        if footer.record is None or column not in footer.record.embeddings:
+        if footer.record is None or column not in footer.record.models:
             continue
         mine[path], found[path] = footer.record, footer
         needed = [footer.record.id_col, URL_COLUMN, ERROR_COLUMN]
@@ -260,7 +260,7 @@ def _find(output: Output, column: str) -> tuple[dict[str, Footer], list[Target],
         raise _nothing_there(output, column)
     first, *others = mine.values()
     for other in others:
-        difference = describe_difference(first.embeddings[column], other.embeddings[column])
+        difference = describe_difference(first.models[column], other.models[column])
         if difference:
             raise OutputError(
                 f"{output.folder}: the files do not have one model: column {column!r} {difference}"
@@ -294,21 +294,37 @@ def _check_derived(found: Mapping[str, Footer], steps: Sequence[SharingStep]) ->
             )
 
 
-def _loaded(steps: Sequence[SharingStep], client: Any, most: int) -> tuple[tuple[SharingStep, ...], Loaded]:
-    """The steps whose models workers could load, and these; of what makes scores any may be lacking, and is named."""
-    usable = [step for step in steps if not isinstance(step, ScoringStep)]
+def _loaded(
+    steps: Sequence[SharingStep], client: Any, most: int, records: Mapping[str, FileRecord]
+) -> tuple[tuple[SharingStep, ...], Loaded]:
+    """The steps whose models workers could load, and these; of what makes scores any may be lacking, and is named.
+
+    The first is the one that is retried.
+    """
+    usable = [step for step in steps if step is steps[0] or not isinstance(step, ScoringStep)]
     loaded = load_models(usable, [], client, most)
     for step in steps:
-        if not isinstance(step, ScoringStep):
+        if step in usable:
             continue
+        assert isinstance(step, ScoringStep)
         try:
             more = load_models([step], [], client, most)
+            _check_same(more.described, records)
         except CuratorError as error:
             logger.warning(NOT_MADE, ", ".join(step.scores), error)
             continue
         usable.append(step)
         loaded = Loaded({**loaded.described, **more.described}, loaded.workers & more.workers)
     return tuple(usable), loaded
+
+
+def _check_same(described: Mapping[str, Mapping[str, Any]], records: Mapping[str, FileRecord]) -> None:
+    """Raise OutputError where a model is not the one that made its columns of a file."""
+    for path, record in records.items():
+        for name, info in described.items():
+            difference = name in record.models and describe_difference(record.models[name], info)
+            if difference:
+                raise OutputError(f"{path}: column {name!r} {difference}")
 
 
 def _steps_of(
@@ -334,7 +350,12 @@ def _unscored(
 ) -> tuple[FileRecord, dict[str, Any]]:
     """The record that says which scores rows lack that have a vector now; the same alone, as remarks on shards."""
     made = {name for step in steps for name in step.columns}
-    of_these = [name for name, said in record.scores.items() if name in apart or column in inputs_of(said)]
+    # Of classes of images, too: they lack those that could not be read.
+    of_these = [
+        name
+        for name, said in record.scores.items()
+        if name in apart or column in inputs_of(said) or MADE_BY in said
+    ]
     return lacking_columns(record, [name for name in of_these if name not in made], mended)
 
 
@@ -365,11 +386,18 @@ def _read(path: str, options: Options) -> tuple[pa.Table, FileRecord]:
     return table.replace_schema_metadata(None), record or FileRecord("")
 
 
-def _tried(record: FileRecord, column: str, unfinished: bool) -> FileRecord:
-    """The record of a file of which a column's rows were tried again; what was given up has been tried then."""
+def _tried(record: FileRecord, column: str, others: Collection[str], unfinished: bool) -> FileRecord:
+    """The record of a file of which a column's rows were tried again; what was given up has been tried then.
+
+    What others of its columns came to is not known any more, as those rows have been done again for them, too.
+    """
     run = record.run_of(column)
     fingerprint = run["fingerprint"] if unfinished else run["complete_as"] or run["fingerprint"]
     record = replace(record, remarks=without_not_made(record.remarks, column))
+    earlier = {
+        name: {**told, "report": None} if name in others else told for name, told in record.earlier.items()
+    }
+    record = replace(record, earlier=earlier)
     if column not in record.earlier:
         return replace(record, fingerprint=fingerprint, report=None)  # it is of the rows as they were
     run = {**run, "fingerprint": fingerprint, "report": None}

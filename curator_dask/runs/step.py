@@ -325,6 +325,15 @@ def read_by(id_col: str, options: ImageOptions) -> str:
     return " ".join([id_col, options.decoder, str(options.max_pixels), *options.named])
 
 
+#: Begins `Step.read_by` of classes, behind a digest of what the column is, and has the version of how they are made.
+CLASSES = "classes 1"
+
+
+def how_read(said: str) -> str:
+    """What `read_by` gave, of `Step.read_by` of vectors or of classes."""
+    return said.partition(f" {CLASSES} ")[2] or said
+
+
 def check_step(step: Any) -> Step:
     """The step, if it is one.
 

@@ -19,10 +19,9 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.models.classification import Classification, ClassificationSpec
 from curator_dask.runs.passes import run_steps
-from curator_dask.runs.step import Known, Made, Reading, Rows, Wanted, Work, read_by
+from curator_dask.runs.step import CLASSES, Known, Made, Reading, Rows, Wanted, Work, read_by
 from curator_dask.storage import Options
 
-_WHAT = "classes 1"  # and the version of what is made of a model's outputs
 _LABEL, _SCORE = "label", "score"
 
 
@@ -88,7 +87,7 @@ class ClassifyImages:
         return {**self.types, ERROR_COLUMN: pa.string()}
 
     @property
-    def first(self) -> str:
+    def column(self) -> str:
         """The column by which ``image_error`` names all of them."""
         return next(iter(self.kinds))
 
@@ -97,7 +96,7 @@ class ClassifyImages:
         """What is made of which images, besides the model, which is described by itself."""
         options = self.options
         kinds = tuple(self.kinds.items())
-        return (_WHAT, self.id_col, kinds, options.decoder, options.max_pixels, *options.named)
+        return (CLASSES, self.id_col, kinds, options.decoder, options.max_pixels, *options.named)
 
     @property
     def scores(self) -> dict[str, dict[str, Any]]:
@@ -105,7 +104,7 @@ class ClassifyImages:
         return {
             name: {
                 "head": self.label,
-                "recipe": fingerprint({_WHAT: kind}),
+                "recipe": fingerprint({CLASSES: kind}),
                 "classes": " + ".join(map(str, kind[1:])) if len(kind) > 1 else kind[0],
             }
             for name, kind in self.kinds.items()
@@ -114,13 +113,13 @@ class ClassifyImages:
     @property
     def arguments(self) -> dict[str, Any]:
         """For one of the columns, what makes all of them again."""
-        return {self.first: json.loads(self.settings)}
+        return {self.column: json.loads(self.settings)}
 
     @property
     def read_by(self) -> dict[str, str]:
         """By column, what it is and how images are read."""
         how = read_by(self.id_col, self.options)
-        return {name: f"{fingerprint({_WHAT: kind})[:12]} {_WHAT} {how}" for name, kind in self.kinds.items()}
+        return {name: f"{fingerprint({CLASSES: kind})[:12]} {CLASSES} {how}" for name, kind in self.kinds.items()}
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Load the model and say what it is; run on a worker, where the model then stays."""
@@ -146,13 +145,13 @@ class ClassifyImages:
             return
         known = None if self.given_up is not None else self._known(rows)
         if known is not None:
-            yield Known(Made(known[0], {self.first: known[1]}))
+            yield Known(Made(known[0], {self.column: known[1]}))
             return
         nothing = {name: pa.nulls(len(rows), kind) for name, kind in self.types.items()}
-        yield Known(Made(nothing, {self.first: [self.given_up] * len(rows)}))
+        yield Known(Made(nothing, {self.column: [self.given_up] * len(rows)}))
 
     def _known(self, rows: Rows) -> tuple[dict[str, pa.Array], list[str | None]] | None:
-        return rows.known_columns(self.types, self.first)
+        return rows.known_columns(self.types, self.column)
 
     def __call__(self, frame: Any) -> Any:
         """The frame with the columns, its rows in the same order.
@@ -200,7 +199,7 @@ class _Classifying(Work):
             values = [labels, pa.array(self._score, mask=lacking)]
         values += [pa.array(each, mask=lacking) for each in self._chosen.T]
         return Made(
-            dict(zip(self._step.kinds, values, strict=True)), {self._step.first: list(self._reasons)}
+            dict(zip(self._step.kinds, values, strict=True)), {self._step.column: list(self._reasons)}
         )
 
     def _fail(self, row: int, reason: str) -> None:

@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, TypedDict, Unpack
 
+from curator_dask.cluster.setup import OpenWorkers
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.decode.orientation import check_exif_column
 from curator_dask.decode.spec import ImageOptions
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import read_record
+from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers.classifying import ClassifyImages
+from curator_dask.image.statistics.step import SeesImages, statistics_again
 from curator_dask.models.classes import ACTIVATIONS, check_classes, read_class_names
 from curator_dask.models.classification import ClassificationSpec, LogitsSpec, TimmLogits
 from curator_dask.models.compiling import CompileSetting, check_compile
 from curator_dask.models.timm import TimmSpec, absolute_name
+from curator_dask.outputs.retrying import retry
 from curator_dask.runs.lineage import trace
+from curator_dask.runs.step import SharingStep, how_read
+from curator_dask.runs.summary import SaveSummary
 from curator_dask.settings import absolute
 from curator_dask.storage import Options
 
@@ -194,6 +202,39 @@ class ClassificationModel:
             return None
         return made
 
+    def retry(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        shard_options: Mapping[str, Any] | None = None,
+        workers: OpenWorkers = nullcontext,
+    ) -> SaveSummary:
+        """Try the failed rows of an output again, and only these; see `ImageEmbedder.retry`.
+
+        Statistics and other models' classes of the same images are mended with them. Vectors are by their embedder's
+        own retry, which mends classes, too.
+
+        Parameters
+        ----------
+        path
+            What `save_metadata` wrote, with the same model.
+        storage_options, shard_options, workers
+            As for `ImageEmbedder.retry`.
+
+        Raises
+        ------
+        OutputError
+            There is nothing there that this model made.
+        """
+        of_shards = storage_options if shard_options is None else shard_options
+
+        def steps(records: Mapping[str, FileRecord], id_col: str, _: Sequence[str]) -> Sequence[SharingStep]:
+            step = self.step(id_col, of_shards)
+            return [step, *statistics_again(step, records), *classes_again(step, records)]
+
+        return retry(os.fspath(path), self.columns[0], steps, storage_options, of_shards, workers)
+
     def step(self, id_col: str, storage_options: Options = None) -> ClassifyImages:
         """What is done to the rows of a shard."""
         return ClassifyImages(
@@ -222,3 +263,38 @@ class ClassificationModel:
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({settings})"
+
+
+def model_from(settings: Mapping[str, Any]) -> ClassificationModel | None:
+    """Make the model again that `ClassificationModel.settings` are of; None where they are of something else."""
+    arguments = dict(settings)
+    if arguments.pop("embedder", None) != ClassificationModel.__name__:
+        return None
+    return ClassificationModel(**arguments)
+
+
+def classes_again(step: SeesImages, records: Mapping[str, FileRecord]) -> list[ClassifyImages]:
+    """What classified the images of files, each once, to be done again with a step that embeds them.
+
+    What was read as that step's images were is read as it reads them now.
+
+    Parameters
+    ----------
+    step
+        Which is done again.
+    records
+        Of the files, by path.
+    """
+    found: dict[str, ClassifyImages] = {}
+    for record in records.values():
+        for column, settings in record.settings.items():
+            if column == step.column or not isinstance(settings, Mapping) or str(settings) in found:
+                continue
+            model = model_from(settings)
+            if model is None:
+                continue
+            made = model.step(step.id_col, step.storage_options)
+            if how_read(record.read_by.get(column, "")) == how_read(record.read_by.get(step.column, "")):
+                made = replace(made, options=replace(step.options, batch_size=made.options.batch_size))
+            found[str(settings)] = made
+    return [*found.values()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +17,14 @@ from curator_dask.decode.spec import DEFAULT_MAX_PIXELS, ImageOptions
 from curator_dask.errors import ConfigError, ImageError
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.frames.parquet import read_record
+from curator_dask.frames.record import FileRecord
 from curator_dask.image.statistics.header import HEADER, read_header
 from curator_dask.image.statistics.pixels import PIXELS, Measure
 from curator_dask.rows.image_files import caption_table, images_schema
 from curator_dask.rows.reading import choose_source, learn_schema
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.passes import run_steps
-from curator_dask.runs.step import Known, Made, Reading, Rows, Wanted, Work, read_by, types_of
+from curator_dask.runs.step import Known, Made, Reading, Rows, Wanted, Work, how_read, read_by, types_of
 from curator_dask.storage import Options, is_remote
 from curator_dask.webdataset.shards import ShardSet
 
@@ -293,6 +294,52 @@ def statistics_like(how: str, ways: Mapping[str, str]) -> Iterator[tuple[str, tu
             if way == f"{name} {_WHAT} 1 {how}":
                 found.setdefault(column.removesuffix(name), []).append(name)
     yield from ((prefix, tuple(names)) for prefix, names in found.items())
+
+
+class SeesImages(Protocol):
+    """A step of a model that looks at images, and is done again."""
+
+    @property
+    def column(self) -> str:
+        """Of what it makes, one."""
+
+    @property
+    def id_col(self) -> str:
+        """Of the keys."""
+
+    @property
+    def options(self) -> ImageOptions:
+        """How it reads images now."""
+
+    @property
+    def storage_options(self) -> Options:
+        """For fsspec, of the shards."""
+
+
+def statistics_again(step: SeesImages, records: Mapping[str, FileRecord]) -> list[MeasureImages]:
+    """Those of files, of images that were read as a step's were; each set of them that a file has once.
+
+    Statistics are of whole images also where vectors are of such that were decoded smaller.
+
+    Parameters
+    ----------
+    step
+        Which is done again.
+    records
+        Of the files, by path.
+    """
+    scale = step.options.decode_scale
+    whole = replace(step.options, decode_scale="exact")
+    found: dict[tuple[str, tuple[str, ...], ImageOptions], None] = {}
+    for record in records.values():
+        how = how_read(record.read_by.get(step.column, ""))
+        ways = {how: step.options, how.removesuffix(f" decode_scale={scale}"): whole}
+        for way, options in ways.items():
+            found |= {(*each, options): None for each in statistics_like(way, record.read_by)}
+    return [
+        MeasureImages(names, prefix, step.id_col, options, step.storage_options)
+        for prefix, names, options in found
+    ]
 
 
 class _Measuring(Work):
