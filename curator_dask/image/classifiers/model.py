@@ -19,9 +19,11 @@ from curator_dask.frames.parquet import read_record
 from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers.classifying import ClassifyImages
 from curator_dask.image.statistics.step import SeesImages, statistics_again
+from curator_dask.models.auto_classifier import AutoClassifier
 from curator_dask.models.classes import ACTIVATIONS, check_classes, read_class_names
 from curator_dask.models.classification import ClassificationSpec, LogitsSpec, TimmLogits
 from curator_dask.models.compiling import CompileSetting, check_compile
+from curator_dask.models.hub import is_transformers, names_folder
 from curator_dask.models.timm import TimmSpec, absolute_name
 from curator_dask.outputs.retrying import retry
 from curator_dask.runs.lineage import trace
@@ -29,6 +31,9 @@ from curator_dask.runs.step import SharingStep, how_read
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.settings import absolute
 from curator_dask.storage import Options
+
+
+_PATHS = ("/", ".", "~")
 
 
 class ReadingOptions(TypedDict, total=False):
@@ -56,9 +61,13 @@ class ClassificationModel:
     ----------
     model_name
         A name of timm's: of its registry, with or without tag, ``"hf-hub:org/repo"``, or ``"local-dir:/folder"`` with
-        ``config.json`` and ``model.safetensors``.
+        ``config.json`` and ``model.safetensors``. Or one of transformers' models for image classification: a
+        repository of the hub (``"org/repo"``, ``"org/repo@revision"``), or a folder with ``config.json``,
+        ``model.safetensors`` and ``preprocessor_config.json``.
     pretrained, checkpoint_path, model_kwargs
-        As for `TimmImageEmbedder`.
+        Of timm's, as for `TimmImageEmbedder`.
+    model_dir
+        Of transformers', as for `ClipImageEmbedder`.
     prefix
         Before the name of each column.
     classes
@@ -96,6 +105,7 @@ class ClassificationModel:
         pretrained: bool = True,
         checkpoint_path: str | os.PathLike[str] | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
+        model_dir: str | os.PathLike[str] | None = None,
         prefix: str = "",
         classes: Mapping[str, str | int | Sequence[str | int]] | None = None,
         label: bool = True,
@@ -114,10 +124,16 @@ class ClassificationModel:
         if not isinstance(autocast, bool):
             raise ConfigError(f"autocast={autocast!r}: expected True or False")
         check_compile(compile)
-        self.model_name = absolute_name(os.fspath(model_name))
+        name = os.fspath(model_name)
+        is_path = isinstance(model_name, os.PathLike) or name.startswith(_PATHS)
+        is_path |= names_folder(name) and is_transformers(name)  # and no name of timm's that a folder has as well
+        # A worker may have another working directory than the client.
+        self.model_name = str(absolute(name)) if is_path else absolute_name(name)
         self.pretrained = pretrained
         self.checkpoint_path = None if checkpoint_path is None else str(absolute(checkpoint_path))
         self.model_kwargs = dict(model_kwargs or {})
+        self.model_dir = None if model_dir is None else str(absolute(model_dir))
+        self._check_source()
         self.prefix = prefix
         self.classes = dict(check_classes(classes or {}))
         self.label = label
@@ -142,6 +158,10 @@ class ClassificationModel:
         )
 
     def _model(self) -> LogitsSpec:
+        if self._is_transformers:
+            return AutoClassifier(
+                self.model_name, model_dir=self.model_dir, autocast=self.autocast, compile=self.compile
+            )
         return TimmLogits(
             TimmSpec.of(
                 self.model_name,
@@ -246,6 +266,31 @@ class ClassificationModel:
             storage_options,
             json.dumps(self.settings()),
         )
+
+    @property
+    def _is_transformers(self) -> bool:
+        return is_transformers(self.model_name)
+
+    def _check_source(self) -> None:
+        given = {"pretrained": not self.pretrained, "checkpoint_path": self.checkpoint_path}
+        given["model_kwargs"] = self.model_kwargs
+        name = self.model_name
+        if self._is_transformers:
+            wrong = [option for option, value in given.items() if value]
+            if wrong:
+                raise ConfigError(
+                    f"{name} is transformers' and does not take {', '.join(wrong)}, which timm's models do. A timm model"
+                    " of the hub has the prefix hf-hub:, in a folder local-dir:"
+                )
+        elif self.model_dir is not None:
+            raise ConfigError(
+                f"model_dir (--model-dir) is for the weights of transformers' models; {name} is timm's"
+            )
+        elif name.startswith(_PATHS):
+            raise ConfigError(
+                f"{name} is a path, and its folder is none of transformers': a folder with timm's config.json and"
+                f" model.safetensors is named local-dir:{name}"
+            )
 
     def _check_columns(self) -> None:
         if not isinstance(self.prefix, str):
