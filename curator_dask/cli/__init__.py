@@ -9,6 +9,7 @@ import typer
 
 import curator_dask
 from curator_dask.cli.centroids import centroids
+from curator_dask.cli.classify import classify
 from curator_dask.cli.curate import curate
 from curator_dask.cli.dedup import dedup
 from curator_dask.cli.embed import embed
@@ -71,6 +72,7 @@ def main(
 
 
 app.command(**shown("embed"))(embed)
+app.command(**shown("classify"))(classify)
 
 
 @app.command(**shown("retry"))

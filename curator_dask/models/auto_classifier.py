@@ -1,4 +1,4 @@
-"""transformers' models for image classification: whatever its AutoModelForImageClassification loads from safetensors."""
+"""transformers' models for image classification: what its AutoModelForImageClassification loads from safetensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from curator_dask.models.towers import silent_transformers
 from curator_dask.models.weights import first_line
 
 #: Of a configuration, what changes no output: names, and how its files came to be.
-_NO_MATTER = re.compile(r"_.*|id2label|label2id|architectures|problem_type|transformers_version|(torch_)?dtype")
+_NO_MATTER = re.compile(
+    r"_.*|id2label|label2id|architectures|problem_type|transformers_version|(torch_)?dtype"
+)
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,8 @@ def check_config(config: Mapping[str, Any], name: str) -> None:
     found = config.get("model_type")
     if found is None and "architecture" in config:
         raise ConfigError(
-            f"{name}: its {CONFIG} is timm's, of the architecture {config['architecture']!r}: give the model's name with"
-            " hf-hub: before a repository, or local-dir: before a folder"
+            f"{name}: its {CONFIG} is timm's, of the architecture {config['architecture']!r}: write hf-hub: before the"
+            " name of the repository, or local-dir: before that of the folder"
         )
     if found not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES or found == "timm_wrapper":
         raise ConfigError(

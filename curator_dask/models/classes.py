@@ -90,7 +90,9 @@ class ClassNames:
         if isinstance(wanted, str) and wanted.isdecimal() and int(wanted) < count:
             return int(wanted)
         more = (
-            "" if count <= _LISTED else f" and {count - _LISTED} more (curator-dask classify --list shows all)"
+            ""
+            if count <= _LISTED
+            else f" and {count - _LISTED} more (curator-dask classify --list shows all)"
         )
         raise ConfigError(
             f"classes[{column!r}]: {model} has no class {wanted!r}{meant(str(wanted), self.names)}. It has"

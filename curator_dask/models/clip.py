@@ -15,6 +15,7 @@ from curator_dask.models.hub import CLIP_L14, CONFIG, PROCESSORS, find_folder, r
 from curator_dask.models.processors import read_transform
 from curator_dask.models.towers import CLIP_TYPES, check_type, described, load_tower, vectors_of
 
+
 @dataclass(frozen=True)
 class ClipSpec(ModelSpec):
     """Everything that decides what a CLIP or SigLIP makes of an image.

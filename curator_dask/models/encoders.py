@@ -312,9 +312,7 @@ class Encoder:
         self.dtype = half if is_enough else None
         return dim, least
 
-    def is_enough(
-        self, half: torch.Tensor, full: torch.Tensor, enough: float
-    ) -> tuple[bool, float | None]:
+    def is_enough(self, half: torch.Tensor, full: torch.Tensor, enough: float) -> tuple[bool, float | None]:
         """Whether half precision is enough for what float32 gives of the same pictures; and the least cosine."""
         least = least_cosine(half, full)
         return least >= enough, least

@@ -224,5 +224,5 @@ def crop_pct_of(crop: int, edge: int) -> float:
 def _refuse(where: Path, name: str, found: Any, expected: str) -> NoReturn:
     raise ConfigError(
         f"{where}: {name} is {found!r}; expected {expected}. Change it there, or bring the model as an"
-        " ImageEmbedder of your own with its transform"
+        " ImageEmbedder of your own with its transform: its outputs are vectors then"
     )

@@ -240,7 +240,8 @@ def _reusable(target: Target, existing: Footer, job: Job) -> tuple[str, ...]:
     scores = [
         name
         for name, said in job.scores.items()
-        if "vectors" in said  # what a table gives is found again sooner than read; classes are among those above
+        if "vectors"
+        in said  # what a table gives is found again sooner than read; classes are among those above
         and {name for name in inputs_of(said) if name in job.described or name == said["vectors"]} <= {*found}
         and name in existing.columns
         and record.has_score(name, said["recipe"])

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from curator_dask import backend
 from curator_dask.cluster.leaving import leave_if_broken
 from curator_dask.cluster.setup import OpenWorkers, at_work
-from curator_dask.errors import CuratorError, OutputError, ShardError
+from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import (
@@ -33,35 +33,29 @@ from curator_dask.frames.parquet import (
     whole_footers,
     write_table,
 )
-from curator_dask.frames.record import MADE_BY, TEXTS, FileRecord, inputs_of
+from curator_dask.frames.record import MADE_BY, FileRecord, inputs_of
 from curator_dask.outputs.conflicts import describe_difference
 from curator_dask.outputs.failed import as_wide, find_errors, list_errors, write_failed
 from curator_dask.outputs.hopeless import rows_without_sample
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.placing import locate
+from curator_dask.outputs.redoing import load_again, steps_of
 from curator_dask.outputs.stale import lacking_columns
 from curator_dask.outputs.unchanged import check_unchanged
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import add_up, noticing, summed, without_not_made
-from curator_dask.runs.describing import Loaded, load_models
 from curator_dask.runs.fit import Fit
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.reports import report_frame, report_of
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.state import clear_stages
-from curator_dask.runs.step import ScoringStep, SharingStep
+from curator_dask.runs.step import SharingStep
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
 
 logger = logging.getLogger("curator_dask")
-
-#: What is said of scores that a retry goes on without: their columns, and why.
-NOT_MADE = (
-    "no %s of the rows that are tried again: %s. The other rows keep theirs; `score` makes what is missing, once its"
-    " files are there as they were"
-)
 
 
 @dataclass(frozen=True)
@@ -119,7 +113,7 @@ class RetryFile:
             kept, dropped = aside.filter(pc.invert(lacking)), aside.filter(lacking)
         bad = pc.indices_nonzero(pc.is_null(table.column(self.column)))
         tried = pa.concat_tables([table.take(bad), dropped])
-        steps = _steps_of(self.steps, table.column_names, record)
+        steps = steps_of(self.steps, table.column_names, record)
         with noticing() as noticed:
             done = backend.frame_to_arrow(run_steps(steps, backend.current().from_arrow(tried)))
         leave_if_broken(name)  # before images are blamed for it in the file
@@ -134,7 +128,9 @@ class RetryFile:
         # What was dropped is good when nothing is wrong with it, in another embedding's eyes either.
         good = pc.is_null(again.column(ERROR_COLUMN))
         table = pa.concat_tables([_replaced(table, bad, mended), again.filter(good)])
-        record = _tried(record, self.column, {name for step in steps for name in step.columns}, self.unfinished)
+        record = _tried(
+            record, self.column, {name for step in steps for name in step.columns}, self.unfinished
+        )
         good_now = done.filter(pc.is_valid(done.column(self.column)))
         if len(good_now):
             apart = apart if pc.any(good).as_py() else []
@@ -196,10 +192,8 @@ def retry(
         if targets and not summary.without_sample:
             with at_work(workers) as client:
                 try:
-                    steps, loaded = _loaded(steps, client, len(targets), records)
-                    difference = describe_difference(
-                        record.models[column], loaded.described.get(column, {})
-                    )
+                    steps, loaded = load_again(steps, client, len(targets), records)
+                    difference = describe_difference(record.models[column], loaded.described.get(column, {}))
                     if difference:
                         raise OutputError(
                             f"{output.folder}: column {column!r} {difference}: retry with the same model"
@@ -284,7 +278,7 @@ def _check_derived(found: Mapping[str, Footer], steps: Sequence[SharingStep]) ->
     """Raise OutputError where rows would have a vector again, and not what was made of it; scores can come later."""
     for path, footer in found.items():
         record = footer.record or FileRecord("")
-        made = {name for step in _steps_of(steps, footer.columns, record) for name in step.columns}
+        made = {name for step in steps_of(steps, footer.columns, record) for name in step.columns}
         lacking = [name for name in record.derived if name not in made and name not in record.scores]
         if lacking:
             raise OutputError(
@@ -292,57 +286,6 @@ def _check_derived(found: Mapping[str, Footer], steps: Sequence[SharingStep]) ->
                 " again: mended rows would have a vector, and not that. Remove the files with failed rows, and run the"
                 " script that wrote them again"
             )
-
-
-def _loaded(
-    steps: Sequence[SharingStep], client: Any, most: int, records: Mapping[str, FileRecord]
-) -> tuple[tuple[SharingStep, ...], Loaded]:
-    """The steps whose models workers could load, and these; of what makes scores any may be lacking, and is named.
-
-    The first is the one that is retried.
-    """
-    usable = [step for step in steps if step is steps[0] or not isinstance(step, ScoringStep)]
-    loaded = load_models(usable, [], client, most)
-    for step in steps:
-        if step in usable:
-            continue
-        assert isinstance(step, ScoringStep)
-        try:
-            more = load_models([step], [], client, most)
-            _check_same(more.described, records)
-        except CuratorError as error:
-            logger.warning(NOT_MADE, ", ".join(step.scores), error)
-            continue
-        usable.append(step)
-        loaded = Loaded({**loaded.described, **more.described}, loaded.workers & more.workers)
-    return tuple(usable), loaded
-
-
-def _check_same(described: Mapping[str, Mapping[str, Any]], records: Mapping[str, FileRecord]) -> None:
-    """Raise OutputError where a model is not the one that made its columns of a file."""
-    for path, record in records.items():
-        for name, info in described.items():
-            difference = name in record.models and describe_difference(record.models[name], info)
-            if difference:
-                raise OutputError(f"{path}: column {name!r} {difference}")
-
-
-def _steps_of(
-    steps: Sequence[SharingStep], columns: Collection[str], record: FileRecord
-) -> tuple[SharingStep, ...]:
-    """The first of some steps, which embeds, and those that made columns of a file."""
-    return (steps[0], *(step for step in steps[1:] if _has_made(step, columns, record)))
-
-
-def _has_made(step: SharingStep, columns: Collection[str], record: FileRecord) -> bool:
-    if not {*step.columns} <= {*columns}:
-        return False
-    if not isinstance(step, ScoringStep):
-        return True
-    return all(
-        record.scores.get(name, {}).get("recipe") == said["recipe"] and said.get(TEXTS, name) in columns
-        for name, said in step.scores.items()
-    )
 
 
 def _unscored(

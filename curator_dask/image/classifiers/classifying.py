@@ -77,9 +77,7 @@ class ClassifyImages:
     @property
     def types(self) -> dict[str, pa.DataType]:
         """Of the columns, without ``image_error``."""
-        return {
-            name: pa.string() if kind == (_LABEL,) else pa.float32() for name, kind in self.kinds.items()
-        }
+        return {name: pa.string() if kind == (_LABEL,) else pa.float32() for name, kind in self.kinds.items()}
 
     @property
     def columns(self) -> dict[str, pa.DataType]:
@@ -119,12 +117,14 @@ class ClassifyImages:
     def read_by(self) -> dict[str, str]:
         """By column, what it is and how images are read."""
         how = read_by(self.id_col, self.options)
-        return {name: f"{fingerprint({CLASSES: kind})[:12]} {CLASSES} {how}" for name, kind in self.kinds.items()}
+        return {
+            name: f"{fingerprint({CLASSES: kind})[:12]} {CLASSES} {how}" for name, kind in self.kinds.items()
+        }
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Load the model and say what it is; run on a worker, where the model then stays."""
         with ENCODERS.lease(self.spec, self.spec.build) as model:
-            return {name: model.info for name in self.kinds}
+            return dict.fromkeys(self.kinds, model.info)
 
     def give_up(self, reason: str) -> ClassifyImages:
         """The same, but no tar is opened and no model loaded: every row gets this reason."""

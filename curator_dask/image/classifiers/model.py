@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, TypedDict, Unpack
@@ -18,7 +18,7 @@ from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import read_record
 from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers.classifying import ClassifyImages
-from curator_dask.image.statistics.step import SeesImages, statistics_again
+from curator_dask.image.statistics.step import SeesImages, schema_ahead, statistics_again
 from curator_dask.models.auto_classifier import AutoClassifier
 from curator_dask.models.classes import ACTIVATIONS, check_classes, read_class_names
 from curator_dask.models.classification import ClassificationSpec, LogitsSpec, TimmLogits
@@ -31,7 +31,7 @@ from curator_dask.runs.step import SharingStep, how_read
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.settings import absolute
 from curator_dask.storage import Options
-
+from curator_dask.webdataset.shards import ShardSet
 
 _PATHS = ("/", ".", "~")
 
@@ -126,7 +126,9 @@ class ClassificationModel:
         check_compile(compile)
         name = os.fspath(model_name)
         is_path = isinstance(model_name, os.PathLike) or name.startswith(_PATHS)
-        is_path |= names_folder(name) and is_transformers(name)  # and no name of timm's that a folder has as well
+        is_path |= names_folder(name) and is_transformers(
+            name
+        )  # and no name of timm's that a folder has as well
         # A worker may have another working directory than the client.
         self.model_name = str(absolute(name)) if is_path else absolute_name(name)
         self.pretrained = pretrained
@@ -143,8 +145,9 @@ class ClassificationModel:
         self.compile = compile
         unknown = {*options} - {*ReadingOptions.__annotations__}
         if unknown:
+            known = ", ".join(ReadingOptions.__annotations__)
             raise ConfigError(
-                f"ClassificationModel: no argument {sorted(unknown)}; there are {', '.join(ReadingOptions.__annotations__)}"
+                f"ClassificationModel: no argument {sorted(unknown)}; the last ones are {known}"
             )
         given: dict[str, Any] = dict(options)
         self.options = ImageOptions(num_threads=given.pop("num_threads_per_worker", 4), **given)
@@ -191,16 +194,38 @@ class ClassificationModel:
         check_exif_column(self.options.orientation, dataset.metadata.columns)
         options = dataset.storage_options
         parquet = (part.shard.parquet for part in trace(dataset.metadata).inputs or ())
+        self._refuse(dataset.metadata.columns, parquet, options)
+        return dataset.apply(self.step(dataset.id_col, options))
+
+    def check(self, found: ShardSet, id_col: str, storage_options: Options = None, **how: Any) -> None:
+        """See before there is a cluster that no column is lost; see `ImageStatistics.check`.
+
+        Parameters
+        ----------
+        found
+            The shards.
+        id_col, storage_options, **how
+            As there.
+
+        Raises
+        ------
+        ConfigError
+            The dataset has another column of one of these names.
+        """
+        schema = schema_ahead(found, id_col, storage_options=storage_options, **how)
+        if schema is not None:
+            self._refuse(schema.names, (shard.parquet for shard in found.shards), storage_options)
+
+    def _refuse(self, names: Collection[str], parquet: Iterable[str | None], options: Options) -> None:
         path = next((path for path in parquet if path is not None), None)
         record = None if path is None else read_record(path, options)
         models = {} if record is None else record.models  # of an earlier run, and made anew
-        own = [name for name in self.columns if name in dataset.metadata.columns and name not in models]
+        own = [name for name in self.columns if name in names and name not in models]
         if own:
             raise ConfigError(
                 f"the dataset has columns of its own named {own}, which would be lost: give the classes other names"
                 " (prefix='nsfw_', --prefix nsfw_)"
             )
-        return dataset.apply(self.step(dataset.id_col, options))
 
     def class_list(self) -> tuple[str, ...]:
         """The names of all classes, in their order: the model is loaded in this process for that."""
@@ -272,15 +297,18 @@ class ClassificationModel:
         return is_transformers(self.model_name)
 
     def _check_source(self) -> None:
-        given = {"pretrained": not self.pretrained, "checkpoint_path": self.checkpoint_path}
-        given["model_kwargs"] = self.model_kwargs
         name = self.model_name
         if self._is_transformers:
-            wrong = [option for option, value in given.items() if value]
+            given = {
+                "pretrained (--no-pretrained)": not self.pretrained,
+                "checkpoint_path (--checkpoint)": self.checkpoint_path is not None,
+                "model_kwargs (--model-kwargs)": bool(self.model_kwargs),
+            }
+            wrong = [option for option, is_given in given.items() if is_given]
             if wrong:
                 raise ConfigError(
-                    f"{name} is transformers' and does not take {', '.join(wrong)}, which timm's models do. A timm model"
-                    " of the hub has the prefix hf-hub:, in a folder local-dir:"
+                    f"{name} is transformers' and does not take {', '.join(wrong)}, which timm's models do. A timm"
+                    " model of the hub has the prefix hf-hub:, in a folder local-dir:"
                 )
         elif self.model_dir is not None:
             raise ConfigError(

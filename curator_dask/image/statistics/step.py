@@ -139,15 +139,16 @@ class ImageStatistics:
         ConfigError
             The dataset has another column of one of these names.
         """
-        if captions != "txt":
-            schema = images_schema(
-                id_col, None if captions == "none" else caption_table(captions, storage_options)
-            )
-        else:
-            source = choose_source(metadata, found, storage_options)
-            if source == "tar" and is_remote(found.root):
-                return
-            schema = learn_schema(found.shards, source, id_col, storage_options, nested_json)
+        schema = schema_ahead(
+            found,
+            id_col,
+            metadata=metadata,
+            captions=captions,
+            nested_json=nested_json,
+            storage_options=storage_options,
+        )
+        if schema is None:
+            return
         parquet = (shard.parquet for shard in found.shards)
         step = self._step(id_col, storage_options)
         self._refuse(_own_columns(schema, parquet, step, storage_options))
@@ -165,6 +166,30 @@ class ImageStatistics:
 
     def __repr__(self) -> str:
         return f"ImageStatistics({self.names!r}, prefix={self.prefix!r})"
+
+
+def schema_ahead(
+    found: ShardSet,
+    id_col: str,
+    *,
+    metadata: str = "auto",
+    captions: str = "txt",
+    nested_json: bool = False,
+    storage_options: Options = None,
+) -> pa.Schema | None:
+    """The columns of a dataset, before there is a cluster; None of tars in a store, which are not fetched.
+
+    Parameters
+    ----------
+    found, id_col, metadata, captions, nested_json, storage_options
+        See `ImageStatistics.check`.
+    """
+    if captions != "txt":
+        return images_schema(id_col, None if captions == "none" else caption_table(captions, storage_options))
+    source = choose_source(metadata, found, storage_options)
+    if source == "tar" and is_remote(found.root):
+        return None
+    return learn_schema(found.shards, source, id_col, storage_options, nested_json)
 
 
 def _own_columns(
