@@ -14,6 +14,7 @@ from curator_dask.errors import ConfigError
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.image.classifiers import (
     AestheticClassifier,
+    ClassificationModel,
     ClusterNumber,
     ImageClassifier,
     NsfwClassifier,
@@ -51,6 +52,9 @@ class Recipe:
         Names of `curator_dask.image.statistics.STATISTICS`.
     prefix
         Before the statistics' names, where the dataset has columns of these names.
+    classify
+        Image classification models, each with the arguments of `ClassificationModel`, as
+        ``{"model_name": "hf-hub:Marqo/nsfw-image-detection-384", "classes": {"unsafe": "NSFW"}}``.
     aesthetic, nsfw
         The file of a head, or True: as `AestheticClassifier` and `NsfwClassifier` find theirs.
     near
@@ -86,6 +90,7 @@ class Recipe:
     captions: str = "txt"
     statistics: Sequence[str] = ()
     prefix: str = ""
+    classify: Sequence[Mapping[str, Any]] = ()
     aesthetic: str | bool = False
     nsfw: str | bool = False
     near: Mapping[str, str] = field(default_factory=dict)
@@ -135,7 +140,7 @@ class Recipe:
             isinstance(each, str) for each in self.statistics
         ):
             raise ConfigError(f"statistics={self.statistics!r}: expected a list of names")
-        self.best(), self.cap(), self.joins()
+        self.best(), self.cap(), self.joins(), self.classifiers()
         self.deduplication()  # says what is wrong with its arguments, as do those below
         self.options(overwrite=False)
         if self.model is not None:
@@ -176,7 +181,7 @@ class Recipe:
     @property
     def opens_images(self) -> bool:
         """Whether it is known which images cannot be used."""
-        return self.model is not None or bool(self.statistics)
+        return self.model is not None or bool(self.statistics) or bool(self.classify)
 
     @property
     def condition(self) -> str:
@@ -217,6 +222,18 @@ class Recipe:
             *(ClusterNumber(file, column) for column, file in (self.clusters or {}).items()),
         ]
 
+    def classifiers(self) -> list[ClassificationModel]:
+        """What classifies the images."""
+        given = self.classify
+        if not isinstance(given, list | tuple) or not all(isinstance(each, Mapping) for each in given):
+            raise ConfigError(
+                f"classify={given!r}: expected a list of models, as [{{'model_name': 'resnet50', 'prefix': 'seen_'}}]"
+            )
+        try:
+            return [ClassificationModel(**each) for each in given]
+        except TypeError as error:
+            raise ConfigError(f"classify: {error}") from None
+
     def joins(self) -> list[TableColumns]:
         """What adds columns of tables."""
         given = self.join
@@ -241,6 +258,11 @@ class Recipe:
         near += [file for each in self.joins() for file in each.files]
         others = [*near, *([] if self.captions in ("txt", "none") else [self.captions])]
         others += [path for head in self.heads() for path in head.files]
+        for model in self.classifiers():
+            files = model.sources()
+            if files is None or files.repository or files.asks_timm:
+                return None  # of one repository alone it is known whether its newest state is here
+            others += files.paths
         if self.model is None:
             return Sources(tuple(absolute(each) for each in others))
         given = {name: self.model_options.get(name, unset) for name, unset in _TIMMS.items()}

@@ -78,8 +78,10 @@ class ClassNames:
         count = len(self.names)
         if isinstance(wanted, int) and 0 <= wanted < count:
             return wanted
-        found = [number for number, name in enumerate(self.names) if name == wanted]
-        found = found or [number for number, name in enumerate(self.others) if name == wanted]
+        shorter = [name.partition(",")[0] for name in self.names]  # of ImageNet's "tench, Tinca tinca"
+        found: list[int] = []
+        for names in (self.names, self.others, shorter):
+            found = found or [number for number, name in enumerate(names) if name == wanted]
         if len(found) == 1:
             return found[0]
         if found:
@@ -92,11 +94,13 @@ class ClassNames:
         more = (
             ""
             if count <= _LISTED
-            else f" and {count - _LISTED} more (curator-dask classify --list shows all)"
+            else f"; and {count - _LISTED} more (curator-dask classify --list shows all)"
         )
+        alike = [name for name in self.names if name.casefold() == str(wanted).casefold()]
+        hint = f" (did you mean {alike[0]}?)" if alike else meant(str(wanted), self.names)
         raise ConfigError(
-            f"classes[{column!r}]: {model} has no class {wanted!r}{meant(str(wanted), self.names)}. It has"
-            f" {', '.join(self.names[:_LISTED])}{more}"
+            f"classes[{column!r}] (--class): {model} has no class {wanted!r}{hint}. It has"
+            f" {'; '.join(self.names[:_LISTED])}{more}"
         )
 
 

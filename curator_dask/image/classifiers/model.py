@@ -24,6 +24,7 @@ from curator_dask.models.classes import ACTIVATIONS, check_classes, read_class_n
 from curator_dask.models.classification import ClassificationSpec, LogitsSpec, TimmLogits
 from curator_dask.models.compiling import CompileSetting, check_compile
 from curator_dask.models.hub import is_transformers, names_folder
+from curator_dask.models.sources import Sources
 from curator_dask.models.timm import TimmSpec, absolute_name
 from curator_dask.outputs.retrying import retry
 from curator_dask.runs.lineage import trace
@@ -246,6 +247,10 @@ class ClassificationModel:
         except TypeError:
             return None
         return made
+
+    def sources(self) -> Sources | None:
+        """The files that decide what it makes; None where they are not all here yet."""
+        return Sources.of(self.model_name, self.model_dir, self.checkpoint_path, self.pretrained)
 
     def retry(
         self,
