@@ -258,6 +258,8 @@ class Recipe:
         near += [file for each in self.joins() for file in each.files]
         others = [*near, *([] if self.captions in ("txt", "none") else [self.captions])]
         others += [path for head in self.heads() for path in head.files]
+        named = (each.get("class_names") for each in self.classify)
+        others += [os.fspath(name) for name in named if isinstance(name, str | os.PathLike)]
         for model in self.classifiers():
             files = model.sources()
             if files is None or files.repository or files.asks_timm:
