@@ -181,6 +181,7 @@ def retry(
     with RunLock(output.folder, options):
         found, targets, remarks = _find(output, column)
         record = next(iter(found.values())).record or FileRecord("")
+        summary.made = summary.made if column in record.embeddings else "a class"
         others = [name for name in record.embeddings if name != column]
         id_col = record.id_col or ""
         records = {path: footer.record for path, footer in found.items() if footer.record is not None}

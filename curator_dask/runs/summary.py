@@ -78,7 +78,9 @@ class SaveSummary:
     again
         Whether rows that had failed were tried again: then `rows` are these, and `failed` those that failed again.
     column
-        Of the vectors that were tried again; empty else.
+        Of the vectors, or classes, that were tried again; empty else.
+    made
+        What an image has that has not failed, in words: ``"a vector"``, or ``"a class"`` where there are no vectors.
     opened
         Whether images are opened for it.
     without_sample
@@ -116,6 +118,7 @@ class SaveSummary:
     startup_seconds: float = 0.0
     again: bool = False
     column: str = ""
+    made: str = "a vector"
     opened: bool = True
     without_sample: int = 0
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -205,7 +208,7 @@ class SaveSummary:
         if self.again:
             now = self.rows - self.failed
             rows = f"{counted(self.rows, 'failed row')} tried again, {now:,}"
-            rows += f" {'has' if now == 1 else 'have'} a vector now"
+            rows += f" {'has' if now == 1 else 'have'} {self.made} now"
         if not self.path:
             rows = f"{counted(self.rows, 'row')} of {counted(self.written, 'shard')} computed; {failed}"
         start = f"{self.startup_seconds:.1f} s of it start-up"
@@ -231,7 +234,7 @@ class SaveSummary:
 
     def _none_line(self) -> list[str]:
         none = not self.good and not self.again
-        return [f"  NONE of {counted(self.rows + self.rows_before, 'image')} has a vector"] if none else []
+        return [f"  NONE of {counted(self.rows + self.rows_before, 'image')} has {self.made}"] if none else []
 
     def _repr_html_(self) -> str:
         counts = {
