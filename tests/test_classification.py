@@ -230,6 +230,12 @@ def test_several_labels_and_one_output(photographs, tmp_path):
         seen(folder, one, activation="softmax")
 
 
+def test_a_repository_that_lies_in_a_folder(photographs, vit, tmp_path):
+    shutil.copytree(vit, tmp_path / "models" / "org" / "repo")
+    found = seen(photographs[0], "org/repo", model_dir=tmp_path / "models")
+    assert found == seen(photographs[0], vit)
+
+
 # Names
 
 

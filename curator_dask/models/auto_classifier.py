@@ -16,7 +16,7 @@ from curator_dask.models.classification import LogitsEncoder
 from curator_dask.models.encoders import Encoder, ModelSpec
 from curator_dask.models.hub import CONFIG, PROCESSORS, find_folder, read_json
 from curator_dask.models.processors import read_any_transform
-from curator_dask.models.towers import silent_transformers
+from curator_dask.models.towers import loading
 from curator_dask.models.weights import first_line
 
 #: Of a configuration, what changes no output: names, and how its files came to be.
@@ -124,22 +124,15 @@ def _load(folder: Path) -> Any:
     import torch
     import transformers
 
-    try:
-        with silent_transformers():
-            model, found = transformers.AutoModelForImageClassification.from_pretrained(
-                folder,
-                dtype=torch.float32,  # else the file's; the encoder autocasts where that is fast
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except Exception as error:
-        raise WeightsError(
-            f"{folder}: the model cannot be loaded: {type(error).__name__}: {first_line(error)}. Its config.json and"
-            f" its weights must be of one model, as save_pretrained of transformers (here"
-            f" {transformers.__version__}) writes them"
-        ) from error
+    with loading(folder):
+        model, found = transformers.AutoModelForImageClassification.from_pretrained(
+            folder,
+            dtype=torch.float32,  # else the file's; the encoder autocasts where that is fast
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     kind = type(model).__name__
     missing = sorted(found["missing_keys"])
     if missing:

@@ -168,7 +168,8 @@ class SaveSummary:
     def to_dict(self) -> dict[str, Any]:
         """All of it, JSON-able, with `good`, `complete`, `images_per_second` and the versions of what ran."""
         more = {name: getattr(self, name) for name in ("good", "complete", "images_per_second")}
-        return {**vars(self), "reasons": dict(self.reasons), **more, "versions": installed_versions()}
+        told = {name: value for name, value in vars(self).items() if name != "made"}
+        return {**told, "reasons": dict(self.reasons), **more, "versions": installed_versions()}
 
     def add_remarks(self, remarks: Mapping[str, Mapping[str, Any]]) -> None:
         """Take what was noticed of the rows of a file, by url and kind (`curator_dask.rows.remarks`).

@@ -18,7 +18,8 @@ from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import read_record
 from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers.classifying import ClassifyImages
-from curator_dask.image.statistics.step import SeesImages, schema_ahead, statistics_again
+from curator_dask.image.statistics.again import SeesImages, statistics_again
+from curator_dask.image.statistics.step import schema_ahead
 from curator_dask.models.auto_classifier import AutoClassifier
 from curator_dask.models.classes import ACTIVATIONS, check_classes, read_class_names
 from curator_dask.models.classification import ClassificationSpec, LogitsSpec, TimmLogits

@@ -11,7 +11,7 @@ from curator_dask.frames.record import SETTINGS, FileRecord, inputs_of
 from curator_dask.image.classifiers.files import Scorer
 from curator_dask.image.classifiers.model import classes_again
 from curator_dask.image.embedders.partition import EmbedPartition
-from curator_dask.image.statistics.step import statistics_again
+from curator_dask.image.statistics.again import statistics_again
 from curator_dask.outputs.redoing import NOT_MADE
 from curator_dask.runs.step import SharingStep
 from curator_dask.storage import Options

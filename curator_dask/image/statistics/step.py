@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,14 +17,13 @@ from curator_dask.decode.spec import DEFAULT_MAX_PIXELS, ImageOptions
 from curator_dask.errors import ConfigError, ImageError
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.frames.parquet import read_record
-from curator_dask.frames.record import FileRecord
 from curator_dask.image.statistics.header import HEADER, read_header
 from curator_dask.image.statistics.pixels import PIXELS, Measure
 from curator_dask.rows.image_files import caption_table, images_schema
 from curator_dask.rows.reading import choose_source, learn_schema
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.passes import run_steps
-from curator_dask.runs.step import Known, Made, Reading, Rows, Wanted, Work, how_read, read_by, types_of
+from curator_dask.runs.step import Known, Made, Reading, Rows, Wanted, Work, read_by, types_of
 from curator_dask.storage import Options, is_remote
 from curator_dask.webdataset.shards import ShardSet
 
@@ -32,7 +31,7 @@ from curator_dask.webdataset.shards import ShardSet
 STATISTICS: Mapping[str, pa.DataType] = {**HEADER, **PIXELS}
 
 _BATCH = 256  # images whose values are handed over together
-_WHAT = "statistics"  # what ``image_error`` calls these columns
+WHAT = "statistics"  # what ``image_error`` calls these columns
 
 
 class ImageStatistics:
@@ -252,7 +251,7 @@ class MeasureImages:
         """Which, and of what."""
         options = self.options
         return (
-            _WHAT,
+            WHAT,
             1,
             self.id_col,
             self.prefix,
@@ -271,7 +270,7 @@ class MeasureImages:
     def read_by(self) -> dict[str, str]:
         """By column, which statistic it is and how images are read."""
         how = read_by(self.id_col, self.options)
-        return {self.prefix + name: f"{name} {_WHAT} 1 {how}" for name in self.names}
+        return {self.prefix + name: f"{name} {WHAT} 1 {how}" for name in self.names}
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """There is no model."""
@@ -291,80 +290,16 @@ class MeasureImages:
         """Begin with the rows of a partition."""
         known = None if self.given_up is not None else self._known(rows)
         return nullcontext(
-            _Measuring(self, len(rows)) if known is None else Known(Made(known[0], {_WHAT: known[1]}))
+            _Measuring(self, len(rows)) if known is None else Known(Made(known[0], {WHAT: known[1]}))
         )
 
     def _known(self, rows: Rows) -> tuple[dict[str, pa.Array], list[str | None]] | None:
         types = {name: kind for name, kind in self.columns.items() if name != ERROR_COLUMN}
-        return rows.known_columns(types, _WHAT, nullable=[self.prefix + "orientation"])
+        return rows.known_columns(types, WHAT, nullable=[self.prefix + "orientation"])
 
     def __call__(self, frame: Any) -> Any:
         """The frame with the statistics, its rows in the same order."""
         return run_steps((self,), frame)
-
-
-def statistics_like(how: str, ways: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Prefixes and names of the statistics of a file, of images that were read in one way.
-
-    Parameters
-    ----------
-    how
-        `curator_dask.runs.step.read_by` of vectors.
-    ways
-        `Step.read_by` of the columns of the file.
-    """
-    found: dict[str, list[str]] = {}
-    for name in STATISTICS:
-        for column, way in ways.items():
-            if way == f"{name} {_WHAT} 1 {how}":
-                found.setdefault(column.removesuffix(name), []).append(name)
-    yield from ((prefix, tuple(names)) for prefix, names in found.items())
-
-
-class SeesImages(Protocol):
-    """A step of a model that looks at images, and is done again."""
-
-    @property
-    def column(self) -> str:
-        """Of what it makes, one."""
-
-    @property
-    def id_col(self) -> str:
-        """Of the keys."""
-
-    @property
-    def options(self) -> ImageOptions:
-        """How it reads images now."""
-
-    @property
-    def storage_options(self) -> Options:
-        """For fsspec, of the shards."""
-
-
-def statistics_again(step: SeesImages, records: Mapping[str, FileRecord]) -> list[MeasureImages]:
-    """Those of files, of images that were read as a step's were; each set of them that a file has once.
-
-    Statistics are of whole images also where vectors are of such that were decoded smaller.
-
-    Parameters
-    ----------
-    step
-        Which is done again.
-    records
-        Of the files, by path.
-    """
-    scale = step.options.decode_scale
-    whole = replace(step.options, decode_scale="exact")
-    found: dict[tuple[str, tuple[str, ...], ImageOptions], None] = {}
-    for record in records.values():
-        how = how_read(record.read_by.get(step.column, ""))
-        ways = {how: step.options, how.removesuffix(f" decode_scale={scale}"): whole}
-        for way, options in ways.items():
-            found |= {(*each, options): None for each in statistics_like(way, record.read_by)}
-    return [
-        MeasureImages(names, prefix, step.id_col, options, step.storage_options)
-        for prefix, names, options in found
-    ]
 
 
 class _Measuring(Work):
@@ -404,4 +339,4 @@ class _Measuring(Work):
             if name in HEADER:
                 values = [self._headers[row][name] if row in self._headers else None for row in rows]
                 made[name] = pa.array(values, HEADER[name])
-        return Made({step.prefix + name: made[name] for name in step.names}, {_WHAT: self._reasons})
+        return Made({step.prefix + name: made[name] for name in step.names}, {WHAT: self._reasons})
