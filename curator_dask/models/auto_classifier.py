@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from curator_dask import backend
-from curator_dask.errors import ConfigError, WeightsError
+from curator_dask.errors import ConfigError, CuratorError, WeightsError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.models.classes import ClassNames
 from curator_dask.models.classification import LogitsEncoder
@@ -85,7 +85,7 @@ class AutoClassifier(ModelSpec):
                 compile=self.compile,
             )
         except (ValueError, RuntimeError, IndexError) as error:
-            if backend.is_out_of_memory(error):
+            if isinstance(error, CuratorError) or backend.is_out_of_memory(error):
                 raise
             raise ConfigError(
                 f"{folder}: {type(model).__name__} does not take images of {list(transform.size)} pixels, which its"
