@@ -460,6 +460,36 @@ def test_added_to_an_output_that_has_vectors(data, vit, tmp_path):
     assert read_output(out)["b_dog"].equals(both["b_dog"])
 
 
+@pytest.mark.parametrize("by_retry", [False, True])
+def test_a_shard_that_has_more_samples_now(tmp_path, vit, by_retry):
+    """What one of two models has not seen is null and says so, until that is run again, or retried."""
+    write_dataset(tmp_path / "data", shards=2, samples=4)
+    out = tmp_path / "out"
+    model = ClassificationModel(vit, classes={"person": ["man", "woman"]})
+
+    def save(step):
+        return step(ImageTextPairDataset.from_webdataset(tmp_path / "data")).save_metadata(out)
+
+    save(ColourReader())
+    save(model)
+    write_dataset(tmp_path / "data", shards=1, samples=6)
+    assert save(ColourReader()).written == 1
+    table = read_output(out)
+    assert (len(table), table["label"].null_count, table["person"].null_count) == (10, 6, 6)
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
+    errors = [error for error in table["image_error"].to_pylist() if error is not None]
+    assert len(errors) == 6 and all(error.startswith("[label] not made: ") for error in errors)
+    again = made_again(find_settings(str(out))["label"])
+    summary = again.retry(out) if by_retry else save(model)
+    assert (summary.written, summary.failed) == (1, 0)
+    table = read_output(out)
+    assert table["label"].null_count == 0 and table["image_error"].null_count == 10
+    check_rows(table, vit)
+    check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
+    assert save(ColourReader()).skipped == 2
+    assert by_retry or save(model).skipped == 2
+
+
 def test_the_datasets_own_columns_are_not_lost(tmp_path, vit):
     write_dataset(tmp_path, shards=1)
     path = tmp_path / "00000.parquet"

@@ -138,9 +138,12 @@ class Joining:
 
         A score stays where its vector is what it was. Of other vectors it is null, for ``score`` to make.
         """
-        scores, unscored = {}, []
+        scores, unscored = (
+            self._said("scores"),
+            [],
+        )  # classes of images, also such as are null now, and others
         for name, made in (self._record.scores if self._record is not None else {}).items():
-            if name not in columns:
+            if name not in columns or name in self._kept.models:
                 continue
             if name not in self._target.keep:  # null in all rows
                 scores[name] = {**made, LACKING: True}

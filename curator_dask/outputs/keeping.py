@@ -33,8 +33,8 @@ class Kept:
     order
         Of all columns of a file.
     models
-        By those that models have made of images, what made them: ``embeddings``, ``settings`` and ``read_by`` of the
-        record.
+        By those that models have made of images, what made them: ``embeddings``, ``settings``, ``read_by`` and
+        ``scores`` of the record.
     own
         Columns that models make in this run.
     label
@@ -175,7 +175,8 @@ def _has_keys(footer: Footer, id_col: str) -> bool:
 
 
 def _origin(record: FileRecord, name: str) -> dict[str, Any]:
-    every = {"embeddings": record.embeddings, "settings": record.settings, "read_by": record.read_by}
+    kinds = ("embeddings", "settings", "read_by", "scores")
+    every: dict[str, Mapping[str, Any]] = {kind: getattr(record, kind) for kind in kinds}
     return {kind: values[name] for kind, values in every.items() if name in values}
 
 

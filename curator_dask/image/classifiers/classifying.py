@@ -86,7 +86,7 @@ class ClassifyImages:
 
     @property
     def column(self) -> str:
-        """The column by which ``image_error`` names all of them."""
+        """The first of them, for all: they have their values, and lack them, together."""
         return next(iter(self.kinds))
 
     @property
@@ -144,11 +144,12 @@ class ClassifyImages:
                 yield _Classifying(self, rows, model)
             return
         known = None if self.given_up is not None else self._known(rows)
-        if known is not None:
-            yield Known(Made(known[0], {self.column: known[1]}))
-            return
         nothing = {name: pa.nulls(len(rows), kind) for name, kind in self.types.items()}
-        yield Known(Made(nothing, {self.column: [self.given_up] * len(rows)}))
+        yield Known(self.made(*(known or (nothing, [self.given_up] * len(rows)))))
+
+    def made(self, values: dict[str, pa.Array], reasons: list[str | None]) -> Made:
+        """The columns of some rows, which all lack their values for one reason."""
+        return Made(values, {name: list(reasons) for name in self.kinds})
 
     def _known(self, rows: Rows) -> tuple[dict[str, pa.Array], list[str | None]] | None:
         return rows.known_columns(self.types, self.column)
@@ -198,9 +199,7 @@ class _Classifying(Work):
             labels = pa.array(self._model.names, pa.string()).take(pa.array(self._best, mask=lacking))
             values = [labels, pa.array(self._score, mask=lacking)]
         values += [pa.array(each, mask=lacking) for each in self._chosen.T]
-        return Made(
-            dict(zip(self._step.kinds, values, strict=True)), {self._step.column: list(self._reasons)}
-        )
+        return self._step.made(dict(zip(self._step.kinds, values, strict=True)), self._reasons)
 
     def _fail(self, row: int, reason: str) -> None:
         if self._step.options.on_error == "raise":

@@ -128,9 +128,8 @@ class ClassificationModel:
         check_compile(compile)
         name = os.fspath(model_name)
         is_path = isinstance(model_name, os.PathLike) or name.startswith(_PATHS)
-        is_path |= names_folder(name) and is_transformers(
-            name
-        )  # and no name of timm's that a folder has as well
+        # A folder may have the name of a model of timm's as well.
+        is_path |= names_folder(name) and is_transformers(name)
         # A worker may have another working directory than the client.
         self.model_name = str(absolute(name)) if is_path else absolute_name(name)
         self.pretrained = pretrained
