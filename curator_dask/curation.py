@@ -103,7 +103,9 @@ def curate(
             head.look()
         for table in recipe.joins():
             table.look()
-        if recipe.model is not None:
+        for model in recipe.classifiers():
+            model.check(found, recipe.id_col, storage_options, captions=recipe.captions)
+        if recipe.model is not None or recipe.classify:
             ahead()
         with at_work(workers) as client:
             dataset = ImageTextPairDataset.from_shards(
@@ -215,6 +217,8 @@ def _with_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> ImageTextPai
     """The dataset with all that the recipe wants to know of its images."""
     if recipe.statistics:
         dataset = ImageStatistics(list(recipe.statistics), prefix=recipe.prefix)(dataset)
+    for model in recipe.classifiers():
+        dataset = model(dataset)
     if recipe.model is not None:
         dataset = recipe.embedder()(dataset)
     for head in recipe.heads():

@@ -15,6 +15,7 @@ from curator_dask.errors import ConfigError
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.image.classifiers import (
     AestheticClassifier,
+    ClassificationModel,
     ClusterNumber,
     ImageClassifier,
     NsfwClassifier,
@@ -63,6 +64,9 @@ class Recipe:
         Names of `curator_dask.image.statistics.STATISTICS`.
     prefix
         Before the statistics' names, where the dataset has columns of these names.
+    classify
+        Image classification models, each with the arguments of `ClassificationModel`, as
+        ``{"model_name": "hf-hub:Marqo/nsfw-image-detection-384", "classes": {"unsafe": "NSFW"}}``.
     aesthetic, nsfw
         The file of a head, or True: as `AestheticClassifier` and `NsfwClassifier` find theirs.
     near
@@ -101,6 +105,7 @@ class Recipe:
     captions: str = "txt"
     statistics: Sequence[str] = ()
     prefix: str = ""
+    classify: Sequence[Mapping[str, Any]] = ()
     aesthetic: str | bool = False
     nsfw: str | bool = False
     near: Mapping[str, str] = field(default_factory=dict)
@@ -154,7 +159,7 @@ class Recipe:
         if isinstance(self.join, list | tuple):  # YAML takes the word `on` for true
             join = [_with_on(each) if isinstance(each, Mapping) else each for each in self.join]
             object.__setattr__(self, "join", join)
-        self.best(), self.cap(), self.joins()
+        self.best(), self.cap(), self.joins(), self.classifiers()
         self.check_balance()
         self.deduplication()  # says what is wrong with its arguments, as do those below
         self.options(overwrite=False)
@@ -196,7 +201,7 @@ class Recipe:
     @property
     def opens_images(self) -> bool:
         """Whether it is known which images cannot be used."""
-        return self.model is not None or bool(self.statistics)
+        return self.model is not None or bool(self.statistics) or bool(self.classify)
 
     @property
     def condition(self) -> str:
@@ -237,6 +242,18 @@ class Recipe:
             *(ClusterNumber(file, column) for column, file in (self.clusters or {}).items()),
         ]
 
+    def classifiers(self) -> list[ClassificationModel]:
+        """What classifies the images."""
+        given = self.classify
+        if not isinstance(given, list | tuple) or not all(isinstance(each, Mapping) for each in given):
+            raise ConfigError(
+                f"classify={given!r}: expected a list of models, as [{{'model_name': 'resnet50', 'prefix': 'seen_'}}]"
+            )
+        try:
+            return [ClassificationModel(**each) for each in given]
+        except TypeError as error:
+            raise ConfigError(f"classify: {error}") from None
+
     def joins(self) -> list[TableColumns]:
         """What adds columns of tables."""
         given = self.join
@@ -258,6 +275,13 @@ class Recipe:
         near += [file for each in self.joins() for file in each.files]
         others = [*near, *([] if self.captions in ("txt", "none") else [self.captions])]
         others += [path for head in self.heads() for path in head.files]
+        named = (each.get("class_names") for each in self.classify)
+        others += [os.fspath(name) for name in named if isinstance(name, str | os.PathLike)]
+        for model in self.classifiers():
+            files = model.sources()
+            if files is None or files.repository or files.asks_timm:
+                return None  # of one repository alone it is known whether its newest state is here
+            others += files.paths
         if self.model is None:
             return Sources(tuple(absolute(each) for each in others))
         given = {name: self.model_options.get(name, unset) for name, unset in _TIMMS.items()}

@@ -30,7 +30,8 @@ from curator_dask.errors import ConfigError, OutputError, WeightsError
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.image.embedders import ClipImageEmbedder, TimmImageEmbedder
 from curator_dask.image.embedders.making import from_settings, is_transformers, make_embedder
-from curator_dask.models.clip import ClipSpec, crop_pct_of, read_transform
+from curator_dask.models.clip import ClipSpec
+from curator_dask.models.processors import crop_pct_of, read_transform
 
 SIZE = 64
 VISION = {
@@ -372,6 +373,7 @@ PIXELS_OF = [
     {"size": {"shortest_edge": 81}, "resample": 2},
     {"size": {"height": SIZE, "width": SIZE}, "resample": 1},
     {"size": {"height": 48, "width": SIZE}, "do_center_crop": False},
+    {"size": {"height": 80, "width": 80}},
     {"do_normalize": False, "resample": 4},
     {"image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 0.5, 0.25], "resample": 5},
 ]
@@ -436,7 +438,8 @@ def test_any_edge_is_met_exactly(crop, edge):
         ({"size": {"longest_edge": 90}}, "size is .*longest_edge"),
         ({"size": {"shortest_edge": 0}}, "size is .*expected a whole number"),
         ({"size": "large"}, "size is 'large'"),
-        ({"size": {"height": 80, "width": 80}}, r"crop_size is \[64, 64\]; expected \[80, 80\]"),
+        ({"size": {"height": 81, "width": 81}}, r"crop_size is \[64, 64\]; expected \[81, 81\]"),
+        ({"size": {"height": 80, "width": 90}}, r"crop_size is \[64, 64\]; expected \[80, 90\]"),
         ({"size": {"height": 80, "width": 0}}, "size is .*height and width"),
         ({"crop_size": {"height": 64, "width": 32}}, r"crop_size is \[64, 32\]; expected a square"),
         ({"crop_size": 70}, r"crop_size is \[70, 70\]; expected at most 64"),

@@ -24,6 +24,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import skimage.data
+import timm
 import torch
 import torchvision
 import transformers
@@ -38,6 +39,7 @@ from test_clip import make_clip
 from test_imports import LAYERS
 from test_scripts import load
 from texts import make_pair
+from timm.models import save_for_hf
 from typer.testing import CliRunner
 
 from curator_dask import get_client
@@ -51,6 +53,8 @@ PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs"
 # CLIP with random weights, where OpenAI's would be fetched to) and `model.safetensors` (a random ResNet-18) in it.
 STAND_INS = {
     "vit_large_patch14_clip_quickgelu_224.openai": "local-dir:{model}",  # pretrained EfficientNet-Lite0
+    "hf-hub:Marqo/nsfw-image-detection-384": "local-dir:{nsfw}",  # a small one with the same classes
+    '"resnet50", prefix': '"local-dir:{model}", prefix',
     # LAION's heads are for OpenAI's CLIP alone: any linear one of the class of all heads.
     "heads = [AestheticClassifier()": (
         'heads = [AestheticClassifier.mro()[2]("{folder}/head.pth", "aesthetic_score")'
@@ -133,6 +137,13 @@ HOLDS = {
         "pq.read_table(FOLDER + '/embeddings')['nsfw_score'].null_count == 2",
         "set(pq.read_table(FOLDER + '/embeddings')['blurry'].to_pylist()) <= {True, False, None}",
         "pq.read_table(FOLDER + '/embeddings')['blurry'].null_count == 2",
+    ],
+    "classifying.md": [
+        "(summary.rows, summary.failed) == (14, 2)",
+        "pq.read_table(FOLDER + '/embeddings')['nsfw'].null_count == 2",
+        "all(0 < each < 1 for each in pq.read_table(FOLDER + '/embeddings')['nsfw'].to_pylist() if each is not None)",
+        "'label' not in pq.read_schema(FOLDER + '/embeddings/00000.parquet').names",
+        "len(set(pq.read_table(FOLDER + '/embeddings')['seen_label'].to_pylist())) > 2",
     ],
     "watching.md": [
         "len(images) == 10 and images._repr_html_().count('<img ') == 8",
@@ -293,6 +304,9 @@ def made(tmp_path_factory):
     make_pair(folder / "page" / "clip", "clip")
     transformers.logging.enable_progress_bar()
     load("pretrained_efficientnet").write_model_folder(folder / "model")
+    names = {"label_names": ["NSFW", "SFW"]}
+    classifier = timm.create_model("test_vit", num_classes=2)
+    save_for_hf(classifier, folder / "nsfw", model_config=names, safe_serialization=True)
     return folder
 
 
@@ -321,6 +335,7 @@ def test_the_python_of_a_page_runs(name, made, cluster, store, tmp_path, monkeyp
     places = {
         "folder": folder,
         "model": made / "model",
+        "nsfw": made / "nsfw",
         "scheduler": cluster.scheduler.address,
         "store": store.url,
     }

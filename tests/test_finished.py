@@ -81,7 +81,7 @@ def here(made, monkeypatch):
 
     monkeypatch.chdir(made)
     monkeypatch.setenv("CURATOR_DASK_HOME", str(made / "home"))
-    monkeypatch.setattr(sys.modules["curator_dask.cli.embed"], "workers_of", start)
+    monkeypatch.setattr(sys.modules["curator_dask.cli.over_images"], "workers_of", start)
     return made
 
 

@@ -10,6 +10,7 @@ import typer
 import curator_dask
 from curator_dask.cli.balance import balance
 from curator_dask.cli.centroids import centroids
+from curator_dask.cli.classify import classify
 from curator_dask.cli.curate import curate
 from curator_dask.cli.dedup import dedup
 from curator_dask.cli.embed import embed
@@ -72,6 +73,7 @@ def main(
 
 
 app.command(**shown("embed"))(embed)
+app.command(**shown("classify"))(classify)
 
 
 @app.command(**shown("retry"))
@@ -97,13 +99,13 @@ def retry(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Embed only the failed rows of an output again, with the model that made it; in JSON, a summary by column.
+    """Embed or classify only the failed rows of an output again, with the model that made it; in JSON, by column.
 
     Exit code 0: done, images that failed again are counted in the summary. 1: a shard could not be read.
     2: wrong usage.
     """
     from curator_dask.errors import OutputError
-    from curator_dask.image.embedders.making import from_settings
+    from curator_dask.image.embedders.making import made_again
     from curator_dask.outputs.retrying import find_settings
 
     options = json_object(storage_options, "--storage-options") or None
@@ -120,7 +122,7 @@ def retry(
             )
         changed = {"max_pixels": max_pixels, "decoder": None if decoder is None else decoder.value}
         changed = {name: value for name, value in changed.items() if value is not None}
-        embedders = [from_settings({**found[name], **changed, "on_error": "null"}) for name in columns]
+        embedders = [made_again({**found[name], **changed, "on_error": "null"}) for name in columns]
         with workers_when_needed(cluster, scheduler_address, scheduler_file, workers, embed=True) as start:
             summaries = [
                 embedder.retry(output, storage_options=options, workers=start) for embedder in embedders

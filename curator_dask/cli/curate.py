@@ -33,7 +33,7 @@ def curate(
         str,
         typer.Option(
             metavar="FILE.yaml",
-            help="What is done: model, captions, statistics, aesthetic, nsfw, near, clusters, where, top or"
+            help="What is done: model, captions, statistics, classify, aesthetic, nsfw, near, clusters, where, top or"
             " at_most, balance, duplicates, export.",
         ),
     ],

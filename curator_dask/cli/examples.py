@@ -18,6 +18,14 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             "embed /data/shards /data/out --model resnet50 --statistics width,height,phash",
         ),
     ),
+    "classify": (
+        "Add the classes that a model sees in images.",
+        (
+            "classify /data/shards /data/out --model Falconsai/nsfw_image_detection --class nsfw=nsfw",
+            "classify /data/shards /data/out --model hf-hub:Marqo/nsfw-image-detection-384 --class nsfw=NSFW",
+            "classify --model resnet50 --list",
+        ),
+    ),
     "retry": ("Try only the images that failed again.", ("retry /data/out",)),
     "score": (
         "Score vectors: by heads, a reference, clusters.",

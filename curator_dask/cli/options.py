@@ -88,6 +88,42 @@ StorageOptions = Annotated[
     ),
 ]
 
+#: Of commands that run a model over images.
+RowsPerPartition = Annotated[
+    int | None, typer.Option(min=1, help="Cut shards into partitions of so many rows.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images a forward pass, at most.")]
+Threads = Annotated[int, typer.Option(min=1, help="Decoding threads a worker.")]
+MaxPixels = Annotated[
+    int | None, typer.Option(min=1, help="Larger images are not decoded.  [default: Pillow's limit]")
+]
+ModelKwargs = Annotated[
+    str | None,
+    typer.Option(help="JSON object of arguments for timm's model, for example '{\"img_size\": 336}'."),
+]
+HowDecoded = Annotated[Decoder, typer.Option(help="dali, or pillow: slower, the reference.")]
+Pretrained = Annotated[bool, typer.Option(help="The weights of its name, or random ones, for a trial.")]
+Checkpoint = Annotated[str | None, typer.Option(help="Weights in place of its own: a state dict.")]
+Orientation = Annotated[
+    str, typer.Option(help="stored, or exif-column: by img2dataset's 'exif' where the file has none.")
+]
+Gray16 = Annotated[str, typer.Option(help="Grey of over 8 bits: scale, or pillow: clip.")]
+DecodeScale = Annotated[
+    str,
+    typer.Option(
+        help="exact, or fast: JPEGs of many megapixels are decoded smaller, twice as fast on a CPU."
+    ),
+]
+ImageMember = Annotated[str | None, typer.Option(help="Which of several images a sample, as image.png.")]
+Compile = Annotated[
+    bool | None,
+    typer.Option(help="torch.compile: always, or never; else where it pays.", show_default=False),
+]
+Overwrite = Annotated[bool, typer.Option(help="Replace files that this command did not make.")]
+DropFailed = Annotated[bool, typer.Option(help="Write failed rows to OUTPUT.errors instead.")]
+RaiseOnError = Annotated[bool, typer.Option(help="Stop at the first image that fails.")]
+NestedJson = Annotated[bool, typer.Option(help="Nested JSON of tars as columns of text.")]
+
 Embeddings = Annotated[
     str,
     typer.Argument(

@@ -23,6 +23,8 @@ ON, TABLE = "on", "table"
 BALANCE = "balance"
 #: In the same place: JSON-able arguments that make it again; it is not there where nothing does.
 SETTINGS = "settings"
+#: In the same place, of what a model sees in images without vectors: what it is, as `FileRecord.embeddings` has it.
+MADE_BY = "made_by"
 #: Among what a record says was derived: rows were left out of a file that was there.
 FILTERED = "filter"
 
@@ -70,7 +72,8 @@ class FileRecord:
         By column of vectors, or of what was seen in images, what decided it besides model and shard
         (`curator_dask.runs.step.Step.read_by`).
     scores
-        By column, what made scores of vectors (`curator_dask.runs.step.ScoringStep.scores`), or which table gave it.
+        By column, what made scores of vectors (`curator_dask.runs.step.ScoringStep.scores`), what classified images,
+        or which table gave it.
     derived
         What was made of vectors or pixels by what the file does not hold, by name: functions, and columns of steps.
         It cannot be made again from the file alone.
@@ -80,9 +83,9 @@ class FileRecord:
         What the file came to, as `curator_dask.runs.reports.report_of` makes it; None where rows have been tried
         again since.
     earlier
-        By column of vectors that the last run has kept and not made: ``fingerprint``, ``complete_as`` and ``report``
+        By column of `models` that the last run has kept and not made: ``fingerprint``, ``complete_as`` and ``report``
         of the run that made it, and the state of the ``tar`` that it was made of. Under ``""`` the same of the last run
-        that made no vectors.
+        whose columns are of no model.
     version
         Of the record's form.
     """
@@ -131,6 +134,12 @@ class FileRecord:
             return {"fingerprint": "", "complete_as": "", "report": None, "tar": None, **self.earlier[column]}
         last = {"fingerprint": self.fingerprint, "complete_as": self.complete_as, "report": self.report}
         return {**last, "tar": (self.shard or {}).get("tar")}
+
+    @property
+    def models(self) -> dict[str, Mapping[str, Any]]:
+        """What made each column that a model makes of images: vectors, and classes."""
+        classes = {name: said[MADE_BY] for name, said in self.scores.items() if MADE_BY in said}
+        return {**self.embeddings, **classes}
 
     @property
     def is_filtered(self) -> bool:

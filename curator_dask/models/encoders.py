@@ -145,6 +145,9 @@ class Encoder:
         padding are folded into its weights (`fold_batch_norms`, `fold_padding`).
     """
 
+    #: Half precision is the one with more bits, see `curator_dask.backend.Backend.autocast_dtype`.
+    fine = False
+
     def __init__(
         self,
         model: Callable[[torch.Tensor], torch.Tensor],
@@ -166,7 +169,8 @@ class Encoder:
         # Batch normalisation rounds between all layers, and bf16 is too coarse for that: pretrained EfficientNet-Lite0
         # has a least cosine of 0.994 to float32 with it (0.96 compiled), with fp16 0.9999 (photographs; fp16 emulated).
         # Of the others some keep 0.9999, and some do not: that is measured.
-        self.dtype = self.backend.autocast_dtype(fine=has_batch_norm(model)) if autocast else None
+        fine = self.fine or has_batch_norm(model)
+        self.dtype = self.backend.autocast_dtype(fine=fine) if autocast else None
         self.digest = state_digest(model) if isinstance(model, torch.nn.Module) else "unknown"
         compiles = compile is True or (compile == "auto" and pays(model))
         if isinstance(model, torch.nn.Module):
@@ -301,12 +305,17 @@ class Encoder:
         if half is None:
             return dim, None
         try:
-            least = least_cosine(self._forward(inputs), vectors)
+            is_enough, least = self.is_enough(self._forward(inputs), vectors, enough)
         except RuntimeError:  # weights that are in half precision themselves; float32 that finds no room
             self.dtype = half
             return dim, None
-        self.dtype = half if least >= enough else None
+        self.dtype = half if is_enough else None
         return dim, least
+
+    def is_enough(self, half: torch.Tensor, full: torch.Tensor, enough: float) -> tuple[bool, float | None]:
+        """Whether half precision is enough for what float32 gives of the same pictures; and the least cosine."""
+        least = least_cosine(half, full)
+        return least >= enough, least
 
     def _pictures(self) -> torch.Tensor:
         """What the model is tried on, as `__call__` takes it."""

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 LEAST_COSINE = 0.9999
 """Of a vector in half precision to the same in float32, for half precision to be kept."""
 
+MOST_SHIFT = 5e-4
+"""Of a probability, by half precision, for that to be kept: half of what is promised, as two pictures are not all."""
+
 _LAYERS = ((3, 1.0), (12, 0.5), (48, 0.25))  # squares an edge, and how strong they are
 _CONTRAST, _NOISE = 90, 0.03
 
@@ -64,3 +67,15 @@ def least_cosine(one: torch.Tensor, other: torch.Tensor) -> float:
     cosines = torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=1)
     cosines = torch.where((one == other).all(dim=1), 1.0, cosines)  # of zeros, too
     return round(float(cosines.nan_to_num(0.0).min()), 7)
+
+
+def most_shift(one: torch.Tensor, other: torch.Tensor) -> float:
+    """How far apart the probabilities of logits (n, classes) can be that differ so; infinite where one is no number.
+
+    A softmax changes a probability p by at most p (1 - p) times the widest difference of two logits' changes, and a
+    sigmoid by p (1 - p) times its logit's change: a quarter at most. So pictures of which a model is sure, and whose
+    probabilities are 0 and 1 whatever its precision, tell of those too of which it is not.
+    """
+    change = (one.double() - other.double()).nan_to_num(float("inf"))
+    widest = change.amax(dim=1).clamp(min=0) - change.amin(dim=1).clamp(max=0)
+    return float(widest.max()) / 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import Any
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError
 from curator_dask.models.encoders import Encoder, ModelSpec
-from curator_dask.models.weights import RANDOM, create_timm_model
+from curator_dask.models.weights import LOCAL_PREFIXES, RANDOM, create_timm_model
+from curator_dask.settings import absolute
 
 OUTPUTS = ("auto", "pooled", "projected", "logits")
 
@@ -41,8 +43,31 @@ class TimmSpec(ModelSpec):
     model_kwargs: tuple[tuple[str, Any], ...] = ()
     output: str = "auto"
 
-    def build(self) -> Encoder:
+    @classmethod
+    def of(
+        cls,
+        model_name: str,
+        pretrained: bool,
+        checkpoint_path: str | os.PathLike[str] | None,
+        model_kwargs: Mapping[str, Any],
+        **others: Any,
+    ) -> TimmSpec:
+        """The spec of arguments as users give them, with paths that are the same on every worker."""
+        return cls(
+            model_name=absolute_name(model_name),
+            pretrained=pretrained,
+            checkpoint_path=None if checkpoint_path is None else str(absolute(checkpoint_path)),
+            model_kwargs=tuple(sorted((name, _frozen(value)) for name, value in model_kwargs.items())),
+            **others,
+        )
+
+    def build(self, kind: type[Encoder] = Encoder) -> Encoder:
         """Make the encoder on this process's device.
+
+        Parameters
+        ----------
+        kind
+            `Encoder`, or a class of these.
 
         Raises
         ------
@@ -73,7 +98,7 @@ class TimmSpec(ModelSpec):
         channels = kwargs.get("in_chans", data_config["input_size"][0])
         if channels != 3:
             raise ConfigError(f"{self.model_name} takes {channels} channels; expected 3 (RGB)")
-        return Encoder(
+        return kind(
             model,
             TransformSpec.from_timm(data_config),
             name=" ".join(
@@ -86,6 +111,27 @@ class TimmSpec(ModelSpec):
             compile=self.compile,
             owned=True,
         )
+
+
+def absolute_name(model_name: str) -> str:
+    """The name, with the folder of ``local-dir:`` as an absolute path."""
+    for prefix in LOCAL_PREFIXES:
+        if model_name.startswith(prefix) and len(model_name) > len(prefix):
+            return f"local-dir:{absolute(model_name.removeprefix(prefix))}"
+    return model_name
+
+
+def _frozen(value: Any) -> Any:
+    """The value with lists as tuples, so that it can be a key."""
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(item) for item in value)
+    try:
+        hash(value)
+    except TypeError:
+        raise ConfigError(
+            f"model_kwargs: expected numbers, strings and lists of them, found {value!r}"
+        ) from None
+    return value
 
 
 def choose_output(wanted: str, config: Mapping[str, Any], num_classes: int, name: str) -> str:

@@ -84,26 +84,19 @@ def load_tower(folder: Path, is_clip: bool, side: str) -> Any:
         (False, "text"): "SiglipTextModel",
     }
     kind = getattr(transformers, names[is_clip, side])  # which imports this family's code, and no other's
-    try:
-        with silent_transformers():
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-            own = getattr(config, f"{side}_config", config)
-            if is_clip and own is not config:
-                own.projection_dim = config.projection_dim  # it is this one that CLIPModel takes
-            tower, found = kind.from_pretrained(
-                folder,
-                config=own,
-                dtype=torch.float32,  # else the file's; the encoder autocasts where that is fast
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-    except Exception as error:
-        raise WeightsError(
-            f"{folder}: the model cannot be loaded: {type(error).__name__}: {first_line(error)}. Its config.json and"
-            f" its weights must be of one model, as save_pretrained of transformers (here"
-            f" {transformers.__version__}) writes them"
-        ) from error
+    with loading(folder):
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        own = getattr(config, f"{side}_config", config)
+        if is_clip and own is not config:
+            own.projection_dim = config.projection_dim  # it is this one that CLIPModel takes
+        tower, found = kind.from_pretrained(
+            folder,
+            config=own,
+            dtype=torch.float32,  # else the file's; the encoder autocasts where that is fast
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     # Further tensors, of the other tower, are as it should be, but not more layers of this one; those that are
     # missing would stay random.
     more = sorted(name for name in found["unexpected_keys"] if name.startswith(f"{side}_model."))
@@ -144,6 +137,22 @@ def vectors_of(tower: Any) -> Any:
             return vectors
 
     return Vectors()
+
+
+@contextlib.contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """The block has transformers load a model from a folder: silently, and what goes wrong is a WeightsError."""
+    import transformers
+
+    try:
+        with silent_transformers():
+            yield
+    except Exception as error:
+        raise WeightsError(
+            f"{folder}: the model cannot be loaded: {type(error).__name__}: {first_line(error)}. Its config.json and"
+            f" its weights must be of one model, as save_pretrained of transformers (here"
+            f" {transformers.__version__}) writes them"
+        ) from error
 
 
 @contextlib.contextmanager

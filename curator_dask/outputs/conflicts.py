@@ -12,6 +12,7 @@ from curator_dask.errors import OutputError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer, read_record
+from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.failed import list_errors
 from curator_dask.outputs.keeping import Kept, pairs_with
 from curator_dask.outputs.writing import Output
@@ -170,16 +171,21 @@ def conflict(
         return None if is_own else existing.fault
     if record is not None and record.is_filtered:
         return "has the rows alone that passed a filter, and the others would be there again"
-    embeddings = {} if record is None else record.embeddings
-    for name, info in job.made.items():
-        difference = name in embeddings and describe_difference(embeddings[name], info)
+    models = {} if record is None else record.models
+    for name, info in job.models.items():
+        difference = name in models and (
+            describe_difference(models[name], info) or _other_classes(name, record, job)
+        )
+        other_name = "image_embedding_column (--column)" if name in job.made else "prefix (--prefix)"
         if difference:
             return (
                 f"column {name!r} {difference}. To have both side by side, give this one another name by"
-                " image_embedding_column (--column)"
+                f" {other_name}"
             )
-        if name in columns and name not in embeddings:
-            return f"has a column {name!r} that was not made by curator_dask"
+        if name in columns and name not in models:
+            if name in job.made:
+                return f"has a column {name!r} that was not made by curator_dask"
+            return f"has a column {name!r} that no model has made: give this one another name by {other_name}"
     if record is not None:
         mine = (target.shard or {}).get("url")
         if record.url is not None and mine is not None and record.url != mine:
@@ -190,12 +196,11 @@ def conflict(
     if record is None and taken:
         return f"has columns {taken} of its own, whose names curator_dask uses"
     pairs = pairs_with(target, existing, job.id_col)
-    lost = sorted(
-        name for name in embeddings if name not in schema.names and not (pairs and name in kept.vectors)
-    )
+    lost = sorted(name for name in models if name not in schema.names and not (pairs and name in kept.models))
     if lost:
+        what = "embeddings" if record is not None and {*lost} <= {*record.embeddings} else "columns"
         return (
-            f"has embeddings {lost} that this run would not write: they are kept only where both runs write the key,"
+            f"has {what} {lost} that this run would not write: they are kept only where both runs write the key,"
             " __url__ and image_error of each row, of the same partitions of the shards, and apply no function to the"
             " rows"
         )
@@ -203,7 +208,7 @@ def conflict(
         stale = [
             name
             for name in columns
-            if name in kept.types.names and name not in (*kept.vectors, *target.keep, ERROR_COLUMN)
+            if name in kept.types.names and name not in (*kept.models, *target.keep, ERROR_COLUMN)
         ]
         if stale:
             return (
@@ -213,6 +218,15 @@ def conflict(
     if record is None and not is_own:
         return "was not written by curator_dask"
     return None
+
+
+def _other_classes(name: str, record: FileRecord | None, job: Job) -> str | None:
+    """What differs where a column of one model has other classes than it had, in words."""
+    before = {} if record is None else record.scores.get(name, {})
+    now = job.scores.get(name, {})
+    if before.get("recipe") == now.get("recipe"):
+        return None
+    return f"is of other classes ({before.get('classes')}); this run has {now.get('classes')}"
 
 
 def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -34,7 +34,7 @@ class Joined:
     said
         What a record says of the columns of the other runs.
     not_made
-        Columns of vectors of which rows have none, for want of a run.
+        Columns of models of which rows have none, for want of a run.
     """
 
     table: pa.Table
@@ -110,7 +110,7 @@ class Joining:
         self._check_values(table, places, overwrite)
         # Also of the last run that has made none.
         earlier: dict[str, Any] = {}
-        for name in kept.vectors:
+        for name in kept.models:
             run = before.run_of(name) if before is not None and name in self._target.keep else None
             tar = (self._target.shard or {}).get("tar") if run is None else run["tar"]
             earlier[name] = run if same and run is not None else {"tar": tar}
@@ -138,9 +138,12 @@ class Joining:
 
         A score stays where its vector is what it was. Of other vectors it is null, for ``score`` to make.
         """
-        scores, unscored = {}, []
+        scores, unscored = (
+            self._said("scores"),
+            [],
+        )  # classes of images, also such as are null now, and others
         for name, made in (self._record.scores if self._record is not None else {}).items():
-            if name not in columns:
+            if name not in columns or name in self._kept.models:
                 continue
             if name not in self._target.keep:  # null in all rows
                 scores[name] = {**made, LACKING: True}
@@ -174,7 +177,7 @@ class Joining:
     ) -> tuple[pa.Array, np.ndarray, list[str]]:
         """``image_error`` of all columns; whether an image failed; columns that some row lacks for want of a run."""
         kept = self._kept
-        null = {name: np.asarray(columns[name].is_null()) for name in kept.vectors}
+        null = {name: np.asarray(columns[name].is_null()) for name in kept.models}
         own = {name: np.asarray(columns[name].is_null()) for name in kept.own if name in columns}
         said = self._stored.table.column(ERROR_COLUMN) if self._stored is not None else None
         values: list[str | None] = [None] * len(errors)
@@ -193,7 +196,7 @@ class Joining:
                 failed[row] |= reasons[name] is not None and made
                 lacking += [] if made or name in lacking else [name]
             if not kept.label:  # what stands there of further columns, by what those are called
-                others = (each for each in old if each.column not in (None, *kept.own, *kept.vectors))
+                others = (each for each in old if each.column not in (None, *kept.own, *kept.models))
                 reasons |= {str(each.column): each.text for each in others}
             mine = kept.own_reasons(
                 errors[row].as_py(), {name: bool(each[row]) for name, each in own.items()}
@@ -206,7 +209,7 @@ class Joining:
         before = self._record
         if overwrite or before is None or self._stored is None or before.shard != self._target.shard:
             return
-        if self._kept.own and {*self._kept.own} <= {*before.embeddings}:
+        if self._kept.own and {*self._kept.own} <= {*before.models}:
             return  # it is this run's own
         old, found = self._stored.table, places >= 0
         both = [name for name in before.derived if name in table.column_names and name in old.column_names]
@@ -236,7 +239,7 @@ class Joining:
 
     def _said(self, kind: str) -> dict[str, Any]:
         """What is known of how the columns were made that stay: by the file that is there, or by another."""
-        found = {name: origin[kind] for name, origin in self._kept.vectors.items() if kind in origin}
+        found = {name: origin[kind] for name, origin in self._kept.models.items() if kind in origin}
         if self._record is not None:
             of_the_file: Mapping[str, Any] = getattr(self._record, kind)
             for name in self._target.keep:

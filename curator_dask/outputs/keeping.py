@@ -32,22 +32,23 @@ class Kept:
         Of the columns.
     order
         Of all columns of a file.
-    vectors
-        By those that are of vectors, what made them: ``embeddings``, ``settings`` and ``read_by`` of the record.
+    models
+        By those that models have made of images, what made them: ``embeddings``, ``settings``, ``read_by`` and
+        ``scores`` of the record.
     own
-        Columns of vectors that this run makes.
+        Columns that models make in this run.
     label
         What else this run makes of images; empty: nothing.
     """
 
     types: pa.Schema = field(default_factory=lambda: pa.schema([]))
     order: tuple[str, ...] = ()
-    vectors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     own: tuple[str, ...] = ()
     label: str = ""
 
     def __dask_tokenize__(self) -> Any:
-        return (type(self).__name__, self.types.to_string(), self.order, self.vectors, self.own, self.label)
+        return (type(self).__name__, self.types.to_string(), self.order, self.models, self.own, self.label)
 
     def __bool__(self) -> bool:
         return bool(self.types.names)
@@ -67,7 +68,7 @@ class Kept:
         """What a value of ``image_error`` says of what this run makes, given which of its columns have no value."""
         if not lacking and self.label and any(each.column is None for each in reasons_in(stored)):
             return {self.label: stored}
-        return reasons_of(stored, lacking, self.vectors)
+        return reasons_of(stored, lacking, self.models)
 
 
 def find_kept(
@@ -96,7 +97,7 @@ def find_kept(
         return Kept()
     read = getattr(job.lineage.reader, "schema", schema).names
     urls = {part.shard.url for part in job.lineage.ranges or ()}
-    vectors: dict[str, Mapping[str, Any]] = {}
+    models: dict[str, Mapping[str, Any]] = {}
     sources: dict[str, str] = {}  # of the columns, a file that has it
     for path, footer in there.items():
         record = footer.record
@@ -110,33 +111,33 @@ def find_kept(
         ]
         mine = [name for name in others_in(footer, job) if name in wanted]
         for name in mine:
-            vectors.setdefault(name, _origin(record, name))
+            models.setdefault(name, _origin(record, name))
         # What stands beside them, or beside what this run adds, is of other runs too, and so are scores and
         # statistics of the images.
-        adds = not {*job.made} <= {*record.embeddings}
+        adds = not {*job.models} <= {*record.models}
         further = [
             name
             for name in wanted
             if (mine or adds or name in record.scores or name in record.read_by)
             and name not in schema.names
-            and name not in record.embeddings
+            and name not in record.models
         ]
         for name in (*mine, *further):
             sources.setdefault(name, path)
     if not sources:
         return Kept()
-    own = tuple(name for name in schema.names if name in job.made)
+    own = tuple(name for name in schema.names if name in job.models)
     looks = [
-        step for step in job.steps if step.needs & {"bytes", "pixels"} and not {*step.columns} & {*job.made}
+        step for step in job.steps if step.needs & {"bytes", "pixels"} and not {*step.columns} & {*job.models}
     ]
     label = looks[0].label if looks else ""
-    return Kept(_types(sources, options), _order(schema, sources, there), vectors, own, label)
+    return Kept(_types(sources, options), _order(schema, sources, there), models, own, label)
 
 
 def others_in(footer: Footer, job: Job) -> list[str]:
-    """Columns of vectors in a file that this job does not make."""
+    """Columns in a file that models have made, and not those of this job."""
     record = footer.record
-    return [name for name in footer.columns if record and name in record.embeddings and name not in job.made]
+    return [name for name in footer.columns if record and name in record.models and name not in job.models]
 
 
 def good_columns(kept: Kept, target: Target, footer: Footer, job: Job) -> tuple[str, ...]:
@@ -145,7 +146,7 @@ def good_columns(kept: Kept, target: Target, footer: Footer, job: Job) -> tuple[
     if not kept or record is None or not pairs_with(target, footer, job.id_col):
         return ()
     tar = shard.get("tar")  # None where it cannot be looked at, which does not say that it has changed
-    vectors = {name for name in record.embeddings if tar is None or record.run_of(name)["tar"] == tar}
+    models = {name for name in record.models if tar is None or record.run_of(name)["tar"] == tar}
     same = tar is not None and record.shard == shard
     # What was made of vectors does not go with those that are made anew; of which it was is known of scores alone.
     anew = [name for name in job.made if name in record.embeddings and name not in target.reuse]
@@ -157,7 +158,7 @@ def good_columns(kept: Kept, target: Target, footer: Footer, job: Job) -> tuple[
     return tuple(
         name
         for name in kept.types.names
-        if name in footer.columns and (name in vectors if name in kept.vectors else same and name not in old)
+        if name in footer.columns and (name in models if name in kept.models else same and name not in old)
     )
 
 
@@ -174,7 +175,8 @@ def _has_keys(footer: Footer, id_col: str) -> bool:
 
 
 def _origin(record: FileRecord, name: str) -> dict[str, Any]:
-    every = {"embeddings": record.embeddings, "settings": record.settings, "read_by": record.read_by}
+    kinds = ("embeddings", "settings", "read_by", "scores")
+    every: dict[str, Mapping[str, Any]] = {kind: getattr(record, kind) for kind in kinds}
     return {kind: values[name] for kind, values in every.items() if name in values}
 
 

@@ -15,7 +15,7 @@ from curator_dask.errors import OutputError, ShardError
 from curator_dask.fingerprint import fingerprints
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer, output_schema, read_footer
-from curator_dask.frames.record import inputs_of
+from curator_dask.frames.record import LACKING, inputs_of
 from curator_dask.outputs.conflicts import FORMERLY, conflict, dataset_of, describe_difference, identity
 from curator_dask.outputs.keeping import Kept, good_columns
 from curator_dask.outputs.writing import Output
@@ -178,7 +178,7 @@ def find_unfinished(
     OutputError
         Something is in the way that `overwrite` does not allow to replace.
     """
-    columns = tuple(job.made) or ("",)
+    columns = tuple(job.models) or ("",)
     known, conflicts = {number: target for number, (target, _) in existing.items()}, []
     remarks: dict[str, Any] = {}
     reports: list[Mapping[str, Any]] = []
@@ -212,7 +212,9 @@ def find_unfinished(
 
 def _is_finished(target: Target, existing: Footer, columns: tuple[str, ...], lacking: bool) -> bool:
     wanted = (target.fingerprint, *target.formerly, target.lacking if lacking else None)
-    return existing.is_finished(*wanted, columns=columns)
+    scores = {} if existing.record is None else existing.record.scores
+    whole = not any(LACKING in scores.get(name, {}) for name in columns)
+    return whole and existing.is_finished(*wanted, columns=columns)
 
 
 def _reusable(target: Target, existing: Footer, job: Job) -> tuple[str, ...]:
@@ -225,19 +227,21 @@ def _reusable(target: Target, existing: Footer, job: Job) -> tuple[str, ...]:
     found = [
         name
         for name, how in job.read_by.items()
-        if record.url == shard.get("url")
+        if LACKING not in record.scores.get(name, {})
+        and record.url == shard.get("url")
         and record.run_of(name)["tar"] == tar is not None
         and name in existing.columns
         and record.read_by.get(name) == how
         and (
-            name not in job.made
-            or describe_difference(record.embeddings.get(name, {}), job.made[name]) is None
+            name not in job.models
+            or describe_difference(record.models.get(name, {}), job.models[name]) is None
         )
     ]
     scores = [
         name
         for name, said in job.scores.items()
-        if "vectors" in said  # what a table gives is found again sooner than read
+        if "vectors"
+        in said  # what a table gives is found again sooner than read; classes are among those above
         and {name for name in inputs_of(said) if name in job.described or name == said["vectors"]} <= {*found}
         and name in existing.columns
         and record.has_score(name, said["recipe"])

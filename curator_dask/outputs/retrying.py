@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from curator_dask import backend
 from curator_dask.cluster.leaving import leave_if_broken
 from curator_dask.cluster.setup import OpenWorkers, at_work
-from curator_dask.errors import CuratorError, OutputError, ShardError
+from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import (
@@ -33,35 +33,29 @@ from curator_dask.frames.parquet import (
     whole_footers,
     write_table,
 )
-from curator_dask.frames.record import TEXTS, FileRecord, inputs_of
+from curator_dask.frames.record import MADE_BY, FileRecord, inputs_of
 from curator_dask.outputs.conflicts import describe_difference
 from curator_dask.outputs.failed import as_wide, find_errors, list_errors, write_failed
 from curator_dask.outputs.hopeless import rows_without_sample
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.placing import locate
+from curator_dask.outputs.redoing import load_again, steps_of
 from curator_dask.outputs.stale import lacking_columns
 from curator_dask.outputs.unchanged import check_unchanged
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import add_up, noticing, summed, without_not_made
-from curator_dask.runs.describing import Loaded, load_models
 from curator_dask.runs.fit import Fit
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.reports import report_frame, report_of
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.state import clear_stages
-from curator_dask.runs.step import ScoringStep, SharingStep
+from curator_dask.runs.step import SharingStep
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
 
 logger = logging.getLogger("curator_dask")
-
-#: What is said of scores that a retry goes on without: their columns, and why.
-NOT_MADE = (
-    "no %s of the rows that are tried again: %s. The other rows keep theirs; `score` makes what is missing, once its"
-    " files are there as they were"
-)
 
 
 @dataclass(frozen=True)
@@ -119,7 +113,7 @@ class RetryFile:
             kept, dropped = aside.filter(pc.invert(lacking)), aside.filter(lacking)
         bad = pc.indices_nonzero(pc.is_null(table.column(self.column)))
         tried = pa.concat_tables([table.take(bad), dropped])
-        steps = _steps_of(self.steps, table.column_names, record)
+        steps = steps_of(self.steps, table.column_names, record)
         with noticing() as noticed:
             done = backend.frame_to_arrow(run_steps(steps, backend.current().from_arrow(tried)))
         leave_if_broken(name)  # before images are blamed for it in the file
@@ -134,7 +128,9 @@ class RetryFile:
         # What was dropped is good when nothing is wrong with it, in another embedding's eyes either.
         good = pc.is_null(again.column(ERROR_COLUMN))
         table = pa.concat_tables([_replaced(table, bad, mended), again.filter(good)])
-        record = _tried(record, self.column, self.unfinished)
+        record = _tried(
+            record, self.column, {name for step in steps for name in step.columns}, self.unfinished
+        )
         good_now = done.filter(pc.is_valid(done.column(self.column)))
         if len(good_now):
             apart = apart if pc.any(good).as_py() else []
@@ -185,6 +181,7 @@ def retry(
     with RunLock(output.folder, options):
         found, targets, remarks = _find(output, column)
         record = next(iter(found.values())).record or FileRecord("")
+        summary.made = summary.made if column in record.embeddings else "a class"
         others = [name for name in record.embeddings if name != column]
         id_col = record.id_col or ""
         records = {path: footer.record for path, footer in found.items() if footer.record is not None}
@@ -196,10 +193,8 @@ def retry(
         if targets and not summary.without_sample:
             with at_work(workers) as client:
                 try:
-                    steps, loaded = _loaded(steps, client, len(targets))
-                    difference = describe_difference(
-                        record.embeddings[column], loaded.described.get(column, {})
-                    )
+                    steps, loaded = load_again(steps, client, len(targets), records)
+                    difference = describe_difference(record.models[column], loaded.described.get(column, {}))
                     if difference:
                         raise OutputError(
                             f"{output.folder}: column {column!r} {difference}: retry with the same model"
@@ -246,7 +241,7 @@ def _find(output: Output, column: str) -> tuple[dict[str, Footer], list[Target],
     mine: dict[str, FileRecord] = {}
     found: dict[str, Footer] = {}
     for path, footer in footers.items():
-        if footer.record is None or column not in footer.record.embeddings:
+        if footer.record is None or column not in footer.record.models:
             continue
         mine[path], found[path] = footer.record, footer
         needed = [footer.record.id_col, URL_COLUMN, ERROR_COLUMN]
@@ -260,7 +255,7 @@ def _find(output: Output, column: str) -> tuple[dict[str, Footer], list[Target],
         raise _nothing_there(output, column)
     first, *others = mine.values()
     for other in others:
-        difference = describe_difference(first.embeddings[column], other.embeddings[column])
+        difference = describe_difference(first.models[column], other.models[column])
         if difference:
             raise OutputError(
                 f"{output.folder}: the files do not have one model: column {column!r} {difference}"
@@ -284,7 +279,7 @@ def _check_derived(found: Mapping[str, Footer], steps: Sequence[SharingStep]) ->
     """Raise OutputError where rows would have a vector again, and not what was made of it; scores can come later."""
     for path, footer in found.items():
         record = footer.record or FileRecord("")
-        made = {name for step in _steps_of(steps, footer.columns, record) for name in step.columns}
+        made = {name for step in steps_of(steps, footer.columns, record) for name in step.columns}
         lacking = [name for name in record.derived if name not in made and name not in record.scores]
         if lacking:
             raise OutputError(
@@ -294,47 +289,17 @@ def _check_derived(found: Mapping[str, Footer], steps: Sequence[SharingStep]) ->
             )
 
 
-def _loaded(steps: Sequence[SharingStep], client: Any, most: int) -> tuple[tuple[SharingStep, ...], Loaded]:
-    """The steps whose models workers could load, and these; of what makes scores any may be lacking, and is named."""
-    usable = [step for step in steps if not isinstance(step, ScoringStep)]
-    loaded = load_models(usable, [], client, most)
-    for step in steps:
-        if not isinstance(step, ScoringStep):
-            continue
-        try:
-            more = load_models([step], [], client, most)
-        except CuratorError as error:
-            logger.warning(NOT_MADE, ", ".join(step.scores), error)
-            continue
-        usable.append(step)
-        loaded = Loaded({**loaded.described, **more.described}, loaded.workers & more.workers)
-    return tuple(usable), loaded
-
-
-def _steps_of(
-    steps: Sequence[SharingStep], columns: Collection[str], record: FileRecord
-) -> tuple[SharingStep, ...]:
-    """The first of some steps, which embeds, and those that made columns of a file."""
-    return (steps[0], *(step for step in steps[1:] if _has_made(step, columns, record)))
-
-
-def _has_made(step: SharingStep, columns: Collection[str], record: FileRecord) -> bool:
-    if not {*step.columns} <= {*columns}:
-        return False
-    if not isinstance(step, ScoringStep):
-        return True
-    return all(
-        record.scores.get(name, {}).get("recipe") == said["recipe"] and said.get(TEXTS, name) in columns
-        for name, said in step.scores.items()
-    )
-
-
 def _unscored(
     record: FileRecord, column: str, apart: Sequence[str], steps: Sequence[SharingStep], mended: pa.Table
 ) -> tuple[FileRecord, dict[str, Any]]:
     """The record that says which scores rows lack that have a vector now; the same alone, as remarks on shards."""
     made = {name for step in steps for name in step.columns}
-    of_these = [name for name, said in record.scores.items() if name in apart or column in inputs_of(said)]
+    # Of classes of images, too: they lack those that could not be read.
+    of_these = [
+        name
+        for name, said in record.scores.items()
+        if name in apart or column in inputs_of(said) or MADE_BY in said
+    ]
     return lacking_columns(record, [name for name in of_these if name not in made], mended)
 
 
@@ -365,11 +330,18 @@ def _read(path: str, options: Options) -> tuple[pa.Table, FileRecord]:
     return table.replace_schema_metadata(None), record or FileRecord("")
 
 
-def _tried(record: FileRecord, column: str, unfinished: bool) -> FileRecord:
-    """The record of a file of which a column's rows were tried again; what was given up has been tried then."""
+def _tried(record: FileRecord, column: str, others: Collection[str], unfinished: bool) -> FileRecord:
+    """The record of a file of which a column's rows were tried again; what was given up has been tried then.
+
+    What others of its columns came to is not known any more, as those rows have been done again for them, too.
+    """
     run = record.run_of(column)
     fingerprint = run["fingerprint"] if unfinished else run["complete_as"] or run["fingerprint"]
     record = replace(record, remarks=without_not_made(record.remarks, column))
+    earlier = {
+        name: {**told, "report": None} if name in others else told for name, told in record.earlier.items()
+    }
+    record = replace(record, earlier=earlier)
     if column not in record.earlier:
         return replace(record, fingerprint=fingerprint, report=None)  # it is of the rows as they were
     run = {**run, "fingerprint": fingerprint, "report": None}

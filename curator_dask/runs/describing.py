@@ -59,11 +59,16 @@ def load_models(steps: Sequence[Step], shown: Sequence[str], client: Any, most: 
             said = run_everywhere(step.describe, client, count)
         described |= _agreed(said)
         workers = frozenset(said) if workers is None else workers & {*said}
+    logged: list[Mapping[str, Any]] = []  # several columns may be of one model
     for name in [name for name in described if name in shown]:
         info = described[name]
+        if info in logged:
+            continue
+        logged.append(info)
         least = f", {info['least_cosine']:.5f} of half precision" if "least_cosine" in info else ""
         made_by = f"{info['output']} output of {info['model']} ({info['dtype']}{least}; {info['source']})"
-        logger.info("%s: %s values, %s", name, info["dim"], made_by)
+        what = f"{info['dim']} values" if "dim" in info else f"{info['classes'].split()[0]} classes"
+        logger.info("%s: %s, %s", name, what, made_by)
     return Loaded(described, workers if client is not None and workers is not None else frozenset())
 
 

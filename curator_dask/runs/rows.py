@@ -56,6 +56,11 @@ class Rows:
             )
         return to_array(self.frame[name])
 
+    def image_of(self, row: int, id_col: str) -> str:
+        """A row's image, for messages: its shard and its key."""
+        url = self.column(URL_COLUMN)[row].as_py()
+        return f"{url}: image of {id_col}={exact_ids(self.column(id_col))[row]!r}"
+
     def known(self, column: str, id_col: str) -> tuple[np.ndarray, list[str | None]] | None:
         """The vectors that an earlier run has made of all of these rows, and reasons; None: they are to be made."""
         known = known_vectors()

@@ -108,6 +108,7 @@ def run(
                 id_col,
                 input_options,
             )
+            summary.made = "a class" if job.models and not job.made else summary.made
             plan = sink.plan(job)
             summary.skipped = len(plan.targets) - len(plan.todo)
             for report in plan.finished:

@@ -13,6 +13,7 @@ import pandas as pd
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
+from curator_dask.frames.record import MADE_BY
 from curator_dask.rows.known import KnownVectors
 from curator_dask.runs.lineage import Lineage
 from curator_dask.runs.step import ScoringStep, Step
@@ -34,7 +35,7 @@ class Job:
     steps
         That make columns of it.
     described
-        What makes each column of vectors (`Step.describe`).
+        What makes each column that a model makes of images (`Step.describe`); of vectors with their length, ``dim``.
     kept
         The columns that are wanted, in their order.
     id_col
@@ -52,9 +53,14 @@ class Job:
     input_options: Options = None
 
     @property
-    def made(self) -> dict[str, Mapping[str, Any]]:
-        """What makes the columns of vectors that are kept."""
+    def models(self) -> dict[str, Mapping[str, Any]]:
+        """What makes the columns that are kept and that models make of images."""
         return {name: info for name, info in self.described.items() if name in self.kept}
+
+    @property
+    def made(self) -> dict[str, Mapping[str, Any]]:
+        """What makes those of them that are vectors."""
+        return {name: info for name, info in self.models.items() if "dim" in info}
 
     @property
     def derived(self) -> tuple[str, ...]:
@@ -70,9 +76,10 @@ class Job:
 
     @property
     def scores(self) -> dict[str, Any]:
-        """By column of these, what made scores of vectors."""
+        """By column of these, what made scores of vectors, or classifies images."""
+        models = {name: info for name, info in self.models.items() if name not in self.made}
         return {
-            name: said
+            name: {**said, MADE_BY: models[name]} if name in models else said
             for step in self.steps
             if isinstance(step, ScoringStep)
             for name, said in step.scores.items()
@@ -103,7 +110,7 @@ class Job:
 
     @property
     def _identities(self) -> set[str]:
-        """Columns of vectors, and those that say whose they are."""
+        """Columns of models, and those that say whose they are."""
         return {self.id_col, URL_COLUMN, ERROR_COLUMN, *self.described, *embedding_columns(self.frame._meta)}
 
     @property

@@ -74,7 +74,7 @@ class Step(Protocol):
         """
 
     def describe(self) -> Mapping[str, Mapping[str, Any]]:
-        """Load what it needs, on a worker, where it stays; by column, what makes it (JSON-able).
+        """Load what it needs, on a worker, where it stays; by column that a model makes, what makes it (JSON-able).
 
         For a column of vectors with their length as ``dim``. Two workers must say the same.
         """
@@ -323,6 +323,15 @@ class _Computing(Work):
 def read_by(id_col: str, options: ImageOptions) -> str:
     """`Step.read_by` of vectors that a model makes of images."""
     return " ".join([id_col, options.decoder, str(options.max_pixels), *options.named])
+
+
+#: Begins `Step.read_by` of classes, behind a digest of what the column is, and has the version of how they are made.
+CLASSES = "classes 1"
+
+
+def how_read(said: str) -> str:
+    """What `read_by` gave, of `Step.read_by` of vectors or of classes."""
+    return said.partition(f" {CLASSES} ")[2] or said
 
 
 def check_step(step: Any) -> Step:

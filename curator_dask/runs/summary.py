@@ -80,7 +80,9 @@ class SaveSummary:
     again
         Whether rows that had failed were tried again: then `rows` are these, and `failed` those that failed again.
     column
-        Of the vectors that were tried again; empty else.
+        Of the vectors, or classes, that were tried again; empty else.
+    made
+        What an image has that has not failed, in words: ``"a vector"``, or ``"a class"`` where there are no vectors.
     opened
         Whether images are opened for it.
     without_sample
@@ -119,6 +121,7 @@ class SaveSummary:
     startup_seconds: float = 0.0
     again: bool = False
     column: str = ""
+    made: str = "a vector"
     opened: bool = True
     without_sample: int = 0
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -170,8 +173,9 @@ class SaveSummary:
     def to_dict(self) -> dict[str, Any]:
         """All of it, JSON-able, with `good`, `complete`, `images_per_second` and the versions of what ran."""
         more = {name: getattr(self, name) for name in ("good", "complete", "images_per_second")}
+        told = {name: value for name, value in vars(self).items() if name != "made"}
         counts = {"reasons": dict(self.reasons), "earlier": dict(self.earlier)}
-        return {**vars(self), **counts, **more, "versions": installed_versions()}
+        return {**told, **counts, **more, "versions": installed_versions()}
 
     def add_remarks(self, remarks: Mapping[str, Mapping[str, Any]]) -> None:
         """Take what was noticed of the rows of a file, by url and kind (`curator_dask.rows.remarks`).
@@ -215,7 +219,7 @@ class SaveSummary:
         if self.again:
             now = self.rows - self.failed
             rows = f"{counted(self.rows, 'failed row')} tried again, {now:,}"
-            rows += f" {'has' if now == 1 else 'have'} a vector now"
+            rows += f" {'has' if now == 1 else 'have'} {self.made} now"
         if not self.path:
             rows = f"{counted(self.rows, 'row')} of {counted(self.written, 'shard')} computed{failed}"
         start = f"{self.startup_seconds:.1f} s of it start-up"
@@ -249,7 +253,7 @@ class SaveSummary:
 
     def _none_line(self) -> list[str]:
         none = not self.good and not self.again
-        return [f"  NONE of {counted(self.rows + self.rows_before, 'image')} has a vector"] if none else []
+        return [f"  NONE of {counted(self.rows + self.rows_before, 'image')} has {self.made}"] if none else []
 
     def _repr_html_(self) -> str:
         counts = {

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from curator_dask.decode.spec import ImageOptions
 from curator_dask.errors import CuratorError
 from curator_dask.frames.record import SETTINGS, FileRecord, inputs_of
 from curator_dask.image.classifiers.files import Scorer
+from curator_dask.image.classifiers.model import classes_again
 from curator_dask.image.embedders.partition import EmbedPartition
-from curator_dask.image.statistics.step import MeasureImages, statistics_like
-from curator_dask.outputs.retrying import NOT_MADE
+from curator_dask.image.statistics.again import statistics_again
+from curator_dask.outputs.redoing import NOT_MADE
 from curator_dask.runs.step import SharingStep
 from curator_dask.storage import Options
 from curator_dask.text.again import scorer_from
@@ -24,7 +23,7 @@ logger = logging.getLogger("curator_dask")
 def steps_again(
     step: EmbedPartition, given: Sequence[Scorer], records: Mapping[str, FileRecord], options: Options
 ) -> list[SharingStep]:
-    """The step that embeds, and those of the statistics and scores of files, as far as the records say what made them.
+    """The step that embeds, and those of statistics, classes and scores of files, as far as records say what made them.
 
     Parameters
     ----------
@@ -37,7 +36,7 @@ def steps_again(
     options
         For fsspec, of the files.
     """
-    made: list[SharingStep] = [step, *_statistics(step, records)]
+    made: list[SharingStep] = [step, *statistics_again(step, records), *classes_again(step, records)]
     made += [each.of_files(records, options) for each in given]
     for column, said in _scores(step.column, records):
         if any(column in each.columns for each in made):
@@ -58,25 +57,6 @@ def steps_again(
                 NOT_MADE, column, f"{said.get('head')} is not what it was when it made the scores there"
             )
     return made
-
-
-def _statistics(step: EmbedPartition, records: Mapping[str, FileRecord]) -> list[MeasureImages]:
-    """Those of the images that were read as the vectors were; each set of them that a file has once.
-
-    Statistics are of whole images also where vectors are of such that were decoded smaller.
-    """
-    scale = step.options.decode_scale
-    whole = replace(step.options, decode_scale="exact")
-    found: dict[tuple[str, tuple[str, ...], ImageOptions], None] = {}
-    for record in records.values():
-        how = record.read_by.get(step.column, "")
-        ways = {how: step.options, how.removesuffix(f" decode_scale={scale}"): whole}
-        for way, options in ways.items():
-            found |= {(*each, options): None for each in statistics_like(way, record.read_by)}
-    return [
-        MeasureImages(names, prefix, step.id_col, options, step.storage_options)
-        for prefix, names, options in found
-    ]
 
 
 def _scores(vectors: str, records: Mapping[str, FileRecord]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.image.classifiers.model import ClassificationModel, model_from
 from curator_dask.image.embedders.base import ImageEmbedder
 from curator_dask.image.embedders.clip import ClipImageEmbedder
 from curator_dask.image.embedders.timm import TimmImageEmbedder
@@ -61,6 +62,11 @@ def make_embedder(
             f" model.safetensors is named local-dir:{model}"
         )
     return TimmImageEmbedder(model, **timms, **arguments)
+
+
+def made_again(settings: Mapping[str, Any]) -> ImageEmbedder | ClassificationModel:
+    """Make the embedder again that an output says made it, or what classified its images; see `from_settings`."""
+    return model_from(settings) or from_settings(settings)
 
 
 def from_settings(settings: Mapping[str, Any]) -> ImageEmbedder:

@@ -16,10 +16,9 @@ from curator_dask.cache import ENCODERS
 from curator_dask.decode.batches import Batch
 from curator_dask.decode.spec import ImageOptions
 from curator_dask.errors import ImageError
-from curator_dask.frames.columns import EMBEDDING_TYPE, to_array, vectors_to_list
-from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
+from curator_dask.frames.columns import EMBEDDING_TYPE, vectors_to_list
+from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.models.encoders import Encoder, EncoderSpec
-from curator_dask.rows.ids import exact_ids
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.step import Made, Reading, Rows, Wanted, Work, read_by
 from curator_dask.tokens import token_of_class
@@ -208,10 +207,8 @@ class _Embedding(Work):
 
     def _fail(self, row: int, reason: str) -> None:
         if self._step.on_error == "raise":
-            url = self._rows.column(URL_COLUMN)[row].as_py()
-            key = exact_ids(to_array(self._rows.frame[self._step.id_col]))[row]
             raise ImageError(
-                f"{url}: image of {self._step.id_col}={key!r}: {reason}. With on_error='null' such rows get a"
-                " null vector and the run goes on"
+                f"{self._rows.image_of(row, self._step.id_col)}: {reason}. With on_error='null' such rows get a null"
+                " vector and the run goes on"
             )
         self._reasons[row] = reason

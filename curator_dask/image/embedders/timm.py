@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from curator_dask.errors import ConfigError
 from curator_dask.image.embedders.base import EmbedderOptions, ImageEmbedder
 from curator_dask.models.encoders import EncoderSpec
-from curator_dask.models.timm import OUTPUTS, TimmSpec
+from curator_dask.models.timm import OUTPUTS, TimmSpec, absolute_name
 from curator_dask.settings import absolute
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class TimmImageEmbedder(ImageEmbedder):
 
     def settings(self) -> dict[str, Any] | None:
         """The arguments of this class; None where `model_kwargs` has what JSON has not."""
-        made = {**self.arguments, "model_name": _absolute(self.model_name)}
+        made = {**self.arguments, "model_name": absolute_name(self.model_name)}
         if self.checkpoint_path is not None:
             made["checkpoint_path"] = str(absolute(self.checkpoint_path))
         try:
@@ -88,34 +88,13 @@ class TimmImageEmbedder(ImageEmbedder):
 
     def encoder_spec(self) -> EncoderSpec:
         """Model, weights and output; the transform follows from them on the worker."""
-        return TimmSpec(
-            model_name=_absolute(self.model_name),
-            pretrained=self.pretrained,
-            checkpoint_path=None if self.checkpoint_path is None else str(absolute(self.checkpoint_path)),
-            model_kwargs=tuple(sorted((name, _frozen(value)) for name, value in self.model_kwargs.items())),
+        return TimmSpec.of(
+            self.model_name,
+            self.pretrained,
+            self.checkpoint_path,
+            self.model_kwargs,
             output=self.output,
             autocast=self.autocast,
             normalize=self.normalize_embeddings,
             compile=self.compile,
         )
-
-
-def _absolute(model_name: str) -> str:
-    """The name, with the folder of ``local-dir:`` as an absolute path."""
-    for prefix in ("local-dir:", "local_dir:"):
-        if model_name.startswith(prefix) and len(model_name) > len(prefix):
-            return f"local-dir:{absolute(model_name.removeprefix(prefix))}"
-    return model_name
-
-
-def _frozen(value: Any) -> Any:
-    """The value with lists as tuples, so that it can be a key."""
-    if isinstance(value, list | tuple):
-        return tuple(_frozen(item) for item in value)
-    try:
-        hash(value)
-    except TypeError:
-        raise ConfigError(
-            f"model_kwargs: expected numbers, strings and lists of them, found {value!r}"
-        ) from None
-    return value

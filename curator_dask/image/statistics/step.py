@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,7 +31,7 @@ from curator_dask.webdataset.shards import ShardSet
 STATISTICS: Mapping[str, pa.DataType] = {**HEADER, **PIXELS}
 
 _BATCH = 256  # images whose values are handed over together
-_WHAT = "statistics"  # what ``image_error`` calls these columns
+WHAT = "statistics"  # what ``image_error`` calls these columns
 
 
 class ImageStatistics:
@@ -138,15 +138,16 @@ class ImageStatistics:
         ConfigError
             The dataset has another column of one of these names.
         """
-        if captions != "txt":
-            schema = images_schema(
-                id_col, None if captions == "none" else caption_table(captions, storage_options)
-            )
-        else:
-            source = choose_source(metadata, found, storage_options)
-            if source == "tar" and is_remote(found.root):
-                return
-            schema = learn_schema(found.shards, source, id_col, storage_options, nested_json)
+        schema = schema_ahead(
+            found,
+            id_col,
+            metadata=metadata,
+            captions=captions,
+            nested_json=nested_json,
+            storage_options=storage_options,
+        )
+        if schema is None:
+            return
         parquet = (shard.parquet for shard in found.shards)
         step = self._step(id_col, storage_options)
         self._refuse(_own_columns(schema, parquet, step, storage_options))
@@ -164,6 +165,30 @@ class ImageStatistics:
 
     def __repr__(self) -> str:
         return f"ImageStatistics({self.names!r}, prefix={self.prefix!r})"
+
+
+def schema_ahead(
+    found: ShardSet,
+    id_col: str,
+    *,
+    metadata: str = "auto",
+    captions: str = "txt",
+    nested_json: bool = False,
+    storage_options: Options = None,
+) -> pa.Schema | None:
+    """The columns of a dataset, before there is a cluster; None of tars in a store, which are not fetched.
+
+    Parameters
+    ----------
+    found, id_col, metadata, captions, nested_json, storage_options
+        See `ImageStatistics.check`.
+    """
+    if captions != "txt":
+        return images_schema(id_col, None if captions == "none" else caption_table(captions, storage_options))
+    source = choose_source(metadata, found, storage_options)
+    if source == "tar" and is_remote(found.root):
+        return None
+    return learn_schema(found.shards, source, id_col, storage_options, nested_json)
 
 
 def _own_columns(
@@ -226,7 +251,7 @@ class MeasureImages:
         """Which, and of what."""
         options = self.options
         return (
-            _WHAT,
+            WHAT,
             1,
             self.id_col,
             self.prefix,
@@ -245,7 +270,7 @@ class MeasureImages:
     def read_by(self) -> dict[str, str]:
         """By column, which statistic it is and how images are read."""
         how = read_by(self.id_col, self.options)
-        return {self.prefix + name: f"{name} {_WHAT} 1 {how}" for name in self.names}
+        return {self.prefix + name: f"{name} {WHAT} 1 {how}" for name in self.names}
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """There is no model."""
@@ -265,34 +290,16 @@ class MeasureImages:
         """Begin with the rows of a partition."""
         known = None if self.given_up is not None else self._known(rows)
         return nullcontext(
-            _Measuring(self, len(rows)) if known is None else Known(Made(known[0], {_WHAT: known[1]}))
+            _Measuring(self, len(rows)) if known is None else Known(Made(known[0], {WHAT: known[1]}))
         )
 
     def _known(self, rows: Rows) -> tuple[dict[str, pa.Array], list[str | None]] | None:
         types = {name: kind for name, kind in self.columns.items() if name != ERROR_COLUMN}
-        return rows.known_columns(types, _WHAT, nullable=[self.prefix + "orientation"])
+        return rows.known_columns(types, WHAT, nullable=[self.prefix + "orientation"])
 
     def __call__(self, frame: Any) -> Any:
         """The frame with the statistics, its rows in the same order."""
         return run_steps((self,), frame)
-
-
-def statistics_like(how: str, ways: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Prefixes and names of the statistics of a file, of images that were read in one way.
-
-    Parameters
-    ----------
-    how
-        `curator_dask.runs.step.read_by` of vectors.
-    ways
-        `Step.read_by` of the columns of the file.
-    """
-    found: dict[str, list[str]] = {}
-    for name in STATISTICS:
-        for column, way in ways.items():
-            if way == f"{name} {_WHAT} 1 {how}":
-                found.setdefault(column.removesuffix(name), []).append(name)
-    yield from ((prefix, tuple(names)) for prefix, names in found.items())
 
 
 class _Measuring(Work):
@@ -332,4 +339,4 @@ class _Measuring(Work):
             if name in HEADER:
                 values = [self._headers[row][name] if row in self._headers else None for row in rows]
                 made[name] = pa.array(values, HEADER[name])
-        return Made({step.prefix + name: made[name] for name in step.names}, {_WHAT: self._reasons})
+        return Made({step.prefix + name: made[name] for name in step.names}, {WHAT: self._reasons})
