@@ -221,6 +221,69 @@ def test_a_threshold_moves_the_count_to_what_pandas_gives(made, open_page):
     assert notes == sorted(notes, reverse=True) and notes[0] <= below
 
 
+LABELS = ("it's", EVIL, 'say "red"', "", None)
+
+
+@pytest.fixture(scope="module")
+def labelled(made, tmp_path_factory):
+    """The output with labels, true and false, and texts that are all different; and a page of half its rows."""
+    folder = tmp_path_factory.mktemp("labelled")
+    (folder / "out").mkdir()
+    for number, path in enumerate(sorted((made / "out").glob("*.parquet"))):
+        table = pq.read_table(path)
+        rows = range(number * ROWS, number * ROWS + len(table))
+        more = {
+            "label": pa.array([LABELS[row % 7 % 5] for row in rows], pa.string()),
+            "select": pa.array([[True, False, None][row % 3] for row in rows], pa.bool_()),
+            "motto": pa.array([f"text {row}" for row in rows], pa.string()),
+            "long": pa.array([str(row % 2) * 400 for row in rows], pa.string()),
+        }
+        for name, values in more.items():
+            table = table.append_column(name, values)
+        pq.write_table(table, folder / "out" / path.name)
+    make_report(folder / "out", folder / "whole.html")
+    make_report(folder / "out", folder / "half.html", sample=30)
+    return folder
+
+
+def test_values_are_counted_shown_and_kept_as_pandas_does(labelled, open_page):
+    frame = frame_of(labelled)
+    assert [each["name"] for each in data_of(labelled / "whole.html")["categories"]] == ["label", "select"]
+    for name in ("whole.html", "half.html"):
+        for said in data_of(labelled / name)["categories"]:
+            counts = frame[said["name"]].dropna().astype(str).str.lower().value_counts()
+            found = dict(zip((each.lower() for each in said["values"]), said["counts"], strict=True))
+            assert found == counts.to_dict() and said["counts"] == sorted(said["counts"], reverse=True)
+            assert (said["nulls"], said["others"]) == (frame[said["name"]].isna().sum(), 0)
+    page = open_page((labelled / "half.html").as_uri())
+    by_key, chosen = dict(zip(frame["key"], frame["label"], strict=True)), set()
+    first = page.locator("#values-list [aria-pressed=true]")
+    first.click()  # none is chosen now
+    assert page.input_value("#values-where") == "" and page.locator("#values-tiles .tile").count() == 0
+    for label in LABELS:
+        shown = {"": "(empty text)", None: "no value"}.get(label, label)
+        page.locator("#values-list button", has=page.get_by_text(shown, exact=True)).click()
+        chosen.add(label)
+        want = sum((None if pd.isna(each) else each) in chosen for each in frame["label"])
+        assert page.inner_text("#values-kept").startswith(f"{want} of 60 rows kept")
+        where = page.input_value("#values-where")
+        assert filter_output(labelled / "out", where=where).kept == want
+        command = shlex.split(page.inner_text("#values-command"))
+        assert command[-2:] == ["--where", where]
+        keys = page.locator("#values-tiles .key").all_inner_texts()
+        assert keys and {None if pd.isna(by_key[key]) else by_key[key] for key in keys} <= chosen
+        if label in ("it's", EVIL):  # those with a picture, of the sample: the newly chosen ones are among them
+            assert label in {by_key[key] for key in keys}
+    page.select_option("#values-column", label="select")
+    assert page.input_value("#values-where") == 'not "select"'  # as many as of the others, and the first by name
+    page.get_by_role("button", name="true 20").click()
+    assert page.input_value("#values-where") == 'not "select" or "select"'
+    page.get_by_role("button", name="true 20").click()
+    assert filter_output(labelled / "out", where='not "select"').kept == (frame["select"] == False).sum()  # noqa: E712
+    page.select_option("#colour", label="label")
+    assert "say" in page.inner_text("#legend")
+
+
 def test_it_fits_a_telephone_and_a_dark_room_and_needs_no_mouse(made, open_page):
     page = open_page((made / "report.html").as_uri(), viewport=NARROW, color_scheme="dark")
     assert page.evaluate("document.documentElement.scrollWidth") == NARROW["width"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from curator_dask.report.categories import Category
 from curator_dask.report.folder import Folder
 from curator_dask.report.head import Head
 from curator_dask.report.looking import Look
@@ -28,6 +29,8 @@ class Report:
         Of the page.
     measures, others
         Columns that have thresholds, and why other columns of numbers have none.
+    categories
+        Columns whose values come again and again.
     pictures
         All of the page.
     map
@@ -43,6 +46,7 @@ class Report:
     head: Head
     measures: list[Measure] = field(default_factory=list)
     others: dict[str, str] = field(default_factory=dict)
+    categories: list[Category] = field(default_factory=list)
     pictures: Pictures = field(default_factory=Pictures)
     map: Map = field(default_factory=Map)
     twins: Twins | None = None

@@ -3,20 +3,6 @@
 
 const PAGE = 24, NEXT = { "": "yes", yes: "no", no: "" }, ENOUGH = 5;
 
-// The same order each time (mulberry32).
-function shuffled(rows) {
-  const mixed = [...rows];
-  let state = 20240531;
-  for (let at = mixed.length - 1; at > 0; at--) {
-    state = (state + 0x6d2b79f5) | 0;
-    let bits = Math.imul(state ^ (state >>> 15), 1 | state);
-    bits = (bits + Math.imul(bits ^ (bits >>> 7), 61 | bits)) ^ bits;
-    const other = ((bits ^ (bits >>> 14)) >>> 0) % (at + 1);
-    [mixed[at], mixed[other]] = [mixed[other], mixed[at]];
-  }
-  return mixed;
-}
-
 // What the browser keeps for this output, also of rows that are not on this page; it may refuse to.
 const kept = {
   name: `curator-dask labels of ${data.output}`,
@@ -32,27 +18,22 @@ const kept = {
 
 function labelling() {
   const at = (id) => document.getElementById(`label-${id}`);
-  const rows = shuffled(Array.from(picture.keys()).filter((row) => data.pictures[picture[row]]?.startsWith("data:")));
   const nameOf = (row) => JSON.stringify([data.urls[shard[row]], data.keys[row]]);
   const labels = new Map();
   function take() {
     const before = kept.read();
     labels.clear();
-    for (const row of rows) if (Object.hasOwn(before.labels, nameOf(row))) labels.set(row, before.labels[nameOf(row)]);
+    for (const row of byChance) if (Object.hasOwn(before.labels, nameOf(row))) labels.set(row, before.labels[nameOf(row)]);
     if (at("name").value !== before.name) at("name").value = before.name;
   }
   take();
-  let order = rows, first = 0;
-  if (!rows.length) {
+  let order = byChance, first = 0;
+  if (!byChance.length) {
     for (const each of document.querySelectorAll("#label, [href='#label']")) each.hidden = true;
     return;
   }
 
-  data.measures.forEach((measure, number) => {
-    for (const [end, said] of [["low", "lowest"], ["high", "highest"]]) {
-      at("order").append(make("option", { value: `${end} ${number}`, textContent: `${measure.name}, the ${said} first` }));
-    }
-  });
+  at("order").append(...ordersOf());
 
   function mark(figure, row) {
     const label = labels.get(row) ?? "";
@@ -136,9 +117,7 @@ function labelling() {
   }
 
   at("order").addEventListener("change", () => {
-    const [end, number] = at("order").value.split(" ");
-    order = rows;
-    if (number) order = end === "low" ? shown(data.measures[number]) : [...shown(data.measures[number])].reverse();
+    order = inOrder(at("order").value);
     first = 0;
     draw();
   });

@@ -18,6 +18,7 @@ from curator_dask.errors import ConfigError, OutputError
 from curator_dask.outputs import curated
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.removed import DUPLICATES
+from curator_dask.report.categories import count_categories, find_categories
 from curator_dask.report.contents import Report
 from curator_dask.report.folder import open_folder
 from curator_dask.report.head import head_of
@@ -37,6 +38,7 @@ SEED = 7
 #: Bytes of a page, at most, and pictures, at most.
 LIMIT, MOST = 20_000_000, 3000
 _EACH = 64  # pictures that show how a measure goes from its lowest value to its highest
+_ALIKE = 512  # pictures that show a column's values, an even share of each
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,9 @@ def _look(
     report.measures, report.others = find_measures(folder, look)
     count_measures(folder, report.measures)
     took("thresholds")
+    report.categories = find_categories(folder, look)
+    count_categories(folder, report.categories)
+    took("values")
     report.map = map_of(look.rows, SEED)
     look.rows.drop_vectors()
     took("map")
@@ -208,7 +213,7 @@ def _make_room(report: Report) -> int:
 
 
 def _want(report: Report) -> None:
-    """Which rows have a picture: duplicates, outliers, rows of the sample along each measure, then any."""
+    """Which rows have a picture: duplicates, outliers, some along each measure and of each value, then any."""
     rows = report.look.rows
     whole = {type(key) for key in rows.keys} == {int}
     for twin in report.twins.shown if report.twins is not None else ():
@@ -223,6 +228,13 @@ def _want(report: Report) -> None:
         even = np.searchsorted(values[order], np.linspace(measure.low, measure.high, _EACH // 2))
         for at in np.unique(np.concatenate([ranks, even.clip(max=len(order) - 1)])) if len(order) else ():
             _want_row(report, int(order[at]))
+    for category in report.categories:
+        share = max(1, _ALIKE // len(category.counts))
+        named: dict[str | None, int] = {value: share for value, _ in category.named}
+        for row, value in enumerate(rows.texts[category.name]):
+            if named.get(value, 0) > 0 and rows.errors[row] is None:
+                named[value] -= 1
+                _want_row(report, row)
     for row in np.random.default_rng(SEED).permutation(len(rows)).tolist():
         if len(report.pictures.places) >= MOST:
             break

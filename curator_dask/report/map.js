@@ -39,11 +39,11 @@ async function drawMap() {
       bar.style.background = `linear-gradient(90deg, ${SCALE.map((each) => `rgb(${each})`).join(",")})`;
       legend.replaceChildren(make("span", {}, plain(low), bar, plain(high)), swatch(NOTHING, "no value"));
     } else {
-      const codes = kind === "text" ? unpack(data.colours[name].codes) : null;
-      const shownNames = codes ? data.colours[name].names : names;
-      const colour = (code) => (code < (codes ? 11 : 255) ? COLOURS[code % COLOURS.length] : NOTHING);
+      const category = kind === "text" ? data.categories[name] : null, codes = category ? unpack(category.codes) : null;
+      const colour = (code) => (!codes || code < Math.min(COLOURS.length, category.values.length) ? COLOURS[code % COLOURS.length] : NOTHING);
       colours = Array.from(rows, (row, at) => colour(codes ? codes[row] : clusters[at]));
-      legend.replaceChildren(...(codes ? shownNames.map((text, code) => swatch(colour(code), text)) : []));
+      const top = codes ? category.values.slice(0, COLOURS.length) : [], rest = codes && (category.different > top.length || category.nulls);
+      legend.replaceChildren(...top.map((text, code) => swatch(colour(code), text.slice(0, 60))), ...(rest ? [swatch(NOTHING, "other")] : []));
     }
     points.data = { x, y, colour: colours, size: sizes };
   }
@@ -51,7 +51,7 @@ async function drawMap() {
   const colour = document.getElementById("colour");
   colour.append(make("option", { value: "cluster:", textContent: "cluster of the map" }),
     ...data.measures.map((measure, at) => make("option", { value: `measure:${at}`, textContent: measure.name })),
-    ...Object.keys(data.colours).map((name) => make("option", { value: `text:${name}`, textContent: name })));
+    ...data.categories.map((category, at) => make("option", { value: `text:${at}`, textContent: category.name })));
   colour.addEventListener("change", () => paint(colour.value));
 
   // Names of clusters, the largest first: as many as fit without one upon another, each whole inside the frame.

@@ -1,6 +1,6 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
-const KINDS = { float32: Float32Array, float64: Float64Array, int32: Int32Array, uint8: Uint8Array };
+const KINDS = { float32: Float32Array, float64: Float64Array, int32: Int32Array, uint16: Uint16Array, uint8: Uint8Array };
 
 function unpack({ kind, base64 }) {
   const text = atob(base64), bytes = new Uint8Array(text.length);
@@ -28,8 +28,8 @@ const integer = new Intl.NumberFormat("en");
 const percent = (part, all) => (all ? `${(100 * part / all).toFixed(1)} %` : "–");
 const plain = (value) => String(Number.isInteger(value) ? value : Number(value.toPrecision(Math.abs(value) < 1000 ? 4 : 6)));
 
-// As one word of a command.
-const shell = (said) => `'${said.replaceAll("'", "'\\''")}'`;
+// As one word of a command, in double quotes where that reads more easily.
+const shell = (said) => (said.includes("'") && !/["$`\\!]/.test(said) ? `"${said}"` : `'${said.replaceAll("'", "'\\''")}'`);
 
 const picture = unpack(data.picture), shard = unpack(data.shard);
 for (const measure of data.measures) measure.values = unpack(measure.values);
@@ -91,6 +91,32 @@ function shown(measure) {
     .sort((one, other) => measure.values[one] - measure.values[other]);
   return measure.shown;
 }
+
+// The same order each time (mulberry32).
+function shuffled(rows) {
+  const mixed = [...rows];
+  let state = 20240531;
+  for (let at = mixed.length - 1; at > 0; at--) {
+    state = (state + 0x6d2b79f5) | 0;
+    let bits = Math.imul(state ^ (state >>> 15), 1 | state);
+    bits = (bits + Math.imul(bits ^ (bits >>> 7), 61 | bits)) ^ bits;
+    const other = ((bits ^ (bits >>> 14)) >>> 0) % (at + 1);
+    [mixed[at], mixed[other]] = [mixed[other], mixed[at]];
+  }
+  return mixed;
+}
+
+// The rows that have a picture, by chance or along a measure, as an option of `ordersOf` says.
+const byChance = shuffled(Array.from(picture.keys()).filter((row) => data.pictures[picture[row]]?.startsWith("data:")));
+
+function inOrder(chosen) {
+  const [end, number] = chosen.split(" ");
+  if (!number) return byChance;
+  return end === "low" ? shown(data.measures[number]) : [...shown(data.measures[number])].reverse();
+}
+
+const ordersOf = () => data.measures.flatMap((measure, number) => [["low", "lowest"], ["high", "highest"]].map(([end, said]) =>
+  make("option", { value: `${end} ${number}`, textContent: `${measure.name}, the ${said} first` })));
 
 // DuckDB and pandas round a threshold to the column's own precision before they compare.
 const held = (measure, value) => (measure.single ? Math.fround(value) : value);

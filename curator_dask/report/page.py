@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -16,12 +15,12 @@ from bokeh.plotting import figure
 from bokeh.resources import Resources
 
 from curator_dask import __version__
+from curator_dask.report.categories import Category
 from curator_dask.report.contents import Report
-from curator_dask.report.measures import COLUMNS, Measure, meaning_of
+from curator_dask.report.measures import Measure, meaning_of
 
 _HERE = files("curator_dask.report")
 _LIBRARY = Resources(mode="inline", minified=True, components=["bokeh", "bokeh-gl"])
-_CATEGORIES = 11  # values of a text column that have a colour of their own
 
 
 def render(report: Report) -> str:
@@ -45,7 +44,7 @@ def render(report: Report) -> str:
         },
         data=payload(report),
         style=_read("page.css"),
-        script="\n".join(_read(name) for name in ("page.js", "map.js", "label.js")),
+        script="\n".join(_read(name) for name in ("page.js", "values.js", "map.js", "label.js")),
         plotting="" if report.map.lacking else "\n".join(_LIBRARY.js_raw),
         version=__version__,
     )
@@ -55,7 +54,6 @@ def payload(report: Report) -> dict[str, Any]:
     """What the page's script works with; JSON-able."""
     rows, pictures = report.look.rows, report.pictures
     numbers = [pictures.places.get(row, -1) for row in zip(rows.urls, map(str, rows.keys), strict=True)]
-    categories = [name for name, texts in rows.texts.items() if _is_category(texts)]
     shards = {url: number for number, url in enumerate(dict.fromkeys(rows.urls))}
     return {
         "output": report.folder.path,
@@ -77,7 +75,7 @@ def payload(report: Report) -> dict[str, Any]:
         "pictures": pictures.made,
         "picture": packed(numbers, "int32"),
         "map": None if report.map.lacking else _map(report),
-        "colours": {name: _categories(rows.texts[name]) for name in categories[:COLUMNS]},
+        "categories": [_category(report, each) for each in report.categories],
     }
 
 
@@ -153,22 +151,23 @@ def packed(values: Any, kind: str) -> dict[str, str]:
     return {"kind": kind, "base64": base64.b64encode(array.tobytes()).decode()}
 
 
-def _is_category(texts: Sequence[str | None]) -> bool:
-    """Whether colours can tell anything: values are few, or come again and again."""
-    known = [text for text in texts if text is not None]
-    return 1 < len(set(known)) <= max(_CATEGORIES, len(known) // 8)
-
-
-def _categories(texts: Sequence[str | None]) -> dict[str, Any]:
-    """The commonest values by name, and the number of each row's: 255 where it has none, the last for all others."""
-    values, counts = np.unique([text for text in texts if text is not None], return_counts=True)
-    names = [str(name) for name in values[np.argsort(-counts, kind="stable")]]
-    top = names[:_CATEGORIES]
-    numbers = {name: number for number, name in enumerate(top)}
-    codes = [255 if text is None else numbers.get(text, len(top)) for text in texts]
+def _category(report: Report, category: Category) -> dict[str, Any]:
+    """A column of values; the number of each row's: of those that are named, then of all others, then of null."""
+    named = category.named
+    numbers: dict[str | None, int] = {value: number for number, (value, _) in enumerate(named)}
+    numbers[None] = len(named) + 1
+    codes = [numbers.get(text, len(named)) for text in report.look.rows.texts[category.name]]
+    known = category.counts.total()
     return {
-        "names": [name[:60] for name in top] + (["other"] if len(names) > len(top) else []),
-        "codes": packed(codes, "uint8"),
+        "name": category.name,
+        "sql": category.sql,
+        "flag": category.is_flag,
+        "values": [value for value, _ in named],
+        "counts": [count for _, count in named],
+        "others": known - sum(count for _, count in named),
+        "different": len(category.counts),
+        "nulls": report.folder.rows - known,
+        "codes": packed(codes, "uint8" if len(named) < 255 else "uint16"),
     }
 
 

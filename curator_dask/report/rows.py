@@ -14,7 +14,8 @@ from curator_dask.frames.names import CAPTION_COLUMN
 from curator_dask.report.folder import is_number
 from curator_dask.rows.images import values_of
 
-_TEXT = 300  # characters that are kept of one
+#: Characters that are kept of a text.
+TEXT = 300
 
 
 @dataclass
@@ -74,7 +75,7 @@ def short(value: Any) -> str | None:
     """As text of a few hundred characters at most."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return None if value is None else str(value)[:_TEXT]
+    return None if value is None else str(value)[:TEXT]
 
 
 def join_rows(parts: Sequence[Rows], numbers: Sequence[str], texts: Sequence[str]) -> Rows:
