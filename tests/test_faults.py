@@ -6,6 +6,7 @@ import contextlib
 import gc
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import random
@@ -34,6 +35,7 @@ from colours import (
     read_output,
     write_dataset,
 )
+from distributed import scheduler
 from leftovers import cluster_that_is_left_clean
 
 from curator_dask import get_client
@@ -466,6 +468,26 @@ def errors_of_its_end(log, is_alive, out, files, action):
     start = time.monotonic()
     wait_until(lambda: not is_alive(), 120, "the client's end")
     return log.read_text(), time.monotonic() - start
+
+
+@pytest.mark.parametrize("fails", [{2}, {2, 3, 4}])
+def test_tasks_that_the_scheduler_cannot_read(
+    folder, undisturbed, private_cluster, tmp_path, monkeypatch, fails
+):
+    """The scheduler is in this process: what it unpickles a graph with fails a few times."""
+    calls, deserialize = itertools.count(), scheduler.deserialize
+
+    def failing(*arguments):
+        if next(calls) in fails:
+            raise ValueError("not readable")
+        return deserialize(*arguments)
+
+    out = tmp_path / "out"
+    with private_cluster(n_workers=1):
+        monkeypatch.setattr(scheduler, "deserialize", failing)
+        summary = embed(SlowColourReader(), folder, out)
+    assert next(calls) > max(fails)
+    assert summary.complete and digests(out) == undisturbed
 
 
 def test_the_scheduler_killed(folder, undisturbed, private_cluster, tmp_path):

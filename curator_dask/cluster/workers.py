@@ -19,6 +19,8 @@ from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
 
+_UNREAD = "deserialization of the task graph"  # of `distributed.scheduler.Scheduler.update_graph`
+
 
 class ResultLost(ShardError):
     """A partition was done, but what it reported is lost, as where its worker dies, and was not made again."""
@@ -26,6 +28,10 @@ class ResultLost(ShardError):
 
 class HandedBack(ResultLost):
     """A partition was not done, by no fault of its own: another worker is to do it."""
+
+
+class NotTaken(ResultLost):
+    """A partition never came to a worker: the scheduler could not read what it was sent."""
 
 
 class WorkerUnfit(CuratorError):
@@ -239,4 +245,10 @@ def _explained(future: Any) -> BaseException:
         )
     if isinstance(error, CuratorError):
         return error
+    if isinstance(error, RuntimeError) and _UNREAD in str(error):
+        # Of the client's own process this was seen once, for one of the graphs of a run; why, Dask's log does not say.
+        return NotTaken(
+            "Dask's scheduler could not read the task. Look at its log, and whether it has the packages that this client"
+            " has, in the same versions"
+        )
     return error if error is not None else ShardError(f"the task ended as {future.status}")

@@ -14,7 +14,7 @@ import pandas as pd
 
 from curator_dask.cluster.interrupts import heard
 from curator_dask.cluster.progress import Meter, watch
-from curator_dask.cluster.workers import FETCHES, HandedBack, ResultLost, WorkersDied
+from curator_dask.cluster.workers import FETCHES, HandedBack, NotTaken, ResultLost, WorkersDied
 from curator_dask.errors import ClusterError, CuratorError, ShardError
 from curator_dask.rows.reasons import GAVE_UP
 from curator_dask.runs.blaming import told
@@ -310,7 +310,7 @@ def run_targets(
                 settle(members, result)
                 continue
             (suspects if len(members) == 1 else grouped).extend(members)
-            deaths += died and not isinstance(result, HandedBack)
+            deaths += died and not isinstance(result, HandedBack | NotTaken)
             if deaths >= HOPELESS and not meter.done:
                 raise ClusterError(
                     f"workers died while working on {_names([*suspects, *grouped], targets)}, and no shard was"
