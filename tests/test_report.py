@@ -272,10 +272,15 @@ def test_values_are_counted_shown_and_kept_as_pandas_does(labelled, open_page):
         assert command[-2:] == ["--where", where]
         keys = page.locator("#values-tiles .key").all_inner_texts()
         assert keys and {None if pd.isna(by_key[key]) else by_key[key] for key in keys} <= chosen
-        if label in ("it's", EVIL):  # those with a picture, of the sample: the newly chosen ones are among them
+        if label in (
+            "it's",
+            EVIL,
+        ):  # those with a picture, of the sample: the newly chosen ones are among them
             assert label in {by_key[key] for key in keys}
     page.select_option("#values-column", label="select")
-    assert page.input_value("#values-where") == 'not "select"'  # as many as of the others, and the first by name
+    assert (
+        page.input_value("#values-where") == 'not "select"'
+    )  # as many as of the others, and the first by name
     page.get_by_role("button", name="true 20").click()
     assert page.input_value("#values-where") == 'not "select" or "select"'
     page.get_by_role("button", name="true 20").click()
