@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Embed real photographs with a real pretrained model on a Dask cluster of this machine's CPU, from nothing:
 # a virtual environment, a dataset, models, the embeddings, pictures of nearest neighbours, of duplicates and of a search
-# by a text, and a page of what is in the dataset: measures with their thresholds, a map, duplicates, failures.
+# by a text, and a page of what is in the dataset: measures with their thresholds, labels, a map, duplicates,
+# failures.
 #
 #   scripts/demo.sh [options for `curator-dask embed`]
 #
@@ -41,9 +42,10 @@ python scripts/embed_as_words.py demo/dataset demo/words demo/model demo/minilm
 # The record of these vectors is of a model of the script's own: that text and images share a space is known here.
 curator-dask search demo/words "a cat" --model demo/minilm --no-check --top 12 --sheet demo/found.png
 
-say "report: measures, vectors and duplicates on one page"
+say "report: measures, labels, vectors and duplicates on one page"
 cat >demo/recipe.yaml <<'END'
 model: local-dir:demo/model
+classify: [{model_name: local-dir:demo/model}]
 statistics: [bytes, blurriness, brightness, entropy, colourfulness, border, format]
 duplicates: {eps: 0.05}
 END

@@ -248,7 +248,7 @@ def _explained(future: Any) -> BaseException:
     if isinstance(error, RuntimeError) and _UNREAD in str(error):
         # Of the client's own process this was seen once, for one of the graphs of a run; why, Dask's log does not say.
         return NotTaken(
-            "Dask's scheduler could not read the task. Look at its log, and whether it has the packages that this client"
-            " has, in the same versions"
+            "Dask's scheduler could not read the task. Look at its log, and whether it has the packages that this"
+            " client has, in the same versions"
         )
     return error if error is not None else ShardError(f"the task ended as {future.status}")
