@@ -106,7 +106,7 @@ class BalanceSummary:
         ]
         if self.most is not None:
             lines += [
-                f"  {self.tail:,} in fewer than {self.most:,} rows, of which all are kept",
+                f"  {self.tail:,} in fewer than {self.most:,} rows: all rows with one of these are kept",
                 f"  {self.kept:,} rows balanced ({_share(self.kept, self.rows)}), {self.expected:,.1f} expected",
             ]
         # Below those that keep all that can be kept, but for the last of these.
