@@ -190,10 +190,11 @@ class ExportSummary:
         ]
         if self.planned:
             free = "" if self.free is None else f", {sized(self.free)} are free"
+            by = " by the sizes that images have now" if self.by_old_sizes else ""
             lines[1] = (
                 f"  a dry run: {counted(self.shards - self.skipped, 'tar')} to write, {self.skipped:,} finished"
                 f" before; about"
-                f" {sized(self.needed)} are needed{' by the sizes that images have now' if self.by_old_sizes else ''}{free};"
+                f" {sized(self.needed)} are needed{by}{free};"
                 f" {self.seconds:.1f} s"
             )
         for clause, count in self.passing.items():
