@@ -166,7 +166,9 @@ def names_in(given: Iterable[str] | None, option: str) -> list[str] | None:
         return None
     names = [name.strip() for text in given for name in text.split(",")]
     if not all(names):
-        raise typer.BadParameter(f"{', '.join(given)!r}: expected names with commas between", param_hint=option)
+        raise typer.BadParameter(
+            f"{', '.join(given)!r}: expected names with commas between", param_hint=option
+        )
     return list(dict.fromkeys(names))
 
 
