@@ -93,7 +93,9 @@ def _table(data: bytes, delimiter: str, key: KeyColumn, quoted: bool) -> pa.Tabl
     ]
     # Again, as the options that make an empty cell of text null change what other columns look like: there NA is null,
     # while a caption or a label may be that word.
-    nulls = read(texts, include_columns=texts, **_EMPTY_IS_NULL) if texts else None
+    if not texts:
+        return table
+    nulls = read(texts, include_columns=texts, **_EMPTY_IS_NULL)
     for name in texts:
         table = table.set_column(table.column_names.index(name), name, nulls.column(name))
     return table
