@@ -172,7 +172,7 @@ def test_statistics_beside_the_vectors(client, tmp_path):
         taken.returncode == 2 and "(prefix='image_', --prefix image_, in a recipe" in taken.stderr
     )  # the dataset has a width
     assert "expected a list of some of" in run_here(*arguments, "with").stderr
-    done = run_here(*arguments, "grey, width", "--prefix", "image_")
+    done = run_here(*arguments, "grey", "--statistics", "width, grey", "--prefix", "image_")
     assert done.returncode == 0, done.stderr
     table = pq.read_table(tmp_path / "out" / "00000.parquet")
     assert {"image_grey", "image_width", "image_embedding"} <= {*table.column_names}

@@ -26,6 +26,7 @@ from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.outputs.sharding import NewShards, ends_by_bytes, ends_by_count, shuffled
 from curator_dask.runs.turns import aside
+from curator_dask.tables import TableColumns
 from curator_dask.webdataset.index import ShardIndex
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -324,8 +325,10 @@ def test_captions_from_a_column(tmp_path):
     there = dict(members) | {"0.txt": b"", "1.txt": new} | fields
     assert held_by(tmp_path / "out" / "00000.tar") == there
     assert summary.no_caption == 2 and "2 samples got no caption, as the column is null" in str(summary)
+    assert summary.empty_caption == 1 and "1 sample got an empty caption, as the column has" in str(summary)
     assert not any(".txt," in each for each in summary.habits)
-    assert dataset.to_webdataset(tmp_path / "out", caption="new", columns=["n"], metadata=None).written == 0
+    again = dataset.to_webdataset(tmp_path / "out", caption="new", columns=["n"], metadata=None)
+    assert (again.written, again.no_caption, again.empty_caption) == (0, 2, 1)
     with pytest.raises(OutputError, match="overwrite"):
         dataset.to_webdataset(tmp_path / "out", columns=["n"], metadata=None)
     dataset.to_webdataset(tmp_path / "portable", caption="new", keys="sequential")
@@ -334,6 +337,28 @@ def test_captions_from_a_column(tmp_path):
     for name, said in (("nothing", "no such columns"), ("n", "expected text in the column 'n' of captions")):
         with pytest.raises(ConfigError, match=said):
             dataset.to_webdataset(tmp_path / "wrong", caption=name)
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_captions_of_a_table_leave_those_that_it_has_not(dataset, tmp_path, form):
+    keys = [f"{0:05d}{sample:04d}" for sample in range(SAMPLES)]
+    new = [None, "", " \u3000\t", *(f"new {key}" for key in keys[3:])]
+    path = tmp_path / f"table.{form}"
+    if form == "parquet":
+        pq.write_table(pa.table({"id": keys, "recaption": new}), path)
+    else:
+        cells = ["" if text is None else f'"{text}"' for text in new]
+        rows = [f"{key},{cell},,\n" for key, cell in zip(keys, cells, strict=True)]
+        path.write_text("".join(["id,recaption,,\n", *rows]), encoding="utf-8")
+    joined = TableColumns(path, on="key=id")(dataset)
+    summary = joined.to_webdataset(tmp_path / "out", caption="recaption", samples_per_shard=SAMPLES)
+    assert (summary.no_caption, summary.empty_caption) == (1 + (SHARDS - 1) * SAMPLES, 2)
+    assert summary.to_dict()["empty_caption"] == 2
+    assert "2 samples got an empty caption" in str(summary)
+    found = held_by(tmp_path / "out" / "00000.tar")
+    before = held_by(Path(dataset.tar_files[0]))
+    for key, text in zip(keys, new, strict=True):
+        assert found[f"{key}.txt"] == (before[f"{key}.txt"] if text is None else text.encode()), key
 
 
 def raise_first(summary):
@@ -416,6 +441,9 @@ def test_where_it_must_not_go(data, dataset, tmp_path):
     [
         (["DATA", "--where", WHERE, "--samples-per-shard", "4"], 0, "9 samples in 3 tars"),
         (["EMBEDDINGS", "--shard-bytes", "0.00002GB", "--columns", "width"], 0, "30 samples in"),
+        (["EMBEDDINGS", "--columns", "caption", "--columns", "no, caption"], 2, "no such columns ['no']"),
+        (["EMBEDDINGS", "--columns", "no", "--columns", "width"], 2, "no such columns ['no']"),
+        (["EMBEDDINGS", "--columns", "width,"], 2, "expected names with commas between"),
         (
             ["DATA", "--shuffle", "3", "--keys", "sequential", "--old-id-col", "old"],
             0,

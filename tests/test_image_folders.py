@@ -268,6 +268,9 @@ def test_tables_of_captions_that_do_not_fit(data, tmp_path, said):
     rows = ImageTextPairDataset.from_images(data, captions=tmp_path / "captions.csv")
     assert list(rows.metadata.columns) == ["key", "file_name", "caption", "__url__"]
     assert "1 column without a name left out" in said.text
+    (tmp_path / "captions.csv").write_text("file_name,caption,by\npic0000.png,,\na/pic0001.WebP,,me\n")
+    rows = ImageTextPairDataset.from_images(data, captions=tmp_path / "captions.csv").compute()
+    assert rows["caption"].isna().all() and rows["by"].dropna().tolist() == ["me"]
     (tmp_path / "captions.csv").write_text("file_name,a,a\npic0000.png,1,2\n")
     with pytest.raises(DatasetError, match="several columns are named 'a'"):
         ImageTextPairDataset.from_images(data, captions=tmp_path / "captions.csv")
@@ -309,6 +312,9 @@ def test_tables_of_captions_that_do_not_fit(data, tmp_path, said):
         ("file_name,\0\n0.jpg,a\n", "not text in UTF-8"),
         ("file_name,caption", "no rows"),
         (",file_name,caption, ,\n0,0.jpg,a,,\n1,1.jpg,b,,\n", ["a", "b"]),
+        ('file_name,caption,, \n0.jpg,,,\n1.jpg,"",,\n2.jpg,NA,,\n3.jpg, ,,\n', [None, "", "NA", " "]),
+        ('file_name\tcaption\n0.jpg\t\n1.jpg\t""\n2.jpg\tnull\n', [None, "", "null"]),
+        ('file_name\tcaption\n0.jpg\t\n1.jpg\t"a\n2.jpg\tb\n', [None, '"a', "b"]),
         (
             '{"file_name": "0.jpg", "caption": "a"}\n\n{"file_name": "1.jpg", "caption": 7}',
             "line 3: 'caption' is a number .7.*text",

@@ -111,6 +111,41 @@ def test_each_row_gets_its_own(out, tmp_path, form):
     assert [path.stat().st_mtime_ns for path in sorted(out.iterdir())] == states
 
 
+@pytest.mark.parametrize("form", ["csv", "tsv"])
+def test_an_empty_cell_is_null(out, tmp_path, form):
+    """As pandas reads it, but for words such as NA, which are text among texts; quoted it is text that is empty."""
+    frame = pd.DataFrame({"id": KEYS, "caption": [f"of {key}" for key in KEYS], "score": range(len(KEYS))})
+    frame["label"] = [("cat", None, "NA", "nan", "")[number % 5] for number in range(len(KEYS))]
+    frame.loc[::3, "caption"] = None
+    frame["score"] = frame["score"].astype("Int64").where(frame["score"] % 4 > 0)
+    separator = "," if form == "csv" else "\t"
+    lines = [separator.join(frame.columns)]
+    for row in frame.sample(frac=1, random_state=3).itertuples(index=False):
+        cells = ["" if pd.isna(value) else str(value) or '""' for value in row]
+        lines.append(separator.join(cells))
+    path = tmp_path / f"table.{form}"
+    path.write_text("\n".join([*lines, separator * 3, '""' + separator * 3]) + "\n")  # keys that are empty
+    summary = join_output(out, path, "key=id")
+    assert (summary.found, summary.without, summary.without_key) == (len(KEYS), 0, 2)
+    read = pd.read_csv(path, sep=separator, dtype={"id": str}, keep_default_na=False, na_values=[""])
+    read = read.dropna(subset="id").sort_values("id", ignore_index=True)
+    assert read["label"].isna().sum() == 2 * len(KEYS) // 5  # quoted ones, too: pandas cannot tell them apart
+    quoted = read["id"].isin(frame["id"][frame["label"] == ""])
+    check(out, read.assign(label=read["label"].mask(quoted, "")), names=("caption", "score", "label"))
+    # As the same table in Parquet.
+    frame.to_parquet(tmp_path / "table.parquet")
+    join_output(out, tmp_path / "table.parquet", "key=id", output=tmp_path / "new", overwrite=True)
+    assert pq.read_table(tmp_path / "new").equals(pq.read_table(out))
+    # And as columns of a dataset.
+    write_dataset(tmp_path / "data", 1, 3)
+    path.write_text(
+        f'key{separator}other\n000000000{separator}\n000000001{separator}""\n000000002{separator}a\n'
+    )
+    rows = TableColumns(path)(ImageTextPairDataset.from_webdataset(tmp_path / "data")).compute()
+    others = rows.sort_values("key")["other"]
+    assert [None if pd.isna(value) else value for value in others] == [None, "", "a"]
+
+
 def test_numbers_find_keys_with_leading_zeros(out, tmp_path):
     frame = frame_of(KEYS[1:])
     expected = frame.copy()
@@ -556,6 +591,12 @@ def test_the_command(out, tmp_path):
     assert result.exit_code == 1 and "has none of the rows: column 'key' of the rows has" in result.output
     assert run(tmp_path / "t.csv", "--on", "key=nothing").exit_code == 2
     assert run(tmp_path / "t.csv", "--columns", "a,,b").exit_code == 2
+    frame_of(KEYS).rename(columns={"caption": "c", "score": "d"}).assign(e=1).to_parquet(
+        tmp_path / "t.parquet"
+    )
+    several = ("--columns", "d", "--columns", "c, d")
+    assert done(tmp_path / "t.parquet", "--on", "key=id", *several) == (0, len(KEYS))
+    assert pq.read_table(out).column_names[-5:] == ["image_embedding", "score", "d", "c", "image_error"]
     (tmp_path / "none.txt").write_text("nobody\n")
     join_output(out, tmp_path / "none.txt", mark="listed")
     assert done(tmp_path / "none.txt", "--mark", "listed") == (1, 0)

@@ -43,6 +43,7 @@ from curator_dask.cli.options import (
     Threads,
     Workers,
     json_object,
+    names_in,
     summary_to,
     told_plainly,
 )
@@ -93,10 +94,11 @@ def embed(
     gray16: Gray16 = "scale",
     decode_scale: DecodeScale = "exact",
     statistics: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="NAMES",
-            help="Columns that say of each image what it is, made in the same pass: phash,blurriness, or all.",
+            metavar="A,B",
+            help="Columns that say of each image what it is, made in the same pass: phash,blurriness, or all; several"
+            " times, too.",
             show_default=False,
         ),
     ] = None,
@@ -126,6 +128,7 @@ def embed(
     options = json_object(storage_options, "--storage-options") or None
     kwargs = json_object(model_kwargs, "--model-kwargs")
     output_options = json_object(output_storage_options, "--output-storage-options")
+    names = names_in(statistics, "--statistics")
     told = OverImages(context.params, options, output_options)
 
     def make(found: ShardSet) -> Steps:
@@ -134,11 +137,10 @@ def embed(
 
         reading = told.reading
         measure = None
-        if statistics is not None:
-            names = None if statistics == "all" else [name.strip() for name in statistics.split(",")]
+        if names is not None:
             not_its = ("batch_size", "decode_scale", "on_error")
             how = {name: value for name, value in reading.items() if name not in not_its}
-            measure = ImageStatistics(names, prefix=prefix, **how)
+            measure = ImageStatistics(None if "all" in names else names, prefix=prefix, **how)
             measure.check(
                 found,
                 id_col,

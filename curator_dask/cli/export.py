@@ -23,6 +23,7 @@ from curator_dask.cli.options import (
     StorageOptions,
     Workers,
     json_object,
+    names_in,
     summary_to,
     told_plainly,
     workers_of,
@@ -120,9 +121,11 @@ def export(
         ),
     ] = None,
     columns: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="A,B", help="Columns that become fields of each sample's JSON.", show_default=False
+            metavar="A,B",
+            help="Columns that become fields of each sample's JSON; several times, too.",
+            show_default=False,
         ),
     ] = None,
     caption: Annotated[
@@ -194,6 +197,7 @@ def export(
     Exit code 0: done. 1: a tar could not be read, or not all of it, or not written. 2: wrong usage.
     """
     size = _bytes_of(shard_bytes)
+    names = names_in(columns, "--columns")
     options = json_object(storage_options, "--storage-options") or None
     output_options = json_object(output_storage_options, "--output-storage-options") or None
 
@@ -217,7 +221,7 @@ def export(
             max_shards=max_shards,
             old_id_col=old_id_col,
             where=where,
-            columns=None if columns is None else tuple(name.strip() for name in columns.split(",")),
+            columns=names,
             keys=None if keys is None else keys.value,
             layout=None if layout is None else layout.value,
             shard_bytes=size,

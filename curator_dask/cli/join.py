@@ -19,6 +19,7 @@ from curator_dask.cli.options import (
     SchedulerFile,
     Workers,
     json_object,
+    names_in,
     summary_to,
     told_plainly,
     workers_of,
@@ -49,10 +50,10 @@ def join(
         ),
     ] = "key",
     columns: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="NAMES",
-            help="Of the table, with commas between.  [default: all; with --mark none]",
+            metavar="A,B",
+            help="Of the table; several times, too.  [default: all; with --mark none]",
             show_default=False,
         ),
     ] = None,
@@ -84,9 +85,7 @@ def join(
     options = json_object(storage_options, "--storage-options") or None
     table_options = json_object(table_storage_options, "--table-storage-options") or None
     output_options = json_object(output_storage_options, "--output-storage-options") or None
-    names = None if columns is None else [name.strip() for name in columns.split(",")]
-    if names is not None and not all(names):
-        raise typer.BadParameter(f"{columns!r}: expected names with commas between", param_hint="--columns")
+    names = names_in(columns, "--columns")
 
     from curator_dask.tables import join_output
 

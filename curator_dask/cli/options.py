@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
@@ -158,6 +158,18 @@ def json_object(text: str | None, option: str) -> dict[str, Any]:
         expected = f"expected a JSON object, such as '{{\"anon\": true}}', got a {type(found).__name__}"
         raise typer.BadParameter(expected, param_hint=option)
     return found
+
+
+def names_in(given: Iterable[str] | None, option: str) -> list[str] | None:
+    """The names that an option was given, with commas between or one at a time, each once; None: it was not given."""
+    if not given:
+        return None
+    names = [name.strip() for text in given for name in text.split(",")]
+    if not all(names):
+        raise typer.BadParameter(
+            f"{', '.join(given)!r}: expected names with commas between", param_hint=option
+        )
+    return list(dict.fromkeys(names))
 
 
 @contextmanager

@@ -65,6 +65,8 @@ class ExportSummary:
         kind of reason, and a few of each. The manifest has all of them.
     no_caption
         Samples whose column of captions is null: their ``.txt`` is as it was, or as all have one, empty.
+    empty_caption
+        Samples whose column of captions has no text, or white space alone: so has their ``.txt``.
     looked_up
         What was noticed of the tars that were copied from.
     seconds
@@ -95,6 +97,7 @@ class ExportSummary:
     no_index: dict[str, str] = field(default_factory=dict)
     json_left_alone: list[str] = field(default_factory=list)
     no_caption: int = 0
+    empty_caption: int = 0
     images_smaller: int = 0
     images_converted: int = 0
     image_bytes_before: int = 0
@@ -137,6 +140,7 @@ class ExportSummary:
         self.bytes += report["bytes"]
         self.json_left_alone += report["json_left_alone"]
         self.no_caption += report.get("no_caption", 0)
+        self.empty_caption += report.get("empty_caption", 0)
         if images := report.get("images"):
             self.images_smaller += images["smaller"]
             self.images_converted += images["converted"]
@@ -224,6 +228,12 @@ class ExportSummary:
         if self.no_caption:
             samples = counted(self.no_caption, "sample")
             lines.append(f"  {samples} got no caption, as the column is null: a .txt that was there stays")
+        if self.empty_caption:
+            samples = counted(self.empty_caption, "sample")
+            lines.append(
+                f"  {samples} got an empty caption, as the column has no text there: with null a .txt that was there"
+                " would stay"
+            )
         lines += [f"  other readers: {each}" for each in self.habits]
         return "\n".join(lines)
 

@@ -228,6 +228,7 @@ class PackShard:
                 "no_index": no_index,
                 "json_left_alone": left_alone,
                 "no_caption": captions.count(None),
+                "empty_caption": sum(each is not None and not text_of(each).strip() for each in captions),
             }
             before = np.where(contents.sources < 0, -1, contents.offsets)
             if images is not None:

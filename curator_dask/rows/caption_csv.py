@@ -6,9 +6,12 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
 from curator_dask.rows.key_column import FILES, KeyColumn
@@ -21,6 +24,7 @@ _HEADER_BYTES = 1 << 16  # in which the columns' names are
 _SHOWN = 60  # characters that an error gives
 _SEPARATOR = re.compile(rb"sep=([\t !#-~])[\r\n]+", re.IGNORECASE)  # Excel's own first line
 _SUFFIX = rb"\.(?:" + "|".join(sorted(IMAGE_EXTENSIONS)).encode() + rb")"
+_EMPTY_IS_NULL = {"null_values": [""], "strings_can_be_null": True, "quoted_strings_can_be_null": False}
 _TO_DO = (
     "Close the quotes (a quote within quotes is written twice), or save the table as Parquet or JSON Lines, which need"
     " none"
@@ -29,6 +33,8 @@ _TO_DO = (
 
 def read_csv(data: bytes, key: KeyColumn = FILES) -> pa.Table:
     """A CSV whose keys and captions are text, also where they look like numbers; other columns are what they look like.
+
+    A cell with nothing in it is null; ``""`` is text that is empty, in columns of text.
 
     Raises
     ------
@@ -52,16 +58,18 @@ def read_tsv(data: bytes, key: KeyColumn = FILES) -> pa.Table:
 
 
 def _table(data: bytes, delimiter: str, key: KeyColumn, quoted: bool) -> pa.Table:
-    kinds = {name: pa.string() for name in key.texts}
-    try:
-        table = pyarrow.csv.read_csv(
+    def read(texts: Iterable[str], **how: Any) -> pa.Table:
+        return pyarrow.csv.read_csv(
             io.BytesIO(data),
             read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES),
             parse_options=pyarrow.csv.ParseOptions(
                 delimiter=delimiter, newlines_in_values=quoted, quote_char='"' if quoted else False
             ),
-            convert_options=pyarrow.csv.ConvertOptions(column_types=kinds),
+            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()), **how),
         )
+
+    try:
+        table = read(key.texts)
     except pa.ArrowInvalid as error:
         hint = (
             ". Captions with commas or line ends stand in double quotes"
@@ -78,7 +86,23 @@ def _table(data: bytes, delimiter: str, key: KeyColumn, quoted: bool) -> pa.Tabl
         raise ValueError(f"{error}{hint}") from error
     if binary := [each.name for each in table.schema if pa.types.is_binary(each.type)]:
         raise ValueError(f"columns {binary} are not UTF-8: save it as that")
+    texts = [
+        name
+        for name, count in Counter(table.column_names).items()
+        if name != key.name and count == 1 and _has_empty(table.column(name))
+    ]
+    # Again, as the options that make an empty cell of text null change what other columns look like: there NA is null,
+    # while a caption or a label may be that word.
+    if not texts:
+        return table
+    nulls = read(texts, include_columns=texts, **_EMPTY_IS_NULL)
+    for name in texts:
+        table = table.set_column(table.column_names.index(name), name, nulls.column(name))
     return table
+
+
+def _has_empty(column: pa.ChunkedArray) -> bool:
+    return pa.types.is_string(column.type) and bool(pc.any(pc.equal(column, "")).as_py())
 
 
 def _start(data: bytes, key: KeyColumn) -> tuple[bytes, str]:
