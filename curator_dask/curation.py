@@ -17,18 +17,22 @@ from curator_dask.cluster.setup import OpenWorkers, at_work
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, NoColumnError, NoMatchError, ShardError
 from curator_dask.frames.names import CAPTION_COLUMN, EMBEDDING_COLUMN
+from curator_dask.frames.parquet import read_footer
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.curated import BALANCED, DUPLICATES, EMBEDDINGS, PASSING, SHARDS, CurationSummary
 from curator_dask.outputs.exporting import export_output
+from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.outputs.finished import FinishedCommand, repository_of
 from curator_dask.recipe import Recipe
 from curator_dask.rows.image_files import captions_of
 from curator_dask.rows.reading import choose_source
+from curator_dask.runs.summary import SaveSummary
 from curator_dask.storage import Options, absolute, is_remote, join
 from curator_dask.tables import TableColumns
 from curator_dask.text.balance import balance_output
+from curator_dask.text.drawing import COLUMNS as BALANCE_COLUMNS
 from curator_dask.text.drawing import DRAWN
 from curator_dask.webdataset.finding import find_shards
 from curator_dask.webdataset.shards import ShardSet
@@ -128,6 +132,8 @@ def curate(
             " again"
         )
     _count_joined(summary, recipe.joins(), place)
+    if recipe.balance is not None:
+        _check_balance_columns(place, recipe)
     # The files between are this recipe's alone, so what an earlier one has left there is always replaced.
     passing = filter_output(
         place,
@@ -139,6 +145,7 @@ def curate(
         overwrite=True,
         workers=workers,
     )
+    _all_written(PASSING, passing.output)
     summary.steps[PASSING] = passing
     good = next(iter(passing.passing.values())) if recipe.opens_images else passing.rows
     summary.rows, summary.failed = passing.rows, passing.rows - good
@@ -146,11 +153,12 @@ def curate(
     left = places[PASSING]
     if recipe.balance is not None and passing.kept:
         left = places[BALANCED]
-        summary.steps[BALANCED] = balance_output(
-            places[PASSING], **recipe.balance, overwrite=True, workers=workers
-        )
+        balanced = balance_output(places[PASSING], **recipe.balance, overwrite=True, workers=workers)
+        _all_written(PASSING, balanced.output)
+        summary.steps[BALANCED] = balanced
         name = recipe.balance.get("prefix", "") + DRAWN
         drawn = filter_output(places[PASSING], left, where=f'"{name}"', overwrite=True, workers=workers)
+        _all_written(BALANCED, drawn.output)
         summary.unbalanced = passing.kept - drawn.kept
     find = recipe.deduplication()
     without = None
@@ -172,6 +180,29 @@ def curate(
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary
+
+
+def _all_written(name: str, saved: SaveSummary | None) -> None:
+    """Raise ShardError where a file of a step was not written: those of an earlier run may lie in its place."""
+    if saved is not None and saved.failed_shards:
+        shard, why = next(iter(saved.failed_shards.items()))
+        raise ShardError(
+            f"{shard}: could not be written to {name}, and nothing was exported: {why}. Mend it, and run again"
+        )
+
+
+def _check_balance_columns(place: str, recipe: Recipe) -> None:
+    """Raise ConfigError where columns of a balance would take the place of the dataset's own."""
+    assert recipe.balance is not None
+    names = [recipe.balance.get("prefix", "") + name for name in BALANCE_COLUMNS]
+    for path in [join(place, name) for name in output_files(place, None)][:1]:
+        footer = read_footer(path)
+        made = {} if footer.record is None else footer.record.scores
+        if own := [name for name in names if name in footer.columns and name not in made]:
+            raise ConfigError(
+                f"balance: the dataset has columns of its own named {own}, which would be lost: give a prefix (balance:"
+                " {prefix: ...})"
+            )
 
 
 def _before(

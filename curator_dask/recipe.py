@@ -32,22 +32,19 @@ from curator_dask.text.concepts import CONCEPT_COLUMN, ConceptList
 from curator_dask.words import meant
 
 _BEGINS = "'model: resnet50', with a name and its value in each line (docs/curation.md)"
-_BALANCE = (
-    "concepts",
-    "most",
-    "text_column",
-    "concept_column",
-    "match_case",
-    "keep_unmatched",
-    "seed",
-    "prefix",
-)
-_OF_ALL_STEPS = (
-    "where",
-    "without",
-    "overwrite",
-    "dry_run",
-)  # arguments of an export that it is not given alone
+_TYPES = {str: "text", int: "a whole number", bool: "true or false"}
+_BALANCE: dict[str, type] = {
+    "concepts": str,
+    "most": int,
+    "text_column": str,
+    "concept_column": str,
+    "match_case": bool,
+    "keep_unmatched": bool,
+    "seed": int,
+    "prefix": str,
+}
+#: Arguments of an export that a recipe gives for all steps.
+_OF_ALL_STEPS = ("where", "without", "overwrite", "dry_run")
 _TIMMS = {"pretrained": True, "output": "auto", "checkpoint_path": None, "model_kwargs": {}}
 
 
@@ -297,11 +294,17 @@ class Recipe:
         """Raise ConfigError where the arguments of a balance are others than it takes, or lack one."""
         if self.balance is None:
             return
+        if not isinstance(self.balance, Mapping):
+            raise ConfigError(f"balance: expected {{concepts: FILE, most: ROWS}}, found {self.balance!r}")
         check_names("balance", self.balance, _BALANCE)
         if lacking := [name for name in ("concepts", "most") if self.balance.get(name) is None]:
             raise ConfigError(
                 f"balance: expected concepts, a file, and most, a number of rows; {' and '.join(lacking)} is not given"
             )
+        for name, value in self.balance.items():
+            wanted = (str, Path) if name == "concepts" else _BALANCE[name]
+            if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+                raise ConfigError(f"balance: {name}={value!r}: expected {_TYPES[_BALANCE[name]]}")
         check_counts(most=self.balance["most"])
 
     def read_concepts(self) -> None:

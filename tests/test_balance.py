@@ -33,6 +33,7 @@ from curator_dask.errors import ConfigError, DatasetError, OutputError, ShardErr
 from curator_dask.frames.columns import vectors_to_list
 from curator_dask.frames.parquet import read_record, write_table
 from curator_dask.frames.record import FileRecord
+from curator_dask.outputs import adding, filtering
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.tables import join_output
 from curator_dask.testing import StepTests
@@ -217,6 +218,8 @@ def check(folder, captions, most, keep_unmatched=False):
         ("แมวดำ", "แมว", True),
         ("고양이가", "고양이", False),
         ("👍🏽 ok", "ok", True),
+        ("I ❤\ufe0fcats", "cats", True),
+        ("葛\U000e0100城", "葛城", True),
         ("", "cat", False),
         ("\x1c\x85\u2028cat", "cat", True),
         ("\ud800 cat", "cat", True),
@@ -437,6 +440,7 @@ def test_what_is_refused(out, concepts, tmp_path, in_this_process):
         ("bad.json", b"{", "cannot be read"),
         ("dict.json", b'{"cat": 1}', "expected a list of texts"),
         ("numbers.json", b'["cat", 1]', "expected a list of texts"),
+        ("half.json", b'["cat", "\\ud800"]', r"half.json: '\\ud800' is no text"),
         ("other.csv", b"name\ncat\n", r"expected a column 'concept'.*--concept-column"),
         ("cat.xlsx", b"PK", r"expected concepts as .txt, .json, or a table"),
     ):
@@ -461,6 +465,10 @@ def test_what_is_refused(out, concepts, tmp_path, in_this_process):
         text_column="image_embedding",
     )
     refused(OutputError, "finds the rows of both", concepts, 5, counts=out / "counts")
+    refused(OutputError, "finds the rows of both", concepts, 5, out / "inside")
+    elsewhere = tmp_path / "elsewhere"
+    for place in (elsewhere, elsewhere / "counts"):
+        refused(ConfigError, "is for what is remembered", concepts, 5, elsewhere, counts=place)
     assert not {*COLUMNS} & {*pq.read_schema(out / "00000.parquet").names}
     # Columns of these names that others made are not replaced, but by a word.
     write(out, captions_of(FILES * ROWS), concepts=[["mine"]] * FILES * ROWS)
@@ -599,6 +607,10 @@ def test_a_recipe_balances_what_passes(tmp_path, in_this_process):
         ({"concept": "x", **balance}, r"balance: unknown \['concept'\]. There are concepts, most"),
         ({"concepts": balance["concepts"]}, "most is not given"),
         ({**balance, "most": "20"}, "most='20': expected a whole number"),
+        ({**balance, "match_case": "no"}, "match_case='no': expected true or false"),
+        ({**balance, "seed": True}, "seed=True: expected a whole number"),
+        ({**balance, "prefix": 5}, "prefix=5: expected text"),
+        ([], "balance: expected {concepts: FILE, most: ROWS}"),
     ):
         with pytest.raises(ConfigError, match=match):
             Recipe(balance=wrong)
@@ -607,6 +619,55 @@ def test_a_recipe_balances_what_passes(tmp_path, in_this_process):
     with pytest.raises(ConfigError, match="balance: there is no column 'alt'"):
         curate(tmp_path / "data", tmp_path / "new", Recipe(balance={**balance, "text_column": "alt"}))
     assert not (tmp_path / "new").exists()
+
+
+def test_a_recipe_keeps_the_datasets_own_columns(tmp_path, in_this_process):
+    keys = write_dataset(tmp_path / "data", 2, 10)
+    for path in (tmp_path / "data").glob("*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.append_column("concepts", pa.array([["mine"]] * len(table))), path)
+    (tmp_path / "concepts.txt").write_text(f"Caption\n{keys[0]}")
+    balance = {"concepts": str(tmp_path / "concepts.txt"), "most": 20}
+    with pytest.raises(ConfigError, match=r"own named \['concepts'\].*prefix"):
+        curate(tmp_path / "data", tmp_path / "out", Recipe(balance=balance))
+    assert not (tmp_path / "out" / "shards").exists()
+    curate(tmp_path / "data", tmp_path / "out", Recipe(balance={**balance, "prefix": "meta_"}))
+    exported = pq.read_table([*(tmp_path / "out" / "shards").glob("*.parquet")])
+    assert (
+        exported["concepts"].to_pylist() == [["mine"]] * 20
+        and max(exported["meta_concepts"].to_pylist()) == 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "folder"), [(adding, "passing"), (filtering, "passing"), (filtering, "balanced")]
+)
+def test_nothing_is_exported_by_files_of_before(tmp_path, in_this_process, monkeypatch, module, folder):
+    """A second recipe, of which the disk does not take one file: that of the first one lies there."""
+    keys = write_dataset(tmp_path / "data", 3, 20)
+    (tmp_path / "concepts.txt").write_text("\n".join(["Caption", *keys[::7]]))
+    first, second = (
+        Recipe(where=where, balance={"concepts": str(tmp_path / "concepts.txt"), "most": most})
+        for where, most in (("key > ''", 60), (f"key > '{keys[2]}'", 6))
+    )
+    curate(tmp_path / "data", tmp_path / "out", first)
+    write_table = module.write_table
+
+    def failing(path, *arguments, **options):
+        if str(path).endswith(f"{folder}/00001.parquet"):
+            raise OSError(5, "Input/output error")
+        return write_table(path, *arguments, **options)
+
+    monkeypatch.setattr(module, "write_table", failing)
+    before = states(tmp_path / "out" / "shards")
+    with pytest.raises(
+        ShardError, match=rf"00001: could not be written to {folder}, and nothing was exported"
+    ):
+        curate(tmp_path / "data", tmp_path / "out", second, overwrite=True)
+    assert states(tmp_path / "out" / "shards") == before
+    monkeypatch.undo()
+    again = curate(tmp_path / "data", tmp_path / "out", second, overwrite=True)
+    assert again.kept == curate(tmp_path / "data", tmp_path / "new", second).kept < 60
 
 
 def test_in_a_store(concepts, tmp_path, in_this_process):

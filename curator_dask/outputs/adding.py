@@ -34,7 +34,7 @@ from curator_dask.frames.parquet import (
 from curator_dask.frames.record import BALANCE, LACKING, TABLE, TEXTS, FileRecord, inputs_of
 from curator_dask.outputs.failed import none_there, output_files
 from curator_dask.outputs.placing import locate
-from curator_dask.outputs.saving import opened
+from curator_dask.outputs.saving import check_not_inside, opened
 from curator_dask.outputs.stale import without_stale
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import noticing, summed, without_not_made
@@ -212,6 +212,7 @@ def add_columns(
     source = target = Output(locate(path, options), options, output is None, overwrite, False)
     if output is not None and locate(output, output_options) != source.folder:
         target = Output(locate(output, output_options), output_options, False, overwrite, False)
+        check_not_inside(source.folder, target.folder)
     summary = SaveSummary("", opened=False) if summary is None else summary
     summary.path = target.folder
     with opened(target.folder, target.options):

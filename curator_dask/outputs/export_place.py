@@ -166,12 +166,12 @@ class ExportPlace:
         for number in todo:
             remove(manifest.file(f"{names[number]}.parquet"), options)
 
-    def check_space(self, needed: int, at_most: bool = False) -> int | None:
-        """Bytes that are free, None in a store; raises OutputError where so many are not, unless it may be fewer."""
+    def check_space(self, needed: int, by_old_sizes: bool = False) -> int | None:
+        """Bytes that are free, None in a store; raises OutputError where so many are not, unless images shrink."""
         if is_remote(self.target.path):
             return None
         free = shutil.disk_usage(self.target.path).free
-        if needed > free and not at_most:
+        if needed > free and not by_old_sizes:
             raise OutputError(
                 f"{self.target.path}: the new tars need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: make"
                 " room, give another path, or choose fewer samples"

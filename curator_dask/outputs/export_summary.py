@@ -44,8 +44,8 @@ class ExportSummary:
     needed, free
         Bytes that the others were estimated to take before they were written, with what lies beside them; and those
         that were free then, None in a store.
-    at_most
-        Whether fewer are needed, as images are made smaller: how many, is known when it is done.
+    by_old_sizes
+        Whether that is by the sizes that images had before they were made smaller.
     planned
         Nothing was written: this is what an export would do.
     fields
@@ -88,7 +88,7 @@ class ExportSummary:
     bytes: int = 0
     needed: int = 0
     free: int | None = None
-    at_most: bool = False
+    by_old_sizes: bool = False
     planned: bool = False
     fields: Counter[str] = field(default_factory=Counter)
     habits: list[str] = field(default_factory=list)
@@ -190,10 +190,12 @@ class ExportSummary:
         ]
         if self.planned:
             free = "" if self.free is None else f", {sized(self.free)} are free"
+            by = " by the sizes that images have now" if self.by_old_sizes else ""
             lines[1] = (
                 f"  a dry run: {counted(self.shards - self.skipped, 'tar')} to write, {self.skipped:,} finished"
-                f" before; {'at most' if self.at_most else 'about'}"
-                f" {sized(self.needed)} are needed{free}; {self.seconds:.1f} s"
+                f" before; about"
+                f" {sized(self.needed)} are needed{by}{free};"
+                f" {self.seconds:.1f} s"
             )
         for clause, count in self.passing.items():
             null = f", {self.unknown[clause]:,} unknown (null)" if self.unknown.get(clause) else ""

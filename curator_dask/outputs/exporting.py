@@ -362,8 +362,8 @@ class _Export:
         options = self._options
         self.place.clear(names, todo, this, options.overwrite, only_look=True)
         summary.needed = total_bytes * len(todo) // max(1, len(shards)) + tarfile.RECORDSIZE * len(todo)
-        summary.at_most = options.shrinking is not None
-        summary.free = self.place.check_space(summary.needed, summary.at_most)
+        summary.by_old_sizes = options.shrinking is not None
+        summary.free = self.place.check_space(summary.needed, summary.by_old_sizes)
         summary.planned = options.dry_run
         if options.dry_run:
             return

@@ -167,14 +167,21 @@ def check_writable(folder: str) -> None:
 
 def check_apart(source: str, target: str) -> None:
     """Raise OutputError where one folder is the other, or in it, by whatever name."""
-    here, there = (
-        each if is_remote(each) else os.path.realpath(local_path(each)) for each in (source, target)
-    )
-    if here == there:
+    if _real(source) == _real(target):
         raise OutputError(
             f"{target}: is read from, and what does not pass would be lost: give another folder for the output"
         )
-    if there.startswith(f"{here.rstrip('/')}/") or here.startswith(f"{there.rstrip('/')}/"):
+    check_not_inside(source, target)
+
+
+def check_not_inside(source: str, target: str) -> None:
+    """Raise OutputError where one folder is in the other, by whatever name."""
+    here, there = (f"{_real(each).rstrip('/')}/" for each in (source, target))
+    if here != there and (there.startswith(here) or here.startswith(there)):
         raise OutputError(
             f"{target}: who reads the outer of this folder and {source} finds the rows of both: give a folder beside it"
         )
+
+
+def _real(folder: str) -> str:
+    return folder if is_remote(folder) else os.path.realpath(local_path(folder))

@@ -107,7 +107,7 @@ function labelling() {
   function told() {
     const name = at("name").value, count = (wanted) => [...labels.values()].filter((label) => label === wanted).length;
     const [yes, no] = [count("yes"), count("no")];
-    const wrong = !/^\w+$/.test(name) ? "A name has letters, digits and _." : data.columns.includes(name.toLowerCase()) ? `There is a column ${name}: its scores would have no name.` : "";
+    const wrong = !/^\w+$/.test(name) ? "A name has letters, digits and _." : data.columns.includes(name.toLowerCase()) ? `There is a column ${name}, so its scores would have no name: give another in the field Label.` : "";
     const few = Math.min(yes, no) < ENOUGH ? ` At least ${ENOUGH} of each are needed; some hundred make a good head.` : "";
     at("count").textContent = `${integer.format(yes)} yes, ${integer.format(no)} no.${few} ${wrong}`;
     at("save").disabled = Boolean(wrong) || !labels.size;

@@ -106,7 +106,7 @@ class BalanceSummary:
         ]
         if self.most is not None:
             lines += [
-                f"  {self.tail:,} in fewer than {self.most:,} rows, of which all are kept",
+                f"  {self.tail:,} in fewer than {self.most:,} rows: all rows with one of these are kept",
                 f"  {self.kept:,} rows balanced ({_share(self.kept, self.rows)}), {self.expected:,.1f} expected",
             ]
         # Below those that keep all that can be kept, but for the last of these.
@@ -209,6 +209,8 @@ def balance_output(
     options = storage_options
     source = Output(locate(os.fspath(path), options), options, output is None, overwrite, False)
     place = _place(source.folder, counts, options)
+    if output is not None:
+        _check_place(place, locate(os.fspath(output), options))
     names = output_files(source.folder, options)
     if not names:
         raise OutputError(none_there(source.folder))
@@ -270,6 +272,16 @@ def _place(folder: str, counts: str | os.PathLike[str] | None, options: Options)
             f"{folder}: nothing can be beside a bucket: say where counts go (counts=, --counts)"
         )
     return f"{folder}{BALANCE_SUFFIX}"
+
+
+def _check_place(place: str, target: str) -> None:
+    try:
+        check_apart(target, place)
+    except OutputError:
+        raise ConfigError(
+            f"{place}: is for what is remembered, and {target} for the rows: give a folder beside it for one of them"
+            " (counts, --counts)"
+        ) from None
 
 
 def _check_columns(

@@ -76,6 +76,13 @@ class ConceptList:
             There is no such file, it cannot be read, or it has no concept.
         """
         given = _texts_in(os.fsdecode(path), column, options)
+        for text in given:
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise DatasetError(
+                    f"{os.fsdecode(path)}: {text!r} is no text: half of a UTF-16 pair stands alone in it"
+                ) from None
         each = [spaced([text], match_case) for text in given]
         first: dict[bytes, str] = {}
         for words, text in zip(each, given, strict=True):

@@ -33,6 +33,9 @@ _UNSPACED = re.compile(
     "\u0e00-\u0fff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff\u19e0-\u19ff]"
 )
 
+#: What chooses how the character before it is drawn (Variation Selectors, and their Supplement): it parts no words.
+_SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+
 
 def spaced(texts: Sequence[str], match_case: bool = False) -> bytes:
     r"""The words of texts with a space around each, the texts parted by a newline: UTF-8.
@@ -50,7 +53,7 @@ def spaced(texts: Sequence[str], match_case: bool = False) -> bytes:
         text = text if match_case else text.lower()
         apart: Iterable[str] = _ASCII_APART
     else:
-        text = unicodedata.normalize("NFKC", text)
+        text = unicodedata.normalize("NFKC", _SELECTORS.sub("", text))
         if not match_case:
             text = unicodedata.normalize("NFKC", text.casefold())
         text = _UNSPACED.sub(r" \g<0> ", text)
