@@ -258,7 +258,7 @@ def _count_joined(summary: CurationSummary, tables: Sequence[TableColumns], plac
         if not found.found and found.without:
             raise NoMatchError(
                 f"join: {found.table}: has none of the rows: {found.examples_of_both}. Mend `join` in the recipe, or"
-                f" leave the table out, and run again with --overwrite: nothing was exported, {place} stays"
+                f" leave the table out, and run again; nothing was filtered or exported, {place} stays"
             )
 
 

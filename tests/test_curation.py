@@ -317,7 +317,7 @@ def test_a_joined_table_that_has_none_of_the_rows_ends_before_the_export(folder,
     assert f"{listed}: has none of the rows: {expected}" in said and f"of the table '{keys[0]}', " in said
     assert [each.name for each in out.iterdir()] == ["embeddings"]
     assert pq.read_table(out / "embeddings")["optout"].to_pylist() == [False] * len(keys)
-    code, said = run("key", "--overwrite", "--json", str(tmp_path / "said.json"))
+    code, said = run("key", "--json", str(tmp_path / "said.json"))
     assert code == 0, said
     assert f"joined {listed} on key=key: 5 rows found in the table, 19 without; 1 row of the table" in said
     (joined,) = json.loads((tmp_path / "said.json").read_text())["joined"]

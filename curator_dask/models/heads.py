@@ -194,7 +194,8 @@ def digest_of(path: str | Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise WeightsError(
-            f"{path}: cannot be read here: {error.strerror}. Give a path that the client and every worker see"
+            f"{path}: cannot be read here ({RELATIVE}): {error.strerror}. Give a path that the client and every"
+            " worker see"
         ) from error
 
 
