@@ -137,7 +137,7 @@ class TableColumns:
         names = output_files(folder, options)
         if not names:
             raise OutputError(none_there(folder))
-        found = FoundRows(table=self.path, on=f"{self.on}={self.key}")
+        found = FoundRows(table=table.path, on=f"{self.on}={self.key}")
         count_found(found, lookup, [join(folder, name) for name in names], options)
         return found
 
