@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 from curator_dask.errors import ConfigError
+from curator_dask.words import meant
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
@@ -41,6 +41,58 @@ def called_as(example: str) -> Callable[[Callable[Given, Made]], Callable[Given,
     return decorate
 
 
+def names_of(make: Callable[..., object]) -> tuple[str, ...]:
+    """The arguments that a class or function takes by name; not those that it takes as others' (``**options``)."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return tuple(each.name for each in inspect.signature(make).parameters.values() if each.kind in named)
+
+
+def check_names(what: str, given: Collection[Any], names: Collection[str]) -> None:
+    """Raise ConfigError where one of the given names is not among those that there are.
+
+    Parameters
+    ----------
+    what
+        Whose arguments they are, for the error.
+    given, names
+        The names that a user gives, and all that there are.
+    """
+    for name in given:
+        if name not in names:
+            hint = meant(str(name), [*names])
+            raise ConfigError(f"{what}: there is no argument {name!r}{hint}. There are {', '.join(names)}")
+
+
+def make_of(
+    what: str, make: Callable[..., Made], given: Mapping[Any, Any], taken: Collection[str] = (), **more: Any
+) -> Made:
+    """What a class or function makes of the arguments that a user's file gives.
+
+    Parameters
+    ----------
+    what
+        The name in the file, for the error.
+    make
+        The class or function.
+    given
+        Its arguments by name.
+    taken
+        Names among its arguments that a file does not give.
+    more
+        Other arguments.
+
+    Raises
+    ------
+    ConfigError
+        It takes no such arguments, or lacks one.
+    """
+    check_names(what, given, [name for name in names_of(make) if name not in taken])
+    try:
+        return make(**given, **more)
+    except TypeError as error:
+        raise ConfigError(f"{what}: {error}") from None
+
+
 def _told(
     name: str,
     signature: inspect.Signature,
@@ -54,9 +106,7 @@ def _told(
     placed = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
     names = [each.name for each in parameters]
     if unknown := [each for each in named if each not in names]:
-        near = difflib.get_close_matches(unknown[0], names, n=2)
-        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-        said = f"has no argument {unknown[0]!r}{hint}; it has {', '.join(names)}"
+        said = f"has no argument {unknown[0]!r}{meant(unknown[0], names)}; it has {', '.join(names)}"
     elif len(given) > len(placed):
         others = [each for each in names if each not in placed]
         said = f"takes {', '.join(placed)} by position, got {', '.join(map(repr, given))}. "

@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 from curator_dask.cluster.setup import OpenWorkers, at_work
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import ConfigError, NoColumnError, ShardError
+from curator_dask.errors import ConfigError, NoColumnError, NoMatchError, ShardError
 from curator_dask.frames.names import CAPTION_COLUMN, EMBEDDING_COLUMN
 from curator_dask.frames.parquet import read_footer
 from curator_dask.image.statistics import ImageStatistics
@@ -30,6 +30,7 @@ from curator_dask.rows.image_files import captions_of
 from curator_dask.rows.reading import choose_source
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.storage import Options, absolute, is_remote, join
+from curator_dask.tables import TableColumns
 from curator_dask.text.balance import balance_output
 from curator_dask.text.drawing import COLUMNS as BALANCE_COLUMNS
 from curator_dask.text.drawing import DRAWN
@@ -80,6 +81,8 @@ def curate(
 
     Raises
     ------
+    NoMatchError
+        A table that was joined has none of the rows. What was embedded stays, and nothing is exported.
     CuratorError
         As of the steps.
     """
@@ -128,6 +131,7 @@ def curate(
             f"{name}: its rows could not be read, and nothing was filtered: {why}. Mend it, or leave it out, and run"
             " again"
         )
+    _count_joined(summary, recipe.joins(), place)
     if recipe.balance is not None:
         _check_balance_columns(place, recipe)
     # The files between are this recipe's alone, so what an earlier one has left there is always replaced.
@@ -242,6 +246,20 @@ def _check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
     for name, column in named.items():
         if column is not None and column not in columns:
             raise ConfigError(f"{name}: there is no column {column!r}. The rows will have {columns}")
+
+
+def _count_joined(summary: CurationSummary, tables: Sequence[TableColumns], place: str) -> None:
+    """Count the rows that tables have; raise NoMatchError where one has none."""
+    for number, table in enumerate(tables):
+        if any(table.on in later.names for later in tables[number + 1 :]):
+            continue  # what the rows were found by is there no more
+        found = table.found_in(place)
+        summary.joined.append(found)
+        if not found.found and found.without:
+            raise NoMatchError(
+                f"join: {found.table}: has none of the rows: {found.examples_of_both}. Mend `join` in the recipe, or"
+                f" leave the table out, and run again; nothing was filtered or exported, {place} stays"
+            )
 
 
 def _with_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> ImageTextPairDataset:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from curator_dask.arguments import check_names, make_of
 from curator_dask.decode.spec import check_counts
 from curator_dask.dedup import SemanticDeduplication
 from curator_dask.errors import ConfigError
@@ -26,9 +26,10 @@ from curator_dask.models.sources import Sources
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.rows.best import check_best
 from curator_dask.rows.capped import check_cap
-from curator_dask.storage import absolute, is_remote
+from curator_dask.storage import absolute, is_remote, looked_for
 from curator_dask.tables import TableColumns
 from curator_dask.text.concepts import CONCEPT_COLUMN, ConceptList
+from curator_dask.words import meant
 
 _BEGINS = "'model: resnet50', with a name and its value in each line (docs/curation.md)"
 _TYPES = {str: "text", int: "a whole number", bool: "true or false"}
@@ -42,6 +43,8 @@ _BALANCE: dict[str, type] = {
     "seed": int,
     "prefix": str,
 }
+#: Arguments of an export that a recipe gives for all steps.
+_OF_ALL_STEPS = ("where", "without", "overwrite", "dry_run")
 _TIMMS = {"pretrained": True, "output": "auto", "checkpoint_path": None, "model_kwargs": {}}
 
 
@@ -139,11 +142,11 @@ class Recipe:
         if self.model is None and wants:
             hashes = ", or duplicates by hashes alone (exact)" if "duplicates" in wants else ""
             raise ConfigError(f"{', '.join(wants)}: needs vectors: give a model{hashes}")
-        if taken := {"where", "without", "overwrite", "dry_run"} & {*self.export}:
-            raise ConfigError(f"export: {sorted(taken)} is not given there, but for all steps")
         for name in ("model_options", "balance", "duplicates", "export", "near", "clusters"):
             if not isinstance(getattr(self, name) or {}, Mapping):
                 raise ConfigError(f"{name}: expected names and values, found {getattr(self, name)!r}")
+        if taken := {*_OF_ALL_STEPS} & {*(self.export or {})}:
+            raise ConfigError(f"export: {sorted(taken)} is not given there, but for all steps")
         for name, values in (("near", "folders"), ("clusters", "files of centroids")):
             given = getattr(self, name) or {}
             if not all(isinstance(each, str) and each for pair in given.items() for each in pair):
@@ -181,7 +184,9 @@ class Recipe:
         try:
             found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ConfigError(f"{path}: there is no such file. A recipe begins so: {_BEGINS}") from None
+            raise ConfigError(
+                f"{path}: there is no such file{looked_for(path)}. A recipe begins so: {_BEGINS}"
+            ) from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             said = " ".join(str(error).split())
             raise ConfigError(
@@ -194,9 +199,8 @@ class Recipe:
         known = [each.name for each in fields(cls)]
         for name in found:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f": did you mean {near[0]}?" if near else "."
-                raise ConfigError(f"{path}: unknown name {name!r}{hint} There are {', '.join(known)}")
+                hint = meant(str(name), known)
+                raise ConfigError(f"{path}: unknown name {name!r}{hint}. There are {', '.join(known)}")
         return cls(**found)
 
     @property
@@ -262,10 +266,7 @@ class Recipe:
             raise ConfigError(
                 f"join={given!r}: expected a list of tables, as [{{'table': 'labels.csv', 'on': 'key=id'}}]"
             )
-        try:
-            return [TableColumns(**each) for each in given]
-        except TypeError as error:
-            raise ConfigError(f"join: {error}") from None
+        return [make_of("join", TableColumns, each) for each in given]
 
     def sources(self) -> Sources | None:
         """All files that decide what is in ``embeddings``, but the shards; None where they are not all here."""
@@ -295,8 +296,7 @@ class Recipe:
             return
         if not isinstance(self.balance, Mapping):
             raise ConfigError(f"balance: expected {{concepts: FILE, most: ROWS}}, found {self.balance!r}")
-        if unknown := sorted({*self.balance} - {*_BALANCE}):
-            raise ConfigError(f"balance: unknown {unknown}. There are {', '.join(_BALANCE)}")
+        check_names("balance", self.balance, _BALANCE)
         if lacking := [name for name in ("concepts", "most") if self.balance.get(name) is None]:
             raise ConfigError(
                 f"balance: expected concepts, a file, and most, a number of rows; {' and '.join(lacking)} is not given"
@@ -316,17 +316,12 @@ class Recipe:
         """What finds duplicates, if it is asked for."""
         if self.duplicates is None:
             return None
-        try:
-            return SemanticDeduplication(**self.duplicates)
-        except TypeError as error:
-            raise ConfigError(f"duplicates: {error}") from None
+        return make_of("duplicates", SemanticDeduplication, self.duplicates)
 
     def options(self, overwrite: bool, without: str | None = None) -> ExportOptions:
         """Of the export."""
-        try:
-            return ExportOptions(**self.export, overwrite=overwrite, without=without)
-        except TypeError as error:
-            raise ConfigError(f"export: {error}") from None
+        given = self.export or {}
+        return make_of("export", ExportOptions, given, _OF_ALL_STEPS, overwrite=overwrite, without=without)
 
 
 def _with_on(given: Mapping[Any, Any]) -> dict[Any, Any]:

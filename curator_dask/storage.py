@@ -30,6 +30,9 @@ logger = logging.getLogger("curator_dask")
 T = TypeVar("T")
 Options = Mapping[str, Any] | None
 
+RELATIVE = "paths are relative to the folder in which the command runs"
+"""For errors of files that are not there."""
+
 TRIES = 5
 """Times that a call to a store is tried before it is given up; the pauses between add up to about 8 seconds."""
 
@@ -73,6 +76,14 @@ def absolute(path: str, options: Options = None) -> str:
     fs, inside = filesystem(path, options)
     protocol, mark, rest = fs.unstrip_protocol(inside).partition("://")
     return f"{protocol}{mark}{rest.rstrip('/')}"
+
+
+def looked_for(path: str | os.PathLike[str]) -> str:
+    """Where a path was looked for that is not there, for an error; empty where that is what was given."""
+    text = os.fspath(path)
+    if is_remote(text) or local_path(text) == absolute(text):
+        return ""
+    return f" at {absolute(text)} ({RELATIVE})"
 
 
 def join(folder: str, name: str) -> str:

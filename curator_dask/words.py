@@ -19,6 +19,11 @@ def meant(name: str, names: Sequence[str]) -> str:
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
+def none_of_these(name: str, names: Sequence[str]) -> str:
+    """That there is no such column, in words."""
+    return f"there is no column {name!r}{meant(name, names)}. There are {[*names]}"
+
+
 def sized(number: float) -> str:
     """Bytes in the unit that suits them: ``20.5 kB``."""
     for unit in ("bytes", "kB", "MB", "GB"):

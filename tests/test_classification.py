@@ -295,7 +295,7 @@ def test_wrong_arguments(tmp_path, vit):
         ({"classes": {"x": []}}, r"classes\['x'\]=\[\]"),
         ({"classes": ["cat"]}, "expected classes by column"),
         ({"decoder": "opencv"}, "decoder='opencv'"),
-        ({"batchsize": 3}, r"no argument \['batchsize'\]"),
+        ({"batchsize": 3}, r"no argument 'batchsize' \(did you mean batch_size.*There are model_name"),
         ({"class_names": tmp_path / "none.txt"}, "--class-names"),
         ({"pretrained": False}, "is transformers' and does not take pretrained"),
     ):

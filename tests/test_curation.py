@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from curator_dask.cli import app, options
 from curator_dask.cluster import client
 from curator_dask.curation import Recipe, curate
-from curator_dask.errors import ConfigError
+from curator_dask.errors import ConfigError, CuratorError
 from curator_dask.models import sources
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -204,7 +204,7 @@ def test_a_folder_of_images_with_a_table_of_captions(tmp_path):
         ("where: [a]", "where: expected text"),
         ("model: test_vit\naesthetic: 3", "aesthetic: expected the path of a head's file"),
         ("statistics: {width: 1}", "statistics=.*: expected a list of names"),
-        ("modell: test_vit", r"unknown name 'modell': did you mean model\?"),
+        ("modell: test_vit", r"unknown name 'modell' \(did you mean model\?\)\. There are model, "),
         ("- a", "expected names and values, found list"),
         ("a: [", "not a YAML file"),
         ("aesthetic: true", "aesthetic: needs vectors: give a model"),
@@ -221,6 +221,19 @@ def test_a_folder_of_images_with_a_table_of_captions(tmp_path):
         ("model: test_vit\nduplicates: {eps: 3}", "eps=3"),
         ("export: {where: a}", r"export: \['where'\] is not given there"),
         ("export: {samples: 3}", "export: .*samples"),
+        (
+            "export: {maxside: 3}",
+            r"export: .*'maxside' \(did you mean max_side.*There are filter_column, .*max_side",
+        ),
+        (
+            "model: test_vit\nduplicates: {embeding_column: a}",
+            r"duplicates: .*\(did you mean embedding_column.*There are eps, ",
+        ),
+        ("balance: {concept: a, most: 3}", r"balance: .*'concept' \(did you mean concepts"),
+        (
+            "classify: [{model_name: test_vit, clases: {}}]",
+            r"'clases' \(did you mean classes.*There are model_name, .*batch_size",
+        ),
     ],
 )
 def test_a_recipe_that_cannot_be(tmp_path, text, message):
@@ -260,6 +273,56 @@ def test_what_a_recipe_names_is_looked_at_before_workers_start(folder, tmp_path,
     (tmp_path / "recipe.yaml").write_text(f"{config}join: [{{table: {tmp_path}/labels.csv, on: key}}]\n")
     done = CliRunner().invoke(app, [*command, "--cluster", "cpu", "--workers", "1"])
     assert isinstance(done.exception, Started)
+
+
+def test_a_file_that_is_not_there_is_told_with_where_it_was_looked_for(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    relative = "paths are relative to the folder in which the command runs"
+    for given, name in (
+        ({"balance": {"concepts": "concepts.txt", "most": 3}}, "concepts.txt"),
+        ({"balance": {"concepts": "concepts.csv", "most": 3}}, "concepts.csv"),
+        ({"join": [{"table": "optout.txt", "mark": "optout"}]}, "optout.txt"),
+        ({"model": "test_vit", "near": {"like": "wanted"}}, "wanted"),
+        ({"model": "test_vit", "nsfw": "head.pth"}, "head.pth"),
+        ({"model": "test_vit", "clusters": {"cluster": "some.safetensors"}}, "some.safetensors"),
+    ):
+        if "model" in given:
+            given["model_options"] = {"pretrained": False}
+        with pytest.raises(CuratorError) as caught:
+            curate(folder, tmp_path / "out", Recipe(**given))
+        assert f"{tmp_path / name}" in str(caught.value) and relative in str(caught.value), caught.value
+    with pytest.raises(ConfigError, match=f"at {tmp_path}/recipe.yaml .{relative}"):
+        Recipe.read("recipe.yaml")
+    with pytest.raises(CuratorError) as caught:  # it says where already
+        curate(folder, tmp_path / "out", Recipe(join=[{"table": f"{tmp_path}/no.csv"}]))
+    assert relative not in str(caught.value)
+
+
+def test_a_joined_table_that_has_none_of_the_rows_ends_before_the_export(folder, tmp_path):
+    """Else all that were to be left out are exported."""
+    keys = [f"{shard:03}{sample:03}" for shard in range(SHARDS) for sample in range(SAMPLES)]
+    listed, config, out = tmp_path / "optout.txt", tmp_path / "recipe.yaml", tmp_path / "out"
+    listed.write_text("".join(f"{key}\n" for key in [*keys[:5], "nobody"]))
+    text = f"join: [{{table: {listed}, on: caption, mark: optout}}]\nwhere: not optout\n"
+    command = ["curate", str(folder), str(out), "--config", str(config), "--cluster", "cpu", "--workers", "1"]
+
+    def run(on, *words):
+        config.write_text(text.replace("caption", on))
+        done = CliRunner().invoke(app, [*command, *words])
+        return done.exit_code, " ".join(done.output.split())
+
+    code, said = run("caption")
+    assert code == 1, said
+    expected = f"column 'caption' of the rows has 'caption of {keys[0]}', "
+    assert f"{listed}: has none of the rows: {expected}" in said and f"of the table '{keys[0]}', " in said
+    assert [each.name for each in out.iterdir()] == ["embeddings"]
+    assert pq.read_table(out / "embeddings")["optout"].to_pylist() == [False] * len(keys)
+    code, said = run("key", "--json", str(tmp_path / "said.json"))
+    assert code == 0, said
+    assert f"joined {listed} on key=key: 5 rows found in the table, 19 without; 1 row of the table" in said
+    (joined,) = json.loads((tmp_path / "said.json").read_text())["joined"]
+    assert (joined["found"], joined["without"], joined["unasked"], joined["without_key"]) == (5, 19, 1, 0)
+    assert {*samples_in(out / "shards")} == {*keys[5:]}
 
 
 def test_a_reference_in_a_store_is_looked_at_each_time(tmp_path):

@@ -558,6 +558,8 @@ def test_a_dataset_gets_what_files_get(tmp_path):
     lazy, files = (read_output(tmp_path / name) for name in ("lazy", "files"))
     assert lazy.equals(files.select(lazy.column_names))
     assert lazy["there"].to_pylist() == [key != keys[0] for key in lazy["key"].to_pylist()]
+    found = adds.found_in(tmp_path / "lazy")
+    assert (found.found, found.without, found.unasked) == (len(keys) - 1, 1, 0)
     again = join_output(tmp_path / "lazy", tmp_path / "t.parquet", "key=id", ["label", "score"], "there")
     assert again.written == 0
     assert len(adds(dataset).filter("score > 0 and there").compute()) == len(keys) - 1

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from curator_dask.errors import ConfigError
+from curator_dask.storage import RELATIVE
 from curator_dask.words import meant
 
 ACTIVATIONS = ("auto", "softmax", "sigmoid", "none")
@@ -118,7 +119,7 @@ def read_class_names(given: Sequence[str] | str | os.PathLike[str]) -> tuple[str
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"class_names={os.fspath(given)!r} (--class-names): expected a list, or a text file with the name of a"
-                f" class in each line: {error}"
+                f" class in each line ({RELATIVE}): {error}"
             ) from None
         given = [line.strip() for line in lines if line.strip()]
     if not isinstance(given, Sequence) or not given or not all(isinstance(each, str) for each in given):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from curator_dask.errors import WeightsError
 from curator_dask.models.weights import first_line
+from curator_dask.storage import RELATIVE
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +137,9 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file here. Give a path that the client and every worker see")
+        raise WeightsError(
+            f"{path}: no such file here ({RELATIVE}). Give a path that the client and every worker see"
+        )
     with path.open("rb") as file:
         start = file.read(256)
     if re.match(rb"\s*<(!doctype|html|head|\?xml)", start, re.IGNORECASE):
@@ -191,7 +194,8 @@ def digest_of(path: str | Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise WeightsError(
-            f"{path}: cannot be read here: {error.strerror}. Give a path that the client and every worker see"
+            f"{path}: cannot be read here ({RELATIVE}): {error.strerror}. Give a path that the client and every"
+            " worker see"
         ) from error
 
 

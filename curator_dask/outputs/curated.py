@@ -38,6 +38,8 @@ class CurationSummary:
         In the new shards.
     steps
         The summaries of the steps, by folder.
+    joined
+        Of each table that was joined, how many rows it has, as `curator_dask.tables.TableColumns.found_in` counts them.
     complete
         Every shard was read and written.
     seconds
@@ -53,12 +55,14 @@ class CurationSummary:
     missing: int = 0
     kept: int = 0
     steps: dict[str, Any] = field(default_factory=dict)
+    joined: list[Any] = field(default_factory=list)
     complete: bool = True
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: the attributes, the steps as their own `to_dict` gives them."""
-        return {**vars(self), "steps": {name: each.to_dict() for name, each in self.steps.items()}}
+        steps = {name: each.to_dict() for name, each in self.steps.items()}
+        return {**vars(self), "steps": steps, "joined": [vars(each) for each in self.joined]}
 
     def __str__(self) -> str:
         lines = [
@@ -69,4 +73,5 @@ class CurationSummary:
                 continue
             count = getattr(self, name)
             lines += [f"  {name:10} {count:>9,} ({count / max(1, self.rows):.1%})"]
+        lines += [f"  joined {each.table} on {each.on}: {each.told}" for each in self.joined]
         return "\n".join(lines)

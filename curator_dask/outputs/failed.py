@@ -17,7 +17,7 @@ import pyarrow as pa
 from curator_dask.frames.names import ERRORS_SUFFIX
 from curator_dask.frames.parquet import list_parquet, read_record, remove_leftovers, write_table
 from curator_dask.frames.record import FileRecord
-from curator_dask.storage import Options, absolute, exists, is_remote, join, remove
+from curator_dask.storage import RELATIVE, Options, absolute, exists, is_remote, join, remove
 from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
@@ -70,7 +70,7 @@ def none_there(path: str) -> str:
     if place.is_file():
         return f"{path}: no Parquet file is there, for this is a file itself. Give its folder, {place.parent}"
     if not place.is_dir():
-        return f"{path}: no Parquet file is there, nor such a folder. {give}"
+        return f"{path}: no Parquet file is there, nor such a folder ({RELATIVE}). {give}"
     shown = (each.name for each in place.iterdir() if not each.name.startswith("."))
     some = ", ".join(itertools.islice(shown, _FEW))
     return f"{path}: no Parquet file is there{f', but {some}' if some else ''}. {give}"

@@ -15,7 +15,7 @@ from curator_dask.frames.names import ERROR_COLUMN, FILE_COLUMN, URL_COLUMN
 from curator_dask.rows.caption_files import TABLES, nameless_of, read_captions
 from curator_dask.rows.reading import ReadShard
 from curator_dask.rows.remarks import fact_of, remark
-from curator_dask.storage import Options, absolute, is_remote, read_bytes
+from curator_dask.storage import RELATIVE, Options, absolute, is_remote, read_bytes
 from curator_dask.webdataset.folders import is_folder_shard, walk
 from curator_dask.webdataset.opening import open_shard
 from curator_dask.webdataset.samples import key_text
@@ -56,7 +56,8 @@ class CaptionTable:
         except ShardError as error:
             if not is_remote(self.path) and not os.path.exists(self.path):  # noqa: PTH110
                 raise DatasetError(
-                    f"captions: {self.path}: there is no such file. Give a table ({', '.join(TABLES)}), txt or none"
+                    f"captions: {self.path}: there is no such file ({RELATIVE}). Give a table ({', '.join(TABLES)}),"
+                    " txt or none"
                 ) from None
             raise DatasetError(f"captions: {error}") from None
         return _TABLES.get((self.path, state), self._read)

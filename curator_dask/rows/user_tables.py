@@ -22,7 +22,16 @@ from curator_dask.frames.parquet import list_parquet, open_parquet
 from curator_dask.rows.caption_files import TABLES, read_table, tidy
 from curator_dask.rows.key_column import KeyColumn
 from curator_dask.rows.lookup import key_texts, looks_whole, pairs_to_hex
-from curator_dask.storage import Options, absolute, filesystem, is_remote, local_path, patiently, read_bytes
+from curator_dask.storage import (
+    Options,
+    absolute,
+    filesystem,
+    is_remote,
+    local_path,
+    looked_for,
+    patiently,
+    read_bytes,
+)
 from curator_dask.webdataset.stamps import stamp
 
 #: Suffixes of files that are lists of values.
@@ -80,7 +89,7 @@ class UserTable:
         there = (
             "no Parquet file is there" if Path(local_path(table.path)).is_dir() else "there is no such file"
         )
-        raise DatasetError(f"{text}: {there}. Give a table ({kinds})")
+        raise DatasetError(f"{text}: {there}{looked_for(text)}. Give a table ({kinds})")
 
     @cached_property
     def files(self) -> tuple[str, ...]:

@@ -13,19 +13,22 @@ import numpy as np
 import pyarrow as pa
 
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import ConfigError, DatasetError, ShardError
+from curator_dask.errors import ConfigError, DatasetError, OutputError, ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.record import ON, TABLE, FileRecord
+from curator_dask.outputs.failed import none_there, output_files
+from curator_dask.outputs.placing import locate
 from curator_dask.rows.lookup import Lookup, key_texts
 from curator_dask.rows.user_tables import UserTable
 from curator_dask.runs.passes import RowStep
 from curator_dask.runs.step import Known, Made, Rows, Work, types_of
-from curator_dask.storage import Options
+from curator_dask.storage import Options, join
+from curator_dask.tables.found import FoundRows, count_found
 from curator_dask.tables.held import HELD, HeldTable, check_memory, check_single
 from curator_dask.tokens import tokenize
-from curator_dask.words import meant
+from curator_dask.words import none_of_these
 
 
 class TableColumns:
@@ -108,6 +111,42 @@ class TableColumns:
         found = [record for record in records.values() if record is not None]
         return {name for each in found for name in (each.id_col or "key", *each.embeddings)}
 
+    def found_in(self, path: str | os.PathLike[str], options: Options = None) -> FoundRows:
+        """How many rows of an output the table has, such as of one that a pass with these columns has written.
+
+        Parameters
+        ----------
+        path
+            Of the output, which has the column of `on`. Of it alone it is read.
+        options
+            For fsspec, where `path` is a URL.
+
+        Raises
+        ------
+        DatasetError
+            The table cannot be read.
+        OutputError
+            There is no output, or it has no such column.
+        """
+        table = UserTable.find(self.path, self.key, self.storage_options)
+        with table.steady():
+            check_memory(table, [])
+            lookup = Lookup(*table.keys())
+            table.forget()
+        folder = locate(os.fspath(path), options)
+        names = output_files(folder, options)
+        if not names:
+            raise OutputError(none_there(folder))
+        found = FoundRows(table=table.path, on=f"{self.on}={self.key}")
+        count_found(found, lookup, [join(folder, name) for name in names], options)
+        return found
+
+    @property
+    def names(self) -> list[str]:
+        """Of the columns that it adds."""
+        wanted = self._wanted(UserTable.find(self.path, self.key, self.storage_options))
+        return [*wanted, *([] if self.mark is None else [self.mark])]
+
     @property
     def files(self) -> tuple[str, ...]:
         """Of the table."""
@@ -185,11 +224,6 @@ class TableColumns:
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({settings})"
-
-
-def none_of_these(name: str, names: Sequence[str]) -> str:
-    """That there is no such column, in words."""
-    return f"there is no column {name!r}{meant(name, names)}. There are {[*names]}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,55 +8,24 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from curator_dask.cluster.setup import OpenWorkers
-from curator_dask.errors import NoMatchError, OutputError
-from curator_dask.frames.faults import faults_told
-from curator_dask.frames.parquet import open_parquet
+from curator_dask.errors import NoMatchError
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.adding import AddedStep, add_columns
-from curator_dask.rows.lookup import Lookup
 from curator_dask.runs.summary import SaveSummary
-from curator_dask.storage import Options
-from curator_dask.tables.columns import TableColumns, none_of_these
-from curator_dask.threads import in_threads
-from curator_dask.words import counted
-
-_FEW = 3  # values that an error gives
+from curator_dask.tables.columns import TableColumns
+from curator_dask.tables.found import FoundRows, count_found
 
 
 @dataclass
-class JoinSummary(SaveSummary):
-    """What came of `join_output`, over all files, those that were finished before among them.
+class JoinSummary(FoundRows, SaveSummary):
+    """What came of `join_output`, over all files, those that were finished before among them."""
 
-    Attributes
-    ----------
-    found, without
-        Rows that the table has, and that it has not.
-    unasked
-        Rows of the table that no row asked for.
-    without_key
-        Rows of the table that were left out, for they have no value to be found by.
-    examples_of_both
-        Where no row was found, some values of the rows and of the table, in words; else empty.
-    """
-
-    found: int = 0
-    without: int = 0
-    unasked: int = 0
-    without_key: int = 0
-    examples_of_both: str = ""
+    __str__ = SaveSummary.__str__
 
     def _own_lines(self) -> list[str]:
-        left = f"; {counted(self.without_key, 'row')} of it without a value there, left out"
-        told = (
-            f"  {counted(self.found, 'row')} found in the table, {self.without:,} without;"
-            f" {counted(self.unasked, 'row')} of the table that no row asked for"
-            f"{left if self.without_key else ''}"
-        )
-        return [told, *([f"  NONE found: {self.examples_of_both}"] if self.examples_of_both else [])]
+        none = [f"  NONE found: {self.examples_of_both}"] if self.examples_of_both else []
+        return [f"  {self.told}", *none]
 
 
 def join_output(
@@ -109,11 +78,11 @@ def join_output(
         mark,
         storage_options=storage_options if table_storage_options is None else table_storage_options,
     )
-    summary = JoinSummary("", opened=False)
+    summary = JoinSummary("", opened=False, table=adds.path, on=f"{adds.on}={adds.key}")
 
     def steps(records: Mapping[str, FileRecord | None]) -> list[AddedStep]:
         step, lookup = adds.opened(adds.taken(records))
-        _count(summary, adds, lookup, list(records), storage_options)
+        count_found(summary, lookup, list(records), storage_options)
         if summary.examples_of_both and step.kinds:
             raise NoMatchError(f"{os.fspath(table)}: has none of the rows: {summary.examples_of_both}")
         return [step]
@@ -129,44 +98,3 @@ def join_output(
         summary=summary,
     )
     return summary
-
-
-def _count(
-    summary: JoinSummary, adds: TableColumns, lookup: Lookup, paths: Sequence[str], options: Options
-) -> None:
-    """Count what files' rows find, before anything is written."""
-    asked = np.zeros(len(lookup.texts), bool)
-
-    def look(path: str) -> tuple[int, int, list[Any]]:
-        with faults_told(path), open_parquet(path, options) as file:
-            names = file.schema_arrow.names
-            if adds.on not in names:
-                raise OutputError(f"{path}: {none_of_these(adds.on, names)} (--on)")
-            column = file.read(columns=[adds.on]).column(0)
-        try:
-            rows = lookup.find(column)
-        except ValueError as error:
-            raise OutputError(f"{path}: column {adds.on!r}: {error}. Give another column (--on)") from None
-        found = rows[rows >= 0]
-        asked[found] = True
-        return len(found), len(rows), column.slice(0, _FEW).to_pylist()
-
-    looked = in_threads(look, paths)
-    summary.found = sum(found for found, _, _ in looked)
-    summary.without = sum(rows for _, rows, _ in looked) - summary.found
-    summary.without_key = int(lookup.texts.null_count)
-    # Of rows with one value any is asked for where one is.
-    firsts = lookup.firsts
-    there = firsts >= 0
-    summary.unasked = int(np.count_nonzero(~asked[firsts[there]]))
-    if not summary.found:
-        ours = next((some for _, _, some in looked if some), [])
-        theirs = lookup.texts.filter(pa.array(there))[:_FEW].to_pylist()
-        summary.examples_of_both = (
-            f"column {adds.on!r} of the rows has {_told(ours)}, {adds.key!r} of the table {_told(theirs)}. By"
-            " another column it is --on COLUMN=TABLE_COLUMN"
-        )
-
-
-def _told(values: Sequence[Any]) -> str:
-    return ", ".join(map(repr, values)) or "no values"

@@ -20,7 +20,7 @@ from curator_dask.frames.parquet import open_parquet, read_footer, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.rows.caption_files import TABLES
 from curator_dask.rows.user_tables import UserTable, faults
-from curator_dask.storage import Options, is_remote, read_bytes
+from curator_dask.storage import Options, is_remote, looked_for, read_bytes
 from curator_dask.text.contained import RULE, Matcher, spaced
 
 #: The column of a table that has the concepts, unless another is named.
@@ -177,7 +177,8 @@ def _texts_in(path: str, column: str, options: Options) -> list[str]:
     if suffix in (".txt", ".json"):
         if not is_remote(path) and not Path(path).is_file():
             raise DatasetError(
-                f"{path}: there is no such file. Give concepts: one a line, a JSON list, or a table"
+                f"{path}: there is no such file{looked_for(path)}. Give concepts: one a line, a JSON list, or a"
+                " table"
             )
         with faults(path):
             text = read_bytes(path, options if is_remote(path) else None).decode("utf-8-sig")

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, TypedDict, Unpack
 
+from curator_dask.arguments import check_names, names_of
 from curator_dask.cluster.setup import OpenWorkers
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.decode.orientation import check_exif_column
@@ -144,12 +145,8 @@ class ClassificationModel:
         self.class_names = None if class_names is None else read_class_names(class_names)
         self.autocast = autocast
         self.compile = compile
-        unknown = {*options} - {*ReadingOptions.__annotations__}
-        if unknown:
-            known = ", ".join(ReadingOptions.__annotations__)
-            raise ConfigError(
-                f"ClassificationModel: no argument {sorted(unknown)}; the last ones are {known}"
-            )
+        names = (*names_of(ClassificationModel), *ReadingOptions.__annotations__)
+        check_names("ClassificationModel", options, names)
         given: dict[str, Any] = dict(options)
         self.options = ImageOptions(num_threads=given.pop("num_threads_per_worker", 4), **given)
         self._check_columns()
