@@ -146,12 +146,16 @@ class Joining:
 
         A score stays where its vector is what it was. Of other vectors it is null, for ``score`` to make.
         """
-        scores, unscored = self._said("scores"), []  # classes of images, also such as are null now, and others
+        scores = self._said("scores")  # of classes of images, also such as are null now
+        unscored: list[str] = []
         for name, made in (self._record.scores if self._record is not None else {}).items():
             # Those of this run are made anew, and it says itself what they are.
             if name not in columns or name in self._kept.models or name in self._made:
                 continue
-            if name not in self._target.keep:  # null in all rows
+            read = name not in self._kept.types.names  # with the rows, of whose file the record tells
+            if read and self._target.companion != self._target.path:
+                continue
+            if not read and name not in self._target.keep:  # null in all rows
                 scores[name] = {**made, LACKING: True}
                 unscored.append(name)
                 continue

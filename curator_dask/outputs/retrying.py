@@ -310,9 +310,7 @@ def _check_same(
         for models in (record.models for record in records if name in record.models):
             difference = describe_difference(models[name], described.get(name, {}))
             if difference:
-                raise OutputError(
-                    f"{output.folder}: column {name!r} {difference}: retry with the same model"
-                )
+                raise OutputError(f"{output.folder}: column {name!r} {difference}: retry with the same model")
 
 
 def _nothing_there(output: Output, column: str) -> OutputError:
