@@ -14,9 +14,28 @@ def counted(number: int, noun: str, one: str = "", more: str = "") -> str:
 
 
 def meant(name: str, names: Sequence[str]) -> str:
-    """What may have been meant by a name that is not there: `` (did you mean width?)``; empty where none is alike."""
-    near = difflib.get_close_matches(name, names, n=2)
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
+    """What may have been meant by a name that is not there: `` (did you mean width?)``; empty where none is alike.
+
+    A name may be several, with commas between them, as of ImageNet's classes: each of them is compared. Capitals do
+    not count. Where one is the same but for them, no others are offered.
+
+    Parameters
+    ----------
+    name
+        That is not there.
+    names
+        That are.
+    """
+    asked = name.casefold()
+    by_form: dict[str, list[str]] = {}
+    for each in dict.fromkeys(names):
+        for form in dict.fromkeys(part.strip().casefold() for part in (each, *each.split(","))):
+            by_form.setdefault(form, []).append(each)
+    same = [form for form in by_form if form == asked]
+    near = same or difflib.get_close_matches(asked, by_form, n=2)
+    found = list(dict.fromkeys(each for form in near for each in by_form[form]))[:2]
+    said = [repr(each) if "," in each or " " in each else each for each in found]
+    return f" (did you mean {' or '.join(said)}?)" if found else ""
 
 
 def none_of_these(name: str, names: Sequence[str]) -> str:

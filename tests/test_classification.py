@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,8 @@ from curator_dask.cli import app
 from curator_dask.curation import Recipe, curate
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, ImageError, OutputError, WeightsError
-from curator_dask.frames.parquet import read_record
-from curator_dask.image.classifiers import ClassificationModel
+from curator_dask.frames.parquet import read_record, write_table
+from curator_dask.image.classifiers import ClassificationModel, ImageClassifier
 from curator_dask.image.embedders.making import made_again
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.classes import ClassNames, activated
@@ -243,7 +244,7 @@ def test_unknown_classes_are_refused_before_an_image_is_read(photographs, vit, m
     monkeypatch.setattr(passes, "read_images", None)
     for given, message in (
         ("Cat", r"no class 'Cat' \(did you mean cat\?\)\. It has cat; dog; man; woman; 18\+"),
-        ("womann", r"did you mean woman"),
+        ("womann", r"\(did you mean woman or man\?\)"),
         (5, "no class 5"),
         (["man", 2], "one class of .* is given twice"),
     ):
@@ -266,6 +267,22 @@ def test_names_of_timms_models():
         net.find("crane", "x", "m")
     # A head of another size than the configuration's is none of ImageNet's.
     assert of({"num_classes": 10}, 1000).names[7] == "class_7"
+
+
+def test_what_may_have_been_meant():
+    net = ClassNames.of_timm({"num_classes": 1000}, 1000)
+    for given in ("tabbby", "Tabby", "tabby cat", "TABBY CATS"):
+        with pytest.raises(
+            ConfigError, match=r"\(did you mean 'tabby, tabby cat'\?\)\. It has tench"
+        ) as told:
+            net.find(given, "x", "m")
+        assert str(told.value).count(";") == 12 and "and 988 more (curator-dask classify --list" in str(
+            told.value
+        )
+    with pytest.raises(ConfigError, match=r"did you mean 'Egyptian cat'\?"):
+        net.find("egyptian cat", "x", "m")
+    with pytest.raises(ConfigError, match=r"no class 'qqqq'\. It has tench"):
+        net.find("qqqq", "x", "m")
 
 
 def test_what_outputs_come_to():
@@ -460,6 +477,123 @@ def test_added_to_an_output_that_has_vectors(data, vit, tmp_path):
     assert read_output(out)["b_dog"].equals(both["b_dog"])
 
 
+def test_columns_that_a_run_replaces_lack_nothing(tmp_path, vit):
+    """Beside columns of another run, which stay."""
+    write_dataset(tmp_path / "data", shards=1)
+    dataset, out = ImageTextPairDataset.from_webdataset(tmp_path / "data"), tmp_path / "out"
+    ClassificationModel(vit, classes={"person": ["man", "woman"]})(dataset).save_metadata(out)
+    ClassificationModel(vit, classes={"other": "dog"}, label=False)(dataset).save_metadata(out)
+    before = read_output(out)
+    model = ClassificationModel(vit, classes={"person": "woman"})
+    summary = model(dataset).save_metadata(out, overwrite=True)
+    assert (summary.written, summary.not_made) == (1, {}) and "of other runs" not in str(summary)
+    again = model(dataset).save_metadata(out)
+    assert (again.skipped, again.not_made) == (1, {})
+    table = read_output(out)
+    assert table["other"].equals(before["other"]) and not table["person"].equals(before["person"])
+    told = by_key(vit, table["key"].to_pylist())
+    shares = {key: {each["label"]: each["score"] for each in one} for key, one in told.items()}
+    for row in table.to_pylist():
+        assert row["person"] == pytest.approx(shares[row["key"]]["woman"], abs=1e-4)
+
+
+class Blue(ImageClassifier):
+    """A head that gives the last value of vectors."""
+
+    def __init__(self):
+        super().__init__("blue", pred_column="blue", embedding_size=3)
+
+    def load_model(self, device):
+        return lambda vectors: vectors[:, 2]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_scores_that_a_run_makes_anew_lack_nothing(tmp_path, vit, in_place):
+    """Nor those that it reads from the dataset's own files, beside the vectors that they are of."""
+    write_dataset(tmp_path / "data", shards=1)
+    out = tmp_path / ("data" if in_place else "out")
+
+    def save(*steps, **given):
+        rows = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+        for step in steps:
+            rows = step(rows)
+        return rows.save_metadata(None if in_place else out, **given)
+
+    save(ColourReader(), Blue())
+    made = pq.read_table(out / "00000.parquet")
+    assert save(ClassificationModel(vit)).not_made == {}
+    beside = pq.read_table(out / "00000.parquet")
+    assert beside["blue"].equals(made["blue"])
+    assert "lacking" not in read_record(str(out / "00000.parquet"), None).scores["blue"]
+    summary = save(ColourReader(normalize_embeddings=True), Blue(), overwrite=True)
+    assert (summary.written, summary.not_made) == (1, {})
+    again = pq.read_table(out / "00000.parquet")
+    assert again["label"].equals(beside["label"])
+    lasts = [vector[2] for vector in again["image_embedding"].to_pylist()]
+    assert again["blue"].to_pylist() == lasts != made["blue"].to_pylist()
+    # Of vectors that are made without it.
+    (fact,) = save(ColourReader(), overwrite=True).not_made.values()
+    assert fact["examples"] == ["blue"]
+    table, changed = pq.read_table(out / "00000.parquet"), [each > 0 for each in lasts]
+    assert table["image_embedding"].equals(made["image_embedding"]) and sum(changed) == 9
+    lacking = [each is None for each in table["blue"].to_pylist()]
+    assert lacking == (changed if in_place else [True] * 10)
+    assert table["label"].equals(beside["label"])
+
+
+def test_classes_are_the_same_by_whatever_name(tmp_path, vit):
+    write_dataset(tmp_path / "data", shards=2, samples=4)
+    dataset, out = ImageTextPairDataset.from_webdataset(tmp_path / "data"), tmp_path / "out"
+    names = ["cat, tom", "dog", "man", "woman", "18+"]
+
+    def save(person, cat, **given):
+        model = ClassificationModel(vit, classes={"person": person, "cat": cat}, class_names=names)
+        return model(dataset).save_metadata(out, **given)
+
+    assert save(["man", "woman"], "cat, tom").written == 2
+    before = read_output(out)
+    for person, cat in ((["woman", "man"], "cat"), ([3, "man"], 0), (["2", "3"], "0")):
+        summary = save(person, cat)
+        assert (summary.skipped, summary.written) == (2, 0), (person, cat)
+    with pytest.raises(
+        OutputError, match=r"'person' is of other classes \(man \+ woman\); this run has 3 \+ 1"
+    ):
+        save([3, 1], "cat")
+    with pytest.raises(OutputError, match=r"'cat' is of other classes \(cat, tom\); this run has 1"):
+        save(["woman", "man"], 1)
+    # Names that have come to stand for other classes.
+    names[:] = ["dog", "cat, tom", "man", "woman", "18+"]
+    with pytest.raises(OutputError, match="'label' was made with classes"):
+        save(["man", "woman"], "cat")
+    names[:] = ["cat, tom", "dog", "man", "woman", "18+"]
+    # A retry takes what is the same, too, and nothing else.
+    for number in (0, "cat"):
+        model = ClassificationModel(vit, classes={"person": [3, 2], "cat": number}, class_names=names)
+        assert model.retry(out).rows == 0
+    assert read_output(out).equals(before)
+
+
+def test_files_of_before_have_the_names_of_classes_alone(tmp_path, vit):
+    write_dataset(tmp_path / "data", shards=1)
+    dataset, out = ImageTextPairDataset.from_webdataset(tmp_path / "data"), tmp_path / "out"
+
+    def save(person):
+        return ClassificationModel(vit, classes={"person": person})(dataset).save_metadata(out)
+
+    save(["man", "woman"])
+    path = str(out / "00000.parquet")
+    table, record = pq.read_table(path), read_record(path, None)
+    scores = {name: {**said, "made_by": dict(said["made_by"])} for name, said in record.scores.items()}
+    for said in scores.values():
+        del said["made_by"]["chosen"]
+    read_by = {name: how.replace(how.split()[0], "0123456789ab", 1) for name, how in record.read_by.items()}
+    write_table(path, table, replace(record, scores=scores, read_by=read_by, fingerprint="before"))
+    with pytest.raises(OutputError, match=r"'person' is of other classes \(man \+ woman\); this run has dog"):
+        save("dog")
+    assert save(["man", "woman"]).written == 1 and save([2, 3]).skipped == 1
+    assert read_output(out).equals(table.replace_schema_metadata(None))
+
+
 @pytest.mark.parametrize("by_retry", [False, True])
 def test_a_shard_that_has_more_samples_now(tmp_path, vit, by_retry):
     """What one of two models has not seen is null and says so, until that is run again, or retried."""
@@ -628,7 +762,7 @@ def test_the_command(data, vit, client, tmp_path):
     done = run(*command)
     assert done.exit_code == 0, done.stderr
     told = json.loads((tmp_path / "told.json").read_text())
-    assert (told["rows"], told["failed"], told["written"]) == (30, 2, 3)
+    assert (told["rows"], told["failed"], told["written"]) == (30, 2, 3) and "column" not in told
     table = read_output(out)
     assert table["image_embedding"].equals(before["image_embedding"])
     labels = {*table["label"].to_pylist()}

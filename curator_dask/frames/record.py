@@ -25,6 +25,8 @@ BALANCE = "balance"
 SETTINGS = "settings"
 #: In the same place, of what a model sees in images without vectors: what it is, as `FileRecord.embeddings` has it.
 MADE_BY = "made_by"
+#: In what makes a column of classes: the numbers of its classes, in their order, whatever they were called by.
+CHOSEN = "chosen"
 #: Among what a record says was derived: rows were left out of a file that was there.
 FILTERED = "filter"
 

@@ -19,7 +19,7 @@ ACTIVATIONS = ("auto", "softmax", "sigmoid", "none")
 """What is made of a model's outputs: shares that add up to 1, a probability of each class by itself, or nothing."""
 
 #: Names that an error lists.
-_LISTED = 30
+_LISTED = 12
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,8 @@ class ClassNames:
             if count <= _LISTED
             else f"; and {count - _LISTED} more (curator-dask classify --list shows all)"
         )
-        alike = [name for name in self.names if name.casefold() == str(wanted).casefold()]
-        hint = f" (did you mean {alike[0]}?)" if alike else meant(str(wanted), self.names)
         raise ConfigError(
-            f"classes[{column!r}] (--class): {model} has no class {wanted!r}{hint}. It has"
+            f"classes[{column!r}] (--class): {model} has no class {wanted!r}{meant(str(wanted), self.names)}. It has"
             f" {'; '.join(self.names[:_LISTED])}{more}"
         )
 

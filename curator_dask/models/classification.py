@@ -102,14 +102,14 @@ class Classification:
     activation
         Of `curator_dask.models.classes.ACTIVATIONS`, but ``"auto"``.
     chosen
-        For each column the numbers of its classes.
+        For each column the numbers of its classes, in their order.
     """
 
     def __init__(
         self, encoder: Encoder, names: ClassNames, activation: str, chosen: tuple[tuple[int, ...], ...]
     ) -> None:
         self.encoder, self.names, self.activation = encoder, names.names, activation
-        self._chosen = chosen
+        self.chosen = chosen
 
     @property
     def info(self) -> dict[str, Any]:
@@ -125,8 +125,8 @@ class Classification:
         finite = np.isfinite(logits).all(axis=1)
         values = activated(np.where(finite[:, None], logits, 0), self.activation)
         best = values.argmax(axis=1)
-        chosen = np.empty((len(values), len(self._chosen)), np.float32)
-        for number, classes in enumerate(self._chosen):
+        chosen = np.empty((len(values), len(self.chosen)), np.float32)
+        for number, classes in enumerate(self.chosen):
             chosen[:, number] = values[:, classes].sum(axis=1, dtype=np.float64)
         return Seen(best, values[np.arange(len(values)), best], chosen, finite)
 
@@ -197,7 +197,8 @@ class ClassificationSpec:
                     " that can be added up: give each class a column of its own"
                 )
         chosen = tuple(
-            tuple(names.find(each, column, str(self)) for each in classes) for column, classes in self.classes
+            tuple(sorted(names.find(each, column, str(self)) for each in classes))
+            for column, classes in self.classes
         )
         for (column, _), numbers in zip(self.classes, chosen, strict=True):
             if len({*numbers}) < len(numbers):

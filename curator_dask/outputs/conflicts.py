@@ -12,7 +12,7 @@ from curator_dask.errors import OutputError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer, read_record
-from curator_dask.frames.record import FileRecord
+from curator_dask.frames.record import CHOSEN, FileRecord
 from curator_dask.outputs.failed import list_errors
 from curator_dask.outputs.keeping import Kept, pairs_with
 from curator_dask.outputs.writing import Output
@@ -173,9 +173,7 @@ def conflict(
         return "has the rows alone that passed a filter, and the others would be there again"
     models = {} if record is None else record.models
     for name, info in job.models.items():
-        difference = name in models and (
-            describe_difference(models[name], info) or _other_classes(name, record, job)
-        )
+        difference = name in models and _model_difference(name, models[name], info, record, job)
         other_name = "image_embedding_column (--column)" if name in job.made else "prefix (--prefix)"
         if difference:
             return (
@@ -220,12 +218,17 @@ def conflict(
     return None
 
 
-def _other_classes(name: str, record: FileRecord | None, job: Job) -> str | None:
-    """What differs where a column of one model has other classes than it had, in words."""
+def _model_difference(
+    name: str, made: Mapping[str, Any], info: Mapping[str, Any], record: FileRecord | None, job: Job
+) -> str | None:
+    """How a column was made differently, in words: by another model, or of other classes; None if it is the same."""
+    difference = describe_other_model(made, info)
     before = {} if record is None else record.scores.get(name, {})
     now = job.scores.get(name, {})
-    if before.get("recipe") == now.get("recipe"):
-        return None
+    # Files of before say by which names classes were asked for, and not which they are.
+    same = made[CHOSEN] == info.get(CHOSEN) if CHOSEN in made else before.get("recipe") == now.get("recipe")
+    if difference or same:
+        return difference
     return f"is of other classes ({before.get('classes')}); this run has {now.get('classes')}"
 
 
@@ -233,11 +236,21 @@ def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> st
     """How two embeddings were made differently, in words; None if they are the same."""
     if FORMERLY in now and identity(before) == identity(now[FORMERLY]):
         return None
+    if CHOSEN not in before:  # of a file of before; `_model_difference` compares the names that it has
+        now = {key: value for key, value in now.items() if key != CHOSEN}
     keys = [key for key in identity(now) if before.get(key) != now[key]]
     if not keys and identity(before).keys() == identity(now).keys():
         return None
+    if keys == [CHOSEN]:
+        return f"is of other classes (numbers {before[CHOSEN]}); this run has {now[CHOSEN]}"
     was, has = (", ".join(f"{key} {_short(info.get(key))}" for key in keys) for info in (before, now))
     return f"was made with {was}; this run has {has}"
+
+
+def describe_other_model(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The same, whichever of a model's classes a column has."""
+    infos = ({key: value for key, value in each.items() if key != CHOSEN} for each in (before, now))
+    return describe_difference(*infos)
 
 
 def _short(value: Any) -> str:

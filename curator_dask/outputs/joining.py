@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +58,20 @@ class Joining:
         Of the file that is there.
     id_col
         Column of the keys.
+    made
+        Columns of scores, of classes too, that this run makes.
     """
 
     def __init__(
-        self, kept: Kept, target: Target, stored: StoredRows, record: FileRecord | None, id_col: str
+        self,
+        kept: Kept,
+        target: Target,
+        stored: StoredRows,
+        record: FileRecord | None,
+        id_col: str,
+        made: Collection[str],
     ) -> None:
-        self._kept, self._target, self._id_col = kept, target, id_col
+        self._kept, self._target, self._id_col, self._made = kept, target, id_col, made
         self._stored = stored if target.keep else None
         self._record = record if target.keep else None
 
@@ -138,14 +146,16 @@ class Joining:
 
         A score stays where its vector is what it was. Of other vectors it is null, for ``score`` to make.
         """
-        scores, unscored = (
-            self._said("scores"),
-            [],
-        )  # classes of images, also such as are null now, and others
+        scores = self._said("scores")  # of classes of images, also such as are null now
+        unscored: list[str] = []
         for name, made in (self._record.scores if self._record is not None else {}).items():
-            if name not in columns or name in self._kept.models:
+            # Those of this run are made anew, and it says itself what they are.
+            if name not in columns or name in self._kept.models or name in self._made:
                 continue
-            if name not in self._target.keep:  # null in all rows
+            read = name not in self._kept.types.names  # with the rows, of whose file the record tells
+            if read and self._target.companion != self._target.path:
+                continue
+            if not read and name not in self._target.keep:  # null in all rows
                 scores[name] = {**made, LACKING: True}
                 unscored.append(name)
                 continue

@@ -8,7 +8,7 @@ from typing import Any
 
 from curator_dask.errors import CuratorError, OutputError
 from curator_dask.frames.record import TEXTS, FileRecord
-from curator_dask.outputs.conflicts import describe_difference
+from curator_dask.outputs.conflicts import describe_other_model
 from curator_dask.runs.describing import Loaded, load_models
 from curator_dask.runs.step import ScoringStep, SharingStep
 
@@ -49,7 +49,8 @@ def _check_same(described: Mapping[str, Mapping[str, Any]], records: Mapping[str
     """Raise OutputError where a model is not the one that made its columns of a file."""
     for path, record in records.items():
         for name, info in described.items():
-            difference = name in record.models and describe_difference(record.models[name], info)
+            # Files with other classes under its name are none of the step's (`steps_of`).
+            difference = name in record.models and describe_other_model(record.models[name], info)
             if difference:
                 raise OutputError(f"{path}: column {name!r} {difference}")
 

@@ -194,11 +194,7 @@ def retry(
             with at_work(workers) as client:
                 try:
                     steps, loaded = load_again(steps, client, len(targets), records)
-                    difference = describe_difference(record.models[column], loaded.described.get(column, {}))
-                    if difference:
-                        raise OutputError(
-                            f"{output.folder}: column {column!r} {difference}: retry with the same model"
-                        )
+                    _check_same(output, records.values(), steps[0], loaded.described)
                     summary.startup_seconds = time.monotonic() - started
                     retry_file = RetryFile(steps, column, id_col, output, shard_options)
                     names, fit = [each.name for each in targets], Fit(steps, loaded)
@@ -301,6 +297,20 @@ def _unscored(
         if name in apart or column in inputs_of(said) or MADE_BY in said
     ]
     return lacking_columns(record, [name for name in of_these if name not in made], mended)
+
+
+def _check_same(
+    output: Output,
+    records: Collection[FileRecord],
+    step: SharingStep,
+    described: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Raise OutputError where the model that is to be retried did not make what files have of its columns."""
+    for name in step.columns:
+        for models in (record.models for record in records if name in record.models):
+            difference = describe_difference(models[name], described.get(name, {}))
+            if difference:
+                raise OutputError(f"{output.folder}: column {name!r} {difference}: retry with the same model")
 
 
 def _nothing_there(output: Output, column: str) -> OutputError:

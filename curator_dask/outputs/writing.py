@@ -204,7 +204,7 @@ class WritePartition:
         scored = {name for said in scores for name in inputs_of(said)}
         others = [name for name in there.columns if name not in self.kept.own or name in scored]
         stored = StoredRows(self._paths(target), self.output.options, self.id_col, others)
-        joined = Joining(self.kept, target, stored, there.record, self.id_col).join(
+        joined = Joining(self.kept, target, stored, there.record, self.id_col, {*self.scores}).join(
             table, errors, self.output.overwrite, self.output.drop_failed
         )
         url = (target.shard or {}).get("url")

@@ -10,6 +10,7 @@ from typing import Any
 from curator_dask.cluster.presence import threads_of_workers
 from curator_dask.cluster.workers import run_everywhere
 from curator_dask.errors import WeightsError
+from curator_dask.frames.record import CHOSEN
 from curator_dask.runs.blaming import blaming
 from curator_dask.runs.step import Step
 
@@ -61,7 +62,7 @@ def load_models(steps: Sequence[Step], shown: Sequence[str], client: Any, most: 
         workers = frozenset(said) if workers is None else workers & {*said}
     logged: list[Mapping[str, Any]] = []  # several columns may be of one model
     for name in [name for name in described if name in shown]:
-        info = described[name]
+        info = {key: value for key, value in described[name].items() if key != CHOSEN}
         if info in logged:
             continue
         logged.append(info)

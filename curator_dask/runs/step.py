@@ -325,7 +325,7 @@ def read_by(id_col: str, options: ImageOptions) -> str:
     return " ".join([id_col, options.decoder, str(options.max_pixels), *options.named])
 
 
-#: Begins `Step.read_by` of classes, behind a digest of what the column is, and has the version of how they are made.
+#: Begins `Step.read_by` of classes, behind what the column is, and has the version of how they are made.
 CLASSES = "classes 1"
 
 

@@ -171,9 +171,13 @@ class SaveSummary:
         self.shards[report["name"]] = {**counts, "reasons": reasons, "before": before}
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, JSON-able, with `good`, `complete`, `images_per_second` and the versions of what ran."""
+        """All of it, JSON-able, with `good`, `complete`, `images_per_second` and the versions of what ran.
+
+        ``column`` is there only where rows were tried again.
+        """
         more = {name: getattr(self, name) for name in ("good", "complete", "images_per_second")}
-        told = {name: value for name, value in vars(self).items() if name != "made"}
+        without = ["made", *([] if self.column else ["column"])]
+        told = {name: value for name, value in vars(self).items() if name not in without}
         counts = {"reasons": dict(self.reasons), "earlier": dict(self.earlier)}
         return {**told, **counts, **more, "versions": installed_versions()}
 

@@ -17,6 +17,7 @@ from curator_dask.decode.spec import ImageOptions
 from curator_dask.errors import ImageError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.frames.record import CHOSEN
 from curator_dask.models.classification import Classification, ClassificationSpec
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.step import CLASSES, Known, Made, Reading, Rows, Wanted, Work, read_by
@@ -91,9 +92,9 @@ class ClassifyImages:
 
     @property
     def recipe(self) -> tuple[Any, ...]:
-        """What is made of which images, besides the model, which is described by itself."""
+        """What is made of which images, besides the model and its classes, which `describe` tells by their numbers."""
         options = self.options
-        kinds = tuple(self.kinds.items())
+        kinds = tuple((name, kind[0]) for name, kind in self.kinds.items())
         return (CLASSES, self.id_col, kinds, options.decoder, options.max_pixels, *options.named)
 
     @property
@@ -117,14 +118,19 @@ class ClassifyImages:
     def read_by(self) -> dict[str, str]:
         """By column, what it is and how images are read."""
         how = read_by(self.id_col, self.options)
-        return {
-            name: f"{fingerprint({CLASSES: kind})[:12]} {CLASSES} {how}" for name, kind in self.kinds.items()
-        }
+        return {name: f"{kind[0]} {CLASSES} {how}" for name, kind in self.kinds.items()}
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Load the model and say what it is; run on a worker, where the model then stays."""
+        """Load the model and say what it is; run on a worker, where the model then stays.
+
+        Classes are told by their numbers (`CHOSEN`): one has several names, which only the model knows.
+        """
         with ENCODERS.lease(self.spec, self.spec.build) as model:
-            return dict.fromkeys(self.kinds, model.info)
+            names = [self.prefix + column for column, _ in self.spec.classes]
+            chosen = dict(zip(names, map(list, model.chosen), strict=True))
+            return {
+                name: {**model.info, CHOSEN: chosen.get(name, kind[0])} for name, kind in self.kinds.items()
+            }
 
     def give_up(self, reason: str) -> ClassifyImages:
         """The same, but no tar is opened and no model loaded: every row gets this reason."""
