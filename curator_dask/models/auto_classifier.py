@@ -144,7 +144,7 @@ def _load(folder: Path) -> Any:
 
 
 def _check_names(names: Mapping[int, str], folder: Path) -> None:
-    """Refuse names whose numbers are not those of the outputs: some would be of no output, and some outputs nameless."""
+    """Refuse names whose numbers are not those of the outputs: some names would be of none."""
     count = len(names)
     if {*names} == {*range(count)}:
         return

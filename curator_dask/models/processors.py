@@ -156,13 +156,13 @@ def _transform(settings: Mapping[str, Any], where: Path, sizes: Any) -> Transfor
     )
 
 
-def _of_channels(settings: Mapping[str, Any], name: str, where: Path) -> tuple[float, ...]:
+def _of_channels(settings: Mapping[str, Any], name: str, where: Path) -> tuple[float, float, float]:
     """Three numbers; one stands for all three channels, as in transformers."""
     value = settings.get(name)
     each = tuple(value) if isinstance(value, list | tuple) else (value,) * 3
     if len(each) != 3 or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in each):
         _refuse(where, name, value, "a number for each of three channels, or one for all")
-    return each
+    return each[0], each[1], each[2]
 
 
 def _sizes(settings: Mapping[str, Any], where: Path) -> tuple[tuple[int, int], float, str]:
@@ -237,7 +237,8 @@ def crop_pct_of(crop: int, edge: int) -> float:
 
 
 def _refuse(where: Path, name: str, found: Any, expected: str) -> NoReturn:
+    shown = "null" if found is None else repr(found)
     raise ConfigError(
-        f"{where}: {name} is {'null' if found is None else repr(found)}; expected {expected}. Change it there, or bring the model as an"
+        f"{where}: {name} is {shown}; expected {expected}. Change it there, or bring the model as an"
         " ImageEmbedder of your own with its transform: its outputs are vectors then"
     )
