@@ -162,7 +162,7 @@ def load_model(kind: Any, folder: Path, **options: Any) -> tuple[Any, Mapping[st
         )
     _check_shapes(found["mismatched_keys"], model.config, folder)
     # They are views of the file, mapped into memory: a file written in its place would change a model that is in
-    # use, and a truncated one end the process. One at a time, the file's pages can go as the copies come.
+    # use, and a truncated one end the process.
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
     return model, found
