@@ -32,6 +32,7 @@ from curator_dask.image.embedders.making import made_again
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.classes import ClassNames, activated
 from curator_dask.models.precision import most_shift
+from curator_dask.models.timm import TimmSpec
 from curator_dask.outputs.retrying import find_settings
 from curator_dask.runs import passes
 from curator_dask.testing import StepTests
@@ -324,6 +325,15 @@ def test_wrong_arguments(tmp_path, vit):
         ClassificationModel("resnet50", model_dir="x")
 
 
+LABELS = {
+    "gaps": {"0": "a", "2": "b", "5": "c", "7": "d", "9": "e"},
+    "few": {"0": "a", "1": "b", "2": "c"},
+    "many": {str(number): f"c{number}" for number in range(7)},
+    "no names": None,
+}
+NULLS = ("do_resize", "do_rescale", "size", "resample", "rescale_factor", "image_mean", "image_std")
+
+
 def broken(vit, folder, kind):
     shutil.copytree(vit, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -336,6 +346,15 @@ def broken(vit, folder, kind):
         (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
     elif kind == "timm":
         (folder / "config.json").write_text(json.dumps({"architecture": "resnet50"}))
+    elif kind in LABELS:
+        edited = {**config, "id2label": LABELS[kind]}
+        del edited["label2id"]
+        if LABELS[kind] is None:
+            del edited["id2label"]
+        (folder / "config.json").write_text(json.dumps(edited))
+    elif kind.startswith("null "):
+        path = folder / "preprocessor_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), kind.removeprefix("null "): None}))
     elif kind == "processor":
         transformers.EfficientNetImageProcessor(size=SQUARE).save_pretrained(folder)
     elif kind == "size":
@@ -358,6 +377,15 @@ def broken(vit, folder, kind):
         ("size", ConfigError, r"does not take images of \[32, 32\] pixels"),
         ("no processor", ConfigError, r"expected a preprocessor_config\.json"),
         ("crop", ConfigError, "size is .*shortest_edge"),
+        ("gaps", ConfigError, r"0 to 4; found 5, 7, 9, and none for 1, 3, 4"),
+        (
+            "few",
+            WeightsError,
+            r"bias \(expected \[3\], found \[5\]\).* has 3 classes .* weights have 5: id2label",
+        ),
+        ("many", WeightsError, r"has 7 classes .* weights have 5: id2label"),
+        ("no names", WeightsError, r"has 2 classes .* weights have 5: id2label"),
+        *((f"null {name}", ConfigError, f"preprocessor_config.json: {name} is null") for name in NULLS),
     ],
 )
 def test_models_that_cannot_be_used(vit, tmp_path, kind, error, message):
@@ -365,6 +393,42 @@ def test_models_that_cannot_be_used(vit, tmp_path, kind, error, message):
 
     with pytest.raises(error, match=message):
         AutoClassifier(str(broken(vit, tmp_path / "model", kind))).build_logits()
+
+
+def test_a_head_that_timm_would_leave_random_is_refused(tmp_path):
+    import timm
+    from timm.models import save_for_hf
+
+    torch.manual_seed(0)
+    name = "test_resnet.r160_in1k"
+    save_for_hf(timm.create_model(name, num_classes=4), tmp_path / "four", model_config={"num_classes": 4})
+    torch.save(timm.create_model(name, num_classes=7).state_dict(), tmp_path / "seven.pth")
+    model = f"local-dir:{tmp_path / 'four'}"
+    seven = {"model_kwargs": {"num_classes": 7}}
+    message = (
+        r"num_classes is 7 .*--model-kwargs.* have a head of 4 classes.*checkpoint_path \(--checkpoint\)"
+    )
+    with pytest.raises(ConfigError, match=message):
+        ClassificationModel(model, **seven).spec.build()
+    with pytest.raises(ConfigError, match=message):
+        TimmSpec.of(model, True, None, seven["model_kwargs"], output="logits").build()
+    TimmSpec.of(model, True, None, seven["model_kwargs"]).build().close()  # has no head
+    for given, count in (({}, 4), ({**seven, "checkpoint_path": tmp_path / "seven.pth"}, 7)):
+        made = ClassificationModel(model, **given).spec.build()
+        assert len(made.names) == made.encoder.dim == count
+        made.close()
+
+
+def test_a_file_written_in_the_place_of_the_weights_changes_no_model_in_use(vit, tmp_path):
+    folder, other = shutil.copytree(vit, tmp_path / "model"), write_model(tmp_path / "other", seed=4)
+    made = ClassificationModel(folder, compile=False).spec.build()
+    of_other = ClassificationModel(other, compile=False).spec.build()
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8))
+    before = made.encoder(pixels)
+    assert not np.allclose(before, of_other.encoder(pixels), atol=0.1)
+    shutil.copyfile(other / "model.safetensors", folder / "model.safetensors")  # into the same file
+    assert np.array_equal(made.encoder(pixels), before)
+    made.close(), of_other.close()
 
 
 # In files, runs and retries

@@ -376,6 +376,8 @@ PIXELS_OF = [
     {"size": {"height": 80, "width": 80}},
     {"do_normalize": False, "resample": 4},
     {"image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 0.5, 0.25], "resample": 5},
+    {"image_mean": 0.4, "image_std": 0.2},
+    {"do_normalize": None, "do_pad": None},
 ]
 
 
@@ -384,7 +386,7 @@ def test_pixels_are_those_of_transformers(tmp_path, changes):
     stated = {"size": {"shortest_edge": SIZE}, "crop_size": SIZE, **changes}
     edit(tmp_path, "preprocessor_config.json", **stated)
     spec = read_transform(tmp_path, "CLIP")
-    own = transformers.CLIPImageProcessorPil(**stated)
+    own = transformers.CLIPImageProcessorPil.from_pretrained(tmp_path)
     photograph = Image.fromarray(skimage.data.chelsea())
     for size in [*SIZES, *CROPPED_UNEVENLY]:
         image = photograph.resize(size)
@@ -404,7 +406,7 @@ def test_defaults_are_those_of_transformers(tmp_path):
         assert without.size == (224, 224) and without.interpolation == "bicubic"
         # A file may leave out what is the default.
         (tmp_path / f"{name}2").mkdir()
-        edit(tmp_path / f"{name}2", "preprocessor_config.json", crop_size=None)
+        edit(tmp_path / f"{name}2", "preprocessor_config.json", do_resize=True)
         assert without == read_transform(tmp_path / f"{name}2", name)
 
 
@@ -446,7 +448,16 @@ def test_any_edge_is_met_exactly(crop, edge):
         ({"crop_size": {"shortest_edge": 64}}, "crop_size is"),
         ({"do_center_crop": False}, "do_center_crop is False"),
         ({"image_processor_type": "ViTImageProcessor"}, "image_processor_type is 'ViTImageProcessor'"),
-        ({"image_mean": [0.5]}, "mean"),
+        ({"image_mean": [0.5]}, "image_mean is .*expected a number for each"),
+        # What transformers takes for false, or cannot do without.
+        ({"do_resize": None}, r"preprocessor_config\.json: do_resize is null; expected True"),
+        ({"do_rescale": None}, "do_rescale is null; expected True"),
+        ({"do_center_crop": None}, "do_center_crop is null"),
+        ({"size": None}, "size is null"),
+        ({"crop_size": None}, "crop_size is null"),
+        ({"resample": None}, "resample is null"),
+        ({"rescale_factor": None}, "rescale_factor is null"),
+        ({"image_std": None}, "image_std is null"),
         ({"image_std": [0.5, 0.5, 0.0]}, "std"),
     ],
 )
@@ -496,7 +507,7 @@ def broken(folder, kind):
         ("no object", WeightsError, "preprocessor_config.json: expected a JSON object, found a list"),
         ("too few layers", WeightsError, r"lack \d+ tensors of CLIPVisionModelWithProjection: .*layers\.2\."),
         ("too many layers", WeightsError, r"tensors that its config.json does not have: .*layers\.1\."),
-        ("other widths", WeightsError, "cannot be loaded: .*config.json and its weights"),
+        ("other widths", WeightsError, r"mlp\.fc1\.bias \(expected \[64\], found \[128\]\).* of one model"),
         ("cut weights", WeightsError, "cannot be loaded: SafetensorError"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from curator_dask.models.classification import LogitsEncoder
 from curator_dask.models.encoders import Encoder, ModelSpec
 from curator_dask.models.hub import CONFIG, PROCESSORS, find_folder, read_json
 from curator_dask.models.processors import read_any_transform
-from curator_dask.models.towers import loading
+from curator_dask.models.towers import load_model
 from curator_dask.models.weights import first_line
 
 #: Of a configuration, what changes no output: names, and how its files came to be.
@@ -72,6 +72,7 @@ class AutoClassifier(ModelSpec):
         check_config(stated, str(folder))
         transform = read_any_transform(folder)
         model = _load(folder)
+        _check_names(model.config.id2label, folder)
         decides = {name: value for name, value in stated.items() if not _NO_MATTER.fullmatch(name)}
         try:
             encoder = LogitsEncoder(
@@ -121,18 +122,9 @@ def _activation(config: Any, count: int) -> str:
 
 def _load(folder: Path) -> Any:
     """The model in float32 on the CPU, every tensor of it from the folder."""
-    import torch
     import transformers
 
-    with loading(folder):
-        model, found = transformers.AutoModelForImageClassification.from_pretrained(
-            folder,
-            dtype=torch.float32,  # else the file's; the encoder autocasts where that is fast
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+    model, found = load_model(transformers.AutoModelForImageClassification, folder, trust_remote_code=False)
     kind = type(model).__name__
     missing = sorted(found["missing_keys"])
     if missing:
@@ -149,6 +141,24 @@ def _load(folder: Path) -> Any:
             " They must be of one model"
         )
     return model
+
+
+def _check_names(names: Mapping[int, str], folder: Path) -> None:
+    """Refuse names whose numbers are not those of the outputs: some names would be of none."""
+    count = len(names)
+    if {*names} == {*range(count)}:
+        return
+    beyond = sorted({*names} - {*range(count)})
+    nameless = sorted({*range(count)} - {*names})
+    raise ConfigError(
+        f"{folder / CONFIG}: id2label: expected the names of {count} classes by the numbers 0 to {count - 1}; found"
+        f" {_few(beyond)}, and none for {_few(nameless)}. Number the names as the model's outputs are"
+    )
+
+
+def _few(numbers: Sequence[int]) -> str:
+    more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
+    return f"{', '.join(map(str, numbers[:5]))}{more}"
 
 
 def _any_number(name: str) -> str:

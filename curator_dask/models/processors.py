@@ -79,15 +79,13 @@ def read_transform(folder: Path, processor: str) -> TransformSpec:
             where = folder / name
             stated = read_json(where)
             stated = stated.get("image_processor", stated) if name != PROCESSORS[0] else stated
+            if not isinstance(stated, Mapping):
+                _refuse(where, "image_processor", stated, "its settings")
             break
     kind = stated.get("image_processor_type") or stated.get("feature_extractor_type") or ""
     if not isinstance(kind, str) or (kind and not kind.startswith(("CLIP", "Siglip"))):
         _refuse(where, "image_processor_type", kind, "one of CLIP's or SigLIP's")
-    settings = {
-        **_DEFAULTS[processor],
-        **{name: value for name, value in stated.items() if value is not None},
-    }
-    return _transform(settings, where, _sizes)
+    return _transform({**_DEFAULTS[processor], **stated}, where, _sizes)
 
 
 def read_any_transform(folder: Path) -> TransformSpec:
@@ -128,36 +126,48 @@ def read_any_transform(folder: Path) -> TransformSpec:
     if kind not in (*PLAIN, CONVNEXT):
         expected = ", ".join(f"{name}ImageProcessor" for name in sorted((*PLAIN, CONVNEXT)))
         _refuse(where, "image_processor_type", found, f"one of {expected}")
-    settings = {name: value for name, value in processor.to_dict().items() if value is not None}
-    return _transform(settings, where, _sizes_of_convnext if kind == CONVNEXT else _sizes)
+    return _transform(processor.to_dict(), where, _sizes_of_convnext if kind == CONVNEXT else _sizes)
 
 
 def _transform(settings: Mapping[str, Any], where: Path, sizes: Any) -> TransformSpec:
-    """Of settings that are whole; `sizes` gives size, crop_pct and crop_mode."""
+    """Of settings that are whole; `sizes` gives size, crop_pct and crop_mode.
+
+    A null is no default: transformers takes it for false, and refuses to work with it where it needs a value.
+    """
     required = {"do_resize": True, "do_rescale": True, "do_pad": False, "use_square_size": False}
     for name, wanted in required.items():
-        if settings.get(name, wanted) is not wanted:
-            _refuse(where, name, settings[name], str(wanted))
-    factor, resample = settings["rescale_factor"], settings["resample"]
+        found = settings.get(name, wanted)
+        if (False if found is None else found) is not wanted:
+            _refuse(where, name, found, str(wanted))
+    factor, resample = settings.get("rescale_factor"), settings.get("resample")
     if not isinstance(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         _refuse(where, "rescale_factor", factor, "1/255")
     if isinstance(resample, bool) or not isinstance(resample, int) or resample not in range(len(_RESAMPLE)):
         _refuse(where, "resample", resample, "a number of Pillow's filters, 0 to 5")
     size, crop_pct, crop_mode = sizes(settings, where)
-    normalizes = settings["do_normalize"]
+    normalizes = settings.get("do_normalize")
     return TransformSpec(
         size=size,
         interpolation=_RESAMPLE[resample],
-        mean=settings["image_mean"] if normalizes else (0.0, 0.0, 0.0),
-        std=settings["image_std"] if normalizes else (1.0, 1.0, 1.0),
+        mean=_of_channels(settings, "image_mean", where) if normalizes else (0.0, 0.0, 0.0),
+        std=_of_channels(settings, "image_std", where) if normalizes else (1.0, 1.0, 1.0),
         crop_pct=crop_pct,
         crop_mode=crop_mode,
     )
 
 
+def _of_channels(settings: Mapping[str, Any], name: str, where: Path) -> tuple[float, float, float]:
+    """Three numbers; one stands for all three channels, as in transformers."""
+    value = settings.get(name)
+    each = tuple(value) if isinstance(value, list | tuple) else (value,) * 3
+    if len(each) != 3 or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in each):
+        _refuse(where, name, value, "a number for each of three channels, or one for all")
+    return each[0], each[1], each[2]
+
+
 def _sizes(settings: Mapping[str, Any], where: Path) -> tuple[tuple[int, int], float, str]:
     """Size, crop_pct and crop_mode of the transform."""
-    size = settings["size"]
+    size = settings.get("size")
     if isinstance(size, int):
         square = settings.get("default_to_square", False)
         size = {"height": size, "width": size} if square else {"shortest_edge": size}
@@ -178,7 +188,12 @@ def _sizes(settings: Mapping[str, Any], where: Path) -> tuple[tuple[int, int], f
             )
         return crop, crop_pct, "squash"
     if crop is None:
-        _refuse(where, "do_center_crop", False, "True, as with shortest_edge images would differ in size")
+        _refuse(
+            where,
+            "do_center_crop",
+            settings.get("do_center_crop", False),
+            "True, as with shortest_edge images would differ in size",
+        )
     if crop[0] != crop[1]:
         _refuse(where, "crop_size", list(crop), "a square, as size is the shortest edge")
     edge = size["shortest_edge"]
@@ -191,7 +206,7 @@ def _sizes(settings: Mapping[str, Any], where: Path) -> tuple[tuple[int, int], f
 
 def _sizes_of_convnext(settings: Mapping[str, Any], where: Path) -> tuple[tuple[int, int], float, str]:
     """The same of ConvNext's processor: below 384 pixels the middle of an image, else all of it."""
-    size = settings["size"]
+    size = settings.get("size")
     edge = size.get("shortest_edge") if isinstance(size, Mapping) else None
     if not isinstance(edge, int) or edge < 1:
         _refuse(where, "size", size, "shortest_edge, a whole number of pixels")
@@ -199,7 +214,7 @@ def _sizes_of_convnext(settings: Mapping[str, Any], where: Path) -> tuple[tuple[
         _refuse(where, "do_center_crop", True, "False, as ConvNext's processor crops by crop_pct")
     if edge >= _SQUASHES_FROM:
         return (edge, edge), 1.0, "squash"
-    crop_pct = settings["crop_pct"]
+    crop_pct = settings.get("crop_pct")
     if not isinstance(crop_pct, int | float) or not 0 < crop_pct <= 1:
         _refuse(where, "crop_pct", crop_pct, "a number above 0, 1 at most")
     return (edge, edge), float(crop_pct), "center_floor"
@@ -222,7 +237,8 @@ def crop_pct_of(crop: int, edge: int) -> float:
 
 
 def _refuse(where: Path, name: str, found: Any, expected: str) -> NoReturn:
+    shown = "null" if found is None else repr(found)
     raise ConfigError(
-        f"{where}: {name} is {found!r}; expected {expected}. Change it there, or bring the model as an"
+        f"{where}: {name} is {shown}; expected {expected}. Change it there, or bring the model as an"
         " ImageEmbedder of your own with its transform: its outputs are vectors then"
     )

@@ -14,8 +14,7 @@ from curator_dask.errors import ConfigError, WeightsError
 from curator_dask.models.hub import CONFIG, find_folder, read_json
 from curator_dask.models.texts import TextEncoder, TextSpec
 from curator_dask.models.tokens import Tokens, tokenizer_digest
-from curator_dask.models.towers import silent_transformers
-from curator_dask.models.weights import first_line
+from curator_dask.models.towers import load_model
 
 MODULES = "modules.json"
 _POOLINGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
@@ -136,23 +135,9 @@ def _pooling(path: Path) -> str:
 
 def _load(folder: Path) -> Any:
     """The transformer in float32 on the CPU, every tensor of it from the folder."""
-    import torch
     import transformers
 
-    try:
-        with silent_transformers():
-            model, found = transformers.AutoModel.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-    except Exception as error:
-        raise WeightsError(
-            f"{folder}: the model cannot be loaded: {type(error).__name__}: {first_line(error)}. Its config.json and"
-            f" its weights must be of one model, as transformers (here {transformers.__version__}) writes them"
-        ) from error
+    model, found = load_model(transformers.AutoModel, folder)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # tokens are pooled by another rule; many files do not have its weights
     missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))

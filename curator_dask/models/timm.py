@@ -72,7 +72,8 @@ class TimmSpec(ModelSpec):
         Raises
         ------
         ConfigError
-            The model has no such output, or takes images with other than three channels.
+            The model has no such output, its weights are of another count of classes, or it takes images with other
+            than three channels.
         WeightsError
             The weights cannot be had.
         """
@@ -88,6 +89,8 @@ class TimmSpec(ModelSpec):
         config: Mapping[str, Any] = model.pretrained_cfg
         loads = self.pretrained or self.checkpoint_path is not None
         output = choose_output(self.output, config, model.num_classes, self.model_name)
+        if self.pretrained and self.checkpoint_path is None and output != "pooled":
+            _check_head(model.num_classes, config["num_classes"], self.model_name)
         if output == "pooled" and model.num_classes:
             model.reset_classifier(0)
         size = kwargs.get("img_size")
@@ -110,6 +113,16 @@ class TimmSpec(ModelSpec):
             autocast=self.autocast,
             compile=self.compile,
             owned=True,
+        )
+
+
+def _check_head(built: int, trained: int, name: str) -> None:
+    """Refuse a head that timm leaves random, without a word, as the weights have one of another size."""
+    if built != trained:
+        raise ConfigError(
+            f"{name}: num_classes is {built} (model_kwargs, --model-kwargs), and its weights have a head of {trained}"
+            f" classes: one of {built} would be random. Leave num_classes out, or pass the weights of a model with"
+            f" {built} classes as checkpoint_path (--checkpoint)"
         )
 
 

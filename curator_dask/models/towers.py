@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,6 @@ def load_tower(folder: Path, is_clip: bool, side: str) -> Any:
     WeightsError
         The weights cannot be read, or do not fit the configuration.
     """
-    import torch
     import transformers
 
     names = {
@@ -89,14 +88,7 @@ def load_tower(folder: Path, is_clip: bool, side: str) -> Any:
         own = getattr(config, f"{side}_config", config)
         if is_clip and own is not config:
             own.projection_dim = config.projection_dim  # it is this one that CLIPModel takes
-        tower, found = kind.from_pretrained(
-            folder,
-            config=own,
-            dtype=torch.float32,  # else the file's; the encoder autocasts where that is fast
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+    tower, found = load_model(kind, folder, config=own)
     # Further tensors, of the other tower, are as it should be, but not more layers of this one; those that are
     # missing would stay random.
     more = sorted(name for name in found["unexpected_keys"] if name.startswith(f"{side}_model."))
@@ -137,6 +129,65 @@ def vectors_of(tower: Any) -> Any:
             return vectors
 
     return Vectors()
+
+
+def load_model(kind: Any, folder: Path, **options: Any) -> tuple[Any, Mapping[str, Any]]:
+    """A model of transformers' in float32 on the CPU, whose tensors are its own, and what is said of its loading.
+
+    Parameters
+    ----------
+    kind
+        The class, such as `transformers.CLIPVisionModelWithProjection`.
+    folder
+        As transformers writes it.
+    **options
+        Further ones of ``kind.from_pretrained``.
+
+    Raises
+    ------
+    WeightsError
+        The weights cannot be read, or a tensor has another shape than by the configuration.
+    """
+    import torch
+
+    with loading(folder):
+        model, found = kind.from_pretrained(
+            folder,
+            dtype=torch.float32,  # else the file's; the encoder autocasts where that is fast
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # else the error has no shapes: it points to a report on the console
+            **options,
+        )
+    _check_shapes(found["mismatched_keys"], model.config, folder)
+    # They are views of the file, mapped into memory: a file written in its place would change a model that is in
+    # use, and a truncated one end the process.
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    return model, found
+
+
+def _check_shapes(mismatched: Collection[tuple[str, Any, Any]], config: Any, folder: Path) -> None:
+    """Refuse tensors (name, the weights' shape, the model's) that transformers left random."""
+    if not mismatched:
+        return
+    differing = [(name, list(model), list(weights)) for name, weights, model in sorted(mismatched)]
+    listed = ", ".join(
+        f"{name} (expected {model}, found {weights})" for name, model, weights in differing[:3]
+    )
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    classes = config.num_labels
+    if all(
+        model[:1] == [classes] and weights and model[1:] == weights[1:] for _, model, weights in differing
+    ):
+        advice = (
+            f"Its {CONFIG} has {classes} classes (names in id2label; 2 where it has none), its weights have"
+            f" {differing[0][2][0]}: id2label must name each class of the weights"
+        )
+    else:
+        advice = f"Its {CONFIG} and its weights must be of one model"
+    raise WeightsError(f"{folder}: the weights do not fit its {CONFIG}: {listed}{more}. {advice}")
 
 
 @contextlib.contextmanager
