@@ -221,6 +221,7 @@ def test_the_size_of_what_is_copied_is_that_of_the_picture_as_it_is_seen(kind, o
     assert expected == ((240, 180) if orientation < 5 else (180, 240))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_turns_nothing():
     data = png_saying((b"eXIf", b"II*\0\xff\xff\xff\xff"))
     assert make_smaller(data, SmallerImages(max_side=240))[:3] == (240, 180, None)

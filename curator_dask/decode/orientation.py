@@ -99,7 +99,7 @@ def _exif(image: PIL.Image.Image) -> PIL.Image.Exif:
 
 
 def _without_pixels(data: Encoded) -> Encoded:
-    """A PNG of its size and of all that may say how it lies, which may be behind the pixels; other files as they are."""
+    """A PNG of its size and of all that may say how it lies, also behind the pixels; other files as they are."""
     view = buffer_of(data)
     if view[:8].tobytes() != b"\x89PNG\r\n\x1a\n":
         return data
