@@ -160,6 +160,7 @@ INTENT, HDR, OF_SRGB_TOO = (b"sRGB", b"\0"), (b"cICP", bytes([9, 16, 0, 1])), (b
         ([gamma(100_000), WIDE], "cHRM, gAMA"),
         ([HDR, INTENT, gamma(45_455)], "cICP"),
         ([HDR, PROFILE], "cICP"),
+        ([OF_SRGB_TOO, PROFILE], "cICP"),  # which a JPEG's reader would follow
         ([gamma(45_455)], None),
         ([gamma(45_455), NEAR_SRGB], None),
         ([INTENT, gamma(100_000), WIDE], None),

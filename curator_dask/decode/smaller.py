@@ -47,7 +47,8 @@ _LARGE = 1 << 26  # pixels of images of which one at a time is decoded: 4 bytes 
 _one_large = threading.Lock()
 # Chunks of a PNG that say which colours its numbers are.
 _COLOUR_CHUNKS = frozenset([b"cHRM", b"gAMA", b"sRGB", b"cICP"])
-# Those of sRGB, by the PNG specification (11.3.2), in 100,000ths; as near as libpng takes for the same.
+# Those of sRGB, by the PNG specification (11.3.2), in 100,000ths; and how near others are
+# that are the same but for rounding.
 _SRGB = {
     b"gAMA": (45455,),
     b"cHRM": (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),
@@ -213,12 +214,13 @@ def _check_colours(opened: Image.Image, data: Encoded, form: str) -> None:
     """
     said = _colour_chunks(data)
     cicp = said.pop(b"cICP", None)
+    profile = opened.info.get("icc_profile")
     if cicp is None:
-        if opened.info.get("icc_profile") or b"sRGB" in said:
+        if profile or b"sRGB" in said:
             return
         odd = [name for name, value in said.items() if not _is_srgb(name, value)]
     else:
-        odd = [b"cICP"] if cicp != _SRGB_CICP else []
+        odd = [b"cICP"] if cicp != _SRGB_CICP or profile else []  # the profile would be followed
     if odd:
         names = ", ".join(sorted(name.decode() for name in odd))
         raise ImageError(
