@@ -253,6 +253,70 @@ def test_names_that_stay(tmp_path, image_format):
         )
 
 
+def test_all_images_of_the_format_have_its_name(tmp_path):
+    """Also those that are copied, whose bytes are where they were."""
+    small, large = picture("1", SMALL), picture("2", LARGE)
+    members = [
+        ("1.jpg", small),
+        ("1.txt", b"of 1"),
+        ("2.jpg", large),
+        ("3.png", picture("3", SMALL)),
+        ("4.jpg", picture("4", SMALL)),
+        ("4.PNG", b"its name is taken"),
+    ]
+    write_tar(tmp_path / "data/0.tar", members)
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    summary = dataset.to_webdataset(tmp_path / "out", max_side=64, image_format="png", keys="original")
+    after = held(tmp_path / "out")
+    assert [*after] == ["1.png", "1.txt", "2.png", "3.png", "4.jpg", "4.PNG"]
+    assert after["1.png"] == small and opened(after["2.png"]).size == (64, 48)
+    assert (summary.images_smaller, summary.images_converted, summary.images_left) == (1, 0, {"name": 1})
+    assert summary.fields == {"png": 3, "jpg": 1, "txt": 1, "PNG": 1}
+    row = pq.read_table(f"{tmp_path}/out.export/manifest").to_pylist()[0]
+    at, size = row["source_offsets"][0], row["sizes"][0]
+    assert row["members"][0] == "1.png"
+    assert (tmp_path / "data/0.tar").read_bytes()[at : at + size] == small
+
+
+def test_the_size_beside_a_copied_image_is_as_it_is_seen(tmp_path):
+    lying = Image.Exif()
+    lying[0x0112] = 6
+    clear = io.BytesIO()  # is too large, and stays
+    Image.new("RGBA", LARGE, (1, 2, 3, 4)).save(clear, "PNG", exif=lying)
+    members = [
+        ("1.png", picture("1", (60, 40), exif=lying)),
+        ("2.webp", picture("2", (60, 40), "WEBP", exif=lying)),
+        ("3.png", picture("3", (60, 40))),
+        ("4.png", clear.getvalue()),
+    ]
+    write_tar(tmp_path / "data/0.tar", members)
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    summary = dataset.to_webdataset(tmp_path / "keep", where="key != '4'", max_side=64)
+    assert summary.images_smaller == 0 and held(tmp_path / "keep") == dict(members[:3])
+    dataset.to_webdataset(tmp_path / "left", where="key = '4'", max_side=64, image_format="jpeg")
+    rows = [pq.read_table(tmp_path / f"{name}/00000.parquet").to_pylist() for name in ("keep", "left")]
+    sizes = [(row["exported_width"], row["exported_height"]) for row in rows[0] + rows[1]]
+    assert sizes == [(40, 60), (40, 60), (60, 40), (120, 160)]
+
+
+def test_files_that_grow_are_counted(tmp_path):
+    """A palette of stripes becomes the colours between them."""
+    stripes = Image.fromarray((np.indices((200, 200)).sum(0) // 3 % 2).astype(np.uint8), "P")
+    stripes.putpalette([255, 0, 0, 0, 90, 255])
+    file = io.BytesIO()
+    stripes.save(file, "PNG", bits=1)
+    members = [("1.png", file.getvalue()), ("2.jpg", picture("2", (400, 300), "JPEG", quality=95))]
+    write_tar(tmp_path / "data/0.tar", members)
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    summary = dataset.to_webdataset(tmp_path / "out", max_side=150)
+    after = held(tmp_path / "out")
+    assert [len(after[name]) > len(data) for name, data in members] == [True, False]
+    assert opened(after["1.png"]).size == (150, 150)
+    assert (summary.images_smaller, summary.images_grown) == (2, 1) and "(1 file grew)" in str(summary)
+    again = dataset.to_webdataset(tmp_path / "out", max_side=150)
+    assert (again.written, again.images_grown, summary.to_dict()["images_grown"]) == (0, 1, 1)
+
+
 def test_it_is_planned_by_the_sizes_before(dataset, tmp_path, monkeypatch):
     options = {"shard_bytes": 20_480, "max_side": 16}
     planned = dataset.to_webdataset(tmp_path / "out", dry_run=True, **options)

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
 
 from curator_dask.decode.smaller import SmallerImages, make_smaller
 from curator_dask.errors import ConfigError, ImageError
@@ -120,10 +120,112 @@ def test_the_profile_of_its_colours_stays(mode):
 
 
 def test_what_a_png_says_of_its_colours_stays():
-    data = saved(photograph(), "PNG")
-    chunk = b"gAMA" + struct.pack(">I", 100_000)
-    data = data[:33] + struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+    data = png_saying(gamma(100_000))
     assert opened(data).info["gamma"] == opened(make_smaller(data, SIDE).data).info["gamma"] == 1.0
+
+
+def png_saying(*chunks: tuple[bytes, bytes], behind: bool = False) -> bytes:
+    """A PNG with these chunks before its pixels, or behind them."""
+    data = saved(photograph(), "PNG")
+    said = b"".join(
+        struct.pack(">I", len(value)) + name + value + struct.pack(">I", zlib.crc32(name + value))
+        for name, value in chunks
+    )
+    at = len(data) - 12 if behind else 33
+    return data[:at] + said + data[at:]
+
+
+def gamma(value: int) -> tuple[bytes, bytes]:
+    return b"gAMA", struct.pack(">I", value)
+
+
+def primaries(*values: int) -> tuple[bytes, bytes]:
+    return b"cHRM", struct.pack(">8I", *values)
+
+
+OF_SRGB = primaries(31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+NEAR_SRGB = primaries(31269, 32899, 63999, 33001, 30000, 60000, 15000, 5999)  # Photoshop's
+WIDE = primaries(31270, 32900, 70800, 29200, 17000, 79700, 13100, 4600)
+PROFILE = (b"iCCP", b"sRGB\0\0" + zlib.compress(SRGB))
+INTENT, HDR, OF_SRGB_TOO = (b"sRGB", b"\0"), (b"cICP", bytes([9, 16, 0, 1])), (b"cICP", bytes([1, 13, 0, 1]))
+
+
+@pytest.mark.parametrize("form", ["jpeg", "webp"])
+@pytest.mark.parametrize(
+    ("chunks", "lost"),
+    [
+        ([gamma(100_000)], "gAMA"),
+        ([gamma(100_000), OF_SRGB], "gAMA"),
+        ([gamma(45_455), WIDE], "cHRM"),
+        ([gamma(100_000), WIDE], "cHRM, gAMA"),
+        ([HDR, INTENT, gamma(45_455)], "cICP"),
+        ([HDR, PROFILE], "cICP"),
+        ([OF_SRGB_TOO, PROFILE], "cICP"),  # which a JPEG's reader would follow
+        ([gamma(45_455)], None),
+        ([gamma(45_455), NEAR_SRGB], None),
+        ([INTENT, gamma(100_000), WIDE], None),
+        ([PROFILE, gamma(100_000), WIDE], None),
+        ([OF_SRGB_TOO, gamma(100_000), WIDE], None),
+    ],
+)
+def test_colours_that_only_a_png_can_say_are_not_read_as_others(chunks, lost, form):
+    data, how = png_saying(*chunks), SmallerImages(max_side=60, image_format=form)
+    if lost is None:
+        made = opened(make_smaller(data, how).data)
+        assert made.info.get("icc_profile") == (SRGB if PROFILE in chunks else None)
+    else:
+        with pytest.raises(ImageError, match=rf"^colours: {form.upper()} does not hold what .* \({lost}\)"):
+            make_smaller(data, how)
+        assert opened(make_smaller(data, SIDE).data).info.get("gamma") == opened(data).info.get("gamma")
+
+
+def turning(orientation: int) -> bytes:
+    """XMP, of a packet."""
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/"'
+        f' tiff:Orientation="{orientation}"/></rdf:RDF></x:xmpmeta>'
+    ).encode()
+
+
+def says_how_it_lies(kind: str, orientation: int) -> bytes:
+    itxt = b"XML:com.adobe.xmp\0\0\0\0\0" + turning(orientation)
+    packed = b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(turning(orientation))
+    match kind.split():
+        case ["PNG", "chunk", where]:
+            return png_saying((b"eXIf", exif(orientation).tobytes()[6:]), behind=where == "behind")
+        case ["PNG", "XMP", where]:
+            return png_saying((b"iTXt", packed if where == "packed" else itxt), behind=where == "behind")
+        case [form, "XMP"]:
+            return saved(photograph(), form, xmp=turning(orientation))
+        case [form, "both"]:  # of which EXIF counts
+            return saved(photograph(), form, exif=exif(orientation), xmp=turning(9 - orientation))
+        case [form]:
+            return saved(photograph(), form, exif=exif(orientation))
+    raise AssertionError(kind)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("JPEG", "JPEG XMP", "JPEG both", "WEBP", "WEBP XMP", "TIFF", "PNG"),
+        *("PNG chunk before", "PNG chunk behind", "PNG XMP before", "PNG XMP packed", "PNG XMP behind"),
+        pytest.param("AVIF", marks=pytest.mark.skipif(not features.check("avif"), reason="no AVIF here")),
+    ],
+)
+def test_the_size_of_what_is_copied_is_that_of_the_picture_as_it_is_seen(kind, orientation):
+    data = says_how_it_lies(kind, orientation)
+    found = make_smaller(data, SmallerImages(max_side=240))
+    expected = ImageOps.exif_transpose(opened(data)).size
+    assert found.data is None and found[:2] == expected
+    assert expected == ((240, 180) if orientation < 5 else (180, 240))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_turns_nothing():
+    data = png_saying((b"eXIf", b"II*\0\xff\xff\xff\xff"))
+    assert make_smaller(data, SmallerImages(max_side=240))[:3] == (240, 180, None)
 
 
 def premultiplied(image: Image.Image, size=(60, 45)) -> np.ndarray:

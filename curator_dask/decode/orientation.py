@@ -10,10 +10,13 @@ import json
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from curator_dask.decode.sniff import Encoded, buffer_of, open_image
+from curator_dask.decode.sniff import Encoded, Header, buffer_of, open_image, png_chunks
 from curator_dask.errors import DatasetError
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 #: Of the rows, that has img2dataset's text of EXIF.
 EXIF_COLUMN = "exif"
@@ -21,6 +24,9 @@ EXIF_COLUMN = "exif"
 ORIENTATIONS = ("stored", "exif-column")
 
 _TAG = 0x0112
+_ON_ITS_SIDE = (5, 6, 7, 8)
+# Of a PNG, what may hold EXIF or XMP.
+_SAYING = frozenset([b"eXIf", b"iTXt", b"tEXt", b"zTXt"])
 #: EXIF's 2 to 8 in the words of the exifread package, which img2dataset stores.
 _WORDS = {
     "Mirrored horizontal": 2,
@@ -54,10 +60,51 @@ def check_exif_column(orientation: str, columns: Iterable[str]) -> None:
 def has_orientation(data: Encoded) -> bool:
     """Whether the file has an orientation of its own, which every decoder follows."""
     try:
-        with open_image(data) as image:
-            return _TAG in image.getexif()
+        with open_image(_without_pixels(data)) as image:
+            return _TAG in _exif(image)
     except Exception:  # of Pillow, of any type: that is told when the image is decoded
         return False
+
+
+def upright_size(data: Encoded, header: Header) -> tuple[int, int]:
+    """Width and height of an image as it is to be seen, by EXIF or XMP, as Pillow's `ImageOps.exif_transpose` turns it.
+
+    No pixel is decoded.
+
+    Parameters
+    ----------
+    data
+        The file.
+    header
+        Of it. Where it is plain, no more is to be known.
+    """
+    width, height = header.width, header.height
+    if header.plain:
+        return width, height
+    try:
+        with open_image(_without_pixels(data)) as image:
+            # The size of a TIFF is that of the turned one from the beginning.
+            turned = image.format != "TIFF" and _exif(image).get(_TAG) in _ON_ITS_SIDE
+            width, height = image.size[::-1] if turned else image.size
+    except Exception:  # of Pillow, of any type: damaged EXIF turns nothing
+        pass
+    return width, height
+
+
+def _exif(image: PIL.Image.Image) -> PIL.Image.Exif:
+    """What EXIF and XMP say, of an opened image; that of PNG would decode the pixels to look behind them."""
+    from PIL import Image
+
+    return Image.Image.getexif(image)
+
+
+def _without_pixels(data: Encoded) -> Encoded:
+    """A PNG of its size and of all that may say how it lies, also behind the pixels; other files as they are."""
+    view = buffer_of(data)
+    if view[:8].tobytes() != b"\x89PNG\r\n\x1a\n":
+        return data
+    said = [chunk for name, chunk in png_chunks(view) if name in _SAYING]
+    return b"".join([view[:33], *said, bytes(4), b"IDAT", struct.pack(">I", zlib.crc32(b"IDAT"))])
 
 
 def turned(images: Iterable[tuple[int, Any]], texts: Sequence[Any]) -> Iterator[tuple[int, Any]]:

@@ -6,15 +6,26 @@ whose text is the reason, so that the caller keeps the file that it has.
 
 from __future__ import annotations
 
+import itertools
+import struct
 import threading
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from curator_dask.decode.encoding import FORMATS, check_quality, encode
-from curator_dask.decode.orientation import has_orientation, with_orientation
+from curator_dask.decode.orientation import has_orientation, upright_size, with_orientation
 from curator_dask.decode.quiet import libtiff_lines
-from curator_dask.decode.sniff import Encoded, Header, buffer_of, check_size, open_image, reason_of, sniff
+from curator_dask.decode.sniff import (
+    Encoded,
+    Header,
+    buffer_of,
+    check_size,
+    open_image,
+    png_chunks,
+    reason_of,
+    sniff,
+)
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS, check_counts
 from curator_dask.errors import ConfigError, ImageError
 
@@ -36,6 +47,14 @@ _LARGE = 1 << 26  # pixels of images of which one at a time is decoded: 4 bytes 
 _one_large = threading.Lock()
 # Chunks of a PNG that say which colours its numbers are.
 _COLOUR_CHUNKS = frozenset([b"cHRM", b"gAMA", b"sRGB", b"cICP"])
+# Those of sRGB, by the PNG specification (11.3.2), in 100,000ths; and how near others are
+# that are the same but for rounding.
+_SRGB = {
+    b"gAMA": (45455,),
+    b"cHRM": (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),
+}
+_SRGB_NEAR = 100
+_SRGB_CICP = bytes([1, 13, 0, 1])
 _TIFF_BITS = 258
 
 
@@ -141,7 +160,7 @@ def make_smaller(data: Encoded, how: SmallerImages, max_pixels: int = DEFAULT_MA
     header = sniff(data, max_pixels)
     form = how.image_format.upper() if how.changes_format else header.kind
     if form == header.kind and how.size(header.width, header.height) == (header.width, header.height):
-        return Smaller(header.width, header.height, None, form)
+        return Smaller(*upright_size(data, header), None, form)
     if form not in FORMATS:
         raise ImageError(
             f"format: {form} is made smaller in another format only: give image_format (--image-format)"
@@ -152,6 +171,8 @@ def make_smaller(data: Encoded, how: SmallerImages, max_pixels: int = DEFAULT_MA
             with open_image(data) as opened:
                 check_size(opened.height, opened.width, max_pixels)
                 _check_whole(opened, header, data)
+                if header.kind == "PNG" != form:
+                    _check_colours(opened, data, form)
                 image, fewer = _resized(opened, header, how, form)
                 options = _options(opened, header, data, image, form)
         except Exception as error:
@@ -178,6 +199,42 @@ def _check_whole(opened: Image.Image, header: Header, data: Encoded) -> None:
         deep = opened.mode in ("RGB", "RGBA", "CMYK") and max(tags.get(_TIFF_BITS, (8,))) > 8
     if deep:
         raise ImageError("deep: colours of more than 8 bits, of which Pillow decodes 8")
+
+
+def _colour_chunks(data: Encoded) -> dict[bytes, bytes]:
+    """What a PNG says of its colours, besides an ICC profile."""
+    before = itertools.takewhile(lambda chunk: chunk[0] != b"IDAT", png_chunks(buffer_of(data)))
+    return {name: chunk[8:-4].tobytes() for name, chunk in before if name in _COLOUR_CHUNKS}
+
+
+def _check_colours(opened: Image.Image, data: Encoded, form: str) -> None:
+    """Raise ImageError where a PNG has colours that only its own chunks can say: others are taken for sRGB.
+
+    By the PNG specification (4.3) cICP is before an ICC profile, which is before sRGB, gAMA and cHRM.
+    """
+    said = _colour_chunks(data)
+    cicp = said.pop(b"cICP", None)
+    profile = opened.info.get("icc_profile")
+    if cicp is None:
+        if profile or b"sRGB" in said:
+            return
+        odd = [name for name, value in said.items() if not _is_srgb(name, value)]
+    else:
+        odd = [b"cICP"] if cicp != _SRGB_CICP or profile else []  # the profile would be followed
+    if odd:
+        names = ", ".join(sorted(name.decode() for name in odd))
+        raise ImageError(
+            f"colours: {form} does not hold what the PNG says of them ({names}), which is not sRGB"
+        )
+
+
+def _is_srgb(name: bytes, value: bytes) -> bool:
+    """Whether gAMA or cHRM says what sRGB has; of another length they say nothing."""
+    expected = _SRGB[name]
+    if len(value) != 4 * len(expected):
+        return True
+    found = struct.unpack(f">{len(expected)}I", value)
+    return all(abs(one - other) <= _SRGB_NEAR for one, other in zip(found, expected, strict=True))
 
 
 def _resized(opened: Image.Image, header: Header, how: SmallerImages, form: str) -> tuple[Image.Image, bool]:
@@ -238,17 +295,12 @@ def _options(
 
     options: dict[str, Any] = {"icc_profile": opened.info.get("icc_profile")}
     image.info.clear()  # of which Pillow would write some
-    view = buffer_of(data)
     if form == header.kind == "PNG":
         options["pnginfo"] = PngInfo()
-        at, name = 8, b""
-        while at + 12 <= view.nbytes and name != b"IDAT":
-            length, name = int.from_bytes(view[at : at + 4], "big"), view[at + 4 : at + 8].tobytes()
-            if name in _COLOUR_CHUNKS:
-                options["pnginfo"].add(name, view[at + 8 : at + 8 + length].tobytes())
-            at += 12 + length
+        for name, value in _colour_chunks(data).items():
+            options["pnginfo"].add(name, value)
     if form == header.kind == "WEBP":
-        at, name = 12, b""
+        view, at, name = buffer_of(data), 12, b""
         while at + 8 <= view.nbytes and name not in (b"VP8 ", b"VP8L"):
             name, length = view[at : at + 4].tobytes(), int.from_bytes(view[at + 4 : at + 8], "little")
             at += 8 + length + length % 2

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ class Header(NamedTuple):
     kind
         ``"JPEG"``, ``"PNG"``, ``"WEBP"`` or Pillow's name of another format.
     height, width
-        Pixels, upright: as they are once the EXIF orientation is applied.
+        Pixels, upright where the image is `plain`; else `curator_dask.decode.orientation.upright_size` knows.
     plain
         True where DALI is known to decode such an image to Pillow's very pixels, and nothing in the headers
         is suspect. Everything else is Pillow's.
@@ -171,6 +172,15 @@ def _refuse_unreadable_png(view: memoryview) -> None:
     ):
         if value > known:
             raise ImageError(f"damaged PNG: its header names an unknown {name} method ({value})")
+
+
+def png_chunks(view: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    """The chunks of a PNG, as far as they are there: the name of each, and its bytes with length and checksum."""
+    at = 8
+    while at + 12 <= view.nbytes:
+        length, name = struct.unpack_from(">I4s", view, at)
+        yield name, view[at : at + 12 + length]
+        at += 12 + length
 
 
 def _png(view: memoryview) -> Header | None:

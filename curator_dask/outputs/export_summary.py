@@ -60,6 +60,8 @@ class ExportSummary:
         Images that were made smaller; and those that were small enough, and were written in another format.
     image_bytes_before, image_bytes_after
         Of these together, what they were and what they are.
+    images_grown
+        Of these, whose file is larger than it was.
     images_left, images_left_examples
         Images that are as they were though they are too large, or of another format than was asked for: how many by
         kind of reason, and a few of each. The manifest has all of them.
@@ -102,6 +104,7 @@ class ExportSummary:
     images_converted: int = 0
     image_bytes_before: int = 0
     image_bytes_after: int = 0
+    images_grown: int = 0
     images_left: Counter[str] = field(default_factory=Counter)
     images_left_examples: dict[str, list[str]] = field(default_factory=dict)
     looked_up: SaveSummary = field(default_factory=lambda: SaveSummary("", opened=False))
@@ -146,6 +149,7 @@ class ExportSummary:
             self.images_converted += images["converted"]
             self.image_bytes_before += images["before"]
             self.image_bytes_after += images["after"]
+            self.images_grown += images.get("grown", 0)  # exports before did not say it
             self.images_left.update(images["left"])
             for kind, some in images["examples"].items():
                 known = self.images_left_examples.setdefault(kind, [])
@@ -243,9 +247,10 @@ class ExportSummary:
             converted = f", {self.images_converted:,} only put into another format" * bool(
                 self.images_converted
             )
+            grown = f" ({counted(self.images_grown, 'file')} grew)" * bool(self.images_grown)
             lines = [
                 f"  {counted(self.images_smaller, 'image', 'was', 'were')} made smaller{converted}:"
-                f" {sized(self.image_bytes_before)} before, {sized(self.image_bytes_after)} now",
+                f" {sized(self.image_bytes_before)} before, {sized(self.image_bytes_after)} now{grown}",
                 "  what rows and .json files say of images (width, height, bytes, sha256) is of those before:"
                 f" {', '.join(EXPORTED.names)} beside each tar say what they are",
             ]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from curator_dask.decode.encoding import FORMATS
+from curator_dask.decode.orientation import upright_size
 from curator_dask.decode.smaller import SmallerImages, make_smaller
 from curator_dask.decode.sniff import sniff
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
@@ -101,11 +102,11 @@ class ShrunkImages:
         try:
             found = make_smaller(data, self._how)
             width, height, fewer = found.width, found.height, found.fewer
+            if self._how.changes_format:
+                new_name = _renamed(key, name, FORMATS[found.form].suffixes)
+            if new_name != name and new_name.lower() in others:
+                raise ImageError(f"name: another member is called {key_text(new_name)}")
             if found.data is not None:
-                if self._how.changes_format:
-                    new_name = _renamed(key, name, FORMATS[found.form].suffixes)
-                if new_name != name and new_name.lower() in others:
-                    raise ImageError(f"name: another member is called {key_text(new_name)}")
                 new, made = found.data, True
         except ImageError as error:
             new_name, left, fewer = name, str(error), False
@@ -144,12 +145,15 @@ class ShrunkImages:
                 left[kind] += 1
                 if left[kind] <= EXAMPLES:
                     examples.setdefault(kind, []).append(f"{key_text(self._keys[sample])}: {each.left}")
-        renamed = Counter(each.suffixes for each in made if each.suffixes[0] != each.suffixes[1])
+        renamed = Counter(
+            each.suffixes for each in self._found.values() if each.suffixes[0] != each.suffixes[1]
+        )
         return {
             "smaller": sum(each.fewer for each in made),
             "converted": sum(not each.fewer for each in made),
             "before": sum(each.before for each in made),
             "after": sum(each.after for each in made),
+            "grown": sum(each.after > each.before for each in made),
             "left": dict(left),
             "examples": examples,
             "renamed": sorted([*map(key_text, suffixes), count] for suffixes, count in renamed.items()),
@@ -157,15 +161,15 @@ class ShrunkImages:
 
 
 def _renamed(key: str, name: str, suffixes: Sequence[str]) -> str:
-    """The name of an image that has another format now; one that speaks of no other stays."""
+    """The name of an image of the format that is asked for; one that speaks of no other stays."""
     said = name.rpartition(".")[2].lower()
     return with_suffix(key, name, suffixes[0]) if said in IMAGE_EXTENSIONS - {*suffixes} else name
 
 
 def _size_of(data: bytes) -> tuple[int | None, int | None]:
-    """Width and height that an image's headers say."""
+    """Width and height that an image's headers say, upright."""
     try:
         header = sniff(data, DEFAULT_MAX_PIXELS)
     except ImageError:
         return None, None
-    return header.width, header.height
+    return upright_size(data, header)
