@@ -419,18 +419,6 @@ def test_a_head_that_timm_would_leave_random_is_refused(tmp_path):
         made.close()
 
 
-def test_a_file_written_in_the_place_of_the_weights_changes_no_model_in_use(vit, tmp_path):
-    folder, other = shutil.copytree(vit, tmp_path / "model"), write_model(tmp_path / "other", seed=4)
-    made = ClassificationModel(folder, compile=False).spec.build()
-    of_other = ClassificationModel(other, compile=False).spec.build()
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8))
-    before = made.encoder(pixels)
-    assert not np.allclose(before, of_other.encoder(pixels), atol=0.1)
-    shutil.copyfile(other / "model.safetensors", folder / "model.safetensors")  # into the same file
-    assert np.array_equal(made.encoder(pixels), before)
-    made.close(), of_other.close()
-
-
 # In files, runs and retries
 
 
