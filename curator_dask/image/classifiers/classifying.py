@@ -18,6 +18,7 @@ from curator_dask.errors import ImageError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.models.classification import Classification, ClassificationSpec
+from curator_dask.runs.fit import refresh_model
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.step import CLASSES, Known, Made, Reading, Rows, Wanted, Work, read_by
 from curator_dask.storage import Options
@@ -123,6 +124,7 @@ class ClassifyImages:
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Load the model and say what it is; run on a worker, where the model then stays."""
+        refresh_model(self.spec)
         with ENCODERS.lease(self.spec, self.spec.build) as model:
             return dict.fromkeys(self.kinds, model.info)
 
