@@ -588,18 +588,18 @@ def test_statistics_take_the_place_of_no_class(data, vit, tmp_path):
     dataset, out = ImageTextPairDataset.from_webdataset(data), tmp_path / "out"
     ClassificationModel(vit, classes={"height": "cat", "dog": "dog"}, label=False)(dataset).save_metadata(out)
     before = read_output(out)
-    widths = ImageStatistics(["height"])(dataset)
+    heights = ImageStatistics(["height"])(dataset)
     with pytest.raises(
         OutputError, match=r"'height' was made by .*, and image statistics would.*another name"
     ):
-        widths.save_metadata(out)
+        heights.save_metadata(out)
     assert read_output(out).equals(before)
     ImageStatistics(["height"], prefix="image_")(dataset).save_metadata(out)
     assert read_output(out).select(before.column_names).equals(before)
-    assert widths.save_metadata(out, overwrite=True).written == 3
+    assert heights.save_metadata(out, overwrite=True).written == 3
     after = read_output(out)
     assert after.schema.field("height").type == pa.int32() and after["dog"].equals(before["dog"])
-    assert widths.save_metadata(out).skipped == 3
+    assert heights.save_metadata(out).skipped == 3
     with pytest.raises(OutputError, match="has a column 'height' that no model has made"):
         ClassificationModel(vit, classes={"height": "cat"}, label=False)(dataset).save_metadata(out)
 

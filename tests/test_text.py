@@ -24,6 +24,7 @@ from PIL import Image
 from test_cli import run_here
 from texts import captions, make_pair, save_tokenizer, text_config, transformers_own
 
+from curator_dask.cache import ENCODERS
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.decode.chunks import ChunkDecoder
 from curator_dask.errors import ConfigError, DatasetError, OutputError, WeightsError
@@ -40,6 +41,7 @@ from curator_dask.models.families import OPENAI_B32, unlike
 from curator_dask.models.sentences import SentenceSpec
 from curator_dask.models.texts import TextEncoder
 from curator_dask.outputs.nearest import Hit
+from curator_dask.stages import ImageEmbeddingStage
 from curator_dask.testing import StepTests
 from curator_dask.text import ClipScore, ClipTextEmbedder, ZeroShotClassifier
 from curator_dask.text.again import scorer_from
@@ -441,6 +443,36 @@ def make_sentences(folder, pooling, normalize):
     )
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 16, "do_lower_case": false}')
     return model.eval()
+
+
+@pytest.mark.parametrize("kind", ["texts", "sentences", "images", "stage"])
+def test_other_files_in_a_folder_are_another_model_for_the_next_run(tmp_path, pairs, kind):
+    """Every file of the folder counts, and those below it."""
+    folder = tmp_path / "model"
+    if kind == "sentences":
+        folder.mkdir()
+        make_sentences(folder, "mean", True)
+        changed, before, after = folder / "1_Pooling" / "config.json", '_mean_tokens": true', '_mean_tokens": false'
+    else:
+        shutil.copytree(pairs["clip"][0], folder)
+        name = "tokenizer.json" if kind == "texts" else "preprocessor_config.json"
+        changed, before, after = folder / name, *(('"a"', '"A"') if kind == "texts" else ("0.48145466", "0.25"))
+    if kind == "stage":
+        said = ImageEmbeddingStage(model_name=str(folder)).describe_model
+    elif kind == "images":
+        said = ClipImageEmbedder(folder).step("key").describe
+    else:
+        said = (ClipTextEmbedder if kind == "texts" else SentenceEmbedder)(folder).step("key").describe
+    first = said()
+    assert said() == first
+    written = changed.read_text()
+    assert before in written
+    if kind == "sentences":
+        after += ', "pooling_mode_cls_token": true'
+    changed.write_text(written.replace(before, after))
+    second = said()
+    ENCODERS.clear()  # as in another process
+    assert second == said() != first
 
 
 @pytest.mark.parametrize(("pooling", "normalize"), [("mean", True), ("cls", False)])

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from curator_dask.errors import OutputError
 from curator_dask.frames.columns import list_to_matrix, to_array, vectors_in
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
-from curator_dask.frames.record import LACKING, FileRecord, inputs_of
+from curator_dask.frames.record import LACKING, MADE_BY, FileRecord, inputs_of
 from curator_dask.outputs.keeping import Kept
 from curator_dask.rows.known import StoredRows
 from curator_dask.rows.reasons import NOT_MADE, as_stored, reason_for, reasons_in
@@ -143,7 +143,8 @@ class Joining:
             [],
         )  # classes of images, also such as are null now, and others
         for name, made in (self._record.scores if self._record is not None else {}).items():
-            if name not in columns or name in self._kept.models:
+            # Classes that are not kept have another column in their place, which this run makes.
+            if name not in columns or name in self._kept.models or MADE_BY in made:
                 continue
             if name not in self._target.keep:  # null in all rows
                 scores[name] = {**made, LACKING: True}
