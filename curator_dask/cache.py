@@ -24,6 +24,8 @@ class _Entry(Generic[T]):
     value: T | None = None
     users: int = 0
     doomed: bool = False  # to be closed by the last who uses it
+    dropped: bool = False  # the same, and another may have its place by now
+    state: Any = None  # of the files that the object was built of
 
 
 class SpecCache(Generic[T]):
@@ -33,6 +35,9 @@ class SpecCache(Generic[T]):
     ----------
     capacity
         How many objects stay alive. Those in use count, but are never closed, however many.
+
+    A spec may have a ``source_state``, which tells the files that its object is built of from others in their place
+    (`curator_dask.models.sources.files_state`); then `refresh` notices that they have changed.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -56,17 +61,20 @@ class SpecCache(Generic[T]):
             _close_all(closing)
             with entry.lock:
                 if entry.value is None:
+                    entry.state = _source_state(spec)  # before: what changes meanwhile is noticed
                     entry.value = build()
+                    if entry.state is None:  # the files have been fetched
+                        entry.state = _source_state(spec)
             yield entry.value
         finally:
             with self._lock:
                 entry.users -= 1
-                if entry.value is not None:
+                if not entry.dropped and entry.value is not None:
                     self._entries.move_to_end(spec)
-                elif not entry.users:
+                elif not entry.dropped and not entry.users:
                     del self._entries[spec]
                 closing = self._overdue()
-                if entry.doomed and not entry.users and self._entries.pop(spec, None) is not None:
+                if not entry.users and (entry.dropped or (entry.doomed and self._take_out(spec, entry))):
                     closing.append(entry.value)
             _close_all(closing)
 
@@ -95,6 +103,32 @@ class SpecCache(Generic[T]):
             closing = [] if entry.users else [self._entries.pop(spec).value]
         _close_all(closing)
 
+    def refresh(self, spec: Hashable) -> bool:
+        """Let go the object of `spec` if the files that it was built of have changed: the next lease builds it anew.
+
+        Who is using it keeps it to the end of the lease. Files that cannot be looked at have not changed.
+
+        Returns
+        -------
+        Whether it was let go.
+        """
+        with self._lock:
+            entry = self._entries.get(spec)
+        if entry is None:
+            return False
+        with entry.lock:  # one that is being built is waited for
+            now = _source_state(spec)
+            if entry.value is None or now is None or now == entry.state:
+                return False
+        with self._lock:
+            if not self._take_out(spec, entry):
+                return False
+            entry.dropped = True
+            closing = [] if entry.users else [entry.value]
+        del entry
+        _close_all(closing)
+        return True
+
     def clear(self) -> None:
         """Close every object that is not in use."""
         with self._lock:
@@ -102,11 +136,22 @@ class SpecCache(Generic[T]):
             closing = [self._entries.pop(spec).value for spec in idle]
         _close_all(closing)
 
+    def _take_out(self, spec: Hashable, entry: _Entry[T]) -> bool:
+        """Whether an entry was there, and is not any more. The caller holds the lock."""
+        found = self._entries.get(spec) is entry
+        if found:
+            del self._entries[spec]
+        return found
+
     def _overdue(self) -> list[T | None]:
         """Take out what is above capacity and not in use. The caller holds the lock."""
         above = len(self._entries) - self.capacity
         idle = [spec for spec, entry in self._entries.items() if not entry.users]
         return [self._entries.pop(spec).value for spec in idle[: max(above, 0)]]
+
+
+def _source_state(spec: Hashable) -> Any:
+    return getattr(spec, "source_state", None)
 
 
 def _close_all(values: list[Any]) -> None:

@@ -748,6 +748,48 @@ def test_a_retry_without_the_model_says_so(tmp_path, vit, said):
     assert read_output(out)["label"].null_count == 0
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json", "config.json"])
+def test_a_model_whose_files_change_between_two_runs_of_a_process(tmp_path, vit, name):
+    """It is loaded anew, as another process would: what there is was made with another."""
+    model, out = shutil.copytree(vit, tmp_path / "model"), tmp_path / "out"
+    processor = transformers.ViTImageProcessor(size=SQUARE, image_mean=[0.1] * 3)
+    other = write_model(tmp_path / "other", processor=processor, seed=11, names=NAMES[::-1])
+    write_dataset(tmp_path / "data", shards=1)
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    made = ClassificationModel(model, classes={"person": ["man", "woman"]})(dataset)
+    assert (made.save_metadata(out).written, made.save_metadata(out).skipped) == (1, 1)
+    check_rows(read_output(out), vit)
+    shutil.copy(other / name, model / name)
+    with pytest.raises(OutputError, match="column 'label' was made with"):
+        made.save_metadata(out)
+    check_rows(read_output(out), vit)
+    assert made.save_metadata(out, overwrite=True).written == 1
+    check_rows(read_output(out), model)
+    with pytest.raises(AssertionError):
+        check_rows(read_output(out), vit)
+    assert made.save_metadata(out).skipped == 1
+
+
+def test_statistics_take_the_place_of_no_class(data, vit, tmp_path):
+    dataset, out = ImageTextPairDataset.from_webdataset(data), tmp_path / "out"
+    ClassificationModel(vit, classes={"height": "cat", "dog": "dog"}, label=False)(dataset).save_metadata(out)
+    before = read_output(out)
+    heights = ImageStatistics(["height"])(dataset)
+    with pytest.raises(
+        OutputError, match=r"'height' was made by .*, and image statistics would.*another name"
+    ):
+        heights.save_metadata(out)
+    assert read_output(out).equals(before)
+    ImageStatistics(["height"], prefix="image_")(dataset).save_metadata(out)
+    assert read_output(out).select(before.column_names).equals(before)
+    assert heights.save_metadata(out, overwrite=True).written == 3
+    after = read_output(out)
+    assert after.schema.field("height").type == pa.int32() and after["dog"].equals(before["dog"])
+    assert heights.save_metadata(out).skipped == 3
+    with pytest.raises(OutputError, match="has a column 'height' that no model has made"):
+        ClassificationModel(vit, classes={"height": "cat"}, label=False)(dataset).save_metadata(out)
+
+
 def test_a_model_that_gives_no_numbers(data, vit, tmp_path):
     model = shutil.copytree(vit, tmp_path / "model")
     from safetensors.torch import load_file, save_file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import http.server
 import json
@@ -9,6 +10,7 @@ import logging
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -23,24 +25,29 @@ import numpy as np
 import pytest
 import timm
 import torch
-from colours import ColourReader, MeanColour, check_colours, write_dataset
+from colours import ColourReader, MeanColour, check_colours, read_output, write_dataset
 from distributed import Client, LocalCluster
 from leftovers import check_nothing_left
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
-from timm.models import get_pretrained_cfg, list_pretrained
+from timm.models import get_pretrained_cfg, list_pretrained, save_for_hf
 
 from curator_dask import backend
 from curator_dask.cache import ENCODERS, SpecCache
+from curator_dask.cluster.workers import WorkerUnfit
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.decode.transforms import TransformSpec
-from curator_dask.errors import ConfigError, WeightsError
+from curator_dask.errors import ConfigError, OutputError, WeightsError
 from curator_dask.image.embedders import TimmImageEmbedder
+from curator_dask.image.embedders.partition import EmbedPartition
 from curator_dask.models import encoders
 from curator_dask.models.encoders import Encoder
 from curator_dask.models.precision import LEAST_COSINE, pictures
+from curator_dask.models.sources import files_state
 from curator_dask.models.timm import TimmSpec, choose_output, projection_dims
 from curator_dask.models.weights import create_timm_model, state_digest
+from curator_dask.runs.describing import Loaded
+from curator_dask.runs.fit import Fit
 
 SMALL_CLIP = "vit_xsmall_patch16_clip_224"  # the smallest architecture of timm's that ends in a projection
 
@@ -1075,6 +1082,89 @@ def test_clear_closes_what_is_idle():
         assert idle.closed and not used.closed and cache.specs() == ["b"]
     cache.clear()
     assert used.closed and cache.specs() == []
+
+
+@dataclasses.dataclass(frozen=True)
+class OfFile:
+    """What is built of a file."""
+
+    path: Path
+
+    @property
+    def source_state(self):
+        return files_state([str(self.path)])
+
+
+def test_what_was_built_of_other_files_goes(tmp_path):
+    cache, spec = SpecCache(2), OfFile(tmp_path / "file")
+    assert not cache.refresh(spec)
+    with cache.lease(spec, Thing) as before:  # of a file that is fetched by the build, say
+        spec.path.write_text("a")
+    assert cache.refresh(spec) and before.closed
+    with cache.lease(spec, Thing) as first:
+        assert not cache.refresh(spec)
+        spec.path.write_text("another")
+        assert cache.refresh(spec) and not first.closed  # it is in use
+        with cache.lease(spec, Thing) as second:
+            assert second is not first and not cache.refresh(spec)
+    assert first.closed and not second.closed and cache.specs() == [spec]
+    spec.path.unlink()
+    assert not cache.refresh(spec) and not second.closed
+    with cache.lease(spec, lambda: pytest.fail("it is there already")) as again:
+        assert again is second
+    cache.forget(spec)
+    assert second.closed and cache.specs() == [] and not cache.in_use()
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_model_of_other_files_is_loaded_for_the_next_run(tmp_path, client, checkpoint):
+    """On workers that have it from the run before."""
+    write_dataset(tmp_path / "data", shards=4)
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+
+    def write(folder, seed):
+        torch.manual_seed(seed)
+        save_for_hf(timm.create_model("test_vit").eval(), folder, safe_serialization=True)
+        return folder / "model.safetensors"
+
+    def save(folder, out, **options):
+        given = (
+            {"model_name": "test_vit", "checkpoint_path": folder / "model.safetensors"}
+            if checkpoint
+            else {"model_name": f"local-dir:{folder}"}
+        )
+        made = TimmImageEmbedder(**given, num_threads_per_worker=1)(dataset)
+        summary = made.save_metadata(tmp_path / out, **options)
+        return summary, np.stack(read_output(tmp_path / out).sort_by("key")["image_embedding"].to_pylist())
+
+    write(tmp_path / "model", 1)
+    other = write(tmp_path / "other", 2)
+    _, before = save(tmp_path / "model", "out")
+    shutil.copy(other, tmp_path / "model")
+    with pytest.raises(OutputError, match="column 'image_embedding' was made with weights"):
+        save(tmp_path / "model", "out")
+    summary, after = save(tmp_path / "model", "out", overwrite=True)
+    _, expected = save(tmp_path / "other", "expected")
+    assert summary.written == 4 and np.array_equal(after, expected)
+    assert np.abs(after - before).max() > 0.01
+    assert save(tmp_path / "model", "out")[0].skipped == 4
+
+
+def test_a_run_does_not_go_on_with_a_model_that_another_has_loaded_anew(tmp_path):
+    path = tmp_path / "model.safetensors"
+    spec = random_spec("test_vit", checkpoint_path=str(path))
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        save_file(timm.create_model("test_vit").state_dict(), path)
+        step = EmbedPartition(spec, "key", "image_embedding", 4, 1, "pillow", 10**6, "null", True, ())
+        if seed == 1:
+            run = Fit((step,), Loaded(step.describe(), frozenset()))
+            run.check()
+        else:
+            run.check()  # nobody has looked at the files since: what it has is what it began with
+            step.describe()
+            with pytest.raises(WorkerUnfit, match="does not run the same model as the first workers"):
+                run.check()
 
 
 # One model a worker, on a real cluster

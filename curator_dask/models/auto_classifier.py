@@ -16,6 +16,7 @@ from curator_dask.models.classification import LogitsEncoder
 from curator_dask.models.encoders import Encoder, ModelSpec
 from curator_dask.models.hub import CONFIG, PROCESSORS, find_folder, read_json
 from curator_dask.models.processors import read_any_transform
+from curator_dask.models.sources import State, model_state
 from curator_dask.models.towers import load_model
 from curator_dask.models.weights import first_line
 
@@ -55,6 +56,11 @@ class AutoClassifier(ModelSpec):
         return find_folder(
             self.model_name, self.model_dir, lambda config: check_config(config, self.model_name)
         )
+
+    @property
+    def source_state(self) -> State | None:
+        """Of the files of its folder; see `curator_dask.cache.SpecCache.refresh`."""
+        return model_state(self.model_name, self.model_dir)
 
     def build_logits(self) -> tuple[Encoder, ClassNames, str]:
         """Make it on this process's device; see `curator_dask.models.classification.LogitsSpec`.

@@ -15,6 +15,7 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.models.classes import ClassNames, activated
 from curator_dask.models.encoders import Encoder
 from curator_dask.models.precision import MOST_SHIFT, most_shift
+from curator_dask.models.sources import State
 from curator_dask.models.timm import TimmSpec
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ class LogitsSpec(Protocol):
     def model_name(self) -> str:
         """By which it is found."""
 
+    @property
+    def source_state(self) -> State | None:
+        """Of the files that it is built of; see `curator_dask.cache.SpecCache.refresh`."""
+
     def build_logits(self) -> tuple[Encoder, ClassNames, str]:
         """Make it on this process's device: the encoder, what its outputs are called, and their activation."""
 
@@ -60,6 +65,11 @@ class TimmLogits:
     def model_name(self) -> str:
         """By which timm finds it."""
         return self.spec.model_name
+
+    @property
+    def source_state(self) -> State | None:
+        """Of the files that the model is built of; see `curator_dask.cache.SpecCache.refresh`."""
+        return self.spec.source_state
 
     def build_logits(self) -> tuple[Encoder, ClassNames, str]:
         """See `LogitsSpec`: of one class its probability, of several the shares."""
@@ -158,6 +168,11 @@ class ClassificationSpec:
 
     def __str__(self) -> str:
         return self.model.model_name
+
+    @property
+    def source_state(self) -> State | None:
+        """Of the files that the model is built of; see `curator_dask.cache.SpecCache.refresh`."""
+        return self.model.source_state
 
     def build(self) -> Classification:
         """Make it on this process's device.

@@ -12,6 +12,7 @@ from typing import Any
 
 from curator_dask.errors import ConfigError, WeightsError
 from curator_dask.models.hub import CONFIG, find_folder, read_json
+from curator_dask.models.sources import State, files_state
 from curator_dask.models.texts import TextEncoder, TextSpec
 from curator_dask.models.tokens import Tokens, tokenizer_digest
 from curator_dask.models.towers import load_model
@@ -27,6 +28,12 @@ class SentenceSpec(TextSpec):
 
     Vectors have length 1 where the folder says so, whatever `normalize`.
     """
+
+    @property
+    def source_state(self) -> State | None:
+        """Of the files of its folder and of those below; see `curator_dask.cache.SpecCache.refresh`."""
+        base = Path(self.model_name)
+        return files_state(str(each) for each in (base, *base.rglob("*/")))
 
     def build(self) -> TextEncoder:
         """Make the encoder on this process's device.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from curator_dask.errors import CuratorError
 from curator_dask.models.hub import find_whole, is_transformers
 from curator_dask.models.weights import HUB_PREFIXES, LOCAL_PREFIXES
 from curator_dask.settings import absolute
@@ -76,7 +77,7 @@ class Sources:
 
     def state(self) -> State | None:
         """Of the files of `paths`; None where one is not there."""
-        return _state(self.paths)
+        return files_state(self.paths)
 
 
 def cached_state(repository: str, ask: bool) -> State | None:
@@ -108,7 +109,7 @@ def cached_state(repository: str, ask: bool) -> State | None:
         except OSError:  # a commit has no file of its own there
             commit = revision
     snapshot = cached / "snapshots" / commit
-    return _state((str(snapshot),)) if snapshot.is_dir() else None
+    return files_state((str(snapshot),)) if snapshot.is_dir() else None
 
 
 def changed_since(state: State, started: int) -> bool:
@@ -116,7 +117,23 @@ def changed_since(state: State, started: int) -> bool:
     return any(max(written, changed) > started - _CLOCKS for _, written, changed, _ in state.values())
 
 
-def _state(paths: Iterable[str]) -> State | None:
+def model_state(model_name: str, model_dir: str | None) -> State | None:
+    """Of the files in the folder of a transformers model; None where it is not there, which loading it tells.
+
+    Parameters
+    ----------
+    model_name, model_dir
+        See `curator_dask.models.hub.find_folder`.
+    """
+    try:
+        folder = find_whole(model_name, model_dir)
+    except CuratorError:
+        return None
+    return None if folder is None else files_state((str(folder),))
+
+
+def files_state(paths: Iterable[str]) -> State | None:
+    """Of files, and of all in folders; None where one is not there."""
     found: dict[str, tuple[int, ...]] = {}
     try:
         for path in paths:

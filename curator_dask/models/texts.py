@@ -19,6 +19,7 @@ from curator_dask.frames.columns import unit
 from curator_dask.models.encoders import EncoderInfo
 from curator_dask.models.heads import digest_of
 from curator_dask.models.hub import names_folder
+from curator_dask.models.sources import State, model_state
 from curator_dask.models.tokens import Tokens
 from curator_dask.models.weights import state_digest
 
@@ -80,6 +81,11 @@ class TextSpec(ABC):
         kinds = (".json", ".safetensors", ".txt", ".model")
         files = sorted(path for path in folder.rglob("*") if path.suffix in kinds and path.is_file())
         return {path.relative_to(folder).as_posix(): digest_of(path) for path in files}
+
+    @property
+    def source_state(self) -> State | None:
+        """Of the files of its folder; see `curator_dask.cache.SpecCache.refresh`."""
+        return model_state(self.model_name, self.model_dir)
 
     @abstractmethod
     def build(self) -> TextEncoder:

@@ -11,6 +11,7 @@ from typing import Any
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.errors import ConfigError
 from curator_dask.models.encoders import Encoder, ModelSpec
+from curator_dask.models.sources import State, files_state
 from curator_dask.models.weights import LOCAL_PREFIXES, RANDOM, create_timm_model
 from curator_dask.settings import absolute
 
@@ -60,6 +61,12 @@ class TimmSpec(ModelSpec):
             model_kwargs=tuple(sorted((name, _frozen(value)) for name, value in model_kwargs.items())),
             **others,
         )
+
+    @property
+    def source_state(self) -> State | None:
+        """Of its folder and its checkpoint, if it has any; see `curator_dask.cache.SpecCache.refresh`."""
+        folders = [self.model_name.partition(":")[2]] if self.model_name.startswith(LOCAL_PREFIXES) else []
+        return files_state([*folders, *([] if self.checkpoint_path is None else [self.checkpoint_path])])
 
     def build(self, kind: type[Encoder] = Encoder) -> Encoder:
         """Make the encoder on this process's device.

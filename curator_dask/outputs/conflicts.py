@@ -184,15 +184,22 @@ def conflict(
             if name in job.made:
                 return f"has a column {name!r} that was not made by curator_dask"
             return f"has a column {name!r} that no model has made: give this one another name by {other_name}"
+    for step in job.steps:
+        taken = [name for name in step.columns if name in models and name not in job.models]
+        if taken and taken[0] in schema.names:
+            return (
+                f"column {taken[0]!r} was made by {models[taken[0]].get('source', 'a model')}, and {step.label} would"
+                " take its place: give this one another name (as by prefix=, --prefix)"
+            )
     if record is not None:
         mine = (target.shard or {}).get("url")
         if record.url is not None and mine is not None and record.url != mine:
             return f"was made of {record.url}, not of {mine}"
         if record.url is None and mine is None and record.dataset != target.dataset:
             return "was made of other shards"
-    taken = [name for name in (URL_COLUMN, ERROR_COLUMN) if name in columns and name in schema.names]
-    if record is None and taken:
-        return f"has columns {taken} of its own, whose names curator_dask uses"
+    used = [name for name in (URL_COLUMN, ERROR_COLUMN) if name in columns and name in schema.names]
+    if record is None and used:
+        return f"has columns {used} of its own, whose names curator_dask uses"
     pairs = pairs_with(target, existing, job.id_col)
     lost = sorted(name for name in models if name not in schema.names and not (pairs and name in kept.models))
     if lost:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from curator_dask.errors import OutputError
 from curator_dask.frames.columns import list_to_matrix, to_array, vectors_in
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
-from curator_dask.frames.record import LACKING, FileRecord, inputs_of
+from curator_dask.frames.record import LACKING, MADE_BY, FileRecord, inputs_of
 from curator_dask.outputs.keeping import Kept
 from curator_dask.rows.known import StoredRows
 from curator_dask.rows.reasons import NOT_MADE, as_stored, reason_for, reasons_in
@@ -149,8 +149,9 @@ class Joining:
         scores = self._said("scores")  # of classes of images, also such as are null now
         unscored: list[str] = []
         for name, made in (self._record.scores if self._record is not None else {}).items():
-            # Those of this run are made anew, and it says itself what they are.
-            if name not in columns or name in self._kept.models or name in self._made:
+            # Those of this run are made anew, and it says itself what they are; classes that are not kept have another
+            # column in their place, which it makes, too.
+            if name not in columns or name in self._kept.models or name in self._made or MADE_BY in made:
                 continue
             read = name not in self._kept.types.names  # with the rows, of whose file the record tells
             if read and self._target.companion != self._target.path:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from curator_dask import __version__
-from curator_dask.cache import POSSESSIONS, Remembered
+from curator_dask.cache import ENCODERS, POSSESSIONS, Remembered
 from curator_dask.cluster.workers import WorkerUnfit
 from curator_dask.runs.blaming import told
 from curator_dask.runs.describing import Loaded, differences
@@ -68,6 +68,16 @@ class Fit:
             if differing:
                 raise _unfit(f"does not run the same model as the first workers, for {column}: {differing}")
         return True
+
+
+def refresh_model(spec: Hashable) -> None:
+    """Have the model of a spec loaded anew here with its next lease, if its files have changed since it was loaded.
+
+    For `Step.describe`, which begins a run. Of other runs that go on here this process is not fit any more: they
+    must not go on with the new model.
+    """
+    if ENCODERS.refresh(spec):
+        _FIT.clear()
 
 
 def _unfit(what: str) -> WorkerUnfit:

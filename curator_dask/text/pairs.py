@@ -21,6 +21,7 @@ from curator_dask.image.classifiers.origins import Origin
 from curator_dask.models.families import said_of, unlike
 from curator_dask.models.texts import TextEncoder, TextSpec
 from curator_dask.rows.reasons import NO_VECTOR, NOT_FINITE
+from curator_dask.runs.fit import refresh_model
 from curator_dask.runs.passes import RowStep
 from curator_dask.runs.step import Known, Made, Rows, Work
 from curator_dask.text.captions import CaptionVectors
@@ -145,6 +146,8 @@ class ScorePairs(RowStep):
     def describe(self) -> dict[str, dict[str, Any]]:
         """Load the model, if any, and see whether the vectors belong together; of vectors it makes none."""
         if self.given_up is None:
+            if self.embed is not None:
+                refresh_model(self.embed.encoder)
             self._settle()
         return {}
 

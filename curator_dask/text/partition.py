@@ -14,6 +14,7 @@ from curator_dask.cache import ENCODERS
 from curator_dask.frames.columns import EMBEDDING_TYPE, vectors_to_list
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.models.texts import TextEncoder, TextSpec
+from curator_dask.runs.fit import refresh_model
 from curator_dask.runs.passes import RowStep
 from curator_dask.runs.step import Known, Made, Rows, Work
 from curator_dask.text.captions import CaptionVectors
@@ -68,6 +69,7 @@ class EmbedText(RowStep):
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Load the model and say what it is; run on a worker, where the model then stays."""
+        refresh_model(self.encoder)
         with ENCODERS.lease(self.encoder, self.encoder.build) as encoder:
             return {self.column: encoder.info.to_dict()}
 

@@ -22,6 +22,7 @@ from curator_dask.frames.record import SETTINGS, FileRecord
 from curator_dask.image.classifiers.origins import Origin, find_origin, one_origin
 from curator_dask.models.texts import TextSpec
 from curator_dask.rows.reasons import NO_VECTOR, NOT_FINITE
+from curator_dask.runs.fit import refresh_model
 from curator_dask.runs.passes import RowStep
 from curator_dask.runs.step import Made, Rows, Work
 from curator_dask.storage import Options
@@ -237,6 +238,7 @@ class LabelVectors(RowStep):
 
     def _embed(self) -> np.ndarray:
         check_files(self.encoder, self.files)
+        refresh_model(self.encoder)
         with ENCODERS.lease(self.encoder, self.encoder.build) as encoder:
             if self.check:
                 check_together(self.images, encoder.info.to_dict(), None, self.label)

@@ -19,6 +19,7 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.frames.record import CHOSEN
 from curator_dask.models.classification import Classification, ClassificationSpec
+from curator_dask.runs.fit import refresh_model
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.step import CLASSES, Known, Made, Reading, Rows, Wanted, Work, read_by
 from curator_dask.storage import Options
@@ -125,6 +126,7 @@ class ClassifyImages:
 
         Classes are told by their numbers (`CHOSEN`): one has several names, which only the model knows.
         """
+        refresh_model(self.spec)
         with ENCODERS.lease(self.spec, self.spec.build) as model:
             names = [self.prefix + column for column, _ in self.spec.classes]
             chosen = dict(zip(names, map(list, model.chosen), strict=True))

@@ -19,6 +19,7 @@ from curator_dask.errors import ImageError
 from curator_dask.frames.columns import EMBEDDING_TYPE, vectors_to_list
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.models.encoders import Encoder, EncoderSpec
+from curator_dask.runs.fit import refresh_model
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.step import Made, Reading, Rows, Wanted, Work, read_by
 from curator_dask.tokens import token_of_class
@@ -132,6 +133,7 @@ class EmbedPartition:
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Load the model and say what it is; run on a worker, where the model then stays."""
+        refresh_model(self.encoder)
         with ENCODERS.lease(self.encoder, self.encoder.build) as encoder:
             return {self.column: encoder.info.to_dict()}
 

@@ -20,6 +20,7 @@ from curator_dask.models.clip import ClipSpec
 from curator_dask.models.compiling import CompileSetting
 from curator_dask.models.encoders import Encoder, EncoderInfo, EncoderSpec
 from curator_dask.models.hub import CLIP_L14
+from curator_dask.runs.fit import refresh_model
 from curator_dask.stages.base import Names, ProcessingStage
 from curator_dask.tasks import EMBEDDING, ImageBatch, ImageObject, set_vector, vector_of
 
@@ -118,6 +119,7 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
     def describe_model(self) -> EncoderInfo:
         """Load the model on this worker, where it then stays, and say what it is."""
         spec = self.encoder_spec()
+        refresh_model(spec)
         with ENCODERS.lease(spec, spec.build) as encoder:
             info: EncoderInfo = encoder.info
         return info
@@ -137,6 +139,7 @@ class ImageEmbeddingStage(ProcessingStage[ImageBatch, ImageBatch]):
     def setup(self, worker_metadata: Any = None) -> None:
         """Load the model, once a worker."""
         spec = self.encoder_spec()
+        refresh_model(spec)
         with ENCODERS.lease(spec, spec.build) as encoder:
             self._resize = _resizer(encoder, exact=self.decoder == "pillow")
 
