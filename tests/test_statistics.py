@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import skimage.data
 from colours import ColourReader, check_colours, image_of, write_dataset, write_tar
-from PIL import Image
+from PIL import Image, ImageOps
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.image.statistics import STATISTICS, ImageStatistics
 from curator_dask.image.statistics.hashes import hashes_of
+from curator_dask.image.statistics.header import read_header
 from curator_dask.image.statistics.pixels import PIXELS, Measure
 from curator_dask.pipeline import Pipeline
 from curator_dask.stages.image import (
@@ -91,6 +92,17 @@ def measured(folder, *arguments, **options) -> dict[str, dict]:
     made = ImageStatistics(*arguments, **options)(ImageTextPairDataset.from_webdataset(folder))
     rows = pa.Table.from_pandas(made.compute(), preserve_index=False).to_pylist()
     return {row["key"]: row for row in rows}
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_sizes_are_those_of_the_image_as_it_is_seen(form):
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.new("RGB", (30, 20)).save(file := io.BytesIO(), form, exif=exif)
+        found = read_header(file.getvalue(), 10**6)
+        seen = ImageOps.exif_transpose(Image.open(file)).size
+        assert (found["width"], found["height"], found["orientation"]) == (*seen, orientation)
 
 
 @pytest.mark.parametrize("decoder", ["dali", "pillow"])

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from curator_dask.checks.captions import empty_of
 from curator_dask.checks.glancing import Glance, said
-from curator_dask.decode.orientation import EXIF_COLUMN, has_orientation, orientation_in
+from curator_dask.decode.orientation import EXIF_COLUMN, has_orientation, orientation_in, upright_size
 from curator_dask.decode.sniff import sniff
 from curator_dask.errors import ImageError, ShardError
 from curator_dask.frames.columns import to_array
@@ -310,7 +310,7 @@ def _look_at_images(
             kind = str(error).partition(":")[0].partition(" (")[0]
             found.unusable.setdefault(kind, []).append(f"{sample.key}: {error}")
         else:
-            found.images.append((header.kind, header.width, header.height, member.size))
+            found.images.append((header.kind, *upright_size(data, header), member.size))
             if header.deep_gray:
                 found.deep_gray.append(sample.key)
             if alone:  # what says how they lie is not beside them

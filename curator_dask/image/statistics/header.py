@@ -58,7 +58,9 @@ def read_header(data: Encoded, max_pixels: int) -> dict[str, Any]:
             orientation = _exif(image, view).get(_ORIENTATION)
             if not (isinstance(orientation, int) and 1 <= orientation <= 8):
                 orientation = None
-            width, height = image.size if orientation not in (5, 6, 7, 8) else image.size[::-1]
+            # Pillow has the size of a TIFF as it is to be seen.
+            turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"
+            width, height = image.size[::-1] if turned else image.size
             return {
                 "width": width,
                 "height": height,
