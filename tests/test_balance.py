@@ -541,6 +541,7 @@ def balance(address, folder, concepts):
         balance_output(folder, concepts, 20)
 
 
+@pytest.mark.slow
 def test_workers_and_clients_killed(concepts, tmp_path, private_cluster):
     """A worker while it counts, a client and a worker while columns are written: the columns are the same."""
     captions = captions_of(16 * 400)
@@ -673,6 +674,7 @@ def test_nothing_is_exported_by_files_of_before(tmp_path, in_this_process, monke
     assert again.kept == curate(tmp_path / "data", tmp_path / "new", second).kept < 60
 
 
+@pytest.mark.slow
 def test_in_a_store(concepts, tmp_path, in_this_process):
     """What was counted is remembered there, too; the same rows are drawn as of local files."""
     local, captions = tmp_path / "local", captions_of(60)

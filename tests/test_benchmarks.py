@@ -86,6 +86,7 @@ def check_ratio(result, name, top, *bottom):
     assert result["ratios"][name]["runs"] == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.slow
 def test_loader(tmp_path):
     result = run(loader, tmp_path / "loader.json", "--images", "24")
     kinds = ["crop region", "usual", "torch", "whole"]
@@ -112,6 +113,7 @@ def test_export(tmp_path):
         check_ratio(result, f"export ÷ {name}", "export", name)
 
 
+@pytest.mark.slow
 def test_smaller(tmp_path):
     result = run(smaller, tmp_path / "smaller.json")
     check_ratio(result, "export ÷ Pillow", "export", "Pillow")
