@@ -192,17 +192,20 @@ def _all_written(name: str, saved: SaveSummary | None) -> None:
 
 
 def _check_balance_columns(place: str, recipe: Recipe) -> None:
-    """Raise ConfigError where columns of a balance would take the place of the dataset's own."""
-    assert recipe.balance is not None
-    names = [recipe.balance.get("prefix", "") + name for name in BALANCE_COLUMNS]
+    """Raise ConfigError where columns of a balance would take the place of the dataset's own in files of before."""
     for path in [join(place, name) for name in output_files(place, None)][:1]:
         footer = read_footer(path)
         made = {} if footer.record is None else footer.record.scores
-        if own := [name for name in names if name in footer.columns and name not in made]:
-            raise ConfigError(
-                f"balance: the dataset has columns of its own named {own}, which would be lost: give a prefix (balance:"
-                " {prefix: ...})"
-            )
+        _refuse_balance(recipe, [name for name in footer.columns if name not in made])
+
+
+def _refuse_balance(recipe: Recipe, columns: Sequence[str]) -> None:
+    names = [(recipe.balance or {}).get("prefix", "") + name for name in BALANCE_COLUMNS]
+    if own := [name for name in names if name in columns]:
+        raise ConfigError(
+            f"balance: the dataset has columns of its own named {own}, which would be lost: give a prefix (balance:"
+            " {prefix: ...})"
+        )
 
 
 def _before(
@@ -243,6 +246,7 @@ def _check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
     named = {"top": best and best[0], "at_most": cap and cap[0], "by": recipe.by}
     if recipe.balance is not None:
         named["balance"] = recipe.balance.get("text_column", CAPTION_COLUMN)
+        _refuse_balance(recipe, columns)
     for name, column in named.items():
         if column is not None and column not in columns:
             raise ConfigError(f"{name}: there is no column {column!r}. The rows will have {columns}")

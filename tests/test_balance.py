@@ -634,8 +634,13 @@ def test_a_recipe_keeps_the_datasets_own_columns(tmp_path, in_this_process):
     balance = {"concepts": str(tmp_path / "concepts.txt"), "most": 20}
     with pytest.raises(ConfigError, match=r"own named \['concepts'\].*prefix"):
         curate(tmp_path / "data", tmp_path / "out", Recipe(balance=balance))
-    assert not (tmp_path / "out" / "shards").exists()
-    curate(tmp_path / "data", tmp_path / "out", Recipe(balance={**balance, "prefix": "meta_"}))
+    assert not (tmp_path / "out").exists()  # before anything is read of it
+    curate(tmp_path / "data", tmp_path / "out", Recipe())
+    with pytest.raises(ConfigError, match=r"own named \['concepts'\].*prefix"):
+        curate(tmp_path / "data", tmp_path / "out", Recipe(balance=balance), overwrite=True)
+    curate(
+        tmp_path / "data", tmp_path / "out", Recipe(balance={**balance, "prefix": "meta_"}), overwrite=True
+    )
     exported = pq.read_table([*(tmp_path / "out" / "shards").glob("*.parquet")])
     assert (
         exported["concepts"].to_pylist() == [["mine"]] * 20
