@@ -56,7 +56,7 @@ class TextStatistics:
     Raises
     ------
     ConfigError
-        There is no such statistic.
+        There is no such statistic, or a model of languages is given and no language is asked for.
     """
 
     def __init__(
@@ -79,6 +79,11 @@ class TextStatistics:
         self.text = text
         self.prefix = prefix
         self.language_model = None if language_model is None else os.fspath(language_model)
+        if language_model is not None and not {*OF_LANGUAGE} & {*chosen}:
+            raise ConfigError(
+                f"language_model={self.language_model!r} (--language-model): nothing is asked of it. Add language to"
+                f" {self.names}, or leave it out"
+            )
         if text in self.columns:
             raise ConfigError(f"prefix={prefix!r}: the column {text!r} of the captions would be lost")
 
@@ -99,9 +104,10 @@ class TextStatistics:
 
     def scorers(self) -> list[TextStatistics]:
         """The same one by one: so of files that are there only what is missing is made."""
+        models = {name: self.language_model if name in OF_LANGUAGE else None for name in self.names}
         return [
-            TextStatistics([name], self.text, prefix=self.prefix, language_model=self.language_model)
-            for name in self.names
+            TextStatistics([name], self.text, prefix=self.prefix, language_model=model)
+            for name, model in models.items()
         ]
 
     def __call__(self, dataset: ImageTextPairDataset) -> ImageTextPairDataset:
@@ -192,8 +198,8 @@ class TextStatistics:
         if own:
             raise ConfigError(
                 f"the dataset has columns of its own named {sorted(own)}, which would be lost: give the statistics of"
-                " captions other names (prefix='caption_', --text-prefix caption_, in a recipe prefix: caption_), or leave"
-                " these out"
+                " captions other names (prefix='caption_', --text-prefix caption_, in a recipe prefix: caption_), or"
+                " leave these out"
             )
 
     def __repr__(self) -> str:

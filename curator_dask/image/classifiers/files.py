@@ -54,8 +54,8 @@ def score_output(
     path
         What `save_metadata` or ``curator-dask embed`` wrote, or other Parquet files with lists of float32.
     classifiers
-        The heads, each with a column of its own; `curator_dask.text.ClipScore` is one, too. `TextStatistics` of the same
-        package stand for as many as they make columns, and need no vectors.
+        The heads, each with a column of its own; `curator_dask.text.ClipScore` is one, too, and `TextStatistics`
+        stand for several, which need no vectors.
     output
         Where the files go with their scores; None: in the place of those that are there.
     overwrite
