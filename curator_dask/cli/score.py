@@ -91,8 +91,15 @@ def score(
         ),
     ] = None,
     text_statistics: TextStatisticsOption = None,
+    same_captions: Annotated[
+        bool,
+        typer.Option(
+            "--same-captions",
+            help="How many rows, of all files, have the same caption. Column text_same_captions.",
+        ),
+    ] = False,
     text: Annotated[
-        str, typer.Option(help="Column of the captions, for --clip-score and --text-statistics.")
+        str, typer.Option(help="Column of the captions, for --clip-score and those that measure captions.")
     ] = CAPTION_COLUMN,
     text_prefix: TextPrefix = "text_",
     language_model: LanguageModelFile = None,
@@ -124,9 +131,10 @@ def score(
     files, folders = _pairs(head, "--head", "FILE"), _pairs(near, "--near", "FOLDER")
     centroids = _pairs(cluster_number, "--cluster-number", "FILE")
     names = names_in(text_statistics, "--text-statistics")
-    if not (aesthetic or nsfw or files or folders or centroids or clip_score or names):
+    if not (aesthetic or nsfw or files or folders or centroids or clip_score or names or same_captions):
         raise typer.BadParameter(
-            "give a head, --aesthetic, --nsfw, --head, --near, --cluster-number or --clip-score, or --text-statistics",
+            "give a head, --aesthetic, --nsfw, --head, --near, --cluster-number or --clip-score, or"
+            " --text-statistics or --same-captions",
             param_hint="--head",
         )
 
@@ -138,7 +146,7 @@ def score(
         ReferenceSimilarity,
         score_output,
     )
-    from curator_dask.text import ClipScore, TextStatistics
+    from curator_dask.text import ClipScore, SameCaptions, TextStatistics
     from curator_dask.text.embedders import make_text_embedder
 
     interrupted = "files that were scored are kept, the same command goes on from there"
@@ -159,6 +167,8 @@ def score(
         if names:
             chosen = None if "all" in names else names
             heads.append(TextStatistics(chosen, text, prefix=text_prefix, language_model=language_model))
+        if same_captions:
+            heads.append(SameCaptions(text, prefix=text_prefix))
         summary = score_output(
             embeddings,
             heads,

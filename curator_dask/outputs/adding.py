@@ -31,7 +31,7 @@ from curator_dask.frames.parquet import (
     whole_footers,
     write_table,
 )
-from curator_dask.frames.record import BALANCE, LACKING, TABLE, TEXTS, FileRecord, inputs_of
+from curator_dask.frames.record import BALANCE, LACKING, ON, TABLE, TEXTS, FileRecord, inputs_of
 from curator_dask.outputs.failed import none_there, output_files
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_not_inside, opened
@@ -295,8 +295,8 @@ def _check_free(
 
 
 def _is_of_texts(said: Mapping[str, Any]) -> bool:
-    """Whether a column is made of captions alone, and of no vectors or counts."""
-    return TEXTS in said and "vectors" not in said and BALANCE not in said
+    """Whether a column is made of captions alone, and of no vectors or keys."""
+    return TEXTS in said and not {"vectors", ON} & {*said}
 
 
 def _may_change(before: Mapping[str, Any], said: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from curator_dask.text.embedders import ClipTextEmbedder, SentenceEmbedder, TextEmbedder
 from curator_dask.text.measures import TEXT_STATISTICS
+from curator_dask.text.same import SameCaptions
 from curator_dask.text.score import ClipScore
 from curator_dask.text.statistics import TextStatistics
 from curator_dask.text.zero_shot import ZeroShotClassifier
@@ -10,6 +11,7 @@ __all__ = [
     "TEXT_STATISTICS",
     "ClipScore",
     "ClipTextEmbedder",
+    "SameCaptions",
     "SentenceEmbedder",
     "TextEmbedder",
     "TextStatistics",
