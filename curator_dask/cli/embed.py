@@ -148,7 +148,6 @@ def embed(
     def make(found: ShardSet) -> Steps:
         from curator_dask.image.embedders.making import make_embedder
         from curator_dask.image.statistics import ImageStatistics
-        from curator_dask.text import TextStatistics
 
         reading = told.reading
         rows: dict[str, Any] = {
@@ -165,6 +164,8 @@ def embed(
             measure.check(found, id_col, **rows)
             measures.append(measure)
         if of_texts is not None:
+            from curator_dask.text import TextStatistics
+
             chosen = None if "all" in of_texts else of_texts
             texts = TextStatistics(chosen, text, prefix=text_prefix, language_model=language_model)
             texts.check(found, id_col, **rows)

@@ -130,18 +130,16 @@ class TextStatistics:
         found: ShardSet,
         id_col: str,
         *,
-        metadata: str = "auto",
-        captions: str = "txt",
-        nested_json: bool = False,
         further: Collection[str] = (),
         storage_options: Options = None,
+        **how: Any,
     ) -> None:
         """See before there is a cluster that captions and model are there; of tars in a store the model alone.
 
         Parameters
         ----------
-        found, id_col, metadata, captions, nested_json, storage_options
-            As for `curator_dask.image.statistics.ImageStatistics.check`.
+        found, id_col, storage_options, how
+            As for `curator_dask.image.statistics.step.schema_ahead`.
         further
             Columns that the rows get before.
 
@@ -153,14 +151,7 @@ class TextStatistics:
             The model of languages is not there.
         """
         self.step()
-        schema = schema_ahead(
-            found,
-            id_col,
-            metadata=metadata,
-            captions=captions,
-            nested_json=nested_json,
-            storage_options=storage_options,
-        )
+        schema = schema_ahead(found, id_col, storage_options=storage_options, **how)
         if schema is not None and self.text not in further:
             self._check(schema, (shard.parquet for shard in found.shards), id_col, storage_options)
 
