@@ -110,6 +110,14 @@ def curate(
             head.look()
         for table in recipe.joins():
             table.look()
+        if (texts := recipe.of_texts()) is not None:
+            texts.check(
+                found,
+                recipe.id_col,
+                captions=recipe.captions,
+                further=[name for table in recipe.joins() for name in table.names],
+                storage_options=storage_options,
+            )
         for model in recipe.classifiers():
             model.check(found, recipe.id_col, storage_options, captions=recipe.captions)
         if recipe.model is not None or recipe.classify:
@@ -278,4 +286,5 @@ def _with_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> ImageTextPai
         dataset = head(dataset)
     for table in recipe.joins():
         dataset = table(dataset)
-    return dataset
+    texts = recipe.of_texts()  # last: their captions may be a table's
+    return dataset if texts is None else texts(dataset)

@@ -153,6 +153,7 @@ HOLDS = {
         "(summary.rows, summary.failed) == (14, 2)",
         "pq.read_schema(FOLDER + '/embeddings/00000.parquet').field('text_embedding').type.list_size == 24",
         "pq.read_table(FOLDER + '/embeddings')['clip_score'].null_count == 2",
+        "measured.complete and pq.read_table(FOLDER + '/embeddings')['text_words'].to_pylist() == [2] * 14",
         "all(abs(row['photo'] + row['screenshot'] - 1) < 1e-5 for row in pq.read_table("
         "FOLDER + '/embeddings', columns=['photo', 'screenshot']).to_pylist() if row['photo'] is not None)",
     ],
