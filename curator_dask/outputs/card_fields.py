@@ -24,7 +24,9 @@ def check_card(card: Any) -> None:
     for name, value in card.items():
         is_list = isinstance(value, list | tuple) and all(isinstance(each, str) and each for each in value)
         if not (isinstance(value, str) and value.strip()) and not (is_list and name in _LISTS):
-            raise ConfigError(f"card: {name}={value!r}: expected text{', or a list of it' * (name in _LISTS)}")
+            raise ConfigError(
+                f"card: {name}={value!r}: expected text{', or a list of it' * (name in _LISTS)}"
+            )
 
 
 def said_in(card: bool | Mapping[str, Any]) -> dict[str, Any]:

@@ -188,7 +188,9 @@ class ExportPlace:
         for below in sorted(needed):
             check_writable(join(self.target.path, below))
         gone = {posixpath.dirname(name) for name in own} - needed - {""}
-        remove_empty([Path(each.path, below) for each in (self.target, self.folder("manifest")) for below in gone])
+        remove_empty(
+            [Path(each.path, below) for each in (self.target, self.folder("manifest")) for below in gone]
+        )
 
     def _own_card(self, note: Mapping[str, Any]) -> bool:
         """Whether the card that is there is as it was written, by nobody else."""

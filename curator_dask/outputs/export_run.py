@@ -155,7 +155,7 @@ class ExportRun:
         parts = {"": total}  # samples of each split
         if options.sharing is not None:
             assigned = split_samples(options.sharing, selected, rows, names, self._id_col)
-            self._summary.note_splits(assigned, options)
+            self._summary.note_splits(assigned.counts, assigned.notes)
             order = np.arange(total) if order is None else order
             order = order[np.argsort(assigned.of[order], kind="stable")]
             parts = {name: count.samples for name, count in assigned.counts.items()}
@@ -171,7 +171,9 @@ class ExportRun:
             sizes = np.concatenate([np.empty(0, np.int64), *found])
             sizes = sizes if order is None else sizes[order]
             room = max(1, options.shard_bytes - tarfile.RECORDSIZE)  # that its end mark may take
-            ends = ends_in_parts([*parts.values()], lambda start, stop: ends_by_bytes(sizes[start:stop], room))
+            ends = ends_in_parts(
+                [*parts.values()], lambda start, stop: ends_by_bytes(sizes[start:stop], room)
+            )
         if (most := max(map(len, ends))) > 10**options.max_shards:
             raise ConfigError(
                 f"{most} tars do not have numbers of {options.max_shards} digits: give max_shards (--max-shards),"
@@ -209,7 +211,9 @@ class ExportRun:
                 or name not in {URL_COLUMN, id_col, *vectors_in(found), *(each.name for each in made)}
             )
         beside = schema_beside(found, id_col, text_keys, options.old_id_col, made)
-        self._columns = beside if options.metadata == "parquet" else pa.schema([found.field(each) for each in columns])
+        self._columns = (
+            beside if options.metadata == "parquet" else pa.schema([found.field(each) for each in columns])
+        )
         return PackShard(
             self.place.target,
             self.place.folder("manifest"),

@@ -98,7 +98,9 @@ class NewShards(Sequence[NewShard]):
 
     def only(self, numbers: Sequence[int]) -> NewShards:
         """Some of them."""
-        return NewShards(self._names, self._marks, self._counts, self._ends, self._order, numbers, self._splits)
+        return NewShards(
+            self._names, self._marks, self._counts, self._ends, self._order, numbers, self._splits
+        )
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -130,7 +132,15 @@ class NewShards(Sequence[NewShard]):
     def __dask_tokenize__(self) -> Any:
         order = b"" if self._order is None else self._order.tobytes()
         said = hashlib.sha256(self._ends.tobytes() + order).hexdigest()
-        return (type(self).__name__, self._names, self._marks, self._counts, said, list(self._numbers), self._splits)
+        return (
+            type(self).__name__,
+            self._names,
+            self._marks,
+            self._counts,
+            said,
+            list(self._numbers),
+            self._splits,
+        )
 
     def largest(self) -> int:
         """Samples of the largest."""

@@ -20,13 +20,16 @@ import pyarrow.compute as pc
 
 from curator_dask.errors import ConfigError
 from curator_dask.rows.where import Where
+from curator_dask.words import counted
 
 #: What is left goes here.
 REST = "train"
 #: What names of units are of: the key of a sample, a value of a column.
 KEY, VALUE = b"key", b"value"
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # what Hugging Face's datasets take for a split, and folders are called
+_NAME = re.compile(
+    r"[A-Za-z][A-Za-z0-9_]*"
+)  # what Hugging Face's datasets take for a split, and folders are called
 _ROOM = 2**64
 
 
@@ -85,7 +88,9 @@ class SplitBy:
         try:
             return asked(Where(self.text))
         except ConfigError as error:
-            said = str(error).replace("where=", "split_by=", 1).replace("condition", "column, or an expression,")
+            said = (
+                str(error).replace("where=", "split_by=", 1).replace("condition", "column, or an expression,")
+            )
             raise ConfigError(said) from None
 
 
@@ -118,7 +123,9 @@ class Splits:
     def __post_init__(self) -> None:
         example = "{'val': 0.01, 'test': 1000} (--split val=0.01 --split test=1000)"
         if not isinstance(self.wanted, Mapping) or not self.wanted:
-            raise ConfigError(f"splits={self.wanted!r}: expected names with a share or a number, as {example}")
+            raise ConfigError(
+                f"splits={self.wanted!r}: expected names with a share or a number, as {example}"
+            )
         names: set[str] = set()
         for name, size in self.wanted.items():
             if not isinstance(name, str) or not _NAME.fullmatch(name) or name.lower() == "all":
@@ -146,6 +153,11 @@ class Splits:
     def shares(self) -> dict[str, float]:
         """The splits of which a share is asked for."""
         return {name: size for name, size in self.wanted.items() if isinstance(size, float)}
+
+    @property
+    def by_key(self) -> bool:
+        """Whether only rows of one key stay together."""
+        return self.by is None and self.groups is None
 
     @property
     def names(self) -> list[str]:
@@ -247,6 +259,16 @@ class SplitCount:
     largest: int = 0
     shards: int = 0
     bytes: int = 0
+
+    def told(self, total: int) -> str:
+        """In words, of so many samples in all splits."""
+        said = f"{counted(self.samples, 'sample')} in {counted(self.shards, 'tar')}"
+        if self.wanted is None:
+            return said
+        share = f"{self.samples / max(1, total):.3g} of all" if isinstance(self.wanted, float) else ""
+        asked = f"{self.wanted:.3g} was asked for" if share else f"{self.wanted:,} were asked for"
+        large = f"; rows that stay together are {self.largest:,} at the most" if self.largest > 1 else ""
+        return f"{said} ({', '.join(filter(None, [share, asked]))}{large})"
 
 
 def linked(first: np.ndarray, second: np.ndarray, has_both: np.ndarray) -> np.ndarray:

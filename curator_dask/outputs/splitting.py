@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from curator_dask.outputs.selecting import Folder
 from curator_dask.outputs.splits import KEY, SplitCount, Splits, least_of, linked
 from curator_dask.storage import absolute, join
 from curator_dask.threads import in_threads
+from curator_dask.words import counted
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,13 @@ class Assigned:
         int16 (samples,): the place of each sample's split in `Splits.names`.
     counts
         By split.
-    alone
-        Samples without a value in the column by which rows stay together; None: there is no such column.
+    notes
+        What is to be known of it.
     """
 
     of: np.ndarray
     counts: dict[str, SplitCount]
-    alone: int | None
+    notes: list[str]
 
 
 def split_samples(
@@ -68,7 +69,26 @@ def split_samples(
         np.concatenate([np.asarray(each[at]) for each in (nothing, *found)]) for at in range(3)
     )
     of, counts = splits.assign(linked(first, second, has_both.astype(bool)))
-    return Assigned(of, counts, None if splits.by is None else sum(each[3] for each in found))
+    return Assigned(of, counts, [*_notes(splits, sum(each[3] for each in found), counts)])
+
+
+def _notes(splits: Splits, alone: int, counts: Mapping[str, SplitCount]) -> Iterator[str]:
+    if alone and splits.by is not None:
+        yield f"{counted(alone, 'sample')} without {splits.by.text}: each is by itself"
+    for name, count in counts.items():
+        if not count.samples:
+            yield f"{name} has no sample, and no tar"
+        elif isinstance(count.wanted, int) and count.samples < count.wanted:
+            why = "rows that stay together do not fit" + " (a key is there more than once)" * splits.by_key
+            yield f"{name} has {count.wanted - count.samples:,} fewer than were asked for: {why}"
+    if splits.groups is not None:
+        record = read_whole(join(absolute(splits.groups), DUPLICATES)).record
+        report = (record.report if record else None) or {}
+        if "diameter" in report and report["diameter"] is None:
+            yield (
+                f"{splits.groups}: its groups are made around rows that stay, so rows of two groups may be near each"
+                " other: with --groups components (groups='components') all that hang together are of one"
+            )
 
 
 def _units(
