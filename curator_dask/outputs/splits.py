@@ -172,6 +172,8 @@ class Splits:
 
     def of_values(self, values: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
         """uint64 (rows,) numbers of the values; and bool (rows,), whether a row has one."""
+        if pa.types.is_null(values.type):
+            return np.zeros(len(values), np.uint64), np.zeros(len(values), bool)
         if not pa.types.is_dictionary(values.type):
             values = values.dictionary_encode()
         flat = values.unify_dictionaries().combine_chunks()
@@ -317,8 +319,6 @@ def _texts(values: pa.Array) -> list[bytes | None]:
             None if each is None or each != each else str(int(each) if each.is_integer() else each).encode()
             for each in values.cast(pa.float64()).to_pylist()
         ]
-    if pa.types.is_null(values.type):
-        return []
     if not pa.types.is_binary(values.type) and not pa.types.is_large_binary(values.type):
         values = pc.cast(values, pa.large_string())
     found: list[bytes | None] = pc.cast(values, pa.large_binary()).to_pylist()
