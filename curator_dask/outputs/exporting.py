@@ -2,7 +2,7 @@
 
 First the rows are there as Parquet: those of an output, or what a frame comes to. Then each of these files is asked for
 its samples (`selecting`). Then it is decided which go where (`splitting`, `sharding`), and each new tar is written by a
-task of its own (`packing`); `export_run` has these done. What is known on the way, and of which tar each sample is, lies
+task of its own (`packing`); `export_run` has these done. What is known on the way, and of which tar each sample is, is
 beside the tars, not among them: in a folder of their name and ``.export``.
 """
 
