@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 _LONG = 2000  # signs of a text that are shown
-_MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~$>-])")
+_MARKS = re.compile(r"([\\`*_\[\]#|~$]|^[-+=])")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 #: Of names whose values are nobody else's.
 _SECRET = ("storage_options", "token", "secret", "password")
