@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from colours import write_dataset
+from colours import ColourReader, write_dataset
 from typer.testing import CliRunner
 
 from curator_dask.cli import app
 from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.dedup import SemanticDeduplication
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
@@ -318,6 +319,35 @@ def test_near_copies_stay_together(dataset, tmp_path):
         dataset.to_webdataset(tmp_path / "no", splits=wanted, split_groups=moved)
     with pytest.raises(OutputError, match="is no table of duplicates"):
         dataset.to_webdataset(tmp_path / "no", splits=wanted, split_groups=tmp_path / "out")
+
+
+def test_no_near_copy_is_in_another_split(dataset, tmp_path):
+    """Of groups that a deduplication found: of all pairs of two splits none is within eps."""
+    ColourReader(normalize_embeddings=True)(dataset).save_metadata(tmp_path / "rows")
+    find = SemanticDeduplication(eps=1e-5, recall=1, groups="components", keep="key")
+    find(tmp_path / "rows").save(tmp_path / "near")
+    options = ExportOptions(splits={"val": 0.2, "test": 10}, split_groups=str(tmp_path / "near"))
+    summary = export_output(tmp_path / "rows", tmp_path / "out", options)
+    names, vectors = [], []
+    for name in summary.splits:
+        for path in (tmp_path / "out" / name).glob("*.parquet"):
+            found = pq.read_table(path)["image_embedding"].to_pylist()
+            names += [name] * len(found)
+            vectors += found
+    matrix = np.array(vectors, np.float64)
+    near = matrix @ matrix.T >= 1 - 1e-5
+    apart = np.array(names)[:, None] != np.array(names)
+    assert len(matrix) == 60 and not (near & apart).any()
+    assert near.sum() > 60 and len({*names}) == 3
+    assert max(count.largest for count in summary.splits.values()) > 1
+    # Without the groups there are such pairs.
+    of = split_of(keys_of(tmp_path / "out"))
+    assert {
+        shared_out({key: number_of(key) for key in of}, options.splits)[key] == of[key] for key in of
+    } == {
+        True,
+        False,
+    }
 
 
 def test_what_hangs_together_by_brute_force():

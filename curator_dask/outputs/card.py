@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from curator_dask.frames.names import STATISTIC_DEFINITIONS, URL_COLUMN
+from curator_dask.frames.names import ERROR_COLUMN, STATISTIC_DEFINITIONS, URL_COLUMN
 from curator_dask.frames.record import BALANCE, MADE_BY, ON, TABLE, TEXTS, FileRecord
 from curator_dask.outputs.card_fields import said_in
 from curator_dask.outputs.export_options import ExportOptions
@@ -193,6 +193,8 @@ def _what(name: str, records: Sequence[FileRecord]) -> str:
             told["computed on the way"] = None
     if name in EXPORTED.names:
         told = {"of the image as it is in the tar": None}
+    if name == ERROR_COLUMN:
+        told = {"why the image could not be used; null where it could": None}
     return "; or ".join(told) or "of the source"
 
 
