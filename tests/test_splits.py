@@ -31,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("in_this_process")
 
 SHARDS, SAMPLES = 4, 15
 WANTED = {"val": 0.2, "test": 7}
+TARS = {"metadata": None, "index": False}  # alone
 
 
 @pytest.fixture
@@ -184,35 +185,35 @@ PINNED = ["000000052", "000000080", "000000152", "000000438", "000000463", "0000
 
 def test_it_does_not_depend_on_order_partitions_or_other_samples(data, dataset, tmp_path):
     wanted = {"val": 0.2, "test": 0.1}
-    dataset.to_webdataset(tmp_path / "all", splits=wanted)
+    dataset.to_webdataset(tmp_path / "all", splits=wanted, **TARS)
     all_of = split_of(keys_of(tmp_path / "all"))
     assert 3 < Counter(all_of.values())["val"] < 22
     frame = dataset.metadata.repartition(npartitions=2)
     dataset.with_metadata(frame).to_webdataset(
-        tmp_path / "mixed", splits=wanted, shuffle=3, samples_per_shard=7
+        tmp_path / "mixed", splits=wanted, shuffle=3, samples_per_shard=20, **TARS
     )
     assert split_of(keys_of(tmp_path / "mixed")) == all_of
-    dataset.to_webdataset(tmp_path / "some", splits=wanted, where="key like '%1'")
+    dataset.to_webdataset(tmp_path / "some", splits=wanted, where="key like '%1'", **TARS)
     some = split_of(keys_of(tmp_path / "some"))
     assert some == {key: all_of[key] for key in some} and len(some) == 8
     write_dataset(data, SHARDS + 3, SAMPLES, shuffle=False)
     grown = ImageTextPairDataset.from_webdataset(data)
-    grown.to_webdataset(tmp_path / "grown", splits=wanted)
+    grown.to_webdataset(tmp_path / "grown", splits=wanted, **TARS)
     grown_of = split_of(keys_of(tmp_path / "grown"))
     assert len(grown_of) == 105 and {key: grown_of[key] for key in all_of} == all_of
     # Of a number only what makes room for new samples goes, and to what is left.
-    dataset.to_webdataset(tmp_path / "before", splits=WANTED)
-    grown.to_webdataset(tmp_path / "after", splits=WANTED)
+    dataset.to_webdataset(tmp_path / "before", splits=WANTED, **TARS)
+    grown.to_webdataset(tmp_path / "after", splits=WANTED, **TARS)
     before, after = (split_of(keys_of(tmp_path / name)) for name in ("before", "after"))
     assert {(before[key], after[key]) for key in before if before[key] != after[key]} <= {("test", "train")}
 
 
 def test_order_keys_and_bytes_of_each_split(dataset, tmp_path):
     """As those of the whole: a random order, keys from 0, tars of so many bytes."""
-    dataset.to_webdataset(tmp_path / "whole", shuffle=7)
+    dataset.to_webdataset(tmp_path / "whole", shuffle=7, **TARS)
     (order,) = keys_of(tmp_path / "whole").values()
-    options = {"shuffle": 7, "splits": WANTED, "samples_per_shard": 5}
-    dataset.to_webdataset(tmp_path / "out", **options)
+    options = {"shuffle": 7, "splits": WANTED, "samples_per_shard": 9}
+    dataset.to_webdataset(tmp_path / "out", **options, **TARS)
     keys = keys_of(tmp_path / "out")
     for some in keys.values():
         assert some == [key for key in order if key in some] != sorted(some)
@@ -223,10 +224,10 @@ def test_order_keys_and_bytes_of_each_split(dataset, tmp_path):
     for split, some in keys.items():
         rows = ImageTextPairDataset.from_webdataset(tmp_path / "new" / split).compute()
         assert rows["old"].tolist() == some
-    summary = dataset.to_webdataset(tmp_path / "bytes", splits=WANTED, shard_bytes=30_000)
+    summary = dataset.to_webdataset(tmp_path / "bytes", splits=WANTED, shard_bytes=50_000, **TARS)
     for path in (tmp_path / "bytes").rglob("*.tar"):
-        assert path.stat().st_size <= 30_000
-    assert summary.shards > 5 and split_of(keys_of(tmp_path / "bytes")) == split_of(keys)
+        assert path.stat().st_size <= 50_000
+    assert summary.shards > 4 and split_of(keys_of(tmp_path / "bytes")) == split_of(keys)
     planned = dataset.to_webdataset(tmp_path / "dry", dry_run=True, **options)
     assert {name: count.shards for name, count in planned.splits.items()} == Counter(
         tar.partition("/")[0] for tar in samples_in(tmp_path / "out")
@@ -303,13 +304,15 @@ def test_near_copies_stay_together(dataset, tmp_path):
         tmp_path / "some", splits={"val": 0.25}, split_groups=folder, where="key like '%1' or key like '%2'"
     )
     some = split_of(keys_of(tmp_path / "some"))
-    dataset.to_webdataset(tmp_path / "share", splits={"val": 0.25}, split_groups=folder)
+    dataset.to_webdataset(tmp_path / "share", splits={"val": 0.25}, split_groups=folder, **TARS)
     share = split_of(keys_of(tmp_path / "share"))
     assert some == {key: share[key] for key in some}
     # With a column besides, all hangs together that either links.
     frame = dataset.metadata
     frame["pair"] = frame["key"].str[-2:]
-    dataset.to_webdataset(tmp_path / "both", splits={"val": 0.4}, split_groups=folder, split_by="pair")
+    dataset.to_webdataset(
+        tmp_path / "both", splits={"val": 0.4}, split_groups=folder, split_by="pair", **TARS
+    )
     both = split_of(keys_of(tmp_path / "both"))
     links = [*groups, *([key for key in keys if key[-2:] == pair] for pair in {key[-2:] for key in keys})]
     assert all(len({both[key] for key in some}) == 1 for some in links)
