@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from colours import ColourReader, write_dataset
+from test_export import digests
 from typer.testing import CliRunner
 
 from curator_dask.cli import app
@@ -67,11 +68,6 @@ def keys_of(folder: Path) -> dict[str, list[str]]:
 
 def split_of(keys: dict[str, list[str]]) -> dict[str, str]:
     return {key: split for split, some in keys.items() for key in some}
-
-
-def digests(folder: Path) -> dict[str, str]:
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 # ---- the same in Python's own numbers
