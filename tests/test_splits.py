@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -26,6 +27,7 @@ from curator_dask.dedup import SemanticDeduplication
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
+from curator_dask.outputs.packing import PackShard
 from curator_dask.outputs.splits import SplitBy, Splits, linked
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -506,6 +508,26 @@ def test_an_export_that_was_killed_goes_on(data, dataset, tmp_path):
     summary = dataset.to_webdataset(out, **options)
     assert (summary.skipped, summary.written) == (len(there), summary.shards - len(there))
     assert digests(out) == digests(tmp_path / "a" / "out")
+
+
+def test_sizes_name_the_tars_that_are_there(data, dataset, tmp_path, monkeypatch):
+    """A source that changes on the way fails the tars that draw from it; there is no card of half a dataset."""
+    first, out = PackShard.__call__, tmp_path / "out"
+
+    def call(self, shard):
+        if shard.split == "val":
+            os.utime(data / "00003.tar", ns=(1, 1))
+        return first(self, shard)
+
+    monkeypatch.setattr(PackShard, "__call__", call)
+    summary = dataset.to_webdataset(out, splits=WANTED, samples_per_shard=4, card=True)
+    there = samples_in(out)
+    assert summary.failed_shards and {*there} | {*summary.failed_shards} > {*there}
+    for folder in {tar.rpartition("/")[0] for tar in there}:
+        sizes = json.loads((out / folder / "sizes.json").read_text())
+        mine = {tar: len(some) for tar, some in there.items() if tar.startswith(f"{folder}/")}
+        assert sizes == {f"{tar.rpartition('/')[2]}.tar": count for tar, count in mine.items()}
+    assert not (out / "README.md").exists() and not summary.complete
 
 
 def test_sizes_of_another_are_not_replaced(dataset, tmp_path):
