@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +207,16 @@ class Recipe:
                 hint = meant(str(name), known)
                 raise ConfigError(f"{path}: unknown name {name!r}{hint}. There are {', '.join(known)}")
         return cls(**found)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is not as it is by default, by name."""
+        asked = ((each, getattr(self, each.name)) for each in fields(self))
+        return {
+            each.name: value
+            for each, value in asked
+            if value != (each.default if each.default is not MISSING else {})
+        }
 
     @property
     def opens_images(self) -> bool:

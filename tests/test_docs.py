@@ -118,6 +118,10 @@ HOLDS = {
         "frame['key'].tolist() == manifest['key'].to_pylist()",
         "manifest.num_rows == 11 and mixed.complete and 0 < mixed.kept < 12",
     ],
+    "splits.md": [
+        "(summary.rows, summary.kept, summary.missing) == (14, 13, 1)",
+        "summary.splits['test'].samples == 3 and sum(each.samples for each in summary.splits.values()) == 13",
+    ],
     "curation.md": ["(summary.rows, summary.failed, summary.kept) == (14, 2, 12) and summary.complete"],
     "joining.md": [
         "(summary.rows, summary.found, summary.unasked) == (6, 2, 0)",
