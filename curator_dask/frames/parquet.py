@@ -127,8 +127,15 @@ def list_parquet(folder: str, options: Options = None) -> frozenset[str]:
         ) from error
 
 
-def open_parquet(path: str, options: Options = None) -> pq.ParquetFile:
+def open_parquet(path: str, options: Options = None, *, stream: int = 0) -> pq.ParquetFile:
     """A Parquet file on this machine or in a store; close it, or use it as a context manager.
+
+    Parameters
+    ----------
+    path, options
+        Of the file, for fsspec.
+    stream
+        Bytes of a column that are read at a time; 0: all that a row group has of it.
 
     Raises
     ------
@@ -139,9 +146,10 @@ def open_parquet(path: str, options: Options = None) -> pq.ParquetFile:
     if is_remote(path):
         file = RemoteFile(path, options)
         # The tail of a file and its columns are a few requests; small reads in between are answered from memory.
-        return pq.ParquetFile(pa.PythonFile(io.BufferedReader(file, _BUFFER), "r"), pre_buffer=True)
+        source = pa.PythonFile(io.BufferedReader(file, _BUFFER), "r")
+        return pq.ParquetFile(source, pre_buffer=not stream, buffer_size=stream)
     check_regular(local_path(path))
-    return pq.ParquetFile(local_path(path))
+    return pq.ParquetFile(local_path(path), buffer_size=stream)
 
 
 def write_table(
