@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from curator_dask.errors import NoColumnError, OutputError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
@@ -79,22 +79,19 @@ def _of_curate(
     folder: str, steps: Sequence[str], columns: Sequence[str] | None, exact: bool, options: Options
 ) -> OutputInfo:
     info, known = OutputInfo(folder, "curate"), dict[str, None]()
-    removed = 0
     for name in steps:
         place = join(folder, name)
-        each, there = _of_folder(place, list_output(place, options), columns, exact, options)
+        each, names = _of_folder(place, list_output(place, options), columns, exact, options)
         info.folders[name] = each
-        known.update(dict.fromkeys(there.types))
-        if name == DUPLICATES:
-            removed = there.removed
+        known.update(dict.fromkeys(names))
         info.files, info.bytes = info.files + each.files, info.bytes + each.bytes
-    _check_columns(folder, columns, _There(known))
-    info.chain = _chain(info.folders, removed)
+    _check_columns(folder, columns, list(known))
+    info.chain = _chain(info.folders)
     info.rows, info.exact = info.chain.rows, all(each.exact for each in info.folders.values())
     return info
 
 
-def _chain(folders: dict[str, OutputInfo], removed: int) -> Chain:
+def _chain(folders: Mapping[str, OutputInfo]) -> Chain:
     first = folders[EMBEDDINGS]
     chain = Chain(first.rows, kept=folders[SHARDS].rows if SHARDS in folders else 0)
     left = first.rows
@@ -104,30 +101,30 @@ def _chain(folders: dict[str, OutputInfo], removed: int) -> Chain:
         left, chain.filtered = passing.rows, first.rows - chain.failed - passing.rows
     if BALANCED in folders:
         chain.unbalanced, left = left - folders[BALANCED].rows, folders[BALANCED].rows
-    chain.duplicates = removed
+    chain.duplicates = (folders[DUPLICATES].removed or 0) if DUPLICATES in folders else 0
     chain.exported = SHARDS in folders
-    chain.missing = left - removed - chain.kept if chain.exported else 0
+    chain.missing = left - chain.duplicates - chain.kept if chain.exported else 0
     counts = (chain.failed, chain.filtered, chain.unbalanced, chain.missing)
     chain.adds_up = min(counts) >= 0
     return chain
 
 
-class _There:
-    """What is known of all files besides what is told: their columns, and how many rows are duplicates."""
-
-    def __init__(self, types: dict[str, None], removed: int = 0) -> None:
-        self.types, self.removed = types, removed
-
-
-def _check_columns(folder: str, columns: Sequence[str] | None, there: _There) -> None:
+def _check_columns(folder: str, columns: Sequence[str] | None, names: Sequence[str]) -> None:
     for name in columns or ():
-        if name not in there.types:
-            raise NoColumnError(f"{folder}: {none_of_these(name, list(there.types))}")
+        if name not in names:
+            raise NoColumnError(f"{folder}: {none_of_these(name, names)}")
 
 
 def _of_folder(
     folder: str, listing: Listing, columns: Sequence[str] | None, exact: bool, options: Options
-) -> tuple[OutputInfo, _There]:
+) -> tuple[OutputInfo, list[str]]:
+    """What is in one folder; and the names of all of its columns.
+
+    Raises
+    ------
+    OutputError
+        It has no Parquet files.
+    """
     if not listing.parquet:
         raise OutputError(_none(folder, listing))
     info = OutputInfo(folder, lock=listing.lock, leftovers=listing.temporary)
@@ -155,8 +152,9 @@ def _of_folder(
     if listing.tars:
         info.splits = _splits(listing, files)
     _fill(info, files, columns is not None, exact, options)
-    removed = sum(file.report.get("removed", 0) for file in files if DEDUP in file.marks)
-    return info, _There(dict.fromkeys(names), removed)
+    if info.kind == "dedup":
+        info.removed = sum(file.report.get("removed", 0) for file in files)
+    return info, names
 
 
 def _none(folder: str, listing: Listing) -> str:

@@ -154,6 +154,8 @@ class OutputInfo:
         These are all rows.
     splits
         Of an export.
+    removed
+        Of a table of duplicates: rows that have a better twin; else None.
     folders, chain
         Of an output of ``curate``: what is in each folder, and what became of the rows.
     seconds
@@ -182,6 +184,7 @@ class OutputInfo:
     groups: int = 0
     exact: bool = True
     splits: list[SplitInfo] = field(default_factory=list)
+    removed: int | None = None
     folders: dict[str, OutputInfo] = field(default_factory=dict)
     chain: Chain | None = None
     seconds: float = 0.0

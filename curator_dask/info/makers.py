@@ -100,10 +100,10 @@ def _scored(said: Mapping[str, Any]) -> Maker:
 
 def _model(info: Mapping[str, Any]) -> str:
     model, source = str(info.get("model") or "a model"), str(info.get("source") or "")
-    parts = [model, *([source] if source and source not in (model, "timm") else [])]
-    parts += [str(info["output"])] if info.get("output") else []
     weights = str(info.get("weights") or "").removeprefix("sha256:")
-    return ", ".join([*parts, *([f"weights {weights[:_DIGITS]}"] if weights else [])])
+    parts = [model, *([f"weights {weights[:_DIGITS]}"] if weights else [])]
+    parts += [str(info["output"])] if info.get("output") else []
+    return ", ".join([*parts, *([source] if source and source not in (model, "timm") else [])])
 
 
 def _plain(said: Mapping[str, Any]) -> str:

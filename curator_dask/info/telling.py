@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Sequence
 from html import escape
 
@@ -10,7 +9,7 @@ from curator_dask.info.found import ColumnInfo, OutputInfo
 from curator_dask.notebook import table
 from curator_dask.words import counted, sized
 
-_MAKER, _VALUE, _EXAMPLE = 72, 24, 110  # characters that are shown
+_MAKER, _SHORT, _VALUE, _EXAMPLE = 76, 44, 24, 110  # characters that are shown
 _NAMED = 10  # damaged files, leftovers
 
 
@@ -18,10 +17,16 @@ def told(info: OutputInfo) -> list[str]:
     """Lines for a terminal."""
     if info.folders:
         lines = [_heading(info), *_chain(info), ""]
-        for name, each in info.folders.items():
-            lines += [f"── {name}", *told(each), ""]
-        return lines[:-1]
-    lines = [_heading(info), *_state(info), *_counts(info)]
+        for each in info.folders.values():
+            lines += [_heading(each), *_state(each), *_counts(each), ""]
+        first, *others = info.folders.values()
+        also = f"Columns of the others: curator-dask info {others[0].path}" if others else ""
+        return [*lines, f"Columns of {first.path}:", *_tables(first), *([also] if also else [])]
+    return [_heading(info), *_state(info), *_counts(info), *_tables(info)]
+
+
+def _tables(info: OutputInfo) -> list[str]:
+    lines = []
     for grid in _grids(info):
         lines += ["", *_aligned(grid)]
     return [*lines, "", *_looked(info)]
@@ -79,7 +84,8 @@ def _chain(info: OutputInfo) -> list[str]:
         lines.append("  nothing is exported yet: the same curate again goes on")
     if not chain.adds_up:
         lines.append(
-            "  these do not add up: the folders are of different runs, or a run was cut short. The same curate again mends it"
+            "  these do not add up: the folders are of different runs, or a run was cut short. Run the same curate"
+            " again"
         )
     return lines
 
@@ -110,11 +116,15 @@ def _counts(info: OutputInfo) -> list[str]:
     for name, count in info.with_vector.items():
         known = "not known" if count is None else f"{count:,} ({_share(count, info.rows)})"
         lines.append(f"  with a vector  {known}  {name}")
-    if info.failed:
+    if info.removed is not None:
+        lines.append(
+            f"  {counted(info.removed, 'row', 'has', 'have')} a better twin, which stays (kept is true)"
+        )
+    if info.failed or info.with_vector:
         lines.append(f"  failed         {info.failed:,} ({_share(info.failed, info.rows + info.aside_rows)})")
     wide = max((len(each.reason) for each in info.reasons), default=0)
     for each in info.reasons:
-        example = textwrap.shorten(each.example, _EXAMPLE, placeholder=" …")
+        example = _cut(each.example, _EXAMPLE)
         lines.append(f"    {each.rows:>9,}  {each.reason:{wide}}  {example}")
     if info.other_reasons:
         lines.append(f"    {info.other_reasons:>9,}  for other reasons")
@@ -128,20 +138,17 @@ def _counts(info: OutputInfo) -> list[str]:
 def _grids(info: OutputInfo) -> list[list[list[str]]]:
     """A table for each kind of column, the first line its heading."""
     made: list[tuple[str, list[str], Callable[[ColumnInfo], list[str]]]] = [
-        ("vector", ["vectors", "type", "filled", "dim", "norm of a few"], _vector),
-        ("number", ["numbers", "type", "filled", "min", "5 %", "median", "95 %", "max"], _number),
-        ("text", ["texts", "type", "filled", "commonest"], _text),
-        ("other", ["others", "type", "filled"], lambda column: []),
+        ("vector", ["vectors", "type", "filled", "dim", "norm of a few", "made by"], _vector),
+        ("number", ["numbers", "type", "filled", "min", "5 %", "median", "95 %", "max", "made by"], _number),
+        ("text", ["texts", "type", "filled", "made by", "commonest"], _text),
+        ("other", ["others", "type", "filled", "made by"], lambda column: [_made_by(column)]),
     ]
     grids = []
     for kind, heading, cells in made:
         some = [column for column in info.columns if column.kind == kind]
         if some:
-            rows = [
-                [column.name, _type(column), _filled(column), *cells(column), _made_by(column)]
-                for column in some
-            ]
-            grids.append([[*heading, "made by"], *rows])
+            rows = [[column.name, _type(column), _filled(column), *cells(column)] for column in some]
+            grids.append([heading, *rows])
     return grids
 
 
@@ -156,9 +163,9 @@ def _filled(column: ColumnInfo) -> str:
     return f"{_percent(column.share)}{nan}"
 
 
-def _made_by(column: ColumnInfo) -> str:
+def _made_by(column: ColumnInfo, most: int = _MAKER) -> str:
     more = f" and {len(column.made_by) - 1} more" if len(column.made_by) > 1 else ""
-    first = textwrap.shorten(column.made_by[0], _MAKER, placeholder=" …") if column.made_by else ""
+    first = _cut(column.made_by[0], most) if column.made_by else ""
     lacking = f" ({counted(column.lacking_files, 'file')} without)" if column.lacking_files else ""
     return f"{first}{more}{lacking}"
 
@@ -170,12 +177,13 @@ def _vector(column: ColumnInfo) -> list[str]:
         norm = "1 (unit)"
     else:
         norm = f"{column.norm_low:.4g} to {column.norm_high:.4g}"
-    return ["-" if column.dim is None else str(column.dim), norm]
+    return ["-" if column.dim is None else str(column.dim), norm, _made_by(column)]
 
 
 def _number(column: ColumnInfo) -> list[str]:
     whole = "int" in column.type
-    return [_figure(each, whole) for each in (column.low, column.p5, column.median, column.p95, column.high)]
+    figures = (column.low, column.p5, column.median, column.p95, column.high)
+    return [*(_figure(each, whole) for each in figures), _made_by(column)]
 
 
 def _figure(value: float | int | None, whole: bool) -> str:
@@ -183,22 +191,29 @@ def _figure(value: float | int | None, whole: bool) -> str:
         return "-"
     if whole:
         return f"{int(value)}" if value == int(value) else f"{value:.1f}"
-    return f"{value:.4g}"
+    return f"{value + 0.0:.4g}"  # footers write zero as -0
 
 
 def _text(column: ColumnInfo) -> list[str]:
-    if column.different is None:
-        return ["-"]
-    some = [
-        f"{textwrap.shorten(text, _VALUE, placeholder='…') or '(empty)'} {_percent(share)}"
-        for text, share in column.values
-    ]
+    return [_made_by(column, _SHORT), _values(column)]
+
+
+def _values(column: ColumnInfo) -> str:
+    if not column.different:
+        return "-"
+    some = [f"{_cut(text, _VALUE) or '(empty)'} {_percent(share)}" for text, share in column.values]
     more = column.different - len(column.values)
     if not some:
-        return [f"{column.different:,}{'+' * column.at_least} different" if column.different else "-"]
+        return f"{column.different:,}{'+' * column.at_least} different"
     if more:
         some.append(f"{more:,}{'+' * column.at_least} more")
-    return [", ".join(some)]
+    return ", ".join(some)
+
+
+def _cut(text: str, most: int) -> str:
+    """On one line, and no longer."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def _looked(info: OutputInfo) -> list[str]:
