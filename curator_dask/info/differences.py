@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from curator_dask.info.footers import FileFacts
@@ -27,8 +27,16 @@ _ONE = {
 def differences_in(files: Sequence[FileFacts], columns: Sequence[str]) -> list[str]:
     """Lines on what does not fit together, worst first."""
     lines: list[str] = []
+    groups = _alike(files)
+    lacking = {name for file in files for name in file.lacking}
     for name in columns:
-        lines += _of_column(files, name)
+        lines += _of_column(groups, name)
+        if name in lacking:
+            lines += _files_that(
+                files,
+                lambda file, name=name: name in file.lacking,  # type: ignore[misc]
+                f"{name}: rows of {{}} have no value yet, as what it is made of is new: run the same score again",
+            )
     lines += _files_that(
         files,
         lambda file: "given up" in file.marks,
@@ -50,46 +58,49 @@ def differences_in(files: Sequence[FileFacts], columns: Sequence[str]) -> list[s
     return lines
 
 
-def _of_column(files: Sequence[FileFacts], name: str) -> list[str]:
+def _alike(files: Sequence[FileFacts]) -> list[list[FileFacts]]:
+    """Files that have the same columns, made by the same, together: most often all."""
+    found: dict[tuple[int, int], list[FileFacts]] = {}
+    for file in files:
+        found.setdefault((id(file.types), id(file.makers)), []).append(file)
+    return list(found.values())
+
+
+def _of_column(groups: Sequence[Sequence[FileFacts]], name: str) -> list[str]:
     lines = []
     makers: dict[Maker, list[FileFacts]] = {}
     types: dict[str, list[FileFacts]] = {}
     without: list[FileFacts] = []
-    for file in files:
-        if name not in file.types:
-            without.append(file)
+    for files in groups:
+        if name not in files[0].types:
+            without += files
             continue
-        makers.setdefault(file.makers[name], []).append(file)
-        types.setdefault(str(file.types[name]), []).append(file)
+        makers.setdefault(files[0].makers[name], []).extend(files)
+        types.setdefault(str(files[0].types[name]), []).extend(files)
     if len(makers) > 1:
         said = "; ".join(f"{maker.told} in {_some(some)}" for maker, some in _ranked(makers))
-        kind = _ranked(makers)[0][0].kind
         same = " (they differ in what the text does not say, as the transform)" * (
             len({maker.told for maker in makers}) < len(makers)
         )
-        lines.append(f"{name}: made in {len(makers)} ways: {said}{same}. {_advice(_ONE, makers, kind)}")
+        lines.append(f"{name}: made in {len(makers)} ways: {said}{same}. {_advice(_ONE, makers)}")
     if len(types) > 1:
         said = "; ".join(f"{kind} in {_some(some)}" for kind, some in _ranked(types))
         lines.append(
             f"{name}: has several types: {said}. Readers that take all files together may refuse them"
         )
     if without and makers:
-        kind = _ranked(makers)[0][0].kind
-        lines.append(f"{name}: {_some(without)} of {len(files):,} lack it. {_advice(AGAIN, makers, kind)}")
-    lines += _files_that(
-        files,
-        lambda file: name in file.lacking,
-        f"{name}: rows of {{}} have no value yet, as what it is made of is new: run the same score again",
-    )
+        total = sum(map(len, groups))
+        lines.append(f"{name}: {_some(without)} of {total:,} lack it. {_advice(AGAIN, makers)}")
     return lines
 
 
-def _advice(words: dict[str, str], makers: Iterable[Maker], kind: str) -> str:
-    found = words.get(kind) or next((words[each.kind] for each in makers if each.kind in words), "")
+def _advice(words: Mapping[str, str], makers: Mapping[Maker, list[FileFacts]]) -> str:
+    """What to run, by the kind of the maker of most files for which something is known."""
+    found = next((words[maker.kind] for maker, _ in _ranked(makers) if maker.kind in words), "")
     return f"{found[:1].upper()}{found[1:]}" if found else "The datasets that they are of differ there"
 
 
-def _ranked(found: dict[T, list[FileFacts]]) -> list[tuple[T, list[FileFacts]]]:
+def _ranked(found: Mapping[T, list[FileFacts]]) -> list[tuple[T, list[FileFacts]]]:
     return sorted(found.items(), key=lambda each: (-len(each[1]), each[1][0].name))
 
 

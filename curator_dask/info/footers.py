@@ -74,6 +74,44 @@ class FileFacts:
         return sum(self.groups)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the columns of a schema are in a file's footer.
+
+    Attributes
+    ----------
+    schema, types
+        Its columns.
+    flat
+        Names, numbers of columns in the footer, and whether bounds are of use.
+    vectors
+        Names, numbers, and lengths of vectors.
+    """
+
+    schema: pa.Schema
+    types: Mapping[str, pa.DataType]
+    flat: tuple[tuple[str, int, bool], ...]
+    vectors: tuple[tuple[str, int, int], ...]
+
+    @classmethod
+    def of(cls, schema: pa.Schema, footer: pq.FileMetaData) -> Layout:
+        """That of a file."""
+        types = {each.name: each.type for each in schema}
+        paths = [footer.schema.column(number).path for number in range(footer.num_columns)]
+        places = {path: number for number, path in enumerate(paths)}
+        tops = {path.partition(".")[0]: number for number, path in enumerate(paths) if "." in path}
+        plain = {
+            name: kind for name, kind in types.items() if name in places and not pa.types.is_nested(kind)
+        }
+        lists = {name: kind for name, kind in types.items() if pa.types.is_fixed_size_list(kind)}
+        return cls(
+            schema,
+            types,
+            tuple((name, places[name], _has_bounds(kind)) for name, kind in plain.items()),
+            tuple((name, tops[name], kind.list_size) for name, kind in lists.items() if kind.list_size > 1),
+        )
+
+
 class Footers:
     """Reads footers; what files have alike is kept once. Threads may share it.
 
@@ -85,7 +123,10 @@ class Footers:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._types: dict[pa.Schema, dict[str, pa.DataType]] = {}
+        # Most files are like the one before, which is found out sooner than a digest is made.
+        self._layout: Layout | None = None
+        self._layouts: dict[pa.Schema, Layout] = {}
+        self._said: tuple[Any, dict[str, Maker]] = (None, {})
         self._makers: dict[str, dict[str, Maker]] = {}
         self._lock = threading.Lock()
 
@@ -99,11 +140,9 @@ class Footers:
 
     def _facts(self, path: str, name: str, schema: pa.Schema, footer: pq.FileMetaData) -> FileFacts:
         record = FileRecord.parse(schema.metadata)
-        plain = schema.remove_metadata()
-        with self._lock:
-            types = self._types.setdefault(plain, {each.name: each.type for each in plain})
-        facts = FileFacts(path, name, types=types, makers=self._made(record, types))
-        _count(facts, footer)
+        layout = self._laid_out(schema.remove_metadata(), footer)
+        facts = FileFacts(path, name, types=layout.types, makers=self._made(record, layout))
+        _count(facts, layout, footer)
         if record is None:
             return facts
         facts.id_col, facts.remarks = record.id_col or "key", record.remarks
@@ -123,15 +162,31 @@ class Footers:
             facts.examples = {reason: some[0] for reason, some in said.items() if some}
         return facts
 
-    def _made(self, record: FileRecord | None, types: Mapping[str, pa.DataType]) -> dict[str, Maker]:
-        if record is None:
-            return makers_of(None, types)
-        report = record.report or {}
-        said = [record.embeddings, record.scores, record.read_by, record.derived, record.id_col]
-        mark = json.dumps([*said, report.get("eps"), list(types)], sort_keys=True)
+    def _laid_out(self, schema: pa.Schema, footer: pq.FileMetaData) -> Layout:
+        last = self._layout
+        if last is not None and schema.equals(last.schema):
+            return last
+        with self._lock:
+            found = self._layouts.get(schema)
+            if found is None:
+                found = self._layouts[schema] = Layout.of(schema, footer)
+            self._layout = found
+            return found
+
+    def _made(self, record: FileRecord | None, layout: Layout) -> dict[str, Maker]:
+        said: Any = None
+        if record is not None:
+            eps = (record.report or {}).get("eps")
+            said = [record.embeddings, record.scores, record.read_by, record.derived, record.id_col, eps]
+        said = [said, list(layout.types)]
+        last, makers = self._said
+        if said == last:
+            return makers
+        mark = json.dumps(said, sort_keys=True)
         with self._lock:
             if mark not in self._makers:
-                self._makers[mark] = makers_of(record, types)
+                self._makers[mark] = makers_of(record, layout.types)
+            self._said = (said, self._makers[mark])
             return self._makers[mark]
 
 
@@ -140,31 +195,27 @@ def is_filtered(facts: FileFacts) -> bool:
     return FILTERED in facts.marks
 
 
-def _count(facts: FileFacts, footer: pq.FileMetaData) -> None:
+def _count(facts: FileFacts, layout: Layout, footer: pq.FileMetaData) -> None:
     """Count values by column, as far as the footer says it."""
     groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
     facts.groups = tuple(group.num_rows for group in groups)
-    paths = [footer.schema.column(number).path for number in range(footer.num_columns)]
-    by_path = {path: number for number, path in enumerate(paths)}
-    tops = {path.partition(".")[0]: number for number, path in enumerate(paths) if "." in path}
-    for name, kind in facts.types.items():
-        if name in by_path and not pa.types.is_nested(kind):
-            said = [group.column(by_path[name]).statistics for group in groups]
-            known = all(each is not None and each.has_null_count for each in said)
-            facts.filled[name] = facts.rows - sum(each.null_count for each in said) if known else None
-            if known and _has_bounds(kind):
-                bounds = [each for each in said if each.has_min_max]
-                if bounds and len(bounds) == sum(
-                    size > each.null_count for size, each in zip(facts.groups, said, strict=True)
-                ):
-                    facts.low[name] = min(each.min for each in bounds)
-                    facts.high[name] = max(each.max for each in bounds)
-        elif pa.types.is_fixed_size_list(kind) and kind.list_size > 1 and name in tops:
-            # A row that is null counts as one value there, any other as so many as a vector is long.
-            values = sum(group.column(tops[name]).num_values for group in groups)
-            facts.filled[name] = (values - facts.rows) // (kind.list_size - 1)
-        else:
-            facts.filled[name] = None
+    rows = facts.rows
+    facts.filled = dict.fromkeys(layout.types)
+    for name, place, has_bounds in layout.flat:
+        said = [group.column(place).statistics for group in groups]
+        if not all(each is not None and each.has_null_count for each in said):
+            continue
+        nulls = [each.null_count for each in said]
+        facts.filled[name] = rows - sum(nulls)
+        if has_bounds and facts.filled[name]:
+            some = [each for each, size, null in zip(said, facts.groups, nulls, strict=True) if size > null]
+            if all(each.has_min_max for each in some):
+                facts.low[name] = min(each.min for each in some)
+                facts.high[name] = max(each.max for each in some)
+    for name, place, length in layout.vectors:
+        # A row that is null counts as one value there, any other as so many as a vector is long.
+        values = sum(group.column(place).num_values for group in groups)
+        facts.filled[name] = (values - rows) // (length - 1)
 
 
 def _has_bounds(kind: pa.DataType) -> bool:

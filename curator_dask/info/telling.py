@@ -207,7 +207,7 @@ def _values(column: ColumnInfo) -> str:
         return f"{column.different:,}{'+' * column.at_least} different"
     if more:
         some.append(f"{more:,}{'+' * column.at_least} more")
-    return ", ".join(some)
+    return "; ".join(some)
 
 
 def _cut(text: str, most: int) -> str:

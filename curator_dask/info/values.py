@@ -18,6 +18,7 @@ from curator_dask.info.footers import FileFacts
 from curator_dask.info.found import VALUES, ColumnInfo
 from curator_dask.report.folder import is_number
 from curator_dask.report.rows import numbers_of, short
+from curator_dask.rows.images import values_of
 from curator_dask.storage import Options
 from curator_dask.threads import in_threads
 
@@ -128,7 +129,7 @@ class _Look:
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)
         texts, counts = pc.value_counts(values).flatten()
-        said = dict(zip(map(str, _texts(texts)), counts.to_pylist(), strict=True))
+        said = dict(zip(_texts(texts), counts.to_pylist(), strict=True))
         with self._lock:
             self.known += len(values)
             for text, count in said.items():
@@ -166,8 +167,7 @@ class _Look:
 def _texts(values: pa.Array) -> list[str]:
     if pa.types.is_boolean(values.type):
         return ["true" if each else "false" for each in values.to_pylist()]
-    found: list[str] = values.to_pylist()
-    return found
+    return [str(each) for each in values_of(values)]
 
 
 def fill_norms(columns: Sequence[ColumnInfo], parts: Sequence[Part], options: Options) -> None:
