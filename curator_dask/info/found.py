@@ -37,7 +37,8 @@ class ColumnInfo:
     p5, median, p95
         Of the finite values that were looked at, between two of them linear, as NumPy's.
     values
-        Commonest texts, and the share of the values looked at that each is; nothing where none comes twice.
+        Commonest texts, and the share of the values looked at that each is; where there are more than five,
+        of those that come twice.
     different
         How many different texts there are among the values looked at.
     at_least

@@ -159,7 +159,7 @@ class _Look:
         column.different, column.at_least = len(self.texts), self.more
         ranked = sorted(self.texts.items(), key=lambda each: (-each[1], each[0]))
         often = [(text, count) for text, count in ranked if count > 1 + self.dropped]
-        if not often and not self.more and len(ranked) <= VALUES:
+        if not self.more and len(ranked) <= VALUES:
             often = ranked
         column.values = [(short(text) or "", count / self.known) for text, count in often[:VALUES]]
 
