@@ -254,7 +254,7 @@ def test_a_filtered_output_and_the_folders_of_curate(data, embedded, tmp_path):
     with dask.config.set(scheduler="sync"):
         filter_output(embedded, tmp_path / "good", where="image_error is null and key like '%1'")
         recipe = Recipe(
-            statistics=["bytes"], prefix="image_", where="key not like '%2'", export={"split": {"val": 5}}
+            statistics=["bytes"], prefix="image_", where="key not like '%2'", export={"splits": {"val": 5}}
         )
         done = curate(data, tmp_path / "curated", recipe)
     assert describe_output(tmp_path / "good").kind == "filter"

@@ -316,14 +316,15 @@ def read_record(path: str, options: Options = None) -> FileRecord | None:
     return read_footer(path, options).record
 
 
-_TEMPORARY = re.compile(r"^\..+\.(?:parquet|tar|idx|json|md)\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
+#: A file that a process is writing, or was.
+TEMPORARY = re.compile(r"^\..+\.(?:parquet|tar|idx|json|md)\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
 
 
 def remove_leftovers(folder: str) -> int:
     """Remove temporary files of processes of this machine that are gone; returns how many."""
     removed = 0
     for path in Path(folder).rglob(".*.tmp"):
-        match = _TEMPORARY.match(path.name)
+        match = TEMPORARY.match(path.name)
         if match and match["host"] == socket.gethostname() and not _alive(int(match["pid"])):
             # A folder that cannot be changed is for the writing that follows to complain about.
             with contextlib.suppress(OSError):

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from curator_dask.errors import OutputError
+from curator_dask.frames.parquet import TEMPORARY
 from curator_dask.outputs.lock import LOCK_NAME, RunLock
 from curator_dask.storage import Options, filesystem, is_remote, join, patiently, read_bytes
 
-_TEMPORARY = re.compile(r"\.(?P<host>[^.]+(?:\.[^.]+)*)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
 #: Below an output, where rows that failed were written once.
 _FORMERLY = "_errors/"
 
@@ -53,6 +52,8 @@ def list_output(folder: str, options: Options) -> Listing:
         base = name.rpartition("/")[2]
         if name == LOCK_NAME:
             found.lock = _lock(folder, options)
+        elif base.startswith(LOCK_NAME):
+            continue  # of the note, which is written anew all the while
         elif base.startswith(".") and base.endswith(".tmp"):
             found.temporary.append(_left(name))
         elif name.endswith(".parquet"):
@@ -109,5 +110,5 @@ def _lock(folder: str, options: Options) -> str:
 
 
 def _left(name: str) -> str:
-    match = _TEMPORARY.search(name)
+    match = TEMPORARY.match(name.rpartition("/")[2])
     return f"{name} (process {match['pid']} on {match['host']})" if match else name

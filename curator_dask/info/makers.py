@@ -103,6 +103,9 @@ def _model(info: Mapping[str, Any]) -> str:
     weights = str(info.get("weights") or "").removeprefix("sha256:")
     parts = [model, *([f"weights {weights[:_DIGITS]}"] if weights else [])]
     parts += [str(info["output"])] if info.get("output") else []
+    parts += ["unit length"] if info.get("normalized") else []
+    size = (info.get("transform") or {}).get("size") if isinstance(info.get("transform"), Mapping) else None
+    parts += [f"{' x '.join(map(str, size))} pixels"] if isinstance(size, list | tuple) else []
     return ", ".join([*parts, *([source] if source and source not in (model, "timm") else [])])
 
 

@@ -11,13 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.faults import fault_of
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.info.footers import FileFacts
 from curator_dask.info.found import VALUES, ColumnInfo
 from curator_dask.report.folder import is_number
-from curator_dask.report.rows import numbers_of, short
+from curator_dask.report.rows import short
 from curator_dask.rows.images import values_of
 from curator_dask.storage import Options
 from curator_dask.threads import in_threads
@@ -119,7 +118,7 @@ class _Look:
     def add(self, values: pa.Array) -> None:
         values = values.drop_null()
         if self.kind == "number":
-            found = numbers_of(pa.chunked_array([values]))
+            found = _as_numpy(values)
             good = found[~np.isnan(found)]
             with self._lock:
                 self.known += len(values)
@@ -189,8 +188,21 @@ def _norms(part: Part, name: str, options: Options) -> list[float]:
     try:
         with open_parquet(part.file.path, options, stream=_STREAM) as file:
             batches = file.iter_batches(batch_size=size, row_groups=[part.group], columns=[name])
-            vectors, valid = list_to_matrix(next(batches).column(0))
-    except Exception:  # what is wrong with the file other columns have said; vectors may differ in length
+            vectors = next(batches).column(0).drop_null()
+    except Exception:  # what is wrong with the file other columns have said
         return []
-    found: list[float] = np.linalg.norm(vectors[valid].astype(np.float64), axis=1).tolist()
+    lengths = pc.unique(pc.list_value_length(vectors)).to_pylist()
+    values = vectors.flatten()
+    if len(lengths) != 1 or values.null_count:
+        return []  # none has a vector, or they are none
+    matrix = _as_numpy(values).reshape(len(vectors), lengths[0])
+    found: list[float] = np.linalg.norm(matrix, axis=1).tolist()
     return found
+
+
+def _as_numpy(values: pa.Array) -> np.ndarray:
+    """float64: numbers without nulls. Arrow's own `to_numpy` imports pandas, which takes longer than to read them."""
+    doubles = values.cast(pa.float64(), safe=False)
+    if not len(doubles):
+        return np.zeros(0)
+    return np.frombuffer(doubles.buffers()[1], np.float64, len(doubles), 8 * doubles.offset)
