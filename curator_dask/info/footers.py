@@ -85,7 +85,7 @@ class Layout:
     flat
         Names, numbers of columns in the footer, and whether bounds are of use.
     vectors
-        Names, numbers, and lengths of vectors.
+        Names of columns of lists, numbers, and how long each list is; 1 where this differs.
     """
 
     schema: pa.Schema
@@ -103,12 +103,12 @@ class Layout:
         plain = {
             name: kind for name, kind in types.items() if name in places and not pa.types.is_nested(kind)
         }
-        lists = {name: kind for name, kind in types.items() if pa.types.is_fixed_size_list(kind)}
+        lists = {name: kind for name, kind in types.items() if _is_list(kind) and name in tops}
         return cls(
             schema,
             types,
             tuple((name, places[name], _has_bounds(kind)) for name, kind in plain.items()),
-            tuple((name, tops[name], kind.list_size) for name, kind in lists.items() if kind.list_size > 1),
+            tuple((name, tops[name], getattr(kind, "list_size", 1)) for name, kind in lists.items()),
         )
 
 
@@ -197,9 +197,10 @@ def is_filtered(facts: FileFacts) -> bool:
 
 def _count(facts: FileFacts, layout: Layout, footer: pq.FileMetaData) -> None:
     """Count values by column, as far as the footer says it."""
-    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
-    facts.groups = tuple(group.num_rows for group in groups)
-    rows = facts.rows
+    every = [footer.row_group(number) for number in range(footer.num_row_groups)]
+    facts.groups = tuple(group.num_rows for group in every)
+    rows, groups = facts.rows, [group for group in every if group.num_rows]
+    sizes = [group.num_rows for group in groups]
     facts.filled = dict.fromkeys(layout.types)
     for name, place, has_bounds in layout.flat:
         said = [group.column(place).statistics for group in groups]
@@ -208,14 +209,27 @@ def _count(facts: FileFacts, layout: Layout, footer: pq.FileMetaData) -> None:
         nulls = [each.null_count for each in said]
         facts.filled[name] = rows - sum(nulls)
         if has_bounds and facts.filled[name]:
-            some = [each for each, size, null in zip(said, facts.groups, nulls, strict=True) if size > null]
+            some = [each for each, size, null in zip(said, sizes, nulls, strict=True) if size > null]
             if all(each.has_min_max for each in some):
                 facts.low[name] = min(each.min for each in some)
                 facts.high[name] = max(each.max for each in some)
     for name, place, length in layout.vectors:
-        # A row that is null counts as one value there, any other as so many as a vector is long.
-        values = sum(group.column(place).num_values for group in groups)
-        facts.filled[name] = (values - rows) // (length - 1)
+        if length > 1:
+            # A row that is null counts as one value there, any other as so many as a vector is long.
+            values = sum(group.column(place).num_values for group in groups)
+            facts.filled[name] = (values - rows) // (length - 1)
+            continue
+        # A row that is null, or an empty list, counts as one null there; so would a null in a vector.
+        found = [group.column(place).statistics for group in groups]
+        if all(each is not None and each.has_null_count for each in found):
+            empty = sum(each.null_count for each in found)
+            facts.filled[name] = rows - empty if empty <= rows else None
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    """Whether it is of lists of plain values, which are one column of the footer."""
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_kind(kind) for is_kind in lists) and not pa.types.is_nested(kind.value_type)
 
 
 def _has_bounds(kind: pa.DataType) -> bool:

@@ -120,7 +120,7 @@ def _counts(info: OutputInfo) -> list[str]:
         lines.append(
             f"  {counted(info.removed, 'row', 'has', 'have')} a better twin, which stays (kept is true)"
         )
-    if info.failed or info.with_vector:
+    if info.failed or (info.with_vector and info.kind != "other"):
         lines.append(f"  failed         {info.failed:,} ({_share(info.failed, info.rows + info.aside_rows)})")
     wide = max((len(each.reason) for each in info.reasons), default=0)
     for each in info.reasons:
