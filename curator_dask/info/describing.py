@@ -12,9 +12,10 @@ from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.info.differences import differences_in
 from curator_dask.info.failures import failures_in, fill_failures
 from curator_dask.info.footers import FileFacts, Footers, is_filtered
-from curator_dask.info.found import Chain, ColumnInfo, OutputInfo, SplitInfo
+from curator_dask.info.found import Chain, ColumnInfo, Found, SplitInfo
 from curator_dask.info.listing import Listing, list_output
 from curator_dask.info.makers import DEDUP, EXPORT
+from curator_dask.info.output import OutputInfo
 from curator_dask.info.values import fill_norms, fill_values, kind_of, pick_parts
 from curator_dask.outputs.curated import BALANCED, DUPLICATES, EMBEDDINGS, PASSING, SHARDS
 from curator_dask.outputs.failed import list_errors, none_there
@@ -91,7 +92,7 @@ def _of_curate(
     return info
 
 
-def _chain(folders: Mapping[str, OutputInfo]) -> Chain:
+def _chain(folders: Mapping[str, Found]) -> Chain:
     first = folders[EMBEDDINGS]
     chain = Chain(first.rows, kept=folders[SHARDS].rows if SHARDS in folders else 0)
     left = first.rows
@@ -142,8 +143,9 @@ def _of_folder(
     failures = failures_in([*files, *aside], options, info.damaged)
     info.failed = failures.counts.total()
     fill_failures(info, failures)
-    info.columns = [_column(name, files, info.rows) for name in shown]
-    info.with_vector = {each.name: each.filled for each in info.columns if each.kind == "vector"}
+    every = [_column(name, files, info.rows) for name in names]
+    info.columns = [column for column in every if column.name in shown]
+    info.with_vector = {each.name: each.filled for each in every if each.kind == "vector"}
     info.differences = [*differences_in(files, shown), *_of_tars(listing)]
     summary = SaveSummary(folder)
     for file in files:

@@ -13,7 +13,7 @@ from curator_dask.frames.faults import fault_of
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.info.footers import FileFacts
-from curator_dask.info.found import REASONS, OutputInfo, ReasonInfo
+from curator_dask.info.found import REASONS, Found, ReasonInfo
 from curator_dask.rows.images import values_of
 from curator_dask.rows.reasons import reasons_in
 from curator_dask.storage import Options
@@ -78,7 +78,7 @@ def _count(found: Failures, batch: pa.RecordBatch, file: FileFacts) -> None:
             found.examples[label] = f"{file.name.removesuffix('.parquet')}{key}: {text}"
 
 
-def fill_failures(info: OutputInfo, found: Failures) -> None:
+def fill_failures(info: Found, found: Failures) -> None:
     """Put the commonest reasons into what is told."""
     ranked = sorted(found.counts.items(), key=lambda each: (-each[1], each[0]))
     info.reasons = [

@@ -1,4 +1,4 @@
-"""`OutputInfo`: what is in an output."""
+"""What is found out of an output."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Chain:
 
 
 @dataclass
-class OutputInfo:
+class Found:
     """What is in an output, as `curator_dask.info.describe_output` finds it.
 
     Attributes
@@ -186,7 +186,7 @@ class OutputInfo:
     exact: bool = True
     splits: list[SplitInfo] = field(default_factory=list)
     removed: int | None = None
-    folders: dict[str, OutputInfo] = field(default_factory=dict)
+    folders: dict[str, Found] = field(default_factory=dict)
     chain: Chain | None = None
     seconds: float = 0.0
 
@@ -199,16 +199,6 @@ class OutputInfo:
         """JSON-able: the attributes; infinite numbers as text."""
         found: dict[str, Any] = _plain(asdict(self))
         return found
-
-    def __str__(self) -> str:
-        from curator_dask.info.telling import told
-
-        return "\n".join(told(self))
-
-    def _repr_html_(self) -> str:
-        from curator_dask.info.telling import html
-
-        return html(self)
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 
-from curator_dask.info.found import ColumnInfo, OutputInfo
+from curator_dask.info.found import ColumnInfo, Found
 from curator_dask.notebook import table
 from curator_dask.words import counted, sized
 
@@ -13,7 +13,7 @@ _MAKER, _SHORT, _VALUE, _EXAMPLE = 76, 44, 24, 110  # characters that are shown
 _NAMED = 10  # damaged files, leftovers
 
 
-def told(info: OutputInfo) -> list[str]:
+def told(info: Found) -> list[str]:
     """Lines for a terminal."""
     if info.folders:
         lines = [_heading(info), *_chain(info), ""]
@@ -25,14 +25,14 @@ def told(info: OutputInfo) -> list[str]:
     return [_heading(info), *_state(info), *_counts(info), *_tables(info)]
 
 
-def _tables(info: OutputInfo) -> list[str]:
+def _tables(info: Found) -> list[str]:
     lines = []
     for grid in _grids(info):
         lines += ["", *_aligned(grid)]
     return [*lines, "", *_looked(info)]
 
 
-def html(info: OutputInfo) -> str:
+def html(info: Found) -> str:
     """The same for a notebook."""
     if info.folders:
         inner = "".join(
@@ -59,17 +59,19 @@ _KINDS = {
 }
 
 
-def _heading(info: OutputInfo) -> str:
+def _heading(info: Found) -> str:
     kinds = {said.partition(":")[0] for column in info.columns for said in column.made_by if ": " in said}
     made = f"made by {', '.join(sorted(kinds))}" if kinds else "rows of an output"
     said = _KINDS.get(info.kind, made)
+    if info.kind == "other" and info.splits:
+        said = "shards, which curator-dask check looks at"
     return (
         f"{info.path}: {said}, {counted(info.rows, 'row')} in {counted(info.files, 'Parquet file')},"
         f" {sized(info.bytes)}"
     )
 
 
-def _chain(info: OutputInfo) -> list[str]:
+def _chain(info: Found) -> list[str]:
     chain = info.chain
     if chain is None:
         return []
@@ -90,7 +92,7 @@ def _chain(info: OutputInfo) -> list[str]:
     return lines
 
 
-def _state(info: OutputInfo) -> list[str]:
+def _state(info: Found) -> list[str]:
     lines = [f"  DAMAGED {name}: {why}" for name, why in list(info.damaged.items())[:_NAMED]]
     if len(info.damaged) > _NAMED:
         lines.append(f"  … and {len(info.damaged) - _NAMED} more that cannot be read")
@@ -106,7 +108,7 @@ def _state(info: OutputInfo) -> list[str]:
     return lines
 
 
-def _counts(info: OutputInfo) -> list[str]:
+def _counts(info: Found) -> list[str]:
     lines = []
     for split in info.splits:
         name = split.name or "tars"
@@ -135,7 +137,7 @@ def _counts(info: OutputInfo) -> list[str]:
     return lines
 
 
-def _grids(info: OutputInfo) -> list[list[list[str]]]:
+def _grids(info: Found) -> list[list[list[str]]]:
     """A table for each kind of column, the first line its heading."""
     made: list[tuple[str, list[str], Callable[[ColumnInfo], list[str]]]] = [
         ("vector", ["vectors", "type", "filled", "dim", "norm of a few", "made by"], _vector),
@@ -216,7 +218,7 @@ def _cut(text: str, most: int) -> str:
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
-def _looked(info: OutputInfo) -> list[str]:
+def _looked(info: Found) -> list[str]:
     if info.exact:
         return [f"Of all rows; {info.seconds:.1f} s." if info.seconds else "Of all rows."]
     return [

@@ -28,7 +28,8 @@ _BLOCK, _BYTES, _TEXTS = 16_384, 1 << 28, 20_000
 #: Vectors whose norms are looked at, of so many files.
 _VECTORS, _FILES = 256, 8
 _EXACT = 1 << 53  # larger whole numbers are hashes and ids, whose middle means nothing
-_STREAM = 1 << 20  # bytes read at a time, so that a large column is not held as a whole
+#: Bytes read at a time of a column, so that it is not held as a whole; and rows up to which it is.
+_STREAM, _SMALL = 1 << 20, 1 << 16
 
 
 class Part(NamedTuple):
@@ -89,7 +90,8 @@ def _read(
             return
         left = part.rows
         try:
-            with open_parquet(part.file.path, options, stream=_STREAM) as file:
+            stream = _STREAM if part.file.groups[part.group] > _SMALL else 0
+            with open_parquet(part.file.path, options, stream=stream) as file:
                 size = min(_BLOCK, left)
                 for batch in file.iter_batches(batch_size=size, row_groups=[part.group], columns=names):
                     batch = batch.slice(0, left)
