@@ -211,7 +211,7 @@ def test_of_many_rows_a_sample_is_read_and_said_so(many, monkeypatch):
     monkeypatch.setattr(values, "GROUPS", 10)
     info = describe_output(folder, columns=["number", "odd"])
     assert (info.rows, info.looked_rows, info.looked_groups, info.groups) == (1000, 200, 10, 40)
-    assert "200 rows in 10 of 40 row groups" in str(info)
+    assert "200 of 1,000 rows, the first of 10 of 40 row groups" in str(info)
     assert [column.name for column in info.columns] == ["number", "odd"]
     number = column_of(info, "number")
     assert (number.low, number.high) == (frame["number"].min(), frame["number"].max())  # of all rows

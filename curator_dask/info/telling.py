@@ -222,8 +222,8 @@ def _looked(info: Found) -> list[str]:
     if info.exact:
         return [f"Of all rows; {info.seconds:.1f} s." if info.seconds else "Of all rows."]
     return [
-        f"Quantiles and texts are of {counted(info.looked_rows, 'row')} in {info.looked_groups:,} of"
-        f" {counted(info.groups, 'row group')}, spread evenly (--exact reads all). Counts, filled, min and max are"
+        f"Quantiles and texts are of {info.looked_rows:,} of {counted(info.rows, 'row')}, the first of"
+        f" {info.looked_groups:,} of {counted(info.groups, 'row group')}, spread evenly (--exact reads all). Counts, filled, min and max are"
         " of all rows, by the footers."
     ]
 

@@ -157,7 +157,8 @@ class _Look:
             if len(found) and np.abs(found).max() < _EXACT:
                 column.p5, column.median, column.p95 = np.quantile(found, [0.05, 0.5, 0.95]).tolist()
             return
-        column.different, column.at_least = len(self.texts), self.more
+        # Of what was forgotten it is not known how much came again.
+        column.different, column.at_least = max(len(self.texts), _TEXTS * self.more), self.more
         ranked = sorted(self.texts.items(), key=lambda each: (-each[1], each[0]))
         often = [(text, count) for text, count in ranked if count > 1 + self.dropped]
         if not self.more and len(ranked) <= VALUES:
