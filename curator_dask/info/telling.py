@@ -223,8 +223,8 @@ def _looked(info: Found) -> list[str]:
         return [f"Of all rows; {info.seconds:.1f} s." if info.seconds else "Of all rows."]
     return [
         f"Quantiles and texts are of {info.looked_rows:,} of {counted(info.rows, 'row')}, the first of"
-        f" {info.looked_groups:,} of {counted(info.groups, 'row group')}, spread evenly (--exact reads all). Counts, filled, min and max are"
-        " of all rows, by the footers."
+        f" {info.looked_groups:,} of {counted(info.groups, 'row group')}, spread evenly (--exact reads all)."
+        " Counts, filled, min and max are of all rows, by the footers."
     ]
 
 
