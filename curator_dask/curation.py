@@ -110,9 +110,9 @@ def curate(
             head.look()
         for table in recipe.joins():
             table.look()
-        for model in recipe.classifiers():
+        for model in recipe.models():
             model.check(found, recipe.id_col, storage_options, captions=recipe.captions)
-        if recipe.model is not None or recipe.classify:
+        if recipe.model is not None or recipe.classify or recipe.caption:
             ahead()
         with at_work(workers) as client:
             dataset = ImageTextPairDataset.from_shards(
@@ -270,7 +270,7 @@ def _with_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> ImageTextPai
     """The dataset with all that the recipe wants to know of its images."""
     if recipe.statistics:
         dataset = ImageStatistics(list(recipe.statistics), prefix=recipe.prefix)(dataset)
-    for model in recipe.classifiers():
+    for model in recipe.models():
         dataset = model(dataset)
     if recipe.model is not None:
         dataset = recipe.embedder()(dataset)
