@@ -6,7 +6,7 @@ import tokenizers
 import torch
 import transformers
 
-SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "<image>", "<user>", "<assistant>")
+SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "<image>", "<user>", "<assistant>", "<|image_pad|>", "<|video_pad|>")
 WORDS = tuple(f"{first}{second}" for first in ("ba", "do", "ki", "lu", "mo") for second in "bdfgklmnprst")
 VOCABULARY = (*SPECIAL, "describe", "it", "a", "photo", "of", *WORDS)
 PAD, CLS, SEP, IMAGE = 0, 1, 2, 4
@@ -48,7 +48,7 @@ def tokenizer_of(wraps: bool):
         eos_token="[SEP]",
         cls_token="[CLS]",
         sep_token="[SEP]",
-        additional_special_tokens=["<image>", "<user>", "<assistant>"],
+        additional_special_tokens=list(SPECIAL[4:]),
         model_max_length=200,
     )
 
@@ -111,7 +111,21 @@ def _llava():
     return transformers.LlavaForConditionalGeneration(config), processor
 
 
-MAKERS = {"blip": _blip, "git": _git, "vit-gpt2": _vit_gpt2, "llava": _llava}
+def _qwen2_vl():
+    """Takes images of any size: the more pixels, the more tokens."""
+    config = transformers.Qwen2VLConfig(
+        vision_config={"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 32, "patch_size": 8, "mlp_ratio": 2},
+        text_config={**_TEXT, "num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}},
+        image_token_id=7, vision_start_token_id=5, vision_end_token_id=6, video_token_id=8,
+    )
+    images = transformers.Qwen2VLImageProcessor(patch_size=8, size={"shortest_edge": 16*16, "longest_edge": 64*64})
+    videos = transformers.Qwen2VLVideoProcessor(patch_size=8)
+    template = TEMPLATE.replace("<image>", "<|image_pad|>")
+    processor = transformers.Qwen2VLProcessor(images, tokenizer_of(False), videos, chat_template=template)
+    return transformers.Qwen2VLForConditionalGeneration(config), processor
+
+
+MAKERS = {"blip": _blip, "git": _git, "vit-gpt2": _vit_gpt2, "llava": _llava, "qwen2-vl": _qwen2_vl}
 
 
 def write_captioner(folder, kind, seed=3):

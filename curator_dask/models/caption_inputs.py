@@ -26,8 +26,8 @@ FILES = ("generation_config.json", *TEMPLATES, *PROCESSORS, *TOKENIZERS)
 """What a model has besides its weights, as transformers writes it; the last is always there."""
 
 IMAGE_ALONE = "vision-encoder-decoder"
-MAY_HAVE_TEXT = ("blip", "git")
-NEED_TEXT = ("blip-2", "florence2", "paligemma")
+MAY_HAVE_TEXT = ("blip", "blip-2", "git")
+NEED_TEXT = ("florence2", "paligemma")
 """``model_type`` of models without a chat template, by whether a text goes in with the image."""
 
 
@@ -96,27 +96,34 @@ class Inputs:
     def __init__(self, folder: Path, config: Any, prompt: str | None) -> None:
         self._folder, self._config, self._prompt = folder, config, prompt
         kind = config.model_type
-        self._parts = [self._load("AutoImageProcessor"), self._load("AutoTokenizer")]
-        self.decode: Callable[..., Any] = self._parts[1].decode
         if kind == IMAGE_ALONE:
             if prompt is not None:
                 raise ConfigError(
                     f"prompt={prompt!r} (--prompt): {folder} ({kind}) takes an image, and no text"
                 )
+            self._images, self.tokenizer = self._load("AutoImageProcessor"), self._load("AutoTokenizer")
+            self._parts: list[Any] = [self._images, self.tokenizer]
+            self.decode: Callable[..., Any] = self.tokenizer.decode
             self.prepare: Prepare = self._image_alone
             return
-        processor = self._load("AutoProcessor")
-        self._parts = [processor, *self._parts]
-        self.decode = getattr(processor, "post_process_image_text_to_text", self.decode)
-        self._processor = processor
+        self._processor = processor = self._load("AutoProcessor")
+        self._images = getattr(processor, "image_processor", None)
+        self.tokenizer = getattr(processor, "tokenizer", None)
+        if self._images is None or self.tokenizer is None:
+            raise ConfigError(
+                f"{folder}: expected a processor with one of images and a tokenizer, found {type(processor).__name__}:"
+                f" put {PROCESSORS[1]} there, as save_pretrained of the model's processor writes it"
+            )
+        self._parts = [processor, self._images, self.tokenizer]
+        self.decode = processor.post_process_image_text_to_text
         if kind in MAY_HAVE_TEXT:
-            self.prepare = self._of_git if kind == "git" else self._of_blip
+            self.prepare = {"blip": self._of_blip, "blip-2": self._of_blip2, "git": self._of_git}[kind]
             return
         is_chat = getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)
         if kind not in NEED_TEXT and not is_chat:
             raise ConfigError(
-                f"{folder}: {kind} has no chat template, and how it is asked for a caption is not known here. Expected a"
-                f" model with one ({' or '.join(TEMPLATES)}), or one of {', '.join((IMAGE_ALONE, *MAY_HAVE_TEXT))},"
+                f"{folder}: {kind} has no chat template, and how it is asked for a caption is not known here."
+                f" Expected a model with one ({' or '.join(TEMPLATES)}), or one of {', '.join((IMAGE_ALONE, *MAY_HAVE_TEXT))},"
                 f" {', '.join(NEED_TEXT)}"
             )
         if prompt is None:
@@ -125,11 +132,6 @@ class Inputs:
                 f"{folder}: {kind} has to be asked: give a prompt (--prompt), such as {example}"
             )
         self.prepare = self._of_text if kind in NEED_TEXT else self._of_chat
-
-    @property
-    def tokenizer(self) -> Any:
-        """Of the texts."""
-        return self._parts[-1]
 
     @property
     def name(self) -> str:
@@ -159,7 +161,7 @@ class Inputs:
             ) from error
 
     def _image_alone(self, image: Image) -> Prepared:
-        return Prepared(_tensors(self._parts[0](images=image, return_tensors="pt")), None)
+        return Prepared(_tensors(self._images(images=image, return_tensors="pt")), None)
 
     def _of_blip(self, image: Image) -> Prepared:
         """As BLIP's documentation has it: the text is how the caption begins, or there is none."""
@@ -183,9 +185,20 @@ class Inputs:
             else self.tokenizer(self._prompt, add_special_tokens=False)["input_ids"]
         )
         prompt = torch.tensor([self.tokenizer.cls_token_id, *ids])
-        pixels = _tensors(self._parts[1](images=image, return_tensors="pt"))
+        pixels = _tensors(self._images(images=image, return_tensors="pt"))
         text = {"input_ids": prompt[None], "attention_mask": torch.ones_like(prompt)[None]}
         return Prepared({**pixels, **text}, prompt)
+
+    def _of_blip2(self, image: Image) -> Prepared:
+        """As BLIP-2's documentation has it."""
+        import torch
+
+        if self._prompt is not None:
+            return self._of_text(image)
+        config = self._config
+        tensors = _tensors(self._images(images=image, return_tensors="pt"))
+        begin = [*[config.image_token_index] * config.num_query_tokens, config.text_config.bos_token_id]
+        return Prepared(tensors, None if config.text_config.is_encoder_decoder else torch.tensor(begin))
 
     def _of_text(self, image: Image) -> Prepared:
         return self._with_ids(self._processor(images=image, text=self._prompt, return_tensors="pt"))
@@ -204,7 +217,8 @@ class Inputs:
 
     def _with_ids(self, made: Mapping[str, Any]) -> Prepared:
         tensors = _tensors(made)
-        return Prepared(tensors, None if self._config.is_encoder_decoder else tensors["input_ids"][0])
+        apart = self._config.is_encoder_decoder or self._config.get_text_config(decoder=True).is_encoder_decoder
+        return Prepared(tensors, None if apart else tensors["input_ids"][0])
 
 
 def _tensors(made: Mapping[str, Any]) -> dict[str, Any]:

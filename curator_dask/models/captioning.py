@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("curator_dask")
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-"""Arithmetic of a model; ``"auto"``: float32 on a CPU, on a GPU what its checkpoint is in, as transformers' pipeline."""
+"""Arithmetic; ``"auto"``: float32 on a CPU, on a GPU what the checkpoint is in, as in transformers' pipeline."""
 
 AHEAD = 4
 """Batches of images that are prepared together: those that become tensors of one shape go in together."""
@@ -233,7 +233,8 @@ class Captioner:
             for number, image in enumerate(images):
                 pixels = image.get() if hasattr(image, "get") else image
                 try:
-                    prepared = self._inputs.prepare(Image.fromarray(np.asarray(pixels)))
+                    with silent_transformers():  # some processors warn of each image
+                        prepared = self._inputs.prepare(Image.fromarray(np.asarray(pixels)))
                 except Exception as error:
                     if backend.is_out_of_memory(error):
                         raise

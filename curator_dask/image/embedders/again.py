@@ -25,7 +25,7 @@ logger = logging.getLogger("curator_dask")
 def steps_again(
     step: EmbedPartition, given: Sequence[Scorer], records: Mapping[str, FileRecord], options: Options
 ) -> list[SharingStep]:
-    """The step that embeds, and those of what else was seen in images, and of scores,, as far as records say what made them.
+    """The step that embeds, and those of what else was made of the images, as far as records say what made it.
 
     Parameters
     ----------
