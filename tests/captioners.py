@@ -6,7 +6,17 @@ import tokenizers
 import torch
 import transformers
 
-SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "<image>", "<user>", "<assistant>", "<|image_pad|>", "<|video_pad|>")
+SPECIAL = (
+    "[PAD]",
+    "[CLS]",
+    "[SEP]",
+    "[UNK]",
+    "<image>",
+    "<user>",
+    "<assistant>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 WORDS = tuple(f"{first}{second}" for first in ("ba", "do", "ki", "lu", "mo") for second in "bdfgklmnprst")
 VOCABULARY = (*SPECIAL, "describe", "it", "a", "photo", "of", *WORDS)
 PAD, CLS, SEP, IMAGE = 0, 1, 2, 4
@@ -114,29 +124,85 @@ def _llava():
 def _qwen2_vl():
     """Takes images of any size: the more pixels, the more tokens."""
     config = transformers.Qwen2VLConfig(
-        vision_config={"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 32, "patch_size": 8, "mlp_ratio": 2},
-        text_config={**_TEXT, "num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}},
-        image_token_id=7, vision_start_token_id=5, vision_end_token_id=6, video_token_id=8,
+        vision_config={
+            "depth": 2,
+            "embed_dim": 32,
+            "num_heads": 2,
+            "hidden_size": 32,
+            "patch_size": 8,
+            "mlp_ratio": 2,
+        },
+        text_config={
+            **_TEXT,
+            "num_key_value_heads": 2,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0},
+        },
+        image_token_id=7,
+        vision_start_token_id=5,
+        vision_end_token_id=6,
+        video_token_id=8,
     )
-    images = transformers.Qwen2VLImageProcessor(patch_size=8, size={"shortest_edge": 16*16, "longest_edge": 64*64})
+    images = transformers.Qwen2VLImageProcessor(
+        patch_size=8, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
+    )
     videos = transformers.Qwen2VLVideoProcessor(patch_size=8)
     template = TEMPLATE.replace("<image>", "<|image_pad|>")
     processor = transformers.Qwen2VLProcessor(images, tokenizer_of(False), videos, chat_template=template)
     return transformers.Qwen2VLForConditionalGeneration(config), processor
 
 
-MAKERS = {"blip": _blip, "git": _git, "vit-gpt2": _vit_gpt2, "llava": _llava, "qwen2-vl": _qwen2_vl}
+def _blip2():
+    config = transformers.Blip2Config(
+        vision_config=_VISION,
+        qformer_config={**_SIZES, "vocab_size": 50, "encoder_hidden_size": 32},
+        text_config={
+            **{"model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 32},
+            **{name: value for name, value in _TEXT.items() if name != "intermediate_size"},
+        },
+        num_query_tokens=4,
+        image_token_index=IMAGE,
+    )
+    images = transformers.BlipImageProcessor(size=_SQUARE)
+    processor = transformers.Blip2Processor(images, tokenizer_of(False), num_query_tokens=4)
+    return transformers.Blip2ForConditionalGeneration(config), processor
 
 
-def write_captioner(folder, kind, seed=3):
+def _paligemma():
+    config = transformers.PaliGemmaConfig(
+        vision_config={"model_type": "siglip_vision_model", "projection_dim": 32, **_VISION},
+        text_config={"model_type": "gemma", "num_key_value_heads": 1, "head_dim": 16, **_TEXT},
+        image_token_index=IMAGE,
+        projection_dim=32,
+        hidden_size=32,
+    )
+    images = transformers.SiglipImageProcessor(size=_SQUARE)
+    images.image_seq_length = 4
+    processor = transformers.PaliGemmaProcessor(images, tokenizer_of(False))
+    return transformers.PaliGemmaForConditionalGeneration(config), processor
+
+
+KINDS = {
+    "blip": _blip,
+    "blip-2": _blip2,
+    "git": _git,
+    "vit-gpt2": _vit_gpt2,
+    "llava": _llava,
+    "qwen2-vl": _qwen2_vl,
+    "paligemma": _paligemma,
+}
+
+
+def write_captioner(folder, kind, seed=3, ends_at_once=False):
     """Write one with its processor, as save_pretrained does, and give the folder."""
-    model, processor = MAKERS[kind]()
+    model, processor = KINDS[kind]()
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 fan = parameter[0].numel()
                 parameter.copy_(2 * torch.randn(parameter.shape) / fan**0.5)
+        if ends_at_once:
+            model.get_output_embeddings().bias[SEP] = 1e4
     model.eval().save_pretrained(folder)
     for part in processor if isinstance(processor, tuple) else (processor,):
         part.save_pretrained(folder)

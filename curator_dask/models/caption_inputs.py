@@ -217,7 +217,9 @@ class Inputs:
 
     def _with_ids(self, made: Mapping[str, Any]) -> Prepared:
         tensors = _tensors(made)
-        apart = self._config.is_encoder_decoder or self._config.get_text_config(decoder=True).is_encoder_decoder
+        apart = (
+            self._config.is_encoder_decoder or self._config.get_text_config(decoder=True).is_encoder_decoder
+        )
         return Prepared(tensors, None if apart else tensors["input_ids"][0])
 
 
