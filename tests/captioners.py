@@ -202,7 +202,7 @@ def write_captioner(folder, kind, seed=3, ends_at_once=False):
                 fan = parameter[0].numel()
                 parameter.copy_(2 * torch.randn(parameter.shape) / fan**0.5)
         if ends_at_once:
-            model.get_output_embeddings().bias[SEP] = 1e4
+            model.text_decoder.cls.predictions.bias[SEP] = 1e4
     model.eval().save_pretrained(folder)
     for part in processor if isinstance(processor, tuple) else (processor,):
         part.save_pretrained(folder)
