@@ -156,7 +156,9 @@ def _blip2():
         vision_config=_VISION,
         qformer_config={**_SIZES, "vocab_size": 50, "encoder_hidden_size": 32},
         text_config={
-            **{"model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 32},
+            "model_type": "opt",
+            "ffn_dim": 64,
+            "word_embed_proj_dim": 32,
             **{name: value for name, value in _TEXT.items() if name != "intermediate_size"},
         },
         num_query_tokens=4,

@@ -101,7 +101,7 @@ def retry(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Embed, classify or caption only the failed rows of an output again, with the model that made it; in JSON, by column.
+    """Embed, classify or caption the failed rows of an output again, with the model that made it; in JSON, by column.
 
     Exit code 0: done, images that failed again are counted in the summary. 1: a shard could not be read.
     2: wrong usage.

@@ -123,8 +123,8 @@ class Inputs:
         if kind not in NEED_TEXT and not is_chat:
             raise ConfigError(
                 f"{folder}: {kind} has no chat template, and how it is asked for a caption is not known here."
-                f" Expected a model with one ({' or '.join(TEMPLATES)}), or one of {', '.join((IMAGE_ALONE, *MAY_HAVE_TEXT))},"
-                f" {', '.join(NEED_TEXT)}"
+                f" Expected a model with one ({' or '.join(TEMPLATES)}), or one of"
+                f" {', '.join((IMAGE_ALONE, *MAY_HAVE_TEXT, *NEED_TEXT))}"
             )
         if prompt is None:
             example = "'<CAPTION>'" if kind == "florence2" else "'Describe this image in one sentence.'"

@@ -1,4 +1,4 @@
-"""`CaptionModel`: any model of transformers' that writes about images, run over a dataset, and its texts as a column."""
+"""`CaptionModel`: a model of transformers' that writes about images, run over a dataset, and its texts as a column."""
 
 from __future__ import annotations
 

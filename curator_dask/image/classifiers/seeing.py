@@ -20,7 +20,7 @@ from curator_dask.storage import Options
 
 
 class SeeImages(ABC):
-    """Base of steps with a model that gives columns of an image, all of which have their values, and lack them, together.
+    """Base of steps with a model that gives columns of an image, which have their values, and lack them, together.
 
     A subclass is a frozen dataclass with these fields.
 
@@ -60,6 +60,15 @@ class SeeImages(ABC):
     @abstractmethod
     def types(self) -> Mapping[str, pa.DataType]:
         """Of the same columns."""
+
+    @property
+    @abstractmethod
+    def recipe(self) -> tuple[Any, ...]:
+        """What is made of which images, besides the model, which `describe` tells."""
+
+    @abstractmethod
+    def describe(self) -> Mapping[str, Mapping[str, Any]]:
+        """Load the model and say what it is; run on a worker, where the model then stays."""
 
     @abstractmethod
     def work(self, rows: Rows, model: Any) -> Work:

@@ -21,6 +21,7 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers.seeing import SeeImages
 from curator_dask.image.statistics.again import SeesImages, statistics_again
 from curator_dask.image.statistics.step import schema_ahead
+from curator_dask.models.sources import Sources
 from curator_dask.outputs.retrying import retry
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.step import SharingStep, how_read
@@ -55,6 +56,10 @@ class WholeModel(ABC):
     @abstractmethod
     def step(self, id_col: str, storage_options: Options = None) -> SeeImages:
         """What is done to the rows of a shard."""
+
+    @abstractmethod
+    def sources(self) -> Sources | None:
+        """The files that decide what it makes; None where they are not all here yet."""
 
     @classmethod
     def reading(cls, options: Any, without: Collection[str] = (), **defaults: Any) -> ImageOptions:
