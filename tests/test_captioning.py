@@ -28,7 +28,7 @@ from curator_dask.frames.parquet import read_record
 from curator_dask.image.captioning import CaptionModel
 from curator_dask.image.embedders.making import made_again
 from curator_dask.image.statistics import ImageStatistics
-from curator_dask.models import captioning
+from curator_dask.models import captioner
 from curator_dask.models.captioning import CaptionSpec
 from curator_dask.outputs.retrying import find_settings
 from curator_dask.runs import passes
@@ -177,9 +177,9 @@ def test_memory_that_runs_out_and_models_that_take_one_image_at_a_time(llava, ph
     monkeypatch.setattr(model, "_write", full)
     assert model(images, 5) == expected and sizes[:3] == [5, 3, 2] and max(sizes[3:]) == 2
     assert said.text.count("out of memory with 5 images at once, going on with 3") == 1
-    monkeypatch.setattr(captioning, "_HELD", 0)  # each is done when it is prepared
+    monkeypatch.setattr(captioner, "_HELD", 0)  # each is done when it is prepared
     assert model(images, 5) == expected
-    monkeypatch.setattr(captioning, "_ALIKE", 1.1)
+    monkeypatch.setattr(captioner, "_ALIKE", 1.1)
     alone = CaptionSpec(str(llava), prompt=ASKED, max_new_tokens=6).build()
     assert "takes one image at a time" in said.text
     assert alone(images, 5) == expected and alone._limit == 1
@@ -341,7 +341,7 @@ def test_one_pass_with_vectors_and_statistics(data, llava, tmp_path, monkeypatch
     assert errors["000010004"].startswith("not an image") and errors["000020001"].startswith("empty")
     assert save(batch_size=7).skipped == 3 and len(read) == 3
     # Another statistic is measured, and what was written stays as it is.
-    monkeypatch.setattr(captioning.Captioner, "__call__", None)
+    monkeypatch.setattr(captioner.Captioner, "__call__", None)
     assert save("dhash").written == 3
     assert read_output(out)["generated_caption"].equals(table["generated_caption"])
 
