@@ -147,7 +147,7 @@ def test_captions_are_transformers_own(photographs, tmp_path, kind):
     assert [found[key]["generated_caption"] for key in images] == [text or None for text in beams] != expected
 
 
-def test_where_a_caption_is_cut(photographs, llava):
+def test_where_a_caption_is_cut(photographs, llava, tmp_path, capfd):
     folder, images = photographs
     keys, cut = [*images], {}
     for most in (3, 8, 24):
@@ -158,8 +158,19 @@ def test_where_a_caption_is_cut(photographs, llava):
             # One more token is another text where it was cut, but for special tokens, which are no text.
             assert found[key]["generated_caption_cut"] or told == text
         cut[most] = sum(row["generated_caption_cut"] for row in found.values())
-    assert cut[3] > cut[24] > 0 or cut[3] > cut[8] > 0
-    assert cut[3] < len(keys) or cut[8] < len(keys) or cut[24] < len(keys)
+    assert len(keys) >= cut[3] > cut[24]
+    # One that is made to end with its last token.
+    forced = shutil.copytree(llava, tmp_path / "forced")
+    config = json.loads((forced / "generation_config.json").read_text())
+    config |= {"forced_eos_token_id": 2, "max_length": 9, "do_sample": True, "temperature": 0.3}
+    (forced / "generation_config.json").write_text(json.dumps(config))
+    shorter = captioned(folder, llava, prompt=ASKED, max_new_tokens=7)
+    found = captioned(folder, forced, prompt=ASKED)
+    assert [row["generated_caption"] for row in found.values() if row["generated_caption_cut"]] == [
+        shorter[key]["generated_caption"] for key, row in found.items() if row["generated_caption_cut"]
+    ]
+    assert sum(row["generated_caption_cut"] for row in found.values()) >= cut[8] > 0
+    assert not [line for line in capfd.readouterr().err.splitlines() if "transformers" in line]
 
 
 def test_memory_that_runs_out_and_models_that_take_one_image_at_a_time(llava, photographs, monkeypatch, said):

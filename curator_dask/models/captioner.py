@@ -1,4 +1,4 @@
-"""Writing about images with a model that is on its device: batches of one shape, greedy or beam search, texts of tokens."""
+"""Writing about images with a model that is on its device: batches of one shape, no chance, and texts of tokens."""
 
 from __future__ import annotations
 
@@ -79,6 +79,7 @@ class Captioner:
         self._model, self._inputs = model, inputs
         self._most, self._beams = max_new_tokens, num_beams
         self._ends = _ends_of(model)
+        self._is_forced = model.generation_config.forced_eos_token_id is not None
         self._lock = threading.Lock()
         self._limit: int | None = None
         with silent_transformers():  # which warns once
@@ -167,12 +168,9 @@ class Captioner:
         for name, first in batch[0].tensors.items():
             together = torch.cat([each.tensors[name] for each in batch])
             inputs[name] = together.to(device, dtype if first.is_floating_point() else None)
-        # What the checkpoint says of sampling is of no use here, and would be warned of.
-        nothing = dict.fromkeys(("temperature", "top_k", "top_p", "min_p", "typical_p"))
         with torch.inference_mode():
             return self._model.generate(
                 **inputs,
-                **nothing,
                 do_sample=False,
                 num_beams=self._beams,
                 num_return_sequences=1,
@@ -198,7 +196,9 @@ class Captioner:
             begin = 0  # the model gives what is new alone
         ends = torch.isin(row[begin:], self._ends).nonzero()
         stop = begin + int(ends[0]) if len(ends) else len(row)
-        is_cut = not len(ends) and len(row) - begin >= self._most
+        # Some models are made to end with the last token that is allowed.
+        is_ended = len(ends) and not (self._is_forced and int(ends[0]) == self._most - 1)
+        is_cut = not is_ended and len(row) - begin >= self._most
         text = self._decode(row[begin:stop])
         if prompt is not None and begin:
             # With what is before it, as of a word's second piece; as transformers' pipeline does it.

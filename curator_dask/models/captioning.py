@@ -26,9 +26,10 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 #: Of a configuration, what changes no output.
 _NO_MATTER = re.compile(r"_.*|id2label|label2id|architectures|transformers_version|(torch_)?dtype")
-#: Of a generation configuration, what greedy and beam search do not look at.
-_SAMPLING = re.compile(
-    r"_.*|transformers_version|do_sample|temperature|top_k|top_p|min_p|typical_p|max_length|max_new_tokens|num_beams"
+#: Of a generation configuration, what is for sampling, and a length, which is told.
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "max_length")
+_NOT_LOOKED_AT = re.compile(
+    rf"_.*|transformers_version|do_sample|max_new_tokens|num_beams|{'|'.join(_SAMPLING)}"
 )
 
 
@@ -112,7 +113,8 @@ class CaptionSpec:
         inputs = Inputs(folder, model.config, self.prompt)
         decides = {name: value for name, value in stated.items() if not _NO_MATTER.fullmatch(name)}
         options = model.generation_config.to_diff_dict().items()
-        how = {name: value for name, value in options if not _SAMPLING.fullmatch(name)}
+        how = {name: value for name, value in options if not _NOT_LOOKED_AT.fullmatch(name)}
+        _without_sampling(model)
         search = "greedy" if self.num_beams == 1 else f"{self.num_beams} beams"
         info = {
             "model": f"{type(model).__name__} [{fingerprint(decides)[:12]}]",
@@ -139,3 +141,11 @@ class CaptionSpec:
             raise ConfigError(
                 f"{folder}: {type(model).__name__} cannot write about a picture: {said}"
             ) from error
+
+
+def _without_sampling(model: Any) -> None:
+    """Have a model, and the parts of it that generate, not warn of each batch of what is not looked at."""
+    for part in model.modules():
+        config = getattr(part, "generation_config", None)
+        for name in _SAMPLING if config is not None else ():
+            setattr(config, name, None)
