@@ -142,6 +142,8 @@ def test_captions_are_transformers_own(photographs, tmp_path, kind):
             found = captioned(folder, model, prompt=prompt, batch_size=size, decoder=decoder)
             told = [found[key]["generated_caption"] for key in images]
             assert told == [text or None for text in expected], (prompt, size)
+    if kind not in ("blip", "llava"):
+        return
     beams = transformers_own(model, kind, prompt, images.values(), num_beams=3)
     found = captioned(folder, model, prompt=prompt, num_beams=3)
     assert [found[key]["generated_caption"] for key in images] == [text or None for text in beams] != expected
