@@ -525,12 +525,15 @@ def test_the_command(data, llava, client, tmp_path):
 def test_in_a_recipe(data, llava, tmp_path):
     (tmp_path / "recipe.yaml").write_text(
         f"caption:\n- model_name: {llava}\n  prompt: {ASKED}\n  max_new_tokens: 5\n"
-        "where: NOT generated_caption_cut\n"
+        "text_statistics: {names: [words], text: generated_caption}\n"
+        "where: NOT generated_caption_cut AND text_words < 9\n"
     )
     recipe = Recipe.read(tmp_path / "recipe.yaml")
     summary = curate(data, tmp_path / "out", recipe)
     table = read_output(tmp_path / "out" / "embeddings")
     check_rows(table, llava)
+    texts = table["generated_caption"].to_pylist()
+    assert table["text_words"].to_pylist() == [text and len(text.split()) for text in texts]
     whole = table["generated_caption_cut"].to_pylist().count(False)
     assert 0 < summary.kept == whole < 16 and (summary.rows, summary.failed) == (18, 2)
     with pytest.raises(ConfigError, match=r"caption=.*expected a list of models"):
