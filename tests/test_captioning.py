@@ -17,6 +17,7 @@ import transformers
 from captioners import KINDS, write_captioner
 from colours import ColourReader, read_output, write_dataset, write_tar
 from PIL import Image
+from texts import make_pair
 from typer.testing import CliRunner
 
 from curator_dask.cache import ENCODERS
@@ -26,6 +27,8 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, ImageError, OutputError, WeightsError
 from curator_dask.frames.parquet import read_record
 from curator_dask.image.captioning import CaptionModel
+from curator_dask.image.classifiers import score_output
+from curator_dask.image.embedders import ClipImageEmbedder
 from curator_dask.image.embedders.making import made_again
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models import captioner
@@ -33,6 +36,7 @@ from curator_dask.models.captioning import CaptionSpec
 from curator_dask.outputs.retrying import find_settings
 from curator_dask.runs import passes
 from curator_dask.testing import StepTests
+from curator_dask.text import ClipScore, ClipTextEmbedder, TextStatistics
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -393,6 +397,22 @@ def test_added_to_an_output_and_another_prompt(data, llava, tmp_path):
     assert writes(llava, prompt="of a photo")(dataset).save_metadata(out, overwrite=True).written == 3
     assert read_output(out)["generated_caption"].equals(both["second"])
     assert read_output(out)["image_embedding"].equals(before["image_embedding"])
+
+
+def test_how_well_captions_fit(data, llava, tmp_path):
+    """A score and statistics of what was written, added by themselves."""
+    make_pair(tmp_path / "clip", "clip")
+    dataset, out = ImageTextPairDataset.from_webdataset(data), tmp_path / "out"
+    embedder = ClipImageEmbedder(tmp_path / "clip", batch_size=4)
+    embedder(writes(llava)(dataset)).save_metadata(out)
+    text = ClipTextEmbedder(tmp_path / "clip", text_column="generated_caption")
+    score_output(out, [ClipScore(text), TextStatistics(["words"], "generated_caption")])
+    table = read_output(out)
+    check_rows(table, llava)
+    assert table["clip_score"].null_count == 2
+    texts = table["generated_caption"].to_pylist()
+    assert table["text_words"].to_pylist() == [each and len(each.split()) for each in texts]
+    assert len({*table["clip_score"].to_pylist()}) > 12
 
 
 def test_a_model_whose_files_change(data, llava, tmp_path):
