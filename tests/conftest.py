@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing.forkserver
 import os
+import signal
 
 import dask
 import pytest
@@ -16,6 +17,9 @@ from curator_dask.cache import ENCODERS, LOADERS
 from curator_dask.cluster.local import THREAD_VARIABLES
 
 pytest_plugins = ["browser"]
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and with them all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What takes a new process seconds to import. Not curator_dask itself: some of its modules read the environment, and a
 # worker's own is set after the fork.
