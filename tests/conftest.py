@@ -11,6 +11,7 @@ import dask
 import pytest
 import torch
 from leftovers import check_nothing_left, cluster_that_is_left_clean
+from threadpoolctl import threadpool_limits
 
 from curator_dask import backend, get_client
 from curator_dask.cache import ENCODERS, LOADERS
@@ -96,9 +97,12 @@ def one_thread_for_models():
     Two threads of a model wait for one another awake, layer by layer; where other processes want the cores too, as
     those of other tests do, that has been seen to take fifteen times the processor time.
     """
+    import scipy.linalg  # noqa: F401 - it brings a BLAS of its own
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with threadpool_limits(1):
+        yield
     torch.set_num_threads(before)
 
 
