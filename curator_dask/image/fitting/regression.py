@@ -57,7 +57,7 @@ def fit(vectors: np.ndarray, wanted: np.ndarray, kinds: bool, seed: int) -> Fit:
     """
     from threadpoolctl import threadpool_limits
 
-    # An iteration is a few products that take microseconds: threads of BLAS would spend ten times that on waiting, awake.
+    # An iteration is a few products of microseconds: threads of BLAS would spend ten times that on waiting, awake.
     with threadpool_limits(1):
         return _fit(vectors, wanted, kinds, _parts(wanted, kinds, seed))
 
