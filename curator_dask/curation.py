@@ -113,16 +113,17 @@ def curate(
         for table in recipe.joins():
             table.look()
         if (texts := recipe.of_texts()) is not None:
+            made = [name for model in recipe.models() for name in model.columns]
             texts.check(
                 found,
                 recipe.id_col,
                 captions=recipe.captions,
-                further=[name for table in recipe.joins() for name in table.names],
+                further=[*made, *(name for table in recipe.joins() for name in table.names)],
                 storage_options=storage_options,
             )
-        for model in recipe.classifiers():
+        for model in recipe.models():
             model.check(found, recipe.id_col, storage_options, captions=recipe.captions)
-        if recipe.model is not None or recipe.classify:
+        if recipe.model is not None or recipe.classify or recipe.caption:
             ahead()
         with at_work(workers) as client:
             dataset = ImageTextPairDataset.from_shards(
@@ -295,7 +296,7 @@ def _with_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> ImageTextPai
     """The dataset with all that the recipe wants to know of its images."""
     if recipe.statistics:
         dataset = ImageStatistics(list(recipe.statistics), prefix=recipe.prefix)(dataset)
-    for model in recipe.classifiers():
+    for model in recipe.models():
         dataset = model(dataset)
     if recipe.model is not None:
         dataset = recipe.embedder()(dataset)

@@ -30,6 +30,7 @@ LAYERS = (
     "image.embedders",
     "text",
     "image.fitting",
+    "image.captioning",
     "image.classifiers",
     "image.statistics",
     "tables",

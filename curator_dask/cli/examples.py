@@ -26,6 +26,13 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             "classify --model resnet50 --list",
         ),
     ),
+    "caption": (
+        "Add captions that a model writes about images.",
+        (
+            "caption /data/shards /data/out --model Salesforce/blip-image-captioning-base",
+            "caption /data/shards /data/out --model HuggingFaceTB/SmolVLM-Instruct --prompt 'Describe this image.'",
+        ),
+    ),
     "retry": ("Try only the images that failed again.", ("retry /data/out",)),
     "score": (
         "Score vectors: by heads, a reference, clusters.",

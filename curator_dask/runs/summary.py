@@ -80,9 +80,10 @@ class SaveSummary:
     again
         Whether rows that had failed were tried again: then `rows` are these, and `failed` those that failed again.
     column
-        Of the vectors, or classes, that were tried again; empty else.
+        Of the vectors, classes or captions that were tried again; empty else.
     made
-        What an image has that has not failed, in words: ``"a vector"``, or ``"a class"`` where there are no vectors.
+        What an image has that has not failed, in words: ``"a vector"``; where there are no vectors ``"a class"`` or
+        ``"a caption"``.
     opened
         Whether images are opened for it.
     without_sample
