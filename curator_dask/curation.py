@@ -253,13 +253,13 @@ def _check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
 
 
 def _count_joined(summary: CurationSummary, tables: Sequence[TableColumns], place: str) -> None:
-    """Count the rows that tables have; raise NoMatchError where one has none."""
+    """Count the rows that tables have; raise NoMatchError where one has none, but for a list that only marks."""
     for number, table in enumerate(tables):
         if any(table.on in later.names for later in tables[number + 1 :]):
             continue  # what the rows were found by is there no more
         found = table.found_in(place)
         summary.joined.append(found)
-        if not found.found and found.without:
+        if not found.found and found.without and not table.marks_alone:
             raise NoMatchError(
                 f"join: {found.table}: has none of the rows: {found.examples_of_both}. Mend `join` in the recipe, or"
                 f" leave the table out, and run again; nothing was filtered or exported, {place} stays"

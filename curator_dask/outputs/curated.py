@@ -73,5 +73,5 @@ class CurationSummary:
                 continue
             count = getattr(self, name)
             lines += [f"  {name:10} {count:>9,} ({count / max(1, self.rows):.1%})"]
-        lines += [f"  joined {each.table} on {each.on}: {each.told}" for each in self.joined]
+        lines += [f"  joined {each.table} on {each.on}: {each}" for each in self.joined]
         return "\n".join(lines)
