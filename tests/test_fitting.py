@@ -287,9 +287,9 @@ def test_the_command(labelled, tmp_path):
         assert refused.exit_code == 2, refused.output
         said = " ".join(refused.output.replace("│", "").split())
         assert all(each in said for each in written), said
-    for at in (-1, -40):  # the sign of a weight, or of the bias
+    for at in (-1, -41):  # the exponent of a number
         damaged = bytearray(before[0])
-        damaged[at] ^= 0x80
+        damaged[at] ^= 0x40
         head.write_bytes(damaged)
         refused = CliRunner().invoke(app, command)
         assert refused.exit_code == 2 and "or damaged" in " ".join(refused.output.split()), refused.output
