@@ -32,7 +32,7 @@ from curator_dask.frames.parquet import (
     write_table,
 )
 from curator_dask.frames.record import BALANCE, LACKING, TABLE, TEXTS, FileRecord, inputs_of
-from curator_dask.outputs.failed import none_there, output_files
+from curator_dask.outputs.failed import none_there, output_files, tell_others
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_not_inside, opened
 from curator_dask.outputs.stale import without_stale
@@ -219,6 +219,8 @@ def add_columns(
         names = output_files(source.folder, options)
         if not names:
             raise OutputError(none_there(source.folder))
+        if target is not source:
+            tell_others(target.folder, names, target.options)
         paths = [join(source.folder, name) for name in names]
         footers = whole_footers(paths, options)
         steps = tuple(make_steps({each: footer.record for each, footer in footers.items()}))

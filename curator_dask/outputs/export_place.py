@@ -54,6 +54,11 @@ class ExportPlace:
             )
         self.target, self.beside = target, f"{target.path}{SUFFIX}"
 
+    @property
+    def begun(self) -> bool:
+        """Whether an export has begun to write tars there."""
+        return (self._note() or {}).get("export") is not None
+
     def folder(self, name: str) -> Folder:
         """A folder of those beside the tars."""
         return Folder(join(self.beside, name), self.target.options)

@@ -120,7 +120,7 @@ class FittedHead:
         """
         if fitted_to(path) != self.digest:
             return False
-        found = {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
+        found = {name: tensor.numpy() for name, tensor in read_tensors(os.fspath(path)).items()}
         own = {"weight": self.weight, "bias": self.bias}
         return found.keys() == own.keys() and all(
             found[name].shape == values.shape
