@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 
 import numpy as np
@@ -366,33 +367,31 @@ def test_other_rows_are_refused_before_anything_is_replaced(folder, tmp_path):
         out / "embeddings" / "00001.parquet",
     )
     before = states(out / "passing") | states(out / "balanced") | states(out / "shards")
-    with pytest.raises(OutputError, match="passing/00001.parquet: is there, and was made of other rows"):
+    with pytest.raises(OutputError, match=r"passing/00001\.parquet: is there, and was made of other rows"):
         curate(folder, out, Recipe(**first))
     assert states(out / "passing") | states(out / "balanced") | states(out / "shards") == before
 
 
 def test_files_of_an_earlier_recipe_go(folder, tmp_path):
-    out = tmp_path / "out"
+    out, data = tmp_path / "out", tmp_path / "data"
+    shutil.copytree(folder, data)
     (tmp_path / "concepts.txt").write_text("caption")
     balance = {"concepts": str(tmp_path / "concepts.txt"), "most": 9}
-    curate(folder, out, Recipe(statistics=["phash"], balance=balance, duplicates={"exact": {"phash": 4}}))
+    curate(data, out, Recipe(statistics=["phash"], balance=balance, duplicates={"exact": {"phash": 4}}))
     assert (out / "balanced" / "00001.parquet").exists() and (
         out / "duplicates" / "duplicates.parquet"
     ).exists()
     other = Recipe(statistics=["phash"])
-    assert curate(folder, out, other, overwrite=True).kept == 21
+    assert curate(data, out, other, overwrite=True).kept == 21
     assert not (out / "balanced").exists() and not (out / "duplicates").exists()
     passing = pq.read_table(out / "passing")
     assert "balanced" not in passing.column_names and len(passing) == 21
     # A shard that is gone from the rows is gone from what passes.
     (out / "embeddings" / "00002.parquet").unlink()
-    rest = tmp_path / "rest"
-    rest.mkdir()
-    for name in ("00000.tar", "00001.tar"):
-        (rest / name).hardlink_to(folder / name)
+    (data / "00002.tar").unlink()
     with pytest.raises(OutputError, match=r"shards: .* of passing/00002.parquet too.*nothing was replaced"):
-        curate(rest, out, other)
-    assert curate(rest, out, other, overwrite=True).kept == 14
+        curate(data, out, other)
+    assert curate(data, out, other, overwrite=True).kept == 14
     assert [path.name for path in sorted((out / "passing").iterdir())] == ["00000.parquet", "00001.parquet"]
 
 

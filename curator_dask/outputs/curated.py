@@ -51,18 +51,14 @@ class Choice:
 
     def check(self) -> None:
         """Raise OutputError where another choice is noted, whose tars must stay."""
-        if self.replaces:
-            return
-        try:
-            noted = json.loads(self._note.read_bytes()).get("choice")
-        except (OSError, ValueError, AttributeError):
-            return  # of an export that was interrupted, or this is not our note: the steps see to themselves
-        if noted != self._digest:
+        # Without a note the steps see to themselves.
+        if not self.replaces and self._noted() not in (None, self._digest):
             self._refuse("was made by a recipe that chooses other rows")
 
     def write(self) -> None:
         """Note it, before tars are made of it."""
-        put(str(self._note), json.dumps({"choice": self._digest}).encode(), None)
+        if self._noted() != self._digest:
+            put(str(self._note), json.dumps({"choice": self._digest}).encode(), None)
 
     def clear(self, name: str, keep: Collection[str] = (), balance: Collection[str] = ()) -> None:
         """Remove the files that an earlier run of a step has left, and that are not of this one; its folder, if empty.
@@ -95,6 +91,12 @@ class Choice:
                 self._refuse(f"was made of {name}/{each} too, whose rows are gone from {EMBEDDINGS}")
             remove(join(folder, each))
         remove_empty([Path(folder)])
+
+    def _noted(self) -> Any:
+        try:
+            return json.loads(self._note.read_bytes())["choice"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
 
     def _refuse(self, why: str) -> None:
         raise OutputError(
