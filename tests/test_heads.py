@@ -574,6 +574,7 @@ def test_a_score_is_finite_or_null_with_a_reason(folder, red, tmp_path, in_this_
     assert both.reasons == {"not finite (odd)": 14, "empty": 1, "not an image": 1}
     assert both.earlier == {"empty": 1, "not an image": 1}
     assert "; 14 failed rows" in str(both) and "  14 x not finite (odd), for example" in str(both)
+    assert "  2 other rows had failed in an earlier run: 1 empty, 1 not an image" in str(both)
 
 
 # Vectors that are there already
@@ -631,7 +632,7 @@ def test_scores_stay_where_the_run_that_embeds_has_a_statistic_more(folder, red,
     assert score_output(out, [HeadClassifier(red, "red")]).written == 0
 
 
-def test_an_output_elsewhere_leaves_the_vectors_files_alone(tmp_path, in_this_process):
+def test_an_output_elsewhere_leaves_the_vectors_files_alone(tmp_path, in_this_process, caplog):
     out, other = write_vectors(tmp_path / "out"), tmp_path / "scored"
     before = {path.name: path.read_bytes() for path in out.glob("*.parquet")}
     head = HeadClassifier(saved(tmp_path, "linear"), "mine")
@@ -644,6 +645,9 @@ def test_an_output_elsewhere_leaves_the_vectors_files_alone(tmp_path, in_this_pr
     write_table(str(out / "00000.parquet"), table.slice(0, 20), read_record(str(out / "00000.parquet")))
     assert (summary := score_output(out, [head], other)).written == 1 and summary.skipped == 1
     assert pq.read_metadata(other / "00000.parquet").num_rows == 20
+    (out / "00001.parquet").unlink()
+    score_output(out, [head], other)
+    assert "1 file there, 00001.parquet for example, not of this run" in caplog.text
 
 
 def test_what_would_be_replaced_is_not(tmp_path, in_this_process):
@@ -679,6 +683,8 @@ def test_null_vectors_of_others_have_a_reason(tmp_path, in_this_process):
     summary = score_output(out, [HeadClassifier(saved(tmp_path, "linear"), "mine")])
     check_scores(out, "mine", "linear")
     assert summary.reasons == {"no vector": 1}
+    again = score_output(out, [HeadClassifier(saved(tmp_path, "linear"), "mine")])
+    assert (again.written, again.failed_before) == (0, 1)
     assert pq.read_schema(out / "00000.parquet").metadata[b"theirs"] == b"kept"
 
 

@@ -239,7 +239,9 @@ class SaveSummary:
             lines.append(f"  {count:,} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
         if self.earlier:
             kinds = ", ".join(f"{count:,} {reason}" for reason, count in self.earlier.most_common())
-            lines.append(f"  {counted(self.earlier.total(), 'row')} had failed in an earlier run: {kinds}")
+            # A row counts once: one that fails anew is among those above.
+            what = "other row" if own else "row"
+            lines.append(f"  {counted(self.earlier.total(), what)} had failed in an earlier run: {kinds}")
         lines += self.shard_lines()
         return "\n".join(line for line in lines if line)
 
