@@ -102,11 +102,14 @@ def test_one_command_does_all_and_again_nothing(folder, weights, tmp_path, monke
     config, out = tmp_path / "recipe.yaml", tmp_path / "out"
     config.write_text(CONFIG.replace("checkpoint_path: null", f"checkpoint_path: {weights}"))
     command = ["curate", str(folder), str(out), "--config", str(config), "--cluster", "cpu", "--workers", "1"]
-    said = tmp_path / "said.json"
-    result = CliRunner().invoke(app, [*command, "--json", str(said)])
+    said, page = tmp_path / "said.json", tmp_path / "page.html"
+    wrong = CliRunner().invoke(app, [*command, "--report", str(tmp_path / "nowhere" / "page.html")])
+    assert wrong.exit_code == 2 and not out.exists(), wrong.output
+    result = CliRunner().invoke(app, [*command, "--json", str(said), "--report", str(page)])
     assert result.exit_code == 0, result.output
     before, after = samples_in(folder), samples_in(out / "shards")
     assert {*after} == expected()
+    assert 'id="duplicates"' in page.read_text() and "image_width" in page.read_text()
     assert after == {key: before[key] for key in after}
     found = json.loads(said.read_text())
     counts = [found[name] for name in ("rows", "failed", "filtered", "duplicates", "missing", "kept")]

@@ -255,7 +255,7 @@ def _failed_in(path: str, place: Output, footer: Footer) -> int:
     if report is not None or ERROR_COLUMN not in footer.columns:
         return int((report or {}).get("failed", 0))
     errors = read_rows(path, place.options, [ERROR_COLUMN]).column(0)
-    return len(errors) - errors.null_count
+    return len(errors) - int(errors.null_count)
 
 
 def _check_vectors(read: str, footer: Footer, lacking: Sequence[AddedStep]) -> None:
