@@ -163,11 +163,11 @@ def test_statistics_beside_the_vectors(client, tmp_path):
     rows = pa.concat_tables([rows, lacking])
     status = pa.array(["success"] * 3 + ["failed_to_download"])
     pq.write_table(rows.append_column("status", status), tmp_path / "data" / "00000.parquet")
-    alone = ["embed", tmp_path / "data", tmp_path / "out", "--model", "test_vit", "--no-pretrained"]
-    alone += ["--scheduler-address", client.scheduler.address]
+    embed = ["embed", tmp_path / "data", tmp_path / "out", "--model", "test_vit", "--no-pretrained"]
+    alone = [*embed, "--scheduler-address", client.scheduler.address]
     arguments = [*alone, "--statistics"]
     nobody = ["--scheduler-address", "tcp://127.0.0.1:1"]  # which is not asked
-    taken = run_here(*arguments, "grey, width", *nobody)
+    taken = run_here(*embed, "--statistics", "grey, width", *nobody)
     assert (
         taken.returncode == 2 and "(prefix='image_', --prefix image_, in a recipe" in taken.stderr
     )  # the dataset has a width

@@ -977,6 +977,29 @@ def test_real_heads_on_real_vectors(tmp_path, client):
 
 
 @needs_real
+def test_real_heads_of_the_other_model(tmp_path, in_this_process):
+    """LAION's first predictor of B/32 is known by its shape; that of L/14 is refused."""
+    path = REAL / "sa_0_4_vit_b_32_linear.pth"
+    matrix = np.load(REAL / "clip_vit_b_32_ratings.npy").astype(np.float32).reshape(10, 512)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), 512)
+    b32 = {**L14, "dim": 512}
+    b32 |= {name: L14[name].replace("large_patch14", "base_patch32") for name in ("model", "source")}
+    record = FileRecord("f", id_col="key", embeddings={"image_embedding": b32})
+    table = pa.table({"key": [str(number) for number in range(10)], "image_embedding": vectors})
+    write_table(str(tmp_path / "out" / "ratings.parquet"), table, record)
+    score_output(tmp_path / "out", [AestheticClassifier(model_path=path)])
+    linear = torch.nn.Linear(512, 1)
+    linear.load_state_dict(torch.load(path, weights_only=True))
+    with torch.inference_mode():
+        expected = linear(torch.from_numpy(matrix))[:, 0].numpy()
+    made = pq.read_table(tmp_path / "out")["aesthetic_score"].to_numpy()
+    np.testing.assert_allclose(made, expected, atol=1e-4)
+    assert (np.diff(made) > 0).all()
+    with pytest.raises(ConfigError, match="is for vectors of OpenAI's CLIP ViT-L/14"):
+        score_output(tmp_path / "out", [NsfwClassifier(model_path=REAL / "nsfw_l14.safetensors")])
+
+
+@needs_real
 def test_the_pins_are_those_of_the_real_files():
     path = REAL / head_files.AESTHETIC.name
     assert (path.stat().st_size, digest_of(path)) == (head_files.AESTHETIC.size, head_files.AESTHETIC.digest)
