@@ -20,6 +20,7 @@ from curator_dask.frames.names import CAPTION_COLUMN, EMBEDDING_COLUMN
 from curator_dask.frames.parquet import read_footer
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.sources import Sources
+from curator_dask.outputs.card import Making
 from curator_dask.outputs.curated import (
     BALANCED,
     DUPLICATES,
@@ -31,8 +32,9 @@ from curator_dask.outputs.curated import (
 )
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.failed import output_files
-from curator_dask.outputs.filtering import filter_output
+from curator_dask.outputs.filtering import FilterSummary, filter_output
 from curator_dask.outputs.finished import FinishedCommand, repository_of
+from curator_dask.outputs.splits import SplitBy
 from curator_dask.recipe import Recipe
 from curator_dask.rows.image_files import captions_of
 from curator_dask.rows.reading import choose_source
@@ -120,6 +122,14 @@ def curate(
             head.look()
         for table in recipe.joins():
             table.look()
+        if (texts := recipe.of_texts()) is not None:
+            texts.check(
+                found,
+                recipe.id_col,
+                captions=recipe.captions,
+                further=[name for table in recipe.joins() for name in table.names],
+                storage_options=storage_options,
+            )
         for model in recipe.classifiers():
             model.check(found, recipe.id_col, storage_options, captions=recipe.captions)
         if recipe.model is not None or recipe.classify:
@@ -194,6 +204,7 @@ def curate(
         storage_options=storage_options,
         output_storage_options={},
         workers=workers,
+        making=_making(summary, recipe, passing),
     )
     summary.steps[SHARDS] = exported
     summary.missing, summary.kept = exported.missing, exported.kept
@@ -201,6 +212,17 @@ def curate(
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary
+
+
+def _making(summary: CurationSummary, recipe: Recipe, passing: FilterSummary) -> Making:
+    """What came before the export, for a card."""
+    left_out = {
+        "with an image that cannot be used": summary.failed,
+        "filtered out": summary.filtered,
+        "not drawn by the balance": summary.unbalanced,
+        "with a better twin": summary.duplicates,
+    }
+    return Making(recipe.given, summary.rows, left_out, passing.passing, passing.unknown)
 
 
 def _all_written(name: str, saved: SaveSummary | None) -> None:
@@ -268,6 +290,7 @@ def _check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
             raise
         except ConfigError:
             pass  # types may be others on GPUs than in the files, which decide
+    split_by = recipe.options(overwrite=False).split_by
     best, cap, columns = recipe.best(), recipe.cap(), list(dataset.metadata.columns)
     named = {"top": best and best[0], "at_most": cap and cap[0], "by": recipe.by}
     if recipe.balance is not None:
@@ -276,6 +299,8 @@ def _check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
     for name, column in named.items():
         if column is not None and column not in columns:
             raise ConfigError(f"{name}: there is no column {column!r}. The rows will have {columns}")
+    if split_by is not None and not SplitBy(split_by).columns(columns):
+        raise ConfigError(f"export: split_by: there is no column {split_by!r}. The rows will have {columns}")
 
 
 def _count_joined(summary: CurationSummary, tables: Sequence[TableColumns], place: str) -> None:
@@ -304,4 +329,5 @@ def _with_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> ImageTextPai
         dataset = head(dataset)
     for table in recipe.joins():
         dataset = table(dataset)
-    return dataset
+    texts = recipe.of_texts()  # last: their captions may be a table's
+    return dataset if texts is None else texts(dataset)

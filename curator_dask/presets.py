@@ -1,6 +1,7 @@
 """Filters that are known by name, as plain text for `ImageTextPairDataset.filter`: read them, and combine them by AND.
 
-They name the columns ``caption``, ``width``, ``height`` (`ImageStatistics`) and ``clip_score`` (the plain cosine).
+They name the columns ``caption``, ``width``, ``height`` (`ImageStatistics`), ``text_words``, ``text_characters`` and
+``text_language`` (`TextStatistics`), and ``clip_score`` (the plain cosine).
 """
 
 from __future__ import annotations
@@ -14,8 +15,19 @@ DATACOMP_BASIC = (
     " and width >= 200 and height >= 200 and width <= 3 * height and height <= 3 * width"
 )
 
+#: The whole of it: the same, and fastText takes the caption for English (mlfoundations/datacomp,
+#: ``load_uids_with_basic_filter``).
+DATACOMP_BASIC_ENGLISH = (
+    "text_words > 2 and text_characters > 5 and text_language = 'en'"
+    " and width >= 200 and height >= 200 and width <= 3 * height and height <= 3 * width"
+)
+
 #: Schuhmann et al. 2022, "LAION-5B": the cosine of image and English caption by OpenAI's ViT-B/32, and by no other.
 LAION_B32 = "clip_score >= 0.28"
 
 #: By the names of ``curator-dask filter --preset``.
-PRESETS: Mapping[str, str] = {"datacomp-basic": DATACOMP_BASIC, "laion-b32": LAION_B32}
+PRESETS: Mapping[str, str] = {
+    "datacomp-basic": DATACOMP_BASIC,
+    "datacomp-basic-english": DATACOMP_BASIC_ENGLISH,
+    "laion-b32": LAION_B32,
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from curator_dask.storage import absolute, is_remote, looked_for
 from curator_dask.tables import TableColumns
 from curator_dask.text.balance import balance_output
 from curator_dask.text.concepts import CONCEPT_COLUMN, ConceptList
+from curator_dask.text.statistics import TextStatistics
 from curator_dask.words import meant
 
 _BEGINS = "'model: resnet50', with a name and its value in each line (docs/curation.md)"
@@ -71,6 +72,9 @@ class Recipe:
         Names of `curator_dask.image.statistics.STATISTICS`.
     prefix
         Before the statistics' names, where the dataset has columns of these names.
+    text_statistics
+        Names of `curator_dask.text.TEXT_STATISTICS`, or arguments of `TextStatistics`, as
+        ``{"names": ["words", "language"], "text": "alt"}``. Captions may come from a table of `join`.
     classify
         Image classification models, each with the arguments of `ClassificationModel`, as
         ``{"model_name": "hf-hub:Marqo/nsfw-image-detection-384", "classes": {"unsafe": "NSFW"}}``.
@@ -112,6 +116,7 @@ class Recipe:
     captions: str = "txt"
     statistics: Sequence[str] = ()
     prefix: str = ""
+    text_statistics: Sequence[str] | Mapping[str, Any] = ()
     classify: Sequence[Mapping[str, Any]] = ()
     aesthetic: str | bool = False
     nsfw: str | bool = False
@@ -166,7 +171,7 @@ class Recipe:
         if isinstance(self.join, list | tuple):  # YAML takes the word `on` for true
             join = [_with_on(each) if isinstance(each, Mapping) else each for each in self.join]
             object.__setattr__(self, "join", join)
-        self.best(), self.cap(), self.joins(), self.classifiers()
+        self.best(), self.cap(), self.joins(), self.classifiers(), self.of_texts()
         self.check_balance()
         self.deduplication()  # says what is wrong with its arguments, as do those below
         self.options(overwrite=False)
@@ -205,6 +210,16 @@ class Recipe:
                 hint = meant(str(name), known)
                 raise ConfigError(f"{path}: unknown name {name!r}{hint}. There are {', '.join(known)}")
         return cls(**found)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is not as it is by default, by name."""
+        asked = ((each, getattr(self, each.name)) for each in fields(self))
+        return {
+            each.name: value
+            for each, value in asked
+            if value != (each.default if each.default is not MISSING else {})
+        }
 
     @property
     def opens_images(self) -> bool:
@@ -262,6 +277,19 @@ class Recipe:
         except TypeError as error:
             raise ConfigError(f"classify: {error}") from None
 
+    def of_texts(self) -> TextStatistics | None:
+        """What measures the captions, if that is asked for."""
+        given = self.text_statistics
+        if not given and given in ((), [], None):
+            return None
+        if isinstance(given, Mapping):
+            return make_of("text_statistics", TextStatistics, given)
+        if not isinstance(given, list | tuple) or not all(isinstance(each, str) for each in given):
+            raise ConfigError(
+                f"text_statistics={given!r}: expected a list of names, or {{names: [words], text: COLUMN}}"
+            )
+        return TextStatistics(given)
+
     def joins(self) -> list[TableColumns]:
         """What adds columns of tables."""
         given = self.join
@@ -280,6 +308,7 @@ class Recipe:
         near += [file for each in self.joins() for file in each.files]
         others = [*near, *([] if self.captions in ("txt", "none") else [self.captions])]
         others += [path for head in self.heads() for path in head.files]
+        others += [] if (texts := self.of_texts()) is None else texts.files
         named = (each.get("class_names") for each in self.classify)
         others += [os.fspath(name) for name in named if isinstance(name, str | os.PathLike)]
         for model in self.classifiers():

@@ -118,6 +118,10 @@ HOLDS = {
         "frame['key'].tolist() == manifest['key'].to_pylist()",
         "manifest.num_rows == 11 and mixed.complete and 0 < mixed.kept < 12",
     ],
+    "splits.md": [
+        "(summary.rows, summary.kept, summary.missing) == (14, 13, 1)",
+        "summary.splits['test'].samples == 3 and sum(each.samples for each in summary.splits.values()) == 13",
+    ],
     "curation.md": ["(summary.rows, summary.failed, summary.kept) == (14, 2, 12) and summary.complete"],
     "joining.md": [
         "(summary.rows, summary.found, summary.unasked) == (6, 2, 0)",
@@ -153,6 +157,7 @@ HOLDS = {
         "(summary.rows, summary.failed) == (14, 2)",
         "pq.read_schema(FOLDER + '/embeddings/00000.parquet').field('text_embedding').type.list_size == 24",
         "pq.read_table(FOLDER + '/embeddings')['clip_score'].null_count == 2",
+        "measured.complete and pq.read_table(FOLDER + '/embeddings')['text_words'].to_pylist() == [2] * 14",
         "all(abs(row['photo'] + row['screenshot'] - 1) < 1e-5 for row in pq.read_table("
         "FOLDER + '/embeddings', columns=['photo', 'screenshot']).to_pylist() if row['photo'] is not None)",
     ],

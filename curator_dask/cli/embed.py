@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,7 @@ from curator_dask.cli.options import (
     Images,
     ImagesPath,
     JsonFile,
+    LanguageModelFile,
     MaxPixels,
     Metadata,
     ModelKwargs,
@@ -40,6 +41,8 @@ from curator_dask.cli.options import (
     SchedulerAddress,
     SchedulerFile,
     StorageOptions,
+    TextPrefix,
+    TextStatisticsOption,
     Threads,
     Workers,
     json_object,
@@ -48,8 +51,12 @@ from curator_dask.cli.options import (
     told_plainly,
 )
 from curator_dask.cli.over_images import OverImages, Steps
+from curator_dask.frames.names import CAPTION_COLUMN
 
 if TYPE_CHECKING:
+    from curator_dask.datasets import ImageTextPairDataset
+    from curator_dask.image.statistics import ImageStatistics
+    from curator_dask.text import TextStatistics
     from curator_dask.webdataset.shards import ShardSet
 
 
@@ -105,6 +112,12 @@ def embed(
     prefix: Annotated[
         str, typer.Option(help="Before the statistics' names, where the dataset has columns of these.")
     ] = "",
+    text_statistics: TextStatisticsOption = None,
+    text: Annotated[
+        str, typer.Option(help="Column of the captions, for --text-statistics.")
+    ] = CAPTION_COLUMN,
+    text_prefix: TextPrefix = "text_",
+    language_model: LanguageModelFile = None,
     image: ImageMember = None,
     compile: Compile = None,
     overwrite: Overwrite = False,
@@ -129,6 +142,7 @@ def embed(
     kwargs = json_object(model_kwargs, "--model-kwargs")
     output_options = json_object(output_storage_options, "--output-storage-options")
     names = names_in(statistics, "--statistics")
+    of_texts = names_in(text_statistics, "--text-statistics")
     told = OverImages(context.params, options, output_options)
 
     def make(found: ShardSet) -> Steps:
@@ -136,19 +150,26 @@ def embed(
         from curator_dask.image.statistics import ImageStatistics
 
         reading = told.reading
-        measure = None
+        rows: dict[str, Any] = {
+            "metadata": metadata.value,
+            "captions": captions,
+            "nested_json": nested_json,
+            "storage_options": options,
+        }
+        measures: list[ImageStatistics | TextStatistics] = []
         if names is not None:
             not_its = ("batch_size", "decode_scale", "on_error")
             how = {name: value for name, value in reading.items() if name not in not_its}
             measure = ImageStatistics(None if "all" in names else names, prefix=prefix, **how)
-            measure.check(
-                found,
-                id_col,
-                metadata=metadata.value,
-                captions=captions,
-                nested_json=nested_json,
-                storage_options=options,
-            )
+            measure.check(found, id_col, **rows)
+            measures.append(measure)
+        if of_texts is not None:
+            from curator_dask.text import TextStatistics
+
+            chosen = None if "all" in of_texts else of_texts
+            texts = TextStatistics(chosen, text, prefix=text_prefix, language_model=language_model)
+            texts.check(found, id_col, **rows)
+            measures.append(texts)
         embedder = make_embedder(
             model,
             model_dir,
@@ -164,7 +185,13 @@ def embed(
             compile="auto" if compile is None else compile,
             **reading,
         )
-        return lambda dataset: embedder(dataset if measure is None else measure(dataset))
+
+        def steps(dataset: ImageTextPairDataset) -> ImageTextPairDataset:
+            for measure in measures:
+                dataset = measure(dataset)
+            return embedder(dataset)
+
+        return steps
 
     interrupted = "finished shards are kept, the same command goes on from there"
     with summary_to(json_file) as put, told_plainly(interrupted):

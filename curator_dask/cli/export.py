@@ -169,7 +169,51 @@ def export(
             help="Which of several images a sample is made smaller, as image.png.", show_default=False
         ),
     ] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SHARE",
+            help="A share (val=0.01) or number (test=1000) of samples for tars in OUTPUT/NAME; all others go to"
+            " OUTPUT/train. Several times, too.",
+            show_default=False,
+        ),
+    ] = None,
+    split_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="Rows with the same value there go to one split.", show_default=False
+        ),
+    ] = None,
+    split_groups: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DUPLICATES",
+            help="Folder that dedup wrote to: near copies of one group go to one split.",
+            show_default=False,
+        ),
+    ] = None,
+    split_seed: Annotated[int, typer.Option(min=0, help="Of the hash that decides.")] = 0,
     index: Annotated[bool, typer.Option(help="DALI's .idx beside each tar.")] = True,
+    sizes: Annotated[
+        bool | None,
+        typer.Option(
+            "--sizes/--no-sizes",
+            help="sizes.json beside the tars, which open_clip reads.  [default: unless they are alone there]",
+            show_default=False,
+        ),
+    ] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="README.md in OUTPUT, a card of the dataset, where there is none.")
+    ] = False,
+    card_field: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=TEXT",
+            help="What the card says of license, source, pretty_name, task_categories, language or tags; several"
+            " times, too.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -198,6 +242,8 @@ def export(
     """
     size = _bytes_of(shard_bytes)
     names = names_in(columns, "--columns")
+    shares = {name: _share(text) for name, text in _pairs(split, "--split", "val=0.01").items()} or None
+    said = _pairs(card_field, "--card-field", "license=cc-by-4.0")
     options = json_object(storage_options, "--storage-options") or None
     output_options = json_object(output_storage_options, "--output-storage-options") or None
 
@@ -237,6 +283,12 @@ def export(
             quality=quality,
             image_format=image_format.value,
             image_member=image,
+            splits=shares,
+            split_by=split_by,
+            split_groups=split_groups,
+            split_seed=split_seed,
+            sizes=sizes,
+            card=said or card,
         )
         try:
             found = (
@@ -262,7 +314,7 @@ def export(
                 workers=start,
             )
         else:
-            if where or columns or filter_column or old_id_col or caption:
+            if where or columns or filter_column or old_id_col or caption or split_by:
                 source = choose_source("auto", found, options)
                 schema = learn_schema(found.shards, source, id_col, options)
                 chosen.check_columns(schema.empty_table(), schema.names)
@@ -296,3 +348,28 @@ def _bytes_of(text: str | None) -> int | None:
             f"{text!r}: expected a size, such as 1GB or 500MB", param_hint="--shard-bytes"
         )
     return int(float(match["number"]) * _UNITS[match["unit"].upper()])
+
+
+def _pairs(given: list[str] | None, option: str, example: str) -> dict[str, str]:
+    """Names and what stands behind each ``=``."""
+    found: dict[str, str] = {}
+    for text in given or ():
+        name, mark, value = (part.strip() for part in text.partition("="))
+        if not (name and mark and value):
+            raise typer.BadParameter(
+                f"{text!r}: expected a name and a value, as {example}", param_hint=option
+            )
+        if name in found:
+            raise typer.BadParameter(f"{text!r}: {name} is there twice", param_hint=option)
+        found[name] = value
+    return found
+
+
+def _share(text: str) -> float | int:
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r}: expected a share, as val=0.01, or a number of samples, as test=1000",
+            param_hint="--split",
+        ) from None

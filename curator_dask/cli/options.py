@@ -160,6 +160,27 @@ def json_object(text: str | None, option: str) -> dict[str, Any]:
     return found
 
 
+TextStatisticsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text-statistics",
+        metavar="A,B",
+        help="Columns that say of each caption what it is: words,language, or all; several times, too.",
+        show_default=False,
+    ),
+]
+TextPrefix = Annotated[str, typer.Option(help="Before the names of the captions' statistics.")]
+LanguageModelFile = Annotated[
+    str | None,
+    typer.Option(
+        "--language-model",
+        metavar="FILE",
+        help="fastText's model for the captions' language, such as lid.176.bin.  [default: lid.176.ftz, which is here]",
+        show_default=False,
+    ),
+]
+
+
 def names_in(given: Iterable[str] | None, option: str) -> list[str] | None:
     """The names that an option was given, with commas between or one at a time, each once; None: it was not given."""
     if not given:

@@ -84,7 +84,7 @@ class OverImages:
 
         given, output, own = self.given, self.given["output"], self.output_options
         named = [given["captions"]] if given["captions"] not in ("txt", "none") else []
-        files = [*named, *([given["class_names"]] if given.get("class_names") else [])]
+        files = [*named, *(given[name] for name in ("class_names", "language_model") if given.get(name))]
         sources = Sources.of(
             given["model"], given["model_dir"], given["checkpoint"], given["pretrained"], files
         )

@@ -1,4 +1,4 @@
-"""``score``: heads on the vectors of an output."""
+"""``score``: heads on the vectors of an output, and statistics of its captions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from curator_dask.cli.options import (
     Embeddings,
     EmbeddingsOptions,
     JsonFile,
+    LanguageModelFile,
     OutputOptions,
     SchedulerAddress,
     SchedulerFile,
+    TextPrefix,
+    TextStatisticsOption,
     Workers,
     json_object,
+    names_in,
     summary_to,
     told_plainly,
     workers_of,
@@ -26,7 +30,7 @@ from curator_dask.cli.options import (
 from curator_dask.frames.names import CAPTION_COLUMN, EMBEDDING_COLUMN
 
 if TYPE_CHECKING:
-    from curator_dask.image.classifiers.files import Scorer
+    from curator_dask.image.classifiers.files import Scorer, Scorers
 
 #: In the place of a file: the one that is published, as the class finds it.
 PUBLISHED = "default"
@@ -86,7 +90,19 @@ def score(
             show_default=False,
         ),
     ] = None,
-    text: Annotated[str, typer.Option(help="Column of the captions, for --clip-score.")] = CAPTION_COLUMN,
+    text_statistics: TextStatisticsOption = None,
+    same_captions: Annotated[
+        bool,
+        typer.Option(
+            "--same-captions",
+            help="How many rows, of all files, have the same caption. Column text_same_captions.",
+        ),
+    ] = False,
+    text: Annotated[
+        str, typer.Option(help="Column of the captions, for --clip-score and those that measure captions.")
+    ] = CAPTION_COLUMN,
+    text_prefix: TextPrefix = "text_",
+    language_model: LanguageModelFile = None,
     model_dir: Annotated[
         str | None,
         typer.Option(help="Folder with the files of a repository, or for them.", show_default=False),
@@ -104,7 +120,7 @@ def score(
     output_storage_options: OutputOptions = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Score the vectors of an output: a column for each head, all else stays as it is.
+    """Score the vectors of an output, or measure its captions: a column for each head, all else stays as it is.
 
     The same command again does only what is missing. No tar is opened, and no image decoded.
 
@@ -114,9 +130,11 @@ def score(
     output_options = json_object(output_storage_options, "--output-storage-options")
     files, folders = _pairs(head, "--head", "FILE"), _pairs(near, "--near", "FOLDER")
     centroids = _pairs(cluster_number, "--cluster-number", "FILE")
-    if not (aesthetic or nsfw or files or folders or centroids or clip_score):
+    names = names_in(text_statistics, "--text-statistics")
+    if not (aesthetic or nsfw or files or folders or centroids or clip_score or names or same_captions):
         raise typer.BadParameter(
-            "give a head: --aesthetic, --nsfw, --head, --near, --cluster-number or --clip-score",
+            "give a head, --aesthetic, --nsfw, --head, --near, --cluster-number or --clip-score, or"
+            " --text-statistics or --same-captions",
             param_hint="--head",
         )
 
@@ -128,12 +146,12 @@ def score(
         ReferenceSimilarity,
         score_output,
     )
-    from curator_dask.text import ClipScore
+    from curator_dask.text import ClipScore, SameCaptions, TextStatistics
     from curator_dask.text.embedders import make_text_embedder
 
     interrupted = "files that were scored are kept, the same command goes on from there"
     with summary_to(json_file) as put, told_plainly(interrupted):
-        heads: list[Scorer] = []
+        heads: list[Scorer | Scorers] = []
         if aesthetic:
             path = None if aesthetic == PUBLISHED else aesthetic
             heads.append(AestheticClassifier(column, model_path=path, check=check))
@@ -146,6 +164,11 @@ def score(
         if clip_score:
             embedder = make_text_embedder(clip_score, model_dir, text_column=text)
             heads.append(ClipScore(embedder, image_embedding_column=column, check=check))
+        if names:
+            chosen = None if "all" in names else names
+            heads.append(TextStatistics(chosen, text, prefix=text_prefix, language_model=language_model))
+        if same_captions:
+            heads.append(SameCaptions(text, prefix=text_prefix))
         summary = score_output(
             embeddings,
             heads,

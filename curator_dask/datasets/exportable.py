@@ -54,6 +54,12 @@ class Exportable(ABC):
         quality: int | None = None,
         image_format: str = "keep",
         image_member: str | None = None,
+        splits: Mapping[str, float | int] | None = None,
+        split_by: str | None = None,
+        split_groups: str | os.PathLike[str] | None = None,
+        split_seed: int = 0,
+        sizes: bool | None = None,
+        card: bool | Mapping[str, Any] = False,
         storage_options: Mapping[str, Any] | None = None,
     ) -> ExportSummary:
         """Compute the metadata, and write the samples of its rows into new tars, every member byte for byte.
@@ -110,6 +116,22 @@ class Exportable(ABC):
         image_member
             Suffix of the image that is made smaller, among several of a sample (``"image.png"``). None: ``key.ext``,
             else the first.
+        splits
+            Names, each with a share (``{"val": 0.01}``) or a number (``{"test": 1000}``) of samples, which go to tars
+            in a folder of that name in `path`; all others go to ``train``. A hash of a sample's key decides: it is the
+            same whatever other samples there are.
+        split_by
+            A column, or an expression of columns as in SQL, whose rows of one value go to one split.
+        split_groups
+            Folder that `SemanticDeduplication` wrote: rows of one group go to one split.
+        split_seed
+            Of the hash.
+        sizes
+            Write ``sizes.json`` beside the tars, the samples of each by name, as open_clip reads it. None: where the
+            tars have other files beside them.
+        card
+            Write ``README.md``, a card of the dataset, where there is none; a mapping says what only you know:
+            ``license``, ``source``, ``pretty_name``, ``task_categories``, ``language``, ``tags``.
         storage_options
             For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
 
@@ -153,6 +175,12 @@ class Exportable(ABC):
                 quality=quality,
                 image_format=image_format,
                 image_member=image_member,
+                splits=splits,
+                split_by=split_by,
+                split_groups=None if split_groups is None else os.fspath(split_groups),
+                split_seed=split_seed,
+                sizes=sizes,
+                card=card,
             ),
             id_col=self.id_col,
             input_options=self.storage_options,

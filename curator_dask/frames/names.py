@@ -16,10 +16,26 @@ CLASS_COLUMN = "cls"
 STATUS_COLUMN = "status"
 #: The vectors of a model, unless another name is given.
 EMBEDDING_COLUMN = "image_embedding"
-#: Of statistics of images, unless they have a prefix (`curator_dask.image.statistics`).
-STATISTIC_COLUMNS = (
-    *("width", "height", "aspect", "format", "mode", "bytes", "orientation", "animated"),
-    *("phash", "dhash", "blurriness", "brightness", "entropy", "colourfulness", "grey", "border"),
-)
+#: Of statistics of images, unless they have a prefix (`curator_dask.image.statistics`): what each is.
+STATISTIC_DEFINITIONS = {
+    "width": "pixels, of the upright image",
+    "height": "pixels, of the upright image",
+    "aspect": "width / height",
+    "format": "of the file, as Pillow calls it",
+    "mode": "of the pixels, as Pillow calls it",
+    "bytes": "of the file",
+    "orientation": "EXIF's number, 1 to 8; null where there is none",
+    "animated": "more than one frame",
+    "phash": "perceptual hash of 64 bits, imagehash's, of the upright RGB image",
+    "dhash": "difference hash of 64 bits, imagehash's, of the upright RGB image",
+    "blurriness": "standard deviation of the edges at 64 pixels, CleanVision's without the outermost pixels: the"
+    " smaller, the blurrier",
+    "brightness": "0 to 1, CleanVision's",
+    "entropy": "bits, Pillow's, of all three channels",
+    "colourfulness": "Hasler and Süsstrunk's (2003); 0 is grey",
+    "grey": "all channels equal in every pixel",
+    "border": "share of the area that plain bars of the first corner's colour take",
+}
+STATISTIC_COLUMNS = tuple(STATISTIC_DEFINITIONS)
 #: Ends the name of the folder with the failed rows of an output, where these are not in the output.
 ERRORS_SUFFIX = ".errors"

@@ -308,7 +308,7 @@ def read_record(path: str, options: Options = None) -> FileRecord | None:
     return read_footer(path, options).record
 
 
-_TEMPORARY = re.compile(r"^\..+\.(?:parquet|tar|idx|json)\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
+_TEMPORARY = re.compile(r"^\..+\.(?:parquet|tar|idx|json|md)\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
 
 
 def remove_leftovers(folder: str) -> int:

@@ -31,7 +31,7 @@ from curator_dask.frames.parquet import (
     whole_footers,
     write_table,
 )
-from curator_dask.frames.record import BALANCE, LACKING, TABLE, TEXTS, FileRecord, inputs_of
+from curator_dask.frames.record import BALANCE, LACKING, ON, TABLE, TEXTS, FileRecord, inputs_of
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.failed import none_there, output_files, tell_others
 from curator_dask.outputs.placing import locate
@@ -285,6 +285,7 @@ def _check_free(
             continue
         do = "Give the column another name" if table is None else "Choose others (--columns, --mark)"
         do = "Put something before the names (prefix, --prefix)" if BALANCE in said else do
+        do = "Put something else before the name (prefix, --text-prefix)" if _is_of_texts(said) else do
         hint = f"{do}, or use overwrite=True (--overwrite)"
         if before is None:
             kind = "is no score of a head" if table is None else "was not joined from a table"
@@ -301,6 +302,11 @@ def _check_free(
                 f"{written}: would be replaced, and {there.fault or 'was not made by adding columns'}. Write to another"
                 " path, or use overwrite=True (--overwrite)"
             )
+
+
+def _is_of_texts(said: Mapping[str, Any]) -> bool:
+    """Whether a column is made of captions alone, and of no vectors or keys."""
+    return TEXTS in said and not {"vectors", ON} & {*said}
 
 
 def _may_change(before: Mapping[str, Any], said: Mapping[str, Any]) -> bool:

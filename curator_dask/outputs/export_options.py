@@ -10,7 +10,9 @@ import pyarrow as pa
 
 from curator_dask.decode.smaller import DEFAULT_QUALITY, KEEP, SmallerImages
 from curator_dask.errors import ConfigError
+from curator_dask.outputs.card_fields import check_card
 from curator_dask.outputs.shrinking import EXPORTED, Shrinking
+from curator_dask.outputs.splits import SplitBy, Splits
 from curator_dask.rows.where import Where
 from curator_dask.webdataset.layouts import EMPTY
 
@@ -46,6 +48,12 @@ class ExportOptions:
     quality: int | None = None
     image_format: str = KEEP
     image_member: str | None = None
+    splits: Mapping[str, float | int] | None = None
+    split_by: str | None = None
+    split_groups: str | None = None
+    split_seed: int = 0
+    sizes: bool | None = None
+    card: bool | Mapping[str, Any] = False
 
     def __post_init__(self) -> None:
         for name, lowest in (
@@ -75,6 +83,16 @@ class ExportOptions:
                 "quality, image_format and image_member are of images that are made smaller: give max_side or min_side"
                 " (--max-side, --min-side)"
             )
+
+        if self.splits is None and (self.split_by, self.split_groups, self.split_seed) != (None, None, 0):
+            raise ConfigError(
+                "split_by, split_groups and split_seed say how samples are shared out: give splits, as {'val': 0.01}"
+                " (--split val=0.01)"
+            )
+        _ = self.sharing  # says what is wrong with it
+        if self.sizes not in (True, False, None):
+            raise ConfigError(f"sizes={self.sizes!r}: expected True, False or None")
+        check_card(self.card)
 
     def check_columns(self, rows: pa.Table, columns: Sequence[str]) -> None:
         """See that rows have what is asked of them.
@@ -109,12 +127,32 @@ class ExportOptions:
             check_text(self.caption, rows.schema.field(self.caption).type)
         if self.where is not None:
             Where(self.where).passes(rows.slice(0, 0), columns)
+        if self.sharing is not None and self.sharing.by is not None:
+            self.sharing.by.values(rows.slice(0, 0), columns)
 
     def names(self, columns: Sequence[str]) -> list[str]:
         """The columns that are named, of those that there are."""
         named = {*(self.columns or ()), self.filter_column, self.caption}
         named |= set() if self.where is None else {*Where(self.where).columns(columns)}
+        if self.sharing is not None and self.sharing.by is not None:
+            named |= {*self.sharing.by.columns(columns)}
         return [name for name in columns if name in named]
+
+    @property
+    def sharing(self) -> Splits | None:
+        """How samples are shared out; None: they are not."""
+        if self.splits is None:
+            return None
+        by = None if self.split_by is None else SplitBy(self.split_by)
+        return Splits(self.splits, by, self.split_groups, self.split_seed)
+
+    @property
+    def tells_sizes(self) -> bool:
+        """Whether ``sizes.json`` is written: by default where the tars do not lie there alone.
+
+        Hugging Face's datasets, told that a folder is of the form "webdataset", take every file in it for a tar.
+        """
+        return self.sizes if self.sizes is not None else self.index or self.metadata == "parquet"
 
     @property
     def sequential(self) -> bool:

@@ -7,16 +7,19 @@ it for the same rows.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
+import posixpath
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.parquet import without_leftovers
+from curator_dask.outputs.export_sizes import remove_sizes, sizes_there
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.placing import put
 from curator_dask.outputs.saving import check_writable, missing_folders, remove_empty
@@ -30,6 +33,8 @@ logger = logging.getLogger("curator_dask")
 SUFFIX = ".export"
 _NOTE = "run.json"  # of which export the tars are
 _PARTS = (".tar", ".idx", ".parquet")
+#: The card of a dataset, as Hugging Face's hub and datasets look for it.
+CARD = "README.md"
 
 
 class ExportPlace:
@@ -147,7 +152,10 @@ class ExportPlace:
         there = {name for name in walk(folder, options) if name.endswith(_PARTS)}
         own = {name.removesuffix(".parquet") for name in walk(manifest.path, manifest.options)}
         stray = sorted(name for name in there if name.endswith(".tar") and name[:-4] not in {*names})
-        if (self._note() or {}).get("export") != this and not overwrite:
+        note = self._note() or {}
+        if note.get("export") != this and not overwrite:
+            if note.get("export") is None and (sizes := sizes_there(self.target, names)):
+                self._refuse(posixpath.relpath(sizes[0], folder), "is not of an export that has been here")
             in_the_way = [f"{names[number]}{part}" for number in todo for part in _PARTS]
             for name in in_the_way:
                 if name in there:
@@ -166,10 +174,58 @@ class ExportPlace:
                 "%s: %s there, %s for example, not of this export: who reads the folder finds them, too",
                 *(folder, counted(len(foreign), "tar"), foreign[0]),
             )
-        self._tell({"export": this})
+        if note.get("export") != this:  # else a run that dies would leave what speaks of other tars
+            remove_sizes(self.target, [*own, *names])
+            if self._own_card(note):
+                remove(join(folder, CARD), options)
+                note.pop("card")
+        self._tell({**note, "export": this})
+        self._make_folders(names, own)
         # Else a tar that is replaced when the run dies would pass for the one that its manifest still speaks of.
         for number in todo:
             remove(manifest.file(f"{names[number]}.parquet"), options)
+
+    def _make_folders(self, names: Sequence[str], own: Collection[str]) -> None:
+        """Make those that splits need, and remove those that they have left empty."""
+        if is_remote(self.target.path):
+            return
+        needed = {posixpath.dirname(name) for name in names}
+        for below in sorted(needed):
+            check_writable(join(self.target.path, below))
+        gone = {posixpath.dirname(name) for name in own} - needed - {""}
+        remove_empty(
+            [Path(each.path, below) for each in (self.target, self.folder("manifest")) for below in gone]
+        )
+
+    def _own_card(self, note: Mapping[str, Any]) -> bool:
+        """Whether the card that is there is as it was written, by nobody else."""
+        known, path = (note.get("card") or {}).get("digest"), join(self.target.path, CARD)
+        if known is None or not exists(path, self.target.options):
+            return False
+        return bool(_digest(read_bytes(path, self.target.options)) == known)
+
+    def put_card(self, of: str, make: Callable[[], str]) -> bool:
+        """Write the card, unless there is one; False where there is a user's.
+
+        Parameters
+        ----------
+        of
+            What tells what it says from what another says: the same is not written again.
+        make
+            Gives its text.
+        """
+        path, note = join(self.target.path, CARD), self._note() or {}
+        if exists(path, self.target.options):
+            if not self._own_card(note):
+                return (note.get("card") or {}).get("of") == of
+            if note["card"].get("of") == of:
+                return True
+            remove(path, self.target.options)
+        text = make().encode("utf-8", "backslashreplace")
+        # Known before it is there: else one that was written as the run died would be taken for a user's.
+        self._tell({**note, "card": {"of": of, "digest": _digest(text)}})
+        put(path, text, self.target.options)
+        return True
 
     def check_space(self, needed: int, by_old_sizes: bool = False) -> int | None:
         """Bytes that are free, None in a store; raises OutputError where so many are not, unless images shrink."""
@@ -203,3 +259,7 @@ class ExportPlace:
     def _tell(self, note: Mapping[str, Any]) -> None:
         if note != self._note():
             put(join(self.beside, _NOTE), json.dumps(note).encode(), self.target.options)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

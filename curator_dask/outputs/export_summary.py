@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.shrinking import EXPORTED
+from curator_dask.outputs.splits import SplitCount
 from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.runs.summary import SaveSummary, installed_versions
 from curator_dask.webdataset.layouts import EMPTY, habits
@@ -39,6 +40,10 @@ class ExportSummary:
         The new tars, those of them that were written in this call, and those that were finished before.
     failed_shards
         New tars that could not be written, with the reason; a rerun tries them again.
+    splits
+        By name, how many samples and tars each has, and what was asked for; empty where there are none.
+    split_notes
+        What is to be known of them.
     bytes
         Of all new tars that there are.
     needed, free
@@ -69,6 +74,8 @@ class ExportSummary:
         Samples whose column of captions is null: their ``.txt`` is as it was, or as all have one, empty.
     empty_caption
         Samples whose column of captions has no text, or white space alone: so has their ``.txt``.
+    own_card
+        There is a ``README.md`` that was not written by this export, so no card was written.
     looked_up
         What was noticed of the tars that were copied from.
     seconds
@@ -89,6 +96,8 @@ class ExportSummary:
     written: int = 0
     skipped: int = 0
     failed_shards: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, SplitCount] = field(default_factory=dict)
+    split_notes: list[str] = field(default_factory=list)
     bytes: int = 0
     needed: int = 0
     free: int | None = None
@@ -107,6 +116,7 @@ class ExportSummary:
     images_grown: int = 0
     images_left: Counter[str] = field(default_factory=Counter)
     images_left_examples: dict[str, list[str]] = field(default_factory=dict)
+    own_card: bool = False
     looked_up: SaveSummary = field(default_factory=lambda: SaveSummary("", opened=False))
     seconds: float = 0.0
 
@@ -141,6 +151,9 @@ class ExportSummary:
     def add_shard(self, report: Mapping[str, Any]) -> None:
         """Count a new tar that is there (`curator_dask.outputs.packing`)."""
         self.bytes += report["bytes"]
+        split = report["name"].rpartition("/")[0]
+        if split in self.splits:
+            self.splits[split].bytes += report["bytes"]
         self.json_left_alone += report["json_left_alone"]
         self.no_caption += report.get("no_caption", 0)
         self.empty_caption += report.get("empty_caption", 0)
@@ -160,6 +173,16 @@ class ExportSummary:
             self.fields = +self.fields
         if report["no_index"]:
             self.no_index[report["name"]] = report["no_index"]
+
+    def note_splits(self, counts: Mapping[str, SplitCount], notes: Sequence[str]) -> None:
+        """Say how samples are shared out."""
+        self.splits, self.split_notes = dict(counts), list(notes)
+
+    def note_shards(self, splits: Iterable[str]) -> None:
+        """Count the tars of each split, of which each is named once a tar."""
+        for split, count in Counter(splits).items():
+            if split in self.splits:
+                self.splits[split].shards = count
 
     def note_habits(self, options: ExportOptions, odd_keys: int) -> None:
         """Say which readers will see the tars differently, of which so many keys are odd."""
@@ -182,6 +205,7 @@ class ExportSummary:
             "fields": dict(self.fields),
             "images_left": dict(self.images_left),
             "errors": dict(self.errors),
+            "splits": {name: vars(count) for name, count in self.splits.items()},
             "complete": self.complete,
             **{name: getattr(self.looked_up, name) for name in noticed},
             "versions": installed_versions(),
@@ -205,6 +229,8 @@ class ExportSummary:
                 f" {sized(self.needed)} are needed{by}{free};"
                 f" {self.seconds:.1f} s"
             )
+        lines += [f"  {name}: {count.told(self.kept)}" for name, count in self.splits.items()]
+        lines += [f"  {note}" for note in self.split_notes]
         for clause, count in self.passing.items():
             null = f", {self.unknown[clause]:,} unknown (null)" if self.unknown.get(clause) else ""
             lines.append(f"  {clause}: {count:,} of the rows pass{null}")
@@ -239,6 +265,8 @@ class ExportSummary:
                 " would stay"
             )
         lines += [f"  other readers: {each}" for each in self.habits]
+        if self.own_card:
+            lines.append("  no card: there is a README.md that this export has not written, which stays")
         return "\n".join(lines)
 
     def _image_lines(self) -> list[str]:

@@ -132,9 +132,9 @@ class PackShard:
         """The same without the work that kills workers."""
         return replace(self, given_up=reason)
 
-    def name(self, number: int) -> str:
-        """Of a shard, without ``.tar``."""
-        return f"{number:0{self.digits}d}"
+    def name(self, split: str, number: int) -> str:
+        """Of a shard of a split, without ``.tar``: that of the folder comes before it."""
+        return f"{split}{'/' if split else ''}{number:0{self.digits}d}"
 
     def mark(self, shard: NewShard) -> str:
         """The fingerprint of what is written of a shard."""
@@ -143,7 +143,7 @@ class PackShard:
                 "form": _FORM,
                 "samples": shard.digest,
                 "of": shard.marks,
-                "name": self.name(shard.number),
+                "name": self.name(shard.split, shard.number),
                 "rows": None
                 if self.schema is None
                 else [f"{each.name}: {_said(each.type)}" for each in self.schema],
@@ -157,7 +157,7 @@ class PackShard:
 
     def finished(self, shard: NewShard) -> Footer | None:
         """What the shard's manifest says, if it is finished and all that belongs to it is there, and is not cut."""
-        name, options = self.name(shard.number), self.target.options
+        name, options = self.name(shard.split, shard.number), self.target.options
         footer = read_footer(self.manifest.file(f"{name}.parquet"), self.manifest.options)
         report = (footer.record and footer.record.report) or {}
         if not footer.is_finished(self.mark(shard)):
@@ -183,7 +183,7 @@ class PackShard:
         OutputError
             It cannot be written.
         """
-        name = self.name(shard.number)
+        name = self.name(shard.split, shard.number)
         if self.given_up is not None:
             raise ShardError(f"{self.target.file(name)}.tar: {self.given_up}")
         done = self.finished(shard)

@@ -71,8 +71,17 @@ def leave_out(path: str, id_col: str, columns: Sequence[str], urls: Collection[s
     return LeaveOut("duplicates", identity, id_col, partial(read_removed, path, identity=identity))
 
 
-def check_shards(path: str, urls: Collection[str]) -> None:
+def check_shards(path: str, urls: Collection[str], done: str = "left out") -> None:
     """Warn where a table of duplicates names none of some shards.
+
+    Parameters
+    ----------
+    path
+        Folder of the table.
+    urls
+        Of the shards.
+    done
+        What is done with its rows.
 
     Raises
     ------
@@ -91,13 +100,14 @@ def check_shards(path: str, urls: Collection[str]) -> None:
     theirs = next((url for url in sorted(urls) if posixpath.basename(url) in places), None)
     if theirs is not None:
         raise OutputError(
-            f"{file}: none of its rows is of these shards, so nothing would be left out: a shard there is"
+            f"{file}: none of its rows is of these shards, so nothing would be {done}: a shard there is"
             f" {places[posixpath.basename(theirs)]!r}, and here {theirs!r}. Find the duplicates of these rows, or put"
-            " the shards where they were. If it is right that nothing goes, do without it"
+            " the shards where they were. If it is right that nothing is, do without it"
         )
     logger.warning(
-        "%s: none of its rows is of these shards, so nothing is left out: a shard there is %r, and here %r",
+        "%s: none of its rows is of these shards, so nothing is %s: a shard there is %r, and here %r",
         file,
+        done,
         min(named),
         min(urls),
     )

@@ -7,7 +7,8 @@ depend on who does them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,8 @@ class NewShard:
 
     Attributes
     ----------
-    number
-        Of the shard.
+    split, number
+        Its split, empty where there are none, and its number in it.
     files
         Names of the tables of samples that it draws from.
     marks
@@ -35,6 +36,7 @@ class NewShard:
     files: tuple[str, ...]
     marks: tuple[str, ...]
     runs: np.ndarray
+    split: str = ""
 
     def __len__(self) -> int:
         return int(self.runs[:, 2].sum())
@@ -58,7 +60,7 @@ class NewShard:
         return hashlib.sha256(np.ascontiguousarray(self.runs, "<i8").tobytes()).hexdigest()
 
     def __dask_tokenize__(self) -> Any:
-        return (type(self).__name__, self.number, self.files, self.marks, self.digest)
+        return (type(self).__name__, self.split, self.number, self.files, self.marks, self.digest)
 
 
 class NewShards(Sequence[NewShard]):
@@ -74,6 +76,8 @@ class NewShards(Sequence[NewShard]):
         int64 (samples,): number of the sample at each place; None: as they come.
     numbers
         Of some of the shards; None: all.
+    splits
+        Where there are such: names, and how many of the shards, one after the other, are of each.
     """
 
     def __init__(
@@ -84,7 +88,9 @@ class NewShards(Sequence[NewShard]):
         ends: np.ndarray,
         order: np.ndarray | None = None,
         numbers: Sequence[int] | None = None,
+        splits: Sequence[tuple[str, int]] = (),
     ) -> None:
+        self._splits = tuple(splits) or (("", len(ends)),)
         self._names, self._marks, self._counts = tuple(names), tuple(marks), tuple(counts)
         self._ends, self._order = ends, order
         self._numbers = range(len(ends)) if numbers is None else numbers
@@ -92,7 +98,9 @@ class NewShards(Sequence[NewShard]):
 
     def only(self, numbers: Sequence[int]) -> NewShards:
         """Some of them."""
-        return NewShards(self._names, self._marks, self._counts, self._ends, self._order, numbers)
+        return NewShards(
+            self._names, self._marks, self._counts, self._ends, self._order, numbers, self._splits
+        )
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -110,16 +118,47 @@ class NewShards(Sequence[NewShard]):
         rows = (samples - self._begins[tables])[begins]
         runs = np.stack([which[begins], rows, lengths], axis=1).astype(np.int64)
         names, marks = ([each[table] for table in used] for each in (self._names, self._marks))
-        return NewShard(number, tuple(names), tuple(marks), runs)
+        split, place = self.place(number)
+        return NewShard(place, tuple(names), tuple(marks), runs, split)
+
+    def place(self, number: int) -> tuple[str, int]:
+        """The split of a shard, by its number among all, and its number in it."""
+        for split, count in self._splits:
+            if number < count:
+                return split, number
+            number -= count
+        raise IndexError(number)
 
     def __dask_tokenize__(self) -> Any:
         order = b"" if self._order is None else self._order.tobytes()
         said = hashlib.sha256(self._ends.tobytes() + order).hexdigest()
-        return (type(self).__name__, self._names, self._marks, self._counts, said, list(self._numbers))
+        return (
+            type(self).__name__,
+            self._names,
+            self._marks,
+            self._counts,
+            said,
+            list(self._numbers),
+            self._splits,
+        )
 
     def largest(self) -> int:
         """Samples of the largest."""
         return int(np.diff(self._ends, prepend=0).max(initial=0))
+
+
+def ends_in_parts(counts: Sequence[int], ends_of: Callable[[int, int], np.ndarray]) -> list[np.ndarray]:
+    """Ends of shards of which none has samples of two parts: of each part, counted over all.
+
+    Parameters
+    ----------
+    counts
+        Samples of each part.
+    ends_of
+        Gives the ends of samples from one to another, counted from the first.
+    """
+    stops = np.cumsum([0, *counts]).tolist()
+    return [start + ends_of(start, stop) for start, stop in itertools.pairwise(stops)]
 
 
 def ends_by_count(total: int, samples_per_shard: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from curator_dask.cluster.setup import OpenWorkers
 from curator_dask.errors import ConfigError
@@ -27,9 +27,17 @@ class Scorer(Protocol):
         """The step for files, by what made them; `options` are for fsspec."""
 
 
+@runtime_checkable
+class Scorers(Protocol):
+    """What makes several columns, each of which is made by itself where it alone is missing."""
+
+    def scorers(self) -> Sequence[Scorer]:
+        """What makes each."""
+
+
 def score_output(
     path: str | os.PathLike[str],
-    classifiers: Sequence[Scorer],
+    classifiers: Sequence[Scorer | Scorers],
     output: str | os.PathLike[str] | None = None,
     *,
     overwrite: bool = False,
@@ -46,7 +54,8 @@ def score_output(
     path
         What `save_metadata` or ``curator-dask embed`` wrote, or other Parquet files with lists of float32.
     classifiers
-        The heads, each with a column of its own; `curator_dask.text.ClipScore` is one, too.
+        The heads, each with a column of its own; `curator_dask.text.ClipScore` is one, too, and `TextStatistics`
+        stand for several, which need no vectors.
     output
         Where the files go with their scores; None: in the place of those that are there.
     overwrite
@@ -65,8 +74,11 @@ def score_output(
     WeightsError
         A head cannot be read.
     """
-    twice = [name for name, count in Counter(each.pred_column for each in classifiers).items() if count > 1]
-    if twice or not classifiers:
+    every: list[Scorer] = []
+    for given in classifiers:
+        every += given.scorers() if isinstance(given, Scorers) else [given]
+    twice = [name for name, count in Counter(each.pred_column for each in every).items() if count > 1]
+    if twice or not every:
         raise ConfigError(
             f"classifiers: two make the column {twice[0]!r}: give one another pred_column"
             if twice
@@ -74,7 +86,7 @@ def score_output(
         )
 
     def steps(records: Mapping[str, FileRecord | None]) -> list[AddedStep]:
-        return [each.of_files(records, storage_options) for each in classifiers]
+        return [each.of_files(records, storage_options) for each in every]
 
     return add_columns(
         os.fspath(path),

@@ -1,0 +1,257 @@
+"""The card of a dataset: what it says, whom it is for, and that a user's is never touched."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from colours import ColourReader, write_dataset
+from typer.testing import CliRunner
+
+from curator_dask.cli import app
+from curator_dask.curation import Recipe, curate
+from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.errors import ConfigError
+from curator_dask.frames.names import STATISTIC_DEFINITIONS
+from curator_dask.image.statistics import STATISTICS, ImageStatistics
+from curator_dask.outputs.card import size_category
+from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.exporting import export_output
+from curator_dask.outputs.markdown import block, cell, code, public
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+SPLITS = {"val": 0.2, "test": 5}
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_dataset(tmp_path / "data", 2, 15, bad={"000000003": b"no image"})
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def dataset(data):
+    return ImageTextPairDataset.from_webdataset(data)
+
+
+def front_matter(folder: Path) -> dict:
+    _, matter, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    return yaml.safe_load(matter)
+
+
+def test_what_it_says(dataset, tmp_path):
+    measured = ColourReader()(ImageStatistics(["bytes", "blurriness"], prefix="image_")(dataset))
+    measured.save_metadata(tmp_path / "rows")
+    record = pq.read_schema(tmp_path / "rows" / "00000.parquet").metadata[b"curator_dask"].decode()
+    (weights,) = re.findall(r'"weights": "(.*?)"', record)
+    options = ExportOptions(
+        where="image_bytes > 10 and key not like '%7'",
+        splits=SPLITS,
+        split_by="width % 1000000 + cast(key as int)",
+        samples_per_shard=6,
+        card={"license": "cc-by-4.0", "task_categories": "image-classification"},
+    )
+    out = tmp_path / "out"
+    summary = export_output(tmp_path / "rows", out, options)
+    text = (out / "README.md").read_text(encoding="utf-8")
+    assert front_matter(out) == {
+        "license": "cc-by-4.0",
+        "task_categories": ["image-classification"],
+        "size_categories": ["n<1K"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [
+                    {"split": "train", "path": "train/*.tar"},
+                    {"split": "validation", "path": "val/*.tar"},
+                    {"split": "test", "path": "test/*.tar"},
+                ],
+            }
+        ],
+    }
+    for name, count in summary.splits.items():
+        assert re.search(rf"^\| `{name}` \| {count.samples} \|.*\| {count.shards} \|", text, re.MULTILINE)
+    assert f"{summary.kept} samples in {summary.shards} tars" in text
+    assert f"| filtered out | {summary.filtered} |" in text and summary.filtered == 3
+    assert "| `image_bytes > 10` | 29 | 1 |" in text or "| `image_bytes > 10` | 30 | 0 |" in text
+    assert f"weights `{weights}`" in text and "`image_embedding`" in text
+    assert "| `image_blurriness` | `float` | statistic of the image: standard deviation of the edges" in text
+    assert "| `caption` |" in text and "of the source |" in text
+    assert "## Licence\n\ncc-by-4.0" in text
+    assert "## Source\n\n*To be filled in by you.*" in text  # and never made up
+    asked = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    assert asked["export"]["splits"] == SPLITS and asked["export"]["where"] == options.where
+    assert str(tmp_path) not in text
+    before = text
+    export_output(tmp_path / "rows", out, options)
+    assert (out / "README.md").read_text(encoding="utf-8") == before
+
+
+def test_a_users_own_stays(dataset, tmp_path):
+    out, card = tmp_path / "out", tmp_path / "out" / "README.md"
+    dataset.to_webdataset(out, samples_per_shard=8)
+    assert not card.exists()
+    card.write_text("mine")
+    summary = dataset.to_webdataset(out, samples_per_shard=8, card=True)
+    assert card.read_text() == "mine" and "no card: there is a README.md" in str(summary)
+    card.unlink()
+    assert not dataset.to_webdataset(out, samples_per_shard=8, card=True).own_card
+    first = card.read_text()
+    assert "[*.tar" not in first and front_matter(out)["configs"][0]["data_files"] == [
+        {"split": "train", "path": "*.tar"}
+    ]
+    # What has been filled in stays, also where another export takes the place of this one.
+    card.write_text(first.replace("# license: see", "license: mit\n#"))
+    filled = card.read_text()
+    assert filled != first
+    again = dataset.to_webdataset(out, samples_per_shard=8, card=True)
+    assert card.read_text() == filled and not again.own_card
+    other = dataset.to_webdataset(out, samples_per_shard=9, card=True, overwrite=True)
+    assert card.read_text() == filled and other.own_card
+    # One that nobody has touched speaks of this export, or is gone.
+    card.unlink()
+    dataset.to_webdataset(out, samples_per_shard=9, card=True)
+    dataset.to_webdataset(out, samples_per_shard=7, card=True, overwrite=True)
+    assert "in 5 tars" in card.read_text()
+    dataset.to_webdataset(out, samples_per_shard=7, card={"source": "https://example.org"})
+    assert "example" in card.read_text()
+    dataset.to_webdataset(out, samples_per_shard=6, overwrite=True)
+    assert not card.exists()
+
+
+def test_hugging_faces_datasets_see_splits_and_samples(tmp_path):
+    """By the card tars alone; without it and other files beside the tars by the names of the folders."""
+    datasets = pytest.importorskip("datasets")
+    write_dataset(tmp_path / "data", 2, 15)
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+
+    def read(*given, **named):
+        found = datasets.load_dataset(*given, cache_dir=str(tmp_path / "hf"), **named)
+        return {str(name): {row["__key__"]: row["txt"] for row in rows} for name, rows in found.items()}
+
+    summary = dataset.to_webdataset(tmp_path / "card", splits=SPLITS, samples_per_shard=4, card=True)
+    alone = {"metadata": None, "index": False}
+    dataset.to_webdataset(tmp_path / "alone", splits=SPLITS, samples_per_shard=4, **alone)
+    found = read(str(tmp_path / "card"))
+    names = {"train": "train", "val": "validation", "test": "test"}
+    assert {name: len(rows) for name, rows in found.items()} == {
+        names[name]: count.samples for name, count in summary.splits.items()
+    }
+    assert {key for rows in found.values() for key in rows} == {*dataset.compute()["key"]}
+    assert all(text == f"caption of {key}" for rows in found.values() for key, text in rows.items())
+    assert read(str(tmp_path / "alone")) == found
+    assert read("webdataset", data_dir=str(tmp_path / "alone")) == found
+    # A folder without splits, too.
+    dataset.to_webdataset(tmp_path / "plain", card=True)
+    assert {name: len(rows) for name, rows in read(str(tmp_path / "plain")).items()} == {"train": 30}
+
+
+def test_a_recipes_card(data, tmp_path):
+    recipe = Recipe(
+        statistics=["bytes"],
+        where="key not like '%9'",
+        export={"splits": {"val": 0.3}, "split_by": "key[-2:]", "card": True, "samples_per_shard": 5},
+    )
+    summary = curate(data, tmp_path / "out", recipe)
+    text = (tmp_path / "out" / "shards" / "README.md").read_text(encoding="utf-8")
+    left_out = {
+        "with an image that cannot be used": summary.failed,
+        "filtered out": summary.filtered,
+    }
+    assert summary.failed == 1 and all(
+        summary.steps["shards"].splits[name].samples for name in ("train", "val")
+    )
+    for why, count in {"rows": summary.rows, **left_out, "in the tars": summary.kept}.items():
+        assert not count or f"| {why} | {count} |" in text
+    assert summary.rows == summary.kept + sum(left_out.values())
+    asked = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    assert asked["where"] == recipe.where and asked["export"]["split_by"] == "key[-2:]"
+    with pytest.raises(ConfigError, match=r"split_by: there is no column 'cluster'"):
+        curate(data, tmp_path / "no", Recipe(export={"splits": {"val": 0.3}, "split_by": "cluster"}))
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        Recipe(export={"splits": {"val": 10.0}})
+
+
+def test_the_command(data, tmp_path):
+    command = [
+        "export",
+        str(data),
+        str(tmp_path / "out"),
+        "--cluster",
+        "cpu",
+        "--workers",
+        "1",
+        "--card-field",
+    ]
+    done = CliRunner().invoke(app, [*command, "pretty_name=Mine <b>"])
+    assert done.exit_code == 0, done.output
+    assert front_matter(tmp_path / "out")["pretty_name"] == "Mine <b>"
+    assert "\n# Mine &lt;b&gt;\n" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    for wrong, said in (("licence=mit", "license"), ("license", "expected a name and a value")):
+        done = CliRunner().invoke(app, [*command, wrong])
+        assert done.exit_code != 0 and said in done.output
+
+
+def test_what_data_holds_is_no_markup(tmp_path):
+    name = "a|b`c`\n# <img src=x>"
+    write_dataset(tmp_path / "data", 1, 4)
+    table = pq.read_table(tmp_path / "data" / "00000.parquet")
+    pq.write_table(table.append_column(name, pa.array([1] * 4)), tmp_path / "data" / "00000.parquet")
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    dataset.to_webdataset(tmp_path / "out", card={"source": "[x](y)\n# z\n---"})
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| ``a\\|b`c` # <img src=x>`` | `int64` |" in text
+    assert "\\[x\\](y) \\# z ---" in text
+    assert [line for line in text.splitlines() if line.startswith("# ")] == [
+        "# license: see https://huggingface.co/docs/hub/repositories-licenses",
+        "# out",
+    ]
+
+
+def test_markdown():
+    assert (code("a"), code("`"), code("")) == ("`a`", "`` ` ``", "`  `")
+    assert cell("*a* <b>\x00\n_c_") == "\\*a\\* &lt;b&gt; \\_c\\_" and cell("---") == "\\---"
+    assert block("a\n````\n", "yaml") == "`````yaml\na\n````\n`````"
+
+
+def test_what_is_nobody_elses_is_left_out():
+    given = {
+        "model": "local-dir:/home/me/models/vit",
+        "join": [
+            {"table": "https://me:pass@example.org/a.csv?key=SECRET", "storage_options": {"key": "SECRET"}}
+        ],
+        "near": {"mine": Path("/data/reference/")},
+        "where": "url like 'https://a?b%'",
+        "hf_token": "SECRET",
+        "splits": {"val": 0.1},
+    }
+    assert public(given) == {
+        "model": "local-dir:vit",
+        "join": [{"table": "https://example.org/a.csv"}],
+        "near": {"mine": "reference"},
+        "where": "url like 'https://a?b%'",
+        "splits": {"val": 0.1},
+    }
+
+
+def test_sizes_are_hugging_faces_words():
+    sizes = [0, 999, 1000, 9999, 10_000, 100_000, 10**6, 10**7, 10**8, 10**9, 10**11, 10**12]
+    assert [size_category(each) for each in sizes] == [
+        *("n<1K", "n<1K", "1K<n<10K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M"),
+        *("100M<n<1B", "1B<n<10B", "100B<n<1T", "n>1T"),
+    ]
+
+
+def test_every_statistic_is_defined():
+    assert list(STATISTIC_DEFINITIONS) == list(STATISTICS)
+
+
+@pytest.mark.parametrize("card", ["yes", {"license": ""}, {"source": ["a"]}, {"licence": "mit"}])
+def test_what_a_card_cannot_say(card):
+    with pytest.raises(ConfigError, match="card"):
+        ExportOptions(card=card)
