@@ -373,6 +373,8 @@ def test_other_rows_are_refused_before_anything_is_replaced(folder, tmp_path):
     with pytest.raises(OutputError, match=r"passing/00001\.parquet: is there, and was made of other rows"):
         curate(folder, out, Recipe(**first))
     assert states(out / "passing") | states(out / "balanced") | states(out / "shards") == before
+    shutil.rmtree(out / "shards")  # nothing of another choice is there any more
+    assert curate(folder, out, Recipe(where="key > '000002'")).kept == 21
 
 
 def test_files_of_an_earlier_recipe_go(folder, tmp_path):

@@ -47,7 +47,7 @@ class Choice:
         self._folder, self._note, self._digest = folder, Path(folder, _NOTE), digest
         self._shards = join(folder, SHARDS)
         #: Whether files of the steps may be replaced: no tars are there that were made of them, or they may go, too.
-        self.replaces = overwrite or not ExportPlace(Folder(self._shards, None)).begun
+        self.replaces = overwrite or not ExportPlace(Folder(self._shards, None)).has_tars
 
     def check(self) -> None:
         """Raise OutputError where another choice is noted, whose tars must stay."""
