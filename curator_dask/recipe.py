@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from curator_dask.arguments import check_names, make_of
 from curator_dask.decode.spec import check_counts
 from curator_dask.dedup import SemanticDeduplication
 from curator_dask.errors import ConfigError
+from curator_dask.fingerprint import code_digest
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.image.captioning import CaptionModel
 from curator_dask.image.classifiers import (
@@ -30,6 +32,7 @@ from curator_dask.rows.best import check_best
 from curator_dask.rows.capped import check_cap
 from curator_dask.storage import absolute, is_remote, looked_for
 from curator_dask.tables import TableColumns
+from curator_dask.text.balance import balance_output
 from curator_dask.text.concepts import CONCEPT_COLUMN, ConceptList
 from curator_dask.text.statistics import TextStatistics
 from curator_dask.words import meant
@@ -350,10 +353,29 @@ class Recipe:
                 raise ConfigError(f"balance: {name}={value!r}: expected {_TYPES[_BALANCE[name]]}")
         check_counts(most=self.balance["most"])
 
-    def read_concepts(self) -> None:
-        """Raise DatasetError where the file of concepts cannot be read, before anything is embedded."""
+    def choice(self) -> str:
+        """A digest of all that decides which rows are exported, but for the rows themselves; it reads the concepts.
+
+        Raises
+        ------
+        DatasetError
+            The file of concepts cannot be read.
+        """
+        balance: dict[str, Any] = {}
         if self.balance is not None:
-            ConceptList.read(self.balance["concepts"], self.balance.get("concept_column", CONCEPT_COLUMN))
+            column = self.balance.get("concept_column", CONCEPT_COLUMN)
+            concepts = ConceptList.read(self.balance["concepts"], column)
+            defaults = {name: each.default for name, each in signature(balance_output).parameters.items()}
+            balance = {name: self.balance.get(name, defaults[name]) for name in _BALANCE}
+            balance["concepts"] = concepts.digest
+        find = self.deduplication()
+        duplicates = None
+        if find is not None:
+            given = {**vars(find.settings), "memory_limit": None, "keep": find.settings.keep.identity}
+            duplicates = [given, find.against]
+        return code_digest(
+            [self.condition, self.best(), self.cap(), self.by, balance, duplicates], written=()
+        )
 
     def deduplication(self) -> SemanticDeduplication | None:
         """What finds duplicates, if it is asked for."""

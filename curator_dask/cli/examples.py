@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from curator_dask.cli.once import OnceCommand
+
 #: Of each command a line for the list of all, and examples.
 SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
     "check": (
@@ -110,6 +112,7 @@ def shown(name: str) -> dict[str, Any]:
     short, examples = SHOWN[name]
     return {
         "name": name,
+        "cls": OnceCommand,
         "short_help": short,
         "epilog": "\b\nFor example:\n" + "\n".join(f"  curator-dask {each}" for each in examples),
     }
