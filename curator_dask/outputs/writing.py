@@ -228,7 +228,11 @@ class WritePartition:
     def _record(self, target: Target, report: Mapping[str, Any], said: FileRecord) -> FileRecord:
         beside = target.companion
         # The rows were read of it a moment ago.
-        before = known_record(state_of(beside), lambda: read_record(beside, self.input_options)) if beside else None
+        before = (
+            known_record(state_of(beside), lambda: read_record(beside, self.input_options))
+            if beside
+            else None
+        )
         # What made the embeddings that came with the shard's rows and are written unchanged.
         inherited = before.embeddings if before is not None else {}
         return FileRecord(
