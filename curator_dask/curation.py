@@ -21,7 +21,15 @@ from curator_dask.frames.parquet import read_footer
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.card import Making
-from curator_dask.outputs.curated import BALANCED, DUPLICATES, EMBEDDINGS, PASSING, SHARDS, CurationSummary
+from curator_dask.outputs.curated import (
+    BALANCED,
+    DUPLICATES,
+    EMBEDDINGS,
+    PASSING,
+    SHARDS,
+    Choice,
+    CurationSummary,
+)
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.filtering import FilterSummary, filter_output
@@ -70,7 +78,8 @@ def curate(
     recipe
         What is done.
     overwrite
-        Replace what another recipe has left there.
+        Replace the shards of another recipe or of other rows. Without it such a call ends before anything is replaced,
+        but ``embeddings``, which get what is new.
     storage_options
         For fsspec, where `input_path` is a URL.
     workers
@@ -96,7 +105,8 @@ def curate(
     folder = absolute(folder)
     places = {name: join(folder, name) for name in (EMBEDDINGS, PASSING, BALANCED, DUPLICATES, SHARDS)}
     summary = CurationSummary(folder)
-    recipe.read_concepts()
+    choice = Choice(folder, recipe.choice(), overwrite)
+    choice.check()
     found = find_shards(input_path, storage_options, images=recipe.images)
     of_images = captions_of(recipe.captions, found, recipe.id_col, storage_options)
     place = places[EMBEDDINGS]
@@ -113,16 +123,17 @@ def curate(
         for table in recipe.joins():
             table.look()
         if (texts := recipe.of_texts()) is not None:
+            made = [name for model in recipe.models() for name in model.columns]
             texts.check(
                 found,
                 recipe.id_col,
                 captions=recipe.captions,
-                further=[name for table in recipe.joins() for name in table.names],
+                further=[*made, *(name for table in recipe.joins() for name in table.names)],
                 storage_options=storage_options,
             )
-        for model in recipe.classifiers():
+        for model in recipe.models():
             model.check(found, recipe.id_col, storage_options, captions=recipe.captions)
-        if recipe.model is not None or recipe.classify:
+        if recipe.model is not None or recipe.classify or recipe.caption:
             ahead()
         with at_work(workers) as client:
             dataset = ImageTextPairDataset.from_shards(
@@ -144,7 +155,8 @@ def curate(
     _count_joined(summary, recipe.joins(), place)
     if recipe.balance is not None:
         _check_balance_columns(place, recipe)
-    # The files between are this recipe's alone, so what an earlier one has left there is always replaced.
+    # The files between are this recipe's alone: what an earlier one has left there is replaced, unless its tars stay.
+    choice.clear(PASSING, output_files(place, None), _balance_columns(recipe))
     passing = filter_output(
         place,
         places[PASSING],
@@ -152,7 +164,7 @@ def curate(
         top=recipe.best(),
         at_most=recipe.cap(),
         by=recipe.by,
-        overwrite=True,
+        overwrite=choice.replaces,
         workers=workers,
     )
     _all_written(PASSING, passing.output)
@@ -163,18 +175,28 @@ def curate(
     left = places[PASSING]
     if recipe.balance is not None and passing.kept:
         left = places[BALANCED]
-        balanced = balance_output(places[PASSING], **recipe.balance, overwrite=True, workers=workers)
+        balanced = balance_output(
+            places[PASSING], **recipe.balance, overwrite=choice.replaces, workers=workers
+        )
         _all_written(PASSING, balanced.output)
         summary.steps[BALANCED] = balanced
         name = recipe.balance.get("prefix", "") + DRAWN
-        drawn = filter_output(places[PASSING], left, where=f'"{name}"', overwrite=True, workers=workers)
+        choice.clear(BALANCED, output_files(places[PASSING], None), _balance_columns(recipe))
+        drawn = filter_output(
+            places[PASSING], left, where=f'"{name}"', overwrite=choice.replaces, workers=workers
+        )
         _all_written(BALANCED, drawn.output)
         summary.unbalanced = passing.kept - drawn.kept
+    else:
+        choice.clear(BALANCED)
     find = recipe.deduplication()
     without = None
     if find is not None and passing.kept > summary.unbalanced:
         summary.steps[DUPLICATES] = find(left).save(places[DUPLICATES], workers=workers)
         summary.duplicates, without = summary.steps[DUPLICATES].removed, places[DUPLICATES]
+    else:
+        choice.clear(DUPLICATES)
+    choice.write()
     exported = export_output(
         left,
         places[SHARDS],
@@ -222,12 +244,17 @@ def _check_balance_columns(place: str, recipe: Recipe) -> None:
 
 
 def _refuse_balance(recipe: Recipe, columns: Sequence[str]) -> None:
-    names = [(recipe.balance or {}).get("prefix", "") + name for name in BALANCE_COLUMNS]
-    if own := [name for name in names if name in columns]:
+    if own := [name for name in _balance_columns(recipe) if name in columns]:
         raise ConfigError(
             f"balance: the dataset has columns of its own named {own}, which would be lost: give a prefix (balance:"
             " {prefix: ...})"
         )
+
+
+def _balance_columns(recipe: Recipe) -> list[str]:
+    if recipe.balance is None:
+        return []
+    return [recipe.balance.get("prefix", "") + name for name in BALANCE_COLUMNS]
 
 
 def _before(
@@ -278,13 +305,13 @@ def _check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
 
 
 def _count_joined(summary: CurationSummary, tables: Sequence[TableColumns], place: str) -> None:
-    """Count the rows that tables have; raise NoMatchError where one has none."""
+    """Count the rows that tables have; raise NoMatchError where one has none, but for a list that only marks."""
     for number, table in enumerate(tables):
         if any(table.on in later.names for later in tables[number + 1 :]):
             continue  # what the rows were found by is there no more
         found = table.found_in(place)
         summary.joined.append(found)
-        if not found.found and found.without:
+        if not found.found and found.without and not table.marks_alone:
             raise NoMatchError(
                 f"join: {found.table}: has none of the rows: {found.examples_of_both}. Mend `join` in the recipe, or"
                 f" leave the table out, and run again; nothing was filtered or exported, {place} stays"
@@ -295,7 +322,7 @@ def _with_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> ImageTextPai
     """The dataset with all that the recipe wants to know of its images."""
     if recipe.statistics:
         dataset = ImageStatistics(list(recipe.statistics), prefix=recipe.prefix)(dataset)
-    for model in recipe.classifiers():
+    for model in recipe.models():
         dataset = model(dataset)
     if recipe.model is not None:
         dataset = recipe.embedder()(dataset)

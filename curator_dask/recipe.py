@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from curator_dask.arguments import check_names, make_of
 from curator_dask.decode.spec import check_counts
 from curator_dask.dedup import SemanticDeduplication
 from curator_dask.errors import ConfigError
+from curator_dask.fingerprint import code_digest
 from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.image.captioning import CaptionModel
 from curator_dask.image.classifiers import (
     AestheticClassifier,
     ClassificationModel,
@@ -21,6 +24,7 @@ from curator_dask.image.classifiers import (
     NsfwClassifier,
     ReferenceSimilarity,
 )
+from curator_dask.image.classifiers.whole import WholeModel
 from curator_dask.image.embedders.making import make_embedder
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.export_options import ExportOptions
@@ -28,6 +32,7 @@ from curator_dask.rows.best import check_best
 from curator_dask.rows.capped import check_cap
 from curator_dask.storage import absolute, is_remote, looked_for
 from curator_dask.tables import TableColumns
+from curator_dask.text.balance import balance_output
 from curator_dask.text.concepts import CONCEPT_COLUMN, ConceptList
 from curator_dask.text.statistics import TextStatistics
 from curator_dask.words import meant
@@ -75,6 +80,9 @@ class Recipe:
     classify
         Image classification models, each with the arguments of `ClassificationModel`, as
         ``{"model_name": "hf-hub:Marqo/nsfw-image-detection-384", "classes": {"unsafe": "NSFW"}}``.
+    caption
+        Models that write about images, each with the arguments of `CaptionModel`, as
+        ``{"model_name": "Salesforce/blip-image-captioning-base"}``.
     aesthetic, nsfw
         The file of a head, or True: as `AestheticClassifier` and `NsfwClassifier` find theirs.
     near
@@ -115,6 +123,7 @@ class Recipe:
     prefix: str = ""
     text_statistics: Sequence[str] | Mapping[str, Any] = ()
     classify: Sequence[Mapping[str, Any]] = ()
+    caption: Sequence[Mapping[str, Any]] = ()
     aesthetic: str | bool = False
     nsfw: str | bool = False
     near: Mapping[str, str] = field(default_factory=dict)
@@ -168,7 +177,7 @@ class Recipe:
         if isinstance(self.join, list | tuple):  # YAML takes the word `on` for true
             join = [_with_on(each) if isinstance(each, Mapping) else each for each in self.join]
             object.__setattr__(self, "join", join)
-        self.best(), self.cap(), self.joins(), self.classifiers(), self.of_texts()
+        self.best(), self.cap(), self.joins(), self.models(), self.of_texts()
         self.check_balance()
         self.deduplication()  # says what is wrong with its arguments, as do those below
         self.options(overwrite=False)
@@ -221,7 +230,7 @@ class Recipe:
     @property
     def opens_images(self) -> bool:
         """Whether it is known which images cannot be used."""
-        return self.model is not None or bool(self.statistics) or bool(self.classify)
+        return self.model is not None or any((self.statistics, self.classify, self.caption))
 
     @property
     def condition(self) -> str:
@@ -262,17 +271,25 @@ class Recipe:
             *(ClusterNumber(file, column) for column, file in (self.clusters or {}).items()),
         ]
 
-    def classifiers(self) -> list[ClassificationModel]:
-        """What classifies the images."""
-        given = self.classify
-        if not isinstance(given, list | tuple) or not all(isinstance(each, Mapping) for each in given):
-            raise ConfigError(
-                f"classify={given!r}: expected a list of models, as [{{'model_name': 'resnet50', 'prefix': 'seen_'}}]"
-            )
-        try:
-            return [ClassificationModel(**each) for each in given]
-        except TypeError as error:
-            raise ConfigError(f"classify: {error}") from None
+    def models(self) -> list[WholeModel]:
+        """What classifies the images, and what writes about them."""
+        found: list[WholeModel] = []
+        kinds: tuple[tuple[str, type[WholeModel], str], ...] = (
+            ("classify", ClassificationModel, "{'model_name': 'resnet50', 'prefix': 'seen_'}"),
+            ("caption", CaptionModel, "{'model_name': 'Salesforce/blip-image-captioning-base'}"),
+        )
+        for name, kind, example in kinds:
+            given = getattr(self, name)
+            if not isinstance(given, list | tuple) or not all(isinstance(each, Mapping) for each in given):
+                raise ConfigError(f"{name}={given!r}: expected a list of models, as [{example}]")
+            try:
+                found += [kind(**each) for each in given]
+            except TypeError as error:
+                raise ConfigError(f"{name}: {error}") from None
+        columns = [column for model in found for column in model.columns]
+        if twice := [each for each in dict.fromkeys(columns) if columns.count(each) > 1]:
+            raise ConfigError(f"classify, caption: two models would make {twice[0]!r}: give one another name")
+        return found
 
     def of_texts(self) -> TextStatistics | None:
         """What measures the captions, if that is asked for."""
@@ -308,7 +325,7 @@ class Recipe:
         others += [] if (texts := self.of_texts()) is None else texts.files
         named = (each.get("class_names") for each in self.classify)
         others += [os.fspath(name) for name in named if isinstance(name, str | os.PathLike)]
-        for model in self.classifiers():
+        for model in self.models():
             files = model.sources()
             if files is None or files.repository or files.asks_timm:
                 return None  # of one repository alone it is known whether its newest state is here
@@ -336,10 +353,29 @@ class Recipe:
                 raise ConfigError(f"balance: {name}={value!r}: expected {_TYPES[_BALANCE[name]]}")
         check_counts(most=self.balance["most"])
 
-    def read_concepts(self) -> None:
-        """Raise DatasetError where the file of concepts cannot be read, before anything is embedded."""
+    def choice(self) -> str:
+        """A digest of all that decides which rows are exported, but for the rows themselves; it reads the concepts.
+
+        Raises
+        ------
+        DatasetError
+            The file of concepts cannot be read.
+        """
+        balance: dict[str, Any] = {}
         if self.balance is not None:
-            ConceptList.read(self.balance["concepts"], self.balance.get("concept_column", CONCEPT_COLUMN))
+            column = self.balance.get("concept_column", CONCEPT_COLUMN)
+            concepts = ConceptList.read(self.balance["concepts"], column)
+            defaults = {name: each.default for name, each in signature(balance_output).parameters.items()}
+            balance = {name: self.balance.get(name, defaults[name]) for name in _BALANCE}
+            balance["concepts"] = concepts.digest
+        find = self.deduplication()
+        duplicates = None
+        if find is not None:
+            given = {**vars(find.settings), "memory_limit": None, "keep": find.settings.keep.identity}
+            duplicates = [given, find.against]
+        return code_digest(
+            [self.condition, self.best(), self.cap(), self.by, balance, duplicates], written=()
+        )
 
     def deduplication(self) -> SemanticDeduplication | None:
         """What finds duplicates, if it is asked for."""

@@ -49,9 +49,7 @@ classify: [{model_name: local-dir:demo/model}]
 statistics: [bytes, blurriness, brightness, entropy, colourfulness, border, format]
 duplicates: {eps: 0.05}
 END
-curator-dask curate demo/dataset demo/curated --config demo/recipe.yaml --cluster cpu --json demo/curated.json
-curator-dask report demo/curated/embeddings demo/report.html --duplicates demo/curated/duplicates \
-    --summary demo/curated.json
+curator-dask curate demo/dataset demo/curated --config demo/recipe.yaml --cluster cpu --report demo/report.html
 
 say "done: open $root/demo/report.html in a browser,"
 say "look at neighbours.png, duplicates.png and found.png in $root/demo; the embeddings are the Parquet files in"

@@ -5,17 +5,22 @@ from __future__ import annotations
 import logging
 import multiprocessing.forkserver
 import os
+import signal
 
 import dask
 import pytest
 import torch
 from leftovers import check_nothing_left, cluster_that_is_left_clean
+from threadpoolctl import threadpool_limits
 
 from curator_dask import backend, get_client
 from curator_dask.cache import ENCODERS, LOADERS
 from curator_dask.cluster.local import THREAD_VARIABLES
 
 pytest_plugins = ["browser"]
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and with them all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What takes a new process seconds to import. Not curator_dask itself: some of its modules read the environment, and a
 # worker's own is set after the fork.
@@ -92,9 +97,12 @@ def one_thread_for_models():
     Two threads of a model wait for one another awake, layer by layer; where other processes want the cores too, as
     those of other tests do, that has been seen to take fifteen times the processor time.
     """
+    import scipy.linalg  # noqa: F401 - it brings a BLAS of its own
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with threadpool_limits(1):
+        yield
     torch.set_num_threads(before)
 
 

@@ -163,11 +163,11 @@ def test_statistics_beside_the_vectors(client, tmp_path):
     rows = pa.concat_tables([rows, lacking])
     status = pa.array(["success"] * 3 + ["failed_to_download"])
     pq.write_table(rows.append_column("status", status), tmp_path / "data" / "00000.parquet")
-    alone = ["embed", tmp_path / "data", tmp_path / "out", "--model", "test_vit", "--no-pretrained"]
-    alone += ["--scheduler-address", client.scheduler.address]
+    embed = ["embed", tmp_path / "data", tmp_path / "out", "--model", "test_vit", "--no-pretrained"]
+    alone = [*embed, "--scheduler-address", client.scheduler.address]
     arguments = [*alone, "--statistics"]
     nobody = ["--scheduler-address", "tcp://127.0.0.1:1"]  # which is not asked
-    taken = run_here(*arguments, "grey, width", *nobody)
+    taken = run_here(*embed, "--statistics", "grey, width", *nobody)
     assert (
         taken.returncode == 2 and "(prefix='image_', --prefix image_, in a recipe" in taken.stderr
     )  # the dataset has a width
@@ -584,3 +584,19 @@ def test_a_filter_that_is_finished_starts_no_cluster(rows, tmp_path, in_this_pro
     done = run_here("filter", rows, tmp_path / "out", "--where", "score > 1")
     assert done.returncode == 0 and "1 file finished before" in done.stdout
     assert "cluster" not in done.stdout
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_an_option_of_one_value_is_given_once(name):
+    """Else the last would count, and the others be lost without a word; lists and switches may come again."""
+    params = typer.main.get_command(app).commands[name].params
+    options = [each for each in params if each.param_type_name == "option" and each.name != "help"]
+    refused = set()
+    for each in options:
+        option = max(each.opts, key=len)
+        given = [option, option] if each.is_flag else [option, "a", option, "b"]
+        done = CliRunner().invoke(app, [name, *given])
+        said = " ".join(done.output.split())
+        assert done.exit_code == 2 and ("given 2 times" in said or "Missing" in said), said
+        refused |= {each.name} if f"for {option}: given 2 times, and takes one value" in said else set()
+    assert refused == {each.name for each in options if not (each.is_flag or each.multiple)} != set()

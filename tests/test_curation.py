@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 
 import numpy as np
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from curator_dask.cli import app, options
 from curator_dask.cluster import client
 from curator_dask.curation import Recipe, curate
-from curator_dask.errors import ConfigError, CuratorError
+from curator_dask.errors import ConfigError, CuratorError, OutputError
 from curator_dask.models import sources
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -101,11 +102,14 @@ def test_one_command_does_all_and_again_nothing(folder, weights, tmp_path, monke
     config, out = tmp_path / "recipe.yaml", tmp_path / "out"
     config.write_text(CONFIG.replace("checkpoint_path: null", f"checkpoint_path: {weights}"))
     command = ["curate", str(folder), str(out), "--config", str(config), "--cluster", "cpu", "--workers", "1"]
-    said = tmp_path / "said.json"
-    result = CliRunner().invoke(app, [*command, "--json", str(said)])
+    said, page = tmp_path / "said.json", tmp_path / "page.html"
+    wrong = CliRunner().invoke(app, [*command, "--report", str(tmp_path / "nowhere" / "page.html")])
+    assert wrong.exit_code == 2 and not out.exists(), wrong.output
+    result = CliRunner().invoke(app, [*command, "--json", str(said), "--report", str(page)])
     assert result.exit_code == 0, result.output
     before, after = samples_in(folder), samples_in(out / "shards")
     assert {*after} == expected()
+    assert 'id="duplicates"' in page.read_text() and "image_width" in page.read_text()
     assert after == {key: before[key] for key in after}
     found = json.loads(said.read_text())
     counts = [found[name] for name in ("rows", "failed", "filtered", "duplicates", "missing", "kept")]
@@ -299,30 +303,101 @@ def test_a_file_that_is_not_there_is_told_with_where_it_was_looked_for(folder, t
 
 
 def test_a_joined_table_that_has_none_of_the_rows_ends_before_the_export(folder, tmp_path):
-    """Else all that were to be left out are exported."""
+    """It was joined by a wrong column. A list that only marks may name none: that is said, and all go on."""
     keys = [f"{shard:03}{sample:03}" for shard in range(SHARDS) for sample in range(SAMPLES)]
     listed, config, out = tmp_path / "optout.txt", tmp_path / "recipe.yaml", tmp_path / "out"
     listed.write_text("".join(f"{key}\n" for key in [*keys[:5], "nobody"]))
-    text = f"join: [{{table: {listed}, on: caption, mark: optout}}]\nwhere: not optout\n"
-    command = ["curate", str(folder), str(out), "--config", str(config), "--cluster", "cpu", "--workers", "1"]
+    labels = tmp_path / "labels.csv"
+    labels.write_text(f"key,label\n{keys[0]},a\n")
 
-    def run(on, *words):
-        config.write_text(text.replace("caption", on))
-        done = CliRunner().invoke(app, [*command, *words])
+    def run(join, where, out, *words):
+        config.write_text(f"join: [{{{join}}}]\nwhere: {where}\n")
+        command = ["curate", str(folder), str(out), "--config", str(config), "--cluster", "cpu"]
+        done = CliRunner().invoke(app, [*command, "--workers", "1", *words])
         return done.exit_code, " ".join(done.output.split())
 
-    code, said = run("caption")
+    code, said = run(f"table: {labels}, on: caption=key", "label is null", out)
     assert code == 1, said
     expected = f"column 'caption' of the rows has 'caption of {keys[0]}', "
-    assert f"{listed}: has none of the rows: {expected}" in said and f"of the table '{keys[0]}', " in said
+    assert f"{labels}: has none of the rows: {expected}" in said and f"of the table '{keys[0]}'. " in said
     assert [each.name for each in out.iterdir()] == ["embeddings"]
-    assert pq.read_table(out / "embeddings")["optout"].to_pylist() == [False] * len(keys)
-    code, said = run("key", "--json", str(tmp_path / "said.json"))
+    assert pq.read_table(out / "embeddings")["label"].to_pylist() == [None] * len(keys)
+    code, said = run(f"table: {listed}, on: caption, mark: optout", "not optout", tmp_path / "all")
+    assert code == 0 and f"NONE found: {expected}" in said, said
+    assert {*samples_in(tmp_path / "all" / "shards")} == {*keys}
+    optout = f"table: {listed}, on: key, mark: optout"
+    code, said = run(optout, "not optout", tmp_path / "rest", "--json", str(tmp_path / "said.json"))
     assert code == 0, said
     assert f"joined {listed} on key=key: 5 rows found in the table, 19 without; 1 row of the table" in said
     (joined,) = json.loads((tmp_path / "said.json").read_text())["joined"]
     assert (joined["found"], joined["without"], joined["unasked"], joined["without_key"]) == (5, 19, 1, 0)
-    assert {*samples_in(out / "shards")} == {*keys[5:]}
+    assert {*samples_in(tmp_path / "rest" / "shards")} == {*keys[5:]}
+
+
+def states(folder):
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_other_rows_are_refused_before_anything_is_replaced(folder, tmp_path):
+    out = tmp_path / "out"
+    concepts = tmp_path / "concepts.txt"
+    concepts.write_text("caption\n000004")
+    first = {"where": "key > '000001'", "balance": {"concepts": str(concepts), "most": 9}}
+    kept = curate(folder, out, Recipe(**first)).kept
+    before = states(out)
+    for other in (
+        {**first, "where": "key > '000002'"},
+        {**first, "top": {"key_number": 3}},
+        {**first, "balance": {**first["balance"], "most": 8}},
+        {"where": first["where"]},
+    ):
+        with pytest.raises(
+            OutputError, match=r"shards: is there, and .*chooses other rows; nothing was replaced"
+        ):
+            curate(folder, out, Recipe(**other))
+        assert states(out) == before
+    same = {**first, "balance": {**first["balance"], "match_case": False}}
+    assert curate(folder, out, Recipe(**same)).kept == kept and states(out) == before
+    concepts.write_text("caption\n000005")
+    with pytest.raises(OutputError, match="chooses other rows"):
+        curate(folder, out, Recipe(**first))
+    # Other rows by the same recipe: what does not pass now has left its file.
+    concepts.write_text("caption\n000004")
+    table = pq.read_table(out / "embeddings" / "00001.parquet")
+    metadata = table.schema.metadata
+    pq.write_table(
+        table.append_column("more", [range(len(table))]).replace_schema_metadata(metadata),
+        out / "embeddings" / "00001.parquet",
+    )
+    before = states(out / "passing") | states(out / "balanced") | states(out / "shards")
+    with pytest.raises(OutputError, match=r"passing/00001\.parquet: is there, and was made of other rows"):
+        curate(folder, out, Recipe(**first))
+    assert states(out / "passing") | states(out / "balanced") | states(out / "shards") == before
+    shutil.rmtree(out / "shards")  # nothing of another choice is there any more
+    assert curate(folder, out, Recipe(where="key > '000002'")).kept == 21
+
+
+def test_files_of_an_earlier_recipe_go(folder, tmp_path):
+    out, data = tmp_path / "out", tmp_path / "data"
+    shutil.copytree(folder, data)
+    (tmp_path / "concepts.txt").write_text("caption")
+    balance = {"concepts": str(tmp_path / "concepts.txt"), "most": 9}
+    curate(data, out, Recipe(statistics=["phash"], balance=balance, duplicates={"exact": {"phash": 4}}))
+    assert (out / "balanced" / "00001.parquet").exists() and (
+        out / "duplicates" / "duplicates.parquet"
+    ).exists()
+    other = Recipe(statistics=["phash"])
+    assert curate(data, out, other, overwrite=True).kept == 21
+    assert not (out / "balanced").exists() and not (out / "duplicates").exists()
+    passing = pq.read_table(out / "passing")
+    assert "balanced" not in passing.column_names and len(passing) == 21
+    # A shard that is gone from the rows is gone from what passes.
+    (out / "embeddings" / "00002.parquet").unlink()
+    (data / "00002.tar").unlink()
+    with pytest.raises(OutputError, match=r"shards: .* of passing/00002.parquet too.*nothing was replaced"):
+        curate(data, out, other)
+    assert curate(data, out, other, overwrite=True).kept == 14
+    assert [path.name for path in sorted((out / "passing").iterdir())] == ["00000.parquet", "00001.parquet"]
 
 
 def test_a_reference_in_a_store_is_looked_at_each_time(tmp_path):

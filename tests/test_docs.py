@@ -30,6 +30,7 @@ import torchvision
 import transformers
 import typer
 import yaml
+from captioners import write_captioner
 from colours import write_tar
 from distributed.cli import dask_scheduler, dask_worker
 from PIL import Image
@@ -54,6 +55,7 @@ PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs"
 STAND_INS = {
     "vit_large_patch14_clip_quickgelu_224.openai": "local-dir:{model}",  # pretrained EfficientNet-Lite0
     "hf-hub:Marqo/nsfw-image-detection-384": "local-dir:{nsfw}",  # a small one with the same classes
+    '"Salesforce/blip-image-captioning-base"': '"{folder}/blip"',  # a tiny one
     '"resnet50", prefix': '"local-dir:{model}", prefix',
     # LAION's heads are for OpenAI's CLIP alone: any linear one of the class of all heads.
     "heads = [AestheticClassifier()": (
@@ -148,6 +150,11 @@ HOLDS = {
         "all(0 < each < 1 for each in pq.read_table(FOLDER + '/embeddings')['nsfw'].to_pylist() if each is not None)",
         "'label' not in pq.read_schema(FOLDER + '/embeddings/00000.parquet').names",
         "len(set(pq.read_table(FOLDER + '/embeddings')['seen_label'].to_pylist())) > 2",
+    ],
+    "captioning.md": [
+        "(summary.rows, summary.failed) == (14, 2)",
+        "pq.read_table(FOLDER + '/embeddings')['generated_caption'].null_count == 2",
+        "len(set(pq.read_table(FOLDER + '/embeddings')['generated_caption'].to_pylist())) > 2",
     ],
     "watching.md": [
         "len(images) == 10 and images._repr_html_().count('<img ') == 8",
@@ -308,6 +315,7 @@ def made(tmp_path_factory):
     transformers.logging.disable_progress_bar()
     make_clip(folder / "page" / "models" / "openai" / "clip-vit-large-patch14")
     make_pair(folder / "page" / "clip", "clip")
+    write_captioner(folder / "page" / "blip", "blip")
     transformers.logging.enable_progress_bar()
     load("pretrained_efficientnet").write_model_folder(folder / "model")
     names = {"label_names": ["NSFW", "SFW"]}

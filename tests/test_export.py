@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from colours import ColourReader, check_colours, members_of, write_dataset, write_tar
+from colours import ColourReader, check_colours, image_of, members_of, write_dataset, write_tar
 from typer.testing import CliRunner
 
 from curator_dask.cli import app
@@ -128,6 +128,20 @@ def test_every_member_byte_for_byte_in_tars_of_equal_size(data, dataset, tmp_pat
         assert {(each.mtime, each.uid, each.gid, each.uname, each.gname, each.mode) for each in tar} == {
             (0, 0, 0, "", "", 0o644)
         }
+
+
+def test_long_names_and_two_exports_that_are_equal(tmp_path):
+    """Names that no old header holds; each file is the other's, bit for bit."""
+    keys = ["a" * 180, "ü" * 120, f"dir/{'x' * 90}/{'y' * 120}", "plain"]
+    members = [pair for key in keys for pair in ((f"{key}.png", image_of("1")), (f"{key}.txt", key.encode()))]
+    write_tar(tmp_path / "data" / "0.tar", members)
+    for name in ("one", "other"):
+        ImageTextPairDataset.from_webdataset(tmp_path / "data").to_webdataset(tmp_path / name)
+    with tarfile.open(tmp_path / "one" / "00000.tar") as tar:
+        assert [(each.name, tar.extractfile(each).read()) for each in tar] == members
+    assert digests(tmp_path / "one") == digests(tmp_path / "other") and len(digests(tmp_path / "one")) == 3
+    again = ImageTextPairDataset.from_webdataset(tmp_path / "one", metadata="tar").compute()
+    assert again["key"].tolist() == again["caption"].tolist() == keys
 
 
 def test_the_manifest_says_where_each_sample_comes_from(dataset, tmp_path):

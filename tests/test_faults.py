@@ -552,7 +552,10 @@ def many_shards(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("moment", ["the cluster starts", "the model loads", "in the middle"])
+@pytest.mark.parametrize(
+    "moment",
+    ["the cluster starts", pytest.param("the model loads", marks=pytest.mark.slow), "in the middle"],
+)
 def test_ctrl_c(many_shards, tmp_path, moment):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "curator_dask.cli", "embed", many_shards, out, "--model", "test_vit"]

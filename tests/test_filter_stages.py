@@ -64,7 +64,10 @@ def test_images_below_the_threshold_are_left_out_and_counted(folder, head, tmp_p
     for key in kept:
         assert rows[key]["aesthetic_score"] == pytest.approx(blue[key], abs=0.05)
     assert rows[BAD]["aesthetic_score"] is None and "not an image" in rows[BAD]["image_error"]
-    assert sum(fact["count"] for fact in result.summary.filtered.values()) == 29 - len(kept)
+    for count in ("count", "by"):
+        left = [fact[count] for fact in result.summary.filtered.values()]
+        left = left if count == "count" else [each[stage.name] for each in left]
+        assert sum(left) == 29 - len(kept)
     same = ImageAestheticFilterStage(head, score_threshold=5.0, model_inference_batch_size=3, check=False)
     assert run(folder, tmp_path / "out", same).summary.skipped == 3  # how fast it is does not count
     linear_head(head, [0.0, 0.0, 5 / 255])

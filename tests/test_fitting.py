@@ -281,11 +281,20 @@ def test_the_command(labelled, tmp_path):
     assert again.exit_code == 0 and f"{head}: nothing to do, it has this head" in again.output, again.output
     assert (tmp_path / "again.json").read_text() == (tmp_path / "said.json").read_text()
     assert (head.read_bytes(), head.stat().st_mtime_ns) == before
-    written = ["other labels, vectors or settings; give another name, or", "--overwrite"]
-    for other in (["--label", "two"], ["--seed", "1"], ["--label", "word", "--positive", "photo"]):
-        refused = CliRunner().invoke(app, [*command, *other])
+    written = ["of other labels, vectors or settings, or damaged", "--overwrite"]
+    for other in ("--label two", "--label good --seed 1", "--label word --positive photo"):
+        refused = CliRunner().invoke(app, [*command[:3], *other.split()])
         assert refused.exit_code == 2, refused.output
-        assert all(each in " ".join(refused.output.replace("│", "").split()) for each in written)
+        said = " ".join(refused.output.replace("│", "").split())
+        assert all(each in said for each in written), said
+    for at in (-1, -41):  # the exponent of a number
+        damaged = bytearray(before[0])
+        damaged[at] ^= 0x40
+        head.write_bytes(damaged)
+        refused = CliRunner().invoke(app, command)
+        assert refused.exit_code == 2 and "or damaged" in " ".join(refused.output.split()), refused.output
+    head.write_bytes(before[0][:-1])
+    assert CliRunner().invoke(app, command).exit_code == 2
     head.write_bytes(b"something else")
     refused = CliRunner().invoke(app, command)
     assert refused.exit_code == 2 and "is no head of" in refused.output

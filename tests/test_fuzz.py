@@ -264,7 +264,7 @@ def check_remarks(folder, source, made, summary):
 
 
 @settings(
-    max_examples=EXAMPLES or 100, deadline=None, derandomize=not EXAMPLES, database=None, print_blob=True
+    max_examples=EXAMPLES or 60, deadline=None, derandomize=not EXAMPLES, database=None, print_blob=True
 )
 @given(
     datasets(),

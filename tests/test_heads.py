@@ -574,6 +574,7 @@ def test_a_score_is_finite_or_null_with_a_reason(folder, red, tmp_path, in_this_
     assert both.reasons == {"not finite (odd)": 14, "empty": 1, "not an image": 1}
     assert both.earlier == {"empty": 1, "not an image": 1}
     assert "; 14 failed rows" in str(both) and "  14 x not finite (odd), for example" in str(both)
+    assert "  2 other rows had failed in an earlier run: 1 empty, 1 not an image" in str(both)
 
 
 # Vectors that are there already
@@ -631,7 +632,7 @@ def test_scores_stay_where_the_run_that_embeds_has_a_statistic_more(folder, red,
     assert score_output(out, [HeadClassifier(red, "red")]).written == 0
 
 
-def test_an_output_elsewhere_leaves_the_vectors_files_alone(tmp_path, in_this_process):
+def test_an_output_elsewhere_leaves_the_vectors_files_alone(tmp_path, in_this_process, caplog):
     out, other = write_vectors(tmp_path / "out"), tmp_path / "scored"
     before = {path.name: path.read_bytes() for path in out.glob("*.parquet")}
     head = HeadClassifier(saved(tmp_path, "linear"), "mine")
@@ -644,6 +645,9 @@ def test_an_output_elsewhere_leaves_the_vectors_files_alone(tmp_path, in_this_pr
     write_table(str(out / "00000.parquet"), table.slice(0, 20), read_record(str(out / "00000.parquet")))
     assert (summary := score_output(out, [head], other)).written == 1 and summary.skipped == 1
     assert pq.read_metadata(other / "00000.parquet").num_rows == 20
+    (out / "00001.parquet").unlink()
+    score_output(out, [head], other)
+    assert "1 file there, 00001.parquet for example, not of this run" in caplog.text
 
 
 def test_what_would_be_replaced_is_not(tmp_path, in_this_process):
@@ -679,6 +683,8 @@ def test_null_vectors_of_others_have_a_reason(tmp_path, in_this_process):
     summary = score_output(out, [HeadClassifier(saved(tmp_path, "linear"), "mine")])
     check_scores(out, "mine", "linear")
     assert summary.reasons == {"no vector": 1}
+    again = score_output(out, [HeadClassifier(saved(tmp_path, "linear"), "mine")])
+    assert (again.written, again.failed_before) == (0, 1)
     assert pq.read_schema(out / "00000.parquet").metadata[b"theirs"] == b"kept"
 
 
@@ -968,6 +974,29 @@ def test_real_heads_on_real_vectors(tmp_path, client):
     assert json.loads(pq.read_schema(tmp_path / "out" / "ratings.parquet").metadata[b"curator_dask"])[
         "scores"
     ]
+
+
+@needs_real
+def test_real_heads_of_the_other_model(tmp_path, in_this_process):
+    """LAION's first predictor of B/32 is known by its shape; that of L/14 is refused."""
+    path = REAL / "sa_0_4_vit_b_32_linear.pth"
+    matrix = np.load(REAL / "clip_vit_b_32_ratings.npy").astype(np.float32).reshape(10, 512)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), 512)
+    b32 = {**L14, "dim": 512}
+    b32 |= {name: L14[name].replace("large_patch14", "base_patch32") for name in ("model", "source")}
+    record = FileRecord("f", id_col="key", embeddings={"image_embedding": b32})
+    table = pa.table({"key": [str(number) for number in range(10)], "image_embedding": vectors})
+    write_table(str(tmp_path / "out" / "ratings.parquet"), table, record)
+    score_output(tmp_path / "out", [AestheticClassifier(model_path=path)])
+    linear = torch.nn.Linear(512, 1)
+    linear.load_state_dict(torch.load(path, weights_only=True))
+    with torch.inference_mode():
+        expected = linear(torch.from_numpy(matrix))[:, 0].numpy()
+    made = pq.read_table(tmp_path / "out")["aesthetic_score"].to_numpy()
+    np.testing.assert_allclose(made, expected, atol=1e-4)
+    assert (np.diff(made) > 0).all()
+    with pytest.raises(ConfigError, match="is for vectors of OpenAI's CLIP ViT-L/14"):
+        score_output(tmp_path / "out", [NsfwClassifier(model_path=REAL / "nsfw_l14.safetensors")])
 
 
 @needs_real

@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 
 from curator_dask.errors import ConfigError, WeightsError
 from curator_dask.models import downloads
+from curator_dask.models.captioning import CaptionSpec
 from curator_dask.models.hub import CLIP_L14, PINS, Pin, find_beside, find_folder, lacking
 from curator_dask.models.sources import Sources, cached_state
 
@@ -160,6 +161,23 @@ def no_server(server, monkeypatch):
     template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     return server
+
+
+def test_a_model_that_writes_comes_with_its_tokenizer_and_template(server, tmp_path):
+    folder = write_model(server.folder / "someone" / "writer", processor="processor_config.json")
+    (folder / "config.json").write_text('{"model_type": "llava"}')
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        (folder / name).write_text("{}")
+    (folder / "modeling.py").write_text("raise SystemExit")
+    for model_dir in (None, str(tmp_path / "models")):
+        found = CaptionSpec("someone/writer", model_dir).fetch()
+        assert {*contents(found)} == {*contents(folder)} - {"modeling.py"}
+        before = len(server.log)
+        assert CaptionSpec("someone/writer", model_dir).fetch() == found and len(server.log) == before
+    (folder / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(ConfigError, match="model_type 'clip', which is none of transformers' that write"):
+        CaptionSpec("someone/writer", str(tmp_path / "others")).fetch()
+    assert not (tmp_path / "others" / "someone" / "writer").exists()
 
 
 # What is there already

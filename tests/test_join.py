@@ -601,4 +601,5 @@ def test_the_command(out, tmp_path):
     assert pq.read_table(out).column_names[-5:] == ["image_embedding", "score", "d", "c", "image_error"]
     (tmp_path / "none.txt").write_text("nobody\n")
     join_output(out, tmp_path / "none.txt", mark="listed")
-    assert done(tmp_path / "none.txt", "--mark", "listed") == (1, 0)
+    assert done(tmp_path / "none.txt", "--mark", "listed") == (0, 0)
+    assert "NONE found: column 'key' of the rows has" in run(tmp_path / "none.txt", "--mark", "listed").output

@@ -308,7 +308,7 @@ def test_images_that_a_stage_leaves_out_are_counted(tmp_path, said):
     ((shard, fact),) = result.summary.filtered.items()
     assert shard == str(tmp_path / "data" / "00000.tar")
     assert fact["count"] == 10 and all(key.startswith("000") for key in fact["examples"])
-    assert "10 rows filtered out" in said.text
+    assert fact["by"] == {"KeepRed": 10} and "10 rows filtered out (10 by KeepRed), in 1 shard" in said.text
     again = Pipeline("filter", stages=stages).run().summary
     assert again.skipped == 2 and again.filtered == result.summary.filtered
 

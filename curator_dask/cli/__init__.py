@@ -9,6 +9,7 @@ import typer
 
 import curator_dask
 from curator_dask.cli.balance import balance
+from curator_dask.cli.caption import caption
 from curator_dask.cli.centroids import centroids
 from curator_dask.cli.classify import classify
 from curator_dask.cli.curate import curate
@@ -75,6 +76,7 @@ def main(
 
 app.command(**shown("embed"))(embed)
 app.command(**shown("classify"))(classify)
+app.command(**shown("caption"))(caption)
 
 
 @app.command(**shown("retry"))
@@ -100,7 +102,7 @@ def retry(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Embed or classify only the failed rows of an output again, with the model that made it; in JSON, by column.
+    """Embed, classify or caption the failed rows of an output again, with the model that made it; in JSON, by column.
 
     Exit code 0: done, images that failed again are counted in the summary. 1: a shard could not be read.
     2: wrong usage.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -37,7 +38,13 @@ def curate(
             " at_most, balance, duplicates, export.",
         ),
     ],
-    overwrite: Annotated[bool, typer.Option(help="Replace what another config has left there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace the shards of another config, or of other rows.")
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="PAGE", help="Write a page of it in the end, as `report` does: report.html."),
+    ] = None,
     cluster: Cluster = ClusterType.auto,
     scheduler_address: SchedulerAddress = None,
     scheduler_file: SchedulerFile = None,
@@ -58,6 +65,8 @@ def curate(
     from curator_dask.cluster.device import device_of_new_workers
     from curator_dask.curation import Recipe
     from curator_dask.curation import curate as do
+    from curator_dask.outputs.curated import EMBEDDINGS
+    from curator_dask.report.making import check_page, make_report
 
     interrupted = "what was finished is kept, the same command goes on from there"
     elsewhere = bool(scheduler_address or scheduler_file)  # where files of a model are others
@@ -67,6 +76,8 @@ def curate(
         workers_when_needed(cluster, scheduler_address, scheduler_file, workers) as start,
     ):
         recipe = Recipe.read(config)
+        if report is not None:
+            check_page(report)
         summary = do(
             input_path,
             output,
@@ -78,5 +89,7 @@ def curate(
             ahead=(lambda: None) if elsewhere else partial(load_ahead, cluster.value, workers),
         )
         put(summary.to_dict())
+        if report is not None:
+            make_report(output, report, run=summary.steps[EMBEDDINGS].to_dict(), storage_options=options)
     if not summary.complete or not summary.kept:
         raise typer.Exit(EXIT_SHARD)

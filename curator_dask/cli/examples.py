@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from curator_dask.cli.once import OnceCommand
+
 #: Of each command a line for the list of all, and examples.
 SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
     "check": (
@@ -24,6 +26,13 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             "classify /data/shards /data/out --model Falconsai/nsfw_image_detection --class nsfw=nsfw",
             "classify /data/shards /data/out --model hf-hub:Marqo/nsfw-image-detection-384 --class nsfw=NSFW",
             "classify --model resnet50 --list",
+        ),
+    ),
+    "caption": (
+        "Add captions that a model writes about images.",
+        (
+            "caption /data/shards /data/out --model Salesforce/blip-image-captioning-base",
+            "caption /data/shards /data/out --model HuggingFaceTB/SmolVLM-Instruct --prompt 'Describe this image.'",
         ),
     ),
     "retry": ("Try only the images that failed again.", ("retry /data/out",)),
@@ -107,6 +116,7 @@ def shown(name: str) -> dict[str, Any]:
     short, examples = SHOWN[name]
     return {
         "name": name,
+        "cls": OnceCommand,
         "short_help": short,
         "epilog": "\b\nFor example:\n" + "\n".join(f"  curator-dask {each}" for each in examples),
     }

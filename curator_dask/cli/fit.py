@@ -92,7 +92,8 @@ def fit(
         )
         if keep and not found.is_in(file):
             raise typer.BadParameter(
-                f"{file}: is there, and is of other labels, vectors or settings; give another name, or --overwrite",
+                f"{file}: is there, and is of other labels, vectors or settings, or damaged; give another name, or"
+                " --overwrite",
                 param_hint="FILE",
             )
         if not keep:

@@ -80,7 +80,8 @@ def join(
     Rows without a match have null, and are not marked. The same command again does only what is missing, and adds the
     columns anew where the table has changed. No tar is opened.
 
-    Exit code 0: done. 1: a file could not be read, or the table has none of the rows. 2: wrong usage.
+    Exit code 0: done, also where a list that only marks names none of the rows. 1: a file could not be read, or the
+    table has none of the rows. 2: wrong usage.
     """
     options = json_object(storage_options, "--storage-options") or None
     table_options = json_object(table_storage_options, "--table-storage-options") or None
@@ -105,5 +106,5 @@ def join(
             workers=partial(workers_of, cluster, scheduler_address, scheduler_file, workers),
         )
         put(summary.to_dict())
-    if not summary.complete or summary.examples_of_both:
+    if not summary.complete:
         raise typer.Exit(EXIT_SHARD)

@@ -86,7 +86,7 @@ class OverImages:
         named = [given["captions"]] if given["captions"] not in ("txt", "none") else []
         files = [*named, *(given[name] for name in ("class_names", "language_model") if given.get(name))]
         sources = Sources.of(
-            given["model"], given["model_dir"], given["checkpoint"], given["pretrained"], files
+            given["model"], given["model_dir"], given.get("checkpoint"), given.get("pretrained", True), files
         )
         if sources is None or not self.own_workers:
             return None
@@ -162,7 +162,7 @@ class OverImages:
             "image_member": given["image"],
             "gray16": given["gray16"],
             "orientation": given["orientation"],
-            "decode_scale": given["decode_scale"],
+            **({"decode_scale": given["decode_scale"]} if "decode_scale" in given else {}),
             "decoder": given["decoder"].value,
             "on_error": "raise" if given["raise_on_error"] else "null",
         }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from curator_dask.errors import ConfigError
+from curator_dask.words import meant
 
 
 def check_security(security: Any, protocol: str) -> None:
@@ -81,6 +81,5 @@ def check_cluster_kwargs(device: str, cluster_kwargs: Mapping[str, Any], ours: s
     known -= {"self", "args", "kwargs", "worker_kwargs"}
     for name in cluster_kwargs:
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known | ours), n=3)
-            hint = f": did you mean {' or '.join(near)}?" if near else ""
+            hint = meant(name, sorted(known | ours))
             raise ConfigError(f"unknown option {name}={cluster_kwargs[name]!r} for a {device} cluster{hint}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.words import meant
 
 #: Bits in which two hashes of 64 may differ, at most: beyond it most images of a large set are near some other.
 FARTHEST = 8
@@ -74,11 +74,9 @@ class Hashes:
         """
         for name in self.names:
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=2)
-                hint = f" (did you mean {' or '.join(near)}?)" if near else ""
                 raise OutputError(
-                    f"{path}: has no column {name!r}{hint} of hashes (exact); it has {list(names)}. ImageStatistics"
-                    " makes phash and dhash"
+                    f"{path}: has no column {name!r}{meant(name, names)} of hashes (exact); it has {list(names)}."
+                    " ImageStatistics makes phash and dhash"
                 )
         return self.names
 

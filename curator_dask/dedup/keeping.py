@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from curator_dask.errors import ConfigError, OutputError
 from curator_dask.fingerprint import code_digest
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.rows.where import Where
+from curator_dask.words import meant
 
 #: By the distance from the centroid of its cluster.
 CENTRES = ("hard", "easy")
@@ -112,10 +112,9 @@ class Keep:
                 wanted.append(what)
                 continue
             if what.isidentifier():
-                near = difflib.get_close_matches(what, names, n=2)
-                hint = f" (did you mean {' or '.join(near)}?)" if near else ""
                 raise OutputError(
-                    f"{path}: has no column {what!r}{hint} to say which duplicate stays (keep); it has {list(names)}"
+                    f"{path}: has no column {what!r}{meant(what, names)} to say which duplicate stays (keep); it has"
+                    f" {list(names)}"
                 )
             wanted += _expression(what).columns(names)
         return list(dict.fromkeys(wanted))

@@ -7,7 +7,7 @@ import io
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curator_dask import backend
+from curator_dask.cache import POSSESSIONS, Remembered
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.committing import Commits, write_local
@@ -28,6 +29,7 @@ from curator_dask.storage import (
     Options,
     RemoteFile,
     check_regular,
+    file_state,
     is_remote,
     join,
     local_path,
@@ -39,6 +41,10 @@ from curator_dask.threads import in_threads
 _BUFFER = (
     1 << 16
 )  # bytes read at a time from a store where less was asked for: what pyarrow takes for a footer
+
+
+#: Records of files beside shards, by their states: as many as are in a few tasks.
+_RECORDS: Remembered[FileRecord | None] = POSSESSIONS.add("records", Remembered(256))
 
 
 def output_schema(
@@ -314,6 +320,27 @@ def whole_footers(paths: Sequence[str], options: Options = None) -> dict[str, Fo
 def read_record(path: str, options: Options = None) -> FileRecord | None:
     """The record of a file; None if it has none, or cannot be read."""
     return read_footer(path, options).record
+
+
+def state_of(path: str) -> Hashable | None:
+    """What tells a file on this machine that has changed; None of one in a store, or that is not there."""
+    try:
+        return None if is_remote(path) else (path, *file_state(local_path(path)))
+    except OSError:
+        return None
+
+
+def known_record(state: Hashable | None, find: Callable[[], FileRecord | None]) -> FileRecord | None:
+    """The record of a file that is read for its rows and then for what made them: found once.
+
+    Parameters
+    ----------
+    state
+        Of the file, by `state_of`, before it was opened.
+    find
+        Gives the record where that of this state is not known.
+    """
+    return find() if state is None else _RECORDS.get(state, find)
 
 
 #: A file that a process is writing, or was.

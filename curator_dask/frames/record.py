@@ -27,6 +27,8 @@ SETTINGS = "settings"
 MADE_BY = "made_by"
 #: In what makes a column of classes: the numbers of its classes, in their order, whatever they were called by.
 CHOSEN = "chosen"
+#: In what makes a column, as ``output``: it is a text that a model writes.
+TEXT = "text"
 #: Among what a record says was derived: rows were left out of a file that was there.
 FILTERED = "filter"
 
@@ -43,6 +45,13 @@ _KINDS: dict[str, type] = {
 def inputs_of(score: Mapping[str, Any]) -> list[str]:
     """The columns that a score was made of: vectors of images, texts or theirs, or by what a table's row was found."""
     return [score[name] for name in ("vectors", TEXTS, ON) if name in score]
+
+
+def made_by_model(info: Mapping[str, Any]) -> str:
+    """What a model gives an image, in words, by what `FileRecord.models` says of its column."""
+    if "dim" in info:
+        return "a vector"
+    return "a caption" if info.get("output") == TEXT else "a class"
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,7 @@ class FileRecord:
 
     @property
     def models(self) -> dict[str, Mapping[str, Any]]:
-        """What made each column that a model makes of images: vectors, and classes."""
+        """What made each column that a model makes of images: vectors, classes and texts."""
         classes = {name: said[MADE_BY] for name, said in self.scores.items() if MADE_BY in said}
         return {**self.embeddings, **classes}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from curator_dask import backend
-from curator_dask.errors import ConfigError, CuratorError, WeightsError
+from curator_dask.errors import ConfigError, CuratorError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.models.classes import ClassNames
 from curator_dask.models.classification import LogitsEncoder
@@ -17,7 +17,7 @@ from curator_dask.models.encoders import Encoder, ModelSpec
 from curator_dask.models.hub import CONFIG, PROCESSORS, find_folder, read_json
 from curator_dask.models.processors import read_any_transform
 from curator_dask.models.sources import State, model_state
-from curator_dask.models.towers import load_model
+from curator_dask.models.towers import load_whole
 from curator_dask.models.weights import first_line
 
 #: Of a configuration, what changes no output: names, and how its files came to be.
@@ -78,7 +78,6 @@ class AutoClassifier(ModelSpec):
         check_config(stated, str(folder))
         transform = read_any_transform(folder)
         model = _load(folder)
-        _check_names(model.config.id2label, folder)
         decides = {name: value for name, value in stated.items() if not _NO_MATTER.fullmatch(name)}
         try:
             encoder = LogitsEncoder(
@@ -127,25 +126,11 @@ def _activation(config: Any, count: int) -> str:
 
 
 def _load(folder: Path) -> Any:
-    """The model in float32 on the CPU, every tensor of it from the folder."""
     import transformers
 
-    model, found = load_model(transformers.AutoModelForImageClassification, folder, trust_remote_code=False)
-    kind = type(model).__name__
-    missing = sorted(found["missing_keys"])
-    if missing:
-        raise WeightsError(
-            f"{folder}: the weights lack {len(missing)} tensors of {kind}: {', '.join(missing[:3])}. They must be those"
-            " of a model that was trained to classify, and of the config.json beside them"
-        )
-    # Further tensors may be of a part that classifying does not need, but not further layers of what it does.
-    layers = {_any_number(name) for name in model.state_dict()}
-    more = sorted(name for name in found["unexpected_keys"] if _any_number(name) in layers)
-    if more:
-        raise WeightsError(
-            f"{folder}: the weights have {len(more)} tensors that its config.json does not have: {', '.join(more[:3])}."
-            " They must be of one model"
-        )
+    kind = transformers.AutoModelForImageClassification
+    model = load_whole(kind, folder, "classify", trust_remote_code=False)
+    _check_names(model.config.id2label, folder)
     return model
 
 
@@ -165,10 +150,6 @@ def _check_names(names: Mapping[int, str], folder: Path) -> None:
 def _few(numbers: Sequence[int]) -> str:
     more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
     return f"{', '.join(map(str, numbers[:5]))}{more}"
-
-
-def _any_number(name: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
 
 
 def _logits_of(model: Any) -> Any:

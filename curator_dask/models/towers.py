@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -132,7 +133,7 @@ def vectors_of(tower: Any) -> Any:
 
 
 def load_model(kind: Any, folder: Path, **options: Any) -> tuple[Any, Mapping[str, Any]]:
-    """A model of transformers' in float32 on the CPU, whose tensors are its own, and what is said of its loading.
+    """A model of transformers' on the CPU, whose tensors are its own, and what is said of its loading.
 
     Parameters
     ----------
@@ -141,7 +142,7 @@ def load_model(kind: Any, folder: Path, **options: Any) -> tuple[Any, Mapping[st
     folder
         As transformers writes it.
     **options
-        Further ones of ``kind.from_pretrained``.
+        Further ones of ``kind.from_pretrained``, ``dtype`` among them; without it the model is in float32.
 
     Raises
     ------
@@ -150,10 +151,10 @@ def load_model(kind: Any, folder: Path, **options: Any) -> tuple[Any, Mapping[st
     """
     import torch
 
+    options.setdefault("dtype", torch.float32)  # else the file's; the encoder autocasts where that is fast
     with loading(folder):
         model, found = kind.from_pretrained(
             folder,
-            dtype=torch.float32,  # else the file's; the encoder autocasts where that is fast
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
@@ -164,6 +165,44 @@ def load_model(kind: Any, folder: Path, **options: Any) -> tuple[Any, Mapping[st
     # Its tensors are views of the file, mapped into memory, which the workers of a machine share: a copy for each would
     # cost CLIP ViT-L/14 1.2 GB a worker. So a file is not to be written in place while a run reads it.
     return model, found
+
+
+def load_whole(kind: Any, folder: Path, trained_to: str, **options: Any) -> Any:
+    """A model of transformers' on the CPU, every tensor of it from the folder.
+
+    Parameters
+    ----------
+    kind, folder, **options
+        As for `load_model`.
+    trained_to
+        Do what, for messages.
+
+    Raises
+    ------
+    WeightsError
+        The weights cannot be read, or are not those of the configuration.
+    """
+    model, found = load_model(kind, folder, **options)
+    name = type(model).__name__
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise WeightsError(
+            f"{folder}: the weights lack {len(missing)} tensors of {name}: {', '.join(missing[:3])}. They must be those"
+            f" of a model that was trained to {trained_to}, and of the config.json beside them"
+        )
+    # Further tensors may be of a part that is not needed, but not further layers of what is.
+    layers = {_any_number(each) for each in model.state_dict()}
+    more = sorted(each for each in found["unexpected_keys"] if _any_number(each) in layers)
+    if more:
+        raise WeightsError(
+            f"{folder}: the weights have {len(more)} tensors that its config.json does not have: {', '.join(more[:3])}."
+            " They must be of one model"
+        )
+    return model
+
+
+def _any_number(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
 
 
 def _check_shapes(mismatched: Collection[tuple[str, Any, Any]], config: Any, folder: Path) -> None:

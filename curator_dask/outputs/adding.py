@@ -32,7 +32,8 @@ from curator_dask.frames.parquet import (
     write_table,
 )
 from curator_dask.frames.record import BALANCE, LACKING, ON, TABLE, TEXTS, FileRecord, inputs_of
-from curator_dask.outputs.failed import none_there, output_files
+from curator_dask.outputs.choosing import read_rows
+from curator_dask.outputs.failed import none_there, output_files, tell_others
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_not_inside, opened
 from curator_dask.outputs.stale import without_stale
@@ -219,6 +220,8 @@ def add_columns(
         names = output_files(source.folder, options)
         if not names:
             raise OutputError(none_there(source.folder))
+        if target is not source:
+            tell_others(target.folder, names, target.options)
         paths = [join(source.folder, name) for name in names]
         footers = whole_footers(paths, options)
         steps = tuple(make_steps({each: footer.record for each, footer in footers.items()}))
@@ -231,12 +234,10 @@ def add_columns(
                 _check_free(where, footer, lacking, paths[number], join(target.folder, names[number]), target)
         todo = [name for name, (_, _, _, lacking) in zip(names, looked, strict=True) if lacking]
         needed = [*{id(step): step for look in looked for step in look[3]}.values()]
-        finished = [footer for _, _, footer, lacking in looked if not lacking]
+        finished = [(where, place, footer) for where, place, footer, lacking in looked if not lacking]
         summary.skipped = len(finished)
-        summary.rows_before = sum(footer.rows for footer in finished)
-        summary.failed_before = sum(
-            ((footer.record and footer.record.report) or {}).get("failed", 0) for footer in finished
-        )
+        summary.rows_before = sum(footer.rows for _, _, footer in finished)
+        summary.failed_before = sum(_failed_in(*each) for each in finished)
         if todo:
             with at_work(workers) as client:
                 fit = Fit(needed, load_models(needed, [], client, len(todo)))
@@ -246,6 +247,15 @@ def add_columns(
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary
+
+
+def _failed_in(path: str, place: Output, footer: Footer) -> int:
+    """How many rows of a file have failed, by its report; files of other programs have none, and are asked."""
+    report = (footer.record and footer.record.report) or None
+    if report is not None or ERROR_COLUMN not in footer.columns:
+        return int((report or {}).get("failed", 0))
+    errors = read_rows(path, place.options, [ERROR_COLUMN]).column(0)
+    return len(errors) - int(errors.null_count)
 
 
 def _check_vectors(read: str, footer: Footer, lacking: Sequence[AddedStep]) -> None:

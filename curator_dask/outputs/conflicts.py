@@ -12,7 +12,7 @@ from curator_dask.errors import OutputError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer, read_record
-from curator_dask.frames.record import CHOSEN, FileRecord
+from curator_dask.frames.record import CHOSEN, FileRecord, made_by_model
 from curator_dask.outputs.failed import list_errors
 from curator_dask.outputs.keeping import Kept, pairs_with
 from curator_dask.outputs.writing import Output
@@ -24,6 +24,12 @@ from curator_dask.webdataset.finding import discover_images
 from curator_dask.webdataset.folders import AFTER, FIRST, FolderShard, is_folder_shard
 from curator_dask.words import counted
 
+#: By what a column has, how it gets another name.
+_OPTIONS = {
+    "a vector": "image_embedding_column (--column)",
+    "a class": "prefix (--prefix)",
+    "a caption": "column (--column)",
+}
 #: In what makes an embedding: what earlier files say of the same.
 FORMERLY = "formerly"
 
@@ -174,7 +180,7 @@ def conflict(
     models = {} if record is None else record.models
     for name, info in job.models.items():
         difference = name in models and _model_difference(name, models[name], info, record, job)
-        other_name = "image_embedding_column (--column)" if name in job.made else "prefix (--prefix)"
+        other_name = _OPTIONS[made_by_model(info)]
         if difference:
             return (
                 f"column {name!r} {difference}. To have both side by side, give this one another name by"

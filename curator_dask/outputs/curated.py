@@ -1,17 +1,108 @@
-"""What `curator_dask.curation` writes: the names of its folders, by which others know its output, and its summary."""
+"""What `curator_dask.curation` writes: the names of its folders, by which others know its output, and its summary.
+
+Beside the folders a note says by what choice of rows the tars were made, so that another one is refused before anything
+is replaced.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from curator_dask.storage import join
+from curator_dask.errors import OutputError
+from curator_dask.frames.parquet import read_footer
+from curator_dask.frames.record import BALANCE
+from curator_dask.outputs.export_place import ExportPlace
+from curator_dask.outputs.failed import output_files
+from curator_dask.outputs.placing import put
+from curator_dask.outputs.saving import remove_empty
+from curator_dask.outputs.selecting import Folder
+from curator_dask.storage import join, remove
 from curator_dask.words import counted
 
 #: Rows with vectors and measures; those that pass; of these those that balance concepts; the table of duplicates; the
 #: new tars.
 EMBEDDINGS, PASSING, BALANCED = "embeddings", "passing", "balanced"
 DUPLICATES, SHARDS = "duplicates", "shards"
+_NOTE = "curated.json"
+
+
+class Choice:
+    """By what the rows of an output are chosen, and whether tars of another choice are there.
+
+    Parameters
+    ----------
+    folder
+        Of the output, on this machine.
+    digest
+        Of all that decides which rows are exported, but for the rows themselves.
+    overwrite
+        What another choice has left may be replaced.
+    """
+
+    def __init__(self, folder: str, digest: str, overwrite: bool) -> None:
+        self._folder, self._note, self._digest = folder, Path(folder, _NOTE), digest
+        self._shards = join(folder, SHARDS)
+        #: Whether files of the steps may be replaced: no tars are there that were made of them, or they may go, too.
+        self.replaces = overwrite or not ExportPlace(Folder(self._shards, None)).has_tars
+
+    def check(self) -> None:
+        """Raise OutputError where another choice is noted, whose tars must stay."""
+        # Without a note the steps see to themselves.
+        if not self.replaces and self._noted() not in (None, self._digest):
+            self._refuse("was made by a recipe that chooses other rows")
+
+    def write(self) -> None:
+        """Note it, before tars are made of it."""
+        if self._noted() != self._digest:
+            put(str(self._note), json.dumps({"choice": self._digest}).encode(), None)
+
+    def clear(self, name: str, keep: Collection[str] = (), balance: Collection[str] = ()) -> None:
+        """Remove the files that an earlier run of a step has left, and that are not of this one; its folder, if empty.
+
+        Parameters
+        ----------
+        name
+            Of the folder.
+        keep
+            Names of the files of this run.
+        balance
+            Columns of a balance that these may have.
+
+        Raises
+        ------
+        OutputError
+            They are rows of tars that must stay.
+        """
+        folder = join(self._folder, name)
+        for each in output_files(folder, None):
+            record = read_footer(join(folder, each)).record
+            if record is None:  # something else's
+                continue
+            gone = each not in keep
+            if not gone and all(
+                column in balance for column, said in record.scores.items() if BALANCE in said
+            ):
+                continue
+            if gone and keep and not self.replaces:
+                self._refuse(f"was made of {name}/{each} too, whose rows are gone from {EMBEDDINGS}")
+            remove(join(folder, each))
+        remove_empty([Path(folder)])
+
+    def _noted(self) -> Any:
+        try:
+            return json.loads(self._note.read_bytes())["choice"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
+    def _refuse(self, why: str) -> None:
+        raise OutputError(
+            f"{self._shards}: is there, and {why}; nothing was replaced. Write to another path, or use overwrite=True"
+            " (--overwrite), by which its tars go"
+        )
 
 
 @dataclass
@@ -73,5 +164,5 @@ class CurationSummary:
                 continue
             count = getattr(self, name)
             lines += [f"  {name:10} {count:>9,} ({count / max(1, self.rows):.1%})"]
-        lines += [f"  joined {each.table} on {each.on}: {each.told}" for each in self.joined]
+        lines += [f"  joined {each.table} on {each.on}: {each}" for each in self.joined]
         return "\n".join(lines)

@@ -59,6 +59,12 @@ class ExportPlace:
             )
         self.target, self.beside = target, f"{target.path}{SUFFIX}"
 
+    @property
+    def has_tars(self) -> bool:
+        """Whether an export has begun there, and tars are there."""
+        begun = (self._note() or {}).get("export") is not None
+        return begun and any(name.endswith(".tar") for name in walk(*self.target))
+
     def folder(self, name: str) -> Folder:
         """A folder of those beside the tars."""
         return Folder(join(self.beside, name), self.target.options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,25 @@ def output_files(folder: str, options: Options) -> list[str]:
     failed = list_errors(folder, options)
     files = [path for path in sorted(list_parquet(folder, options)) if path not in failed]
     return [path.removeprefix(folder).lstrip("/") for path in files]
+
+
+def tell_others(folder: str, names: Collection[str], options: Options) -> None:
+    """Warn of files in an output that are not of this run, such as of shards that are gone.
+
+    Parameters
+    ----------
+    folder
+        Of the output.
+    names
+        Of the files of this run.
+    options
+        For fsspec.
+    """
+    if others := [name for name in output_files(folder, options) if name not in {*names}]:
+        logger.warning(
+            "%s: %s there, %s for example, not of this run: who reads the folder finds their rows, too",
+            *(folder, counted(len(others), "file"), others[0]),
+        )
 
 
 def none_there(path: str) -> str:

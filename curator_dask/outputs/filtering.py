@@ -24,7 +24,7 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.parquet import read_footer, write_table
 from curator_dask.frames.record import FILTERED, FileRecord
 from curator_dask.outputs.choosing import Chosen, read_rows
-from curator_dask.outputs.failed import none_there, output_files
+from curator_dask.outputs.failed import none_there, output_files, tell_others
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_apart, opened
 from curator_dask.outputs.writing import Output
@@ -289,11 +289,7 @@ def _write(
     summary = SaveSummary(target.folder, opened=False)
     with opened(target.folder, target.options):
         there = in_threads(lambda name: read_footer(join(target.folder, name), target.options), names)
-        if others := [name for name in output_files(target.folder, target.options) if name not in {*names}]:
-            logger.warning(
-                "%s: %s there, %s for example, not of this run: who reads the folder finds their rows, too",
-                *(target.folder, counted(len(others), "file"), others[0]),
-            )
+        tell_others(target.folder, names, target.options)
         todo = []
         for name, footer in zip(names, there, strict=True):
             if footer.is_finished(function.mark(name)):

@@ -33,7 +33,7 @@ from curator_dask.frames.parquet import (
     whole_footers,
     write_table,
 )
-from curator_dask.frames.record import MADE_BY, FileRecord, inputs_of
+from curator_dask.frames.record import MADE_BY, FileRecord, inputs_of, made_by_model
 from curator_dask.outputs.conflicts import describe_difference
 from curator_dask.outputs.failed import as_wide, find_errors, list_errors, write_failed
 from curator_dask.outputs.hopeless import rows_without_sample
@@ -181,7 +181,7 @@ def retry(
     with RunLock(output.folder, options):
         found, targets, remarks = _find(output, column)
         record = next(iter(found.values())).record or FileRecord("")
-        summary.made = summary.made if column in record.embeddings else "a class"
+        summary.made = made_by_model(record.models[column])
         others = [name for name in record.embeddings if name != column]
         id_col = record.id_col or ""
         records = {path: footer.record for path, footer in found.items() if footer.record is not None}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from curator_dask.frames.record import FILTERED, MADE_BY, TABLE
+from curator_dask.frames.record import FILTERED, MADE_BY, TABLE, TEXT
 from curator_dask.report.folder import Folder
 from curator_dask.report.looking import Failure, Look
 from curator_dask.runs.summary import SaveSummary, installed_versions
@@ -112,17 +112,18 @@ def _models(folder: Folder) -> list[tuple[str, str]]:
             made[column, ", ".join(parts) + (f", weights {weights}" if weights else "")] = None
     heads = {name: said for record in folder.records for name, said in record.scores.items()}
     scores = _some(dict.fromkeys(name for name, said in heads.items() if not {TABLE, MADE_BY} & {*said}))
-    classes: dict[str, list[str]] = {}
+    seen: dict[str, list[str]] = {}
     for name, said in heads.items():
         if MADE_BY in said:
-            classes.setdefault(str(said["head"]), []).append(name)
+            kind = "captions" if said[MADE_BY].get("output") == TEXT else "classes"
+            seen.setdefault(f"{kind} of {said['head']}", []).append(name)
     tables = (f"{name} of {said['head']}" for name, said in heads.items() if TABLE in said)
     given = _some(dict.fromkeys(tables))
     besides = (name for record in folder.records for name in record.derived if name not in record.scores)
     derived = _some(dict.fromkeys(besides))
     return [
         *made,
-        *((f"classes of {model}", _some(names)) for model, names in classes.items()),
+        *((what, _some(names)) for what, names in seen.items()),
         *([("scores", scores)] if scores else []),
         *([("joined", given)] if given else []),
         *([("made besides", derived)] if derived else []),

@@ -116,11 +116,7 @@ def make_report(
         There is no such output or column, a file cannot be read, or the duplicates are of other shards.
     """
     check_counts(sample=sample)
-    target = Path(page)
-    if target.is_dir() or not target.absolute().parent.is_dir():
-        raise ConfigError(
-            f"{target}: expected the name of a file, such as report.html, in a folder that is there"
-        )
+    target = check_page(page)
     started = time.monotonic()
     twins = None if duplicates is None else os.fspath(duplicates)
     folder, twins = embeddings_in(locate(os.fspath(path), storage_options), twins)
@@ -136,6 +132,16 @@ def make_report(
     summary = ReportSummary(str(target), size, rows, len(report.look.rows), pictures, report.seconds)
     logger.info("%s", summary)
     return summary
+
+
+def check_page(page: str | os.PathLike[str]) -> Path:
+    """The file to write; raises ConfigError where there can be none."""
+    target = Path(page)
+    if target.is_dir() or not target.absolute().parent.is_dir():
+        raise ConfigError(
+            f"{target}: expected the name of a file, such as report.html, in a folder that is there"
+        )
+    return target
 
 
 def embeddings_in(path: str, duplicates: str | None) -> tuple[str, str | None]:

@@ -8,6 +8,7 @@ not see them.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,7 +26,8 @@ that no row of the shard's Parquet names. ``"duplicates"``: member names that oc
 were decoded as far as their data go, each with what its decoder's library says of them. ``"left-out"``: kinds of
 components and fields of the JSON that rows of tars do not take. ``"filtered"``: rows that a stage left out.
 ``"not-made"``: columns of other runs' vectors that have none for the shard as it is now. ``"text-truncated"``: rows
-with a caption that is longer than its model takes. All but the first are ``{"count": int, "examples": [text, …]}``."""
+with a caption that is longer than its model takes. All but the first are ``{"count": int, "examples": [text, …]}``;
+``"filtered"`` may have ``"by"`` besides, how many of them each stage has left out."""
 
 OF_TARS = ("damaged", "orphans", "duplicates", "unread", "corrupt")
 """Those that are noticed when a tar is read."""
@@ -126,7 +128,12 @@ def summed(remarks: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any
 def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     # In whatever order parts come: the first by name.
     examples = sorted([*one["examples"], *other["examples"]])[:EXAMPLES]
-    return {"count": one["count"] + other["count"], "examples": examples}
+    by = Counter(one.get("by", {})) + Counter(other.get("by", {}))
+    return {
+        "count": one["count"] + other["count"],
+        "examples": examples,
+        **({"by": dict(by)} if by else {}),
+    }
 
 
 def without_not_made(remarks: Mapping[str, Any], column: str) -> dict[str, Any]:

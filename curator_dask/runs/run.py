@@ -13,6 +13,7 @@ import dask.dataframe as dd
 from curator_dask.cluster.package import check_modules
 from curator_dask.cluster.setup import client_at_work
 from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.frames.record import made_by_model
 from curator_dask.runs.describing import load_models
 from curator_dask.runs.fit import Fit
 from curator_dask.runs.groups import Groups, Layout
@@ -108,7 +109,8 @@ def run(
                 id_col,
                 input_options,
             )
-            summary.made = "a class" if job.models and not job.made else summary.made
+            if job.models and not job.made:
+                summary.made = made_by_model(next(iter(job.models.values())))
             plan = sink.plan(job)
             summary.skipped = len(plan.targets) - len(plan.todo)
             for report in plan.finished:

@@ -61,7 +61,7 @@ class SaveSummary:
         By the shard's url, kinds of components (``.npy``) and fields of the JSON that rows from the tar do not take, in
         the same form.
     filtered
-        By the shard's url, rows that a pipeline's stages left out, in the same form.
+        By the shard's url, rows that a pipeline's stages left out, in the same form; ``by``: how many each did.
     not_made
         By the shard's url, columns of other runs' vectors and scores that lack some of its rows', as these are new or
         have changed, in the same form: their embedders, a retry, or ``score`` make them.
@@ -80,9 +80,10 @@ class SaveSummary:
     again
         Whether rows that had failed were tried again: then `rows` are these, and `failed` those that failed again.
     column
-        Of the vectors, or classes, that were tried again; empty else.
+        Of the vectors, classes or captions that were tried again; empty else.
     made
-        What an image has that has not failed, in words: ``"a vector"``, or ``"a class"`` where there are no vectors.
+        What an image has that has not failed, in words: ``"a vector"``; where there are no vectors ``"a class"`` or
+        ``"a caption"``.
     opened
         Whether images are opened for it.
     without_sample
@@ -239,7 +240,9 @@ class SaveSummary:
             lines.append(f"  {count:,} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
         if self.earlier:
             kinds = ", ".join(f"{count:,} {reason}" for reason, count in self.earlier.most_common())
-            lines.append(f"  {counted(self.earlier.total(), 'row')} had failed in an earlier run: {kinds}")
+            # A row counts once: one that fails anew is among those above.
+            what = "other row" if own else "row"
+            lines.append(f"  {counted(self.earlier.total(), what)} had failed in an earlier run: {kinds}")
         lines += self.shard_lines()
         return "\n".join(line for line in lines if line)
 
@@ -294,7 +297,7 @@ class SaveSummary:
             *_total_line("member", "that cannot be read, left out", self.unread),
             *_total_line("image", "decoded as far as the data go", self.corrupt),
             *_left_out_line(self.left_out),
-            *_total_line("row", "filtered out", self.filtered),
+            *_total_line("row", f"filtered out{_by_stage(self.filtered)}", self.filtered),
             *_total_line(
                 "column",
                 "of other runs without values of rows that are new or have changed: run them again, or retry",
@@ -325,6 +328,14 @@ def _left_out_line(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     kinds = list(dict.fromkeys(kind for fact in facts.values() for kind in fact["examples"]))
     more = ", …" if len(kinds) > _KINDS else ""
     return [f"  in the tars, but not in the rows: {', '.join(kinds[:_KINDS])}{more}"] if kinds else []
+
+
+def _by_stage(facts: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many rows each stage has left out, in words; empty where no stage has."""
+    by: Counter[str] = Counter()
+    for fact in facts.values():
+        by.update(fact.get("by", {}))
+    return f" ({', '.join(f'{count:,} by {stage}' for stage, count in by.items())})" if by else ""
 
 
 def _total_line(noun: str, rest: str, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:

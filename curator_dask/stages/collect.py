@@ -99,20 +99,20 @@ class CollectTasks:
 
     def write(self, frame: Any, target: Target) -> dict[str, Any]:
         """A report as `curator_dask.runs.reports.report_of` makes it, and the tasks beside it."""
-        step, reading = self.step, uuid.uuid4().hex
+        step, reading, left_by = self.step, uuid.uuid4().hex, dict[Any, str]()
         tasks: list[Task[Any]] = []
         if step.given_up is not None:
             unread = step.reader.unread(frame, step.given_up, reading)
             tasks = [ImageBatch(unread, step.dataset_name, target.name)]
         else:
-            with contextlib.closing(step.tasks(frame, reading)) as stream:
+            with contextlib.closing(step.tasks(frame, reading, left_by)) as stream:
                 for task in stream:
                     for image in images_of(task):
                         image.image_data = None
                     tasks.append(task)
         images = [image for task in tasks for image in images_of(task)]
         if all(isinstance(task, ImageBatch) for task in tasks):
-            place(frame, images, reading, step.id_col)
+            place(frame, images, reading, step.id_col, left_by)
         counted = {
             step.id_col: pa.array([image.image_id for image in images], pa.string()),
             ERROR_COLUMN: pa.array([image.error for image in images], pa.string()),

@@ -202,24 +202,24 @@ class RunStages:
             A stage gives what is no batch of images.
         """
         images: list[ImageObject] = []
-        reading = uuid.uuid4().hex
+        reading, left_by = uuid.uuid4().hex, dict[Any, str]()
         if self.given_up is not None:
             images = self.reader.unread(frame, self.given_up, reading)
         else:
-            with contextlib.closing(self.tasks(frame, reading)) as tasks:
+            with contextlib.closing(self.tasks(frame, reading, left_by)) as tasks:
                 for task in tasks:
                     images += self._images(task)
-        placed = place(frame, images, reading, self.id_col)
+        placed = place(frame, images, reading, self.id_col, left_by)
         return backend.current().from_arrow(table_of(frame, placed, self.fields, self.vectors))
 
-    def tasks(self, frame: Any, reading: str) -> Generator[Task[Any], None, None]:
+    def tasks(self, frame: Any, reading: str, left_by: dict[Any, str]) -> Generator[Task[Any], None, None]:
         """What comes out of the last stage, one after the other; close it when you stop early."""
         urls = to_array(frame[URL_COLUMN]).to_pylist()
         first = next((url for url in urls if url is not None), None)
         with turn(first, self.storage_options), CHAINS.lease(self.chain, self.chain.build) as chain:
             reader: Any = chain.stages[0]
             batches = reader.read(frame, self.storage_options, self.dataset_name, reading)
-            batches = chain.feed(self._with_known(batches, Rows(frame)))
+            batches = chain.feed(self._with_known(batches, Rows(frame)), left_by)
             with contextlib.closing(batches):
                 yield from batches
 

@@ -126,10 +126,20 @@ class Chain:
         for stage in self.stages:
             _guarded(stage, "setup_on_node", stage.setup_on_node)
 
-    def feed(self, tasks: Generator[Task[Any], None, None]) -> Generator[Task[Any], None, None]:
-        """What the stages after the first make of its tasks, one after the other."""
+    def feed(
+        self, tasks: Generator[Task[Any], None, None], left_by: dict[Any, str]
+    ) -> Generator[Task[Any], None, None]:
+        """What the stages after the first make of its tasks, one after the other.
+
+        Parameters
+        ----------
+        tasks
+            Of the first stage.
+        left_by
+            Gets, by the origin of an image that a stage has left out, the stage's name.
+        """
         for stage, lock in list(zip(self.stages, self._locks, strict=True))[1:]:
-            tasks = _through(stage, lock, tasks)
+            tasks = _through(stage, lock, tasks, left_by)
         return tasks
 
     def close(self) -> None:
@@ -195,7 +205,10 @@ def _own_folder(folder: Path) -> None:
 
 
 def _through(
-    stage: ProcessingStage[Any, Any], lock: Any, tasks: Generator[Task[Any], None, None]
+    stage: ProcessingStage[Any, Any],
+    lock: Any,
+    tasks: Generator[Task[Any], None, None],
+    left_by: dict[Any, str],
 ) -> Generator[Task[Any], None, None]:
     # Closed by name: a traceback would keep what feeds it alive, and its loader busy.
     with contextlib.closing(tasks):
@@ -204,11 +217,12 @@ def _through(
                 if stage.thread_safe and makes_pixels_or(stage, "image_data"):
                     yield from _checked(stage, task, _each(stage.process(task)))
                     continue
-                came = _count([task])
+                came, origins = _count([task]), _origins([task])
                 with lock, untouched(stage, task):
                     made = list(_each(stage.process(task)))
                 if (left := _count(made)) < came:
                     report(left_out={names_of(stage): came - left})
+                    left_by |= dict.fromkeys(origins - _origins(made), names_of(stage))
             except ImageError as error:  # it would stop the run
                 raise ShardError(f"{task.task_id}: stage {names_of(stage)}: {error}") from error
             except (CuratorError, GeneratorExit):
@@ -223,6 +237,12 @@ def _count(tasks: Iterable[Any]) -> int:
     return sum(
         len(task.data) for task in tasks if isinstance(task, ImageBatch) and isinstance(task.data, Sized)
     )
+
+
+def _origins(tasks: Iterable[Any]) -> set[Any]:
+    """By what rows know the images of some tasks."""
+    batches = (task.data for task in tasks if isinstance(task, ImageBatch) and isinstance(task.data, Sized))
+    return {getattr(image, "origin", None) for data in batches for image in data}
 
 
 def _each(made: Any) -> Iterable[Any]:

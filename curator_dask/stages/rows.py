@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,13 @@ SCORES = {"aesthetic_score": pa.float32(), "nsfw_score": pa.float32()}
 Placed = tuple[int | None, ImageObject]
 
 
-def place(frame: Any, images: Sequence[ImageObject], reading: str, id_col: str) -> list[Placed]:
+def place(
+    frame: Any,
+    images: Sequence[ImageObject],
+    reading: str,
+    id_col: str,
+    left_by: Mapping[Any, str] = MappingProxyType({}),
+) -> list[Placed]:
     """The images with their rows, in the order of the rows, and a remark on the rows that were left out.
 
     Parameters
@@ -37,6 +45,8 @@ def place(frame: Any, images: Sequence[ImageObject], reading: str, id_col: str) 
         By what name the reader gave them their origins.
     id_col
         Column of the keys.
+    left_by
+        By the origin of an image that was left out, the name of the stage.
 
     Raises
     ------
@@ -65,11 +75,15 @@ def place(frame: Any, images: Sequence[ImageObject], reading: str, id_col: str) 
     placed.sort(key=lambda item: len(ids) if item[0] is None else item[0])
     left = set(range(len(ids))) - {row for row, _ in placed}
     names: dict[str, list[str]] = {url: [] for url in urls if url is not None}
+    stages: dict[str, Counter[str]] = {url: Counter() for url in names}
     for row in sorted(left):
         if urls[row] is not None:
             names[urls[row]].append(str(ids[row]))
+            if (stage := left_by.get((reading, row))) is not None:
+                stages[urls[row]][stage] += 1
     for url, filtered in names.items():
-        remark(url, "filtered", fact_of(filtered))
+        fact = fact_of(filtered)
+        remark(url, "filtered", fact and {**fact, **({"by": dict(stages[url])} if stages[url] else {})})
     return placed
 
 

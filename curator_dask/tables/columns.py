@@ -83,6 +83,11 @@ class TableColumns:
         self.mark = mark
         self.storage_options = storage_options
 
+    @property
+    def marks_alone(self) -> bool:
+        """Whether rows get a mark and nothing else: a list that names none of them is no mistake."""
+        return self.mark is not None and not self.columns
+
     def __call__(self, dataset: ImageTextPairDataset) -> ImageTextPairDataset:
         """The dataset with the columns; nothing of it is computed yet, but the table's keys are read.
 

@@ -59,7 +59,12 @@ class FoundRows:
         )
 
     def __str__(self) -> str:
-        return f"{self.told}{f'. NONE found: {self.examples_of_both}' if self.examples_of_both else ''}"
+        return f"{self.told}{f'. {self.none_told}' if self.none_told else ''}"
+
+    @property
+    def none_told(self) -> str:
+        """That no row was found, in words; empty where one was."""
+        return f"NONE found: {self.examples_of_both}" if self.examples_of_both else ""
 
 
 def count_found(summary: FoundRows, lookup: Lookup, paths: Sequence[str], options: Options) -> None:

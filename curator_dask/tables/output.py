@@ -24,8 +24,7 @@ class JoinSummary(FoundRows, SaveSummary):
     __str__ = SaveSummary.__str__
 
     def _own_lines(self) -> list[str]:
-        none = [f"  NONE found: {self.examples_of_both}"] if self.examples_of_both else []
-        return [f"  {self.told}", *none]
+        return [f"  {self.told}", *([f"  {self.none_told}"] if self.none_told else [])]
 
 
 def join_output(

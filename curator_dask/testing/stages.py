@@ -50,7 +50,7 @@ class StageTests:
         """The images that come out when a stage is set up, given a batch, and torn down as in a run."""
         chain = Chain(ChainSpec.of([_Source(), stage]))
         try:
-            out: Iterable[Task[Any]] = chain.feed(_one(copy.deepcopy(batch)))
+            out: Iterable[Task[Any]] = chain.feed(_one(copy.deepcopy(batch)), {})
             return [image for task in out if isinstance(task, ImageBatch) for image in task.data]
         finally:
             chain.close()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,19 +13,18 @@ from curator_dask.decode.batches import Batch
 from curator_dask.decode.spec import ImageOptions
 from curator_dask.errors import ImageError
 from curator_dask.fingerprint import fingerprint
-from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.frames.record import CHOSEN
+from curator_dask.image.classifiers.seeing import SeeImages
 from curator_dask.models.classification import Classification, ClassificationSpec
 from curator_dask.runs.fit import refresh_model
-from curator_dask.runs.passes import run_steps
-from curator_dask.runs.step import CLASSES, Known, Made, Reading, Rows, Wanted, Work, read_by
+from curator_dask.runs.step import CLASSES, Made, Rows, Wanted, Work
 from curator_dask.storage import Options
 
 _LABEL, _SCORE = "label", "score"
 
 
 @dataclass(frozen=True)
-class ClassifyImages:
+class ClassifyImages(SeeImages):
     """The step that adds what a model sees in the images of a partition.
 
     Attributes
@@ -60,15 +56,6 @@ class ClassifyImages:
     settings: str = "null"
     given_up: str | None = None
 
-    #: A row comes out for each that goes in.
-    keeps_rows = True
-    needs = frozenset({"rows", "pixels"})
-
-    @property
-    def label(self) -> str:
-        """The model's name."""
-        return str(self.spec)
-
     @property
     def kinds(self) -> dict[str, tuple[Any, ...]]:
         """What each column is: the likeliest class, its score, or the names of classes."""
@@ -80,16 +67,6 @@ class ClassifyImages:
     def types(self) -> dict[str, pa.DataType]:
         """Of the columns, without ``image_error``."""
         return {name: pa.string() if kind == (_LABEL,) else pa.float32() for name, kind in self.kinds.items()}
-
-    @property
-    def columns(self) -> dict[str, pa.DataType]:
-        """The classes, and why there are none."""
-        return {**self.types, ERROR_COLUMN: pa.string()}
-
-    @property
-    def column(self) -> str:
-        """The first of them, for all: they have their values, and lack them, together."""
-        return next(iter(self.kinds))
 
     @property
     def recipe(self) -> tuple[Any, ...]:
@@ -110,17 +87,6 @@ class ClassifyImages:
             for name, kind in self.kinds.items()
         }
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """For one of the columns, what makes all of them again."""
-        return {self.column: json.loads(self.settings)}
-
-    @property
-    def read_by(self) -> dict[str, str]:
-        """By column, what it is and how images are read."""
-        how = read_by(self.id_col, self.options)
-        return {name: f"{kind[0]} {CLASSES} {how}" for name, kind in self.kinds.items()}
-
     def describe(self) -> dict[str, dict[str, Any]]:
         """Load the model and say what it is; run on a worker, where the model then stays.
 
@@ -134,45 +100,9 @@ class ClassifyImages:
                 name: {**model.info, CHOSEN: chosen.get(name, kind[0])} for name, kind in self.kinds.items()
             }
 
-    def give_up(self, reason: str) -> ClassifyImages:
-        """The same, but no tar is opened and no model loaded: every row gets this reason."""
-        return replace(self, given_up=reason)
-
-    def reading(self, rows: Rows) -> Reading | None:
-        """How the images of these rows are read; None where nothing is to be opened."""
-        if self.given_up is not None or not len(rows) or self._known(rows) is not None:
-            return None
-        return Reading.of(self.id_col, self.options, self.storage_options)
-
-    @contextmanager
-    def begin(self, rows: Rows) -> Iterator[Work]:
-        """Have the model ready for the images of some rows."""
-        if self.reading(rows) is not None:
-            with ENCODERS.lease(self.spec, self.spec.build) as model:
-                yield _Classifying(self, rows, model)
-            return
-        known = None if self.given_up is not None else self._known(rows)
-        nothing = {name: pa.nulls(len(rows), kind) for name, kind in self.types.items()}
-        yield Known(self.made(*(known or (nothing, [self.given_up] * len(rows)))))
-
-    def made(self, values: dict[str, pa.Array], reasons: list[str | None]) -> Made:
-        """The columns of some rows, which all lack their values for one reason."""
-        return Made(values, {name: list(reasons) for name in self.kinds})
-
-    def _known(self, rows: Rows) -> tuple[dict[str, pa.Array], list[str | None]] | None:
-        return rows.known_columns(self.types, self.column)
-
-    def __call__(self, frame: Any) -> Any:
-        """The frame with the columns, its rows in the same order.
-
-        Raises
-        ------
-        ShardError
-            A shard cannot be read at all.
-        ImageError
-            An image cannot be used, and `on_error` is ``"raise"``.
-        """
-        return run_steps((self,), frame)
+    def work(self, rows: Rows, model: Classification) -> Work:
+        """Classify the images of some rows."""
+        return _Classifying(self, rows, model)
 
 
 class _Classifying(Work):

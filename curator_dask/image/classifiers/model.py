@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
-from typing import Any, TypedDict, Unpack
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
 
-from curator_dask.arguments import check_names, names_of
-from curator_dask.cluster.setup import OpenWorkers
-from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.decode.orientation import check_exif_column
-from curator_dask.decode.spec import ImageOptions
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
-from curator_dask.frames.parquet import read_record
-from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers.classifying import ClassifyImages
-from curator_dask.image.statistics.again import SeesImages, statistics_again
-from curator_dask.image.statistics.step import schema_ahead
+from curator_dask.image.classifiers.whole import ReadingOptions, WholeModel, check_model_name
 from curator_dask.models.auto_classifier import AutoClassifier
 from curator_dask.models.classes import ACTIVATIONS, check_classes, read_class_names
 from curator_dask.models.classification import ClassificationSpec, LogitsSpec, TimmLogits
@@ -28,33 +18,13 @@ from curator_dask.models.compiling import CompileSetting, check_compile
 from curator_dask.models.hub import is_transformers, names_folder
 from curator_dask.models.sources import Sources
 from curator_dask.models.timm import TimmSpec, absolute_name
-from curator_dask.outputs.retrying import retry
-from curator_dask.runs.lineage import trace
-from curator_dask.runs.step import SharingStep, how_read
-from curator_dask.runs.summary import SaveSummary
 from curator_dask.settings import absolute
 from curator_dask.storage import Options
-from curator_dask.webdataset.shards import ShardSet
 
 _PATHS = ("/", ".", "~")
 
 
-class ReadingOptions(TypedDict, total=False):
-    """How images are read, as `curator_dask.image.embedders.ImageEmbedder` has it."""
-
-    batch_size: int
-    num_threads_per_worker: int
-    use_index_files: bool
-    decoder: str
-    max_pixels: int
-    on_error: str
-    image_member: str | None
-    gray16: str
-    orientation: str
-    decode_scale: str
-
-
-class ClassificationModel:
+class ClassificationModel(WholeModel):
     """Adds the classes that a model sees in each image as columns, in the pass that embeds it, or by itself.
 
     The model is one with a classifier, fine-tuned for it: of NSFW images, watermarks, documents, ImageNet's classes,
@@ -101,6 +71,8 @@ class ClassificationModel:
         An argument has a value that it cannot have.
     """
 
+    named = "the classes other names (prefix='nsfw_', --prefix nsfw_)"
+
     def __init__(
         self,
         model_name: str | os.PathLike[str],
@@ -118,8 +90,7 @@ class ClassificationModel:
         compile: CompileSetting = "auto",
         **options: Unpack[ReadingOptions],
     ) -> None:
-        if not isinstance(model_name, str | os.PathLike) or not os.fspath(model_name):
-            raise ConfigError(f"model_name={model_name!r}: expected the name of a model")
+        check_model_name(model_name)
         if activation not in ACTIVATIONS:
             raise ConfigError(
                 f"activation={activation!r} (--activation): expected one of {', '.join(ACTIVATIONS)}"
@@ -145,10 +116,7 @@ class ClassificationModel:
         self.class_names = None if class_names is None else read_class_names(class_names)
         self.autocast = autocast
         self.compile = compile
-        names = (*names_of(ClassificationModel), *ReadingOptions.__annotations__)
-        check_names("ClassificationModel", options, names)
-        given: dict[str, Any] = dict(options)
-        self.options = ImageOptions(num_threads=given.pop("num_threads_per_worker", 4), **given)
+        self.options = self.reading(options)
         self._check_columns()
 
     @property
@@ -176,55 +144,6 @@ class ClassificationModel:
             )
         )
 
-    @property
-    def columns(self) -> list[str]:
-        """The new columns, without ``image_error``."""
-        return [*self.step("key", None).kinds]
-
-    def __call__(self, dataset: ImageTextPairDataset) -> ImageTextPairDataset:
-        """The dataset with the columns and ``image_error`` as its last; nothing is computed yet.
-
-        Raises
-        ------
-        ConfigError
-            The dataset has another column of one of these names.
-        """
-        check_exif_column(self.options.orientation, dataset.metadata.columns)
-        options = dataset.storage_options
-        parquet = (part.shard.parquet for part in trace(dataset.metadata).inputs or ())
-        self._refuse(dataset.metadata.columns, parquet, options)
-        return dataset.apply(self.step(dataset.id_col, options))
-
-    def check(self, found: ShardSet, id_col: str, storage_options: Options = None, **how: Any) -> None:
-        """See before there is a cluster that no column is lost; see `ImageStatistics.check`.
-
-        Parameters
-        ----------
-        found
-            The shards.
-        id_col, storage_options, **how
-            As there.
-
-        Raises
-        ------
-        ConfigError
-            The dataset has another column of one of these names.
-        """
-        schema = schema_ahead(found, id_col, storage_options=storage_options, **how)
-        if schema is not None:
-            self._refuse(schema.names, (shard.parquet for shard in found.shards), storage_options)
-
-    def _refuse(self, names: Collection[str], parquet: Iterable[str | None], options: Options) -> None:
-        path = next((path for path in parquet if path is not None), None)
-        record = None if path is None else read_record(path, options)
-        models = {} if record is None else record.models  # of an earlier run, and made anew
-        own = [name for name in self.columns if name in names and name not in models]
-        if own:
-            raise ConfigError(
-                f"the dataset has columns of its own named {own}, which would be lost: give the classes other names"
-                " (prefix='nsfw_', --prefix nsfw_)"
-            )
-
     def class_list(self) -> tuple[str, ...]:
         """The names of all classes, in their order: the model is loaded in this process for that."""
         model = ClassificationSpec(self._model(), (), self.activation, self.class_names).build()
@@ -233,54 +152,9 @@ class ClassificationModel:
         finally:
             model.close()
 
-    def settings(self) -> dict[str, Any] | None:
-        """JSON-able arguments that make it again, stored in its output; None if there are none such."""
-        own = {name: value for name, value in vars(self).items() if name != "options"}
-        reading = dict(vars(self.options))
-        reading["num_threads_per_worker"] = reading.pop("num_threads")
-        made = {"embedder": type(self).__name__, **own, **reading}
-        try:
-            json.dumps(made)
-        except TypeError:
-            return None
-        return made
-
     def sources(self) -> Sources | None:
         """The files that decide what it makes; None where they are not all here yet."""
         return Sources.of(self.model_name, self.model_dir, self.checkpoint_path, self.pretrained)
-
-    def retry(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        storage_options: Mapping[str, Any] | None = None,
-        shard_options: Mapping[str, Any] | None = None,
-        workers: OpenWorkers = nullcontext,
-    ) -> SaveSummary:
-        """Try the failed rows of an output again, and only these; see `ImageEmbedder.retry`.
-
-        Statistics and other models' classes of the same images are mended with them. Vectors are by their embedder's
-        own retry, which mends classes, too.
-
-        Parameters
-        ----------
-        path
-            What `save_metadata` wrote, with the same model.
-        storage_options, shard_options, workers
-            As for `ImageEmbedder.retry`.
-
-        Raises
-        ------
-        OutputError
-            There is nothing there that this model made.
-        """
-        of_shards = storage_options if shard_options is None else shard_options
-
-        def steps(records: Mapping[str, FileRecord], id_col: str, _: Sequence[str]) -> Sequence[SharingStep]:
-            step = self.step(id_col, of_shards)
-            return [step, *statistics_again(step, records), *classes_again(step, records)]
-
-        return retry(os.fspath(path), self.columns[0], steps, storage_options, of_shards, workers)
 
     def step(self, id_col: str, storage_options: Options = None) -> ClassifyImages:
         """What is done to the rows of a shard."""
@@ -334,42 +208,3 @@ class ClassificationModel:
             raise ConfigError(
                 f"the name of the column {(taken or twice)[0]!r} is not free: give another to classes, or a prefix"
             )
-
-    def __repr__(self) -> str:
-        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({settings})"
-
-
-def model_from(settings: Mapping[str, Any]) -> ClassificationModel | None:
-    """Make the model again that `ClassificationModel.settings` are of; None where they are of something else."""
-    arguments = dict(settings)
-    if arguments.pop("embedder", None) != ClassificationModel.__name__:
-        return None
-    return ClassificationModel(**arguments)
-
-
-def classes_again(step: SeesImages, records: Mapping[str, FileRecord]) -> list[ClassifyImages]:
-    """What classified the images of files, each once, to be done again with a step that embeds them.
-
-    What was read as that step's images were is read as it reads them now.
-
-    Parameters
-    ----------
-    step
-        Which is done again.
-    records
-        Of the files, by path.
-    """
-    found: dict[str, ClassifyImages] = {}
-    for record in records.values():
-        for column, settings in record.settings.items():
-            if column == step.column or not isinstance(settings, Mapping) or str(settings) in found:
-                continue
-            model = model_from(settings)
-            if model is None:
-                continue
-            made = model.step(step.id_col, step.storage_options)
-            if how_read(record.read_by.get(column, "")) == how_read(record.read_by.get(step.column, "")):
-                made = replace(made, options=replace(step.options, batch_size=made.options.batch_size))
-            found[str(settings)] = made
-    return [*found.values()]

@@ -8,8 +8,10 @@ from typing import Any
 
 from curator_dask.errors import CuratorError
 from curator_dask.frames.record import SETTINGS, FileRecord, inputs_of
+from curator_dask.image.captioning import CaptionModel
+from curator_dask.image.classifiers import ClassificationModel
 from curator_dask.image.classifiers.files import Scorer
-from curator_dask.image.classifiers.model import classes_again
+from curator_dask.image.classifiers.whole import models_again
 from curator_dask.image.embedders.partition import EmbedPartition
 from curator_dask.image.statistics.again import statistics_again
 from curator_dask.outputs.redoing import NOT_MADE
@@ -23,7 +25,7 @@ logger = logging.getLogger("curator_dask")
 def steps_again(
     step: EmbedPartition, given: Sequence[Scorer], records: Mapping[str, FileRecord], options: Options
 ) -> list[SharingStep]:
-    """The step that embeds, and those of statistics, classes and scores of files, as far as records say what made them.
+    """The step that embeds, and those of what else was made of the images, as far as records say what made it.
 
     Parameters
     ----------
@@ -36,7 +38,8 @@ def steps_again(
     options
         For fsspec, of the files.
     """
-    made: list[SharingStep] = [step, *statistics_again(step, records), *classes_again(step, records)]
+    seen = models_again(step, records, [ClassificationModel, CaptionModel])
+    made: list[SharingStep] = [step, *statistics_again(step, records), *seen]
     made += [each.of_files(records, options) for each in given]
     for column, said in _scores(step.column, records):
         if any(column in each.columns for each in made):

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from curator_dask.errors import ConfigError, OutputError
-from curator_dask.image.classifiers.model import ClassificationModel, model_from
+from curator_dask.image.captioning import CaptionModel
+from curator_dask.image.classifiers import ClassificationModel
+from curator_dask.image.classifiers.whole import WholeModel
 from curator_dask.image.embedders.base import ImageEmbedder
 from curator_dask.image.embedders.clip import ClipImageEmbedder
 from curator_dask.image.embedders.timm import TimmImageEmbedder
@@ -64,9 +66,9 @@ def make_embedder(
     return TimmImageEmbedder(model, **timms, **arguments)
 
 
-def made_again(settings: Mapping[str, Any]) -> ImageEmbedder | ClassificationModel:
-    """Make the embedder again that an output says made it, or what classified its images; see `from_settings`."""
-    return model_from(settings) or from_settings(settings)
+def made_again(settings: Mapping[str, Any]) -> ImageEmbedder | WholeModel:
+    """Make the embedder again that an output says made it, or what else saw its images; see `from_settings`."""
+    return ClassificationModel.of(settings) or CaptionModel.of(settings) or from_settings(settings)
 
 
 def from_settings(settings: Mapping[str, Any]) -> ImageEmbedder:

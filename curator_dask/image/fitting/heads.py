@@ -21,7 +21,7 @@ from curator_dask.image.fitting.figures import doubtful, figures_of, lines_of
 from curator_dask.image.fitting.labels import Labels, labels_of
 from curator_dask.image.fitting.regression import fit, sigmoid
 from curator_dask.image.fitting.rows import Labelled, labelled_rows
-from curator_dask.models.heads import PROBABILITY, SAID, VECTORS, entry_of
+from curator_dask.models.heads import PROBABILITY, SAID, VECTORS, entry_of, read_tensors
 from curator_dask.outputs.nearest import Hit
 from curator_dask.outputs.placing import put
 from curator_dask.storage import Options
@@ -114,12 +114,19 @@ class FittedHead:
         )
 
     def is_in(self, path: str | os.PathLike[str]) -> bool:
-        """Whether a file has the head of the same vectors, labels and settings.
+        """Whether a file has the head of the same vectors, labels and settings, and is not damaged.
 
         Its weights may differ in their last digits: they were found with another number of threads, or elsewhere.
         """
-        said = fitted_to(path)
-        return said is not None and said == self.digest
+        if fitted_to(path) != self.digest:
+            return False
+        found = {name: tensor.numpy() for name, tensor in read_tensors(os.fspath(path)).items()}
+        own = {"weight": self.weight, "bias": self.bias}
+        return found.keys() == own.keys() and all(
+            found[name].shape == values.shape
+            and np.allclose(found[name], values, rtol=1e-2, atol=1e-3 * np.abs(self.weight).max())
+            for name, values in own.items()
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as ``.safetensors``, whole or not at all: `HeadClassifier` and ``score --head`` take it.

@@ -55,7 +55,14 @@ def fit(vectors: np.ndarray, wanted: np.ndarray, kinds: bool, seed: int) -> Fit:
     seed
         Of how rows are cut into parts.
     """
-    parts = _parts(wanted, kinds, seed)
+    from threadpoolctl import threadpool_limits
+
+    # An iteration is a few products of microseconds: threads of BLAS would spend ten times that on waiting, awake.
+    with threadpool_limits(1):
+        return _fit(vectors, wanted, kinds, _parts(wanted, kinds, seed))
+
+
+def _fit(vectors: np.ndarray, wanted: np.ndarray, kinds: bool, parts: np.ndarray) -> Fit:
     model, loss = (_logistic, _log_loss) if kinds else (_ridge, _squared)
     best, freedom, unseen = np.inf, FREEDOMS[0], np.zeros(len(wanted))
     for each in FREEDOMS:
