@@ -138,10 +138,8 @@ def open_parquet(path: str, options: Options = None, *, stream: int = 0) -> pq.P
 
     Parameters
     ----------
-    path, options
-        Of the file, for fsspec.
-    stream
-        Bytes of a column that are read at a time; 0: all that a row group has of it.
+    path, options, stream
+        Of the file; for fsspec; bytes of a column that are read at a time, 0: all that a row group has of it.
 
     Raises
     ------
