@@ -1,4 +1,4 @@
-"""What `curator_dask.curation` has written: its summary.
+"""What `curator_dask.curation` has chosen and written: a note beside its folders, and its summary.
 
 Beside the folders a note says by what choice of rows the tars were made, so that another one is refused before anything
 is replaced.
