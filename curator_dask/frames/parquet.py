@@ -133,8 +133,13 @@ def list_parquet(folder: str, options: Options = None) -> frozenset[str]:
         ) from error
 
 
-def open_parquet(path: str, options: Options = None) -> pq.ParquetFile:
+def open_parquet(path: str, options: Options = None, *, stream: int = 0) -> pq.ParquetFile:
     """A Parquet file on this machine or in a store; close it, or use it as a context manager.
+
+    Parameters
+    ----------
+    path, options, stream
+        Of the file; for fsspec; bytes of a column that are read at a time, 0: all that a row group has of it.
 
     Raises
     ------
@@ -145,9 +150,10 @@ def open_parquet(path: str, options: Options = None) -> pq.ParquetFile:
     if is_remote(path):
         file = RemoteFile(path, options)
         # The tail of a file and its columns are a few requests; small reads in between are answered from memory.
-        return pq.ParquetFile(pa.PythonFile(io.BufferedReader(file, _BUFFER), "r"), pre_buffer=True)
+        source = pa.PythonFile(io.BufferedReader(file, _BUFFER), "r")
+        return pq.ParquetFile(source, pre_buffer=not stream, buffer_size=stream)
     check_regular(local_path(path))
-    return pq.ParquetFile(local_path(path))
+    return pq.ParquetFile(local_path(path), buffer_size=stream)
 
 
 def write_table(
@@ -335,14 +341,15 @@ def known_record(state: Hashable | None, find: Callable[[], FileRecord | None]) 
     return find() if state is None else _RECORDS.get(state, find)
 
 
-_TEMPORARY = re.compile(r"^\..+\.(?:parquet|tar|idx|json|md)\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
+#: A file that a process is writing, or was.
+TEMPORARY = re.compile(r"^\..+\.(?:parquet|tar|idx|json|md)\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
 
 
 def remove_leftovers(folder: str) -> int:
     """Remove temporary files of processes of this machine that are gone; returns how many."""
     removed = 0
     for path in Path(folder).rglob(".*.tmp"):
-        match = _TEMPORARY.match(path.name)
+        match = TEMPORARY.match(path.name)
         if match and match["host"] == socket.gethostname() and not _alive(int(match["pid"])):
             # A folder that cannot be changed is for the writing that follows to complain about.
             with contextlib.suppress(OSError):
