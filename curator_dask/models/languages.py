@@ -149,7 +149,7 @@ def _file(path: str | None) -> str:
 def _is_whole(path: str) -> bool:
     """Whether a file is a model of fastText's, and has all that it says it has."""
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _end(data) <= len(data)
     except (IndexError, ValueError, struct.error):
         return False

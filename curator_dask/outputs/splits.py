@@ -129,7 +129,7 @@ class Splits:
         for name, size in self.wanted.items():
             if not isinstance(name, str) or not _NAME.fullmatch(name) or name.lower() == "all":
                 raise ConfigError(
-                    f"splits: {name!r}: expected a name of letters, digits and _, 100 at the most, which becomes a folder"
+                    f"splits: {name!r}: expected a name of letters, digits and _, 100 at most, which becomes a folder"
                     " (Hugging Face's datasets keep 'all' to themselves)"
                 )
             if name.lower() == REST:
