@@ -279,7 +279,7 @@ def test_models_are_known_by_their_content(folder, tmp_path, in_this_process):
     assert read_record(str(out / "00000.parquet")).scores["text_language"]["by"]["model"] == "other.ftz"
     for wrong in (b"<!DOCTYPE html>", *(LID.read_bytes()[:size] for size in (0, 8, 1000, 300_000, 930_000))):
         other.write_bytes(wrong)  # fastText would read on for ever, or make up what is missing
-        with pytest.raises(WeightsError, match="expected a fastText model.*cut short"):
+        with pytest.raises(WeightsError, match=r"expected a fastText model.*cut short"):
             LanguageSpec.of(other).build()
     with pytest.raises(WeightsError, match="cannot be read here"):
         TextStatistics(names, language_model=tmp_path / "none.bin")(dataset_of(folder))
