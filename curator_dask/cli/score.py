@@ -21,6 +21,7 @@ from curator_dask.cli.options import (
     TextPrefix,
     TextStatisticsOption,
     Workers,
+    check_language_model,
     json_object,
     names_in,
     summary_to,
@@ -131,6 +132,7 @@ def score(
     files, folders = _pairs(head, "--head", "FILE"), _pairs(near, "--near", "FOLDER")
     centroids = _pairs(cluster_number, "--cluster-number", "FILE")
     names = names_in(text_statistics, "--text-statistics")
+    check_language_model(language_model, names)
     if not (aesthetic or nsfw or files or folders or centroids or clip_score or names or same_captions):
         raise typer.BadParameter(
             "give a head, --aesthetic, --nsfw, --head, --near, --cluster-number or --clip-score, or"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from curator_dask import backend
 from curator_dask.cluster.setup import OpenWorkers, at_work
-from curator_dask.errors import OutputError, ShardError
+from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.frames.columns import list_to_matrix, vectors_in, vectors_to_list
 from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
@@ -139,7 +139,7 @@ class AddToFile:
         found: dict[str, Any] = {}
         errors = errors_of(table)
         if steps:  # else a worker died after it had written the file
-            with noticing() as noticed:
+            with noticing() as noticed, _naming(path):
                 before, table = table, _with_columns(table, record, steps, name)
             table, record, not_made = without_stale(before, table, record, steps)
             found = summed(noticed.on(_urls(table)), not_made)
@@ -164,6 +164,15 @@ class AddToFile:
             )
             write_table(join(self.target.folder, name), table, kept, self.target.options)
         return report_frame({**report_since(shown, table, id_col, errors, record.scores), "remarks": found})
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Say which file has columns of types that do not fit: those of others may."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def add_columns(
