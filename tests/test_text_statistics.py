@@ -277,8 +277,8 @@ def test_models_are_known_by_their_content(folder, tmp_path, in_this_process):
         score_output(out, [TextStatistics(names, language_model=other)])
     assert score_output(out, [TextStatistics(names, language_model=other)], overwrite=True).written == 2
     assert read_record(str(out / "00000.parquet")).scores["text_language"]["by"]["model"] == "other.ftz"
-    for wrong in (b"<!DOCTYPE html>", *(LID.read_bytes()[:size] for size in (0, 8, 1000, 300_000, 930_000))):
-        other.write_bytes(wrong)  # fastText would read on for ever, or make up what is missing
+    for wrong in (b"<!DOCTYPE html>", b"", LID.read_bytes()[:930_000]):
+        other.write_bytes(wrong)  # of the last fastText would make up what is missing
         with pytest.raises(WeightsError, match=r"expected a fastText model.*cut short"):
             LanguageSpec.of(other).build()
     with pytest.raises(WeightsError, match="cannot be read here"):

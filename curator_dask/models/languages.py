@@ -94,9 +94,7 @@ class LanguageModel:
     def __init__(self, path: str) -> None:
         import fasttext
 
-        if not _is_whole(
-            path
-        ):  # fastText reads on at its end, till no memory is left, or makes up what is missing
+        if not _is_whole(path):  # fastText does not look
             raise WeightsError(
                 f"{path}: expected a fastText model that says languages, such as lid.176.bin: the file is none, or is"
                 " cut short: fetch it anew"
