@@ -6,7 +6,7 @@ They name the columns ``caption``, ``width``, ``height`` (`ImageStatistics`), ``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 #: Gadre et al. 2023, "DataComp", basic filtering, without its choice of English captions: more than two words and five
 #: characters; the shorter side is at least 200 pixels, and the longer at most three times as long.
@@ -31,3 +31,10 @@ PRESETS: Mapping[str, str] = {
     "datacomp-basic-english": DATACOMP_BASIC_ENGLISH,
     "laion-b32": LAION_B32,
 }
+
+
+def all_of(conditions: Sequence[str]) -> str | None:
+    """A condition that holds where all of these do; a single one as it is, and None of none."""
+    if len(conditions) < 2:
+        return next(iter(conditions), None)
+    return " AND ".join(f"({each}\n)" for each in conditions)  # a comment ends with its line

@@ -56,6 +56,8 @@ logger = logging.getLogger("curator_dask")
 #: In what a record says of a column: the state of the file that it was made of, where it stands in another.
 MADE_OF = "made_of"
 
+_DIGITS = 12  # of a SHA-256, that an error gives
+
 #: Given a file's name, what it is done within.
 Around = Callable[[str], AbstractContextManager[Any]]
 
@@ -186,6 +188,7 @@ def add_columns(
     workers: OpenWorkers = nullcontext,
     summary: SaveSummary | None = None,
     around: Around = nullcontext,
+    look: Callable[[Sequence[str]], object] = lambda _: None,
 ) -> SaveSummary:
     """Add columns that steps make of those that are there to the files of an output.
 
@@ -207,6 +210,8 @@ def add_columns(
         In which counts and times are put; None: one is made.
     around
         Given a file's name, what it is done within, on a worker.
+    look
+        Given the paths of the files that have all columns in the end, before the summary is told.
 
     Returns
     -------
@@ -253,6 +258,8 @@ def add_columns(
                 summary.startup_seconds = time.monotonic() - started
                 targets = [Target.of_file(target.folder, name) for name in todo]
                 run_targets(file_tasks(add, todo, "add-columns", client, fit), client, targets, summary)
+        done = [name for name in names if name.removesuffix(".parquet") not in summary.failed_shards]
+        look([join(target.folder, name) for name in done])
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary
@@ -294,13 +301,15 @@ def _check_free(
             continue
         do = "Give the column another name" if table is None else "Choose others (--columns, --mark)"
         do = "Put something before the names (prefix, --prefix)" if BALANCE in said else do
-        do = "Put something else before the name (prefix, --text-prefix)" if _is_of_texts(said) else do
+        if _is_of_texts(said):
+            do = "Put something else before the name (prefix='new_', --text-prefix new_)"
         hint = f"{do}, or use overwrite=True (--overwrite)"
         if before is None:
             kind = "is no score of a head" if table is None else "was not joined from a table"
+            kind = "is no statistic of captions" if _is_of_texts(said) else kind
             raise OutputError(f"{read}: has a column {name!r} that {kind}. {hint} to replace it")
         if before.get("recipe") != said["recipe"]:
-            new = table or said["head"]
+            new = table or (_statistic(said) if _is_of_texts(said) else said["head"])
             raise OutputError(
                 f"{read}: has a column {name!r} {_made_by(before)}, this run has {new}. {hint} to replace it"
             )
@@ -319,12 +328,23 @@ def _is_of_texts(said: Mapping[str, Any]) -> bool:
 
 
 def _may_change(before: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
-    """Whether columns come from where they came from before: a table may have changed, or how a dataset is balanced."""
-    return any(kind in said and before.get(kind) == said[kind] for kind in (TABLE, BALANCE))
+    """Whether columns come from where they came from before: a table may have changed, or counts of captions."""
+    if TABLE in said:
+        return bool(before.get(TABLE) == said[TABLE])
+    return BALANCE in said and all(before.get(kind) == said[kind] for kind in (BALANCE, TEXTS))
 
 
 def _made_by(said: Mapping[str, Any]) -> str:
-    return f"of the table {said[TABLE]}" if TABLE in said else f"by the head {said.get('head')}"
+    if TABLE in said:
+        return f"of the table {said[TABLE]}"
+    return f"of the statistic {_statistic(said)}" if _is_of_texts(said) else f"by the head {said.get('head')}"
+
+
+def _statistic(said: Mapping[str, Any]) -> str:
+    """What was measured of captions, by all in which two of one name may differ."""
+    digest = said["by"].get("sha256", "") if isinstance(said.get("by"), Mapping) else ""
+    model = f", SHA-256 {digest[:_DIGITS]}…" if digest else ""
+    return f"{said.get('head')} in {said.get(TEXTS)!r}{model}"
 
 
 def _made_of(record: FileRecord | None) -> Any:
