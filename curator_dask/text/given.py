@@ -28,7 +28,7 @@ def text_statistics_of(given: Any) -> list[TextStatistics]:
         return []
     if all(isinstance(each, Mapping) for each in every):
         found = [make_of("text_statistics", TextStatistics, each) for each in every]
-    elif all(isinstance(each, str) for each in every):
+    elif not isinstance(given, str) and all(isinstance(each, str) for each in every):
         found = [TextStatistics(every)]
     else:
         raise ConfigError(
