@@ -29,7 +29,7 @@ from curator_dask.image.embedders.making import make_embedder
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.filtering import ALL
-from curator_dask.presets import PRESETS, all_of
+from curator_dask.presets import asked_for
 from curator_dask.rows.best import check_best
 from curator_dask.rows.capped import check_cap
 from curator_dask.storage import absolute, is_remote, looked_for
@@ -242,22 +242,14 @@ class Recipe:
     @property
     def condition(self) -> str:
         """Which rows pass."""
-        good = f'"{ERROR_COLUMN}" IS NULL'
-        asked = self.asked()
+        good, asked = f'"{ERROR_COLUMN}" IS NULL', self.asked()
         if not self.opens_images:
             return asked or ALL
         return good if asked is None else f"{good} AND ({asked})"
 
     def asked(self) -> str | None:
         """Which rows are wanted of those whose image can be used, if not all are."""
-        names = [self.preset] if isinstance(self.preset, str) else self.preset
-        if not isinstance(names, list | tuple) or not all(
-            isinstance(each, str) and each in PRESETS for each in names
-        ):
-            raise ConfigError(
-                f"preset={self.preset!r}: expected one of {', '.join(PRESETS)}, or a list of some"
-            )
-        return all_of([*(PRESETS[name] for name in names), *([] if self.where is None else [self.where])])
+        return asked_for(self.preset, self.where)
 
     def best(self) -> tuple[str, float] | None:
         """The column by which rows are best, and how many of them are kept."""

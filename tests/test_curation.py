@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import tarfile
+from dataclasses import fields
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -405,3 +407,14 @@ def test_a_reference_in_a_store_is_looked_at_each_time(tmp_path):
     near = {"like": str(tmp_path)}
     assert Recipe(model="test_vit", near=near).sources() is not None
     assert Recipe(model="test_vit", near={**near, "other": "memory://wanted"}).sources() is None
+
+
+def test_its_help_names_all_that_a_recipe_takes():
+    said = CliRunner().invoke(app, ["curate", "--help"], env={"COLUMNS": "300"}).stdout
+    (_, told) = said.split("What is done:")
+    assert {each.name for each in fields(Recipe)} <= {
+        *re.findall(r"\w+", told.partition("duplicates, export.")[0])
+    } | {
+        "duplicates",
+        "export",
+    }

@@ -31,10 +31,11 @@ from curator_dask.frames.parquet import (
     whole_footers,
     write_table,
 )
-from curator_dask.frames.record import BALANCE, LACKING, ON, TABLE, TEXTS, FileRecord, inputs_of
+from curator_dask.frames.record import LACKING, TEXTS, FileRecord, inputs_of
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.failed import none_there, output_files, tell_others
 from curator_dask.outputs.placing import locate
+from curator_dask.outputs.replacing import check_column
 from curator_dask.outputs.saving import check_not_inside, opened
 from curator_dask.outputs.stale import without_stale
 from curator_dask.outputs.writing import Output
@@ -55,8 +56,6 @@ logger = logging.getLogger("curator_dask")
 
 #: In what a record says of a column: the state of the file that it was made of, where it stands in another.
 MADE_OF = "made_of"
-
-_DIGITS = 12  # of a SHA-256, that an error gives
 
 #: Given a file's name, what it is done within.
 Around = Callable[[str], AbstractContextManager[Any]]
@@ -294,25 +293,8 @@ def _check_free(
     read: str, footer: Footer, lacking: Sequence[AddedStep], source: str, written: str, target: Output
 ) -> None:
     """Raise OutputError where columns, or a file, would be replaced."""
-    record = footer.record or FileRecord("")
     for name, said in (pair for step in lacking for pair in step.scores.items()):
-        before, table = record.scores.get(name), said.get(TABLE)
-        if name not in footer.columns or (before and _may_change(before, said)):
-            continue
-        do = "Give the column another name" if table is None else "Choose others (--columns, --mark)"
-        do = "Put something before the names (prefix, --prefix)" if BALANCE in said else do
-        if _is_of_texts(said):
-            do = "Put something else before the name (prefix='new_', --text-prefix new_)"
-        hint = f"{do}, or use overwrite=True (--overwrite)"
-        if before is None:
-            kind = "is no score of a head" if table is None else "was not joined from a table"
-            kind = "is no statistic of captions" if _is_of_texts(said) else kind
-            raise OutputError(f"{read}: has a column {name!r} that {kind}. {hint} to replace it")
-        if before.get("recipe") != said["recipe"]:
-            new = table or (_statistic(said) if _is_of_texts(said) else said["head"])
-            raise OutputError(
-                f"{read}: has a column {name!r} {_made_by(before)}, this run has {new}. {hint} to replace it"
-            )
+        check_column(read, footer, name, said)
     if read == source != written:
         there = read_footer(written, target.options)
         if there.fault or (there.columns and _made_of(there.record) is None):
@@ -320,31 +302,6 @@ def _check_free(
                 f"{written}: would be replaced, and {there.fault or 'was not made by adding columns'}. Write to another"
                 " path, or use overwrite=True (--overwrite)"
             )
-
-
-def _is_of_texts(said: Mapping[str, Any]) -> bool:
-    """Whether a column is made of captions alone, and of no vectors or keys."""
-    return TEXTS in said and not {"vectors", ON} & {*said}
-
-
-def _may_change(before: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
-    """Whether columns come from where they came from before: a table may have changed, or counts of captions."""
-    if TABLE in said:
-        return bool(before.get(TABLE) == said[TABLE])
-    return BALANCE in said and all(before.get(kind) == said[kind] for kind in (BALANCE, TEXTS))
-
-
-def _made_by(said: Mapping[str, Any]) -> str:
-    if TABLE in said:
-        return f"of the table {said[TABLE]}"
-    return f"of the statistic {_statistic(said)}" if _is_of_texts(said) else f"by the head {said.get('head')}"
-
-
-def _statistic(said: Mapping[str, Any]) -> str:
-    """What was measured of captions, by all in which two of one name may differ."""
-    digest = said["by"].get("sha256", "") if isinstance(said.get("by"), Mapping) else ""
-    model = f", SHA-256 {digest[:_DIGITS]}…" if digest else ""
-    return f"{said.get('head')} in {said.get(TEXTS)!r}{model}"
 
 
 def _made_of(record: FileRecord | None) -> Any:
