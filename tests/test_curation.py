@@ -252,7 +252,7 @@ def test_a_recipe_that_cannot_be(tmp_path, text, message):
     ("text", "message"),
     [
         ("near: {like: FOLDER/nowhere}", "nowhere: no Parquet file is there, nor such a folder"),
-        ("near: {like: FOLDER}", "no Parquet file is there, but recipe.yaml"),
+        ("near: {like: FOLDER}", "no Parquet file is there, but labels.csv, recipe.yaml"),
         ("join: [{table: FOLDER/no.csv}]", "no.csv: there is no such file"),
         ("join: [{table: FOLDER/labels.csv, on: key=id}]", "expected a column 'id' to find rows by"),
         (
