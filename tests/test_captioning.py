@@ -148,7 +148,7 @@ def test_captions_are_transformers_own(photographs, tmp_path, kind):
     for prompt in PROMPTS[kind]:
         expected = transformers_own(model, kind, prompt, images.values())
         assert len({*expected}) > 3  # a row that got another's would show
-        for size, decoder in ((5, "dali"), (1, "pillow"))[: 1 if prompt is None and len(PROMPTS[kind]) > 1 else 2]:
+        for size, decoder in ((5, "dali"), (1, "pillow"))[: 2 if kind in ("llava", "qwen2-vl") else 1]:
             found = captioned(folder, model, prompt=prompt, batch_size=size, decoder=decoder)
             told = [found[key]["generated_caption"] for key in images]
             assert told == [text or None for text in expected], (prompt, size)
@@ -162,7 +162,7 @@ def test_captions_are_transformers_own(photographs, tmp_path, kind):
 def test_where_a_caption_is_cut(photographs, llava, tmp_path, capfd):
     folder, images = photographs
     keys, cut = [*images], {}
-    for most in (3, 8, 24):
+    for most in (3, 24):
         found = captioned(folder, llava, prompt=ASKED, max_new_tokens=most)
         longer = transformers_own(llava, "llava", ASKED, images.values(), most + 1)
         for key, text in zip(keys, longer, strict=True):
@@ -181,7 +181,8 @@ def test_where_a_caption_is_cut(photographs, llava, tmp_path, capfd):
     assert [row["generated_caption"] for row in found.values() if row["generated_caption_cut"]] == [
         shorter[key]["generated_caption"] for key, row in found.items() if row["generated_caption_cut"]
     ]
-    assert sum(row["generated_caption_cut"] for row in found.values()) >= cut[8] > 0
+    cuts = [[row["generated_caption_cut"] for row in rows.values()] for rows in (found, shorter)]
+    assert cuts[0] == cuts[1] and len({*cuts[0]}) == 2
     assert not [line for line in capfd.readouterr().err.splitlines() if "transformers" in line]
 
 
@@ -435,6 +436,8 @@ def test_added_to_an_output_and_another_prompt(data, llava, tmp_path):
     ):
         with pytest.raises(OutputError, match=f"column 'generated_caption' {message}"):
             writes(llava, **other)(dataset).save_metadata(out)
+    with pytest.raises(OutputError, match="column 'generated_caption_cut' is another of this model's columns"):
+        writes(llava, column="generated_caption_cut")(dataset).save_metadata(out)
     second = writes(llava, prompt="of a photo", column="second")
     assert second(dataset).save_metadata(out).written == 3
     both = read_output(out)
