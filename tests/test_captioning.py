@@ -235,7 +235,9 @@ def test_what_a_generation_config_says_of_other_things(llava, photographs, tmp_p
     path.write_text(json.dumps(stated | odd))
     found = CaptionSpec(str(model), **options).build()
     assert found(images, 3) == plain(images, 3) and found.info["generation"] == plain.info["generation"]
-    path.write_text(json.dumps(stated | {"watermarking_config": {"bias": 2.5}}))  # which has a class of its own
+    path.write_text(
+        json.dumps(stated | {"watermarking_config": {"bias": 2.5}})
+    )  # which has a class of its own
     other = CaptionSpec(str(model), **options).build()
     assert other.info["generation"] != plain.info["generation"]
 
@@ -436,7 +438,9 @@ def test_added_to_an_output_and_another_prompt(data, llava, tmp_path):
     ):
         with pytest.raises(OutputError, match=f"column 'generated_caption' {message}"):
             writes(llava, **other)(dataset).save_metadata(out)
-    with pytest.raises(OutputError, match="column 'generated_caption_cut' is another of this model's columns"):
+    with pytest.raises(
+        OutputError, match="column 'generated_caption_cut' is another of this model's columns"
+    ):
         writes(llava, column="generated_caption_cut")(dataset).save_metadata(out)
     second = writes(llava, prompt="of a photo", column="second")
     assert second(dataset).save_metadata(out).written == 3

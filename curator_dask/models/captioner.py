@@ -136,6 +136,7 @@ class Captioner:
             _, group = waiting.popitem()
             while group:
                 some = group[: min(size, self._limit or size)]
+                texts: list[Caption] | None
                 try:
                     texts = self._write([each for _, each in some])
                 except Exception as error:
