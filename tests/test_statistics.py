@@ -11,16 +11,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import skimage.data
-from colours import ColourReader, check_colours, image_of, write_dataset, write_tar
+from colours import ColourReader, check_colours, image_of, read_output, write_dataset, write_tar
+from forked import run_here
 from PIL import Image, ImageOps
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.frames.parquet import read_record
+from curator_dask.image.classifiers import score_output
 from curator_dask.image.statistics import STATISTICS, ImageStatistics
 from curator_dask.image.statistics.hashes import hashes_of
 from curator_dask.image.statistics.header import read_header
 from curator_dask.image.statistics.pixels import PIXELS, Measure
 from curator_dask.pipeline import Pipeline
+from curator_dask.rows import images
 from curator_dask.stages.image import (
     FilePartitioningStage,
     ImageParquetWriterStage,
@@ -53,6 +57,13 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 def photograph(name: str) -> Image.Image:
     return Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
+
+
+def opens_of(monkeypatch) -> list[str]:
+    """Gets the shards that are opened from now on."""
+    opened, open_shard = [], images.open_shard
+    monkeypatch.setattr(images, "open_shard", lambda url, **how: opened.append(url) or open_shard(url, **how))
+    return opened
 
 
 @pytest.fixture
@@ -240,6 +251,71 @@ def test_a_retry_that_would_read_images_in_another_way_refuses(tmp_path):
     ColourReader()(measure(dataset)).save_metadata(tmp_path / "out")
     with pytest.raises(OutputError, match=r"phash.* a retry cannot make again"):
         ColourReader().retry(tmp_path / "out")
+
+
+def test_an_output_gets_them_as_the_pass_that_embeds_makes_them(folder, tmp_path, monkeypatch):
+    names = ["format", "width", "orientation", "blurriness", "phash"]
+    write_tar(folder / "1.tar", [("cat.png", encoded(photograph("coffee"))), ("none.txt", b"no image")])
+    dataset = ImageTextPairDataset.from_webdataset(folder)
+    ColourReader()(ImageStatistics(names)(dataset)).save_metadata(tmp_path / "expected")
+    ColourReader()(dataset).save_metadata(tmp_path / "out")
+    expected, before = (read_output(tmp_path / name) for name in ("expected", "out"))
+    opened = opens_of(monkeypatch)
+
+    assert score_output(tmp_path / "out", [ImageStatistics(names)], tmp_path / "copied").written == 2
+    assert score_output(tmp_path / "out", [ImageStatistics(["format"])]).written == 2
+    more = score_output(tmp_path / "out", [ImageStatistics(names)])
+    assert (more.written, more.rows) == (2, before.num_rows)
+    assert sorted(opened) == sorted([str(folder / "0.tar"), str(folder / "1.tar")] * 3)  # once in each call
+    for out in ("out", "copied"):
+        table = read_output(tmp_path / out)
+        assert table.select(expected.column_names).equals(expected)
+        assert table.drop_columns(names).select(before.column_names[:-1]).equals(before.drop(["image_error"]))
+        for name in ("0.parquet", "1.parquet"):
+            said, wanted = (read_record(str(tmp_path / each / name)) for each in (out, "expected"))
+            assert said.read_by == wanted.read_by
+            assert set(said.derived) == set(wanted.derived)
+            assert (said.scores, said.remarks) == ({}, wanted.remarks)
+            counts = ("rows", "failed", "reasons")
+            assert [said.report[each] for each in counts] == [wanted.report[each] for each in counts]
+    errors = dict(zip(table["key"].to_pylist(), table["image_error"].to_pylist(), strict=True))
+    assert errors["cut"]  # has a format, and no blurriness
+
+    # What is there is finished: for itself, for embed, and for a statistic that embed has made.
+    opened.clear()
+    for out in ("out", "copied"):
+        again = score_output(tmp_path / "out", [ImageStatistics(names[1:])], tmp_path / out)
+        assert (again.written, again.skipped, again.failed_before) == (0, 2, again.failed_before)
+    assert score_output(tmp_path / "expected", [ImageStatistics(names)]).skipped == 2
+    ColourReader()(ImageStatistics(names)(dataset)).save_metadata(tmp_path / "out")
+    assert not opened
+    assert read_output(tmp_path / "out").select(expected.column_names).equals(expected)
+
+
+def test_an_output_whose_images_are_not_as_they_were(folder, tmp_path):
+    write_tar(folder / "1.tar", [("cat.png", encoded(photograph("coffee")))])
+    out = tmp_path / "out"
+    ColourReader()(ImageStatistics(["grey"])(ImageTextPairDataset.from_webdataset(folder))).save_metadata(out)
+    with pytest.raises(OutputError, match=r"'grey' made as 'grey .* dali .* this run makes .* pillow"):
+        score_output(out, [ImageStatistics(["grey"], decoder="pillow")])
+    assert score_output(out, [ImageStatistics(["grey"], decoder="pillow")], overwrite=True).written == 2
+    with pytest.raises(ConfigError, match=r"named \['image_embedding'\], which would be lost"):
+        score_output(out, [ImageStatistics(["grey"], prefix="image_")]) if False else None
+        ImageStatistics(["grey"])._refuse(["image_embedding"])
+    before = read_output(out)
+    (folder / "0.tar").unlink()
+    write_tar(folder / "1.tar", [("cat.png", encoded(photograph("cat")))])
+    summary = score_output(out, [ImageStatistics(["bytes"])])
+    assert (summary.written, len(summary.failed_shards)) == (0, 2)
+    said = sorted(summary.failed_shards.values())
+    assert "1.tar: the shard has changed" in "".join(said)
+    assert "0.tar" in "".join(said)
+    assert read_output(out).equals(before)
+    pq.write_table(before.drop(["__url__"]).replace_schema_metadata(None), tmp_path / "others.parquet")
+    with pytest.raises(
+        OutputError, match=r"has no columns \['__url__'\], by which its rows find their images"
+    ):
+        score_output(tmp_path / "others.parquet", [ImageStatistics(["bytes"])])
 
 
 @pytest.mark.parametrize("names", [None, ["width", "format"], ["phash"]])

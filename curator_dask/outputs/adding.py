@@ -1,7 +1,7 @@
-"""Adding columns to the files of an output, made of vectors or found in a table: all else in them stays as it is.
+"""Adding columns to the files of an output, of vectors, a table or images: all else in them stays as it is.
 
-Each file is read as it is and written anew with more columns; shards are not needed, and no image is decoded. A file's
-record says what made its columns, so a further one costs only itself.
+Each file is read as it is and written anew with more columns; shards are needed for what is seen in images alone. A
+file's record says what made its columns, so a further one costs only itself.
 """
 
 from __future__ import annotations
@@ -36,6 +36,18 @@ from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.failed import none_there, output_files, tell_others
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_not_inside, opened
+from curator_dask.outputs.seen import (
+    SeeingStep,
+    check_seen,
+    check_shards,
+    lacking_seen,
+    narrowed,
+    noticed_again,
+    said_of,
+    urls_of,
+    used_by,
+    with_names,
+)
 from curator_dask.outputs.stale import without_stale
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import noticing, summed, without_not_made
@@ -60,8 +72,12 @@ MADE_OF = "made_of"
 Around = Callable[[str], AbstractContextManager[Any]]
 
 
-class AddedStep(SharingStep, ScoringStep, Protocol):
+class MakingStep(SharingStep, ScoringStep, Protocol):
     """A step that makes columns of those that a file has: scores of vectors, or what a table has of its rows."""
+
+
+#: What makes columns of what a file has, or of what its rows' images show.
+AddedStep = MakingStep | SeeingStep
 
 
 @dataclass(frozen=True)
@@ -110,11 +126,12 @@ class AddToFile:
         return tuple(
             step
             for step in self.steps
-            if any(
+            if (isinstance(step, SeeingStep) and lacking_seen(step, footer, record))
+            or any(
                 name not in footer.columns
                 or not record.has_score(name, said["recipe"])
                 or record.scores[name].get(MADE_OF) != origin
-                for name, said in step.scores.items()
+                for name, said in _scores(step).items()
             )
         )
 
@@ -130,7 +147,7 @@ class AddToFile:
             return self._add(name)
 
     def _add(self, name: str) -> pd.DataFrame:
-        path, output, _, steps = self.lacking(name)
+        path, output, footer, steps = self.lacking(name)
         if self.given_up is not None:
             raise ShardError(f"{path}: {self.given_up}. It is as it was; run again, or look at the file")
         with faults_told(path, ShardError), open_parquet(path, output.options) as file:
@@ -139,16 +156,20 @@ class AddToFile:
         found: dict[str, Any] = {}
         errors = errors_of(table)
         if steps:  # else a worker died after it had written the file
+            check_shards(path, urls_of(table), record, steps)
+            steps = tuple(narrowed(it, footer, record) if isinstance(it, SeeingStep) else it for it in steps)
             with noticing() as noticed:
                 before, table = table, _with_columns(table, record, steps, name)
             table, record, not_made = without_stale(before, table, record, steps)
-            found = summed(noticed.on(_urls(table)), not_made)
+            found = summed(noticed_again(noticed.on(urls_of(table))), not_made)
         shown, id_col = name.removesuffix(".parquet"), record.id_col or "key"
         if steps:
-            made = {column: dict(said) for step in steps for column, said in step.scores.items()}
+            made = {column: dict(said) for step in steps for column, said in _scores(step).items()}
+            record = said_of(record, steps)
             if self.source.folder != self.target.folder:
                 origin = vars(stamp(join(self.source.folder, name), self.source.options))
                 made = {column: {**said, MADE_OF: origin} for column, said in made.items()}
+                record = replace(record, origin=origin)
             urls = {**record.remarks, **found}
             remarks = {url: {**record.remarks.get(url, {}), **found.get(url, {})} for url in urls}
             for column in made:
@@ -230,6 +251,9 @@ def add_columns(
         for number, (where, _, footer, lacking) in enumerate(looked):
             if lacking:
                 _check_vectors(where, footer, lacking)
+            for step in lacking:
+                if isinstance(step, SeeingStep):
+                    check_seen(where, footer, step, overwrite)
             if lacking and not overwrite:
                 _check_free(where, footer, lacking, paths[number], join(target.folder, names[number]), target)
         todo = [name for name, (_, _, _, lacking) in zip(names, looked, strict=True) if lacking]
@@ -259,7 +283,7 @@ def _failed_in(path: str, place: Output, footer: Footer) -> int:
 
 
 def _check_vectors(read: str, footer: Footer, lacking: Sequence[AddedStep]) -> None:
-    every = [said for step in lacking for said in step.scores.values()]
+    every = [said for step in lacking for said in _scores(step).values()]
     missing = {said["vectors"] for said in every if "vectors" in said} - {*footer.columns}
     if missing:
         raise OutputError(
@@ -279,7 +303,7 @@ def _check_free(
 ) -> None:
     """Raise OutputError where columns, or a file, would be replaced."""
     record = footer.record or FileRecord("")
-    for name, said in (pair for step in lacking for pair in step.scores.items()):
+    for name, said in (pair for step in lacking for pair in _scores(step).items()):
         before, table = record.scores.get(name), said.get(TABLE)
         if name not in footer.columns or (before and _may_change(before, said)):
             continue
@@ -320,15 +344,15 @@ def _made_by(said: Mapping[str, Any]) -> str:
 
 def _made_of(record: FileRecord | None) -> Any:
     """The state of the file of which another was made; None: of none."""
+    if record is not None and record.origin is not None:
+        return record.origin
     scores = record.scores.values() if record is not None else ()
     return next((said[MADE_OF] for said in scores if MADE_OF in said), None)
 
 
-def _urls(table: pa.Table) -> list[str]:
-    """The shards that a table's rows came from."""
-    if URL_COLUMN not in table.column_names:
-        return []
-    return [url for url in pc.unique(table.column(URL_COLUMN)).to_pylist() if url is not None]
+def _scores(step: AddedStep) -> Mapping[str, Mapping[str, Any]]:
+    """What a record says of scores; of what is seen in images it says it elsewhere (`curator_dask.outputs.seen`)."""
+    return step.scores if isinstance(step, ScoringStep) else {}
 
 
 def _counts(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -338,23 +362,29 @@ def _counts(report: Mapping[str, Any]) -> dict[str, Any]:
 def _with_columns(table: pa.Table, record: FileRecord, steps: Sequence[AddedStep], name: str) -> pa.Table:
     """The table with the columns that steps make, ``image_error`` last where there was none."""
     # The vectors, what says why some are null, and the other columns of which it may say so; by tables nothing fails.
-    every = [said for step in steps for said in step.scores.values()]
+    every = [said for step in steps for said in _scores(step).values()]
     used = {each for said in every for each in inputs_of(said) if each != said.get("vectors")}
-    if any("vectors" in said for said in every):
+    used |= (seen_by := used_by(steps))
+    if seen_by or any("vectors" in said for said in every):
         used |= {*vectors_in(table.schema), *record.scores, ERROR_COLUMN}
     used |= {record.id_col or "key", URL_COLUMN} if any(TEXTS in said for said in every) else set()
     seen = table.select([each for each in table.column_names if each in used])
     for column in sorted({said["vectors"] for said in every if "vectors" in said} - used):
         seen = seen.append_column(column, _as_vectors(table, column, name))
+    if seen_by and ERROR_COLUMN in seen.column_names:
+        at, errors = seen.column_names.index(ERROR_COLUMN), seen.column(ERROR_COLUMN)
+        seen = seen.set_column(at, ERROR_COLUMN, with_names(errors, record, steps))
     frame = backend.current().from_arrow(seen)
     made = backend.frame_to_arrow(run_steps(steps, frame))
     kinds = {column: kind for step in steps for column, kind in step.columns.items()}
     new = conform(made, pa.schema(list(kinds.items())), name)
-    recipes = {column: said["recipe"] for step in steps for column, said in step.scores.items()}
+    recipes = {column: said["recipe"] for step in steps for column, said in _scores(step).items()}
     for column in kinds:
         if column in table.column_names:
             values, before = new.column(column), record.scores.get(column, {})
-            if LACKING in before and before["recipe"] == recipes[column]:  # what is there stays, bit for bit
+            if LACKING in before and before["recipe"] == recipes.get(
+                column
+            ):  # what is there stays, bit for bit
                 values = pc.coalesce(table.column(column), values)
             table = table.set_column(table.column_names.index(column), column, values)
         elif column != ERROR_COLUMN and ERROR_COLUMN in table.column_names:
