@@ -157,7 +157,7 @@ class AddToFile:
         errors = errors_of(table)
         if steps:  # else a worker died after it had written the file
             check_shards(path, urls_of(table), record, steps)
-            steps = tuple(narrowed(it, footer, record) if isinstance(it, SeeingStep) else it for it in steps)
+            steps = narrowed(steps, footer, record)
             with noticing() as noticed:
                 before, table = table, _with_columns(table, record, steps, name)
             table, record, not_made = without_stale(before, table, record, steps)
@@ -251,9 +251,7 @@ def add_columns(
         for number, (where, _, footer, lacking) in enumerate(looked):
             if lacking:
                 _check_vectors(where, footer, lacking)
-            for step in lacking:
-                if isinstance(step, SeeingStep):
-                    check_seen(where, footer, step, overwrite)
+                check_seen(where, footer, lacking, overwrite)
             if lacking and not overwrite:
                 _check_free(where, footer, lacking, paths[number], join(target.folder, names[number]), target)
         todo = [name for name, (_, _, _, lacking) in zip(names, looked, strict=True) if lacking]
@@ -371,10 +369,7 @@ def _with_columns(table: pa.Table, record: FileRecord, steps: Sequence[AddedStep
     seen = table.select([each for each in table.column_names if each in used])
     for column in sorted({said["vectors"] for said in every if "vectors" in said} - used):
         seen = seen.append_column(column, _as_vectors(table, column, name))
-    if seen_by and ERROR_COLUMN in seen.column_names:
-        at, errors = seen.column_names.index(ERROR_COLUMN), seen.column(ERROR_COLUMN)
-        seen = seen.set_column(at, ERROR_COLUMN, with_names(errors, record, steps))
-    frame = backend.current().from_arrow(seen)
+    frame = backend.current().from_arrow(with_names(seen, record, steps))
     made = backend.frame_to_arrow(run_steps(steps, frame))
     kinds = {column: kind for step in steps for column, kind in step.columns.items()}
     new = conform(made, pa.schema(list(kinds.items())), name)

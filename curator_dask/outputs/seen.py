@@ -52,45 +52,55 @@ def lacking_seen(step: SeeingStep, footer: Footer, record: FileRecord) -> list[s
     ]
 
 
-def narrowed(step: SeeingStep, footer: Footer, record: FileRecord) -> SeeingStep:
-    """The step for what a file lacks."""
-    lacking = lacking_seen(step, footer, record)
-    others = {name: way for name, way in record.read_by.items() if name not in lacking}
-    return step.only(lacking, others)
+def narrowed(steps: Sequence[Any], footer: Footer, record: FileRecord) -> tuple[Any, ...]:
+    """The same steps, those that see images for what a file lacks alone."""
+    made = []
+    for step in steps:
+        if isinstance(step, SeeingStep):
+            lacking = lacking_seen(step, footer, record)
+            others = {name: way for name, way in record.read_by.items() if name not in lacking}
+            step = step.only(lacking, others)
+        made.append(step)
+    return tuple(made)
 
 
-def check_seen(read: str, footer: Footer, step: SeeingStep, overwrite: bool) -> None:
+def check_seen(read: str, footer: Footer, steps: Sequence[Any], overwrite: bool) -> None:
     """Raise OutputError where rows do not say what their images are, or a column would be replaced.
 
     Parameters
     ----------
     read, footer
         The file, and what it says of itself.
-    step
+    steps
         Whose columns it lacks.
     overwrite
         Columns may be replaced.
     """
-    missing = [name for name in step.inputs if name not in footer.columns]
-    if missing:
-        raise OutputError(
-            f"{read}: has no columns {missing}, by which its rows find their images; it has {footer.columns}. Only what"
-            " embed, classify, caption or save_metadata wrote has them: run embed with --statistics"
-        )
     record = footer.record or FileRecord("")
-    for name in lacking_seen(step, footer, record):
-        if name not in footer.columns or overwrite:
+    for step in steps:
+        if not isinstance(step, SeeingStep):
             continue
-        way, hint = record.read_by.get(name), "use overwrite=True (--overwrite) to replace it"
-        if way is None:
+        if missing := [name for name in step.inputs if name not in footer.columns]:
             raise OutputError(
-                f"{read}: has a column {name!r} that is not made of images by this package. Put something before the"
-                f" names (prefix, --prefix), or {hint}"
+                f"{read}: has no columns {missing}, by which its rows find their images; it has {footer.columns}. Only"
+                " what embed, classify, caption or save_metadata wrote has them: run embed with --statistics"
             )
-        raise OutputError(
-            f"{read}: has a column {name!r} made as {way!r}, this run makes {step.read_by[name]!r}. Give the same"
-            f" options, put something else before the names (prefix, --prefix), or {hint}"
+        for name in lacking_seen(step, footer, record):
+            if name in footer.columns and not overwrite:
+                raise _in_the_way(read, name, record.read_by.get(name), step.read_by[name])
+
+
+def _in_the_way(read: str, name: str, before: str | None, now: str) -> OutputError:
+    hint = "use overwrite=True (--overwrite) to replace it"
+    if before is None:
+        return OutputError(
+            f"{read}: has a column {name!r} that is not made of images by this package. Put something before the"
+            f" names (prefix, --prefix), or {hint}"
         )
+    return OutputError(
+        f"{read}: has a column {name!r} made as {before!r}, this run makes {now!r}. Give the same options, put"
+        f" something else before the names (prefix, --prefix), or {hint}"
+    )
 
 
 def check_shards(path: str, urls: Sequence[str], record: FileRecord, steps: Sequence[Any]) -> None:
@@ -106,21 +116,21 @@ def used_by(steps: Sequence[Any]) -> set[str]:
     return {name for step in seeing for name in (*step.inputs, ERROR_COLUMN, STATUS_COLUMN)}
 
 
-def with_names(errors: pa.ChunkedArray, record: FileRecord, steps: Sequence[Any]) -> pa.Array:
-    """``image_error``, where it names no column, with the names of all: of vectors, classes, captions, and of steps'.
+def with_names(rows: pa.Table, record: FileRecord, steps: Sequence[Any]) -> pa.Table:
+    """Rows whose ``image_error`` names the columns where it named none: vectors, classes, captions, and steps'.
 
     Else what is said of classes, which are no vectors, would go where a step has a value.
     """
     classes = [name for name, said in record.scores.items() if MADE_BY in said]
-    if not classes:
-        return errors
     called = [step.called for step in steps if isinstance(step, SeeingStep)]
+    if not classes or not called or ERROR_COLUMN not in rows.column_names:
+        return rows
     names = list(dict.fromkeys([*record.embeddings, *classes, *called]))
     named = []
-    for stored in errors.to_pylist():
+    for stored in rows.column(ERROR_COLUMN).to_pylist():
         whole = [reason.text for reason in reasons_in(stored) if reason.column is None]
         named.append("; ".join(f"[{name}] {text}" for text in whole for name in names) or stored)
-    return pa.array(named, pa.string())
+    return rows.set_column(rows.column_names.index(ERROR_COLUMN), ERROR_COLUMN, pa.array(named, pa.string()))
 
 
 def said_of(record: FileRecord, steps: Sequence[Any]) -> FileRecord:
