@@ -6,6 +6,7 @@ import gzip
 import io
 import logging
 import os
+import random
 import shutil
 import struct
 import subprocess
@@ -72,9 +73,10 @@ def test_many_members_of_which_some_are_odd(tmp_path, format):
     for number in range(2500):
         name = f"{number:06d}.jpg"
         if rng.random() < 0.01:  # in two parts, of all bytes that there are, longer than the field, not UTF-8
-            name = rng.choice([f"{'d' * 80}/{'e' * 60}/", "f" * 86, "ü/", "\udcff/"]) + name
+            odd = [f"{'d' * 80}/{'e' * 60}/", "f" * 86, "ü/", "\udcff/"]
+            name = rng.choice(odd) + name
         entries.append((name, rng.randbytes(rng.choice([0, 1, 511, 512, 513, 2000]))))
-    path = make_tar(tmp_path / "x.tar", [each for each in entries if format != tarfile.USTAR_FORMAT or each[0][0] in "0df"], format)
+    path = make_tar(tmp_path / "x.tar", entries, FORMATS[format])
     seen = as_tarfile_sees_it(path)
     assert all_members(path) == seen
     data = bytearray(path.read_bytes())
