@@ -19,7 +19,7 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.parquet import read_record, write_table
 from curator_dask.frames.record import FileRecord
-from curator_dask.image.classifiers import score_output
+from curator_dask.image.classifiers import ReferenceSimilarity, score_output
 from curator_dask.image.statistics import STATISTICS, ImageStatistics
 from curator_dask.image.statistics.hashes import hashes_of
 from curator_dask.image.statistics.header import read_header
@@ -293,6 +293,32 @@ def test_an_output_gets_them_as_the_pass_that_embeds_makes_them(folder, tmp_path
     ColourReader()(ImageStatistics(names)(dataset)).save_metadata(tmp_path / "out")
     assert not opened
     assert read_output(tmp_path / "out").select(expected.column_names).equals(expected)
+
+
+def test_with_heads_in_one_call_and_in_a_retry(tmp_path, monkeypatch):
+    keys = write_dataset(tmp_path / "data", shards=1, bad={"00014": b"<html>"}, key="{shard:03d}1{sample}")
+    out = tmp_path / "out"
+    ColourReader()(ImageTextPairDataset.from_webdataset(tmp_path / "data")).save_metadata(out)
+    before = read_output(out)
+    steps = [ImageStatistics(["bytes", "grey"]), ReferenceSimilarity(out, "near")]
+    opened = opens_of(monkeypatch)
+    assert score_output(out, steps).failed == 1
+    assert opened == [str(tmp_path / "data" / "00000.tar")]
+    table = read_output(out)
+    assert table.column_names == [*before.column_names[:-1], "bytes", "grey", "near", "image_error"]
+    assert table.select(before.column_names).equals(before)
+    good = table["image_error"].is_null().to_pylist()
+    near = [value is not None and value > 0.999 for value in table["near"].to_pylist()]
+    assert near == good and good.count(False) == 1
+
+    write_tar(tmp_path / "data" / "00000.tar", [(f"{key}.png", image_of(key)) for key in keys])
+    monkeypatch.setattr("curator_dask.outputs.retrying.check_unchanged", lambda *_: None)
+    assert ColourReader().retry(out).failed == 0
+    mended = read_output(out)
+    assert dict(zip(mended["key"].to_pylist(), mended["bytes"].to_pylist(), strict=True)) == {
+        key: len(image_of(key)) for key in keys
+    }
+    assert mended["grey"].null_count == mended["near"].null_count == 0
 
 
 def test_an_output_whose_images_are_not_as_they_were(folder, tmp_path):
