@@ -21,15 +21,8 @@ from curator_dask.frames.parquet import read_footer
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.card import Making
-from curator_dask.outputs.curated import (
-    BALANCED,
-    DUPLICATES,
-    EMBEDDINGS,
-    PASSING,
-    SHARDS,
-    Choice,
-    CurationSummary,
-)
+from curator_dask.outputs.curated import Choice, CurationSummary
+from curator_dask.outputs.curated_names import BALANCED, DUPLICATES, EMBEDDINGS, PASSING, SHARDS
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.filtering import FilterSummary, filter_output

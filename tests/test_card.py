@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,11 +18,13 @@ from curator_dask.curation import Recipe, curate
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import STATISTIC_DEFINITIONS
+from curator_dask.image.classifiers import score_output
 from curator_dask.image.statistics import STATISTICS, ImageStatistics
 from curator_dask.outputs.card import size_category
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.markdown import block, cell, code, public
+from curator_dask.text import SameCaptions, TextStatistics
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -47,11 +50,12 @@ def front_matter(folder: Path) -> dict:
 def test_what_it_says(dataset, tmp_path):
     measured = ColourReader()(ImageStatistics(["bytes", "blurriness"], prefix="image_")(dataset))
     measured.save_metadata(tmp_path / "rows")
+    score_output(tmp_path / "rows", [SameCaptions(), TextStatistics(["words"])])
     record = pq.read_schema(tmp_path / "rows" / "00000.parquet").metadata[b"curator_dask"].decode()
     (weights,) = re.findall(r'"weights": "(.*?)"', record)
     options = ExportOptions(
         where="image_bytes > 10 and key not like '%7'",
-        splits=SPLITS,
+        splits={name: np.float64(size) if size < 1 else size for name, size in SPLITS.items()},
         split_by="width % 1000000 + cast(key as int)",
         samples_per_shard=6,
         card={"license": "cc-by-4.0", "task_categories": "image-classification"},
@@ -81,6 +85,8 @@ def test_what_it_says(dataset, tmp_path):
     assert "| `image_bytes > 10` | 29 | 1 |" in text or "| `image_bytes > 10` | 30 | 0 |" in text
     assert f"weights `{weights}`" in text and "`image_embedding`" in text
     assert "| `image_blurriness` | `float` | statistic of the image: standard deviation of the edges" in text
+    assert "| `text_same_captions` | `int64` | how many rows have the same text in `caption` |" in text
+    assert "| `text_words` | `int32` | words of captions, by `caption` |" in text
     assert "| `caption` |" in text and "of the source |" in text
     assert "## Licence\n\ncc-by-4.0" in text
     assert "## Source\n\n*To be filled in by you.*" in text  # and never made up
@@ -177,15 +183,13 @@ def test_a_recipes_card(data, tmp_path):
         Recipe(export={"splits": {"val": 10.0}})
 
 
-def test_the_command(data, tmp_path):
+def test_the_command(data, tmp_path, client):
     command = [
         "export",
         str(data),
         str(tmp_path / "out"),
-        "--cluster",
-        "cpu",
-        "--workers",
-        "1",
+        "--scheduler-address",
+        client.scheduler.address,
         "--card-field",
     ]
     done = CliRunner().invoke(app, [*command, "pretty_name=Mine <b>"])
@@ -215,6 +219,8 @@ def test_what_data_holds_is_no_markup(tmp_path):
 
 def test_markdown():
     assert (code("a"), code("`"), code("")) == ("`a`", "`` ` ``", "`  `")
+    # Where readers do not agree whether the backslash is escaped, or the mark behind it.
+    assert code(r"a\|<b") == "<code>a&#92;&#124;&#60;b</code>"
     assert cell("*a* <b>\x00\n_c_") == "\\*a\\* &lt;b&gt; \\_c\\_" and cell("---") == "\\---"
     assert block("a\n````\n", "yaml") == "`````yaml\na\n````\n`````"
 
@@ -225,7 +231,10 @@ def test_what_is_nobody_elses_is_left_out():
         "join": [
             {"table": "https://me:pass@example.org/a.csv?key=SECRET", "storage_options": {"key": "SECRET"}}
         ],
-        "near": {"mine": Path("/data/reference/")},
+        "near": {"mine": Path("/data/reference/"), "copies": "file:///home/me/my copies/"},
+        "without": "simplecache::s3://KEY:SECRET@bucket/a b?versionId=1",
+        "image_member": "http://[SECRET",
+        "by": "key::int",
         "where": "url like 'https://a?b%'",
         "hf_token": "SECRET",
         "splits": {"val": 0.1},
@@ -233,7 +242,10 @@ def test_what_is_nobody_elses_is_left_out():
     assert public(given) == {
         "model": "local-dir:vit",
         "join": [{"table": "https://example.org/a.csv"}],
-        "near": {"mine": "reference"},
+        "near": {"mine": "reference", "copies": "file://my copies"},
+        "without": "simplecache::s3://bucket/a b",
+        "image_member": "http://",
+        "by": "key::int",
         "where": "url like 'https://a?b%'",
         "splits": {"val": 0.1},
     }

@@ -159,6 +159,7 @@ HOLDS = {
     "watching.md": [
         "len(images) == 10 and images._repr_html_().count('<img ') == 8",
         "(summary.rows, summary.failed) == (14, 2) and 'missing' in summary._repr_html_()",
+        "(info.rows, info.failed, info.with_vector) == (14, 2, {'image_embedding': 12})",
     ],
     "text.md": [
         "(summary.rows, summary.failed) == (14, 2)",

@@ -32,9 +32,11 @@ from curator_dask.frames.columns import (
 from curator_dask.frames.committing import Commits, temporary_name
 from curator_dask.frames.parquet import (
     conform,
+    known_record,
     output_schema,
     read_record,
     remove_leftovers,
+    state_of,
     without_leftovers,
     write_table,
 )
@@ -291,6 +293,28 @@ def test_other_metadata_of_the_table_is_kept(tmp_path, good):
     )
     stored = pq.read_metadata(path).metadata
     assert stored[b"theirs"] == b"1" and json.loads(stored[METADATA_KEY])["fingerprint"] == "new"
+
+
+def test_a_record_is_looked_for_once_while_its_file_is_as_it_was(tmp_path, good):
+    path = str(tmp_path / "a.parquet")
+    looked = []
+
+    def known():
+        def find():
+            looked.append(read_record(path))
+            return looked[-1]
+
+        return known_record(state_of(path), find)
+
+    assert [known(), known()] == [None, None] and len(looked) == 2, "of no file nothing is known"
+    write_table(path, good, FileRecord("1"))
+    assert known().fingerprint == known().fingerprint == "1" and len(looked) == 3
+    # One of the same size and time in its place.
+    times = Path(path).stat()
+    write_table(path, good, FileRecord("2"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert Path(path).stat().st_size == times.st_size
+    assert known().fingerprint == known().fingerprint == "2" and len(looked) == 4
 
 
 def test_rewriting_replaces_and_an_open_reader_keeps_the_old(tmp_path, good):

@@ -26,6 +26,7 @@ LAYERS = (
     "recipe",
     "pipeline",
     "stages",
+    "info",
     "report",
     "image.embedders",
     "text",

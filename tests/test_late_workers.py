@@ -178,19 +178,24 @@ def test_what_only_a_worker_that_died_may_do_is_handed_out_again(
 def test_where_all_workers_have_become_unfit_the_run_ends(
     folder, private_cluster, tmp_path, said, monkeypatch
 ):
-    monkeypatch.setenv(PATIENCE.name, "1s")
     gate, weight = tmp_path / "gate", tmp_path / "weight"
     weight.write_text("1")
     with private_cluster(n_workers=1) as client:
         embedder = FileColourReader(weight)
         dataset = embedder(ImageTextPairDataset.from_webdataset(folder)).apply(Gate(gate))
 
+        def begun():
+            return "image_embedding: 3 values" in said.text and any(client.processing().values())
+
         def lose_the_model():
+            monkeypatch.setenv(
+                PATIENCE.name, "1s"
+            )  # of a fit worker, and not of workers that are started again
             weight.unlink()
             client.restart_workers(list(client.scheduler_info(n_workers=-1)["workers"]))
 
         with (
-            joins_later(client, gate, said, "is left out", change=lose_the_model),
+            joins_later(client, gate, said, "is left out", change=lose_the_model, begun=begun),
             pytest.raises(WorkerUnfit, match=r"cannot load FileColourReader.*FileNotFoundError"),
         ):
             dataset.save_metadata(tmp_path / "out")

@@ -411,6 +411,8 @@ def test_a_column_of_any_type_is_known_again(tmp_path):
     """What a type means counts, not how it prints."""
     write_dataset(tmp_path / "data", shards=1, samples=3, parquet=False)
     day, now = datetime.date(2024, 2, 29), datetime.datetime(2024, 2, 29, 12, 30, 1)
+    small = ((32, pa.decimal32(5, 2)), (64, pa.decimal64(10, 2)))
+    tensor = pa.fixed_shape_tensor(pa.float32(), (2, 2))
     of = {
         **{f"i{bits}": pa.array([1, None, 2], f"int{bits}") for bits in (8, 16, 32, 64)},
         **{f"u{bits}": pa.array([1, None, 2], f"uint{bits}") for bits in (8, 16, 32, 64)},
@@ -443,6 +445,14 @@ def test_a_column_of_any_type_is_known_again(tmp_path):
         "lists": pa.array([[["a"], []], None, []], pa.list_(pa.list_(pa.string()))),
         "struct": pa.array([{"x": 1, "y": ["a"]}, None, {"x": None, "y": None}]),
         "map": pa.array([[("a", 1)], None, []], pa.map_(pa.string(), pa.int64())),
+        **{f"decimal{bits}": pa.array([decimal.Decimal("1.25"), None, None], kind) for bits, kind in small},
+        "list_view": pa.array([[1], None, []], pa.list_view(pa.int64())),
+        "grid": pa.array([[[1, 2], [3, 4]], None, [[5, 6], None]], pa.list_(pa.list_(pa.int32(), 2), 2)),
+        "boxes": pa.array([[{"x": 1}], None, [{"x": None}]], pa.list_(pa.struct({"x": pa.int8()}), 1)),
+        "labels": pa.array([["a"], None, []], pa.list_(pa.dictionary(pa.int32(), pa.string()))),
+        "uuid": pa.array([bytes(16), None, bytes(range(16))], pa.uuid()),
+        "json": pa.array(['{"a": 1}', None, "[]"], pa.json_()),
+        "tensor": pa.ExtensionArray.from_storage(tensor, pa.array([[1.0, 2, 3, 4]] * 3, tensor.storage_type)),
     }
     table = pa.table({"key": [f"{number:09d}" for number in range(3)], **of})
     pq.write_table(table, tmp_path / "data" / "00000.parquet")

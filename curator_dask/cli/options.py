@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
@@ -179,6 +179,14 @@ LanguageModelFile = Annotated[
         show_default=False,
     ),
 ]
+
+
+def check_language_model(model: str | None, statistics: Collection[str] | None) -> None:
+    """Raise BadParameter where a model of languages is given, and none of the captions' statistics asks for it."""
+    if model is not None and not statistics:
+        raise typer.BadParameter(
+            "nothing is asked of it: give --text-statistics language as well", param_hint="--language-model"
+        )
 
 
 def names_in(given: Iterable[str] | None, option: str) -> list[str] | None:

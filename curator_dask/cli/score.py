@@ -21,6 +21,7 @@ from curator_dask.cli.options import (
     TextPrefix,
     TextStatisticsOption,
     Workers,
+    check_language_model,
     json_object,
     names_in,
     summary_to,
@@ -143,6 +144,7 @@ def score(
     files, folders = _pairs(head, "--head", "FILE"), _pairs(near, "--near", "FOLDER")
     centroids = _pairs(cluster_number, "--cluster-number", "FILE")
     names = names_in(text_statistics, "--text-statistics")
+    check_language_model(language_model, names)
     of_images = names_in(statistics, "--statistics")
     of_rows = names or of_images or same_captions
     if not (aesthetic or nsfw or files or folders or centroids or clip_score or of_rows):

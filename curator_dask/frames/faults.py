@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,8 +48,9 @@ def faults_told(path: str, kind: type[CuratorError] = OutputError) -> Iterator[N
 
 def is_dangling(path: str) -> bool:
     """Whether it is a symbolic link to what is not there."""
-    where = Path(local_path(path))
-    return not is_remote(path) and where.is_symlink() and not where.exists()
+    where = local_path(path)
+    # By os.path: it is asked of every file that is to be written, and a Path costs more than the answer.
+    return not is_remote(path) and os.path.islink(where) and not os.path.exists(where)  # noqa: PTH110, PTH114
 
 
 def _is_damage(path: str, error: Exception) -> bool:

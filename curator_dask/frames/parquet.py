@@ -7,7 +7,7 @@ import io
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curator_dask import backend
+from curator_dask.cache import POSSESSIONS, Remembered
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.committing import Commits, write_local
@@ -28,6 +29,7 @@ from curator_dask.storage import (
     Options,
     RemoteFile,
     check_regular,
+    file_state,
     is_remote,
     join,
     local_path,
@@ -39,6 +41,10 @@ from curator_dask.threads import in_threads
 _BUFFER = (
     1 << 16
 )  # bytes read at a time from a store where less was asked for: what pyarrow takes for a footer
+
+
+#: Records of files beside shards, by their states: as many as are in a few tasks.
+_RECORDS: Remembered[FileRecord | None] = POSSESSIONS.add("records", Remembered(256))
 
 
 def output_schema(
@@ -127,8 +133,13 @@ def list_parquet(folder: str, options: Options = None) -> frozenset[str]:
         ) from error
 
 
-def open_parquet(path: str, options: Options = None) -> pq.ParquetFile:
+def open_parquet(path: str, options: Options = None, *, stream: int = 0) -> pq.ParquetFile:
     """A Parquet file on this machine or in a store; close it, or use it as a context manager.
+
+    Parameters
+    ----------
+    path, options, stream
+        Of the file; for fsspec; bytes of a column that are read at a time, 0: all that a row group has of it.
 
     Raises
     ------
@@ -139,9 +150,10 @@ def open_parquet(path: str, options: Options = None) -> pq.ParquetFile:
     if is_remote(path):
         file = RemoteFile(path, options)
         # The tail of a file and its columns are a few requests; small reads in between are answered from memory.
-        return pq.ParquetFile(pa.PythonFile(io.BufferedReader(file, _BUFFER), "r"), pre_buffer=True)
+        source = pa.PythonFile(io.BufferedReader(file, _BUFFER), "r")
+        return pq.ParquetFile(source, pre_buffer=not stream, buffer_size=stream)
     check_regular(local_path(path))
-    return pq.ParquetFile(local_path(path))
+    return pq.ParquetFile(local_path(path), buffer_size=stream)
 
 
 def write_table(
@@ -308,14 +320,36 @@ def read_record(path: str, options: Options = None) -> FileRecord | None:
     return read_footer(path, options).record
 
 
-_TEMPORARY = re.compile(r"^\..+\.(?:parquet|tar|idx|json|md)\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
+def state_of(path: str) -> Hashable | None:
+    """What tells a file on this machine that has changed; None of one in a store, or that is not there."""
+    try:
+        return None if is_remote(path) else (path, *file_state(local_path(path)))
+    except OSError:
+        return None
+
+
+def known_record(state: Hashable | None, find: Callable[[], FileRecord | None]) -> FileRecord | None:
+    """The record of a file that is read for its rows and then for what made them: found once.
+
+    Parameters
+    ----------
+    state
+        Of the file, by `state_of`, before it was opened.
+    find
+        Gives the record where that of this state is not known.
+    """
+    return find() if state is None else _RECORDS.get(state, find)
+
+
+#: A file that a process is writing, or was.
+TEMPORARY = re.compile(r"^\..+\.(?:parquet|tar|idx|json|md)\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
 
 
 def remove_leftovers(folder: str) -> int:
     """Remove temporary files of processes of this machine that are gone; returns how many."""
     removed = 0
     for path in Path(folder).rglob(".*.tmp"):
-        match = _TEMPORARY.match(path.name)
+        match = TEMPORARY.match(path.name)
         if match and match["host"] == socket.gethostname() and not _alive(int(match["pid"])):
             # A folder that cannot be changed is for the writing that follows to complain about.
             with contextlib.suppress(OSError):

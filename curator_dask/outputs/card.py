@@ -205,7 +205,7 @@ def _statistic(name: str) -> str | None:
 
 
 def _of_model(what: str, made: Mapping[str, Any]) -> str:
-    parts = [f"{what} of {code(made.get('model', '?'))}"]
+    parts = [f"{what} of {code(public(made.get('model', '?')))}"]
     parts += [f"from {code(public(made['source']))}"] if made.get("source") else []
     parts += [f"weights {code(made['weights'])}"] if made.get("weights") else []
     parts += [f"output {code(made['output'])}"] if made.get("output") else []
@@ -218,8 +218,12 @@ def _of_score(said: Mapping[str, Any]) -> str:
         return _of_model("class, or probability,", said[MADE_BY])
     if TABLE in said:
         return f"of the table {code(public(said[TABLE]))}, by {code(said.get(ON, '?'))}"
-    if BALANCE in said:
+    if said.get(BALANCE) == "concepts":
         return "of a balance by concepts"
+    if BALANCE in said:
+        return f"how many rows have the same text in {code(said.get(TEXTS, '?'))}"
+    if TEXTS in said and "vectors" not in said:
+        return f"{cell(said.get('head', 'statistic'))}, by {code(said[TEXTS])}"
     parts = [f"score by {code(public(said.get('head', '?')))}"]
     inputs = [said[each] for each in ("vectors", TEXTS) if isinstance(said.get(each), str)]
     return f"{parts[0]} of {' and '.join(map(code, inputs))}" if inputs else parts[0]

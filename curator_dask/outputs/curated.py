@@ -1,4 +1,4 @@
-"""What `curator_dask.curation` writes: the names of its folders, by which others know its output, and its summary.
+"""What `curator_dask.curation` has chosen and written: a note beside its folders, and its summary.
 
 Beside the folders a note says by what choice of rows the tars were made, so that another one is refused before anything
 is replaced.
@@ -15,6 +15,7 @@ from typing import Any
 from curator_dask.errors import OutputError
 from curator_dask.frames.parquet import read_footer
 from curator_dask.frames.record import BALANCE
+from curator_dask.outputs.curated_names import BALANCED, EMBEDDINGS, SHARDS
 from curator_dask.outputs.export_place import ExportPlace
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.placing import put
@@ -23,10 +24,6 @@ from curator_dask.outputs.selecting import Folder
 from curator_dask.storage import join, remove
 from curator_dask.words import counted
 
-#: Rows with vectors and measures; those that pass; of these those that balance concepts; the table of duplicates; the
-#: new tars.
-EMBEDDINGS, PASSING, BALANCED = "embeddings", "passing", "balanced"
-DUPLICATES, SHARDS = "duplicates", "shards"
 _NOTE = "curated.json"
 
 

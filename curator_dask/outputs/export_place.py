@@ -13,6 +13,7 @@ import logging
 import os
 import posixpath
 import shutil
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,9 +152,11 @@ class ExportPlace:
         folder, options = self.target
         manifest = self.folder("manifest")
         there = {name for name in walk(folder, options) if name.endswith(_PARTS)}
-        own = {name.removesuffix(".parquet") for name in walk(manifest.path, manifest.options)}
-        stray = sorted(name for name in there if name.endswith(".tar") and name[:-4] not in {*names})
         note = self._note() or {}
+        own = {name.removesuffix(".parquet") for name in walk(manifest.path, manifest.options)}
+        own |= _names_of(note.get("tars") or {})  # of those that a run that died has not finished, too
+        stray = sorted(name for name in there if name.endswith(".tar") and name[:-4] not in {*names})
+        self._check_links(names)
         if note.get("export") != this and not overwrite:
             if note.get("export") is None and (sizes := sizes_there(self.target, names)):
                 self._refuse(posixpath.relpath(sizes[0], folder), "is not of an export that has been here")
@@ -165,6 +168,11 @@ class ExportPlace:
                 self._refuse(stray[0], "is not of this export: who reads the folder finds its samples, too")
         if only_look:
             return
+        if note.get("export") != this:  # before the tars: a run that dies must not leave what speaks of them
+            remove_sizes(self.target, [*own, *names])
+            if self._own_card(note):
+                remove(join(folder, CARD), options)
+                note.pop("card")
         for name in sorted(own - {*names}):
             for part in _PARTS:
                 remove(join(folder, f"{name}{part}"), options)
@@ -175,16 +183,23 @@ class ExportPlace:
                 "%s: %s there, %s for example, not of this export: who reads the folder finds them, too",
                 *(folder, counted(len(foreign), "tar"), foreign[0]),
             )
-        if note.get("export") != this:  # else a run that dies would leave what speaks of other tars
-            remove_sizes(self.target, [*own, *names])
-            if self._own_card(note):
-                remove(join(folder, CARD), options)
-                note.pop("card")
-        self._tell({**note, "export": this})
+        self._tell({**note, "export": this, "tars": _shortened(names)})
         self._make_folders(names, own)
         # Else a tar that is replaced when the run dies would pass for the one that its manifest still speaks of.
         for number in todo:
             remove(manifest.file(f"{names[number]}.parquet"), options)
+
+    def _check_links(self, names: Sequence[str]) -> None:
+        """Raise OutputError where the folder of a split is a link: it may lead to tars that are read from."""
+        if is_remote(self.target.path):
+            return
+        for below in sorted({posixpath.dirname(name) for name in names} - {""}):
+            path = Path(self.target.path, below)
+            if path.is_symlink():
+                raise OutputError(
+                    f"{path}: is a link to {os.path.realpath(path)}, and a folder is expected, whose tars may be"
+                    " replaced. Remove the link, or give another path"
+                )
 
     def _make_folders(self, names: Sequence[str], own: Collection[str]) -> None:
         """Make those that splits need, and remove those that they have left empty."""
@@ -260,6 +275,21 @@ class ExportPlace:
     def _tell(self, note: Mapping[str, Any]) -> None:
         if note != self._note():
             put(join(self.beside, _NOTE), json.dumps(note).encode(), self.target.options)
+
+
+def _shortened(names: Collection[str]) -> dict[str, list[int]]:
+    """By folder, how many tars there are, and how many digits their numbers have: they are numbered from 0."""
+    counts = Counter(posixpath.dirname(name) for name in names)
+    digits = {posixpath.dirname(name): len(posixpath.basename(name)) for name in names}
+    return {folder: [count, digits[folder]] for folder, count in counts.items()}
+
+
+def _names_of(shortened: Mapping[str, Sequence[int]]) -> set[str]:
+    return {
+        posixpath.join(folder, f"{number:0{digits}d}")
+        for folder, (count, digits) in shortened.items()
+        for number in range(count)
+    }
 
 
 def _digest(data: bytes) -> str:

@@ -11,8 +11,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 _LONG = 2000  # signs of a text that are shown
+_MARKUP = "&<>\\`*_[]#|~$:@"
 _MARKS = re.compile(r"([\\`*_\[\]#|~$]|^[-+=])")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://.+", re.DOTALL)
+_LOCAL = ("file", "local")  # schemes of this machine's folders
 #: Of names whose values are nobody else's.
 _SECRET = ("storage_options", "token", "secret", "password")
 
@@ -26,7 +28,10 @@ def line(text: object) -> str:
 
 def code(text: object) -> str:
     """As code, in a cell of a table, too."""
-    shown = line(text).replace("|", "\\|")
+    shown = line(text)
+    if "\\|" in shown:  # no two readers agree what ends a cell here
+        return f"<code>{''.join(f'&#{ord(sign)};' if sign in _MARKUP else sign for sign in shown)}</code>"
+    shown = shown.replace("|", "\\|")
     fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", shown)), default=0))
     pad = " " if shown.startswith("`") or shown.endswith("`") or not shown else ""
     return f"{fence}{pad}{shown}{pad}{fence}"
@@ -61,12 +66,28 @@ def public(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if not isinstance(value, str):
-        return value if value is None or isinstance(value, bool | int | float) else str(value)
+        if value is None or isinstance(value, bool | int):
+            return value
+        return float(value) if isinstance(value, float) else str(value)  # NumPy's is one, too
     begin = "local-dir:" if value.startswith("local-dir:") else ""
     rest = value.removeprefix(begin)
-    if _URL.fullmatch(rest):
-        parts = urlsplit(rest)
-        return f"{begin}{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    chain = rest.split("::")  # by which fsspec gets to a file: "simplecache::s3://bucket/file"
+    if any(map(_URL.fullmatch, chain)):
+        return begin + "::".join(map(_public_url, chain))
     if rest.startswith(("/", "~")):
         return f"{begin}{posixpath.basename(rest.rstrip('/'))}"
     return value
+
+
+def _public_url(url: str) -> str:
+    """Without account, query and fragment; of a file here its name alone."""
+    if (found := _URL.fullmatch(url)) is None:
+        return url
+    scheme = found[1]
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no URL after all
+        return f"{scheme}://"
+    if scheme.lower() in _LOCAL:
+        return f"{scheme}://{posixpath.basename(parts.path.rstrip('/'))}"
+    return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

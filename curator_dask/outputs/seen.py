@@ -5,9 +5,9 @@ A record says of each how it was made (`FileRecord.read_by`), as of those that a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,31 +16,10 @@ from curator_dask.errors import OutputError
 from curator_dask.frames.names import ERROR_COLUMN, STATUS_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer
 from curator_dask.frames.record import MADE_BY, FileRecord
+from curator_dask.outputs.added import SeeingStep
 from curator_dask.outputs.unchanged import check_unchanged
 from curator_dask.rows.reasons import reasons_in
 from curator_dask.rows.remarks import OF_TARS
-from curator_dask.runs.step import SharingStep
-from curator_dask.storage import Options
-
-
-@runtime_checkable
-class SeeingStep(SharingStep, Protocol):
-    """A step that adds what it sees in images to files that are there."""
-
-    @property
-    def inputs(self) -> Collection[str]:
-        """Columns by which it finds and reads the images."""
-
-    @property
-    def called(self) -> str:
-        """What ``image_error`` calls its columns."""
-
-    @property
-    def storage_options(self) -> Options:
-        """For fsspec, of the shards."""
-
-    def only(self, columns: Collection[str], others: Mapping[str, str]) -> Self:
-        """The same for some of its columns, where rows have others: by name, as `Step.read_by` says of them."""
 
 
 def lacking_seen(step: SeeingStep, footer: Footer, record: FileRecord) -> list[str]:

@@ -27,9 +27,8 @@ REST = "train"
 #: What names of units are of: the key of a sample, a value of a column.
 KEY, VALUE = b"key", b"value"
 
-_NAME = re.compile(
-    r"[A-Za-z][A-Za-z0-9_]*"
-)  # what Hugging Face's datasets take for a split, and folders are called
+#: What Hugging Face's datasets take for a split, and folders are called, which have no longer names everywhere.
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 _ROOM = 2**64
 
 
@@ -75,7 +74,7 @@ class SplitBy:
         else:
             found = self._told(lambda where: where.values(table, columns))
         kind = found.type.value_type if pa.types.is_dictionary(found.type) else found.type
-        if pa.types.is_nested(kind):
+        if pa.types.is_nested(kind) or not _is_told(kind):
             raise ConfigError(
                 f"split_by={self.text!r} (--split-by): expected single values, of which rows may have the same, found"
                 f" {kind}: name a column of text or numbers"
@@ -130,8 +129,8 @@ class Splits:
         for name, size in self.wanted.items():
             if not isinstance(name, str) or not _NAME.fullmatch(name) or name.lower() == "all":
                 raise ConfigError(
-                    f"splits: {name!r}: expected a name of letters, digits and _, which becomes a folder (Hugging"
-                    " Face's datasets keep 'all' to themselves)"
+                    f"splits: {name!r}: expected a name of letters, digits and _, 100 at most, which becomes a folder"
+                    " (Hugging Face's datasets keep 'all' to themselves)"
                 )
             if name.lower() == REST:
                 raise ConfigError(f"splits: {name}={size!r}: {REST} has what the others leave: leave it out")
@@ -146,6 +145,8 @@ class Splits:
                 )
         if sum(self.shares.values()) > 1 + 1e-9:
             raise ConfigError(f"splits: shares of {dict(self.shares)} are more than all there is")
+        if self.groups is not None and (not isinstance(self.groups, str) or not self.groups):
+            raise ConfigError(f"split_groups={self.groups!r}: expected the folder that dedup wrote to")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < _ROOM:
             raise ConfigError(f"split_seed={self.seed!r}: expected a whole number of at least 0, of 64 bits")
 
@@ -174,6 +175,8 @@ class Splits:
         """uint64 (rows,) numbers of the values; and bool (rows,), whether a row has one."""
         if pa.types.is_null(values.type):
             return np.zeros(len(values), np.uint64), np.zeros(len(values), bool)
+        if _is_of_bytes(values.type):
+            values = values.cast(pa.large_binary())  # views have no dictionary
         if not pa.types.is_dictionary(values.type):
             values = values.dictionary_encode()
         flat = values.unify_dictionaries().combine_chunks()
@@ -319,10 +322,29 @@ def _texts(values: pa.Array) -> list[bytes | None]:
             None if each is None or each != each else str(int(each) if each.is_integer() else each).encode()
             for each in values.cast(pa.float64()).to_pylist()
         ]
-    if not pa.types.is_binary(values.type) and not pa.types.is_large_binary(values.type):
+    if not _is_of_bytes(values.type):
         values = pc.cast(values, pa.large_string())
     found: list[bytes | None] = pc.cast(values, pa.large_binary()).to_pylist()
     return found
+
+
+def _is_of_bytes(kind: pa.DataType) -> bool:
+    of = (
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_fixed_size_binary,
+        pa.types.is_binary_view,
+    )
+    return any(is_such(kind) for is_such in of) and not pa.types.is_decimal(kind)
+
+
+def _is_told(kind: pa.DataType) -> bool:
+    """Whether values of a type can be told apart as they are written."""
+    try:
+        _texts(pa.array([], kind))
+    except pa.ArrowNotImplementedError:
+        return False
+    return True
 
 
 def _first(sizes: np.ndarray, wanted: int) -> np.ndarray:

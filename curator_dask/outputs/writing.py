@@ -16,7 +16,15 @@ from curator_dask.cluster.timing import spending
 from curator_dask.errors import OutputError
 from curator_dask.frames.committing import Commits
 from curator_dask.frames.names import URL_COLUMN
-from curator_dask.frames.parquet import Footer, conform, read_footer, read_record, write_table
+from curator_dask.frames.parquet import (
+    Footer,
+    conform,
+    known_record,
+    read_footer,
+    read_record,
+    state_of,
+    write_table,
+)
 from curator_dask.frames.record import FileRecord, inputs_of
 from curator_dask.outputs.failed import find_errors, write_failed
 from curator_dask.outputs.joining import Joined, Joining
@@ -218,7 +226,13 @@ class WritePartition:
         return [target.path, *([] if errors is None else [errors])]
 
     def _record(self, target: Target, report: Mapping[str, Any], said: FileRecord) -> FileRecord:
-        before = read_record(target.companion, self.input_options) if target.companion else None
+        beside = target.companion
+        # The rows were read of it a moment ago.
+        before = (
+            known_record(state_of(beside), lambda: read_record(beside, self.input_options))
+            if beside
+            else None
+        )
         # What made the embeddings that came with the shard's rows and are written unchanged.
         inherited = before.embeddings if before is not None else {}
         return FileRecord(

@@ -15,7 +15,7 @@ import numpy as np
 
 from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError, OutputError
-from curator_dask.outputs import curated
+from curator_dask.outputs import curated_names as curated
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.removed import DUPLICATES
 from curator_dask.report.categories import count_categories, find_categories

@@ -17,7 +17,7 @@ from curator_dask import backend
 from curator_dask.cache import POSSESSIONS, Remembered
 from curator_dask.errors import CuratorError, DatasetError, ShardError
 from curator_dask.frames.names import URL_COLUMN
-from curator_dask.frames.parquet import open_parquet, read_record
+from curator_dask.frames.parquet import known_record, open_parquet, read_record, state_of
 from curator_dask.frames.record import FileRecord
 from curator_dask.rows.ids import check_id_type, check_ids
 from curator_dask.rows.remarks import fact_of, remark
@@ -87,7 +87,8 @@ class ReadShard:
     def together(self, parts: Sequence[ShardRange]) -> tuple[Any, list[int]]:
         """The rows of several ranges as one frame, and where each range's end."""
         tables = [self._wanted(part) for part in parts]
-        frame = backend.current().from_arrow(pa.concat_tables(tables))
+        # In one piece: what is done to the rows later costs as much for each chunk as for each column.
+        frame = backend.current().from_arrow(pa.concat_tables(tables).combine_chunks())
         return frame, list(itertools.accumulate(map(len, tables)))
 
     def _wanted(self, part: ShardRange) -> pa.Table:
@@ -223,13 +224,15 @@ def read_parquet_rows(
     ShardError
         The file cannot be read, its columns do not fit, or its ids are null or repeated, in this part or another.
     """
+    state = state_of(str(part.shard.parquet))
     with _open_parquet(part.shard, storage_options) as file:
         found = file.schema_arrow
-        if _outdated(found, part.shard, storage_options):
+        record = known_record(state, lambda: FileRecord.parse(found.metadata))
+        if _outdated(record, part.shard, storage_options):
             return read_tar_rows(part, schema, id_col, storage_options, nested_json)
         wanted = [name for name in schema.names if name in found.names and name != URL_COLUMN]
         extra = set(found.names) - set(schema.names)
-        if extra and FileRecord.parse(found.metadata) is None:
+        if extra and record is None:
             raise ShardError(
                 f"{part.shard.parquet}: has columns {sorted(extra)} that the shards looked at first do not have"
                 f" ({schema.names}). Give all companion files the same columns"
@@ -314,8 +317,7 @@ def _remark_unnamed(shard: Shard, storage_options: Mapping[str, Any] | None) -> 
         remark(shard.url, "orphans", fact_of(sample.key for sample in reader.index.samples))
 
 
-def _outdated(schema: pa.Schema, shard: Shard, storage_options: Mapping[str, Any] | None) -> bool:
-    record = FileRecord.parse(schema.metadata)
+def _outdated(record: FileRecord | None, shard: Shard, storage_options: Mapping[str, Any] | None) -> bool:
     if record is None or record.source != "tar" or "tar" not in (record.shard or {}):
         return False
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -52,7 +53,7 @@ class Captions:
         texts: list[str] = []
         places: list[int] = []
         lacking: list[str | None] = [None] * len(array)
-        for row, value in enumerate(array.to_pylist()):
+        for row, value in enumerate(_values(array)):
             found = [
                 text for text in (value if isinstance(value, list) else [value]) if text and text.strip()
             ]
@@ -115,6 +116,25 @@ def check_captions(column: str, kind: pa.DataType) -> None:
     texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
     if not any(is_text(value) for is_text in texts):
         raise ConfigError(f"text_column={column!r}: expected text, or lists of text, found {kind}")
+
+
+def _values(array: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """The values of a column; what is no UTF-8, which some writers leave in text, becomes U+FFFD."""
+    try:
+        found: list[Any] = array.to_pylist()
+    except UnicodeDecodeError:
+        return [_value(each) for each in array]
+    return found
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        if is_list(scalar.type):
+            return [_value(each) for each in scalar.values]
+        text = scalar.value if pa.types.is_dictionary(scalar.type) else scalar
+        return text.as_buffer().to_pybytes().decode("utf-8", "replace")
 
 
 def is_list(kind: pa.DataType) -> bool:

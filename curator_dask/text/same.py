@@ -187,7 +187,11 @@ def _batches(path: str, column: str, options: Options, low: int, high: int) -> I
         if column not in file.schema_arrow.names:
             return
         for batch in file.iter_batches(_BATCH, columns=[column]):
-            digests, _ = caption_digests(Captions.of_column(batch.column(0), column))
+            try:
+                captions = Captions.of_column(batch.column(0), column)
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from None
+            digests, _ = caption_digests(captions)
             mine = (digests >= np.uint64(low)) & (digests <= np.uint64(high - 1))
             yield Repeated(*np.unique(digests[mine], return_counts=True))
 

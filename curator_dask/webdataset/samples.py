@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -98,5 +99,11 @@ def group_members(members: Iterable[Member]) -> tuple[list[Sample], tuple[str, .
 
 def suffix_of(member: Member) -> str:
     """What follows the key and its dot in a member's name, in lower case."""
-    parts = split_name(member.name)
+    return _suffix(member.name)
+
+
+@functools.lru_cache(maxsize=256)
+def _suffix(name: str) -> str:
+    """The same of a name; remembered, for each component that is looked for asks all members of its sample."""
+    parts = split_name(name)
     return parts[1].lower() if parts else ""

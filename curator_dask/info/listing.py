@@ -1,0 +1,114 @@
+"""The files of an output with their sizes, by one look at its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from curator_dask.errors import OutputError
+from curator_dask.frames.parquet import TEMPORARY
+from curator_dask.outputs.lock import LOCK_NAME, RunLock
+from curator_dask.storage import Options, filesystem, is_remote, join, patiently, read_bytes
+
+#: Below an output, where rows that failed were written once.
+_FORMERLY = "_errors/"
+
+
+@dataclass
+class Listing:
+    """The files below a folder: names relative to it, and bytes.
+
+    Attributes
+    ----------
+    parquet, aside, tars
+        Files of rows, those of failed rows alone, and tars.
+    temporary
+        What a process was writing.
+    lock
+        What the note of a run says; empty where there is none.
+    """
+
+    parquet: dict[str, int] = field(default_factory=dict)
+    aside: dict[str, int] = field(default_factory=dict)
+    tars: dict[str, int] = field(default_factory=dict)
+    temporary: list[str] = field(default_factory=list)
+    lock: str = ""
+
+
+def list_output(folder: str, options: Options) -> Listing:
+    """Look at a folder; nothing is there where it is not.
+
+    Raises
+    ------
+    OutputError
+        The store does not answer.
+    """
+    found = Listing()
+    for name, size in sorted(_sizes(folder, options).items()):
+        base = name.rpartition("/")[2]
+        if name == LOCK_NAME:
+            found.lock = _lock(folder, options)
+        elif base.startswith(LOCK_NAME):
+            continue  # of the note, which is written anew all the while
+        elif base.startswith(".") and base.endswith(".tmp"):
+            found.temporary.append(_left(name))
+        elif name.endswith(".parquet"):
+            (found.aside if name.startswith(_FORMERLY) else found.parquet)[name] = size
+        elif name.endswith(".tar"):
+            found.tars[name] = size
+    return found
+
+
+def _sizes(folder: str, options: Options) -> dict[str, int]:
+    if not is_remote(folder):
+        return dict(_walk(folder, ""))
+    try:
+        fs, path = filesystem(folder, options)
+        found: dict[str, Any] = patiently(lambda: fs.find(path, detail=True), folder)
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # a store's own, of many types
+        raise OutputError(
+            f"{folder}: cannot be listed: {error!r}. Check the address and storage_options"
+        ) from error
+    start = path.rstrip("/")
+    return {name.removeprefix(start).lstrip("/"): int(said.get("size") or 0) for name, said in found.items()}
+
+
+def _walk(folder: str, below: str) -> list[tuple[str, int]]:
+    found: list[tuple[str, int]] = []
+    for root, _, names in os.walk(folder):
+        inside = os.path.relpath(root, folder)
+        for name in names:
+            size = 0
+            with contextlib.suppress(OSError):  # a link to nothing: its reader says it
+                size = os.stat(os.path.join(root, name)).st_size  # noqa: PTH116, PTH118
+            found.append((name if inside == "." else f"{inside}/{name}", size))
+    return found
+
+
+def _lock(folder: str, options: Options) -> str:
+    try:
+        RunLock(folder, options).check()
+    except OutputError as error:
+        return f"{error}. What is said here may change meanwhile"
+    said: Any = None
+    with contextlib.suppress(Exception):  # cut, or gone by now
+        said = json.loads(read_bytes(join(folder, LOCK_NAME), options))
+    who = ""
+    if isinstance(said, dict):
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(said.get("since", 0))))
+        who = f", process {said.get('pid')} on {said.get('host')}, since {since}"
+    return (
+        f"{LOCK_NAME} was left by a run that is dead{who}: it did not end by itself, so files may be missing. The same"
+        " command again does the rest"
+    )
+
+
+def _left(name: str) -> str:
+    match = TEMPORARY.match(name.rpartition("/")[2])
+    return f"{name} (process {match['pid']} on {match['host']})" if match else name
