@@ -43,6 +43,15 @@ def none_of_these(name: str, names: Sequence[str]) -> str:
     return f"there is no column {name!r}{meant(name, names)}. There are {[*names]}"
 
 
+def printable(text: str) -> str:
+    """Text that changes nothing but its own line of a terminal: control characters and the like as Python escapes them."""
+    if text.isprintable():  # most is
+        return text
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
+    )
+
+
 def sized(number: float) -> str:
     """Bytes in the unit that suits them: ``20.5 kB``."""
     for unit in ("bytes", "kB", "MB", "GB"):

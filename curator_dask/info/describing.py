@@ -7,6 +7,8 @@ import posixpath
 import time
 from collections.abc import Mapping, Sequence
 
+import pyarrow as pa
+
 from curator_dask.errors import NoColumnError, OutputError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.info.differences import differences_in
@@ -189,7 +191,8 @@ def _kind(files: Sequence[FileFacts], listing: Listing) -> str:
 
 def _column(name: str, files: Sequence[FileFacts], rows: int) -> ColumnInfo:
     having = [file for file in files if name in file.types]
-    kind = having[0].types[name]
+    kinds = [file.types[name] for file in having]
+    kind = next((each for each in kinds if not pa.types.is_null(each)), kinds[0])
     column = ColumnInfo(name, str(kind), kind_of(kind), lacking_files=len(files) - len(having))
     column.made_by = list(dict.fromkeys(file.makers[name].told for file in having))
     counts = [file.filled.get(name) for file in having]

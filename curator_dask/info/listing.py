@@ -101,8 +101,10 @@ def _lock(folder: str, options: Options) -> str:
         said = json.loads(read_bytes(join(folder, LOCK_NAME), options))
     who = ""
     if isinstance(said, dict):
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(said.get("since", 0))))
-        who = f", process {said.get('pid')} on {said.get('host')}, since {since}"
+        who = f", process {said.get('pid')} on {said.get('host')}"
+        with contextlib.suppress(ValueError, TypeError, OverflowError, OSError):  # no time at all
+            since = time.localtime(float(said["since"]))
+            who += f", since {time.strftime('%Y-%m-%d %H:%M:%S', since)}"
     return (
         f"{LOCK_NAME} was left by a run that is dead{who}: it did not end by itself, so files may be missing. The same"
         " command again does the rest"

@@ -85,7 +85,9 @@ def _read(
     looks: Mapping[str, _Look], parts: Sequence[Part], options: Options, faults: dict[str, str]
 ) -> None:
     def read(part: Part) -> None:
-        names = [name for name in looks if name in part.file.types]
+        types = part.file.types
+        # What is text here and a number there is told of as a difference.
+        names = [name for name, look in looks.items() if name in types and kind_of(types[name]) == look.kind]
         if not names or part.file.name in faults:
             return
         left = part.rows
@@ -176,7 +178,7 @@ def fill_norms(columns: Sequence[ColumnInfo], parts: Sequence[Part], options: Op
     """Say of vectors what norms they have, by a few of them."""
     for column in columns:
         having = [part for part in parts if part.file.filled.get(column.name) != 0]
-        having = [part for part in having if column.name in part.file.types]
+        having = [part for part in having if kind_of(part.file.types.get(column.name, pa.null())) == "vector"]
         norms: list[float] = []
         for part in having[:: max(1, len(having) // _FILES)][:_FILES]:
             norms += _norms(part, column.name, options)
