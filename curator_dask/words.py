@@ -47,9 +47,7 @@ def printable(text: str) -> str:
     """Text that changes nothing but its own line of a terminal: control characters and the like as Python escapes them."""
     if text.isprintable():  # most is
         return text
-    return "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
-    )
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def sized(number: float) -> str:

@@ -97,7 +97,8 @@ def _of_curate(
 def _chain(folders: Mapping[str, Found]) -> Chain:
     first = folders[EMBEDDINGS]
     chain = Chain(first.rows, kept=folders[SHARDS].rows if SHARDS in folders else 0)
-    left = first.rows
+    chain.failed = first.failed  # no condition passes them
+    left = first.rows - chain.failed
     if PASSING in folders:
         passing = folders[PASSING]
         chain.failed = first.failed - passing.failed
@@ -133,7 +134,7 @@ def _of_folder(
     info = OutputInfo(folder, lock=listing.lock, leftovers=listing.temporary)
     footers = Footers(options)
     looked = in_threads(lambda name: footers.read(join(folder, name), name), list(listing.parquet))
-    info.damaged = {file.name: file.fault for file in looked if file.fault}
+    info.damaged = {**listing.unread, **{file.name: file.fault for file in looked if file.fault}}
     files = [file for file in looked if not file.fault]
     aside = _aside(folder, listing, footers, options)
     names = list(dict.fromkeys(name for file in files for name in file.types))
