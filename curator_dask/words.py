@@ -44,7 +44,7 @@ def none_of_these(name: str, names: Sequence[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that changes nothing but its own line of a terminal: control characters and the like as Python escapes them."""
+    """Text for one line of a terminal, on which it changes nothing else: control characters as Python escapes them."""
     if text.isprintable():  # most is
         return text
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
