@@ -137,7 +137,6 @@ class Deduplication:
         if len(rows.carriers):
             sampled, labels, near, centres = self._clusters(layout)
         else:  # hashes alone: there is nothing to cluster
-            self.identity = fingerprint({"rows": distinct.folder, "keep": settings.keep.identity})
             self._eps, self._assigned, self._near = settings.eps, distinct, np.zeros((0, len(EPS)), np.int64)
             self._numbers, sampled = np.zeros(0, np.int64), np.zeros((0, 3))
             labels, near, centres = (np.zeros(shape, np.int64) for shape in (0, (0, 2), 0))
