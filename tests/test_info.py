@@ -362,7 +362,10 @@ def test_lists_with_nulls_and_columns_of_several_types_are_told_as_far_as_they_a
     filled = {name: column_of(info, name).filled for name in columns}
     assert filled == {
         **dict.fromkeys(("vector", "mixed", "empty", "large"), None),  # a footer says nothing
-        **{"vector.x": 3, "holes": None, "words": None, "full": 3},
+        "vector.x": 3,
+        "holes": None,
+        "words": None,
+        "full": 3,
     }
     assert (column_of(info, "mixed").low, column_of(info, "mixed").median) == (1, 2)
     assert column_of(info, "empty").median == 5  # by the file that has numbers there
