@@ -89,7 +89,10 @@ def none_there(path: str) -> str:
         return f"{path}: no Parquet file is there, for this is a file itself. Give its folder, {place.parent}"
     if not place.is_dir():
         return f"{path}: no Parquet file is there, nor such a folder ({RELATIVE}). {give}"
-    names = sorted(each.name for each in place.iterdir() if not each.name.startswith("."))
+    try:
+        names = sorted(each.name for each in place.iterdir() if not each.name.startswith("."))
+    except OSError as error:
+        return f"{path}: cannot be listed: {error.strerror}"
     some = ", ".join(names[:_FEW])
     if any(name.endswith(".tar") for name in names):
         give = (
