@@ -15,6 +15,7 @@ import numpy as np
 
 from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.frames.names import URL_COLUMN
 from curator_dask.outputs import curated_names as curated
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.removed import DUPLICATES
@@ -129,6 +130,13 @@ def make_report(
     report.seconds["all"] = time.monotonic() - started
     size, rows = len(text.encode()), report.folder.rows
     pictures = sum(each.startswith("data:") for each in report.pictures.made)
+    if rows and not any(report.look.rows.urls):
+        logger.warning(
+            "%s: no pictures: its rows do not say in which shards their images are (they have no column %r), and there"
+            " are no tars beside its Parquet files. Give the folder that embed wrote to, or that of an export",
+            folder,
+            URL_COLUMN,
+        )
     summary = ReportSummary(str(target), size, rows, len(report.look.rows), pictures, report.seconds)
     logger.info("%s", summary)
     return summary
