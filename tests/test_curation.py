@@ -374,7 +374,9 @@ def test_other_rows_are_refused_before_anything_is_replaced(folder, tmp_path):
         out / "embeddings" / "00001.parquet",
     )
     before = states(out / "passing") | states(out / "balanced") | states(out / "shards")
-    with pytest.raises(OutputError, match=r"shards: is there, and lacks 'more', which embeddings has got since"):
+    with pytest.raises(
+        OutputError, match=r"shards: is there, and lacks 'more', which embeddings has got since"
+    ):
         curate(folder, out, Recipe(**first))
     assert states(out / "passing") | states(out / "balanced") | states(out / "shards") == before
     pq.write_table(table, out / "embeddings" / "00001.parquet")
@@ -409,7 +411,9 @@ def test_files_of_an_earlier_recipe_go(folder, tmp_path):
     # One that is new is embedded, and no more: the tars were made without its rows.
     before = states(out)
     write_tar(data / "00003.tar", [("003000.jpg", picture(3000))])
-    with pytest.raises(OutputError, match=r"was made without embeddings/00003.parquet: .*nothing was replaced"):
+    with pytest.raises(
+        OutputError, match=r"was made without embeddings/00003.parquet: .*nothing was replaced"
+    ):
         curate(data, out, other)
     assert {*states(out)} - {*before} == {out / "embeddings" / "00003.parquet"}
     assert before.items() <= states(out).items()

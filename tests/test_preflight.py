@@ -652,6 +652,19 @@ def test_samples_that_other_readers_see_otherwise_are_told(tmp_path):
     assert "--layout portable" in str(finding)
 
 
+def test_keys_that_several_shards_have_are_told(tmp_path):
+    """A tar by itself may have a key twice: that is told as such."""
+    shards = {"train/0": "abcd", "train/1": "bx", "val/0": "cbxyy"}
+    for name, keys in shards.items():
+        write_tar(tmp_path / f"{name}.tar", [(f"{key}\udce4.png", image_of("1")) for key in keys])
+    finding = by_kind(preflight(tmp_path))["shared-keys"]
+    assert (finding.count, finding.shards, finding.fails) == (1 + 3, 2, False)
+    first, second = finding.examples
+    assert first == "train/1: 1 of its keys, as train/0"
+    assert second.startswith("val/0: 3 of its keys, as train/")
+    assert "--keys sequential" in str(finding)
+
+
 def test_a_shard_with_too_many_values(folder):
     report = preflight(folder, dim=2**31 // SAMPLES + 1)
     assert by_kind(report)["partition"].count == 3

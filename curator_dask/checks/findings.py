@@ -101,6 +101,12 @@ KINDS = {
     "duplicates": Kind(
         False, "member whose name occurred before in its tar; the first is taken", "give each its own key"
     ),
+    "shared-keys": Kind(
+        False,
+        "sample whose key a sample of another shard has, too, of those looked at",
+        "none is needed here, where shard and key tell a sample; readers of all shards may take two of one key for one,"
+        " and an export needs keys='sequential' (--keys sequential)",
+    ),
     "unread": Kind(
         False,
         "member that cannot be read: a link to what is not in its tar, a sparse file",

@@ -22,6 +22,7 @@ from curator_dask.checks.captions import CaptionsLook, look_at_captions
 from curator_dask.checks.findings import KINDS, NO_CAPTIONS, TOO_LARGE, Finding, Report, shown
 from curator_dask.checks.glancing import Glance, glance
 from curator_dask.checks.looking import Look, RowsFrom, look
+from curator_dask.checks.shared_keys import shared_keys
 from curator_dask.checks.taken import taken_names
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
 from curator_dask.errors import ConfigError, CuratorError, DatasetError
@@ -137,6 +138,9 @@ def preflight(
     report.taken = taken_names(glances, source, of_table, id_col, storage_options)
     _count(report, glances, looks, with_parquet)
     _tally_looks(report, glances, looks, tally)
+    for each in shared_keys({number: one.keys for number, one in looks.items()}):
+        shard, other = glances[each.shard].shard, glances[each.other].shard
+        tally.add("shared-keys", f"{shard.name}: {each.count:,} of its keys, as {other.name}", each.count)
     if with_parquet:
         other = sum(one.parquet_size for one in glances)
     elif rows_from == "elsewhere":

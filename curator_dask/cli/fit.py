@@ -109,6 +109,4 @@ def fit(
         elif sheet is not None:
             from curator_dask.text.sheet import draw_sheet
 
-            save_sheet(
-                draw_sheet(f"{label}: labels that speak against the score", doubtful, options), sheet
-            )
+            save_sheet(draw_sheet(f"{label}: labels that speak against the score", doubtful, options), sheet)

@@ -32,12 +32,17 @@ def given_files(folder: str, options: Options) -> list[str]:
     names = output_files(folder, options)
     if not names:
         raise OutputError(none_there(folder))
+    check_one_output(folder, names)
+    return names
+
+
+def check_one_output(folder: str, names: Sequence[str]) -> None:
+    """Raise OutputError where files, by their names below a folder, are of the several outputs of curate."""
     if of_curate(names):
         raise OutputError(
             f"{folder}: is a folder of curate, with an output for each step: give {join(folder, EMBEDDINGS)}, or"
             f" {join(folder, PASSING)} for the rows that pass"
         )
-    return names
 
 
 def rows_with_shards(

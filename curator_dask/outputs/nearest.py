@@ -232,7 +232,9 @@ class VectorFiles:
             names = file.schema_arrow.names
             if columns[0] not in names:
                 raise OutputError(f"{path}: has no column {columns[0]!r} of keys; it has {names}")
-            if URL_COLUMN in {*columns} & {*names} and not _is_text(kind := file.schema_arrow.field(URL_COLUMN).type):
+            if URL_COLUMN in {*columns} & {*names} and not _is_text(
+                kind := file.schema_arrow.field(URL_COLUMN).type
+            ):
                 raise OutputError(
                     f"{path}: {URL_COLUMN!r}: expected text, the shard of each row, found {kind}. Write it as text, or"
                     " give it another name"

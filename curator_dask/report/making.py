@@ -17,6 +17,7 @@ from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.outputs import curated_names as curated
+from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.removed import DUPLICATES
 from curator_dask.report.categories import count_categories, find_categories
@@ -167,7 +168,7 @@ def embeddings_in(path: str, duplicates: str | None) -> tuple[str, str | None]:
             f"{path}: is what dedup wrote: give the folder that embed wrote to, and this one by --duplicates"
             " (duplicates=)"
         )
-    if any(Path(path).glob("*.parquet")) or not Path(path, curated.EMBEDDINGS).is_dir():
+    if not curated.of_curate(output_files(path, None)):
         return path, duplicates
     found = Path(path, curated.DUPLICATES)
     logger.info("%s: was written by curate; the page is of its folder %s", path, curated.EMBEDDINGS)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import ConfigError, DatasetError, OutputError, ShardError
+from curator_dask.errors import ConfigError, DatasetError, ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
