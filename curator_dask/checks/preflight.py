@@ -138,9 +138,8 @@ def preflight(
     report.taken = taken_names(glances, source, of_table, id_col, storage_options)
     _count(report, glances, looks, with_parquet)
     _tally_looks(report, glances, looks, tally)
-    for each in shared_keys({number: one.keys for number, one in looks.items()}):
-        shard, other = glances[each.shard].shard, glances[each.other].shard
-        tally.add("shared-keys", f"{shard.name}: {each.count:,} of its keys, as {other.name}", each.count)
+    for each in shared_keys([(glances[number].shard.name, looks[number].keys) for number in sorted(looks)]):
+        tally.add("shared-keys", f"{each.shard}: {each.count:,} of its keys, as {each.other}", each.count)
     if with_parquet:
         other = sum(one.parquet_size for one in glances)
     elif rows_from == "elsewhere":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +13,11 @@ from curator_dask.webdataset.samples import Sample
 
 
 class Shared(NamedTuple):
-    """Samples of a shard whose keys shards before it have: its number, how many, and the number of such a shard."""
+    """Samples of a shard whose keys shards before it have: its name, how many, and the name of such a shard."""
 
-    shard: int
+    shard: str
     count: int
-    other: int
+    other: str
 
 
 def key_hashes(samples: Sequence[Sample]) -> np.ndarray:
@@ -27,24 +27,21 @@ def key_hashes(samples: Sequence[Sample]) -> np.ndarray:
     return found
 
 
-def shared_keys(shards: Mapping[int, np.ndarray]) -> Iterator[Shared]:
+def shared_keys(shards: Sequence[tuple[str, np.ndarray]]) -> Iterator[Shared]:
     """What shards share with those before them; two keys of one hash are rarer than what is worth a note.
 
     Parameters
     ----------
     shards
-        By a shard's number, the hashes of its keys.
+        Name, and hashes of the keys, of each.
     """
-    numbers = sorted(shards)
-    if not numbers:
-        return
-    owners = np.repeat(numbers, [len(shards[number]) for number in numbers])
-    keys = np.concatenate([shards[number] for number in numbers])
+    keys = np.concatenate([np.empty(0, np.uint64), *(mine for _, mine in shards)])
+    owners = np.repeat(np.arange(len(shards)), [len(mine) for _, mine in shards])
     order = np.argsort(keys, kind="stable")
     keys, owners = keys[order], owners[order]
     begins = np.append(True, keys[1:] != keys[:-1])[: len(keys)]
     firsts = owners[np.maximum.accumulate(np.where(begins, np.arange(len(keys)), 0))]
     again = np.flatnonzero(owners != firsts)
     found, places, counts = np.unique(owners[again], return_index=True, return_counts=True)
-    for number, place, count in zip(found.tolist(), places.tolist(), counts.tolist(), strict=True):
-        yield Shared(number, count, int(firsts[again[place]]))
+    for owner, other, count in zip(found, firsts[again[places]], counts.tolist(), strict=True):
+        yield Shared(shards[owner][0], count, shards[other][0])
