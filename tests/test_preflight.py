@@ -20,7 +20,7 @@ from colours import ColourReader, image_of, members_of, write_dataset, write_tar
 from PIL import Image
 
 from curator_dask.checks import preflight as preflight_module
-from curator_dask.checks.findings import KINDS, TOO_LARGE
+from curator_dask.checks.kinds import KINDS, TOO_LARGE
 from curator_dask.checks.preflight import preflight
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, CuratorError, DatasetError

@@ -16,7 +16,7 @@ class Shared(NamedTuple):
     """Samples of a shard whose keys shards before it have: its name, how many, and the name of such a shard."""
 
     shard: str
-    count: int
+    samples: int
     other: str
 
 
