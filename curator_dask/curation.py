@@ -27,6 +27,7 @@ from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.filtering import FilterSummary, filter_output
 from curator_dask.outputs.finished import FinishedCommand, repository_of
+from curator_dask.outputs.removed import check_removed
 from curator_dask.outputs.splits import SplitBy
 from curator_dask.recipe import Recipe
 from curator_dask.rows.image_files import captions_of
@@ -100,6 +101,8 @@ def curate(
     summary = CurationSummary(folder)
     choice = Choice(folder, recipe.choice(), overwrite)
     choice.check()
+    if (groups := recipe.options(overwrite).split_groups) and absolute(groups) != places[DUPLICATES]:
+        check_removed(absolute(groups))
     found = find_shards(input_path, storage_options, images=recipe.images)
     of_images = captions_of(recipe.captions, found, recipe.id_col, storage_options)
     place = places[EMBEDDINGS]
@@ -148,6 +151,7 @@ def curate(
     _count_joined(summary, recipe.joins(), place)
     if recipe.balance is not None:
         _check_balance_columns(place, recipe)
+    choice.check_rows(output_files(place, None))
     # The files between are this recipe's alone: what an earlier one has left there is replaced, unless its tars stay.
     choice.clear(PASSING, output_files(place, None), _balance_columns(recipe))
     passing = filter_output(

@@ -254,6 +254,10 @@ def test_a_recipe_that_cannot_be(tmp_path, text, message):
         ("near: {like: FOLDER/nowhere}", "nowhere: no Parquet file is there, nor such a folder"),
         ("near: {like: FOLDER}", "no Parquet file is there, but labels.csv, recipe.yaml"),
         ("join: [{table: FOLDER/no.csv}]", "no.csv: there is no such file"),
+        (
+            "export: {splits: {val: 0.1}, split_groups: FOLDER/nowhere}",
+            "nowhere/duplicates.parquet: is no table of duplicates",
+        ),
         ("join: [{table: FOLDER/labels.csv, on: key=id}]", "expected a column 'id' to find rows by"),
         (
             "join: [{table: FOLDER/labels.csv, on: key, columns: [lable]}]",
@@ -363,7 +367,7 @@ def test_other_rows_are_refused_before_anything_is_replaced(folder, tmp_path):
     concepts.write_text("caption\n000005")
     with pytest.raises(OutputError, match="chooses other rows"):
         curate(folder, out, Recipe(**first))
-    # Other rows by the same recipe: what does not pass now has left its file.
+    # Other rows by the same recipe.
     concepts.write_text("caption\n000004")
     table = pq.read_table(out / "embeddings" / "00001.parquet")
     metadata = table.schema.metadata
@@ -372,6 +376,12 @@ def test_other_rows_are_refused_before_anything_is_replaced(folder, tmp_path):
         out / "embeddings" / "00001.parquet",
     )
     before = states(out / "passing") | states(out / "balanced") | states(out / "shards")
+    with pytest.raises(
+        OutputError, match=r"shards: is there, and lacks 'more', which embeddings has got since"
+    ):
+        curate(folder, out, Recipe(**first))
+    assert states(out / "passing") | states(out / "balanced") | states(out / "shards") == before
+    pq.write_table(table, out / "embeddings" / "00001.parquet")
     with pytest.raises(OutputError, match=r"passing/00001\.parquet: is there, and was made of other rows"):
         curate(folder, out, Recipe(**first))
     assert states(out / "passing") | states(out / "balanced") | states(out / "shards") == before
@@ -414,6 +424,16 @@ def test_files_of_an_earlier_recipe_go(folder, tmp_path):
         curate(data, out, other)
     assert curate(data, out, other, overwrite=True).kept == 14
     assert [path.name for path in sorted((out / "passing").iterdir())] == ["00000.parquet", "00001.parquet"]
+    # One that is new is embedded, and no more: the tars were made without its rows.
+    before = states(out)
+    write_tar(data / "00003.tar", [("003000.jpg", picture(3000))])
+    with pytest.raises(
+        OutputError, match=r"was made without embeddings/00003.parquet: .*nothing was replaced"
+    ):
+        curate(data, out, other)
+    assert {*states(out)} - {*before} == {out / "embeddings" / "00003.parquet"}
+    assert before.items() <= states(out).items()
+    assert curate(data, out, other, overwrite=True).kept == 15
 
 
 def test_a_reference_in_a_store_is_looked_at_each_time(tmp_path):

@@ -274,6 +274,14 @@ def test_the_command(labelled, tmp_path):
     assert f"curator-dask score {out} --head good={head}" in done.output
     assert json.loads((tmp_path / "said.json").read_text())["auc"] > 0.9
     assert sheet.stat().st_size > 1000
+    # Labels that each speak for their score have none to show.
+    matrix, none = labelled[3], tmp_path / "none.png"
+    far = {f"{row:05d}": one[-1] > 3 for row, one in enumerate(matrix) if abs(one[-1] - 3) > 2}
+    pd.DataFrame({"key": [*far], "far": [*far.values()]}).to_parquet(tmp_path / "far.parquet")
+    given = ["--label", "far", "--labels", str(tmp_path / "far.parquet"), "--sheet", str(none)]
+    done = CliRunner().invoke(app, ["fit", str(out), str(tmp_path / "far.safetensors"), *given])
+    assert done.exit_code == 0 and "none.png: not written: no label speaks" in done.output, done.output
+    assert not none.exists()
     assert head.read_bytes() == fit_head(out, "good").as_bytes()
 
     before = head.read_bytes(), head.stat().st_mtime_ns

@@ -20,7 +20,7 @@ from colours import ColourReader, image_of, members_of, write_dataset, write_tar
 from PIL import Image
 
 from curator_dask.checks import preflight as preflight_module
-from curator_dask.checks.findings import KINDS, TOO_LARGE
+from curator_dask.checks.kinds import KINDS, TOO_LARGE
 from curator_dask.checks.preflight import preflight
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, CuratorError, DatasetError
@@ -650,6 +650,19 @@ def test_samples_that_other_readers_see_otherwise_are_told(tmp_path):
     assert (finding.count, report.ok) == (4, True)
     assert finding.examples[0].startswith("0: 'x.y/c', 'with space', 'lacks'")
     assert "--layout portable" in str(finding)
+
+
+def test_keys_that_several_shards_have_are_told(tmp_path):
+    """A tar by itself may have a key twice: that is told as such."""
+    shards = {"train/0": "abcd", "train/1": "bx", "val/0": "cbxyy"}
+    for name, keys in shards.items():
+        write_tar(tmp_path / f"{name}.tar", [(f"{key}\udce4.png", image_of("1")) for key in keys])
+    finding = by_kind(preflight(tmp_path))["shared-keys"]
+    assert (finding.count, finding.shards, finding.fails) == (1 + 3, 2, False)
+    first, second = finding.examples
+    assert first == "train/1: 1 of its keys, as train/0"
+    assert second.startswith("val/0: 3 of its keys, as train/")
+    assert "--keys sequential" in str(finding)
 
 
 def test_a_shard_with_too_many_values(folder):

@@ -8,7 +8,9 @@ import json
 import re
 import shlex
 import shutil
+import tarfile
 
+import dask
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -23,8 +25,13 @@ from curator_dask.cli import app
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.dedup import SemanticDeduplication
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.image.classifiers import ReferenceSimilarity, score_output
 from curator_dask.image.embedders import TimmImageEmbedder
+from curator_dask.image.embedders.similar import similar_to_key
+from curator_dask.image.fitting import fit_head
 from curator_dask.image.statistics import ImageStatistics
+from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.report import making
 from curator_dask.report.atlas import make_atlas
@@ -33,6 +40,8 @@ from curator_dask.report.making import make_report
 from curator_dask.report.mapping import names_of
 from curator_dask.report.measures import shortest_between, steps_of
 from curator_dask.report.twins import read_twins
+from curator_dask.tables import join_output
+from curator_dask.text.balance import balance_output
 
 EVIL = "<script>document.title = 'taken over'</script><img src=x onerror=\"document.title = 'taken over'\">"
 WORDS = ("a red wall", "green grass", "blue water")
@@ -77,8 +86,6 @@ def write_photographs(folder):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The output, and its page."""
-    import dask
-
     folder = tmp_path_factory.mktemp("report")
     (folder / "data").mkdir()
     write_photographs(folder / "data")
@@ -814,6 +821,55 @@ def test_of_what_curate_wrote_the_embeddings_and_their_duplicates_are_shown(made
     assert 'id="duplicates"' in (tmp_path / "curated.html").read_text()
     with pytest.raises(OutputError, match="is what dedup wrote: give the folder that embed wrote"):
         make_report(tmp_path / "all/duplicates", tmp_path / "wrong.html")
+
+
+def test_a_folder_of_curate_is_told_by_all_that_take_an_output(made, tmp_path):
+    """Else they stumble over the tables that lie in it, one in this way and one in that."""
+    folder = tmp_path / "all"
+    for name in ("embeddings", "passing"):
+        shutil.copytree(made / "out", folder / name)
+    shutil.copytree(made / "duplicates", folder / "duplicates")
+    (tmp_path / "table.csv").write_text("key,more\n00000,1\n")
+    for ask in (
+        lambda: filter_output(folder, where='"order" > 1'),
+        lambda: score_output(folder, [ReferenceSimilarity(made / "out", "like")]),
+        lambda: fit_head(folder, "order"),
+        lambda: similar_to_key(folder, "00000"),
+        lambda: SemanticDeduplication(eps=0.1)(folder).save(tmp_path / "found"),
+        lambda: balance_output(folder, tmp_path / "table.csv", concept_column="key"),
+        lambda: join_output(folder, tmp_path / "table.csv"),
+        lambda: TimmImageEmbedder("test_vit", pretrained=False).retry(folder),
+        lambda: export_output(folder, tmp_path / "tars"),
+    ):
+        with pytest.raises(
+            OutputError, match=r"all: is a folder of curate, .*: give \S+/all/embeddings, or "
+        ):
+            ask()
+    assert {each.name for each in tmp_path.iterdir()} == {"all", "table.csv"}
+    assert {each.name for each in folder.iterdir()} == {"embeddings", "passing", "duplicates"}
+
+
+def test_rows_of_an_export_find_their_images_in_the_tars_beside_them(made, tmp_path, said):
+    """By the keys that they have there, of which the other split has the same."""
+    options = ExportOptions(splits={"val": 0.4}, keys="sequential", samples_per_shard=15)
+    with dask.config.set(scheduler="sync"):
+        kept = export_output(made / "out", tmp_path / "tars", options).kept
+    assert kept == SHARDS * ROWS - 1  # one was missing
+    for folder in (tmp_path / "tars", tmp_path / "tars" / "val"):
+        summary = make_report(folder, tmp_path / "page.html")
+        assert summary.pictures == summary.rows - (folder.name == "tars")  # another is cut
+        assert "no pictures" not in said.text
+    key = pq.read_table(tmp_path / "tars/val/00000.parquet")["key"][0].as_py()
+    hits = similar_to_key(tmp_path / "tars", key, shard="val/00000.tar", top=9)
+    for hit in hits:
+        number = 5 if hit.caption == EVIL else int(hit.caption.rpartition(" ")[2])
+        with tarfile.open(hit.url) as tar:
+            assert tar.extractfile(f"{hit.key}.jpg").read() == encoded(number, turned=number == 6)
+    assert {hit.url.rpartition("/")[0] for hit in hits} == {f"{tmp_path}/tars/train", f"{tmp_path}/tars/val"}
+    for tar in tmp_path.glob("tars/*/*.tar"):
+        tar.unlink()
+    assert make_report(tmp_path / "tars", tmp_path / "page.html").pictures == 0
+    assert "tars: no pictures: its rows do not say in which shards" in said.text
 
 
 def test_what_a_hash_has_found_is_said_and_its_cosine_is_no_doubt(made, tmp_path):

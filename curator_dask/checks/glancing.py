@@ -31,7 +31,7 @@ class Glance:
     size
         Bytes of the tar; 0 where it cannot be looked at.
     troubles
-        What would fail, by kind (`curator_dask.checks.findings`): ``"unreadable"``, ``"not-a-tar"``,
+        What would fail, by kind (`curator_dask.checks.kinds`): ``"unreadable"``, ``"not-a-tar"``,
         ``"name"``, ``"companion"``.
     ends
         Whether the tar ends as tars do. If not, a look at its headers tells why.

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from curator_dask.checks.captions import empty_of
 from curator_dask.checks.glancing import Glance, said
+from curator_dask.checks.shared_keys import key_hashes
 from curator_dask.decode.orientation import EXIF_COLUMN, has_orientation, orientation_in, upright_size
 from curator_dask.decode.sniff import sniff
 from curator_dask.errors import ImageError, ShardError
@@ -69,6 +70,8 @@ class Look:
         Keys of the images, of those looked at, that are grey with more than 8 bits a sample.
     turned
         Keys of the images, of those looked at, that lie on their side or are mirrored, as their ``exif`` says.
+    keys
+        uint64 (samples,): a hash of each sample's key.
     pictured
         Whether any row finds an image.
     stale
@@ -89,6 +92,7 @@ class Look:
     unusable: dict[str, list[str]] = field(default_factory=dict)
     deep_gray: list[str] = field(default_factory=list)
     turned: list[str] = field(default_factory=list)
+    keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
     pictured: bool = False
     stale: str | None = None
 
@@ -225,6 +229,7 @@ def _look_at_samples(index: ShardIndex, found: Look) -> list[Sample]:
         if pictures != 1:
             (several if pictures else without).append(sample.key)
     found.samples = len(index.samples)
+    found.keys = key_hashes(index.samples)
     found.members = found.suffixes.total()
     if len(found.suffixes) > _SUFFIXES:
         found.suffixes = Counter(dict(found.suffixes.most_common(_SUFFIXES)))

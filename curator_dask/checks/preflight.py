@@ -19,9 +19,11 @@ import numpy as np
 import pyarrow as pa
 
 from curator_dask.checks.captions import CaptionsLook, look_at_captions
-from curator_dask.checks.findings import KINDS, NO_CAPTIONS, TOO_LARGE, Finding, Report, shown
+from curator_dask.checks.findings import Finding, Report, shown
 from curator_dask.checks.glancing import Glance, glance
+from curator_dask.checks.kinds import KINDS, fixes_of
 from curator_dask.checks.looking import Look, RowsFrom, look
+from curator_dask.checks.shared_keys import shared_keys
 from curator_dask.checks.taken import taken_names
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
 from curator_dask.errors import ConfigError, CuratorError, DatasetError
@@ -137,6 +139,8 @@ def preflight(
     report.taken = taken_names(glances, source, of_table, id_col, storage_options)
     _count(report, glances, looks, with_parquet)
     _tally_looks(report, glances, looks, tally)
+    for each in shared_keys([(glances[number].shard.name, looks[number].keys) for number in sorted(looks)]):
+        tally.add("shared-keys", f"{each.shard}: {each.samples:,} of its keys, as {each.other}", each.samples)
     if with_parquet:
         other = sum(one.parquet_size for one in glances)
     elif rows_from == "elsewhere":
@@ -144,7 +148,8 @@ def preflight(
     else:
         other = round(sum(one.text_size for one in looks.values()) * _factor(report, looks))
     _estimate_disk(report, other, dim, output, tally)
-    report.findings = tally.findings(_fixes(report, given == "txt" and is_folder_shard(found.shards[0].url)))
+    captions_beside = given == "txt" and is_folder_shard(found.shards[0].url)
+    report.findings = tally.findings(fixes_of(report.images["unusable"], captions_beside))
     report.seconds = time.monotonic() - started
     return report
 
@@ -359,16 +364,6 @@ def _tally_looks(report: Report, glances: Sequence[Glance], looks: Mapping[int, 
         elif unusable and not any(one.images for one in looks.values()):
             text = f"none of the {unusable:,} images looked at can be used"
             tally.add("no-vector", text, rows, shards=0, factor=more)
-
-
-def _fixes(report: Report, captions_beside: bool) -> dict[str, str]:
-    """What helps here, by kind of finding, where `KINDS` says something else."""
-    fixes = {"no-caption": NO_CAPTIONS} if captions_beside else {}
-    unusable = report.images["unusable"]
-    if "too large" in unusable:
-        others = "" if len(unusable) == 1 else f"; the others: {KINDS['bad-image'].fix}"
-        fixes["bad-image"] = TOO_LARGE + others
-    return fixes
 
 
 def _tally_captions(seen: CaptionsLook, report: Report, tally: _Tally) -> None:

@@ -103,9 +103,10 @@ def fit(
             print(f"{file}: nothing to do, it has this head")
         print(f"{file}: curator-dask score {embeddings} --head {file.stem}={file}")
         put(found.to_dict())
-        if sheet is not None:
+        doubtful = found.doubtful() if sheet is not None else []
+        if sheet is not None and not doubtful:
+            print(f"{sheet}: not written: no label speaks against its score")
+        elif sheet is not None:
             from curator_dask.text.sheet import draw_sheet
 
-            save_sheet(
-                draw_sheet(f"{label}: labels that speak against the score", found.doubtful(), options), sheet
-            )
+            save_sheet(draw_sheet(f"{label}: labels that speak against the score", doubtful, options), sheet)

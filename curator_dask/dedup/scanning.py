@@ -23,7 +23,7 @@ from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet, read_footer, whole_footers, write_table
 from curator_dask.frames.record import FileRecord
-from curator_dask.outputs.failed import none_there, output_files
+from curator_dask.outputs.given import given_files
 from curator_dask.outputs.unchanged import changed_shard
 from curator_dask.storage import Options, is_remote, join
 from curator_dask.threads import in_threads
@@ -67,9 +67,7 @@ def find_sources(folder: str, options: Options, fixed: bool = False) -> list[Sou
     OutputError
         There is none.
     """
-    names = output_files(folder, options)
-    if not names:
-        raise OutputError(none_there(folder))
+    names = given_files(folder, options)
     paths = [join(folder, name) for name in names]
     stamps = in_threads(lambda path: stamp(path, options), paths)
     return [

@@ -19,7 +19,7 @@ from curator_dask.info.listing import Listing, list_output
 from curator_dask.info.makers import DEDUP, EXPORT
 from curator_dask.info.output import OutputInfo
 from curator_dask.info.values import fill_norms, fill_values, kind_of, pick_parts
-from curator_dask.outputs.curated_names import BALANCED, DUPLICATES, EMBEDDINGS, PASSING, SHARDS
+from curator_dask.outputs.curated_names import BALANCED, DUPLICATES, EMBEDDINGS, PASSING, SHARDS, of_curate
 from curator_dask.outputs.failed import list_errors, none_there
 from curator_dask.outputs.placing import locate
 from curator_dask.runs.summary import SaveSummary
@@ -69,7 +69,7 @@ def describe_output(
     folder = locate(os.fspath(path), storage_options)
     listing = list_output(folder, storage_options)
     steps = [name for name in _STEPS if any(each.startswith(f"{name}/") for each in listing.parquet)]
-    if EMBEDDINGS in steps and (PASSING in steps or SHARDS in steps):
+    if of_curate(listing.parquet):
         info = _of_curate(folder, steps, columns, exact, storage_options)
     else:
         info, found = _of_folder(folder, listing, columns, exact, storage_options)

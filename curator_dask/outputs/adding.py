@@ -35,7 +35,8 @@ from curator_dask.frames.record import LACKING, TEXTS, FileRecord, inputs_of
 from curator_dask.outputs.added import AddedStep as AddedStep  # from here, too
 from curator_dask.outputs.added import SeeingStep, scores_of
 from curator_dask.outputs.choosing import read_rows
-from curator_dask.outputs.failed import none_there, output_files, tell_others
+from curator_dask.outputs.failed import tell_others
+from curator_dask.outputs.given import given_files
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.replacing import check_column
 from curator_dask.outputs.saving import check_not_inside, opened
@@ -243,9 +244,7 @@ def add_columns(
     summary = SaveSummary("", opened=False) if summary is None else summary
     summary.path = target.folder
     with opened(target.folder, target.options):
-        names = output_files(source.folder, options)
-        if not names:
-            raise OutputError(none_there(source.folder))
+        names = given_files(source.folder, options)
         if target is not source:
             tell_others(target.folder, names, target.options)
         paths = [join(source.folder, name) for name in names]

@@ -15,7 +15,7 @@ from typing import Any
 from curator_dask.errors import OutputError
 from curator_dask.frames.parquet import read_footer
 from curator_dask.frames.record import BALANCE
-from curator_dask.outputs.curated_names import BALANCED, EMBEDDINGS, SHARDS
+from curator_dask.outputs.curated_names import BALANCED, EMBEDDINGS, PASSING, SHARDS
 from curator_dask.outputs.export_place import ExportPlace
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.placing import put
@@ -51,6 +51,26 @@ class Choice:
         # Without a note the steps see to themselves.
         if not self.replaces and self._noted() not in (None, self._digest):
             self._refuse("was made by a recipe that chooses other rows")
+
+    def check_rows(self, names: Collection[str]) -> None:
+        """Raise OutputError where tars that must stay were made of rows that lack some, or some of their columns.
+
+        Parameters
+        ----------
+        names
+            Of the files of all rows.
+        """
+        for each in () if self.replaces else names:
+            now, then = (
+                read_footer(join(self._folder, f"{place}/{each}")).columns for place in (EMBEDDINGS, PASSING)
+            )
+            if not then:
+                self._refuse(f"was made without {EMBEDDINGS}/{each}: no rows of it are in {PASSING}")
+            if lacks := [name for name in now if name not in then]:
+                self._refuse(
+                    f"lacks {', '.join(map(repr, lacks))}, which {EMBEDDINGS} has got since. It may stay so",
+                    "which writes its tars anew, with all columns",
+                )
 
     def write(self) -> None:
         """Note it, before tars are made of it."""
@@ -95,10 +115,10 @@ class Choice:
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, why: str, overwrite: str = "by which its tars go") -> None:
         raise OutputError(
             f"{self._shards}: is there, and {why}; nothing was replaced. Write to another path, or use overwrite=True"
-            " (--overwrite), by which its tars go"
+            f" (--overwrite), {overwrite}"
         )
 
 

@@ -27,7 +27,7 @@ from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_place import ExportPlace
 from curator_dask.outputs.export_run import ExportRun, stop_at
 from curator_dask.outputs.export_summary import ExportSummary
-from curator_dask.outputs.failed import none_there, output_files
+from curator_dask.outputs.given import given_files
 from curator_dask.outputs.parquet import ParquetSink
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.planning import name_of
@@ -81,9 +81,7 @@ def export_output(
     """
     started = time.monotonic()
     rows = Folder(locate(os.fspath(path), storage_options), storage_options)
-    names = output_files(rows.path, rows.options)
-    if not names:
-        raise OutputError(none_there(rows.path))
+    names = given_files(rows.path, rows.options)
     if names == [DUPLICATES]:
         raise OutputError(
             f"{rows.path}: is what dedup wrote, with the rows that go and those that stay for them. Give the folder of"

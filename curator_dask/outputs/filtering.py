@@ -24,7 +24,8 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.parquet import read_footer, write_table
 from curator_dask.frames.record import FILTERED, FileRecord
 from curator_dask.outputs.choosing import Chosen, read_rows
-from curator_dask.outputs.failed import none_there, output_files, tell_others
+from curator_dask.outputs.failed import tell_others
+from curator_dask.outputs.given import given_files
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_apart, opened
 from curator_dask.outputs.writing import Output
@@ -175,9 +176,7 @@ def filter_output(
         options = storage_options if output_storage_options is None else output_storage_options
         target = Output(locate(os.fspath(output), options), options, False, overwrite, False)
         check_apart(source.folder, target.folder)
-    names = output_files(source.folder, storage_options)
-    if not names:
-        raise OutputError(none_there(source.folder))
+    names = given_files(source.folder, storage_options)
     chosen = Chosen(None if where is None else Where(where), top, cap=cap)
     looks = in_threads(lambda name: chosen.look(join(source.folder, name), storage_options), names)
     summary = FilterSummary(sum(look.rows for look in looks))

@@ -18,7 +18,7 @@ from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import CAPTION_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import open_parquet, whole_footers
 from curator_dask.frames.record import FileRecord
-from curator_dask.outputs.failed import none_there, output_files
+from curator_dask.outputs.given import given_files, rows_with_shards
 from curator_dask.outputs.placing import locate
 from curator_dask.rows.ids import check_id_type, exact_ids
 from curator_dask.rows.images import values_of
@@ -82,9 +82,7 @@ class VectorFiles:
             There are none, or one has no such column.
         """
         folder = locate(os.fspath(path), options)
-        paths = [join(folder, name) for name in output_files(folder, options)]
-        if not paths:
-            raise OutputError(none_there(os.fspath(path)))
+        paths = [join(folder, name) for name in given_files(folder, options)]
         footers = whole_footers(paths, options)
         for file, footer in footers.items():
             if column not in footer.columns:
@@ -234,13 +232,14 @@ class VectorFiles:
             names = file.schema_arrow.names
             if columns[0] not in names:
                 raise OutputError(f"{path}: has no column {columns[0]!r} of keys; it has {names}")
-            read = [name for name in columns if name in names]
-            if URL_COLUMN in read and not _is_text(kind := file.schema_arrow.field(URL_COLUMN).type):
+            if URL_COLUMN in {*columns} & {*names} and not _is_text(
+                kind := file.schema_arrow.field(URL_COLUMN).type
+            ):
                 raise OutputError(
                     f"{path}: {URL_COLUMN!r}: expected text, the shard of each row, found {kind}. Write it as text, or"
                     " give it another name"
                 )
-            yield from file.iter_batches(batch_size=_BLOCK, columns=read)
+            yield from rows_with_shards(file, path, columns, _BLOCK, self.options)
 
     def _rows_with(self, path: str, ids: pa.Array, key: str) -> list[int]:
         """The rows whose id is a key, by its text; bytes may also be those of a UUID."""

@@ -35,7 +35,8 @@ from curator_dask.frames.parquet import (
 )
 from curator_dask.frames.record import MADE_BY, FileRecord, inputs_of, made_by_model
 from curator_dask.outputs.conflicts import describe_difference
-from curator_dask.outputs.failed import as_wide, find_errors, list_errors, write_failed
+from curator_dask.outputs.failed import as_wide, find_errors, list_errors, output_files, write_failed
+from curator_dask.outputs.given import check_one_output
 from curator_dask.outputs.hopeless import rows_without_sample
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.placing import locate
@@ -178,6 +179,7 @@ def retry(
     summary = SaveSummary(output.folder, again=True, column=column)
     if not list_parquet(output.folder, options):
         raise _nothing_there(output, column)
+    check_one_output(output.folder, output_files(output.folder, options))
     with RunLock(output.folder, options):
         found, targets, remarks = _find(output, column)
         record = next(iter(found.values())).record or FileRecord("")

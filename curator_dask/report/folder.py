@@ -15,7 +15,8 @@ from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import EMBEDDING_COLUMN, ERROR_COLUMN
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.frames.record import FileRecord
-from curator_dask.outputs.failed import list_errors, none_there, output_files
+from curator_dask.outputs.failed import list_errors
+from curator_dask.outputs.given import given_files, rows_with_shards
 from curator_dask.storage import Options, join
 
 #: Rows that are read at once.
@@ -109,9 +110,7 @@ def open_folder(path: str, column: str | None, options: Options) -> Folder:
     OutputError
         There is no such output or column, or a file cannot be read.
     """
-    names = output_files(path, options)
-    if not names:
-        raise OutputError(none_there(path))
+    names = given_files(path, options)
     folder = Folder(path, options)
     first = 0
     for name in names:
@@ -154,8 +153,7 @@ def _open_file(folder: Folder, path: str, first: int) -> File:
 def blocks(file: File, columns: Sequence[str], options: Options) -> Iterator[tuple[int, pa.Table]]:
     """The rows of a file, some at a time, with the number of the first; columns that it lacks are left out."""
     with faults_told(file.path), open_parquet(file.path, options) as opened:
-        names = [name for name in dict.fromkeys(columns) if name in opened.schema_arrow.names]
         start = 0
-        for batch in opened.iter_batches(batch_size=BLOCK, columns=names):
+        for batch in rows_with_shards(opened, file.path, columns, BLOCK, options):
             yield start, pa.Table.from_batches([batch])
             start += batch.num_rows

@@ -15,7 +15,9 @@ import numpy as np
 
 from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.frames.names import URL_COLUMN
 from curator_dask.outputs import curated_names as curated
+from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.removed import DUPLICATES
 from curator_dask.report.categories import count_categories, find_categories
@@ -129,6 +131,13 @@ def make_report(
     report.seconds["all"] = time.monotonic() - started
     size, rows = len(text.encode()), report.folder.rows
     pictures = sum(each.startswith("data:") for each in report.pictures.made)
+    if rows and not any(report.look.rows.urls):
+        logger.warning(
+            "%s: no pictures: its rows do not say in which shards their images are (they have no column %r), and there"
+            " are no tars beside its Parquet files. Give the folder that embed wrote to, or that of an export",
+            folder,
+            URL_COLUMN,
+        )
     summary = ReportSummary(str(target), size, rows, len(report.look.rows), pictures, report.seconds)
     logger.info("%s", summary)
     return summary
@@ -159,7 +168,7 @@ def embeddings_in(path: str, duplicates: str | None) -> tuple[str, str | None]:
             f"{path}: is what dedup wrote: give the folder that embed wrote to, and this one by --duplicates"
             " (duplicates=)"
         )
-    if any(Path(path).glob("*.parquet")) or not Path(path, curated.EMBEDDINGS).is_dir():
+    if not curated.of_curate(output_files(path, None)):
         return path, duplicates
     found = Path(path, curated.DUPLICATES)
     logger.info("%s: was written by curate; the page is of its folder %s", path, curated.EMBEDDINGS)

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import ConfigError, DatasetError, OutputError, ShardError
+from curator_dask.errors import ConfigError, DatasetError, ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.record import ON, TABLE, FileRecord
-from curator_dask.outputs.failed import none_there, output_files
+from curator_dask.outputs.given import given_files
 from curator_dask.outputs.placing import locate
 from curator_dask.rows.lookup import Lookup, key_texts
 from curator_dask.rows.user_tables import UserTable
@@ -139,9 +139,7 @@ class TableColumns:
             lookup = Lookup(*table.keys())
             table.forget()
         folder = locate(os.fspath(path), options)
-        names = output_files(folder, options)
-        if not names:
-            raise OutputError(none_there(folder))
+        names = given_files(folder, options)
         found = FoundRows(table=table.path, on=f"{self.on}={self.key}")
         count_found(found, lookup, [join(folder, name) for name in names], options)
         return found

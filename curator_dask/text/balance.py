@@ -23,7 +23,7 @@ from curator_dask.frames.names import CAPTION_COLUMN, ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer, whole_footers
 from curator_dask.outputs.adding import add_columns
 from curator_dask.outputs.choosing import read_rows
-from curator_dask.outputs.failed import none_there, output_files
+from curator_dask.outputs.given import given_files
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_apart, opened
 from curator_dask.outputs.writing import Output
@@ -211,9 +211,7 @@ def balance_output(
     place = _place(source.folder, counts, options)
     if output is not None:
         _check_place(place, locate(os.fspath(output), options))
-    names = output_files(source.folder, options)
-    if not names:
-        raise OutputError(none_there(source.folder))
+    names = given_files(source.folder, options)
     footers = whole_footers([join(source.folder, name) for name in names], options)
     key = _check_columns(footers, text_column, id_col, prefix, most is not None)
     given = ConceptList.read(

@@ -41,7 +41,10 @@ def draw_sheet(title: str, hits: Sequence[Hit], options: Options = None) -> Imag
         The rows do not say in which shards their images are.
     """
     if hits and all(hit.url is None for hit in hits):
-        raise OutputError("the files have no column '__url__' of shards: without it no image can be found")
+        raise OutputError(
+            "the files have no column '__url__' of shards, and there are no tars beside them: without these no image"
+            " can be found. Give the folder that embed wrote to, or that of an export"
+        )
     columns = max(1, min(COLUMNS, len(hits)))
     lines = -(-len(hits) // columns)
     width = max(2 * MARGIN + columns * (TILE + GAP) - GAP, 480)

@@ -17,6 +17,7 @@ from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.image.classifiers.origins import one_origin
 from curator_dask.image.fitting.sources import LabelColumn, LabelTable
+from curator_dask.outputs.given import rows_with_shards
 from curator_dask.outputs.nearest import VectorFiles
 from curator_dask.rows.ids import id_texts
 from curator_dask.storage import Options
@@ -144,9 +145,8 @@ def _blocks(
 ) -> Iterator[tuple[pa.RecordBatch, pa.Array]]:
     """Some rows of a file after the other, and their labels; NaN is null."""
     with faults_told(file), open_parquet(file, files.options) as opened:
-        wanted = dict.fromkeys([*source.columns, *columns])
-        there = [name for name in wanted if name in opened.schema_arrow.names]
-        for batch in opened.iter_batches(batch_size=_BLOCK, columns=there):
+        wanted = [*source.columns, *columns]
+        for batch in rows_with_shards(opened, file, wanted, _BLOCK, files.options):
             labels = source.labels(batch, file)
             if pa.types.is_string_view(labels.type):  # which Arrow cannot pick rows of
                 labels = labels.cast(pa.large_string())

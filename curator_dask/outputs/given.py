@@ -1,0 +1,74 @@
+"""The Parquet files of an output that a command is given, and their rows with the shards that these are of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curator_dask.errors import OutputError
+from curator_dask.frames.names import URL_COLUMN
+from curator_dask.outputs.curated_names import EMBEDDINGS, PASSING, of_curate
+from curator_dask.outputs.failed import none_there, output_files
+from curator_dask.storage import Options, exists, join
+
+
+def given_files(folder: str, options: Options) -> list[str]:
+    """Names of the Parquet files of an output, in order, without those of failed rows.
+
+    Parameters
+    ----------
+    folder
+        Absolute path or URL.
+    options
+        For fsspec.
+
+    Raises
+    ------
+    OutputError
+        There are none, or they are of the several outputs that curate leaves in one folder.
+    """
+    names = output_files(folder, options)
+    if not names:
+        raise OutputError(none_there(folder))
+    check_one_output(folder, names)
+    return names
+
+
+def check_one_output(folder: str, names: Sequence[str]) -> None:
+    """Raise OutputError where files, by their names below a folder, are of the several outputs of curate."""
+    if of_curate(names):
+        raise OutputError(
+            f"{folder}: is a folder of curate, with an output for each step: give {join(folder, EMBEDDINGS)}, or"
+            f" {join(folder, PASSING)} for the rows that pass"
+        )
+
+
+def rows_with_shards(
+    file: pq.ParquetFile, path: str, columns: Sequence[str], size: int, options: Options
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a file, some at a time, with those of these columns that there are.
+
+    Where rows do not say in which shards their images are, and that column is asked for, it is the tar beside their
+    file, if there is one: so it is of what an export writes, and of img2dataset.
+
+    Parameters
+    ----------
+    file, path
+        The file, opened, and where it is.
+    columns
+        Their names.
+    size
+        Rows at a time, at most.
+    options
+        For fsspec.
+    """
+    names = file.schema_arrow.names
+    there = [name for name in dict.fromkeys(columns) if name in names]
+    tar = f"{path.removesuffix('.parquet')}.tar"
+    lacks_shards = URL_COLUMN in columns and URL_COLUMN not in names and exists(tar, options)
+    for batch in file.iter_batches(batch_size=size, columns=there):
+        if lacks_shards:
+            batch = batch.append_column(URL_COLUMN, pa.repeat(pa.scalar(tar), batch.num_rows))
+        yield batch
