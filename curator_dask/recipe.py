@@ -224,7 +224,7 @@ class Recipe:
         return {
             each.name: value
             for each, value in asked
-            if value != (each.default if each.default is not MISSING else {})
+            if _plain(value) != (each.default if each.default is not MISSING else {})
         }
 
     @property
@@ -391,6 +391,11 @@ class Recipe:
 
 def _with_on(given: Mapping[Any, Any]) -> dict[Any, Any]:
     return {"on" if name is True else name: value for name, value in given.items()}
+
+
+def _plain(given: Any) -> Any:
+    """A list as the tuple that stands for it by default."""
+    return tuple(given) if isinstance(given, list) else given
 
 
 def _only(given: Any) -> Any:
