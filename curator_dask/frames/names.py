@@ -46,7 +46,7 @@ TEXT_DEFINITIONS = {
     "alphanumeric": "share of characters that are letters or digits, of any script",
     "digits": "share of characters that are digits, of any script",
     "non_ascii": "share of characters that are not ASCII",
-    "repeated_characters": "share of pieces of ten characters that the most repeated take, data-juicer's char_rep_ratio",
+    "repeated_characters": "share of pieces of ten characters that the most repeated take, data-juicer's",
     "repeated_words": "share of words that stand in the text before, whatever their case",
     "has_url": "an address is in it: http://, https://, ftp:// or www., and something behind it",
     "is_file_name": "the whole text is what a file is called",

@@ -162,10 +162,13 @@ def _captions(summary: ExportSummary, options: ExportOptions, records: Sequence[
     said = f"{code('.txt')}: the column {code(column)} ({what_it_is(column, records)})."
     left = summary.no_caption - summary.kept_caption
     if summary.kept_caption:
-        said += f" {counted(summary.kept_caption, 'sample keeps', 'samples keep')} the text that was there, as the column is null."
+        kept = counted(summary.kept_caption, "sample", "keeps", "keep")
+        said += f" {kept} the text that was there, as the column is null."
     if left:
         what = "an empty one" if options.portable else "none"
-        said += f" {counted(left, 'sample has', 'samples have')} {what}, as the column is null and there was no text."
+        said += (
+            f" {counted(left, 'sample', 'has', 'have')} {what}, as the column is null and there was no text."
+        )
     return said
 
 
@@ -251,5 +254,5 @@ def _without_empty(told: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: _without_empty(value) if isinstance(value, Mapping) else value
         for name, value in told.items()
-        if value != [] and value != ()
+        if not (isinstance(value, list | tuple) and not value)
     }

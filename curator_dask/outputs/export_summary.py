@@ -266,7 +266,8 @@ class ExportSummary:
         if self.no_caption:
             samples = counted(self.no_caption, "sample")
             lines.append(
-                f"  {samples} got no caption, as the column is null: {self.kept_caption:,} of them keep a .txt that was there"
+                f"  {samples} got no caption, as the column is null: {self.kept_caption:,} of them keep the .txt"
+                " that was there"
             )
         if self.empty_caption:
             samples = counted(self.empty_caption, "sample")
