@@ -36,7 +36,7 @@ def what_it_is(name: str, records: Sequence[FileRecord]) -> str:
     told: dict[str, None] = {}  # files may be of several models
     for record in records:
         if name in record.embeddings:
-            told[_of_model("vectors", record.embeddings[name])] = None
+            told[_of_model("vectors of", record.embeddings[name])] = None
         elif name in record.scores:
             told[_of_score(name, record)] = None
         elif name in record.derived and (stem := _statistic(name, record)) is not None:
@@ -60,7 +60,7 @@ def _statistic(name: str, record: FileRecord) -> str | None:
 
 
 def _of_model(what: str, made: Mapping[str, Any]) -> str:
-    parts = [f"{what} of {code(public(made.get('model', '?')))}"]
+    parts = [f"{what} {code(public(made.get('model', '?')))}"]
     parts += [f"from {code(public(made['source']))}"] if made.get("source") else []
     parts += [f"weights {code(made['weights'])}"] if made.get("weights") else []
     parts += [f"prompt {code(made['prompt'])}"] if made.get("prompt") else []
@@ -76,9 +76,9 @@ def _of_score(name: str, record: FileRecord) -> str:
         texts = name.removesuffix(_CUT)
         if texts != name and (record.scores.get(texts) or {}).get(MADE_BY) == said[MADE_BY]:
             return f"whether the text of {code(texts)} was cut, as it had not ended after as many tokens as it may have"
-        return _of_model("captions", said[MADE_BY])
+        return _of_model("captions by", said[MADE_BY])
     if MADE_BY in said:
-        return _of_model("class, or probability,", said[MADE_BY])
+        return _of_model("class, or probability, of", said[MADE_BY])
     if TABLE in said:
         return f"of the table {code(public(said[TABLE]))}, by {code(said.get(ON, '?'))}"
     if said.get(BALANCE) == "concepts":
