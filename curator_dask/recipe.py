@@ -224,7 +224,8 @@ class Recipe:
         return {
             each.name: value
             for each, value in asked
-            if _plain(value) != (each.default if each.default is not MISSING else {})
+            if (tuple(value) if isinstance(value, list) else value)
+            != (each.default if each.default is not MISSING else {})
         }
 
     @property
@@ -391,11 +392,6 @@ class Recipe:
 
 def _with_on(given: Mapping[Any, Any]) -> dict[Any, Any]:
     return {"on" if name is True else name: value for name, value in given.items()}
-
-
-def _plain(given: Any) -> Any:
-    """A list as the tuple that stands for it by default."""
-    return tuple(given) if isinstance(given, list) else given
 
 
 def _only(given: Any) -> Any:
