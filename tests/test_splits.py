@@ -259,6 +259,7 @@ def test_rows_of_one_value_stay_together(dataset, tmp_path):
     assert len(of_shards) == SHARDS
     for wrong, message in (
         ("clustr", r"split_by='clustr': there is no column 'clustr'.*cluster"),
+        ("1", "split_by='1'.*names no column"),
         ("key +", r"split_by='key \+'"),
         ("[key]", "expected single values, of which rows may have the same, found list"),
     ):
