@@ -231,7 +231,8 @@ class Recipe:
         return {
             each.name: value
             for each, value in asked
-            if value != (each.default if each.default is not MISSING else {})
+            if (tuple(value) if isinstance(value, list) else value)
+            != (each.default if each.default is not MISSING else {})
         }
 
     @property

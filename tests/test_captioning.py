@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -603,6 +604,7 @@ def test_in_a_recipe(data, llava, tmp_path):
         f"caption:\n- model_name: {llava}\n  prompt: {ASKED}\n  max_new_tokens: 5\n"
         "text_statistics: {names: [words], text: generated_caption}\n"
         "where: NOT generated_caption_cut AND text_words < 9\n"
+        "join: []\nexport: {caption: generated_caption, card: true, columns: []}\n"
     )
     recipe = Recipe.read(tmp_path / "recipe.yaml")
     summary = curate(data, tmp_path / "out", recipe)
@@ -612,6 +614,15 @@ def test_in_a_recipe(data, llava, tmp_path):
     assert table["text_words"].to_pylist() == [text and len(text.split()) for text in texts]
     whole = table["generated_caption_cut"].to_pylist().count(False)
     assert 0 < summary.kept == whole < 16 and (summary.rows, summary.failed) == (18, 2)
+    card = (tmp_path / "out" / "shards" / "README.md").read_text(encoding="utf-8")
+    made = re.search(
+        rf"captions by `Llava\w+ \[\w+\]`, from `.*{llava.name}`, weights `.*`, prompt `{ASKED}`, `greedy, at",
+        card,
+    )
+    assert made and f"`.txt`: the column `generated_caption` ({made[0]}" in card
+    assert f"| `generated_caption` | `string` | {made[0]}" in card
+    assert "| `generated_caption_cut` | `bool` | whether the text of `generated_caption` was cut" in card
+    assert "max_new_tokens: 5" in card and "[]" not in card
     with pytest.raises(ConfigError, match=r"caption=.*expected a list of models"):
         Recipe(caption={"model_name": "x"})
     with pytest.raises(ConfigError, match="two models would make 'generated_caption'"):

@@ -17,14 +17,16 @@ from curator_dask.cli import app
 from curator_dask.curation import Recipe, curate
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError
-from curator_dask.frames.names import STATISTIC_DEFINITIONS
+from curator_dask.frames.names import STATISTIC_DEFINITIONS, TEXT_DEFINITIONS
+from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers import score_output
 from curator_dask.image.statistics import STATISTICS, ImageStatistics
-from curator_dask.outputs.card import size_category
+from curator_dask.outputs.card import card_of, size_category
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
+from curator_dask.outputs.filtering import filter_output
 from curator_dask.outputs.markdown import block, cell, code, public
-from curator_dask.text import SameCaptions, TextStatistics
+from curator_dask.text import TEXT_STATISTICS, SameCaptions, TextStatistics
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -58,7 +60,7 @@ def test_what_it_says(dataset, tmp_path):
         splits={name: np.float64(size) if size < 1 else size for name, size in SPLITS.items()},
         split_by="width % 1000000 + cast(key as int)",
         samples_per_shard=6,
-        card={"license": "cc-by-4.0", "task_categories": "image-classification"},
+        card={"license": "cc-by-4.0", "task_categories": "image-classification", "tags": "a, b,a"},
     )
     out = tmp_path / "out"
     summary = export_output(tmp_path / "rows", out, options)
@@ -66,13 +68,14 @@ def test_what_it_says(dataset, tmp_path):
     assert front_matter(out) == {
         "license": "cc-by-4.0",
         "task_categories": ["image-classification"],
+        "tags": ["a", "b"],
         "size_categories": ["n<1K"],
         "configs": [
             {
                 "config_name": "default",
                 "data_files": [
                     {"split": "train", "path": "train/*.tar"},
-                    {"split": "validation", "path": "val/*.tar"},
+                    {"split": "val", "path": "val/*.tar"},
                     {"split": "test", "path": "test/*.tar"},
                 ],
             }
@@ -86,13 +89,15 @@ def test_what_it_says(dataset, tmp_path):
     assert f"weights `{weights}`" in text and "`image_embedding`" in text
     assert "| `image_blurriness` | `float` | statistic of the image: standard deviation of the edges" in text
     assert "| `text_same_captions` | `int64` | how many rows have the same text in `caption` |" in text
-    assert "| `text_words` | `int32` | words of captions, by `caption` |" in text
+    words = "statistic of the text in `caption`: parts between white space, DataComp's count"
+    assert f"| `text_words` | `int32` | {words} |" in text
     assert "| `caption` |" in text and "of the source |" in text
     assert "## Licence\n\ncc-by-4.0" in text
     assert "## Source\n\n*To be filled in by you.*" in text  # and never made up
     asked = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
     assert asked["export"]["splits"] == SPLITS and asked["export"]["where"] == options.where
     assert str(tmp_path) not in text
+    assert summary.card == str(out / "README.md") and f"card: {summary.card}" in str(summary)
     before = text
     export_output(tmp_path / "rows", out, options)
     assert (out / "README.md").read_text(encoding="utf-8") == before
@@ -128,6 +133,41 @@ def test_a_users_own_stays(dataset, tmp_path):
     assert "example" in card.read_text()
     dataset.to_webdataset(out, samples_per_shard=6, overwrite=True)
     assert not card.exists()
+    # Nor a link that leads nowhere, nor a folder in the place of one that was written.
+    card.symlink_to(tmp_path / "gone")
+    there = dataset.to_webdataset(out, samples_per_shard=6, card=True)
+    assert there.own_card and not there.card and card.is_symlink() and not (tmp_path / "gone").exists()
+    card.unlink()
+    assert dataset.to_webdataset(out, samples_per_shard=6, card=True).card
+    card.unlink()
+    card.mkdir()
+    assert dataset.to_webdataset(out, samples_per_shard=6, card=True).own_card and card.is_dir()
+
+
+def test_rows_that_were_filtered_before(dataset, tmp_path):
+    frame = dataset.metadata
+    frame["odd"] = frame["key"].astype("int64") % 2
+    dataset.save_metadata(tmp_path / "rows")
+    filter_output(tmp_path / "rows", tmp_path / "some", where="key not like '%7'")
+    filter_output(tmp_path / "some", tmp_path / "fewer", at_most=("odd", 12), by="width")
+    options = ExportOptions(where="key not like '%5'", card=True)
+    summary = export_output(tmp_path / "fewer", tmp_path / "out", options)
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    table = dataset.compute()
+    some = table[~table["key"].str.endswith("7")]
+    fewer = some.groupby("odd").head(12)
+    assert len(table) > len(some) > len(fewer) > summary.kept
+    for row in (
+        f"| rows | {len(table)} |",
+        f"| left out before, all but `key not like '%7'` | {len(table) - len(some)} |",
+        f"| left out before, all but 12 rows of each `odd`, the best by `width` | {len(some) - len(fewer)} |",
+        f"| filtered out | {len(fewer) - summary.kept} |",
+        f"| in the tars | {summary.kept} |",
+    ):
+        assert row in text, text
+    old = FileRecord("", derived=("filter",))  # of an earlier version
+    text = card_of(summary, options, pa.schema([]), [old])
+    assert "it does not say how many were left out then" in text and "before, all but" not in text
 
 
 def test_hugging_faces_datasets_see_splits_and_samples(tmp_path):
@@ -144,12 +184,12 @@ def test_hugging_faces_datasets_see_splits_and_samples(tmp_path):
     alone = {"metadata": None, "index": False}
     dataset.to_webdataset(tmp_path / "alone", splits=SPLITS, samples_per_shard=4, **alone)
     found = read(str(tmp_path / "card"))
-    names = {"train": "train", "val": "validation", "test": "test"}
     assert {name: len(rows) for name, rows in found.items()} == {
-        names[name]: count.samples for name, count in summary.splits.items()
+        name: count.samples for name, count in summary.splits.items()
     }
     assert {key for rows in found.values() for key in rows} == {*dataset.compute()["key"]}
     assert all(text == f"caption of {key}" for rows in found.values() for key, text in rows.items())
+    found["validation"] = found.pop("val")  # as it calls a folder of that name
     assert read(str(tmp_path / "alone")) == found
     assert read("webdataset", data_dir=str(tmp_path / "alone")) == found
     # A folder without splits, too.
@@ -192,8 +232,12 @@ def test_the_command(data, tmp_path, client):
         client.scheduler.address,
         "--card-field",
     ]
-    done = CliRunner().invoke(app, [*command, "pretty_name=Mine <b>"])
+    done = CliRunner().invoke(
+        app,
+        [*command, "pretty_name=Mine <b>", *("--card-field", "tags=a,b", "--card-field", "tags=c")],
+    )
     assert done.exit_code == 0, done.output
+    assert front_matter(tmp_path / "out")["tags"] == ["a", "b", "c"]
     assert front_matter(tmp_path / "out")["pretty_name"] == "Mine <b>"
     assert "\n# Mine &lt;b&gt;\n" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     for wrong, said in (("licence=mit", "license"), ("license", "expected a name and a value")):
@@ -237,9 +281,17 @@ def test_what_is_nobody_elses_is_left_out():
         "by": "key::int",
         "where": "url like 'https://a?b%'",
         "hf_token": "SECRET",
+        "apiKey": "SECRET",
+        "caption": [{"model_name": "org/repo", "max_new_tokens": 20}],
         "splits": {"val": 0.1},
     }
-    assert public(given) == {
+    left_out: list[str] = []
+    found = public(given, left_out)
+    assert left_out == [
+        *("model", "join.0.table", "join.0.storage_options", "near.mine", "near.copies", "without"),
+        *("image_member", "hf_token", "apiKey"),
+    ]
+    assert found == {
         "model": "local-dir:vit",
         "join": [{"table": "https://example.org/a.csv"}],
         "near": {"mine": "reference", "copies": "file://my copies"},
@@ -247,6 +299,7 @@ def test_what_is_nobody_elses_is_left_out():
         "image_member": "http://",
         "by": "key::int",
         "where": "url like 'https://a?b%'",
+        "caption": [{"model_name": "org/repo", "max_new_tokens": 20}],
         "splits": {"val": 0.1},
     }
 
@@ -261,9 +314,12 @@ def test_sizes_are_hugging_faces_words():
 
 def test_every_statistic_is_defined():
     assert list(STATISTIC_DEFINITIONS) == list(STATISTICS)
+    assert list(TEXT_DEFINITIONS) == list(TEXT_STATISTICS)
 
 
-@pytest.mark.parametrize("card", ["yes", {"license": ""}, {"source": ["a"]}, {"licence": "mit"}])
+@pytest.mark.parametrize(
+    "card", ["yes", {"license": ""}, {"tags": " , "}, {"source": ["a"]}, {"licence": "mit"}]
+)
 def test_what_a_card_cannot_say(card):
     with pytest.raises(ConfigError, match="card"):
         ExportOptions(card=card)

@@ -343,6 +343,8 @@ def test_captions_from_a_column(tmp_path):
     assert not any(".txt," in each for each in summary.habits)
     again = dataset.to_webdataset(tmp_path / "out", caption="new", columns=["n"], metadata=None)
     assert (again.written, again.no_caption, again.empty_caption) == (0, 2, 1)
+    for each in (summary, again):  # what is in the tars, and what stays
+        assert each.fields == {"jpg": 4, "txt": 2, "TXT": 1, "npy": 1, "json": 4} and each.kept_caption == 1
     with pytest.raises(OutputError, match="overwrite"):
         dataset.to_webdataset(tmp_path / "out", columns=["n"], metadata=None)
     dataset.to_webdataset(tmp_path / "portable", caption="new", keys="sequential")

@@ -259,6 +259,7 @@ def test_rows_of_one_value_stay_together(dataset, tmp_path):
     assert len(of_shards) == SHARDS
     for wrong, message in (
         ("clustr", r"split_by='clustr': there is no column 'clustr'.*cluster"),
+        ("1", "split_by='1'.*names no column"),
         ("key +", r"split_by='key \+'"),
         ("[key]", "expected single values, of which rows may have the same, found list"),
     ):
@@ -398,6 +399,7 @@ def test_numbers_that_are_not_there(dataset, tmp_path):
     frame["one"] = 1
     summary = dataset.to_webdataset(tmp_path / "out", splits={"test": 5}, split_by="one")
     assert (summary.splits["test"].samples, summary.splits["train"].samples) == (0, 60)
+    assert "all 60 samples have one value of one, and go to one split" in str(summary)
     assert "test has no sample, and no tar" in str(summary) and [*keys_of(tmp_path / "out")] == ["train"]
     twice = dataset.with_metadata(dd.concat([dataset.metadata, dataset.metadata]))
     summary = twice.to_webdataset(tmp_path / "twice", splits={"test": 5}, keys="sequential", old_id_col="old")
@@ -576,6 +578,15 @@ def test_sizes_of_another_are_not_replaced(dataset, tmp_path):
     assert (out / "val" / "sizes.json").read_text() == '{"00000.tar": 3}'
     dataset.to_webdataset(out, splits=WANTED, overwrite=True)
     assert size_by_open_clip(out / "val") == (len(keys_of(out)["val"]), 1)
+    (out / "val" / "sizes.json").unlink()
+    (out / "val" / "sizes.json").mkdir()
+    before = digests(out)
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match=r"val/sizes.json: is a folder.*sizes=False"):
+            dataset.to_webdataset(out, splits=WANTED, overwrite=overwrite)
+    assert digests(out) == before
+    dataset.to_webdataset(out, splits=WANTED, shuffle=1, sizes=False, overwrite=True)
+    assert (out / "val" / "sizes.json").is_dir()
 
 
 def test_readers_of_parquet_do_not_see_sizes(dataset, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from contextlib import nullcontext
 from enum import StrEnum
 from functools import partial
@@ -210,7 +211,7 @@ def export(
         typer.Option(
             metavar="NAME=TEXT",
             help="What the card says of license, source, pretty_name, task_categories, language or tags; several"
-            " times, too.",
+            " times, too. Of the last three commas part several: tags=photo,street.",
             show_default=False,
         ),
     ] = None,
@@ -243,7 +244,9 @@ def export(
     size = _bytes_of(shard_bytes)
     names = names_in(columns, "--columns")
     shares = {name: _share(text) for name, text in _pairs(split, "--split", "val=0.01").items()} or None
-    said = _pairs(card_field, "--card-field", "license=cc-by-4.0")
+    from curator_dask.outputs.card_fields import LISTS
+
+    said = _pairs(card_field, "--card-field", "license=cc-by-4.0", LISTS)
     options = json_object(storage_options, "--storage-options") or None
     output_options = json_object(output_storage_options, "--output-storage-options") or None
 
@@ -350,8 +353,10 @@ def _bytes_of(text: str | None) -> int | None:
     return int(float(match["number"]) * _UNITS[match["unit"].upper()])
 
 
-def _pairs(given: list[str] | None, option: str, example: str) -> dict[str, str]:
-    """Names and what stands behind each ``=``."""
+def _pairs(
+    given: list[str] | None, option: str, example: str, several: Collection[str] = ()
+) -> dict[str, str]:
+    """Names and what stands behind each ``=``; of those that may come several times all of it, with commas between."""
     found: dict[str, str] = {}
     for text in given or ():
         name, mark, value = (part.strip() for part in text.partition("="))
@@ -359,7 +364,9 @@ def _pairs(given: list[str] | None, option: str, example: str) -> dict[str, str]
             raise typer.BadParameter(
                 f"{text!r}: expected a name and a value, as {example}", param_hint=option
             )
-        if name in found:
+        if name in found and name in several:
+            value = f"{found[name]},{value}"
+        elif name in found:
             raise typer.BadParameter(f"{text!r}: {name} is there twice", param_hint=option)
         found[name] = value
     return found

@@ -131,7 +131,8 @@ class Exportable(ABC):
             tars have other files beside them.
         card
             Write ``README.md``, a card of the dataset, where there is none; a mapping says what only you know:
-            ``license``, ``source``, ``pretty_name``, ``task_categories``, ``language``, ``tags``.
+            ``license``, ``source``, ``pretty_name``, ``task_categories``, ``language``, ``tags``; of the last three
+            lists, or text with commas between.
         storage_options
             For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
 

@@ -37,5 +37,19 @@ STATISTIC_DEFINITIONS = {
     "border": "share of the area that plain bars of the first corner's colour take",
 }
 STATISTIC_COLUMNS = tuple(STATISTIC_DEFINITIONS)
+#: Of statistics of texts, without their prefix (`curator_dask.text.measures`): what each is.
+TEXT_DEFINITIONS = {
+    "words": "parts between white space, DataComp's count",
+    "characters": "Unicode's code points, DataComp's count",
+    "language": "ISO 639-1, or 639-3 where that has none, fastText's",
+    "language_confidence": "0 to 1, fastText's",
+    "alphanumeric": "share of characters that are letters or digits, of any script",
+    "digits": "share of characters that are digits, of any script",
+    "non_ascii": "share of characters that are not ASCII",
+    "repeated_characters": "share of pieces of ten characters that the most repeated take, data-juicer's",
+    "repeated_words": "share of words that stand in the text before, whatever their case",
+    "has_url": "an address is in it: http://, https://, ftp:// or www., and something behind it",
+    "is_file_name": "the whole text is what a file is called",
+}
 #: Ends the name of the folder with the failed rows of an output, where these are not in the output.
 ERRORS_SUFFIX = ".errors"

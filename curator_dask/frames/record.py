@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from curator_dask.frames.names import TEXT_DEFINITIONS
+
 METADATA_KEY = b"curator_dask"
 #: Of the record's form. Files without a number are of the first.
 VERSION = 1
@@ -37,6 +39,7 @@ _KINDS: dict[str, type] = {
     "str | None": str,
     "int": int,
     "tuple[str, ...]": list,
+    "tuple[Mapping[str, Any], ...]": list,
     "Mapping[str, Any]": dict,
     "Mapping[str, Any] | None": dict,
 }
@@ -45,6 +48,15 @@ _KINDS: dict[str, type] = {
 def inputs_of(score: Mapping[str, Any]) -> list[str]:
     """The columns that a score was made of: vectors of images, texts or theirs, or by what a table's row was found."""
     return [score[name] for name in ("vectors", TEXTS, ON) if name in score]
+
+
+def text_statistic(score: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The definition of a statistic of texts, and the model of languages, if any; None of another score."""
+    name, mark, _ = str(score.get("head", "")).partition(" of captions")
+    if not mark or name not in TEXT_DEFINITIONS or TEXTS not in score:
+        return None
+    by = score.get("by")
+    return TEXT_DEFINITIONS[name], str(by.get("model", "")) if isinstance(by, Mapping) else ""
 
 
 def made_by_model(info: Mapping[str, Any]) -> str:
@@ -88,6 +100,10 @@ class FileRecord:
     derived
         What was made of vectors or pixels by what the file does not hold, by name: functions, and columns of steps.
         It cannot be made again from the file alone.
+    filters
+        Of each filter that has left rows out of a file that was there (`FILTERED`), in their order: what it kept
+        (``where``, ``top``, ``at_most``, ``by``, None for what was not asked), and how many ``rows`` were ``kept``.
+        Files of earlier versions have none.
     remarks
         What was noticed of the shards on the way (`curator_dask.rows.remarks`).
     report
@@ -115,6 +131,7 @@ class FileRecord:
     read_by: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
     derived: tuple[str, ...] = ()
+    filters: tuple[Mapping[str, Any], ...] = ()
     remarks: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] | None = None
     earlier: Mapping[str, Any] = field(default_factory=dict)

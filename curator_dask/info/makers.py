@@ -7,7 +7,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from curator_dask.frames.names import ERROR_COLUMN, STATISTIC_DEFINITIONS, URL_COLUMN
-from curator_dask.frames.record import BALANCE, LACKING, MADE_BY, ON, TABLE, TEXTS, FileRecord
+from curator_dask.frames.record import (
+    BALANCE,
+    LACKING,
+    MADE_BY,
+    ON,
+    TABLE,
+    TEXT,
+    TEXTS,
+    FileRecord,
+    text_statistic,
+)
 
 #: What a file's record says was derived, of a table of duplicates and of rows beside new tars.
 DEDUP, EXPORT = "dedup", "export"
@@ -21,8 +31,8 @@ class Maker(NamedTuple):
     Attributes
     ----------
     kind
-        ``embed``, ``classify``, ``score``, ``balance``, ``join``, ``statistics``, ``texts``, ``dedup``, ``function``,
-        ``dataset``, ``run`` or ``unknown``.
+        ``embed``, ``classify``, ``caption``, ``score``, ``balance``, ``join``, ``statistics``, ``texts``, ``dedup``,
+        ``function``, ``dataset``, ``run`` or ``unknown``.
     text
         In words.
     digest
@@ -43,6 +53,7 @@ class Maker(NamedTuple):
 AGAIN = {
     "embed": "run the same embed again, which makes what is missing",
     "classify": "run the same classify again, which makes what is missing",
+    "caption": "run the same caption again, which makes what is missing",
     "score": "run the same score again, which makes what is missing",
     "texts": "run the same score --text-statistics again, which makes what is missing",
     "balance": "run the same balance again",
@@ -90,9 +101,13 @@ def _scored(said: Mapping[str, Any]) -> Maker:
     if TABLE in said:
         return Maker("join", f"{said[TABLE]}, found by {said.get(ON)}", digest)
     if MADE_BY in said:
-        return Maker("classify", _model(said[MADE_BY]), digest)
+        kind = "caption" if said[MADE_BY].get("output") == TEXT else "classify"
+        return Maker(kind, _model(said[MADE_BY]), digest)
     if BALANCE in said:
         return Maker("balance", head, digest)
+    if (found := text_statistic(said)) is not None:
+        definition, model = found
+        return Maker("texts", f"{definition}, of {said[TEXTS]}{f', by {model}' if model else ''}", digest)
     if TEXTS in said and "vectors" not in said:
         return Maker("texts", head, digest)
     return Maker("score", f"{head} on {said.get('vectors', 'vectors')}, recipe {digest[:_DIGITS]}", digest)
@@ -102,7 +117,10 @@ def _model(info: Mapping[str, Any]) -> str:
     model, source = str(info.get("model") or "a model"), str(info.get("source") or "")
     weights = str(info.get("weights") or "").removeprefix("sha256:")
     parts = [model, *([f"weights {weights[:_DIGITS]}"] if weights else [])]
-    parts += [str(info["output"])] if info.get("output") else []
+    how = ("prompt", "generation") if info.get("output") == TEXT else ("output",)
+    parts += [
+        f"prompt {info[each]!r}" if each == "prompt" else str(info[each]) for each in how if info.get(each)
+    ]
     parts += ["unit length"] if info.get("normalized") else []
     size = (info.get("transform") or {}).get("size") if isinstance(info.get("transform"), Mapping) else None
     parts += [f"{' x '.join(map(str, size))} pixels"] if isinstance(size, list | tuple) else []

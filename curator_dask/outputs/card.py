@@ -13,20 +13,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from curator_dask.frames.names import ERROR_COLUMN, STATISTIC_DEFINITIONS, URL_COLUMN
-from curator_dask.frames.record import BALANCE, MADE_BY, ON, TABLE, TEXTS, FileRecord
+from curator_dask.frames.record import FILTERED, FileRecord
+from curator_dask.outputs.card_columns import section_of, what_it_is
 from curator_dask.outputs.card_fields import said_in
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.outputs.markdown import block, cell, code, public, table
-from curator_dask.outputs.shrinking import EXPORTED
 from curator_dask.runs.summary import installed_versions
 from curator_dask.words import counted, sized
 
 _FORM = 1
 _OPEN = "*To be filled in by you.*"
-#: Hugging Face's names of splits, by those that they take for the same.
-_SAME = {"val": "validation", "valid": "validation", "dev": "validation"}
 _THOUSANDS = ("", "K", "M", "B", "T")
 #: Options that say nothing of what is in the tars.
 _ASIDE = ("overwrite", "dry_run", "card", "sizes", "index")
@@ -90,9 +87,9 @@ def card_of(
         f"{_OPEN} What the images and texts are, and what they are for.",
         f"## Licence\n\n{cell(said['license']) if 'license' in said else _OPEN}",
         f"## Source\n\n{cell(said['source']) if 'source' in said else f'{_OPEN} Where images and texts are from.'}",
-        f"## What is in it\n\n{_content(summary, options)}",
-        _columns(columns, records, options),
-        f"## What was left out\n\n{_left_out(summary, making)}",
+        f"## What is in it\n\n{_content(summary, options, records)}",
+        section_of(columns, records, options),
+        f"## What was left out\n\n{_left_out(summary, making, records)}",
         f"## How it was made\n\n{_made(options, making)}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -102,10 +99,7 @@ def _front_matter(summary: ExportSummary, said: Mapping[str, Any]) -> str:
     import yaml  # Dask needs it, too
 
     names = [name for name, count in summary.splits.items() if count.samples]
-    called = {name: _SAME.get(name, name) for name in names}
-    if len({*called.values()}) < len(called):
-        called = {name: name for name in names}
-    files = [{"split": called[name], "path": f"{name}/*.tar"} for name in names]
+    files = [{"split": name, "path": f"{name}/*.tar"} for name in names]
     known = {each: value for each, value in said.items() if each != "source"}
     known["size_categories"] = [size_category(summary.kept)]
     if summary.kept:
@@ -132,7 +126,7 @@ def size_category(samples: int) -> str:
     return f"{written(zeros)}<n<{written(zeros + 1)}"
 
 
-def _content(summary: ExportSummary, options: ExportOptions) -> str:
+def _content(summary: ExportSummary, options: ExportOptions, records: Sequence[FileRecord]) -> str:
     total = f"{counted(summary.kept, 'sample')} in {counted(summary.shards, 'tar')}, {sized(summary.bytes)}."
     parts = [total]
     if summary.splits:
@@ -148,6 +142,8 @@ def _content(summary: ExportSummary, options: ExportOptions) -> str:
     if summary.fields:
         fields = [[code(f".{suffix}"), f"{count:,}"] for suffix, count in sorted(summary.fields.items())]
         parts.append(f"Files of the samples, in WebDataset's form:\n\n{table(['file', 'samples'], fields)}")
+    if options.caption is not None:
+        parts.append(_captions(summary, options, records))
     if summary.images_smaller or summary.images_converted:
         parts.append(
             f"{counted(summary.images_smaller, 'image', 'was', 'were')} made smaller, and"
@@ -160,83 +156,39 @@ def _content(summary: ExportSummary, options: ExportOptions) -> str:
     return "\n\n".join(parts)
 
 
+def _captions(summary: ExportSummary, options: ExportOptions, records: Sequence[FileRecord]) -> str:
+    """Where the texts of the samples are from."""
+    column = options.caption or ""
+    said = f"{code('.txt')}: the column {code(column)} ({what_it_is(column, records)})."
+    left = summary.no_caption - summary.kept_caption
+    if summary.kept_caption:
+        kept = counted(summary.kept_caption, "sample", "keeps", "keep")
+        said += f" {kept} the text that was there, as the column is null."
+    if left:
+        what = "an empty one" if options.portable else "none"
+        said += (
+            f" {counted(left, 'sample', 'has', 'have')} {what}, as the column is null and there was no text."
+        )
+    return said
+
+
 def _wanted(wanted: float | int | None) -> str:
     if wanted is None:
         return "the rest"
     return f"{wanted:.6g}" if isinstance(wanted, float) else f"{wanted:,}"
 
 
-def _columns(columns: pa.Schema, records: Sequence[FileRecord], options: ExportOptions) -> str:
-    """What each column is, as far as it is known."""
-    fields = [each for each in columns if each.name != URL_COLUMN]
-    if not fields:
-        return ""
-    rows = [[code(each.name), code(str(each.type)), _what(each.name, records)] for each in fields]
-    place = (
-        "in the Parquet file beside each tar"
-        if options.metadata == "parquet"
-        else "in the JSON of each sample"
-    )
-    return f"## Columns\n\nThey are {place}.\n\n{table(['column', 'type', 'what it is'], rows)}"
-
-
-def _what(name: str, records: Sequence[FileRecord]) -> str:
-    told: dict[str, None] = {}  # files may be of several models
-    for record in records:
-        if name in record.embeddings:
-            told[_of_model("vectors", record.embeddings[name])] = None
-        elif name in record.scores:
-            told[_of_score(record.scores[name])] = None
-        elif name in record.derived and (stem := _statistic(name)) is not None:
-            told[f"statistic of the image: {cell(STATISTIC_DEFINITIONS[stem])}"] = None
-        elif name in record.derived:
-            told["computed on the way"] = None
-    if name in EXPORTED.names:
-        told = {"of the image as it is in the tar": None}
-    if name == ERROR_COLUMN:
-        told = {"why the image could not be used; null where it could": None}
-    return "; or ".join(told) or "of the source"
-
-
-def _statistic(name: str) -> str | None:
-    """The statistic that a column is, by its name, which may have a prefix."""
-    found = [each for each in STATISTIC_DEFINITIONS if name == each or name.endswith(f"_{each}")]
-    return found[0] if found else None
-
-
-def _of_model(what: str, made: Mapping[str, Any]) -> str:
-    parts = [f"{what} of {code(public(made.get('model', '?')))}"]
-    parts += [f"from {code(public(made['source']))}"] if made.get("source") else []
-    parts += [f"weights {code(made['weights'])}"] if made.get("weights") else []
-    parts += [f"output {code(made['output'])}"] if made.get("output") else []
-    parts += [f"computed in {code(made['dtype'])}"] if made.get("dtype") else []
-    return ", ".join(parts)
-
-
-def _of_score(said: Mapping[str, Any]) -> str:
-    if MADE_BY in said:
-        return _of_model("class, or probability,", said[MADE_BY])
-    if TABLE in said:
-        return f"of the table {code(public(said[TABLE]))}, by {code(said.get(ON, '?'))}"
-    if said.get(BALANCE) == "concepts":
-        return "of a balance by concepts"
-    if BALANCE in said:
-        return f"how many rows have the same text in {code(said.get(TEXTS, '?'))}"
-    if TEXTS in said and "vectors" not in said:
-        return f"{cell(said.get('head', 'statistic'))}, by {code(said[TEXTS])}"
-    parts = [f"score by {code(public(said.get('head', '?')))}"]
-    inputs = [said[each] for each in ("vectors", TEXTS) if isinstance(said.get(each), str)]
-    return f"{parts[0]} of {' and '.join(map(code, inputs))}" if inputs else parts[0]
-
-
-def _left_out(summary: ExportSummary, making: Making | None) -> str:
+def _left_out(summary: ExportSummary, making: Making | None, records: Sequence[FileRecord]) -> str:
+    notes: list[str] = []
     if making is None:
-        rows, left = summary.rows, {"filtered out": summary.filtered}
+        before, notes = _left_before(records)
+        rows = summary.rows + sum(before.values())
+        left = {**before, "filtered out": summary.filtered}
     else:
         rows, left = making.rows, dict(making.left_out)
     left |= {"without a whole sample in the tars": summary.missing}
     counts = [["rows", f"{rows:,}"], *([why, f"{count:,}"] for why, count in left.items() if count)]
-    parts = [table(["", "rows"], [*counts, ["in the tars", f"{summary.kept:,}"]])]
+    parts = [table(["", "rows"], [*counts, ["in the tars", f"{summary.kept:,}"]]), *notes]
     passing = {**({} if making is None else making.passing), **summary.passing}
     unknown = {**({} if making is None else making.unknown), **summary.unknown}
     if passing:
@@ -247,6 +199,29 @@ def _left_out(summary: ExportSummary, making: Making | None) -> str:
     if summary.reasons:
         parts.append(f"Samples that are missing: {_counts(summary.reasons)}.")
     return "\n\n".join(parts)
+
+
+def _left_before(records: Sequence[FileRecord]) -> tuple[dict[str, int], list[str]]:
+    """How many rows filters of an output have left out before the export, by what they kept; and what is not known."""
+    left: dict[str, int] = {}
+    for record in records:
+        for said in record.filters:
+            why = f"left out before, all but {_kept(said)}"
+            left[why] = left.get(why, 0) + int(said.get("rows", 0)) - int(said.get("kept", 0))
+    unknown = any(FILTERED in record.derived and not record.filters for record in records)
+    note = "The rows are of an output that was filtered before; it does not say how many were left out then."
+    return left, [note] * unknown
+
+
+def _kept(said: Mapping[str, Any]) -> str:
+    """What a filter has kept, as `FileRecord.filters` has it."""
+    parts = [code(said["where"])] if said.get("where") else []
+    if top := said.get("top"):
+        parts.append(f"the best by {code(top[0])}: {_wanted(top[1])}")
+    if cap := said.get("at_most"):
+        which = f", the best by {code(said['by'])}" if said.get("by") else ""
+        parts.append(f"{counted(cap[1], 'row')} of each {code(cap[0])}{which}")
+    return " and ".join(parts) or "some"
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -267,6 +242,17 @@ def _made(options: ExportOptions, making: Making | None) -> str:
         by = "`curator-dask export`, with these options"
     else:
         told, by = making.recipe, "`curator-dask curate`, by this recipe"
-    written = yaml.safe_dump(public(told), sort_keys=False, allow_unicode=True)
+    hidden: list[str] = []
+    written = yaml.safe_dump(public(_without_empty(told), hidden), sort_keys=False, allow_unicode=True)
+    some = f"\n\nLeft out there, as it is nobody else's (folders, accounts, keys): {', '.join(map(code, hidden))}."
     versions = [[code(each), code(version)] for each, version in installed_versions().items()]
-    return f"By {by}:\n\n{block(written, 'yaml')}\n\n{table(['package', 'version'], versions)}"
+    return f"By {by}:\n\n{block(written, 'yaml')}{some if hidden else ''}\n\n{table(['package', 'version'], versions)}"
+
+
+def _without_empty(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Without lists that ask for nothing."""
+    return {
+        name: _without_empty(value) if isinstance(value, Mapping) else value
+        for name, value in told.items()
+        if not (isinstance(value, list | tuple) and not value)
+    }

@@ -22,7 +22,7 @@ from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.parquet import without_leftovers
 from curator_dask.outputs.export_sizes import remove_sizes, sizes_there
 from curator_dask.outputs.lock import RunLock
-from curator_dask.outputs.placing import put
+from curator_dask.outputs.placing import is_there, put
 from curator_dask.outputs.saving import check_writable, missing_folders, remove_empty
 from curator_dask.outputs.selecting import Folder
 from curator_dask.storage import exists, is_remote, join, read_bytes, remove, walk
@@ -218,10 +218,13 @@ class ExportPlace:
         known, path = (note.get("card") or {}).get("digest"), join(self.target.path, CARD)
         if known is None or not exists(path, self.target.options):
             return False
-        return bool(_digest(read_bytes(path, self.target.options)) == known)
+        try:
+            return bool(_digest(read_bytes(path, self.target.options)) == known)
+        except OSError:  # a folder, or what must not be read
+            return False
 
-    def put_card(self, of: str, make: Callable[[], str]) -> bool:
-        """Write the card, unless there is one; False where there is a user's.
+    def put_card(self, of: str, make: Callable[[], str]) -> str | None:
+        """Write the card, unless there is one, and say where it is; None where there is a user's.
 
         Parameters
         ----------
@@ -231,17 +234,18 @@ class ExportPlace:
             Gives its text.
         """
         path, note = join(self.target.path, CARD), self._note() or {}
-        if exists(path, self.target.options):
+        if is_there(path, self.target.options):
             if not self._own_card(note):
-                return (note.get("card") or {}).get("of") == of
+                is_file = is_remote(path) or os.path.isfile(path)  # noqa: PTH113
+                return path if (note.get("card") or {}).get("of") == of and is_file else None
             if note["card"].get("of") == of:
-                return True
+                return path
             remove(path, self.target.options)
         text = make().encode("utf-8", "backslashreplace")
         # Known before it is there: else one that was written as the run died would be taken for a user's.
         self._tell({**note, "card": {"of": of, "digest": _digest(text)}})
         put(path, text, self.target.options)
-        return True
+        return path
 
     def check_space(self, needed: int, by_old_sizes: bool = False) -> int | None:
         """Bytes that are free, None in a store; raises OutputError where so many are not, unless images shrink."""

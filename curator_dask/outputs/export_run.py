@@ -25,7 +25,7 @@ from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_columns import schema_beside, schema_of
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_place import ExportPlace
-from curator_dask.outputs.export_sizes import put_sizes
+from curator_dask.outputs.export_sizes import check_sizes, put_sizes
 from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.outputs.packing import NewKeys, PackShard
 from curator_dask.outputs.removed import check_removed, check_shards
@@ -247,6 +247,8 @@ class ExportRun:
         summary.note_shards([name.rpartition("/")[0] for name in names])
         self._this = fingerprint({"marks": [pack.mark(shards[number]) for number in range(len(shards))]})
         options = self._options
+        if options.tells_sizes:
+            check_sizes(self.place.target, names)
         self.place.clear(names, todo, self._this, options.overwrite, only_look=True)
         summary.needed = total_bytes * len(todo) // max(1, len(shards)) + tarfile.RECORDSIZE * len(todo)
         summary.by_old_sizes = options.shrinking is not None
@@ -289,7 +291,8 @@ class ExportRun:
             return card_of(self._summary, options, self._columns, records, making)
 
         of = fingerprint({"export": self._this, "card": card_mark(options, making)})
-        self._summary.own_card = not self.place.put_card(of, text)
+        self._summary.card = self.place.put_card(of, text) or ""
+        self._summary.own_card = not self._summary.card
 
 
 def _behind_links(url: str) -> str:

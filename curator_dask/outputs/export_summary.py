@@ -72,8 +72,12 @@ class ExportSummary:
         kind of reason, and a few of each. The manifest has all of them.
     no_caption
         Samples whose column of captions is null: their ``.txt`` is as it was, or as all have one, empty.
+    kept_caption
+        Of these, the samples that have a ``.txt`` of their own, which is as it was.
     empty_caption
         Samples whose column of captions has no text, or white space alone: so has their ``.txt``.
+    card
+        Path or URL of the card; empty where this export has none.
     own_card
         There is a ``README.md`` that was not written by this export, so no card was written.
     looked_up
@@ -108,6 +112,7 @@ class ExportSummary:
     no_index: dict[str, str] = field(default_factory=dict)
     json_left_alone: list[str] = field(default_factory=list)
     no_caption: int = 0
+    kept_caption: int = 0
     empty_caption: int = 0
     images_smaller: int = 0
     images_converted: int = 0
@@ -116,6 +121,7 @@ class ExportSummary:
     images_grown: int = 0
     images_left: Counter[str] = field(default_factory=Counter)
     images_left_examples: dict[str, list[str]] = field(default_factory=dict)
+    card: str = ""
     own_card: bool = False
     looked_up: SaveSummary = field(default_factory=lambda: SaveSummary("", opened=False))
     seconds: float = 0.0
@@ -157,6 +163,8 @@ class ExportSummary:
         self.json_left_alone += report["json_left_alone"]
         self.no_caption += report.get("no_caption", 0)
         self.empty_caption += report.get("empty_caption", 0)
+        self.kept_caption += report.get("kept_caption", 0)
+        self.fields.update(report.get("added", {}))  # exports before did not say it
         if images := report.get("images"):
             self.images_smaller += images["smaller"]
             self.images_converted += images["converted"]
@@ -257,7 +265,10 @@ class ExportSummary:
         lines += self._image_lines()
         if self.no_caption:
             samples = counted(self.no_caption, "sample")
-            lines.append(f"  {samples} got no caption, as the column is null: a .txt that was there stays")
+            lines.append(
+                f"  {samples} got no caption, as the column is null: {self.kept_caption:,} of them keep the .txt"
+                " that was there"
+            )
         if self.empty_caption:
             samples = counted(self.empty_caption, "sample")
             lines.append(
@@ -265,6 +276,8 @@ class ExportSummary:
                 " would stay"
             )
         lines += [f"  other readers: {each}" for each in self.habits]
+        if self.card:
+            lines.append(f"  card: {self.card}")
         if self.own_card:
             lines.append("  no card: there is a README.md that this export has not written, which stays")
         return "\n".join(lines)

@@ -244,6 +244,17 @@ class FilterFile:
         said = {**vars(self), "chosen": replace(self.chosen, ends=None), "capped": self.capped}
         return (type(self).__name__, sorted(said.items()))
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What is kept, for the record, as `filter_output` takes it."""
+        chosen, cap = self.chosen, self.chosen.cap
+        return {
+            "where": None if chosen.where is None else chosen.where.text,
+            "top": None if chosen.top is None else [*chosen.top],
+            "at_most": None if cap is None else [cap.column, cap.most],
+            "by": None if cap is None else cap.by,
+        }
+
     def give_up(self, reason: str) -> FilterFile:
         """The same without the work that kills workers."""
         return replace(self, given_up=reason)
@@ -276,6 +287,7 @@ class FilterFile:
             earlier={},
             # A retry would bring rows back that do not pass.
             derived=tuple(dict.fromkeys([*record.derived, FILTERED])),
+            filters=(*record.filters, {**self.asked, "rows": len(table), "kept": len(kept)}),
         )
         write_table(join(self.target.folder, name), kept, record, self.target.options)
         return report_frame(report_since(shown, kept, id_col, errors_of(kept)))

@@ -15,8 +15,9 @@ _MARKUP = "&<>\\`*_[]#|~$:@"
 _MARKS = re.compile(r"([\\`*_\[\]#|~$]|^[-+=])")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://.+", re.DOTALL)
 _LOCAL = ("file", "local")  # schemes of this machine's folders
-#: Of names whose values are nobody else's.
-_SECRET = ("storage_options", "token", "secret", "password")
+#: Words of names whose values are nobody else's; "max_new_tokens" has none of them.
+_SECRET = {"token", "key", "secret", "secrets", "password", "passwords", "credentials", "apikey"}
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # of a name in snake_case or camelCase
 
 
 def line(text: object) -> str:
@@ -54,21 +55,51 @@ def block(text: str, language: str) -> str:
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-def public(value: Any) -> Any:
-    """JSON-able, without what is nobody else's: folders of this machine, and what URLs and options say of accounts."""
+def is_secret(name: str) -> bool:
+    """Whether the values of this name are nobody else's."""
+    return "storage_options" in name or any(word.lower() in _SECRET for word in _WORDS.findall(name))
+
+
+def public(value: Any, left_out: list[str] | None = None, at: str = "") -> Any:
+    """JSON-able, without what is nobody else's: folders of this machine, and what URLs and options say of accounts.
+
+    Parameters
+    ----------
+    value
+        JSON-able, but for paths and NumPy's numbers.
+    left_out
+        Gets the places where something was left out, as ``join.0.storage_options``.
+    at
+        The place of `value`.
+    """
+    begin = f"{at}." if at else ""
     if isinstance(value, Mapping):
-        pairs = ((str(name), each) for name, each in value.items())
-        return {
-            name: public(each) for name, each in pairs if not any(word in name.lower() for word in _SECRET)
-        }
+        found = {}
+        for name, each in ((str(name), each) for name, each in value.items()):
+            if is_secret(name):
+                _note(left_out, begin + name)
+            else:
+                found[name] = public(each, left_out, begin + name)
+        return found
     if isinstance(value, list | tuple | set | frozenset):
-        return [public(each) for each in value]
+        return [public(each, left_out, f"{begin}{place}") for place, each in enumerate(value)]
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if not isinstance(value, str):
         if value is None or isinstance(value, bool | int):
             return value
         return float(value) if isinstance(value, float) else str(value)  # NumPy's is one, too
+    if (shown := _public_text(value)) != value:
+        _note(left_out, at)
+    return shown
+
+
+def _note(left_out: list[str] | None, at: str) -> None:
+    if left_out is not None:
+        left_out.append(at)
+
+
+def _public_text(value: str) -> str:
     begin = "local-dir:" if value.startswith("local-dir:") else ""
     rest = value.removeprefix(begin)
     chain = rest.split("::")  # by which fsspec gets to a file: "simplecache::s3://bucket/file"

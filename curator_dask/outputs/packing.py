@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,7 +36,7 @@ from curator_dask.webdataset.idx import index_content
 from curator_dask.webdataset.ranges import Ranges
 from curator_dask.webdataset.samples import key_text
 from curator_dask.webdataset.stamps import FileStamp, stamp
-from curator_dask.webdataset.writer import write_tar
+from curator_dask.webdataset.writer import Contents, write_tar
 
 #: Of the fingerprints: what is written of the same samples.
 _FORM = 1
@@ -201,6 +203,8 @@ class PackShard:
         contents, ends = contents_of(
             samples, keys, self.empty, self._fields(table), self.keep_fields, left_alone, captions
         )
+        added = dict(Counter(contents.names[place].rpartition(".")[2] for place in contents.given))
+        kept = _keep_texts(contents, keys, ends, captions)
         if self.encoded is not None:
             self.encoded.put(contents, keys, ends, table)
         images = None if self.shrinking is None else ShrunkImages(self.shrinking, contents, keys, ends)
@@ -228,6 +232,8 @@ class PackShard:
                 "no_index": no_index,
                 "json_left_alone": left_alone,
                 "no_caption": captions.count(None),
+                "kept_caption": kept,
+                "added": added,
                 "empty_caption": sum(each is not None and not text_of(each).strip() for each in captions),
             }
             before = np.where(contents.sources < 0, -1, contents.offsets)
@@ -322,6 +328,19 @@ class PackShard:
             return index_content(f"{name}.idx", names, offsets.tolist(), sizes.tolist(), ends), None
         except ShardError as error:
             return None, str(error)
+
+
+def _keep_texts(
+    contents: Contents, keys: Sequence[str], ends: Sequence[int], captions: Sequence[bytes | None]
+) -> int:
+    """How many samples have a ``.txt`` of their own, and no caption that takes its place."""
+    kept = 0
+    for key, (start, stop), caption in zip(keys, itertools.pairwise(ends), captions, strict=False):
+        there = (place for place in range(start, stop) if place not in contents.given)
+        kept += caption is None and any(
+            contents.names[place].removeprefix(f"{key}.").lower() == "txt" for place in there
+        )
+    return kept
 
 
 def _in_order(shard: NewShard, tables: Sequence[pa.Table]) -> pa.Table:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.committing import Commits, temporary_name, write_local
-from curator_dask.storage import Options, absolute, is_remote, upload, write_bytes
+from curator_dask.storage import Options, absolute, exists, is_remote, upload, write_bytes
 from curator_dask.webdataset.staging import current_worker
 
 
@@ -86,6 +86,11 @@ def put(path: str, data: bytes, options: Options, commits: Commits | None = None
         write_local(Path(path), lambda file: file.write(data), commits)
     except OSError as error:
         raise unwritten(path, error) from error
+
+
+def is_there(path: str, options: Options) -> bool:
+    """Whether something has this name: a file, a folder, or a link, be it to nothing."""
+    return exists(path, options) or (not is_remote(path) and Path(path).is_symlink())
 
 
 def unwritten(path: str, error: Exception) -> OutputError:

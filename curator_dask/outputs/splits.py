@@ -73,6 +73,10 @@ class SplitBy:
             found = table.column(self.text)
         else:
             found = self._told(lambda where: where.values(table, columns))
+        if not self.columns(columns):
+            raise ConfigError(
+                f"split_by={self.text!r} (--split-by): names no column, so all rows have one value. There are {columns}"
+            )
         kind = found.type.value_type if pa.types.is_dictionary(found.type) else found.type
         if pa.types.is_nested(kind) or not _is_told(kind):
             raise ConfigError(

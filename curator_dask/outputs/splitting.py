@@ -81,6 +81,17 @@ def _notes(splits: Splits, alone: int, counts: Mapping[str, SplitCount]) -> Iter
         elif isinstance(count.wanted, int) and count.samples < count.wanted:
             why = "rows that stay together do not fit" + " (a key is there more than once)" * splits.by_key
             yield f"{name} has {count.wanted - count.samples:,} fewer than were asked for: {why}"
+    total, largest = (
+        sum(count.samples for count in counts.values()),
+        max(count.largest for count in counts.values()),
+    )
+    if not splits.by_key and largest > 1 and not all(count.samples for count in counts.values()):
+        if largest < total:
+            yield f"rows that stay together are {largest:,} of {total:,} at the most, and go to one split"
+        elif splits.by is not None and splits.groups is None:
+            yield f"all {total:,} samples have one value of {splits.by.text}, and go to one split"
+        else:
+            yield f"all {total:,} samples hang together, and go to one split"
     if splits.groups is not None:
         record = read_whole(join(absolute(splits.groups), DUPLICATES)).record
         report = (record.report if record else None) or {}
