@@ -136,16 +136,34 @@ class Captioner:
             _, group = waiting.popitem()
             while group:
                 some = group[: min(size, self._limit or size)]
+                texts: list[Caption] | None
                 try:
                     texts = self._write([each for _, each in some])
                 except Exception as error:
-                    if len(some) == 1 or not backend.is_out_of_memory(error):
+                    is_full = backend.is_out_of_memory(error)
+                    if (is_full and len(some) == 1) or self._backend.lost() is not None:
                         raise
-                else:
-                    found.update(zip((number for number, _ in some), texts, strict=True))
-                    del group[: len(some)]
+                    texts = None if is_full else self._one_by_one([each for _, each in some], error)
+                if texts is None:
+                    self._halve(len(some))
                     continue
-                self._halve(len(some))
+                found.update(zip((number for number, _ in some), texts, strict=True))
+                del group[: len(some)]
+
+    def _one_by_one(self, batch: Sequence[Prepared], error: Exception) -> list[Caption]:
+        """Write about some images with which a model failed together, so that it costs those rows that it is due to."""
+        if len(batch) == 1:
+            said = f"{type(error).__name__}: {first_line(error)}"
+            return [Caption(None, reason=f"not written: the model failed: {said}")]
+        found = []
+        for each in batch:
+            try:
+                found += self._write([each])
+            except Exception as its:
+                if backend.is_out_of_memory(its) or self._backend.lost() is not None:
+                    raise
+                found += self._one_by_one([each], its)
+        return found
 
     def _halve(self, images: int) -> None:
         first, self._limit = self._limit is None, (images + 1) // 2
@@ -174,13 +192,16 @@ class Captioner:
                 do_sample=False,
                 num_beams=self._beams,
                 num_return_sequences=1,
+                use_cache=True,  # what was trained may say otherwise, and some models then see their image twice
                 max_new_tokens=most,
                 **options,
             )
 
     def _write(self, batch: Sequence[Prepared]) -> list[Caption]:
         finite = _Finite(len(batch), self._beams)
-        tokens = self._generate(batch, self._most, logits_processor=[finite]).cpu()
+        tokens = self._generate(
+            batch, self._most, logits_processor=[finite], return_dict_in_generate=False
+        ).cpu()
         bad = finite.bad.tolist() if finite.bad is not None else [False] * len(batch)
         return [
             self._caption(row, each.prompt) if not is_bad else Caption(None, reason=self._not_finite)
@@ -218,7 +239,7 @@ class Captioner:
         return f"not finite: the model ({self.info['dtype']}) gave NaN{cure}"
 
     def _try(self) -> None:
-        """Write a token about two pictures, alone and together."""
+        """Write two tokens about two pictures, alone and together: what follows the first goes in another way."""
         import torch
         from PIL import Image
 
@@ -233,11 +254,13 @@ class Captioner:
             )
 
         def logits(batch: Sequence[Prepared]) -> torch.Tensor:
-            made = self._generate(batch, 1, output_logits=True, return_dict_in_generate=True)
+            made = self._generate(batch, min(2, self._most), output_logits=True, return_dict_in_generate=True)
             found: torch.Tensor = made.logits[0].float()
             return found[:: self._beams]
 
         alone = torch.cat([logits([each]) for each in some])
+        if bool(alone.isnan().any()):
+            return  # its rows will say so
         try:
             together = logits(some) if some[0].shapes == some[1].shapes else alone
             least = float(torch.nn.functional.cosine_similarity(alone, together).min())

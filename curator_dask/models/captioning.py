@@ -5,6 +5,7 @@ A `CaptionSpec` (small, frozen, hashable) travels; its `build` makes the `Captio
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,15 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 #: Of a configuration, what changes no output.
 _NO_MATTER = re.compile(r"_.*|id2label|label2id|architectures|transformers_version|(torch_)?dtype")
-#: Of a generation configuration, what is for sampling, and a length, which is told.
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "max_length")
+#: Of a generation configuration, what is for sampling, a length, which is told, a time, by which the machine would
+#: decide what is written, and what hides NaN.
+_UNSET = (
+    *("temperature", "top_k", "top_p", "min_p", "typical_p", "max_length"),
+    *("max_time", "remove_invalid_values"),
+)
 _NOT_LOOKED_AT = re.compile(
-    rf"_.*|transformers_version|do_sample|max_new_tokens|num_beams|{'|'.join(_SAMPLING)}"
+    r"_.*|transformers_version|do_sample|max_new_tokens|num_beams|num_return_sequences|use_cache|output_.*"
+    rf"|return_dict_in_generate|{'|'.join(_UNSET)}"
 )
 
 
@@ -101,6 +107,8 @@ class CaptionSpec:
         folder = self.fetch()
         stated = read_json(folder / CONFIG)
         check_config(stated, str(folder))
+        if (folder / FILES[0]).is_file():
+            read_json(folder / FILES[0])  # one that is damaged transformers takes as if there were none
         here = backend.current()
         dtype: Any = self.dtype if self.dtype != "auto" or here.device == "gpu" else "float32"
         model = load_whole(
@@ -112,9 +120,9 @@ class CaptionSpec:
         )
         inputs = Inputs(folder, model.config, self.prompt)
         decides = {name: value for name, value in stated.items() if not _NO_MATTER.fullmatch(name)}
-        options = model.generation_config.to_diff_dict().items()
-        how = {name: value for name, value in options if not _NOT_LOOKED_AT.fullmatch(name)}
-        _without_sampling(model)
+        options = json.loads(model.generation_config.to_json_string())
+        how = {name: value for name, value in options.items() if not _NOT_LOOKED_AT.fullmatch(name)}
+        _unset(model)
         search = "greedy" if self.num_beams == 1 else f"{self.num_beams} beams"
         info = {
             "model": f"{type(model).__name__} [{fingerprint(decides)[:12]}]",
@@ -143,9 +151,9 @@ class CaptionSpec:
             ) from error
 
 
-def _without_sampling(model: Any) -> None:
-    """Have a model, and the parts of it that generate, not warn of each batch of what is not looked at."""
+def _unset(model: Any) -> None:
+    """Have a model, and the parts of it that generate, take and warn of nothing that is not looked at."""
     for part in model.modules():
         config = getattr(part, "generation_config", None)
-        for name in _SAMPLING if config is not None else ():
+        for name in _UNSET if config is not None else ():
             setattr(config, name, None)

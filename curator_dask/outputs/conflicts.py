@@ -242,6 +242,8 @@ def _model_difference(
     same = made[CHOSEN] == info.get(CHOSEN) if CHOSEN in made else before.get("recipe") == now.get("recipe")
     if difference or same:
         return difference
+    if "classes" not in before and "classes" not in now:
+        return "is another of this model's columns"
     return f"is of other classes ({before.get('classes')}); this run has {now.get('classes')}"
 
 
