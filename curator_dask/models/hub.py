@@ -388,11 +388,14 @@ def _explained(
     except Exception as error:
         asked = f"{constants.ENDPOINT}{' (HF_HUB_OFFLINE is set)' if constants.HF_HUB_OFFLINE else ''}"
         what = "weights" if files is None else "files"
-        weights = repository.pin.digests if repository.pin else (CONFIG, PROCESSORS[0], WEIGHTS)
-        names = ", ".join(weights if files is None else files)
+        # Which small files there are only the hub knows: a model may need them all.
+        wanted = f"all of its files but weights of other formats ({CONFIG}, {WEIGHTS} or its parts, and what is small)"
+        if repository.pin or files is not None:
+            wanted = ", ".join(repository.pin.digests if repository.pin and files is None else files or ())
+            wanted = wanted if files is None else f"those of {wanted} that are there"
         raise WeightsError(
             f"{repository.name}: the {what} are not in {folder or constants.HF_HUB_CACHE}, and could not be fetched"
-            f" from {asked}: {type(error).__name__}: {first_line(error)}. To work offline, fetch {names} on a machine"
-            f" with a network and put them into {folder or 'a folder, to be given as model_dir'}. For a repository that"
-            " needs a login set HF_TOKEN"
+            f" from {asked}: {type(error).__name__}: {first_line(error).rstrip('.')}. To work offline, fetch {wanted} on a"
+            f" machine with a network and put them into {folder or 'a folder, to be given as model_dir'}. For a"
+            " repository that needs a login set HF_TOKEN"
         ) from error
