@@ -19,6 +19,7 @@ from distributed.dashboard.utils import update
 from curator_dask.dashboard.following import Run, Runs
 from curator_dask.dashboard.topics import WAITING, WORK
 from curator_dask.meter import clock
+from curator_dask.words import ranked
 
 _LINES = len(Category10_10)  # workers that have one of their own; the others are added up
 _BAR = "display:block;height:.8em;border-radius:3px;margin-top:2px"

@@ -388,14 +388,15 @@ def _explained(
     except Exception as error:
         asked = f"{constants.ENDPOINT}{' (HF_HUB_OFFLINE is set)' if constants.HF_HUB_OFFLINE else ''}"
         what = "weights" if files is None else "files"
-        # Which small files there are only the hub knows: a model may need them all.
-        wanted = f"all of its files but weights of other formats ({CONFIG}, {WEIGHTS} or its parts, and what is small)"
-        if repository.pin or files is not None:
-            wanted = ", ".join(repository.pin.digests if repository.pin and files is None else files or ())
-            wanted = wanted if files is None else f"those of {wanted} that are there"
+        # Which small files there are only the hub knows, and what it is for needs others than the weights.
+        names = f"all of its files but weights of other formats than safetensors: {CONFIG}, {WEIGHTS}, and the small ones"
+        if files is not None:
+            names = f"those of {', '.join(files)} that it has"
+        elif repository.pin:
+            names = ", ".join(repository.pin.digests)
         raise WeightsError(
             f"{repository.name}: the {what} are not in {folder or constants.HF_HUB_CACHE}, and could not be fetched"
-            f" from {asked}: {type(error).__name__}: {first_line(error).rstrip('.')}. To work offline, fetch {wanted} on a"
-            f" machine with a network and put them into {folder or 'a folder, to be given as model_dir'}. For a"
+            f" from {asked}: {type(error).__name__}: {first_line(error).rstrip('.')}. To work offline, fetch {names}, on"
+            f" a machine with a network, and put them into {folder or 'a folder, to be given as model_dir'}. For a"
             " repository that needs a login set HF_TOKEN"
         ) from error

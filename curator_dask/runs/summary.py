@@ -68,8 +68,8 @@ class SaveSummary:
     text_truncated
         By the shard's url, rows with a caption that is longer than its model takes, in the same form.
     captions
-        By the shard's url, texts that a model has written about images, in the same form; ``by``: how many were cut, and
-        images about which it wrote nothing, of which the examples are.
+        By the shard's url, texts that a model has written about images, in the same form; ``by``: how many were cut,
+        and images about which it wrote nothing, of which the examples are.
     reasons
         How many images failed for which kind of reason.
     earlier

@@ -1,4 +1,4 @@
-"""What is noticed of the texts that a model has written: those that were cut, and images about which it wrote nothing."""
+"""What is noticed of texts that a model has written: those that were cut, and images about which it wrote nothing."""
 
 from __future__ import annotations
 

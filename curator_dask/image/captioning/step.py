@@ -84,7 +84,8 @@ class CaptionImages(SeeImages):
 
     def made(self, rows: Rows, values: dict[str, pa.Array], reasons: list[str | None]) -> Made:
         """The same; how many texts there are, and how many are cut or lacking, goes into the summary."""
-        remark_captions(rows, self.id_col, *(values[name] for name in self.kinds), self.spec.max_new_tokens)
+        texts, cut = values.values()
+        remark_captions(rows, self.id_col, texts, cut, self.spec.max_new_tokens)
         return super().made(rows, values, reasons)
 
     def work(self, rows: Rows, model: Captioner) -> Work:
