@@ -388,15 +388,13 @@ def _explained(
     except Exception as error:
         asked = f"{constants.ENDPOINT}{' (HF_HUB_OFFLINE is set)' if constants.HF_HUB_OFFLINE else ''}"
         what = "weights" if files is None else "files"
-        # Which small files there are only the hub knows, and what it is for needs others than the weights.
-        names = f"all of its files but weights of other formats than safetensors: {CONFIG}, {WEIGHTS}, and the small ones"
-        if files is not None:
-            names = f"those of {', '.join(files)} that it has"
-        elif repository.pin:
-            names = ", ".join(repository.pin.digests)
+        # Which small files a repository has only the hub knows.
+        every = f"{CONFIG}, {WEIGHTS} (or its parts and {INDEX}) and all small files beside them"
+        names = ", ".join(repository.pin.digests) if repository.pin else every
+        names = names if files is None else f"those of {', '.join(files)} that it has"
+        said = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
         raise WeightsError(
             f"{repository.name}: the {what} are not in {folder or constants.HF_HUB_CACHE}, and could not be fetched"
-            f" from {asked}: {type(error).__name__}: {first_line(error).rstrip('.')}. To work offline, fetch {names}, on"
-            f" a machine with a network, and put them into {folder or 'a folder, to be given as model_dir'}. For a"
-            " repository that needs a login set HF_TOKEN"
+            f" from {asked}: {said}. To work offline, fetch {names} on a machine with a network and put them into"
+            f" {folder or 'a folder, to be given as model_dir'}. For a repository that needs a login set HF_TOKEN"
         ) from error
