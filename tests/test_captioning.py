@@ -410,7 +410,8 @@ def test_one_pass_with_vectors_and_statistics(data, llava, tmp_path, monkeypatch
     assert save(batch_size=7).skipped == 3 and len(read) == 3
     # Another statistic is measured, and what was written stays as it is.
     monkeypatch.setattr(captioner.Captioner, "__call__", None)
-    assert save("dhash").written == 3
+    more = save("dhash")
+    assert more.written == 3 and more.captions == summary.captions and len(more.captions) == 3
     assert read_output(out)["generated_caption"].equals(table["generated_caption"])
 
 
