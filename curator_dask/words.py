@@ -48,6 +48,13 @@ def none_of_these(name: str, names: Sequence[str]) -> str:
     return f"there is no column {name!r}{meant(name, names)}. There are {[*names]}"
 
 
+def printable(text: str) -> str:
+    """Text for one line of a terminal, on which it changes nothing else: control characters as Python escapes them."""
+    if text.isprintable():  # most is
+        return text
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
 def sized(number: float) -> str:
     """Bytes in the unit that suits them: ``20.5 kB``."""
     for unit in ("bytes", "kB", "MB", "GB"):

@@ -377,6 +377,20 @@ def test_other_rows_are_refused_before_anything_is_replaced(folder, tmp_path):
     assert curate(folder, out, Recipe(where="key > '000002'")).kept == 21
 
 
+def test_of_duplicates_by_hash_those_go_that_are_worse_now(folder, tmp_path):
+    """With the same rows, and with files of which none has passed."""
+    out = tmp_path / "out"
+    first = {"statistics": ["phash", "bytes"], "duplicates": {"exact": {"phash": 4}, "keep": ["key"]}}
+    curate(folder, out, Recipe(**first))
+    other = {**first, "duplicates": {**first["duplicates"], "keep": ["key desc"]}}
+    assert curate(folder, out, Recipe(**other), overwrite=True).duplicates > 0
+    curate(folder, tmp_path / "anew", Recipe(**other))
+    assert samples_in(out / "shards") == samples_in(tmp_path / "anew" / "shards")
+    assert "002003" in samples_in(out / "shards")
+    few = Recipe(**first, where="key like '000%'")
+    assert curate(folder, tmp_path / "few", few).kept == len(samples_in(tmp_path / "few" / "shards")) > 0
+
+
 def test_files_of_an_earlier_recipe_go(folder, tmp_path):
     out, data = tmp_path / "out", tmp_path / "data"
     shutil.copytree(folder, data)

@@ -6,6 +6,7 @@ import gzip
 import io
 import logging
 import os
+import random
 import shutil
 import struct
 import subprocess
@@ -63,6 +64,38 @@ def samples(count: int, size: int = 700, exts: tuple[str, ...] = ("jpg", "txt"))
 
 
 # Tars of every kind
+
+
+@pytest.mark.parametrize("format", [*FORMATS])
+def test_many_members_of_which_some_are_odd(tmp_path, format):
+    """Headers that are checked together are told from those that are not as the others, wherever they stand."""
+    rng, entries = random.Random(format), []
+    for number in range(2500):
+        name = f"{number:06d}.jpg"
+        if rng.random() < 0.01:  # in two parts, of all bytes that there are, longer than the field, not UTF-8
+            odd = [f"{'d' * 80}/{'e' * 60}/", "f" * 86, "ü/", "\udcff/"]
+            name = rng.choice(odd) + name
+        entries.append((name, rng.randbytes(rng.choice([0, 1, 511, 512, 513, 2000]))))
+    path = make_tar(tmp_path / "x.tar", entries, FORMATS[format])
+    seen = as_tarfile_sees_it(path)
+    assert all_members(path) == seen
+    data = bytearray(path.read_bytes())
+    for member in seen[700::400]:  # a sum in another form, or of signed bytes
+        head = member.offset - 512
+        total = sum(data[head : head + 512]) - sum(data[head + 148 : head + 156]) + 8 * 32
+        signed = total - 256 * sum(byte > 127 for byte in data[head : head + 148])
+        data[head + 148 : head + 156] = rng.choice([b"%7o\0" % total, b"%06o \0" % signed])
+    path.write_bytes(data)
+    assert all_members(path) == seen
+    wrong = seen[2000]
+    for at, byte in ((155, b"1"), (100, b"\xff")):  # a digit behind the sum, and a byte that it is not of
+        damaged = bytearray(data)
+        damaged[wrong.offset - 512 + at : wrong.offset - 511 + at] = byte
+        path.write_bytes(damaged)
+        with path.open("rb") as file:
+            walk = TarWalk(file.fileno(), path)
+            assert [*walk.members()] == seen[:2000]
+        assert f"no valid tar header at byte {wrong.offset - 512}" in str(walk.problem)
 
 
 name_parts = st.text(

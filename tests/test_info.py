@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import dask
 import fsspec
@@ -25,7 +27,7 @@ from curator_dask.errors import NoColumnError, OutputError
 from curator_dask.frames.parquet import write_table
 from curator_dask.frames.record import LACKING, FileRecord
 from curator_dask.image.statistics import ImageStatistics
-from curator_dask.info import describe_output, values
+from curator_dask.info import describe_output, describing, values
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.outputs.lock import LOCK_NAME, RunLock
 
@@ -279,6 +281,10 @@ def test_a_filtered_output_and_the_folders_of_curate(data, embedded, tmp_path):
     assert "1 tar has no Parquet beside it (val/00000 for example)" in str(
         describe_output(tmp_path / "curated")
     )
+    (tmp_path / "curated" / "passing").rename(tmp_path / "passing")
+    chain = describe_output(tmp_path / "curated").chain
+    assert (chain.failed, chain.filtered, chain.kept) == (2, 0, 20)  # the failed are known without it
+    (tmp_path / "passing").rename(tmp_path / "curated" / "passing")
     shutil.rmtree(tmp_path / "curated" / "shards")
     assert "nothing is exported yet" in str(describe_output(tmp_path / "curated"))
 
@@ -321,6 +327,96 @@ def test_the_command_writes_json_and_ends_plainly(embedded, tmp_path):
     result = CliRunner().invoke(app, ["info", str(tmp_path / "nowhere")])
     assert result.exit_code == 2
     assert "Traceback" not in result.output
+
+
+def test_names_and_values_of_others_change_nothing_on_a_terminal(tmp_path):
+    evil = "x\x1b[31m\n\r\x07\u202e"
+    pq.write_table(pa.table({evil: [evil] * 2, "image_error": [None, evil]}), tmp_path / "a.parquet")
+    (tmp_path / f"{evil}.parquet").write_bytes(b"x")
+    Path(os.fsdecode(bytes(tmp_path) + b"/\xff.parquet")).write_bytes(b"x")
+    (tmp_path / LOCK_NAME).write_text(json.dumps({"host": "h", "pid": evil, "since": "then", "seen": 0}))
+    info = describe_output(tmp_path)
+    lines = str(info).splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert sum("x\\x1b[31m\\n" in line for line in lines) >= 3
+    assert any("DAMAGED \\udcff.parquet" in line for line in lines)
+    json.dumps(info.to_dict(), allow_nan=False)
+
+
+def test_lists_with_nulls_and_columns_of_several_types_are_told_as_far_as_they_are_known(tmp_path):
+    columns = {
+        "vector": [[1.0, 2.0], None, [3.0, 4.0]],
+        "vector.x": [1, 2, 3],
+        "holes": [[None, 1.0]] * 3,
+        "words": [["a", None], [], None],
+        "full": [["a"], ["b", "c"], ["d"]],
+        "empty": pa.nulls(3),
+        "mixed": [1.0, 2.0, 4.0],
+        "large": [2**60 + 1, None, 2**60 + 3],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet", write_statistics=True)
+    other = pa.table({"mixed": ["text"], "vector": [3], "empty": [5], "large": [2**60 + 9]})
+    pq.write_table(other, tmp_path / "1.parquet", write_statistics=False)
+    info = describe_output(tmp_path)
+    assert not info.damaged
+    filled = {name: column_of(info, name).filled for name in columns}
+    assert filled == {
+        **dict.fromkeys(("vector", "mixed", "empty", "large"), None),  # a footer says nothing
+        "vector.x": 3,
+        "holes": None,
+        "words": None,
+        "full": 3,
+    }
+    assert (column_of(info, "mixed").low, column_of(info, "mixed").median) == (1, 2)
+    assert column_of(info, "empty").median == 5  # by the file that has numbers there
+    assert (column_of(info, "large").low, column_of(info, "large").high) == (2**60 + 1, 2**60 + 9)
+    assert len([line for line in info.differences if "has several types" in line]) == 3
+    (tmp_path / "1.parquet").unlink()
+    alone = describe_output(tmp_path)
+    assert {name: column_of(alone, name).filled for name in ("vector", "empty", "large")} == {
+        "vector": 2,
+        "empty": 0,
+        "large": 2,
+    }
+
+
+@pytest.mark.parametrize("change", ["gone", "other rows", "other columns"])
+def test_a_file_that_changes_while_it_is_looked_at_is_not_called_damaged(many, monkeypatch, change):
+    folder, _ = many
+    look = describing._fill
+
+    def fill(*arguments):
+        path = folder / "1.parquet"
+        if change == "gone":
+            path.unlink()
+        else:
+            pq.write_table(pa.table({"other" if "columns" in change else "number": [1.0]}), path)
+        look(*arguments)
+
+    monkeypatch.setattr(describing, "_fill", fill)
+    info = describe_output(folder)
+    assert {*info.damaged} == {"1.parquet"}
+    assert "something is writing there" in info.damaged["1.parquet"]
+    assert column_of(info, "number").looked == 750
+
+
+def test_a_folder_that_cannot_be_listed_is_named(many, monkeypatch):
+    folder, _ = many
+    (folder / "closed").mkdir()
+    list_folder = os.scandir
+
+    def scandir(path):
+        if str(path).endswith(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    closed = "closed"
+    info = describe_output(folder)
+    assert (info.rows, info.damaged) == (1000, {"closed/": "cannot be listed: Permission denied"})
+    closed = folder.name
+    with pytest.raises(OutputError, match="cannot be listed: Permission denied"):
+        describe_output(folder)
 
 
 def test_nothing_heavy_is_loaded(embedded):

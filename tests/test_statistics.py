@@ -11,16 +11,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import skimage.data
-from colours import ColourReader, check_colours, image_of, write_dataset, write_tar
+from colours import ColourReader, check_colours, image_of, read_output, write_dataset, write_tar
 from PIL import Image, ImageOps
+from test_cli import run_here
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.frames.parquet import read_record, write_table
+from curator_dask.frames.record import FileRecord
+from curator_dask.image.classifiers import ReferenceSimilarity, score_output
 from curator_dask.image.statistics import STATISTICS, ImageStatistics
 from curator_dask.image.statistics.hashes import hashes_of
 from curator_dask.image.statistics.header import read_header
 from curator_dask.image.statistics.pixels import PIXELS, Measure
 from curator_dask.pipeline import Pipeline
+from curator_dask.rows import images
+from curator_dask.rows.reasons import reasons_in
 from curator_dask.stages.image import (
     FilePartitioningStage,
     ImageParquetWriterStage,
@@ -53,6 +59,13 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 def photograph(name: str) -> Image.Image:
     return Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
+
+
+def opens_of(monkeypatch) -> list[str]:
+    """Gets the shards that are opened from now on."""
+    opened, open_shard = [], images.open_shard
+    monkeypatch.setattr(images, "open_shard", lambda url, **how: opened.append(url) or open_shard(url, **how))
+    return opened
 
 
 @pytest.fixture
@@ -240,6 +253,154 @@ def test_a_retry_that_would_read_images_in_another_way_refuses(tmp_path):
     ColourReader()(measure(dataset)).save_metadata(tmp_path / "out")
     with pytest.raises(OutputError, match=r"phash.* a retry cannot make again"):
         ColourReader().retry(tmp_path / "out")
+
+
+def test_an_output_gets_them_as_the_pass_that_embeds_makes_them(folder, tmp_path, monkeypatch):
+    names = ["format", "width", "orientation", "blurriness", "phash"]
+    write_tar(folder / "1.tar", [("cat.png", encoded(photograph("coffee"))), ("none.txt", b"no image")])
+    dataset = ImageTextPairDataset.from_webdataset(folder)
+    ColourReader()(ImageStatistics(names)(dataset)).save_metadata(tmp_path / "expected")
+    ColourReader()(dataset).save_metadata(tmp_path / "out")
+    expected, before = (read_output(tmp_path / name) for name in ("expected", "out"))
+    opened = opens_of(monkeypatch)
+
+    for counts in ((2, 0), (0, 2)):
+        copied = score_output(tmp_path / "out", [ImageStatistics(names)], tmp_path / "copied")
+        assert (copied.written, copied.skipped) == counts
+    assert score_output(tmp_path / "out", [ImageStatistics(["format"])]).written == 2
+    more = score_output(tmp_path / "out", [ImageStatistics(names)])
+    assert (more.written, more.rows) == (2, before.num_rows)
+    assert sorted(opened) == sorted([str(folder / "0.tar"), str(folder / "1.tar")] * 3)  # once in each call
+    for out in ("out", "copied"):
+        table = read_output(tmp_path / out)
+        assert table.select(expected.column_names).equals(expected)
+        assert table.drop_columns(names).select(before.column_names[:-1]).equals(before.drop(["image_error"]))
+        for name in ("0.parquet", "1.parquet"):
+            said, wanted = (read_record(str(tmp_path / each / name)) for each in (out, "expected"))
+            assert said.read_by == wanted.read_by
+            assert set(said.derived) == set(wanted.derived)
+            assert (said.scores, said.remarks) == ({}, wanted.remarks)
+            counts = ("rows", "failed", "reasons")
+            assert [said.report[each] for each in counts] == [wanted.report[each] for each in counts]
+    errors = dict(zip(table["key"].to_pylist(), table["image_error"].to_pylist(), strict=True))
+    assert errors["cut"]  # has a format, and no blurriness
+
+    # What is there is finished: for itself, for embed, and where embed has made it.
+    opened.clear()
+    again = score_output(tmp_path / "out", [ImageStatistics(names[1:])])
+    assert (again.written, again.skipped, again.failed_before) == (0, 2, 3)
+    assert score_output(tmp_path / "expected", [ImageStatistics(names)]).skipped == 2
+    ColourReader()(ImageStatistics(names)(dataset)).save_metadata(tmp_path / "out")
+    assert not opened
+    assert read_output(tmp_path / "out").select(expected.column_names).equals(expected)
+
+
+def test_with_heads_in_one_call_and_in_a_retry(tmp_path, monkeypatch):
+    keys = write_dataset(tmp_path / "data", shards=1, bad={"00014": b"<html>"}, key="{shard:03d}1{sample}")
+    out = tmp_path / "out"
+    ColourReader()(ImageTextPairDataset.from_webdataset(tmp_path / "data")).save_metadata(out)
+    before = read_output(out)
+    steps = [ImageStatistics(["bytes", "grey"]), ReferenceSimilarity(out, "near")]
+    opened = opens_of(monkeypatch)
+    assert score_output(out, steps).failed == 1
+    assert opened == [str(tmp_path / "data" / "00000.tar")]
+    table = read_output(out)
+    assert table.column_names == [*before.column_names[:-1], "bytes", "grey", "near", "image_error"]
+    assert table.select(before.column_names).equals(before)
+    good = table["image_error"].is_null().to_pylist()
+    near = [value is not None and value > 0.999 for value in table["near"].to_pylist()]
+    assert near == good and good.count(False) == 1
+
+    write_tar(tmp_path / "data" / "00000.tar", [(f"{key}.png", image_of(key)) for key in keys])
+    monkeypatch.setattr("curator_dask.outputs.retrying.check_unchanged", lambda *_: None)
+    assert ColourReader().retry(out).failed == 0
+    mended = read_output(out)
+    assert dict(zip(mended["key"].to_pylist(), mended["bytes"].to_pylist(), strict=True)) == {
+        key: len(image_of(key)) for key in keys
+    }
+    assert mended["grey"].null_count == mended["near"].null_count == 0
+
+
+def test_an_output_whose_images_are_not_as_they_were(folder, tmp_path):
+    write_tar(folder / "1.tar", [("cat.png", encoded(photograph("coffee")))])
+    out = tmp_path / "out"
+    ColourReader()(ImageStatistics(["grey"])(ImageTextPairDataset.from_webdataset(folder))).save_metadata(out)
+    with pytest.raises(OutputError, match=r"'grey' made as 'grey .* dali .* this run makes .* pillow"):
+        score_output(out, [ImageStatistics(["grey"], decoder="pillow")])
+    assert score_output(out, [ImageStatistics(["grey"], decoder="pillow")], overwrite=True).written == 2
+    before = read_output(out)
+    (folder / "0.tar").unlink()
+    write_tar(folder / "1.tar", [("cat.png", encoded(photograph("cat")))])
+    summary = score_output(out, [ImageStatistics(["bytes"])])
+    assert (summary.written, len(summary.failed_shards)) == (0, 2)
+    said = sorted(summary.failed_shards.values())
+    assert "1.tar: the shard has changed" in "".join(said)
+    assert "0.tar" in "".join(said)
+    assert read_output(out).equals(before)
+    (others := tmp_path / "others").mkdir()
+    pq.write_table(before.drop(["__url__"]).replace_schema_metadata(None), others / "0.parquet")
+    with pytest.raises(
+        OutputError, match=r"has no columns \['__url__'\], by which its rows find their images"
+    ):
+        score_output(others, [ImageStatistics(["bytes"])])
+
+
+def test_a_class_keeps_why_it_is_lacking(folder, tmp_path):
+    """Rows without vectors: what is said of all columns is said of the class alone, once others have values."""
+    keys = ["cat", "broken", "cut"]
+    rows = {"key": keys, "__url__": [str(folder / "0.tar")] * 3, "label": ["cat", None, None]}
+    errors = [None, "no image: of its own", "cut off: after 9,000 bytes"]
+    record = FileRecord("", rows=3, id_col="key", scores={"label": {"made_by": {}, "recipe": ""}})
+    (tmp_path / "out").mkdir()
+    write_table(str(tmp_path / "out" / "0.parquet"), pa.table({**rows, "image_error": errors}), record, None)
+    for names in (["format"], ["format", "grey"]):
+        score_output(tmp_path / "out", [ImageStatistics(names)])
+        table = read_output(tmp_path / "out")
+        assert table["format"].to_pylist() == ["PNG", None, "PNG"]
+        said = [reasons_in(each) for each in table["image_error"].to_pylist()]
+        assert [{each.column: each.text for each in row}.get("label") for row in said] == errors
+    assert table["grey"].to_pylist() == [False, None, None]
+
+
+def test_of_files_that_are_folders(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in CLEANVISION:
+        (tmp_path / "data" / f"{name}.png").write_bytes(encoded(photograph(name)))
+    dataset = ImageTextPairDataset.from_images(tmp_path / "data", samples_per_shard=2)
+    ColourReader()(dataset).save_metadata(tmp_path / "out")
+    assert score_output(tmp_path / "out", [ImageStatistics(["brightness"])]).rows == 3
+    table = read_output(tmp_path / "out")
+    found = dict(zip(table["key"].to_pylist(), table["brightness"].to_pylist(), strict=True))
+    assert found == {name: pytest.approx(value, abs=1e-6) for name, value in CLEANVISION.items()}
+
+
+def test_columns_that_cannot_be_made():
+    records = {"a.parquet": FileRecord("", id_col="key", embeddings={"grey": {}})}
+    with pytest.raises(ConfigError, match=r"its own named \['grey'\], which would be lost"):
+        ImageStatistics(["grey"]).of_files(records)
+    records |= {"b.parquet": FileRecord("", id_col="sha256")}
+    with pytest.raises(OutputError, match=r"a.parquet has its keys in 'key', b.parquet in 'sha256'"):
+        ImageStatistics(["phash"]).of_files(records)
+
+
+def test_score_reads_images_as_embed_did(tmp_path, client):
+    keys = write_dataset(tmp_path / "data", shards=1, samples=4)
+    at = ["--scheduler-address", client.scheduler.address]
+    model = ["--model", "test_vit", "--no-pretrained", "--decoder", "pillow"]
+    embed = ["embed", tmp_path / "data", tmp_path / "out", *model, *at]
+    assert run_here(*embed).returncode == 0
+    score = ["score", tmp_path / "out", *at, "--statistics", "format,bytes", "--prefix", "image_"]
+    done = run_here(*score)
+    assert done.returncode == 0, done.stderr
+    table = read_output(tmp_path / "out")
+    assert table["image_format"].to_pylist() == ["PNG"] * 4
+    sizes = {key: len(image_of(key)) for key in keys}
+    assert dict(zip(table["key"].to_pylist(), table["image_bytes"].to_pylist(), strict=True)) == sizes
+    assert "pillow" in read_record(str(tmp_path / "out" / "00000.parquet")).read_by["image_bytes"]
+    assert "nothing to do" in run_here(*score).stdout
+    (tmp_path / "data" / "00000.tar").unlink()
+    done = run_here(*score, "--statistics", "grey")
+    assert done.returncode == 1 and "00000.tar" in done.stdout
 
 
 @pytest.mark.parametrize("names", [None, ["width", "format"], ["phash"]])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from curator_dask.webdataset.samples import key_text
-from curator_dask.words import counted, sized
+from curator_dask.words import counted, printable, sized
 
 _WIDTH = 300  # characters of a name or reason that a line shows
 
@@ -388,9 +388,7 @@ class Report:
 
 def shown(text: str) -> str:
     """Text from a file on one line of a terminal: no control characters, no lone surrogates, not too long."""
-    plain = "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in key_text(text)
-    )
+    plain = printable(key_text(text))
     return plain if len(plain) <= _WIDTH else f"{plain[: _WIDTH - 1]}…"
 
 

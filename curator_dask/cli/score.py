@@ -1,4 +1,4 @@
-"""``score``: heads on the vectors of an output, and statistics of its captions."""
+"""``score``: heads on the vectors of an output, and statistics of its captions and images."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 #: In the place of a file: the one that is published, as the class finds it.
 PUBLISHED = "default"
+#: Of an embedder's arguments those that say how images are read.
+_READING = ("decoder", "max_pixels", "use_index_files", "image_member", "gray16", "orientation")
 
 
 def score(
@@ -91,6 +93,16 @@ def score(
             show_default=False,
         ),
     ] = None,
+    statistics: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="A,B",
+            help="Columns that say of each image what it is: phash,blurriness, or all; several times, too. Images are"
+            " read as for the vectors.",
+            show_default=False,
+        ),
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Before the names of --statistics.")] = "",
     text_statistics: TextStatisticsOption = None,
     same_captions: Annotated[
         bool,
@@ -121,9 +133,9 @@ def score(
     output_storage_options: OutputOptions = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Score the vectors of an output, or measure its captions: a column for each head, all else stays as it is.
+    """Score the vectors of an output, or measure its captions or images: a column for each, all else stays as it is.
 
-    The same command again does only what is missing. No tar is opened, and no image decoded.
+    The same command again does only what is missing. No tar is opened, and no image decoded, but for --statistics.
 
     Exit code 0: done. 1: a file could not be read. 2: wrong usage, a head that is not for these vectors among it.
     """
@@ -133,10 +145,12 @@ def score(
     centroids = _pairs(cluster_number, "--cluster-number", "FILE")
     names = names_in(text_statistics, "--text-statistics")
     check_language_model(language_model, names)
-    if not (aesthetic or nsfw or files or folders or centroids or clip_score or names or same_captions):
+    of_images = names_in(statistics, "--statistics")
+    of_rows = names or of_images or same_captions
+    if not (aesthetic or nsfw or files or folders or centroids or clip_score or of_rows):
         raise typer.BadParameter(
             "give a head, --aesthetic, --nsfw, --head, --near, --cluster-number or --clip-score, or"
-            " --text-statistics or --same-captions",
+            " --statistics, --text-statistics or --same-captions",
             param_hint="--head",
         )
 
@@ -148,6 +162,8 @@ def score(
         ReferenceSimilarity,
         score_output,
     )
+    from curator_dask.image.statistics import ImageStatistics
+    from curator_dask.outputs.retrying import settings_of
     from curator_dask.text import ClipScore, SameCaptions, TextStatistics
     from curator_dask.text.embedders import make_text_embedder
 
@@ -169,6 +185,11 @@ def score(
         if names:
             chosen = None if "all" in names else names
             heads.append(TextStatistics(chosen, text, prefix=text_prefix, language_model=language_model))
+        if of_images:
+            chosen = None if "all" in of_images else of_images
+            how = settings_of(embeddings, column, options)
+            its = {name: how[name] for name in _READING if name in how}
+            heads.append(ImageStatistics(chosen, prefix=prefix, **its))
         if same_captions:
             heads.append(SameCaptions(text, prefix=text_prefix))
         summary = score_output(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import posixpath
@@ -39,6 +40,7 @@ logger = logging.getLogger("curator_dask")
 
 #: The one file of a result.
 _MADE_BY = "dedup"
+_BLOCK = 16_384  # rows of it that are Python objects at a time
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -133,7 +135,8 @@ class Duplicates:
                 run.summary.digest = SHA256 if SHA256 in columns else ""
             run.summary.seconds["all"] = time.monotonic() - started
             settings = self._settings
-            made_by: dict[str, Any] = {"identity": run.identity, "eps": settings.eps}
+            # By hashes alone nothing is clustered: what was found is all that tells one table from another.
+            made_by: dict[str, Any] = {"identity": run.identity or _digest(table), "eps": settings.eps}
             made_by |= {"exact": settings.exact.radii} if settings.exact.radii else {}
             made_by |= {"groups": settings.groups} if settings.groups != STARS else {}
             record = FileRecord(
@@ -201,6 +204,14 @@ class Duplicates:
                 continue
             found += find_sources(locate(path, self._options), self._options, fixed)
         return found
+
+
+def _digest(table: pa.Table) -> str:
+    """SHA-256 of which rows go and which stay."""
+    digest = hashlib.sha256()
+    for batch in table.select(["id", URL_COLUMN, "kept"]).to_batches(max_chunksize=_BLOCK):
+        digest.update("".join(f"{[*row.values()]}\n" for row in batch.to_pylist()).encode())
+    return digest.hexdigest()
 
 
 def _table(run: Deduplication) -> pa.Table:

@@ -97,6 +97,8 @@ class FileRecord:
         By column of `models` that the last run has kept and not made: ``fingerprint``, ``complete_as`` and ``report``
         of the run that made it, and the state of the ``tar`` that it was made of. Under ``""`` the same of the last run
         whose columns are of no model.
+    origin
+        State of the file of another folder, of which this one was made by adding columns; None: of none.
     version
         Of the record's form.
     """
@@ -116,6 +118,7 @@ class FileRecord:
     remarks: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] | None = None
     earlier: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] | None = None
     version: int = VERSION
 
     @classmethod

@@ -7,6 +7,8 @@ import posixpath
 import time
 from collections.abc import Mapping, Sequence
 
+import pyarrow as pa
+
 from curator_dask.errors import NoColumnError, OutputError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.info.differences import differences_in
@@ -95,7 +97,8 @@ def _of_curate(
 def _chain(folders: Mapping[str, Found]) -> Chain:
     first = folders[EMBEDDINGS]
     chain = Chain(first.rows, kept=folders[SHARDS].rows if SHARDS in folders else 0)
-    left = first.rows
+    chain.failed = first.failed  # no condition passes them
+    left = first.rows - chain.failed
     if PASSING in folders:
         passing = folders[PASSING]
         chain.failed = first.failed - passing.failed
@@ -131,7 +134,7 @@ def _of_folder(
     info = OutputInfo(folder, lock=listing.lock, leftovers=listing.temporary)
     footers = Footers(options)
     looked = in_threads(lambda name: footers.read(join(folder, name), name), list(listing.parquet))
-    info.damaged = {file.name: file.fault for file in looked if file.fault}
+    info.damaged = {**listing.unread, **{file.name: file.fault for file in looked if file.fault}}
     files = [file for file in looked if not file.fault]
     aside = _aside(folder, listing, footers, options)
     names = list(dict.fromkeys(name for file in files for name in file.types))
@@ -189,7 +192,8 @@ def _kind(files: Sequence[FileFacts], listing: Listing) -> str:
 
 def _column(name: str, files: Sequence[FileFacts], rows: int) -> ColumnInfo:
     having = [file for file in files if name in file.types]
-    kind = having[0].types[name]
+    kinds = [file.types[name] for file in having]
+    kind = next((each for each in kinds if not pa.types.is_null(each)), kinds[0])
     column = ColumnInfo(name, str(kind), kind_of(kind), lacking_files=len(files) - len(having))
     column.made_by = list(dict.fromkeys(file.makers[name].told for file in having))
     counts = [file.filled.get(name) for file in having]

@@ -99,7 +99,7 @@ class Layout:
         types = {each.name: each.type for each in schema}
         paths = [footer.schema.column(number).path for number in range(footer.num_columns)]
         places = {path: number for number, path in enumerate(paths)}
-        tops = {path.partition(".")[0]: number for number, path in enumerate(paths) if "." in path}
+        tops = {path.partition(".")[0]: number for number, path in enumerate(paths) if path not in types}
         plain = {
             name: kind for name, kind in types.items() if name in places and not pa.types.is_nested(kind)
         }
@@ -213,17 +213,29 @@ def _count(facts: FileFacts, layout: Layout, footer: pq.FileMetaData) -> None:
             if all(each.has_min_max for each in some):
                 facts.low[name] = min(each.min for each in some)
                 facts.high[name] = max(each.max for each in some)
+    for name, kind in layout.types.items():
+        if pa.types.is_null(kind):
+            facts.filled[name] = 0
     for name, place, length in layout.vectors:
         if length > 1:
             # A row that is null counts as one value there, any other as so many as a vector is long.
             values = sum(group.column(place).num_values for group in groups)
             facts.filled[name] = (values - rows) // (length - 1)
             continue
-        # A row that is null, or an empty list, counts as one null there; so would a null in a vector.
+        # A row that is null, or an empty list, counts as one null there; and so does a null in a list. Where lists are
+        # vectors, all of one length, the number of values tells which; where they need not be, nothing does.
         found = [group.column(place).statistics for group in groups]
         if all(each is not None and each.has_null_count for each in found):
             empty = sum(each.null_count for each in found)
-            facts.filled[name] = rows - empty if empty <= rows else None
+            values = sum(group.column(place).num_values for group in groups)
+            is_vectors = pa.types.is_floating(layout.types[name].value_type)
+            if not empty or (is_vectors and _of_one_length(rows - empty, values - empty)):
+                facts.filled[name] = rows - empty
+
+
+def _of_one_length(lists: int, values: int) -> bool:
+    """Whether so many values may be those of so many lists that are equally long, and not empty."""
+    return values % lists == 0 < values if lists > 0 else lists == values == 0
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -26,6 +26,8 @@ class Listing:
     ----------
     parquet, aside, tars
         Files of rows, those of failed rows alone, and tars.
+    unread
+        Folders that cannot be listed, and why.
     temporary
         What a process was writing.
     lock
@@ -35,6 +37,7 @@ class Listing:
     parquet: dict[str, int] = field(default_factory=dict)
     aside: dict[str, int] = field(default_factory=dict)
     tars: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
     temporary: list[str] = field(default_factory=list)
     lock: str = ""
 
@@ -45,10 +48,10 @@ def list_output(folder: str, options: Options) -> Listing:
     Raises
     ------
     OutputError
-        The store does not answer.
+        The store does not answer, or the folder cannot be listed.
     """
     found = Listing()
-    for name, size in sorted(_sizes(folder, options).items()):
+    for name, size in sorted(_sizes(folder, options, found.unread).items()):
         base = name.rpartition("/")[2]
         if name == LOCK_NAME:
             found.lock = _lock(folder, options)
@@ -63,9 +66,9 @@ def list_output(folder: str, options: Options) -> Listing:
     return found
 
 
-def _sizes(folder: str, options: Options) -> dict[str, int]:
+def _sizes(folder: str, options: Options, unread: dict[str, str]) -> dict[str, int]:
     if not is_remote(folder):
-        return dict(_walk(folder, ""))
+        return dict(_walk(folder, unread))
     try:
         fs, path = filesystem(folder, options)
         found: dict[str, Any] = patiently(lambda: fs.find(path, detail=True), folder)
@@ -79,9 +82,16 @@ def _sizes(folder: str, options: Options) -> dict[str, int]:
     return {name.removeprefix(start).lstrip("/"): int(said.get("size") or 0) for name, said in found.items()}
 
 
-def _walk(folder: str, below: str) -> list[tuple[str, int]]:
+def _walk(folder: str, unread: dict[str, str]) -> list[tuple[str, int]]:
+    def note(error: OSError) -> None:
+        name = os.path.relpath(error.filename, folder)
+        if name == "." and not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise OutputError(f"{folder}: cannot be listed: {error.strerror}") from error
+        if name != ".":
+            unread[f"{name}/"] = f"cannot be listed: {error.strerror}"
+
     found: list[tuple[str, int]] = []
-    for root, _, names in os.walk(folder):
+    for root, _, names in os.walk(folder, onerror=note):
         inside = os.path.relpath(root, folder)
         for name in names:
             size = 0
@@ -101,8 +111,10 @@ def _lock(folder: str, options: Options) -> str:
         said = json.loads(read_bytes(join(folder, LOCK_NAME), options))
     who = ""
     if isinstance(said, dict):
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(said.get("since", 0))))
-        who = f", process {said.get('pid')} on {said.get('host')}, since {since}"
+        who = f", process {said.get('pid')} on {said.get('host')}"
+        with contextlib.suppress(ValueError, TypeError, OverflowError, OSError):  # no time at all
+            since = time.localtime(float(said["since"]))
+            who += f", since {time.strftime('%Y-%m-%d %H:%M:%S', since)}"
     return (
         f"{LOCK_NAME} was left by a run that is dead{who}: it did not end by itself, so files may be missing. The same"
         " command again does the rest"

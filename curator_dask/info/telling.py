@@ -7,14 +7,18 @@ from html import escape
 
 from curator_dask.info.found import ColumnInfo, Found
 from curator_dask.notebook import table
-from curator_dask.words import counted, sized
+from curator_dask.words import counted, printable, sized
 
 _MAKER, _SHORT, _VALUE, _EXAMPLE = 76, 44, 24, 110  # characters that are shown
 _NAMED = 10  # damaged files, leftovers
 
 
 def told(info: Found) -> list[str]:
-    """Lines for a terminal."""
+    """Lines for a terminal, on which names and values of others change nothing else."""
+    return [printable(line) for line in _told(info)]
+
+
+def _told(info: Found) -> list[str]:
     if info.folders:
         lines = [_heading(info), *_chain(info), ""]
         for each in info.folders.values():
@@ -214,7 +218,7 @@ def _values(column: ColumnInfo) -> str:
 
 def _cut(text: str, most: int) -> str:
     """On one line, and no longer."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
@@ -242,6 +246,7 @@ def _share(count: int, rows: int) -> str:
 
 def _aligned(grid: list[list[str]]) -> list[str]:
     """The columns of a table one below the other, numbers to the right; the last is not filled up."""
+    grid = [[printable(cell) for cell in row] for row in grid]
     widths = [max(len(row[at]) for row in grid) for at in range(len(grid[0]) - 1)]
     right = range(2, len(widths)) if "median" in grid[0] else range(2, 3)
     lines = []

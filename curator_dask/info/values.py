@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from curator_dask.frames.faults import fault_of
 from curator_dask.frames.parquet import open_parquet
@@ -30,6 +31,10 @@ _VECTORS, _FILES = 256, 8
 _EXACT = 1 << 53  # larger whole numbers are hashes and ids, whose middle means nothing
 #: Bytes read at a time of a column, so that it is not held as a whole; and rows up to which it is.
 _STREAM, _SMALL = 1 << 20, 1 << 16
+
+_CHANGED = (
+    "is another file than a moment ago, or gone: something is writing there. Look again when that has ended"
+)
 
 
 class Part(NamedTuple):
@@ -85,13 +90,18 @@ def _read(
     looks: Mapping[str, _Look], parts: Sequence[Part], options: Options, faults: dict[str, str]
 ) -> None:
     def read(part: Part) -> None:
-        names = [name for name in looks if name in part.file.types]
+        types = part.file.types
+        # What is text here and a number there is told of as a difference.
+        names = [name for name, look in looks.items() if name in types and kind_of(types[name]) == look.kind]
         if not names or part.file.name in faults:
             return
         left = part.rows
         try:
             stream = _STREAM if part.file.groups[part.group] > _SMALL else 0
             with open_parquet(part.file.path, options, stream=stream) as file:
+                if _is_other(file, part, names):
+                    faults[part.file.name] = _CHANGED
+                    return
                 size = min(_BLOCK, left)
                 for batch in file.iter_batches(batch_size=size, row_groups=[part.group], columns=names):
                     batch = batch.slice(0, left)
@@ -100,10 +110,20 @@ def _read(
                     left -= batch.num_rows
                     if left <= 0:
                         break
+        except FileNotFoundError:
+            faults[part.file.name] = _CHANGED
         except Exception as error:  # pyarrow's or a store's own, of many types
             faults[part.file.name] = fault_of(part.file.path, error)
 
     in_threads(read, parts)
+
+
+def _is_other(file: pq.ParquetFile, part: Part, names: Sequence[str]) -> bool:
+    """Whether it is another file than the one whose footer was read."""
+    footer = file.metadata
+    if footer.num_row_groups != len(part.file.groups) or not {*names} <= {*file.schema_arrow.names}:
+        return True
+    return bool(footer.row_group(part.group).num_rows != part.file.groups[part.group])
 
 
 class _Look:
@@ -113,6 +133,7 @@ class _Look:
         self.kind = kind
         self.numbers: list[np.ndarray] = []
         self.texts: Counter[str] = Counter()
+        self.bounds: list[float | int] = []
         self.known = self.nan = self.dropped = 0
         self.more = False
         self._lock = threading.Lock()
@@ -122,10 +143,16 @@ class _Look:
         if self.kind == "number":
             found = _as_numpy(values)
             good = found[~np.isnan(found)]
+            bounds: list[float | int] = []
+            if len(good):  # float64 would round large whole numbers
+                bounds = [good.min().item(), good.max().item()]
+                if pa.types.is_integer(values.type):
+                    bounds = [each.as_py() for each in pc.min_max(values).values()]
             with self._lock:
                 self.known += len(values)
                 self.nan += len(found) - len(good)
                 self.numbers.append(good)
+                self.bounds += bounds
             return
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)
@@ -152,7 +179,7 @@ class _Look:
             if not len(found):
                 return
             if column.low is None or column.high is None:
-                column.low, column.high = float(found.min()), float(found.max())
+                column.low, column.high = min(self.bounds), max(self.bounds)
             found = found[np.isfinite(found)]
             if len(found) and np.abs(found).max() < _EXACT:
                 column.p5, column.median, column.p95 = np.quantile(found, [0.05, 0.5, 0.95]).tolist()
@@ -176,7 +203,7 @@ def fill_norms(columns: Sequence[ColumnInfo], parts: Sequence[Part], options: Op
     """Say of vectors what norms they have, by a few of them."""
     for column in columns:
         having = [part for part in parts if part.file.filled.get(column.name) != 0]
-        having = [part for part in having if column.name in part.file.types]
+        having = [part for part in having if kind_of(part.file.types.get(column.name, pa.null())) == "vector"]
         norms: list[float] = []
         for part in having[:: max(1, len(having) // _FILES)][:_FILES]:
             norms += _norms(part, column.name, options)

@@ -1,7 +1,7 @@
-"""Adding columns to the files of an output, made of vectors or found in a table: all else in them stays as it is.
+"""Adding columns to the files of an output, of vectors, a table or images: all else in them stays as it is.
 
-Each file is read as it is and written anew with more columns; shards are not needed, and no image is decoded. A file's
-record says what made its columns, so a further one costs only itself.
+Each file is read as it is and written anew with more columns; shards are needed for what is seen in images alone. A
+file's record says what made its columns, so a further one costs only itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -32,10 +32,23 @@ from curator_dask.frames.parquet import (
     write_table,
 )
 from curator_dask.frames.record import BALANCE, LACKING, ON, TABLE, TEXTS, FileRecord, inputs_of
+from curator_dask.outputs.added import AddedStep as AddedStep  # from here, too
+from curator_dask.outputs.added import SeeingStep, scores_of
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.failed import none_there, output_files, tell_others
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_not_inside, opened
+from curator_dask.outputs.seen import (
+    check_seen,
+    check_shards,
+    lacking_seen,
+    narrowed,
+    noticed_again,
+    said_of,
+    urls_of,
+    used_by,
+    with_names,
+)
 from curator_dask.outputs.stale import without_stale
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import noticing, summed, without_not_made
@@ -44,7 +57,6 @@ from curator_dask.runs.fit import Fit
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.reports import errors_of, report_frame, report_of, report_since
 from curator_dask.runs.settle import file_tasks, run_targets
-from curator_dask.runs.step import ScoringStep, SharingStep
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, join
@@ -58,10 +70,6 @@ MADE_OF = "made_of"
 
 #: Given a file's name, what it is done within.
 Around = Callable[[str], AbstractContextManager[Any]]
-
-
-class AddedStep(SharingStep, ScoringStep, Protocol):
-    """A step that makes columns of those that a file has: scores of vectors, or what a table has of its rows."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +118,12 @@ class AddToFile:
         return tuple(
             step
             for step in self.steps
-            if any(
+            if (isinstance(step, SeeingStep) and lacking_seen(step, footer, record))
+            or any(
                 name not in footer.columns
                 or not record.has_score(name, said["recipe"])
                 or record.scores[name].get(MADE_OF) != origin
-                for name, said in step.scores.items()
+                for name, said in scores_of(step).items()
             )
         )
 
@@ -130,7 +139,7 @@ class AddToFile:
             return self._add(name)
 
     def _add(self, name: str) -> pd.DataFrame:
-        path, output, _, steps = self.lacking(name)
+        path, output, footer, steps = self.lacking(name)
         if self.given_up is not None:
             raise ShardError(f"{path}: {self.given_up}. It is as it was; run again, or look at the file")
         with faults_told(path, ShardError), open_parquet(path, output.options) as file:
@@ -139,16 +148,20 @@ class AddToFile:
         found: dict[str, Any] = {}
         errors = errors_of(table)
         if steps:  # else a worker died after it had written the file
+            check_shards(path, urls_of(table), record, steps)
+            steps = narrowed(steps, footer, record)
             with noticing() as noticed, _naming(path):
                 before, table = table, _with_columns(table, record, steps, name)
             table, record, not_made = without_stale(before, table, record, steps)
-            found = summed(noticed.on(_urls(table)), not_made)
+            found = summed(noticed_again(noticed.on(urls_of(table))), not_made)
         shown, id_col = name.removesuffix(".parquet"), record.id_col or "key"
         if steps:
-            made = {column: dict(said) for step in steps for column, said in step.scores.items()}
+            made = {column: dict(said) for step in steps for column, said in scores_of(step).items()}
+            record = said_of(record, steps)
             if self.source.folder != self.target.folder:
                 origin = vars(stamp(join(self.source.folder, name), self.source.options))
                 made = {column: {**said, MADE_OF: origin} for column, said in made.items()}
+                record = replace(record, origin=origin)
             urls = {**record.remarks, **found}
             remarks = {url: {**record.remarks.get(url, {}), **found.get(url, {})} for url in urls}
             for column in made:
@@ -239,6 +252,7 @@ def add_columns(
         for number, (where, _, footer, lacking) in enumerate(looked):
             if lacking:
                 _check_vectors(where, footer, lacking)
+                check_seen(where, footer, lacking, overwrite)
             if lacking and not overwrite:
                 _check_free(where, footer, lacking, paths[number], join(target.folder, names[number]), target)
         todo = [name for name, (_, _, _, lacking) in zip(names, looked, strict=True) if lacking]
@@ -268,7 +282,7 @@ def _failed_in(path: str, place: Output, footer: Footer) -> int:
 
 
 def _check_vectors(read: str, footer: Footer, lacking: Sequence[AddedStep]) -> None:
-    every = [said for step in lacking for said in step.scores.values()]
+    every = [said for step in lacking for said in scores_of(step).values()]
     missing = {said["vectors"] for said in every if "vectors" in said} - {*footer.columns}
     if missing:
         raise OutputError(
@@ -288,7 +302,7 @@ def _check_free(
 ) -> None:
     """Raise OutputError where columns, or a file, would be replaced."""
     record = footer.record or FileRecord("")
-    for name, said in (pair for step in lacking for pair in step.scores.items()):
+    for name, said in (pair for step in lacking for pair in scores_of(step).items()):
         before, table = record.scores.get(name), said.get(TABLE)
         if name not in footer.columns or (before and _may_change(before, said)):
             continue
@@ -329,15 +343,10 @@ def _made_by(said: Mapping[str, Any]) -> str:
 
 def _made_of(record: FileRecord | None) -> Any:
     """The state of the file of which another was made; None: of none."""
+    if record is not None and record.origin is not None:
+        return record.origin
     scores = record.scores.values() if record is not None else ()
     return next((said[MADE_OF] for said in scores if MADE_OF in said), None)
-
-
-def _urls(table: pa.Table) -> list[str]:
-    """The shards that a table's rows came from."""
-    if URL_COLUMN not in table.column_names:
-        return []
-    return [url for url in pc.unique(table.column(URL_COLUMN)).to_pylist() if url is not None]
 
 
 def _counts(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -347,23 +356,26 @@ def _counts(report: Mapping[str, Any]) -> dict[str, Any]:
 def _with_columns(table: pa.Table, record: FileRecord, steps: Sequence[AddedStep], name: str) -> pa.Table:
     """The table with the columns that steps make, ``image_error`` last where there was none."""
     # The vectors, what says why some are null, and the other columns of which it may say so; by tables nothing fails.
-    every = [said for step in steps for said in step.scores.values()]
+    every = [said for step in steps for said in scores_of(step).values()]
     used = {each for said in every for each in inputs_of(said) if each != said.get("vectors")}
-    if any("vectors" in said for said in every):
+    used |= (seen_by := used_by(steps))
+    if seen_by or any("vectors" in said for said in every):
         used |= {*vectors_in(table.schema), *record.scores, ERROR_COLUMN}
     used |= {record.id_col or "key", URL_COLUMN} if any(TEXTS in said for said in every) else set()
     seen = table.select([each for each in table.column_names if each in used])
     for column in sorted({said["vectors"] for said in every if "vectors" in said} - used):
         seen = seen.append_column(column, _as_vectors(table, column, name))
-    frame = backend.current().from_arrow(seen)
+    frame = backend.current().from_arrow(with_names(seen, record, steps))
     made = backend.frame_to_arrow(run_steps(steps, frame))
     kinds = {column: kind for step in steps for column, kind in step.columns.items()}
     new = conform(made, pa.schema(list(kinds.items())), name)
-    recipes = {column: said["recipe"] for step in steps for column, said in step.scores.items()}
+    recipes = {column: said["recipe"] for step in steps for column, said in scores_of(step).items()}
     for column in kinds:
         if column in table.column_names:
             values, before = new.column(column), record.scores.get(column, {})
-            if LACKING in before and before["recipe"] == recipes[column]:  # what is there stays, bit for bit
+            if LACKING in before and before["recipe"] == recipes.get(
+                column
+            ):  # what is there stays, bit for bit
                 values = pc.coalesce(table.column(column), values)
             table = table.set_column(table.column_names.index(column), column, values)
         elif column != ERROR_COLUMN and ERROR_COLUMN in table.column_names:

@@ -90,8 +90,11 @@ def none_there(path: str) -> str:
         return f"{path}: no Parquet file is there, for this is a file itself. Give its folder, {place.parent}"
     if not place.is_dir():
         return f"{path}: no Parquet file is there, nor such a folder ({RELATIVE}). {give}"
-    shown = (each.name for each in place.iterdir() if not each.name.startswith("."))
-    some = ", ".join(itertools.islice(shown, _FEW))
+    try:
+        shown = (each.name for each in place.iterdir() if not each.name.startswith("."))
+        some = ", ".join(itertools.islice(shown, _FEW))
+    except OSError as error:
+        return f"{path}: cannot be listed: {error.strerror}"
     return f"{path}: no Parquet file is there{f', but {some}' if some else ''}. {give}"
 
 

@@ -235,6 +235,14 @@ def find_settings(path: str, options: Options = None) -> dict[str, dict[str, Any
     return {name: made_by for name, made_by in every.items() if made_by}
 
 
+def settings_of(path: str, column: str, options: Options = None) -> dict[str, Any]:
+    """The same of one column; empty where no file of an output says it."""
+    files = sorted(list_parquet(_output(path, options).folder, options))
+    records = (footer.record for footer in whole_footers(files, options).values())
+    said = (record.settings.get(column) for record in records if record is not None)
+    return next((dict(each) for each in said if each), {})
+
+
 def _output(path: str, options: Options) -> Output:
     return Output(locate(path, options), options, in_place=False, overwrite=False, drop_failed=False)
 

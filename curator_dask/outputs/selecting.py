@@ -228,10 +228,12 @@ class SelectSamples:
         clauses: dict[str, np.ndarray] = {}
         if where is not None:
             try:
-                passes &= where.passes(table, columns) == 1
+                found = where.passes(table, columns)
             except ConfigError as error:
                 raise ConfigError(f"{path}: {error}") from None
-            clauses = {clause: Where(clause).passes(table) for clause in where.clauses}
+            passes &= found == 1
+            alone = len(where.clauses) == 1
+            clauses = {each: found if alone else Where(each).passes(table) for each in where.clauses}
         if self.filter_column is not None:
             column = table.column(self.filter_column)
             try:

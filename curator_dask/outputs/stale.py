@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.frames.columns import to_array
-from curator_dask.frames.names import URL_COLUMN
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.record import LACKING, FileRecord, inputs_of
 from curator_dask.rows.remarks import fact_of, summed
-from curator_dask.runs.step import ScoringStep
+from curator_dask.runs.step import Step
 
 
 def lacking_columns(
@@ -40,7 +40,7 @@ def lacking_columns(
 
 
 def without_stale(
-    before: pa.Table, table: pa.Table, record: FileRecord, steps: Sequence[ScoringStep]
+    before: pa.Table, table: pa.Table, record: FileRecord, steps: Sequence[Step]
 ) -> tuple[pa.Table, FileRecord, dict[str, Any]]:
     """The rows without values that were made of columns which steps have changed; their record, and remarks.
 
@@ -53,7 +53,7 @@ def without_stale(
     steps
         That have made columns anew.
     """
-    made = {name for step in steps for name in step.scores}
+    made = {name for step in steps for name in step.columns} - {ERROR_COLUMN}
     of = {
         name: inputs_of(said)
         for name, said in record.scores.items()

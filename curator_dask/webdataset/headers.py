@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from curator_dask.errors import ShardError
 
@@ -18,6 +20,9 @@ BLOCK = 512
 """Bytes of a header; data is padded to a multiple of it."""
 
 _END = bytes(BLOCK)
+_WINDOW = 3072  # bytes that are read at a time: the small files of a sample lie close together
+_OCTAL = 8 ** np.arange(5, -1, -1)
+_FIRST, _MANY = 16, 1024  # headers that are checked together: few of a walk that may end soon
 SIZE_LIMIT = 8**11  # from here on the size field's octal digits do not suffice
 _MAX_EXTENSION = 1 << 24  # bytes of a long name or of pax records; real ones have hundreds
 _CHUNK = 1 << 20  # bytes of the padding behind the end mark that are looked at together
@@ -112,11 +117,18 @@ class TarWalk:
         ShardError
             The file does not begin as a tar does.
         """
-        at = start
+        at, most = start, _FIRST
         shared: dict[bytes, bytes] = {}  # pax records for all members that follow
         own: dict[bytes, bytes] = {}  # and for the next one only
         content = (start, 0)  # place and size of the last entry's data
         while until is None or at < until:
+            plain = [] if shared or own else self._plain(at, until, most)
+            if plain:
+                yield from plain
+                content = (plain[-1].offset, plain[-1].size)
+                at = content[0] + padded(content[1])
+                most = _MANY if len(plain) == most else _FIRST
+                continue
             header = os.pread(self._file, BLOCK, at)
             if header == _END:
                 self._check_end(at, *content)
@@ -162,6 +174,39 @@ class TarWalk:
             at, content = data + padded(size), (data, size)
             if is_file:
                 yield Member(text, data, size)
+
+    def _plain(self, at: int, until: int | None, most: int) -> list[Member]:
+        """The members from a byte on, up to the first whose header is not as most are, or to one with a fault.
+
+        The headers are looked at one by one only for where the next is; then all of them are checked.
+        """
+        length = self._length
+        stop = length if until is None else min(until, length)
+        window, first, last = b"", 0, -1  # and the last place at which a header is whole in it
+        headers: list[bytes] = []
+        offsets: list[int] = []
+        sizes: list[int] = []
+        try:
+            while at < stop and len(headers) < most:
+                if at > last:
+                    window, first = os.pread(self._file, _WINDOW, at), at
+                    last = first + len(window) - BLOCK
+                    if at > last:
+                        break
+                header = window[at - first : at - first + BLOCK]
+                size, at = int(header[124:136].rstrip(b"\0 "), 8), at + BLOCK
+                if header[156] not in b"0\0" or size < 0 or at + size > length:
+                    break
+                headers.append(header)
+                offsets.append(at)
+                sizes.append(size)
+                at -= -size // BLOCK * BLOCK
+        except ValueError:  # the size is empty, as at the end of the tar, or in base 256
+            pass
+        if not headers:
+            return []
+        names = _names_of_whole(headers)
+        return [*map(Member, names, offsets, sizes)]
 
     def _extension(self, kind: str, data: int, size: int) -> dict[bytes, bytes] | None:
         """What an extended header says about other headers; None if it cannot be read."""
@@ -234,11 +279,33 @@ def header_size(header: bytes) -> int | None:
     return _to_int(field, 8) if field.strip(b"\0 ") else 0
 
 
+def _names_of_whole(headers: Sequence[bytes]) -> list[str]:
+    """The names in headers, up to the first that is none: its checksum is wrong."""
+    table = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, BLOCK)
+    field = table[:, 148:156]
+    digits = field[:, :6] - np.uint8(ord("0"))
+    total = table.sum(axis=1, dtype=np.int64) - field.sum(axis=1, dtype=np.int64) + 8 * ord(" ")
+    usual = (digits < 8).all(axis=1) & (field[:, 6] == 0) & (field[:, 7] == ord(" "))
+    sure = usual & (digits @ _OCTAL == total)
+    # Other tars write six digits in another way, or have another sum.
+    wrong = (at for at in np.flatnonzero(~sure).tolist() if header_size(headers[at]) is None)
+    count = next(wrong, len(headers))
+    if not count:
+        return []
+    names = np.ascontiguousarray(table[:count, :100]).view("S100")[:, 0].tolist()
+    whole = b"\0".join(names)
+    if (
+        table[:count, 345].any() or whole.count(0) != count - 1
+    ):  # a name in two parts, or with something behind it
+        whole = b"\0".join(map(header_name, headers[:count]))
+    return whole.decode("utf-8", "surrogateescape").split("\0")
+
+
 def header_name(header: bytes) -> bytes:
     """Name in a header itself, without what a header before it may say."""
     name = header[:100].partition(b"\0")[0]
     # In GNU's own format ("ustar  ") this field holds times.
-    if header[257:263] == b"ustar\0" and header[345]:
+    if header[345] and header[257:263] == b"ustar\0":
         return header[345:500].partition(b"\0")[0] + b"/" + name
     return name
 

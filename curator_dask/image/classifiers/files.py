@@ -17,7 +17,7 @@ from curator_dask.storage import Options
 
 
 class Scorer(Protocol):
-    """What makes scores of the vectors in files."""
+    """What makes scores of the vectors in files, or sees something in the images of their rows."""
 
     @property
     def pred_column(self) -> str:
@@ -45,7 +45,7 @@ def score_output(
     output_storage_options: Mapping[str, Any] | None = None,
     workers: OpenWorkers = nullcontext,
 ) -> SaveSummary:
-    """Score the vectors of an output: no tar is opened, no image decoded, no vector changed.
+    """Score the vectors of an output: no vector is changed, and no tar is opened but for statistics of images.
 
     Each file is written whole or not at all. A second call does only what is missing: files, and heads.
 
@@ -55,13 +55,14 @@ def score_output(
         What `save_metadata` or ``curator-dask embed`` wrote, or other Parquet files with lists of float32.
     classifiers
         The heads, each with a column of its own; `curator_dask.text.ClipScore` is one, too, and `TextStatistics`
-        stand for several, which need no vectors.
+        stand for several, which need no vectors. So does `curator_dask.image.statistics.ImageStatistics`: the rows find
+        their images by shard and key, and each is read and decoded once.
     output
         Where the files go with their scores; None: in the place of those that are there.
     overwrite
         Replace scores of other heads under these names, and columns and files that others made.
     storage_options, output_storage_options
-        For fsspec, where `path` and `output` are URLs; without the second those of `path`, too.
+        For fsspec, where `path` (or its shards) and `output` are URLs; without the second those of `path`, too.
     workers
         Opens the cluster to work on, once there are files that lack scores; else it is the one that is there.
 

@@ -15,7 +15,7 @@ from curator_dask.image.classifiers.whole import models_again
 from curator_dask.image.embedders.partition import EmbedPartition
 from curator_dask.image.statistics.again import statistics_again
 from curator_dask.outputs.redoing import NOT_MADE
-from curator_dask.runs.step import SharingStep
+from curator_dask.runs.step import ScoringStep, SharingStep
 from curator_dask.storage import Options
 from curator_dask.text.again import scorer_from
 
@@ -53,7 +53,8 @@ def steps_again(
             logger.warning(NOT_MADE, column, error)
             continue
         # A file that is another now may be no head at all: it is not loaded, as no file has scores of it.
-        if again.scores.get(column, {}).get("recipe") == said["recipe"]:
+        scores = again.scores if isinstance(again, ScoringStep) else {}
+        if scores.get(column, {}).get("recipe") == said["recipe"]:
             made.append(again)
         else:
             logger.warning(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,11 +12,12 @@ import pyarrow as pa
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.decode.batches import Batch
-from curator_dask.decode.orientation import check_exif_column
+from curator_dask.decode.orientation import EXIF_COLUMN, check_exif_column
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS, ImageOptions
-from curator_dask.errors import ConfigError, ImageError
-from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.errors import ConfigError, ImageError, OutputError
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import read_record
+from curator_dask.frames.record import FileRecord
 from curator_dask.image.statistics.header import HEADER, read_header
 from curator_dask.image.statistics.pixels import PIXELS, Measure
 from curator_dask.rows.image_files import caption_table, images_schema
@@ -152,6 +153,35 @@ class ImageStatistics:
         step = self._step(id_col, storage_options)
         self._refuse(_own_columns(schema, parquet, step, storage_options))
 
+    @property
+    def pred_column(self) -> str:
+        """The first of the columns."""
+        return self.prefix + self.names[0]
+
+    def of_files(self, records: Mapping[str, FileRecord | None], options: Options = None) -> MeasureImages:
+        """The step for files that are there, by what made them; `options` are for fsspec, of the shards, too.
+
+        Raises
+        ------
+        ConfigError
+            A statistic has the name of the keys' column, of the shards' or of vectors.
+        OutputError
+            The files have keys in columns of several names.
+        """
+        of: dict[str, str] = {}
+        for path, record in records.items():
+            of.setdefault((record and record.id_col) or "key", path)
+        if len(of) > 1:
+            (id_col, one), (other, path) = list(of.items())[:2]
+            raise OutputError(
+                f"{one} has its keys in {id_col!r}, {path} in {other!r}: measure them one folder at a time"
+            )
+        vectors = {name for record in records.values() if record is not None for name in record.embeddings}
+        (id_col,) = of
+        step = self._step(id_col, options)
+        self._refuse(sorted({id_col, URL_COLUMN, *vectors} & {*step.columns}))
+        return step
+
     def _step(self, id_col: str, options: Options) -> MeasureImages:
         return MeasureImages(tuple(self.names), self.prefix, id_col, self.options, options)
 
@@ -223,6 +253,8 @@ class MeasureImages:
         For fsspec, where shards are URLs.
     given_up
         Why nothing is to be opened, if so.
+    beside
+        The rows have other statistics, which stay: so does why they lack these.
     """
 
     names: tuple[str, ...]
@@ -231,8 +263,10 @@ class MeasureImages:
     options: ImageOptions
     storage_options: Options = None
     given_up: str | None = None
+    beside: bool = False
 
     label = "image statistics"
+    called = WHAT
     keeps_rows = True
 
     @property
@@ -276,6 +310,18 @@ class MeasureImages:
         """There is no model."""
         return {}
 
+    @property
+    def inputs(self) -> list[str]:
+        """Columns by which images are found and read."""
+        exif = [EXIF_COLUMN] if self.options.orientation == "exif-column" else []
+        return [self.id_col, URL_COLUMN, *exif]
+
+    def only(self, columns: Collection[str], others: Mapping[str, str]) -> MeasureImages:
+        """The same for some of its columns, where rows have `others`: these columns, as `read_by` says of them."""
+        names = tuple(name for name in self.names if self.prefix + name in columns)
+        beside = any(way.split(" ")[1:2] == [WHAT] for way in others.values())
+        return replace(self, names=names, beside=beside)
+
     def give_up(self, reason: str) -> MeasureImages:
         """The same, but no tar is opened."""
         return replace(self, given_up=reason)
@@ -289,9 +335,9 @@ class MeasureImages:
     def begin(self, rows: Rows) -> AbstractContextManager[Work]:
         """Begin with the rows of a partition."""
         known = None if self.given_up is not None else self._known(rows)
-        return nullcontext(
-            _Measuring(self, len(rows)) if known is None else Known(Made(known[0], {WHAT: known[1]}))
-        )
+        if known is not None:
+            return nullcontext(Known(Made(known[0], {WHAT: known[1]})))
+        return nullcontext(_Measuring(self, rows.reasons(WHAT) if self.beside else [None] * len(rows)))
 
     def _known(self, rows: Rows) -> tuple[dict[str, pa.Array], list[str | None]] | None:
         types = {name: kind for name, kind in self.columns.items() if name != ERROR_COLUMN}
@@ -303,8 +349,8 @@ class MeasureImages:
 
 
 class _Measuring(Work):
-    def __init__(self, step: MeasureImages, rows: int) -> None:
-        self._step = step
+    def __init__(self, step: MeasureImages, before: list[str | None]) -> None:
+        self._step, self._before, rows = step, before, len(before)
         self._reasons: list[str | None] = [step.given_up] * rows
         self._headers: dict[int, dict[str, Any]] = {}
         self._measure = Measure(tuple(name for name in step.names if name in PIXELS))
@@ -339,4 +385,5 @@ class _Measuring(Work):
             if name in HEADER:
                 values = [self._headers[row][name] if row in self._headers else None for row in rows]
                 made[name] = pa.array(values, HEADER[name])
-        return Made({step.prefix + name: made[name] for name in step.names}, {WHAT: self._reasons})
+        reasons = [now or before for now, before in zip(self._reasons, self._before, strict=True)]
+        return Made({step.prefix + name: made[name] for name in step.names}, {WHAT: reasons})
