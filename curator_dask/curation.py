@@ -115,8 +115,8 @@ def curate(
             head.look()
         for table in recipe.joins():
             table.look()
-        if (texts := recipe.of_texts()) is not None:
-            made = [name for model in recipe.models() for name in model.columns]
+        made = [name for model in recipe.models() for name in model.columns]
+        for texts in recipe.of_texts():
             texts.check(
                 found,
                 recipe.id_col,
@@ -260,7 +260,7 @@ def _before(
     options: Options,
 ) -> FinishedCommand:
     """What is about to be embedded, to be compared with what was."""
-    later = ("where", "top", "at_most", "by", "balance", "duplicates", "export")
+    later = ("where", "preset", "top", "at_most", "by", "balance", "duplicates", "export")
     asked = {name: value for name, value in vars(recipe).items() if name not in later}
     column = recipe.model_options.get("image_embedding_column", EMBEDDING_COLUMN)
     return FinishedCommand(
@@ -277,7 +277,7 @@ def _before(
 
 def _check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
     """Raise ConfigError where the rows will lack what they are filtered by, before anything is embedded."""
-    if recipe.where is not None:
+    if recipe.asked() is not None:
         try:
             dataset.filter(recipe.condition)
         except NoColumnError:
@@ -323,5 +323,6 @@ def _with_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> ImageTextPai
         dataset = head(dataset)
     for table in recipe.joins():
         dataset = table(dataset)
-    texts = recipe.of_texts()  # last: their captions may be a table's
-    return dataset if texts is None else texts(dataset)
+    for texts in recipe.of_texts():  # last: their captions may be a table's
+        dataset = texts(dataset)
+    return dataset

@@ -6,7 +6,10 @@ They name the columns ``caption``, ``width``, ``height`` (`ImageStatistics`), ``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from curator_dask.errors import ConfigError
 
 #: Gadre et al. 2023, "DataComp", basic filtering, without its choice of English captions: more than two words and five
 #: characters; the shorter side is at least 200 pixels, and the longer at most three times as long.
@@ -31,3 +34,24 @@ PRESETS: Mapping[str, str] = {
     "datacomp-basic-english": DATACOMP_BASIC_ENGLISH,
     "laion-b32": LAION_B32,
 }
+
+
+def all_of(conditions: Sequence[str]) -> str | None:
+    """A condition that holds where all of these do; a single one as it is, and None of none."""
+    if len(conditions) < 2:
+        return next(iter(conditions), None)
+    return " AND ".join(f"({each}\n)" for each in conditions)  # a comment ends with its line
+
+
+def asked_for(preset: Any, where: str | None) -> str | None:
+    """The condition of a recipe: a name of `PRESETS` or a list of some, and a condition besides; None of nothing.
+
+    Raises
+    ------
+    ConfigError
+        There is no such preset.
+    """
+    names = [preset] if isinstance(preset, str) else preset
+    if not isinstance(names, list | tuple) or any(name not in [*PRESETS] for name in names):
+        raise ConfigError(f"preset={preset!r}: expected one of {', '.join(PRESETS)}, or a list of some")
+    return all_of([*(PRESETS[name] for name in names), *([] if where is None else [where])])

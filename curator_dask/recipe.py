@@ -28,12 +28,15 @@ from curator_dask.image.classifiers.whole import WholeModel
 from curator_dask.image.embedders.making import make_embedder
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.filtering import ALL
+from curator_dask.presets import asked_for
 from curator_dask.rows.best import check_best
 from curator_dask.rows.capped import check_cap
 from curator_dask.storage import absolute, is_remote, looked_for
 from curator_dask.tables import TableColumns
 from curator_dask.text.balance import balance_output
 from curator_dask.text.concepts import CONCEPT_COLUMN, ConceptList
+from curator_dask.text.given import text_statistics_of
 from curator_dask.text.statistics import TextStatistics
 from curator_dask.words import meant
 
@@ -76,7 +79,8 @@ class Recipe:
         Before the statistics' names, where the dataset has columns of these names.
     text_statistics
         Names of `curator_dask.text.TEXT_STATISTICS`, or arguments of `TextStatistics`, as
-        ``{"names": ["words", "language"], "text": "alt"}``. Captions may come from a table of `join`.
+        ``{"names": ["words", "language"], "text": "alt"}``; or several of these, each with a prefix of its own.
+        Captions may come from a table of `join`, or from a model of `caption`.
     classify
         Image classification models, each with the arguments of `ClassificationModel`, as
         ``{"model_name": "hf-hub:Marqo/nsfw-image-detection-384", "classes": {"unsafe": "NSFW"}}``.
@@ -94,6 +98,8 @@ class Recipe:
         ``{"table": "labels.csv", "on": "key=id", "columns": ["label"]}``.
     where
         A condition as behind SQL's WHERE. Images that cannot be used never pass.
+    preset
+        A name of `curator_dask.presets.PRESETS`, or several: rows must pass all of these, and `where`.
     top
         A column, and the share or the number of rows that are kept of those that pass, by the largest values there,
         as of `filter_output`: ``{"blurriness": 0.3}``, ``{"blurriness": 1000}``.
@@ -121,7 +127,7 @@ class Recipe:
     captions: str = "txt"
     statistics: Sequence[str] = ()
     prefix: str = ""
-    text_statistics: Sequence[str] | Mapping[str, Any] = ()
+    text_statistics: Sequence[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]] = ()
     classify: Sequence[Mapping[str, Any]] = ()
     caption: Sequence[Mapping[str, Any]] = ()
     aesthetic: str | bool = False
@@ -130,6 +136,7 @@ class Recipe:
     clusters: Mapping[str, str] = field(default_factory=dict)
     join: Sequence[Mapping[str, Any]] = ()
     where: str | None = None
+    preset: str | Sequence[str] = ()
     top: Mapping[str, float] | None = None
     at_most: Mapping[str, int] | None = None
     by: str | None = None
@@ -177,7 +184,7 @@ class Recipe:
         if isinstance(self.join, list | tuple):  # YAML takes the word `on` for true
             join = [_with_on(each) if isinstance(each, Mapping) else each for each in self.join]
             object.__setattr__(self, "join", join)
-        self.best(), self.cap(), self.joins(), self.models(), self.of_texts()
+        self.best(), self.cap(), self.joins(), self.models(), self.of_texts(), self.asked()
         self.check_balance()
         self.deduplication()  # says what is wrong with its arguments, as do those below
         self.options(overwrite=False)
@@ -235,10 +242,14 @@ class Recipe:
     @property
     def condition(self) -> str:
         """Which rows pass."""
-        good = f'"{ERROR_COLUMN}" IS NULL'
+        good, asked = f'"{ERROR_COLUMN}" IS NULL', self.asked()
         if not self.opens_images:
-            return self.where or "TRUE"
-        return good if self.where is None else f"{good} AND ({self.where})"
+            return asked or ALL
+        return good if asked is None else f"{good} AND ({asked})"
+
+    def asked(self) -> str | None:
+        """Which rows are wanted of those whose image can be used, if not all are."""
+        return asked_for(self.preset, self.where)
 
     def best(self) -> tuple[str, float] | None:
         """The column by which rows are best, and how many of them are kept."""
@@ -291,18 +302,9 @@ class Recipe:
             raise ConfigError(f"classify, caption: two models would make {twice[0]!r}: give one another name")
         return found
 
-    def of_texts(self) -> TextStatistics | None:
-        """What measures the captions, if that is asked for."""
-        given = self.text_statistics
-        if not given and given in ((), [], None):
-            return None
-        if isinstance(given, Mapping):
-            return make_of("text_statistics", TextStatistics, given)
-        if not isinstance(given, list | tuple) or not all(isinstance(each, str) for each in given):
-            raise ConfigError(
-                f"text_statistics={given!r}: expected a list of names, or {{names: [words], text: COLUMN}}"
-            )
-        return TextStatistics(given)
+    def of_texts(self) -> list[TextStatistics]:
+        """What measures the captions."""
+        return text_statistics_of(self.text_statistics)
 
     def joins(self) -> list[TableColumns]:
         """What adds columns of tables."""
@@ -322,7 +324,7 @@ class Recipe:
         near += [file for each in self.joins() for file in each.files]
         others = [*near, *([] if self.captions in ("txt", "none") else [self.captions])]
         others += [path for head in self.heads() for path in head.files]
-        others += [] if (texts := self.of_texts()) is None else texts.files
+        others += [path for texts in self.of_texts() for path in texts.files]
         named = (each.get("class_names") for each in self.classify)
         others += [os.fspath(name) for name in named if isinstance(name, str | os.PathLike)]
         for model in self.models():

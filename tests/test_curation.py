@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import tarfile
+from dataclasses import fields
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -250,7 +252,7 @@ def test_a_recipe_that_cannot_be(tmp_path, text, message):
     ("text", "message"),
     [
         ("near: {like: FOLDER/nowhere}", "nowhere: no Parquet file is there, nor such a folder"),
-        ("near: {like: FOLDER}", "no Parquet file is there, but recipe.yaml"),
+        ("near: {like: FOLDER}", "no Parquet file is there, but labels.csv, recipe.yaml"),
         ("join: [{table: FOLDER/no.csv}]", "no.csv: there is no such file"),
         ("join: [{table: FOLDER/labels.csv, on: key=id}]", "expected a column 'id' to find rows by"),
         (
@@ -419,3 +421,14 @@ def test_a_reference_in_a_store_is_looked_at_each_time(tmp_path):
     near = {"like": str(tmp_path)}
     assert Recipe(model="test_vit", near=near).sources() is not None
     assert Recipe(model="test_vit", near={**near, "other": "memory://wanted"}).sources() is None
+
+
+def test_its_help_names_all_that_a_recipe_takes():
+    said = CliRunner().invoke(app, ["curate", "--help"], env={"COLUMNS": "300"}).stdout
+    (_, told) = said.split("What is done:")
+    assert {each.name for each in fields(Recipe)} <= {
+        *re.findall(r"\w+", told.partition("duplicates, export.")[0])
+    } | {
+        "duplicates",
+        "export",
+    }

@@ -273,7 +273,9 @@ def test_models_are_known_by_their_content(folder, tmp_path, in_this_process):
     names = ["words", "language"]
     assert score_output(out, [TextStatistics(names)]).written == 2
     assert score_output(out, [TextStatistics(names, language_model=copied)]).written == 0
-    with pytest.raises(OutputError, match=r"'text_language' by the head language of captions lid\.176\.ftz"):
+    digests = [LanguageSpec.of(path).digest[:12] for path in (None, other)]
+    said = r"'text_language' of the statistic .*lid\.176\.ftz in 'caption', SHA-256 {}….* other\.ftz .*SHA-256 {}…"
+    with pytest.raises(OutputError, match=said.format(*digests)):
         score_output(out, [TextStatistics(names, language_model=other)])
     assert score_output(out, [TextStatistics(names, language_model=other)], overwrite=True).written == 2
     assert read_record(str(out / "00000.parquet")).scores["text_language"]["by"]["model"] == "other.ftz"
@@ -348,7 +350,9 @@ def test_no_column_is_lost(folder, tmp_path, in_this_process):
         "caption_words" in TextStatistics(["words"], prefix="caption_")(dataset_of(folder)).metadata.columns
     )
     ColourReader()(dataset_of(folder)).save_metadata(tmp_path / "out")
-    with pytest.raises(OutputError, match=r"is no score of a head\. Put something else before the name"):
+    with pytest.raises(
+        OutputError, match=r"is no statistic of captions\. Put something else before the name"
+    ):
         score_output(tmp_path / "out", [TextStatistics(["words"])])
     with pytest.raises(DatasetError, match=r"'captoin'.*'caption'"):
         TextStatistics(["words"], "captoin")(dataset_of(folder))
@@ -373,12 +377,26 @@ def test_no_column_is_lost(folder, tmp_path, in_this_process):
 
 def test_commands(folder, tmp_path, client):
     at = ["--scheduler-address", client.scheduler.address]
+    # Captions need no model, and no image.
+    plain = ["embed", folder, tmp_path / "plain", *at]
+    measure = [*plain, "--text-statistics", "words"]
+    for wrong, said in ((plain, "give a model"), ([*measure, "--no-normalize"], "is of a model")):
+        refused = run_here(*wrong)
+        assert refused.returncode == 2 and said in refused.stderr
+    assert run_here(*measure).returncode == 0
+    assert "image_embedding" not in check_words(tmp_path / "plain", "words").column_names
+    assert "nothing to do" in run_here(*measure).stdout
+    (folder / "tars").mkdir()
+    (folder / "00000.tar").rename(folder / "tars" / "0.tar")
+    refused = run_here("score", folder / "tars", tmp_path / "x", "--text-statistics", "words")
+    assert "curator-dask embed" in refused.stderr and "--text-statistics alone" in refused.stderr
+    (folder / "tars" / "0.tar").rename(folder / "00000.tar")
     embed = ["embed", folder, tmp_path / "out", "--model", "test_vit", "--no-pretrained", *at]
     done = run_here(*embed, "--text-statistics", "words,language", "--text-statistics", "digits")
     assert done.returncode == 0, done.stderr
     check_words(tmp_path / "out", "words", "language", "digits")
     score = ["score", tmp_path / "out", *at, "--text-statistics", "all"]
-    assert run_here(*score).returncode == 0
+    assert "\n  caption: 12 rows with a caption, 0 without or blank; of these " in run_here(*score).stdout
     check_words(tmp_path / "out", *TEXT_STATISTICS)
     assert "nothing to do" in run_here(*score).stdout
     assert run_here(*score, "--same-captions").returncode == 0
@@ -403,6 +421,18 @@ def test_a_recipe_keeps_captions_in_english(tmp_path, in_this_process):
     assert (summary.rows, summary.kept, summary.filtered) == (12, 2, 10)
     kept = read_output(tmp_path / "out" / "shards")
     assert kept["caption"].to_pylist() == [texts[0], texts[-1]]
+    # Old and new captions; and known filters.
+    preset = Recipe(
+        text_statistics=[{"names": ["words", "characters", "language"]}, {"text": "key", "prefix": "key_"}],
+        statistics=["width", "height"],
+        preset="datacomp-basic-english",
+        where="key_digits = 1 -- of three",
+    )
+    measured = curate(tmp_path / "data", tmp_path / "preset", preset)
+    clauses = measured.steps["passing"].passing
+    english = sum(expected(text)["language"] == "en" for text in texts)
+    assert (clauses["text_language = 'en'"], clauses["key_digits = 1"]) == (english, 12)
+    assert clauses["width >= 200"] == measured.kept == 0
     # Of a table of other captions, which the rows get before.
     alt = pa.table({"key": [f"{number:03}" for number in range(12)], "alt": ["one two three"] * 12})
     pq.write_table(alt, tmp_path / "alt.parquet")
@@ -412,9 +442,14 @@ def test_a_recipe_keeps_captions_in_english(tmp_path, in_this_process):
         where="alt_words = 3",
     )
     assert curate(tmp_path / "data", tmp_path / "other", recipe).kept == 12
-    for wrong in ("words", {"name": ["words"]}, ["wrds"]):
+    everything = curate(tmp_path / "data", tmp_path / "every", Recipe(text_statistics=["words"]))
+    assert everything.kept == 12 and "TRUE" not in str(everything.steps["passing"])
+    for wrong in ("words", {"name": ["words"]}, ["wrds"], 5, [5], [{}, "words"], [{"names": ["words"]}] * 2):
         with pytest.raises(ConfigError, match=r"text_statistics|words"):
             Recipe(text_statistics=wrong)
+    for wrong in ("datacomp", ["laion-b32", 5], 5):
+        with pytest.raises(ConfigError, match=r"preset=.*expected one of datacomp-basic"):
+            Recipe(preset=wrong)
     with pytest.raises(DatasetError, match="captoin"):
         curate(
             tmp_path / "data",
@@ -498,8 +533,21 @@ def test_same_captions_are_counted_over_all_files(tmp_path, in_this_process):
     assert not len(found.digests) and found.of(np.array([5], np.uint64)).tolist() == [1]
     with pytest.raises(ConfigError, match="would be lost"):
         SameCaptions("text_same_captions")
+    # Of other captions it is another column, and what was counted is beside the files that say so.
+    for path in (out / "sub").iterdir():
+        alt = pa.array(["the same"] * pq.read_metadata(path).num_rows)
+        write_table(str(path), pq.read_table(path).append_column("alt", alt), read_record(str(path)))
+    said = r"'text_same_captions' of the statistic .* in 'caption', this run has .* in 'alt'.*--text-prefix"
+    with pytest.raises(OutputError, match=said):
+        score_output(out, [SameCaptions("alt")])
+    shutil.rmtree(tmp_path / "out" / "sub.captions")
+    score_output(out, [SameCaptions("alt", prefix="alt_")], tmp_path / "more")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "more", "more.captions"}
+    rows = pq.read_table(tmp_path / "more")
+    assert rows["alt_same_captions"].unique().to_pylist() == [len(rows)]
+    assert len({*rows["text_same_captions"].to_pylist()}) > 2
     write_table(str(out / "sub" / "0.parquet"), own_counts(), FileRecord(""))
-    with pytest.raises(OutputError, match=r"\(prefix, --text-prefix\)"):
+    with pytest.raises(OutputError, match=r"--text-prefix"):
         score_output(out, [SameCaptions()])
 
 
@@ -524,3 +572,28 @@ def test_counts_must_be_those_of_the_client(tmp_path, in_this_process):
     POSSESSIONS.clear()
     with pytest.raises(DatasetError, match="has other counts than the client has put there"):
         step(frame_of(["a"]))
+
+
+def test_a_summary_says_what_captions_are(tmp_path, in_this_process):
+    """Of all files, and not what images are."""
+    texts = [*LANGUAGES, *ODD[:5], None, " ", ""]
+    for number in range(2):
+        table = pa.table({"key": [str(each) for each in range(len(texts))], "caption": texts})
+        failed = pa.array(["not an image"] * len(texts))
+        (tmp_path / "out").mkdir(exist_ok=True)
+        pq.write_table(table.append_column("image_error", failed), tmp_path / "out" / f"{number}.parquet")
+    measures = [TextStatistics(["language", "words"])]
+    summary = score_output(tmp_path / "out", measures)
+    languages = Counter(expected(text)["language"] for text in texts if text and text.strip()).most_common()
+    assert summary.captions["caption"] == {
+        "rows": 32,
+        "with_caption": 26,
+        "languages": {name: 2 * count for name, count in languages},
+    }
+    first, line, *_ = str(summary).splitlines()
+    assert first.endswith("32 rows in 2 files")
+    assert line.startswith("  caption: 26 rows with a caption, 6 without or blank; of these en ")
+    assert f"en {languages[0][1] / 13:.1%}, " in line and line.endswith(f", {len(languages) - 3} others")
+    assert "NONE" not in str(summary)
+    again = score_output(tmp_path / "out", measures)
+    assert again.captions == summary.captions and again.written == 0

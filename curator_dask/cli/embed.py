@@ -60,18 +60,26 @@ if TYPE_CHECKING:
     from curator_dask.text import TextStatistics
     from curator_dask.webdataset.shards import ShardSet
 
+#: Options of the model, and of what it makes.
+_OF_MODEL = (
+    *("model_dir", "batch_size", "column", "model_output", "model_kwargs", "pretrained", "checkpoint"),
+    *("normalize", "autocast", "decode_scale", "compile", "raise_on_error"),
+)
+
 
 def embed(
     context: typer.Context,
     input_path: ImagesPath,
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Directory or URL for the Parquet files.")],
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Any timm model: a name with or without tag, hf-hub:org/repo, local-dir:/folder. Or transformers'"
-            " CLIP or SigLIP: org/repo (openai/clip-vit-large-patch14), or its folder."
+            " CLIP or SigLIP: org/repo (openai/clip-vit-large-patch14), or its folder. Not needed for --statistics or"
+            " --text-statistics alone.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     model_dir: Annotated[
         str | None,
         typer.Option(help="Folder with the CLIP's weights, or for them.  [default: the hub's cache]"),
@@ -132,7 +140,7 @@ def embed(
     output_storage_options: OutputOptions = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Embed every image, and write one Parquet file a shard.
+    """Embed every image, and write one Parquet file a shard; without --model, measure images or captions alone.
 
     An interrupted run is started again with the same command: finished shards are skipped.
 
@@ -145,6 +153,8 @@ def embed(
     names = names_in(statistics, "--statistics")
     of_texts = names_in(text_statistics, "--text-statistics")
     check_language_model(language_model, of_texts)
+    if model is None:
+        _check_without_model(context, names, of_texts)
     told = OverImages(context.params, options, output_options)
 
     def make(found: ShardSet) -> Steps:
@@ -172,32 +182,34 @@ def embed(
             texts = TextStatistics(chosen, text, prefix=text_prefix, language_model=language_model)
             texts.check(found, id_col, **rows)
             measures.append(texts)
-        embedder = make_embedder(
-            model,
-            model_dir,
-            {
-                "pretrained": pretrained,
-                "output": model_output.value,
-                "checkpoint_path": checkpoint,
-                "model_kwargs": kwargs,
-            },
-            image_embedding_column=column,
-            normalize_embeddings=normalize,
-            autocast=autocast,
-            compile="auto" if compile is None else compile,
-            **reading,
-        )
+        embedder = None
+        if model is not None:
+            embedder = make_embedder(
+                model,
+                model_dir,
+                {
+                    "pretrained": pretrained,
+                    "output": model_output.value,
+                    "checkpoint_path": checkpoint,
+                    "model_kwargs": kwargs,
+                },
+                image_embedding_column=column,
+                normalize_embeddings=normalize,
+                autocast=autocast,
+                compile="auto" if compile is None else compile,
+                **reading,
+            )
 
         def steps(dataset: ImageTextPairDataset) -> ImageTextPairDataset:
             for measure in measures:
                 dataset = measure(dataset)
-            return embedder(dataset)
+            return dataset if embedder is None else embedder(dataset)
 
         return steps
 
     interrupted = "finished shards are kept, the same command goes on from there"
     with summary_to(json_file) as put, told_plainly(interrupted):
-        summary = told.run(column, make)
+        summary = told.run("" if model is None else column, make)
         put(summary.to_dict())
     if summary.good < min_good:
         print(
@@ -205,3 +217,17 @@ def embed(
         )
     if not summary.complete or not summary.good or summary.good < min_good:
         raise typer.Exit(EXIT_SHARD)
+
+
+def _check_without_model(context: typer.Context, *measured: list[str] | None) -> None:
+    """Raise BadParameter where nothing is asked for but of a model, or something that is the model's."""
+    if not any(measured):
+        raise typer.BadParameter(
+            "give a model, such as resnet50; or, for no vectors, --statistics or --text-statistics",
+            param_hint="--model",
+        )
+    for name in _OF_MODEL:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = next(each for each in context.command.params if each.name == name).opts[0]
+            raise typer.BadParameter("is of a model: give --model as well", param_hint=option)

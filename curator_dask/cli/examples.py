@@ -18,6 +18,7 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             "embed /data/shards /data/out --model vit_large_patch14_clip_quickgelu_224.openai",
             "embed /data/photos /data/out --model resnet50 --captions captions.csv",
             "embed /data/shards /data/out --model resnet50 --statistics width,height,phash",
+            "embed /data/shards /data/out --text-statistics words,language",
         ),
     ),
     "classify": (
@@ -41,12 +42,14 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
         ("info /data/out", "info /data/out --columns aesthetic_score,width"),
     ),
     "score": (
-        "Score vectors: by heads, a reference, clusters.",
+        "Score vectors: by heads, clusters; or measure captions.",
         (
             "score /data/out --aesthetic default --nsfw default",
             "score /data/out --head quality=quality.pt",
             "score /data/out --near like_mine=/data/reference",
             "score /data/out --cluster-number cluster=/data/centroids.safetensors",
+            "score /data/out --text-statistics words,language --same-captions",
+            "score /data/out --text-statistics words --text generated_caption --text-prefix new_",
         ),
     ),
     "join": (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Annotated
 
@@ -24,14 +23,7 @@ from curator_dask.cli.options import (
     told_plainly,
     workers_of,
 )
-from curator_dask.presets import PRESETS
-
-
-def both_of(conditions: Sequence[str]) -> str | None:
-    """A condition that holds where all of these do; a single one as it is, and None of none."""
-    if len(conditions) < 2:
-        return next(iter(conditions), None)
-    return " AND ".join(f"({each}\n)" for each in conditions)
+from curator_dask.presets import PRESETS, all_of
 
 
 def filter_rows(
@@ -139,7 +131,7 @@ def filter_rows(
         summary = filter_output(
             embeddings,
             output,
-            where=both_of(conditions),
+            where=all_of(conditions),
             top=best,
             at_most=None if at_most is None else (label, int(number)),
             by=by,

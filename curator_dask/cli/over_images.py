@@ -57,7 +57,7 @@ class OverImages:
 
         given, output = self.given, self.given["output"]
         cluster, workers = given["cluster"].value, given["workers"]
-        if self.own_workers and not (is_remote(output) or os.path.lexists(absolute(output))):
+        if self.embeds_here and not (is_remote(output) or os.path.lexists(absolute(output))):
             load_ahead(cluster, workers)  # all is left to do
         # What is wrong with the arguments should not cost the start of a cluster.
         found = find_shards(given["input_path"], self.options, images=given["images"])
@@ -76,17 +76,26 @@ class OverImages:
         """Whether workers are started for the command; those elsewhere have other files."""
         return not (self.given["scheduler_address"] or self.given["scheduler_file"])
 
+    @property
+    def embeds_here(self) -> bool:
+        """Whether such workers are going to load a model."""
+        return self.own_workers and self.given["model"] is not None
+
     def _before(self, found: ShardSet, source: str, column: str) -> FinishedCommand | None:
         from curator_dask.cluster.device import device_of_new_workers
         from curator_dask.models.sources import Sources
         from curator_dask.outputs.finished import FinishedCommand
         from curator_dask.outputs.placing import locate
+        from curator_dask.storage import absolute
 
         given, output, own = self.given, self.given["output"], self.output_options
         named = [given["captions"]] if given["captions"] not in ("txt", "none") else []
         files = [*named, *(given[name] for name in ("class_names", "language_model") if given.get(name))]
-        sources = Sources.of(
-            given["model"], given["model_dir"], given.get("checkpoint"), given.get("pretrained", True), files
+        model, folder = given["model"], given["model_dir"]
+        sources = (
+            Sources(tuple(absolute(each) for each in files))
+            if model is None
+            else Sources.of(model, folder, given.get("checkpoint"), given.get("pretrained", True), files)
         )
         if sources is None or not self.own_workers:
             return None
@@ -112,7 +121,7 @@ class OverImages:
 
         given, options = self.given, self.options
         cluster: ClusterType = given["cluster"]
-        if self.own_workers:
+        if self.embeds_here:
             load_ahead(cluster.value, given["workers"])
 
         from curator_dask.datasets import ImageTextPairDataset
@@ -127,7 +136,7 @@ class OverImages:
         if source == "parquet":
             learn_schema(found.shards, source, id_col, options)
         steps = make(found)
-        if self.own_workers and not is_transformers(model):
+        if self.embeds_here and not is_transformers(model):
             check_name(model)
         # Without options of its own those of the dataset hold for the output, too.
         saving: dict[str, Any] = {"storage_options": self.output_options} if self.output_options else {}

@@ -31,12 +31,13 @@ from curator_dask.frames.parquet import (
     whole_footers,
     write_table,
 )
-from curator_dask.frames.record import BALANCE, LACKING, ON, TABLE, TEXTS, FileRecord, inputs_of
+from curator_dask.frames.record import LACKING, TEXTS, FileRecord, inputs_of
 from curator_dask.outputs.added import AddedStep as AddedStep  # from here, too
 from curator_dask.outputs.added import SeeingStep, scores_of
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.failed import none_there, output_files, tell_others
 from curator_dask.outputs.placing import locate
+from curator_dask.outputs.replacing import check_column
 from curator_dask.outputs.saving import check_not_inside, opened
 from curator_dask.outputs.seen import (
     check_seen,
@@ -199,6 +200,7 @@ def add_columns(
     workers: OpenWorkers = nullcontext,
     summary: SaveSummary | None = None,
     around: Around = nullcontext,
+    look: Callable[[Sequence[str]], object] = lambda _: None,
 ) -> SaveSummary:
     """Add columns that steps make of those that are there to the files of an output.
 
@@ -220,6 +222,8 @@ def add_columns(
         In which counts and times are put; None: one is made.
     around
         Given a file's name, what it is done within, on a worker.
+    look
+        Given the paths of the files that have all columns in the end, before the summary is told.
 
     Returns
     -------
@@ -267,6 +271,8 @@ def add_columns(
                 summary.startup_seconds = time.monotonic() - started
                 targets = [Target.of_file(target.folder, name) for name in todo]
                 run_targets(file_tasks(add, todo, "add-columns", client, fit), client, targets, summary)
+        done = [name for name in names if name.removesuffix(".parquet") not in summary.failed_shards]
+        look([join(target.folder, name) for name in done])
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary
@@ -301,23 +307,8 @@ def _check_free(
     read: str, footer: Footer, lacking: Sequence[AddedStep], source: str, written: str, target: Output
 ) -> None:
     """Raise OutputError where columns, or a file, would be replaced."""
-    record = footer.record or FileRecord("")
     for name, said in (pair for step in lacking for pair in scores_of(step).items()):
-        before, table = record.scores.get(name), said.get(TABLE)
-        if name not in footer.columns or (before and _may_change(before, said)):
-            continue
-        do = "Give the column another name" if table is None else "Choose others (--columns, --mark)"
-        do = "Put something before the names (prefix, --prefix)" if BALANCE in said else do
-        do = "Put something else before the name (prefix, --text-prefix)" if _is_of_texts(said) else do
-        hint = f"{do}, or use overwrite=True (--overwrite)"
-        if before is None:
-            kind = "is no score of a head" if table is None else "was not joined from a table"
-            raise OutputError(f"{read}: has a column {name!r} that {kind}. {hint} to replace it")
-        if before.get("recipe") != said["recipe"]:
-            new = table or said["head"]
-            raise OutputError(
-                f"{read}: has a column {name!r} {_made_by(before)}, this run has {new}. {hint} to replace it"
-            )
+        check_column(read, footer, name, said)
     if read == source != written:
         there = read_footer(written, target.options)
         if there.fault or (there.columns and _made_of(there.record) is None):
@@ -325,20 +316,6 @@ def _check_free(
                 f"{written}: would be replaced, and {there.fault or 'was not made by adding columns'}. Write to another"
                 " path, or use overwrite=True (--overwrite)"
             )
-
-
-def _is_of_texts(said: Mapping[str, Any]) -> bool:
-    """Whether a column is made of captions alone, and of no vectors or keys."""
-    return TEXTS in said and not {"vectors", ON} & {*said}
-
-
-def _may_change(before: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
-    """Whether columns come from where they came from before: a table may have changed, or how a dataset is balanced."""
-    return any(kind in said and before.get(kind) == said[kind] for kind in (TABLE, BALANCE))
-
-
-def _made_by(said: Mapping[str, Any]) -> str:
-    return f"of the table {said[TABLE]}" if TABLE in said else f"by the head {said.get('head')}"
 
 
 def _made_of(record: FileRecord | None) -> Any:

@@ -6,7 +6,6 @@ whatever their names and those of their folders begin and end with.
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -91,10 +90,15 @@ def none_there(path: str) -> str:
     if not place.is_dir():
         return f"{path}: no Parquet file is there, nor such a folder ({RELATIVE}). {give}"
     try:
-        shown = (each.name for each in place.iterdir() if not each.name.startswith("."))
-        some = ", ".join(itertools.islice(shown, _FEW))
+        names = sorted(each.name for each in place.iterdir() if not each.name.startswith("."))
     except OSError as error:
         return f"{path}: cannot be listed: {error.strerror}"
+    some = ", ".join(names[:_FEW])
+    if any(name.endswith(".tar") for name in names):
+        give = (
+            f"Make an output of its tars: curator-dask embed {path} OUTPUT, with --model, or without one with"
+            " --statistics or --text-statistics alone; give OUTPUT here"
+        )
     return f"{path}: no Parquet file is there{f', but {some}' if some else ''}. {give}"
 
 

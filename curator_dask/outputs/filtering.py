@@ -42,6 +42,9 @@ from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
 
+#: The condition that every row passes, of which there is nothing to tell.
+ALL = "TRUE"
+
 
 @dataclass
 class FilterSummary:
@@ -178,7 +181,7 @@ def filter_output(
     chosen = Chosen(None if where is None else Where(where), top, cap=cap)
     looks = in_threads(lambda name: chosen.look(join(source.folder, name), storage_options), names)
     summary = FilterSummary(sum(look.rows for look in looks))
-    for clause in looks[0].passing:
+    for clause in (each for each in looks[0].passing if each != ALL):
         summary.passing[clause] = sum(look.passing[clause] for look in looks)
         summary.unknown[clause] = sum(look.unknown[clause] for look in looks)
     if top is not None:

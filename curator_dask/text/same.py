@@ -131,21 +131,30 @@ class SameCaptions:
         ShardError
             A file cannot be read: without it the counts would be wrong.
         """
+        return self.of_files_to(records, options, _shared(list(records)), options)
+
+    def of_files_to(
+        self, records: Mapping[str, FileRecord | None], options: Options, folder: str, folder_options: Options
+    ) -> CountSame:
+        """The same for files that go to a folder, beside which the counts are put; with its own options for fsspec."""
         paths = list(records)
         rows = sum(in_threads(lambda path: read_footer(path, options).rows, paths))
         found = count_captions(paths, self.text, options, -(-rows // _ROWS) or 1)
-        path = join(_place(paths), REPEATED)
-        if not read_footer(path, options).is_finished(found.digest):
+        path = join(_beside(folder), REPEATED)
+        if not read_footer(path, folder_options).is_finished(found.digest):
             table = pa.table({"digest": found.digests, "rows": found.counts})
-            write_table(path, table, FileRecord(found.digest), options)
-        return CountSame(path, options, found.digest, self.text, self.pred_column)
+            write_table(path, table, FileRecord(found.digest), folder_options)
+        return CountSame(path, folder_options, found.digest, self.text, self.pred_column)
 
 
-def _place(paths: Sequence[str]) -> str:
-    """Beside the folder that files have in common."""
+def _shared(paths: Sequence[str]) -> str:
+    """The folder that files have in common."""
     parts = [path.split("/")[:-1] for path in paths]
     shared = itertools.takewhile(lambda names: len({*names}) == 1, zip(*parts, strict=False))
-    folder = "/".join(names[0] for names in shared)
+    return "/".join(names[0] for names in shared)
+
+
+def _beside(folder: str) -> str:
     if is_remote(folder) and "/" not in folder.partition("://")[2]:
         raise ConfigError(f"{folder}: nothing can be beside a bucket, where counts go: use a folder in it")
     return f"{folder}{SUFFIX}"

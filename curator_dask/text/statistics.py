@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError
@@ -19,12 +21,14 @@ from curator_dask.frames.parquet import open_parquet, read_record
 from curator_dask.frames.record import TEXTS, FileRecord
 from curator_dask.image.statistics.step import schema_ahead
 from curator_dask.models.languages import LANGUAGES, LanguageModel, LanguageSpec, runtime_version
+from curator_dask.outputs.choosing import read_rows
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.passes import RowStep
 from curator_dask.runs.step import Known, Made, Rows, Work, types_of
 from curator_dask.storage import Options
 from curator_dask.text.captions import Captions, check_captions
 from curator_dask.text.measures import MEASURES, OF_LANGUAGE, TEXT_STATISTICS
+from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import ShardSet
 from curator_dask.words import none_of_these
 
@@ -165,6 +169,44 @@ class TextStatistics:
         vectors = () if record is None else tuple(record.embeddings)
         self._refuse({(record and record.id_col) or "key", URL_COLUMN, *vectors} & {*self.columns})
         return self.step()
+
+    def count_captions(self, paths: Sequence[str], options: Options = None) -> dict[str, Any]:
+        """How many rows of files that have these columns have a caption, and in which languages these are.
+
+        Parameters
+        ----------
+        paths, options
+            Of the files.
+
+        Returns
+        -------
+        dict
+            ``rows``; ``with_caption``, those whose caption is not blank; and, if that is among the columns,
+            ``languages``: the rows of each, the commonest first.
+
+        Raises
+        ------
+        ShardError
+            A file cannot be read.
+        """
+        # A caption has all of them, but a language only where the model has an answer.
+        measure = next((name for name in self.names if name not in OF_LANGUAGE), self.names[0])
+        columns = [self.prefix + name for name in dict.fromkeys([measure, "language"]) if name in self.names]
+
+        def count(path: str) -> tuple[int, int, list[dict[str, Any]]]:
+            table = read_rows(path, options, columns)
+            named = table.column(columns[-1]).drop_null() if "language" in self.names else []
+            found = pc.value_counts(named).to_pylist() if len(named) else []
+            return table.num_rows, table.num_rows - table.column(0).null_count, found
+
+        every = in_threads(count, paths)
+        said = {"rows": sum(each[0] for each in every), "with_caption": sum(each[1] for each in every)}
+        if "language" not in self.names:
+            return said
+        languages = Counter[str]()
+        for _, _, counts in every:
+            languages.update({each["values"]: each["counts"] for each in counts})
+        return {**said, "languages": dict(languages.most_common())}
 
     def step(self) -> MeasureTexts:
         """What is done to the rows of a shard."""

@@ -6,14 +6,19 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from curator_dask.cluster.setup import OpenWorkers
 from curator_dask.errors import ConfigError
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.adding import AddedStep, add_columns
+from curator_dask.outputs.placing import locate
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.storage import Options
+from curator_dask.words import counted
+
+_LANGUAGES = 3  # that a summary names
 
 
 class Scorer(Protocol):
@@ -35,6 +40,63 @@ class Scorers(Protocol):
         """What makes each."""
 
 
+@runtime_checkable
+class PlacedScorer(Protocol):
+    """A scorer that puts something beside the folder to which the files go."""
+
+    def of_files_to(
+        self, records: Mapping[str, FileRecord | None], options: Options, folder: str, folder_options: Options
+    ) -> AddedStep:
+        """The step for files, by what made them, that go to a folder."""
+
+
+@runtime_checkable
+class CountsCaptions(Protocol):
+    """What measures captions, and can say of what."""
+
+    @property
+    def text(self) -> str:
+        """The captions' column."""
+
+    def count_captions(self, paths: Sequence[str], options: Options = None) -> dict[str, Any]:
+        """Of files that have its columns: ``rows``, ``with_caption``, and ``languages`` if asked for."""
+
+
+@dataclass
+class ScoreSummary(SaveSummary):
+    """What came of `score_output`.
+
+    Attributes
+    ----------
+    captions
+        By column of captions that were measured, over all files, those that were finished before among them: ``rows``;
+        how many are ``with_caption``, one that is not blank; and, where it was asked for, how many are in each of the
+        ``languages``, the commonest first.
+    captions_alone
+        Nothing but captions was measured: whether images have a vector is not of interest.
+    """
+
+    captions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    captions_alone: bool = False
+
+    __str__ = SaveSummary.__str__
+
+    def _own_lines(self) -> list[str]:
+        return [_captions_line(column, said) for column, said in self.captions.items()]
+
+    def _none_line(self) -> list[str]:
+        return [] if self.captions_alone else super()._none_line()
+
+
+def _captions_line(column: str, said: Mapping[str, Any]) -> str:
+    rows, found = said["rows"], said["with_caption"]
+    languages = list(said.get("languages", {}).items())
+    shares = ", ".join(f"{name} {count / found:.1%}" for name, count in languages[:_LANGUAGES])
+    more = f", {counted(len(languages) - _LANGUAGES, 'other')}" if len(languages) > _LANGUAGES else ""
+    of_them = f"; of these {shares}{more}" if shares else ""
+    return f"  {column}: {counted(found, 'row')} with a caption, {rows - found:,} without or blank{of_them}"
+
+
 def score_output(
     path: str | os.PathLike[str],
     classifiers: Sequence[Scorer | Scorers],
@@ -44,7 +106,7 @@ def score_output(
     storage_options: Mapping[str, Any] | None = None,
     output_storage_options: Mapping[str, Any] | None = None,
     workers: OpenWorkers = nullcontext,
-) -> SaveSummary:
+) -> ScoreSummary:
     """Score the vectors of an output: no vector is changed, and no tar is opened but for statistics of images.
 
     Each file is written whole or not at all. A second call does only what is missing: files, and heads.
@@ -86,15 +148,34 @@ def score_output(
             else "no head is given"
         )
 
-    def steps(records: Mapping[str, FileRecord | None]) -> list[AddedStep]:
-        return [each.of_files(records, storage_options) for each in every]
+    target_options = storage_options if output_storage_options is None else output_storage_options
+    target = None if output is None else locate(os.fspath(output), target_options)
 
-    return add_columns(
+    def steps(records: Mapping[str, FileRecord | None]) -> list[AddedStep]:
+        return [
+            each.of_files_to(records, storage_options, target, target_options)
+            if target is not None and isinstance(each, PlacedScorer)
+            else each.of_files(records, storage_options)
+            for each in every
+        ]
+
+    measures = [each for each in classifiers if isinstance(each, CountsCaptions)]
+    summary = ScoreSummary("", opened=False, captions_alone=len(measures) == len(classifiers))
+
+    def look(paths: Sequence[str]) -> None:
+        for each in measures:
+            found = each.count_captions(paths, storage_options if target is None else target_options)
+            summary.captions[each.text] = {**summary.captions.get(each.text, {}), **found}
+
+    add_columns(
         os.fspath(path),
         steps,
-        None if output is None else os.fspath(output),
+        target,
         overwrite=overwrite,
         options=storage_options,
-        output_options=storage_options if output_storage_options is None else output_storage_options,
+        output_options=target_options,
         workers=workers,
+        summary=summary,
+        look=look,
     )
+    return summary
