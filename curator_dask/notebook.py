@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from curator_dask.words import ranked
+
 _MUTED = "opacity:.65"
 _BAR = "background:#3b82c4;height:.8em;min-width:2px;border-radius:2px"
 
@@ -61,7 +63,7 @@ def bars(counts: Mapping[str, int], remarks: Mapping[str, str]) -> str:
         f'<tr><td style="text-align:left">{escape(name)}</td><td style="text-align:right">{count}</td>'
         f'<td style="width:12em"><div style="{_BAR};width:{100 * count / most:.1f}%"></div></td>'
         f'<td style="text-align:left;{_MUTED}">{escape(remarks.get(name, ""))}</td></tr>'
-        for name, count in sorted(counts.items(), key=lambda each: -each[1])
+        for name, count in ranked(counts)
     ]
     return f"<table>{''.join(lines)}</table>" if lines else ""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def counted(number: int, noun: str, one: str = "", more: str = "") -> str:
@@ -11,6 +11,11 @@ def counted(number: int, noun: str, one: str = "", more: str = "") -> str:
     said = f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
     verb = one if number == 1 else more
     return f"{said} {verb}" if verb else said
+
+
+def ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """What was counted, and how often: the commonest first, by name where as many, whatever was counted first."""
+    return sorted(counts.items(), key=lambda each: (-each[1], each[0]))
 
 
 def meant(name: str, names: Sequence[str]) -> str:

@@ -665,6 +665,7 @@ def test_a_shard_that_has_more_samples_now(tmp_path, vit, by_retry):
     check_colours(table["key"].to_pylist(), table["image_embedding"].to_pylist())
     errors = [error for error in table["image_error"].to_pylist() if error is not None]
     assert len(errors) == 6 and all(error.startswith("[label] not made: ") for error in errors)
+    assert not any("; [" in error for error in errors)  # once, not of each column
     again = made_again(find_settings(str(out))["label"])
     summary = again.retry(out) if by_retry else save(model)
     assert (summary.written, summary.failed) == (1, 0)
@@ -725,6 +726,26 @@ def test_a_retry_mends_the_classes(tmp_path, vit, with_vectors):
     good = before["image_error"].is_null()
     assert after.filter(good).equals(before.filter(good))
     assert made(20 * 26).save_metadata(out).skipped == 3  # that is finished
+
+
+def test_why_classes_are_lacking_is_said_once(tmp_path, vit):
+    """Not of each of the model's columns: in one pass with vectors, after them, and before them."""
+    write_dataset(tmp_path / "data", shards=1, samples=6)
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    classifies, embeds = ClassificationModel(vit, max_pixels=20 * 26), ColourReader()
+    told = []
+    for number, order in enumerate((None, (embeds, classifies), (classifies, embeds))):
+        out = tmp_path / f"{number}"
+        for step in order or [lambda rows: embeds(classifies(rows))]:
+            step(dataset).save_metadata(out)
+        table = read_output(out)
+        told.append(dict(zip(table["key"].to_pylist(), table["image_error"].to_pylist(), strict=True)))
+        said = [error for error in told[-1].values() if error is not None]
+        assert len(said) == table["label"].null_count == table["score"].null_count > 0
+        assert all(error.startswith("[label] too large") and "; [" not in error for error in said)
+        assert ClassificationModel(vit, max_pixels=1000).retry(out).failed == 0
+        assert read_output(out)["image_error"].null_count == len(table)
+    assert told[0] == told[1] == told[2]
 
 
 def test_a_retry_without_the_model_says_so(tmp_path, vit, said):

@@ -464,8 +464,13 @@ def test_no_weights_and_no_network(no_server, tmp_path, monkeypatch, into, offli
 
 
 def test_a_repository_that_is_not_there(server, tmp_path):
-    with pytest.raises(WeightsError, match=r"someone/else: .*could not be fetched .*HF_TOKEN"):
+    with pytest.raises(WeightsError, match=r"someone/else: .*could not be fetched .*HF_TOKEN") as caught:
         find_folder("someone/else", str(tmp_path))
+    # Which those are is the repository's matter: tokenizers have many.
+    assert (
+        "fetch config.json, model.safetensors (or its parts and model.safetensors.index.json) and all small"
+        in str(caught.value)
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

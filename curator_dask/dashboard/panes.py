@@ -19,6 +19,7 @@ from distributed.dashboard.utils import update
 from curator_dask.dashboard.following import Run, Runs
 from curator_dask.dashboard.topics import WAITING, WORK
 from curator_dask.meter import clock
+from curator_dask.words import ranked
 
 _LINES = len(Category10_10)  # workers that have one of their own; the others are added up
 _BAR = "display:block;height:.8em;border-radius:3px;margin-top:2px"
@@ -108,7 +109,7 @@ class Failures(_Text):
             return "<b>Failures</b><br><i>none among the rows of finished shards</i>"
         rows = [
             [escape(reason), f"{count:,}", "<br>".join(map(escape, run.meter.last.get(reason, ())))]
-            for reason, count in run.meter.reasons.most_common()
+            for reason, count in ranked(run.meter.reasons)
         ]
         return f"<b>Failures</b>{_table(('reason', 'count', 'the last'), rows)}"
 
@@ -121,7 +122,7 @@ class Filters(_Text):
         run = self.choice()
         if run is None or not run.left_out:
             return "<b>Left out by filters</b><br><i>no row</i>"
-        rows = [[escape(name), f"{count:,}"] for name, count in run.left_out.most_common()]
+        rows = [[escape(name), f"{count:,}"] for name, count in ranked(run.left_out)]
         return f"<b>Left out by filters</b>{_table(('filter', 'rows'), rows)}"
 
 

@@ -18,6 +18,7 @@ from curator_dask.rows.images import values_of
 from curator_dask.rows.reasons import reasons_in
 from curator_dask.storage import Options
 from curator_dask.threads import in_threads
+from curator_dask.words import ranked
 
 _BLOCK = 16_384  # rows that are read at once
 
@@ -80,8 +81,8 @@ def _count(found: Failures, batch: pa.RecordBatch, file: FileFacts) -> None:
 
 def fill_failures(info: Found, found: Failures) -> None:
     """Put the commonest reasons into what is told."""
-    ranked = sorted(found.counts.items(), key=lambda each: (-each[1], each[0]))
+    most = ranked(found.counts)
     info.reasons = [
-        ReasonInfo(reason, count, found.examples.get(reason, "")) for reason, count in ranked[:REASONS]
+        ReasonInfo(reason, count, found.examples.get(reason, "")) for reason, count in most[:REASONS]
     ]
-    info.other_reasons = sum(count for _, count in ranked[REASONS:])
+    info.other_reasons = sum(count for _, count in most[REASONS:])

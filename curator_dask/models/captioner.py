@@ -37,11 +37,11 @@ class Caption(NamedTuple):
     Attributes
     ----------
     text
-        None where there is a reason.
+        None where there is a reason, and where the model wrote nothing.
     cut
         Whether it had not come to its end at the last token that was allowed.
     reason
-        Why there is no text.
+        Why the model could not write; None also where it wrote nothing.
     """
 
     text: str | None
@@ -226,8 +226,7 @@ class Captioner:
             before, whole = self._decode(prompt), self._decode(row[:stop])
             at = whole.find(before)
             text = whole[at + len(before) :] if 0 <= at <= 2 else text
-        text = text.strip()
-        return Caption(text, is_cut) if text else Caption(None, reason="no text: the model wrote nothing")
+        return Caption(text.strip() or None, is_cut)
 
     def _decode(self, tokens: torch.Tensor) -> str:
         found = self._inputs.decode(tokens[None], skip_special_tokens=True)

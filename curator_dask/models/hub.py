@@ -388,11 +388,13 @@ def _explained(
     except Exception as error:
         asked = f"{constants.ENDPOINT}{' (HF_HUB_OFFLINE is set)' if constants.HF_HUB_OFFLINE else ''}"
         what = "weights" if files is None else "files"
-        weights = repository.pin.digests if repository.pin else (CONFIG, PROCESSORS[0], WEIGHTS)
-        names = ", ".join(weights if files is None else files)
+        # Which small files a repository has only the hub knows.
+        every = f"{CONFIG}, {WEIGHTS} (or its parts and {INDEX}) and all small files beside them"
+        names = ", ".join(repository.pin.digests) if repository.pin else every
+        names = names if files is None else f"those of {', '.join(files)} that it has"
+        said = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
         raise WeightsError(
             f"{repository.name}: the {what} are not in {folder or constants.HF_HUB_CACHE}, and could not be fetched"
-            f" from {asked}: {type(error).__name__}: {first_line(error)}. To work offline, fetch {names} on a machine"
-            f" with a network and put them into {folder or 'a folder, to be given as model_dir'}. For a repository that"
-            " needs a login set HF_TOKEN"
+            f" from {asked}: {said}. To work offline, fetch {names} on a machine with a network and put them into"
+            f" {folder or 'a folder, to be given as model_dir'}. For a repository that needs a login set HF_TOKEN"
         ) from error

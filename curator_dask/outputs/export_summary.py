@@ -13,7 +13,7 @@ from curator_dask.outputs.splits import SplitCount
 from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.runs.summary import SaveSummary, installed_versions
 from curator_dask.webdataset.layouts import EMPTY, habits
-from curator_dask.words import counted, sized
+from curator_dask.words import counted, ranked, sized
 
 _FEW = 20  # shards that are named
 
@@ -243,12 +243,12 @@ class ExportSummary:
             null = f", {self.unknown[clause]:,} unknown (null)" if self.unknown.get(clause) else ""
             lines.append(f"  {clause}: {count:,} of the rows pass{null}")
         if self.errors:
-            kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.errors.most_common())
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in ranked(self.errors))
             lines.append(
                 f"  {self.errors.total():,} of the samples have an image_error ({kinds}):"
                 " where='image_error is null' (--where) leaves them out"
             )
-        for reason, count in self.reasons.most_common():
+        for reason, count in ranked(self.reasons):
             lines.append(f"  {count:,} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
         lines += [f"  tar failed: {name}: {why}" for name, why in list(self.failed_shards.items())[:_FEW]]
         lines += self.looked_up.remark_lines()

@@ -16,7 +16,7 @@ from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.record import LACKING, MADE_BY, FileRecord, inputs_of
 from curator_dask.outputs.keeping import Kept
 from curator_dask.rows.known import StoredRows
-from curator_dask.rows.reasons import NOT_MADE, as_stored, reason_for, reasons_in
+from curator_dask.rows.reasons import NOT_MADE, as_stored, reason_for, reasons_in, said_once
 from curator_dask.runs.targets import Target
 from curator_dask.words import counted
 
@@ -212,7 +212,7 @@ class Joining:
             mine = kept.own_reasons(
                 errors[row].as_py(), {name: bool(each[row]) for name, each in own.items()}
             )
-            values[row] = as_stored({**reasons, **mine})
+            values[row] = as_stored(said_once({**reasons, **mine}, kept.followers))
         return pa.array(values, pa.string()), failed, lacking
 
     def _check_values(self, table: pa.Table, places: np.ndarray, overwrite: bool) -> None:

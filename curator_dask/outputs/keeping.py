@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer, open_parquet
 from curator_dask.frames.record import FileRecord, inputs_of
-from curator_dask.rows.reasons import as_stored, reasons_in, reasons_of
+from curator_dask.rows.reasons import as_stored, reasons_in, reasons_of, said_once
 from curator_dask.runs.sink import Job
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options
@@ -37,6 +37,9 @@ class Kept:
         ``scores`` of the record.
     own
         Columns that models make in this run.
+    followers
+        Of all these columns those that have their values, and lack them, together with another of theirs: the reason
+        is said of that one alone.
     label
         What else this run makes of images; empty: nothing.
     """
@@ -45,10 +48,12 @@ class Kept:
     order: tuple[str, ...] = ()
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     own: tuple[str, ...] = ()
+    followers: tuple[str, ...] = ()
     label: str = ""
 
     def __dask_tokenize__(self) -> Any:
-        return (type(self).__name__, self.types.to_string(), self.order, self.models, self.own, self.label)
+        names = (self.order, self.models, self.own, self.followers, self.label)
+        return (type(self).__name__, self.types.to_string(), *names)
 
     def __bool__(self) -> bool:
         return bool(self.types.names)
@@ -61,7 +66,8 @@ class Kept:
         values: list[str | None] = [None] * len(errors)
         for row in pc.indices_nonzero(pc.is_valid(errors)).to_pylist():
             null = {name: nulls[row].as_py() for name, nulls in lacking.items()}
-            values[row] = as_stored(self.own_reasons(errors[row].as_py(), null))
+            reasons = self.own_reasons(errors[row].as_py(), null)
+            values[row] = as_stored(said_once(reasons, self.followers))
         return pa.array(values, pa.string())
 
     def own_reasons(self, stored: str | None, lacking: Mapping[str, bool]) -> dict[str, str | None]:
@@ -131,7 +137,16 @@ def find_kept(
         step for step in job.steps if step.needs & {"bytes", "pixels"} and not {*step.columns} & {*job.models}
     ]
     label = looks[0].label if looks else ""
-    return Kept(_types(sources, options), _order(schema, sources, there), models, own, label)
+    # A model's settings are with the first of its columns.
+    others = [name for name, said in models.items() if not {"settings", "embeddings"} & {*said}]
+    return Kept(
+        _types(sources, options),
+        _order(schema, sources, there),
+        models,
+        own,
+        (*others, *job.followers),
+        label,
+    )
 
 
 def others_in(footer: Footer, job: Job) -> list[str]:

@@ -59,6 +59,10 @@ from curator_dask.threads import in_threads
 logger = logging.getLogger("curator_dask")
 
 
+#: Of what is noticed, that of rows which had failed.
+_COUNTED = ("corrupt", "captions")
+
+
 @dataclass(frozen=True)
 class RetryFile:
     """Embeds the failed rows of one file again and writes it anew, where any has a vector or another reason now.
@@ -68,7 +72,9 @@ class RetryFile:
     steps
         The embedder's, and those of statistics and scores; of these a file is done those that it has.
     column
-        Of the vectors.
+        Of the vectors, or the first of those that a model makes else.
+    sure
+        That of these which only rows lack that have failed.
     id_col
         Column of the keys.
     output
@@ -81,6 +87,7 @@ class RetryFile:
 
     steps: tuple[SharingStep, ...]
     column: str
+    sure: str
     id_col: str
     output: Output
     shard_options: Options = None
@@ -110,16 +117,16 @@ class RetryFile:
             beside, apart = as_wide(_read(errors_path, options)[0], table)
             aside = _without(beside, table, self.id_col)
             is_tidy = len(aside) == len(beside)
-            lacking = pc.is_null(aside.column(self.column))
+            lacking = pc.is_null(aside.column(self.sure))
             kept, dropped = aside.filter(pc.invert(lacking)), aside.filter(lacking)
-        bad = pc.indices_nonzero(pc.is_null(table.column(self.column)))
+        bad = pc.indices_nonzero(pc.is_null(table.column(self.sure)))
         tried = pa.concat_tables([table.take(bad), dropped])
         steps = steps_of(self.steps, table.column_names, record)
         with noticing() as noticed:
             done = backend.frame_to_arrow(run_steps(steps, backend.current().from_arrow(tried)))
         leave_if_broken(name)  # before images are blamed for it in the file
         done = conform(done, tried.schema.remove_metadata(), name)
-        failed = done.filter(pc.is_null(done.column(self.column)))
+        failed = done.filter(pc.is_null(done.column(self.sure)))
         report = {**report_of(name, failed, self.id_col), "rows": len(done)}
         # Column by column: whether a schema allows nulls makes no other rows.
         same = all(done.column(each).equals(tried.column(each)) for each in tried.column_names)
@@ -132,15 +139,15 @@ class RetryFile:
         record = _tried(
             record, self.column, {name for step in steps for name in step.columns}, self.unfinished
         )
-        good_now = done.filter(pc.is_valid(done.column(self.column)))
+        good_now = done.filter(pc.is_valid(done.column(self.sure)))
         if len(good_now):
             apart = apart if pc.any(good).as_py() else []
             record, report["remarks"] = _unscored(record, self.column, apart, steps, good_now)
         # They had failed, so nobody has counted them.
         found = noticed.on(pc.unique(done.column(URL_COLUMN)).drop_null().to_pylist())
-        corrupt = {url: {"corrupt": facts["corrupt"]} for url, facts in found.items() if "corrupt" in facts}
-        record = replace(record, remarks=summed(record.remarks, corrupt))
-        report["remarks"] = summed(report.get("remarks", {}), corrupt)
+        new = {url: {kind: facts[kind] for kind in _COUNTED if kind in facts} for url, facts in found.items()}
+        record = replace(record, remarks=summed(record.remarks, new))
+        report["remarks"] = summed(report.get("remarks", {}), new)
         # In this order a death in between leaves rows in both places, and `_without` forgives that; never in none.
         write_table(path, table, record, options)
         left = pa.concat_tables([kept, again.filter(pc.invert(good))])
@@ -155,6 +162,7 @@ def retry(
     options: Options = None,
     shard_options: Options = None,
     workers: OpenWorkers = nullcontext,
+    sure: str | None = None,
 ) -> SaveSummary:
     """Embed the failed rows of an output again; see `ImageEmbedder.retry`.
 
@@ -173,6 +181,8 @@ def retry(
         The same of the shards.
     workers
         Opens the cluster to work on, once there are failed rows; else it is the one that is there.
+    sure
+        Another column of the same model, null where a row has failed; None: `column` is.
     """
     started = time.monotonic()
     output = _output(path, options)
@@ -198,7 +208,7 @@ def retry(
                     steps, loaded = load_again(steps, client, len(targets), records)
                     _check_same(output, records.values(), steps[0], loaded.described)
                     summary.startup_seconds = time.monotonic() - started
-                    retry_file = RetryFile(steps, column, id_col, output, shard_options)
+                    retry_file = RetryFile(steps, column, sure or column, id_col, output, shard_options)
                     names, fit = [each.name for each in targets], Fit(steps, loaded)
                     tasks = file_tasks(retry_file, names, "retry-file", client, fit)
                     run_targets(tasks, client, targets, summary)

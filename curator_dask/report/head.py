@@ -11,6 +11,7 @@ from curator_dask.frames.record import FILTERED, MADE_BY, TABLE, TEXT
 from curator_dask.report.folder import Folder
 from curator_dask.report.looking import Failure, Look
 from curator_dask.runs.summary import SaveSummary, installed_versions
+from curator_dask.words import ranked
 
 _SHOWN = 12  # files, folders or columns that a line names
 
@@ -64,7 +65,7 @@ def head_of(folder: Folder, look: Look, aside: Look, run: Mapping[str, Any] | No
     filtered = sum(fact["count"] for fact in summary.filtered.values())
     _count(head, folder, look, aside, filtered)
     reasons = look.reasons + aside.reasons
-    for reason, count in reasons.most_common():
+    for reason, count in ranked(reasons):
         some = [*look.examples.get(reason, []), *aside.examples.get(reason, [])]
         head.reasons.append((reason, count, some))
     return head

@@ -98,6 +98,21 @@ def as_stored(reasons: Mapping[str, str | None]) -> str | None:
     return "; ".join(f"[{column}] {text}" for column, text in texts.items()) or None
 
 
+def said_once(reasons: Mapping[str, str | None], others: Collection[str]) -> dict[str, str | None]:
+    """Reasons by column, without those of `others` that only say again what one of the further columns has.
+
+    `others` have their values, and lack them, together with one of these, as one model makes them.
+    """
+
+    def what(text: str | None) -> str | None:  # which names its column, where it is not made
+        return NOT_MADE if text is not None and Reason.of(text).kind == NOT_MADE else text
+
+    said = {what(text) for name, text in reasons.items() if name not in others}
+    return {
+        name: text for name, text in reasons.items() if name not in others or what(text) not in {None, *said}
+    }
+
+
 def reasons_of(
     stored: str | None, lacking: Mapping[str, bool], others: Collection[str] = ()
 ) -> dict[str, str | None]:

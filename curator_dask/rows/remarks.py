@@ -15,10 +15,11 @@ from contextvars import ContextVar
 from typing import Any
 
 from curator_dask.webdataset.samples import key_text
+from curator_dask.words import counted
 
 KINDS = (
     *("damaged", "orphans", "duplicates", "unread", "corrupt"),
-    *("left-out", "filtered", "not-made", "text-truncated"),
+    *("left-out", "filtered", "not-made", "text-truncated", "captions"),
 )
 """``"damaged"``: what is wrong with the tar, as text; the samples before the fault are used. ``"orphans"``: samples
 that no row of the shard's Parquet names. ``"duplicates"``: member names that occur again; the first is taken.
@@ -26,14 +27,20 @@ that no row of the shard's Parquet names. ``"duplicates"``: member names that oc
 were decoded as far as their data go, each with what its decoder's library says of them. ``"left-out"``: kinds of
 components and fields of the JSON that rows of tars do not take. ``"filtered"``: rows that a stage left out.
 ``"not-made"``: columns of other runs' vectors that have none for the shard as it is now. ``"text-truncated"``: rows
-with a caption that is longer than its model takes. All but the first are ``{"count": int, "examples": [text, …]}``;
-``"filtered"`` may have ``"by"`` besides, how many of them each stage has left out."""
+with a caption that is longer than its model takes. ``"captions"``: texts that a model has written. All but the first
+are ``{"count": int, "examples": [text, …]}``; ``"filtered"`` may have ``"by"`` besides, how many of them each stage has
+left out, and so has ``"captions"``: how many were cut, by `cut_at`, and, not among these and the examples alone, images
+about which nothing was written."""
 
 OF_TARS = ("damaged", "orphans", "duplicates", "unread", "corrupt")
 """Those that are noticed when a tar is read."""
 
-OF_ROWS = ("corrupt", "filtered", "text-truncated")
+OF_ROWS = ("corrupt", "filtered", "text-truncated", "captions")
 """Those that count rows: the parts of a shard add up. The others are the same of each part."""
+
+NOTHING_WRITTEN = "nothing written"
+CUT_AT = "cut at "
+"""By what ``"captions"`` counts."""
 
 EXAMPLES = 3
 """Names that a fact gives."""
@@ -100,6 +107,11 @@ def remark(url: str, kind: str, fact: Any) -> None:
         JSON-able; replaces an earlier remark of the same kind. None takes that back.
     """
     current_remarks().add(url, kind, fact)
+
+
+def cut_at(tokens: int) -> str:
+    """By what it counts texts that had not come to their end after so many tokens."""
+    return f"{CUT_AT}{counted(tokens, 'token')}"
 
 
 def fact_of(names: Iterable[str], examples: int = EXAMPLES) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -150,7 +150,9 @@ def _made(steps: Sequence[SharingStep], frame: Any) -> Any:
             failed = sum(any(row) for row in zip(*reasons.values(), strict=True))
             report(images=len(rows) - failed, failed=failed)
         errors = rows.column(ERROR_COLUMN) if ERROR_COLUMN in rows.names else pa.nulls(len(rows), pa.string())
-        rows.add({ERROR_COLUMN: pa.array(_merged(reasons, frame), pa.string()) if reasons else errors})
+        made_here = {name for step in steps for name in step.columns}
+        merged = pa.array(_merged(reasons, frame, made_here), pa.string()) if reasons else errors
+        rows.add({ERROR_COLUMN: merged})
     return rows.finished()
 
 
@@ -250,8 +252,11 @@ def _tasted(images: Iterator[tuple[int, Any]], works: Sequence[Work]) -> Iterato
         yield row, image
 
 
-def _merged(reasons: dict[str, list[str | None]], frame: Any) -> list[str | None]:
-    """``image_error`` of each row: what the steps say, and what is there for other values that are null."""
+def _merged(reasons: dict[str, list[str | None]], frame: Any, made: Collection[str]) -> list[str | None]:
+    """``image_error`` of each row: what the steps say, and what is there for other values that are null.
+
+    What is said there of the columns that are `made` holds no more.
+    """
     if ERROR_COLUMN not in frame.columns:
         return [
             as_stored(dict(zip(reasons, row, strict=True))) for row in zip(*reasons.values(), strict=True)
@@ -269,7 +274,7 @@ def _merged(reasons: dict[str, list[str | None]], frame: Any) -> list[str | None
             for each in old
             if each.column is not None
             and each.column in frame.columns
-            and each.column not in (*others, *reasons)
+            and each.column not in (*others, *reasons, *made)
         }
         merged.append(as_stored({**said, **{name: each[number] for name, each in reasons.items()}}))
     return merged

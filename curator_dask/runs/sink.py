@@ -114,6 +114,16 @@ class Job:
         return {self.id_col, URL_COLUMN, ERROR_COLUMN, *self.described, *embedding_columns(self.frame._meta)}
 
     @property
+    def followers(self) -> tuple[str, ...]:
+        """The columns of models that have their values, and lack them, together with another that is kept."""
+        found = []
+        for step in self.steps:
+            names = [name for name in step.columns if name in self.models]
+            if any(name in step.arguments for name in names):
+                found += [name for name in names if name not in step.arguments]
+        return tuple(found)
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """By column of these, the arguments that make it again."""
         return {

@@ -14,8 +14,8 @@ from typing import Any
 import curator_dask
 from curator_dask.frames.names import ERRORS_SUFFIX
 from curator_dask.notebook import bars, table
-from curator_dask.rows.remarks import add_up
-from curator_dask.words import counted
+from curator_dask.rows.remarks import CUT_AT, NOTHING_WRITTEN, add_up
+from curator_dask.words import counted, ranked
 
 _EXAMPLES = 3  # of each reason, that the summary names
 _KINDS = 10  # of what rows leave out, that it prints
@@ -67,6 +67,9 @@ class SaveSummary:
         have changed, in the same form: their embedders, a retry, or ``score`` make them.
     text_truncated
         By the shard's url, rows with a caption that is longer than its model takes, in the same form.
+    captions
+        By the shard's url, texts that a model has written about images, in the same form; ``by``: how many were cut,
+        and images about which it wrote nothing, of which the examples are.
     reasons
         How many images failed for which kind of reason.
     earlier
@@ -115,6 +118,7 @@ class SaveSummary:
     filtered: dict[str, dict[str, Any]] = field(default_factory=dict)
     not_made: dict[str, dict[str, Any]] = field(default_factory=dict)
     text_truncated: dict[str, dict[str, Any]] = field(default_factory=dict)
+    captions: dict[str, dict[str, Any]] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
     earlier: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -155,8 +159,8 @@ class SaveSummary:
         self.reasons.update(report["reasons"])
         self.earlier.update(report.get("earlier", {}))
         for reason, examples in report["examples"].items():
-            known = self.examples.setdefault(reason, [])
-            known += examples[: max(0, _EXAMPLES - len(known))]
+            # In whatever order files come: the first by name.
+            self.examples[reason] = sorted([*self.examples.get(reason, []), *examples])[:_EXAMPLES]
         self._add_shard(report, before=False)
         self.add_remarks(report.get("remarks", {}))
 
@@ -197,6 +201,7 @@ class SaveSummary:
             "filtered": self.filtered,
             "not-made": self.not_made,
             "text-truncated": self.text_truncated,
+            "captions": self.captions,
         }
         for url, facts in remarks.items():
             known = {url: {kind: said[url] for kind, said in kept.items() if url in said}}
@@ -236,10 +241,10 @@ class SaveSummary:
             f"  {self.seconds:.1f} s, {start}, then {rate}",
             *self._none_line(),
         ]
-        for reason, count in (self.reasons - self.earlier).most_common():
+        for reason, count in ranked(self.reasons - self.earlier):
             lines.append(f"  {count:,} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
         if self.earlier:
-            kinds = ", ".join(f"{count:,} {reason}" for reason, count in self.earlier.most_common())
+            kinds = ", ".join(f"{count:,} {reason}" for reason, count in ranked(self.earlier))
             # A row counts once: one that fails anew is among those above.
             what = "other row" if own else "row"
             lines.append(f"  {counted(self.earlier.total(), what)} had failed in an earlier run: {kinds}")
@@ -304,6 +309,7 @@ class SaveSummary:
                 self.not_made,
             ),
             *_total_line("caption", "longer than their model takes", self.text_truncated),
+            *_caption_lines(self.captions),
         ]
 
 
@@ -338,9 +344,30 @@ def _by_stage(facts: Mapping[str, Mapping[str, Any]]) -> str:
     return f" ({', '.join(f'{count:,} by {stage}' for stage, count in by.items())})" if by else ""
 
 
+def _caption_lines(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """How many captions were cut, by the limit, and images about which nothing was written."""
+    total, by = sum(fact["count"] for fact in facts.values()), Counter[str]()
+    for fact in facts.values():
+        by.update(fact.get("by", {}))
+    cuts = {what: count for what, count in by.items() if what.startswith(CUT_AT)}
+    silent = {
+        url: {**fact, "count": count}
+        for url, fact in facts.items()
+        if (count := fact.get("by", {}).get(NOTHING_WRITTEN, 0))
+    }
+    return [
+        *(
+            f"  {count:,} of {counted(total, 'caption')} {'was' if count == 1 else 'were'} {what}: raise"
+            " --max-new-tokens"
+            for what, count in ranked(cuts)
+        ),
+        *_total_line("image", "about which the model wrote nothing", silent),
+    ]
+
+
 def _total_line(noun: str, rest: str, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if not facts:
         return []
-    some = [f"{url} {', '.join(fact['examples'])}" for url, fact in list(facts.items())[:_EXAMPLES]]
+    some = [f"{url} {', '.join(fact['examples'])}" for url, fact in sorted(facts.items())[:_EXAMPLES]]
     total, shards = sum(fact["count"] for fact in facts.values()), len(facts)
     return [f"  {counted(total, noun)} {rest}, in {counted(shards, 'shard')}, for example {'; '.join(some)}"]

@@ -37,8 +37,8 @@ class CaptionModel(WholeModel):
         goes in with the image: of BLIP and GIT how the caption begins. None: nothing, which BLIP, GIT and
         vision-encoder-decoder models such as ViT-GPT2 allow.
     column
-        Of the texts. A second column, its name with ``_cut`` behind, says which had not come to their end at
-        `max_new_tokens`.
+        Of the texts; null also where the model writes nothing, which is no failure. A second column, its name with
+        ``_cut`` behind, says which had not come to their end at `max_new_tokens`; it is null where an image failed.
     max_new_tokens
         Tokens of a text, at most.
     num_beams

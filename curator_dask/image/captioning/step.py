@@ -12,6 +12,7 @@ from curator_dask.decode.batches import Batch
 from curator_dask.decode.spec import ImageOptions
 from curator_dask.errors import ImageError
 from curator_dask.fingerprint import fingerprint
+from curator_dask.image.captioning.remarks import remark_captions
 from curator_dask.image.classifiers.seeing import SeeImages
 from curator_dask.models.captioner import AHEAD, Caption, Captioner
 from curator_dask.models.captioning import CaptionSpec
@@ -52,6 +53,11 @@ class CaptionImages(SeeImages):
         return {self.name + ends: (kind,) for kind, ends in _NAMES.items()}
 
     @property
+    def nullable(self) -> frozenset[str]:
+        """The text: the model may write nothing."""
+        return frozenset([self.name])
+
+    @property
     def types(self) -> dict[str, pa.DataType]:
         """Of the columns, without ``image_error``."""
         return dict(zip(self.kinds, (pa.string(), pa.bool_()), strict=True))
@@ -75,6 +81,12 @@ class CaptionImages(SeeImages):
         refresh_model(self.spec)
         with ENCODERS.lease(self.spec, self.spec.build) as model:
             return {name: dict(model.info) for name in self.kinds}
+
+    def made(self, rows: Rows, values: dict[str, pa.Array], reasons: list[str | None]) -> Made:
+        """The same; how many texts there are, and how many are cut or lacking, goes into the summary."""
+        texts, cut = values.values()
+        remark_captions(rows, self.id_col, texts, cut, self.spec.max_new_tokens)
+        return super().made(rows, values, reasons)
 
     def work(self, rows: Rows, model: Captioner) -> Work:
         """Write about the images of some rows."""
@@ -101,12 +113,12 @@ class _Writing(Work):
         return {row for row, caption in written.items() if caption.reason is not None}
 
     def finish(self) -> Made:
-        """The columns, null where there is a reason."""
+        """The columns, null where there is a reason; the text also where the model wrote nothing."""
         found = self._captions
         texts = pa.array([each.text for each in found], pa.string())
-        cut = pa.array([None if each.text is None else each.cut for each in found], pa.bool_())
+        cut = pa.array([each.cut if each.reason is None else None for each in found], pa.bool_())
         made = dict(zip(self._step.kinds, (texts, cut), strict=True))
-        return self._step.made(made, [each.reason for each in found])
+        return self._step.made(self._rows, made, [each.reason for each in found])
 
     def _put(self, row: int, caption: Caption) -> None:
         if caption.reason is not None and self._step.options.on_error == "raise":

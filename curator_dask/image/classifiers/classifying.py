@@ -137,7 +137,7 @@ class _Classifying(Work):
             labels = pa.array(self._model.names, pa.string()).take(pa.array(self._best, mask=lacking))
             values = [labels, pa.array(self._score, mask=lacking)]
         values += [pa.array(each, mask=lacking) for each in self._chosen.T]
-        return self._step.made(dict(zip(self._step.kinds, values, strict=True)), self._reasons)
+        return self._step.made(self._rows, dict(zip(self._step.kinds, values, strict=True)), self._reasons)
 
     def _fail(self, row: int, reason: str) -> None:
         if self._step.options.on_error == "raise":

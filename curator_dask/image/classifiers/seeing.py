@@ -22,6 +22,8 @@ from curator_dask.storage import Options
 class SeeImages(ABC):
     """Base of steps with a model that gives columns of an image, which have their values, and lack them, together.
 
+    Why a row lacks them is said once, of the first of them.
+
     A subclass is a frozen dataclass with these fields.
 
     Attributes
@@ -90,6 +92,16 @@ class SeeImages(ABC):
         return next(iter(self.kinds))
 
     @property
+    def nullable(self) -> frozenset[str]:
+        """Those of them that may be null without a reason."""
+        return frozenset()
+
+    @property
+    def sure(self) -> str:
+        """The first of them that only rows lack that have failed."""
+        return next(name for name in self.kinds if name not in self.nullable)
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """For one of the columns, what makes all of them again."""
         return {self.column: json.loads(self.settings)}
@@ -119,14 +131,14 @@ class SeeImages(ABC):
             return
         known = None if self.given_up is not None else self._known(rows)
         nothing = {name: pa.nulls(len(rows), kind) for name, kind in self.types.items()}
-        yield Known(self.made(*(known or (nothing, [self.given_up] * len(rows)))))
+        yield Known(self.made(rows, *(known or (nothing, [self.given_up] * len(rows)))))
 
-    def made(self, values: dict[str, pa.Array], reasons: list[str | None]) -> Made:
+    def made(self, rows: Rows, values: dict[str, pa.Array], reasons: list[str | None]) -> Made:
         """The columns of some rows, which all lack their values for one reason."""
-        return Made(values, {name: list(reasons) for name in self.kinds})
+        return Made(values, {self.column: reasons})
 
     def _known(self, rows: Rows) -> tuple[dict[str, pa.Array], list[str | None]] | None:
-        return rows.known_columns(self.types, self.column)
+        return rows.known_columns(self.types, self.column, nullable=self.nullable)
 
     def __call__(self, frame: Any) -> Any:
         """The frame with the columns, its rows in the same order.

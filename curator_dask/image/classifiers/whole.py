@@ -174,7 +174,8 @@ class WholeModel(ABC):
             step = self.step(id_col, of_shards)
             return [step, *statistics_again(step, records), *models_again(step, records, [type(self)])]
 
-        return retry(os.fspath(path), self.columns[0], steps, storage_options, of_shards, workers)
+        own = self.step("key")
+        return retry(os.fspath(path), own.column, steps, storage_options, of_shards, workers, own.sure)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
