@@ -445,7 +445,7 @@ def test_added_to_an_output_and_another_prompt(data, llava, tmp_path):
         OutputError, match="column 'generated_caption_cut' is another of this model's columns"
     ):
         writes(llava, column="generated_caption_cut")(dataset).save_metadata(out)
-    second = writes(llava, prompt="of a photo", column="second")
+    second = writes(llava, prompt="describe of it", column="second")
     summary = second(dataset).save_metadata(out)
     assert (summary.written, summary.failed) == (3, 2)
     both = read_output(out)
@@ -464,7 +464,7 @@ def test_added_to_an_output_and_another_prompt(data, llava, tmp_path):
     assert not both["second"].equals(both["generated_caption"])
     for made in (ColourReader(), writes(llava), second):
         assert made(dataset).save_metadata(out).skipped == 3
-    assert writes(llava, prompt="of a photo")(dataset).save_metadata(out, overwrite=True).written == 3
+    assert writes(llava, prompt="describe of it")(dataset).save_metadata(out, overwrite=True).written == 3
     assert read_output(out)["generated_caption"].equals(both["second"])
     assert read_output(out)["image_embedding"].equals(before["image_embedding"])
 
