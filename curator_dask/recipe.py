@@ -63,10 +63,9 @@ class Recipe:
 
     Attributes
     ----------
-    model
-        timm's name, or a repository or folder of transformers' CLIP or SigLIP. None: nothing is embedded.
-    model_options
-        Other arguments of `TimmImageEmbedder` or `ClipImageEmbedder`, such as ``batch_size``.
+    model, model_options
+        timm's name, or a repository or folder of transformers' CLIP or SigLIP (None: nothing is embedded); and other
+        arguments of `TimmImageEmbedder` or `ClipImageEmbedder`, such as ``batch_size``.
     id_col
         Column of the keys.
     images

@@ -97,6 +97,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_script_shows_nothing_of_its_own_accord(tmp_path):
     write_dataset(tmp_path / "data", bad={"000000001": b""})
     script = tmp_path / "script.py"

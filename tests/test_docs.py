@@ -475,7 +475,7 @@ def test_the_commands_of_a_block_are_there(name, block):
 @pytest.mark.parametrize(
     "code",
     [
-        "curator-dask embed IN OUT",
+        "curator-dask classify IN OUT",
         "curator-dask embed IN OUT --model m --modell-dir x",
         "curator-dask emded IN OUT --model m",
         "curator-dask embed IN OUT --model m --batch-size many",

@@ -317,6 +317,7 @@ def test_monitor_reads_the_drivers_figures(monkeypatch, tmp_path):
     assert found["samples"] == len(found["last_run"]) > 1
 
 
+@pytest.mark.slow
 def test_the_check_goes_on_after_a_step_that_fails(tmp_path, monkeypatch, capsys):
     steps = (
         gpu_check.Step("versions", ("-c", "print('v')"), 1),

@@ -347,7 +347,9 @@ def test_what_stands_beside_the_weights_is_fetched_once(server, tmp_path):
         assert server.fetched() == ["vocab.json", "tokenizer_config.json"]
         assert (folder / "vocab.json").read_text() == "{}" and not (folder / "merges.txt").exists()
     server.broken = True
-    with pytest.raises(WeightsError, match=r"the files are not in .*fetch other\.json on a machine"):
+    with pytest.raises(
+        WeightsError, match=r"the files are not in .*fetch those of other\.json that it has on a machine"
+    ):
         find_beside("someone/clip", str(tmp_path / "models"), folder, ("other.json",))
 
 

@@ -585,7 +585,7 @@ def test_a_summary_says_what_captions_are(tmp_path, in_this_process):
     measures = [TextStatistics(["language", "words"])]
     summary = score_output(tmp_path / "out", measures)
     languages = Counter(expected(text)["language"] for text in texts if text and text.strip()).most_common()
-    assert summary.captions["caption"] == {
+    assert summary.measured_captions["caption"] == {
         "rows": 32,
         "with_caption": 26,
         "languages": {name: 2 * count for name, count in languages},
@@ -596,4 +596,4 @@ def test_a_summary_says_what_captions_are(tmp_path, in_this_process):
     assert f"en {languages[0][1] / 13:.1%}, " in line and line.endswith(f", {len(languages) - 3} others")
     assert "NONE" not in str(summary)
     again = score_output(tmp_path / "out", measures)
-    assert again.captions == summary.captions and again.written == 0
+    assert again.measured_captions == summary.measured_captions and again.written == 0

@@ -68,7 +68,7 @@ class ScoreSummary(SaveSummary):
 
     Attributes
     ----------
-    captions
+    measured_captions
         By column of captions that were measured, over all files, those that were finished before among them: ``rows``;
         how many are ``with_caption``, one that is not blank; and, where it was asked for, how many are in each of the
         ``languages``, the commonest first.
@@ -76,13 +76,13 @@ class ScoreSummary(SaveSummary):
         Nothing but captions was measured: whether images have a vector is not of interest.
     """
 
-    captions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    measured_captions: dict[str, dict[str, Any]] = field(default_factory=dict)
     captions_alone: bool = False
 
     __str__ = SaveSummary.__str__
 
     def _own_lines(self) -> list[str]:
-        return [_captions_line(column, said) for column, said in self.captions.items()]
+        return [_captions_line(column, said) for column, said in self.measured_captions.items()]
 
     def _none_line(self) -> list[str]:
         return [] if self.captions_alone else super()._none_line()
@@ -165,7 +165,8 @@ def score_output(
     def look(paths: Sequence[str]) -> None:
         for each in measures:
             found = each.count_captions(paths, storage_options if target is None else target_options)
-            summary.captions[each.text] = {**summary.captions.get(each.text, {}), **found}
+            known = summary.measured_captions.get(each.text, {})
+            summary.measured_captions[each.text] = {**known, **found}
 
     add_columns(
         os.fspath(path),
