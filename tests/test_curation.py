@@ -21,6 +21,7 @@ from curator_dask.cluster import client
 from curator_dask.curation import Recipe, curate
 from curator_dask.errors import ConfigError, CuratorError, OutputError
 from curator_dask.models import sources
+from curator_dask.report import mapping
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -105,6 +106,7 @@ def test_one_command_does_all_and_again_nothing(folder, weights, tmp_path, monke
     config.write_text(CONFIG.replace("checkpoint_path: null", f"checkpoint_path: {weights}"))
     command = ["curate", str(folder), str(out), "--config", str(config), "--cluster", "cpu", "--workers", "1"]
     said, page = tmp_path / "said.json", tmp_path / "page.html"
+    monkeypatch.setattr(mapping, "FEW", 1000)  # a map takes longest, and is of the report's own tests
     wrong = CliRunner().invoke(app, [*command, "--report", str(tmp_path / "nowhere" / "page.html")])
     assert wrong.exit_code == 2 and not out.exists(), wrong.output
     result = CliRunner().invoke(app, [*command, "--json", str(said), "--report", str(page)])
