@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -45,6 +46,17 @@ def test_python_drops_none(lose, capfd):
     assert time.monotonic() - start < 50
     assert sys.unraisablehook is before
     assert capfd.readouterr().err == ""
+
+
+def test_one_that_ends_an_exec_does_not_decide_the_exit_code(tmp_path):
+    """Python 3.11 to 3.13 forget that it was caught, and end by SIGINT: dataclasses are made by exec() on import."""
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\nfrom curator_dask.cluster.interrupts import heard\n"
+        "try:\n    with heard():\n        exec('raise KeyboardInterrupt')\n"
+        "except KeyboardInterrupt:\n    sys.exit(130)\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_locks_of_logging_that_an_interrupt_left_held_are_let_go():

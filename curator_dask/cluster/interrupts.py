@@ -41,6 +41,8 @@ def heard() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _let_go_of_logging()
+        # Python notes one that ended an exec(), as of a dataclass, and would end by SIGINT though it was caught.
+        exec("")
         raise
     finally:
         sys.unraisablehook = before
