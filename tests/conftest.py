@@ -59,6 +59,12 @@ LONGEST = (
     "dedup",
     "example",
     "statistics",
+    "report",
+    "captioning",
+    "classification",
+    "pipeline",
+    "preflight",
+    "transforms",
 )
 
 

@@ -5,8 +5,10 @@ What is to be seen of a user's own script, from its first import to its last mes
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
+import pkgutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -42,6 +44,12 @@ def _run(target: Callable[..., Any], args: tuple[Any, ...], log: str, env: dict[
     environment = {f"distributed.nanny.environ.{name}": value for name, value in env.items()}
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver", **environment}):
         target(*args)
+
+
+def import_all(package: str) -> None:
+    """Import every module of a package."""
+    for found in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+        importlib.import_module(found.name)
 
 
 def processes() -> set[psutil.Process]:

@@ -172,6 +172,11 @@ class Made:
     columns: dict[str, pa.Array] = field(default_factory=dict)
     reasons: dict[str, list[str | None]] = field(default_factory=dict)
 
+    @classmethod
+    def of_no_rows(cls, columns: Mapping[str, pa.DataType]) -> Made:
+        """Columns without a value, of their types: also where a dataset asks what these are."""
+        return cls({name: pa.array([], kind) for name, kind in columns.items()})
+
 
 class Work(ABC):
     """What a step does to the rows of one partition."""
@@ -286,7 +291,7 @@ class ColumnStep(ABC):
             A column is missing, of another length, or of values that do not fit its type.
         """
         if not len(rows):
-            return Made({name: pa.array([], kind) for name, kind in self.columns.items()})
+            return Made.of_no_rows(self.columns)
         try:
             with blaming(self):
                 given = self.compute(rows)

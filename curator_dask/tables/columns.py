@@ -297,8 +297,8 @@ class JoinTable(RowStep):
     @contextmanager
     def begin(self, rows: Rows) -> Iterator[Work]:
         """Have the table ready for some rows."""
-        if not len(rows):  # also where a dataset asks for the columns' types
-            yield Known(Made({name: pa.array([], kind) for name, kind in self.columns.items()}))
+        if not len(rows):
+            yield Known(Made.of_no_rows(self.columns))
             return
         with HELD.lease(self._spec, self._build) as held:
             yield _Joining(self, rows, held)

@@ -150,7 +150,7 @@ class BalanceRows(RowStep):
     def begin(self, rows: Rows) -> Iterator[Work]:
         """Find the concepts of some rows."""
         if not len(rows):
-            yield Known(Made({name: pa.array([], kind) for name, kind in self.columns.items()}))
+            yield Known(Made.of_no_rows(self.columns))
             return
         captions, counts = Captions.of(rows, self.text_column), self.counts.read()
         with self.concepts.held() as held:

@@ -302,8 +302,8 @@ class MeasureTexts(RowStep):
     @contextmanager
     def begin(self, rows: Rows) -> Iterator[Work]:
         """Measure the captions of some rows."""
-        if not len(rows):  # also where a dataset asks for the columns' types
-            yield Known(Made({name: pa.array([], kind) for name, kind in self.columns.items()}))
+        if not len(rows):
+            yield Known(Made.of_no_rows(self.columns))
             return
         with self._leased() as model:
             yield _Measuring(self, rows, model)

@@ -35,16 +35,8 @@ class ClassifyImages(SeeImages):
         Before the name of each column.
     with_label
         Whether the likeliest class has its columns.
-    id_col
-        Column of the keys.
-    options
-        How images are read.
-    storage_options
-        For fsspec, where shards are URLs.
-    settings
-        JSON of the arguments that make it again.
-    given_up
-        Why nothing is to be opened and no model loaded, if so.
+    id_col, options, storage_options, settings, given_up
+        See `SeeImages`.
     """
 
     spec: ClassificationSpec
