@@ -29,7 +29,7 @@ from curator_dask.image.embedders.making import make_embedder
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.filtering import ALL
-from curator_dask.presets import asked_for
+from curator_dask.presets import and_also, asked_for
 from curator_dask.rows.best import check_best
 from curator_dask.rows.capped import check_cap
 from curator_dask.storage import absolute, is_remote, looked_for
@@ -245,7 +245,7 @@ class Recipe:
         good, asked = f'"{ERROR_COLUMN}" IS NULL', self.asked()
         if not self.opens_images:
             return asked or ALL
-        return good if asked is None else f"{good} AND ({asked})"
+        return good if asked is None else and_also(good, asked)
 
     def asked(self) -> str | None:
         """Which rows are wanted of those whose image can be used, if not all are."""

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from curator_dask.errors import OutputError
 from curator_dask.frames.names import URL_COLUMN
+from curator_dask.frames.parquet import Footer
 from curator_dask.outputs.curated_names import EMBEDDINGS, PASSING, of_curate
 from curator_dask.outputs.failed import none_there, output_files
 from curator_dask.storage import Options, exists, join
@@ -42,6 +43,24 @@ def check_one_output(folder: str, names: Sequence[str]) -> None:
         raise OutputError(
             f"{folder}: is a folder of curate, with an output for each step: give {join(folder, EMBEDDINGS)}, or"
             f" {join(folder, PASSING)} for the rows that pass"
+        )
+
+
+def check_no_input(path: str, footer: Footer, options: Options) -> None:
+    """Raise OutputError where a file that is to be written anew is a dataset's own: nobody can make it again.
+
+    Parameters
+    ----------
+    path, footer
+        The file, and what it says of itself.
+    options
+        For fsspec.
+    """
+    tar = f"{path.removesuffix('.parquet')}.tar"
+    if footer.record is None and not footer.fault and exists(tar, options):
+        raise OutputError(
+            f"{path}: is the own Parquet of {tar}, the input of a dataset, and would be written anew with more columns."
+            " Give a folder for the output, or use overwrite=True (--overwrite)"
         )
 
 
