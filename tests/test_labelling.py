@@ -7,6 +7,8 @@ import io
 import json
 import re
 import shlex
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -125,6 +127,11 @@ def colour_in(uri):
     return np.asarray(image.convert("RGB"), float).mean((0, 1)), image.size
 
 
+def is_nice(key):
+    """By what the picture shows: most of all red."""
+    return colour_of(key)[0] > 110
+
+
 def test_rows_are_spread_as_by_brute_force():
     """Small kinds are seen where a uniform sample misses most; the draw is that of all distances."""
     random = np.random.default_rng(3)
@@ -195,7 +202,7 @@ def test_pictures_are_those_of_their_rows_upright_and_small_enough(out, tmp_path
         if key != key_of(NOISY):
             assert np.abs(colours - colour).sum(1).argmin() == row and np.abs(colours[row] - colour).max() < 4
     assert sizes[key_of(TURNED)] == (20, 40)
-    assert max(sizes[key_of(NOISY)]) < 512 and max(map(len, data["pictures"])) <= 9_500
+    assert max(sizes[key_of(NOISY)]) < 512 and max(map(len, data["pictures"])) <= 7_500
     urls = [data["shards"][each] for each in data["shard"]]
     assert urls == [str(out.parent / f"{int(key[-6:]) // 1999 // ROWS}.tar") for key in data["keys"]]
 
@@ -299,6 +306,39 @@ def test_keys_that_are_not_unique_are_refused_as_by_fit(out, tmp_path):
         label_page(tmp_path, tmp_path / "page.html", "nice")
 
 
+def test_the_commands_of_the_docs_lead_from_labels_to_rows_that_pass(out, rows, tmp_path, client):
+    """The loop, with somebody who labels by the red of the pictures."""
+    shutil.copytree(out, tmp_path / "embeddings")
+    for file in (tmp_path / "embeddings").iterdir():  # the loop makes that column
+        table = pq.read_table(file)
+        record = FileRecord("f", id_col="key", embeddings={"image_embedding": {"dim": DIM}})
+        write_table(str(file), table.drop_columns("good").replace_schema_metadata(None), record)
+    text = (Path(__file__).parent.parent / "docs" / "labelling.md").read_text()
+    commands = [
+        shlex.split(line.replace("/path/to", str(tmp_path)), comments=True)[1:]
+        for block in re.findall(r"```bash\n(.+?)```", text, re.DOTALL)
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+    assert [words[0] for words in commands] == ["label", "fit", "score", "label", "fit", "score", "filter"]
+    rounds = []
+    for words in commands:
+        at = ["--scheduler-address", client.scheduler.address] if words[0] != "fit" else []
+        more = ["--number", "40", "--eps", "0.001"] if words[0] == "label" else []
+        done = CliRunner().invoke(app, [*words, *at, *more])
+        assert done.exit_code == 0, done.output
+        if words[0] == "label":
+            data = data_of(Path(words[2]))
+            rounds.append(data["keys"])
+            labels = pd.DataFrame({"key": data["keys"], "good": [is_nice(key) for key in data["keys"]]})
+            labels.to_csv(tmp_path / data["table"], index=False)
+    first, second = map(set, rounds)
+    assert len(first) == len(second) == 40 and not first & second
+    assert "80 labelled rows" in CliRunner().invoke(app, commands[-3]).output
+    scores = pq.read_table(tmp_path / "embeddings").to_pandas().set_index("key")["good"]
+    assert {*pq.read_table(tmp_path / "best")["key"].to_pylist()} == {*scores.index[scores > 0.5]}
+    assert 0 < (scores > 0.5).sum() < ALL
+
+
 PIXEL = """() => {
   const image = document.getElementById("image"), canvas = document.createElement("canvas");
   const pen = canvas.getContext("2d");
@@ -306,11 +346,6 @@ PIXEL = """() => {
   pen.drawImage(image, 0, 0, 1, 1);
   return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
 }"""
-
-
-def is_nice(key):
-    """By what the picture shows: most of all red."""
-    return colour_of(key)[0] > 110
 
 
 def test_labels_of_the_page_are_those_of_its_pictures(out, open_page, tmp_path, seen):

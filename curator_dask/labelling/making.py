@@ -28,7 +28,7 @@ from curator_dask.outputs.placing import locate, put
 from curator_dask.report.folder import Folder, open_folder
 from curator_dask.report.making import check_page, embeddings_in
 from curator_dask.rows.where import Where
-from curator_dask.storage import Options
+from curator_dask.storage import Options, absolute
 from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
@@ -37,7 +37,8 @@ logger = logging.getLogger("curator_dask")
 NUMBER, MOST = 200, 2000
 #: How far a near copy is, at most, unless another eps is given.
 EPS = 0.03
-_LIMIT = 19_000_000  # bytes of all pictures
+_LIMIT = 19_000_000  # bytes of a page without its script and style
+_TEXT = 2_000  # bytes of a row's caption, key and shard, where each letter is escaped
 _LARGEST = 90_000  # bytes of one
 _SAMPLE = 20_000  # rows whose vectors are looked at
 _SAMPLE_BYTES = 1 << 28
@@ -227,7 +228,7 @@ def label_page(
         lambda places: make_pictures(
             [picked.ids[place] for place in places],
             [picked.urls[place] for place in places],
-            min(_LARGEST, _LIMIT // number),
+            min(_LARGEST, _LIMIT // number - _TEXT),
             storage_options,
         ),
     )
@@ -257,7 +258,7 @@ def label_page(
         Page(
             folder.path,
             asked,
-            tuple(map(os.fspath, tables)),
+            tuple(absolute(os.fspath(table)) for table in tables),
             None if column == EMBEDDING_COLUMN else column,
             replaces,
             folder.files[0].id_col,

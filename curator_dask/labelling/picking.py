@@ -48,7 +48,8 @@ class Picked:
     def places(self, rows: np.ndarray) -> np.ndarray:
         """Where rows stand, by their numbers; those without a vector or a key are left out."""
         places = np.searchsorted(self.rows, rows)
-        return places[self.valid[places]]
+        valid: np.ndarray = places[self.valid[places]]
+        return valid
 
 
 @dataclass(frozen=True)

@@ -111,24 +111,34 @@ def choose(
     pictures_of
         Gives pictures of rows by their places: data URIs, or reasons why there are none.
     """
-    shown, found = Shown(), []
-    for kind in kinds:
-        places, more = picked.places(kind.rows), kind.count + kind.count // 10 + 8
+    shown = Shown()
+    found: list[list[tuple[int, str]]] = [[] for _ in kinds]
+    without: set[int] = set()  # a picture
+
+    def take(number: int, count: int) -> None:
+        places, more = picked.places(kinds[number].rows), count + count // 10 + 8
         if seed is None:
             taken = [place for some in found for place, _ in some]
             order = apart(picked.vectors, places, more, eps, taken)
         else:
             order = [int(places[each]) for each in spread(picked.vectors[places], more, eps, seed)]
-        some: list[tuple[int, str]] = []
-        while order and len(some) < kind.count:
-            end = kind.count - len(some)
+        order = [place for place in order if place not in without]
+        wanted = len(found[number]) + count
+        while order and len(found[number]) < wanted:
+            end = wanted - len(found[number])
             now, order = order[:end], order[end:]
             for place, picture in zip(now, pictures_of(now), strict=True):
                 if picture.startswith("data:"):
-                    some.append((place, picture))
+                    found[number].append((place, picture))
                 else:
+                    without.add(place)
                     shown.unmade.append(picture)
-        found.append(some)
+
+    for number, kind in enumerate(kinds):
+        take(number, kind.count)
+    lacking = sum(kind.count for kind in kinds) - sum(map(len, found))
+    if seed is None and lacking:  # where heads are surest may be those rows that are shown already
+        take(0, lacking)
     for number, item in interleave([len(some) for some in found]):
         place, picture = found[number][item]
         shown.places.append(place)
