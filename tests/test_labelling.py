@@ -155,6 +155,10 @@ def test_rows_are_spread_as_by_brute_force():
             )
         assert found == wanted
     assert min(missed) >= 9
+    # What was drawn before counts as drawn.
+    assert spread(vectors, 7, 0.001, 4, vectors[found[:9]])[0] not in found[:9]
+    known = spread(vectors, 12, 0.001, 4, vectors[kinds == 0])
+    assert sorted(kinds[known]) == [*range(1, 13)]
     # Near copies are drawn once, and the draw ends when there is nothing else.
     twice = np.repeat(vectors[-6:], 4, axis=0)
     few = spread(twice, 24, 0.001, 0)
@@ -176,6 +180,12 @@ def test_a_page_shows_rare_kinds_once_and_what_is_left_out_is_counted(out, rows,
     assert (said.rows, said.filtered, said.failed, said.labelled, said.left) == (ALL, 1, 1, 2, ALL - 4)
     assert said.left == len(found) + said.near_copies + said.without_vector + said.without_picture
     assert (said.near_copies, said.without_vector, said.without_picture, said.unused) == (2, 0, 1, 1)
+    (tmp_path / "one.csv").write_text(f"key,nice\n{key_of(COPIES[1])},true\n")
+    for by in (None, "one"):  # near copies of what is labelled are not shown, either
+        label_page(out, page, "nice", number=200, by=by, labels=tmp_path / "one.csv", eps=1e-4)
+        assert not {*COPIES} & {row for some in shown(page).values() for row in some}
+    with pytest.raises(OutputError, match=r"all 2 rows that were looked at are near copies of labelled ones"):
+        label_page(out, page, "nice", where="width in (20, 21, 60)", labels=tmp_path / "one.csv")
     few = label_page(out, page, "nice", number=20, eps=0.001)
     (found,) = shown(page).values()
     assert len(found) == 20 == sum(few.shown.values()) and {RARE.get(row) for row in found} == {

@@ -15,7 +15,9 @@ _BLOCK = 256
 _POWER = 4
 
 
-def spread(vectors: np.ndarray, count: int, eps: float, seed: int) -> list[int]:
+def spread(
+    vectors: np.ndarray, count: int, eps: float, seed: int, known: np.ndarray | None = None
+) -> list[int]:
     """Rows that are spread over all: each next is drawn, more likely the farther it is from those that were drawn.
 
     That is the seeding of k-means++ (Arthur and Vassilvitskii, 2007) with another power.
@@ -28,18 +30,26 @@ def spread(vectors: np.ndarray, count: int, eps: float, seed: int) -> list[int]:
         How many, at most: no near copy of a row is drawn.
     eps, seed
         How far a near copy is, at most; of the draw.
+    known
+        Float32 (m, dim): rows that have been drawn before.
     """
     if not len(vectors):
         return []
     random = np.random.default_rng(seed)
     nearest = np.full(len(vectors), np.inf)  # 1 - the largest cosine
-    found = [int(random.integers(len(vectors)))]
+    found = []
+    if known is None or not len(known):
+        found = [int(random.integers(len(vectors)))]
+        known = vectors[found]
+    for start in range(0, len(known), _BLOCK):
+        far = 1 - vectors @ known[start : start + _BLOCK].T
+        np.minimum(nearest, far.min(axis=1), out=nearest)
     while len(found) < count:
-        np.minimum(nearest, 1 - vectors @ vectors[found[-1]], out=nearest)
         ends = np.cumsum(np.where(nearest > eps + _ROUNDING, nearest, 0.0) ** _POWER)
         if not ends[-1] > 0:
             break
         found.append(int(np.searchsorted(ends, random.random() * ends[-1], side="right")))
+        np.minimum(nearest, 1 - vectors @ vectors[found[-1]], out=nearest)
     return found
 
 

@@ -41,6 +41,7 @@ _LIMIT = 19_000_000  # bytes of a page without its script and style
 _TEXT = 2_000  # bytes of a row's caption, key and shard, where each letter is escaped
 _LARGEST = 90_000  # bytes of one
 _SAMPLE = 20_000  # rows whose vectors are looked at
+_KNOWN = 5_000  # rows with a label, of which none that is shown is a near copy
 _SAMPLE_BYTES = 1 << 28
 
 
@@ -108,7 +109,7 @@ class LabelSummary:
         )
         looked = "" if self.looked_at == self.left else f" (of {self.looked_at:,} rows that were looked at)"
         out = [
-            (self.near_copies, f"near copies of pictures that are shown{looked}"),
+            (self.near_copies, f"near copies of pictures that are shown, or labelled{looked}"),
             (self.without_vector, "rows without a vector"),
             (self.without_picture, "rows whose picture cannot be made"),
         ]
@@ -210,6 +211,7 @@ def label_page(
         decision,
         _sample(folder, column),
         4 * number + 64,
+        _KNOWN,
         folder.types,
         seed,
         storage_options,
@@ -219,12 +221,14 @@ def label_page(
         known.check()
     _check_scan(folder, scan, scan_file, at)
     kinds = kinds_of(scan, decision, number)
-    picked = pick_rows(folder, column, np.concatenate([each.rows for each in kinds]))
+    candidates = np.unique(np.concatenate([each.rows for each in kinds]))
+    picked = pick_rows(folder, column, np.concatenate([candidates, scan.known.rows]))
     shown = choose(
         kinds,
         picked,
         eps,
         seed if decision is None else None,
+        scan.known.rows,
         lambda places: make_pictures(
             [picked.ids[place] for place in places],
             [picked.urls[place] for place in places],
@@ -233,8 +237,10 @@ def label_page(
         ),
     )
     if not shown.places:
-        raise OutputError(_why_none(folder, picked, shown, column))
-    near = near_copies(picked.vectors[picked.valid], picked.vectors[shown.places], eps)
+        raise OutputError(_why_none(folder, picked, candidates, shown, column))
+    looked_at = picked.places(candidates)
+    alike = [*shown.places, *picked.places(scan.known.rows).tolist()]
+    near = near_copies(picked.vectors[looked_at], picked.vectors[alike], eps)
     summary = LabelSummary(
         str(target),
         0,
@@ -244,10 +250,10 @@ def label_page(
         scan.labelled,
         scan.unscored,
         scan.left,
-        len(picked.rows),
+        len(candidates),
         dict(Counter(shown.kinds)),
         int(near.sum()) - len(shown.places),
-        int((~picked.valid).sum()),
+        len(candidates) - len(looked_at),
         len(shown.unmade),
         0 if known is None else known.unused,
         0 if known is None else known.overruled,
@@ -306,15 +312,20 @@ def _check_scan(folder: Folder, scan: Scan, asked: ScanFile, at: float | None) -
         )
 
 
-def _why_none(folder: Folder, picked: Picked, shown: Shown, column: str) -> str:
-    rows = counted(len(picked.rows), "row")
-    if not picked.valid.any():
+def _why_none(folder: Folder, picked: Picked, candidates: np.ndarray, shown: Shown, column: str) -> str:
+    rows, places = counted(len(candidates), "row"), picked.places(candidates)
+    if not len(places):
         return (
             f"{folder.path}: none of {rows} that were looked at has a vector in {column!r}: embed them first"
         )
-    if not any(picked.urls):
+    if not any(picked.urls[place] for place in places):
         return (
             f"{folder.path}: its rows do not say in which shards their images are (they have no column {URL_COLUMN!r}),"
             " and there are no tars beside its Parquet files. Give the folder that embed wrote to, or that of an export"
+        )
+    if not shown.unmade:
+        return (
+            f"{folder.path}: no row is left to be shown: all {rows} that were looked at are near copies of labelled"
+            " ones. A smaller eps (--eps) shows more"
         )
     return f"{folder.path}: no picture can be made of any of {rows}: {shown.unmade[0]}"

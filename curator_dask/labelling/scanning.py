@@ -91,6 +91,8 @@ class Scan:
         Of the rows that may be shown some, drawn by chance: the values are random numbers.
     doubtful
         Of these rows those nearest to a decision.
+    known
+        Of the rows that have a label some, drawn by chance.
     rows
         Of the file.
     filtered
@@ -109,6 +111,7 @@ class Scan:
 
     drawn: Smallest
     doubtful: Smallest
+    known: Smallest
     rows: int = 0
     filtered: int = 0
     failed: int = 0
@@ -123,12 +126,22 @@ class Scan:
         """Rows that may be shown."""
         return self.rows - self.filtered - self.failed - self.labelled - self.unscored
 
+    def cut(self) -> None:
+        """Leave the rows that are kept."""
+        for each in (self.drawn, self.doubtful, self.known):
+            each.cut()
+
     def add(self, other: Scan) -> None:
         """Count another file's."""
         for name in ("rows", "filtered", "failed", "labelled", "unscored"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
-        for mine, its in ((self.drawn, other.drawn), (self.doubtful, other.doubtful)):
+        both = (
+            (self.drawn, other.drawn),
+            (self.doubtful, other.doubtful),
+            (self.known, other.known),
+        )
+        for mine, its in both:
             mine.add(its.rows, its.values, its.scores)
 
 
@@ -144,7 +157,7 @@ class ScanFile:
         What is labelled, or None.
     decision
         None: no score plays a part.
-    drawn, doubtful
+    drawn, doubtful, known
         How many rows to keep.
     types
         Of all columns of the output.
@@ -157,13 +170,18 @@ class ScanFile:
     decision: Decision | None
     drawn: int
     doubtful: int
+    known: int
     types: dict[str, pa.DataType]
     seed: int
     options: Options
 
+    def begin(self) -> Scan:
+        """That of no rows."""
+        return Scan(Smallest(self.drawn), Smallest(self.doubtful), Smallest(self.known))
+
     def __call__(self, file: File) -> Scan:
         """Read the columns that are needed, block after block."""
-        scan = Scan(Smallest(self.drawn), Smallest(self.doubtful))
+        scan = self.begin()
         labels = None if self.labels is None else self.labels.fresh()
         named = [] if self.where is None else self.where.columns(list(self.types))
         scored = [] if self.decision is None else self.decision.columns
@@ -173,8 +191,7 @@ class ScanFile:
         for start, table in blocks(file, read, self.options):
             numbers = np.arange(start, start + table.num_rows) + file.first
             self._count(scan, table, numbers, labels, named, random.random(table.num_rows), file.path)
-        scan.drawn.cut()
-        scan.doubtful.cut()
+        scan.cut()
         scan.asked = None if labels is None else labels.asked
         return scan
 
@@ -202,14 +219,19 @@ class ScanFile:
             scan.failed += leave_out(np.asarray(pc.is_valid(table.column(ERROR_COLUMN)), bool))
         if labels is not None:
             for batch in table.to_batches():  # there is one
-                scan.labelled += leave_out(np.asarray(labels.labels(batch, path).is_valid(), bool))
+                known = np.asarray(labels.labels(batch, path).is_valid(), bool)
+                scan.known.add(numbers[known], draws[known], draws[known])
+                scan.labelled += leave_out(known)
         scores = np.zeros(table.num_rows)
         if self.decision is not None:
             doubts, scores = self.decision.of(table)
-            known = ~np.isnan(scores)
-            if known.any():
-                scan.low, scan.high = min(scan.low, scores[known].min()), max(scan.high, scores[known].max())
-            scan.unscored += leave_out(~known)
+            scored = ~np.isnan(scores)
+            if scored.any():
+                scan.low, scan.high = (
+                    min(scan.low, scores[scored].min()),
+                    max(scan.high, scores[scored].max()),
+                )
+            scan.unscored += leave_out(~scored)
             scan.doubtful.add(numbers[left], doubts[left], scores[left])
         scan.drawn.add(numbers[left], draws[left], scores[left])
 
@@ -223,11 +245,10 @@ class ScanFile:
 
 def scan_rows(folder: Folder, scan_file: ScanFile) -> Scan:
     """All rows of an output; what they ask of the labels is counted there."""
-    total = Scan(Smallest(scan_file.drawn), Smallest(scan_file.doubtful))
+    total = scan_file.begin()
     for scan in on_cluster(scan_file, folder.files):
         total.add(scan)
         if scan_file.labels is not None and scan.asked is not None:
             scan_file.labels.count(scan.asked)
-    total.drawn.cut()
-    total.doubtful.cut()
+    total.cut()
     return total

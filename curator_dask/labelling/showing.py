@@ -94,6 +94,7 @@ def choose(
     picked: Picked,
     eps: float,
     seed: int | None,
+    known: np.ndarray,
     pictures_of: Callable[[list[int]], list[str]],
 ) -> Shown:
     """The rows that are shown: no near copies, all with a picture.
@@ -108,20 +109,25 @@ def choose(
         How far a near copy is, at most.
     seed
         Rows of the one kind are spread over their vectors, by it; None: they are shown in their order.
+    known
+        int64 (m,): numbers of rows that have a label, which are among those that were picked. None that is shown is
+        near one of them.
     pictures_of
         Gives pictures of rows by their places: data URIs, or reasons why there are none.
     """
     shown = Shown()
     found: list[list[tuple[int, str]]] = [[] for _ in kinds]
     without: set[int] = set()  # a picture
+    labelled = picked.places(known).tolist()
 
     def take(number: int, count: int) -> None:
         places, more = picked.places(kinds[number].rows), count + count // 10 + 8
         if seed is None:
             taken = [place for some in found for place, _ in some]
-            order = apart(picked.vectors, places, more, eps, taken)
+            order = apart(picked.vectors, places, more, eps, labelled + taken)
         else:
-            order = [int(places[each]) for each in spread(picked.vectors[places], more, eps, seed)]
+            chosen = spread(picked.vectors[places], more, eps, seed, picked.vectors[labelled])
+            order = [int(places[each]) for each in chosen]
         order = [place for place in order if place not in without]
         wanted = len(found[number]) + count
         while order and len(found[number]) < wanted:
