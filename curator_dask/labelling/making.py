@@ -42,6 +42,7 @@ _TEXT = 2_000  # bytes of a row's caption, key and shard, where each letter is e
 _LARGEST = 90_000  # bytes of one
 _SAMPLE = 20_000  # rows whose vectors are looked at
 _KNOWN = 5_000  # rows with a label, of which none that is shown is a near copy
+_MANY = 1_000_000  # rows, before which it is said that they are looked at
 _SAMPLE_BYTES = 1 << 28
 
 
@@ -216,6 +217,8 @@ def label_page(
         seed,
         storage_options,
     )
+    if folder.rows > _MANY:
+        logger.info("%s: looks at %s in %s", folder.path, *_size(folder))
     scan = scan_rows(folder, scan_file)
     if known is not None:
         known.check()
@@ -289,6 +292,10 @@ def _open(path: str | os.PathLike[str], column: str, options: Options) -> Folder
         if name not in folder.types:
             raise OutputError(f"{folder.path}: has no column {name!r} of {what}; it has {[*folder.types]}")
     return folder
+
+
+def _size(folder: Folder) -> tuple[str, str]:
+    return counted(folder.rows, "row"), counted(len(folder.files), "file")
 
 
 def _sample(folder: Folder, column: str) -> int:
