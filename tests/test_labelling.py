@@ -459,7 +459,8 @@ def test_labels_of_the_page_are_those_of_its_pictures(out, open_page, tmp_path, 
 
 def test_what_rows_say_is_text_and_narrow_windows_show_all(out, open_page, tmp_path):
     file = tmp_path / "page.html"
-    label_page(out, file, "kind", classes=["a<b>", "c&d", "e"], number=30, where="width < 30", eps=0.001)
+    several = ["a<b>", "c&d", "e", *(f"a class with a long name {number}" for number in range(4))]
+    label_page(out, file, "kind", classes=several, by=["one", "two"], number=30, where="width < 30", eps=0)
     assert EVIL not in file.read_text()
     page = open_page(file.as_uri(), NARROW, "dark")
     at = data_of(file)["keys"].index(key_of(ODD))
@@ -467,8 +468,9 @@ def test_what_rows_say_is_text_and_narrow_windows_show_all(out, open_page, tmp_p
     assert page.inner_text("#caption") == EVIL and page.inner_text("#key") == key_of(ODD)
     assert page.get_attribute("#image", "alt") == EVIL and page.title() == "Label: kind"
     page.keyboard.press("3")
-    assert page.inner_text("#count").endswith("0 a<b>, 0 c&d, 1 e")
+    assert page.inner_text("#count").startswith("1 of 29, 0 a<b>, 0 c&d, 1 e, ")
     wide = page.evaluate("document.documentElement.scrollWidth")
+    assert "nearest to a draw" in page.inner_text("#kinds")
     low = page.evaluate("document.getElementById('moves').getBoundingClientRect().bottom")
     assert wide <= NARROW["width"] and low <= NARROW["height"]
     # Keys can be switched off, and a field takes its own.
@@ -483,4 +485,4 @@ def test_what_rows_say_is_text_and_narrow_windows_show_all(out, open_page, tmp_p
     inside = page.frame_locator("iframe")
     assert inside.locator("#forgetful").is_visible() and not inside.locator("#keeps").is_visible()
     inside.locator("[data-class='1']").click()
-    assert inside.locator("#count").inner_text().endswith("1 c&d, 0 e")
+    assert inside.locator("#count").inner_text().startswith("1 of 29, 0 a<b>, 1 c&d")
