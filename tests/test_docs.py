@@ -144,6 +144,11 @@ HOLDS = {
         "set(pq.read_table(FOLDER + '/embeddings')['blurry'].to_pylist()) <= {True, False, None}",
         "pq.read_table(FOLDER + '/embeddings')['blurry'].null_count == 2",
     ],
+    "labelling.md": [
+        "(page.rows, page.failed, page.left) == (14, 2, 12)",
+        "0 < sum(page.shown.values()) == page.left - page.near_copies",
+        "len(head.rows) == 10 and (rest.labelled, rest.left) == (10, 2)",
+    ],
     "classifying.md": [
         "(summary.rows, summary.failed) == (14, 2)",
         "pq.read_table(FOLDER + '/embeddings')['nsfw'].null_count == 2",
@@ -312,6 +317,10 @@ def made(tmp_path_factory):
     save_model(resnet, folder / "page" / "model.safetensors")
     torch.save(torch.nn.Linear(1280, 1).state_dict(), folder / "page" / "head.pth")
     np.save(folder / "page" / "probe.npy", np.ones(512, np.float32))
+    labels = [
+        f"0000{shard}000{number},{number % 2 == 0}" for shard in (0, 1) for number in range(6 - 2 * shard)
+    ]
+    (folder / "page" / "good.csv").write_text("\n".join(["key,good", *labels]))
     transformers.logging.disable_progress_bar()
     make_clip(folder / "page" / "models" / "openai" / "clip-vit-large-patch14")
     make_pair(folder / "page" / "clip", "clip")

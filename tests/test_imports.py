@@ -27,6 +27,7 @@ LAYERS = (
     "pipeline",
     "stages",
     "info",
+    "labelling",
     "report",
     "image.embedders",
     "text",

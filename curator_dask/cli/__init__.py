@@ -21,6 +21,7 @@ from curator_dask.cli.filter import filter_rows
 from curator_dask.cli.fit import fit
 from curator_dask.cli.info import info
 from curator_dask.cli.join import join
+from curator_dask.cli.label import label
 from curator_dask.cli.options import (
     EXIT_SHARD,
     Captions,
@@ -237,6 +238,7 @@ app.command(**shown("search"))(search)
 app.command(**shown("export"))(export)
 app.command(**shown("centroids"))(centroids)
 app.command(**shown("balance"))(balance)
+app.command(**shown("label"))(label)
 app.command(**shown("fit"))(fit)
 app.command(**shown("dedup"))(dedup)
 app.command(**shown("curate"))(curate)

@@ -78,6 +78,14 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             "balance /data/out --concepts concepts.txt --most 20000",
         ),
     ),
+    "label": (
+        "Write a page to label images by looking.",
+        (
+            "label /data/out good.html --name good",
+            "label /data/out good-2.html --name good --by good --labels good.csv",
+            "label /data/out pets.html --name pets --classes cat,dog,other",
+        ),
+    ),
     "fit": (
         "Make a head of your own, from labels of some images.",
         ("fit /data/out /data/good.safetensors --labels labels.csv --label good",),
