@@ -36,6 +36,13 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             "caption /data/shards /data/out --model HuggingFaceTB/SmolVLM-Instruct --prompt 'Describe this image.'",
         ),
     ),
+    "detect": (
+        "Add what a model finds in images, and where.",
+        (
+            "detect /data/shards /data/out --model PekingU/rtdetr_r50vd --only person,car",
+            "detect /data/shards /data/out --model google/owlv2-base-patch16-ensemble --prompt 'a human face'",
+        ),
+    ),
     "retry": ("Try only the images that failed again.", ("retry /data/out",)),
     "info": (
         "Say what is in an output: rows, failures, columns.",
