@@ -120,7 +120,7 @@ class ExportRun:
             selected,
             self._shard_options,
             self._id_col,
-            options.where,
+            options.condition,
             options.filter_column,
             options.portable,
             options.without,
