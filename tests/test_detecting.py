@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import shutil
+import tarfile
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,8 @@ from curator_dask.image.statistics import ImageStatistics
 from curator_dask.info import describe_output
 from curator_dask.models import detector
 from curator_dask.models.detecting import DetectionSpec
+from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.outputs.retrying import find_settings
 from curator_dask.testing import StepTests
@@ -313,12 +316,14 @@ def test_in_the_pass_that_embeds(data, yolos, tmp_path):
 
 def test_filters_by_label_number_and_size(data, yolos, tmp_path):
     dataset, out = ImageTextPairDataset.from_webdataset(data), tmp_path / "out"
-    finds(yolos, threshold=0.8)(dataset).save_metadata(out)
+    finds(yolos, threshold=0.95)(dataset).save_metadata(out)
     rows = [row for row in read_output(out).to_pylist() if row["image_error"] is None]
+    areas = sorted(row["detected_area"] for row in rows)
+    middle = float(f"{areas[5]:.6f}") - 1e-4
     divided = 0
     for where, passes in (
         ("detected_number = 0", lambda row: row["detected_number"] == 0),
-        ("detected_area > 0.3", lambda row: row["detected_area"] > 0.3),
+        (f"detected_area > {middle}", lambda row: row["detected_area"] > middle),
         ("list_contains(detected_labels, 'person')", lambda row: "person" in row["detected_labels"]),
         (
             "NOT list_has_any(detected_labels, ['person', 'dog'])",
@@ -360,6 +365,28 @@ def test_a_retry_mends_the_boxes(tmp_path, yolos, with_vectors):
         assert f"{first.failed} have boxes now" in str(summary)
     assert (summary.rows, summary.failed) == (first.failed, 0)
     check_rows(read_output(out), yolos)
+
+
+def test_what_is_found_is_blurred_in_the_image_that_it_was_found_in(yolos, tmp_path):
+    """And not in another of the same sample."""
+    members = [("a.image.png", picture_of("1", (160, 120))), ("a.first.png", picture_of("2", (160, 120)))]
+    write_tar(tmp_path / "data" / "0.tar", sorted(members))
+    out = tmp_path / "out"
+    made = finds(yolos, image_member="image.png", threshold=0.9)
+    made(ImageTextPairDataset.from_webdataset(tmp_path / "data")).save_metadata(out)
+    assert read_output(out)["detected_number"].to_pylist()[0] > 0
+    for wrong in ({}, {"image_member": "first.png"}):
+        with pytest.raises(
+            ConfigError, match=r"its boxes were found with image_member='image.png' \(--image"
+        ):
+            export_output(out, tmp_path / "new", ExportOptions(blur="detected_boxes", **wrong))
+    options = ExportOptions(blur="detected_boxes", image_member="image.png")
+    summary = export_output(out, tmp_path / "new", options)
+    assert (summary.images_blurred, summary.images_beside_blurred) == (1, 1)
+    with tarfile.open(tmp_path / "new" / "00000.tar") as tar:
+        found = {each.name: tar.extractfile(each).read() for each in tar}
+    assert found["a.first.png"] == dict(members)["a.first.png"]
+    assert found["a.image.png"] != dict(members)["a.image.png"]
 
 
 def test_it_is_made_again_from_its_settings(yolos):

@@ -106,6 +106,7 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             "export /data/out /data/new --where 'width >= 256' --dry-run",
             "export /data/out /data/new --where 'width >= 256' --without /data/duplicates",
             "export /data/out /data/small --max-side 512",
+            "export /data/out /data/blurred --blur detected_boxes --blur-only face",
         ),
     ),
     "report": ("Write one HTML page about an output.", ("report /data/out report.html",)),

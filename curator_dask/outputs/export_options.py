@@ -148,6 +148,17 @@ class ExportOptions:
         if self.sharing is not None and self.sharing.by is not None:
             self.sharing.by.values(rows.slice(0, 0), columns)
 
+    def check_boxes(self, settings: Mapping[str, Any]) -> None:
+        """Raise ConfigError where boxes are of another image of a sample; `settings` are `FileRecord.settings`."""
+        made_by = settings.get(self.blur or "")
+        found = made_by.get("image_member") if isinstance(made_by, Mapping) else self.image_member
+        if found != self.image_member:
+            has = "no image_member" if found is None else f"image_member={found!r} (--image {found})"
+            raise ConfigError(
+                f"blur={self.blur!r}: its boxes were found with {has}: give the same here, as else another image of the"
+                " sample would be blurred"
+            )
+
     def names(self, columns: Sequence[str]) -> list[str]:
         """The columns that are named, of those that there are."""
         named = {*(self.columns or ()), self.filter_column, self.caption}
