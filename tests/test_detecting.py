@@ -127,7 +127,16 @@ def photographs(tmp_path_factory):
     return folder, found
 
 
-@pytest.mark.parametrize("kind", ["detr", "conditional-detr", "yolos", "rt-detr", "owlv2", "grounding-dino"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("detr", "yolos", "rt-detr", "owlv2", "grounding-dino"),
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ("conditional-detr", "deformable-detr", "owlvit")
+        ),
+    ],
+)
 def test_what_is_found_is_transformers_own(photographs, tmp_path, kind):
     """Whatever images lie beside one in a batch: four at a time, of sizes that a batch would pad."""
     folder, images = photographs
