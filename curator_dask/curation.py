@@ -129,7 +129,7 @@ def curate(
             )
         for model in recipe.models():
             model.check(found, recipe.id_col, storage_options, captions=recipe.captions)
-        if recipe.model is not None or recipe.classify or recipe.caption:
+        if recipe.model is not None or recipe.models():
             ahead()
         with at_work(workers) as client:
             dataset = ImageTextPairDataset.from_shards(

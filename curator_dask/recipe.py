@@ -15,10 +15,8 @@ from curator_dask.dedup import SemanticDeduplication
 from curator_dask.errors import ConfigError
 from curator_dask.fingerprint import code_digest
 from curator_dask.frames.names import ERROR_COLUMN
-from curator_dask.image.captioning import CaptionModel
 from curator_dask.image.classifiers import (
     AestheticClassifier,
-    ClassificationModel,
     ClusterNumber,
     ImageClassifier,
     NsfwClassifier,
@@ -26,6 +24,7 @@ from curator_dask.image.classifiers import (
 )
 from curator_dask.image.classifiers.whole import WholeModel
 from curator_dask.image.embedders.making import make_embedder
+from curator_dask.image.embedders.whole import WHOLE_MODELS, whole_models
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.filtering import ALL
@@ -86,6 +85,9 @@ class Recipe:
     caption
         Models that write about images, each with the arguments of `CaptionModel`, as
         ``{"model_name": "Salesforce/blip-image-captioning-base"}``.
+    detect
+        Models that find things in images, each with the arguments of `DetectionModel`, as
+        ``{"model_name": "PekingU/rtdetr_r50vd", "only": ["person"]}``.
     aesthetic, nsfw
         The file of a head, or True: as `AestheticClassifier` and `NsfwClassifier` find theirs.
     near
@@ -129,6 +131,7 @@ class Recipe:
     text_statistics: Sequence[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]] = ()
     classify: Sequence[Mapping[str, Any]] = ()
     caption: Sequence[Mapping[str, Any]] = ()
+    detect: Sequence[Mapping[str, Any]] = ()
     aesthetic: str | bool = False
     nsfw: str | bool = False
     near: Mapping[str, str] = field(default_factory=dict)
@@ -237,7 +240,7 @@ class Recipe:
     @property
     def opens_images(self) -> bool:
         """Whether it is known which images cannot be used."""
-        return self.model is not None or any((self.statistics, self.classify, self.caption))
+        return self.model is not None or any((self.statistics, self.classify, self.caption, self.detect))
 
     @property
     def condition(self) -> str:
@@ -283,24 +286,8 @@ class Recipe:
         ]
 
     def models(self) -> list[WholeModel]:
-        """What classifies the images, and what writes about them."""
-        found: list[WholeModel] = []
-        kinds: tuple[tuple[str, type[WholeModel], str], ...] = (
-            ("classify", ClassificationModel, "{'model_name': 'resnet50', 'prefix': 'seen_'}"),
-            ("caption", CaptionModel, "{'model_name': 'Salesforce/blip-image-captioning-base'}"),
-        )
-        for name, kind, example in kinds:
-            given = getattr(self, name)
-            if not isinstance(given, list | tuple) or not all(isinstance(each, Mapping) for each in given):
-                raise ConfigError(f"{name}={given!r}: expected a list of models, as [{example}]")
-            try:
-                found += [kind(**each) for each in given]
-            except TypeError as error:
-                raise ConfigError(f"{name}: {error}") from None
-        columns = [column for model in found for column in model.columns]
-        if twice := [each for each in dict.fromkeys(columns) if columns.count(each) > 1]:
-            raise ConfigError(f"classify, caption: two models would make {twice[0]!r}: give one another name")
-        return found
+        """What classifies the images, writes about them, and finds things in them."""
+        return whole_models({name: getattr(self, name) for name in WHOLE_MODELS})
 
     def of_texts(self) -> list[TextStatistics]:
         """What measures the captions."""

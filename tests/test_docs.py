@@ -32,6 +32,7 @@ import typer
 import yaml
 from captioners import write_captioner
 from colours import write_tar
+from detectors import write_detector
 from distributed.cli import dask_scheduler, dask_worker
 from PIL import Image
 from s3 import BUCKET, options, s3_server
@@ -56,6 +57,7 @@ STAND_INS = {
     "vit_large_patch14_clip_quickgelu_224.openai": "local-dir:{model}",  # pretrained EfficientNet-Lite0
     "hf-hub:Marqo/nsfw-image-detection-384": "local-dir:{nsfw}",  # a small one with the same classes
     '"Salesforce/blip-image-captioning-base"': '"{folder}/blip"',  # a tiny one
+    '"PekingU/rtdetr_r50vd", threshold=0.5': '"{folder}/detector", threshold=0.1',  # a tiny one
     '"resnet50", prefix': '"local-dir:{model}", prefix',
     # LAION's heads are for OpenAI's CLIP alone: any linear one of the class of all heads.
     "heads = [AestheticClassifier()": (
@@ -160,6 +162,11 @@ HOLDS = {
         "(summary.rows, summary.failed) == (14, 2)",
         "pq.read_table(FOLDER + '/embeddings')['generated_caption'].null_count == 2",
         "len(set(pq.read_table(FOLDER + '/embeddings')['generated_caption'].to_pylist())) > 2",
+    ],
+    "detecting.md": [
+        "(summary.rows, summary.failed) == (14, 2)",
+        "pq.read_table(FOLDER + '/embeddings')['detected_number'].null_count == 2",
+        "0 < sum(n or 0 for n in pq.read_table(FOLDER + '/embeddings')['detected_number'].to_pylist())",
     ],
     "watching.md": [
         "len(images) == 10 and images._repr_html_().count('<img ') == 8",
@@ -325,6 +332,7 @@ def made(tmp_path_factory):
     make_clip(folder / "page" / "models" / "openai" / "clip-vit-large-patch14")
     make_pair(folder / "page" / "clip", "clip")
     write_captioner(folder / "page" / "blip", "blip")
+    write_detector(folder / "page" / "detector", "yolos")
     transformers.logging.enable_progress_bar()
     load("pretrained_efficientnet").write_model_folder(folder / "model")
     names = {"label_names": ["NSFW", "SFW"]}

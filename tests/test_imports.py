@@ -33,6 +33,7 @@ LAYERS = (
     "text",
     "image.fitting",
     "image.captioning",
+    "image.detection",
     "image.classifiers",
     "image.statistics",
     "tables",

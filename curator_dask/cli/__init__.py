@@ -14,6 +14,7 @@ from curator_dask.cli.centroids import centroids
 from curator_dask.cli.classify import classify
 from curator_dask.cli.curate import curate
 from curator_dask.cli.dedup import dedup
+from curator_dask.cli.detect import detect
 from curator_dask.cli.embed import embed
 from curator_dask.cli.examples import BEGIN, shown
 from curator_dask.cli.export import export
@@ -78,6 +79,7 @@ def main(
 app.command(**shown("embed"))(embed)
 app.command(**shown("classify"))(classify)
 app.command(**shown("caption"))(caption)
+app.command(**shown("detect"))(detect)
 
 
 @app.command(**shown("retry"))
@@ -103,7 +105,7 @@ def retry(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Embed, classify or caption the failed rows of an output again, with the model that made it; in JSON, by column.
+    """Try the failed rows of an output again, with each model that looked at images; in JSON, by column.
 
     Exit code 0: done, images that failed again are counted in the summary. 1: a shard could not be read.
     2: wrong usage.

@@ -35,7 +35,7 @@ def curate(
         typer.Option(
             metavar="FILE.yaml",
             help="What is done: model, model_options, id_col, images, captions, statistics, prefix, text_statistics,"
-            " classify, caption, aesthetic, nsfw, near, clusters, join, where, preset, top or at_most (and by),"
+            " classify, caption, detect, aesthetic, nsfw, near, clusters, join, where, preset, top or at_most (and by),"
             " balance, duplicates, export.",
         ),
     ],

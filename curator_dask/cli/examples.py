@@ -36,6 +36,13 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             "caption /data/shards /data/out --model HuggingFaceTB/SmolVLM-Instruct --prompt 'Describe this image.'",
         ),
     ),
+    "detect": (
+        "Add what a model finds in images, and where.",
+        (
+            "detect /data/shards /data/out --model PekingU/rtdetr_r50vd --only person,car",
+            "detect /data/shards /data/out --model google/owlv2-base-patch16-ensemble --prompt 'a human face'",
+        ),
+    ),
     "retry": ("Try only the images that failed again.", ("retry /data/out",)),
     "info": (
         "Say what is in an output: rows, failures, columns.",
@@ -107,6 +114,7 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             "export /data/out /data/new --where 'width >= 256' --dry-run",
             "export /data/out /data/new --where 'width >= 256' --without /data/duplicates",
             "export /data/out /data/small --max-side 512",
+            "export /data/out /data/blurred --blur detected_boxes --blur-only face",
         ),
     ),
     "report": ("Write one HTML page about an output.", ("report /data/out report.html",)),

@@ -13,6 +13,10 @@ import typer
 
 from curator_dask.cli.options import (
     EXIT_SHARD,
+    Blur,
+    BlurKeepUnseen,
+    BlurOnly,
+    BlurStrength,
     Cluster,
     ClusterType,
     IdColumn,
@@ -158,7 +162,10 @@ def export(
     quality: Annotated[
         int | None,
         typer.Option(
-            min=1, max=100, help="Of smaller JPEG and WebP images.  [default: 90]", show_default=False
+            min=1,
+            max=100,
+            help="Of smaller or blurred JPEG and WebP images.  [default: 90]",
+            show_default=False,
         ),
     ] = None,
     image_format: Annotated[
@@ -170,6 +177,10 @@ def export(
             help="Which of several images a sample is made smaller, as image.png.", show_default=False
         ),
     ] = None,
+    blur: Blur = None,
+    blur_only: BlurOnly = None,
+    blur_strength: BlurStrength = 1.0,
+    blur_keep_unseen: BlurKeepUnseen = False,
     split: Annotated[
         list[str] | None,
         typer.Option(
@@ -234,7 +245,8 @@ def export(
 ) -> None:
     """Write the samples of the rows that pass into new tars, every member byte for byte, with all columns beside.
 
-    With --max-side or --min-side large images are made smaller on the way, and all others are copied.
+    With --max-side or --min-side large images are made smaller on the way, with --blur regions of some are blurred;
+    all others are copied.
 
     The same command again does only what is missing. OUTPUT.export keeps what that needs, and says in its manifest
     where each sample comes from.
@@ -292,6 +304,10 @@ def export(
             split_seed=split_seed,
             sizes=sizes,
             card=said or card,
+            blur=blur,
+            blur_only=names_in(blur_only, "--blur-only") or (),
+            blur_strength=blur_strength,
+            blur_keep_unseen=blur_keep_unseen,
         )
         try:
             found = (
@@ -317,7 +333,7 @@ def export(
                 workers=start,
             )
         else:
-            if where or columns or filter_column or old_id_col or caption or split_by:
+            if where or columns or filter_column or old_id_col or caption or split_by or blur:
                 source = choose_source("auto", found, options)
                 schema = learn_schema(found.shards, source, id_col, options)
                 chosen.check_columns(schema.empty_table(), schema.names)

@@ -124,6 +124,25 @@ DropFailed = Annotated[bool, typer.Option(help="Write failed rows to OUTPUT.erro
 RaiseOnError = Annotated[bool, typer.Option(help="Stop at the first image that fails.")]
 NestedJson = Annotated[bool, typer.Option(help="Nested JSON of tars as columns of text.")]
 
+Blur = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN",
+        help="Blur what is in the boxes of this column, as detected_boxes; samples that cannot be are left out.",
+        show_default=False,
+    ),
+]
+BlurOnly = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="A,B", help="Labels of the boxes that are blurred; several times, too.", show_default=False
+    ),
+]
+BlurStrength = Annotated[float, typer.Option(help="Sigma, in tenths of a box's longer side.")]
+BlurKeepUnseen = Annotated[
+    bool, typer.Option("--blur-keep-unseen", help="Export rows whose boxes are null as they are.")
+]
+
 Embeddings = Annotated[
     str,
     typer.Argument(

@@ -170,8 +170,7 @@ class OverImages:
             "max_pixels": given["max_pixels"] or DEFAULT_MAX_PIXELS,
             "image_member": given["image"],
             "gray16": given["gray16"],
-            "orientation": given["orientation"],
-            **({"decode_scale": given["decode_scale"]} if "decode_scale" in given else {}),
+            **{name: given[name] for name in ("orientation", "decode_scale") if name in given},
             "decoder": given["decoder"].value,
             "on_error": "raise" if given["raise_on_error"] else "null",
         }

@@ -31,6 +31,8 @@ MADE_BY = "made_by"
 CHOSEN = "chosen"
 #: In what makes a column, as ``output``: it is a text that a model writes.
 TEXT = "text"
+#: The same: where things are that it finds.
+BOXES = "boxes"
 #: Among what a record says was derived: rows were left out of a file that was there.
 FILTERED = "filter"
 
@@ -63,7 +65,7 @@ def made_by_model(info: Mapping[str, Any]) -> str:
     """What a model gives an image, in words, by what `FileRecord.models` says of its column."""
     if "dim" in info:
         return "a vector"
-    return "a caption" if info.get("output") == TEXT else "a class"
+    return {TEXT: "a caption", BOXES: "boxes"}.get(str(info.get("output")), "a class")
 
 
 @dataclass(frozen=True)

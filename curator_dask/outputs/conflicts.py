@@ -29,6 +29,7 @@ _OPTIONS = {
     "a vector": "image_embedding_column (--column)",
     "a class": "prefix (--prefix)",
     "a caption": "column (--column)",
+    "boxes": "prefix (--prefix)",
 }
 #: In what makes an embedding: what earlier files say of the same.
 FORMERLY = "formerly"

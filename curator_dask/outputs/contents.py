@@ -90,6 +90,19 @@ def contents_of(
     return _with(contents, changes, added, ends)
 
 
+def keep_texts(
+    contents: Contents, keys: Sequence[str], ends: Sequence[int], captions: Sequence[bytes | None]
+) -> int:
+    """How many samples have a ``.txt`` of their own, and no caption that takes its place."""
+    kept = 0
+    for key, (start, stop), caption in zip(keys, itertools.pairwise(ends), captions, strict=False):
+        there = (place for place in range(start, stop) if place not in contents.given)
+        kept += caption is None and any(
+            contents.names[place].removeprefix(f"{key}.").lower() == "txt" for place in there
+        )
+    return kept
+
+
 def _by_file(contents: Contents, files: pa.Array) -> None:
     """Of members that are files of their own, null of the others."""
     paths = files.dictionary_encode()

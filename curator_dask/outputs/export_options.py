@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from curator_dask.decode.smaller import DEFAULT_QUALITY, KEEP, SmallerImages
 from curator_dask.errors import ConfigError
+from curator_dask.outputs.blurring import Blurring
 from curator_dask.outputs.card_fields import check_card
 from curator_dask.outputs.shrinking import EXPORTED, Shrinking
 from curator_dask.outputs.splits import SplitBy, Splits
@@ -54,6 +55,10 @@ class ExportOptions:
     split_seed: int = 0
     sizes: bool | None = None
     card: bool | Mapping[str, Any] = False
+    blur: str | None = None
+    blur_only: Sequence[str] = ()
+    blur_strength: float = 1.0
+    blur_keep_unseen: bool = False
 
     def __post_init__(self) -> None:
         for name, lowest in (
@@ -81,9 +86,18 @@ class ExportOptions:
         ):
             raise ConfigError(
                 "quality, image_format and image_member are of images that are made smaller: give max_side or min_side"
-                " (--max-side, --min-side)"
+                " (--max-side, --min-side); or that are blurred: give blur (--blur)"
             )
 
+        if self.blur is None and (self.blur_only, self.blur_strength, self.blur_keep_unseen) != (
+            (),
+            1.0,
+            False,
+        ):
+            raise ConfigError(
+                "blur_only, blur_strength and blur_keep_unseen say how regions are blurred: give the column of their"
+                " boxes as blur (--blur)"
+            )
         if self.splits is None and (self.split_by, self.split_groups, self.split_seed) != (None, None, 0):
             raise ConfigError(
                 "split_by, split_groups and split_seed say how samples are shared out: give splits, as {'val': 0.01}"
@@ -109,7 +123,9 @@ class ExportOptions:
         ConfigError
             There is no such column, or it is of a type that does not fit.
         """
+        blurring = self.blurring
         named = [*(self.columns or ()), *(each for each in (self.filter_column, self.caption) if each)]
+        named += [] if blurring is None else blurring.columns
         if missing := [name for name in dict.fromkeys(named) if name not in columns]:
             hint = ". A condition is where= (--where)" if self.filter_column in missing else ""
             raise ConfigError(f"no such columns {missing}; the rows have {list(columns)}{hint}")
@@ -123,6 +139,8 @@ class ExportOptions:
             )
         if self.filter_column is not None:
             check_boolean(self.filter_column, rows.schema.field(self.filter_column).type)
+        if blurring is not None:
+            blurring.check(rows)
         if self.caption is not None:
             check_text(self.caption, rows.schema.field(self.caption).type)
         if self.where is not None:
@@ -130,9 +148,21 @@ class ExportOptions:
         if self.sharing is not None and self.sharing.by is not None:
             self.sharing.by.values(rows.slice(0, 0), columns)
 
+    def check_boxes(self, settings: Mapping[str, Any]) -> None:
+        """Raise ConfigError where boxes are of another image of a sample; `settings` are `FileRecord.settings`."""
+        made_by = settings.get(self.blur or "")
+        found = made_by.get("image_member") if isinstance(made_by, Mapping) else self.image_member
+        if found != self.image_member:
+            has = "no image_member" if found is None else f"image_member={found!r} (--image {found})"
+            raise ConfigError(
+                f"blur={self.blur!r}: its boxes were found with {has}: give the same here, as else another image of the"
+                " sample would be blurred"
+            )
+
     def names(self, columns: Sequence[str]) -> list[str]:
         """The columns that are named, of those that there are."""
         named = {*(self.columns or ()), self.filter_column, self.caption}
+        named |= set() if self.blurring is None else {*self.blurring.columns}
         named |= set() if self.where is None else {*Where(self.where).columns(columns)}
         if self.sharing is not None and self.sharing.by is not None:
             named |= {*self.sharing.by.columns(columns)}
@@ -160,13 +190,30 @@ class ExportOptions:
         return self.keys == "sequential" if self.keys is not None else self.old_id_col is not None
 
     @property
+    def condition(self) -> str | None:
+        """Which rows pass, by `where` and by what is to be blurred; None: all."""
+        known = None if self.blurring is None else self.blurring.condition
+        given = [f"({each}\n)" for each in (self.where, known) if each is not None]
+        return " AND ".join(given) if len(given) > 1 else self.where or known
+
+    @property
+    def blurring(self) -> Blurring | None:
+        """What is blurred; None: nothing."""
+        if self.blur is None:
+            return None
+        if isinstance(self.blur_only, str):
+            raise ConfigError(f"blur_only={self.blur_only!r} (--blur-only): expected a list of labels")
+        return Blurring(self.blur, tuple(self.blur_only), self.blur_strength, self.blur_keep_unseen)
+
+    @property
     def shrinking(self) -> Shrinking | None:
-        """Which images are made smaller, and how; None: none."""
-        if self.max_side is None and self.min_side is None:
+        """Which images are made smaller or blurred, and how; None: none."""
+        any_size = self.max_side is None and self.min_side is None
+        if any_size and self.blur is None:
             return None
         quality = DEFAULT_QUALITY if self.quality is None else self.quality
-        how = SmallerImages(self.max_side, self.min_side, self.image_format, quality)
-        return Shrinking(how, self.image_member)
+        how = SmallerImages(self.max_side, self.min_side, self.image_format, quality, any_size)
+        return Shrinking(how, self.image_member, self.blurring)
 
     def empty(self, fields: Mapping[str, int], samples: int) -> tuple[str, ...]:
         """Suffixes that all samples are to have, where so many of them have each."""

@@ -21,6 +21,7 @@ from typing import Any
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.parquet import without_leftovers
 from curator_dask.outputs.export_sizes import remove_sizes, sizes_there
+from curator_dask.outputs.left_out import UNBLURRED
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.placing import is_there, put
 from curator_dask.outputs.saving import check_writable, missing_folders, remove_empty
@@ -177,6 +178,7 @@ class ExportPlace:
             for part in _PARTS:
                 remove(join(folder, f"{name}{part}"), options)
             remove(manifest.file(f"{name}.parquet"), options)
+            remove(self.folder(UNBLURRED).file(f"{name}.parquet"), options)
         foreign = [name for name in stray if name[:-4] not in own]
         if foreign:
             logger.warning(
@@ -187,7 +189,8 @@ class ExportPlace:
         self._make_folders(names, own)
         # Else a tar that is replaced when the run dies would pass for the one that its manifest still speaks of.
         for number in todo:
-            remove(manifest.file(f"{names[number]}.parquet"), options)
+            for each in (manifest, self.folder(UNBLURRED)):
+                remove(each.file(f"{names[number]}.parquet"), options)
 
     def _check_links(self, names: Sequence[str]) -> None:
         """Raise OutputError where the folder of a split is a link: it may lead to tars that are read from."""

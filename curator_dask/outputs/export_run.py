@@ -120,7 +120,7 @@ class ExportRun:
             selected,
             self._shard_options,
             self._id_col,
-            options.where,
+            options.condition,
             options.filter_column,
             options.portable,
             options.without,
@@ -193,6 +193,7 @@ class ExportRun:
         made = () if shrinking is None else tuple(EXPORTED)
         record = read_record(rows.file(names[0]), rows.options) if names else None
         id_col = (record.id_col if record else None) or self._id_col
+        options.check_boxes({} if record is None else record.settings)
         new_keys = None
         if options.sequential:
             largest = shards.largest() if options.shard_bytes is not None else options.samples_per_shard

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.left_out import UNBLURRED
 from curator_dask.outputs.shrinking import EXPORTED
 from curator_dask.outputs.splits import SplitCount
 from curator_dask.rows.remarks import EXAMPLES
@@ -29,7 +30,7 @@ class ExportSummary:
     rows, kept, filtered, missing
         Rows that were looked at; those whose samples are in the new tars; those that did not pass, with those that
         `filter`, `top` and `without` of the dataset, or a pipeline's stages, have left out; and those that pass, but
-        whose sample is not in a tar, or not whole.
+        whose sample is not in a tar, or not whole, or has something to be blurred and cannot be.
     passing, unknown
         By clause of the condition, rows that pass it alone, and rows of which it says nothing.
     reasons, examples
@@ -70,6 +71,10 @@ class ExportSummary:
     images_left, images_left_examples
         Images that are as they were though they are too large, or of another format than was asked for: how many by
         kind of reason, and a few of each. The manifest has all of them.
+    images_blurred, regions_blurred
+        Images of which regions were blurred, and these.
+    images_beside_blurred
+        Of these samples, those with further images, which are as they were.
     no_caption
         Samples whose column of captions is null: their ``.txt`` is as it was, or as all have one, empty.
     kept_caption
@@ -119,6 +124,9 @@ class ExportSummary:
     image_bytes_before: int = 0
     image_bytes_after: int = 0
     images_grown: int = 0
+    images_blurred: int = 0
+    regions_blurred: int = 0
+    images_beside_blurred: int = 0
     images_left: Counter[str] = field(default_factory=Counter)
     images_left_examples: dict[str, list[str]] = field(default_factory=dict)
     card: str = ""
@@ -171,6 +179,9 @@ class ExportSummary:
             self.image_bytes_before += images["before"]
             self.image_bytes_after += images["after"]
             self.images_grown += images.get("grown", 0)  # exports before did not say it
+            self.images_blurred += images.get("blurred", 0)
+            self.regions_blurred += images.get("regions", 0)
+            self.images_beside_blurred += images.get("further", 0)
             self.images_left.update(images["left"])
             for kind, some in images["examples"].items():
                 known = self.images_left_examples.setdefault(kind, [])
@@ -179,8 +190,23 @@ class ExportSummary:
                 self.fields.subtract({before: count})
                 self.fields.update({after: count})
             self.fields = +self.fields
+        if lost := report.get(UNBLURRED):
+            self._add_left_out_samples(lost, split)
         if report["no_index"]:
             self.no_index[report["name"]] = report["no_index"]
+
+    def _add_left_out_samples(self, lost: Mapping[str, Any], split: str) -> None:
+        """Count samples that were to be in a tar of a split, and are not."""
+        self.kept -= lost["samples"]
+        self.missing += lost["samples"]
+        if split in self.splits:
+            self.splits[split].samples -= lost["samples"]
+        self.fields.subtract(lost["fields"])
+        self.fields = +self.fields
+        self.reasons.update(lost["reasons"])
+        for kind, some in lost["examples"].items():
+            known = self.examples.setdefault(kind, [])
+            known += some[: EXAMPLES - len(known)]
 
     def note_splits(self, counts: Mapping[str, SplitCount], notes: Sequence[str]) -> None:
         """Say how samples are shared out."""
@@ -284,12 +310,18 @@ class ExportSummary:
 
     def _image_lines(self) -> list[str]:
         lines = []
+        if self.images_blurred:
+            regions = counted(self.regions_blurred, "region")
+            lines.append(f"  {counted(self.images_blurred, 'image', 'was', 'were')} blurred, in {regions}")
+        if self.images_beside_blurred:
+            samples = counted(self.images_beside_blurred, "sample", "has", "have")
+            lines.append(f"  of these {samples} further images, which are as they were")
         if self.images_smaller or self.images_converted:
             converted = f", {self.images_converted:,} only put into another format" * bool(
                 self.images_converted
             )
             grown = f" ({counted(self.images_grown, 'file')} grew)" * bool(self.images_grown)
-            lines = [
+            lines += [
                 f"  {counted(self.images_smaller, 'image', 'was', 'were')} made smaller{converted}:"
                 f" {sized(self.image_bytes_before)} before, {sized(self.image_bytes_after)} now{grown}",
                 "  what rows and .json files say of images (width, height, bytes, sha256) is of those before:"

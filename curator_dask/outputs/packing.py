@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,10 +19,12 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.committing import Commits
 from curator_dask.frames.parquet import Footer, read_footer, write_table
 from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.blurring import BlurredImages, blurred_images
 from curator_dask.outputs.choosing import read_rows
-from curator_dask.outputs.contents import contents_of, text_of
+from curator_dask.outputs.contents import contents_of, keep_texts, text_of
 from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_columns import texts_of
+from curator_dask.outputs.left_out import UNBLURRED, put_left_out
 from curator_dask.outputs.manifest import where_from
 from curator_dask.outputs.placing import being_written, put, unwritten
 from curator_dask.outputs.selecting import FILES, TIMES, Folder, stamps_in
@@ -36,7 +37,7 @@ from curator_dask.webdataset.idx import index_content
 from curator_dask.webdataset.ranges import Ranges
 from curator_dask.webdataset.samples import key_text
 from curator_dask.webdataset.stamps import FileStamp, stamp
-from curator_dask.webdataset.writer import Contents, write_tar
+from curator_dask.webdataset.writer import write_tar
 
 #: Of the fingerprints: what is written of the same samples.
 _FORM = 1
@@ -192,22 +193,45 @@ class PackShard:
         if done is not None and done.record is not None:  # a worker died after it had written it
             return report_frame(done.record.report or {})
         with held_back():
-            return report_frame(self._pack(shard, name))
+            return report_frame(self._pack(shard))
 
-    def _pack(self, shard: NewShard, name: str) -> dict[str, Any]:
+    def _pack(self, shard: NewShard) -> dict[str, Any]:
         samples, stamps = self._samples(shard)
         keys = self._keys(shard, samples)
         table, record = self._rows(shard, samples, keys)
+        if self.shrinking is None or self.shrinking.blurring is None:
+            return self._write(shard, samples, stamps, keys, table, record)
+        contents, ends = contents_of(samples, keys, (), (), False, [])
+        if self.encoded is not None:
+            self.encoded.put(contents, keys, ends, table)
+        ranges = Ranges(stamps, self.shard_options)
+        with blurred_images(*self.shrinking.blurs, contents, ends, keys, table, ranges) as blurred:
+            put_left_out(self.manifest, self.name(shard.split, shard.number), blurred.left_out, samples)
+            kept = pa.array(blurred.kept)
+            keys = [keys[number] for number in blurred.kept.tolist()]
+            return self._write(shard, samples.take(kept), stamps, keys, table.take(kept), record, blurred)
+
+    def _write(
+        self,
+        shard: NewShard,
+        samples: pa.Table,
+        stamps: dict[str, FileStamp],
+        keys: Sequence[str],
+        table: pa.Table,
+        record: FileRecord,
+        blurred: BlurredImages | None = None,
+    ) -> dict[str, Any]:
+        name = self.name(shard.split, shard.number)
         left_alone: list[str] = []
         captions = [] if self.caption is None else texts_of(table, self.caption)
         contents, ends = contents_of(
             samples, keys, self.empty, self._fields(table), self.keep_fields, left_alone, captions
         )
         added = dict(Counter(contents.names[place].rpartition(".")[2] for place in contents.given))
-        kept = _keep_texts(contents, keys, ends, captions)
+        kept = keep_texts(contents, keys, ends, captions)
         if self.encoded is not None:
             self.encoded.put(contents, keys, ends, table)
-        images = None if self.shrinking is None else ShrunkImages(self.shrinking, contents, keys, ends)
+        images = ShrunkImages.of(self.shrinking, contents, keys, ends, blurred)
         path = self.target.file(f"{name}.tar")
         with contextlib.ExitStack() as after:
             try:
@@ -224,8 +248,9 @@ class PackShard:
                 raise unwritten(path, error) from error
             report = {
                 **_REPORT,
+                **({} if blurred is None else {UNBLURRED: blurred.lost}),
                 "name": name,
-                "rows": len(shard),
+                "rows": len(keys),
                 "bytes": size_of(),
                 "indexed": index is not None,
                 "index_bytes": 0 if index is None else len(index),
@@ -285,6 +310,7 @@ class PackShard:
         wanted = [*(self.schema.names if self.schema is not None else ()), *self.json_columns]
         wanted += [] if self.encoded is None else [self.encoded.column]
         wanted += [] if self.caption is None else [self.caption]
+        wanted += [] if self.shrinking is None else self.shrinking.columns
         tables, records = [], []
         numbers = samples.column("row").to_numpy()
         for number, name in enumerate(shard.files if wanted else ()):
@@ -328,19 +354,6 @@ class PackShard:
             return index_content(f"{name}.idx", names, offsets.tolist(), sizes.tolist(), ends), None
         except ShardError as error:
             return None, str(error)
-
-
-def _keep_texts(
-    contents: Contents, keys: Sequence[str], ends: Sequence[int], captions: Sequence[bytes | None]
-) -> int:
-    """How many samples have a ``.txt`` of their own, and no caption that takes its place."""
-    kept = 0
-    for key, (start, stop), caption in zip(keys, itertools.pairwise(ends), captions, strict=False):
-        there = (place for place in range(start, stop) if place not in contents.given)
-        kept += caption is None and any(
-            contents.names[place].removeprefix(f"{key}.").lower() == "txt" for place in there
-        )
-    return kept
 
 
 def _in_order(shard: NewShard, tables: Sequence[pa.Table]) -> pa.Table:
