@@ -26,6 +26,7 @@ LAYERS = (
     "recipe",
     "pipeline",
     "stages",
+    "compare",
     "info",
     "report",
     "image.embedders",

@@ -12,6 +12,7 @@ from curator_dask.cli.balance import balance
 from curator_dask.cli.caption import caption
 from curator_dask.cli.centroids import centroids
 from curator_dask.cli.classify import classify
+from curator_dask.cli.compare import compare
 from curator_dask.cli.curate import curate
 from curator_dask.cli.dedup import dedup
 from curator_dask.cli.embed import embed
@@ -234,6 +235,7 @@ app.command(**shown("score"))(score)
 app.command(**shown("join"))(join)
 app.command(**shown("filter"))(filter_rows)
 app.command(**shown("search"))(search)
+app.command(**shown("compare"))(compare)
 app.command(**shown("export"))(export)
 app.command(**shown("centroids"))(centroids)
 app.command(**shown("balance"))(balance)

@@ -93,6 +93,10 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             "search /data/out --like 000000012",
         ),
     ),
+    "compare": (
+        "Say how far two datasets are apart.",
+        ("compare /data/out /data/filtered", "compare /data/real /data/generated --json compared.json"),
+    ),
     "export": (
         "Write the images of chosen rows into new tars.",
         (
