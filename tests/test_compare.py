@@ -235,7 +235,7 @@ def test_columns_are_told_as_pandas_and_scipy_have_them(two, in_this_process):
     grey = columns["grey"]
     shares = one["grey"].mean(), other["grey"].mean()
     assert grey.distance == pytest.approx(abs(shares[0] - shares[1]))
-    assert dict((text, pair) for text, *pair in grey.values)["true"] == pytest.approx(shares)
+    assert {text: pair for text, *pair in grey.values}["true"] == pytest.approx(shares)
     words = columns["caption (words)"]
     assert words.mean == pytest.approx(
         [each["caption"].dropna().str.split().str.len().mean() for each in (one, other)]

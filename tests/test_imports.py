@@ -29,6 +29,7 @@ LAYERS = (
     "compare",
     "info",
     "report",
+    "retrieval",
     "image.embedders",
     "text",
     "image.fitting",

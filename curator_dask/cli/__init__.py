@@ -46,6 +46,7 @@ from curator_dask.cli.options import (
     workers_when_needed,
 )
 from curator_dask.cli.report import report
+from curator_dask.cli.retrieve import retrieve
 from curator_dask.cli.score import score
 from curator_dask.cli.search import search
 from curator_dask.collector import leave_quickly, look_rarely
@@ -235,6 +236,7 @@ app.command(**shown("score"))(score)
 app.command(**shown("join"))(join)
 app.command(**shown("filter"))(filter_rows)
 app.command(**shown("search"))(search)
+app.command(**shown("retrieve"))(retrieve)
 app.command(**shown("compare"))(compare)
 app.command(**shown("export"))(export)
 app.command(**shown("centroids"))(centroids)
