@@ -255,14 +255,14 @@ def test_vectors_that_cannot_be_compared_are_refused(tmp_path, two, in_this_proc
         compare_outputs(a, unknown)
     assert compare_outputs(a, unknown, check=False, sample=50, k=2, permutations=0).model is None
     wide = write(tmp_path / "wide", normal(50, 1, DIM + 1))
-    with pytest.raises(ConfigError, match="of 8 values, .*wide of 9|dim: 8, and 9"):
+    with pytest.raises(ConfigError, match=r"of 8 values, .*wide of 9|dim: 8, and 9"):
         compare_outputs(a, wide)
-    with pytest.raises(ConfigError, match="vectors of 8 values, .*wide of 9"):
+    with pytest.raises(ConfigError, match=r"vectors of 8 values, .*wide of 9"):
         compare_outputs(a, wide, check=False)
     few = write(tmp_path / "few", one[:7], bad=BAD, files=1)
     with pytest.raises(ConfigError, match="few: 'image_embedding' has 3 vectors in 7 rows"):
         compare_outputs(few, a)
-    with pytest.raises(NoColumnError, match="no column 'wdth'.*did you mean width"):
+    with pytest.raises(NoColumnError, match=r"no column 'wdth'.*did you mean width"):
         compare_outputs(a, a, columns=["wdth"])
     with pytest.raises(OutputError, match="no Parquet file"):
         compare_outputs(a, tmp_path / "none")

@@ -130,7 +130,7 @@ def test_groups_that_were_compared_are_kept(data, tmp_path, in_this_process, mon
         return broken(self, name)
 
     monkeypatch.setattr(finding.FindNearest, "make", make)
-    with pytest.raises(ShardError, match="00003.parquet: no power. What was finished is kept"):
+    with pytest.raises(ShardError, match=r"00003.parquet: no power. What was finished is kept"):
         retrieve(pool, queries, tmp_path / "out", top=3)
     assert len(list((tmp_path / "out.work").rglob("*-counts.npy"))) == 3
     assert not list((tmp_path / "out").glob("*.parquet"))

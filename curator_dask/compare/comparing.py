@@ -13,7 +13,8 @@ from itertools import product
 import numpy as np
 
 from curator_dask.compare.columns import compare_columns
-from curator_dask.compare.comparison import Cmmd, Compared, Comparison, Frechet, Near, Shared
+from curator_dask.compare.comparison import Comparison
+from curator_dask.compare.figures import Cmmd, Compared, Frechet, Near, Shared
 from curator_dask.compare.kernel import discrepancies
 from curator_dask.compare.moments import Gaussian, frechet
 from curator_dask.compare.neighbours import Neighbours, neighbours, radii
@@ -68,9 +69,9 @@ def compare_outputs(
 ) -> Comparison:
     """Compare two outputs by their vectors, and by the columns that both have.
 
-    Every vector counts for the Fréchet distance: mean and covariance are summed in float64 in one pass, and what is held does
-    not grow with the rows. All else of vectors is of a sample. Each figure stands beside those of two random parts of one
-    output, of as many rows: what is as small as these is no difference.
+    Every vector counts for the Fréchet distance: mean and covariance are summed in float64 in one pass, and what is
+    held does not grow with the rows. All else of vectors is of a sample. Each figure stands beside those of two random
+    parts of one output, of as many rows: what is as small as these is no difference.
 
     Parameters
     ----------
@@ -135,7 +136,8 @@ def compare_outputs(
             " Fréchet distance is of chance in a large part. Believe CMMD, or take more rows"
         )
     comparison = Comparison(
-        *outputs,
+        outputs[0],
+        outputs[1],
         column if names[0] == names[1] else " and ".join(names),
         seen[0].dim,
         model,
@@ -259,7 +261,7 @@ def _frechet(seen: Sequence[Seen]) -> Frechet:
     every = frechet(*(Gaussian(each.whole) for each in seen)) if has_rest else double
     rows = min(each.moments[part].count for each in seen for part in (0, 1))
     # A distance of n rows is off by about c / n: of twice as many by half of that.
-    return Frechet(across, *within, rows, every, 2 * double - across)
+    return Frechet(across, within[0], within[1], rows, every, 2 * double - across)
 
 
 def _cmmd(draws: Sequence[Sequence[Drawn]], permutations: int, seed: int) -> Cmmd:

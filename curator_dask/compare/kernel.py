@@ -1,8 +1,8 @@
 """CMMD: how far two sets of unit vectors are by a Gaussian kernel, in blocks of all pairs.
 
 Jayasumana et al. 2024 (Rethinking FID): the squared maximum mean discrepancy with a kernel of sigma 10, times 1000.
-Of unit vectors all values of the kernel lie between 0.98 and 1, and what is looked for in their seventh digit. So sums are
-of 1 minus the kernel, which float32 holds to seven digits of its own, in float64.
+Of unit vectors all values of the kernel lie between 0.98 and 1, and what is looked for in their seventh digit. So sums
+are of 1 minus the kernel, which float32 holds to seven digits of its own, in float64.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Discrepancies:
     chance: np.ndarray
 
     def biased(self, one: Sequence[int], other: Sequence[int]) -> float:
-        """CMMD of two unions of as many sets, with the pairs of a vector with itself: as the authors' program has it."""
+        """CMMD of two unions of as many sets, with the pairs of a vector and itself, as the authors' program has it."""
         within = sum(self.unlike[np.ix_(each, each)].sum() for each in (one, other))
         across = self.unlike[np.ix_(one, other)].sum()
         return float(SCALE * (2 * across - within) / (len(one) * self.rows) ** 2)
@@ -54,8 +54,8 @@ class Discrepancies:
 def discrepancies(sets: Sequence[np.ndarray], permutations: int, seed: int) -> Discrepancies:
     """Compare sets of unit vectors, each with each.
 
-    All pairs of vectors are looked at, some thousand a side at a time. With signs s of 1 and -1 for two halves of n rows
-    their distance is -sᵀ(1 - K)s / n²: so a permutation costs a column more of a product.
+    All pairs of vectors are looked at, some thousand a side at a time. With signs s of 1 and -1 for two halves of n
+    rows their distance is -sᵀ(1 - K)s / n²: so a permutation costs a column more of a product.
 
     Parameters
     ----------

@@ -91,7 +91,8 @@ class Gaussian:
         import torch
 
         values, vectors = torch.linalg.eigh(self.covariance)
-        return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        found: torch.Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        return found
 
 
 def frechet(one: Gaussian, other: Gaussian) -> float:
@@ -105,7 +106,7 @@ def frechet(one: Gaussian, other: Gaussian) -> float:
 
     with torch.inference_mode():
         product = one.root @ other.covariance @ one.root
-        shared = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum().item()
-        traces = (one.covariance.trace() + other.covariance.trace()).item()
+        shared = float(torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum())
+        traces = float(one.covariance.trace() + other.covariance.trace())
     apart = one.mean - other.mean
     return max(0.0, float(apart @ apart) + traces - 2 * shared)

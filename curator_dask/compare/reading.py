@@ -1,14 +1,14 @@
 """One pass over the vectors of an output: their moments, and a sample of them.
 
-Each row draws a number by its place in the files and the seed. By this it belongs to one of two parts of an output, which
-are as large as those of the other output, or to its rest; and the lowest numbers of a part are its sample. So what is drawn
-depends on neither blocks nor workers.
+Each row draws a number by its place in the files and the seed. By this it belongs to one of two parts of an output,
+which are as large as those of the other output, or to its rest; and the lowest numbers of a part are its sample. So
+what is drawn depends on neither blocks nor workers.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -17,16 +17,13 @@ import numpy as np
 from curator_dask.compare.moments import Moments
 from curator_dask.dedup.products import exact_dots
 from curator_dask.errors import OutputError
-from curator_dask.frames.columns import list_to_matrix, unit
-from curator_dask.frames.faults import faults_told
-from curator_dask.frames.parquet import open_parquet
+from curator_dask.frames.columns import unit
+from curator_dask.outputs.vectors import vectors_of
 from curator_dask.report.tasks import on_cluster
 from curator_dask.storage import Options
 
 #: Parts of an output that are compared, and with the rest all of it.
 PARTS = 2
-#: What may be wrong with a vector, so that it is set aside.
-NULL, NOT_FINITE, ZERO = "null", "not finite", "zero"
 _BLOCK = 8192  # rows that are read at once
 _TASKS = 16  # each gives back a matrix of dim x dim for each part
 
@@ -143,13 +140,17 @@ class ReadVectors:
         seen = Seen()
         for number in numbers:
             random = np.random.default_rng([*self.side.seed, number])
-            for first, matrix, good in vectors_of(self.side, number, seen.dim, seen.aside):
+            first, side = 0, self.side
+            for matrix, good in vectors_of(
+                side.paths[number], side.options, side.column, seen.dim, seen.aside, _BLOCK
+            ):
                 draws = random.random(len(good))
                 if not seen.dim and good.any():
                     seen.dim = matrix.shape[1]
                     seen.moments = [Moments.none(seen.dim) for _ in range(PARTS + 1)]
                 if good.any():
                     self._count(seen, number, first, matrix, np.flatnonzero(good), draws)
+                first += len(good)
         return seen
 
     def _count(
@@ -192,53 +193,15 @@ class FindNearest:
 
         best, dim = np.full(len(self.asked), -1.0), self.asked.shape[1]
         device = backend.current().torch_device
-        asked = torch.from_numpy(self.asked).to(device)
+        asked, side = torch.from_numpy(self.asked).to(device), self.side
         for number in numbers:
-            for _, matrix, good in vectors_of(self.side, number, dim, Counter()):
+            for matrix, good in vectors_of(side.paths[number], side.options, side.column, dim, Counter()):
                 vectors = unit(matrix[good])
                 if len(vectors):
                     with torch.inference_mode():
                         nearest = (asked @ torch.from_numpy(vectors).to(device).T).argmax(1).cpu().numpy()
                     best = np.maximum(best, exact_dots(self.asked, vectors[nearest]))
-        return np.minimum(best, 1)
-
-
-def vectors_of(
-    side: Side, number: int, dim: int, aside: Counter[str]
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """The vectors of a file, some thousand at a time: the number of the first row, the vectors, and which are good.
-
-    Parameters
-    ----------
-    side, number
-        Which file.
-    dim
-        How long they are to be; 0: not known yet.
-    aside
-        In which those are counted that are not good.
-
-    Raises
-    ------
-    OutputError
-        They are of several lengths, or none.
-    """
-    path, first = side.paths[number], 0
-    with faults_told(path), open_parquet(path, side.options) as file:
-        for batch in file.iter_batches(batch_size=_BLOCK, columns=[side.column]):
-            try:
-                matrix, valid = list_to_matrix(batch.column(0), dim or None)
-            except ValueError as error:
-                raise OutputError(
-                    f"{path}: {side.column!r}: {error}. All vectors of an output are to be of one model"
-                ) from error
-            finite = np.isfinite(matrix).all(1)
-            zero = valid & ~matrix.any(1)
-            dim = dim or (matrix.shape[1] if valid.any() else 0)
-            for fault, rows in ((NULL, ~valid), (NOT_FINITE, ~finite), (ZERO, zero)):
-                if rows.any():
-                    aside[fault] += int(rows.sum())
-            yield first, matrix, valid & finite & ~zero
-            first += len(valid)
+        return np.asarray(np.minimum(best, 1))
 
 
 def read_side(side: Side) -> Seen:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from curator_dask.compare.columns import ColumnDifference
-from curator_dask.compare.comparison import Compared, Comparison, Distance, Near
+from curator_dask.compare.figures import Compared, Distance, Figures, Near
 from curator_dask.words import counted, printable
 
 _VALUE, _COLUMNS = 24, 40  # characters of a value, and columns, that are shown
 
 
-def told(found: Comparison) -> list[str]:
+def told(found: Figures) -> list[str]:
     """Lines for a terminal."""
     lines = [*_side("A", found.a), *_side("B", found.b)]
     of = f", of {found.model}" if found.model else ""
@@ -31,7 +31,7 @@ def _side(name: str, side: Compared) -> list[str]:
     ]
 
 
-def _distances(found: Comparison) -> list[str]:
+def _distances(found: Figures) -> list[str]:
     grid = [["vectors", "A to B", "A to A", "B to B", "rows of each", "A to B, all"]]
     for name, distance in (("Fréchet distance", found.frechet), ("CMMD", found.cmmd)):
         grid.append([name, *_figures(distance), f"{distance.rows:,}", _figure(distance.all)])
@@ -46,11 +46,11 @@ def _distances(found: Comparison) -> list[str]:
         "difference. Both distances are larger of few rows; for any number of rows the Fréchet distance is about"
         f" {_figure(found.frechet.unlimited)}.",
     ]
-    if found.cmmd.p is not None:
+    if (p := found.cmmd.p) is not None:
+        sign = "<" if p * (1 + found.cmmd.permutations) < 1.5 else "="
         lines.append(
-            f"CMMD as large as of all of the sample ({_figure(found.cmmd.all)}; without bias"
-            f" {_figure(found.cmmd.unbiased)}) comes by chance with p {'<=' * (found.cmmd.p * (1 + found.cmmd.permutations) < 1.5) or '='}"
-            f" {found.cmmd.p:.2g}."
+            f"CMMD of all of the sample ({_figure(found.cmmd.all)}; without bias {_figure(found.cmmd.unbiased)}) is as"
+            f" large by chance with p {sign} {p:.2g}."
         )
     return lines
 
@@ -63,7 +63,7 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value + 0.0:.4g}"
 
 
-def _nearest(found: Comparison) -> list[str]:
+def _nearest(found: Figures) -> list[str]:
     one, other = found.near
     grid = [["rows with a near one in all of the other", "of A, in B", "of B, in A"]]
     for eps in one.shares:
@@ -83,7 +83,7 @@ def _interval(near: Near, eps: str) -> str:
     return f"{share:.1%} ({low:.1%} to {high:.1%})"
 
 
-def _columns(found: Comparison) -> list[str]:
+def _columns(found: Figures) -> list[str]:
     lines, columns = [], found.columns
     some = [each for each in columns.both if each.kind != "class"][:_COLUMNS]
     if some:

@@ -1,14 +1,13 @@
 """The nearest rows of files of a pool, for each query: found by fast products, decided by exact ones.
 
-Every vector is compared with every query. A fast product says which may be among the nearest; that is decided by the same
-sum in float64, a pair at a time, and of equal ones the first in the pool goes before. So what is found depends on neither
-blocks, nor how files are dealt out, nor devices.
+Every vector is compared with every query. A fast product says which may be among the nearest; that is decided by the
+same sum in float64, a pair at a time, and of equal ones the first in the pool goes before. So what is found depends on
+neither blocks, nor how files are dealt out, nor devices.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,19 +16,14 @@ import numpy as np
 from curator_dask.dedup.phases import Phase
 from curator_dask.dedup.products import REDUCED_MARGIN, Block, exact_pairs, largest, products
 from curator_dask.dedup.scanning import Source
-from curator_dask.errors import ShardError
-from curator_dask.frames.columns import list_to_matrix, unit
-from curator_dask.frames.faults import faults_told
-from curator_dask.frames.parquet import open_parquet
-from curator_dask.storage import Options
+from curator_dask.frames.columns import unit
+from curator_dask.outputs.vectors import FAULTS, vectors_of
 
 if TYPE_CHECKING:
     import torch
 
 #: The file of the queries' vectors, of the phase.
 QUERIES = "queries.vectors"
-#: What may be wrong with a vector, so that it is set aside.
-FAULTS = ("null", "not finite", "zero")
 #: How far a float32 product of unit vectors of some thousand values may be off.
 _MARGIN = 1e-4
 _ROWS, _ASKED = 4096, 1024  # of the pool and of the queries that are multiplied at once
@@ -118,7 +112,7 @@ class FindNearest:
         asked = Block(np.array(self.phase.vectors(QUERIES, self.dim)))
         best, aside, first = Best.none(len(asked.vectors), self.top), Counter[str](), 0
         for source in self.groups[name]:
-            for matrix, good in vectors_of(source.path, source.options, self.column, self.dim, aside):
+            for matrix, good in vectors_of(source.path, source.options, self.column, self.dim, aside, _ROWS):
                 rows = np.flatnonzero(good)
                 if len(rows):
                     self._compare(asked, Block(unit(matrix[rows])), first + rows, best)
@@ -178,37 +172,3 @@ def _may_be(found: torch.Tensor, least: np.ndarray, top: int, margin: float) -> 
             hits[many] = some[many] >= bound[many].maximum(ends)[:, None]
         at = torch.nonzero(hits).cpu()
         return rows.cpu()[at[:, 0]].numpy(), at[:, 1].numpy()
-
-
-def vectors_of(
-    path: str, options: Options, column: str, dim: int, aside: Counter[str]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The vectors of a file, some thousand at a time, and which of them have a direction.
-
-    Parameters
-    ----------
-    path, options, column
-        Which.
-    dim
-        How long they are to be; 0: not known.
-    aside
-        In which the others are counted.
-
-    Raises
-    ------
-    ShardError
-        The file cannot be read, or has other vectors.
-    """
-    with faults_told(path, ShardError), open_parquet(path, options) as file:
-        for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):
-            try:
-                matrix, valid = list_to_matrix(batch.column(0), dim or None)
-            except ValueError as error:
-                raise ShardError(
-                    f"{path}: {column!r}: {error}. Queries and pool are to be of one model"
-                ) from None
-            dim = dim or matrix.shape[1]
-            finite, zero = np.isfinite(matrix).all(1), valid & ~matrix.any(1)
-            for fault, rows in zip(FAULTS, (~valid, ~finite, zero), strict=True):
-                aside[fault] += int(rows.sum())
-            yield matrix, valid & finite & ~zero

@@ -35,8 +35,9 @@ from curator_dask.outputs.failed import tell_others
 from curator_dask.outputs.nearest import VectorFiles
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_apart, opened
+from curator_dask.outputs.vectors import FAULTS, vectors_of
 from curator_dask.outputs.writing import Output
-from curator_dask.retrieval.finding import FAULTS, NOWHERE, QUERIES, Best, FindNearest, vectors_of
+from curator_dask.retrieval.finding import NOWHERE, QUERIES, Best, FindNearest
 from curator_dask.retrieval.summary import RetrievalSummary
 from curator_dask.retrieval.writing import (
     BY,
@@ -81,10 +82,10 @@ def retrieve(
 ) -> RetrievalSummary:
     """Find the rows of a pool that are nearest to each query, and write them as an output of their own.
 
-    So DINOv2's dataset was made (Oquab et al. 2023): for each image of a curated set its nearest of an uncurated pool, and
-    of these the union. Every vector is compared with every query; no pair is missed. A row that several queries have found
-    is written once, with all its columns, and ``retrieved_by`` and ``retrieved_similarity``: how many queries have found
-    it, and the largest cosine with one of these.
+    So DINOv2's dataset was made (Oquab et al. 2023): for each image of a curated set its nearest of an uncurated pool,
+    and of these the union. Every vector is compared with every query; no pair is missed. A row that several queries
+    have found is written once, with all its columns, and ``retrieved_by`` and ``retrieved_similarity``: how many
+    queries have found it, and the largest cosine with one of these.
 
     Parameters
     ----------
@@ -92,15 +93,15 @@ def retrieve(
         What `save_metadata` or ``curator-dask embed`` wrote with one model, or other Parquet files with vectors. Each
         worker holds the queries' vectors, 4 bytes a value; a task holds 16 bytes for each row of a query besides.
     output
-        A folder of this machine that all workers see: files of the pool's names with the rows found. The folder ``.work``
-        beside it is for what lies between, from which an interrupted call goes on; it goes in the end.
+        A folder of this machine that all workers see: files of the pool's names with the rows found. The folder
+        ``.work`` beside it is for what lies between, from which an interrupted call goes on; it goes in the end.
     top
         Rows of each query, at most. Of rows that are equally near the first in the pool are taken.
     similarity
         Cosine that they have at least, -1 to 1.
     pairs
-        A Parquet file to write with a row for each pair: ``query``, ``query_url``, ``key``, ``__url__``, ``rank`` (from 1)
-        and ``similarity``.
+        A Parquet file to write with a row for each pair: ``query``, ``query_url``, ``key``, ``__url__``, ``rank`` (from
+        1) and ``similarity``.
     column, queries_column
         Of the vectors; None: those of the queries have the same name.
     check
@@ -227,7 +228,8 @@ def _queries(files: VectorFiles) -> tuple[np.ndarray, list[tuple[str, np.ndarray
     counts = {fault: aside[fault] for fault in FAULTS if aside[fault]}
     if total == aside.total():
         raise ConfigError(
-            f"{next(iter(files.records))}: no row has a vector in {files.column!r} that can be compared ({counts or 'no rows'})"
+            f"{next(iter(files.records))}: no row has a vector in {files.column!r} that can be compared"
+            f" ({counts or 'no rows'})"
         )
     whole = np.concatenate([each for each in parts if each.shape[1]])
     return whole, places, RetrievalSummary(queries=total, queries_aside=counts)

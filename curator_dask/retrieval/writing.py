@@ -116,7 +116,7 @@ class WriteRetrieved:
         return report_frame(report_since(shown, kept, id_col, errors_of(kept)))
 
     def _read(self, path: str, rows: np.ndarray) -> tuple[pa.Table, int, FileRecord]:
-        """Those rows, how many there are, and what the file says of itself; of row groups without them nothing is read."""
+        """Those rows, of how many, and what the file says of itself; row groups without them are not read."""
         parts, first = [], 0
         with faults_told(path, ShardError), open_parquet(path, self.source.options) as file:
             schema = file.schema_arrow
