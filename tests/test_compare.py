@@ -158,6 +158,7 @@ def two(tmp_path):
         grey=(rng.random(900) < 0.2).tolist(),
         caption=[f"  a photograph of {'x' * (row % 7)} {row}" if row % 9 else None for row in range(900)],
         odd=["text"] * 900,
+        own=[f"one {row}" if row < 9 else None for row in range(900)],
         lone=[1] * 900,
     )
     b = write(
@@ -168,6 +169,7 @@ def two(tmp_path):
         grey=(rng.random(500) < 0.6).tolist(),
         caption=[f"photo {row}" for row in range(500)],
         odd=[1.5] * 500,
+        own=[f"another {row}" if row < 9 else None for row in range(500)],
     )
     return a, b, one, other
 
@@ -241,6 +243,8 @@ def test_columns_are_told_as_pandas_and_scipy_have_them(two, in_this_process):
         [each["caption"].dropna().str.split().str.len().mean() for each in (one, other)]
     )
     assert words.filled == (one["caption"].notna().mean(), 1.0)
+    assert "key (words)" not in columns and "__url__" not in columns
+    assert columns["own (characters)"].distance == 1  # few texts, each of one row alone
     assert found.only == (["lone"], []) and found.unlike == ["odd"]
 
 

@@ -19,7 +19,7 @@ from curator_dask.report.rows import short
 from curator_dask.storage import Options
 from curator_dask.words import none_of_these
 
-#: Values of a column up to which they are classes; of more it is free text, of which lengths are compared.
+#: Values of a column up to which they are classes; of more, or where few come twice, lengths are compared.
 CLASSES = 200
 #: Values of a column of classes that are kept: those whose shares differ most.
 VALUES = 5
@@ -211,12 +211,17 @@ def _differences(
     one, other = looks
     if not (isinstance(one, TextLook) and isinstance(other, TextLook)):
         return [_of_numbers(name, "number", filled, one.numbers, other.numbers)]
-    if not any(each.more or len(each.texts) > CLASSES for each in (one, other)):
+    if not any(_is_free(each) for each in (one, other)):
         return [_of_classes(name, filled, (one.texts, other.texts))]
     return [
         _of_numbers(f"{name} ({what})", "length", filled, getattr(one, what), getattr(other, what))
         for what in ("characters", "words")
     ]
+
+
+def _is_free(look: Look) -> bool:
+    """Whether texts are no names of classes: there are many, or nearly each is of one row alone."""
+    return look.more or len(look.texts) > min(CLASSES, max(2, look.known // 2))
 
 
 def _of_numbers(

@@ -43,9 +43,10 @@ def _distances(found: Figures) -> list[str]:
     lines = _aligned(grid)
     lines += [
         "A to A and B to B are two random parts of one output: what is as small as these, or as near to 1, is no",
-        "difference. Both distances are larger of few rows; for any number of rows the Fréchet distance is about"
-        f" {_figure(found.frechet.unlimited)}.",
+        "difference. Both distances are larger of few rows.",
     ]
+    if found.frechet.rows > found.dim:
+        lines[-1] += f" Of ever more, the Fréchet distance would be about {_figure(found.frechet.unlimited)}."
     if (p := found.cmmd.p) is not None:
         sign = "<" if p * (1 + found.cmmd.permutations) < 1.5 else "="
         lines.append(
