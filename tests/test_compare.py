@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -12,17 +13,20 @@ import pytest
 import scipy.linalg
 import scipy.spatial
 import scipy.stats
+from colours import ColourReader, write_dataset
 from test_cli import run_here
 from test_heads import L14
 
 from curator_dask.compare import compare_outputs, reading
 from curator_dask.compare.kernel import discrepancies
 from curator_dask.compare.moments import Gaussian, Moments, frechet
-from curator_dask.compare.neighbours import neighbours, radii
+from curator_dask.compare.neighbours import most_own, neighbours, radii
 from curator_dask.compare.reading import Side, read_side
+from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, NoColumnError, OutputError
 from curator_dask.frames.parquet import write_table
 from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.filtering import filter_output
 
 DIM = 8
 INFO = {**L14, "dim": DIM, "normalized": False}
@@ -285,6 +289,36 @@ def test_fewer_rows_than_values_are_told(tmp_path, in_this_process):
     # An output and itself have no distance.
     same = compare_outputs(a, a, k=5, permutations=0)
     assert same.frechet.all == pytest.approx(0, abs=1e-4) and same.near[0].shares["0"][0] == 1
+
+
+def test_rows_that_one_set_has_alone():
+    own, others = normal(60, 1), normal(50, 2)
+    own[20:26] = own[20] + 40  # copies that the others have nothing like, of which one is shown
+    found = most_own(own, radii(own, 3), others, 3, 5)
+    assert found[0] == (20, 0)
+    assert not {at for at, _ in found[1:]} & {*range(20, 26)}
+    pairs = scipy.spatial.distance.cdist
+    ratio = np.sort(pairs(own, own), 1)[:, 3] / np.sort(pairs(own, others), 1)[:, 2]
+    assert [ratio[at] for at, _ in found] == pytest.approx([each for _, each in found])
+    assert [each for _, each in found] == sorted(each for _, each in found)
+
+
+def test_a_page_shows_what_one_has_alone(tmp_path, in_this_process):
+    write_dataset(tmp_path / "data")
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data", id_col="key")
+    ColourReader()(dataset).save_metadata(tmp_path / "a")
+    filter_output(tmp_path / "a", tmp_path / "b", where="key < '000010005'")
+    page = tmp_path / "page.html"
+    compare_outputs(tmp_path / "a", tmp_path / "b", page=page, k=1, permutations=0, check=False)
+    text = page.read_text()
+    assert text.count('class="fa"') == text.count('class="fb"') > 0 and "Fréchet distance" in text
+    assert "http" not in text.replace("http://www.w3.org", "") and "<script" not in text
+    most = text[text.index("Most like A") : text.index("Most like B")]
+    shown = re.findall(r'<img src="data:image/webp;base64,[^"]+" alt="([^"]+)">', most)
+    in_b = {*pq.read_table(tmp_path / "b")["key"].to_pylist()}
+    assert shown and not {*shown} & in_b
+    with pytest.raises(ConfigError, match="expected the name of a file"):
+        compare_outputs(tmp_path / "a", tmp_path / "b", page=tmp_path)
 
 
 def test_a_cluster_finds_the_same(two, tmp_path, request):

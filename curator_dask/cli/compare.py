@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -33,6 +34,14 @@ def compare(
         ),
     ],
     b: Annotated[str, typer.Argument(metavar="B", help="The same of what is new, made or after.")],
+    page: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="PAGE",
+            help="A file to write, such as compared.html: the tables, histograms, and images that one has alone.",
+            show_default=False,
+        ),
+    ] = None,
     columns: Annotated[
         list[str] | None,
         typer.Option(
@@ -94,6 +103,7 @@ def compare(
                 column=column,
                 b_column=b_column,
                 columns=names,
+                page=page,
                 sample=sample,
                 k=k,
                 permutations=permutations,

@@ -102,7 +102,7 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "compare": (
         "Say how far two datasets are apart.",
-        ("compare /data/out /data/filtered", "compare /data/real /data/generated --json compared.json"),
+        ("compare /data/out /data/filtered", "compare /data/real /data/generated compared.html"),
     ),
     "export": (
         "Write the images of chosen rows into new tars.",

@@ -21,6 +21,8 @@ from curator_dask.words import none_of_these
 
 #: Values of a column up to which they are classes; of more, or where few come twice, lengths are compared.
 CLASSES = 200
+#: Bars of a histogram.
+BARS = 40
 #: Values of a column of classes that are kept: those whose shares differ most.
 VALUES = 5
 #: Of the Kolmogorov-Smirnov distance: what two samples of one kind stay below in 95 of 100 cases (Smirnov 1948).
@@ -52,6 +54,9 @@ class ColumnDifference:
         Of a Kolmogorov-Smirnov distance: what two samples of one kind, and of so many, stay below in 95 of 100 cases.
     values
         Of classes those that differ most: value, share in A, share in B.
+    bars
+        Of numbers and lengths a histogram: its ends, which are the outermost quantiles of 1 %, and the shares of A and
+        of B in each of its bars; what lies beyond is in the outermost.
     """
 
     name: str
@@ -63,6 +68,13 @@ class ColumnDifference:
     distance: float | None = None
     chance: float | None = None
     values: list[tuple[str, float, float]] = field(default_factory=list)
+    bars: tuple[float, float, list[float], list[float]] | None = None
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether nearly all values are one, the same in both: digests are as long as one another."""
+        ends = [] if self.quantiles is None else [side[at] for side in self.quantiles for at in (0, -1)]
+        return self.distance == 0 and len({*ends}) == 1
 
     @property
     def apart(self) -> float:
@@ -213,10 +225,11 @@ def _differences(
         return [_of_numbers(name, "number", filled, one.numbers, other.numbers)]
     if not any(_is_free(each) for each in (one, other)):
         return [_of_classes(name, filled, (one.texts, other.texts))]
-    return [
+    lengths = [
         _of_numbers(f"{name} ({what})", "length", filled, getattr(one, what), getattr(other, what))
         for what in ("characters", "words")
     ]
+    return [each for each in lengths if not each.is_constant]
 
 
 def _is_free(look: Look) -> bool:
@@ -238,8 +251,21 @@ def _of_numbers(
         found.mean = (float(left.mean()), float(right.mean()))
         found.quantiles = tuple(tuple(np.quantile(each, QUANTILES).tolist()) for each in (left, right))  # type: ignore[assignment]
         found.distance = kolmogorov(left, right)
+        found.bars = _bars(left, right)
         found.chance = _KOLMOGOROV * math.sqrt(1 / len(left) + 1 / len(right))
     return found
+
+
+def _bars(one: np.ndarray, other: np.ndarray) -> tuple[float, float, list[float], list[float]]:
+    """A histogram of two sorted arrays."""
+    low = float(min(np.quantile(each, 0.01) for each in (one, other)))
+    high = float(max(np.quantile(each, 0.99) for each in (one, other)))
+    inner = np.linspace(low, high, BARS + 1)[1:-1]
+    shares = []
+    for each in (one, other):
+        counts = np.diff(np.searchsorted(each, inner, side="left"), prepend=0, append=len(each))
+        shares.append((counts / len(each)).tolist())
+    return low, high, shares[0], shares[1]
 
 
 def kolmogorov(one: np.ndarray, other: np.ndarray) -> float:

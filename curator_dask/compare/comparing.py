@@ -18,6 +18,7 @@ from curator_dask.compare.figures import Cmmd, Compared, Frechet, Near, Shared
 from curator_dask.compare.kernel import discrepancies
 from curator_dask.compare.moments import Gaussian, frechet
 from curator_dask.compare.neighbours import Neighbours, neighbours, radii
+from curator_dask.compare.page import write_page
 from curator_dask.compare.reading import Drawn, Seen, Side, nearest_in, read_side
 from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError, OutputError
@@ -29,6 +30,7 @@ from curator_dask.info.footers import FileFacts, Footers
 from curator_dask.models.families import said_of
 from curator_dask.outputs.nearest import VectorFiles
 from curator_dask.outputs.placing import locate
+from curator_dask.report.making import check_page
 from curator_dask.rows.best import is_number
 from curator_dask.runs.step import how_read
 from curator_dask.storage import Options
@@ -59,6 +61,7 @@ def compare_outputs(
     column: str = EMBEDDING_COLUMN,
     b_column: str | None = None,
     columns: Sequence[str] | None = None,
+    page: str | os.PathLike[str] | None = None,
     sample: int = SAMPLE,
     k: int = K,
     permutations: int = PERMUTATIONS,
@@ -81,6 +84,9 @@ def compare_outputs(
         Of the vectors; None: that of B has the same name.
     columns
         Other columns to compare; None: all that both have. Of many rows those of some row groups are read.
+    page
+        An HTML file to write with the tables, histograms and pictures of what one output has alone; tars are opened for
+        these.
     sample
         Rows of each output of which all pairs are looked at, at most: for CMMD and for neighbours.
     k
@@ -105,6 +111,7 @@ def compare_outputs(
     """
     started = time.monotonic()
     check_counts(sample=sample, k=k)
+    target = None if page is None else check_page(page)
     for name, value in (("permutations", permutations), ("seed", seed)):
         if not is_number(value, numbers.Integral) or value < 0:
             raise ConfigError(f"{name}={value!r}: expected a whole number of at least 0")
@@ -154,6 +161,9 @@ def compare_outputs(
     if paths[0] == paths[1]:
         notes.append("A and B are the same folder")
     comparison.seconds = time.monotonic() - started
+    if target is not None:
+        write_page(target, comparison, draws, files, k)
+        logger.info("%s", target)
     return comparison
 
 

@@ -55,6 +55,53 @@ def radii(vectors: np.ndarray, k: int) -> np.ndarray:
     return np.concatenate(found)
 
 
+def reach(vectors: np.ndarray, others: np.ndarray, k: int) -> np.ndarray:
+    """float64 (n,): squared distance of each vector to its k-th nearest of another set."""
+    import torch
+
+    found = []
+    with torch.inference_mode():
+        (whole, squares), (right, theirs) = _ready(vectors), _ready(others)
+        for start in range(0, len(whole), _BLOCK):
+            apart = _apart(whole, squares, slice(start, start + _BLOCK), right, theirs)
+            found.append(apart.kthvalue(k, dim=1).values.cpu().numpy())
+    return np.concatenate(found)
+
+
+def most_own(
+    vectors: np.ndarray, own: np.ndarray, others: np.ndarray, k: int, count: int
+) -> list[tuple[int, float]]:
+    """The vectors of a set that are most like its others, and least like another set's.
+
+    By the distance to the k-th nearest of their own over that to the k-th of the others: near 0 where the other set has
+    nothing like it. Of vectors that lie in one ball one is taken.
+
+    Parameters
+    ----------
+    vectors, own
+        Float32 (n, dim), and their `radii` by k.
+    others
+        Float32 (m, dim).
+    k, count
+        Which neighbour; how many are wanted.
+
+    Returns
+    -------
+    Numbers of the vectors, and the ratio of the distances of each.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.sqrt(own / reach(vectors, others, k))
+    found: list[tuple[int, float]] = []
+    for at in np.argsort(np.nan_to_num(ratio, nan=1.0), kind="stable").tolist():
+        if not ratio[at] < 1 or len(found) == count:
+            break
+        chosen = [each for each, _ in found]
+        apart = np.square(vectors[chosen].astype(np.float64) - vectors[at]).sum(1)
+        if (apart > np.maximum(own[at], own[chosen])).all():
+            found.append((at, float(ratio[at])))
+    return found
+
+
 def neighbours(
     reference: np.ndarray, own: np.ndarray, others: np.ndarray, theirs: np.ndarray, k: int
 ) -> Neighbours:

@@ -32,6 +32,7 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers.origins import one_origin
 from curator_dask.models.families import LikeThose
 from curator_dask.outputs.failed import tell_others
+from curator_dask.outputs.given import Names, names_in
 from curator_dask.outputs.nearest import VectorFiles
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_apart, opened
@@ -44,9 +45,7 @@ from curator_dask.retrieval.writing import (
     FOUND,
     SIMILARITY,
     Chosen,
-    Names,
     WriteRetrieved,
-    names_in,
     pairs_table,
 )
 from curator_dask.rows.best import is_number

@@ -15,12 +15,11 @@ from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet, write_table
 from curator_dask.frames.record import FILTERED, FileRecord
-from curator_dask.outputs.given import rows_with_shards
+from curator_dask.outputs.given import Names
 from curator_dask.outputs.writing import Output
 from curator_dask.retrieval.finding import NOWHERE, Best
-from curator_dask.rows.images import values_of
 from curator_dask.runs.reports import errors_of, report_frame, report_of, report_since
-from curator_dask.storage import Options, join
+from curator_dask.storage import join
 
 #: Columns that rows get: how many queries have found them, and the largest cosine with one of these.
 BY, SIMILARITY = "retrieved_by", "retrieved_similarity"
@@ -131,24 +130,6 @@ class WriteRetrieved:
             [plain.empty_table(), *(each.replace_schema_metadata(None) for each in parts)]
         )
         return kept, first, FileRecord.parse(schema.metadata) or FileRecord("")
-
-
-class Names(NamedTuple):
-    """Keys and shards of rows, in the order of these."""
-
-    keys: list[Any]
-    urls: list[str | None]
-
-
-def names_in(path: str, id_col: str, options: Options) -> Names:
-    """Those of all rows of a file; None where it has no such column."""
-    found = Names([], [])
-    with faults_told(path), open_parquet(path, options) as file:
-        for batch in rows_with_shards(file, path, [id_col, URL_COLUMN], 65_536, options):
-            for values, name in zip(found, (id_col, URL_COLUMN), strict=True):
-                there = name in batch.schema.names
-                values += values_of(batch.column(name)) if there else [None] * batch.num_rows
-    return found
 
 
 def pairs_table(best: Best, queries: Names, rows: Names, places: np.ndarray) -> pa.Table:
