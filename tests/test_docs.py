@@ -131,6 +131,16 @@ HOLDS = {
         "(summary.rows, summary.found, summary.unasked) == (6, 2, 0)",
         "pq.read_table(FOLDER + '/licensed')['licence'].to_pylist() == ['CC BY 4.0'] * 6",
     ],
+    "comparing.md": [
+        "(found.a.rows, found.a.vectors, found.a.failed) == (14, 12, 2)",
+        "found.b.failed == found.b.rows - found.b.vectors",
+        "found.frechet.all > 0 and found.near[1].shares['0'][0] == 1",
+    ],
+    "retrieving.md": [
+        "(summary.pool, summary.queries, summary.pairs, summary.unanswered) == (14, 7, 6, 0)",
+        "pq.read_table(FOLDER + '/pairs.parquet').num_rows == summary.pairs",
+        "pq.read_table(FOLDER + '/retrieved').num_rows == summary.kept > 3 and summary.nearest > 0.9999",
+    ],
     "balancing.md": [
         "(looked.rows, looked.unmatched, looked.never) == (14, 0, 1) and round(looked.choices[5], 6) == 5",
         "pq.read_table(FOLDER + '/rows')['concepts'].to_pylist() == [1] * 14",

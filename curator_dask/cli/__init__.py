@@ -12,6 +12,7 @@ from curator_dask.cli.balance import balance
 from curator_dask.cli.caption import caption
 from curator_dask.cli.centroids import centroids
 from curator_dask.cli.classify import classify
+from curator_dask.cli.compare import compare
 from curator_dask.cli.curate import curate
 from curator_dask.cli.dedup import dedup
 from curator_dask.cli.detect import detect
@@ -47,6 +48,7 @@ from curator_dask.cli.options import (
     workers_when_needed,
 )
 from curator_dask.cli.report import report
+from curator_dask.cli.retrieve import retrieve
 from curator_dask.cli.score import score
 from curator_dask.cli.search import search
 from curator_dask.collector import leave_quickly, look_rarely
@@ -237,6 +239,8 @@ app.command(**shown("score"))(score)
 app.command(**shown("join"))(join)
 app.command(**shown("filter"))(filter_rows)
 app.command(**shown("search"))(search)
+app.command(**shown("retrieve"))(retrieve)
+app.command(**shown("compare"))(compare)
 app.command(**shown("export"))(export)
 app.command(**shown("centroids"))(centroids)
 app.command(**shown("balance"))(balance)

@@ -108,6 +108,17 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             "search /data/out --like 000000012",
         ),
     ),
+    "retrieve": (
+        "Find the rows of a pool that are like a curated set.",
+        (
+            "retrieve /data/pool /data/curated /data/retrieved --top 4",
+            "retrieve /data/pool /data/curated /data/retrieved --similarity 0.6 --pairs pairs.parquet",
+        ),
+    ),
+    "compare": (
+        "Say how far two datasets are apart.",
+        ("compare /data/out /data/filtered", "compare /data/real /data/generated compared.html"),
+    ),
     "export": (
         "Write the images of chosen rows into new tars.",
         (

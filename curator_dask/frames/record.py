@@ -104,7 +104,8 @@ class FileRecord:
         It cannot be made again from the file alone.
     filters
         Of each filter that has left rows out of a file that was there (`FILTERED`), in their order: what it kept
-        (``where``, ``top``, ``at_most``, ``by``, None for what was not asked), and how many ``rows`` were ``kept``.
+        (``where``, ``top``, ``at_most``, ``by``, None for what was not asked; ``nearest``: to how many queries how many
+        rows each), and how many ``rows`` were ``kept``.
         Files of earlier versions have none.
     remarks
         What was noticed of the shards on the way (`curator_dask.rows.remarks`).

@@ -221,6 +221,8 @@ def _kept(said: Mapping[str, Any]) -> str:
     if cap := said.get("at_most"):
         which = f", the best by {code(said['by'])}" if said.get("by") else ""
         parts.append(f"{counted(cap[1], 'row')} of each {code(cap[0])}{which}")
+    if near := said.get("nearest"):
+        parts.append(f"the {near[0]:,} that are nearest to an image of {near[1]:,} others")
     return " and ".join(parts) or "some"
 
 
