@@ -119,6 +119,8 @@ HOLDS = {
         "manifest['key'].to_pylist() == pq.read_table(FOLDER + '/curated/00000.parquet')['key'].to_pylist()",
         "frame['key'].tolist() == manifest['key'].to_pylist()",
         "manifest.num_rows == 11 and mixed.complete and 0 < mixed.kept < 12",
+        "len(pairs) == paired.fields['image_embedding.npy'] == 12",
+        "all(vector.shape == (1280,) for _, vector in pairs)",
     ],
     "splits.md": [
         "(summary.rows, summary.kept, summary.missing) == (14, 13, 1)",

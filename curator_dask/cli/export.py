@@ -133,6 +133,14 @@ def export(
         str | None,
         typer.Option(metavar="COLUMN", help="Column of text for each sample's .txt.", show_default=False),
     ] = None,
+    npy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="A,B",
+            help="Columns of vectors that become members, KEY.A.npy; several times, too.",
+            show_default=False,
+        ),
+    ] = None,
     metadata: Annotated[
         Columns, typer.Option(help="All columns: beside each tar, in each sample's JSON, or nowhere.")
     ] = Columns.parquet,
@@ -242,7 +250,7 @@ def export(
     Exit code 0: done. 1: a tar could not be read, or not all of it, or not written. 2: wrong usage.
     """
     size = _bytes_of(shard_bytes)
-    names = names_in(columns, "--columns")
+    names, vectors = names_in(columns, "--columns"), names_in(npy, "--npy")
     shares = {name: _share(text) for name, text in _pairs(split, "--split", "val=0.01").items()} or None
     from curator_dask.outputs.card_fields import LISTS
 
@@ -292,6 +300,7 @@ def export(
             split_seed=split_seed,
             sizes=sizes,
             card=said or card,
+            npy=vectors,
         )
         try:
             found = (
@@ -317,7 +326,7 @@ def export(
                 workers=start,
             )
         else:
-            if where or columns or filter_column or old_id_col or caption or split_by:
+            if where or columns or filter_column or old_id_col or caption or npy or split_by:
                 source = choose_source("auto", found, options)
                 schema = learn_schema(found.shards, source, id_col, options)
                 chosen.check_columns(schema.empty_table(), schema.names)

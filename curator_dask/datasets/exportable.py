@@ -60,6 +60,7 @@ class Exportable(ABC):
         split_seed: int = 0,
         sizes: bool | None = None,
         card: bool | Mapping[str, Any] = False,
+        npy: Sequence[str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> ExportSummary:
         """Compute the metadata, and write the samples of its rows into new tars, every member byte for byte.
@@ -133,6 +134,9 @@ class Exportable(ABC):
             Write ``README.md``, a card of the dataset, where there is none; a mapping says what only you know:
             ``license``, ``source``, ``pretty_name``, ``task_categories``, ``language``, ``tags``; of the last three
             lists, or text with commas between.
+        npy
+            Columns of vectors, or of lists of numbers, that become members, ``key.COLUMN.npy``: a NumPy array of the
+            column's dtype, of one dimension. A null vector is no member.
         storage_options
             For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
 
@@ -182,6 +186,7 @@ class Exportable(ABC):
                 split_seed=split_seed,
                 sizes=sizes,
                 card=card,
+                npy=npy,
             ),
             id_col=self.id_col,
             input_options=self.storage_options,

@@ -144,6 +144,9 @@ def _content(summary: ExportSummary, options: ExportOptions, records: Sequence[F
         parts.append(f"Files of the samples, in WebDataset's form:\n\n{table(['file', 'samples'], fields)}")
     if options.caption is not None:
         parts.append(_captions(summary, options, records))
+    for column in options.npy or ():
+        what = what_it_is(column, records)
+        parts.append(f"{code(f'.{column}.npy')}: a NumPy array, the column {code(column)} ({what}).")
     if summary.images_smaller or summary.images_converted:
         parts.append(
             f"{counted(summary.images_smaller, 'image', 'was', 'were')} made smaller, and"

@@ -13,6 +13,7 @@ from curator_dask.errors import ConfigError
 from curator_dask.outputs.card_fields import check_card
 from curator_dask.outputs.shrinking import EXPORTED, Shrinking
 from curator_dask.outputs.splits import SplitBy, Splits
+from curator_dask.outputs.vector_members import vector_members
 from curator_dask.rows.where import Where
 from curator_dask.webdataset.layouts import EMPTY
 
@@ -54,6 +55,7 @@ class ExportOptions:
     split_seed: int = 0
     sizes: bool | None = None
     card: bool | Mapping[str, Any] = False
+    npy: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         for name, lowest in (
@@ -68,8 +70,9 @@ class ExportOptions:
         _check_one_of("metadata", self.metadata, ("parquet", "json", None))
         if self.where is not None:
             Where(self.where)
-        if isinstance(self.columns, str):
-            raise ConfigError(f"columns={self.columns!r}: expected a list of names")
+        for name in ("columns", "npy"):
+            if isinstance(given := getattr(self, name), str):
+                raise ConfigError(f"{name}={given!r}: expected a list of names")
         if self.old_id_col is not None and not self.sequential:
             raise ConfigError(
                 f"old_id_col={self.old_id_col!r}: keys='original' leaves each sample its key: give keys='sequential'"
@@ -110,6 +113,7 @@ class ExportOptions:
             There is no such column, or it is of a type that does not fit.
         """
         named = [*(self.columns or ()), *(each for each in (self.filter_column, self.caption) if each)]
+        named += self.npy or ()
         if missing := [name for name in dict.fromkeys(named) if name not in columns]:
             hint = ". A condition is where= (--where)" if self.filter_column in missing else ""
             raise ConfigError(f"no such columns {missing}; the rows have {list(columns)}{hint}")
@@ -125,6 +129,7 @@ class ExportOptions:
             check_boolean(self.filter_column, rows.schema.field(self.filter_column).type)
         if self.caption is not None:
             check_text(self.caption, rows.schema.field(self.caption).type)
+        vector_members(self.npy or (), rows.schema, self.portable)  # says what is wrong with them
         if self.where is not None:
             Where(self.where).passes(rows.slice(0, 0), columns)
         if self.sharing is not None and self.sharing.by is not None:
@@ -132,7 +137,7 @@ class ExportOptions:
 
     def names(self, columns: Sequence[str]) -> list[str]:
         """The columns that are named, of those that there are."""
-        named = {*(self.columns or ()), self.filter_column, self.caption}
+        named = {*(self.columns or ()), *(self.npy or ()), self.filter_column, self.caption}
         named |= set() if self.where is None else {*Where(self.where).columns(columns)}
         if self.sharing is not None and self.sharing.by is not None:
             named |= {*self.sharing.by.columns(columns)}

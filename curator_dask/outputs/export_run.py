@@ -35,6 +35,8 @@ from curator_dask.outputs.sharding import NewShards, ends_by_bytes, ends_by_coun
 from curator_dask.outputs.shrinking import EXPORTED
 from curator_dask.outputs.splitting import split_samples
 from curator_dask.outputs.unique_keys import check_keys
+from curator_dask.outputs.vector_members import VectorMember, check_new, vector_members
+from curator_dask.outputs.weighing import Weighing
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, absolute, is_remote, local_path
@@ -65,6 +67,7 @@ class ExportRun:
         self._options, self._id_col, self._shard_options = options, id_col, shard_options
         self._client, self._encoded = client, encoded
         self._summary = ExportSummary(place.target.path)
+        self._vectors: tuple[VectorMember, ...] = ()  # columns that become members
         self._sizes: dict[str, int] = {}  # samples of the tars that are there
         self._columns = pa.schema([])  # that the samples have
         self._rows: tuple[Folder, Sequence[str]] = (Folder(""), ())  # and the files that they are from
@@ -84,7 +87,11 @@ class ExportRun:
     def write(self, rows: Folder, names: Sequence[str]) -> None:
         """Look up the samples of files with rows, and write the tars."""
         selected = self.place.folder("samples")
+        if self._options.npy:
+            found = schema_of(rows, names)
+            self._vectors = vector_members(self._options.npy, found, self._options.portable)
         reports = self._select(rows, selected, names)
+        check_new(self._vectors, [report["fields"] for report in reports.values()])
         urls = {url for report in reports.values() for url in report["stamps"]}
         if self._options.without is not None:
             check_shards(absolute(self._options.without), urls)
@@ -125,6 +132,7 @@ class ExportRun:
             options.portable,
             options.without,
             "" if options.without is None else check_removed(absolute(options.without)),
+            Weighing(self._vectors) if self._vectors else None,
         )
         known = in_threads(select.known, names)
         reports = {name: report for name, report in zip(names, known, strict=True) if report is not None}
@@ -232,6 +240,7 @@ class ExportRun:
             self._encoded,
             options.caption,
             shrinking,
+            self._vectors,
         )
 
     def _pack(self, pack: PackShard, shards: NewShards, total_bytes: int) -> None:

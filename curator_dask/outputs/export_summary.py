@@ -76,6 +76,11 @@ class ExportSummary:
         Of these, the samples that have a ``.txt`` of their own, which is as it was.
     empty_caption
         Samples whose column of captions has no text, or white space alone: so has their ``.txt``.
+    no_vector
+        By suffix of the members that vectors became, how many samples have none, as the vector is null, or has null
+        among its numbers.
+    broken_vector
+        Of these, those with null among the numbers.
     card
         Path or URL of the card; empty where this export has none.
     own_card
@@ -121,6 +126,8 @@ class ExportSummary:
     images_grown: int = 0
     images_left: Counter[str] = field(default_factory=Counter)
     images_left_examples: dict[str, list[str]] = field(default_factory=dict)
+    no_vector: Counter[str] = field(default_factory=Counter)
+    broken_vector: Counter[str] = field(default_factory=Counter)
     card: str = ""
     own_card: bool = False
     looked_up: SaveSummary = field(default_factory=lambda: SaveSummary("", opened=False))
@@ -144,6 +151,10 @@ class ExportSummary:
         self.missing += report["failed"]
         self.fields.update(report["fields"])
         self.errors.update(report.get("errors", {}))
+        for suffix, counts in report.get("vectors", {}).items():
+            self.fields[suffix] += counts["members"]
+            self.no_vector[suffix] += counts["null"] + counts["broken"]
+            self.broken_vector[suffix] += counts["broken"]
         for mine, theirs in ((self.passing, report["passing"]), (self.unknown, report["unknown"])):
             for clause, count in theirs.items():
                 mine[clause] = mine.get(clause, 0) + count
@@ -212,6 +223,8 @@ class ExportSummary:
             "reasons": dict(self.reasons),
             "fields": dict(self.fields),
             "images_left": dict(self.images_left),
+            "no_vector": dict(self.no_vector),
+            "broken_vector": dict(self.broken_vector),
             "errors": dict(self.errors),
             "splits": {name: vars(count) for name, count in self.splits.items()},
             "complete": self.complete,
@@ -263,6 +276,12 @@ class ExportSummary:
                 f"  {counted(len(self.json_left_alone), 'sample')} got no fields, as the JSON is no object: {some}"
             )
         lines += self._image_lines()
+        for suffix, count in ranked(+self.no_vector):
+            broken = self.broken_vector[suffix]
+            why = f"; of {broken:,} there is null among its numbers, for which NumPy has no place" * bool(
+                broken
+            )
+            lines.append(f"  {counted(count, 'sample')} got no .{suffix}, as the vector is null{why}")
         if self.no_caption:
             samples = counted(self.no_caption, "sample")
             lines.append(

@@ -29,6 +29,7 @@ from curator_dask.outputs.placing import being_written, put, unwritten
 from curator_dask.outputs.selecting import FILES, TIMES, Folder, stamps_in
 from curator_dask.outputs.sharding import NewShard
 from curator_dask.outputs.shrinking import LEFT, Shrinking, ShrunkImages
+from curator_dask.outputs.vector_members import VectorMember
 from curator_dask.runs.reports import report_frame
 from curator_dask.runs.turns import aside
 from curator_dask.storage import Options, is_remote, remove
@@ -103,6 +104,8 @@ class PackShard:
         Column of what each sample's ``.txt`` holds; None: that stays as it is.
     shrinking
         Which images are made smaller; None: none.
+    vectors
+        Columns that become members.
     given_up
         The shard kills workers: it is not written, for this reason.
     """
@@ -124,6 +127,7 @@ class PackShard:
     encoded: Encoded | None = None
     caption: str | None = None
     shrinking: Shrinking | None = None
+    vectors: tuple[VectorMember, ...] = ()
     given_up: str | None = None
 
     def __dask_tokenize__(self) -> Any:
@@ -154,6 +158,7 @@ class PackShard:
                 **({} if self.encoded is None else {"encoded": vars(self.encoded)}),
                 **({} if self.caption is None else {"caption": self.caption}),
                 **({} if self.shrinking is None else {"shrinking": self.shrinking.recipe}),
+                **({"vectors": [vars(each) for each in self.vectors]} if self.vectors else {}),
             }
         )
 
@@ -200,10 +205,12 @@ class PackShard:
         table, record = self._rows(shard, samples, keys)
         left_alone: list[str] = []
         captions = [] if self.caption is None else texts_of(table, self.caption)
+        fields, vectors = self._fields(table), {each.suffix: each.files_in(table) for each in self.vectors}
         contents, ends = contents_of(
-            samples, keys, self.empty, self._fields(table), self.keep_fields, left_alone, captions
+            samples, keys, self.empty, fields, self.keep_fields, left_alone, captions, vectors
         )
-        added = dict(Counter(contents.names[place].rpartition(".")[2] for place in contents.given))
+        added = Counter(contents.names[place].rpartition(".")[2] for place in contents.given)
+        added.pop("npy", None)  # vectors are counted when they are looked up
         kept = _keep_texts(contents, keys, ends, captions)
         if self.encoded is not None:
             self.encoded.put(contents, keys, ends, table)
@@ -233,7 +240,7 @@ class PackShard:
                 "json_left_alone": left_alone,
                 "no_caption": captions.count(None),
                 "kept_caption": kept,
-                "added": added,
+                "added": dict(added),
                 "empty_caption": sum(each is not None and not text_of(each).strip() for each in captions),
             }
             before = np.where(contents.sources < 0, -1, contents.offsets)
@@ -284,7 +291,7 @@ class PackShard:
         """The rows of the samples, with all columns that are used of them, and what made these."""
         wanted = [*(self.schema.names if self.schema is not None else ()), *self.json_columns]
         wanted += [] if self.encoded is None else [self.encoded.column]
-        wanted += [] if self.caption is None else [self.caption]
+        wanted += [*([] if self.caption is None else [self.caption]), *(each.column for each in self.vectors)]
         tables, records = [], []
         numbers = samples.column("row").to_numpy()
         for number, name in enumerate(shard.files if wanted else ()):
