@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from contextlib import nullcontext
 from enum import StrEnum
@@ -23,15 +22,13 @@ from curator_dask.cli.options import (
     SchedulerFile,
     StorageOptions,
     Workers,
+    bytes_in,
     json_object,
     names_in,
     summary_to,
     told_plainly,
     workers_of,
 )
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)B?", re.IGNORECASE)
 
 
 class Keys(StrEnum):
@@ -55,6 +52,13 @@ class ImageFormat(StrEnum):
     jpeg = "jpeg"
     webp = "webp"
     png = "png"
+
+
+class Format(StrEnum):
+    """What the samples are in."""
+
+    webdataset = "webdataset"
+    parquet = "parquet"
 
 
 class Columns(StrEnum):
@@ -93,6 +97,9 @@ def export(
             show_default=False,
         ),
     ] = None,
+    format: Annotated[
+        Format, typer.Option(help="Tars, or Parquet files with the images in them.")
+    ] = Format.webdataset,
     samples_per_shard: Annotated[
         int, typer.Option(min=1, help="Samples of every tar but the last.")
     ] = 10_000,
@@ -175,7 +182,8 @@ def export(
     image: Annotated[
         str | None,
         typer.Option(
-            help="Which of several images a sample is made smaller, as image.png.", show_default=False
+            help="Which of several images of a sample is made smaller, or goes into Parquet, as image.png.",
+            show_default=False,
         ),
     ] = None,
     split: Annotated[
@@ -242,14 +250,15 @@ def export(
 ) -> None:
     """Write the samples of the rows that pass into new tars, every member byte for byte, with all columns beside.
 
-    With --max-side or --min-side large images are made smaller on the way, and all others are copied.
+    With --max-side or --min-side large images are made smaller on the way, and all others are copied. With --format
+    parquet images and columns go into Parquet files, of which Hugging Face's datasets and its hub show the images.
 
     The same command again does only what is missing. OUTPUT.export keeps what that needs, and says in its manifest
     where each sample comes from.
 
     Exit code 0: done. 1: a tar could not be read, or not all of it, or not written. 2: wrong usage.
     """
-    size = _bytes_of(shard_bytes)
+    size = bytes_in(shard_bytes, "--shard-bytes")
     names, vectors = names_in(columns, "--columns"), names_in(npy, "--npy")
     shares = {name: _share(text) for name, text in _pairs(split, "--split", "val=0.01").items()} or None
     from curator_dask.outputs.card_fields import LISTS
@@ -301,6 +310,7 @@ def export(
             sizes=sizes,
             card=said or card,
             npy=vectors,
+            format=format.value,
         )
         try:
             found = (
@@ -349,17 +359,6 @@ def export(
         put(summary.to_dict())
     if not summary.complete:
         raise typer.Exit(EXIT_SHARD)
-
-
-def _bytes_of(text: str | None) -> int | None:
-    if text is None:
-        return None
-    match = _SIZE.fullmatch(text.strip())
-    if not match:
-        raise typer.BadParameter(
-            f"{text!r}: expected a size, such as 1GB or 500MB", param_hint="--shard-bytes"
-        )
-    return int(float(match["number"]) * _UNITS[match["unit"].upper()])
 
 
 def _pairs(

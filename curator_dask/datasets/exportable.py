@@ -61,6 +61,7 @@ class Exportable(ABC):
         sizes: bool | None = None,
         card: bool | Mapping[str, Any] = False,
         npy: Sequence[str] | None = None,
+        format: str = "webdataset",
         storage_options: Mapping[str, Any] | None = None,
     ) -> ExportSummary:
         """Compute the metadata, and write the samples of its rows into new tars, every member byte for byte.
@@ -137,6 +138,10 @@ class Exportable(ABC):
         npy
             Columns of vectors, or of lists of numbers, that become members, ``key.COLUMN.npy``: a NumPy array of the
             column's dtype, of one dimension. A null vector is no member.
+        format
+            ``"webdataset"``: tars. ``"parquet"``: Parquet files with the images in them, of which Hugging Face's
+            datasets and the viewer of its hub show the images: columns ``image``, ``text`` where captions are in no
+            other column, and all others. Of members the images and captions alone go along.
         storage_options
             For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
 
@@ -187,6 +192,7 @@ class Exportable(ABC):
                 sizes=sizes,
                 card=card,
                 npy=npy,
+                format=format,
             ),
             id_col=self.id_col,
             input_options=self.storage_options,

@@ -50,3 +50,14 @@ def schema_beside(
     if old_id_col is not None:
         fields.append(pa.field(old_id_col, pa.string()))
     return pa.schema([*fields, *made])
+
+
+def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema, null where the table has none."""
+    columns = {
+        each.name: table.column(each.name).cast(each.type)
+        if each.name in table.column_names
+        else pa.nulls(len(table), each.type)
+        for each in schema
+    }
+    return pa.table(columns, schema=schema)

@@ -56,6 +56,7 @@ class ExportOptions:
     sizes: bool | None = None
     card: bool | Mapping[str, Any] = False
     npy: Sequence[str] | None = None
+    format: str = "webdataset"
 
     def __post_init__(self) -> None:
         for name, lowest in (
@@ -67,6 +68,7 @@ class ExportOptions:
             _check_number(name, getattr(self, name), lowest)
         _check_one_of("keys", self.keys, ("original", "sequential", None))
         _check_one_of("layout", self.layout, ("original", "portable", None))
+        _check_one_of("format", self.format, ("webdataset", "parquet"))
         _check_one_of("metadata", self.metadata, ("parquet", "json", None))
         if self.where is not None:
             Where(self.where)
@@ -77,16 +79,14 @@ class ExportOptions:
             raise ConfigError(
                 f"old_id_col={self.old_id_col!r}: keys='original' leaves each sample its key: give keys='sequential'"
             )
-        if self.shrinking is None and (self.quality, self.image_format, self.image_member) != (
-            None,
-            KEEP,
-            None,
-        ):
+        member = None if self.is_tables else self.image_member  # which is the image of a row
+        if self.shrinking is None and (self.quality, self.image_format, member) != (None, KEEP, None):
             raise ConfigError(
                 "quality, image_format and image_member are of images that are made smaller: give max_side or min_side"
                 " (--max-side, --min-side)"
             )
-
+        if self.is_tables:
+            self._check_tables()
         if self.splits is None and (self.split_by, self.split_groups, self.split_seed) != (None, None, 0):
             raise ConfigError(
                 "split_by, split_groups and split_seed say how samples are shared out: give splits, as {'val': 0.01}"
@@ -96,6 +96,22 @@ class ExportOptions:
         if self.sizes not in (True, False, None):
             raise ConfigError(f"sizes={self.sizes!r}: expected True, False or None")
         check_card(self.card)
+
+    def _check_tables(self) -> None:
+        """Raise ConfigError where something is asked for that Parquet files with images have no place for."""
+        of_tars = {
+            "columns": self.columns,
+            "npy": self.npy,
+            "sizes": self.sizes or None,
+            "metadata": self.metadata if self.metadata == "json" else None,
+            "max_shards": None if self.max_shards == 5 else self.max_shards,
+        }
+        for name, value in of_tars.items():
+            if value is not None:
+                raise ConfigError(
+                    f"{name}={value!r}: is of tars. With format='parquet' all columns, vectors too, are columns of the"
+                    " files, whose numbers have five digits: leave it out"
+                )
 
     def check_columns(self, rows: pa.Table, columns: Sequence[str]) -> None:
         """See that rows have what is asked of them.
@@ -157,7 +173,14 @@ class ExportOptions:
 
         Hugging Face's datasets, told that a folder is of the form "webdataset", take every file in it for a tar.
         """
+        if self.is_tables:
+            return False
         return self.sizes if self.sizes is not None else self.index or self.metadata == "parquet"
+
+    @property
+    def is_tables(self) -> bool:
+        """Whether samples go into Parquet files."""
+        return self.format == "parquet"
 
     @property
     def sequential(self) -> bool:

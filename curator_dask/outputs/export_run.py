@@ -27,6 +27,7 @@ from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_place import ExportPlace
 from curator_dask.outputs.export_sizes import check_sizes, put_sizes
 from curator_dask.outputs.export_summary import ExportSummary
+from curator_dask.outputs.export_tables import in_tables, weighing_of
 from curator_dask.outputs.packing import NewKeys, PackShard
 from curator_dask.outputs.removed import check_removed, check_shards
 from curator_dask.outputs.saving import check_apart
@@ -66,7 +67,7 @@ class ExportRun:
         self.place = place
         self._options, self._id_col, self._shard_options = options, id_col, shard_options
         self._client, self._encoded = client, encoded
-        self._summary = ExportSummary(place.target.path)
+        self._summary = ExportSummary(place.target.path, format=options.format)
         self._vectors: tuple[VectorMember, ...] = ()  # columns that become members
         self._sizes: dict[str, int] = {}  # samples of the tars that are there
         self._columns = pa.schema([])  # that the samples have
@@ -87,10 +88,14 @@ class ExportRun:
     def write(self, rows: Folder, names: Sequence[str]) -> None:
         """Look up the samples of files with rows, and write the tars."""
         selected = self.place.folder("samples")
+        weighing = None
         if self._options.npy:
             found = schema_of(rows, names)
             self._vectors = vector_members(self._options.npy, found, self._options.portable)
-        reports = self._select(rows, selected, names)
+            weighing = Weighing(self._vectors)
+        elif self._options.is_tables:
+            weighing = weighing_of(rows, names, self._options, self._id_col)
+        reports = self._select(rows, selected, names, weighing)
         check_new(self._vectors, [report["fields"] for report in reports.values()])
         urls = {url for report in reports.values() for url in report["stamps"]}
         if self._options.without is not None:
@@ -114,13 +119,15 @@ class ExportRun:
         """About what all tars take, with what lies beside them."""
         options, summary = self._options, self._summary
         total: int = sum(report["bytes"] for report in reports.values())
-        if options.metadata == "parquet":
+        if options.metadata == "parquet" and not options.is_tables:  # which are weighed with them
             sizes = in_threads(lambda name: stamp(rows.file(name), rows.options).size, list(reports))
             total += sum(sizes) * summary.kept // max(1, summary.rows)
         total += 0 if options.caption is None else 2 * tarfile.BLOCKSIZE * summary.kept
         return total + _LINE_BYTES * sum(summary.fields.values()) * (1 + options.index)
 
-    def _select(self, rows: Folder, selected: Folder, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    def _select(
+        self, rows: Folder, selected: Folder, names: Sequence[str], weighing: Weighing | None
+    ) -> dict[str, Mapping[str, Any]]:
         options, summary = self._options, self._summary
         select = SelectSamples(
             rows,
@@ -132,7 +139,7 @@ class ExportRun:
             options.portable,
             options.without,
             "" if options.without is None else check_removed(absolute(options.without)),
-            Weighing(self._vectors) if self._vectors else None,
+            weighing,
         )
         known = in_threads(select.known, names)
         reports = {name: report for name, report in zip(names, known, strict=True) if report is not None}
@@ -218,11 +225,13 @@ class ExportRun:
                 if name in columns
                 or name not in {URL_COLUMN, id_col, *vectors_in(found), *(each.name for each in made)}
             )
+        if options.is_tables and options.metadata is None:
+            found = pa.schema([found.field(id_col)])
         beside = schema_beside(found, id_col, text_keys, options.old_id_col, made)
         self._columns = (
             beside if options.metadata == "parquet" else pa.schema([found.field(each) for each in columns])
         )
-        return PackShard(
+        pack = PackShard(
             self.place.target,
             self.place.folder("manifest"),
             selected,
@@ -242,6 +251,7 @@ class ExportRun:
             shrinking,
             self._vectors,
         )
+        return in_tables(pack, beside, shards.totals, options, summary.fields) if options.is_tables else pack
 
     def _pack(self, pack: PackShard, shards: NewShards, total_bytes: int) -> None:
         summary = self._summary
@@ -253,7 +263,7 @@ class ExportRun:
                 self._add_shard(footer.record.report or {})
         summary.skipped = len(shards) - len(todo)
         names = [pack.name(*shards.place(number)) for number in range(len(shards))]
-        summary.note_shards([name.rpartition("/")[0] for name in names])
+        summary.note_shards([shards.place(number)[0] for number in range(len(shards))])
         self._this = fingerprint({"marks": [pack.mark(shards[number]) for number in range(len(shards))]})
         options = self._options
         if options.tells_sizes:

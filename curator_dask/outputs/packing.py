@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.contents import contents_of, text_of
 from curator_dask.outputs.encoded import Encoded
-from curator_dask.outputs.export_columns import texts_of
+from curator_dask.outputs.export_columns import conformed, texts_of
 from curator_dask.outputs.manifest import where_from
 from curator_dask.outputs.placing import being_written, put, unwritten
 from curator_dask.outputs.selecting import FILES, TIMES, Folder, stamps_in
@@ -41,7 +41,8 @@ from curator_dask.webdataset.writer import Contents, write_tar
 
 #: Of the fingerprints: what is written of the same samples.
 _FORM = 1
-_REPORT = {"failed": 0, "dropped": 0, "reasons": {}, "examples": {}, "remarks": {}}
+#: What a report on a shard that is written says in any case.
+REPORT = {"failed": 0, "dropped": 0, "reasons": {}, "examples": {}, "remarks": {}}
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,9 @@ class PackShard:
     vectors: tuple[VectorMember, ...] = ()
     given_up: str | None = None
 
+    #: Of a shard's file.
+    suffix: ClassVar[str] = ".tar"
+
     def __dask_tokenize__(self) -> Any:
         schema = None if self.schema is None else self.schema.to_string()
         return (type(self).__name__, {**vars(self), "schema": schema})
@@ -170,7 +174,7 @@ class PackShard:
         if not footer.is_finished(self.mark(shard)):
             return None
         with contextlib.suppress(ShardError):
-            whole = stamp(self.target.file(f"{name}.tar"), options).size == report["bytes"]
+            whole = stamp(self.target.file(f"{name}{self.suffix}"), options).size == report["bytes"]
             if self.schema is not None:  # of a file that is not there, or is damaged, no column is known
                 whole = whole and bool(read_footer(self.target.file(f"{name}.parquet"), options).columns)
             if report["indexed"]:
@@ -192,7 +196,7 @@ class PackShard:
         """
         name = self.name(shard.split, shard.number)
         if self.given_up is not None:
-            raise ShardError(f"{self.target.file(name)}.tar: {self.given_up}")
+            raise ShardError(f"{self.target.file(name)}{self.suffix}: {self.given_up}")
         done = self.finished(shard)
         if done is not None and done.record is not None:  # a worker died after it had written it
             return report_frame(done.record.report or {})
@@ -230,7 +234,7 @@ class PackShard:
             except OSError as error:  # of a sync, or a rename
                 raise unwritten(path, error) from error
             report = {
-                **_REPORT,
+                **REPORT,
                 "name": name,
                 "rows": len(shard),
                 "bytes": size_of(),
@@ -250,9 +254,13 @@ class PackShard:
             if images is not None:
                 report["images"] = images.report()
                 where = where.append_column(LEFT, images.left())
-            made_by = FileRecord(self.mark(shard), report=report)
-            write_table(self.manifest.file(f"{name}.parquet"), where, made_by, self.manifest.options)
+            self.put_manifest(shard, name, where, report)
         return report
+
+    def put_manifest(self, shard: NewShard, name: str, where: pa.Table, report: Mapping[str, Any]) -> None:
+        """Say where samples are from; with that the shard is finished."""
+        made_by = FileRecord(self.mark(shard), report=report)
+        write_table(self.manifest.file(f"{name}.parquet"), where, made_by, self.manifest.options)
 
     def _put_beside(
         self, name: str, index: bytes | None, table: pa.Table, record: FileRecord, commits: Commits
@@ -265,7 +273,7 @@ class PackShard:
         if self.schema is None:
             remove(self.target.file(f"{name}.parquet"), self.target.options)
         else:
-            beside = _conformed(table, self.schema)
+            beside = conformed(table, self.schema)
             write_table(self.target.file(f"{name}.parquet"), beside, record, self.target.options, commits)
 
     def _samples(self, shard: NewShard) -> tuple[pa.Table, dict[str, FileStamp]]:
@@ -356,17 +364,6 @@ def _in_order(shard: NewShard, tables: Sequence[pa.Table]) -> pa.Table:
     if not (np.diff(shard.which) < 0).any():
         return table
     return table.take(pa.array(np.argsort(np.argsort(shard.which, kind="stable"), kind="stable")))
-
-
-def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The columns of a schema, null where the table has none."""
-    columns = {
-        each.name: table.column(each.name).cast(each.type)
-        if each.name in table.column_names
-        else pa.nulls(len(table), each.type)
-        for each in schema
-    }
-    return pa.table(columns, schema=schema)
 
 
 def _common(records: Sequence[FileRecord], id_col: str) -> FileRecord:

@@ -159,7 +159,7 @@ class SelectSamples:
             return None
 
     def _mark(self, path: str) -> str:
-        settings = [self.id_col, self.where, self.filter_column, self.portable]
+        settings: list[Any] = [self.id_col, self.where, self.filter_column, self.portable]
         settings += [] if self.without is None else [self.without_state]
         settings += [] if self.weighing is None else [asdict(self.weighing)]
         return fingerprint({"select": settings, "file": vars(stamp(path, self.source.options))})
@@ -202,7 +202,8 @@ class SelectSamples:
         ids = exact_ids(to_array(chosen.column(id_col).combine_chunks()))
         found = _Found(self.portable, self.shard_options, id_col)
         found.look_up(rows.tolist(), ids, chosen.column(URL_COLUMN).to_pylist())
-        samples, more = found.table(), {}
+        samples = found.table()
+        more: Mapping[str, Any] = {}
         if self.weighing is not None:
             samples, more = self.weighing(samples, path, self.source.options)
         missing_rows = sum(found.reasons.values())

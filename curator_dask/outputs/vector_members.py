@@ -56,7 +56,7 @@ class VectorMember:
                 continue
             lengths = lengths_in(chunk)
             numbers = _numbers(chunk.drop_null().flatten()).astype(self.dtype, copy=False)
-            data = memoryview(np.ascontiguousarray(numbers)).cast("B")
+            data = numbers.tobytes()
             counts = np.maximum(
                 _counts(chunk), 0
             )  # lists with null among their numbers have their place, too
@@ -195,7 +195,8 @@ def _dtype_of(kind: pa.DataType) -> str | None:
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if not is_list or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
         return None
-    return np.dtype(kind.value_type.to_pandas_dtype()).newbyteorder("<").str
+    dtype: str = np.dtype(kind.value_type.to_pandas_dtype()).newbyteorder("<").str
+    return dtype
 
 
 @functools.lru_cache(maxsize=1024)

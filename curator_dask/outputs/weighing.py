@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from curator_dask.frames.parquet import read_footer
+from curator_dask.outputs.encoded import image_place, text_place
 from curator_dask.outputs.vector_members import BROKEN, VectorMember, lengths_of
 from curator_dask.storage import Options
+from curator_dask.webdataset.samples import key_text
+from curator_dask.webdataset.stamps import stamp
 from curator_dask.webdataset.writer import tar_bytes
 
 
@@ -21,9 +27,21 @@ class Weighing:
     ----------
     vectors
         Columns of the rows that become members.
+    pictures
+        Of the members the images alone are exported, and the columns of the rows with them.
+    image_member
+        Which of several images; see `Sample.image`.
+    texts
+        The captions, too.
+    columns
+        The rows have columns that go along.
     """
 
     vectors: tuple[VectorMember, ...] = ()
+    pictures: bool = False
+    image_member: str | None = None
+    texts: bool = False
+    columns: bool = True
 
     def __call__(self, samples: pa.Table, path: str, options: Options) -> tuple[pa.Table, dict[str, Any]]:
         """The samples with the bytes that they will take; and for the report what was seen on the way.
@@ -35,8 +53,8 @@ class Weighing:
         path, options
             The file of their rows, and for fsspec.
         """
-        if not self.vectors:
-            return samples, {}
+        if self.pictures:
+            return self._of_pictures(samples, path, options)
         rows = samples.column("row").to_numpy()
         lengths = lengths_of(path, options, [each.column for each in self.vectors])
         keys = [key.decode("utf-8", "surrogateescape") for key in samples.column("key").to_pylist()]
@@ -54,5 +72,32 @@ class Weighing:
                 "null": len(mine) - len(places) - broken,
                 "broken": broken,
             }
-        place = samples.column_names.index("bytes")
-        return samples.set_column(place, samples.schema.field(place), pa.array(weights)), {"vectors": said}
+        return _weighed(samples, weights), {"vectors": said}
+
+    def _of_pictures(self, samples: pa.Table, path: str, options: Options) -> tuple[pa.Table, dict[str, Any]]:
+        each_row = 0
+        if self.columns:
+            each_row = stamp(path, options).size // max(1, read_footer(path, options).rows)
+        weights = np.full(len(samples), each_row, np.int64)
+        left: Counter[str] = Counter()
+        without = 0
+        columns = (samples.column(name).to_pylist() for name in ("key", "suffixes", "sizes"))
+        for sample, (raw, suffixes, sizes) in enumerate(zip(*columns, strict=True)):
+            key, *names = (each.decode("utf-8", "surrogateescape") for each in (raw, *suffixes))
+            chosen = chosen_places(key, [f"{key}.{each}" for each in names], self.image_member, self.texts)
+            without += chosen[0] is None
+            weights[sample] += sum(sizes[place] for place in chosen if place is not None)
+            left.update(key_text(name) for place, name in enumerate(names) if place not in chosen)
+        return _weighed(samples, weights), {"pictures": {"none": without, "left": dict(left)}}
+
+
+def chosen_places(
+    key: str, names: Sequence[str], image_member: str | None, texts: bool
+) -> tuple[int | None, int | None]:
+    """Places of the image and of the caption among the names of a sample's members; None: there is none."""
+    return image_place(key, names, image_member), text_place(key, names) if texts else None
+
+
+def _weighed(samples: pa.Table, weights: np.ndarray) -> pa.Table:
+    place = samples.column_names.index("bytes")
+    return samples.set_column(place, samples.schema.field(place), pa.array(weights))
