@@ -110,7 +110,7 @@ class ExportRun:
         if not self._options.sequential:
             check_keys(selected, names)
         shards = self._shards(rows, selected, reports)
-        pack = self._packing(rows, selected, shards, names)
+        pack = self._packing(rows, selected, shards, reports)
         self._pack(pack, shards, self._bytes_of(rows, reports))
         self._rows = (rows, names)
         self._summary.note_habits(self._options, odd)  # images may have other suffixes now
@@ -198,13 +198,10 @@ class ExportRun:
         return NewShards(names, marks, counts, np.concatenate(ends), order, splits=splits)
 
     def _packing(
-        self,
-        rows: Folder,
-        selected: Folder,
-        shards: NewShards,
-        names: Sequence[str],
+        self, rows: Folder, selected: Folder, shards: NewShards, reports: Mapping[str, Mapping[str, Any]]
     ) -> PackShard:
         options, summary, shrinking = self._options, self._summary, self._options.shrinking
+        names = list(reports)
         made = () if shrinking is None else tuple(EXPORTED)
         record = read_record(rows.file(names[0]), rows.options) if names else None
         id_col = (record.id_col if record else None) or self._id_col
@@ -251,7 +248,9 @@ class ExportRun:
             shrinking,
             self._vectors,
         )
-        return in_tables(pack, beside, shards.totals, options, summary.fields) if options.is_tables else pack
+        if not options.is_tables:
+            return pack
+        return in_tables(pack, beside, shards.totals, options, summary.fields, reports.values())
 
     def _pack(self, pack: PackShard, shards: NewShards, total_bytes: int) -> None:
         summary = self._summary

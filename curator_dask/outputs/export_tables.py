@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from typing import Any
 
 import pyarrow as pa
 
@@ -31,7 +32,8 @@ def weighing_of(rows: Folder, names: Sequence[str], options: ExportOptions, id_c
         columns = [each for each in columns if each.name == id_col]
     check_hub(pa.schema(columns), options.caption)
     texts = takes_texts([each.name for each in columns], options.caption)
-    return Weighing((), True, options.image_member, texts, options.metadata is not None)
+    fixed = tuple(each.name for each in columns if pa.types.is_fixed_size_list(each.type))
+    return Weighing((), True, options.image_member, texts, options.metadata is not None, fixed)
 
 
 def in_tables(
@@ -40,6 +42,7 @@ def in_tables(
     totals: Mapping[str, int],
     options: ExportOptions,
     suffixes: Iterable[str],
+    reports: Iterable[Mapping[str, Any]],
 ) -> PackParquet:
     """What writes the same samples into Parquet files.
 
@@ -55,7 +58,14 @@ def in_tables(
         Of the export.
     suffixes
         Of the members that samples have.
+    reports
+        On the samples of each file of rows.
     """
+    null = {name for report in reports for name in report["pictures"]["null"]}
+    # pyarrow before 26.0.1, which most have, cannot read null among lists of a fixed length.
+    columns = pa.schema(
+        [each.with_type(pa.list_(each.type.value_type)) if each.name in null else each for each in columns]
+    )
     there = any(suffix.lower().rpartition(".")[2] == "txt" for suffix in suffixes)
     texts = takes_texts(columns.names, options.caption) and (there or options.caption is not None)
     given = {each.name: getattr(pack, each.name) for each in fields(pack)}

@@ -84,10 +84,12 @@ def _feature(kind: pa.DataType, name: str) -> Any:
     if pa.types.is_struct(kind):
         return {each.name: _feature(each.type, name) for each in kind}
     if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-        # What datasets before 4 called it the later ones read, too; but of structs it made a struct of lists.
-        called = "List" if pa.types.is_struct(kind.value_type) else "Sequence"
+        # As datasets before 4 wrote it, which the later ones read, too. A Sequence of structs is a struct of lists.
+        values = _feature(kind.value_type, name)
+        if pa.types.is_struct(kind.value_type):
+            return [values]
         length = {} if pa.types.is_list(kind) else {"length": kind.list_size}
-        return {"feature": _feature(kind.value_type, name), **length, "_type": called}
+        return {"feature": values, **length, "_type": "Sequence"}
     if pa.types.is_large_list(kind):
         return {"feature": _feature(kind.value_type, name), "_type": "LargeList"}
     return {"dtype": _dtype(kind, name), "_type": "Value"}

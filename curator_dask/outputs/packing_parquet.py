@@ -142,13 +142,15 @@ class PackParquet(PackShard):
         with pq.ParquetWriter(file, schema, **_how(schema)) as writer:
             start = 0
             for group in rows.groups(weight):
-                some = table.slice(start, len(group))
+                count = len(group)
+                some = table.slice(start, count)
                 if images is not None:
                     some = images.beside(some, start)
                 columns = dict(zip(others.names, conformed(some, others).columns, strict=True))
                 columns |= group.columns(self.texts)
+                group.images.clear()  # they are copied
                 writer.write_table(pa.table([columns[name] for name in schema.names], schema=schema))
-                start += len(group)
+                start += count
 
 
 class _Group:

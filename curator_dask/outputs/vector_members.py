@@ -160,6 +160,25 @@ def lengths_of(path: str, options: Options, columns: Sequence[str]) -> dict[str,
     }
 
 
+def maybe_null(path: str, options: Options, columns: Sequence[str]) -> list[str]:
+    """The columns of lists of a file of which its footer does not say that no list, and no value in one, is null.
+
+    Raises
+    ------
+    ShardError
+        The file cannot be read.
+    """
+    with faults_told(path, ShardError), open_parquet(path, options) as file:
+        whole = {*file.schema_arrow.names}
+        for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+            for column in map(group.column, range(group.num_columns)):
+                said = column.statistics
+                if said is None or not said.has_null_count or said.null_count:
+                    path_of = column.path_in_schema
+                    whole -= {each for each in columns if f"{path_of}.".startswith(f"{each}.")}
+    return [each for each in columns if each not in whole]
+
+
 def lengths_in(lists: pa.Array) -> np.ndarray:
     """Lengths of lists of numbers: int64 (rows,), `NULL` or `BROKEN` of those without."""
     if pa.types.is_null(lists.type):

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from curator_dask.frames.parquet import read_footer
 from curator_dask.outputs.encoded import image_place, text_place
-from curator_dask.outputs.vector_members import BROKEN, VectorMember, lengths_of
+from curator_dask.outputs.vector_members import BROKEN, VectorMember, lengths_of, maybe_null
 from curator_dask.storage import Options
 from curator_dask.webdataset.samples import key_text
 from curator_dask.webdataset.stamps import stamp
@@ -35,6 +35,8 @@ class Weighing:
         The captions, too.
     columns
         The rows have columns that go along.
+    fixed
+        Of these, those of lists of a fixed length: it is told whether one of a sample is null.
     """
 
     vectors: tuple[VectorMember, ...] = ()
@@ -42,6 +44,7 @@ class Weighing:
     image_member: str | None = None
     texts: bool = False
     columns: bool = True
+    fixed: tuple[str, ...] = ()
 
     def __call__(self, samples: pa.Table, path: str, options: Options) -> tuple[pa.Table, dict[str, Any]]:
         """The samples with the bytes that they will take; and for the report what was seen on the way.
@@ -88,7 +91,10 @@ class Weighing:
             without += chosen[0] is None
             weights[sample] += sum(sizes[place] for place in chosen if place is not None)
             left.update(key_text(name) for place, name in enumerate(names) if place not in chosen)
-        return _weighed(samples, weights), {"pictures": {"none": without, "left": dict(left)}}
+        lengths = lengths_of(path, options, maybe_null(path, options, self.fixed))
+        rows = samples.column("row").to_numpy()
+        null = [name for name, each in lengths.items() if (each[rows] < 0).any()]
+        return _weighed(samples, weights), {"pictures": {"none": without, "left": dict(left), "null": null}}
 
 
 def chosen_places(
