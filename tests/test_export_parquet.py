@@ -147,8 +147,8 @@ def test_vectors_are_of_a_fixed_length_where_none_is_null(rows, tmp_path):
     table = pq.read_table(rows / "00001.parquet")
     pq.write_table(table.drop_columns("emb"), rows / "00001.parquet")
     export(rows, tmp_path / "other", where="key not like '%5'", samples_per_shard=9)
-    kinds = {pq.read_schema(path).field("emb").type for path in (tmp_path / "other/data").iterdir()}
-    assert kinds == {pa.list_(pa.float32())}
+    for path in (tmp_path / "other/data").iterdir():
+        assert pq.read_schema(path).field("emb").type == pa.list_(pa.float32())
     assert [row["emb"] is None for row in rows_in(tmp_path / "other")] == [False] * 11 + [True] * 11
 
 

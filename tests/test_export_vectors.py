@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 from curator_dask.cli import app
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.outputs.export_columns import schema_beside
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.vector_members import check_vectors, vector_members
@@ -210,6 +212,13 @@ def test_vectors_of_a_frame(rows, tmp_path):
         assert Image.open(io.BytesIO(members["png"])).getpixel((0, 0)) == colour_of(key)
         for suffix, there in (("emb.npy", vector_of(key)), ("Half.npy", half_of(key))):
             assert there is None or same(loaded(members[suffix]), there)
+
+
+def test_a_worker_writes_the_same_as_this_process(rows):
+    """pyarrow's pickle gives the values of a list of a fixed length another name, which stands in the file."""
+    found = schema_beside(pq.read_schema(rows / "00000.parquet"), "key", False, None)
+    assert pa.types.is_fixed_size_list(found.field("emb").type)
+    assert str(pickle.loads(pickle.dumps(found))) == str(found)
 
 
 def test_what_cannot_be_members(rows, tmp_path):
