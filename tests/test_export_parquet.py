@@ -91,7 +91,7 @@ def test_images_are_those_of_the_tars_in_their_rows(rows, tmp_path):
     assert (summary.kept, summary.shards, summary.written, summary.missing) == (24, 4, 4, 0)
     assert summary.bytes == sum(map(len, files(out).values()))
     assert f"{out}: 24 samples in 4 Parquet files" in str(summary)
-    assert "files of samples that are not in the Parquet files: 24 .json" in str(summary)
+    assert "left out of the Parquet files, but for what columns say: 24 .json" in str(summary)
     assert summary.members_left == {"json": 24} and summary.habits == []
     # The very samples, in the order in which tars have them.
     export(rows, tmp_path / "tars", format="webdataset", samples_per_shard=7, shuffle=3)
@@ -279,11 +279,11 @@ def test_several_images_and_none(tmp_path):
 def test_files_of_at_most_so_many_bytes_and_row_groups(tmp_path):
     """The bytes of a file, and of a row group, have a limit, whatever their images have."""
     keys, large = [f"{number:02d}" for number in range(7)], os.urandom(10_000_000)
-    images = {key: key.encode() + large for key in keys}
+    images = {key: key.encode() * (1 + int(key)) + large for key in keys}
     write_tar(tmp_path / "data/0.tar", [(f"{key}.jpg", data) for key, data in images.items()])
     pq.write_table(pa.table({"key": keys}), tmp_path / "data/0.parquet")
     dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
-    options = {"format": "parquet", "shard_bytes": 60_000_000}
+    options = {"format": "parquet", "shard_bytes": 60_000_000, "max_side": 9}  # they are no images, and stay
     planned = dataset.to_webdataset(tmp_path / "out", **options, dry_run=True)
     assert not (tmp_path / "out").exists() and planned.shards == 2
     assert 70_000_000 < planned.needed < 70_100_000
@@ -294,6 +294,7 @@ def test_files_of_at_most_so_many_bytes_and_row_groups(tmp_path):
         said = pq.ParquetFile(path).metadata
         counts += [said.row_group(number).num_rows for number in range(said.num_row_groups)]
         for row in pq.read_table(path).to_pylist():
+            assert row["exported_bytes"] == len(images[row["key"]])
             assert row["image"]["bytes"] == images.pop(row["key"])
     assert counts == [4, 1, 2] and not images
 

@@ -296,7 +296,7 @@ class ExportSummary:
             lines.append(f"  {counted(self.no_image, 'sample', 'has', 'have')} no image: it is null")
         if self.members_left:
             left = ", ".join(f"{count:,} .{suffix}" for suffix, count in ranked(self.members_left))
-            lines.append(f"  files of samples that are not in the Parquet files: {left}")
+            lines.append(f"  left out of the Parquet files, but for what columns say: {left}")
         for suffix, count in ranked(+self.no_vector):
             broken = self.broken_vector[suffix]
             why = f"; of {broken:,} there is null among its numbers, for which NumPy has no place" * bool(
