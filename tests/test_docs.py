@@ -121,6 +121,9 @@ HOLDS = {
         "manifest['key'].to_pylist() == pq.read_table(FOLDER + '/curated/00000.parquet')['key'].to_pylist()",
         "frame['key'].tolist() == manifest['key'].to_pylist()",
         "manifest.num_rows == 11 and mixed.complete and 0 < mixed.kept < 12",
+        "len(pairs) == paired.fields['image_embedding.npy'] == 12",
+        "all(vector.shape == (1280,) for _, vector in pairs)",
+        "pq.read_table(FOLDER + '/parquet/data').num_rows == tables.kept == 12",
     ],
     "splits.md": [
         "(summary.rows, summary.kept, summary.missing) == (14, 13, 1)",
@@ -224,6 +227,7 @@ WITHOUT = [word for name in ("cacheprovider", "timeout", "xdist") for word in ("
 # Blocks that a comment in the page says are not run, and of which programs may be unknown here.
 NOT_RUN = {
     "stores-and-clusters.md": ["needs several machines"],
+    "export.md": ["needs datasets"],
     "readers.md": ["needs datasets", "needs lancedb", "needs embedding-reader", "needs embedding-atlas"],
 }
 # Programs that a page is about, and that need not be here.

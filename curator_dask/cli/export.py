@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from contextlib import nullcontext
 from enum import StrEnum
@@ -27,15 +26,13 @@ from curator_dask.cli.options import (
     SchedulerFile,
     StorageOptions,
     Workers,
+    bytes_in,
     json_object,
     names_in,
     summary_to,
     told_plainly,
     workers_of,
 )
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)B?", re.IGNORECASE)
 
 
 class Keys(StrEnum):
@@ -59,6 +56,13 @@ class ImageFormat(StrEnum):
     jpeg = "jpeg"
     webp = "webp"
     png = "png"
+
+
+class Format(StrEnum):
+    """What the samples are in."""
+
+    webdataset = "webdataset"
+    parquet = "parquet"
 
 
 class Columns(StrEnum):
@@ -97,6 +101,9 @@ def export(
             show_default=False,
         ),
     ] = None,
+    format: Annotated[
+        Format, typer.Option(help="Tars, or Parquet files with the images in them.")
+    ] = Format.webdataset,
     samples_per_shard: Annotated[
         int, typer.Option(min=1, help="Samples of every tar but the last.")
     ] = 10_000,
@@ -137,6 +144,14 @@ def export(
         str | None,
         typer.Option(metavar="COLUMN", help="Column of text for each sample's .txt.", show_default=False),
     ] = None,
+    npy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="A,B",
+            help="Columns of vectors that become members, KEY.A.npy; several times, too.",
+            show_default=False,
+        ),
+    ] = None,
     metadata: Annotated[
         Columns, typer.Option(help="All columns: beside each tar, in each sample's JSON, or nowhere.")
     ] = Columns.parquet,
@@ -174,7 +189,8 @@ def export(
     image: Annotated[
         str | None,
         typer.Option(
-            help="Which of several images a sample is made smaller, as image.png.", show_default=False
+            help="Which of several images of a sample is made smaller, or goes into Parquet, as image.png.",
+            show_default=False,
         ),
     ] = None,
     blur: Blur = None,
@@ -246,15 +262,16 @@ def export(
     """Write the samples of the rows that pass into new tars, every member byte for byte, with all columns beside.
 
     With --max-side or --min-side large images are made smaller on the way, with --blur regions of some are blurred;
-    all others are copied.
+    all others are copied. With --format parquet images and columns go into Parquet files, of which Hugging Face's
+    datasets and its hub show the images.
 
     The same command again does only what is missing. OUTPUT.export keeps what that needs, and says in its manifest
     where each sample comes from.
 
     Exit code 0: done. 1: a tar could not be read, or not all of it, or not written. 2: wrong usage.
     """
-    size = _bytes_of(shard_bytes)
-    names = names_in(columns, "--columns")
+    size = bytes_in(shard_bytes, "--shard-bytes")
+    names, vectors = names_in(columns, "--columns"), names_in(npy, "--npy")
     shares = {name: _share(text) for name, text in _pairs(split, "--split", "val=0.01").items()} or None
     from curator_dask.outputs.card_fields import LISTS
 
@@ -308,6 +325,8 @@ def export(
             blur_only=names_in(blur_only, "--blur-only") or (),
             blur_strength=blur_strength,
             blur_keep_unseen=blur_keep_unseen,
+            npy=vectors,
+            format=format.value,
         )
         try:
             found = (
@@ -333,7 +352,7 @@ def export(
                 workers=start,
             )
         else:
-            if where or columns or filter_column or old_id_col or caption or split_by or blur:
+            if where or columns or filter_column or old_id_col or caption or npy or split_by or blur:
                 source = choose_source("auto", found, options)
                 schema = learn_schema(found.shards, source, id_col, options)
                 chosen.check_columns(schema.empty_table(), schema.names)
@@ -356,17 +375,6 @@ def export(
         put(summary.to_dict())
     if not summary.complete:
         raise typer.Exit(EXIT_SHARD)
-
-
-def _bytes_of(text: str | None) -> int | None:
-    if text is None:
-        return None
-    match = _SIZE.fullmatch(text.strip())
-    if not match:
-        raise typer.BadParameter(
-            f"{text!r}: expected a size, such as 1GB or 500MB", param_hint="--shard-bytes"
-        )
-    return int(float(match["number"]) * _UNITS[match["unit"].upper()])
 
 
 def _pairs(

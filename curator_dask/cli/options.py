@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -17,6 +18,8 @@ import psutil
 import typer
 
 EXIT_SHARD, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)B?", re.IGNORECASE)
 
 
 class ClusterType(StrEnum):
@@ -218,6 +221,16 @@ def names_in(given: Iterable[str] | None, option: str) -> list[str] | None:
             f"{', '.join(given)!r}: expected names with commas between", param_hint=option
         )
     return list(dict.fromkeys(names))
+
+
+def bytes_in(text: str | None, option: str) -> int | None:
+    """The bytes of a size such as 1GB that an option was given; None: it was not given."""
+    if text is None:
+        return None
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise typer.BadParameter(f"{text!r}: expected a size, such as 1GB or 500MB", param_hint=option)
+    return int(float(match["number"]) * _UNITS[match["unit"].upper()])
 
 
 @contextmanager

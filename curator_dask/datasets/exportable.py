@@ -64,6 +64,8 @@ class Exportable(ABC):
         blur_only: Sequence[str] = (),
         blur_strength: float = 1.0,
         blur_keep_unseen: bool = False,
+        npy: Sequence[str] | None = None,
+        format: str = "webdataset",
         storage_options: Mapping[str, Any] | None = None,
     ) -> ExportSummary:
         """Compute the metadata, and write the samples of its rows into new tars, every member byte for byte.
@@ -147,6 +149,13 @@ class Exportable(ABC):
             Sigma, in tenths of a box's longer side.
         blur_keep_unseen
             Rows whose boxes are null are exported as they are.
+        npy
+            Columns of vectors, or of lists of numbers, that become members, ``key.COLUMN.npy``: a NumPy array of the
+            column's dtype, of one dimension. A null vector is no member.
+        format
+            ``"webdataset"``: tars. ``"parquet"``: Parquet files with the images in them, of which Hugging Face's
+            datasets and the viewer of its hub show the images: columns ``image``, ``text`` where captions are in no
+            other column, and all others. Of members the images and captions alone go along.
         storage_options
             For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
 
@@ -200,6 +209,8 @@ class Exportable(ABC):
                 blur_only=blur_only,
                 blur_strength=blur_strength,
                 blur_keep_unseen=blur_keep_unseen,
+                npy=npy,
+                format=format,
             ),
             id_col=self.id_col,
             input_options=self.storage_options,

@@ -41,11 +41,11 @@ def section_of(columns: pa.Schema, records: Sequence[FileRecord], options: Expor
     if not fields:
         return ""
     rows = [[code(each.name), code(str(each.type)), what_it_is(each.name, records)] for each in fields]
-    place = (
-        "in the Parquet file beside each tar"
-        if options.metadata == "parquet"
-        else "in the JSON of each sample"
-    )
+    place = "in the Parquet file beside each tar"
+    if options.is_tables:
+        place = "in the Parquet files, beside the images"
+    elif options.metadata != "parquet":
+        place = "in the JSON of each sample"
     return f"## Columns\n\nThey are {place}.\n\n{table(['column', 'type', 'what it is'], rows)}"
 
 

@@ -14,6 +14,7 @@ from curator_dask.outputs.blurring import Blurring
 from curator_dask.outputs.card_fields import check_card
 from curator_dask.outputs.shrinking import EXPORTED, Shrinking
 from curator_dask.outputs.splits import SplitBy, Splits
+from curator_dask.outputs.vector_members import vector_members
 from curator_dask.rows.where import Where
 from curator_dask.webdataset.layouts import EMPTY
 
@@ -59,6 +60,8 @@ class ExportOptions:
     blur_only: Sequence[str] = ()
     blur_strength: float = 1.0
     blur_keep_unseen: bool = False
+    npy: Sequence[str] | None = None
+    format: str = "webdataset"
 
     def __post_init__(self) -> None:
         for name, lowest in (
@@ -70,25 +73,25 @@ class ExportOptions:
             _check_number(name, getattr(self, name), lowest)
         _check_one_of("keys", self.keys, ("original", "sequential", None))
         _check_one_of("layout", self.layout, ("original", "portable", None))
+        _check_one_of("format", self.format, ("webdataset", "parquet"))
         _check_one_of("metadata", self.metadata, ("parquet", "json", None))
         if self.where is not None:
             Where(self.where)
-        if isinstance(self.columns, str):
-            raise ConfigError(f"columns={self.columns!r}: expected a list of names")
+        for name in ("columns", "npy"):
+            if isinstance(given := getattr(self, name), str):
+                raise ConfigError(f"{name}={given!r}: expected a list of names")
         if self.old_id_col is not None and not self.sequential:
             raise ConfigError(
                 f"old_id_col={self.old_id_col!r}: keys='original' leaves each sample its key: give keys='sequential'"
             )
-        if self.shrinking is None and (self.quality, self.image_format, self.image_member) != (
-            None,
-            KEEP,
-            None,
-        ):
+        member = None if self.is_tables else self.image_member  # which is the image of a row
+        if self.shrinking is None and (self.quality, self.image_format, member) != (None, KEEP, None):
             raise ConfigError(
                 "quality, image_format and image_member are of images that are made smaller: give max_side or min_side"
                 " (--max-side, --min-side); or that are blurred: give blur (--blur)"
             )
-
+        if self.is_tables:
+            self._check_tables()
         if self.blur is None and (self.blur_only, self.blur_strength, self.blur_keep_unseen) != (
             (),
             1.0,
@@ -108,6 +111,22 @@ class ExportOptions:
             raise ConfigError(f"sizes={self.sizes!r}: expected True, False or None")
         check_card(self.card)
 
+    def _check_tables(self) -> None:
+        """Raise ConfigError where something is asked for that Parquet files with images have no place for."""
+        of_tars = {
+            "columns": self.columns,
+            "npy": self.npy,
+            "sizes": self.sizes or None,
+            "metadata": self.metadata if self.metadata == "json" else None,
+            "max_shards": None if self.max_shards == 5 else self.max_shards,
+        }
+        for name, value in of_tars.items():
+            if value is not None:
+                raise ConfigError(
+                    f"{name}={value!r}: is of tars. With format='parquet' all columns, vectors too, are columns of the"
+                    " files, whose numbers have five digits: leave it out"
+                )
+
     def check_columns(self, rows: pa.Table, columns: Sequence[str]) -> None:
         """See that rows have what is asked of them.
 
@@ -126,6 +145,7 @@ class ExportOptions:
         blurring = self.blurring
         named = [*(self.columns or ()), *(each for each in (self.filter_column, self.caption) if each)]
         named += [] if blurring is None else blurring.columns
+        named += self.npy or ()
         if missing := [name for name in dict.fromkeys(named) if name not in columns]:
             hint = ". A condition is where= (--where)" if self.filter_column in missing else ""
             raise ConfigError(f"no such columns {missing}; the rows have {list(columns)}{hint}")
@@ -143,6 +163,7 @@ class ExportOptions:
             blurring.check(rows)
         if self.caption is not None:
             check_text(self.caption, rows.schema.field(self.caption).type)
+        vector_members(self.npy or (), rows.schema, self.portable)  # says what is wrong with them
         if self.where is not None:
             Where(self.where).passes(rows.slice(0, 0), columns)
         if self.sharing is not None and self.sharing.by is not None:
@@ -161,7 +182,7 @@ class ExportOptions:
 
     def names(self, columns: Sequence[str]) -> list[str]:
         """The columns that are named, of those that there are."""
-        named = {*(self.columns or ()), self.filter_column, self.caption}
+        named = {*(self.columns or ()), *(self.npy or ()), self.filter_column, self.caption}
         named |= set() if self.blurring is None else {*self.blurring.columns}
         named |= set() if self.where is None else {*Where(self.where).columns(columns)}
         if self.sharing is not None and self.sharing.by is not None:
@@ -182,7 +203,14 @@ class ExportOptions:
 
         Hugging Face's datasets, told that a folder is of the form "webdataset", take every file in it for a tar.
         """
+        if self.is_tables:
+            return False
         return self.sizes if self.sizes is not None else self.index or self.metadata == "parquet"
+
+    @property
+    def is_tables(self) -> bool:
+        """Whether samples go into Parquet files."""
+        return self.format == "parquet"
 
     @property
     def sequential(self) -> bool:

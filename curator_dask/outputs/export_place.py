@@ -13,7 +13,6 @@ import logging
 import os
 import posixpath
 import shutil
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.placing import is_there, put
 from curator_dask.outputs.saving import check_writable, missing_folders, remove_empty
 from curator_dask.outputs.selecting import Folder
+from curator_dask.outputs.shard_names import PARTS, is_shard, names_of, shortened, strays
 from curator_dask.storage import exists, is_remote, join, read_bytes, remove, walk
 from curator_dask.words import counted
 
@@ -34,7 +34,6 @@ logger = logging.getLogger("curator_dask")
 #: Ends the name of the folder beside the tars.
 SUFFIX = ".export"
 _NOTE = "run.json"  # of which export the tars are
-_PARTS = (".tar", ".idx", ".parquet")
 #: The card of a dataset, as Hugging Face's hub and datasets look for it.
 CARD = "README.md"
 
@@ -65,7 +64,7 @@ class ExportPlace:
     def has_tars(self) -> bool:
         """Whether an export has begun there, and tars are there."""
         begun = (self._note() or {}).get("export") is not None
-        return begun and any(name.endswith(".tar") for name in walk(*self.target))
+        return begun and any(map(is_shard, walk(*self.target)))
 
     def folder(self, name: str) -> Folder:
         """A folder of those beside the tars."""
@@ -152,16 +151,16 @@ class ExportPlace:
         """
         folder, options = self.target
         manifest = self.folder("manifest")
-        there = {name for name in walk(folder, options) if name.endswith(_PARTS)}
+        there = {name for name in walk(folder, options) if name.endswith(PARTS)}
         note = self._note() or {}
         own = {name.removesuffix(".parquet") for name in walk(manifest.path, manifest.options)}
-        own |= _names_of(note.get("tars") or {})  # of those that a run that died has not finished, too
-        stray = sorted(name for name in there if name.endswith(".tar") and name[:-4] not in {*names})
+        own |= names_of(note.get("tars") or {})  # of those that a run that died has not finished, too
+        stray = strays(there, names)
         self._check_links(names)
         if note.get("export") != this and not overwrite:
             if note.get("export") is None and (sizes := sizes_there(self.target, names)):
                 self._refuse(posixpath.relpath(sizes[0], folder), "is not of an export that has been here")
-            in_the_way = [f"{names[number]}{part}" for number in todo for part in _PARTS]
+            in_the_way = [f"{names[number]}{part}" for number in todo for part in PARTS]
             for name in in_the_way:
                 if name in there:
                     self._refuse(name, "was made of other samples, or by other settings")
@@ -175,17 +174,17 @@ class ExportPlace:
                 remove(join(folder, CARD), options)
                 note.pop("card")
         for name in sorted(own - {*names}):
-            for part in _PARTS:
+            for part in PARTS:
                 remove(join(folder, f"{name}{part}"), options)
             remove(manifest.file(f"{name}.parquet"), options)
             remove(self.folder(UNBLURRED).file(f"{name}.parquet"), options)
-        foreign = [name for name in stray if name[:-4] not in own]
+        foreign = [name for name in stray if posixpath.splitext(name)[0] not in own]
         if foreign:
             logger.warning(
                 "%s: %s there, %s for example, not of this export: who reads the folder finds them, too",
-                *(folder, counted(len(foreign), "tar"), foreign[0]),
+                *(folder, counted(len(foreign), "file"), foreign[0]),
             )
-        self._tell({**note, "export": this, "tars": _shortened(names)})
+        self._tell({**note, "export": this, "tars": shortened(names)})
         self._make_folders(names, own)
         # Else a tar that is replaced when the run dies would pass for the one that its manifest still speaks of.
         for number in todo:
@@ -282,21 +281,6 @@ class ExportPlace:
     def _tell(self, note: Mapping[str, Any]) -> None:
         if note != self._note():
             put(join(self.beside, _NOTE), json.dumps(note).encode(), self.target.options)
-
-
-def _shortened(names: Collection[str]) -> dict[str, list[int]]:
-    """By folder, how many tars there are, and how many digits their numbers have: they are numbered from 0."""
-    counts = Counter(posixpath.dirname(name) for name in names)
-    digits = {posixpath.dirname(name): len(posixpath.basename(name)) for name in names}
-    return {folder: [count, digits[folder]] for folder, count in counts.items()}
-
-
-def _names_of(shortened: Mapping[str, Sequence[int]]) -> set[str]:
-    return {
-        posixpath.join(folder, f"{number:0{digits}d}")
-        for folder, (count, digits) in shortened.items()
-        for number in range(count)
-    }
 
 
 def _digest(data: bytes) -> str:

@@ -27,7 +27,9 @@ from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_place import ExportPlace
 from curator_dask.outputs.export_sizes import check_sizes, put_sizes
 from curator_dask.outputs.export_summary import ExportSummary
-from curator_dask.outputs.packing import NewKeys, PackShard
+from curator_dask.outputs.export_tables import in_tables, weighing_of
+from curator_dask.outputs.new_keys import NewKeys
+from curator_dask.outputs.packing import PackShard
 from curator_dask.outputs.removed import check_removed, check_shards
 from curator_dask.outputs.saving import check_apart
 from curator_dask.outputs.selecting import Folder, SelectSamples
@@ -35,6 +37,8 @@ from curator_dask.outputs.sharding import NewShards, ends_by_bytes, ends_by_coun
 from curator_dask.outputs.shrinking import EXPORTED
 from curator_dask.outputs.splitting import split_samples
 from curator_dask.outputs.unique_keys import check_keys
+from curator_dask.outputs.vector_members import VectorMember, check_new, vector_members
+from curator_dask.outputs.weighing import Weighing
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, absolute, is_remote, local_path
@@ -64,7 +68,8 @@ class ExportRun:
         self.place = place
         self._options, self._id_col, self._shard_options = options, id_col, shard_options
         self._client, self._encoded = client, encoded
-        self._summary = ExportSummary(place.target.path)
+        self._summary = ExportSummary(place.target.path, format=options.format)
+        self._vectors: tuple[VectorMember, ...] = ()  # columns that become members
         self._sizes: dict[str, int] = {}  # samples of the tars that are there
         self._columns = pa.schema([])  # that the samples have
         self._rows: tuple[Folder, Sequence[str]] = (Folder(""), ())  # and the files that they are from
@@ -84,7 +89,15 @@ class ExportRun:
     def write(self, rows: Folder, names: Sequence[str]) -> None:
         """Look up the samples of files with rows, and write the tars."""
         selected = self.place.folder("samples")
-        reports = self._select(rows, selected, names)
+        weighing = None
+        if self._options.npy:
+            found = schema_of(rows, names)
+            self._vectors = vector_members(self._options.npy, found, self._options.portable)
+            weighing = Weighing(self._vectors)
+        elif self._options.is_tables:
+            weighing = weighing_of(rows, names, self._options, self._id_col)
+        reports = self._select(rows, selected, names, weighing)
+        check_new(self._vectors, [report["fields"] for report in reports.values()])
         urls = {url for report in reports.values() for url in report["stamps"]}
         if self._options.without is not None:
             check_shards(absolute(self._options.without), urls)
@@ -98,7 +111,7 @@ class ExportRun:
         if not self._options.sequential:
             check_keys(selected, names)
         shards = self._shards(rows, selected, reports)
-        pack = self._packing(rows, selected, shards, names)
+        pack = self._packing(rows, selected, shards, reports)
         self._pack(pack, shards, self._bytes_of(rows, reports))
         self._rows = (rows, names)
         self._summary.note_habits(self._options, odd)  # images may have other suffixes now
@@ -107,13 +120,15 @@ class ExportRun:
         """About what all tars take, with what lies beside them."""
         options, summary = self._options, self._summary
         total: int = sum(report["bytes"] for report in reports.values())
-        if options.metadata == "parquet":
+        if options.metadata == "parquet" and not options.is_tables:  # which are weighed with them
             sizes = in_threads(lambda name: stamp(rows.file(name), rows.options).size, list(reports))
             total += sum(sizes) * summary.kept // max(1, summary.rows)
         total += 0 if options.caption is None else 2 * tarfile.BLOCKSIZE * summary.kept
         return total + _LINE_BYTES * sum(summary.fields.values()) * (1 + options.index)
 
-    def _select(self, rows: Folder, selected: Folder, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    def _select(
+        self, rows: Folder, selected: Folder, names: Sequence[str], weighing: Weighing | None
+    ) -> dict[str, Mapping[str, Any]]:
         options, summary = self._options, self._summary
         select = SelectSamples(
             rows,
@@ -125,6 +140,7 @@ class ExportRun:
             options.portable,
             options.without,
             "" if options.without is None else check_removed(absolute(options.without)),
+            weighing,
         )
         known = in_threads(select.known, names)
         reports = {name: report for name, report in zip(names, known, strict=True) if report is not None}
@@ -183,13 +199,10 @@ class ExportRun:
         return NewShards(names, marks, counts, np.concatenate(ends), order, splits=splits)
 
     def _packing(
-        self,
-        rows: Folder,
-        selected: Folder,
-        shards: NewShards,
-        names: Sequence[str],
+        self, rows: Folder, selected: Folder, shards: NewShards, reports: Mapping[str, Mapping[str, Any]]
     ) -> PackShard:
         options, summary, shrinking = self._options, self._summary, self._options.shrinking
+        names = list(reports)
         made = () if shrinking is None else tuple(EXPORTED)
         record = read_record(rows.file(names[0]), rows.options) if names else None
         id_col = (record.id_col if record else None) or self._id_col
@@ -211,11 +224,13 @@ class ExportRun:
                 if name in columns
                 or name not in {URL_COLUMN, id_col, *vectors_in(found), *(each.name for each in made)}
             )
+        if options.is_tables and options.metadata is None:
+            found = pa.schema([found.field(id_col)])
         beside = schema_beside(found, id_col, text_keys, options.old_id_col, made)
         self._columns = (
             beside if options.metadata == "parquet" else pa.schema([found.field(each) for each in columns])
         )
-        return PackShard(
+        pack = PackShard(
             self.place.target,
             self.place.folder("manifest"),
             selected,
@@ -233,7 +248,11 @@ class ExportRun:
             self._encoded,
             options.caption,
             shrinking,
+            self._vectors,
         )
+        if not options.is_tables:
+            return pack
+        return in_tables(pack, beside, shards.totals, options, summary.fields, reports.values())
 
     def _pack(self, pack: PackShard, shards: NewShards, total_bytes: int) -> None:
         summary = self._summary
@@ -245,7 +264,7 @@ class ExportRun:
                 self._add_shard(footer.record.report or {})
         summary.skipped = len(shards) - len(todo)
         names = [pack.name(*shards.place(number)) for number in range(len(shards))]
-        summary.note_shards([name.rpartition("/")[0] for name in names])
+        summary.note_shards([shards.place(number)[0] for number in range(len(shards))])
         self._this = fingerprint({"marks": [pack.mark(shards[number]) for number in range(len(shards))]})
         options = self._options
         if options.tells_sizes:

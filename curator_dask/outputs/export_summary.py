@@ -52,6 +52,8 @@ class ExportSummary:
         that were free then, None in a store.
     by_old_sizes
         Whether that is by the sizes that images had before they were made smaller.
+    format
+        What the samples are in: ``"webdataset"`` (tars) or ``"parquet"``; `shards` are files of it.
     planned
         Nothing was written: this is what an export would do.
     fields
@@ -81,6 +83,15 @@ class ExportSummary:
         Of these, the samples that have a ``.txt`` of their own, which is as it was.
     empty_caption
         Samples whose column of captions has no text, or white space alone: so has their ``.txt``.
+    no_vector
+        By suffix of the members that vectors became, how many samples have none, as the vector is null, or has null
+        among its numbers.
+    broken_vector
+        Of these, those with null among the numbers.
+    no_image
+        Of an export to Parquet, samples without an image: theirs is null.
+    members_left
+        Of such an export, members that are in no file of it, by suffix.
     card
         Path or URL of the card; empty where this export has none.
     own_card
@@ -111,6 +122,7 @@ class ExportSummary:
     needed: int = 0
     free: int | None = None
     by_old_sizes: bool = False
+    format: str = "webdataset"
     planned: bool = False
     fields: Counter[str] = field(default_factory=Counter)
     habits: list[str] = field(default_factory=list)
@@ -129,6 +141,10 @@ class ExportSummary:
     images_beside_blurred: int = 0
     images_left: Counter[str] = field(default_factory=Counter)
     images_left_examples: dict[str, list[str]] = field(default_factory=dict)
+    no_vector: Counter[str] = field(default_factory=Counter)
+    broken_vector: Counter[str] = field(default_factory=Counter)
+    no_image: int = 0
+    members_left: Counter[str] = field(default_factory=Counter)
     card: str = ""
     own_card: bool = False
     looked_up: SaveSummary = field(default_factory=lambda: SaveSummary("", opened=False))
@@ -152,6 +168,13 @@ class ExportSummary:
         self.missing += report["failed"]
         self.fields.update(report["fields"])
         self.errors.update(report.get("errors", {}))
+        for suffix, counts in report.get("vectors", {}).items():
+            self.fields[suffix] += counts["members"]
+            self.no_vector[suffix] += counts["null"] + counts["broken"]
+            self.broken_vector[suffix] += counts["broken"]
+        if pictures := report.get("pictures"):
+            self.no_image += pictures["none"]
+            self.members_left.update(pictures["left"])
         for mine, theirs in ((self.passing, report["passing"]), (self.unknown, report["unknown"])):
             for clause, count in theirs.items():
                 mine[clause] = mine.get(clause, 0) + count
@@ -165,7 +188,7 @@ class ExportSummary:
     def add_shard(self, report: Mapping[str, Any]) -> None:
         """Count a new tar that is there (`curator_dask.outputs.packing`)."""
         self.bytes += report["bytes"]
-        split = report["name"].rpartition("/")[0]
+        split = report.get("split", report["name"].rpartition("/")[0])
         if split in self.splits:
             self.splits[split].bytes += report["bytes"]
         self.json_left_alone += report["json_left_alone"]
@@ -220,7 +243,9 @@ class ExportSummary:
 
     def note_habits(self, options: ExportOptions, odd_keys: int) -> None:
         """Say which readers will see the tars differently, of which so many keys are odd."""
-        if not options.portable:
+        if options.is_tables:
+            self.habits = []
+        elif not options.portable:
             keys = 0 if options.sequential else odd_keys
             known = {n: each for n, each in self.fields.items() if options.caption is None or n != "txt"}
             self.habits = habits(known, self.kept, keys)
@@ -238,6 +263,9 @@ class ExportSummary:
             "reasons": dict(self.reasons),
             "fields": dict(self.fields),
             "images_left": dict(self.images_left),
+            "no_vector": dict(self.no_vector),
+            "broken_vector": dict(self.broken_vector),
+            "members_left": dict(self.members_left),
             "errors": dict(self.errors),
             "splits": {name: vars(count) for name, count in self.splits.items()},
             "complete": self.complete,
@@ -249,8 +277,9 @@ class ExportSummary:
         left = f"{self.filtered:,} filtered out, {self.missing:,} without a whole sample"
         done = f"{self.written:,} written, {self.skipped:,} finished before"
         size = self.bytes + (self.needed if self.planned else 0)
+        noun = "Parquet file" if self.format == "parquet" else "tar"
         lines = [
-            f"{self.path}: {counted(self.kept, 'sample')} in {counted(self.shards, 'tar')}, {sized(size)}; of"
+            f"{self.path}: {counted(self.kept, 'sample')} in {counted(self.shards, noun)}, {sized(size)}; of"
             f" {counted(self.rows, 'row')} {left}",
             f"  {done}; {self.seconds:.1f} s",
         ]
@@ -258,12 +287,12 @@ class ExportSummary:
             free = "" if self.free is None else f", {sized(self.free)} are free"
             by = " by the sizes that images have now" if self.by_old_sizes else ""
             lines[1] = (
-                f"  a dry run: {counted(self.shards - self.skipped, 'tar')} to write, {self.skipped:,} finished"
+                f"  a dry run: {counted(self.shards - self.skipped, noun)} to write, {self.skipped:,} finished"
                 f" before; about"
                 f" {sized(self.needed)} are needed{by}{free};"
                 f" {self.seconds:.1f} s"
             )
-        lines += [f"  {name}: {count.told(self.kept)}" for name, count in self.splits.items()]
+        lines += [f"  {name}: {count.told(self.kept, noun)}" for name, count in self.splits.items()]
         lines += [f"  {note}" for note in self.split_notes]
         for clause, count in self.passing.items():
             null = f", {self.unknown[clause]:,} unknown (null)" if self.unknown.get(clause) else ""
@@ -276,7 +305,7 @@ class ExportSummary:
             )
         for reason, count in ranked(self.reasons):
             lines.append(f"  {count:,} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
-        lines += [f"  tar failed: {name}: {why}" for name, why in list(self.failed_shards.items())[:_FEW]]
+        lines += [f"  {noun} failed: {name}: {why}" for name, why in list(self.failed_shards.items())[:_FEW]]
         lines += self.looked_up.remark_lines()
         if self.no_index:
             name, why = next(iter(self.no_index.items()))
@@ -289,6 +318,17 @@ class ExportSummary:
                 f"  {counted(len(self.json_left_alone), 'sample')} got no fields, as the JSON is no object: {some}"
             )
         lines += self._image_lines()
+        if self.no_image:
+            lines.append(f"  {counted(self.no_image, 'sample', 'has', 'have')} no image: it is null")
+        if self.members_left:
+            left = ", ".join(f"{count:,} .{suffix}" for suffix, count in ranked(self.members_left))
+            lines.append(f"  left out of the Parquet files, but for what columns say: {left}")
+        for suffix, count in ranked(+self.no_vector):
+            broken = self.broken_vector[suffix]
+            why = f"; of {broken:,} there is null among its numbers, for which NumPy has no place" * bool(
+                broken
+            )
+            lines.append(f"  {counted(count, 'sample')} got no .{suffix}, as the vector is null{why}")
         if self.no_caption:
             samples = counted(self.no_caption, "sample")
             lines.append(
@@ -325,7 +365,8 @@ class ExportSummary:
                 f"  {counted(self.images_smaller, 'image', 'was', 'were')} made smaller{converted}:"
                 f" {sized(self.image_bytes_before)} before, {sized(self.image_bytes_after)} now{grown}",
                 "  what rows and .json files say of images (width, height, bytes, sha256) is of those before:"
-                f" {', '.join(EXPORTED.names)} beside each tar say what they are",
+                f" {', '.join(EXPORTED.names)} beside {'them' if self.format == 'parquet' else 'each tar'} say what"
+                " they are",
             ]
         for kind, count in sorted(self.images_left.items(), key=lambda item: (-item[1], item[0])):
             some = "; ".join(self.images_left_examples.get(kind, []))

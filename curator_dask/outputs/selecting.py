@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.export_options import check_boolean
 from curator_dask.outputs.removed import stays
 from curator_dask.outputs.unchanged import check_unchanged
+from curator_dask.outputs.weighing import Weighing
 from curator_dask.rows.ids import exact_ids
 from curator_dask.rows.images import why_missing
 from curator_dask.rows.orphans import remark_orphans
@@ -39,7 +40,7 @@ from curator_dask.storage import Options, join
 from curator_dask.webdataset.folder_reader import FolderReader
 from curator_dask.webdataset.folders import is_folder_shard
 from curator_dask.webdataset.headers import Member, encoded
-from curator_dask.webdataset.index import ShardIndex
+from curator_dask.webdataset.index import ShardIndex, last_sample
 from curator_dask.webdataset.layouts import portable_key, portable_suffix
 from curator_dask.webdataset.opening import open_shard
 from curator_dask.webdataset.samples import Sample, key_text
@@ -104,6 +105,8 @@ class SelectSamples:
         Names are made such that all readers take them alike.
     without, without_state
         Folder of a table of duplicates, whose rows do not pass, and what identifies it.
+    weighing
+        What samples will weigh, where that is not what their members weigh.
     given_up
         The file kills workers: its samples are not looked up, for this reason.
     """
@@ -117,6 +120,7 @@ class SelectSamples:
     portable: bool = False
     without: str | None = None
     without_state: str = ""
+    weighing: Weighing | None = None
     given_up: str | None = None
 
     def give_up(self, reason: str) -> SelectSamples:
@@ -155,8 +159,9 @@ class SelectSamples:
             return None
 
     def _mark(self, path: str) -> str:
-        settings = [self.id_col, self.where, self.filter_column, self.portable]
+        settings: list[Any] = [self.id_col, self.where, self.filter_column, self.portable]
         settings += [] if self.without is None else [self.without_state]
+        settings += [] if self.weighing is None else [asdict(self.weighing)]
         return fingerprint({"select": settings, "file": vars(stamp(path, self.source.options))})
 
     def _known(self, name: str, mark: str) -> Mapping[str, Any] | None:
@@ -198,6 +203,9 @@ class SelectSamples:
         found = _Found(self.portable, self.shard_options, id_col)
         found.look_up(rows.tolist(), ids, chosen.column(URL_COLUMN).to_pylist())
         samples = found.table()
+        more: Mapping[str, Any] = {}
+        if self.weighing is not None:
+            samples, more = self.weighing(samples, path, self.source.options)
         missing_rows = sum(found.reasons.values())
         errors = errors_of(table).take(samples.column("row")).drop_null().to_pylist()
         report = {
@@ -215,6 +223,7 @@ class SelectSamples:
             "bytes": int(pc.sum(samples["bytes"]).as_py() or 0),
             "stamps": {url: vars(state) for url, state in found.stamps.items()},
             **said,
+            **more,
         }
         assert report["rows"] == report["kept"] + report["filtered"] + missing_rows
         return samples, report
@@ -309,7 +318,7 @@ class _Found:
         remark(url, "duplicates", fact_of(index.duplicates))
         remark(url, "unread", fact_of(map(str, index.unread)))
         remark_orphans(url, index, found, self._id_col, self._options)
-        cut = _last(index) if index.problem else -1
+        cut = last_sample(index) if index.problem else -1
         for row, item, position in zip(rows, ids, found.tolist(), strict=True):
             if position < 0:
                 place = "folder" if is_folder_shard(url) else "tar"
@@ -386,12 +395,3 @@ class _Found:
         examples = self.examples.setdefault(kind, [])
         if len(examples) < EXAMPLES:
             examples.append(f"{url} {item}: {reason}")
-
-
-def _last(index: ShardIndex) -> int:
-    """Position of the sample that the last member belongs to; -1 where there is none."""
-    ends: Mapping[int, int] = {
-        position: max(member.offset for member in sample.members)
-        for position, sample in enumerate(index.samples)
-    }
-    return max(ends, key=ends.__getitem__, default=-1)

@@ -186,11 +186,14 @@ class ShrunkImages:
         """Places of those that are not copied."""
         return [self._places[sample] for sample, each in self._found.items() if each.made]
 
-    def beside(self, rows: pa.Table) -> pa.Table:
-        """The rows with the columns of `EXPORTED`; null where there is no image, or its size is not known."""
+    def beside(self, rows: pa.Table, first: int = 0) -> pa.Table:
+        """The rows, from that of a sample on, with the columns of `EXPORTED`.
+
+        They are null where there is no image, or its size is not known.
+        """
         there = [name for name in rows.column_names if name not in EXPORTED.names]
         rows = rows.select(there)
-        images = [self._found.get(sample) for sample in range(len(self._keys))]
+        images = [self._found.get(sample) for sample in range(first, first + len(rows))]
         for column, value in zip(EXPORTED, ("width", "height", "after"), strict=True):
             values = [None if each is None else getattr(each, value) for each in images]
             rows = rows.append_column(column, pa.array(values, column.type))

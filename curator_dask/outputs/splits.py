@@ -269,9 +269,9 @@ class SplitCount:
     shards: int = 0
     bytes: int = 0
 
-    def told(self, total: int) -> str:
-        """In words, of so many samples in all splits."""
-        said = f"{counted(self.samples, 'sample')} in {counted(self.shards, 'tar')}"
+    def told(self, total: int, noun: str = "tar") -> str:
+        """In words, of so many samples in all splits; the noun is that of its shards."""
+        said = f"{counted(self.samples, 'sample')} in {counted(self.shards, noun)}"
         if self.wanted is None:
             return said
         share = f"{self.samples / max(1, total):.3g} of all" if isinstance(self.wanted, float) else ""
