@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -245,7 +246,7 @@ def _look_at_samples(index: ShardIndex, found: Look) -> list[Sample]:
     return silent
 
 
-def _seen_otherwise(samples: list[Sample]) -> list[str]:
+def _seen_otherwise(samples: Sequence[Sample]) -> list[str]:
     """Keys of samples that not all readers of such shards see alike (`curator_dask.webdataset.layouts`)."""
     fields = [
         frozenset((split_name(member.name) or ("", ""))[1] for member in sample.members) for sample in samples
