@@ -16,7 +16,7 @@ from curator_dask.webdataset.headers import Member
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.keys import KeyTable, id_text
 from curator_dask.webdataset.layouts import portable_key
-from curator_dask.webdataset.parquet import ParquetShard, image_column, numbered_keys, open_file, row_of_key
+from curator_dask.webdataset.parquet import ParquetShard, image_column, numbered_keys, open_file, row_of_key, top_level
 from curator_dask.webdataset.samples import Sample
 from curator_dask.webdataset.stamps import stamp
 
@@ -25,6 +25,7 @@ _STREAM = {
     False: 1 << 20,
     True: 1 << 23,
 }  # bytes of a column that are read at a time, of a disk and of a store
+_SPREAD = 4  # row groups that a few images are read of
 _SHOWN = 100  # characters of a path that a reason shows
 
 
@@ -185,6 +186,32 @@ class ParquetReader:
                 raise self._unreadable(error) from error
         return RowIndex(self._shard, int(self._starts[-1]), self._column, ids)
 
+    @property
+    def column(self) -> str:
+        """That of the images."""
+        return self._column
+
+    def spread(self, count: int) -> list[int]:
+        """Numbers of about so many rows, of a few row groups that are evenly spread, each from its begin."""
+        groups = len(self._starts) - 1
+        chosen = np.unique(np.linspace(0, groups - 1, min(groups, _SPREAD), dtype=int)) if groups else []
+        each = -(-count // max(1, len(chosen)))
+        spans = (range(int(self._starts[at]), int(self._starts[at + 1]))[:each] for at in chosen)
+        return [row for span in spans for row in span]
+
+    def nulls(self) -> int | None:
+        """How many rows have no image, if the file's footer says it."""
+        total = 0
+        for number in range(self._file.num_row_groups):
+            group = self._file.metadata.row_group(number)
+            parts = [group.column(place) for place in range(group.num_columns)]
+            own = [part for part in parts if part.path_in_schema in (self._column, f"{self._column}.bytes")]
+            said = own[0].statistics if own else None
+            if said is None or not said.has_null_count:
+                return None
+            total += said.null_count
+        return total
+
     def rescan(self) -> RowIndex:
         """The rows: they were looked at when the reader was made."""
         return self.index
@@ -268,7 +295,7 @@ class ParquetReader:
         size = sum(
             group.column(place).total_uncompressed_size
             for place in range(group.num_columns)
-            if group.column(place).path_in_schema.partition(".")[0] == self._column.partition(".")[0]
+            if top_level(group.column(place), (self._column,))
         )
         rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, size)))
         for batch in self._file.iter_batches(rows, row_groups=[number], columns=[self._column]):
