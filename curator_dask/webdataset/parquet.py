@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -105,13 +105,14 @@ def row_of_key(path: str, key: object) -> int:
 
 def open_file(path: str, options: Options = None, stream: int = 0) -> pq.ParquetFile:
     """A Parquet file on this machine or in a store; see `curator_dask.frames.parquet.open_parquet`."""
+    # Where all that a row group has is fetched ahead it is held in memory as a whole.
+    how: dict[str, Any] = {"pre_buffer": not stream, "buffer_size": stream}
     if is_remote(path):
         file = RemoteFile(path, options)
         # The tail of a file and its columns are a few requests; small reads in between are answered from memory.
-        source = pa.PythonFile(io.BufferedReader(file, _BUFFER), "r")
-        return pq.ParquetFile(source, pre_buffer=not stream, buffer_size=stream)
+        return pq.ParquetFile(pa.PythonFile(io.BufferedReader(file, _BUFFER), "r"), **how)
     check_regular(local_path(path))
-    return pq.ParquetFile(local_path(path), buffer_size=stream)
+    return pq.ParquetFile(local_path(path), **how)
 
 
 def bytes_of(file: pq.ParquetFile, columns: Collection[str]) -> int:

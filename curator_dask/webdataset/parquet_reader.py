@@ -16,7 +16,14 @@ from curator_dask.webdataset.headers import Member
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.keys import KeyTable, id_text
 from curator_dask.webdataset.layouts import portable_key
-from curator_dask.webdataset.parquet import ParquetShard, image_column, numbered_keys, open_file, row_of_key, top_level
+from curator_dask.webdataset.parquet import (
+    ParquetShard,
+    image_column,
+    numbered_keys,
+    open_file,
+    row_of_key,
+    top_level,
+)
 from curator_dask.webdataset.samples import Sample
 from curator_dask.webdataset.stamps import stamp
 
