@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from curator_dask.errors import DatasetError, ShardError
 from curator_dask.storage import Options, RemoteFile, check_regular, is_remote, local_path
+from curator_dask.webdataset.layouts import portable_key
 
 #: Name of the column that keys get which are made of the rows' numbers.
 KEY = "key"
@@ -96,6 +97,11 @@ def numbered_keys(name: str, rows: Iterable[int]) -> list[str]:
     return [f"{stem}_{row:0{_DIGITS}d}" for row in rows]
 
 
+def tar_key(text: str) -> str:
+    """The key in a tar of what is one in a table: it is no path out of the tar, and ends where it ends there."""
+    return re.sub(r"[\x00-\x1f]", "_", re.sub("//+", "/", portable_key(text))).strip("/") or "_"
+
+
 def row_of_key(path: str, key: object) -> int:
     """The number of the row with such a key; -1 where the key is not of this file."""
     found = _NUMBER.fullmatch(key) if isinstance(key, str) else None
@@ -156,14 +162,14 @@ def image_column(schema: pa.Schema, wanted: str | None = None) -> str:
     Raises
     ------
     NoImagesError
-        There is none.
+        There is none, or not that one.
     DatasetError
         There are several; or a row has several images in that column.
     """
     kinds = {each.name: _kind(each.type) for each in schema}
     if wanted is not None:
         if wanted not in kinds:
-            raise DatasetError(f"{_ASK}: there is no column {wanted!r}; the columns are {list(kinds)}")
+            raise NoImagesError(f"{_ASK}: there is no column {wanted!r}; the columns are {list(kinds)}")
         return _one_image(wanted, schema.field(wanted).type, kinds[wanted])
     features = _features(schema)
     others = {name for name, said in features.items() if said in ("Audio", "Video")}

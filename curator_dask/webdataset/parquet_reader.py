@@ -15,13 +15,13 @@ from curator_dask.storage import TRIES, Options, is_remote
 from curator_dask.webdataset.headers import Member
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.keys import KeyTable, id_text
-from curator_dask.webdataset.layouts import portable_key
 from curator_dask.webdataset.parquet import (
     ParquetShard,
     image_column,
     numbered_keys,
     open_file,
     row_of_key,
+    tar_key,
     top_level,
 )
 from curator_dask.webdataset.samples import Sample
@@ -103,7 +103,7 @@ class RowIndex(ShardIndex):
     def __init__(self, shard: ParquetShard, rows: int, column: str, ids: Sequence[Any] | None) -> None:
         self._path, self._ids = shard.path, ids
         self._numbered = _Numbered(shard.path, rows)
-        own = None if ids is None else [portable_key(str(id_text(each)[0])) for each in ids]
+        own = None if ids is None else [tar_key(str(id_text(each)[0])) for each in ids]
         super().__init__(_Rows(self._numbered if own is None else own, column))
 
     def find(self, ids: Sequence[Any] | np.ndarray) -> np.ndarray:
@@ -244,7 +244,8 @@ class ParquetReader:
         first, images, paths = self._batch
         image = images[row - first]
         if image.is_valid:
-            return memoryview(image.as_buffer() or b"")
+            data = memoryview(image.as_buffer())
+            return data.cast("B") if data.nbytes else memoryview(b"")  # Arrow's are of signed bytes
         path = None if paths is None else paths[row - first].as_py()
         if path is None:
             raise ImageError(f"missing: {self._column} is null")
