@@ -396,12 +396,15 @@ def test_small_pictures_search_and_a_retry_find_images_by_key(data, tmp_path):
     }
 
 
-def test_a_pipeline_takes_it_as_it_takes_tars(data, tmp_path):
-    pipeline = Pipeline("rows", stages=stages_of(data))
+@pytest.mark.parametrize("id_col", ["key", "id"])
+def test_a_pipeline_takes_it_as_it_takes_tars(data, id_col):
+    pipeline = Pipeline("rows", stages=stages_of(data, id_col=id_col))
     images = [image for batch in pipeline.run() for image in batch.data]
     assert len(images) == 36 and {Path(image.image_path).parent.parent for image in images} == {data}
     numbers = [str(image.metadata["number"]) for image in images]
     check_colours(numbers, [image.embedding for image in images])
+    if id_col == "id":
+        assert [image.image_id for image in images] == [f"id-{int(each):05d}" for each in numbers]
 
 
 def test_a_file_that_is_cut_or_damaged_costs_its_shard(data, tmp_path):
@@ -469,6 +472,24 @@ def test_which_column_has_the_images_is_told_or_asked_for(tmp_path):
         with pytest.raises(DatasetError, match="no column holds bytes that may be images"):
             found(table)
     assert not is_parquet_shard(f"{path}/x") and not is_parquet_shard("a.tar")
+
+
+def test_what_the_hub_makes_of_tars(tmp_path):
+    """Its columns are the members' suffixes, ``__key__`` and ``__url__``: the tars that are elsewhere."""
+    images = [{"bytes": image_of(f"{each:05d}"), "path": f"{each}.png"} for each in range(5)]
+    keys = [f"{each:05d}" for each in range(5)]
+    table = pa.table(
+        {"png": images, "json": [{"width": 24}] * 5, "__key__": keys, "__url__": ["hf://x/0.tar"] * 5}
+    )
+    (tmp_path / "in").mkdir()
+    pq.write_table(table, tmp_path / "in" / "0000.parquet")
+    dataset = ImageTextPairDataset.from_shards(find_shards(tmp_path / "in", id_col="__key__"), "__key__")
+    rows = ColourReader()(dataset).compute()
+    check_colours(rows["__key__"], rows["image_embedding"])
+    assert {*rows["__url__"]} == {f"{tmp_path / 'in' / '0000.parquet'}#key=__key__"}
+    pq.write_table(table.set_column(0, "png", pa.array([b"x"] * 5)), tmp_path / "in" / "0000.parquet")
+    with pytest.raises(DatasetError, match="has rows whose images lie in other files"):
+        find_shards(tmp_path / "in")
 
 
 def test_ids_that_stand_twice_are_refused(data, tmp_path):

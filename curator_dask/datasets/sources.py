@@ -17,13 +17,14 @@ from curator_dask.collector import held_back
 from curator_dask.console import show_in_notebook
 from curator_dask.datasets.meta import worker_backend
 from curator_dask.datasets.ranges import check_options, ranges_of
+from curator_dask.errors import ConfigError
 from curator_dask.rows.image_files import ReadImages, caption_table, images_schema
 from curator_dask.rows.reading import ReadShard, choose_source, learn_schema
 from curator_dask.runs.graph import map_items
 from curator_dask.storage import is_remote
 from curator_dask.webdataset.finding import AUTO, discover_images, discover_parquet
 from curator_dask.webdataset.folders import SAMPLES_PER_SHARD
-from curator_dask.webdataset.parquet import KEY
+from curator_dask.webdataset.parquet import KEY, ParquetShard, is_parquet_shard
 from curator_dask.webdataset.shards import ShardSet, discover
 from curator_dask.webdataset.staging import STAGE
 from curator_dask.words import counted
@@ -196,6 +197,11 @@ class Sources(ABC):
     ) -> Self:
         """The same of shards that were found before (`curator_dask.webdataset.finding.find_shards`)."""
         check_options(id_col, metadata, rows_per_partition)
+        first = found.shards[0].url
+        if is_parquet_shard(first) and (key := ParquetShard.of(first).key or KEY) != id_col:
+            raise ConfigError(
+                f"id_col={id_col!r}: {found.root} was looked through for keys in {key!r}: give one name"
+            )
         show_in_notebook()
         if captions != "txt":
             captioned = cls._captioned(found, id_col, captions, storage_options)

@@ -214,17 +214,12 @@ def find_shards(
     try:
         return discover(path, storage_options)
     except NoTarsError as error:
-        found = _parquet_instead(path, id_col, storage_options) if error.has_parquet else None
-        if found is not None:
-            return found
+        said = ""
+        if error.has_parquet:
+            try:
+                return discover_parquet(path, id_col=id_col, storage_options=storage_options)
+            except NoImagesError as no_images:
+                said = f"; of its Parquet files {no_images}"
         if not error.has_images or not isinstance(path, str | os.PathLike):
-            raise
+            raise NoTarsError(f"{error}{said}") from None
         return discover_images(path, storage_options=storage_options)
-
-
-def _parquet_instead(path: Any, id_col: str, options: Options) -> ShardSet | None:
-    """The Parquet files where no tar is; None where these have no images."""
-    try:
-        return discover_parquet(path, id_col=id_col, storage_options=options)
-    except NoImagesError:
-        return None

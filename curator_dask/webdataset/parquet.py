@@ -142,8 +142,13 @@ class NoImagesError(DatasetError):
 
 
 def has_rows_of_shards(schema: pa.Schema) -> bool:
-    """Whether a table has rows whose images lie elsewhere, as what this package writes."""
-    return _OWN in (schema.metadata or {}) or _SHARDS in schema.names
+    """Whether a table has rows whose images lie elsewhere, as what this package writes.
+
+    Hugging Face's conversion of tars has their names in it, too, and the images.
+    """
+    if _SHARDS in schema.names and not any(_kind(each.type) == "struct" for each in schema):
+        return True
+    return _OWN in (schema.metadata or {})
 
 
 def image_column(schema: pa.Schema, wanted: str | None = None) -> str:

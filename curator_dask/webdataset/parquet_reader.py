@@ -173,6 +173,11 @@ class ParquetReader:
             raise ShardError(f"{self._shard.path}: {error}") from error
         except Exception as error:  # of Arrow, of the file system, of a store
             raise self._unreadable(error) from error
+        kind = self._file.schema_arrow.field(self._column).type
+        fields = (
+            [each.name for each in kind if each.name in ("bytes", "path")] if pa.types.is_struct(kind) else []
+        )
+        self._fields = [f"{self._column}.{name}" for name in fields] or [self._column]  # what is read
         groups = [self._file.metadata.row_group(number) for number in range(self._file.num_row_groups)]
         self._starts = np.cumsum([0, *(group.num_rows for group in groups)])
         self._batch = _Batch(0, pa.nulls(0))
@@ -300,13 +305,10 @@ class ParquetReader:
 
     def _group(self, number: int) -> Iterator[pa.Array]:
         group = self._file.metadata.row_group(number)
-        size = sum(
-            group.column(place).total_uncompressed_size
-            for place in range(group.num_columns)
-            if top_level(group.column(place), (self._column,))
-        )
+        parts = [group.column(place) for place in range(group.num_columns)]
+        size = sum(part.total_uncompressed_size for part in parts if top_level(part, self._fields))
         rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, size)))
-        for batch in self._file.iter_batches(rows, row_groups=[number], columns=[self._column]):
+        for batch in self._file.iter_batches(rows, row_groups=[number], columns=self._fields):
             yield batch.column(self._column)
 
     def _unreadable(self, error: Exception) -> ShardError:

@@ -210,7 +210,8 @@ def _discover(
     if missing:
         names = ", ".join(missing[:_FEW]) + (", …" if len(missing) > _FEW else "")
         there = _what_is_in(posixpath.dirname(missing[0]), files)
-        raise DatasetError(f"{len(missing)} of the tars that were named do not exist: {names}; {there}")
+        kind = "tars" if suffix == ".tar" else "Parquet files"
+        raise DatasetError(f"{len(missing)} of the {kind} that were named do not exist: {names}; {there}")
     if compressed:  # left out in silence they would be lost
         names = ", ".join(compressed[:_FEW]) + (", …" if len(compressed) > _FEW else "")
         raise DatasetError(f"{len(compressed)} of the shards found are compressed: {names}; {_UNPACK}")
