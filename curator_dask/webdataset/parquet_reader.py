@@ -206,7 +206,7 @@ class ParquetReader:
     def spread(self, count: int) -> list[int]:
         """Numbers of about so many rows, of a few row groups that are evenly spread, each from its begin."""
         groups = len(self._starts) - 1
-        chosen = np.unique(np.linspace(0, groups - 1, min(groups, _SPREAD), dtype=int)) if groups else []
+        chosen = np.unique(np.linspace(0, max(0, groups - 1), min(groups, _SPREAD), dtype=int))
         each = -(-count // max(1, len(chosen)))
         spans = (range(int(self._starts[at]), int(self._starts[at + 1]))[:each] for at in chosen)
         return [row for span in spans for row in span]
