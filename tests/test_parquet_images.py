@@ -376,7 +376,7 @@ print(pa.default_memory_pool().max_memory())
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
     )
     assert not done.returncode, done.stderr
-    assert pq.read_metadata(path).num_row_groups == 1 and int(done.stdout) < 40_000_000
+    assert pq.read_metadata(path).num_row_groups == 1 and int(done.stdout) < 50_000_000
 
 
 def test_small_pictures_search_and_a_retry_find_images_by_key(data, tmp_path):
@@ -425,6 +425,44 @@ def test_a_file_that_is_cut_or_damaged_costs_its_shard(data, tmp_path):
     other.unlink()
     with pytest.raises(DatasetError, match=r"none of 1 Parquet file can be read; .*footer|magic"):
         ImageTextPairDataset.from_parquet(data)
+
+
+def test_a_column_that_is_encrypted_is_told(tmp_path):
+    """In a process of its own: pyarrow ends it where it is asked what such a column is like, before it is read."""
+    program = f"""
+import base64
+import pyarrow as pa, pyarrow.parquet as pq, pyarrow.parquet.encryption as pe
+from curator_dask.checks.preflight import preflight
+from curator_dask.errors import ShardError
+from curator_dask.webdataset.opening import open_shard
+
+class Keys(pe.KmsClient):
+    def __init__(self, _):
+        pe.KmsClient.__init__(self)
+    def wrap_key(self, key, master):
+        return base64.b64encode(key)
+    def unwrap_key(self, wrapped, master):
+        return base64.b64decode(wrapped)
+
+table = pa.table({{"image": [b"x"] * 3, "text": ["a"] * 3}})
+for column in table.column_names:
+    how = pe.EncryptionConfiguration("key", column_keys={{"key": [column]}}, plaintext_footer=True)
+    keys = pe.CryptoFactory(Keys).file_encryption_properties(pe.KmsConnectionConfig(), how)
+    path = f"{tmp_path}/{{column}}.parquet"
+    with pq.ParquetWriter(path, table.schema, encryption_properties=keys) as file:
+        file.write_table(table)
+    (found,) = preflight(path).problems
+    assert found.kind == "unreadable" and "Cannot decrypt" in str(found), found
+try:
+    with open_shard({str(tmp_path / "image.parquet")!r}) as reader:
+        reader.read(reader.index.samples[0].image())
+except ShardError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "not a Parquet file that can be read: Cannot decrypt" in done.stdout, done.stderr
 
 
 def test_which_column_has_the_images_is_told_or_asked_for(tmp_path):

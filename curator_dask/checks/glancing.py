@@ -14,7 +14,7 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.storage import Options, RemoteFile, check_regular, is_remote, local_path
 from curator_dask.webdataset.folders import is_folder_shard
 from curator_dask.webdataset.headers import BLOCK, Member, header_problem, header_size, not_a_tar
-from curator_dask.webdataset.parquet import ParquetShard, bytes_of, columns_of_rows, is_parquet_shard
+from curator_dask.webdataset.parquet import ParquetShard, columns_of_rows, is_parquet_shard
 from curator_dask.webdataset.shards import Shard
 from curator_dask.webdataset.stamps import stamp
 
@@ -41,7 +41,7 @@ class Glance:
     columns
         Of the companion Parquet, and whether this is output of an earlier run.
     parquet_size
-        Its bytes; where it has the images, those of the other columns.
+        Its bytes.
     stale
         What is wrong with the index file beside the tar, as far as its first and last line tell.
     """
@@ -147,7 +147,6 @@ def _look_at_rows(seen: Glance, options: Options) -> None:
         with open_parquet(path, options) as file:
             schema = columns_of_rows(file.schema_arrow, seen.shard.url)
             seen.rows, seen.columns = file.metadata.num_rows, (schema.remove_metadata(), False)
-            seen.parquet_size = bytes_of(file, schema.names)
     except ShardError as error:
         seen.troubles["unreadable"] = str(error).removeprefix(f"{path}: ")
     except Exception as error:  # of the file system, of Arrow, of a store

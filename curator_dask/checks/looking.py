@@ -52,7 +52,7 @@ class Look:
     rows
         Of the Parquet; of the tar where there is none.
     text_size
-        Bytes of captions and JSON in the tar.
+        Bytes of captions and JSON in the tar; of the other columns, where images are in rows of a Parquet file.
     troubles
         What would fail, by kind: ``"unreadable"``, ``"damaged"``, ``"companion"``, ``"ids"``, ``"no-match"``.
     facts

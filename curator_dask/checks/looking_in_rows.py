@@ -49,6 +49,7 @@ def look_in_rows(seen: Glance, id_col: str, images: int, max_pixels: int, option
             reader.expect(index.samples[row].members[0] for row in rows)
             lacking = [row for row in rows if not _look_at(reader, row, found, max_pixels)]
             nulls = reader.nulls()
+            found.text_size = reader.bytes_of(seen.columns[0].names if seen.columns else [])
     except ShardError as error:
         found.troubles["unreadable"] = str(error)
         return found

@@ -146,7 +146,7 @@ def preflight(
     _tally_looks(report, glances, looks, tally)
     for each in shared_keys([(glances[number].shard.name, looks[number].keys) for number in sorted(looks)]):
         tally.add("shared-keys", f"{each.shard}: {each.samples:,} of its keys, as {each.other}", each.samples)
-    if with_parquet:
+    if with_parquet and not report.in_rows:
         other = sum(one.parquet_size for one in glances)
     elif rows_from == "elsewhere":
         other = seen_table.size

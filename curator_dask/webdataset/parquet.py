@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -119,22 +119,6 @@ def open_file(path: str, options: Options = None, stream: int = 0) -> pq.Parquet
         return pq.ParquetFile(pa.PythonFile(io.BufferedReader(file, _BUFFER), "r"), **how)
     check_regular(local_path(path))
     return pq.ParquetFile(local_path(path), **how)
-
-
-def bytes_of(file: pq.ParquetFile, columns: Collection[str]) -> int:
-    """Bytes that columns have in a file."""
-    total = 0
-    for number in range(file.num_row_groups):
-        group = file.metadata.row_group(number)
-        parts = map(group.column, range(group.num_columns))
-        total += sum(part.total_compressed_size for part in parts if top_level(part, columns))
-    return total
-
-
-def top_level(part: pq.ColumnChunkMetaData, columns: Collection[str]) -> bool:
-    """Whether a part of a row group is of one of these columns, or of a field of one."""
-    path = part.path_in_schema
-    return path in columns or any(path.startswith(f"{name}.") for name in columns)
 
 
 class NoImagesError(DatasetError):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from curator_dask.errors import CuratorError, DatasetError, ImageError, ShardError
 from curator_dask.storage import TRIES, Options, is_remote
@@ -22,7 +23,6 @@ from curator_dask.webdataset.parquet import (
     open_file,
     row_of_key,
     tar_key,
-    top_level,
 )
 from curator_dask.webdataset.samples import Sample
 from curator_dask.webdataset.stamps import stamp
@@ -212,17 +212,36 @@ class ParquetReader:
         return [row for span in spans for row in span]
 
     def nulls(self) -> int | None:
-        """How many rows have no image, if the file's footer says it."""
-        total = 0
-        for number in range(self._file.num_row_groups):
-            group = self._file.metadata.row_group(number)
-            parts = [group.column(place) for place in range(group.num_columns)]
-            own = [part for part in parts if part.path_in_schema in (self._column, f"{self._column}.bytes")]
-            said = own[0].statistics if own else None
-            if said is None or not said.has_null_count:
-                return None
-            total += said.null_count
-        return total
+        """How many rows have no image, if the file's footer says it; asked for when some were read."""
+        said = [part.statistics for part in self._parts({self._column, f"{self._column}.bytes"})]
+        if not all(each is not None and each.has_null_count for each in said):
+            return None
+        return sum(each.null_count for each in said)
+
+    def bytes_of(self, columns: Sequence[str]) -> int:
+        """Bytes that columns have in the file.
+
+        Raises
+        ------
+        ShardError
+            They cannot be read.
+        """
+        try:
+            next(self._file.iter_batches(1, row_groups=[0], columns=columns), None) if len(
+                self._starts
+            ) > 1 else None
+        except Exception as error:  # of Arrow, of a store
+            raise self._unreadable(error) from error
+        schema = self._file.schema
+        paths = {schema.column(place).path for place in range(len(schema.names))}
+        own = {path for path in paths if any(f"{path}.".startswith(f"{name}.") for name in columns)}
+        return sum(part.total_compressed_size for part in self._parts(own))
+
+    def _parts(self, paths: Collection[str]) -> list[pq.ColumnChunkMetaData]:
+        """What the footer says of columns that were read: of one that it cannot decrypt pyarrow ends the process."""
+        schema, footer = self._file.schema, self._file.metadata
+        places = [place for place in range(len(schema.names)) if schema.column(place).path in paths]
+        return [footer.row_group(each).column(at) for each in range(footer.num_row_groups) for at in places]
 
     def rescan(self) -> RowIndex:
         """The rows: they were looked at when the reader was made."""
@@ -305,9 +324,7 @@ class ParquetReader:
 
     def _group(self, number: int) -> Iterator[pa.Array]:
         group = self._file.metadata.row_group(number)
-        parts = [group.column(place) for place in range(group.num_columns)]
-        size = sum(part.total_uncompressed_size for part in parts if top_level(part, self._fields))
-        rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, size)))
+        rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
         for batch in self._file.iter_batches(rows, row_groups=[number], columns=self._fields):
             yield batch.column(self._column)
 
