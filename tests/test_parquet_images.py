@@ -385,6 +385,12 @@ def test_small_pictures_search_and_a_retry_find_images_by_key(data, tmp_path):
     some = table.sample(7, random_state=2)
     for row, picture in read_thumbnails(some["key"].tolist(), some["__url__"].tolist(), 16):
         assert picture.getpixel((5, 5)) == colour_of(str(some["number"].iloc[row]))
+    # A key of another file, of none of its rows, or of no such form, finds nothing.
+    wrong = [table["key"].iloc[14], "train-00000-of-00003_0000012", "0000001", "_0000001", "x"]
+    pictures = dict(read_thumbnails(wrong, [table["__url__"].iloc[0]] * 5, 16))
+    assert [pictures[row] for row in range(5)] == [
+        f"missing: no sample {key!r} in the Parquet file" for key in wrong
+    ]
     failed = ColourReader(max_pixels=10)(dataset).save_metadata(tmp_path / "out").failed
     again = ColourReader().retry(tmp_path / "out")
     assert (failed, again.rows, again.failed) == (36, 36, 0)
@@ -624,9 +630,11 @@ def test_commands_take_such_a_folder(data, tmp_path, client):
     assert code == 2 and "['image', 'mask']" in said and "--image-column" in said
     code, said = run("check", both, "--image-column", "image", "--id-col", "id")
     assert code == 0 and "nothing that would fail" in said and "rows come from these Parquet files" in said
-    given = ("--image-column", "image", "--id-col", "id", "--where", "number < 20", "--caption", "text")
-    address = ("--scheduler-address", client.scheduler.address)
-    code, said = run("export", both, tmp_path / "tars", *given, *address)
+    given = ("--image-column", "image", "--id-col", "id", "--scheduler-address", client.scheduler.address)
+    code, said = run("embed", both, tmp_path / "out", "--statistics", "width", *given)
+    assert code == 0, said
+    assert read_output(tmp_path / "out")["width"].null_count == 0
+    code, said = run("export", both, tmp_path / "tars", "--where", "number < 20", "--caption", "text", *given)
     assert code == 0, said
     members = members_in(tmp_path / "tars")
     assert members["id-00019.bmp"] == image_of_number(19) and len(members) == 40

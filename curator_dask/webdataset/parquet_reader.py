@@ -216,7 +216,7 @@ class ParquetReader:
         said = [part.statistics for part in self._parts({self._column, f"{self._column}.bytes"})]
         if not all(each is not None and each.has_null_count for each in said):
             return None
-        return sum(each.null_count for each in said)
+        return int(sum(each.null_count for each in said))
 
     def bytes_of(self, columns: Sequence[str]) -> int:
         """Bytes that columns have in the file.
