@@ -25,7 +25,7 @@ from curator_dask.frames.parquet import read_footer, read_whole, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.export_options import check_boolean
-from curator_dask.outputs.members import FoundSamples
+from curator_dask.outputs.found_samples import FoundSamples
 from curator_dask.outputs.removed import stays
 from curator_dask.outputs.unchanged import check_unchanged
 from curator_dask.rows.ids import exact_ids

@@ -1,4 +1,4 @@
-"""Where in shards the members of rows' samples lie, and why there are none of some."""
+"""The samples that rows find in tars, as a table: where the members of each lie."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from curator_dask.webdataset.headers import Member, encoded
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.layouts import portable_key, portable_suffix
 from curator_dask.webdataset.opening import open_shard
+from curator_dask.webdataset.parquet import is_parquet_shard
 from curator_dask.webdataset.parquet_reader import ParquetReader
 from curator_dask.webdataset.samples import Sample, key_text
 from curator_dask.webdataset.stamps import FileStamp, stamp
@@ -76,15 +77,14 @@ class FoundSamples:
                     self._miss(f"{MISSING}: the row has no shard ({URL_COLUMN} is null)", "", ids[place])
                 continue
             self.stamps[url] = stamp(url, self._options)  # of a tar that is gone it raises
+            if is_parquet_shard(url):
+                with ParquetReader(url, self._options) as rows_of:
+                    self._take_rows(rows_of, [rows[place] for place in mine], [ids[place] for place in mine])
+                continue
             try:
                 # An index file is compared with the tar in a few places only, and its names would be those in the
                 # new tars.
                 with open_shard(url, use_index_files=False, storage_options=self._options) as reader:
-                    if isinstance(reader, ParquetReader):
-                        self._take_rows(
-                            reader, [rows[place] for place in mine], [ids[place] for place in mine]
-                        )
-                        continue
                     index = reader.index
             except ShardError as error:
                 if error.__cause__ is not None and not isinstance(error.__cause__, ShardError):
