@@ -34,6 +34,7 @@ from curator_dask.rows.thumbnails import read_thumbnails
 from curator_dask.webdataset.finding import discover_parquet, find_shards
 from curator_dask.webdataset.opening import open_shard
 from curator_dask.webdataset.parquet import ParquetShard, is_parquet_shard
+from curator_dask.webdataset.parquet_reader import ParquetReader
 from curator_dask.webdataset.stamps import stamp
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -220,6 +221,21 @@ def test_an_export_has_the_original_bytes(data, tmp_path, shuffle):
     # What was packed is a dataset, with the same rows.
     rows = ColourReader()(ImageTextPairDataset.from_webdataset(tmp_path / "tars", "id")).compute()
     check_colours(rows["id"], rows["image_embedding"])
+
+
+@pytest.mark.parametrize(("shuffle", "most"), [(None, 9 + 9 + 1), (1, 9 + 2 * 9)])
+def test_an_export_reads_a_row_group_once_a_tar_and_once_before(data, tmp_path, monkeypatch, shuffle, most):
+    read, groups = ParquetReader._group, []
+
+    def counted(self, number):
+        groups.append((self.url, number))
+        return read(self, number)
+
+    monkeypatch.setattr(ParquetReader, "_group", counted)
+    ImageTextPairDataset.from_parquet(data).to_webdataset(
+        tmp_path / "tars", samples_per_shard=18, shuffle=shuffle
+    )
+    assert 18 <= len(groups) <= most and len({*groups}) == 9
 
 
 def test_keys_may_be_names_in_tars_and_are_unique(tmp_path):
