@@ -103,7 +103,8 @@ def curate(
     choice.check()
     if (groups := recipe.options(overwrite).split_groups) and absolute(groups) != places[DUPLICATES]:
         check_removed(absolute(groups))
-    found = find_shards(input_path, storage_options, images=recipe.images)
+    which = {name: getattr(recipe, name) for name in ("images", "image_column", "id_col")}
+    found = find_shards(input_path, storage_options, **which)
     of_images = captions_of(recipe.captions, found, recipe.id_col, storage_options)
     place = places[EMBEDDINGS]
     before = None

@@ -67,8 +67,8 @@ class Recipe:
         arguments of `TimmImageEmbedder` or `ClipImageEmbedder`, such as ``batch_size``.
     id_col
         Column of the keys.
-    images
-        Take the image files of the folder even where it has tars.
+    images, image_column
+        Take the image files of the folder even where it has tars; and the column of those inside Parquet files.
     captions
         Of image files: ``"txt"``, ``"none"``, or a table, as for ``curator-dask embed``.
     statistics
@@ -125,6 +125,7 @@ class Recipe:
     model_options: Mapping[str, Any] = field(default_factory=dict)
     id_col: str = "key"
     images: bool = False
+    image_column: str = "auto"
     captions: str = "txt"
     statistics: Sequence[str] = ()
     prefix: str = ""
@@ -149,7 +150,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for names, kinds, expected in (
             (("model", "where", "by"), str | None, "text"),
-            (("id_col", "prefix"), str, "text"),
+            (("id_col", "image_column", "prefix"), str, "text"),
             (("aesthetic", "nsfw"), str | bool, "the path of a head's file, or true or false"),
         ):
             for name in names:
@@ -175,10 +176,8 @@ class Recipe:
             if not all(isinstance(each, str) and each for pair in given.items() for each in pair):
                 raise ConfigError(f"{name}: expected columns and {values}, found {given!r}")
         if not isinstance(self.captions, str) or not isinstance(self.images, bool):
-            raise ConfigError(
-                f"captions={self.captions!r}, images={self.images!r}: expected txt, none or the path of a table; and"
-                " true or false"
-            )
+            said = f"captions={self.captions!r}, images={self.images!r}"
+            raise ConfigError(f"{said}: expected txt, none or the path of a table; and true or false")
         if not isinstance(self.statistics, list | tuple) or not all(
             isinstance(each, str) for each in self.statistics
         ):

@@ -90,6 +90,7 @@ HOLDS = {
         "parts.npartitions == 4",
         "vectors.shape == (12, 1280) and len(table) == 12",
         "len(of_files) == 7 and of_files.metadata.columns[1] == 'file_name'",
+        "len(in_parquet) == 7 and [*in_parquet.metadata.columns] == ['key', 'text', '__url__']",
     ],
     "models.md": [
         "(summary.rows, summary.failed) == (14, 2)",
@@ -332,6 +333,11 @@ def made(tmp_path_factory):
     write_photographs(folder / "page" / "dataset")
     with tarfile.open(folder / "page" / "dataset" / "00000.tar") as tar:
         tar.extractall(folder / "page" / "images", filter="data")
+    files = sorted((folder / "page" / "images").glob("*.jpg"))
+    images = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    (folder / "page" / "hub").mkdir()
+    hub = pa.table({"image": images, "text": [f"text of {file.name}" for file in files]})
+    pq.write_table(hub, folder / "page" / "hub" / "train-00000-of-00001.parquet")
     torch.manual_seed(0)
     resnet = torchvision.models.resnet18()
     resnet.fc = torch.nn.Identity()

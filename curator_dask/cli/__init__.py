@@ -31,6 +31,7 @@ from curator_dask.cli.options import (
     ClusterType,
     Decoder,
     IdColumn,
+    ImageColumn,
     Images,
     ImagesPath,
     InputPath,
@@ -146,6 +147,7 @@ def check(
     id_col: IdColumn = "key",
     metadata: RowSource = Metadata.auto,
     images: Images = False,
+    image_column: ImageColumn = "auto",
     captions: Captions = "txt",
     shards: Annotated[
         int | None,
@@ -189,6 +191,7 @@ def check(
             output=output,
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
             images=images,
+            image_column=image_column,
             captions=None if captions == "none" else captions,
             storage_options=options,
         )

@@ -19,6 +19,7 @@ from curator_dask.cli.options import (
     Cluster,
     ClusterType,
     IdColumn,
+    ImageColumn,
     Images,
     JsonFile,
     OutputOptions,
@@ -251,6 +252,7 @@ def export(
     overwrite: Annotated[bool, typer.Option(help="Replace what another export has written there.")] = False,
     id_col: IdColumn = "key",
     images: Images = False,
+    image_column: ImageColumn = "auto",
     cluster: Cluster = ClusterType.auto,
     scheduler_address: SchedulerAddress = None,
     scheduler_file: SchedulerFile = None,
@@ -288,8 +290,8 @@ def export(
     from curator_dask.outputs.failed import output_files
     from curator_dask.outputs.placing import locate
     from curator_dask.rows.reading import choose_source, learn_schema
-    from curator_dask.webdataset.finding import discover_images
-    from curator_dask.webdataset.shards import NoTarsError, discover
+    from curator_dask.webdataset.finding import find_shards
+    from curator_dask.webdataset.shards import NoTarsError
 
     interrupted = "tars that are finished are kept, the same command goes on from there"
     with summary_to(json_file) as put, told_plainly(interrupted):
@@ -329,17 +331,11 @@ def export(
             format=format.value,
         )
         try:
-            found = (
-                discover_images(input_path, storage_options=options)
-                if images
-                else discover(input_path, options)
-            )
+            found = find_shards(input_path, options, images=images, image_column=image_column, id_col=id_col)
         except NoTarsError as error:
             found = None
             if not output_files(locate(input_path, options), options):
-                if not error.has_images:
-                    raise OutputError(f"neither a tar nor a Parquet file is there: {error}") from None
-                found = discover_images(input_path, storage_options=options)
+                raise OutputError(f"neither a tar nor a Parquet file is there: {error}") from None
         start = partial(workers_of, cluster, scheduler_address, scheduler_file, workers)
         if found is None:
             summary = export_output(

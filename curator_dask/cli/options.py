@@ -65,10 +65,17 @@ ImagesPath = Annotated[
     str,
     typer.Argument(
         metavar="INPUT",
-        help="Directory, glob, brace pattern or tar of the shards, or a URL; or a folder of image files.",
+        help="Directory, glob, brace pattern or tar of the shards, or a URL; or the same of Parquet files with images"
+        " in them; or a folder of image files.",
     ),
 ]
 Images = Annotated[bool, typer.Option("--images", help="Take INPUT's image files, even where it has tars.")]
+ImageColumn = Annotated[
+    str,
+    typer.Option(
+        help="Column of the images, where they lie inside Parquet files; auto: the one that there is."
+    ),
+]
 Captions = Annotated[
     str,
     typer.Option(

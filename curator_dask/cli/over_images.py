@@ -60,7 +60,8 @@ class OverImages:
         if self.embeds_here and not (is_remote(output) or os.path.lexists(absolute(output))):
             load_ahead(cluster, workers)  # all is left to do
         # What is wrong with the arguments should not cost the start of a cluster.
-        found = find_shards(given["input_path"], self.options, images=given["images"])
+        which = {name: given[name] for name in ("images", "image_column", "id_col")}
+        found = find_shards(given["input_path"], self.options, **which)
         source = choose_source(given["metadata"].value, found, self.options)
         if not is_remote(output):
             if Path(absolute(output)).is_file():

@@ -24,11 +24,12 @@ from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.contents import contents_of, keep_texts, text_of
 from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_columns import conformed, texts_of
+from curator_dask.outputs.found_samples import FILES, TIMES
 from curator_dask.outputs.left_out import UNBLURRED, put_left_out
 from curator_dask.outputs.manifest import where_from
 from curator_dask.outputs.new_keys import NewKeys
 from curator_dask.outputs.placing import being_written, put, unwritten
-from curator_dask.outputs.selecting import FILES, TIMES, Folder, stamps_in
+from curator_dask.outputs.selecting import Folder, stamps_in
 from curator_dask.outputs.sharding import NewShard
 from curator_dask.outputs.shrinking import LEFT, Shrinking, ShrunkImages
 from curator_dask.outputs.vector_members import VectorMember

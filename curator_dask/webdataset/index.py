@@ -49,7 +49,7 @@ class ShardIndex:
         Whether this comes from the tar's own headers, all of them.
     """
 
-    samples: list[Sample]
+    samples: Sequence[Sample]
     problem: str | None = None
     duplicates: tuple[str, ...] = ()
     scanned: bool = True

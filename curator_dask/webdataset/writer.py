@@ -18,6 +18,7 @@ import numpy as np
 
 from curator_dask.storage import is_remote
 from curator_dask.webdataset.headers import BLOCK, SIZE_LIMIT
+from curator_dask.webdataset.parquet import is_parquet_shard
 from curator_dask.webdataset.ranges import Extent, Ranges, Reading
 
 _NAME_BYTES = 100  # that a plain header holds
@@ -110,7 +111,10 @@ def write_tar(
     """
     used = np.unique(contents.sources)
     urls = [contents.urls[source] for source in used.tolist() if source >= 0]
-    remote = np.array([is_remote(url) for url in contents.urls] + [False])[contents.sources]
+    # What is not read to its place from a file on this machine.
+    remote = np.array([is_remote(url) or is_parquet_shard(url) for url in contents.urls] + [False])[
+        contents.sources
+    ]
     ahead = [contents.extent(place) for place in np.flatnonzero(remote).tolist()]
     with ranges.reading(urls, ahead) as reading:
         return _Writing(file, contents, reading, remote, early).write()
