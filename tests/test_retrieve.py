@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from colours import ColourReader, write_dataset
 from test_cli import run_here
 from test_compare import BAD, INFO, normal, write
 
+from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.info import describe_output
+from curator_dask.outputs.exporting import export_output
+from curator_dask.outputs.filtering import filter_output
 from curator_dask.retrieval import finding, retrieve
 
 POOL = 700
@@ -163,6 +168,24 @@ def test_what_does_not_belong_together_is_refused(data, tmp_path, in_this_proces
     with pytest.raises(OutputError, match="is read from"):
         retrieve(pool, queries, pool)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_retrieved_is_exported(tmp_path, in_this_process):
+    write_dataset(tmp_path / "data")
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data", id_col="key")
+    ColourReader()(dataset).save_metadata(tmp_path / "pool")
+    filter_output(tmp_path / "pool", tmp_path / "wanted", where="key in ('000000002', '000020004')")
+    retrieve(tmp_path / "pool", tmp_path / "wanted", tmp_path / "out", top=1, check=False)
+    assert export_output(tmp_path / "out", tmp_path / "tars").kept == 2
+    found = {}
+    for path in (tmp_path / "tars").glob("*.tar"):
+        with tarfile.open(path) as tar:
+            found |= {each.name: tar.extractfile(each).read() for each in tar}
+    keys = pq.read_table(tmp_path / "out")["key"].to_pylist()  # of their colour, be it darker
+    assert {name.partition(".")[0] for name in found} == {*keys} and len(keys) == 2
+    for name, data in found.items():
+        with tarfile.open(tmp_path / "data" / f"000{name[3:5]}.tar") as tar:
+            assert tar.extractfile(name).read() == data
 
 
 def test_the_command_on_a_cluster_finds_the_same(data, tmp_path, client):
