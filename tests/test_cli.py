@@ -600,3 +600,12 @@ def test_an_option_of_one_value_is_given_once(name):
         assert done.exit_code == 2 and ("given 2 times" in said or "Missing" in said), said
         refused |= {each.name} if f"for {option}: given 2 times, and takes one value" in said else set()
     assert refused == {each.name for each in options if not (each.is_flag or each.multiple)} != set()
+
+
+def test_commands_over_images_take_the_same_datasets():
+    """A command that lacks one of these options ends in a traceback where the arguments are looked at."""
+    commands = typer.main.get_command(app).commands
+    asked = {"images", "image_column", "id_col", "metadata", "captions", "rows_per_partition", "nested_json"}
+    for name in ("embed", "classify", "caption", "detect"):
+        has = {each.name for each in commands[name].params}
+        assert asked <= has, (name, asked - has)

@@ -47,7 +47,10 @@ if TYPE_CHECKING:
 def caption(
     context: typer.Context,
     input_path: Annotated[
-        str, typer.Argument(metavar="INPUT", help="Shards, or a folder of image files, as of embed.")
+        str,
+        typer.Argument(
+            metavar="INPUT", help="Shards, a folder of image files, or Parquet with images, as of embed."
+        ),
     ],
     output: Annotated[
         str,

@@ -56,7 +56,9 @@ def classify(
     input_path: Annotated[
         str | None,
         typer.Argument(
-            metavar="INPUT", help="Shards, or a folder of image files, as of embed.", show_default=False
+            metavar="INPUT",
+            help="Shards, a folder of image files, or Parquet with images, as of embed.",
+            show_default=False,
         ),
     ] = None,
     output: Annotated[

@@ -16,6 +16,7 @@ from curator_dask.cli.options import (
     Gray16,
     HowDecoded,
     IdColumn,
+    ImageColumn,
     ImageMember,
     Images,
     JsonFile,
@@ -46,7 +47,10 @@ if TYPE_CHECKING:
 def detect(
     context: typer.Context,
     input_path: Annotated[
-        str, typer.Argument(metavar="INPUT", help="Shards, or a folder of image files, as of embed.")
+        str,
+        typer.Argument(
+            metavar="INPUT", help="Shards, a folder of image files, or Parquet with images, as of embed."
+        ),
     ],
     output: Annotated[
         str,
@@ -96,6 +100,7 @@ def detect(
     id_col: IdColumn = "key",
     metadata: RowSource = Metadata.auto,
     images: Images = False,
+    image_column: ImageColumn = "auto",
     captions: Captions = "txt",
     rows_per_partition: RowsPerPartition = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that go in together, at most.")] = 16,
