@@ -18,15 +18,18 @@ from test_cli import run_here
 from test_heads import L14
 
 from curator_dask.compare import compare_outputs, reading
+from curator_dask.compare.comparing import _pixels_by
 from curator_dask.compare.kernel import discrepancies
 from curator_dask.compare.moments import Gaussian, Moments, frechet
 from curator_dask.compare.neighbours import most_own, neighbours, radii
 from curator_dask.compare.reading import Side, read_side
 from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.decode.spec import ImageOptions
 from curator_dask.errors import ConfigError, NoColumnError, OutputError
 from curator_dask.frames.parquet import write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.filtering import filter_output
+from curator_dask.runs.step import read_by
 
 DIM = 8
 INFO = {**L14, "dim": DIM, "normalized": False}
@@ -317,8 +320,16 @@ def test_a_page_shows_what_one_has_alone(tmp_path, in_this_process):
     shown = re.findall(r'<img src="data:image/webp;base64,[^"]+" alt="([^"]+)">', most)
     in_b = {*pq.read_table(tmp_path / "b")["key"].to_pylist()}
     assert shown and not {*shown} & in_b
-    with pytest.raises(ConfigError, match="expected the name of a file"):
+    with pytest.raises(ConfigError, match="is a folder; expected the name of a file"):
         compare_outputs(tmp_path / "a", tmp_path / "b", page=tmp_path)
+
+
+def test_decoders_that_differ_are_told_by_name():
+    by = [
+        _pixels_by(read_by("key", ImageOptions(decoder=decoder, max_pixels=most)))
+        for decoder, most in (("dali", 10), ("dali", 20), ("pillow", 10))
+    ]
+    assert by == ["dali", "dali", "pillow"]  # the most pixels change no vector
 
 
 def test_a_cluster_finds_the_same(two, tmp_path, request):

@@ -23,6 +23,7 @@ from curator_dask.errors import ConfigError, OutputError
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.recipe import Recipe
+from curator_dask.webdataset.finding import find_shards
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -111,6 +112,18 @@ def test_images_are_those_of_the_tars_in_their_rows(rows, tmp_path):
         source = Path(row["source_shard"]).read_bytes()
         for name, size, at in zip(row["members"], row["sizes"], row["source_offsets"], strict=True):
             assert source[at : at + size] == before[row["key"]][name.partition(".")[2]]
+
+
+def test_what_is_exported_is_a_dataset_again(rows, tmp_path):
+    export(rows, tmp_path / "out", samples_per_shard=7)
+    dataset = ImageTextPairDataset.from_parquet(tmp_path / "out").filter("day IS NOT NULL")
+    dataset.to_webdataset(tmp_path / "tars", caption="written")
+    before, after = held(tmp_path / "data"), held(tmp_path / "tars")
+    assert {key: each["png"] for key, each in after.items()} == {
+        key: each["png"] for key, each in before.items()
+    }
+    found = ImageTextPairDataset.from_shards(find_shards(tmp_path / "out"))  # as commands find it
+    assert {"key", "emb", "written"} <= {*found.metadata.columns}
 
 
 def test_what_the_files_say_to_datasets_and_the_viewer(rows, tmp_path):

@@ -224,7 +224,7 @@ def test_a_worker_writes_the_same_as_this_process(rows):
 def test_what_cannot_be_members(rows, tmp_path):
     with pytest.raises(ConfigError, match=r"npy='emb': expected a list of names"):
         ExportOptions(npy="emb")
-    with pytest.raises(ConfigError, match=r"no such columns \['embb'\]"):
+    with pytest.raises(ConfigError, match=r"no such columns \['embb'\] \(did you mean emb\?\)"):
         export(rows, tmp_path / "out", npy=["embb"])
     with pytest.raises(
         ConfigError, match="expected vectors, or lists of numbers, in the column 'key', found"

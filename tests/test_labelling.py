@@ -286,6 +286,7 @@ def test_a_cluster_makes_the_same_page(out, tmp_path, request):
         ({"classes": ["NA", "2"]}, "in a CSV these are read as [None, 2]"),
         ({"number": 5000}, "expected 2,000 at most"),
         ({"by": "god"}, "there is no such column (did you mean good"),
+        ({"by": "nothing"}, "then `score --head nothing=FILE`"),
         ({"by": "caption"}, "expected scores, found large_string"),
         (
             {"by": ["good", "one"], "at": 0.5},
@@ -293,6 +294,7 @@ def test_a_cluster_makes_the_same_page(out, tmp_path, request):
         ),
         ({"where": "width > 1000"}, "no row is left to be shown: of 120 rows 120 do not pass the condition"),
         ({"column": "vectors"}, "has no column 'vectors' of vectors"),
+        ({"column": "vector"}, "Give the folder that embed wrote to"),
         ({"eps": 1.5}, "expected a number from 0 up and below 1"),
     ],
 )

@@ -90,7 +90,7 @@ def decision_of(folder: Folder, columns: Sequence[str], at: float | None) -> Dec
         if column not in folder.types:
             raise NoColumnError(
                 f"by={column!r}: there is no such column{meant(column, folder.numbers)}. Columns of numbers are"
-                f" {folder.numbers}"
+                f" {folder.numbers}. Scores of a head of yours come by `fit`, then `score --head {column}=FILE`"
             )
         if not is_number(folder.types[column]):
             raise ConfigError(

@@ -110,7 +110,7 @@ class LabelSummary:
         )
         looked = "" if self.looked_at == self.left else f" (of {self.looked_at:,} rows that were looked at)"
         out = [
-            (self.near_copies, f"near copies of pictures that are shown, or labelled{looked}"),
+            (self.near_copies, f"near copies of pictures that are shown or labelled{looked}"),
             (self.without_vector, "rows without a vector"),
             (self.without_picture, "rows whose picture cannot be made"),
         ]
@@ -290,7 +290,10 @@ def _open(path: str | os.PathLike[str], column: str, options: Options) -> Folder
     folder = open_folder(embeddings_in(locate(os.fspath(path), options), None)[0], None, options)
     for name, what in ((folder.files[0].id_col, "keys"), (column, "vectors (--column)")):
         if name not in folder.types:
-            raise OutputError(f"{folder.path}: has no column {name!r} of {what}; it has {[*folder.types]}")
+            raise OutputError(
+                f"{folder.path}: has no column {name!r} of {what}; it has {[*folder.types]}. Give the folder that embed"
+                " wrote to"
+            )
     return folder
 
 

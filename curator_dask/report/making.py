@@ -148,7 +148,8 @@ def check_page(page: str | os.PathLike[str]) -> Path:
     target = Path(page)
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise ConfigError(
-            f"{target}: expected the name of a file, such as report.html, in a folder that is there"
+            f"{target}: {'is a folder; ' if target.is_dir() else ''}expected the name of a file, such as page.html, in"
+            " a folder that is there"
         )
     return target
 

@@ -162,7 +162,10 @@ def _first_file(found: ShardSet, wanted: str | None, options: Options) -> tuple[
             unread = unread or f"{shard.url}: {' '.join(str(error).split()) or repr(error)}"
             continue
         if wanted is None and has_rows_of_shards(schema):
-            raise NoImagesError(f"{shard.url}: has rows whose images lie in other files")
+            raise NoImagesError(
+                f"{shard.url}: has rows whose images lie in other files, as what embed writes: give the dataset of"
+                " which that was made"
+            )
         try:
             return shard.url, schema, column_of(schema, wanted)
         except NoImagesError as error:

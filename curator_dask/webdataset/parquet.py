@@ -128,11 +128,12 @@ class NoImagesError(DatasetError):
 def has_rows_of_shards(schema: pa.Schema) -> bool:
     """Whether a table has rows whose images lie elsewhere, as what this package writes.
 
-    Hugging Face's conversion of tars has their names in it, too, and the images.
+    Hugging Face's conversion of tars has their names in it, too, and the images. An export in Parquet is told by this
+    package as an output is, and says which column has its images.
     """
     if _SHARDS in schema.names and not any(_kind(each.type) == "struct" for each in schema):
         return True
-    return _OWN in (schema.metadata or {})
+    return _OWN in (schema.metadata or {}) and "Image" not in _features(schema).values()
 
 
 def image_column(schema: pa.Schema, wanted: str | None = None) -> str:
