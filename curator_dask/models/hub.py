@@ -396,6 +396,5 @@ def _explained(
         raise WeightsError(
             f"{repository.name}: the {what} are not in {folder or constants.HF_HUB_CACHE}, and could not be fetched"
             f" from {asked}: {said}. To work offline, fetch {names} on a machine with a network and put them into"
-            f" {folder or 'a folder, to be given as model_dir (--model-dir)'}. For a repository that needs a login set"
-            " HF_TOKEN"
+            f" {folder or 'a folder, to be given as model_dir (--model-dir)'}. Where a login is needed set HF_TOKEN"
         ) from error
