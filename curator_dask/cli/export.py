@@ -222,6 +222,13 @@ def export(
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace what another export has written there.")] = False,
+    append: Annotated[
+        bool,
+        typer.Option(
+            "--append",
+            help="Tars that are there stay as they are: samples that are in none of them go into new tars behind.",
+        ),
+    ] = False,
     id_col: IdColumn = "key",
     images: Images = False,
     cluster: Cluster = ClusterType.auto,
@@ -278,6 +285,7 @@ def export(
             metadata=None if metadata is Columns.none else metadata.value,
             index=index,
             overwrite=overwrite,
+            append=append,
             dry_run=dry_run,
             without=without,
             caption=caption,

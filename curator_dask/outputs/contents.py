@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from curator_dask.errors import ShardError
+from curator_dask.outputs.found_samples import FILES
 from curator_dask.outputs.json_fields import add_fields
-from curator_dask.outputs.selecting import FILES
 from curator_dask.webdataset.layouts import EMPTY
 from curator_dask.webdataset.samples import key_text
 from curator_dask.webdataset.writer import Contents

@@ -40,6 +40,7 @@ class ExportOptions:
     metadata: str | None = "parquet"
     index: bool = True
     overwrite: bool = False
+    append: bool = False
     without: str | None = None
     dry_run: bool = False
     caption: str | None = None
@@ -90,6 +91,10 @@ class ExportOptions:
                 " (--split val=0.01)"
             )
         _ = self.sharing  # says what is wrong with it
+        if self.append and self.overwrite:
+            raise ConfigError(
+                "append and overwrite: one leaves the tars that are there, the other replaces them: give one"
+            )
         if self.sizes not in (True, False, None):
             raise ConfigError(f"sizes={self.sizes!r}: expected True, False or None")
         check_card(self.card)

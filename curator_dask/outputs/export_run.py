@@ -14,26 +14,36 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from curator_dask.errors import ConfigError, ShardError
+from curator_dask.errors import ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import vectors_in
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_record
+from curator_dask.outputs.appending import (
+    DIGITS,
+    FIELDS,
+    check_columns_of,
+    check_settings,
+    fitted,
+    settings_of,
+)
 from curator_dask.outputs.card import Making, card_mark, card_of
-from curator_dask.outputs.choosing import read_rows
+from curator_dask.outputs.earlier import EarlierTars, KnownTars
 from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_columns import schema_beside, schema_of
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_place import ExportPlace
+from curator_dask.outputs.export_plan import Stays, plan_shards
 from curator_dask.outputs.export_sizes import check_sizes, put_sizes
 from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.outputs.packing import NewKeys, PackShard
 from curator_dask.outputs.removed import check_removed, check_shards
 from curator_dask.outputs.saving import check_apart
-from curator_dask.outputs.selecting import Folder, SelectSamples
-from curator_dask.outputs.sharding import NewShards, ends_by_bytes, ends_by_count, ends_in_parts, shuffled
+from curator_dask.outputs.selecting import FileRows, Folder, SelectSamples
+from curator_dask.outputs.sharding import (
+    NewShards,
+)
 from curator_dask.outputs.shrinking import EXPORTED
-from curator_dask.outputs.splitting import split_samples
 from curator_dask.outputs.unique_keys import check_keys
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.targets import Target
@@ -69,6 +79,10 @@ class ExportRun:
         self._columns = pa.schema([])  # that the samples have
         self._rows: tuple[Folder, Sequence[str]] = (Folder(""), ())  # and the files that they are from
         self._this = ""  # what tells this export from others
+        self._earlier: EarlierTars | None = None  # tars that stay, where others are added
+        self._taken: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by file, rows in them, and which samples
+        self._before: Mapping[str, Any] = {}  # by which settings they were written
+        self._settings: dict[str, Any] = {}
 
     def done(
         self, started: float, left_out: Mapping[str, Any] | None = None, making: Making | None = None
@@ -83,8 +97,32 @@ class ExportRun:
 
     def write(self, rows: Folder, names: Sequence[str]) -> None:
         """Look up the samples of files with rows, and write the tars."""
+        self._rows = (rows, names)
+        if not self._options.append:
+            self._write(rows, names)
+            return
+        known = KnownTars.of(self.place)
+        # First as the call that was interrupted, whose tars then are the same; rows may be others since.
+        if known.interrupted and self._write(rows, names, known.before, as_before=True):
+            return
+        self._summary = ExportSummary(self.place.target.path)
+        self._write(rows, names, known.finished)
+
+    def _write(
+        self,
+        rows: Folder,
+        names: Sequence[str],
+        stay: Sequence[str] | None = None,
+        as_before: bool = False,
+    ) -> bool:
+        """The same, with tars that stay; False: it would be another export than the one before, and was not done."""
         selected = self.place.folder("samples")
+        self._earlier = None if stay is None else EarlierTars.read(self.place, stay)
+        self._before = self._settings_before() if stay else {}
+        every = names
         reports = self._select(rows, selected, names)
+        reports = {name: report for name, report in reports.items() if report["kept"] or stay is None}
+        names = [*reports]
         urls = {url for report in reports.values() for url in report["stamps"]}
         if self._options.without is not None:
             check_shards(absolute(self._options.without), urls)
@@ -96,12 +134,26 @@ class ExportRun:
         odd = sum(report["odd_keys"] for report in reports.values())
         self._summary.note_habits(self._options, odd)
         if not self._options.sequential:
-            check_keys(selected, names)
-        shards = self._shards(rows, selected, reports)
-        pack = self._packing(rows, selected, shards, names)
-        self._pack(pack, shards, self._bytes_of(rows, reports))
-        self._rows = (rows, names)
+            check_keys(selected, names, self._earlier)
+        stays = (
+            Stays() if self._earlier is None else Stays(self._earlier, self._taken, self._before.get(DIGITS))
+        )
+        shards = plan_shards(self._options, self._summary, rows, selected, reports, self._id_col, stays)
+        pack = self._packing(rows, selected, shards, every)
+        if not self._pack(pack, shards, self._bytes_of(rows, reports), as_before):
+            return False
         self._summary.note_habits(self._options, odd)  # images may have other suffixes now
+        return True
+
+    def _settings_before(self) -> Mapping[str, Any]:
+        """Those of the tars that stay; empty where they are not noted."""
+        before: Mapping[str, Any] | None = self.place.told.get("settings")
+        path = self.place.target.path
+        if before is None:
+            logger.warning("%s: it is not noted by which settings its tars were written: give the same", path)
+            return {}
+        check_settings(path, before, settings_of(self._options, self._encoded, None, ()))
+        return before
 
     def _bytes_of(self, rows: Folder, reports: Mapping[str, Mapping[str, Any]]) -> int:
         """About what all tars take, with what lies beside them."""
@@ -126,7 +178,13 @@ class ExportRun:
             options.without,
             "" if options.without is None else check_removed(absolute(options.without)),
         )
-        known = in_threads(select.known, names)
+        asked = {name: FileRows(name) for name in names}
+        if (earlier := self._earlier) is not None:
+            found = in_threads(lambda name: earlier.rows_in(rows, name, self._id_col), names)
+            self._taken = dict(zip(names, found, strict=True))
+            asked = {name: FileRows(name, taken) for name, (taken, _) in self._taken.items()}
+            summary.note_earlier(earlier, [places for _, places in found])
+        known = in_threads(select.known, [*asked.values()])
         reports = {name: report for name, report in zip(names, known, strict=True) if report is not None}
         for report in reports.values():
             summary.looked_up.add(report)
@@ -138,7 +196,7 @@ class ExportRun:
         if todo:
             client = self._client()
             targets = [Target.of_file(selected.path, name) for name in todo]
-            tasks = file_tasks(select, todo, "select-samples", client)
+            tasks = file_tasks(select, [asked[name] for name in todo], "select-samples", client)
             run_targets(tasks, client, targets, summary.looked_up, take)
         stop_at(summary.looked_up.failed_shards, "its samples could not be looked up")
         for name in names:
@@ -146,41 +204,6 @@ class ExportRun:
         summary.reasons, summary.examples = summary.looked_up.reasons, summary.looked_up.examples
         logger.info("%d of %d rows have a sample for %s", summary.kept, summary.rows, self.place.target.path)
         return {name: reports[name] for name in names}  # not as they were done
-
-    def _shards(self, rows: Folder, selected: Folder, reports: Mapping[str, Mapping[str, Any]]) -> NewShards:
-        options, names = self._options, list(reports)
-        marks, counts = ([report[name] for report in reports.values()] for name in ("mark", "kept"))
-        total = sum(counts)
-        order = None if options.shuffle is None else shuffled(total, options.shuffle)
-        parts = {"": total}  # samples of each split
-        if options.sharing is not None:
-            assigned = split_samples(options.sharing, selected, rows, names, self._id_col)
-            self._summary.note_splits(assigned.counts, assigned.notes)
-            order = np.arange(total) if order is None else order
-            order = order[np.argsort(assigned.of[order], kind="stable")]
-            parts = {name: count.samples for name, count in assigned.counts.items()}
-        if options.shard_bytes is None:
-            ends = ends_in_parts(
-                [*parts.values()], lambda start, stop: ends_by_count(stop - start, options.samples_per_shard)
-            )
-        else:
-            found = in_threads(
-                lambda name: read_rows(selected.file(name), selected.options, ["bytes"]).column(0).to_numpy(),
-                names,
-            )
-            sizes = np.concatenate([np.empty(0, np.int64), *found])
-            sizes = sizes if order is None else sizes[order]
-            room = max(1, options.shard_bytes - tarfile.RECORDSIZE)  # that its end mark may take
-            ends = ends_in_parts(
-                [*parts.values()], lambda start, stop: ends_by_bytes(sizes[start:stop], room)
-            )
-        if (most := max(map(len, ends))) > 10**options.max_shards:
-            raise ConfigError(
-                f"{most} tars do not have numbers of {options.max_shards} digits: give max_shards (--max-shards),"
-                " which is the number of digits, or more samples_per_shard (--samples-per-shard)"
-            )
-        splits = [(name, len(each)) for name, each in zip(parts, ends, strict=True)]
-        return NewShards(names, marks, counts, np.concatenate(ends), order, splits=splits)
 
     def _packing(
         self,
@@ -197,6 +220,7 @@ class ExportRun:
         if options.sequential:
             largest = shards.largest() if options.shard_bytes is not None else options.samples_per_shard
             digits = len(str(largest - 1)) if largest > 1 else 0  # of the last number in a shard
+            digits = self._before.get(DIGITS, digits)
             new_keys = NewKeys(options.max_shards, digits, options.old_id_col)
         text_keys = options.sequential or options.portable
         found = schema_of(rows, names)
@@ -211,6 +235,9 @@ class ExportRun:
                 or name not in {URL_COLUMN, id_col, *vectors_in(found), *(each.name for each in made)}
             )
         beside = schema_beside(found, id_col, text_keys, options.old_id_col, made)
+        columns, beside = self._as_before(columns, beside)
+        self._settings = settings_of(options, self._encoded, new_keys and new_keys.sample_digits, columns)
+        there, samples = summary.in_all()
         self._columns = (
             beside if options.metadata == "parquet" else pa.schema([found.field(each) for each in columns])
         )
@@ -227,15 +254,31 @@ class ExportRun:
             text_keys,
             columns,
             options.metadata == "json",
-            options.empty(summary.fields, summary.kept),
+            options.empty(there, samples),
             options.index,
             self._encoded,
             options.caption,
             shrinking,
         )
 
-    def _pack(self, pack: PackShard, shards: NewShards, total_bytes: int) -> None:
-        summary = self._summary
+    def _as_before(self, columns: tuple[str, ...], beside: pa.Schema) -> tuple[tuple[str, ...], pa.Schema]:
+        """Fields of each sample's JSON, and columns beside the tars: those of the tars that stay, where some do."""
+        path, earlier, left = self.place.target.path, self._earlier, self._summary.left_columns
+        if earlier is None or not earlier.names:
+            return columns, beside
+        if self._options.metadata == "json" and FIELDS in self._before:
+            left += check_columns_of(path, self._before[FIELDS], columns, "the JSON of its samples has")
+            columns = tuple(self._before[FIELDS])
+        if self._options.metadata == "parquet":
+            there = schema_of(self.place.target, [f"{earlier.names[0]}.parquet"])
+            beside, more = fitted(path, there, beside)
+            left += more
+        return columns, beside
+
+    def _pack(self, pack: PackShard, shards: NewShards, total_bytes: int, as_before: bool = False) -> bool:
+        """Write the tars; see `_write`."""
+        summary, told = self._summary, self.place.told
+        stay = None if self._earlier is None else self._earlier.names
         summary.shards = len(shards)
         finished = in_threads(lambda number: pack.finished(shards[number]), range(len(shards)))
         todo = [number for number, footer in enumerate(finished) if footer is None]
@@ -243,24 +286,45 @@ class ExportRun:
             if footer is not None and footer.record is not None:
                 self._add_shard(footer.record.report or {})
         summary.skipped = len(shards) - len(todo)
-        names = [pack.name(*shards.place(number)) for number in range(len(shards))]
+        new = [pack.name(*shards.place(number)) for number in range(len(shards))]
+        names = [*(stay or ()), *new]
         summary.note_shards([name.rpartition("/")[0] for name in names])
         self._this = fingerprint({"marks": [pack.mark(shards[number]) for number in range(len(shards))]})
+        if as_before and self._this != told.get("export"):
+            return False
+        if stay and not new:  # nothing is added
+            self._this = str(told.get("export"))
         options = self._options
         if options.tells_sizes:
             check_sizes(self.place.target, names)
-        self.place.clear(names, todo, self._this, options.overwrite, only_look=True)
+        places = [len(names) - len(new) + number for number in todo]
+
+        def clear(only_look: bool = False) -> None:
+            self.place.clear(
+                names,
+                places,
+                self._this,
+                options.overwrite,
+                only_look=only_look,
+                settings=self._settings,
+                stay=stay,
+            )
+
+        clear(only_look=True)
         summary.needed = total_bytes * len(todo) // max(1, len(shards)) + tarfile.RECORDSIZE * len(todo)
         summary.by_old_sizes = options.shrinking is not None
         summary.free = self.place.check_space(summary.needed, summary.by_old_sizes)
         summary.planned = options.dry_run
         if options.dry_run:
-            return
-        self.place.clear(names, todo, self._this, options.overwrite)
+            return True
+        if new or not stay or names != sorted(self.place.tars):
+            clear()
         if todo:
-            self._pack_all(pack, shards.only(todo), [names[number] for number in todo])
+            self._pack_all(pack, shards.only(todo), [new[number] for number in todo])
         if options.tells_sizes:
-            put_sizes(self.place.target, self._sizes)
+            there = () if self._earlier is None else self._earlier.reports
+            put_sizes(self.place.target, {**{each["name"]: each["rows"] for each in there}, **self._sizes})
+        return True
 
     def _pack_all(self, pack: PackShard, shards: NewShards, names: Sequence[str]) -> None:
         """Write tars, by their names."""
@@ -288,7 +352,7 @@ class ExportRun:
         def text() -> str:
             found = in_threads(lambda name: read_record(rows.file(name), rows.options), names)
             records = [record for record in found if record is not None]
-            return card_of(self._summary, options, self._columns, records, making)
+            return card_of(self._summary.with_earlier(self._earlier), options, self._columns, records, making)
 
         of = fingerprint({"export": self._this, "card": card_mark(options, making)})
         self._summary.card = self.place.put_card(of, text) or ""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.shrinking import EXPORTED
@@ -15,12 +17,15 @@ from curator_dask.runs.summary import SaveSummary, installed_versions
 from curator_dask.webdataset.layouts import EMPTY, habits
 from curator_dask.words import counted, ranked, sized
 
+if TYPE_CHECKING:
+    from curator_dask.outputs.earlier import EarlierTars
+
 _FEW = 20  # shards that are named
 
 
 @dataclass
 class ExportSummary:
-    """What an export did; ``rows == kept + filtered + missing``.
+    """What an export did; ``rows == kept + earlier + filtered + missing``.
 
     Attributes
     ----------
@@ -30,6 +35,18 @@ class ExportSummary:
         Rows that were looked at; those whose samples are in the new tars; those that did not pass, with those that
         `filter`, `top` and `without` of the dataset, or a pipeline's stages, have left out; and those that pass, but
         whose sample is not in a tar, or not whole.
+    earlier
+        Rows whose samples are in tars that stay as they are, where new ones are added.
+    earlier_samples, earlier_shards, earlier_bytes
+        All samples of these tars, how many tars there are, and their bytes.
+    earlier_fields
+        By suffix, how many of these samples have it.
+    outdated
+        Rows of `earlier` that would not pass today.
+    without_row
+        Samples of `earlier_samples` of which there is no row.
+    left_columns
+        Columns of the rows that the new tars do not have, as those that stay lack them.
     passing, unknown
         By clause of the condition, rows that pass it alone, and rows of which it says nothing.
     reasons, examples
@@ -45,7 +62,7 @@ class ExportSummary:
     split_notes
         What is to be known of them.
     bytes
-        Of all new tars that there are.
+        Of all new tars that there are; those of splits with the tars that stay.
     needed, free
         Bytes that the others were estimated to take before they were written, with what lies beside them; and those
         that were free then, None in a store.
@@ -91,6 +108,14 @@ class ExportSummary:
     kept: int = 0
     filtered: int = 0
     missing: int = 0
+    earlier: int = 0
+    earlier_samples: int = 0
+    earlier_shards: int = 0
+    earlier_bytes: int = 0
+    earlier_fields: dict[str, int] = field(default_factory=dict)
+    outdated: int = 0
+    without_row: int = 0
+    left_columns: list[str] = field(default_factory=list)
     passing: dict[str, int] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -142,6 +167,8 @@ class ExportSummary:
         self.kept += report["kept"]
         self.filtered += report["filtered"]
         self.missing += report["failed"]
+        self.earlier += report.get("in_tars", 0)
+        self.outdated += report.get("outdated", 0)
         self.fields.update(report["fields"])
         self.errors.update(report.get("errors", {}))
         for mine, theirs in ((self.passing, report["passing"]), (self.unknown, report["unknown"])):
@@ -182,9 +209,47 @@ class ExportSummary:
         if report["no_index"]:
             self.no_index[report["name"]] = report["no_index"]
 
-    def note_splits(self, counts: Mapping[str, SplitCount], notes: Sequence[str]) -> None:
-        """Say how samples are shared out."""
+    def note_earlier(self, earlier: EarlierTars, places: Sequence[np.ndarray]) -> None:
+        """Count what is in tars that stay, with the places of those samples that there are rows of, by file."""
+        self.earlier_samples, self.earlier_shards = len(earlier), len(earlier.names)
+        self.earlier_bytes = sum(report["bytes"] for report in earlier.reports)
+        self.earlier_fields = dict(earlier.fields)
+        known = np.zeros(len(earlier), bool)
+        for each in places:
+            known[each] = True
+        self.without_row = int((~known).sum())
+
+    def in_all(self) -> tuple[Counter[str], int]:
+        """By suffix, how many samples have it; and how many samples there are: in tars that stay, too."""
+        return self.fields + Counter(self.earlier_fields), self.kept + self.earlier_samples
+
+    def with_earlier(self, earlier: EarlierTars | None) -> ExportSummary:
+        """The same of all tars together, with those that stay."""
+        if earlier is None or not earlier.names:
+            return self
+        found = replace(
+            self,
+            fields=Counter(self.fields),
+            images_left=Counter(self.images_left),
+            json_left_alone=[*self.json_left_alone],
+            images_left_examples={kind: [*some] for kind, some in self.images_left_examples.items()},
+            no_index=dict(self.no_index),
+        )
+        found.splits = {}  # these have all tars already
+        for report in earlier.reports:
+            found.add_shard(report)
+        found.fields, found.kept = self.in_all()
+        found.shards, found.splits = found.shards + self.earlier_shards, self.splits
+        return found
+
+    def note_splits(
+        self, counts: Mapping[str, SplitCount], notes: Sequence[str], earlier: EarlierTars | None = None
+    ) -> None:
+        """Say how samples are shared out, with the tars that stay."""
         self.splits, self.split_notes = dict(counts), list(notes)
+        for name, report in () if earlier is None else zip(earlier.splits, earlier.reports, strict=True):
+            if name in self.splits:
+                self.splits[name].bytes += report["bytes"]
 
     def note_shards(self, splits: Iterable[str]) -> None:
         """Count the tars of each split, of which each is named once a tar."""
@@ -194,12 +259,15 @@ class ExportSummary:
 
     def note_habits(self, options: ExportOptions, odd_keys: int) -> None:
         """Say which readers will see the tars differently, of which so many keys are odd."""
+        fields, samples = self.in_all()
+        # What some new samples lack they get, so that all have it; those of tars that stay do not.
+        filled = [name for name in EMPTY if self.earlier_fields.get(name, 0) == self.earlier_samples]
         if not options.portable:
             keys = 0 if options.sequential else odd_keys
-            known = {n: each for n, each in self.fields.items() if options.caption is None or n != "txt"}
-            self.habits = habits(known, self.kept, keys)
-        elif unequal := [name for name, count in self.fields.items() if count < self.kept]:
-            self.habits = habits({n: self.fields[n] for n in unequal if n not in EMPTY}, self.kept, 0)
+            known = {n: each for n, each in fields.items() if options.caption is None or n != "txt"}
+            self.habits = habits(known, samples, keys)
+        elif unequal := [name for name, count in fields.items() if count < samples]:
+            self.habits = habits({n: fields[n] for n in unequal if n not in filled}, samples, 0)
         else:
             self.habits = []
 
@@ -223,9 +291,10 @@ class ExportSummary:
         left = f"{self.filtered:,} filtered out, {self.missing:,} without a whole sample"
         done = f"{self.written:,} written, {self.skipped:,} finished before"
         size = self.bytes + (self.needed if self.planned else 0)
+        new, there = ("", "") if not self.earlier_shards else ("new ", f"{self.earlier:,} in earlier tars, ")
         lines = [
-            f"{self.path}: {counted(self.kept, 'sample')} in {counted(self.shards, 'tar')}, {sized(size)}; of"
-            f" {counted(self.rows, 'row')} {left}",
+            f"{self.path}: {counted(self.kept, f'{new}sample')} in {counted(self.shards, f'{new}tar')}, {sized(size)};"
+            f" of {counted(self.rows, 'row')} {there}{left}",
             f"  {done}; {self.seconds:.1f} s",
         ]
         if self.planned:
@@ -237,7 +306,9 @@ class ExportSummary:
                 f" {sized(self.needed)} are needed{by}{free};"
                 f" {self.seconds:.1f} s"
             )
-        lines += [f"  {name}: {count.told(self.kept)}" for name, count in self.splits.items()]
+        lines += self._earlier_lines(size)
+        total = self.kept + self.earlier_samples
+        lines += [f"  {name}: {count.told(total)}" for name, count in self.splits.items()]
         lines += [f"  {note}" for note in self.split_notes]
         for clause, count in self.passing.items():
             null = f", {self.unknown[clause]:,} unknown (null)" if self.unknown.get(clause) else ""
@@ -281,6 +352,29 @@ class ExportSummary:
         if self.own_card:
             lines.append("  no card: there is a README.md that this export has not written, which stays")
         return "\n".join(lines)
+
+    def _earlier_lines(self, size: int) -> list[str]:
+        """Of tars that stay."""
+        if not self.earlier_shards:
+            return []
+        tars = counted(self.earlier_shards, "earlier tar", "stays as it is", "stay as they are")
+        samples = counted(self.kept + self.earlier_samples, "sample")
+        lines = [
+            f"  {tars}; in all {samples} in {counted(self.shards + self.earlier_shards, 'tar')},"
+            f" {sized(size + self.earlier_bytes)}"
+        ]
+        if self.outdated:
+            lines.append(
+                f"  {self.outdated:,} of the samples in earlier tars would not pass today, and stay: to be without them"
+                " export to another path, or all anew with overwrite=True (--overwrite)"
+            )
+        if self.without_row:
+            lines.append(f"  {self.without_row:,} of the samples in earlier tars have no row here, and stay")
+        if self.left_columns:
+            lines.append(
+                f"  not beside the new tars, as the earlier ones lack them: {', '.join(self.left_columns)}"
+            )
+        return lines
 
     def _image_lines(self) -> list[str]:
         lines = []

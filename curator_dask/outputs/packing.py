@@ -24,9 +24,10 @@ from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.contents import contents_of, text_of
 from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_columns import texts_of
+from curator_dask.outputs.found_samples import FILES, TIMES
 from curator_dask.outputs.manifest import where_from
 from curator_dask.outputs.placing import being_written, put, unwritten
-from curator_dask.outputs.selecting import FILES, TIMES, Folder, stamps_in
+from curator_dask.outputs.selecting import Folder, stamps_in
 from curator_dask.outputs.sharding import NewShard
 from curator_dask.outputs.shrinking import LEFT, Shrinking, ShrunkImages
 from curator_dask.runs.reports import report_frame

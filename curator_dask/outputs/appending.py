@@ -1,0 +1,137 @@
+"""Tars that are added to an export are like those that are there: by which settings, and with which columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from curator_dask.errors import OutputError
+from curator_dask.fingerprint import fingerprint
+from curator_dask.outputs.encoded import Encoded
+from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.words import counted
+
+#: Options that may differ: which rows pass, in which order, and what is done besides the tars.
+_MAY_DIFFER = frozenset(
+    [
+        "where",
+        "filter_column",
+        "without",
+        "shuffle",
+        "split_groups",
+        "overwrite",
+        "append",
+        "dry_run",
+        "sizes",
+        "card",
+    ]
+)
+#: What is known of the tars besides: digits of a sample's number in its key, and fields of each sample's JSON.
+DIGITS, FIELDS = "sample_digits", "json_fields"
+
+
+def settings_of(
+    options: ExportOptions, encoded: Encoded | None, digits: int | None, fields: Sequence[str]
+) -> dict[str, Any]:
+    """What tars must have in common, JSON-able.
+
+    Parameters
+    ----------
+    options
+        Of the export.
+    encoded
+        Images that are not those of the source.
+    digits
+        Of a sample's number in its key; None: keys are as they were.
+    fields
+        Of each sample's JSON.
+    """
+    said = {name: value for name, value in vars(options).items() if name not in _MAY_DIFFER}
+    said |= {"keys": "sequential" if options.sequential else "original"}
+    said |= {"layout": "portable" if options.portable else "original"}
+    said |= {"columns": None if options.columns is None else [*options.columns]}
+    said |= {"splits": None if options.splits is None else [[*pair] for pair in options.splits.items()]}
+    if options.shard_bytes is not None:
+        said["samples_per_shard"] = None
+    said["encoded"] = None if encoded is None else fingerprint(vars(encoded))
+    return {**said, DIGITS: digits, FIELDS: [*fields]}
+
+
+def check_settings(path: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise OutputError where new tars would be unlike those that are there.
+
+    Parameters
+    ----------
+    path
+        Of the tars.
+    before, now
+        As `settings_of` gives them.
+    """
+    default = settings_of(ExportOptions(), None, None, ())
+    other = {
+        name: (was, value)
+        for name, value in json.loads(json.dumps(now)).items()
+        if name not in (DIGITS, FIELDS) and (was := before.get(name, default.get(name))) != value
+    }
+    if other:
+        said = " and ".join(f"{name}={was!r}" for name, (was, _) in other.items())
+        asked = " and ".join(f"{name}={value!r}" for name, (_, value) in other.items())
+        raise OutputError(
+            f"{path}: its tars were written with {said}, and this call has {asked}: tars that are added are like those"
+            " that are there. Give the same, or write to another path"
+        )
+
+
+def check_columns_of(path: str, before: Sequence[str], now: Sequence[str], where: str) -> list[str]:
+    """Names of those columns that tars before lack.
+
+    Raises
+    ------
+    OutputError
+        There is no such column any more.
+    """
+    if gone := [name for name in before if name not in now]:
+        raise OutputError(
+            f"{path}: {where} {counted(len(gone), 'column')} that the rows lack now: {gone}. Add what is missing, as it"
+            " was made before (curator-dask score, join, ...), or write to another path"
+        )
+    return [name for name in now if name not in before]
+
+
+def fitted(path: str, before: pa.Schema, now: pa.Schema) -> tuple[pa.Schema, list[str]]:
+    """The columns for the Parquet beside new tars: those beside the tars before; and those that are left out for it.
+
+    Parameters
+    ----------
+    path
+        Of the tars.
+    before, now
+        The columns beside the tars that are there, and those that there would be.
+
+    Raises
+    ------
+    OutputError
+        A column is gone, or has another type.
+    """
+    left = check_columns_of(path, before.names, now.names, "the Parquet beside its tars has")
+    fields = []
+    for field in before:
+        mine = now.field(field.name)
+        if pa.types.is_null(field.type):  # no row had a value
+            fields.append(mine)
+            continue
+        try:
+            both = pa.unify_schemas([pa.schema([field]), pa.schema([mine])], promote_options="permissive")
+            fits = both.field(0).type == field.type
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            fits = False
+        if not fits:
+            raise OutputError(
+                f"{path}: {field.name!r} is {field.type} beside its tars, and {mine.type} in the rows now: readers take"
+                " the type of the first file for that of all. Write the column as it was, or write to another path"
+            )
+        fields.append(field)
+    return pa.schema(fields), left

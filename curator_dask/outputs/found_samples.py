@@ -1,0 +1,186 @@
+"""The samples that rows find in tars, as a table: where the members of each lie."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curator_dask.errors import ShardError
+from curator_dask.frames.names import URL_COLUMN
+from curator_dask.rows.images import why_missing
+from curator_dask.rows.orphans import remark_orphans
+from curator_dask.rows.reasons import MISSING
+from curator_dask.rows.remarks import EXAMPLES, fact_of, remark
+from curator_dask.storage import Options
+from curator_dask.webdataset.folder_reader import FolderReader
+from curator_dask.webdataset.folders import is_folder_shard
+from curator_dask.webdataset.headers import Member, encoded
+from curator_dask.webdataset.index import ShardIndex
+from curator_dask.webdataset.layouts import portable_key, portable_suffix
+from curator_dask.webdataset.opening import open_shard
+from curator_dask.webdataset.samples import Sample, key_text
+from curator_dask.webdataset.stamps import FileStamp, stamp
+from curator_dask.webdataset.writer import tar_bytes
+
+#: Of the tables of samples. Text that may be no UTF-8 is binary.
+SAMPLES = pa.schema(
+    [
+        ("row", pa.int64()),  # in the file
+        ("url", pa.string()),
+        ("source_key", pa.binary()),
+        ("key", pa.binary()),  # in the export, unless keys are made anew
+        ("suffixes", pa.list_(pa.binary())),
+        ("offsets", pa.list_(pa.int64())),
+        ("sizes", pa.list_(pa.int64())),
+        ("bytes", pa.int64()),  # in a tar, headers and padding too
+    ]
+)
+#: Columns besides, where members are files of their own: their paths, null of members of tars, and their times.
+FILES, TIMES = "files", "times"
+
+
+class FoundSamples:
+    """What the rows of a file find in the tars."""
+
+    def __init__(self, portable: bool, options: Options, id_col: str) -> None:
+        self._rows: list[int] = []
+        self._urls: list[str] = []
+        self._source_keys: list[str] = []
+        self._keys: list[str] = []
+        self._suffixes: list[str] = []  # of all members
+        self._members: list[Member] = []
+        self._files: list[tuple[str | None, int | str]] = []  # that members are; of tars none
+        self._ends = [0]  # behind the last member of each sample
+        self.reasons: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+        self.fields: Counter[str] = Counter()
+        self.odd_keys = 0
+        self.stamps: dict[str, FileStamp] = {}
+        self._portable, self._options, self._id_col = portable, options, id_col
+
+    def look_up(self, rows: Sequence[int], ids: Sequence[Any], urls: Sequence[str | None]) -> None:
+        """Find the samples of rows with these ids, in these tars."""
+        places: dict[str | None, list[int]] = {}
+        for place, url in enumerate(urls):
+            places.setdefault(url, []).append(place)
+        for url, mine in places.items():
+            if url is None:
+                for place in mine:
+                    self._miss(f"{MISSING}: the row has no shard ({URL_COLUMN} is null)", "", ids[place])
+                continue
+            self.stamps[url] = stamp(url, self._options)  # of a tar that is gone it raises
+            try:
+                # An index file is compared with the tar in a few places only, and its names would be those in the
+                # new tars.
+                with open_shard(url, use_index_files=False, storage_options=self._options) as reader:
+                    index = reader.index
+            except ShardError as error:
+                if error.__cause__ is not None and not isinstance(error.__cause__, ShardError):
+                    raise  # it could not be read, or fetched: that may be mended
+                remark(url, "damaged", str(error).removeprefix(f"{url}: "))
+                for place in mine:
+                    self._miss(f"{MISSING}: {error}", url, ids[place])
+                continue
+            before = len(self._members)
+            self._take(url, index, [rows[place] for place in mine], [ids[place] for place in mine])
+            taken = self._members[before:]
+            files = reader.files_of(taken) if isinstance(reader, FolderReader) else [(None, 0)] * len(taken)
+            self._files += files
+
+    def _take(self, url: str, index: ShardIndex, rows: Sequence[int], ids: Sequence[Any]) -> None:
+        found = index.find(ids)
+        remark(url, "damaged", index.problem)
+        remark(url, "duplicates", fact_of(index.duplicates))
+        remark(url, "unread", fact_of(map(str, index.unread)))
+        remark_orphans(url, index, found, self._id_col, self._options)
+        cut = _last(index) if index.problem else -1
+        for row, item, position in zip(rows, ids, found.tolist(), strict=True):
+            if position < 0:
+                place = "folder" if is_folder_shard(url) else "tar"
+                self._miss(
+                    f"{MISSING}: no sample {item!r} in the {place}{why_missing(index, item)}", url, item
+                )
+            elif position == cut:
+                self._miss(f"damaged: the tar ends in this sample, or behind it: {index.problem}", url, item)
+            elif not index.samples[position].members:  # of a folder, and its image is a link to nothing
+                self._miss(f"{MISSING}: the sample has no file{why_missing(index, item)}", url, item)
+            else:
+                self._add(url, row, index.samples[position])
+
+    def _add(self, url: str, row: int, sample: Sample) -> None:
+        key = sample.key
+        portable = portable_key(key)
+        self.odd_keys += portable != key
+        start = len(key) + 1
+        names = [member.name.removeprefix("./") for member in sample.members]
+        suffixes = [name[start:] for name in names]
+        if self._portable:
+            suffixes = [portable_suffix(each) for each in suffixes]
+            if len({*suffixes}) < len(suffixes):
+                raise ShardError(
+                    f"{url} {key_text(key)}: has members that differ in upper and lower case alone, {names}: use"
+                    " layout='original' (--layout original)"
+                )
+        self._rows.append(row)
+        self._urls.append(url)
+        self._source_keys.append(key)
+        self._keys.append(portable if self._portable else key)
+        self._suffixes += suffixes
+        self._members += sample.members
+        self._ends.append(len(self._suffixes))
+
+    def table(self) -> pa.Table:
+        """The samples, in the order of their rows."""
+        self.fields = Counter(self._suffixes)
+        counts = np.diff(self._ends)
+        owners = np.repeat(np.arange(len(self._rows)), counts).tolist()
+        names = [
+            f"{self._keys[owner]}.{suffix}" for owner, suffix in zip(owners, self._suffixes, strict=True)
+        ]
+        offsets = np.array([member.offset for member in self._members], np.int64)
+        sizes = np.array([member.size for member in self._members], np.int64)
+        totals = np.concatenate([[0], np.cumsum(tar_bytes(names, sizes))])[self._ends]
+        ends = pa.array(self._ends, pa.int32())
+        suffixes = pa.array([encoded(each) for each in self._suffixes], pa.binary())
+        columns = [
+            pa.array(self._rows, pa.int64()),
+            pa.array(self._urls, pa.string()),
+            pa.array([encoded(each) for each in self._source_keys], pa.binary()),
+            pa.array([encoded(each) for each in self._keys], pa.binary()),
+            *(
+                pa.ListArray.from_arrays(ends, each)
+                for each in (suffixes, pa.array(offsets), pa.array(sizes))
+            ),
+            pa.array(np.diff(totals), pa.int64()),
+        ]
+        table = pa.table(columns, schema=SAMPLES)
+        if any(path is not None for path, _ in self._files):
+            paths = pa.array(
+                [None if path is None else encoded(path) for path, _ in self._files], pa.binary()
+            )
+            times = pa.array([time for _, time in self._files])  # a store's are text
+            for name, each in ((FILES, paths), (TIMES, times)):
+                table = table.append_column(name, pa.ListArray.from_arrays(ends, each))
+        in_order = all(one < other for one, other in itertools.pairwise(self._rows))
+        return table if in_order else table.take(pa.array(np.argsort(self._rows, kind="stable")))
+
+    def _miss(self, reason: str, url: str, item: Any) -> None:
+        kind = reason.partition(":")[0]
+        self.reasons[kind] += 1
+        examples = self.examples.setdefault(kind, [])
+        if len(examples) < EXAMPLES:
+            examples.append(f"{url} {item}: {reason}")
+
+
+def _last(index: ShardIndex) -> int:
+    """Position of the sample that the last member belongs to; -1 where there is none."""
+    ends: Mapping[int, int] = {
+        position: max(member.offset for member in sample.members)
+        for position, sample in enumerate(index.samples)
+    }
+    return max(ends, key=ends.__getitem__, default=-1)
