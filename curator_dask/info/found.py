@@ -116,6 +116,7 @@ class Chain:
     duplicates: int = 0
     missing: int = 0
     kept: int = 0
+    stay: int = 0
     adds_up: bool = True
     exported: bool = True
 

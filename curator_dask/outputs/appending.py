@@ -12,6 +12,7 @@ from curator_dask.errors import OutputError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.export_place import WITHOUT
 from curator_dask.words import counted
 
 #: Options that may differ: which rows pass, in which order, and what is done besides the tars.
@@ -74,7 +75,7 @@ def check_settings(path: str, before: Mapping[str, Any], now: Mapping[str, Any])
     other = {
         name: (was, value)
         for name, value in json.loads(json.dumps(now)).items()
-        if name not in (DIGITS, FIELDS) and (was := before.get(name, default.get(name))) != value
+        if name not in (DIGITS, FIELDS, WITHOUT) and (was := before.get(name, default.get(name))) != value
     }
     if other:
         said = " and ".join(f"{name}={was!r}" for name, (was, _) in other.items())

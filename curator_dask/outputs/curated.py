@@ -21,7 +21,7 @@ from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.placing import put
 from curator_dask.outputs.saving import remove_empty
 from curator_dask.outputs.selecting import Folder
-from curator_dask.storage import join, remove
+from curator_dask.storage import Options, join, read_bytes, remove
 from curator_dask.words import counted
 
 _NOTE = "curated.json"
@@ -38,18 +38,23 @@ class Choice:
         Of all that decides which rows are exported, but for the rows themselves.
     overwrite
         What another choice has left may be replaced.
+    append
+        Tars stay as they are, and others are added: what lies between may be replaced, by the same choice.
     """
 
-    def __init__(self, folder: str, digest: str, overwrite: bool) -> None:
+    def __init__(self, folder: str, digest: str, overwrite: bool, append: bool = False) -> None:
         self._folder, self._note, self._digest = folder, Path(folder, _NOTE), digest
         self._shards = join(folder, SHARDS)
         #: Whether files of the steps may be replaced: no tars are there that were made of them, or they may go, too.
-        self.replaces = overwrite or not ExportPlace(Folder(self._shards, None)).has_tars
+        has_tars = ExportPlace(Folder(self._shards, None)).has_tars
+        self.replaces = overwrite or append or not has_tars
+        #: Whether there are tars that stay.
+        self.adds = append and has_tars
 
     def check(self) -> None:
         """Raise OutputError where another choice is noted, whose tars must stay."""
         # Without a note the steps see to themselves.
-        if not self.replaces and self._noted() not in (None, self._digest):
+        if (self.adds or not self.replaces) and self._noted() not in (None, self._digest):
             self._refuse("was made by a recipe that chooses other rows")
 
     def check_rows(self, names: Collection[str]) -> None:
@@ -65,17 +70,21 @@ class Choice:
                 read_footer(join(self._folder, f"{place}/{each}")).columns for place in (EMBEDDINGS, PASSING)
             )
             if not then:
-                self._refuse(f"was made without {EMBEDDINGS}/{each}: no rows of it are in {PASSING}")
+                self._refuse(
+                    f"was made without {EMBEDDINGS}/{each}: no rows of it are in {PASSING}",
+                    "by which its tars go, or append=True (--append), by which they stay and its rows are added",
+                )
             if lacks := [name for name in now if name not in then]:
                 self._refuse(
                     f"lacks {', '.join(map(repr, lacks))}, which {EMBEDDINGS} has got since. It may stay so",
                     "which writes its tars anew, with all columns",
                 )
 
-    def write(self) -> None:
-        """Note it, before tars are made of it."""
-        if self._noted() != self._digest:
-            put(str(self._note), json.dumps({"choice": self._digest}).encode(), None)
+    def write(self, stay: int | None = None) -> None:
+        """Note it, before tars are made of it; and then how many samples stay in them that are not among its rows."""
+        if self._noted() != self._digest or (stay is not None and stay_in(self._folder, None) != stay):
+            note = {"choice": self._digest, **({"stay": stay} if stay else {})}
+            put(str(self._note), json.dumps(note).encode(), None)
 
     def clear(self, name: str, keep: Collection[str] = (), balance: Collection[str] = ()) -> None:
         """Remove the files that an earlier run of a step has left, and that are not of this one; its folder, if empty.
@@ -122,6 +131,14 @@ class Choice:
         )
 
 
+def stay_in(folder: str, options: Options) -> int:
+    """How many samples are in the tars of an output of curate whose rows would not pass any more, or are gone."""
+    try:
+        return int(json.loads(read_bytes(join(folder, _NOTE), options)).get("stay", 0))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return 0
+
+
 @dataclass
 class CurationSummary:
     """What became of a dataset's rows; all counts but ``rows`` add up to it.
@@ -143,7 +160,11 @@ class CurationSummary:
     missing
         That would be kept, but whose sample is in no tar.
     kept
-        In the new shards.
+        In the shards.
+    earlier
+        Of the kept, those that are in tars of earlier calls, which stay as they are.
+    stay
+        Samples in these tars that are not among the kept: their rows would not pass today, or are gone.
     steps
         The summaries of the steps, by folder.
     joined
@@ -162,6 +183,8 @@ class CurationSummary:
     duplicates: int = 0
     missing: int = 0
     kept: int = 0
+    earlier: int = 0
+    stay: int = 0
     steps: dict[str, Any] = field(default_factory=dict)
     joined: list[Any] = field(default_factory=list)
     complete: bool = True
@@ -176,6 +199,17 @@ class CurationSummary:
         lines = [
             f"{join(self.path, SHARDS)}: {self.kept:,} of {counted(self.rows, 'row')}; {self.seconds:.0f} s"
         ]
+        if SHARDS in self.steps and self.steps[SHARDS].earlier_shards:
+            new, tars = self.kept - self.earlier, self.steps[SHARDS].shards
+            lines.append(
+                f"  of these {new:,} new, in {counted(tars, 'tar')}, and {self.earlier:,} in earlier tars, which stay"
+                " as they are"
+            )
+        if self.stay:
+            lines.append(
+                f"  {self.stay:,} more in earlier tars, whose rows would not pass today or are gone: they stay; another"
+                " path, or overwrite=True (--overwrite), is without them"
+            )
         for name in ("failed", "filtered", "unbalanced", "duplicates", "missing"):
             if name == "unbalanced" and BALANCED not in self.steps:
                 continue

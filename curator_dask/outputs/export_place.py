@@ -33,6 +33,8 @@ logger = logging.getLogger("curator_dask")
 SUFFIX = ".export"
 _NOTE = "run.json"  # of which export the tars are
 _PARTS = (".tar", ".idx", ".parquet")
+#: Of what is noted of an export: what identifies the table of duplicates.
+WITHOUT = "without_state"
 #: The card of a dataset, as Hugging Face's hub and datasets look for it.
 CARD = "README.md"
 
@@ -80,6 +82,11 @@ class ExportPlace:
         """Those of them that were not there before it."""
         added = self.told.get("added")
         return self.tars if added is None else {*added}
+
+    @property
+    def without(self) -> str | None:
+        """What identifies the table of duplicates that the last call left out; None: there was none."""
+        return (self.told.get("settings") or {}).get(WITHOUT)
 
     def folder(self, name: str) -> Folder:
         """A folder of those beside the tars."""

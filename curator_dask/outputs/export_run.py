@@ -32,7 +32,7 @@ from curator_dask.outputs.earlier import EarlierTars, KnownTars
 from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_columns import schema_beside, schema_of
 from curator_dask.outputs.export_options import ExportOptions
-from curator_dask.outputs.export_place import ExportPlace
+from curator_dask.outputs.export_place import WITHOUT, ExportPlace
 from curator_dask.outputs.export_plan import Stays, plan_shards
 from curator_dask.outputs.export_sizes import check_sizes, put_sizes
 from curator_dask.outputs.export_summary import ExportSummary
@@ -236,7 +236,10 @@ class ExportRun:
             )
         beside = schema_beside(found, id_col, text_keys, options.old_id_col, made)
         columns, beside = self._as_before(columns, beside)
-        self._settings = settings_of(options, self._encoded, new_keys and new_keys.sample_digits, columns)
+        digits = None if new_keys is None else new_keys.sample_digits
+        self._settings = settings_of(options, self._encoded, digits, columns)
+        if options.without is not None:
+            self._settings[WITHOUT] = check_removed(absolute(options.without))
         there, samples = summary.in_all()
         self._columns = (
             beside if options.metadata == "parquet" else pa.schema([found.field(each) for each in columns])

@@ -86,9 +86,12 @@ def _follow(units: np.ndarray, splits: np.ndarray, new: np.ndarray) -> tuple[np.
     of = np.full(len(new), -1, np.int16)
     if not len(units):
         return of, 0
-    pairs = np.unique(np.rec.fromarrays([units, splits]))
-    names, firsts, counts = np.unique(pairs.f0, return_index=True, return_counts=True)
+    order = np.lexsort((splits, units))
+    units, splits = units[order], splits[order]
+    first = np.diff(units, prepend=units[:1] + np.uint64(1)) != 0
+    names, firsts = units[first], splits[first]
+    lasts = splits[np.append(np.flatnonzero(first)[1:], len(units)) - 1]
     at = np.minimum(np.searchsorted(names, new), len(names) - 1)
     there = names[at] == new
-    of[there] = pairs.f1[firsts[at[there]]]
-    return of, int((counts[at[there]] > 1).sum())
+    of[there] = firsts[at[there]]
+    return of, int((firsts != lasts)[at[there]].sum())
