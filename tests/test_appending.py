@@ -327,7 +327,7 @@ def test_tars_that_are_not_as_they_were_written_are_refused(crawl, tmp_path):
     tar, manifest = crawl.out / "00000.tar", crawl.folder / "out.export" / "manifest" / "00000.parquet"
     data = tar.read_bytes()
     tar.write_bytes(data + b"0")
-    with pytest.raises(OutputError, match="and .* were written"):
+    with pytest.raises(OutputError, match=r"and .* were written"):
         crawl.export()
     tar.unlink()
     with pytest.raises(OutputError, match="put it back as it was"):

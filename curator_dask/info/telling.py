@@ -88,7 +88,7 @@ def _chain(info: Found) -> list[str]:
         lines.append(f"  {'= kept':>14} {chain.kept:>12,}  {_share(chain.kept, chain.rows)}")
         if chain.stay:
             lines.append(
-                f"  {'+ stay':>14} {chain.stay:>12,}  in earlier tars, and their rows pass no more or are gone"
+                f"  {'+ stay':>14} {chain.stay:>12,}  in earlier tars; their rows pass no more or are gone"
             )
     else:
         lines.append("  nothing is exported yet: the same curate again goes on")

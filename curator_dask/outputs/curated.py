@@ -141,7 +141,7 @@ def stay_in(folder: str, options: Options) -> int:
 
 @dataclass
 class CurationSummary:
-    """What became of a dataset's rows; all counts but ``rows`` add up to it.
+    """What became of a dataset's rows; all counts but ``rows``, ``earlier`` and ``stay`` add up to it.
 
     Attributes
     ----------
