@@ -403,3 +403,12 @@ def test_the_command_and_a_dataset_append(crawl, tmp_path):
     summary = dataset.to_webdataset(out, append=True, samples_per_shard=5)
     assert (summary.kept, summary.earlier) == (8, 8)
     np.testing.assert_equal(len(samples_in(Path(out))), 16)
+
+
+def test_shards_that_were_moved_are_named(crawl, said):
+    crawl.add(0)
+    crawl.export(keys="sequential")
+    crawl.add(0, data="elsewhere")
+    crawl.export(keys="sequential", dry_run=True)
+    assert "which have some of" in said.text and "now there is" in said.text
+    assert said.text.count("elsewhere/00000.tar") == 1

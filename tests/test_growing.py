@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from colours import write_tar
@@ -247,3 +248,35 @@ def test_step_by_step_dedup_leaves_what_is_exported(recipe, tmp_path):
     assert table.loc["002001", "duplicate_of"] == "000003" and table.loc["000003", "kept"]
     shutil.copytree(rows, tmp_path / "step" / "embeddings")
     assert {*samples_in(out)} == expected(tmp_path / "step", earlier)
+
+
+def test_an_interrupted_export_finds_the_same_duplicates_again(tmp_path, monkeypatch):
+    """b is in a tar already, and a is not: c stays the duplicate of a, the better one, or the rest would be others."""
+    angles, keys = np.radians([4.0, 0.0, 2.0]), ["b", "a", "c"]
+    tar = write_tar(tmp_path / "data" / "0.tar", [(f"{key}.txt", key.encode()) for key in keys])
+    vectors = pa.array([[np.cos(angle), np.sin(angle)] for angle in angles], pa.list_(pa.float32(), 2))
+    table = {"key": keys, "__url__": [str(tar)] * 3, "image_embedding": vectors, "score": [2, 3, 1]}
+    (tmp_path / "rows").mkdir()
+    pq.write_table(pa.table(table), tmp_path / "rows" / "0.parquet")
+    found, out = tmp_path / "found", tmp_path / "out"
+    find = SemanticDeduplication(0.001, "score", 1, exported=out)
+    options = ExportOptions(samples_per_shard=1, without=str(found), append=True)
+
+    def die(self, shard, name, pack=packing.PackShard._pack):
+        if name == "00001":
+            raise KeyboardInterrupt
+        return pack(self, shard, name)
+
+    find(str(tmp_path / "rows")).save(found)
+    monkeypatch.setattr(packing.PackShard, "_pack", die)
+    with pytest.raises(KeyboardInterrupt):
+        export_output(tmp_path / "rows", out, options)
+    monkeypatch.undo()
+    assert {*samples_in(out)} == {"b"}
+    find(str(tmp_path / "rows")).save(found)
+    table = pq.read_table(found / "duplicates.parquet").to_pandas().set_index("id")
+    assert table["duplicate_of"].dropna().to_dict() == {"c": "a"}
+    summary = export_output(tmp_path / "rows", out, options)
+    assert (summary.skipped, summary.written, {*samples_in(out)}) == (1, 1, {"a", "b"})
+    # Once it is done both are in tars, and c goes for whichever comes first.
+    assert find(str(tmp_path / "rows")).save(found).stay == 2

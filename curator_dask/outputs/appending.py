@@ -126,7 +126,7 @@ def fitted(path: str, before: pa.Schema, now: pa.Schema) -> tuple[pa.Schema, lis
             continue
         try:
             both = pa.unify_schemas([pa.schema([field]), pa.schema([mine])], promote_options="permissive")
-            fits = both.field(0).type == field.type
+            fits = both.field(0).type == field.type or (_is_text(field.type) and _is_text(mine.type))
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             fits = False
         if not fits:
@@ -136,3 +136,7 @@ def fitted(path: str, before: pa.Schema, now: pa.Schema) -> tuple[pa.Schema, lis
             )
         fields.append(field)
     return pa.schema(fields), left
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

@@ -6,9 +6,10 @@ neither the tar nor what it was made of is read again.
 
 from __future__ import annotations
 
+import logging
 import posixpath
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,6 +31,8 @@ from curator_dask.storage import exists, walk
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.keys import KeyTable
 from curator_dask.webdataset.stamps import stamp
+
+logger = logging.getLogger("curator_dask")
 
 #: What comes before the suffix in a member's name; see `curator_dask.webdataset.samples.split_name`.
 _BEFORE_SUFFIX = r"^(?:\./)?(?:.*/)?[^/.]*\."
@@ -232,6 +235,18 @@ class EarlierTars:
         every = np.concatenate(taken)
         order = np.argsort(every, kind="stable")
         return every[order], np.concatenate(places)[order]
+
+    def warn_of_moved(self, urls: Collection[str]) -> None:
+        """Say where shards, of which none has a sample here, are called like some that have."""
+        named = {posixpath.basename(url): url for url in sorted(self.urls)}
+        if (
+            url := next((each for each in sorted(urls) if posixpath.basename(each) in named), None)
+        ) is not None:
+            logger.warning(
+                "%s: no row has a sample in its tars, which have some of %s; now there is %s. If these are the same,"
+                " its samples are there twice then: put the shards where they were",
+                *(self.place.target.path, named[posixpath.basename(url)], url),
+            )
 
     def with_hashes(self, hashes: np.ndarray) -> Iterator[tuple[str, str]]:
         """The keys in the tars that have some of these hashes, each with the path of its tar."""

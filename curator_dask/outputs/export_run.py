@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from curator_dask.errors import ShardError
+from curator_dask.errors import OutputError, ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import vectors_in
 from curator_dask.frames.names import URL_COLUMN
@@ -131,6 +131,8 @@ class ExportRun:
         # Else a tar might be written over while it is copied; a link may lead to one from elsewhere.
         for folder in {posixpath.dirname(url) for url in (*urls, *map(_behind_links, urls))}:
             check_apart(folder, self.place.target.path)
+        if self._earlier is not None and not self._summary.earlier:
+            self._earlier.warn_of_moved(urls)
         odd = sum(report["odd_keys"] for report in reports.values())
         self._summary.note_habits(self._options, odd)
         if not self._options.sequential:
@@ -150,8 +152,10 @@ class ExportRun:
         before: Mapping[str, Any] | None = self.place.told.get("settings")
         path = self.place.target.path
         if before is None:
-            logger.warning("%s: it is not noted by which settings its tars were written: give the same", path)
-            return {}
+            raise OutputError(
+                f"{path}: its tars are of an earlier version, which has not noted by which settings they were written:"
+                " run the same export once more without append (--append), which notes them"
+            )
         check_settings(path, before, settings_of(self._options, self._encoded, None, ()))
         return before
 
