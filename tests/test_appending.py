@@ -412,3 +412,16 @@ def test_shards_that_were_moved_are_named(crawl, said):
     crawl.export(keys="sequential", dry_run=True)
     assert "which have some of" in said.text and "now there is" in said.text
     assert said.text.count("elsewhere/00000.tar") == 1
+
+
+def test_a_shard_that_has_grown_gives_its_new_samples(crawl):
+    crawl.add(0, 1)
+    crawl.export(where="score < 80")
+    before, there = crawl.state(), {*crawl.manifest()["source_key"]}
+    crawl.samples = 12
+    crawl.add(1)
+    summary = added_up(crawl.export(where="score < 80"))
+    new = [f"00001{sample:04d}" for sample in range(8, 12)]
+    assert summary.kept == sum(crawl.scores[key] < 80 for key in new) > 1
+    kept_before(before, crawl.state())
+    assert {*consistent(crawl)["source_key"]} == there | {key for key in new if crawl.scores[key] < 80}

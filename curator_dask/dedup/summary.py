@@ -105,6 +105,8 @@ class DedupSummary:
             f"{self.removed:,} of {counted(self.rows, 'row')} {twin} {near}, in"
             f" {counted(self.groups, 'group')}; {exact} {copies}"
         ]
+        if self.stay:
+            lines.append(f"  {self.stay:,} of the rows are in tars, and stay")
         if not by_hash_alone:
             lines.append(f"  pairs that were compared, of those within eps: {self.recall}")
         if self.diameter is not None and not by_hash_alone:

@@ -139,4 +139,6 @@ def fitted(path: str, before: pa.Schema, now: pa.Schema) -> tuple[pa.Schema, lis
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return any(
+        is_such(kind) for is_such in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )

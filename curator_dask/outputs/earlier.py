@@ -265,7 +265,8 @@ class EarlierTars:
             for name, of in zip(self.names, self.splits, strict=True)
             if of == split
         }
-        free, number = [], 0
+        free: list[int] = []
+        number = 0
         while len(free) < count:
             if number not in used:
                 free.append(number)

@@ -240,8 +240,8 @@ class ExportRun:
             )
         beside = schema_beside(found, id_col, text_keys, options.old_id_col, made)
         columns, beside = self._as_before(columns, beside)
-        digits = None if new_keys is None else new_keys.sample_digits
-        self._settings = settings_of(options, self._encoded, digits, columns)
+        in_keys = None if new_keys is None else new_keys.sample_digits
+        self._settings = settings_of(options, self._encoded, in_keys, columns)
         if options.without is not None:
             self._settings[WITHOUT] = check_removed(absolute(options.without))
         there, samples = summary.in_all()

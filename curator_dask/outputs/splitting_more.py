@@ -52,9 +52,9 @@ def split_more(
             return units_of_samples(splits, groups, samples, rows, name, id_col)
 
         some = [name for name, (numbers, _) in known.items() if len(numbers)]
-        for name, units in zip(some, in_threads(of_rows, some), strict=True):
+        for name, each in zip(some, in_threads(of_rows, some), strict=True):
             places = known[name][1]
-            first[places], second[places], both[places] = units[:3]
+            first[places], second[places], both[places] = each[:3]
     parts = [(first, second, both), *((each[0], each[1], each[2]) for each in found)]
     units = linked(*(np.concatenate([np.asarray(each[at]) for each in parts]) for at in range(3)))
     order = {name: place for place, name in enumerate(splits.names)}
