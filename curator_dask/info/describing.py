@@ -19,8 +19,15 @@ from curator_dask.info.listing import Listing, list_output
 from curator_dask.info.makers import DEDUP, EXPORT
 from curator_dask.info.output import OutputInfo
 from curator_dask.info.values import fill_norms, fill_values, kind_of, pick_parts
-from curator_dask.outputs.curated import stay_in
-from curator_dask.outputs.curated_names import BALANCED, DUPLICATES, EMBEDDINGS, PASSING, SHARDS, of_curate
+from curator_dask.outputs.curated_names import (
+    BALANCED,
+    DUPLICATES,
+    EMBEDDINGS,
+    PASSING,
+    SHARDS,
+    of_curate,
+    stay_in,
+)
 from curator_dask.outputs.failed import list_errors, none_there
 from curator_dask.outputs.placing import locate
 from curator_dask.runs.summary import SaveSummary

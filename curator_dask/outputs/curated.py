@@ -15,16 +15,14 @@ from typing import Any
 from curator_dask.errors import OutputError
 from curator_dask.frames.parquet import read_footer
 from curator_dask.frames.record import BALANCE
-from curator_dask.outputs.curated_names import BALANCED, EMBEDDINGS, PASSING, SHARDS
+from curator_dask.outputs.curated_names import BALANCED, EMBEDDINGS, NOTE, PASSING, SHARDS, stay_in
 from curator_dask.outputs.export_place import ExportPlace
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.placing import put
 from curator_dask.outputs.saving import remove_empty
 from curator_dask.outputs.selecting import Folder
-from curator_dask.storage import Options, join, read_bytes, remove
+from curator_dask.storage import join, remove
 from curator_dask.words import counted
-
-_NOTE = "curated.json"
 
 
 class Choice:
@@ -43,7 +41,7 @@ class Choice:
     """
 
     def __init__(self, folder: str, digest: str, overwrite: bool, append: bool = False) -> None:
-        self._folder, self._note, self._digest = folder, Path(folder, _NOTE), digest
+        self._folder, self._note, self._digest = folder, Path(folder, NOTE), digest
         self._shards = join(folder, SHARDS)
         #: Whether files of the steps may be replaced: no tars are there that were made of them, or they may go, too.
         has_tars = ExportPlace(Folder(self._shards, None)).has_tars
@@ -129,14 +127,6 @@ class Choice:
             f"{self._shards}: is there, and {why}; nothing was replaced. Write to another path, or use overwrite=True"
             f" (--overwrite), {overwrite}"
         )
-
-
-def stay_in(folder: str, options: Options) -> int:
-    """How many samples are in the tars of an output of curate whose rows would not pass any more, or are gone."""
-    try:
-        return int(json.loads(read_bytes(join(folder, _NOTE), options)).get("stay", 0))
-    except (OSError, ValueError, AttributeError, TypeError):
-        return 0
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from curator_dask.outputs.earlier_told import earlier_lines
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.shrinking import EXPORTED
 from curator_dask.outputs.splits import SplitCount
@@ -41,6 +42,8 @@ class ExportSummary:
         All samples of these tars, how many tars there are, and their bytes.
     earlier_fields
         By suffix, how many of these samples have it.
+    earlier_errors
+        As `errors`, of the rows of `earlier`.
     outdated
         Rows of `earlier` that would not pass today.
     without_row
@@ -113,6 +116,7 @@ class ExportSummary:
     earlier_shards: int = 0
     earlier_bytes: int = 0
     earlier_fields: dict[str, int] = field(default_factory=dict)
+    earlier_errors: Counter[str] = field(default_factory=Counter)
     outdated: int = 0
     without_row: int = 0
     left_columns: list[str] = field(default_factory=list)
@@ -169,6 +173,7 @@ class ExportSummary:
         self.missing += report["failed"]
         self.earlier += report.get("in_tars", 0)
         self.outdated += report.get("outdated", 0)
+        self.earlier_errors.update(report.get("errors_in_tars", {}))
         self.fields.update(report["fields"])
         self.errors.update(report.get("errors", {}))
         for mine, theirs in ((self.passing, report["passing"]), (self.unknown, report["unknown"])):
@@ -230,6 +235,7 @@ class ExportSummary:
         found = replace(
             self,
             fields=Counter(self.fields),
+            errors=self.errors + self.earlier_errors,
             images_left=Counter(self.images_left),
             json_left_alone=[*self.json_left_alone],
             images_left_examples={kind: [*some] for kind, some in self.images_left_examples.items()},
@@ -281,6 +287,7 @@ class ExportSummary:
             "fields": dict(self.fields),
             "images_left": dict(self.images_left),
             "errors": dict(self.errors),
+            "earlier_errors": dict(self.earlier_errors),
             "splits": {name: vars(count) for name, count in self.splits.items()},
             "complete": self.complete,
             **{name: getattr(self.looked_up, name) for name in noticed},
@@ -306,7 +313,7 @@ class ExportSummary:
                 f" {sized(self.needed)} are needed{by}{free};"
                 f" {self.seconds:.1f} s"
             )
-        lines += self._earlier_lines(size)
+        lines += earlier_lines(self, size)
         total = self.kept + self.earlier_samples
         lines += [f"  {name}: {count.told(total)}" for name, count in self.splits.items()]
         lines += [f"  {note}" for note in self.split_notes]
@@ -352,29 +359,6 @@ class ExportSummary:
         if self.own_card:
             lines.append("  no card: there is a README.md that this export has not written, which stays")
         return "\n".join(lines)
-
-    def _earlier_lines(self, size: int) -> list[str]:
-        """Of tars that stay."""
-        if not self.earlier_shards:
-            return []
-        tars = counted(self.earlier_shards, "earlier tar", "stays as it is", "stay as they are")
-        samples = counted(self.kept + self.earlier_samples, "sample")
-        lines = [
-            f"  {tars}; in all {samples} in {counted(self.shards + self.earlier_shards, 'tar')},"
-            f" {sized(size + self.earlier_bytes)}"
-        ]
-        if self.outdated:
-            lines.append(
-                f"  {self.outdated:,} of the samples in earlier tars would not pass today, and stay: to be without them"
-                " export to another path, or all anew with overwrite=True (--overwrite)"
-            )
-        if self.without_row:
-            lines.append(f"  {self.without_row:,} of the samples in earlier tars have no row here, and stay")
-        if self.left_columns:
-            lines.append(
-                f"  not beside the new tars, as the earlier ones lack them: {', '.join(self.left_columns)}"
-            )
-        return lines
 
     def _image_lines(self) -> list[str]:
         lines = []

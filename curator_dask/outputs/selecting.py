@@ -171,7 +171,8 @@ class SelectSamples:
         if report["failed"] and not self._as_it_was(there.record, may_be_gone=True):
             return None
         now = {"kept": 0, "in_tars": len(asked.taken), "bytes": 0, "odd_keys": 0}
-        return {**report, **now, "fields": {}, "errors": {}, "stamps": {}}
+        errors = dict(Counter(report["errors"]) + Counter(report["errors_in_tars"]))
+        return {**report, **now, "fields": {}, "errors": {}, "errors_in_tars": errors, "stamps": {}}
 
     def _as_it_was(self, record: FileRecord, may_be_gone: bool = False) -> bool:
         """Whether the tars are as they were when the samples were looked up."""
@@ -216,7 +217,8 @@ class SelectSamples:
         found.look_up(rows.tolist(), ids, chosen.column(URL_COLUMN).to_pylist())
         samples = found.table()
         missing_rows = sum(found.reasons.values())
-        errors = errors_of(table).take(samples.column("row")).drop_null().to_pylist()
+        every = errors_of(table)
+        errors, in_tars = (_kinds(every.take(each)) for each in (samples.column("row"), pa.array(taken)))
         report = {
             "name": name.removesuffix(".parquet"),
             "rows": len(table),
@@ -226,7 +228,8 @@ class SelectSamples:
             "filtered": len(table) - len(taken) - len(rows),
             "in_tars": len(taken),
             "outdated": outdated,
-            "errors": dict(Counter(reasons_in(each)[0].label for each in errors)),
+            "errors": errors,
+            "errors_in_tars": in_tars,
             "reasons": dict(found.reasons),
             "examples": found.examples,
             "fields": dict(found.fields),
@@ -266,6 +269,10 @@ class SelectSamples:
             counts["passing"][clause] = int((known == 1).sum())
             counts["unknown"][clause] = int((known == -1).sum())
         return passes, counts
+
+
+def _kinds(errors: pa.Array) -> dict[str, int]:
+    return dict(Counter(reasons_in(each)[0].label for each in errors.drop_null().to_pylist()))
 
 
 def _digest(rows: np.ndarray) -> str:
