@@ -352,6 +352,8 @@ def test_tars_that_are_not_as_they_were_written_are_refused(crawl, tmp_path):
 def test_card_json_and_portable_names_are_of_all_tars(crawl):
     options = {"metadata": "json", "layout": "portable", "card": True}
     crawl.add(0)
+    first, failed = pq.read_table(crawl.rows / "00000.parquet"), ["truncated: x", *[None] * 7]
+    pq.write_table(first.append_column("image_error", pa.array(failed)), crawl.rows / "00000.parquet")
     crawl.export(**options, sizes=True)
     card = crawl.out / "README.md"
     assert "8 samples in 2 tars" in card.read_text()
@@ -361,8 +363,10 @@ def test_card_json_and_portable_names_are_of_all_tars(crawl):
     crawl.scores |= dict.fromkeys(keys, 1.0)
     members = [member for name in keys for member in members_of(name)[: 1 + int(name[-1]) % 2]]
     write_tar(path, members)
-    crawl.write(1, keys, path, note=["n"] * 8)
+    crawl.write(1, keys, path, note=["n"] * 8, image_error=failed)
     summary = crawl.export(**options, sizes=True)
+    assert summary.errors == summary.earlier_errors == {"truncated": 1}
+    assert "2 samples have an image that could not be used" in card.read_text()
     text = card.read_text()
     assert "16 samples in 4 tars" in text and "| `.txt` | 16 |" in text and not summary.habits
     assert summary.left_columns == ["note"]
@@ -371,7 +375,9 @@ def test_card_json_and_portable_names_are_of_all_tars(crawl):
         assert tar.extractfile(f"{keys[0]}.txt").read() == b"" and said["score"] == 1.0 and "note" not in said
     card.write_text("mine")
     crawl.add(2)
-    assert crawl.export(**options, sizes=True).own_card and card.read_text() == "mine"
+    summary = crawl.export(**options, sizes=True)
+    assert not summary.failed_shards
+    assert summary.own_card and card.read_text() == "mine"
 
 
 def test_by_bytes_numbers_of_samples_keep_their_digits(crawl):

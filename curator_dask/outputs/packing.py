@@ -317,6 +317,9 @@ class PackShard:
         if not (names or old):
             return []
         names += [old] if old is not None and old not in names else []
+        for name in names:
+            if name not in table.column_names:  # no file that the tar draws from has it
+                table = table.append_column(name, pa.nulls(len(table)))
         return list(table.select(names).to_pylist())
 
     def _index(
