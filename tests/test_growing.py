@@ -140,6 +140,10 @@ def test_new_rows_go_behind_and_no_two_are_near(recipe, tmp_path, monkeypatch):
     assert f"of these {len(want) - SAMPLES} new" in str(summary)
     again = curate(data, out, recipe, append=True)
     assert tars_in(out) == after and again.earlier == again.kept == len(want)
+    found = digests(out / "duplicates")
+    with pytest.raises(OutputError, match=r"has tars that were added since.*append=True"):
+        curate(data, out, recipe)
+    assert digests(out / "duplicates") == found and tars_in(out) == after
     # The next week: one by one, and both weeks at once.
     week(data, 2)
     summary = curate(data, out, recipe, append=True)

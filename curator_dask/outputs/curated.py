@@ -24,6 +24,8 @@ from curator_dask.outputs.selecting import Folder
 from curator_dask.storage import join, remove
 from curator_dask.words import counted
 
+_OR_APPEND = "by which its tars go, or append=True (--append), by which they stay and what is new is added"
+
 
 class Choice:
     """By what the rows of an output are chosen, and whether tars of another choice are there.
@@ -44,7 +46,8 @@ class Choice:
         self._folder, self._note, self._digest = folder, Path(folder, NOTE), digest
         self._shards = join(folder, SHARDS)
         #: Whether files of the steps may be replaced: no tars are there that were made of them, or they may go, too.
-        has_tars = ExportPlace(Folder(self._shards, None)).has_tars
+        place = ExportPlace(Folder(self._shards, None))
+        has_tars, self._is_added_to = place.has_tars, place.is_added_to
         self.replaces = overwrite or append or not has_tars
         #: Whether there are tars that stay.
         self.adds = append and has_tars
@@ -54,6 +57,8 @@ class Choice:
         # Without a note the steps see to themselves.
         if (self.adds or not self.replaces) and self._noted() not in (None, self._digest):
             self._refuse("was made by a recipe that chooses other rows")
+        if not self.replaces and self._is_added_to:
+            self._refuse("has tars that were added since", _OR_APPEND)
 
     def check_rows(self, names: Collection[str]) -> None:
         """Raise OutputError where tars that must stay were made of rows that lack some, or some of their columns.
@@ -70,7 +75,7 @@ class Choice:
             if not then:
                 self._refuse(
                     f"was made without {EMBEDDINGS}/{each}: no rows of it are in {PASSING}",
-                    "by which its tars go, or append=True (--append), by which they stay and its rows are added",
+                    _OR_APPEND,
                 )
             if lacks := [name for name in now if name not in then]:
                 self._refuse(

@@ -84,6 +84,11 @@ class ExportPlace:
         return self.tars if added is None else {*added}
 
     @property
+    def is_added_to(self) -> bool:
+        """Whether tars were added to others that stay."""
+        return self.last_call < self.tars
+
+    @property
     def without(self) -> str | None:
         """What identifies the table of duplicates that the last call left out; None: there was none."""
         return (self.told.get("settings") or {}).get(WITHOUT)
