@@ -110,7 +110,8 @@ def curate(
     choice.check()
     if (groups := recipe.options(overwrite).split_groups) and absolute(groups) != places[DUPLICATES]:
         check_removed(absolute(groups))
-    found = find_shards(input_path, storage_options, images=recipe.images)
+    which = {name: getattr(recipe, name) for name in ("images", "image_column", "id_col")}
+    found = find_shards(input_path, storage_options, **which)
     of_images = captions_of(recipe.captions, found, recipe.id_col, storage_options)
     place = places[EMBEDDINGS]
     before = None
@@ -136,7 +137,7 @@ def curate(
             )
         for model in recipe.models():
             model.check(found, recipe.id_col, storage_options, captions=recipe.captions)
-        if recipe.model is not None or recipe.classify or recipe.caption:
+        if recipe.model is not None or recipe.models():
             ahead()
         with at_work(workers) as client:
             dataset = ImageTextPairDataset.from_shards(
@@ -230,6 +231,7 @@ def _check_append(recipe: Recipe, append: bool, overwrite: bool) -> None:
         raise ConfigError(
             "append and overwrite: one leaves the tars that are there, the other replaces them: give one"
         )
+    replace(recipe.options(overwrite), append=append)  # says what cannot be
     if append and (named := [name for name, value in given.items() if value is not None]):
         raise ConfigError(
             f"append: {' and '.join(named)} would choose among all rows anew, earlier ones too, whose tars stay as they"

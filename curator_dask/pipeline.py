@@ -197,7 +197,7 @@ class Pipeline:
         chain = ChainSpec.of([reader, *(each for each in self._between if isinstance(each, ProcessingStage))])
         with contextlib.nullcontext() if client is None else client.as_current():
             dataset = ImageTextPairDataset.from_shards(
-                partitioning.find(),
+                partitioning.find(reader.id_col),
                 reader.id_col,
                 metadata=reader.metadata,
                 storage_options=partitioning.storage_options,

@@ -43,6 +43,12 @@ def all_of(conditions: Sequence[str]) -> str | None:
     return " AND ".join(f"({each}\n)" for each in conditions)  # a comment ends with its line
 
 
+def and_also(condition: str, asked: str) -> str:
+    """A condition that holds where one of ours holds and one that was asked for."""
+    end = "\n" if "--" in asked else ""  # a comment ends with its line; the text decides what is finished
+    return f"{condition} AND ({asked}{end})"
+
+
 def asked_for(preset: Any, where: str | None) -> str | None:
     """The condition of a recipe: a name of `PRESETS` or a list of some, and a condition besides; None of nothing.
 

@@ -15,10 +15,8 @@ from curator_dask.dedup import SemanticDeduplication
 from curator_dask.errors import ConfigError
 from curator_dask.fingerprint import code_digest
 from curator_dask.frames.names import ERROR_COLUMN
-from curator_dask.image.captioning import CaptionModel
 from curator_dask.image.classifiers import (
     AestheticClassifier,
-    ClassificationModel,
     ClusterNumber,
     ImageClassifier,
     NsfwClassifier,
@@ -26,10 +24,11 @@ from curator_dask.image.classifiers import (
 )
 from curator_dask.image.classifiers.whole import WholeModel
 from curator_dask.image.embedders.making import make_embedder
+from curator_dask.image.embedders.whole import WHOLE_MODELS, whole_models
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.filtering import ALL
-from curator_dask.presets import asked_for
+from curator_dask.presets import and_also, asked_for
 from curator_dask.rows.best import check_best
 from curator_dask.rows.capped import check_cap
 from curator_dask.storage import absolute, is_remote, looked_for
@@ -68,8 +67,8 @@ class Recipe:
         arguments of `TimmImageEmbedder` or `ClipImageEmbedder`, such as ``batch_size``.
     id_col
         Column of the keys.
-    images
-        Take the image files of the folder even where it has tars.
+    images, image_column
+        Take the image files of the folder even where it has tars; and the column of those inside Parquet files.
     captions
         Of image files: ``"txt"``, ``"none"``, or a table, as for ``curator-dask embed``.
     statistics
@@ -86,6 +85,9 @@ class Recipe:
     caption
         Models that write about images, each with the arguments of `CaptionModel`, as
         ``{"model_name": "Salesforce/blip-image-captioning-base"}``.
+    detect
+        Models that find things in images, each with the arguments of `DetectionModel`, as
+        ``{"model_name": "PekingU/rtdetr_r50vd", "only": ["person"]}``.
     aesthetic, nsfw
         The file of a head, or True: as `AestheticClassifier` and `NsfwClassifier` find theirs.
     near
@@ -123,12 +125,14 @@ class Recipe:
     model_options: Mapping[str, Any] = field(default_factory=dict)
     id_col: str = "key"
     images: bool = False
+    image_column: str = "auto"
     captions: str = "txt"
     statistics: Sequence[str] = ()
     prefix: str = ""
     text_statistics: Sequence[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]] = ()
     classify: Sequence[Mapping[str, Any]] = ()
     caption: Sequence[Mapping[str, Any]] = ()
+    detect: Sequence[Mapping[str, Any]] = ()
     aesthetic: str | bool = False
     nsfw: str | bool = False
     near: Mapping[str, str] = field(default_factory=dict)
@@ -146,7 +150,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for names, kinds, expected in (
             (("model", "where", "by"), str | None, "text"),
-            (("id_col", "prefix"), str, "text"),
+            (("id_col", "image_column", "prefix"), str, "text"),
             (("aesthetic", "nsfw"), str | bool, "the path of a head's file, or true or false"),
         ):
             for name in names:
@@ -172,10 +176,8 @@ class Recipe:
             if not all(isinstance(each, str) and each for pair in given.items() for each in pair):
                 raise ConfigError(f"{name}: expected columns and {values}, found {given!r}")
         if not isinstance(self.captions, str) or not isinstance(self.images, bool):
-            raise ConfigError(
-                f"captions={self.captions!r}, images={self.images!r}: expected txt, none or the path of a table; and"
-                " true or false"
-            )
+            said = f"captions={self.captions!r}, images={self.images!r}"
+            raise ConfigError(f"{said}: expected txt, none or the path of a table; and true or false")
         if not isinstance(self.statistics, list | tuple) or not all(
             isinstance(each, str) for each in self.statistics
         ):
@@ -237,7 +239,7 @@ class Recipe:
     @property
     def opens_images(self) -> bool:
         """Whether it is known which images cannot be used."""
-        return self.model is not None or any((self.statistics, self.classify, self.caption))
+        return self.model is not None or any((self.statistics, self.classify, self.caption, self.detect))
 
     @property
     def condition(self) -> str:
@@ -245,7 +247,7 @@ class Recipe:
         good, asked = f'"{ERROR_COLUMN}" IS NULL', self.asked()
         if not self.opens_images:
             return asked or ALL
-        return good if asked is None else f"{good} AND ({asked})"
+        return good if asked is None else and_also(good, asked)
 
     def asked(self) -> str | None:
         """Which rows are wanted of those whose image can be used, if not all are."""
@@ -283,24 +285,8 @@ class Recipe:
         ]
 
     def models(self) -> list[WholeModel]:
-        """What classifies the images, and what writes about them."""
-        found: list[WholeModel] = []
-        kinds: tuple[tuple[str, type[WholeModel], str], ...] = (
-            ("classify", ClassificationModel, "{'model_name': 'resnet50', 'prefix': 'seen_'}"),
-            ("caption", CaptionModel, "{'model_name': 'Salesforce/blip-image-captioning-base'}"),
-        )
-        for name, kind, example in kinds:
-            given = getattr(self, name)
-            if not isinstance(given, list | tuple) or not all(isinstance(each, Mapping) for each in given):
-                raise ConfigError(f"{name}={given!r}: expected a list of models, as [{example}]")
-            try:
-                found += [kind(**each) for each in given]
-            except TypeError as error:
-                raise ConfigError(f"{name}: {error}") from None
-        columns = [column for model in found for column in model.columns]
-        if twice := [each for each in dict.fromkeys(columns) if columns.count(each) > 1]:
-            raise ConfigError(f"classify, caption: two models would make {twice[0]!r}: give one another name")
-        return found
+        """What classifies the images, writes about them, and finds things in them."""
+        return whole_models({name: getattr(self, name) for name in WHOLE_MODELS})
 
     def of_texts(self) -> list[TextStatistics]:
         """What measures the captions."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 T = TypeVar("T")
+
+_IS_SHARD = re.compile(r"\.(tar|images|parquet(#[^/]*)?)$")
 
 #: The field of an image that holds its vector; vectors of further models are fields of its metadata.
 EMBEDDING = "embedding"
@@ -65,7 +68,7 @@ class FileGroupTask(Task[list[str]]):
     def problem(self) -> str | None:
         """What is wrong with the data, in words; None if nothing is."""
         wrong = next(
-            (url for url in self.data if not isinstance(url, str) or not url.endswith((".tar", ".images"))),
+            (url for url in self.data if not isinstance(url, str) or not _IS_SHARD.search(url)),
             None,
         )
         return None if wrong is None else f"expected urls of shards, found {wrong!r}"

@@ -33,7 +33,7 @@ from curator_dask.image.classifiers import score_output
 from curator_dask.image.embedders import ClipImageEmbedder
 from curator_dask.image.embedders.making import made_again
 from curator_dask.image.statistics import ImageStatistics
-from curator_dask.models import captioner
+from curator_dask.models import by_shape, captioner
 from curator_dask.models.captioning import CaptionSpec
 from curator_dask.outputs.retrying import find_settings
 from curator_dask.runs import passes
@@ -191,7 +191,7 @@ def test_memory_that_runs_out_and_models_that_take_one_image_at_a_time(llava, ph
     images = [np.asarray(image) for image in photographs[1].values()]
     model = CaptionSpec(str(llava), prompt=ASKED, max_new_tokens=6).build()
     expected = model(images, 5)
-    write, sizes = model._write, []
+    write, sizes = model._together, []
 
     def full(batch):
         sizes.append(len(batch))
@@ -199,7 +199,7 @@ def test_memory_that_runs_out_and_models_that_take_one_image_at_a_time(llava, ph
             raise MemoryError("out of memory")
         return write(batch)
 
-    monkeypatch.setattr(model, "_write", full)
+    monkeypatch.setattr(model, "_together", full)
     assert model(images, 5) == expected and sizes[:3] == [5, 3, 2] and max(sizes[3:]) == 2
     assert said.text.count("out of memory with 5 images at once, going on with 3") == 1
 
@@ -209,7 +209,7 @@ def test_memory_that_runs_out_and_models_that_take_one_image_at_a_time(llava, ph
         return write(batch)
 
     prepare, write_at = model._inputs.prepare, []
-    monkeypatch.setattr(model, "_write", fails)
+    monkeypatch.setattr(model, "_together", fails)
     monkeypatch.setattr(
         model._inputs, "prepare", lambda image: write_at.append(prepare(image)) or write_at[-1]
     )
@@ -217,8 +217,8 @@ def test_memory_that_runs_out_and_models_that_take_one_image_at_a_time(llava, ph
     assert others == expected[:-1] and last.text is None
     assert last.reason == "not written: the model failed: ValueError: the image has no tokens"
     monkeypatch.setattr(model._inputs, "prepare", prepare)
-    monkeypatch.setattr(model, "_write", full)
-    monkeypatch.setattr(captioner, "_HELD", 0)  # each is done when it is prepared
+    monkeypatch.setattr(model, "_together", full)
+    monkeypatch.setattr(by_shape, "_HELD", 0)  # each is done when it is prepared
     assert model(images, 5) == expected
     monkeypatch.setattr(captioner, "_ALIKE", 1.1)
     alone = CaptionSpec(str(llava), prompt=ASKED, max_new_tokens=6).build()

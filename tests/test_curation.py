@@ -388,7 +388,7 @@ def test_other_rows_are_refused_before_anything_is_replaced(folder, tmp_path):
         curate(folder, out, Recipe(**first))
     assert states(out / "passing") | states(out / "balanced") | states(out / "shards") == before
     shutil.rmtree(out / "shards")  # nothing of another choice is there any more
-    assert curate(folder, out, Recipe(where="key > '000002'")).kept == 21
+    assert curate(folder, out, Recipe(where="key > '000002' -- and no comment")).kept == 21
 
 
 def test_of_duplicates_by_hash_those_go_that_are_worse_now(folder, tmp_path):

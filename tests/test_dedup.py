@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from curator_dask.cli import app
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.dedup import SemanticDeduplication, places
+from curator_dask.dedup import SemanticDeduplication, places, visits
 from curator_dask.dedup.keeping import Keep
 from curator_dask.dedup.memory import Memory, parse_limit, share_out
 from curator_dask.dedup.phases import Phase
@@ -774,3 +774,24 @@ def test_a_full_disk_is_said_as_numpy_says_it(tmp_path):
     told = Phase(str(tmp_path)).told("a.npy")
     with pytest.raises(OutputError, match=r"could not be written: 100000 requested .*\. Make room"), told:
         np.zeros(100_000).tofile("/dev/full")
+
+
+def test_what_is_near_to_clusters_is_sorted_a_block_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(visits, "_BLOCK", 1000)
+    random, vectors, clusters = np.random.default_rng(1), 900, 37
+    pairs = np.column_stack([random.integers(0, vectors, 20_000), random.integers(0, clusters, 20_000)])
+    pairs = np.unique(pairs[pairs[:, 1] != 5], axis=0)  # a cluster that nothing is near to
+    phase = Phase(str(tmp_path))
+    for name, part in enumerate(np.split(pairs, np.searchsorted(pairs[:, 0], [300, 300, 700]))):
+        phase.save(f"{name}-near.npy", part)
+    found, standing = visits.Visits(phase, ("0", "1", "2", "3")), random.permutation(vectors)
+    found.save_by_cluster(phase, standing, clusters)
+    at = standing[pairs[:, 0]]
+    order = np.lexsort((at, pairs[:, 1]))
+    np.testing.assert_array_equal(phase.load("near.npy"), at[order])
+    bounds = np.searchsorted(pairs[order, 1], np.arange(clusters + 1))
+    np.testing.assert_array_equal(phase.load("near-bounds.npy"), bounds)
+    some = random.integers(0, vectors, 50)
+    expected = pairs[np.isin(pairs[:, 0], some)] @ [clusters, 1]
+    np.testing.assert_array_equal(found.of(some, clusters), np.sort(expected))
+    assert len(visits.Visits(phase).of(some[:0], clusters)) == 0

@@ -32,6 +32,7 @@ import typer
 import yaml
 from captioners import write_captioner
 from colours import write_tar
+from detectors import write_detector
 from distributed.cli import dask_scheduler, dask_worker
 from PIL import Image
 from s3 import BUCKET, options, s3_server
@@ -56,6 +57,7 @@ STAND_INS = {
     "vit_large_patch14_clip_quickgelu_224.openai": "local-dir:{model}",  # pretrained EfficientNet-Lite0
     "hf-hub:Marqo/nsfw-image-detection-384": "local-dir:{nsfw}",  # a small one with the same classes
     '"Salesforce/blip-image-captioning-base"': '"{folder}/blip"',  # a tiny one
+    '"PekingU/rtdetr_r50vd", threshold=0.5': '"{folder}/detector", threshold=0.1',  # a tiny one
     '"resnet50", prefix': '"local-dir:{model}", prefix',
     # LAION's heads are for OpenAI's CLIP alone: any linear one of the class of all heads.
     "heads = [AestheticClassifier()": (
@@ -88,6 +90,7 @@ HOLDS = {
         "parts.npartitions == 4",
         "vectors.shape == (12, 1280) and len(table) == 12",
         "len(of_files) == 7 and of_files.metadata.columns[1] == 'file_name'",
+        "len(in_parquet) == 7 and [*in_parquet.metadata.columns] == ['key', 'text', '__url__']",
     ],
     "models.md": [
         "(summary.rows, summary.failed) == (14, 2)",
@@ -119,6 +122,9 @@ HOLDS = {
         "manifest['key'].to_pylist() == pq.read_table(FOLDER + '/curated/00000.parquet')['key'].to_pylist()",
         "frame['key'].tolist() == manifest['key'].to_pylist()",
         "manifest.num_rows == 11 and mixed.complete and 0 < mixed.kept < 12",
+        "len(pairs) == paired.fields['image_embedding.npy'] == 12",
+        "all(vector.shape == (1280,) for _, vector in pairs)",
+        "pq.read_table(FOLDER + '/parquet/data').num_rows == tables.kept == 12",
     ],
     "splits.md": [
         "(summary.rows, summary.kept, summary.missing) == (14, 13, 1)",
@@ -128,6 +134,16 @@ HOLDS = {
     "joining.md": [
         "(summary.rows, summary.found, summary.unasked) == (6, 2, 0)",
         "pq.read_table(FOLDER + '/licensed')['licence'].to_pylist() == ['CC BY 4.0'] * 6",
+    ],
+    "comparing.md": [
+        "(found.a.rows, found.a.vectors, found.a.failed) == (14, 12, 2)",
+        "found.b.failed == found.b.rows - found.b.vectors",
+        "found.frechet.all > 0 and found.near[1].shares['0'][0] == 1",
+    ],
+    "retrieving.md": [
+        "(summary.pool, summary.queries, summary.pairs, summary.unanswered) == (14, 7, 6, 0)",
+        "pq.read_table(FOLDER + '/pairs.parquet').num_rows == summary.pairs",
+        "pq.read_table(FOLDER + '/retrieved').num_rows == summary.kept > 3 and summary.nearest > 0.9999",
     ],
     "balancing.md": [
         "(looked.rows, looked.unmatched, looked.never) == (14, 0, 1) and round(looked.choices[5], 6) == 5",
@@ -144,6 +160,11 @@ HOLDS = {
         "set(pq.read_table(FOLDER + '/embeddings')['blurry'].to_pylist()) <= {True, False, None}",
         "pq.read_table(FOLDER + '/embeddings')['blurry'].null_count == 2",
     ],
+    "labelling.md": [
+        "(page.rows, page.failed, page.left) == (14, 2, 12)",
+        "0 < sum(page.shown.values()) == page.left - page.near_copies",
+        "len(head.rows) == 10 and (rest.labelled, rest.left) == (10, 2)",
+    ],
     "classifying.md": [
         "(summary.rows, summary.failed) == (14, 2)",
         "pq.read_table(FOLDER + '/embeddings')['nsfw'].null_count == 2",
@@ -155,6 +176,11 @@ HOLDS = {
         "(summary.rows, summary.failed) == (14, 2)",
         "pq.read_table(FOLDER + '/embeddings')['generated_caption'].null_count == 2",
         "len(set(pq.read_table(FOLDER + '/embeddings')['generated_caption'].to_pylist())) > 2",
+    ],
+    "detecting.md": [
+        "(summary.rows, summary.failed) == (14, 2)",
+        "pq.read_table(FOLDER + '/embeddings')['detected_number'].null_count == 2",
+        "0 < sum(n or 0 for n in pq.read_table(FOLDER + '/embeddings')['detected_number'].to_pylist())",
     ],
     "watching.md": [
         "len(images) == 10 and images._repr_html_().count('<img ') == 8",
@@ -202,6 +228,7 @@ WITHOUT = [word for name in ("cacheprovider", "timeout", "xdist") for word in ("
 # Blocks that a comment in the page says are not run, and of which programs may be unknown here.
 NOT_RUN = {
     "stores-and-clusters.md": ["needs several machines"],
+    "export.md": ["needs datasets"],
     "readers.md": ["needs datasets", "needs lancedb", "needs embedding-reader", "needs embedding-atlas"],
 }
 # Programs that a page is about, and that need not be here.
@@ -306,16 +333,26 @@ def made(tmp_path_factory):
     write_photographs(folder / "page" / "dataset")
     with tarfile.open(folder / "page" / "dataset" / "00000.tar") as tar:
         tar.extractall(folder / "page" / "images", filter="data")
+    files = sorted((folder / "page" / "images").glob("*.jpg"))
+    images = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    (folder / "page" / "hub").mkdir()
+    hub = pa.table({"image": images, "text": [f"text of {file.name}" for file in files]})
+    pq.write_table(hub, folder / "page" / "hub" / "train-00000-of-00001.parquet")
     torch.manual_seed(0)
     resnet = torchvision.models.resnet18()
     resnet.fc = torch.nn.Identity()
     save_model(resnet, folder / "page" / "model.safetensors")
     torch.save(torch.nn.Linear(1280, 1).state_dict(), folder / "page" / "head.pth")
     np.save(folder / "page" / "probe.npy", np.ones(512, np.float32))
+    labels = [
+        f"0000{shard}000{number},{number % 2 == 0}" for shard in (0, 1) for number in range(6 - 2 * shard)
+    ]
+    (folder / "page" / "good.csv").write_text("\n".join(["key,good", *labels]))
     transformers.logging.disable_progress_bar()
     make_clip(folder / "page" / "models" / "openai" / "clip-vit-large-patch14")
     make_pair(folder / "page" / "clip", "clip")
     write_captioner(folder / "page" / "blip", "blip")
+    write_detector(folder / "page" / "detector", "yolos")
     transformers.logging.enable_progress_bar()
     load("pretrained_efficientnet").write_model_folder(folder / "model")
     names = {"label_names": ["NSFW", "SFW"]}

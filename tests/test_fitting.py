@@ -183,6 +183,46 @@ def test_labels_of_a_table_are_found_by_key(labelled, tmp_path, form):
         assert told == "160 labelled rows; 2 of them have no vector"
 
 
+def test_of_several_tables_the_last_label_counts(labelled, tmp_path):
+    """Of several rounds: an image that two label has the later label, and it is counted and said."""
+    out, _, table, _ = labelled
+    frame = table.select(["key", "__url__", "good"]).to_pandas().dropna().sample(frac=1, random_state=3)
+    frame["good"] = frame["good"].astype(bool)
+    first, later = frame[:100].copy(), frame[90:].astype({"good": object})
+    first.loc[first.index[95:], "good"] ^= True  # five that the later table corrects
+    first.loc[first.index[90], "good"] ^= True
+    later.loc[later.index[0], "good"] = None  # no label takes none away
+    first = pd.concat([first, pd.DataFrame({"key": ["stranger"], "good": [True]})])
+    first.drop(columns="__url__").to_csv(tmp_path / "first.csv", index=False)  # by key alone
+    later.to_parquet(tmp_path / "later.parquet")
+    both = [tmp_path / "first.csv", tmp_path / "later.parquet"]
+    found = fit_head(out, "good", labels=both)
+    wanted = {**first.set_index("key")["good"].to_dict(), **later.dropna().set_index("key")["good"].to_dict()}
+    rows = found.rows.set_index("key")["label"]
+    assert rows.to_dict() == {key: float(wanted[key]) for key in rows.index}
+    assert (
+        "160 labelled rows; 2 of them have no vector; 1 label of no row; 5 rows with several"
+        in found.labelled.told
+    )
+    assert found.to_dict()["overruled"] == 5
+    assert found.as_bytes() != fit_head(out, "good", labels=both[::-1]).as_bytes()
+    assert found.as_bytes() == fit_head(out, "good", labels=[both[0], *both]).as_bytes()
+    arguments = ["fit", str(out), str(tmp_path / "good.safetensors"), "--label", "good"]
+    done = CliRunner().invoke(app, [*arguments, "--labels", str(both[0]), "--labels", str(both[1])])
+    assert done.exit_code == 0 and "that of the last table counts" in done.output, done.output
+    assert (tmp_path / "good.safetensors").read_bytes() == found.as_bytes()
+    # Numbers of several types are numbers; words and booleans are not one another.
+    frame.assign(good=3).head(40).to_parquet(tmp_path / "ints.parquet")
+    frame.assign(good=4.5).tail(40).to_parquet(tmp_path / "floats.parquet")
+    numbers = fit_head(out, "good", labels=[tmp_path / "ints.parquet", tmp_path / "floats.parquet"])
+    assert {*numbers.labels.values} == {0.0, 1.0} and numbers.labels.kind == "4.5"
+    frame.assign(good="yes").to_csv(tmp_path / "words.csv", index=False)
+    with pytest.raises(
+        DatasetError, match=r"are bool in .*first.csv and large_string in .*words.csv: write the same"
+    ):
+        fit_head(out, "good", labels=[both[0], tmp_path / "words.csv"])
+
+
 def test_keys_that_are_not_unique_need_their_shards(labelled, tmp_path):
     out, _, table, _ = labelled
     twice = table.set_column(0, "key", pa.array([f"{row % ROWS:05d}" for row in range(len(table))]))

@@ -9,11 +9,13 @@ import pytest
 from colours import ColourReader, check_colours, read_output
 from s3 import BUCKET, Fault, options, s3_server
 from test_image_folders import rows_of, write_images
+from test_parquet_images import check_rows, write
 
 from curator_dask import storage
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import DatasetError
+from curator_dask.errors import DatasetError, ShardError
 from curator_dask.webdataset.finding import find_shards
+from curator_dask.webdataset.opening import open_shard
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -153,3 +155,24 @@ def test_a_large_image_has_the_time_of_its_blocks(url, server, store, monkeypatc
     assert storage.read_bytes(f"{url}/large.png", options(server), 100) == b"x" * 100
     with pytest.raises(TimeoutError):
         storage.read_bytes(f"{url}/large.png", options(server), 20)
+
+
+def test_images_inside_parquet_are_read_patiently(server, store, tmp_path):
+    """By ranges, each tried again; what is replaced while it is read is told."""
+    server.faults.clear()
+    write(tmp_path / "data")
+    url = f"s3://{BUCKET}/parquet"
+    store.put(str(tmp_path / "data"), f"{BUCKET}/parquet", recursive=True)
+    dataset = ImageTextPairDataset.from_parquet(url, storage_options=options(server))
+    server.faults.append(Fault("503", times=2))
+    server.faults.append(Fault("cut", times=1))
+    summary = ColourReader()(dataset).save_metadata(tmp_path / "out")
+    assert (summary.rows, summary.failed) == (36, 0) and not any(fault.times for fault in server.faults)
+    check_rows(read_output(tmp_path / "out"))
+    name = f"{url}/train-00001-of-00003.parquet"
+    with open_shard(name, storage_options=options(server)) as reader:
+        store.pipe_file(name, store.cat_file(name) + b"x")
+        with pytest.raises(ShardError, match="was changed while it was read"):
+            reader.check_unchanged()
+    again = ColourReader()(dataset).save_metadata(tmp_path / "out")
+    assert again.skipped == 2 and "not a Parquet file that can be read" in str(again.failed_shards)

@@ -341,6 +341,17 @@ def test_arguments_are_checked(wrong, said):
         TextStatistics(**wrong)
 
 
+def test_the_parquet_beside_a_tar_is_no_output(folder, tmp_path, in_this_process):
+    before = {each.name: each.read_bytes() for each in folder.glob("*.parquet")}
+    with pytest.raises(OutputError, match=r"00000\.parquet: is the own Parquet of .*00000\.tar.*--overwrite"):
+        score_output(folder, [TextStatistics(["words"])])
+    assert score_output(folder, [TextStatistics(["words"])], tmp_path / "out").written == 2
+    assert {each.name: each.read_bytes() for each in folder.glob("*.parquet")} == before
+    score_output(folder, [TextStatistics(["words"])], overwrite=True)
+    assert score_output(folder, [TextStatistics(["characters"])]).written == 2  # it says now what made it
+    check_words(folder, "words", "characters")
+
+
 def test_no_column_is_lost(folder, tmp_path, in_this_process):
     for table in (folder / "00000.parquet", folder / "00001.parquet"):
         pq.write_table(pq.read_table(table).append_column("text_words", pa.array([7] * 6)), table)

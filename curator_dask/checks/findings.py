@@ -67,6 +67,10 @@ class Finding:
         )
 
 
+#: Of a tar, at a glance.
+_SEEN = "size, first header, end, companion and index"
+
+
 @dataclass
 class Report:
     """What `preflight` found.
@@ -83,6 +87,8 @@ class Report:
         That rows get from that table.
     taken
         Names of statistics that the dataset's own columns have.
+    in_rows
+        Whether the images lie in the rows of the Parquet files: these are the shards.
     shards, size
         Tars and their bytes.
     looked
@@ -128,6 +134,7 @@ class Report:
     captions: str = "txt"
     columns: list[str] = field(default_factory=list)
     taken: list[str] = field(default_factory=list)
+    in_rows: bool = False
 
     @property
     def problems(self) -> list[Finding]:
@@ -155,10 +162,11 @@ class Report:
         }
 
     def __str__(self) -> str:
+        seen = ("size and footer", "keys") if self.in_rows else (_SEEN, "headers and keys")
         lines = [
             f"{shown(self.path)}: {counted(self.shards, 'shard')}, {sized(self.size)}; rows come from"
             f" {self._rows_from()}",
-            f"  looked at: size, first header, end, companion and index of every shard; all headers and keys of"
+            f"  looked at: {seen[0]} of every shard; all {seen[1]} of"
             f" {self._looked()}; the headers of {counted(self.images.get('looked', 0), 'image')}",
             f"  rows: {_count(self.rows, self.rows_exact)}; samples: {_count(self.samples, self.samples_exact)}",
         ]
@@ -186,6 +194,8 @@ class Report:
         return "\n".join(lines)
 
     def _rows_from(self) -> str:
+        if self.in_rows:
+            return "these Parquet files, as do the images"
         if self.source == "parquet":
             return "the Parquet files beside them"
         if self.captions == "txt":

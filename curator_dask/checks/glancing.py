@@ -14,6 +14,7 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.storage import Options, RemoteFile, check_regular, is_remote, local_path
 from curator_dask.webdataset.folders import is_folder_shard
 from curator_dask.webdataset.headers import BLOCK, Member, header_problem, header_size, not_a_tar
+from curator_dask.webdataset.parquet import ParquetShard, columns_of_rows, is_parquet_shard
 from curator_dask.webdataset.shards import Shard
 from curator_dask.webdataset.stamps import stamp
 
@@ -79,6 +80,10 @@ def glance(shard: Shard, with_parquet: bool, options: Options = None) -> Glance:
         except ShardError as error:
             seen.troubles["unreadable"] = said(error)
         return seen
+    if is_parquet_shard(shard.url):
+        seen.ends = True
+        _look_at_rows(seen, options)
+        return seen
     try:
         shard.url.encode()
     except UnicodeEncodeError:
@@ -132,6 +137,20 @@ def _look_at_parquet(seen: Glance, options: Options) -> None:
         seen.columns = (schema.remove_metadata(), FileRecord.parse(schema.metadata) is not None)
     except Exception as error:  # of the file system, of Arrow, of a store
         seen.troubles["companion"] = said(error)
+
+
+def _look_at_rows(seen: Glance, options: Options) -> None:
+    """The footer of a Parquet file that the images lie in."""
+    path = ParquetShard.of(seen.shard.url).path
+    try:
+        seen.size = stamp(path, options).size
+        with open_parquet(path, options) as file:
+            schema = columns_of_rows(file.schema_arrow, seen.shard.url)
+            seen.rows, seen.columns = file.metadata.num_rows, (schema.remove_metadata(), False)
+    except ShardError as error:
+        seen.troubles["unreadable"] = str(error).removeprefix(f"{path}: ")
+    except Exception as error:  # of the file system, of Arrow, of a store
+        seen.troubles["unreadable"] = said(error)
 
 
 def _idx_trouble(tar: Path) -> str | None:

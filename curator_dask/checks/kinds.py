@@ -113,6 +113,11 @@ KINDS = {
         "sample without an image; its vector will be null",
         "see whether the image's suffix is one of the usual (jpg, png, webp, …)",
     ),
+    "null-image": Kind(
+        False,
+        "row of a Parquet file without the bytes of an image; its vector will be null",
+        "write the table with the bytes in it, where it has paths alone: files outside of it are not opened",
+    ),
     "several-images": Kind(
         False,
         "sample with several images; only one is embedded, key.ext if there is one, else the first",

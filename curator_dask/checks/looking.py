@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -51,7 +52,7 @@ class Look:
     rows
         Of the Parquet; of the tar where there is none.
     text_size
-        Bytes of captions and JSON in the tar.
+        Bytes of captions and JSON in the tar; of the other columns, where images are in rows of a Parquet file.
     troubles
         What would fail, by kind: ``"unreadable"``, ``"damaged"``, ``"companion"``, ``"ids"``, ``"no-match"``.
     facts
@@ -119,7 +120,7 @@ def look(
     """
     found = Look(size=seen.size)
     with_parquet = rows_from == "parquet"
-    ids, statuses = _rows_of(seen, found, id_col, options) if with_parquet else (None, None)
+    ids, statuses = rows_of(seen, found, id_col, options) if with_parquet else (None, None)
     if not seen.has_tar:
         return found
     try:
@@ -132,7 +133,7 @@ def look(
                 # Then the caption may be a field of the JSON.
                 reader.expect(texts_of(silent))
                 without = [one for one in silent if not tar_row(reader, one, id_col).get(CAPTION_COLUMN)]
-                _note(found, "no-caption", [sample.key for sample in without])
+                note(found, "no-caption", [sample.key for sample in without])
                 reader.expect(texts_of(index.samples[:SCHEMA_SAMPLES]))
                 for sample in index.samples[:SCHEMA_SAMPLES]:
                     tar_row(reader, sample, id_col, left_out=found.left_out)
@@ -161,7 +162,7 @@ def _why_stale(tar: Path) -> str | None:
     return None
 
 
-def _rows_of(
+def rows_of(
     seen: Glance, found: Look, id_col: str, options: Options
 ) -> tuple[list[Any] | None, list[Any] | None]:
     """Ids of a shard's rows, and what img2dataset says of each; None where there is no such column."""
@@ -206,7 +207,7 @@ def _count_empty(table: pa.Table, id_col: str, found: Look) -> None:
         captions = captions.dictionary_decode()
     empty = empty_of(captions)
     keys = table.column(id_col)
-    _note(found, "no-caption", [str(keys[row].as_py()) for row in pc.indices_nonzero(empty).to_pylist()])
+    note(found, "no-caption", [str(keys[row].as_py()) for row in pc.indices_nonzero(empty).to_pylist()])
 
 
 def _look_at_samples(index: ShardIndex, found: Look) -> list[Sample]:
@@ -236,16 +237,16 @@ def _look_at_samples(index: ShardIndex, found: Look) -> list[Sample]:
     if index.problem:
         found.troubles["damaged"] = index.problem
     elif not index.samples:
-        _note(found, "no-samples", [""])
-    _note(found, "no-image", without)
-    _note(found, "several-images", several)
-    _note(found, "duplicates", index.duplicates)
-    _note(found, "unread", map(str, index.unread))
-    _note(found, "readers", _seen_otherwise(index.samples))
+        note(found, "no-samples", [""])
+    note(found, "no-image", without)
+    note(found, "several-images", several)
+    note(found, "duplicates", index.duplicates)
+    note(found, "unread", map(str, index.unread))
+    note(found, "readers", _seen_otherwise(index.samples))
     return silent
 
 
-def _seen_otherwise(samples: list[Sample]) -> list[str]:
+def _seen_otherwise(samples: Sequence[Sample]) -> list[str]:
     """Keys of samples that not all readers of such shards see alike (`curator_dask.webdataset.layouts`)."""
     fields = [
         frozenset((split_name(member.name) or ("", ""))[1] for member in sample.members) for sample in samples
@@ -267,22 +268,22 @@ def _match(index: ShardIndex, ids: list[Any], statuses: list[Any] | None, found:
     failed: set[int] = set()
     if statuses is not None:
         succeeded = _SUCCESS in statuses  # without any the column may be somebody else's
-        failed = {row for row in lacking if _has_failed(statuses[row], succeeded)}
+        failed = {row for row in lacking if has_failed(statuses[row], succeeded)}
         found.statuses = Counter(statuses[row][:80] for row in failed)
     if failed and len(failed) == len(ids):
         found.facts.pop("no-samples", None)  # there is nothing to mend: img2dataset got none of its images
     missing = [str(ids[row]) for row in lacking if row not in failed]
-    _note(found, "not-downloaded", [str(ids[row]) for row in sorted(failed)])
+    note(found, "not-downloaded", [str(ids[row]) for row in sorted(failed)])
     if missing and len(lacking) == len(ids) and not index.problem:
         found.troubles["no-match"] = _NO_SAMPLE.format(len(missing)) + _two_keys(missing, index)
     else:
-        _note(found, "missing", missing)
+        note(found, "missing", missing)
     named = set(places.tolist())
     found.pictured = any(index.samples[place].image() for place in named if place >= 0)
-    _note(found, "orphans", [s.key for number, s in enumerate(index.samples) if number not in named])
+    note(found, "orphans", [s.key for number, s in enumerate(index.samples) if number not in named])
 
 
-def _has_failed(status: Any, succeeded: bool) -> bool:
+def has_failed(status: Any, succeeded: bool) -> bool:
     """Whether this is img2dataset's status of an image that could not be had."""
     return isinstance(status, str) and status != _SUCCESS and (succeeded or status.startswith("failed_to_"))
 
@@ -326,7 +327,8 @@ def _look_at_images(
                 found.turned.append(sample.key)
 
 
-def _note(found: Look, kind: str, names: Any) -> None:
+def note(found: Look, kind: str, names: Any) -> None:
+    """Put a fact into a look, where there are such names."""
     fact = fact_of(names)
     if fact is not None:
         found.facts[kind] = fact

@@ -22,7 +22,8 @@ from curator_dask.checks.captions import CaptionsLook, look_at_captions
 from curator_dask.checks.findings import Finding, Report, shown
 from curator_dask.checks.glancing import Glance, glance
 from curator_dask.checks.kinds import KINDS, fixes_of
-from curator_dask.checks.looking import Look, RowsFrom, look
+from curator_dask.checks.looking import Look, RowsFrom
+from curator_dask.checks.looking_in_rows import look_into
 from curator_dask.checks.shared_keys import shared_keys
 from curator_dask.checks.taken import taken_names
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
@@ -35,6 +36,7 @@ from curator_dask.storage import Options, absolute, is_remote
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.finding import find_shards
 from curator_dask.webdataset.folders import is_folder_shard
+from curator_dask.webdataset.parquet import is_parquet_shard
 from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet
 
 DEFAULT_DIM = 768
@@ -61,6 +63,7 @@ def preflight(
     output: str | os.PathLike[str] | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     images: bool = False,
+    image_column: str = "auto",
     captions: str | os.PathLike[str] | None = "txt",
     storage_options: Options = None,
 ) -> Report:
@@ -69,7 +72,7 @@ def preflight(
     Parameters
     ----------
     path, id_col, metadata, storage_options
-        As for `ImageTextPairDataset.from_webdataset`; or a folder of image files without tars.
+        As for `ImageTextPairDataset.from_webdataset`; or Parquet files with images, or a folder of image files.
     shards
         Of how many shards, evenly spread, all headers and keys are read. None: of as many as take seconds; of
         remote ones as many as fit in 256 MB, since they have to be fetched.
@@ -81,6 +84,8 @@ def preflight(
         Images above it count as unusable.
     images
         Look at the image files of the folder, even where it has tars.
+    image_column
+        Of Parquet files with images, as for `ImageTextPairDataset.from_parquet`.
     captions
         Of image files, as for `ImageTextPairDataset.from_images`.
 
@@ -107,7 +112,7 @@ def preflight(
         raise ConfigError(f"shards={shards!r}: expected a whole number of at least 1, 'all' or None")
     if not isinstance(dim, int) or dim < 1:
         raise ConfigError(f"dim={dim!r}: expected a whole number of at least 1")
-    found = find_shards(path, storage_options, images=images)
+    found = find_shards(path, storage_options, images=images, image_column=image_column, id_col=id_col)
     given = "none" if captions is None else os.fsdecode(captions)
     check_captions(given, found)
     kept: dict[Any, Any] = {}
@@ -128,7 +133,7 @@ def preflight(
     rows_from: RowsFrom = "parquet" if with_parquet else "tar" if given == "txt" else "elsewhere"
     looks = dict(_looks(glances, shards, (id_col, rows_from), max_pixels, storage_options))
     report = Report(found.root, source, len(glances), sum(one.size for one in glances), len(looks))
-    report.captions = given
+    report.captions, report.in_rows = given, is_parquet_shard(found.shards[0].url)
     table = None if given in ("txt", "none") else caption_table(given, storage_options)
     seen_table = (
         CaptionsLook() if table is None else look_at_captions(table, found.root, id_col, storage_options)
@@ -141,7 +146,7 @@ def preflight(
     _tally_looks(report, glances, looks, tally)
     for each in shared_keys([(glances[number].shard.name, looks[number].keys) for number in sorted(looks)]):
         tally.add("shared-keys", f"{each.shard}: {each.samples:,} of its keys, as {each.other}", each.samples)
-    if with_parquet:
+    if with_parquet and not report.in_rows:
         other = sum(one.parquet_size for one in glances)
     elif rows_from == "elsewhere":
         other = seen_table.size
@@ -233,7 +238,8 @@ def _check_columns(glances: Sequence[Glance], id_col: str, options: Options, tal
         first = alike[0].shard
         try:
             # No row is read, and no tar: this shard has none.
-            read_parquet_rows(ShardRange(Shard("", first.name, first.parquet), 0, 0), schema, id_col, options)
+            shard = first if is_parquet_shard(first.url) else Shard("", first.name, first.parquet)
+            read_parquet_rows(ShardRange(shard, 0, 0), schema, id_col, options)
         except (CuratorError, pa.ArrowException, OSError, KeyError) as error:
             text = str(error).removeprefix(f"{first.parquet}: ")
             for one in alike:
@@ -258,7 +264,7 @@ def _looks(
         def looked(numbers: Sequence[int]) -> Iterator[tuple[int, Look]]:
             many = each if images < _IMAGES else 0
             tasks = [
-                pool.submit(look, glances[number], *arguments, many, max_pixels, options)
+                pool.submit(look_into, glances[number], *arguments, many, max_pixels, options)
                 for number in numbers
             ]
             for number, task in zip(numbers, tasks, strict=True):

@@ -12,8 +12,10 @@ from curator_dask.cli.balance import balance
 from curator_dask.cli.caption import caption
 from curator_dask.cli.centroids import centroids
 from curator_dask.cli.classify import classify
+from curator_dask.cli.compare import compare
 from curator_dask.cli.curate import curate
 from curator_dask.cli.dedup import dedup
+from curator_dask.cli.detect import detect
 from curator_dask.cli.embed import embed
 from curator_dask.cli.examples import BEGIN, shown
 from curator_dask.cli.export import export
@@ -21,6 +23,7 @@ from curator_dask.cli.filter import filter_rows
 from curator_dask.cli.fit import fit
 from curator_dask.cli.info import info
 from curator_dask.cli.join import join
+from curator_dask.cli.label import label
 from curator_dask.cli.options import (
     EXIT_SHARD,
     Captions,
@@ -28,6 +31,7 @@ from curator_dask.cli.options import (
     ClusterType,
     Decoder,
     IdColumn,
+    ImageColumn,
     Images,
     ImagesPath,
     InputPath,
@@ -45,6 +49,7 @@ from curator_dask.cli.options import (
     workers_when_needed,
 )
 from curator_dask.cli.report import report
+from curator_dask.cli.retrieve import retrieve
 from curator_dask.cli.score import score
 from curator_dask.cli.search import search
 from curator_dask.collector import leave_quickly, look_rarely
@@ -77,6 +82,7 @@ def main(
 app.command(**shown("embed"))(embed)
 app.command(**shown("classify"))(classify)
 app.command(**shown("caption"))(caption)
+app.command(**shown("detect"))(detect)
 
 
 @app.command(**shown("retry"))
@@ -102,7 +108,7 @@ def retry(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Embed, classify or caption the failed rows of an output again, with the model that made it; in JSON, by column.
+    """Try the failed rows of an output again, with each model that looked at images; in JSON, by column.
 
     Exit code 0: done, images that failed again are counted in the summary. 1: a shard could not be read.
     2: wrong usage.
@@ -141,6 +147,7 @@ def check(
     id_col: IdColumn = "key",
     metadata: RowSource = Metadata.auto,
     images: Images = False,
+    image_column: ImageColumn = "auto",
     captions: Captions = "txt",
     shards: Annotated[
         int | None,
@@ -184,6 +191,7 @@ def check(
             output=output,
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
             images=images,
+            image_column=image_column,
             captions=None if captions == "none" else captions,
             storage_options=options,
         )
@@ -234,9 +242,12 @@ app.command(**shown("score"))(score)
 app.command(**shown("join"))(join)
 app.command(**shown("filter"))(filter_rows)
 app.command(**shown("search"))(search)
+app.command(**shown("retrieve"))(retrieve)
+app.command(**shown("compare"))(compare)
 app.command(**shown("export"))(export)
 app.command(**shown("centroids"))(centroids)
 app.command(**shown("balance"))(balance)
+app.command(**shown("label"))(label)
 app.command(**shown("fit"))(fit)
 app.command(**shown("dedup"))(dedup)
 app.command(**shown("curate"))(curate)

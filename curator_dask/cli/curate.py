@@ -34,9 +34,9 @@ def curate(
         str,
         typer.Option(
             metavar="FILE.yaml",
-            help="What is done: model, model_options, id_col, images, captions, statistics, prefix, text_statistics,"
-            " classify, caption, aesthetic, nsfw, near, clusters, join, where, preset, top or at_most (and by),"
-            " balance, duplicates, export.",
+            help="What is done: model, model_options, id_col, images, image_column, captions, statistics, prefix,"
+            " text_statistics, classify, caption, detect, aesthetic, nsfw, near, clusters, join, where, preset,"
+            " top or at_most (and by), balance, duplicates, export.",
         ),
     ],
     overwrite: Annotated[

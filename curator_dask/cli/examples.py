@@ -36,6 +36,13 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             "caption /data/shards /data/out --model HuggingFaceTB/SmolVLM-Instruct --prompt 'Describe this image.'",
         ),
     ),
+    "detect": (
+        "Add what a model finds in images, and where.",
+        (
+            "detect /data/shards /data/out --model PekingU/rtdetr_r50vd --only person,car",
+            "detect /data/shards /data/out --model google/owlv2-base-patch16-ensemble --prompt 'a human face'",
+        ),
+    ),
     "retry": ("Try only the images that failed again.", ("retry /data/out",)),
     "info": (
         "Say what is in an output: rows, failures, columns.",
@@ -78,6 +85,14 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             "balance /data/out --concepts concepts.txt --most 20000",
         ),
     ),
+    "label": (
+        "Write a page to label images by looking.",
+        (
+            "label /data/out good.html --name good",
+            "label /data/out good-2.html --name good --by good --labels good.csv",
+            "label /data/out pets.html --name pets --classes cat,dog,other",
+        ),
+    ),
     "fit": (
         "Make a head of your own, from labels of some images.",
         ("fit /data/out /data/good.safetensors --labels labels.csv --label good",),
@@ -93,12 +108,24 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             "search /data/out --like 000000012",
         ),
     ),
+    "retrieve": (
+        "Find the rows of a pool that are like a curated set.",
+        (
+            "retrieve /data/pool /data/curated /data/retrieved --top 4",
+            "retrieve /data/pool /data/curated /data/retrieved --similarity 0.6 --pairs pairs.parquet",
+        ),
+    ),
+    "compare": (
+        "Say how far two datasets are apart.",
+        ("compare /data/out /data/filtered", "compare /data/real /data/generated compared.html"),
+    ),
     "export": (
         "Write the images of chosen rows into new tars.",
         (
             "export /data/out /data/new --where 'width >= 256' --dry-run",
             "export /data/out /data/new --where 'width >= 256' --without /data/duplicates",
             "export /data/out /data/small --max-side 512",
+            "export /data/out /data/blurred --blur detected_boxes --blur-only face",
         ),
     ),
     "report": ("Write one HTML page about an output.", ("report /data/out report.html",)),

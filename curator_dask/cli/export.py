@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from contextlib import nullcontext
-from enum import StrEnum
 from functools import partial
 from typing import Annotated
 
 import typer
 
+from curator_dask.cli.export_options import (
+    Card,
+    CardField,
+    Columns,
+    Format,
+    ImageFormat,
+    Index,
+    Keys,
+    MaxSide,
+    MinSide,
+    Names,
+    Quality,
+    Sizes,
+    Split,
+    SplitBy,
+    SplitGroups,
+    SplitSeed,
+)
 from curator_dask.cli.options import (
     EXIT_SHARD,
+    Blur,
+    BlurKeepUnseen,
+    BlurOnly,
+    BlurStrength,
     Cluster,
     ClusterType,
     IdColumn,
+    ImageColumn,
     Images,
     JsonFile,
     OutputOptions,
@@ -23,46 +44,13 @@ from curator_dask.cli.options import (
     SchedulerFile,
     StorageOptions,
     Workers,
+    bytes_in,
     json_object,
     names_in,
     summary_to,
     told_plainly,
     workers_of,
 )
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)B?", re.IGNORECASE)
-
-
-class Keys(StrEnum):
-    """Which keys the samples have."""
-
-    original = "original"
-    sequential = "sequential"
-
-
-class Names(StrEnum):
-    """How members are named."""
-
-    original = "original"
-    portable = "portable"
-
-
-class ImageFormat(StrEnum):
-    """What the files of smaller images are."""
-
-    keep = "keep"
-    jpeg = "jpeg"
-    webp = "webp"
-    png = "png"
-
-
-class Columns(StrEnum):
-    """Where the columns go."""
-
-    parquet = "parquet"
-    json = "json"
-    none = "none"
 
 
 def export(
@@ -93,6 +81,9 @@ def export(
             show_default=False,
         ),
     ] = None,
+    format: Annotated[
+        Format, typer.Option(help="Tars, or Parquet files with the images in them.")
+    ] = Format.webdataset,
     samples_per_shard: Annotated[
         int, typer.Option(min=1, help="Samples of every tar but the last.")
     ] = 10_000,
@@ -133,6 +124,14 @@ def export(
         str | None,
         typer.Option(metavar="COLUMN", help="Column of text for each sample's .txt.", show_default=False),
     ] = None,
+    npy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="A,B",
+            help="Columns of vectors that become members, KEY.A.npy; several times, too.",
+            show_default=False,
+        ),
+    ] = None,
     metadata: Annotated[
         Columns, typer.Option(help="All columns: beside each tar, in each sample's JSON, or nowhere.")
     ] = Columns.parquet,
@@ -140,81 +139,31 @@ def export(
         int | None,
         typer.Option(metavar="SEED", min=0, help="A random order over all samples.", show_default=False),
     ] = None,
-    max_side: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PIXELS",
-            min=1,
-            help="Make larger images smaller: the longest side at most so long.",
-            show_default=False,
-        ),
-    ] = None,
-    min_side: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PIXELS", min=1, help="The same of the shortest side, instead.", show_default=False
-        ),
-    ] = None,
-    quality: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=100, help="Of smaller JPEG and WebP images.  [default: 90]", show_default=False
-        ),
-    ] = None,
+    max_side: MaxSide = None,
+    min_side: MinSide = None,
+    quality: Quality = None,
     image_format: Annotated[
         ImageFormat, typer.Option(help="Of smaller images; a format is that of all, where it can be.")
     ] = ImageFormat.keep,
     image: Annotated[
         str | None,
         typer.Option(
-            help="Which of several images a sample is made smaller, as image.png.", show_default=False
-        ),
-    ] = None,
-    split: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=SHARE",
-            help="A share (val=0.01) or number (test=1000) of samples for tars in OUTPUT/NAME; all others go to"
-            " OUTPUT/train. Several times, too.",
+            help="Which of several images of a sample is made smaller, or goes into Parquet, as image.png.",
             show_default=False,
         ),
     ] = None,
-    split_by: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COLUMN", help="Rows with the same value there go to one split.", show_default=False
-        ),
-    ] = None,
-    split_groups: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DUPLICATES",
-            help="Folder that dedup wrote to: near copies of one group go to one split.",
-            show_default=False,
-        ),
-    ] = None,
-    split_seed: Annotated[int, typer.Option(min=0, help="Of the hash that decides.")] = 0,
-    index: Annotated[bool, typer.Option(help="DALI's .idx beside each tar.")] = True,
-    sizes: Annotated[
-        bool | None,
-        typer.Option(
-            "--sizes/--no-sizes",
-            help="sizes.json beside the tars, which open_clip reads.  [default: unless they are alone there]",
-            show_default=False,
-        ),
-    ] = None,
-    card: Annotated[
-        bool, typer.Option("--card", help="README.md in OUTPUT, a card of the dataset, where there is none.")
-    ] = False,
-    card_field: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=TEXT",
-            help="What the card says of license, source, pretty_name, task_categories, language or tags; several"
-            " times, too. Of the last three commas part several: tags=photo,street.",
-            show_default=False,
-        ),
-    ] = None,
+    blur: Blur = None,
+    blur_only: BlurOnly = None,
+    blur_strength: BlurStrength = 1.0,
+    blur_keep_unseen: BlurKeepUnseen = False,
+    split: Split = None,
+    split_by: SplitBy = None,
+    split_groups: SplitGroups = None,
+    split_seed: SplitSeed = 0,
+    index: Index = True,
+    sizes: Sizes = None,
+    card: Card = False,
+    card_field: CardField = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -231,6 +180,7 @@ def export(
     ] = False,
     id_col: IdColumn = "key",
     images: Images = False,
+    image_column: ImageColumn = "auto",
     cluster: Cluster = ClusterType.auto,
     scheduler_address: SchedulerAddress = None,
     scheduler_file: SchedulerFile = None,
@@ -241,15 +191,17 @@ def export(
 ) -> None:
     """Write the samples of the rows that pass into new tars, every member byte for byte, with all columns beside.
 
-    With --max-side or --min-side large images are made smaller on the way, and all others are copied.
+    With --max-side or --min-side large images are made smaller on the way, with --blur regions of some are blurred;
+    all others are copied. With --format parquet images and columns go into Parquet files, of which Hugging Face's
+    datasets and its hub show the images.
 
     The same command again does only what is missing. OUTPUT.export keeps what that needs, and says in its manifest
     where each sample comes from.
 
     Exit code 0: done. 1: a tar could not be read, or not all of it, or not written. 2: wrong usage.
     """
-    size = _bytes_of(shard_bytes)
-    names = names_in(columns, "--columns")
+    size = bytes_in(shard_bytes, "--shard-bytes")
+    names, vectors = names_in(columns, "--columns"), names_in(npy, "--npy")
     shares = {name: _share(text) for name, text in _pairs(split, "--split", "val=0.01").items()} or None
     from curator_dask.outputs.card_fields import LISTS
 
@@ -266,8 +218,8 @@ def export(
     from curator_dask.outputs.failed import output_files
     from curator_dask.outputs.placing import locate
     from curator_dask.rows.reading import choose_source, learn_schema
-    from curator_dask.webdataset.finding import discover_images
-    from curator_dask.webdataset.shards import NoTarsError, discover
+    from curator_dask.webdataset.finding import find_shards
+    from curator_dask.webdataset.shards import NoTarsError
 
     interrupted = "tars that are finished are kept, the same command goes on from there"
     with summary_to(json_file) as put, told_plainly(interrupted):
@@ -300,19 +252,19 @@ def export(
             split_seed=split_seed,
             sizes=sizes,
             card=said or card,
+            blur=blur,
+            blur_only=names_in(blur_only, "--blur-only") or (),
+            blur_strength=blur_strength,
+            blur_keep_unseen=blur_keep_unseen,
+            npy=vectors,
+            format=format.value,
         )
         try:
-            found = (
-                discover_images(input_path, storage_options=options)
-                if images
-                else discover(input_path, options)
-            )
+            found = find_shards(input_path, options, images=images, image_column=image_column, id_col=id_col)
         except NoTarsError as error:
             found = None
             if not output_files(locate(input_path, options), options):
-                if not error.has_images:
-                    raise OutputError(f"neither a tar nor a Parquet file is there: {error}") from None
-                found = discover_images(input_path, storage_options=options)
+                raise OutputError(f"neither a tar nor a Parquet file is there: {error}") from None
         start = partial(workers_of, cluster, scheduler_address, scheduler_file, workers)
         if found is None:
             summary = export_output(
@@ -325,7 +277,7 @@ def export(
                 workers=start,
             )
         else:
-            if where or columns or filter_column or old_id_col or caption or split_by:
+            if where or columns or filter_column or old_id_col or caption or npy or split_by or blur:
                 source = choose_source("auto", found, options)
                 schema = learn_schema(found.shards, source, id_col, options)
                 chosen.check_columns(schema.empty_table(), schema.names)
@@ -348,17 +300,6 @@ def export(
         put(summary.to_dict())
     if not summary.complete:
         raise typer.Exit(EXIT_SHARD)
-
-
-def _bytes_of(text: str | None) -> int | None:
-    if text is None:
-        return None
-    match = _SIZE.fullmatch(text.strip())
-    if not match:
-        raise typer.BadParameter(
-            f"{text!r}: expected a size, such as 1GB or 500MB", param_hint="--shard-bytes"
-        )
-    return int(float(match["number"]) * _UNITS[match["unit"].upper()])
 
 
 def _pairs(

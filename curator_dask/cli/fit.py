@@ -29,10 +29,11 @@ def fit(
         str, typer.Option(help="Column of the labels: booleans, numbers or text; null is none.")
     ],
     labels: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="TABLE",
-            help="Parquet, CSV, TSV or JSONL with keys and labels.  [default: the output itself]",
+            help="Parquet, CSV, TSV or JSONL with keys and labels; several times, too: the last label of an image"
+            " counts.  [default: the output itself]",
             show_default=False,
         ),
     ] = None,

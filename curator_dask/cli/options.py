@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -17,6 +18,8 @@ import psutil
 import typer
 
 EXIT_SHARD, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)B?", re.IGNORECASE)
 
 
 class ClusterType(StrEnum):
@@ -62,10 +65,17 @@ ImagesPath = Annotated[
     str,
     typer.Argument(
         metavar="INPUT",
-        help="Directory, glob, brace pattern or tar of the shards, or a URL; or a folder of image files.",
+        help="Directory, glob, brace pattern or tar of the shards, or a URL; or the same of Parquet files with images"
+        " in them; or a folder of image files.",
     ),
 ]
 Images = Annotated[bool, typer.Option("--images", help="Take INPUT's image files, even where it has tars.")]
+ImageColumn = Annotated[
+    str,
+    typer.Option(
+        help="Column of the images, where they lie inside Parquet files; auto: the one that there is."
+    ),
+]
 Captions = Annotated[
     str,
     typer.Option(
@@ -123,6 +133,25 @@ Overwrite = Annotated[bool, typer.Option(help="Replace files that this command d
 DropFailed = Annotated[bool, typer.Option(help="Write failed rows to OUTPUT.errors instead.")]
 RaiseOnError = Annotated[bool, typer.Option(help="Stop at the first image that fails.")]
 NestedJson = Annotated[bool, typer.Option(help="Nested JSON of tars as columns of text.")]
+
+Blur = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN",
+        help="Blur what is in the boxes of this column, as detected_boxes; samples that cannot be are left out.",
+        show_default=False,
+    ),
+]
+BlurOnly = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="A,B", help="Labels of the boxes that are blurred; several times, too.", show_default=False
+    ),
+]
+BlurStrength = Annotated[float, typer.Option(help="Sigma, in tenths of a box's longer side.")]
+BlurKeepUnseen = Annotated[
+    bool, typer.Option("--blur-keep-unseen", help="Export rows whose boxes are null as they are.")
+]
 
 Embeddings = Annotated[
     str,
@@ -199,6 +228,16 @@ def names_in(given: Iterable[str] | None, option: str) -> list[str] | None:
             f"{', '.join(given)!r}: expected names with commas between", param_hint=option
         )
     return list(dict.fromkeys(names))
+
+
+def bytes_in(text: str | None, option: str) -> int | None:
+    """The bytes of a size such as 1GB that an option was given; None: it was not given."""
+    if text is None:
+        return None
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise typer.BadParameter(f"{text!r}: expected a size, such as 1GB or 500MB", param_hint=option)
+    return int(float(match["number"]) * _UNITS[match["unit"].upper()])
 
 
 @contextmanager

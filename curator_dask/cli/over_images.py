@@ -60,7 +60,8 @@ class OverImages:
         if self.embeds_here and not (is_remote(output) or os.path.lexists(absolute(output))):
             load_ahead(cluster, workers)  # all is left to do
         # What is wrong with the arguments should not cost the start of a cluster.
-        found = find_shards(given["input_path"], self.options, images=given["images"])
+        which = {name: given[name] for name in ("images", "image_column", "id_col")}
+        found = find_shards(given["input_path"], self.options, **which)
         source = choose_source(given["metadata"].value, found, self.options)
         if not is_remote(output):
             if Path(absolute(output)).is_file():
@@ -170,8 +171,7 @@ class OverImages:
             "max_pixels": given["max_pixels"] or DEFAULT_MAX_PIXELS,
             "image_member": given["image"],
             "gray16": given["gray16"],
-            "orientation": given["orientation"],
-            **({"decode_scale": given["decode_scale"]} if "decode_scale" in given else {}),
+            **{name: given[name] for name in ("orientation", "decode_scale") if name in given},
             "decoder": given["decoder"].value,
             "on_error": "raise" if given["raise_on_error"] else "null",
         }

@@ -61,6 +61,12 @@ class Exportable(ABC):
         split_seed: int = 0,
         sizes: bool | None = None,
         card: bool | Mapping[str, Any] = False,
+        blur: str | None = None,
+        blur_only: Sequence[str] = (),
+        blur_strength: float = 1.0,
+        blur_keep_unseen: bool = False,
+        npy: Sequence[str] | None = None,
+        format: str = "webdataset",
         storage_options: Mapping[str, Any] | None = None,
     ) -> ExportSummary:
         """Compute the metadata, and write the samples of its rows into new tars, every member byte for byte.
@@ -138,6 +144,23 @@ class Exportable(ABC):
             Write ``README.md``, a card of the dataset, where there is none; a mapping says what only you know:
             ``license``, ``source``, ``pretty_name``, ``task_categories``, ``language``, ``tags``; of the last three
             lists, or text with commas between.
+        blur
+            Column of boxes (left, top, right, bottom, as shares of width and height of the upright image), such as
+            ``"detected_boxes"`` of `DetectionModel`: what is in them is blurred. Samples that cannot be blurred, and
+            rows whose boxes are null, are left out and counted. None: nothing is blurred.
+        blur_only
+            Labels of the boxes that are blurred, which are in the column ``NAME_labels`` of boxes in ``NAME_boxes``.
+        blur_strength
+            Sigma, in tenths of a box's longer side.
+        blur_keep_unseen
+            Rows whose boxes are null are exported as they are.
+        npy
+            Columns of vectors, or of lists of numbers, that become members, ``key.COLUMN.npy``: a NumPy array of the
+            column's dtype, of one dimension. A null vector is no member.
+        format
+            ``"webdataset"``: tars. ``"parquet"``: Parquet files with the images in them, of which Hugging Face's
+            datasets and the viewer of its hub show the images: columns ``image``, ``text`` where captions are in no
+            other column, and all others. Of members the images and captions alone go along.
         storage_options
             For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
 
@@ -188,6 +211,12 @@ class Exportable(ABC):
                 split_seed=split_seed,
                 sizes=sizes,
                 card=card,
+                blur=blur,
+                blur_only=blur_only,
+                blur_strength=blur_strength,
+                blur_keep_unseen=blur_keep_unseen,
+                npy=npy,
+                format=format,
             ),
             id_col=self.id_col,
             input_options=self.storage_options,

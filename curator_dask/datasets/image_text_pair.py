@@ -10,44 +10,34 @@ from typing import Any, Self
 import dask.dataframe as dd
 
 from curator_dask.arguments import called_as
-from curator_dask.cluster.setup import forget_listings
-from curator_dask.cluster.workers import current_client
-from curator_dask.collector import held_back
 from curator_dask.console import show_in_notebook
 from curator_dask.datasets.collection import Collection
 from curator_dask.datasets.exportable import Exportable
 from curator_dask.datasets.gallery import Gallery, first_tiles, without_looking
-from curator_dask.datasets.meta import worker_backend
-from curator_dask.datasets.ranges import check_options, ranges_of, row_counts
+from curator_dask.datasets.ranges import row_counts
 from curator_dask.datasets.selectable import Selectable
 from curator_dask.datasets.showing import as_html, as_text, describe_first
+from curator_dask.datasets.sources import Sources
 from curator_dask.errors import ConfigError, DatasetError
 from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.outputs.saving import save
-from curator_dask.rows.image_files import ReadImages, caption_table, images_schema
-from curator_dask.rows.reading import ReadShard, choose_source, learn_schema
 from curator_dask.rows.where import Where
-from curator_dask.runs.graph import map_items, map_step, steps_of
+from curator_dask.runs.graph import map_step, steps_of
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.step import Step, check_step
 from curator_dask.runs.summary import SaveSummary
-from curator_dask.storage import is_remote
-from curator_dask.webdataset.finding import discover_images
-from curator_dask.webdataset.folders import SAMPLES_PER_SHARD, is_folder_shard
-from curator_dask.webdataset.shards import ShardSet, discover
-from curator_dask.webdataset.staging import STAGE
-from curator_dask.words import counted
+from curator_dask.webdataset.folders import is_folder_shard
 
 logger = logging.getLogger("curator_dask")
 
 
-class ImageTextPairDataset(Collection, Selectable, Exportable):
+class ImageTextPairDataset(Sources, Collection, Selectable, Exportable):
     """Image-text pairs: a lazy frame with a row a pair, and the shards that hold the images.
 
-    Make one with `from_webdataset` or `from_images`. `metadata` may be replaced by anything made from it (columns
-    selected, rows filtered, partitions picked, shuffled, repartitioned): a row finds its image by its key and its
-    shard, the columns `id_col` and ``__url__``, which must be kept for as long as images are needed.
+    Make one with `from_webdataset`, `from_images` or `from_parquet`. `metadata` may be replaced by anything made from
+    it (columns selected, rows filtered, partitions picked, shuffled, repartitioned): a row finds its image by its key
+    and its shard, the columns `id_col` and ``__url__``, which must be kept for as long as images are needed.
 
     Parameters
     ----------
@@ -79,149 +69,6 @@ class ImageTextPairDataset(Collection, Selectable, Exportable):
         self.storage_options = storage_options
         # What made embeddings that the frame's own graph may no longer show, once it was persisted.
         self._steps: tuple[Step, ...] = ()
-
-    @classmethod
-    @called_as("from_webdataset('/path/to/dataset', id_col='key', metadata='tar')")
-    def from_webdataset(
-        cls,
-        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-        id_col: str = "key",
-        *,
-        metadata: str = "auto",
-        rows_per_partition: int | None = None,
-        nested_json: bool = False,
-        storage_options: Mapping[str, Any] | None = None,
-    ) -> ImageTextPairDataset:
-        """Find the shards and learn the columns; rows are read when something is computed.
-
-        Parameters
-        ----------
-        path
-            Directory, glob, brace pattern, tar, or a list of these.
-        id_col
-            Column of the companion Parquet whose values are the keys in the tar, as text; a whole number also
-            matches the key that is this number with leading zeros. Without Parquet, the name the keys get.
-        metadata
-            ``"parquet"``: rows and columns of the ``.parquet`` beside each tar. ``"tar"``: a row a sample, with
-            its key, ``caption`` from ``.txt``, ``cls`` from ``.cls`` and the scalar top-level fields of ``.json``.
-            ``"auto"``: Parquet where it is there.
-        rows_per_partition
-            Cut shards into partitions of so many rows, to keep every worker busy on few large shards.
-        nested_json
-            Of rows from tars: lists and objects of the ``.json`` become columns, too, of JSON text.
-        storage_options
-            For fsspec, where `path` is a URL.
-
-        Raises
-        ------
-        DatasetError
-            No shards; some with and some without Parquet; no key column; columns that differ in kind.
-        """
-        check_options(id_col, metadata, rows_per_partition)
-        return cls.from_shards(
-            discover(path, storage_options),
-            id_col,
-            metadata=metadata,
-            rows_per_partition=rows_per_partition,
-            nested_json=nested_json,
-            storage_options=storage_options,
-        )
-
-    @classmethod
-    @called_as("from_images('/path/to/images', captions='captions.csv')")
-    def from_images(
-        cls,
-        folder: str | os.PathLike[str],
-        id_col: str = "key",
-        *,
-        captions: str | os.PathLike[str] | None = "txt",
-        samples_per_shard: int = SAMPLES_PER_SHARD,
-        storage_options: Mapping[str, Any] | None = None,
-    ) -> ImageTextPairDataset:
-        """Find images that are files of their own, in a folder and all below it.
-
-        What lies beside an image, under its name but for the suffix, belongs to it: ``cat.jpg``, ``cat.txt`` (the
-        caption), ``cat.json``. Its key is its path below the folder without suffix, with ``_`` for dots in the file's
-        name. Of several images of one name each has its suffix in its key: ``cat_jpg``, ``cat_png``. ``file_name`` is
-        the path with its suffix.
-
-        Parameters
-        ----------
-        folder
-            A path that all workers see, or a URL.
-        id_col
-            Name the keys get.
-        captions
-            Where the other columns come from. ``"txt"``: from what lies beside, ``caption`` and the scalar top-level
-            fields of the JSON. A Parquet, CSV or JSON Lines file with a column ``file_name``: its columns. None: there
-            are none.
-        samples_per_shard
-            About how many images are a shard: from half as many to twice as many. Where one ends is told by the names
-            of the files: images that come or go change the shard that they are in, and no other.
-        storage_options
-            For fsspec, where `folder` or `captions` is a URL.
-
-        Raises
-        ------
-        DatasetError
-            There is no image; two would have one key; the file of captions has none for any of them.
-        """
-        check_options(id_col, "auto")
-        found = discover_images(folder, samples_per_shard, storage_options)
-        if is_remote(found.root) and (client := current_client()) is not None:
-            forget_listings(client)  # `compute` is no run, which would do it
-        return cls.from_shards(found, id_col, captions=captions, storage_options=storage_options)
-
-    @classmethod
-    def from_shards(
-        cls,
-        found: ShardSet,
-        id_col: str = "key",
-        *,
-        metadata: str = "auto",
-        rows_per_partition: int | None = None,
-        nested_json: bool = False,
-        captions: str | os.PathLike[str] | None = "txt",
-        storage_options: Mapping[str, Any] | None = None,
-    ) -> ImageTextPairDataset:
-        """The same of shards that were found before (`curator_dask.webdataset.finding.find_shards`)."""
-        check_options(id_col, metadata, rows_per_partition)
-        show_in_notebook()
-        if captions != "txt":
-            captioned = cls._captioned(found, id_col, captions, storage_options)
-            return cls._of(found, captioned, rows_per_partition)
-        source = choose_source(metadata, found, storage_options)
-        rows = "their Parquet files" if source == "parquet" else "their captions and JSON"
-        said = (counted(len(found), "shard"), found.root, rows)
-        logger.info("found %s below %s; rows come from %s", *said)
-        try:
-            schema = learn_schema(found.shards, source, id_col, storage_options, nested_json)
-            reader = ReadShard(id_col, source, schema, storage_options, nested_json)
-            return cls._of(found, reader, rows_per_partition)
-        finally:
-            STAGE.clear()  # what was fetched to learn the columns
-
-    @classmethod
-    def _captioned(
-        cls,
-        found: ShardSet,
-        id_col: str,
-        captions: str | os.PathLike[str] | None,
-        storage_options: Mapping[str, Any] | None,
-    ) -> ReadImages:
-        table = None if captions is None else caption_table(captions, storage_options)
-        if table is not None:
-            logger.info("%s: %s", table.path, table.told(found.root, storage_options))
-        return ReadImages(id_col, "tar", images_schema(id_col, table), storage_options, captions=table)
-
-    @classmethod
-    def _of(cls, found: ShardSet, reader: ReadShard, rows_per_partition: int | None) -> ImageTextPairDataset:
-        with held_back():
-            ranges = ranges_of(reader, found.shards, rows_per_partition)
-            empty = worker_backend().from_arrow(reader.schema.empty_table())
-            frame = map_items(reader, ranges, empty, "read-shard")
-        tars = [shard.url for shard in found.shards]
-        return cls(found.root, frame, tars, reader.id_col, storage_options=reader.storage_options)
 
     def with_metadata(self, metadata: dd.DataFrame) -> Self:
         """The same dataset with another metadata frame."""

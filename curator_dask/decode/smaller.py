@@ -9,10 +9,12 @@ from __future__ import annotations
 import itertools
 import struct
 import threading
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from curator_dask.decode.blurring import Box, blur
 from curator_dask.decode.encoding import FORMATS, check_quality, encode
 from curator_dask.decode.orientation import has_orientation, upright_size, with_orientation
 from curator_dask.decode.quiet import libtiff_lines
@@ -65,11 +67,14 @@ class SmallerImages:
     Attributes
     ----------
     max_side, min_side
-        Pixels: the longest side is at most so long; or the shortest, so that no side is shorter. One of the two.
+        Pixels: the longest side is at most so long; or the shortest, so that no side is shorter. One of the two, or
+        with `any_size` none.
     image_format
         One of `IMAGE_FORMATS`.
     quality
         1 to 100, of JPEG and WebP.
+    any_size
+        No image is too large.
 
     Raises
     ------
@@ -81,9 +86,12 @@ class SmallerImages:
     min_side: int | None = None
     image_format: str = KEEP
     quality: int = DEFAULT_QUALITY
+    any_size: bool = False
 
     def __post_init__(self) -> None:
-        if (self.max_side is None) == (self.min_side is None):
+        if (self.max_side is None) == (self.min_side is None) and not (
+            self.any_size and self.max_side is None
+        ):
             raise ConfigError(
                 f"max_side={self.max_side!r}, min_side={self.min_side!r}: give one of the two (--max-side, --min-side)"
             )
@@ -108,8 +116,7 @@ class SmallerImages:
         side, limit = max(width, height), self.max_side
         if limit is None:
             side, limit = min(width, height), self.min_side
-        assert limit is not None
-        if side <= limit:
+        if limit is None or side <= limit:
             return width, height
         return max(1, round(width * limit / side)), max(1, round(height * limit / side))
 
@@ -136,8 +143,14 @@ class Smaller(NamedTuple):
     fewer: bool = False
 
 
-def make_smaller(data: Encoded, how: SmallerImages, max_pixels: int = DEFAULT_MAX_PIXELS) -> Smaller:
-    """Make an image file smaller, if it is too large or of another format than is asked for.
+def make_smaller(
+    data: Encoded,
+    how: SmallerImages,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    boxes: Sequence[Box] = (),
+    strength: float = 1.0,
+) -> Smaller:
+    """Make an image file smaller, if it is too large or of another format than is asked for; or blur regions of it.
 
     Orientation is applied to the pixels. An ICC profile stays, and in a PNG what else says which colours it has; other
     metadata (EXIF, XMP, comments) is left out. Alpha is resized premultiplied, CMYK as such, grey of 16 bits with all
@@ -151,6 +164,8 @@ def make_smaller(data: Encoded, how: SmallerImages, max_pixels: int = DEFAULT_MA
         How large, and in which format.
     max_pixels
         Height times width above which an image is not decoded.
+    boxes, strength
+        What is blurred, and how much: see `curator_dask.decode.blurring.blur`. With boxes the file is always made anew.
 
     Raises
     ------
@@ -159,7 +174,11 @@ def make_smaller(data: Encoded, how: SmallerImages, max_pixels: int = DEFAULT_MA
     """
     header = sniff(data, max_pixels)
     form = how.image_format.upper() if how.changes_format else header.kind
-    if form == header.kind and how.size(header.width, header.height) == (header.width, header.height):
+    if (
+        not boxes
+        and form == header.kind
+        and how.size(header.width, header.height) == (header.width, header.height)
+    ):
         return Smaller(*upright_size(data, header), None, form)
     if form not in FORMATS:
         raise ImageError(
@@ -174,6 +193,8 @@ def make_smaller(data: Encoded, how: SmallerImages, max_pixels: int = DEFAULT_MA
                 if header.kind == "PNG" != form:
                     _check_colours(opened, data, form)
                 image, fewer = _resized(opened, header, how, form)
+                if boxes:
+                    blur(image, boxes, strength)
                 options = _options(opened, header, data, image, form)
         except Exception as error:
             raise ImageError(reason_of(error, data, max_pixels, *said[:1])) from None

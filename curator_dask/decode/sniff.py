@@ -31,6 +31,8 @@ _REMEDIES = {
     "HEIF": ": install pillow-heif, and call pillow_heif.register_heif_opener() on the workers",
 }
 
+_SUFFIXES = {"JPEG": "jpg", "TIFF": "tif", "JPEG 2000": "jp2", "JPEG XL": "jxl", "HEIF": "heic"}
+
 _TAIL = 64
 """Bytes at the end of a JPEG in which its end marker must lie; some writers pad with zeros."""
 
@@ -222,6 +224,21 @@ def _webp(view: memoryview) -> Header | None:
         width, height = struct.unpack_from("<HH", view, 26)
         return Header("WEBP", height & 0x3FFF, width & 0x3FFF, whole)
     return None
+
+
+def suffix_for(data: Encoded) -> str:
+    """The suffix of a file of these bytes, by the first of them or by what Pillow takes it for; else ``"bin"``."""
+    from PIL import Image
+
+    view = buffer_of(data)
+    kind = _kind(view)
+    if kind is None:
+        try:
+            with Image.open(io.BytesIO(view)) as image:
+                kind = image.format
+        except Exception:  # Pillow's, of many types
+            kind = None
+    return _SUFFIXES.get(kind or "", kind.lower() if kind else "bin")
 
 
 def open_image(data: Encoded) -> PIL.Image.Image:

@@ -32,6 +32,7 @@ from curator_dask.dedup.rows import Rows, gather_rows
 from curator_dask.dedup.sampling import EPS, CompareSample, choose_gap, share, share_going
 from curator_dask.dedup.scanning import Scan, Source, look_over
 from curator_dask.dedup.summary import DedupSummary
+from curator_dask.dedup.visits import Visits
 from curator_dask.fingerprint import fingerprint
 from curator_dask.storage import join
 from curator_dask.words import counted
@@ -138,14 +139,15 @@ class Deduplication:
         distinct = self._phase("distinct", scan=scan.folder, names=names, fixed=fixed)
         layout = Layout.of(scan, distinct, names, rows)
         if len(rows.carriers):
-            sampled, labels, near, centres = self._clusters(layout)
+            sampled, labels, centres = self._clusters(layout)
         else:  # hashes alone: there is nothing to cluster
             self._eps, self._assigned, self._near = settings.eps, distinct, np.zeros((0, len(EPS)), np.int64)
             self._numbers, sampled = np.zeros(0, np.int64), np.zeros((0, 3))
-            labels, near, centres = (np.zeros(shape, np.int64) for shape in (0, (0, 2), 0))
-        places, numbers = self._order(layout, labels, near, centres)
+            self._visits = Visits(distinct)
+            labels, centres = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        places, numbers = self._order(layout, labels, centres)
         self._pairs(places, numbers)
-        self._measure(sampled, labels, near)
+        self._measure(sampled, labels)
         self._explain(layout)
 
     def _phase(self, phase: str, **parts: Any) -> Phase:
@@ -168,8 +170,8 @@ class Deduplication:
         self.summary.made |= made
         self.summary.seconds[" and ".join(made)] = seconds
 
-    def _clusters(self, layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs of the sample; and of each distinct vector its cluster, those near to it, and how near its own is."""
+    def _clusters(self, layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs of the sample; and of each distinct vector its cluster, and how near that is."""
         count, settings = len(self.rows.carriers), self.settings
         wanted = settings.clusters
         if wanted is None:
@@ -211,7 +213,7 @@ class Deduplication:
 
     def _assign(
         self, layout: Layout, clusters: Phase, sampled: Phase
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         self._numbers = sampled.load("numbers.npy")
         pairs = np.concatenate([sampled.load(f"{name}.npy") for name in layout.names])
         pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
@@ -225,15 +227,14 @@ class Deduplication:
         self._assigned = assigned = self._phase("assign", clusters=clusters.folder, gap=gap, centres=centres)
         assign = Assign(layout, assigned, clusters, gap, centres, self.memory)
         self._do(self._job("assign", assign, layout.names, lambda name: assigned.has(f"{name}.npy")))
-        labels, near, own = (
+        self._visits = Visits(assigned, layout.names)
+        labels, own = (
             np.concatenate([assigned.load(f"{name}{suffix}.npy") for name in layout.names])
-            for suffix in ("", "-near", "-centre")
+            for suffix in ("", "-centre")
         )
-        return pairs, labels, near, own
+        return pairs, labels, own
 
-    def _order(
-        self, layout: Layout, labels: np.ndarray, near: np.ndarray, centres: np.ndarray
-    ) -> tuple[Places, np.ndarray]:
+    def _order(self, layout: Layout, labels: np.ndarray, centres: np.ndarray) -> tuple[Places, np.ndarray]:
         """The vectors in the order of clusters, in each of them in the order of who stays."""
         rows, keep = self.rows, self.settings.keep
         of_rows = None
@@ -254,10 +255,7 @@ class Deduplication:
             places[order] = np.arange(len(order))
             phase.save("ranks.npy", ranks[order])
             phase.save("bounds.npy", np.searchsorted(labels[order], np.arange(counts + 1)))
-            at = places[near[:, 0]]
-            sorted_ = np.lexsort((at, near[:, 1]))
-            phase.save("near.npy", at[sorted_])
-            phase.save("near-bounds.npy", np.searchsorted(near[sorted_, 1], np.arange(counts + 1)))
+            self._visits.save_by_cluster(phase, places, counts)
             phase.save("order.npy", order)
         where = Places.of(phase, layout, len(order), max(1, self.summary.clusters))
         if names := where.parts:
@@ -351,13 +349,13 @@ class Deduplication:
             return components(count, parts, pairs.ranks, int(self.rows.fixed.sum()))
         return stars(count, parts, pairs.ranks)
 
-    def _measure(self, pairs: np.ndarray, labels: np.ndarray, near: np.ndarray) -> None:
+    def _measure(self, pairs: np.ndarray, labels: np.ndarray) -> None:
         """What share of the sample's pairs was compared, and the table of eps."""
         settings, clusters = self.settings, self.summary.clusters
         some = pairs[(pairs[:, 2] >= 1 - settings.eps) & ((pairs[:, 0] % 2 == 1) | (clusters == 1))]
         of, other = some[:, 0].astype(np.int64), some[:, 1].astype(np.int64)
         mine = np.asarray(self._numbers)[of]
-        known = np.sort(near[:, 0] * clusters + near[:, 1])
+        known = self._visits.of(np.concatenate([mine, other]), clusters)
         compared = labels[mine] == labels[other]
         for left, right in ((mine, other), (other, mine)):
             wanted = left * clusters + labels[right]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import re
 import socket
@@ -27,8 +26,6 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.holding import held_type, restore
 from curator_dask.storage import (
     Options,
-    RemoteFile,
-    check_regular,
     file_state,
     is_remote,
     join,
@@ -37,11 +34,7 @@ from curator_dask.storage import (
     write_bytes,
 )
 from curator_dask.threads import in_threads
-
-_BUFFER = (
-    1 << 16
-)  # bytes read at a time from a store where less was asked for: what pyarrow takes for a footer
-
+from curator_dask.webdataset.parquet import open_file
 
 #: Records of files beside shards, by their states: as many as are in a few tasks.
 _RECORDS: Remembered[FileRecord | None] = POSSESSIONS.add("records", Remembered(256))
@@ -147,13 +140,7 @@ def open_parquet(path: str, options: Options = None, *, stream: int = 0) -> pq.P
         ``OSError`` or ``pyarrow.ArrowException`` for a local file that cannot be read or is no Parquet; of a
         remote one also what its store raises.
     """
-    if is_remote(path):
-        file = RemoteFile(path, options)
-        # The tail of a file and its columns are a few requests; small reads in between are answered from memory.
-        source = pa.PythonFile(io.BufferedReader(file, _BUFFER), "r")
-        return pq.ParquetFile(source, pre_buffer=not stream, buffer_size=stream)
-    check_regular(local_path(path))
-    return pq.ParquetFile(local_path(path), buffer_size=stream)
+    return open_file(path, options, stream)
 
 
 def write_table(

@@ -31,6 +31,8 @@ MADE_BY = "made_by"
 CHOSEN = "chosen"
 #: In what makes a column, as ``output``: it is a text that a model writes.
 TEXT = "text"
+#: The same: where things are that it finds.
+BOXES = "boxes"
 #: Among what a record says was derived: rows were left out of a file that was there.
 FILTERED = "filter"
 
@@ -63,7 +65,7 @@ def made_by_model(info: Mapping[str, Any]) -> str:
     """What a model gives an image, in words, by what `FileRecord.models` says of its column."""
     if "dim" in info:
         return "a vector"
-    return "a caption" if info.get("output") == TEXT else "a class"
+    return {TEXT: "a caption", BOXES: "boxes"}.get(str(info.get("output")), "a class")
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ class FileRecord:
         It cannot be made again from the file alone.
     filters
         Of each filter that has left rows out of a file that was there (`FILTERED`), in their order: what it kept
-        (``where``, ``top``, ``at_most``, ``by``, None for what was not asked), and how many ``rows`` were ``kept``.
+        (``where``, ``top``, ``at_most``, ``by``, None for what was not asked; ``nearest``: to how many queries how many
+        rows each), and how many ``rows`` were ``kept``.
         Files of earlier versions have none.
     remarks
         What was noticed of the shards on the way (`curator_dask.rows.remarks`).

@@ -203,6 +203,8 @@ def _column(name: str, files: Sequence[FileFacts], rows: int) -> ColumnInfo:
     kinds = [file.types[name] for file in having]
     kind = next((each for each in kinds if not pa.types.is_null(each)), kinds[0])
     column = ColumnInfo(name, str(kind), kind_of(kind), lacking_files=len(files) - len(having))
+    if column.kind == "vector" and any(file.makers[name].kind == "detect" for file in having):
+        column.kind = "other"  # scores, of each image so many as there are boxes
     column.made_by = list(dict.fromkeys(file.makers[name].told for file in having))
     counts = [file.filled.get(name) for file in having]
     known = [count for count in counts if count is not None]

@@ -228,7 +228,9 @@ def _count(facts: FileFacts, layout: Layout, footer: pq.FileMetaData) -> None:
         if all(each is not None and each.has_null_count for each in found):
             empty = sum(each.null_count for each in found)
             values = sum(group.column(place).num_values for group in groups)
-            is_vectors = pa.types.is_floating(layout.types[name].value_type)
+            # What is found in images has a score each: there may be none, and as many as there are boxes.
+            is_found = name in facts.makers and facts.makers[name].kind == "detect"
+            is_vectors = pa.types.is_floating(layout.types[name].value_type) and not is_found
             if not empty or (is_vectors and _of_one_length(rows - empty, values - empty)):
                 facts.filled[name] = rows - empty
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from curator_dask.frames.names import ERROR_COLUMN, STATISTIC_DEFINITIONS, URL_COLUMN
 from curator_dask.frames.record import (
     BALANCE,
+    BOXES,
     LACKING,
     MADE_BY,
     ON,
@@ -25,14 +26,19 @@ DEDUP, EXPORT = "dedup", "export"
 _DIGITS = 12
 
 
+#: What a model sees in images, by its output; and what is told of how.
+_SEEN = {TEXT: "caption", BOXES: "detect"}
+_HOW = {TEXT: ("prompt", "generation"), BOXES: ("prompt", "detection")}
+
+
 class Maker(NamedTuple):
     """Who made a column of a file.
 
     Attributes
     ----------
     kind
-        ``embed``, ``classify``, ``caption``, ``score``, ``balance``, ``join``, ``statistics``, ``texts``, ``dedup``,
-        ``function``, ``dataset``, ``run`` or ``unknown``.
+        ``embed``, ``classify``, ``caption``, ``detect``, ``score``, ``balance``, ``join``, ``statistics``, ``texts``,
+        ``dedup``, ``function``, ``dataset``, ``run`` or ``unknown``.
     text
         In words.
     digest
@@ -54,6 +60,7 @@ AGAIN = {
     "embed": "run the same embed again, which makes what is missing",
     "classify": "run the same classify again, which makes what is missing",
     "caption": "run the same caption again, which makes what is missing",
+    "detect": "run the same detect again, which makes what is missing",
     "score": "run the same score again, which makes what is missing",
     "texts": "run the same score --text-statistics again, which makes what is missing",
     "balance": "run the same balance again",
@@ -101,7 +108,7 @@ def _scored(said: Mapping[str, Any]) -> Maker:
     if TABLE in said:
         return Maker("join", f"{said[TABLE]}, found by {said.get(ON)}", digest)
     if MADE_BY in said:
-        kind = "caption" if said[MADE_BY].get("output") == TEXT else "classify"
+        kind = _SEEN.get(str(said[MADE_BY].get("output")), "classify")
         return Maker(kind, _model(said[MADE_BY]), digest)
     if BALANCE in said:
         return Maker("balance", head, digest)
@@ -117,7 +124,7 @@ def _model(info: Mapping[str, Any]) -> str:
     model, source = str(info.get("model") or "a model"), str(info.get("source") or "")
     weights = str(info.get("weights") or "").removeprefix("sha256:")
     parts = [model, *([f"weights {weights[:_DIGITS]}"] if weights else [])]
-    how = ("prompt", "generation") if info.get("output") == TEXT else ("output",)
+    how = _HOW.get(str(info.get("output")), ("output",))
     parts += [
         f"prompt {info[each]!r}" if each == "prompt" else str(info[each]) for each in how if info.get(each)
     ]

@@ -79,16 +79,18 @@ def fill_values(columns: Sequence[ColumnInfo], parts: Sequence[Part], options: O
     for start in range(0, max(1, len(numbers)), at_once):
         some = [*numbers[start : start + at_once], *(texts if not start else ())]
         if some:
-            looks = {each.name: _Look(each.kind) for each in some}
-            _read(looks, parts, options, faults)
+            looks = {each.name: Look(each.kind) for each in some}
+            read_values(looks, parts, options, faults)
             for each in some:
                 looks[each.name].say(each)
     return faults
 
 
-def _read(
-    looks: Mapping[str, _Look], parts: Sequence[Part], options: Options, faults: dict[str, str]
+def read_values(
+    looks: Mapping[str, Look], parts: Sequence[Part], options: Options, faults: dict[str, str]
 ) -> None:
+    """Show looks, by column, the values of these parts of files; `faults` gets what is wrong with files, by name."""
+
     def read(part: Part) -> None:
         types = part.file.types
         # What is text here and a number there is told of as a difference.
@@ -126,8 +128,14 @@ def _is_other(file: pq.ParquetFile, part: Part, names: Sequence[str]) -> bool:
     return bool(footer.row_group(part.group).num_rows != part.file.groups[part.group])
 
 
-class _Look:
-    """The values of a column so far; threads may share it."""
+class Look:
+    """The values of a column so far; threads may share it.
+
+    Parameters
+    ----------
+    kind
+        ``number`` or ``text``, see `kind_of`.
+    """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -139,6 +147,7 @@ class _Look:
         self._lock = threading.Lock()
 
     def add(self, values: pa.Array) -> None:
+        """Count some values."""
         values = values.drop_null()
         if self.kind == "number":
             found = _as_numpy(values)
@@ -172,6 +181,7 @@ class _Look:
         self.texts, self.more = Counter(dict(ranked[: _TEXTS // 2])), True
 
     def say(self, column: ColumnInfo) -> None:
+        """Put into a column how they spread; numbers are let go."""
         column.looked, column.nan = self.known - self.nan, self.nan
         if self.kind == "number":
             found = np.concatenate(self.numbers) if self.numbers else np.zeros(0)

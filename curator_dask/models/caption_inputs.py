@@ -5,17 +5,16 @@ Each image goes through the processor alone, so what it becomes depends on no ot
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curator_dask.errors import ConfigError
+from curator_dask.models import by_shape
 from curator_dask.models.hub import CONFIG, PROCESSORS
+from curator_dask.models.parts import load_part, name_of_parts
 from curator_dask.models.tokens import TOKENIZERS
-from curator_dask.models.towers import silent_transformers
-from curator_dask.models.weights import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -32,32 +31,24 @@ NEED_TEXT = ("florence2", "paligemma")
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Prepared(by_shape.Prepared):
     """What goes into a model for one image.
 
     Attributes
     ----------
     tensors
-        By name, as ``generate`` takes them; the first dimension is that along which those of several images are put
-        together.
+        As ``generate`` takes them.
     prompt
         int64 (length,): the tokens that the output begins with, where it has those of the input; None where the
         output begins with a token that only starts it.
     """
 
-    tensors: Mapping[str, torch.Tensor]
     prompt: torch.Tensor | None
 
     @property
     def shapes(self) -> tuple[Any, ...]:
         """By which images may go in together, without padding."""
-        prompt = None if self.prompt is None else len(self.prompt)
-        return (prompt, *((name, tuple(each.shape)) for name, each in sorted(self.tensors.items())))
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return sum(each.numel() * each.element_size() for each in self.tensors.values())
+        return (None if self.prompt is None else len(self.prompt), *super().shapes)
 
 
 Prepare = Callable[["Image"], Prepared]
@@ -136,29 +127,10 @@ class Inputs:
     @property
     def name(self) -> str:
         """The processor, and twelve digits of its files."""
-        digest = hashlib.sha256()
-        for name in sorted({*TEMPLATES, *PROCESSORS, *TOKENIZERS}):
-            if (self._folder / name).is_file():
-                digest.update(name.encode() + b"\0" + (self._folder / name).read_bytes())
-        kinds = dict.fromkeys(type(part).__name__ for part in self._parts)
-        return f"{' '.join(kinds)} [{digest.hexdigest()[:12]}]"
+        return name_of_parts(self._folder, self._parts, {*TEMPLATES, *PROCESSORS, *TOKENIZERS})
 
     def _load(self, kind: str) -> Any:
-        import transformers
-
-        try:
-            with silent_transformers():
-                return getattr(transformers, kind).from_pretrained(
-                    self._folder, local_files_only=True, trust_remote_code=False
-                )
-        except Exception as error:
-            found = sorted(path.name for path in self._folder.iterdir() if path.name in FILES)
-            raise ConfigError(
-                f"{self._folder}: transformers (here {transformers.__version__}) cannot load it by {kind}:"
-                f" {type(error).__name__}: {first_line(error)}. It has {', '.join(found) or 'none of its files'}: put"
-                " them there as save_pretrained of the model's processor, or of its image processor and its tokenizer,"
-                " writes them; a tokenizer of SentencePiece needs the packages sentencepiece and protobuf"
-            ) from error
+        return load_part(self._folder, kind, FILES)
 
     def _image_alone(self, image: Image) -> Prepared:
         return Prepared(_tensors(self._images(images=image, return_tensors="pt")), None)

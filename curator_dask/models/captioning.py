@@ -22,9 +22,6 @@ from curator_dask.models.sources import State, model_state
 from curator_dask.models.towers import load_whole
 from curator_dask.models.weights import first_line, state_digest
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-"""Arithmetic; ``"auto"``: float32 on a CPU, on a GPU what the checkpoint is in, as in transformers' pipeline."""
-
 #: Of a configuration, what changes no output.
 _NO_MATTER = re.compile(r"_.*|id2label|label2id|architectures|transformers_version|(torch_)?dtype")
 #: Of a generation configuration, what is for sampling, a length, which is told, a time, by which the machine would
@@ -57,7 +54,7 @@ class CaptionSpec:
     num_beams
         1: the likeliest token each time; more: beam search.
     dtype
-        One of `DTYPES`.
+        Of `curator_dask.models.precision.DTYPES`.
     """
 
     model_name: str

@@ -14,6 +14,9 @@ from curator_dask.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""Arithmetic; ``"auto"``: float32 on a CPU, on a GPU what the checkpoint is in, as in transformers' pipeline."""
+
 LEAST_COSINE = 0.9999
 """Of a vector in half precision to the same in float32, for half precision to be kept."""
 

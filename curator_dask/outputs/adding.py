@@ -36,7 +36,7 @@ from curator_dask.outputs.added import AddedStep as AddedStep  # from here, too
 from curator_dask.outputs.added import SeeingStep, scores_of
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.failed import tell_others
-from curator_dask.outputs.given import given_files
+from curator_dask.outputs.given import check_no_input, given_files
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.replacing import check_column
 from curator_dask.outputs.saving import check_not_inside, opened
@@ -257,6 +257,8 @@ def add_columns(
                 _check_vectors(where, footer, lacking)
                 check_seen(where, footer, lacking, overwrite)
             if lacking and not overwrite:
+                if target is source:
+                    check_no_input(where, footer, options)
                 _check_free(where, footer, lacking, paths[number], join(target.folder, names[number]), target)
         todo = [name for name, (_, _, _, lacking) in zip(names, looked, strict=True) if lacking]
         needed = [*{id(step): step for look in looked for step in look[3]}.values()]

@@ -19,6 +19,7 @@ from curator_dask.outputs.card_fields import said_in
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.outputs.markdown import block, cell, code, public, table
+from curator_dask.outputs.shard_names import ONLY, TABLES
 from curator_dask.runs.summary import installed_versions
 from curator_dask.words import counted, sized
 
@@ -99,12 +100,17 @@ def _front_matter(summary: ExportSummary, said: Mapping[str, Any]) -> str:
     import yaml  # Dask needs it, too
 
     names = [name for name, count in summary.splits.items() if count.samples]
-    files = [{"split": name, "path": f"{name}/*.tar"} for name in names]
+    is_tables = summary.format == "parquet"
+    files = [
+        {"split": name, "path": f"{TABLES}/{name}-*.parquet" if is_tables else f"{name}/*.tar"}
+        for name in names
+    ]
+    every = f"{TABLES}/{ONLY}-*.parquet" if is_tables else "*.tar"
     known = {each: value for each, value in said.items() if each != "source"}
     known["size_categories"] = [size_category(summary.kept)]
     if summary.kept:
         known["configs"] = [
-            {"config_name": "default", "data_files": files or [{"split": "train", "path": "*.tar"}]}
+            {"config_name": "default", "data_files": files or [{"split": ONLY, "path": every}]}
         ]
     hint = (
         "" if "license" in said else "# license: see https://huggingface.co/docs/hub/repositories-licenses\n"
@@ -127,23 +133,28 @@ def size_category(samples: int) -> str:
 
 
 def _content(summary: ExportSummary, options: ExportOptions, records: Sequence[FileRecord]) -> str:
-    total = f"{counted(summary.kept, 'sample')} in {counted(summary.shards, 'tar')}, {sized(summary.bytes)}."
+    is_tables = summary.format == "parquet"
+    noun = "Parquet file" if is_tables else "tar"
+    total = f"{counted(summary.kept, 'sample')} in {counted(summary.shards, noun)}, {sized(summary.bytes)}."
     parts = [total]
     if summary.splits:
         rows = [
             [code(name), f"{count.samples:,}", _wanted(count.wanted), f"{count.shards:,}", sized(count.bytes)]
             for name, count in summary.splits.items()
         ]
-        parts.append(table(["split", "samples", "asked for", "tars", "size"], rows))
+        parts.append(table(["split", "samples", "asked for", f"{noun}s", "size"], rows))
         kept = [f"that have the same {code(options.split_by)}"] if options.split_by else []
         kept += ["that are near copies of one another"] if options.split_groups else []
         if kept:
             parts.append(f"Rows {' or '.join(kept)} are in the same split.")
-    if summary.fields:
+    if summary.fields and not is_tables:
         fields = [[code(f".{suffix}"), f"{count:,}"] for suffix, count in sorted(summary.fields.items())]
         parts.append(f"Files of the samples, in WebDataset's form:\n\n{table(['file', 'samples'], fields)}")
     if options.caption is not None:
         parts.append(_captions(summary, options, records))
+    for column in options.npy or ():
+        what = what_it_is(column, records)
+        parts.append(f"{code(f'.{column}.npy')}: a NumPy array, the column {code(column)} ({what}).")
     if summary.images_smaller or summary.images_converted:
         parts.append(
             f"{counted(summary.images_smaller, 'image', 'was', 'were')} made smaller, and"
@@ -224,6 +235,8 @@ def _kept(said: Mapping[str, Any]) -> str:
     if cap := said.get("at_most"):
         which = f", the best by {code(said['by'])}" if said.get("by") else ""
         parts.append(f"{counted(cap[1], 'row')} of each {code(cap[0])}{which}")
+    if near := said.get("nearest"):
+        parts.append(f"the {near[0]:,} that are nearest to an image of {near[1]:,} others")
     return " and ".join(parts) or "some"
 
 

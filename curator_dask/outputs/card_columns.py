@@ -8,13 +8,31 @@ from typing import Any
 import pyarrow as pa
 
 from curator_dask.frames.names import ERROR_COLUMN, STATISTIC_DEFINITIONS, URL_COLUMN
-from curator_dask.frames.record import BALANCE, MADE_BY, ON, TABLE, TEXT, TEXTS, FileRecord, text_statistic
+from curator_dask.frames.record import (
+    BALANCE,
+    BOXES,
+    MADE_BY,
+    ON,
+    TABLE,
+    TEXT,
+    TEXTS,
+    FileRecord,
+    text_statistic,
+)
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.markdown import cell, code, public, table
 from curator_dask.outputs.shrinking import EXPORTED
 
 #: Ends the name of a column that says where the texts of another were cut.
 _CUT = "_cut"
+#: By the end of the name, what a column says of things that were found.
+_BOXES = {
+    "boxes": "left, top, right and bottom, as shares of width and height, of ",
+    "labels": "the names of ",
+    "scores": "the scores of ",
+    "number": "the number of ",
+    "area": "the share of the area covered by ",
+}
 
 
 def section_of(columns: pa.Schema, records: Sequence[FileRecord], options: ExportOptions) -> str:
@@ -23,11 +41,11 @@ def section_of(columns: pa.Schema, records: Sequence[FileRecord], options: Expor
     if not fields:
         return ""
     rows = [[code(each.name), code(str(each.type)), what_it_is(each.name, records)] for each in fields]
-    place = (
-        "in the Parquet file beside each tar"
-        if options.metadata == "parquet"
-        else "in the JSON of each sample"
-    )
+    place = "in the Parquet file beside each tar"
+    if options.is_tables:
+        place = "in the Parquet files, beside the images"
+    elif options.metadata != "parquet":
+        place = "in the JSON of each sample"
     return f"## Columns\n\nThey are {place}.\n\n{table(['column', 'type', 'what it is'], rows)}"
 
 
@@ -65,7 +83,9 @@ def _of_model(what: str, made: Mapping[str, Any]) -> str:
     parts += [f"weights {code(made['weights'])}"] if made.get("weights") else []
     parts += [f"prompt {code(made['prompt'])}"] if made.get("prompt") else []
     parts += [code(made["generation"])] if made.get("generation") else []
-    parts += [f"output {code(made['output'])}"] if made.get("output") and made["output"] != TEXT else []
+    parts += [code(made["detection"])] if made.get("detection") else []
+    has_output = made.get("output") and made["output"] not in (TEXT, BOXES)
+    parts += [f"output {code(made['output'])}"] if has_output else []
     parts += [f"computed in {code(made['dtype'])}"] if made.get("dtype") else []
     return ", ".join(parts)
 
@@ -77,6 +97,9 @@ def _of_score(name: str, record: FileRecord) -> str:
         if texts != name and (record.scores.get(texts) or {}).get(MADE_BY) == said[MADE_BY]:
             return f"whether the text of {code(texts)} was cut, as it had not ended after as many tokens as it may have"
         return _of_model("captions by", said[MADE_BY])
+    if MADE_BY in said and said[MADE_BY].get("output") == BOXES:
+        kind = name.rpartition("_")[2]
+        return f"{_BOXES.get(kind, '')}{_of_model('what', said[MADE_BY])}, found in the image"
     if MADE_BY in said:
         return _of_model("class, or probability, of", said[MADE_BY])
     if TABLE in said:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,9 +21,10 @@ from curator_dask.outputs.writing import Output
 from curator_dask.runs.lineage import Lineage
 from curator_dask.runs.sink import Job
 from curator_dask.runs.targets import Target
-from curator_dask.storage import Options
+from curator_dask.storage import Options, is_remote, local_path
 from curator_dask.webdataset.finding import discover_images
 from curator_dask.webdataset.folders import AFTER, FIRST, FolderShard, is_folder_shard
+from curator_dask.webdataset.parquet import is_parquet_shard
 from curator_dask.words import counted
 
 #: By what a column has, how it gets another name.
@@ -29,6 +32,7 @@ _OPTIONS = {
     "a vector": "image_embedding_column (--column)",
     "a class": "prefix (--prefix)",
     "a caption": "column (--column)",
+    "boxes": "prefix (--prefix)",
 }
 #: In what makes an embedding: what earlier files say of the same.
 FORMERLY = "formerly"
@@ -68,6 +72,28 @@ def check_own_files(lineage: Lineage, paths: Sequence[str], schema: pa.Schema) -
             f" Parquet files and"
             " hold the same rows once more. Give another path, or use overwrite=True"
         )
+
+
+def check_beside_images(lineage: Lineage, folder: str) -> None:
+    """Keep an output out of folders whose Parquet files have the images: they would be replaced, or be found among it.
+
+    Raises
+    ------
+    OutputError
+        It is such a folder, or lies in one.
+    """
+    urls = (part.shard.url for part in lineage.ranges or lineage.inputs or ())
+    there = f"{_real(folder).rstrip('/')}/"
+    for own in {posixpath.dirname(url) for url in urls if is_parquet_shard(url)}:
+        if there.startswith(f"{_real(own).rstrip('/')}/"):
+            raise OutputError(
+                f"{folder}: {own} has the Parquet files with the images, and who reads them would find the output among"
+                " them: give a folder beside it"
+            )
+
+
+def _real(folder: str) -> str:
+    return folder if is_remote(folder) else os.path.realpath(local_path(folder))
 
 
 _PART = re.compile(r"\.part-\d{5}$")

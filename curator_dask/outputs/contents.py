@@ -26,6 +26,7 @@ def contents_of(
     keep_fields: bool,
     left_alone: list[str],
     captions: Sequence[bytes | None] = (),
+    vectors: Mapping[str, Sequence[bytes | None]] | None = None,
 ) -> tuple[Contents, list[int]]:
     """The members of all samples, one sample after the other.
 
@@ -43,6 +44,8 @@ def contents_of(
         Gets what to call a JSON that can be given no fields, once it is written.
     captions
         Of each sample, what its ``.txt`` holds, whether it had one or not; None: as it was. Empty: of all as they were.
+    vectors
+        By suffix, members that samples get last, and None for those that get none.
 
     Returns
     -------
@@ -63,7 +66,7 @@ def contents_of(
     if FILES in samples.column_names:
         _by_file(contents, samples.column(FILES).combine_chunks().flatten())
     ends = [0, *np.cumsum(counts).tolist()]
-    if not (empty or fields or captions):
+    if not (empty or fields or captions or vectors):
         return contents, ends
     changes: dict[int, Callable[[bytes], bytes]] = {}
     added: list[tuple[int, str, bytes]] = []  # the sample, the name, the bytes
@@ -87,7 +90,23 @@ def contents_of(
             if fields and suffix == "json":
                 data = add_fields(data, fields[sample]) or data
             added.append((sample, f"{keys[sample]}.{suffix}", data))
+        for suffix, files in (vectors or {}).items():
+            if (file := files[sample]) is not None:
+                added.append((sample, f"{keys[sample]}.{suffix}", file))
     return _with(contents, changes, added, ends)
+
+
+def keep_texts(
+    contents: Contents, keys: Sequence[str], ends: Sequence[int], captions: Sequence[bytes | None]
+) -> int:
+    """How many samples have a ``.txt`` of their own, and no caption that takes its place."""
+    kept = 0
+    for key, (start, stop), caption in zip(keys, itertools.pairwise(ends), captions, strict=False):
+        there = (place for place in range(start, stop) if place not in contents.given)
+        kept += caption is None and any(
+            contents.names[place].removeprefix(f"{key}.").lower() == "txt" for place in there
+        )
+    return kept
 
 
 def _by_file(contents: Contents, files: pa.Array) -> None:

@@ -20,16 +20,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.errors import OutputError, ShardError
-from curator_dask.frames.columns import to_array
-from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_footer
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.export_place import ExportPlace
+from curator_dask.outputs.left_out import UNBLURRED
 from curator_dask.outputs.selecting import Folder
-from curator_dask.rows.ids import exact_ids
+from curator_dask.outputs.shard_names import is_shard
+from curator_dask.outputs.source_keys import SourceKeys
 from curator_dask.storage import exists, walk
 from curator_dask.threads import in_threads
-from curator_dask.webdataset.keys import KeyTable
 from curator_dask.webdataset.stamps import stamp
 
 logger = logging.getLogger("curator_dask")
@@ -74,6 +73,11 @@ class KnownTars:
                 " Put that back, or write to another path"
             )
         names = sorted(listed | place.tars)
+        if table := next((name for name in names if is_shard(f"{name}.parquet")), None):
+            raise OutputError(
+                f"{target.file(table)}.parquet: is of an export to Parquet files, whose names say how many there are:"
+                " to those none are added. Write to another path"
+            )
         last = place.last_call
         reports = in_threads(lambda name: _report(place, name, name in there, name in last), names)
         finished = tuple(name for name, report in zip(names, reports, strict=True) if report is not None)
@@ -110,7 +114,15 @@ def _report(place: ExportPlace, name: str, is_there: bool, may_lack: bool) -> Ma
         target.file(beside), target.options
     ):
         _changed(target.file(beside), path, "is not there")
+    lost = place.folder(UNBLURRED).file(beside)
+    if _has_lost(report) and not exists(lost, target.options):
+        _changed(lost, path, "is not there")
     return report
+
+
+def _has_lost(report: Mapping[str, Any]) -> bool:
+    """Whether samples that were to be in a tar are not."""
+    return bool((report.get(UNBLURRED) or {}).get("samples"))
 
 
 def _changed(path: str, manifest: str, why: str) -> None:
@@ -130,26 +142,28 @@ class EarlierTars:
         Where they are.
     names, reports
         Of the tars, and what was said when each was written.
-    keys
-        Of all samples, in the source, ordered by shard.
-    urls
-        By shard of the source, which of them are of it.
+    source
+        Of all samples, what they are in the source.
     tars
-        int32 (samples,): of each the place of its tar in `names`.
+        int32 (samples,): of each, in the order of `source`, the place of its tar in `names`.
     own
         uint64 (samples,): hashes of the keys that they have in the tars, in the order of these.
     fields
         By suffix, how many samples have it.
+    left_out, reasons
+        Samples that were to be in these tars and are not, as they could not be blurred; and why each, in the order of
+        `left_out`.
     """
 
     place: ExportPlace
     names: tuple[str, ...]
     reports: tuple[Mapping[str, Any], ...]
-    keys: pa.Array
-    urls: Mapping[str, slice]
+    source: SourceKeys
     tars: np.ndarray
     own: np.ndarray
     fields: Counter[str]
+    left_out: SourceKeys
+    reasons: pa.Array
 
     def __len__(self) -> int:
         return len(self.tars)
@@ -168,37 +182,30 @@ class EarlierTars:
             )
             fields = dict(zip(suffixes.field(0).to_pylist(), suffixes.field(1).to_pylist(), strict=True))
             own = hashes_of(table.column("key").to_pylist())
-            kept = table.select(["source_shard", "source_key"]).replace_schema_metadata()
+            kept = table.select(["source_shard", "source_key"])
             return kept, (record.report if record else None) or {}, own, fields
 
         found = in_threads(read, names)
-        nothing = pa.table({name: pa.array([], pa.string()) for name in ("source_shard", "source_key")})
-        table = pa.concat_tables([nothing, *(each[0] for each in found)])
-        shards = table.column("source_shard").combine_chunks().dictionary_encode()
-        if isinstance(shards, pa.ChunkedArray):
-            shards = shards.combine_chunks()
-        codes = shards.indices.to_numpy(zero_copy_only=False)
-        order = np.argsort(codes, kind="stable")
-        bounds = np.searchsorted(codes[order], np.arange(len(shards.dictionary) + 1))
+        source, order = SourceKeys.of([each[0] for each in found])
         tars = np.repeat(np.arange(len(found), dtype=np.int32), [len(each[0]) for each in found])
-        keys = table.column("source_key").cast(pa.large_string()).combine_chunks()
         fields: Counter[str] = Counter()
         for each in found:
             fields.update(each[3])
+        lost = place.folder(UNBLURRED)
+        some = [name for name, each in zip(names, found, strict=True) if _has_lost(each[1])]
+        tables = in_threads(lambda name: read_rows(lost.file(f"{name}.parquet"), lost.options), some)
+        left_out, order_of_these = SourceKeys.of(tables)
+        reasons = [reason for table in tables for reason in table.column("reason").to_pylist()]
         return cls(
             place,
             tuple(names),
             tuple(each[1] for each in found),
-            (keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys).take(pa.array(order)),
-            {
-                url: slice(int(start), int(stop))
-                for url, start, stop in zip(
-                    shards.dictionary.to_pylist(), bounds[:-1], bounds[1:], strict=True
-                )
-            },
+            source,
             tars[order],
             np.concatenate([np.empty(0, np.uint64), *(each[2] for each in found)]),
             fields,
+            left_out,
+            pa.array(reasons, pa.string()).take(pa.array(order_of_these)),
         )
 
     @cached_property
@@ -216,29 +223,16 @@ class EarlierTars:
         id_col
             Column of the keys, where it does not say it.
         """
-        path = rows.file(name)
-        footer = read_footer(path, rows.options)
-        id_col = (footer.record.id_col if footer.record else None) or id_col
-        taken, places = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        if self.names and {id_col, URL_COLUMN} <= {*footer.columns}:
-            table = read_rows(path, rows.options, [id_col, URL_COLUMN])
-            urls = to_array(table.column(URL_COLUMN)).cast(pa.string()).dictionary_encode()
-            codes = urls.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-            ids = to_array(table.column(id_col))
-            for code, url in enumerate(urls.dictionary.to_pylist()):
-                if (here := self.urls.get(url)) is None:
-                    continue
-                mine = np.flatnonzero(codes == code)
-                found = KeyTable(self.keys[here].to_pylist()).find(exact_ids(ids.take(pa.array(mine))))
-                taken.append(mine[found >= 0])
-                places.append(here.start + found[found >= 0])
-        every = np.concatenate(taken)
-        order = np.argsort(every, kind="stable")
-        return every[order], np.concatenate(places)[order]
+        return self.source.rows_in(rows, name, id_col)
+
+    def left_out_of(self, rows: Folder, name: str, id_col: str) -> dict[int, str]:
+        """Of a file the rows whose samples were to be here and could not be blurred, with the reason; see `rows_in`."""
+        found, places = self.left_out.rows_in(rows, name, id_col)
+        return dict(zip(found.tolist(), self.reasons.take(pa.array(places)).to_pylist(), strict=True))
 
     def warn_of_moved(self, urls: Collection[str]) -> None:
         """Say where shards, of which none has a sample here, are called like some that have."""
-        named = {posixpath.basename(url): url for url in sorted(self.urls)}
+        named = {posixpath.basename(url): url for url in sorted(self.source.urls)}
         if (
             url := next((each for each in sorted(urls) if posixpath.basename(each) in named), None)
         ) is not None:

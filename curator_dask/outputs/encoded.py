@@ -73,6 +73,13 @@ def image_place(key: str, names: Sequence[str], image_member: str | None = None)
     return None if image is None else image.offset
 
 
+def text_place(key: str, names: Sequence[str]) -> int | None:
+    """Place of the caption among the names of a sample's members; None where there is none. See `Sample.text`."""
+    members = tuple(Member(name, place, 0) for place, name in enumerate(names))
+    text = Sample(key, members).text("txt", "caption.txt")
+    return None if text is None else text.offset
+
+
 def with_suffix(key: str, name: str, suffix: str) -> str:
     """The name of a sample's member with another suffix in place of the last that it has."""
     return f"{key}{name.removeprefix(key).rpartition('.')[0]}.{suffix}"

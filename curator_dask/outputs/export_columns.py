@@ -38,15 +38,33 @@ def texts_of(table: pa.Table, column: str) -> list[bytes | None]:
     return texts
 
 
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """A list of a fixed length whose values are called as pickle calls them: whoever writes a file, it is the same."""
+    return pa.list_(kind.value_type, kind.list_size) if pa.types.is_fixed_size_list(kind) else kind
+
+
 def schema_beside(
     found: pa.Schema, id_col: str, text_keys: bool, old_id_col: str | None, made: Sequence[pa.Field] = ()
 ) -> pa.Schema:
     """The columns of the Parquet beside each tar: all but the shard, which is another now, and those that are made."""
     fields = [
-        each.with_type(pa.string()) if each.name == id_col and text_keys else each
+        each.with_type(pa.string())
+        if each.name == id_col and text_keys
+        else each.with_type(_plain(each.type))
         for each in found
         if each.name != URL_COLUMN and each.name not in {new.name for new in made}
     ]
     if old_id_col is not None:
         fields.append(pa.field(old_id_col, pa.string()))
     return pa.schema([*fields, *made])
+
+
+def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema, null where the table has none."""
+    columns = {
+        each.name: table.column(each.name).cast(each.type)
+        if each.name in table.column_names
+        else pa.nulls(len(table), each.type)
+        for each in schema
+    }
+    return pa.table(columns, schema=schema)

@@ -10,9 +10,11 @@ import pyarrow as pa
 
 from curator_dask.decode.smaller import DEFAULT_QUALITY, KEEP, SmallerImages
 from curator_dask.errors import ConfigError
+from curator_dask.outputs.blurring import Blurring
 from curator_dask.outputs.card_fields import check_card
 from curator_dask.outputs.shrinking import EXPORTED, Shrinking
 from curator_dask.outputs.splits import SplitBy, Splits
+from curator_dask.outputs.vector_members import vector_members
 from curator_dask.rows.where import Where
 from curator_dask.webdataset.layouts import EMPTY
 
@@ -55,6 +57,12 @@ class ExportOptions:
     split_seed: int = 0
     sizes: bool | None = None
     card: bool | Mapping[str, Any] = False
+    blur: str | None = None
+    blur_only: Sequence[str] = ()
+    blur_strength: float = 1.0
+    blur_keep_unseen: bool = False
+    npy: Sequence[str] | None = None
+    format: str = "webdataset"
 
     def __post_init__(self) -> None:
         for name, lowest in (
@@ -66,25 +74,34 @@ class ExportOptions:
             _check_number(name, getattr(self, name), lowest)
         _check_one_of("keys", self.keys, ("original", "sequential", None))
         _check_one_of("layout", self.layout, ("original", "portable", None))
+        _check_one_of("format", self.format, ("webdataset", "parquet"))
         _check_one_of("metadata", self.metadata, ("parquet", "json", None))
         if self.where is not None:
             Where(self.where)
-        if isinstance(self.columns, str):
-            raise ConfigError(f"columns={self.columns!r}: expected a list of names")
+        for name in ("columns", "npy"):
+            if isinstance(given := getattr(self, name), str):
+                raise ConfigError(f"{name}={given!r}: expected a list of names")
         if self.old_id_col is not None and not self.sequential:
             raise ConfigError(
                 f"old_id_col={self.old_id_col!r}: keys='original' leaves each sample its key: give keys='sequential'"
             )
-        if self.shrinking is None and (self.quality, self.image_format, self.image_member) != (
-            None,
-            KEEP,
-            None,
-        ):
+        member = None if self.is_tables else self.image_member  # which is the image of a row
+        if self.shrinking is None and (self.quality, self.image_format, member) != (None, KEEP, None):
             raise ConfigError(
                 "quality, image_format and image_member are of images that are made smaller: give max_side or min_side"
-                " (--max-side, --min-side)"
+                " (--max-side, --min-side); or that are blurred: give blur (--blur)"
             )
-
+        if self.is_tables:
+            self._check_tables()
+        if self.blur is None and (self.blur_only, self.blur_strength, self.blur_keep_unseen) != (
+            (),
+            1.0,
+            False,
+        ):
+            raise ConfigError(
+                "blur_only, blur_strength and blur_keep_unseen say how regions are blurred: give the column of their"
+                " boxes as blur (--blur)"
+            )
         if self.splits is None and (self.split_by, self.split_groups, self.split_seed) != (None, None, 0):
             raise ConfigError(
                 "split_by, split_groups and split_seed say how samples are shared out: give splits, as {'val': 0.01}"
@@ -95,9 +112,30 @@ class ExportOptions:
             raise ConfigError(
                 "append and overwrite: one leaves the tars that are there, the other replaces them: give one"
             )
+        if self.append and self.is_tables:
+            raise ConfigError(
+                "append and format='parquet': names of Parquet files say how many there are in all, so none can be"
+                " added to them. Write what is new to another path, or all anew with overwrite=True (--overwrite)"
+            )
         if self.sizes not in (True, False, None):
             raise ConfigError(f"sizes={self.sizes!r}: expected True, False or None")
         check_card(self.card)
+
+    def _check_tables(self) -> None:
+        """Raise ConfigError where something is asked for that Parquet files with images have no place for."""
+        of_tars = {
+            "columns": self.columns,
+            "npy": self.npy,
+            "sizes": self.sizes or None,
+            "metadata": self.metadata if self.metadata == "json" else None,
+            "max_shards": None if self.max_shards == 5 else self.max_shards,
+        }
+        for name, value in of_tars.items():
+            if value is not None:
+                raise ConfigError(
+                    f"{name}={value!r}: is of tars. With format='parquet' all columns, vectors too, are columns of the"
+                    " files, whose numbers have five digits: leave it out"
+                )
 
     def check_columns(self, rows: pa.Table, columns: Sequence[str]) -> None:
         """See that rows have what is asked of them.
@@ -114,7 +152,10 @@ class ExportOptions:
         ConfigError
             There is no such column, or it is of a type that does not fit.
         """
+        blurring = self.blurring
         named = [*(self.columns or ()), *(each for each in (self.filter_column, self.caption) if each)]
+        named += [] if blurring is None else blurring.columns
+        named += self.npy or ()
         if missing := [name for name in dict.fromkeys(named) if name not in columns]:
             hint = ". A condition is where= (--where)" if self.filter_column in missing else ""
             raise ConfigError(f"no such columns {missing}; the rows have {list(columns)}{hint}")
@@ -128,16 +169,31 @@ class ExportOptions:
             )
         if self.filter_column is not None:
             check_boolean(self.filter_column, rows.schema.field(self.filter_column).type)
+        if blurring is not None:
+            blurring.check(rows)
         if self.caption is not None:
             check_text(self.caption, rows.schema.field(self.caption).type)
+        vector_members(self.npy or (), rows.schema, self.portable)  # says what is wrong with them
         if self.where is not None:
             Where(self.where).passes(rows.slice(0, 0), columns)
         if self.sharing is not None and self.sharing.by is not None:
             self.sharing.by.values(rows.slice(0, 0), columns)
 
+    def check_boxes(self, settings: Mapping[str, Any]) -> None:
+        """Raise ConfigError where boxes are of another image of a sample; `settings` are `FileRecord.settings`."""
+        made_by = settings.get(self.blur or "")
+        found = made_by.get("image_member") if isinstance(made_by, Mapping) else self.image_member
+        if found != self.image_member:
+            has = "no image_member" if found is None else f"image_member={found!r} (--image {found})"
+            raise ConfigError(
+                f"blur={self.blur!r}: its boxes were found with {has}: give the same here, as else another image of the"
+                " sample would be blurred"
+            )
+
     def names(self, columns: Sequence[str]) -> list[str]:
         """The columns that are named, of those that there are."""
-        named = {*(self.columns or ()), self.filter_column, self.caption}
+        named = {*(self.columns or ()), *(self.npy or ()), self.filter_column, self.caption}
+        named |= set() if self.blurring is None else {*self.blurring.columns}
         named |= set() if self.where is None else {*Where(self.where).columns(columns)}
         if self.sharing is not None and self.sharing.by is not None:
             named |= {*self.sharing.by.columns(columns)}
@@ -157,7 +213,14 @@ class ExportOptions:
 
         Hugging Face's datasets, told that a folder is of the form "webdataset", take every file in it for a tar.
         """
+        if self.is_tables:
+            return False
         return self.sizes if self.sizes is not None else self.index or self.metadata == "parquet"
+
+    @property
+    def is_tables(self) -> bool:
+        """Whether samples go into Parquet files."""
+        return self.format == "parquet"
 
     @property
     def sequential(self) -> bool:
@@ -165,13 +228,30 @@ class ExportOptions:
         return self.keys == "sequential" if self.keys is not None else self.old_id_col is not None
 
     @property
+    def condition(self) -> str | None:
+        """Which rows pass, by `where` and by what is to be blurred; None: all."""
+        known = None if self.blurring is None else self.blurring.condition
+        given = [f"({each}\n)" for each in (self.where, known) if each is not None]
+        return " AND ".join(given) if len(given) > 1 else self.where or known
+
+    @property
+    def blurring(self) -> Blurring | None:
+        """What is blurred; None: nothing."""
+        if self.blur is None:
+            return None
+        if isinstance(self.blur_only, str):
+            raise ConfigError(f"blur_only={self.blur_only!r} (--blur-only): expected a list of labels")
+        return Blurring(self.blur, tuple(self.blur_only), self.blur_strength, self.blur_keep_unseen)
+
+    @property
     def shrinking(self) -> Shrinking | None:
-        """Which images are made smaller, and how; None: none."""
-        if self.max_side is None and self.min_side is None:
+        """Which images are made smaller or blurred, and how; None: none."""
+        any_size = self.max_side is None and self.min_side is None
+        if any_size and self.blur is None:
             return None
         quality = DEFAULT_QUALITY if self.quality is None else self.quality
-        how = SmallerImages(self.max_side, self.min_side, self.image_format, quality)
-        return Shrinking(how, self.image_member)
+        how = SmallerImages(self.max_side, self.min_side, self.image_format, quality, any_size)
+        return Shrinking(how, self.image_member, self.blurring)
 
     def empty(self, fields: Mapping[str, int], samples: int) -> tuple[str, ...]:
         """Suffixes that all samples are to have, where so many of them have each."""

@@ -20,10 +20,12 @@ from typing import Any
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.parquet import without_leftovers
 from curator_dask.outputs.export_sizes import remove_sizes, sizes_there
+from curator_dask.outputs.left_out import UNBLURRED
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.placing import is_there, put
 from curator_dask.outputs.saving import check_writable, missing_folders, remove_empty
 from curator_dask.outputs.selecting import Folder
+from curator_dask.outputs.shard_names import PARTS, is_shard, names_of, shortened, strays
 from curator_dask.storage import exists, is_remote, join, read_bytes, remove, walk
 from curator_dask.words import counted
 
@@ -32,7 +34,6 @@ logger = logging.getLogger("curator_dask")
 #: Ends the name of the folder beside the tars.
 SUFFIX = ".export"
 _NOTE = "run.json"  # of which export the tars are
-_PARTS = (".tar", ".idx", ".parquet")
 #: Of what is noted of an export: what identifies the table of duplicates.
 WITHOUT = "without_state"
 #: The card of a dataset, as Hugging Face's hub and datasets look for it.
@@ -65,7 +66,7 @@ class ExportPlace:
     def has_tars(self) -> bool:
         """Whether an export has begun there, and tars are there."""
         begun = (self._note() or {}).get("export") is not None
-        return begun and any(name.endswith(".tar") for name in walk(*self.target))
+        return begun and any(map(is_shard, walk(*self.target)))
 
     @property
     def told(self) -> dict[str, Any]:
@@ -75,7 +76,7 @@ class ExportPlace:
     @property
     def tars(self) -> set[str]:
         """Names of the tars that it has, or was to have."""
-        return _names_of(self.told.get("tars") or {})
+        return names_of(self.told.get("tars") or {})
 
     @property
     def last_call(self) -> set[str]:
@@ -184,19 +185,19 @@ class ExportPlace:
         """
         folder, options = self.target
         manifest = self.folder("manifest")
-        there = {name for name in walk(folder, options) if name.endswith(_PARTS)}
+        there = {name for name in walk(folder, options) if name.endswith(PARTS)}
         note = self._note() or {}
         own = {name.removesuffix(".parquet") for name in walk(manifest.path, manifest.options)}
-        own |= _names_of(note.get("tars") or {})  # of those that a run that died has not finished, too
-        stray = sorted(name for name in there if name.endswith(".tar") and name[:-4] not in {*names})
+        own |= names_of(note.get("tars") or {})  # of those that a run that died has not finished, too
+        stray = strays(there, names)
         if stay is not None:  # all else of its own is what a call that died has left
-            there = {name for name in there if name.rpartition(".")[0] not in own}
-            stray = [name for name in stray if name[:-4] not in own]
+            there = {name for name in there if posixpath.splitext(name)[0] not in own}
+            stray = [name for name in stray if posixpath.splitext(name)[0] not in own]
         self._check_links(names)
         if note.get("export") != this and not overwrite:
             if not stay and note.get("export") is None and (sizes := sizes_there(self.target, names)):
                 self._refuse(posixpath.relpath(sizes[0], folder), "is not of an export that has been here")
-            in_the_way = [f"{names[number]}{part}" for number in todo for part in _PARTS]
+            in_the_way = [f"{names[number]}{part}" for number in todo for part in PARTS]
             for name in in_the_way:
                 if name in there:
                     self._refuse(name, "was made of other samples, or by other settings", stay is not None)
@@ -213,22 +214,24 @@ class ExportPlace:
                 remove(join(folder, CARD), options)
                 note.pop("card")
         for name in sorted(own - {*names}):
-            for part in _PARTS:
+            for part in PARTS:
                 remove(join(folder, f"{name}{part}"), options)
             remove(manifest.file(f"{name}.parquet"), options)
-        foreign = [name for name in stray if name[:-4] not in own]
+            remove(self.folder(UNBLURRED).file(f"{name}.parquet"), options)
+        foreign = [name for name in stray if posixpath.splitext(name)[0] not in own]
         if foreign:
             logger.warning(
                 "%s: %s there, %s for example, not of this export: who reads the folder finds them, too",
-                *(folder, counted(len(foreign), "tar"), foreign[0]),
+                *(folder, counted(len(foreign), "file"), foreign[0]),
             )
-        said = {**note, "export": this, "tars": _shortened(names), "settings": settings}
+        said = {**note, "export": this, "tars": shortened(names), "settings": settings}
         said |= {"added": None if stay is None else sorted({*names} - {*stay})}
         self._tell(said)
         self._make_folders(names, own)
         # Else a tar that is replaced when the run dies would pass for the one that its manifest still speaks of.
         for number in todo:
-            remove(manifest.file(f"{names[number]}.parquet"), options)
+            for each in (manifest, self.folder(UNBLURRED)):
+                remove(each.file(f"{names[number]}.parquet"), options)
 
     def _check_links(self, names: Sequence[str]) -> None:
         """Raise OutputError where the folder of a split is a link: it may lead to tars that are read from."""
@@ -323,24 +326,6 @@ class ExportPlace:
     def _tell(self, note: Mapping[str, Any]) -> None:
         if note != self._note():
             put(join(self.beside, _NOTE), json.dumps(note).encode(), self.target.options)
-
-
-def _shortened(names: Collection[str]) -> dict[str, list[int]]:
-    """By folder, how many tars there are, and how many digits their numbers have: they are numbered from 0."""
-    found: dict[str, list[int]] = {}
-    for name in names:
-        folder, _, number = name.rpartition("/")
-        count, _ = found.get(folder, (0, 0))
-        found[folder] = [max(count, int(number) + 1), len(number)]
-    return found
-
-
-def _names_of(shortened: Mapping[str, Sequence[int]]) -> set[str]:
-    return {
-        posixpath.join(folder, f"{number:0{digits}d}")
-        for folder, (count, digits) in shortened.items()
-        for number in range(count)
-    }
 
 
 def _digest(data: bytes) -> str:

@@ -26,6 +26,9 @@ from curator_dask.outputs.sharding import (
 from curator_dask.outputs.splitting import split_samples
 from curator_dask.outputs.splitting_more import split_more
 from curator_dask.threads import in_threads
+from curator_dask.webdataset.stamps import stamp
+
+_LINE_BYTES = 64  # of a member, about: in an index, and in the manifest
 
 
 @dataclass(frozen=True)
@@ -121,3 +124,15 @@ def plan_shards(
         )
     splits = [(name, len(each)) for name, each in zip(parts, ends, strict=True)]
     return NewShards(names, marks, counts, np.concatenate(ends), order, splits=splits, at=at)
+
+
+def bytes_of(
+    options: ExportOptions, summary: ExportSummary, rows: Folder, reports: Mapping[str, Mapping[str, Any]]
+) -> int:
+    """About what all new tars take, with what lies beside them; the parameters are those of `plan_shards`."""
+    total: int = sum(report["bytes"] for report in reports.values())
+    if options.metadata == "parquet" and not options.is_tables:  # which are weighed with them
+        sizes = in_threads(lambda name: stamp(rows.file(name), rows.options).size, list(reports))
+        total += sum(sizes) * summary.kept // max(1, summary.rows)
+    total += 0 if options.caption is None else 2 * tarfile.BLOCKSIZE * summary.kept
+    return total + _LINE_BYTES * sum(summary.fields.values()) * (1 + options.index)

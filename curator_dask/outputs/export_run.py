@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from curator_dask.errors import OutputError, ShardError
+from curator_dask.errors import ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import vectors_in
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_record
 from curator_dask.outputs.appending import (
     DIGITS,
-    FIELDS,
-    check_columns_of,
-    check_settings,
-    fitted,
+    VECTORS,
+    as_before,
+    kinds_of,
+    settings_before,
     settings_of,
 )
 from curator_dask.outputs.card import Making, card_mark, card_of
@@ -33,30 +33,29 @@ from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_columns import schema_beside, schema_of
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_place import WITHOUT, ExportPlace
-from curator_dask.outputs.export_plan import Stays, plan_shards
+from curator_dask.outputs.export_plan import Stays, bytes_of, plan_shards
 from curator_dask.outputs.export_sizes import check_sizes, put_sizes
 from curator_dask.outputs.export_summary import ExportSummary
-from curator_dask.outputs.packing import NewKeys, PackShard
+from curator_dask.outputs.export_tables import in_tables, weighing_of
+from curator_dask.outputs.new_keys import NewKeys
+from curator_dask.outputs.packing import PackShard
 from curator_dask.outputs.removed import check_removed, check_shards
 from curator_dask.outputs.saving import check_apart
 from curator_dask.outputs.selecting import FileRows, Folder, SelectSamples
-from curator_dask.outputs.sharding import (
-    NewShards,
-)
+from curator_dask.outputs.sharding import NewShards
 from curator_dask.outputs.shrinking import EXPORTED
 from curator_dask.outputs.unique_keys import check_keys
+from curator_dask.outputs.vector_members import VectorMember, check_new, vector_members
+from curator_dask.outputs.weighing import Weighing
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, absolute, is_remote, local_path
 from curator_dask.threads import in_threads
-from curator_dask.webdataset.stamps import stamp
 
 if TYPE_CHECKING:
     from distributed import Client
 
 logger = logging.getLogger("curator_dask")
-
-_LINE_BYTES = 64  # of a member, about: in an index, and in the manifest
 
 
 class ExportRun:
@@ -74,7 +73,9 @@ class ExportRun:
         self.place = place
         self._options, self._id_col, self._shard_options = options, id_col, shard_options
         self._client, self._encoded = client, encoded
-        self._summary = ExportSummary(place.target.path)
+        self._summary = ExportSummary(place.target.path, format=options.format)
+        self._vectors: tuple[VectorMember, ...] = ()  # columns that become members
+        self._kinds: dict[str, Any] = {}  # and of which numbers these are, in all tars
         self._sizes: dict[str, int] = {}  # samples of the tars that are there
         self._columns = pa.schema([])  # that the samples have
         self._rows: tuple[Folder, Sequence[str]] = (Folder(""), ())  # and the files that they are from
@@ -105,7 +106,7 @@ class ExportRun:
         # First as the call that was interrupted, whose tars then are the same; rows may be others since.
         if known.interrupted and self._write(rows, names, known.before, as_before=True):
             return
-        self._summary = ExportSummary(self.place.target.path)
+        self._summary = ExportSummary(self.place.target.path, format=self._options.format)
         self._write(rows, names, known.finished)
 
     def _write(
@@ -118,11 +119,12 @@ class ExportRun:
         """The same, with tars that stay; False: it would be another export than the one before, and was not done."""
         selected = self.place.folder("samples")
         self._earlier = None if stay is None else EarlierTars.read(self.place, stay)
-        self._before = self._settings_before() if stay else {}
+        self._before = settings_before(self.place, self._options, self._encoded) if stay else {}
         every = names
-        reports = self._select(rows, selected, names)
+        reports = self._select(rows, selected, names, self._weighing(rows, names))
         reports = {name: report for name, report in reports.items() if report["kept"] or stay is None}
         names = [*reports]
+        check_new(self._vectors, [report["fields"] for report in reports.values()])
         urls = {url for report in reports.values() for url in report["stamps"]}
         if self._options.without is not None:
             check_shards(absolute(self._options.without), urls)
@@ -141,52 +143,49 @@ class ExportRun:
             Stays() if self._earlier is None else Stays(self._earlier, self._taken, self._before.get(DIGITS))
         )
         shards = plan_shards(self._options, self._summary, rows, selected, reports, self._id_col, stays)
-        pack = self._packing(rows, selected, shards, every)
-        if not self._pack(pack, shards, self._bytes_of(rows, reports), as_before):
+        pack = self._packing(rows, selected, shards, every, reports)
+        total_bytes = bytes_of(self._options, self._summary, rows, reports)
+        if not self._pack(pack, shards, total_bytes, as_before):
             return False
         self._summary.note_habits(self._options, odd)  # images may have other suffixes now
         return True
 
-    def _settings_before(self) -> Mapping[str, Any]:
-        """Those of the tars that stay; empty where they are not noted."""
-        before: Mapping[str, Any] | None = self.place.told.get("settings")
-        path = self.place.target.path
-        if before is None:
-            raise OutputError(
-                f"{path}: its tars are of an earlier version, which has not noted by which settings they were written:"
-                " run the same export once more without append (--append), which notes them"
-            )
-        check_settings(path, before, settings_of(self._options, self._encoded, None, ()))
-        return before
+    def _weighing(self, rows: Folder, names: Sequence[str]) -> Weighing | None:
+        """What samples will weigh, where that is not what their members do; what cannot be written is refused."""
+        if self._options.is_tables:
+            return weighing_of(rows, names, self._options, self._id_col)
+        if not self._options.npy:
+            return None
+        found = schema_of(rows, names)
+        self._vectors = vector_members(self._options.npy, found, self._options.portable)
+        self._kinds = kinds_of(self.place.target.path, self._before.get(VECTORS, {}), self._vectors, found)
+        return Weighing(self._vectors)
 
-    def _bytes_of(self, rows: Folder, reports: Mapping[str, Mapping[str, Any]]) -> int:
-        """About what all tars take, with what lies beside them."""
-        options, summary = self._options, self._summary
-        total: int = sum(report["bytes"] for report in reports.values())
-        if options.metadata == "parquet":
-            sizes = in_threads(lambda name: stamp(rows.file(name), rows.options).size, list(reports))
-            total += sum(sizes) * summary.kept // max(1, summary.rows)
-        total += 0 if options.caption is None else 2 * tarfile.BLOCKSIZE * summary.kept
-        return total + _LINE_BYTES * sum(summary.fields.values()) * (1 + options.index)
-
-    def _select(self, rows: Folder, selected: Folder, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    def _select(
+        self, rows: Folder, selected: Folder, names: Sequence[str], weighing: Weighing | None
+    ) -> dict[str, Mapping[str, Any]]:
         options, summary = self._options, self._summary
         select = SelectSamples(
             rows,
             selected,
             self._shard_options,
             self._id_col,
-            options.where,
+            options.condition,
             options.filter_column,
             options.portable,
             options.without,
             "" if options.without is None else check_removed(absolute(options.without)),
+            weighing,
         )
         asked = {name: FileRows(name) for name in names}
         if (earlier := self._earlier) is not None:
             found = in_threads(lambda name: earlier.rows_in(rows, name, self._id_col), names)
             self._taken = dict(zip(names, found, strict=True))
-            asked = {name: FileRows(name, taken) for name, (taken, _) in self._taken.items()}
+            left_out = in_threads(lambda name: earlier.left_out_of(rows, name, self._id_col), names)
+            asked = {
+                name: FileRows(name, each[0], lost)
+                for name, each, lost in zip(names, found, left_out, strict=True)
+            }
             summary.note_earlier(earlier, [places for _, places in found])
         known = in_threads(select.known, [*asked.values()])
         reports = {name: report for name, report in zip(names, known, strict=True) if report is not None}
@@ -215,11 +214,13 @@ class ExportRun:
         selected: Folder,
         shards: NewShards,
         names: Sequence[str],
+        reports: Mapping[str, Mapping[str, Any]],
     ) -> PackShard:
         options, summary, shrinking = self._options, self._summary, self._options.shrinking
         made = () if shrinking is None else tuple(EXPORTED)
         record = read_record(rows.file(names[0]), rows.options) if names else None
         id_col = (record.id_col if record else None) or self._id_col
+        options.check_boxes({} if record is None else record.settings)
         new_keys = None
         if options.sequential:
             largest = shards.largest() if options.shard_bytes is not None else options.samples_per_shard
@@ -238,17 +239,28 @@ class ExportRun:
                 if name in columns
                 or name not in {URL_COLUMN, id_col, *vectors_in(found), *(each.name for each in made)}
             )
+        if options.is_tables and options.metadata is None:
+            found = pa.schema([found.field(id_col)])
         beside = schema_beside(found, id_col, text_keys, options.old_id_col, made)
-        columns, beside = self._as_before(columns, beside)
+        if self._earlier is not None and self._earlier.names:
+            first = pa.schema([])
+            if options.metadata == "parquet":
+                first = schema_of(self.place.target, [f"{self._earlier.names[0]}.parquet"])
+            columns, beside, left = as_before(
+                self.place.target.path, options, self._before, first, columns, beside
+            )
+            summary.left_columns += left
         in_keys = None if new_keys is None else new_keys.sample_digits
         self._settings = settings_of(options, self._encoded, in_keys, columns)
         if options.without is not None:
             self._settings[WITHOUT] = check_removed(absolute(options.without))
+        if self._kinds:
+            self._settings[VECTORS] = self._kinds
         there, samples = summary.in_all()
         self._columns = (
             beside if options.metadata == "parquet" else pa.schema([found.field(each) for each in columns])
         )
-        return PackShard(
+        pack = PackShard(
             self.place.target,
             self.place.folder("manifest"),
             selected,
@@ -266,21 +278,11 @@ class ExportRun:
             self._encoded,
             options.caption,
             shrinking,
+            self._vectors,
         )
-
-    def _as_before(self, columns: tuple[str, ...], beside: pa.Schema) -> tuple[tuple[str, ...], pa.Schema]:
-        """Fields of each sample's JSON, and columns beside the tars: those of the tars that stay, where some do."""
-        path, earlier, left = self.place.target.path, self._earlier, self._summary.left_columns
-        if earlier is None or not earlier.names:
-            return columns, beside
-        if self._options.metadata == "json" and FIELDS in self._before:
-            left += check_columns_of(path, self._before[FIELDS], columns, "the JSON of its samples has")
-            columns = tuple(self._before[FIELDS])
-        if self._options.metadata == "parquet":
-            there = schema_of(self.place.target, [f"{earlier.names[0]}.parquet"])
-            beside, more = fitted(path, there, beside)
-            left += more
-        return columns, beside
+        if not options.is_tables:
+            return pack
+        return in_tables(pack, beside, shards.totals, options, summary.fields, reports.values())
 
     def _pack(self, pack: PackShard, shards: NewShards, total_bytes: int, as_before: bool = False) -> bool:
         """Write the tars; see `_write`."""
@@ -295,7 +297,8 @@ class ExportRun:
         summary.skipped = len(shards) - len(todo)
         new = [pack.name(*shards.place(number)) for number in range(len(shards))]
         names = [*(stay or ()), *new]
-        summary.note_shards([name.rpartition("/")[0] for name in names])
+        splits = [] if self._earlier is None else self._earlier.splits
+        summary.note_shards([*splits, *(shards.place(number)[0] for number in range(len(shards)))])
         self._this = fingerprint({"marks": [pack.mark(shards[number]) for number in range(len(shards))]})
         if as_before and self._this != told.get("export"):
             return False

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from curator_dask.outputs.content_told import content_lines
 from curator_dask.outputs.earlier_told import earlier_lines
 from curator_dask.outputs.export_options import ExportOptions
-from curator_dask.outputs.shrinking import EXPORTED
+from curator_dask.outputs.left_out import UNBLURRED
 from curator_dask.outputs.splits import SplitCount
 from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.runs.summary import SaveSummary, installed_versions
@@ -35,7 +36,7 @@ class ExportSummary:
     rows, kept, filtered, missing
         Rows that were looked at; those whose samples are in the new tars; those that did not pass, with those that
         `filter`, `top` and `without` of the dataset, or a pipeline's stages, have left out; and those that pass, but
-        whose sample is not in a tar, or not whole.
+        whose sample is not in a tar, or not whole, or has something to be blurred and cannot be.
     earlier
         Rows whose samples are in tars that stay as they are, where new ones are added.
     earlier_samples, earlier_shards, earlier_bytes
@@ -71,6 +72,8 @@ class ExportSummary:
         that were free then, None in a store.
     by_old_sizes
         Whether that is by the sizes that images had before they were made smaller.
+    format
+        What the samples are in: ``"webdataset"`` (tars) or ``"parquet"``; `shards` are files of it.
     planned
         Nothing was written: this is what an export would do.
     fields
@@ -90,12 +93,25 @@ class ExportSummary:
     images_left, images_left_examples
         Images that are as they were though they are too large, or of another format than was asked for: how many by
         kind of reason, and a few of each. The manifest has all of them.
+    images_blurred, regions_blurred
+        Images of which regions were blurred, and these.
+    images_beside_blurred
+        Of these samples, those with further images, which are as they were.
     no_caption
         Samples whose column of captions is null: their ``.txt`` is as it was, or as all have one, empty.
     kept_caption
         Of these, the samples that have a ``.txt`` of their own, which is as it was.
     empty_caption
         Samples whose column of captions has no text, or white space alone: so has their ``.txt``.
+    no_vector
+        By suffix of the members that vectors became, how many samples have none, as the vector is null, or has null
+        among its numbers.
+    broken_vector
+        Of these, those with null among the numbers.
+    no_image
+        Of an export to Parquet, samples without an image: theirs is null.
+    members_left
+        Of such an export, members that are in no file of it, by suffix.
     card
         Path or URL of the card; empty where this export has none.
     own_card
@@ -135,6 +151,7 @@ class ExportSummary:
     needed: int = 0
     free: int | None = None
     by_old_sizes: bool = False
+    format: str = "webdataset"
     planned: bool = False
     fields: Counter[str] = field(default_factory=Counter)
     habits: list[str] = field(default_factory=list)
@@ -148,8 +165,15 @@ class ExportSummary:
     image_bytes_before: int = 0
     image_bytes_after: int = 0
     images_grown: int = 0
+    images_blurred: int = 0
+    regions_blurred: int = 0
+    images_beside_blurred: int = 0
     images_left: Counter[str] = field(default_factory=Counter)
     images_left_examples: dict[str, list[str]] = field(default_factory=dict)
+    no_vector: Counter[str] = field(default_factory=Counter)
+    broken_vector: Counter[str] = field(default_factory=Counter)
+    no_image: int = 0
+    members_left: Counter[str] = field(default_factory=Counter)
     card: str = ""
     own_card: bool = False
     looked_up: SaveSummary = field(default_factory=lambda: SaveSummary("", opened=False))
@@ -176,6 +200,13 @@ class ExportSummary:
         self.earlier_errors.update(report.get("errors_in_tars", {}))
         self.fields.update(report["fields"])
         self.errors.update(report.get("errors", {}))
+        for suffix, counts in report.get("vectors", {}).items():
+            self.fields[suffix] += counts["members"]
+            self.no_vector[suffix] += counts["null"] + counts["broken"]
+            self.broken_vector[suffix] += counts["broken"]
+        if pictures := report.get("pictures"):
+            self.no_image += pictures["none"]
+            self.members_left.update(pictures["left"])
         for mine, theirs in ((self.passing, report["passing"]), (self.unknown, report["unknown"])):
             for clause, count in theirs.items():
                 mine[clause] = mine.get(clause, 0) + count
@@ -189,7 +220,7 @@ class ExportSummary:
     def add_shard(self, report: Mapping[str, Any]) -> None:
         """Count a new tar that is there (`curator_dask.outputs.packing`)."""
         self.bytes += report["bytes"]
-        split = report["name"].rpartition("/")[0]
+        split = report.get("split", report["name"].rpartition("/")[0])
         if split in self.splits:
             self.splits[split].bytes += report["bytes"]
         self.json_left_alone += report["json_left_alone"]
@@ -203,6 +234,9 @@ class ExportSummary:
             self.image_bytes_before += images["before"]
             self.image_bytes_after += images["after"]
             self.images_grown += images.get("grown", 0)  # exports before did not say it
+            self.images_blurred += images.get("blurred", 0)
+            self.regions_blurred += images.get("regions", 0)
+            self.images_beside_blurred += images.get("further", 0)
             self.images_left.update(images["left"])
             for kind, some in images["examples"].items():
                 known = self.images_left_examples.setdefault(kind, [])
@@ -211,6 +245,8 @@ class ExportSummary:
                 self.fields.subtract({before: count})
                 self.fields.update({after: count})
             self.fields = +self.fields
+        if lost := report.get(UNBLURRED):
+            self._add_left_out_samples(lost, split)
         if report["no_index"]:
             self.no_index[report["name"]] = report["no_index"]
 
@@ -242,11 +278,24 @@ class ExportSummary:
             no_index=dict(self.no_index),
         )
         found.splits = {}  # these have all tars already
-        for report in earlier.reports:
-            found.add_shard(report)
+        for report in earlier.reports:  # samples that these lack are counted where their rows are looked at
+            found.add_shard({**report, UNBLURRED: None})
         found.fields, found.kept = self.in_all()
         found.shards, found.splits = found.shards + self.earlier_shards, self.splits
         return found
+
+    def _add_left_out_samples(self, lost: Mapping[str, Any], split: str) -> None:
+        """Count samples that were to be in a tar of a split, and are not."""
+        self.kept -= lost["samples"]
+        self.missing += lost["samples"]
+        if split in self.splits:
+            self.splits[split].samples -= lost["samples"]
+        self.fields.subtract(lost["fields"])
+        self.fields = +self.fields
+        self.reasons.update(lost["reasons"])
+        for kind, some in lost["examples"].items():
+            known = self.examples.setdefault(kind, [])
+            known += some[: EXAMPLES - len(known)]
 
     def note_splits(
         self, counts: Mapping[str, SplitCount], notes: Sequence[str], earlier: EarlierTars | None = None
@@ -268,7 +317,9 @@ class ExportSummary:
         fields, samples = self.in_all()
         # What some new samples lack they get, so that all have it; those of tars that stay do not.
         filled = [name for name in EMPTY if self.earlier_fields.get(name, 0) == self.earlier_samples]
-        if not options.portable:
+        if options.is_tables:
+            self.habits = []
+        elif not options.portable:
             keys = 0 if options.sequential else odd_keys
             known = {n: each for n, each in fields.items() if options.caption is None or n != "txt"}
             self.habits = habits(known, samples, keys)
@@ -286,6 +337,9 @@ class ExportSummary:
             "reasons": dict(self.reasons),
             "fields": dict(self.fields),
             "images_left": dict(self.images_left),
+            "no_vector": dict(self.no_vector),
+            "broken_vector": dict(self.broken_vector),
+            "members_left": dict(self.members_left),
             "errors": dict(self.errors),
             "earlier_errors": dict(self.earlier_errors),
             "splits": {name: vars(count) for name, count in self.splits.items()},
@@ -298,24 +352,25 @@ class ExportSummary:
         left = f"{self.filtered:,} filtered out, {self.missing:,} without a whole sample"
         done = f"{self.written:,} written, {self.skipped:,} finished before"
         size = self.bytes + (self.needed if self.planned else 0)
+        noun = "Parquet file" if self.format == "parquet" else "tar"
         new, there = ("", "") if not self.earlier_shards else ("new ", f"{self.earlier:,} in earlier tars, ")
         lines = [
-            f"{self.path}: {counted(self.kept, f'{new}sample')} in {counted(self.shards, f'{new}tar')}, {sized(size)};"
-            f" of {counted(self.rows, 'row')} {there}{left}",
+            f"{self.path}: {counted(self.kept, f'{new}sample')} in {counted(self.shards, f'{new}{noun}')},"
+            f" {sized(size)}; of {counted(self.rows, 'row')} {there}{left}",
             f"  {done}; {self.seconds:.1f} s",
         ]
         if self.planned:
             free = "" if self.free is None else f", {sized(self.free)} are free"
             by = " by the sizes that images have now" if self.by_old_sizes else ""
             lines[1] = (
-                f"  a dry run: {counted(self.shards - self.skipped, 'tar')} to write, {self.skipped:,} finished"
+                f"  a dry run: {counted(self.shards - self.skipped, noun)} to write, {self.skipped:,} finished"
                 f" before; about"
                 f" {sized(self.needed)} are needed{by}{free};"
                 f" {self.seconds:.1f} s"
             )
         lines += earlier_lines(self, size)
         total = self.kept + self.earlier_samples
-        lines += [f"  {name}: {count.told(total)}" for name, count in self.splits.items()]
+        lines += [f"  {name}: {count.told(total, noun)}" for name, count in self.splits.items()]
         lines += [f"  {note}" for note in self.split_notes]
         for clause, count in self.passing.items():
             null = f", {self.unknown[clause]:,} unknown (null)" if self.unknown.get(clause) else ""
@@ -328,54 +383,12 @@ class ExportSummary:
             )
         for reason, count in ranked(self.reasons):
             lines.append(f"  {count:,} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
-        lines += [f"  tar failed: {name}: {why}" for name, why in list(self.failed_shards.items())[:_FEW]]
+        lines += [f"  {noun} failed: {name}: {why}" for name, why in list(self.failed_shards.items())[:_FEW]]
         lines += self.looked_up.remark_lines()
-        if self.no_index:
-            name, why = next(iter(self.no_index.items()))
-            lines.append(
-                f"  {counted(len(self.no_index), 'tar')} without an index, {name} for example: {why}"
-            )
-        if self.json_left_alone:
-            some = ", ".join(self.json_left_alone[:3])
-            lines.append(
-                f"  {counted(len(self.json_left_alone), 'sample')} got no fields, as the JSON is no object: {some}"
-            )
-        lines += self._image_lines()
-        if self.no_caption:
-            samples = counted(self.no_caption, "sample")
-            lines.append(
-                f"  {samples} got no caption, as the column is null: {self.kept_caption:,} of them keep the .txt"
-                " that was there"
-            )
-        if self.empty_caption:
-            samples = counted(self.empty_caption, "sample")
-            lines.append(
-                f"  {samples} got an empty caption, as the column has no text there: with null a .txt that was there"
-                " would stay"
-            )
+        lines += content_lines(self)
         lines += [f"  other readers: {each}" for each in self.habits]
         if self.card:
             lines.append(f"  card: {self.card}")
         if self.own_card:
             lines.append("  no card: there is a README.md that this export has not written, which stays")
         return "\n".join(lines)
-
-    def _image_lines(self) -> list[str]:
-        lines = []
-        if self.images_smaller or self.images_converted:
-            converted = f", {self.images_converted:,} only put into another format" * bool(
-                self.images_converted
-            )
-            grown = f" ({counted(self.images_grown, 'file')} grew)" * bool(self.images_grown)
-            lines = [
-                f"  {counted(self.images_smaller, 'image', 'was', 'were')} made smaller{converted}:"
-                f" {sized(self.image_bytes_before)} before, {sized(self.image_bytes_after)} now{grown}",
-                "  what rows and .json files say of images (width, height, bytes, sha256) is of those before:"
-                f" {', '.join(EXPORTED.names)} beside each tar say what they are",
-            ]
-        for kind, count in sorted(self.images_left.items(), key=lambda item: (-item[1], item[0])):
-            some = "; ".join(self.images_left_examples.get(kind, []))
-            lines.append(
-                f"  {counted(count, 'image', 'stays', 'stay')} as before, {kind}: for example {some}"
-            )
-        return lines

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from curator_dask.errors import ShardError
+from curator_dask.decode.sniff import suffix_for
+from curator_dask.errors import ImageError, ShardError
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.rows.images import why_missing
 from curator_dask.rows.orphans import remark_orphans
@@ -18,11 +19,13 @@ from curator_dask.rows.reasons import MISSING
 from curator_dask.rows.remarks import EXAMPLES, fact_of, remark
 from curator_dask.storage import Options
 from curator_dask.webdataset.folder_reader import FolderReader
-from curator_dask.webdataset.folders import is_folder_shard
+from curator_dask.webdataset.folders import kind_of
 from curator_dask.webdataset.headers import Member, encoded
-from curator_dask.webdataset.index import ShardIndex
+from curator_dask.webdataset.index import ShardIndex, last_sample
 from curator_dask.webdataset.layouts import portable_key, portable_suffix
 from curator_dask.webdataset.opening import open_shard
+from curator_dask.webdataset.parquet import is_parquet_shard
+from curator_dask.webdataset.parquet_reader import ParquetReader
 from curator_dask.webdataset.samples import Sample, key_text
 from curator_dask.webdataset.stamps import FileStamp, stamp
 from curator_dask.webdataset.writer import tar_bytes
@@ -74,6 +77,10 @@ class FoundSamples:
                     self._miss(f"{MISSING}: the row has no shard ({URL_COLUMN} is null)", "", ids[place])
                 continue
             self.stamps[url] = stamp(url, self._options)  # of a tar that is gone it raises
+            if is_parquet_shard(url):
+                with ParquetReader(url, self._options) as rows_of:
+                    self._take_rows(rows_of, [rows[place] for place in mine], [ids[place] for place in mine])
+                continue
             try:
                 # An index file is compared with the tar in a few places only, and its names would be those in the
                 # new tars.
@@ -98,12 +105,13 @@ class FoundSamples:
         remark(url, "duplicates", fact_of(index.duplicates))
         remark(url, "unread", fact_of(map(str, index.unread)))
         remark_orphans(url, index, found, self._id_col, self._options)
-        cut = _last(index) if index.problem else -1
+        cut = last_sample(index) if index.problem else -1
         for row, item, position in zip(rows, ids, found.tolist(), strict=True):
             if position < 0:
-                place = "folder" if is_folder_shard(url) else "tar"
                 self._miss(
-                    f"{MISSING}: no sample {item!r} in the {place}{why_missing(index, item)}", url, item
+                    f"{MISSING}: no sample {item!r} in the {kind_of(url)}{why_missing(index, item)}",
+                    url,
+                    item,
                 )
             elif position == cut:
                 self._miss(f"damaged: the tar ends in this sample, or behind it: {index.problem}", url, item)
@@ -111,6 +119,26 @@ class FoundSamples:
                 self._miss(f"{MISSING}: the sample has no file{why_missing(index, item)}", url, item)
             else:
                 self._add(url, row, index.samples[position])
+
+    def _take_rows(self, reader: ParquetReader, rows: Sequence[int], ids: Sequence[Any]) -> None:
+        """The same of a Parquet file: how large its images are, and what they are, is seen by reading them."""
+        index, url = reader.index, reader.url
+        before = len(self._members)
+        found = index.find(ids).tolist()
+        reader.expect(index.samples[place].members[0] for place in found if place >= 0)
+        for place, row, item in sorted(zip(found, rows, ids, strict=True), key=lambda each: each[:2]):
+            if place < 0:
+                self._miss(f"{MISSING}: no sample {item!r} in the {kind_of(url)}", url, item)
+                continue
+            key, (member,) = index.samples[place]
+            try:
+                image = reader.read(member)
+            except ImageError as error:
+                self._miss(str(error), url, item)
+                continue
+            self._add(url, row, Sample(key, (Member(f"{key}.{suffix_for(image)}", place, len(image)),)))
+        reader.check_unchanged()
+        self._files += [(None, 0)] * (len(self._members) - before)
 
     def _add(self, url: str, row: int, sample: Sample) -> None:
         key = sample.key
@@ -175,12 +203,3 @@ class FoundSamples:
         examples = self.examples.setdefault(kind, [])
         if len(examples) < EXAMPLES:
             examples.append(f"{url} {item}: {reason}")
-
-
-def _last(index: ShardIndex) -> int:
-    """Position of the sample that the last member belongs to; -1 where there is none."""
-    ends: Mapping[int, int] = {
-        position: max(member.offset for member in sample.members)
-        for position, sample in enumerate(index.samples)
-    }
-    return max(ends, key=ends.__getitem__, default=-1)

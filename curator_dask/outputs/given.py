@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curator_dask.errors import OutputError
+from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
+from curator_dask.frames.parquet import Footer, open_parquet
 from curator_dask.outputs.curated_names import EMBEDDINGS, PASSING, of_curate
 from curator_dask.outputs.failed import none_there, output_files
+from curator_dask.rows.images import values_of
 from curator_dask.storage import Options, exists, join
 
 
@@ -45,6 +49,24 @@ def check_one_output(folder: str, names: Sequence[str]) -> None:
         )
 
 
+def check_no_input(path: str, footer: Footer, options: Options) -> None:
+    """Raise OutputError where a file that is to be written anew is a dataset's own: nobody can make it again.
+
+    Parameters
+    ----------
+    path, footer
+        The file, and what it says of itself.
+    options
+        For fsspec.
+    """
+    tar = f"{path.removesuffix('.parquet')}.tar"
+    if footer.record is None and not footer.fault and exists(tar, options):
+        raise OutputError(
+            f"{path}: is the own Parquet of {tar}, the input of a dataset, and would be written anew with more columns."
+            " Give a folder for the output, or use overwrite=True (--overwrite)"
+        )
+
+
 def rows_with_shards(
     file: pq.ParquetFile, path: str, columns: Sequence[str], size: int, options: Options
 ) -> Iterator[pa.RecordBatch]:
@@ -72,3 +94,21 @@ def rows_with_shards(
         if lacks_shards:
             batch = batch.append_column(URL_COLUMN, pa.repeat(pa.scalar(tar), batch.num_rows))
         yield batch
+
+
+class Names(NamedTuple):
+    """Keys and shards of rows, in the order of these."""
+
+    keys: list[Any]
+    urls: list[str | None]
+
+
+def names_in(path: str, id_col: str, options: Options) -> Names:
+    """Those of all rows of a file; None where it has no such column."""
+    found = Names([], [])
+    with faults_told(path), open_parquet(path, options) as file:
+        for batch in rows_with_shards(file, path, [id_col, URL_COLUMN], 65_536, options):
+            for values, name in zip(found, (id_col, URL_COLUMN), strict=True):
+                there = name in batch.schema.names
+                values += values_of(batch.column(name)) if there else [None] * batch.num_rows
+    return found

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -20,16 +19,20 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.committing import Commits
 from curator_dask.frames.parquet import Footer, read_footer, write_table
 from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.blurring import BlurredImages, blurred_images
 from curator_dask.outputs.choosing import read_rows
-from curator_dask.outputs.contents import contents_of, text_of
+from curator_dask.outputs.contents import contents_of, keep_texts, text_of
 from curator_dask.outputs.encoded import Encoded
-from curator_dask.outputs.export_columns import texts_of
+from curator_dask.outputs.export_columns import conformed, texts_of
 from curator_dask.outputs.found_samples import FILES, TIMES
+from curator_dask.outputs.left_out import UNBLURRED, put_left_out
 from curator_dask.outputs.manifest import where_from
+from curator_dask.outputs.new_keys import NewKeys
 from curator_dask.outputs.placing import being_written, put, unwritten
 from curator_dask.outputs.selecting import Folder, stamps_in
 from curator_dask.outputs.sharding import NewShard
 from curator_dask.outputs.shrinking import LEFT, Shrinking, ShrunkImages
+from curator_dask.outputs.vector_members import VectorMember
 from curator_dask.runs.reports import report_frame
 from curator_dask.runs.turns import aside
 from curator_dask.storage import Options, is_remote, remove
@@ -37,33 +40,12 @@ from curator_dask.webdataset.idx import index_content
 from curator_dask.webdataset.ranges import Ranges
 from curator_dask.webdataset.samples import key_text
 from curator_dask.webdataset.stamps import FileStamp, stamp
-from curator_dask.webdataset.writer import Contents, write_tar
+from curator_dask.webdataset.writer import write_tar
 
 #: Of the fingerprints: what is written of the same samples.
 _FORM = 1
-_REPORT = {"failed": 0, "dropped": 0, "reasons": {}, "examples": {}, "remarks": {}}
-
-
-@dataclass(frozen=True)
-class NewKeys:
-    """Keys that are numbers: of the shard, and of the sample in it.
-
-    Attributes
-    ----------
-    shard_digits, sample_digits
-        Of the two.
-    old_id_col
-        Column, and field of the JSON, for the key that it had; None: it is in the manifest alone.
-    """
-
-    shard_digits: int
-    sample_digits: int
-    old_id_col: str | None = None
-
-    def of(self, shard: int, count: int) -> list[str]:
-        """The keys of a shard's samples."""
-        first, digits = shard * 10**self.sample_digits, self.shard_digits + self.sample_digits
-        return [f"{first + number:0{digits}d}" for number in range(count)]
+#: What a report on a shard that is written says in any case.
+REPORT = {"failed": 0, "dropped": 0, "reasons": {}, "examples": {}, "remarks": {}}
 
 
 @dataclass(frozen=True)
@@ -104,6 +86,8 @@ class PackShard:
         Column of what each sample's ``.txt`` holds; None: that stays as it is.
     shrinking
         Which images are made smaller; None: none.
+    vectors
+        Columns that become members.
     given_up
         The shard kills workers: it is not written, for this reason.
     """
@@ -125,7 +109,11 @@ class PackShard:
     encoded: Encoded | None = None
     caption: str | None = None
     shrinking: Shrinking | None = None
+    vectors: tuple[VectorMember, ...] = ()
     given_up: str | None = None
+
+    #: Of a shard's file.
+    suffix: ClassVar[str] = ".tar"
 
     def __dask_tokenize__(self) -> Any:
         schema = None if self.schema is None else self.schema.to_string()
@@ -155,6 +143,7 @@ class PackShard:
                 **({} if self.encoded is None else {"encoded": vars(self.encoded)}),
                 **({} if self.caption is None else {"caption": self.caption}),
                 **({} if self.shrinking is None else {"shrinking": self.shrinking.recipe}),
+                **({"vectors": [vars(each) for each in self.vectors]} if self.vectors else {}),
             }
         )
 
@@ -166,7 +155,7 @@ class PackShard:
         if not footer.is_finished(self.mark(shard)):
             return None
         with contextlib.suppress(ShardError):
-            whole = stamp(self.target.file(f"{name}.tar"), options).size == report["bytes"]
+            whole = stamp(self.target.file(f"{name}{self.suffix}"), options).size == report["bytes"]
             if self.schema is not None:  # of a file that is not there, or is damaged, no column is known
                 whole = whole and bool(read_footer(self.target.file(f"{name}.parquet"), options).columns)
             if report["indexed"]:
@@ -188,7 +177,7 @@ class PackShard:
         """
         name = self.name(shard.split, shard.number)
         if self.given_up is not None:
-            raise ShardError(f"{self.target.file(name)}.tar: {self.given_up}")
+            raise ShardError(f"{self.target.file(name)}{self.suffix}: {self.given_up}")
         done = self.finished(shard)
         if done is not None and done.record is not None:  # a worker died after it had written it
             return report_frame(done.record.report or {})
@@ -199,16 +188,45 @@ class PackShard:
         samples, stamps = self._samples(shard)
         keys = self._keys(shard, samples)
         table, record = self._rows(shard, samples, keys)
-        left_alone: list[str] = []
-        captions = [] if self.caption is None else texts_of(table, self.caption)
-        contents, ends = contents_of(
-            samples, keys, self.empty, self._fields(table), self.keep_fields, left_alone, captions
-        )
-        added = dict(Counter(contents.names[place].rpartition(".")[2] for place in contents.given))
-        kept = _keep_texts(contents, keys, ends, captions)
+        if self.shrinking is None or self.shrinking.blurring is None:
+            return self._put(shard, name, samples, stamps, keys, table, record)
+        contents, ends = contents_of(samples, keys, (), (), False, [])
         if self.encoded is not None:
             self.encoded.put(contents, keys, ends, table)
-        images = None if self.shrinking is None else ShrunkImages(self.shrinking, contents, keys, ends)
+        ranges = Ranges(stamps, self.shard_options)
+        with blurred_images(*self.shrinking.blurs, contents, ends, keys, table, ranges) as blurred:
+            put_left_out(self.manifest, name, blurred.left_out, samples)
+            lost = table.take(pa.array(sorted(blurred.left_out), pa.int64()))
+            for each in self.vectors:
+                blurred.lost["fields"][each.suffix] = len(lost) - each.files_in(lost).count(None)
+            kept = pa.array(blurred.kept)
+            keys = [keys[number] for number in blurred.kept.tolist()]
+            return self._put(shard, name, samples.take(kept), stamps, keys, table.take(kept), record, blurred)
+
+    def _put(
+        self,
+        shard: NewShard,
+        name: str,
+        samples: pa.Table,
+        stamps: Mapping[str, FileStamp],
+        keys: Sequence[str],
+        table: pa.Table,
+        record: FileRecord,
+        blurred: BlurredImages | None = None,
+    ) -> dict[str, Any]:
+        """Write samples, some of whose images are blurred already; returns the report."""
+        left_alone: list[str] = []
+        captions = [] if self.caption is None else texts_of(table, self.caption)
+        fields, vectors = self._fields(table), {each.suffix: each.files_in(table) for each in self.vectors}
+        contents, ends = contents_of(
+            samples, keys, self.empty, fields, self.keep_fields, left_alone, captions, vectors
+        )
+        added = Counter(contents.names[place].rpartition(".")[2] for place in contents.given)
+        added.pop("npy", None)  # vectors are counted when they are looked up
+        kept = keep_texts(contents, keys, ends, captions)
+        if self.encoded is not None:
+            self.encoded.put(contents, keys, ends, table)
+        images = ShrunkImages.of(self.shrinking, contents, keys, ends, blurred)
         path = self.target.file(f"{name}.tar")
         with contextlib.ExitStack() as after:
             try:
@@ -224,9 +242,10 @@ class PackShard:
             except OSError as error:  # of a sync, or a rename
                 raise unwritten(path, error) from error
             report = {
-                **_REPORT,
+                **REPORT,
+                **({} if blurred is None else {UNBLURRED: blurred.lost}),
                 "name": name,
-                "rows": len(shard),
+                "rows": len(keys),
                 "bytes": size_of(),
                 "indexed": index is not None,
                 "index_bytes": 0 if index is None else len(index),
@@ -234,7 +253,7 @@ class PackShard:
                 "json_left_alone": left_alone,
                 "no_caption": captions.count(None),
                 "kept_caption": kept,
-                "added": added,
+                "added": dict(added),
                 "empty_caption": sum(each is not None and not text_of(each).strip() for each in captions),
             }
             before = np.where(contents.sources < 0, -1, contents.offsets)
@@ -244,9 +263,13 @@ class PackShard:
             if images is not None:
                 report["images"] = images.report()
                 where = where.append_column(LEFT, images.left())
-            made_by = FileRecord(self.mark(shard), report=report)
-            write_table(self.manifest.file(f"{name}.parquet"), where, made_by, self.manifest.options)
+            self.put_manifest(shard, name, where, report)
         return report
+
+    def put_manifest(self, shard: NewShard, name: str, where: pa.Table, report: Mapping[str, Any]) -> None:
+        """Say where samples are from; with that the shard is finished."""
+        made_by = FileRecord(self.mark(shard), report=report)
+        write_table(self.manifest.file(f"{name}.parquet"), where, made_by, self.manifest.options)
 
     def _put_beside(
         self, name: str, index: bytes | None, table: pa.Table, record: FileRecord, commits: Commits
@@ -259,7 +282,7 @@ class PackShard:
         if self.schema is None:
             remove(self.target.file(f"{name}.parquet"), self.target.options)
         else:
-            beside = _conformed(table, self.schema)
+            beside = conformed(table, self.schema)
             write_table(self.target.file(f"{name}.parquet"), beside, record, self.target.options, commits)
 
     def _samples(self, shard: NewShard) -> tuple[pa.Table, dict[str, FileStamp]]:
@@ -285,7 +308,8 @@ class PackShard:
         """The rows of the samples, with all columns that are used of them, and what made these."""
         wanted = [*(self.schema.names if self.schema is not None else ()), *self.json_columns]
         wanted += [] if self.encoded is None else [self.encoded.column]
-        wanted += [] if self.caption is None else [self.caption]
+        wanted += [*([] if self.caption is None else [self.caption]), *(each.column for each in self.vectors)]
+        wanted += [] if self.shrinking is None else self.shrinking.columns
         tables, records = [], []
         numbers = samples.column("row").to_numpy()
         for number, name in enumerate(shard.files if wanted else ()):
@@ -334,36 +358,12 @@ class PackShard:
             return None, str(error)
 
 
-def _keep_texts(
-    contents: Contents, keys: Sequence[str], ends: Sequence[int], captions: Sequence[bytes | None]
-) -> int:
-    """How many samples have a ``.txt`` of their own, and no caption that takes its place."""
-    kept = 0
-    for key, (start, stop), caption in zip(keys, itertools.pairwise(ends), captions, strict=False):
-        there = (place for place in range(start, stop) if place not in contents.given)
-        kept += caption is None and any(
-            contents.names[place].removeprefix(f"{key}.").lower() == "txt" for place in there
-        )
-    return kept
-
-
 def _in_order(shard: NewShard, tables: Sequence[pa.Table]) -> pa.Table:
     """Rows of several tables, each with its own in order, in the order of the shard."""
     table = pa.concat_tables(tables, promote_options="permissive")
     if not (np.diff(shard.which) < 0).any():
         return table
     return table.take(pa.array(np.argsort(np.argsort(shard.which, kind="stable"), kind="stable")))
-
-
-def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The columns of a schema, null where the table has none."""
-    columns = {
-        each.name: table.column(each.name).cast(each.type)
-        if each.name in table.column_names
-        else pa.nulls(len(table), each.type)
-        for each in schema
-    }
-    return pa.table(columns, schema=schema)
 
 
 def _common(records: Sequence[FileRecord], id_col: str) -> FileRecord:

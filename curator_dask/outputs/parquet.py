@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from curator_dask.frames.parquet import list_parquet
-from curator_dask.outputs.conflicts import FORMERLY, check_own_files, find_strays
+from curator_dask.outputs.conflicts import FORMERLY, check_beside_images, check_own_files, find_strays
 from curator_dask.outputs.failed import remove_leftovers_of, say_lost
 from curator_dask.outputs.keeping import find_kept
 from curator_dask.outputs.lock import RunLock
@@ -66,6 +66,7 @@ class ParquetSink:
             Something would be replaced that `overwrite` does not allow to replace.
         """
         output = self.output
+        check_beside_images(job.lineage, output.folder)
         schema = plan_schema(job)
         there = list_parquet(output.folder, output.options)
         count = job.frame.npartitions

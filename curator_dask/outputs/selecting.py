@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,14 +25,16 @@ from curator_dask.frames.columns import to_array
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import read_footer, read_whole, write_table
 from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.blurring import kind_of_lost
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.export_options import check_boolean
 from curator_dask.outputs.found_samples import FoundSamples
 from curator_dask.outputs.removed import stays
 from curator_dask.outputs.unchanged import check_unchanged
+from curator_dask.outputs.weighing import Weighing
 from curator_dask.rows.ids import exact_ids
 from curator_dask.rows.reasons import reasons_in
-from curator_dask.rows.remarks import noticing
+from curator_dask.rows.remarks import EXAMPLES, noticing
 from curator_dask.rows.where import Where
 from curator_dask.runs.reports import errors_of, report_frame
 from curator_dask.storage import Options, join
@@ -72,13 +74,27 @@ class FileRows:
         Of the file.
     taken
         int64 (n,): in order, the rows whose samples are in tars that stay as they are; none are looked up.
+    left_out
+        Those whose samples such a tar was to have, and has not, with the reason; none are looked up, either.
     """
 
     name: str
     taken: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    left_out: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def known(self) -> np.ndarray:
+        """int64 (n,): in order, all rows that are not looked up."""
+        return np.union1d(self.taken, np.array([*self.left_out], np.int64))
+
+    @property
+    def state(self) -> list[Any]:
+        """What identifies the rows that are not looked up; JSON-able."""
+        said = sorted(self.left_out.items())
+        return [_digest(self.taken), *([[[*pair] for pair in said]] if said else [])]
 
     def __dask_tokenize__(self) -> Any:
-        return (type(self).__name__, self.name, _digest(self.taken))
+        return (type(self).__name__, self.name, self.state)
 
 
 @dataclass(frozen=True)
@@ -99,6 +115,8 @@ class SelectSamples:
         Names are made such that all readers take them alike.
     without, without_state
         Folder of a table of duplicates, whose rows do not pass, and what identifies it.
+    weighing
+        What samples will weigh, where that is not what their members weigh.
     given_up
         The file kills workers: its samples are not looked up, for this reason.
     """
@@ -112,6 +130,7 @@ class SelectSamples:
     portable: bool = False
     without: str | None = None
     without_state: str = ""
+    weighing: Weighing | None = None
     given_up: str | None = None
 
     def give_up(self, reason: str) -> SelectSamples:
@@ -137,9 +156,9 @@ class SelectSamples:
         ) is not None:  # by a worker that died after it had written the file
             return report_frame(known)
         with noticing() as remarks, held_back():
-            table, report = self._select(name, path, asked.taken)
+            table, report = self._select(asked, path)
             report["remarks"] = remarks.on(report["stamps"])
-        every = np.union1d(asked.taken, table.column("row").to_numpy())
+        every = np.union1d(asked.known, table.column("row").to_numpy())
         report |= {"base": base, "after": _digest(every)}
         report["mark"] = fingerprint({"rows": mark, "tars": report["stamps"]})
         record = FileRecord(mark, id_col=self.id_col, report=report)
@@ -154,8 +173,9 @@ class SelectSamples:
             return None
 
     def _mark(self, path: str) -> str:
-        settings = [self.id_col, self.where, self.filter_column, self.portable]
+        settings: list[Any] = [self.id_col, self.where, self.filter_column, self.portable]
         settings += [] if self.without is None else [self.without_state]
+        settings += [] if self.weighing is None else [asdict(self.weighing)]
         return fingerprint({"select": settings, "file": vars(stamp(path, self.source.options))})
 
     def _known(self, asked: FileRows, base: str) -> Mapping[str, Any] | None:
@@ -166,11 +186,13 @@ class SelectSamples:
             return there.record.report or {}
         report = there.record.report or {}
         # All that was looked up is in tars since: so there is nothing left to look for.
-        if not len(asked.taken) or (report.get("base"), report.get("after")) != (base, _digest(asked.taken)):
+        if asked.left_out or not len(asked.taken):
+            return None
+        if (report.get("base"), report.get("after")) != (base, _digest(asked.taken)):
             return None
         if report["failed"] and not self._as_it_was(there.record, may_be_gone=True):
             return None
-        now = {"kept": 0, "in_tars": len(asked.taken), "bytes": 0, "odd_keys": 0}
+        now = {"kept": 0, "in_tars": len(asked.taken), "bytes": 0, "odd_keys": 0, "vectors": {}}
         errors = dict(Counter(report["errors"]) + Counter(report["errors_in_tars"]))
         return {**report, **now, "fields": {}, "errors": {}, "errors_in_tars": errors, "stamps": {}}
 
@@ -182,7 +204,8 @@ class SelectSamples:
                     return False
         return True
 
-    def _select(self, name: str, path: str, taken: np.ndarray) -> tuple[pa.Table, dict[str, Any]]:
+    def _select(self, asked: FileRows, path: str) -> tuple[pa.Table, dict[str, Any]]:
+        taken, known = asked.taken, asked.known
         footer = read_whole(path, self.source.options)
         id_col = (footer.record.id_col if footer.record else None) or self.id_col
         if missing := [each for each in (id_col, URL_COLUMN) if each not in footer.columns]:
@@ -197,7 +220,7 @@ class SelectSamples:
         if self.filter_column is not None and self.filter_column not in footer.columns:
             raise ConfigError(f"{path}: has no column {self.filter_column!r} to filter by: {footer.columns}")
         table = read_rows(path, self.source.options, list(dict.fromkeys(named)))
-        if footer.record is not None and not len(taken):
+        if footer.record is not None and not len(known):
             urls = pc.unique(table.column(URL_COLUMN)).to_pylist()
             check_unchanged(path, urls, footer.record, self.shard_options)
         passes, said = self._passing(table, where, footer.columns, path)
@@ -206,26 +229,36 @@ class SelectSamples:
             passes &= alone
             said["passing"][_ALONE], said["unknown"][_ALONE] = int(alone.sum()), 0
         outdated = int((~passes[taken]).sum())
-        passes[taken] = False
+        left_out = {row: why for row, why in asked.left_out.items() if passes[row]}
+        passes[known] = False
         rows = np.flatnonzero(passes)
         chosen = table.take(pa.array(rows))
-        if footer.record is not None and len(taken) and len(rows):  # of what is in tars already none is read
+        if footer.record is not None and len(known) and len(rows):  # of what is in tars already none is read
             urls = pc.unique(chosen.column(URL_COLUMN)).to_pylist()
             check_unchanged(path, urls, footer.record, self.shard_options)
         ids = exact_ids(to_array(chosen.column(id_col).combine_chunks()))
         found = FoundSamples(self.portable, self.shard_options, id_col)
         found.look_up(rows.tolist(), ids, chosen.column(URL_COLUMN).to_pylist())
         samples = found.table()
+        more: Mapping[str, Any] = {}
+        if self.weighing is not None and (len(samples) or not len(known)):
+            samples, more = self.weighing(samples, path, self.source.options)
+        for row, why in left_out.items():
+            kind = kind_of_lost(why)
+            found.reasons[kind] += 1
+            if found.reasons[kind] <= EXAMPLES:
+                url, key = (table.column(each)[row].as_py() for each in (URL_COLUMN, id_col))
+                found.examples.setdefault(kind, []).append(f"{url} {key}: {why}")
         missing_rows = sum(found.reasons.values())
         every = errors_of(table)
         errors, in_tars = (_kinds(every.take(each)) for each in (samples.column("row"), pa.array(taken)))
         report = {
-            "name": name.removesuffix(".parquet"),
+            "name": asked.name.removesuffix(".parquet"),
             "rows": len(table),
             "failed": missing_rows,
             "dropped": 0,
             "kept": len(samples),
-            "filtered": len(table) - len(taken) - len(rows),
+            "filtered": len(table) - len(taken) - len(rows) - len(left_out),
             "in_tars": len(taken),
             "outdated": outdated,
             "errors": errors,
@@ -237,6 +270,7 @@ class SelectSamples:
             "bytes": int(pc.sum(samples["bytes"]).as_py() or 0),
             "stamps": {url: vars(state) for url, state in found.stamps.items()},
             **said,
+            **more,
         }
         assert report["rows"] == report["kept"] + len(taken) + report["filtered"] + missing_rows
         return samples, report
@@ -281,7 +315,7 @@ def _digest(rows: np.ndarray) -> str:
 
 def _with_taken(base: str, asked: FileRows) -> str:
     """The fingerprint of what is looked up of a file, which some rows of are in tars."""
-    return base if not len(asked.taken) else fingerprint({"select": base, "taken": _digest(asked.taken)})
+    return base if not len(asked.known) else fingerprint({"select": base, "taken": asked.state})
 
 
 def stamps_in(record: FileRecord) -> dict[str, Any]:

@@ -147,6 +147,11 @@ class NewShards(Sequence[NewShard]):
             self._at,
         )
 
+    @property
+    def totals(self) -> dict[str, int]:
+        """By split, how many shards it has."""
+        return dict(self._splits)
+
     def largest(self) -> int:
         """Samples of the largest."""
         return int(np.diff(self._ends, prepend=0).max(initial=0))

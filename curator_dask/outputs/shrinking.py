@@ -1,4 +1,4 @@
-"""Images of an export that are made smaller on the way: which member of a sample that is, and what became of each."""
+"""Images of an export that are made smaller or blurred on the way: which members they are, and what became of each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 
@@ -16,7 +16,8 @@ from curator_dask.decode.orientation import upright_size
 from curator_dask.decode.smaller import SmallerImages, make_smaller
 from curator_dask.decode.sniff import sniff
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
-from curator_dask.errors import ImageError
+from curator_dask.errors import ImageError, ShardError
+from curator_dask.outputs.blurring import BlurredImages, Blurring
 from curator_dask.outputs.encoded import image_place, with_suffix
 from curator_dask.rows.reasons import Reason
 from curator_dask.rows.remarks import EXAMPLES
@@ -41,15 +42,32 @@ class Shrinking:
         How large they may be, and what their files are.
     image_member
         See `Sample.image`.
+    blurring
+        What is blurred in them; None: nothing.
     """
 
     how: SmallerImages
     image_member: str | None = None
+    blurring: Blurring | None = None
 
     @property
     def recipe(self) -> dict[str, Any]:
         """What identifies it."""
-        return asdict(self)
+        said = asdict(self)
+        if self.blurring is None:  # as exports before have said it
+            del said["blurring"], said["how"]["any_size"]
+        return said
+
+    @property
+    def blurs(self) -> tuple[Blurring, SmallerImages, str | None]:
+        """What `blurred_images` takes, where something is blurred."""
+        assert self.blurring is not None
+        return self.blurring, self.how, self.image_member
+
+    @property
+    def columns(self) -> list[str]:
+        """Those of the rows that it needs."""
+        return [] if self.blurring is None else self.blurring.columns
 
 
 class _Image(NamedTuple):
@@ -63,6 +81,8 @@ class _Image(NamedTuple):
     made: bool = False
     fewer: bool = False
     left: str | None = None
+    blurred: int = 0
+    further: bool = False
 
 
 class ShrunkImages:
@@ -76,10 +96,22 @@ class ShrunkImages:
         Of the tar, the members of all samples one after the other: what makes images smaller is put into it.
     keys, ends
         Of each sample: its key, and behind its last member; 0 before them.
+    blurred
+        Those of them that are made already.
+
+    Raises
+    ------
+    ShardError
+        Such a one would have the name of another member.
     """
 
     def __init__(
-        self, shrinking: Shrinking, contents: Contents, keys: Sequence[str], ends: Sequence[int]
+        self,
+        shrinking: Shrinking,
+        contents: Contents,
+        keys: Sequence[str],
+        ends: Sequence[int],
+        blurred: BlurredImages | None = None,
     ) -> None:
         self._how, self._keys = shrinking.how, keys
         self._found: dict[int, _Image] = {}  # by number of the sample
@@ -91,8 +123,43 @@ class ShrunkImages:
             if place is not None:
                 others = {each.lower() for each in mine[:place] + mine[place + 1 :]}
                 self._places[sample] = first + place
-                made[first + place] = partial(self._make, sample, others)
+                if blurred is not None and sample in blurred.found:
+                    self._put(sample, others, blurred, contents)
+                else:
+                    made[first + place] = partial(self._make, sample, others)
         contents.made = made
+
+    @classmethod
+    def of(cls, shrinking: Shrinking | None, *members: Any) -> Self | None:
+        """Those of a tar; None where nothing is asked for."""
+        return None if shrinking is None else cls(shrinking, *members)
+
+    def _put(self, sample: int, others: set[str], blurred: BlurredImages, contents: Contents) -> None:
+        """Put an image that is made already in its place."""
+        place, key, found = self._places[sample], self._keys[sample], blurred.found[sample]
+        name, data = contents.names[place], blurred.data(sample)
+        new_name = name
+        if self._how.changes_format:
+            new_name = _renamed(key, name, FORMATS[found.made.form].suffixes)
+        if new_name != name and new_name.lower() in others:
+            raise ShardError(
+                f"{key_text(key)}: the blurred image would be {key_text(new_name)}, as another member is: give another"
+                " image_format (--image-format)"
+            )
+        contents.names[place], contents.sources[place] = new_name, -1
+        contents.given[place] = data  # type: ignore[assignment]  # it is in a file, and read when it is written
+        self._found[sample] = _Image(
+            found.made.width,
+            found.made.height,
+            found.before,
+            len(data),
+            (name[len(key) + 1 :], new_name[len(key) + 1 :]),
+            True,
+            found.made.fewer,
+            None,
+            found.boxes,
+            found.further,
+        )
 
     def _make(self, sample: int, others: set[str], name: str, data: bytes) -> tuple[str, bytes]:
         """The name and the bytes that an image gets."""
@@ -119,11 +186,14 @@ class ShrunkImages:
         """Places of those that are not copied."""
         return [self._places[sample] for sample, each in self._found.items() if each.made]
 
-    def beside(self, rows: pa.Table) -> pa.Table:
-        """The rows with the columns of `EXPORTED`; null where there is no image, or its size is not known."""
+    def beside(self, rows: pa.Table, first: int = 0) -> pa.Table:
+        """The rows, from that of a sample on, with the columns of `EXPORTED`.
+
+        They are null where there is no image, or its size is not known.
+        """
         there = [name for name in rows.column_names if name not in EXPORTED.names]
         rows = rows.select(there)
-        images = [self._found.get(sample) for sample in range(len(self._keys))]
+        images = [self._found.get(sample) for sample in range(first, first + len(rows))]
         for column, value in zip(EXPORTED, ("width", "height", "after"), strict=True):
             values = [None if each is None else getattr(each, value) for each in images]
             rows = rows.append_column(column, pa.array(values, column.type))
@@ -136,7 +206,8 @@ class ShrunkImages:
 
     def report(self) -> dict[str, Any]:
         """Counts, for `ExportSummary.add_shard`."""
-        made = [each for each in self._found.values() if each.made]
+        blurred = [each for each in self._found.values() if each.blurred]
+        made = [each for each in self._found.values() if each.made and (each.fewer or not each.blurred)]
         left: Counter[str] = Counter()
         examples: dict[str, list[str]] = {}
         for sample, each in sorted(self._found.items()):
@@ -154,6 +225,9 @@ class ShrunkImages:
             "before": sum(each.before for each in made),
             "after": sum(each.after for each in made),
             "grown": sum(each.after > each.before for each in made),
+            "blurred": len(blurred),
+            "regions": sum(each.blurred for each in blurred),
+            "further": sum(each.further for each in blurred),
             "left": dict(left),
             "examples": examples,
             "renamed": sorted([*map(key_text, suffixes), count] for suffixes, count in renamed.items()),

@@ -272,9 +272,9 @@ class SplitCount:
     bytes: int = 0
     earlier: int = 0
 
-    def told(self, total: int) -> str:
-        """In words, of so many samples in all splits."""
-        said = f"{counted(self.samples, 'sample')} in {counted(self.shards, 'tar')}"
+    def told(self, total: int, noun: str = "tar") -> str:
+        """In words, of so many samples in all splits; the noun is that of its shards."""
+        said = f"{counted(self.samples, 'sample')} in {counted(self.shards, noun)}"
         said += f", {self.samples - self.earlier:,} of them new" * bool(self.earlier)
         if self.wanted is None:
             return said

@@ -41,13 +41,13 @@ def split_more(
     """
     groups = None if splits.groups is None else Groups(absolute(splits.groups), splits)
     found = in_threads(lambda name: units_of_selected(splits, groups, selected, rows, name, id_col), names)
-    keys = splits.hashed((key.encode() for key in earlier.keys.to_pylist()), KEY)
+    keys = splits.hashed((key.encode() for key in earlier.source.keys.to_pylist()), KEY)
     first, second, both = keys.copy(), keys.copy(), np.zeros(len(keys), bool)
     if not splits.by_key:  # of a sample without a row here its key alone is known
 
         def of_rows(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
             numbers, places = known[name]
-            texts = pa.array([key.encode() for key in earlier.keys.take(pa.array(places)).to_pylist()])
+            texts = pa.array([key.encode() for key in earlier.source.keys.take(pa.array(places)).to_pylist()])
             samples = pa.table({"row": pa.array(numbers), "source_key": texts.cast(pa.binary())})
             return units_of_samples(splits, groups, samples, rows, name, id_col)
 

@@ -99,8 +99,6 @@ function labelling() {
 
   // Rows without a shard have their key alone.
   const shards = data.urls.some((url) => url);
-  const quoted = (text) => (/[",\r\n]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
-  const lineOf = (fields) => `${fields.map(quoted).join(",")}\r\n`;
   const tableOf = (name) => lineOf([data.idCol, ...(shards ? ["__url__"] : []), name])
     + [...labels].map(([row, label]) => lineOf([data.keys[row], ...(shards ? [data.urls[shard[row]]] : []), label === "yes" ? "true" : "false"])).join("");
 
@@ -129,9 +127,7 @@ function labelling() {
     told();
   });
   at("save").addEventListener("click", () => {
-    const url = URL.createObjectURL(new Blob([tableOf(at("name").value)], { type: "text/csv" }));
-    make("a", { href: url, download: "labels.csv" }).click();
-    setTimeout(() => URL.revokeObjectURL(url), 60_000);
+    download("labels.csv", tableOf(at("name").value));
   });
   at("forget").addEventListener("click", () => {
     if (!confirm("Forget all labels of this output?")) return;

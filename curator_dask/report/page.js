@@ -1,5 +1,4 @@
 "use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
 const KINDS = { float32: Float32Array, float64: Float64Array, int32: Int32Array, uint16: Uint16Array, uint8: Uint8Array };
 
 function unpack({ kind, base64 }) {
@@ -8,28 +7,8 @@ function unpack({ kind, base64 }) {
   return new KINDS[kind](bytes.buffer);
 }
 
-function make(name, properties = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(properties)) {
-    if (key in made) made[key] = value;
-    else made.setAttribute(key, value);
-  }
-  made.append(...children);
-  return made;
-}
-
-// The bar at the top has more lines where its titles are long: what is scrolled to lies below it, whatever its height.
-const bar = document.querySelector("header");
-new ResizeObserver(() => {
-  document.documentElement.style.scrollPaddingTop = `${Math.ceil(bar.getBoundingClientRect().height) + 12}px`;
-}).observe(bar);
-
-const integer = new Intl.NumberFormat("en");
 const percent = (part, all) => (all ? `${(100 * part / all).toFixed(1)} %` : "–");
 const plain = (value) => String(Number.isInteger(value) ? value : Number(value.toPrecision(Math.abs(value) < 1000 ? 4 : 6)));
-
-// As one word of a command, in double quotes where that reads more easily.
-const shell = (said) => (said.includes("'") && !/["$`\\!]/.test(said) ? `"${said}"` : `'${said.replaceAll("'", "'\\''")}'`);
 
 const picture = unpack(data.picture), shard = unpack(data.shard);
 for (const measure of data.measures) measure.values = unpack(measure.values);
@@ -51,18 +30,6 @@ function tile(row, note) {
 }
 
 for (const each of document.querySelectorAll("[data-picture]")) show(each.querySelector(".image"), Number(each.dataset.picture));
-
-// Buttons that copy what another element says.
-for (const button of document.querySelectorAll("[data-copies]")) {
-  const source = document.getElementById(button.dataset.copies);
-  button.addEventListener("click", async () => {
-    if (source.select) source.select();
-    else getSelection().selectAllChildren(source);
-    try { await navigator.clipboard.writeText(source.value ?? source.textContent); } catch { document.execCommand("copy"); }
-    button.textContent = "Copied";
-    setTimeout(() => { button.textContent = "Copy"; }, 1500);
-  });
-}
 
 // Thresholds
 

@@ -44,7 +44,7 @@ def render(report: Report) -> str:
         },
         data=payload(report),
         style=_read("page.css"),
-        script="\n".join(_read(name) for name in ("page.js", "values.js", "map.js", "label.js")),
+        script="\n".join(_read(name) for name in ("common.js", "page.js", "values.js", "map.js", "label.js")),
         plotting="" if report.map.lacking else "\n".join(_LIBRARY.js_raw),
         version=__version__,
     )

@@ -18,6 +18,7 @@ from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.storage import RELATIVE, Options, absolute, is_remote, read_bytes
 from curator_dask.webdataset.folders import is_folder_shard, walk
 from curator_dask.webdataset.opening import open_shard
+from curator_dask.webdataset.parquet import is_parquet_shard
 from curator_dask.webdataset.samples import key_text
 from curator_dask.webdataset.shards import ShardRange, ShardSet
 from curator_dask.webdataset.stamps import stamp
@@ -213,7 +214,8 @@ def _schema(id_col: str, others: list[pa.Field]) -> pa.Schema:
 def check_captions(given: str, found: ShardSet) -> None:
     """Refuse captions that are none of tars."""
     if given != "txt" and not is_folder_shard(found.shards[0].url):
-        raise ConfigError(f"captions={given!r} (--captions): is for image files, and {found.root} has tars")
+        has = "Parquet files" if is_parquet_shard(found.shards[0].url) else "tars"
+        raise ConfigError(f"captions={given!r} (--captions): is for image files, and {found.root} has {has}")
 
 
 def captions_of(given: str, found: ShardSet, id_col: str, options: Options = None) -> dict[str, Any]:
@@ -222,7 +224,7 @@ def captions_of(given: str, found: ShardSet, id_col: str, options: Options = Non
     Raises
     ------
     ConfigError
-        The shards are tars.
+        The shards are no folder's.
     DatasetError
         The file of captions cannot be used.
     """

@@ -13,9 +13,10 @@ from curator_dask.frames.names import STATUS_COLUMN
 from curator_dask.rows.orphans import remark_orphans
 from curator_dask.rows.reasons import DAMAGED, MISSING, Reason
 from curator_dask.rows.remarks import fact_of, remark
-from curator_dask.webdataset.folders import is_folder_shard
+from curator_dask.webdataset.folders import is_folder_shard, kind_of
 from curator_dask.webdataset.index import ShardIndex, warn_once
 from curator_dask.webdataset.opening import open_shard
+from curator_dask.webdataset.parquet_reader import ParquetReader
 from curator_dask.webdataset.stamps import Watched
 
 
@@ -72,7 +73,7 @@ def read_images(
                 (row, ImageError(f"{MISSING}: the row has no shard (__url__ is null)")) for row in rows
             )
             continue
-        place = "folder" if is_folder_shard(url) else "tar"
+        place = kind_of(url)
         if watched is not None:
             watched.begin(url)
         with open_shard(url, use_index_files=use_index_files, storage_options=storage_options) as reader:
@@ -110,6 +111,8 @@ def read_images(
                 except ImageError as error:
                     image = error
                 yield row, image
+            if isinstance(reader, ParquetReader):
+                reader.check_unchanged()
             if reader.index is not index:  # what was read showed the index file to be out of date
                 index = reader.index
                 found = index.find(wanted)

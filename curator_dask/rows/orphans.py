@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from curator_dask.cache import POSSESSIONS, Remembered
 from curator_dask.errors import ShardError
 from curator_dask.frames.columns import to_array
+from curator_dask.frames.parquet import open_parquet
+from curator_dask.frames.record import FileRecord
 from curator_dask.rows.ids import exact_ids
-from curator_dask.rows.reading import companion_ids
 from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.storage import Options
 from curator_dask.webdataset.index import ShardIndex
+from curator_dask.webdataset.parquet import is_parquet_shard
 from curator_dask.webdataset.stamps import stamp
 
 #: What is to be said of shards, by their states: many parts of one ask the same.
@@ -45,6 +48,8 @@ def remark_orphans(
     storage_options
         For fsspec.
     """
+    if is_parquet_shard(url):  # the rows are the samples
+        return
     orphans, damaged = None, None
     if len(np.unique(found[found >= 0])) < len(index.samples):
         try:
@@ -62,7 +67,7 @@ def remark_orphans(
 
 def _find(url: str, index: ShardIndex, id_col: str, storage_options: Options) -> tuple[Any, str | None]:
     """The fact that samples have no row, and what is wrong where none has."""
-    ids = companion_ids(url, id_col, storage_options)
+    ids = _companion_ids(url, id_col, storage_options)
     if ids is None:
         return None, None
     named = set(index.find(exact_ids(to_array(ids))).tolist()) - {-1}
@@ -75,3 +80,19 @@ def _find(url: str, index: ShardIndex, id_col: str, storage_options: Options) ->
             " and Parquet belong together"
         )
     return fact_of(sample.key for number, sample in enumerate(index.samples) if number not in named), damaged
+
+
+def _companion_ids(url: str, id_col: str, storage_options: Options) -> pa.ChunkedArray | None:
+    """All ids in the Parquet file beside a tar.
+
+    None if there is none that can be read, if it lacks the column, or if it is itself the output of a run that
+    took its rows from the tar.
+    """
+    try:
+        with open_parquet(url[:-4] + ".parquet", storage_options) as file:
+            record = FileRecord.parse(file.schema_arrow.metadata)
+            if id_col not in file.schema_arrow.names or (record is not None and record.source == "tar"):
+                return None
+            return file.read(columns=[id_col]).column(0)
+    except Exception:  # of Arrow, of the file system, of a store
+        return None

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from curator_dask import backend
 from curator_dask.cache import POSSESSIONS, Remembered
-from curator_dask.errors import CuratorError, DatasetError, ShardError
+from curator_dask.errors import ConfigError, CuratorError, DatasetError, ShardError
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import known_record, open_parquet, read_record, state_of
 from curator_dask.frames.record import FileRecord
@@ -23,6 +23,7 @@ from curator_dask.rows.ids import check_id_type, check_ids
 from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.rows.tar_rows import join_tar, later_columns, read_tar_rows, tar_schema
 from curator_dask.webdataset.opening import open_shard
+from curator_dask.webdataset.parquet import columns_of_rows, is_numbered, is_parquet_shard, numbered_keys
 from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet
 from curator_dask.webdataset.stamps import stamp
 
@@ -41,7 +42,7 @@ class ReadShard:
     id_col
         Column of the keys.
     source
-        ``"parquet"`` (the companion file) or ``"tar"``.
+        ``"parquet"`` (the companion file, or the one that the images lie in) or ``"tar"``.
     schema
         Columns of every partition; the last is ``__url__``.
     storage_options
@@ -128,9 +129,17 @@ def choose_source(metadata: str, found: ShardSet, storage_options: Mapping[str, 
 
     Raises
     ------
+    ConfigError
+        Rows of Parquet files with images are to come from tars.
     DatasetError
         Some shards have a Parquet file, others not.
     """
+    if is_parquet_shard(found.shards[0].url):
+        if metadata == "tar":
+            raise ConfigError(
+                f"metadata='tar' (--metadata tar): {found.root} has Parquet files with images, and rows come from these"
+            )
+        return "parquet"
     if metadata == "tar":
         return "tar"
     without = [shard for shard in found.shards if shard.parquet is None]
@@ -226,7 +235,7 @@ def read_parquet_rows(
     """
     state = state_of(str(part.shard.parquet))
     with _open_parquet(part.shard, storage_options) as file:
-        found = file.schema_arrow
+        found = columns_of_rows(file.schema_arrow, part.shard.url)
         record = known_record(state, lambda: FileRecord.parse(found.metadata))
         if _outdated(record, part.shard, storage_options):
             return read_tar_rows(part, schema, id_col, storage_options, nested_json)
@@ -238,14 +247,21 @@ def read_parquet_rows(
                 f" ({schema.names}). Give all companion files the same columns"
             )
         wanted = [name for name in wanted if only is None or name in (*only, id_col)]
-        if id_col not in wanted:
+        numbered = is_numbered(part.shard.url)
+        if numbered:
+            wanted = [name for name in wanted if name != id_col]
+        elif id_col not in wanted:
             raise ShardError(
                 f"{part.shard.parquet}: expected the column {id_col!r}, by which rows find their images, found"
                 f" {found.names}. Give the file that column"
             )
         try:
             table = _row_range(file, wanted, part.start, part.stop)
-            if part.part is None:
+            if numbered:
+                keys = numbered_keys(part.shard.name, range(part.start, part.start + table.num_rows))
+                table = table.append_column(id_col, pa.array(keys, pa.string()))
+                wanted.append(id_col)
+            elif part.part is None:
                 check_ids(table.column(id_col), id_col, str(part.shard.parquet))
             else:
                 _check_all_ids(file, part.shard, id_col, storage_options)
@@ -284,29 +300,9 @@ def _open_parquet(shard: Shard, storage_options: Mapping[str, Any] | None) -> pq
 
 def _unreadable(shard: Shard, error: Exception) -> ShardError:
     why = " ".join(str(error).split()).rstrip(" .")  # Arrow's reasons have several lines
-    return ShardError(
-        f"{shard.parquet}: not a Parquet file that can be read: {why}. Restore it, or read the rows from the tars"
-        " with metadata='tar' (--metadata tar)"
-    )
-
-
-def companion_ids(
-    url: str, id_col: str, storage_options: Mapping[str, Any] | None = None
-) -> pa.ChunkedArray | None:
-    """All ids in the Parquet file beside a tar.
-
-    None if there is none that can be read, if it lacks the column, or if it is itself the output of a run that
-    took its rows from the tar.
-    """
-    shard = Shard(url, "", url[:-4] + ".parquet")
-    try:
-        with _open_parquet(shard, storage_options) as file:
-            record = FileRecord.parse(file.schema_arrow.metadata)
-            if id_col not in file.schema_arrow.names or (record is not None and record.source == "tar"):
-                return None
-            return file.read(columns=[id_col]).column(0)
-    except (ShardError, OSError, pa.ArrowException):
-        return None
+    other = "read the rows from the tars with metadata='tar' (--metadata tar)"
+    remedy = "Fetch it again, or leave it out" if is_parquet_shard(shard.url) else f"Restore it, or {other}"
+    return ShardError(f"{shard.parquet}: not a Parquet file that can be read: {why}. {remedy}")
 
 
 def _remark_unnamed(shard: Shard, storage_options: Mapping[str, Any] | None) -> None:
@@ -342,7 +338,8 @@ def _row_range(file: pq.ParquetFile, columns: list[str], start: int, stop: int |
 
 def _parquet_schema(shard: Shard, id_col: str, storage_options: Mapping[str, Any] | None) -> pa.Schema:
     with _open_parquet(shard, storage_options) as file:
-        return file.schema_arrow.remove_metadata()
+        found = columns_of_rows(file.schema_arrow, shard.url).remove_metadata()
+    return found.insert(0, pa.field(id_col, pa.string())) if is_numbered(shard.url) else found
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

@@ -136,7 +136,7 @@ def tar_row(
         if member is None:
             continue
         try:
-            text = _text(bytes(reader.read(member)))
+            text = decoded(bytes(reader.read(member)))
         except ImageError:
             row.pop(column, None)
             continue
@@ -188,7 +188,7 @@ def _clean(value: Any) -> Any:
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
-def _text(data: bytes) -> str:
+def decoded(data: bytes) -> str:
     """UTF-8, with or without byte order mark; what is not UTF-8 is Latin-1, which every byte string is."""
     try:
         return data.decode("utf-8-sig")

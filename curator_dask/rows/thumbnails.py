@@ -18,7 +18,11 @@ from curator_dask.storage import Options
 
 
 def read_thumbnails(
-    keys: Sequence[Any], urls: Sequence[str | None], size: int, options: Options = None
+    keys: Sequence[Any],
+    urls: Sequence[str | None],
+    size: int,
+    options: Options = None,
+    enlarge: bool = True,
 ) -> Iterator[tuple[int, Image.Image | str]]:
     """The pictures of rows, upright, each of at most `size` pixels a side.
 
@@ -30,6 +34,8 @@ def read_thumbnails(
         Pixels.
     options
         For fsspec, where shards are URLs.
+    enlarge
+        Whether one that is smaller becomes larger.
 
     Yields
     ------
@@ -45,7 +51,7 @@ def read_thumbnails(
     """
     with noticing():  # what is noticed of the tars is no concern of who looks at a few images
         for row, image in read_images(keys, urls, "key", storage_options=options):
-            yield row, _small(image, size)
+            yield row, _small(image, size, enlarge)
 
 
 def data_uri(picture: Image.Image, form: str, quality: int) -> str:
@@ -63,10 +69,13 @@ def data_uri(picture: Image.Image, form: str, quality: int) -> str:
     return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _small(image: Any, size: int) -> Image.Image | str:
+def _small(image: Any, size: int, enlarge: bool) -> Image.Image | str:
     try:
         if isinstance(image, Exception):
             return str(image)
-        return ImageOps.contain(decode(image, DEFAULT_MAX_PIXELS), (size, size), Image.Resampling.LANCZOS)
+        picture = decode(image, DEFAULT_MAX_PIXELS)
+        if max(picture.size) <= size and not enlarge:
+            return picture
+        return ImageOps.contain(picture, (size, size), Image.Resampling.LANCZOS)
     except ImageError as error:
         return str(error)

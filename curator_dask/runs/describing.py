@@ -68,7 +68,7 @@ def load_models(steps: Sequence[Step], shown: Sequence[str], client: Any, most: 
         logged.append(info)
         least = f", {info['least_cosine']:.5f} of half precision" if "least_cosine" in info else ""
         made_by = f"{info['output']} output of {info['model']} ({info['dtype']}{least}; {info['source']})"
-        what = f"{info['dim']} values" if "dim" in info else "captions"
+        what = f"{info['dim']} values" if "dim" in info else info.get("detection", "captions")
         what = f"{info['classes'].split()[0]} classes" if "classes" in info else what
         logger.info("%s: %s, %s", name, what, made_by)
     return Loaded(described, workers if client is not None and workers is not None else frozenset())

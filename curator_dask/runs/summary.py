@@ -83,10 +83,10 @@ class SaveSummary:
     again
         Whether rows that had failed were tried again: then `rows` are these, and `failed` those that failed again.
     column
-        Of the vectors, classes or captions that were tried again; empty else.
+        Of the vectors, classes, captions or boxes that were tried again; empty else.
     made
-        What an image has that has not failed, in words: ``"a vector"``; where there are no vectors ``"a class"`` or
-        ``"a caption"``.
+        What an image has that has not failed, in words: ``"a vector"``; where there are no vectors ``"a class"``,
+        ``"a caption"`` or ``"boxes"``.
     opened
         Whether images are opened for it.
     without_sample

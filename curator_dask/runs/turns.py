@@ -18,6 +18,7 @@ from curator_dask.cache import POSSESSIONS
 from curator_dask.cluster.timing import spending
 from curator_dask.errors import ShardError
 from curator_dask.storage import Options, is_remote
+from curator_dask.webdataset.parquet import is_parquet_shard
 from curator_dask.webdataset.staging import STAGE, current_worker
 
 _thread = threading.local()
@@ -82,7 +83,7 @@ def turn(url: str | None, options: Options = None) -> Iterator[None]:
     with ExitStack() as held:
         # What cannot be fetched is for the reader to report. Where there is no room it waits for its turn.
         with contextlib.suppress(ShardError):
-            if STAGE.has_room(url, options):
+            if not is_parquet_shard(url) and STAGE.has_room(url, options):
                 with spending("fetch"):
                     held.enter_context(STAGE.lease(url, options))
         held.enter_context(TURNS.take(worker.state.nthreads))

@@ -37,6 +37,7 @@ from curator_dask.webdataset.headers import Member
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.links import Unread
 from curator_dask.webdataset.listings import is_hidden
+from curator_dask.webdataset.parquet import file_of, is_parquet_shard
 from curator_dask.webdataset.samples import IMAGE_EXTENSIONS, Sample
 
 #: Images of a shard, about: from half as many to twice as many.
@@ -100,8 +101,13 @@ def is_folder_shard(url: str) -> bool:
 
 
 def place_of(url: str) -> str:
-    """Where a user finds what is in a shard: the tar, or the folder of its images."""
-    return FolderShard.of(url).folder if is_folder_shard(url) else url
+    """Where a user finds what is in a shard: the tar, the folder of its images, or the Parquet file with them."""
+    return FolderShard.of(url).folder if is_folder_shard(url) else file_of(url)
+
+
+def kind_of(url: str) -> str:
+    """What a shard is, for a reason why something is not in it."""
+    return "folder" if is_folder_shard(url) else "Parquet file" if is_parquet_shard(url) else "tar"
 
 
 #: Size in bytes; time of the last change in nanoseconds, or what a store says that tells it.

@@ -49,7 +49,7 @@ class ShardIndex:
         Whether this comes from the tar's own headers, all of them.
     """
 
-    samples: list[Sample]
+    samples: Sequence[Sample]
     problem: str | None = None
     duplicates: tuple[str, ...] = ()
     scanned: bool = True
@@ -179,3 +179,12 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[int]:
             os.close(file)
     except OSError as error:
         raise ShardError(f"{os.fspath(path)}: the shard cannot be read: {error}") from error
+
+
+def last_sample(index: ShardIndex) -> int:
+    """Position of the sample that the last member belongs to; -1 where there is none."""
+    ends = {
+        position: max(member.offset for member in sample.members)
+        for position, sample in enumerate(index.samples)
+    }
+    return max(ends, key=ends.__getitem__, default=-1)

@@ -8,10 +8,12 @@ from typing import Any
 
 from curator_dask.webdataset.folder_reader import FolderReader
 from curator_dask.webdataset.folders import is_folder_shard
+from curator_dask.webdataset.parquet import is_parquet_shard
+from curator_dask.webdataset.parquet_reader import ParquetReader
 from curator_dask.webdataset.reader import ShardReader
 
 #: Reads the members of a shard.
-Reader = ShardReader | FolderReader
+Reader = ShardReader | FolderReader | ParquetReader
 
 
 def open_shard(
@@ -20,7 +22,7 @@ def open_shard(
     storage_options: Mapping[str, Any] | None = None,
     first: int | None = None,
 ) -> Reader:
-    """What reads a shard: a tar, with the arguments of `ShardReader`, or images of a folder.
+    """What reads a shard: a tar, with the arguments of `ShardReader`, images of a folder, or a Parquet file.
 
     Raises
     ------
@@ -30,4 +32,6 @@ def open_shard(
     text = os.fsdecode(url)
     if is_folder_shard(text):
         return FolderReader(text, storage_options)
+    if is_parquet_shard(text):
+        return ParquetReader(text, storage_options)
     return ShardReader(text, use_index_files, storage_options, first)

@@ -13,6 +13,8 @@ from typing import NamedTuple
 from curator_dask.errors import ShardError
 from curator_dask.storage import BLOCK_BYTES, TRIES, Options, RemoteFile, is_remote, local_path
 from curator_dask.threads import in_threads
+from curator_dask.webdataset.parquet import is_parquet_shard
+from curator_dask.webdataset.row_images import RowImages
 from curator_dask.webdataset.stamps import FileStamp, stamp
 
 _OPEN = 64  # files that are held open
@@ -24,14 +26,14 @@ _NO_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP,
 
 
 class Extent(NamedTuple):
-    """A range of a tar.
+    """A range of a tar, or an image in a row of a Parquet file.
 
     Attributes
     ----------
     url
         Of the tar: local path or fsspec URL.
     offset, size
-        Bytes.
+        Bytes; in a Parquet file `offset` is the number of the row.
     """
 
     url: str
@@ -62,7 +64,7 @@ class Ranges:
         urls
             Of the tars.
         ahead
-            Of the ranges those that are in stores, in the order in which they are read.
+            Of the ranges those that are in stores or in rows of Parquet files, in the order in which they are read.
 
         Raises
         ------
@@ -92,13 +94,16 @@ class Reading:
         self._files: OrderedDict[str, int] = OrderedDict()
         self._last = "", -1
         self._remote: dict[str, RemoteFile] = {}
-        self._blocks = deque(_blocks(ahead))
+        self._rows = RowImages([each for each in ahead if is_parquet_shard(each.url)], options)
+        self._blocks = deque(_blocks([each for each in ahead if not is_parquet_shard(each.url)]))
         self._fetched: deque[tuple[Extent, Future[bytes]]] = deque()
         self._pool = ThreadPoolExecutor(_AHEAD) if self._blocks else None
         self._kernel_copies = hasattr(os, "copy_file_range")
 
     def read(self, extent: Extent) -> bytes:
         """The bytes of a range."""
+        if is_parquet_shard(extent.url):
+            return self._rows.read(*extent)
         if is_remote(extent.url):
             return self._read_remote(extent)
         data = self._pread(extent.url, extent.size, extent.offset)
@@ -209,6 +214,7 @@ class Reading:
         for file in self._files.values():
             os.close(file)
         self._files.clear()
+        self._rows.close()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 

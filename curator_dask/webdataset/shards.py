@@ -40,18 +40,18 @@ class NoTarsError(DatasetError):
     ----------
     message
         What is said.
-    has_images
-        Whether there are images instead, in a folder that was searched.
+    has_images, has_parquet
+        Whether there are images instead, or Parquet files, in folders that were searched.
     """
 
-    def __init__(self, message: str, has_images: bool = False) -> None:
+    def __init__(self, message: str, has_images: bool = False, has_parquet: bool = False) -> None:
         super().__init__(message)
-        self.has_images = has_images
+        self.has_images, self.has_parquet = has_images, has_parquet
 
 
 @dataclass(frozen=True, slots=True)  # there may be 100,000
 class Shard:
-    """One tar of a dataset, or a run of images of a folder (`curator_dask.webdataset.folders`).
+    """One tar of a dataset, or a run of images of a folder (`curator_dask.webdataset.folders`), or a Parquet file.
 
     Attributes
     ----------
@@ -61,7 +61,8 @@ class Shard:
         Path below the dataset's root without ``.tar``, with ``/`` between folders: ``"00042"`` or
         ``"a/00042"``. Unique in a dataset; outputs are named by it.
     parquet
-        Url of the companion Parquet file (same path, ``.parquet``), None if there is none.
+        Url of the companion Parquet file (same path, ``.parquet``), None if there is none. Of a Parquet file with
+        images the file itself.
     """
 
     url: str
@@ -125,6 +126,7 @@ class ShardRange:
 def discover(
     path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     storage_options: Mapping[str, Any] | None = None,
+    suffix: str = ".tar",
 ) -> ShardSet:
     """Find the shards of a dataset.
 
@@ -137,6 +139,8 @@ def discover(
         A tar that is named more than once is taken once.
     storage_options
         Options for fsspec, where ``path`` is a URL.
+    suffix
+        Of the files that are shards.
 
     Returns
     -------
@@ -153,12 +157,13 @@ def discover(
         An environment variable has a bad value.
     """
     with held_back():
-        return _discover(path, storage_options)
+        return _discover(path, storage_options, suffix)
 
 
 def _discover(
     path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     storage_options: Mapping[str, Any] | None,
+    suffix: str,
 ) -> ShardSet:
     check_variables()
     given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
@@ -183,7 +188,7 @@ def _discover(
         walked = walked and files.is_folder(item)
         if _has_wildcard(item) and not files.exists(item):
             root, found = _from_glob(item, files)
-        elif _is_tar(item):
+        elif _ends(item, suffix):
             root, found = posixpath.dirname(item), []
             if item in files.listing(root).files:
                 found = [item]
@@ -191,21 +196,22 @@ def _discover(
                 missing.append(item)
         elif files.is_folder(item):
             root, found = item, list(files.walk(item))
-            parquets.update([file for file in found if file.endswith(".parquet")])
             searched.append(item)
         else:
-            _refuse_item(item, files)
+            _refuse_item(item, files, suffix)
+        parquets.update([file for file in found if file.endswith(".parquet")])
         roots[root] = None
         # Nearly all end in one of these two, whose spelling is the usual one: the others are few to look at closely.
         others = [file for file in found if not file.endswith((".tar", ".parquet"))]
-        compressed += filter(_is_compressed_tar, others)
-        tars.update(dict.fromkeys([file for file in found if file.endswith(".tar")]))
-        tars.update(dict.fromkeys(filter(_is_tar, others)))
+        compressed += filter(_is_compressed_tar, others) if suffix == ".tar" else ()
+        tars.update(dict.fromkeys([file for file in found if file.endswith(suffix)]))
+        tars.update(dict.fromkeys(file for file in others if _ends(file, suffix)))
 
     if missing:
         names = ", ".join(missing[:_FEW]) + (", …" if len(missing) > _FEW else "")
         there = _what_is_in(posixpath.dirname(missing[0]), files)
-        raise DatasetError(f"{len(missing)} of the tars that were named do not exist: {names}; {there}")
+        kind = "tars" if suffix == ".tar" else "Parquet files"
+        raise DatasetError(f"{len(missing)} of the {kind} that were named do not exist: {names}; {there}")
     if compressed:  # left out in silence they would be lost
         names = ", ".join(compressed[:_FEW]) + (", …" if len(compressed) > _FEW else "")
         raise DatasetError(f"{len(compressed)} of the shards found are compressed: {names}; {_UNPACK}")
@@ -215,13 +221,14 @@ def _discover(
         pictures = any(map(_is_image, itertools.chain.from_iterable(map(files.walk, searched))))
         hint = "; images that are files of their own are read by from_images (--images)" if pictures else ""
         raise NoTarsError(
-            f"{shown}: expected at least one .tar file, found none; {_what_is_in(root, files)}{hint}",
+            f"{shown}: expected at least one {suffix} file, found none; {_what_is_in(root, files)}{hint}",
             pictures,
+            bool(parquets),
         )
     prefix = root.rstrip("/") + "/"
     shards = []
     for tar in tars:
-        stem = tar[:-4]
+        stem = tar[: -len(suffix)]
         parquet: str | None = f"{stem}.parquet"
         if parquet not in parquets and (walked or parquet not in files.listing(posixpath.dirname(tar)).files):
             parquet = None
@@ -257,10 +264,10 @@ def _from_glob(pattern: str, files: Files) -> tuple[str, list[str]]:
     return root, found
 
 
-def _refuse_item(item: str, files: Files) -> None:
+def _refuse_item(item: str, files: Files, suffix: str) -> None:
     if files.exists(item):
         raise DatasetError(
-            f"{item}: expected a directory or a .tar file"
+            f"{item}: expected a directory or a {suffix} file"
             + (f", found a compressed tar; {_UNPACK}" if _is_compressed_tar(item) else "")
         )
     there = _what_is_in(posixpath.dirname(item), files)
@@ -300,8 +307,8 @@ def _is_image(path: str) -> bool:
     return path.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
 
 
-def _is_tar(path: str) -> bool:
-    return path[-4:].lower() == ".tar"
+def _ends(path: str, suffix: str) -> bool:
+    return path[-len(suffix) :].lower() == suffix
 
 
 def _is_compressed_tar(path: str) -> bool:

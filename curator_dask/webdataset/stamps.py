@@ -10,6 +10,7 @@ from typing import Any
 from curator_dask.errors import ShardError
 from curator_dask.storage import file_state, filesystem, is_remote, local_path, patiently, version_in
 from curator_dask.webdataset.folders import is_folder_shard, look
+from curator_dask.webdataset.parquet import file_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def stamp(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None
     Parameters
     ----------
     url
-        Local path or fsspec URL; or that of a shard of image files.
+        Local path or fsspec URL; or that of a shard of image files, or of rows with images.
     storage_options
         Options for fsspec, where ``url`` is a URL.
 
@@ -49,6 +50,7 @@ def stamp(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None
     if is_folder_shard(url):
         files = look(url, storage_options)
         return FileStamp(files.size, files.version)
+    url = file_of(url)
     try:
         if not is_remote(url):
             status = os.stat(local_path(url))  # noqa: PTH116
@@ -99,7 +101,7 @@ class Watched:
     def begin(self, url: str) -> None:
         """Remember the state of a shard that is about to be opened."""
         if not is_remote(url) and not is_folder_shard(url):
-            self._states.setdefault(url, _local_state(url))
+            self._states.setdefault(url, _local_state(file_of(url)))
 
     def check(self) -> None:
         """Call it when nothing is read any more, and before what was made of it is used.
@@ -110,7 +112,7 @@ class Watched:
             A tar was changed, or is gone.
         """
         for url, before in self._states.items():
-            if _local_state(url) != before:
+            if _local_state(file_of(url)) != before:
                 raise ShardError(
                     f"{url}: the shard was changed while it was read: run again when it is whole"
                 )

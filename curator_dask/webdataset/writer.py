@@ -10,7 +10,7 @@ import ctypes
 import os
 import tarfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from curator_dask.storage import is_remote
 from curator_dask.webdataset.headers import BLOCK, SIZE_LIMIT
+from curator_dask.webdataset.parquet import is_parquet_shard
 from curator_dask.webdataset.ranges import Extent, Ranges, Reading
 
 _NAME_BYTES = 100  # that a plain header holds
@@ -110,10 +111,70 @@ def write_tar(
     """
     used = np.unique(contents.sources)
     urls = [contents.urls[source] for source in used.tolist() if source >= 0]
-    remote = np.array([is_remote(url) for url in contents.urls] + [False])[contents.sources]
+    # What is not read to its place from a file on this machine.
+    remote = np.array([is_remote(url) or is_parquet_shard(url) for url in contents.urls] + [False])[
+        contents.sources
+    ]
     ahead = [contents.extent(place) for place in np.flatnonzero(remote).tolist()]
     with ranges.reading(urls, ahead) as reading:
         return _Writing(file, contents, reading, remote, early).write()
+
+
+def read_members(contents: Contents, ranges: Ranges) -> Generator[bytes, None, None]:
+    """The bytes of all members in their order, as they would be in the tar; some are held at a time.
+
+    Parameters
+    ----------
+    contents
+        The members; `names` has the new name of a member once its bytes are given.
+    ranges
+        Gives the bytes that lie in other files. That these are as they were is known when all members are given.
+
+    Raises
+    ------
+    ShardError
+        The bytes of a member cannot be had.
+    """
+    urls = [contents.urls[source] for source in np.unique(contents.sources).tolist() if source >= 0]
+    places = range(len(contents.names))
+    ahead = [
+        contents.extent(place)
+        for place in places
+        if contents.sources[place] >= 0 and is_remote(contents.urls[contents.sources[place]])
+    ]
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="curator-making")
+    try:
+        with ranges.reading(urls, ahead) as reading:
+            yield from _through_memory(contents, places, reading, pool)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _through_memory(
+    contents: Contents, places: Sequence[int], reading: Reading, pool: ThreadPoolExecutor
+) -> Iterator[bytes]:
+    """The bytes of some members, in order; those that are made anew are begun ahead of their turn."""
+    begun: deque[tuple[int, int, bytes | Future[tuple[str, bytes]]]] = deque()
+    making = held = 0
+    for place in (*places, None):
+        if place is not None:
+            data = (
+                contents.given[place] if contents.sources[place] < 0 else reading.read(contents.extent(place))
+            )
+            if place in contents.changes:
+                data = contents.changes[place](data)
+            make = contents.made.get(place)
+            made = data if make is None else pool.submit(make, contents.names[place], data)
+            begun.append((place, len(data), made))
+            making += make is not None
+            held += len(data)
+        while begun and (place is None or not making or making >= _BEGUN or held >= _BEGUN_BYTES):
+            first, size, found = begun.popleft()
+            held -= size
+            if isinstance(found, Future):
+                making -= 1
+                contents.names[first], found = found.result()
+            yield found
 
 
 class _Writing:
@@ -136,7 +197,8 @@ class _Writing:
     def write(self) -> tuple[np.ndarray, np.ndarray]:
         """Do it; returns where the bytes of each member are."""
         pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="curator-making")
-        self._through_memory = self._members(pool)
+        places = np.flatnonzero(self._in_memory).tolist()
+        self._through_memory = _through_memory(self._contents, places, self._reading, pool)
         try:
             return self._write()
         finally:
@@ -197,33 +259,6 @@ class _Writing:
             self._sizes[place] = len(data)
             held[place - first] = data
         return held
-
-    def _members(self, pool: ThreadPoolExecutor) -> Iterator[bytes]:
-        """All members that go through memory, in order; those that are made anew are begun ahead of their turn."""
-        contents = self._contents
-        begun: deque[tuple[int, int, bytes | Future[tuple[str, bytes]]]] = deque()
-        making = held = 0
-        for place in (*np.flatnonzero(self._in_memory).tolist(), None):
-            if place is not None:
-                data = (
-                    contents.given[place]
-                    if contents.sources[place] < 0
-                    else self._reading.read(contents.extent(place))
-                )
-                if place in contents.changes:
-                    data = contents.changes[place](data)
-                make = contents.made.get(place)
-                made = data if make is None else pool.submit(make, contents.names[place], data)
-                begun.append((place, len(data), made))
-                making += make is not None
-                held += len(data)
-            while begun and (place is None or not making or making >= _BEGUN or held >= _BEGUN_BYTES):
-                first, size, found = begun.popleft()
-                held -= size
-                if isinstance(found, Future):
-                    making -= 1
-                    contents.names[first], found = found.result()
-                yield found
 
     def _read(self, first: int, starts: np.ndarray, sizes: np.ndarray, piece: memoryview) -> None:
         """Read members to their places; those that lie there as they will lie here all at once."""

@@ -11,8 +11,9 @@ from curator_dask.errors import ConfigError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.image.captioning.step import CaptionImages
 from curator_dask.image.classifiers.whole import ReadingOptions, WholeModel, check_model_name
-from curator_dask.models.captioning import DTYPES, CaptionSpec
+from curator_dask.models.captioning import CaptionSpec
 from curator_dask.models.hub import is_transformers, names_folder
+from curator_dask.models.precision import DTYPES
 from curator_dask.models.sources import Sources
 from curator_dask.settings import absolute
 from curator_dask.storage import Options

@@ -14,7 +14,8 @@ from curator_dask.errors import ImageError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.image.captioning.remarks import remark_captions
 from curator_dask.image.classifiers.seeing import SeeImages
-from curator_dask.models.captioner import AHEAD, Caption, Captioner
+from curator_dask.models.by_shape import AHEAD
+from curator_dask.models.captioner import Caption, Captioner
 from curator_dask.models.captioning import CaptionSpec
 from curator_dask.runs.fit import refresh_model
 from curator_dask.runs.step import Made, Rows, Wanted, Work

@@ -8,11 +8,10 @@ from typing import Any
 
 from curator_dask.errors import CuratorError
 from curator_dask.frames.record import SETTINGS, FileRecord, inputs_of
-from curator_dask.image.captioning import CaptionModel
-from curator_dask.image.classifiers import ClassificationModel
 from curator_dask.image.classifiers.files import Scorer
 from curator_dask.image.classifiers.whole import models_again
 from curator_dask.image.embedders.partition import EmbedPartition
+from curator_dask.image.embedders.whole import WHOLE_MODELS
 from curator_dask.image.statistics.again import statistics_again
 from curator_dask.outputs.redoing import NOT_MADE
 from curator_dask.runs.step import ScoringStep, SharingStep
@@ -38,7 +37,7 @@ def steps_again(
     options
         For fsspec, of the files.
     """
-    seen = models_again(step, records, [ClassificationModel, CaptionModel])
+    seen = models_again(step, records, [*WHOLE_MODELS.values()])
     made: list[SharingStep] = [step, *statistics_again(step, records), *seen]
     made += [each.of_files(records, options) for each in given]
     for column, said in _scores(step.column, records):

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from curator_dask.errors import ConfigError, OutputError
-from curator_dask.image.captioning import CaptionModel
-from curator_dask.image.classifiers import ClassificationModel
 from curator_dask.image.classifiers.whole import WholeModel
 from curator_dask.image.embedders.base import ImageEmbedder
 from curator_dask.image.embedders.clip import ClipImageEmbedder
 from curator_dask.image.embedders.timm import TimmImageEmbedder
+from curator_dask.image.embedders.whole import WHOLE_MODELS
 from curator_dask.models.hub import is_transformers
 
 #: Arguments of `TimmImageEmbedder` alone: their options, and their values where those are not given.
@@ -68,7 +67,10 @@ def make_embedder(
 
 def made_again(settings: Mapping[str, Any]) -> ImageEmbedder | WholeModel:
     """Make the embedder again that an output says made it, or what else saw its images; see `from_settings`."""
-    return ClassificationModel.of(settings) or CaptionModel.of(settings) or from_settings(settings)
+    for kind in WHOLE_MODELS.values():
+        if (made := kind.of(settings)) is not None:
+            return made
+    return from_settings(settings)
 
 
 def from_settings(settings: Mapping[str, Any]) -> ImageEmbedder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,7 @@ class FittedHead:
         counts = {"rows": len(self.labelled), "labelled": self.labelled.found}
         more = {
             "without_vector": self.labelled.without_vector,
+            "overruled": self.labelled.overruled,
             "label": self.labels.name,
             "kind": self.labels.kind,
         }
@@ -143,7 +144,7 @@ def fit_head(
     path: str | os.PathLike[str],
     label: str,
     *,
-    labels: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     positive: str | float | bool | None = None,
     column: str = EMBEDDING_COLUMN,
     most: int = MOST,
@@ -164,7 +165,8 @@ def fit_head(
         Column of the labels: booleans, numbers, or text. Null is none.
     labels
         Of which table: a Parquet, CSV, TSV or JSON Lines file with a column of keys, named as in the output, and
-        ``__url__`` where keys are not unique. None: of the output itself.
+        ``__url__`` where keys are not unique; or several: of an image that several label, the last one's label counts,
+        and `Labelled.overruled` says of how many they differ. None: of the output itself.
     positive
         The value that the head tells from all others. None: true, or the larger of two numbers; more than two numbers
         are foretold as such.
@@ -187,8 +189,9 @@ def fit_head(
         There are no vectors.
     """
     check_counts(most=most)
+    tables = () if labels is None else (labels,) if isinstance(labels, str | os.PathLike) else tuple(labels)
     labelled = labelled_rows(
-        path, label, table=labels, most=most, column=column, seed=seed, storage_options=storage_options
+        path, label, tables=tables, most=most, column=column, seed=seed, storage_options=storage_options
     )
     wanted = labels_of(labelled.labels, label, positive)
     found = fit(labelled.vectors, wanted.values, wanted.kind is not None, seed)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from curator_dask.errors import ConfigError
 from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.image.classifiers.origins import one_origin
-from curator_dask.image.fitting.sources import LabelColumn, LabelTable
+from curator_dask.image.fitting.sources import LabelColumn, LabelTables, without_nan
 from curator_dask.outputs.given import rows_with_shards
 from curator_dask.outputs.nearest import VectorFiles
 from curator_dask.rows.ids import id_texts
@@ -43,7 +42,9 @@ class Labelled:
     found, without_vector
         How many rows have a label, and how many of these have no vector.
     unused
-        Labels of a table that are no row's.
+        Labels of tables that are no row's.
+    overruled
+        Rows of which an earlier table says something else than a later one, which counts.
     """
 
     vectors: np.ndarray
@@ -54,6 +55,7 @@ class Labelled:
     found: int
     without_vector: int
     unused: int = 0
+    overruled: int = 0
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -65,14 +67,17 @@ class Labelled:
         picked = f"{taken:,} of {self.found:,} labelled rows, picked by chance"
         said = picked if taken < self.found else counted(taken, "labelled row")
         said += f"; {self.without_vector:,} of them have no vector" if self.without_vector else ""
-        return said + (f"; {counted(self.unused, 'label')} of no row" if self.unused else "")
+        said += f"; {counted(self.unused, 'label')} of no row" if self.unused else ""
+        if self.overruled:
+            said += f"; {counted(self.overruled, 'row')} with several labels that differ: that of the last table counts"
+        return said
 
 
 def labelled_rows(
     path: str | os.PathLike[str],
     label: str,
     *,
-    table: str | os.PathLike[str] | None = None,
+    tables: Sequence[str | os.PathLike[str]] = (),
     most: int,
     column: str,
     seed: int,
@@ -84,8 +89,9 @@ def labelled_rows(
     ----------
     path, label, most, column, seed, storage_options
         See `curator_dask.image.fitting.fit_head`.
-    table
-        Of which the labels are a column, beside the rows' keys and, where it has it, ``__url__``; None: of the output.
+    tables
+        Of which the labels are a column, beside the rows' keys and, where a table has it, ``__url__``; none: of the
+        output.
 
     Raises
     ------
@@ -100,10 +106,8 @@ def labelled_rows(
     """
     files = VectorFiles.find(path, column, storage_options)
     id_col = files.id_col(next(iter(files.records)))
-    source: LabelColumn | LabelTable = (
-        LabelColumn.of(files, label)
-        if table is None
-        else LabelTable.read(table, label, id_col, storage_options)
+    source: LabelColumn | LabelTables = (
+        LabelTables.read(tables, label, id_col, storage_options) if tables else LabelColumn.of(files, label)
     )
     info = one_origin(column, files.records).info()
     counts = {
@@ -111,7 +115,7 @@ def labelled_rows(
         for file in files.records
     }
     source.check()
-    unused, found = source.unused, sum(counts.values())
+    unused, overruled, found = source.unused, source.overruled, sum(counts.values())
     if not found:
         raise ConfigError(f"{os.fspath(path)}: no row has a label in {label!r}{source.why_none}")
     chosen = np.sort(np.random.default_rng(seed).choice(found, min(found, most), replace=False))
@@ -137,11 +141,11 @@ def labelled_rows(
     together = _together([each for _, each in parts], label)
     keys, urls = map(list, zip(*names, strict=True))
     lost = len(chosen) - len(vectors)
-    return Labelled(vectors, together, keys, urls, info, found, lost, unused)
+    return Labelled(vectors, together, keys, urls, info, found, lost, unused, overruled)
 
 
 def _blocks(
-    files: VectorFiles, file: str, source: LabelColumn | LabelTable, columns: list[str]
+    files: VectorFiles, file: str, source: LabelColumn | LabelTables, columns: list[str]
 ) -> Iterator[tuple[pa.RecordBatch, pa.Array]]:
     """Some rows of a file after the other, and their labels; NaN is null."""
     with faults_told(file), open_parquet(file, files.options) as opened:
@@ -150,13 +154,11 @@ def _blocks(
             labels = source.labels(batch, file)
             if pa.types.is_string_view(labels.type):  # which Arrow cannot pick rows of
                 labels = labels.cast(pa.large_string())
-            if labels.null_count < len(labels) and pa.types.is_floating(labels.type):
-                labels = pc.if_else(pc.is_nan(labels), pa.scalar(None, labels.type), labels)
-            yield batch, labels
+            yield batch, without_nan(labels)
 
 
 def _taken(
-    files: VectorFiles, file: str, source: LabelColumn | LabelTable, chosen: np.ndarray
+    files: VectorFiles, file: str, source: LabelColumn | LabelTables, chosen: np.ndarray
 ) -> Iterator[tuple[np.ndarray, pa.Array, pa.RecordBatch]]:
     """Of the rows of a file that have a label those with these numbers, which have a vector."""
     start = 0

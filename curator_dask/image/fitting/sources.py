@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,10 @@ from curator_dask.storage import Options
 from curator_dask.tables.held import check_memory, check_single, told
 from curator_dask.words import counted, meant
 
+#: Of several tables of labels: of how many rows they differ; and of each table which labels rows have asked for, and
+#: how often.
+Asked = tuple[int, list[tuple[np.ndarray, np.ndarray]]]
+
 
 @dataclass(frozen=True)
 class LabelColumn:
@@ -31,7 +36,7 @@ class LabelColumn:
     """
 
     name: str
-    unused = 0
+    unused = overruled = 0
     why_none = ": each is null"
 
     @classmethod
@@ -120,6 +125,30 @@ class LabelTable:
         return cls(table.path, key, shards, lookup, labels, np.zeros(len(labels), np.int64))
 
     @property
+    def kind(self) -> pa.DataType:
+        """What the labels are: text of any kind as ``large_string``, numbers of any kind as float64."""
+        return _plain(self._labels.type)
+
+    @property
+    def own_kind(self) -> pa.DataType:
+        """The same as the table has it."""
+        return self._labels.type
+
+    def fresh(self) -> LabelTable:
+        """The same, that no row has asked yet."""
+        return replace(self, _asked=np.zeros_like(self._asked))
+
+    @property
+    def asked(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which labels rows have asked for, and how many."""
+        rows = np.flatnonzero(self._asked)
+        return rows, self._asked[rows]
+
+    def count(self, asked: tuple[np.ndarray, np.ndarray]) -> None:
+        """Count rows that have asked elsewhere."""
+        np.add.at(self._asked, *asked)
+
+    @property
     def unused(self) -> int:
         """Labels that no row has asked for; of several that are the same the first stands for all."""
         firsts = self._lookup.firsts
@@ -176,6 +205,130 @@ class LabelTable:
             raise OutputError(f"{file}: {self.key!r}: {error}") from None
         np.add.at(self._asked, found[found >= 0], 1)
         return self._labels.take(pa.array(found, mask=found < 0))
+
+
+@dataclass(frozen=True)
+class LabelTables:
+    """Labels in one table or several: of an image that several label, the last one's.
+
+    Attributes
+    ----------
+    tables
+        In their order.
+    kind
+        As what the labels of all are taken; of one table its own type.
+    """
+
+    tables: tuple[LabelTable, ...]
+    kind: pa.DataType
+    _overruled: np.ndarray = field(repr=False)
+
+    @classmethod
+    def read(
+        cls, paths: Sequence[str | os.PathLike[str]], label: str, key: str, options: Options = None
+    ) -> LabelTables:
+        """Read them.
+
+        Raises
+        ------
+        DatasetError
+            See `LabelTable.read`; or their labels are of several types.
+        """
+        tables = tuple(LabelTable.read(path, label, key, options) for path in paths)
+        return cls(tables, _kind_of_all(tables, label), np.zeros(1, np.int64))
+
+    @property
+    def unused(self) -> int:
+        """Labels that are no row's."""
+        return sum(table.unused for table in self.tables)
+
+    @property
+    def overruled(self) -> int:
+        """Rows of which an earlier table says something else than a later one."""
+        return int(self._overruled[0])
+
+    @property
+    def why_none(self) -> str:
+        """Why no row has one, in words."""
+        return ":" + ";".join(table.why_none[1:] for table in self.tables)
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the rows that are needed."""
+        return list(dict.fromkeys(name for table in self.tables for name in table.columns))
+
+    def check(self) -> None:
+        """See that no label was that of several rows, once all rows have asked.
+
+        Raises
+        ------
+        DatasetError
+            One was.
+        """
+        for table in self.tables:
+            table.check()
+
+    def labels(self, batch: pa.RecordBatch, file: str) -> pa.Array:
+        """The labels of some rows of a file, null of those that no table has.
+
+        Raises
+        ------
+        OutputError
+            The file has no keys.
+        """
+        first, *others = self.tables
+        found = first.labels(batch, file).cast(self.kind)
+        differ = np.zeros(len(found), bool)
+        for table in others:
+            later = without_nan(table.labels(batch, file).cast(self.kind))
+            differ |= np.asarray(pc.not_equal(found, later).fill_null(False), bool)
+            found = pc.coalesce(later, found)
+        self._overruled[0] += int(differ.sum())
+        return found
+
+    def fresh(self) -> LabelTables:
+        """The same, that no row has asked yet: for a task that counts what its rows ask."""
+        return LabelTables(tuple(table.fresh() for table in self.tables), self.kind, np.zeros(1, np.int64))
+
+    @property
+    def asked(self) -> Asked:
+        """What rows have asked: small, to come back from a task."""
+        return self.overruled, [table.asked for table in self.tables]
+
+    def count(self, asked: Asked) -> None:
+        """Count what rows have asked elsewhere."""
+        self._overruled[0] += asked[0]
+        for table, some in zip(self.tables, asked[1], strict=True):
+            table.count(some)
+
+
+def without_nan(labels: pa.Array) -> pa.Array:
+    """Labels of which NaN is none."""
+    if labels.null_count < len(labels) and pa.types.is_floating(labels.type):
+        return pc.if_else(pc.is_nan(labels), pa.scalar(None, labels.type), labels)
+    return labels
+
+
+def _kind_of_all(tables: Sequence[LabelTable], label: str) -> pa.DataType:
+    if len(tables) == 1:
+        return tables[0].own_kind
+    kinds = {table.kind: table.path for table in tables if not pa.types.is_null(table.kind)}
+    if len(kinds) > 1:
+        said = " and ".join(f"{kind} in {path}" for kind, path in kinds.items())
+        raise DatasetError(
+            f"the labels {label!r} are {said}: write the same values into all tables, such as true and false"
+        )
+    return next(iter(kinds), pa.null())
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_string_view)):
+        return pa.large_string()
+    if any(is_kind(kind) for is_kind in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)):
+        return pa.float64()
+    return kind
 
 
 def _both(keys: pa.Array, urls: pa.Array) -> pa.Array:

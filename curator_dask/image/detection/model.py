@@ -1,0 +1,139 @@
+"""`DetectionModel`: a model of transformers' that finds things in images, run over a dataset; its boxes as columns."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import Unpack
+
+from curator_dask.errors import ConfigError
+from curator_dask.image.classifiers.whole import ReadingOptions, WholeModel, check_model_name
+from curator_dask.image.detection.step import DetectImages
+from curator_dask.models.detecting import DetectionSpec
+from curator_dask.models.hub import is_transformers, names_folder
+from curator_dask.models.precision import DTYPES
+from curator_dask.models.sources import Sources
+from curator_dask.settings import absolute
+from curator_dask.storage import Options
+
+PREFIX = "detected"
+
+#: Scores of what is found are larger, where nothing is said: of classes, and of prompts, as in transformers' pipelines.
+THRESHOLD, PROMPT_THRESHOLD = 0.5, 0.1
+#: Images that go through a model together.
+BATCH_SIZE = 16
+
+#: A processor gets whole images, and boxes are to fit the file as any reader shows it, whatever else its row knows.
+_NOT_TAKEN = ("decode_scale", "orientation")
+
+
+class DetectionModel(WholeModel):
+    """Adds what a model finds in each image, and where, as columns, in the pass that embeds it, or by itself.
+
+    Parameters
+    ----------
+    model_name
+        One of transformers' models for object detection (its ``AutoModelForObjectDetection``: DETR, RT-DETR, D-FINE,
+        YOLOS …), or for finding what a text names (``AutoModelForZeroShotObjectDetection``: OWL-ViT, OWLv2, Grounding
+        DINO): a repository of the hub (``"org/repo"``, ``"org/repo@revision"``), or a folder with ``config.json``,
+        ``model.safetensors`` and the files of its processor, as ``save_pretrained`` writes them.
+    threshold
+        Scores of what is found are larger; None: 0.5, and with prompts 0.1, as in transformers' pipelines.
+    only
+        Names of the model's classes that are wanted (``["person", "car"]``); empty: all.
+    prompts
+        What is looked for, by a model that is asked: ``["a human face", "a license plate"]``. Each is a label.
+    prefix
+        Before the names of the columns ``boxes``, ``labels``, ``scores``, ``number`` and ``area``, with ``_`` between.
+    model_dir
+        As for `ClipImageEmbedder`.
+    dtype
+        Arithmetic: ``"auto"`` is float32 on a CPU, and on a GPU what the checkpoint is in. Else ``"float32"``,
+        ``"bfloat16"`` or ``"float16"``.
+    **options
+        ``batch_size`` (16), ``num_threads_per_worker``, ``use_index_files``, ``decoder``, ``max_pixels``,
+        ``on_error``, ``image_member`` and ``gray16`` of `ImageEmbedder`; where an embedder's are the same, it shares
+        its images.
+
+    Raises
+    ------
+    ConfigError
+        An argument has a value that it cannot have.
+    """
+
+    named = "the boxes another (prefix='faces', --prefix faces)"
+
+    def __init__(
+        self,
+        model_name: str | os.PathLike[str],
+        *,
+        threshold: float | None = None,
+        only: Sequence[str] = (),
+        prompts: Sequence[str] = (),
+        prefix: str = PREFIX,
+        model_dir: str | os.PathLike[str] | None = None,
+        dtype: str = "auto",
+        **options: Unpack[ReadingOptions],
+    ) -> None:
+        check_model_name(model_name)
+        name = os.fspath(model_name)
+        if not names_folder(name) and not is_transformers(name):
+            raise ConfigError(
+                f"model_name={name!r}: expected a repository of the hub as org/repo, or a folder, with one of"
+                " transformers' models that find things in images"
+            )
+        for option, given in (("only (--only)", only), ("prompts (--prompt)", prompts)):
+            texts = given if isinstance(given, list | tuple) else [None]
+            if not all(isinstance(each, str) and each.strip() for each in texts) or len({*texts}) < len(
+                texts
+            ):
+                raise ConfigError(f"{option}: expected different texts, found {given!r}")
+        if only and prompts:
+            raise ConfigError(
+                "only (--only) chooses among a model's classes, and prompts (--prompt) take their place: give one"
+            )
+        if threshold is None:
+            threshold = PROMPT_THRESHOLD if prompts else THRESHOLD
+        is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+        if not is_number or not math.isfinite(threshold) or not 0 <= threshold < 1:
+            raise ConfigError(f"threshold={threshold!r} (--threshold): expected a number from 0 to below 1")
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype={dtype!r} (--dtype): expected one of {', '.join(DTYPES)}")
+        if not isinstance(prefix, str) or not prefix:
+            raise ConfigError(f"prefix={prefix!r} (--prefix): expected what column names begin with")
+        self.model_name = str(absolute(name)) if names_folder(name) else name
+        self.threshold = float(threshold)
+        self.only = list(only)
+        self.prompts = list(prompts)
+        self.prefix = prefix
+        self.model_dir = None if model_dir is None else str(absolute(model_dir))
+        self.dtype = dtype
+        given_options = dict(options)
+        for option, plain in (("decode_scale", "exact"), ("orientation", "stored")):
+            if given_options.get(option) == plain:  # of `settings`
+                del given_options[option]
+        self.options = self.reading(given_options, _NOT_TAKEN, batch_size=BATCH_SIZE)
+
+    @property
+    def spec(self) -> DetectionSpec:
+        """What builds the model on a worker."""
+        return DetectionSpec(
+            self.model_name,
+            self.model_dir,
+            tuple(self.prompts),
+            self.threshold,
+            tuple(self.only),
+            self.dtype,
+        )
+
+    def sources(self) -> Sources | None:
+        """The files that decide what it makes; None where they are not all here yet."""
+        return Sources.of(self.model_name, self.model_dir, None, True)
+
+    def step(self, id_col: str, storage_options: Options = None) -> DetectImages:
+        """What is done to the rows of a shard."""
+        return DetectImages(
+            self.spec, self.prefix, id_col, self.options, storage_options, json.dumps(self.settings())
+        )

@@ -1,0 +1,47 @@
+"""Samples that are left out of a new tar while it is written: which, and why, in a file beside the manifest."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from curator_dask.frames.parquet import write_table
+from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.selecting import Folder
+from curator_dask.storage import join, remove
+from curator_dask.webdataset.samples import key_text
+
+#: The folder of these files; and in a report, how many samples there are.
+UNBLURRED = "unblurred"
+
+
+def put_left_out(manifest: Folder, name: str, reasons: Mapping[int, str], samples: pa.Table) -> None:
+    """Say beside the manifest which samples of a tar are not in it; or remove what another export has said.
+
+    Parameters
+    ----------
+    manifest, name
+        Where the manifest is, and the name of the tar.
+    reasons
+        Why samples are left out, by their numbers in `samples`.
+    samples
+        That were to be in the tar.
+    """
+    folder = Folder(join(posixpath.dirname(manifest.path), UNBLURRED), manifest.options)
+    numbers = sorted(reasons)
+    if not numbers:
+        remove(folder.file(f"{name}.parquet"), folder.options)
+        return
+    some = samples.take(pa.array(numbers, pa.int64()))
+    old = [key_text(key.decode("utf-8", "surrogateescape")) for key in some.column("source_key").to_pylist()]
+    table = pa.table(
+        {
+            "shard": pa.array([name] * len(numbers), pa.string()),
+            "source_shard": some.column("url"),
+            "source_key": pa.array(old, pa.string()),
+            "reason": pa.array([reasons[number] for number in numbers], pa.string()),
+        }
+    )
+    write_table(folder.file(f"{name}.parquet"), table, FileRecord(""), folder.options)
