@@ -20,6 +20,7 @@ from curator_dask.errors import ConfigError, OutputError
 from curator_dask.outputs import packing
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
+from curator_dask.outputs.shard_names import names_of, shortened
 from curator_dask.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -45,6 +46,12 @@ def test_parquet_files_are_not_added_to(tmp_path):
     with pytest.raises(OutputError, match=r"train-00000-of-00002.parquet: is of an export to Parquet files"):
         crawl.export()
     assert crawl.state() == before
+
+
+def test_names_are_known_where_a_number_is_missing():
+    names = {"00001", "00003", "val/007", "data/train-00001-of-00002"}
+    assert shortened(names) == {"": [4, 5], "val": [8, 3], "data/train-#-of-00002": [2, 5]}
+    assert names < names_of(shortened(names))
 
 
 # Vectors as members
