@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from curator_dask.cluster.setup import OpenWorkers, at_work
@@ -52,6 +53,7 @@ def curate(
     recipe: Recipe,
     *,
     overwrite: bool = False,
+    append: bool = False,
     storage_options: Options = None,
     workers: OpenWorkers = nullcontext,
     device: str | None = None,
@@ -74,6 +76,10 @@ def curate(
     overwrite
         Replace the shards of another recipe or of other rows. Without it such a call ends before anything is replaced,
         but ``embeddings``, which get what is new.
+    append
+        The dataset has grown: the tars that are there stay as they are, and what is new goes into tars behind them. A
+        new row near an earlier one goes, and of new rows that are near one another the best stays, by the same recipe.
+        ``top``, ``at_most`` and ``balance`` depend on all rows together, and are refused.
     storage_options
         For fsspec, where `input_path` is a URL.
     workers
@@ -99,7 +105,8 @@ def curate(
     folder = absolute(folder)
     places = {name: join(folder, name) for name in (EMBEDDINGS, PASSING, BALANCED, DUPLICATES, SHARDS)}
     summary = CurationSummary(folder)
-    choice = Choice(folder, recipe.choice(), overwrite)
+    _check_append(recipe, append, overwrite)
+    choice = Choice(folder, recipe.choice(), overwrite, append)
     choice.check()
     if (groups := recipe.options(overwrite).split_groups) and absolute(groups) != places[DUPLICATES]:
         check_removed(absolute(groups))
@@ -188,6 +195,8 @@ def curate(
     else:
         choice.clear(BALANCED)
     find = recipe.deduplication()
+    if find is not None and choice.adds:
+        find.exported = places[SHARDS]
     without = None
     if find is not None and passing.kept > summary.unbalanced:
         summary.steps[DUPLICATES] = find(left).save(places[DUPLICATES], workers=workers)
@@ -198,7 +207,7 @@ def curate(
     exported = export_output(
         left,
         places[SHARDS],
-        recipe.options(overwrite, without),
+        replace(recipe.options(overwrite, without), append=append),
         id_col=recipe.id_col,
         storage_options=storage_options,
         output_storage_options={},
@@ -206,11 +215,28 @@ def curate(
         making=_making(summary, recipe, passing),
     )
     summary.steps[SHARDS] = exported
-    summary.missing, summary.kept = exported.missing, exported.kept
+    summary.missing, summary.kept = exported.missing, exported.kept + exported.earlier
+    summary.earlier, summary.stay = exported.earlier, max(0, exported.earlier_samples - exported.earlier)
+    choice.write(summary.stay)
     summary.complete = saved.complete and exported.complete
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary
+
+
+def _check_append(recipe: Recipe, append: bool, overwrite: bool) -> None:
+    """Raise ConfigError where tars cannot be added to."""
+    given = {"top": recipe.top, "at_most": recipe.at_most, "balance": recipe.balance}
+    if append and overwrite:
+        raise ConfigError(
+            "append and overwrite: one leaves the tars that are there, the other replaces them: give one"
+        )
+    replace(recipe.options(overwrite), append=append)  # says what cannot be
+    if append and (named := [name for name, value in given.items() if value is not None]):
+        raise ConfigError(
+            f"append: {' and '.join(named)} would choose among all rows anew, earlier ones too, whose tars stay as they"
+            " are. Leave it out, or write to another path"
+        )
 
 
 def _making(summary: CurationSummary, recipe: Recipe, passing: FilterSummary) -> Making:

@@ -184,7 +184,8 @@ def test_what_is_found_does_not_depend_on_the_memory(tmp_path, in_this_process, 
     hashes = random.integers(0, 400, len(vectors)).tolist()
     write(tmp_path / "vectors", vectors[random.permutation(len(vectors))], phash=hashes)
     if groups == "components":
-        monkeypatch.setattr(places, "_MANY", len(vectors))  # with a copy in the order of clusters
+        monkeypatch.setattr(places, "_SHARE", 1e12)  # with a copy in the order of clusters,
+        monkeypatch.setattr(places, "_FEW", 1)  # of which single rows are read
 
     def find(limit, name):
         arguments = {"eps": 0.03, "n_clusters": 12, "exact": "phash", "groups": groups}

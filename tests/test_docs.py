@@ -616,7 +616,7 @@ def code_spans(name: str) -> list[str]:
 
 def test_options_are_those_of_the_commands():
     programs = [*curator_dask_commands().values(), dask_worker.main]
-    known = {"--help", "--check", "--runslow"}  # the others are of ruff and of the tests
+    known = {"--help", "--check", "--runslow", "--repo-type"}  # the others are of ruff, the tests and hf
     for program in programs:
         for parameter in program.params:
             known |= {*parameter.opts, *parameter.secondary_opts}

@@ -42,6 +42,13 @@ def curate(
     overwrite: Annotated[
         bool, typer.Option(help="Replace the shards of another config, or of other rows.")
     ] = False,
+    append: Annotated[
+        bool,
+        typer.Option(
+            "--append",
+            help="INPUT has grown: shards that are there stay as they are, what is new goes into shards behind them.",
+        ),
+    ] = False,
     report: Annotated[
         Path | None,
         typer.Option(metavar="PAGE", help="Write a page of it in the end, as `report` does: report.html."),
@@ -84,6 +91,7 @@ def curate(
             output,
             recipe,
             overwrite=overwrite,
+            append=append,
             storage_options=options,
             workers=start,
             device=None if elsewhere else device_of_new_workers(cluster.value)[0],

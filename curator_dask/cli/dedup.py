@@ -61,6 +61,14 @@ def dedup(
             show_default=False,
         ),
     ] = None,
+    exported: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TARS",
+            help="What export wrote, and is to add to: rows that are in it stay, and rows near one of them go.",
+            show_default=False,
+        ),
+    ] = None,
     exact: Annotated[
         list[str] | None,
         typer.Option(
@@ -123,6 +131,7 @@ def dedup(
             exact=_radii(exact or []),
             groups=groups,
             memory_limit=memory_limit,
+            exported=exported,
             storage_options=options,
         )
         result = find(embeddings)

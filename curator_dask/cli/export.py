@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import nullcontext
-from enum import StrEnum
 from functools import partial
 from typing import Annotated
 
 import typer
 
+from curator_dask.cli.export_options import (
+    Card,
+    CardField,
+    Columns,
+    Format,
+    ImageFormat,
+    Index,
+    Keys,
+    MaxSide,
+    MinSide,
+    Names,
+    Quality,
+    Sizes,
+    Split,
+    SplitBy,
+    SplitGroups,
+    SplitSeed,
+)
 from curator_dask.cli.options import (
     EXIT_SHARD,
     Blur,
@@ -34,44 +51,6 @@ from curator_dask.cli.options import (
     told_plainly,
     workers_of,
 )
-
-
-class Keys(StrEnum):
-    """Which keys the samples have."""
-
-    original = "original"
-    sequential = "sequential"
-
-
-class Names(StrEnum):
-    """How members are named."""
-
-    original = "original"
-    portable = "portable"
-
-
-class ImageFormat(StrEnum):
-    """What the files of smaller images are."""
-
-    keep = "keep"
-    jpeg = "jpeg"
-    webp = "webp"
-    png = "png"
-
-
-class Format(StrEnum):
-    """What the samples are in."""
-
-    webdataset = "webdataset"
-    parquet = "parquet"
-
-
-class Columns(StrEnum):
-    """Where the columns go."""
-
-    parquet = "parquet"
-    json = "json"
-    none = "none"
 
 
 def export(
@@ -160,30 +139,9 @@ def export(
         int | None,
         typer.Option(metavar="SEED", min=0, help="A random order over all samples.", show_default=False),
     ] = None,
-    max_side: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PIXELS",
-            min=1,
-            help="Make larger images smaller: the longest side at most so long.",
-            show_default=False,
-        ),
-    ] = None,
-    min_side: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PIXELS", min=1, help="The same of the shortest side, instead.", show_default=False
-        ),
-    ] = None,
-    quality: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=100,
-            help="Of smaller or blurred JPEG and WebP images.  [default: 90]",
-            show_default=False,
-        ),
-    ] = None,
+    max_side: MaxSide = None,
+    min_side: MinSide = None,
+    quality: Quality = None,
     image_format: Annotated[
         ImageFormat, typer.Option(help="Of smaller images; a format is that of all, where it can be.")
     ] = ImageFormat.keep,
@@ -198,51 +156,14 @@ def export(
     blur_only: BlurOnly = None,
     blur_strength: BlurStrength = 1.0,
     blur_keep_unseen: BlurKeepUnseen = False,
-    split: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=SHARE",
-            help="A share (val=0.01) or number (test=1000) of samples for tars in OUTPUT/NAME; all others go to"
-            " OUTPUT/train. Several times, too.",
-            show_default=False,
-        ),
-    ] = None,
-    split_by: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COLUMN", help="Rows with the same value there go to one split.", show_default=False
-        ),
-    ] = None,
-    split_groups: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DUPLICATES",
-            help="Folder that dedup wrote to: near copies of one group go to one split.",
-            show_default=False,
-        ),
-    ] = None,
-    split_seed: Annotated[int, typer.Option(min=0, help="Of the hash that decides.")] = 0,
-    index: Annotated[bool, typer.Option(help="DALI's .idx beside each tar.")] = True,
-    sizes: Annotated[
-        bool | None,
-        typer.Option(
-            "--sizes/--no-sizes",
-            help="sizes.json beside the tars, which open_clip reads.  [default: unless they are alone there]",
-            show_default=False,
-        ),
-    ] = None,
-    card: Annotated[
-        bool, typer.Option("--card", help="README.md in OUTPUT, a card of the dataset, where there is none.")
-    ] = False,
-    card_field: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=TEXT",
-            help="What the card says of license, source, pretty_name, task_categories, language or tags; several"
-            " times, too. Of the last three commas part several: tags=photo,street.",
-            show_default=False,
-        ),
-    ] = None,
+    split: Split = None,
+    split_by: SplitBy = None,
+    split_groups: SplitGroups = None,
+    split_seed: SplitSeed = 0,
+    index: Index = True,
+    sizes: Sizes = None,
+    card: Card = False,
+    card_field: CardField = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -250,6 +171,13 @@ def export(
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace what another export has written there.")] = False,
+    append: Annotated[
+        bool,
+        typer.Option(
+            "--append",
+            help="Tars that are there stay as they are: samples that are in none of them go into new tars behind.",
+        ),
+    ] = False,
     id_col: IdColumn = "key",
     images: Images = False,
     image_column: ImageColumn = "auto",
@@ -309,6 +237,7 @@ def export(
             metadata=None if metadata is Columns.none else metadata.value,
             index=index,
             overwrite=overwrite,
+            append=append,
             dry_run=dry_run,
             without=without,
             caption=caption,

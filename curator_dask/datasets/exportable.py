@@ -47,6 +47,7 @@ class Exportable(ABC):
         metadata: str | None = "parquet",
         index: bool = True,
         overwrite: bool = False,
+        append: bool = False,
         dry_run: bool = False,
         caption: str | None = None,
         max_side: int | None = None,
@@ -105,6 +106,10 @@ class Exportable(ABC):
             Write DALI's ``.idx`` beside each tar.
         overwrite
             Replace what another export has written there.
+        append
+            Tars that an export has written there stay as they are: samples that pass and are in none of them, by the
+            shard and the key of the source, go into new tars behind the last one, which is not filled up. Options that
+            make tars what they are must be the same.
         dry_run
             Write no tar: the summary says what would be written, how many bytes that needs, and how many are free.
             Nothing is left, but rows that models made for it, beside `path`: the export takes them over.
@@ -192,6 +197,7 @@ class Exportable(ABC):
                 metadata=metadata,
                 index=index,
                 overwrite=overwrite,
+                append=append,
                 dry_run=dry_run,
                 caption=caption,
                 max_side=max_side,

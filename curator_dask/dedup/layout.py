@@ -90,13 +90,13 @@ class Layout:
         """
         vectors, needed = self.scan.vectors(f"{name}.vectors", self.dim), int(slots.max(initial=-1)) + 1
         if len(vectors) < needed:
-            raise self.cut_short(name, needed)
+            raise self.cut_short(self.scan.path(f"{name}.vectors"), needed)
         return vectors
 
-    def cut_short(self, name: str, needed: int) -> OutputError:
+    def cut_short(self, path: str, needed: int) -> OutputError:
         """What is to be said where a file has less vectors than it was written with."""
         return OutputError(
-            f"{self.scan.path(name)}.vectors: has less than {needed} vectors, which were written: it was cut short."
+            f"{path}: has less than {needed} vectors, which were written: it was cut short."
             f" Remove {os.path.dirname(self.scan.folder)}, which is made anew, and run again"  # noqa: PTH120
         )
 

@@ -14,10 +14,12 @@ from distributed.system import MEMORY_LIMIT
 from curator_dask.dedup.layout import Layout, take
 from curator_dask.dedup.memory import COLUMNS, NO_LIMIT, Memory
 from curator_dask.dedup.phases import Phase
+from curator_dask.threads import in_threads
 
 #: Rows of a file of vectors in the order of clusters.
 PART = 1 << 15
 _MANY = 8  # vectors of a cluster in a file, on average, with which its vectors lie in few enough files
+_FEW = 4  # places to each vector that is wanted, with which they are read one by one
 _SHARE = 4  # of this machine's memory that vectors take, at most, to be read here and there
 
 
@@ -33,18 +35,21 @@ class Places:
         Where the vectors are.
     apart
         They are read where they are; else from files of their order, ``PART.vectors``, which `Sort` writes.
+    fits
+        The memory holds them with all else; else each look at a single one may go to the disk.
     """
 
     order: Phase
     layout: Layout
     apart: bool
+    fits: bool = True
 
     @classmethod
     def of(cls, order: Phase, layout: Layout, count: int, clusters: int) -> Places:
         """Of so many vectors. A copy in order is of use where they are read from a disk, or lie in many files."""
         fits = 4 * layout.dim * count * _SHARE <= MEMORY_LIMIT
         together = min(count // clusters, COLUMNS)
-        return cls(order, layout, fits and together >= _MANY * len(layout.names))
+        return cls(order, layout, fits and together >= _MANY * len(layout.names), fits)
 
     @property
     def parts(self) -> list[str]:
@@ -85,13 +90,28 @@ class Reader:
 
     def _read_in_order(self, places: np.ndarray, found: np.ndarray) -> None:
         parts = places // PART
-        start = 0
-        for end in [*(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(places)]:
-            if end > start:
-                part = int(parts[start])
-                vectors = self._places.order.vectors(f"{part}.vectors", self._places.layout.dim)
-                found[start:end] = take(vectors, places[start:end] - part * PART)
-            start = end
+        bounds = [*np.flatnonzero(np.diff(parts, prepend=-1)).tolist(), len(places)]
+
+        def read(start: int, end: int) -> None:
+            part = int(parts[start])
+            name, wanted = f"{part}.vectors", places[start:end] - part * PART
+            few = end - start < (wanted[-1] - wanted[0]) // _FEW
+            if few and not self._places.fits:
+                self._read_few(name, wanted, found[start:end])
+            else:
+                found[start:end] = take(self._places.order.vectors(name, self._places.layout.dim), wanted)
+
+        in_threads(lambda each: read(*each), [*pairwise(bounds)])
+
+    def _read_few(self, name: str, wanted: np.ndarray, found: np.ndarray) -> None:
+        """Some of a file in order, as `_read_apart`."""
+        size, order = 4 * self._places.layout.dim, self._places.order
+        rows = found.reshape(-1).view(np.uint8).data
+        with open(order.path(name), "rb", buffering=0) as file:  # noqa: PTH123
+            handle = file.fileno()
+            for at, place in enumerate((wanted * size).tolist()):
+                if os.preadv(handle, [rows[at * size : (at + 1) * size]], place) < size:
+                    raise self._places.layout.cut_short(order.path(name), place // size + 1)
 
     def _read_apart(self, places: np.ndarray, found: np.ndarray) -> None:
         """Vector by vector: of files that are mapped into memory the system shows 32 times what is looked at."""
@@ -108,7 +128,8 @@ class Reader:
             handle, wanted = file.fileno(), slots[numbers[at] - self._firsts[number]]
             for row, slot in zip((at * size).tolist(), (wanted * size).tolist(), strict=True):
                 if os.preadv(handle, [rows[row : row + size]], slot) < size:
-                    raise layout.cut_short(layout.names[number], slot // size + 1)
+                    path = layout.scan.path(f"{layout.names[number]}.vectors")
+                    raise layout.cut_short(path, slot // size + 1)
 
     def _file(self, name: str) -> tuple[Any, np.ndarray]:
         if name not in self._files:

@@ -7,7 +7,9 @@ import logging
 import os
 import posixpath
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,10 +30,14 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_whole, write_table
 from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.earlier import EarlierTars, KnownTars
+from curator_dask.outputs.export_place import ExportPlace
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.removed import DUPLICATES as FILE
 from curator_dask.outputs.saving import check_apart, opened
+from curator_dask.outputs.selecting import Folder
 from curator_dask.storage import Options, is_remote, join
+from curator_dask.threads import in_threads
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -66,9 +72,19 @@ class Duplicates:
         Folder of those that stay as they are.
     options
         For fsspec, of both.
+    exported
+        Folder of tars whose samples stay.
     """
 
-    def __init__(self, settings: Settings, path: str, against: str | None, options: Options) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        path: str,
+        against: str | None,
+        options: Options,
+        exported: str | None = None,
+    ) -> None:
+        self._exported = exported
         self._settings, self._source, self._against, self._options = settings, path, against, options
         #: Folder where it was saved; None: not yet.
         self.path: str | None = None
@@ -127,24 +143,15 @@ class Duplicates:
             started = time.monotonic()
             limit = self._settings.memory_limit  # of which workers are asked
             memory = share_out(limit, None if limit is None else client())
-            run = Deduplication(self._settings, sources, folder, work, client, memory)
-            run.run()
-            table = _table(run)
-            if run.summary.exact and not self._settings.exact.names:
-                columns = read_whole(sources[-1].path, sources[-1].options).columns
-                run.summary.digest = SHA256 if SHA256 in columns else ""
+            for stay, state in self._staying(sources):
+                run = Deduplication(self._settings, sources, folder, work, client, memory, stay)
+                run.run()
+                table = _table(run)
+                record = self._record(run, table, sources)
+                if record.fingerprint == state:
+                    break
             run.summary.seconds["all"] = time.monotonic() - started
-            settings = self._settings
-            # By hashes alone nothing is clustered: what was found is all that tells one table from another.
-            made_by: dict[str, Any] = {"identity": run.identity or _digest(table), "eps": settings.eps}
-            made_by |= {"exact": settings.exact.radii} if settings.exact.radii else {}
-            made_by |= {"groups": settings.groups} if settings.groups != STARS else {}
-            record = FileRecord(
-                fingerprint(made_by),
-                id_col="id",
-                derived=(_MADE_BY,),
-                report=run.summary.to_dict(),
-            )
+            record = replace(record, report=run.summary.to_dict())
             write_table(file, table, record)
         self.path, self.summary = folder, run.summary
         logger.info("%s", run.summary)
@@ -197,6 +204,41 @@ class Duplicates:
             raise OutputError("the duplicates are not saved yet: call save(path) first")
         return draw_groups(find_groups(self.path, n), self._options)
 
+    def _record(self, run: Deduplication, table: pa.Table, sources: Sequence[Source]) -> FileRecord:
+        """What is said of a table, but for what the summary says."""
+        settings = self._settings
+        if run.summary.exact and not settings.exact.names:
+            columns = read_whole(sources[-1].path, sources[-1].options).columns
+            run.summary.digest = SHA256 if SHA256 in columns else ""
+        # By hashes alone nothing is clustered: what was found is all that tells one table from another.
+        made_by: dict[str, Any] = {"identity": run.identity or _digest(table), "eps": settings.eps}
+        made_by |= {"exact": settings.exact.radii} if settings.exact.radii else {}
+        made_by |= {"groups": settings.groups} if settings.groups != STARS else {}
+        return FileRecord(fingerprint(made_by), id_col="id", derived=(_MADE_BY,))
+
+    def _staying(self, sources: Sequence[Source]) -> Iterator[tuple[dict[str, np.ndarray], str | None]]:
+        """By source, rows that stay as they are in tars; and what the table must be, or the next of these holds.
+
+        Where an export was interrupted, the samples that were there before it come first: so the table is the same
+        again, and the export goes on. Else all that it has written stay, too.
+        """
+        if self._exported is None:
+            yield {}, None
+            return
+        place = ExportPlace(Folder(locate(self._exported, self._options), self._options))
+        known = KnownTars.of(place)
+        tried = [(known.before, place.without)] if known.interrupted else []
+        for names, state in (*tried, (known.finished, None)):
+            earlier = EarlierTars.read(place, names)
+
+            def rows_in(source: Source, earlier: EarlierTars = earlier) -> np.ndarray:
+                folder, name = posixpath.split(source.path)
+                return earlier.rows_in(Folder(folder, source.options), name, "key")[0]
+
+            mine = [source for source in sources if not source.fixed]
+            found = in_threads(rows_in, mine)
+            yield {source.name: rows for source, rows in zip(mine, found, strict=True)}, state
+
     def _sources(self) -> list[Source]:
         found = []
         for path, fixed in ((self._against, True), (self._source, False)):
@@ -232,7 +274,7 @@ def _table(run: Deduplication) -> pa.Table:
     number = np.full(len(of), -1, np.int64)
     number[heads] = np.arange(len(heads))
     target[heads] = heads
-    listed = np.flatnonzero(~kept | ((number >= 0) & ~rows.fixed))
+    listed = np.flatnonzero(~kept | ((number >= 0) & ~rows.apart))
     ids = rows.table.column("id").combine_chunks()
     goes = pa.array(kept[listed])
     table = pa.table(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,9 @@ class Rows:
     table
         ``id``, ``__url__`` and what orders them.
     fixed
-        bool (rows,): of a dataset that stays as it is.
+        bool (rows,): that stay as they are.
+    apart
+        bool (rows,): of these, the rows of another dataset.
     hashes
         Of each column of hashes uint64 (rows, 1 or 2), and bool (rows,): whether there is a value.
     distinct
@@ -49,6 +52,7 @@ class Rows:
 
     table: pa.Table
     fixed: np.ndarray
+    apart: np.ndarray
     hashes: list[tuple[np.ndarray, np.ndarray]]
     distinct: np.ndarray
     first: np.ndarray
@@ -59,9 +63,28 @@ class Rows:
     total: int
     dim: int
 
+    @property
+    def stays(self) -> dict[str, str]:
+        """What identifies the rows that stay, of those that are asked for; empty where none does."""
+        some = np.flatnonzero(self.fixed & ~self.apart)
+        return {"stay": hashlib.sha256(some.astype("<i8").tobytes()).hexdigest()} if len(some) else {}
 
-def gather_rows(scan: Phase, sources: Sequence[Source], path: str) -> Rows:
+
+def gather_rows(
+    scan: Phase, sources: Sequence[Source], path: str, stay: Mapping[str, np.ndarray] | None = None
+) -> Rows:
     """Read what was said of the rows of all files.
+
+    Parameters
+    ----------
+    scan
+        Where that is.
+    sources
+        The files.
+    path
+        Of the output, for messages.
+    stay
+        By name of a file, int64 (n,): rows that stay whatever they are like.
 
     Raises
     ------
@@ -70,7 +93,7 @@ def gather_rows(scan: Phase, sources: Sequence[Source], path: str) -> Rows:
     ConfigError
         Vectors of two lengths.
     """
-    tables, fixed, places = [], [], []
+    tables, fixed, apart, places = [], [], [], []
     dims: dict[int, str] = {}
     with_column: dict[bool, str] = {}  # a file that has one of vectors, and one that has none
     counts = np.zeros(len(FAULTS), np.int64)
@@ -92,7 +115,10 @@ def gather_rows(scan: Phase, sources: Sequence[Source], path: str) -> Rows:
             good = good | np.asarray(table.column(name).is_valid())
         tables.append(table.filter(pa.array(good)).drop_columns("fault"))
         places.append(place[good])
-        fixed.append(np.full(len(places[-1]), source.fixed))
+        apart.append(np.full(len(places[-1]), source.fixed))
+        stays = np.full(len(fault), source.fixed)
+        stays[(stay or {}).get(source.name, np.empty(0, np.int64))] = True
+        fixed.append(stays[good])
     if len(dims) > 1:
         lengths = ", ".join(f"{file} of {dim} values" for dim, file in dims.items())
         raise ConfigError(f"vectors of two lengths cannot be compared: {lengths}. Give those of one model")
@@ -140,6 +166,7 @@ def gather_rows(scan: Phase, sources: Sequence[Source], path: str) -> Rows:
     return Rows(
         whole.drop_columns(["digest0", "digest1", *names]),
         np.concatenate(fixed),
+        np.concatenate(apart),
         hashes,
         distinct,
         first,

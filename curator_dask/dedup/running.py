@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +84,8 @@ class Deduplication:
         Gives the client of the cluster to work on.
     memory
         What a task may hold, and what the client may.
+    stay
+        By name of a source, rows that stay whatever they are like.
     """
 
     def __init__(
@@ -94,10 +96,11 @@ class Deduplication:
         work: str,
         workers: Callable[[], Client | None],
         memory: tuple[Memory, Memory] = (NO_LIMIT, NO_LIMIT),
+        stay: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.settings, self.sources, self.output, self.work = settings, tuple(sources), output, work
         self.memory, self.client_memory = memory
-        self._workers = workers
+        self._workers, self._stay = workers, stay
         self.summary = DedupSummary(output, settings.eps)
         self.rows: Rows
         self.ranks: np.ndarray  # of rows
@@ -128,8 +131,8 @@ class Deduplication:
         )
         look_over(self.sources, task.finished)
         self._do(self._job("scan", task, names, task.finished))
-        self.rows = rows = gather_rows(scan, self.sources, self.output)
-        self.summary.rows = rows.total
+        self.rows = rows = gather_rows(scan, self.sources, self.output, self._stay)
+        self.summary.rows, self.summary.stay = rows.total, int((rows.fixed & ~rows.apart).sum())
         self.summary.set_aside = {name: count for name, count in rows.counts.items() if name != "good"}
         self.summary.unknown = settings.keep.unknown(rows.table.filter(~rows.fixed))
         fixed = [source.fixed for source in self.sources]
@@ -199,9 +202,8 @@ class Deduplication:
     def _compared(self, clusters: Phase) -> None:
         """By which eps pairs are looked for: a larger one, where that has been done."""
         settings = self.settings
-        self.identity = fingerprint(
-            {"clusters": clusters.folder, "keep": settings.keep.identity, "recall": settings.recall}
-        )
+        known = {"clusters": clusters.folder, "keep": settings.keep.identity, "recall": settings.recall}
+        self.identity = fingerprint({**known, **self.rows.stays})
         done = []
         for path in Path(self.work).glob("pairs-*/done.json"):
             said = json.loads(path.read_text())
@@ -245,7 +247,7 @@ class Deduplication:
             ranks, rows.distinct, self.ranks
         )  # of each distinct row, that of the best that is the same
         self._ranks = ranks
-        phase = self._phase("order", assigned=self._assigned.folder, keep=keep.identity)
+        phase = self._phase("order", assigned=self._assigned.folder, keep=keep.identity, **rows.stays)
         order = np.lexsort((ranks[: len(labels)], labels))
         if not phase.has("order.npy"):
             counts = self.summary.clusters

@@ -57,6 +57,9 @@ class SemanticDeduplication:
         What a worker may hold of vectors, products and pairs at a time, besides what Python, its libraries and the keys
         of rows take: bytes (``"4GB"``), or a share of the worker's own limit (0.5). Its threads share it. The client
         holds as much of the pairs. None: blocks of a fixed size. What is found is the same.
+    exported
+        Folder of tars that `to_webdataset` or ``curator-dask export`` wrote: rows whose samples are in these stay, and
+        rows that are near one of them go. So an export that tars are added to has no duplicates.
     storage_options
         For fsspec, where vectors are read from a URL.
 
@@ -79,6 +82,7 @@ class SemanticDeduplication:
         exact: str | Sequence[str] | Mapping[str, int] | None = None,
         groups: str = STARS,
         memory_limit: str | int | float | None = None,
+        exported: str | os.PathLike[str] | None = None,
         storage_options: Options = None,
     ) -> None:
         if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
@@ -103,6 +107,7 @@ class SemanticDeduplication:
             parse_limit(memory_limit),
         )
         self.against = None if against is None else os.fspath(against)
+        self.exported = None if exported is None else os.fspath(exported)
         self.storage_options = storage_options
 
     def __call__(self, vectors: str | os.PathLike[str] | ImageTextPairDataset) -> Duplicates:
@@ -120,11 +125,13 @@ class SemanticDeduplication:
             A dataset whose vectors are not computed yet.
         """
         if isinstance(vectors, str | os.PathLike):
-            return Duplicates(self.settings, os.fspath(vectors), self.against, self.storage_options)
+            return Duplicates(
+                self.settings, os.fspath(vectors), self.against, self.storage_options, self.exported
+            )
         if not hasattr(vectors, "steps") or vectors.steps:
             raise ConfigError(
                 f"{type(vectors).__name__}: its vectors are not saved, and each phase would make them anew: call"
                 " save_metadata(path) first, then give that path"
             )
         options = self.storage_options or vectors.storage_options
-        return Duplicates(self.settings, vectors.path, self.against, options)
+        return Duplicates(self.settings, vectors.path, self.against, options, self.exported)

@@ -22,6 +22,8 @@ class DedupSummary:
         Two rows are duplicates when the cosine of their vectors is at least 1 - eps.
     rows
         That were looked at.
+    stay
+        Rows that stay whatever they are like, as their samples are in tars of an export.
     set_aside
         By fault, rows whose vectors cannot be compared: they stay.
     exact
@@ -56,6 +58,7 @@ class DedupSummary:
     path: str
     eps: float
     rows: int = 0
+    stay: int = 0
     set_aside: dict[str, int] = field(default_factory=dict)
     exact: int = 0
     digest: str = ""
@@ -102,6 +105,8 @@ class DedupSummary:
             f"{self.removed:,} of {counted(self.rows, 'row')} {twin} {near}, in"
             f" {counted(self.groups, 'group')}; {exact} {copies}"
         ]
+        if self.stay:
+            lines.append(f"  {self.stay:,} of the rows are in tars, and stay")
         if not by_hash_alone:
             lines.append(f"  pairs that were compared, of those within eps: {self.recall}")
         if self.diameter is not None and not by_hash_alone:

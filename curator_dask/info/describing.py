@@ -19,7 +19,15 @@ from curator_dask.info.listing import Listing, list_output
 from curator_dask.info.makers import DEDUP, EXPORT
 from curator_dask.info.output import OutputInfo
 from curator_dask.info.values import fill_norms, fill_values, kind_of, pick_parts
-from curator_dask.outputs.curated_names import BALANCED, DUPLICATES, EMBEDDINGS, PASSING, SHARDS, of_curate
+from curator_dask.outputs.curated_names import (
+    BALANCED,
+    DUPLICATES,
+    EMBEDDINGS,
+    PASSING,
+    SHARDS,
+    of_curate,
+    stay_in,
+)
 from curator_dask.outputs.failed import list_errors, none_there
 from curator_dask.outputs.placing import locate
 from curator_dask.runs.summary import SaveSummary
@@ -89,14 +97,14 @@ def _of_curate(
         known.update(dict.fromkeys(names))
         info.files, info.bytes = info.files + each.files, info.bytes + each.bytes
     _check_columns(folder, columns, list(known))
-    info.chain = _chain(info.folders)
+    info.chain = _chain(info.folders, stay_in(folder, options) if SHARDS in info.folders else 0)
     info.rows, info.exact = info.chain.rows, all(each.exact for each in info.folders.values())
     return info
 
 
-def _chain(folders: Mapping[str, Found]) -> Chain:
+def _chain(folders: Mapping[str, Found], stay: int) -> Chain:
     first = folders[EMBEDDINGS]
-    chain = Chain(first.rows, kept=folders[SHARDS].rows if SHARDS in folders else 0)
+    chain = Chain(first.rows, kept=folders[SHARDS].rows - stay if SHARDS in folders else 0, stay=stay)
     chain.failed = first.failed  # no condition passes them
     left = first.rows - chain.failed
     if PASSING in folders:

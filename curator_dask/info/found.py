@@ -95,13 +95,13 @@ class SplitInfo:
 
 @dataclass
 class Chain:
-    """What became of the rows of `curate`; all but ``rows`` add up to it.
+    """What became of the rows of `curate`; all but ``rows`` and ``stay`` add up to it.
 
     Attributes
     ----------
     rows
         Of the dataset.
-    failed, filtered, unbalanced, duplicates, missing, kept
+    failed, filtered, unbalanced, duplicates, missing, kept, stay
         As `curator_dask.outputs.curated.CurationSummary` has them.
     adds_up
         None is below zero: else the folders are of different runs.
@@ -116,6 +116,7 @@ class Chain:
     duplicates: int = 0
     missing: int = 0
     kept: int = 0
+    stay: int = 0
     adds_up: bool = True
     exported: bool = True
 

@@ -86,6 +86,10 @@ def _chain(info: Found) -> list[str]:
             lines.append(f"  {f'- {what}':>14} {count:>12,}  {_share(count, chain.rows)}")
     if chain.exported:
         lines.append(f"  {'= kept':>14} {chain.kept:>12,}  {_share(chain.kept, chain.rows)}")
+        if chain.stay:
+            lines.append(
+                f"  {'+ stay':>14} {chain.stay:>12,}  in earlier tars; their rows pass no more or are gone"
+            )
     else:
         lines.append("  nothing is exported yet: the same curate again goes on")
     if not chain.adds_up:

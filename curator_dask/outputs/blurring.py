@@ -271,12 +271,17 @@ def _lost(
     for sample, reason in sorted(left_out.items()):
         start = len(keys[sample]) + 1
         fields.update(name[start:] for name in names[ends[sample] : ends[sample + 1]])
-        kind = f"{NOT_BLURRED} ({Reason.of(reason).label})"
+        kind = kind_of_lost(reason)
         reasons[kind] += 1
         if reasons[kind] <= EXAMPLES:
             examples.setdefault(kind, []).append(f"{key_text(keys[sample])}: {reason}")
     said = {"fields": dict(fields), "reasons": dict(reasons), "examples": examples}
     return {"samples": len(left_out), **said}
+
+
+def kind_of_lost(reason: str) -> str:
+    """As what a sample is counted that cannot be blurred."""
+    return f"{NOT_BLURRED} ({Reason.of(reason).label})"
 
 
 def _made(

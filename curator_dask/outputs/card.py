@@ -27,7 +27,7 @@ _FORM = 1
 _OPEN = "*To be filled in by you.*"
 _THOUSANDS = ("", "K", "M", "B", "T")
 #: Options that say nothing of what is in the tars.
-_ASIDE = ("overwrite", "dry_run", "card", "sizes", "index")
+_ASIDE = ("overwrite", "append", "dry_run", "card", "sizes", "index")
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,10 @@ def _left_out(summary: ExportSummary, making: Making | None, records: Sequence[F
         rows, left = making.rows, dict(making.left_out)
     left |= {"without a whole sample in the tars": summary.missing}
     counts = [["rows", f"{rows:,}"], *([why, f"{count:,}"] for why, count in left.items() if count)]
-    parts = [table(["", "rows"], [*counts, ["in the tars", f"{summary.kept:,}"]]), *notes]
+    counts.append(["in the tars", f"{summary.kept:,}"])
+    if (stay := summary.kept + sum(left.values()) - rows) > 0:  # tars are added to, and stay as they are
+        counts.append(["of these by now left out, or not among the rows", f"{stay:,}"])
+    parts = [table(["", "rows"], counts), *notes]
     passing = {**({} if making is None else making.passing), **summary.passing}
     unknown = {**({} if making is None else making.unknown), **summary.unknown}
     if passing:

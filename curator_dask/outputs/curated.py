@@ -15,7 +15,7 @@ from typing import Any
 from curator_dask.errors import OutputError
 from curator_dask.frames.parquet import read_footer
 from curator_dask.frames.record import BALANCE
-from curator_dask.outputs.curated_names import BALANCED, EMBEDDINGS, PASSING, SHARDS
+from curator_dask.outputs.curated_names import BALANCED, EMBEDDINGS, NOTE, PASSING, SHARDS, stay_in
 from curator_dask.outputs.export_place import ExportPlace
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.placing import put
@@ -24,7 +24,7 @@ from curator_dask.outputs.selecting import Folder
 from curator_dask.storage import join, remove
 from curator_dask.words import counted
 
-_NOTE = "curated.json"
+_OR_APPEND = "by which its tars go, or append=True (--append), by which they stay and what is new is added"
 
 
 class Choice:
@@ -38,19 +38,27 @@ class Choice:
         Of all that decides which rows are exported, but for the rows themselves.
     overwrite
         What another choice has left may be replaced.
+    append
+        Tars stay as they are, and others are added: what lies between may be replaced, by the same choice.
     """
 
-    def __init__(self, folder: str, digest: str, overwrite: bool) -> None:
-        self._folder, self._note, self._digest = folder, Path(folder, _NOTE), digest
+    def __init__(self, folder: str, digest: str, overwrite: bool, append: bool = False) -> None:
+        self._folder, self._note, self._digest = folder, Path(folder, NOTE), digest
         self._shards = join(folder, SHARDS)
         #: Whether files of the steps may be replaced: no tars are there that were made of them, or they may go, too.
-        self.replaces = overwrite or not ExportPlace(Folder(self._shards, None)).has_tars
+        place = ExportPlace(Folder(self._shards, None))
+        has_tars, self._is_added_to = place.has_tars, place.is_added_to
+        self.replaces = overwrite or append or not has_tars
+        #: Whether there are tars that stay.
+        self.adds = append and has_tars
 
     def check(self) -> None:
         """Raise OutputError where another choice is noted, whose tars must stay."""
         # Without a note the steps see to themselves.
-        if not self.replaces and self._noted() not in (None, self._digest):
+        if (self.adds or not self.replaces) and self._noted() not in (None, self._digest):
             self._refuse("was made by a recipe that chooses other rows")
+        if not self.replaces and self._is_added_to:
+            self._refuse("has tars that were added since", _OR_APPEND)
 
     def check_rows(self, names: Collection[str]) -> None:
         """Raise OutputError where tars that must stay were made of rows that lack some, or some of their columns.
@@ -65,17 +73,21 @@ class Choice:
                 read_footer(join(self._folder, f"{place}/{each}")).columns for place in (EMBEDDINGS, PASSING)
             )
             if not then:
-                self._refuse(f"was made without {EMBEDDINGS}/{each}: no rows of it are in {PASSING}")
+                self._refuse(
+                    f"was made without {EMBEDDINGS}/{each}: no rows of it are in {PASSING}",
+                    _OR_APPEND,
+                )
             if lacks := [name for name in now if name not in then]:
                 self._refuse(
                     f"lacks {', '.join(map(repr, lacks))}, which {EMBEDDINGS} has got since. It may stay so",
                     "which writes its tars anew, with all columns",
                 )
 
-    def write(self) -> None:
-        """Note it, before tars are made of it."""
-        if self._noted() != self._digest:
-            put(str(self._note), json.dumps({"choice": self._digest}).encode(), None)
+    def write(self, stay: int | None = None) -> None:
+        """Note it, before tars are made of it; and then how many samples stay in them that are not among its rows."""
+        if self._noted() != self._digest or (stay is not None and stay_in(self._folder, None) != stay):
+            note = {"choice": self._digest, **({"stay": stay} if stay else {})}
+            put(str(self._note), json.dumps(note).encode(), None)
 
     def clear(self, name: str, keep: Collection[str] = (), balance: Collection[str] = ()) -> None:
         """Remove the files that an earlier run of a step has left, and that are not of this one; its folder, if empty.
@@ -124,7 +136,7 @@ class Choice:
 
 @dataclass
 class CurationSummary:
-    """What became of a dataset's rows; all counts but ``rows`` add up to it.
+    """What became of a dataset's rows; all counts but ``rows``, ``earlier`` and ``stay`` add up to it.
 
     Attributes
     ----------
@@ -143,7 +155,11 @@ class CurationSummary:
     missing
         That would be kept, but whose sample is in no tar.
     kept
-        In the new shards.
+        In the shards.
+    earlier
+        Of the kept, those that are in tars of earlier calls, which stay as they are.
+    stay
+        Samples in these tars that are not among the kept: their rows would not pass today, or are gone.
     steps
         The summaries of the steps, by folder.
     joined
@@ -162,6 +178,8 @@ class CurationSummary:
     duplicates: int = 0
     missing: int = 0
     kept: int = 0
+    earlier: int = 0
+    stay: int = 0
     steps: dict[str, Any] = field(default_factory=dict)
     joined: list[Any] = field(default_factory=list)
     complete: bool = True
@@ -176,6 +194,17 @@ class CurationSummary:
         lines = [
             f"{join(self.path, SHARDS)}: {self.kept:,} of {counted(self.rows, 'row')}; {self.seconds:.0f} s"
         ]
+        if SHARDS in self.steps and self.steps[SHARDS].earlier_shards:
+            new, tars = self.kept - self.earlier, self.steps[SHARDS].shards
+            lines.append(
+                f"  of these {new:,} new, in {counted(tars, 'tar')}, and {self.earlier:,} in earlier tars, which stay"
+                " as they are"
+            )
+        if self.stay:
+            lines.append(
+                f"  {self.stay:,} more in earlier tars, whose rows would not pass today or are gone: they stay; another"
+                " path, or overwrite=True (--overwrite), is without them"
+            )
         for name in ("failed", "filtered", "unbalanced", "duplicates", "missing"):
             if name == "unbalanced" and BALANCED not in self.steps:
                 continue

@@ -43,6 +43,7 @@ class ExportOptions:
     metadata: str | None = "parquet"
     index: bool = True
     overwrite: bool = False
+    append: bool = False
     without: str | None = None
     dry_run: bool = False
     caption: str | None = None
@@ -108,6 +109,15 @@ class ExportOptions:
                 " (--split val=0.01)"
             )
         _ = self.sharing  # says what is wrong with it
+        if self.append and self.overwrite:
+            raise ConfigError(
+                "append and overwrite: one leaves the tars that are there, the other replaces them: give one"
+            )
+        if self.append and self.is_tables:
+            raise ConfigError(
+                "append and format='parquet': names of Parquet files say how many there are in all, so none can be"
+                " added to them. Write what is new to another path, or all anew with overwrite=True (--overwrite)"
+            )
         if self.sizes not in (True, False, None):
             raise ConfigError(f"sizes={self.sizes!r}: expected True, False or None")
         check_card(self.card)

@@ -34,6 +34,8 @@ logger = logging.getLogger("curator_dask")
 #: Ends the name of the folder beside the tars.
 SUFFIX = ".export"
 _NOTE = "run.json"  # of which export the tars are
+#: Of what is noted of an export: what identifies the table of duplicates.
+WITHOUT = "without_state"
 #: The card of a dataset, as Hugging Face's hub and datasets look for it.
 CARD = "README.md"
 
@@ -65,6 +67,32 @@ class ExportPlace:
         """Whether an export has begun there, and tars are there."""
         begun = (self._note() or {}).get("export") is not None
         return begun and any(map(is_shard, walk(*self.target)))
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the last export there says of itself; empty where there was none."""
+        return self._note() or {}
+
+    @property
+    def tars(self) -> set[str]:
+        """Names of the tars that it has, or was to have."""
+        return names_of(self.told.get("tars") or {})
+
+    @property
+    def last_call(self) -> set[str]:
+        """Those of them that were not there before it."""
+        added = self.told.get("added")
+        return self.tars if added is None else {*added}
+
+    @property
+    def is_added_to(self) -> bool:
+        """Whether tars were added to others that stay."""
+        return self.last_call < self.tars
+
+    @property
+    def without(self) -> str | None:
+        """What identifies the table of duplicates that the last call left out; None: there was none."""
+        return (self.told.get("settings") or {}).get(WITHOUT)
 
     def folder(self, name: str) -> Folder:
         """A folder of those beside the tars."""
@@ -128,6 +156,8 @@ class ExportPlace:
         overwrite: bool,
         *,
         only_look: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        stay: Collection[str] | None = None,
     ) -> None:
         """See that the tars can be written, and remove those of an earlier export that are not to be there.
 
@@ -143,6 +173,10 @@ class ExportPlace:
             So is what others have written.
         only_look
             Remove nothing.
+        settings
+            By which the tars are made, for those that are added later.
+        stay
+            Those of the tars that stay as they are, to which others are added; None: none are.
 
         Raises
         ------
@@ -156,19 +190,25 @@ class ExportPlace:
         own = {name.removesuffix(".parquet") for name in walk(manifest.path, manifest.options)}
         own |= names_of(note.get("tars") or {})  # of those that a run that died has not finished, too
         stray = strays(there, names)
+        if stay is not None:  # all else of its own is what a call that died has left
+            there = {name for name in there if posixpath.splitext(name)[0] not in own}
+            stray = [name for name in stray if posixpath.splitext(name)[0] not in own]
         self._check_links(names)
         if note.get("export") != this and not overwrite:
-            if note.get("export") is None and (sizes := sizes_there(self.target, names)):
+            if not stay and note.get("export") is None and (sizes := sizes_there(self.target, names)):
                 self._refuse(posixpath.relpath(sizes[0], folder), "is not of an export that has been here")
             in_the_way = [f"{names[number]}{part}" for number in todo for part in PARTS]
             for name in in_the_way:
                 if name in there:
-                    self._refuse(name, "was made of other samples, or by other settings")
+                    self._refuse(name, "was made of other samples, or by other settings", stay is not None)
             if stray:
-                self._refuse(stray[0], "is not of this export: who reads the folder finds its samples, too")
+                why = "is not of this export: who reads the folder finds its samples, too"
+                self._refuse(stray[0], why, stay is not None)
         if only_look:
             return
-        if note.get("export") != this:  # before the tars: a run that dies must not leave what speaks of them
+        if (
+            note.get("export") != this and not stay
+        ):  # before the tars: a run that dies must not leave what speaks of them
             remove_sizes(self.target, [*own, *names])
             if self._own_card(note):
                 remove(join(folder, CARD), options)
@@ -184,7 +224,9 @@ class ExportPlace:
                 "%s: %s there, %s for example, not of this export: who reads the folder finds them, too",
                 *(folder, counted(len(foreign), "file"), foreign[0]),
             )
-        self._tell({**note, "export": this, "tars": shortened(names)})
+        said = {**note, "export": this, "tars": shortened(names), "settings": settings}
+        said |= {"added": None if stay is None else sorted({*names} - {*stay})}
+        self._tell(said)
         self._make_folders(names, own)
         # Else a tar that is replaced when the run dies would pass for the one that its manifest still speaks of.
         for number in todo:
@@ -261,11 +303,14 @@ class ExportPlace:
             )
         return free
 
-    def _refuse(self, name: str, why: str) -> None:
-        raise OutputError(
-            f"{join(self.target.path, name)}: is there, and {why}. Write to another path, or use overwrite=True"
-            " (--overwrite), by which tars of an earlier export go"
+    def _refuse(self, name: str, why: str, adding: bool = False) -> None:
+        mend = (
+            "Move it away, or write to another path"
+            if adding
+            else "Write to another path, or use overwrite=True (--overwrite), by which tars of an earlier export go; or"
+            " append=True (--append), by which they stay, and what is new is added"
         )
+        raise OutputError(f"{join(self.target.path, name)}: is there, and {why}. {mend}")
 
     def _note(self) -> dict[str, Any] | None:
         """What the last export there says of itself; None where there was none."""

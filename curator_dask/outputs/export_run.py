@@ -14,17 +14,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from curator_dask.errors import ConfigError, ShardError
+from curator_dask.errors import ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import vectors_in
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_record
+from curator_dask.outputs.appending import (
+    DIGITS,
+    VECTORS,
+    as_before,
+    kinds_of,
+    settings_before,
+    settings_of,
+)
 from curator_dask.outputs.card import Making, card_mark, card_of
-from curator_dask.outputs.choosing import read_rows
+from curator_dask.outputs.earlier import EarlierTars, KnownTars
 from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_columns import schema_beside, schema_of
 from curator_dask.outputs.export_options import ExportOptions
-from curator_dask.outputs.export_place import ExportPlace
+from curator_dask.outputs.export_place import WITHOUT, ExportPlace
+from curator_dask.outputs.export_plan import Stays, bytes_of, plan_shards
 from curator_dask.outputs.export_sizes import check_sizes, put_sizes
 from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.outputs.export_tables import in_tables, weighing_of
@@ -32,10 +41,9 @@ from curator_dask.outputs.new_keys import NewKeys
 from curator_dask.outputs.packing import PackShard
 from curator_dask.outputs.removed import check_removed, check_shards
 from curator_dask.outputs.saving import check_apart
-from curator_dask.outputs.selecting import Folder, SelectSamples
-from curator_dask.outputs.sharding import NewShards, ends_by_bytes, ends_by_count, ends_in_parts, shuffled
+from curator_dask.outputs.selecting import FileRows, Folder, SelectSamples
+from curator_dask.outputs.sharding import NewShards
 from curator_dask.outputs.shrinking import EXPORTED
-from curator_dask.outputs.splitting import split_samples
 from curator_dask.outputs.unique_keys import check_keys
 from curator_dask.outputs.vector_members import VectorMember, check_new, vector_members
 from curator_dask.outputs.weighing import Weighing
@@ -43,14 +51,11 @@ from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, absolute, is_remote, local_path
 from curator_dask.threads import in_threads
-from curator_dask.webdataset.stamps import stamp
 
 if TYPE_CHECKING:
     from distributed import Client
 
 logger = logging.getLogger("curator_dask")
-
-_LINE_BYTES = 64  # of a member, about: in an index, and in the manifest
 
 
 class ExportRun:
@@ -70,10 +75,15 @@ class ExportRun:
         self._client, self._encoded = client, encoded
         self._summary = ExportSummary(place.target.path, format=options.format)
         self._vectors: tuple[VectorMember, ...] = ()  # columns that become members
+        self._kinds: dict[str, Any] = {}  # and of which numbers these are, in all tars
         self._sizes: dict[str, int] = {}  # samples of the tars that are there
         self._columns = pa.schema([])  # that the samples have
         self._rows: tuple[Folder, Sequence[str]] = (Folder(""), ())  # and the files that they are from
         self._this = ""  # what tells this export from others
+        self._earlier: EarlierTars | None = None  # tars that stay, where others are added
+        self._taken: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by file, rows in them, and which samples
+        self._before: Mapping[str, Any] = {}  # by which settings they were written
+        self._settings: dict[str, Any] = {}
 
     def done(
         self, started: float, left_out: Mapping[str, Any] | None = None, making: Making | None = None
@@ -88,15 +98,32 @@ class ExportRun:
 
     def write(self, rows: Folder, names: Sequence[str]) -> None:
         """Look up the samples of files with rows, and write the tars."""
+        self._rows = (rows, names)
+        if not self._options.append:
+            self._write(rows, names)
+            return
+        known = KnownTars.of(self.place)
+        # First as the call that was interrupted, whose tars then are the same; rows may be others since.
+        if known.interrupted and self._write(rows, names, known.before, as_before=True):
+            return
+        self._summary = ExportSummary(self.place.target.path, format=self._options.format)
+        self._write(rows, names, known.finished)
+
+    def _write(
+        self,
+        rows: Folder,
+        names: Sequence[str],
+        stay: Sequence[str] | None = None,
+        as_before: bool = False,
+    ) -> bool:
+        """The same, with tars that stay; False: it would be another export than the one before, and was not done."""
         selected = self.place.folder("samples")
-        weighing = None
-        if self._options.npy:
-            found = schema_of(rows, names)
-            self._vectors = vector_members(self._options.npy, found, self._options.portable)
-            weighing = Weighing(self._vectors)
-        elif self._options.is_tables:
-            weighing = weighing_of(rows, names, self._options, self._id_col)
-        reports = self._select(rows, selected, names, weighing)
+        self._earlier = None if stay is None else EarlierTars.read(self.place, stay)
+        self._before = settings_before(self.place, self._options, self._encoded) if stay else {}
+        every = names
+        reports = self._select(rows, selected, names, self._weighing(rows, names))
+        reports = {name: report for name, report in reports.items() if report["kept"] or stay is None}
+        names = [*reports]
         check_new(self._vectors, [report["fields"] for report in reports.values()])
         urls = {url for report in reports.values() for url in report["stamps"]}
         if self._options.without is not None:
@@ -106,25 +133,33 @@ class ExportRun:
         # Else a tar might be written over while it is copied; a link may lead to one from elsewhere.
         for folder in {posixpath.dirname(url) for url in (*urls, *map(_behind_links, urls))}:
             check_apart(folder, self.place.target.path)
+        if self._earlier is not None and not self._summary.earlier:
+            self._earlier.warn_of_moved(urls)
         odd = sum(report["odd_keys"] for report in reports.values())
         self._summary.note_habits(self._options, odd)
         if not self._options.sequential:
-            check_keys(selected, names)
-        shards = self._shards(rows, selected, reports)
-        pack = self._packing(rows, selected, shards, reports)
-        self._pack(pack, shards, self._bytes_of(rows, reports))
-        self._rows = (rows, names)
+            check_keys(selected, names, self._earlier)
+        stays = (
+            Stays() if self._earlier is None else Stays(self._earlier, self._taken, self._before.get(DIGITS))
+        )
+        shards = plan_shards(self._options, self._summary, rows, selected, reports, self._id_col, stays)
+        pack = self._packing(rows, selected, shards, every, reports)
+        total_bytes = bytes_of(self._options, self._summary, rows, reports)
+        if not self._pack(pack, shards, total_bytes, as_before):
+            return False
         self._summary.note_habits(self._options, odd)  # images may have other suffixes now
+        return True
 
-    def _bytes_of(self, rows: Folder, reports: Mapping[str, Mapping[str, Any]]) -> int:
-        """About what all tars take, with what lies beside them."""
-        options, summary = self._options, self._summary
-        total: int = sum(report["bytes"] for report in reports.values())
-        if options.metadata == "parquet" and not options.is_tables:  # which are weighed with them
-            sizes = in_threads(lambda name: stamp(rows.file(name), rows.options).size, list(reports))
-            total += sum(sizes) * summary.kept // max(1, summary.rows)
-        total += 0 if options.caption is None else 2 * tarfile.BLOCKSIZE * summary.kept
-        return total + _LINE_BYTES * sum(summary.fields.values()) * (1 + options.index)
+    def _weighing(self, rows: Folder, names: Sequence[str]) -> Weighing | None:
+        """What samples will weigh, where that is not what their members do; what cannot be written is refused."""
+        if self._options.is_tables:
+            return weighing_of(rows, names, self._options, self._id_col)
+        if not self._options.npy:
+            return None
+        found = schema_of(rows, names)
+        self._vectors = vector_members(self._options.npy, found, self._options.portable)
+        self._kinds = kinds_of(self.place.target.path, self._before.get(VECTORS, {}), self._vectors, found)
+        return Weighing(self._vectors)
 
     def _select(
         self, rows: Folder, selected: Folder, names: Sequence[str], weighing: Weighing | None
@@ -142,7 +177,17 @@ class ExportRun:
             "" if options.without is None else check_removed(absolute(options.without)),
             weighing,
         )
-        known = in_threads(select.known, names)
+        asked = {name: FileRows(name) for name in names}
+        if (earlier := self._earlier) is not None:
+            found = in_threads(lambda name: earlier.rows_in(rows, name, self._id_col), names)
+            self._taken = dict(zip(names, found, strict=True))
+            left_out = in_threads(lambda name: earlier.left_out_of(rows, name, self._id_col), names)
+            asked = {
+                name: FileRows(name, each[0], lost)
+                for name, each, lost in zip(names, found, left_out, strict=True)
+            }
+            summary.note_earlier(earlier, [places for _, places in found])
+        known = in_threads(select.known, [*asked.values()])
         reports = {name: report for name, report in zip(names, known, strict=True) if report is not None}
         for report in reports.values():
             summary.looked_up.add(report)
@@ -154,7 +199,7 @@ class ExportRun:
         if todo:
             client = self._client()
             targets = [Target.of_file(selected.path, name) for name in todo]
-            tasks = file_tasks(select, todo, "select-samples", client)
+            tasks = file_tasks(select, [asked[name] for name in todo], "select-samples", client)
             run_targets(tasks, client, targets, summary.looked_up, take)
         stop_at(summary.looked_up.failed_shards, "its samples could not be looked up")
         for name in names:
@@ -163,46 +208,15 @@ class ExportRun:
         logger.info("%d of %d rows have a sample for %s", summary.kept, summary.rows, self.place.target.path)
         return {name: reports[name] for name in names}  # not as they were done
 
-    def _shards(self, rows: Folder, selected: Folder, reports: Mapping[str, Mapping[str, Any]]) -> NewShards:
-        options, names = self._options, list(reports)
-        marks, counts = ([report[name] for report in reports.values()] for name in ("mark", "kept"))
-        total = sum(counts)
-        order = None if options.shuffle is None else shuffled(total, options.shuffle)
-        parts = {"": total}  # samples of each split
-        if options.sharing is not None:
-            assigned = split_samples(options.sharing, selected, rows, names, self._id_col)
-            self._summary.note_splits(assigned.counts, assigned.notes)
-            order = np.arange(total) if order is None else order
-            order = order[np.argsort(assigned.of[order], kind="stable")]
-            parts = {name: count.samples for name, count in assigned.counts.items()}
-        if options.shard_bytes is None:
-            ends = ends_in_parts(
-                [*parts.values()], lambda start, stop: ends_by_count(stop - start, options.samples_per_shard)
-            )
-        else:
-            found = in_threads(
-                lambda name: read_rows(selected.file(name), selected.options, ["bytes"]).column(0).to_numpy(),
-                names,
-            )
-            sizes = np.concatenate([np.empty(0, np.int64), *found])
-            sizes = sizes if order is None else sizes[order]
-            room = max(1, options.shard_bytes - tarfile.RECORDSIZE)  # that its end mark may take
-            ends = ends_in_parts(
-                [*parts.values()], lambda start, stop: ends_by_bytes(sizes[start:stop], room)
-            )
-        if (most := max(map(len, ends))) > 10**options.max_shards:
-            raise ConfigError(
-                f"{most} tars do not have numbers of {options.max_shards} digits: give max_shards (--max-shards),"
-                " which is the number of digits, or more samples_per_shard (--samples-per-shard)"
-            )
-        splits = [(name, len(each)) for name, each in zip(parts, ends, strict=True)]
-        return NewShards(names, marks, counts, np.concatenate(ends), order, splits=splits)
-
     def _packing(
-        self, rows: Folder, selected: Folder, shards: NewShards, reports: Mapping[str, Mapping[str, Any]]
+        self,
+        rows: Folder,
+        selected: Folder,
+        shards: NewShards,
+        names: Sequence[str],
+        reports: Mapping[str, Mapping[str, Any]],
     ) -> PackShard:
         options, summary, shrinking = self._options, self._summary, self._options.shrinking
-        names = list(reports)
         made = () if shrinking is None else tuple(EXPORTED)
         record = read_record(rows.file(names[0]), rows.options) if names else None
         id_col = (record.id_col if record else None) or self._id_col
@@ -211,6 +225,7 @@ class ExportRun:
         if options.sequential:
             largest = shards.largest() if options.shard_bytes is not None else options.samples_per_shard
             digits = len(str(largest - 1)) if largest > 1 else 0  # of the last number in a shard
+            digits = self._before.get(DIGITS, digits)
             new_keys = NewKeys(options.max_shards, digits, options.old_id_col)
         text_keys = options.sequential or options.portable
         found = schema_of(rows, names)
@@ -227,6 +242,21 @@ class ExportRun:
         if options.is_tables and options.metadata is None:
             found = pa.schema([found.field(id_col)])
         beside = schema_beside(found, id_col, text_keys, options.old_id_col, made)
+        if self._earlier is not None and self._earlier.names:
+            first = pa.schema([])
+            if options.metadata == "parquet":
+                first = schema_of(self.place.target, [f"{self._earlier.names[0]}.parquet"])
+            columns, beside, left = as_before(
+                self.place.target.path, options, self._before, first, columns, beside
+            )
+            summary.left_columns += left
+        in_keys = None if new_keys is None else new_keys.sample_digits
+        self._settings = settings_of(options, self._encoded, in_keys, columns)
+        if options.without is not None:
+            self._settings[WITHOUT] = check_removed(absolute(options.without))
+        if self._kinds:
+            self._settings[VECTORS] = self._kinds
+        there, samples = summary.in_all()
         self._columns = (
             beside if options.metadata == "parquet" else pa.schema([found.field(each) for each in columns])
         )
@@ -243,7 +273,7 @@ class ExportRun:
             text_keys,
             columns,
             options.metadata == "json",
-            options.empty(summary.fields, summary.kept),
+            options.empty(there, samples),
             options.index,
             self._encoded,
             options.caption,
@@ -254,8 +284,10 @@ class ExportRun:
             return pack
         return in_tables(pack, beside, shards.totals, options, summary.fields, reports.values())
 
-    def _pack(self, pack: PackShard, shards: NewShards, total_bytes: int) -> None:
-        summary = self._summary
+    def _pack(self, pack: PackShard, shards: NewShards, total_bytes: int, as_before: bool = False) -> bool:
+        """Write the tars; see `_write`."""
+        summary, told = self._summary, self.place.told
+        stay = None if self._earlier is None else self._earlier.names
         summary.shards = len(shards)
         finished = in_threads(lambda number: pack.finished(shards[number]), range(len(shards)))
         todo = [number for number, footer in enumerate(finished) if footer is None]
@@ -263,24 +295,46 @@ class ExportRun:
             if footer is not None and footer.record is not None:
                 self._add_shard(footer.record.report or {})
         summary.skipped = len(shards) - len(todo)
-        names = [pack.name(*shards.place(number)) for number in range(len(shards))]
-        summary.note_shards([shards.place(number)[0] for number in range(len(shards))])
+        new = [pack.name(*shards.place(number)) for number in range(len(shards))]
+        names = [*(stay or ()), *new]
+        splits = [] if self._earlier is None else self._earlier.splits
+        summary.note_shards([*splits, *(shards.place(number)[0] for number in range(len(shards)))])
         self._this = fingerprint({"marks": [pack.mark(shards[number]) for number in range(len(shards))]})
+        if as_before and self._this != told.get("export"):
+            return False
+        if stay and not new:  # nothing is added
+            self._this = str(told.get("export"))
         options = self._options
         if options.tells_sizes:
             check_sizes(self.place.target, names)
-        self.place.clear(names, todo, self._this, options.overwrite, only_look=True)
+        places = [len(names) - len(new) + number for number in todo]
+
+        def clear(only_look: bool = False) -> None:
+            self.place.clear(
+                names,
+                places,
+                self._this,
+                options.overwrite,
+                only_look=only_look,
+                settings=self._settings,
+                stay=stay,
+            )
+
+        clear(only_look=True)
         summary.needed = total_bytes * len(todo) // max(1, len(shards)) + tarfile.RECORDSIZE * len(todo)
         summary.by_old_sizes = options.shrinking is not None
         summary.free = self.place.check_space(summary.needed, summary.by_old_sizes)
         summary.planned = options.dry_run
         if options.dry_run:
-            return
-        self.place.clear(names, todo, self._this, options.overwrite)
+            return True
+        if new or not stay or names != sorted(self.place.tars):
+            clear()
         if todo:
-            self._pack_all(pack, shards.only(todo), [names[number] for number in todo])
+            self._pack_all(pack, shards.only(todo), [new[number] for number in todo])
         if options.tells_sizes:
-            put_sizes(self.place.target, self._sizes)
+            there = () if self._earlier is None else self._earlier.reports
+            put_sizes(self.place.target, {**{each["name"]: each["rows"] for each in there}, **self._sizes})
+        return True
 
     def _pack_all(self, pack: PackShard, shards: NewShards, names: Sequence[str]) -> None:
         """Write tars, by their names."""
@@ -308,7 +362,7 @@ class ExportRun:
         def text() -> str:
             found = in_threads(lambda name: read_record(rows.file(name), rows.options), names)
             records = [record for record in found if record is not None]
-            return card_of(self._summary, options, self._columns, records, making)
+            return card_of(self._summary.with_earlier(self._earlier), options, self._columns, records, making)
 
         of = fingerprint({"export": self._this, "card": card_mark(options, making)})
         self._summary.card = self.place.put_card(of, text) or ""

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from curator_dask.outputs.content_told import content_lines
+from curator_dask.outputs.earlier_told import earlier_lines
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.left_out import UNBLURRED
-from curator_dask.outputs.shrinking import EXPORTED
 from curator_dask.outputs.splits import SplitCount
 from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.runs.summary import SaveSummary, installed_versions
 from curator_dask.webdataset.layouts import EMPTY, habits
 from curator_dask.words import counted, ranked, sized
 
+if TYPE_CHECKING:
+    from curator_dask.outputs.earlier import EarlierTars
+
 _FEW = 20  # shards that are named
 
 
 @dataclass
 class ExportSummary:
-    """What an export did; ``rows == kept + filtered + missing``.
+    """What an export did; ``rows == kept + earlier + filtered + missing``.
 
     Attributes
     ----------
@@ -31,6 +37,20 @@ class ExportSummary:
         Rows that were looked at; those whose samples are in the new tars; those that did not pass, with those that
         `filter`, `top` and `without` of the dataset, or a pipeline's stages, have left out; and those that pass, but
         whose sample is not in a tar, or not whole, or has something to be blurred and cannot be.
+    earlier
+        Rows whose samples are in tars that stay as they are, where new ones are added.
+    earlier_samples, earlier_shards, earlier_bytes
+        All samples of these tars, how many tars there are, and their bytes.
+    earlier_fields
+        By suffix, how many of these samples have it.
+    earlier_errors
+        As `errors`, of the rows of `earlier`.
+    outdated
+        Rows of `earlier` that would not pass today.
+    without_row
+        Samples of `earlier_samples` of which there is no row.
+    left_columns
+        Columns of the rows that the new tars do not have, as those that stay lack them.
     passing, unknown
         By clause of the condition, rows that pass it alone, and rows of which it says nothing.
     reasons, examples
@@ -46,7 +66,7 @@ class ExportSummary:
     split_notes
         What is to be known of them.
     bytes
-        Of all new tars that there are.
+        Of all new tars that there are; those of splits with the tars that stay.
     needed, free
         Bytes that the others were estimated to take before they were written, with what lies beside them; and those
         that were free then, None in a store.
@@ -107,6 +127,15 @@ class ExportSummary:
     kept: int = 0
     filtered: int = 0
     missing: int = 0
+    earlier: int = 0
+    earlier_samples: int = 0
+    earlier_shards: int = 0
+    earlier_bytes: int = 0
+    earlier_fields: dict[str, int] = field(default_factory=dict)
+    earlier_errors: Counter[str] = field(default_factory=Counter)
+    outdated: int = 0
+    without_row: int = 0
+    left_columns: list[str] = field(default_factory=list)
     passing: dict[str, int] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -166,6 +195,9 @@ class ExportSummary:
         self.kept += report["kept"]
         self.filtered += report["filtered"]
         self.missing += report["failed"]
+        self.earlier += report.get("in_tars", 0)
+        self.outdated += report.get("outdated", 0)
+        self.earlier_errors.update(report.get("errors_in_tars", {}))
         self.fields.update(report["fields"])
         self.errors.update(report.get("errors", {}))
         for suffix, counts in report.get("vectors", {}).items():
@@ -218,6 +250,40 @@ class ExportSummary:
         if report["no_index"]:
             self.no_index[report["name"]] = report["no_index"]
 
+    def note_earlier(self, earlier: EarlierTars, places: Sequence[np.ndarray]) -> None:
+        """Count what is in tars that stay, with the places of those samples that there are rows of, by file."""
+        self.earlier_samples, self.earlier_shards = len(earlier), len(earlier.names)
+        self.earlier_bytes = sum(report["bytes"] for report in earlier.reports)
+        self.earlier_fields = dict(earlier.fields)
+        known = np.zeros(len(earlier), bool)
+        for each in places:
+            known[each] = True
+        self.without_row = int((~known).sum())
+
+    def in_all(self) -> tuple[Counter[str], int]:
+        """By suffix, how many samples have it; and how many samples there are: in tars that stay, too."""
+        return self.fields + Counter(self.earlier_fields), self.kept + self.earlier_samples
+
+    def with_earlier(self, earlier: EarlierTars | None) -> ExportSummary:
+        """The same of all tars together, with those that stay."""
+        if earlier is None or not earlier.names:
+            return self
+        found = replace(
+            self,
+            fields=Counter(self.fields),
+            errors=self.errors + self.earlier_errors,
+            images_left=Counter(self.images_left),
+            json_left_alone=[*self.json_left_alone],
+            images_left_examples={kind: [*some] for kind, some in self.images_left_examples.items()},
+            no_index=dict(self.no_index),
+        )
+        found.splits = {}  # these have all tars already
+        for report in earlier.reports:  # samples that these lack are counted where their rows are looked at
+            found.add_shard({**report, UNBLURRED: None})
+        found.fields, found.kept = self.in_all()
+        found.shards, found.splits = found.shards + self.earlier_shards, self.splits
+        return found
+
     def _add_left_out_samples(self, lost: Mapping[str, Any], split: str) -> None:
         """Count samples that were to be in a tar of a split, and are not."""
         self.kept -= lost["samples"]
@@ -231,9 +297,14 @@ class ExportSummary:
             known = self.examples.setdefault(kind, [])
             known += some[: EXAMPLES - len(known)]
 
-    def note_splits(self, counts: Mapping[str, SplitCount], notes: Sequence[str]) -> None:
-        """Say how samples are shared out."""
+    def note_splits(
+        self, counts: Mapping[str, SplitCount], notes: Sequence[str], earlier: EarlierTars | None = None
+    ) -> None:
+        """Say how samples are shared out, with the tars that stay."""
         self.splits, self.split_notes = dict(counts), list(notes)
+        for name, report in () if earlier is None else zip(earlier.splits, earlier.reports, strict=True):
+            if name in self.splits:
+                self.splits[name].bytes += report["bytes"]
 
     def note_shards(self, splits: Iterable[str]) -> None:
         """Count the tars of each split, of which each is named once a tar."""
@@ -243,14 +314,17 @@ class ExportSummary:
 
     def note_habits(self, options: ExportOptions, odd_keys: int) -> None:
         """Say which readers will see the tars differently, of which so many keys are odd."""
+        fields, samples = self.in_all()
+        # What some new samples lack they get, so that all have it; those of tars that stay do not.
+        filled = [name for name in EMPTY if self.earlier_fields.get(name, 0) == self.earlier_samples]
         if options.is_tables:
             self.habits = []
         elif not options.portable:
             keys = 0 if options.sequential else odd_keys
-            known = {n: each for n, each in self.fields.items() if options.caption is None or n != "txt"}
-            self.habits = habits(known, self.kept, keys)
-        elif unequal := [name for name, count in self.fields.items() if count < self.kept]:
-            self.habits = habits({n: self.fields[n] for n in unequal if n not in EMPTY}, self.kept, 0)
+            known = {n: each for n, each in fields.items() if options.caption is None or n != "txt"}
+            self.habits = habits(known, samples, keys)
+        elif unequal := [name for name, count in fields.items() if count < samples]:
+            self.habits = habits({n: fields[n] for n in unequal if n not in filled}, samples, 0)
         else:
             self.habits = []
 
@@ -267,6 +341,7 @@ class ExportSummary:
             "broken_vector": dict(self.broken_vector),
             "members_left": dict(self.members_left),
             "errors": dict(self.errors),
+            "earlier_errors": dict(self.earlier_errors),
             "splits": {name: vars(count) for name, count in self.splits.items()},
             "complete": self.complete,
             **{name: getattr(self.looked_up, name) for name in noticed},
@@ -278,9 +353,10 @@ class ExportSummary:
         done = f"{self.written:,} written, {self.skipped:,} finished before"
         size = self.bytes + (self.needed if self.planned else 0)
         noun = "Parquet file" if self.format == "parquet" else "tar"
+        new, there = ("", "") if not self.earlier_shards else ("new ", f"{self.earlier:,} in earlier tars, ")
         lines = [
-            f"{self.path}: {counted(self.kept, 'sample')} in {counted(self.shards, noun)}, {sized(size)}; of"
-            f" {counted(self.rows, 'row')} {left}",
+            f"{self.path}: {counted(self.kept, f'{new}sample')} in {counted(self.shards, f'{new}{noun}')},"
+            f" {sized(size)}; of {counted(self.rows, 'row')} {there}{left}",
             f"  {done}; {self.seconds:.1f} s",
         ]
         if self.planned:
@@ -292,7 +368,9 @@ class ExportSummary:
                 f" {sized(self.needed)} are needed{by}{free};"
                 f" {self.seconds:.1f} s"
             )
-        lines += [f"  {name}: {count.told(self.kept, noun)}" for name, count in self.splits.items()]
+        lines += earlier_lines(self, size)
+        total = self.kept + self.earlier_samples
+        lines += [f"  {name}: {count.told(total, noun)}" for name, count in self.splits.items()]
         lines += [f"  {note}" for note in self.split_notes]
         for clause, count in self.passing.items():
             null = f", {self.unknown[clause]:,} unknown (null)" if self.unknown.get(clause) else ""
@@ -307,70 +385,10 @@ class ExportSummary:
             lines.append(f"  {count:,} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
         lines += [f"  {noun} failed: {name}: {why}" for name, why in list(self.failed_shards.items())[:_FEW]]
         lines += self.looked_up.remark_lines()
-        if self.no_index:
-            name, why = next(iter(self.no_index.items()))
-            lines.append(
-                f"  {counted(len(self.no_index), 'tar')} without an index, {name} for example: {why}"
-            )
-        if self.json_left_alone:
-            some = ", ".join(self.json_left_alone[:3])
-            lines.append(
-                f"  {counted(len(self.json_left_alone), 'sample')} got no fields, as the JSON is no object: {some}"
-            )
-        lines += self._image_lines()
-        if self.no_image:
-            lines.append(f"  {counted(self.no_image, 'sample', 'has', 'have')} no image: it is null")
-        if self.members_left:
-            left = ", ".join(f"{count:,} .{suffix}" for suffix, count in ranked(self.members_left))
-            lines.append(f"  left out of the Parquet files, but for what columns say: {left}")
-        for suffix, count in ranked(+self.no_vector):
-            broken = self.broken_vector[suffix]
-            why = f"; of {broken:,} there is null among its numbers, for which NumPy has no place" * bool(
-                broken
-            )
-            lines.append(f"  {counted(count, 'sample')} got no .{suffix}, as the vector is null{why}")
-        if self.no_caption:
-            samples = counted(self.no_caption, "sample")
-            lines.append(
-                f"  {samples} got no caption, as the column is null: {self.kept_caption:,} of them keep the .txt"
-                " that was there"
-            )
-        if self.empty_caption:
-            samples = counted(self.empty_caption, "sample")
-            lines.append(
-                f"  {samples} got an empty caption, as the column has no text there: with null a .txt that was there"
-                " would stay"
-            )
+        lines += content_lines(self)
         lines += [f"  other readers: {each}" for each in self.habits]
         if self.card:
             lines.append(f"  card: {self.card}")
         if self.own_card:
             lines.append("  no card: there is a README.md that this export has not written, which stays")
         return "\n".join(lines)
-
-    def _image_lines(self) -> list[str]:
-        lines = []
-        if self.images_blurred:
-            regions = counted(self.regions_blurred, "region")
-            lines.append(f"  {counted(self.images_blurred, 'image', 'was', 'were')} blurred, in {regions}")
-        if self.images_beside_blurred:
-            samples = counted(self.images_beside_blurred, "sample", "has", "have")
-            lines.append(f"  of these {samples} further images, which are as they were")
-        if self.images_smaller or self.images_converted:
-            converted = f", {self.images_converted:,} only put into another format" * bool(
-                self.images_converted
-            )
-            grown = f" ({counted(self.images_grown, 'file')} grew)" * bool(self.images_grown)
-            lines += [
-                f"  {counted(self.images_smaller, 'image', 'was', 'were')} made smaller{converted}:"
-                f" {sized(self.image_bytes_before)} before, {sized(self.image_bytes_after)} now{grown}",
-                "  what rows and .json files say of images (width, height, bytes, sha256) is of those before:"
-                f" {', '.join(EXPORTED.names)} beside {'them' if self.format == 'parquet' else 'each tar'} say what"
-                " they are",
-            ]
-        for kind, count in sorted(self.images_left.items(), key=lambda item: (-item[1], item[0])):
-            some = "; ".join(self.images_left_examples.get(kind, []))
-            lines.append(
-                f"  {counted(count, 'image', 'stays', 'stay')} as before, {kind}: for example {some}"
-            )
-        return lines

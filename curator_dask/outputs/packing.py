@@ -196,6 +196,9 @@ class PackShard:
         ranges = Ranges(stamps, self.shard_options)
         with blurred_images(*self.shrinking.blurs, contents, ends, keys, table, ranges) as blurred:
             put_left_out(self.manifest, name, blurred.left_out, samples)
+            lost = table.take(pa.array(sorted(blurred.left_out), pa.int64()))
+            for each in self.vectors:
+                blurred.lost["fields"][each.suffix] = len(lost) - each.files_in(lost).count(None)
             kept = pa.array(blurred.kept)
             keys = [keys[number] for number in blurred.kept.tolist()]
             return self._put(shard, name, samples.take(kept), stamps, keys, table.take(kept), record, blurred)
@@ -338,6 +341,9 @@ class PackShard:
         if not (names or old):
             return []
         names += [old] if old is not None and old not in names else []
+        for name in names:
+            if name not in table.column_names:  # no file that the tar draws from has it
+                table = table.append_column(name, pa.nulls(len(table)))
         return list(table.select(names).to_pylist())
 
     def _index(

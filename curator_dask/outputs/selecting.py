@@ -6,9 +6,11 @@ what is exported of a file does not depend on the others.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +25,7 @@ from curator_dask.frames.columns import to_array
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import read_footer, read_whole, write_table
 from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.blurring import kind_of_lost
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.export_options import check_boolean
 from curator_dask.outputs.found_samples import FoundSamples
@@ -31,7 +34,7 @@ from curator_dask.outputs.unchanged import check_unchanged
 from curator_dask.outputs.weighing import Weighing
 from curator_dask.rows.ids import exact_ids
 from curator_dask.rows.reasons import reasons_in
-from curator_dask.rows.remarks import noticing
+from curator_dask.rows.remarks import EXAMPLES, noticing
 from curator_dask.rows.where import Where
 from curator_dask.runs.reports import errors_of, report_frame
 from curator_dask.storage import Options, join
@@ -59,6 +62,39 @@ class Folder(NamedTuple):
 
 #: What rows are asked besides the clauses of a condition, as the summary calls it.
 _ALONE = "has no better twin"
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """A file of rows, of which some are in earlier tars.
+
+    Attributes
+    ----------
+    name
+        Of the file.
+    taken
+        int64 (n,): in order, the rows whose samples are in tars that stay as they are; none are looked up.
+    left_out
+        Those whose samples such a tar was to have, and has not, with the reason; none are looked up, either.
+    """
+
+    name: str
+    taken: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    left_out: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def known(self) -> np.ndarray:
+        """int64 (n,): in order, all rows that are not looked up."""
+        return np.union1d(self.taken, np.array([*self.left_out], np.int64))
+
+    @property
+    def state(self) -> list[Any]:
+        """What identifies the rows that are not looked up; JSON-able."""
+        said = sorted(self.left_out.items())
+        return [_digest(self.taken), *([[[*pair] for pair in said]] if said else [])]
+
+    def __dask_tokenize__(self) -> Any:
+        return (type(self).__name__, self.name, self.state)
 
 
 @dataclass(frozen=True)
@@ -101,7 +137,7 @@ class SelectSamples:
         """The same without the work that kills workers."""
         return replace(self, given_up=reason)
 
-    def __call__(self, name: str) -> pd.DataFrame:
+    def __call__(self, asked: FileRows) -> pd.DataFrame:
         """Do it; returns the report: counts, and what `Selected` takes of it.
 
         Raises
@@ -109,26 +145,30 @@ class SelectSamples:
         ShardError
             The file, or a tar, cannot be read.
         """
+        name = asked.name
         path = self.source.file(name)
         if self.given_up is not None:
             raise ShardError(f"{path}: {self.given_up}")
-        mark = self._mark(path)
+        base = self._mark(path)
+        mark = _with_taken(base, asked)
         if (
-            known := self._known(name, mark)
+            known := self._known(asked, base)
         ) is not None:  # by a worker that died after it had written the file
             return report_frame(known)
         with noticing() as remarks, held_back():
-            table, report = self._select(name, path)
+            table, report = self._select(asked, path)
             report["remarks"] = remarks.on(report["stamps"])
+        every = np.union1d(asked.known, table.column("row").to_numpy())
+        report |= {"base": base, "after": _digest(every)}
         report["mark"] = fingerprint({"rows": mark, "tars": report["stamps"]})
         record = FileRecord(mark, id_col=self.id_col, report=report)
         write_table(self.target.file(name), table, record, self.target.options)
         return report_frame(report)
 
-    def known(self, name: str) -> Mapping[str, Any] | None:
+    def known(self, asked: FileRows) -> Mapping[str, Any] | None:
         """The report on a file whose samples are looked up already; None where they are not, or that cannot be seen."""
         try:
-            return self._known(name, self._mark(self.source.file(name)))
+            return self._known(asked, self._mark(self.source.file(asked.name)))
         except ShardError:
             return None
 
@@ -138,17 +178,34 @@ class SelectSamples:
         settings += [] if self.weighing is None else [asdict(self.weighing)]
         return fingerprint({"select": settings, "file": vars(stamp(path, self.source.options))})
 
-    def _known(self, name: str, mark: str) -> Mapping[str, Any] | None:
-        there = read_footer(self.target.file(name), self.target.options)
-        if there.is_finished(mark) and there.record is not None and self._as_it_was(there.record):
+    def _known(self, asked: FileRows, base: str) -> Mapping[str, Any] | None:
+        there = read_footer(self.target.file(asked.name), self.target.options)
+        if there.record is None:
+            return None
+        if there.is_finished(_with_taken(base, asked)) and self._as_it_was(there.record):
             return there.record.report or {}
-        return None
+        report = there.record.report or {}
+        # All that was looked up is in tars since: so there is nothing left to look for.
+        if asked.left_out or not len(asked.taken):
+            return None
+        if (report.get("base"), report.get("after")) != (base, _digest(asked.taken)):
+            return None
+        if report["failed"] and not self._as_it_was(there.record, may_be_gone=True):
+            return None
+        now = {"kept": 0, "in_tars": len(asked.taken), "bytes": 0, "odd_keys": 0, "vectors": {}}
+        errors = dict(Counter(report["errors"]) + Counter(report["errors_in_tars"]))
+        return {**report, **now, "fields": {}, "errors": {}, "errors_in_tars": errors, "stamps": {}}
 
-    def _as_it_was(self, record: FileRecord) -> bool:
+    def _as_it_was(self, record: FileRecord, may_be_gone: bool = False) -> bool:
         """Whether the tars are as they were when the samples were looked up."""
-        return all(vars(stamp(url, self.shard_options)) == state for url, state in stamps_in(record).items())
+        for url, state in stamps_in(record).items():
+            with contextlib.suppress(*[ShardError] * may_be_gone):
+                if vars(stamp(url, self.shard_options)) != state:
+                    return False
+        return True
 
-    def _select(self, name: str, path: str) -> tuple[pa.Table, dict[str, Any]]:
+    def _select(self, asked: FileRows, path: str) -> tuple[pa.Table, dict[str, Any]]:
+        taken, known = asked.taken, asked.known
         footer = read_whole(path, self.source.options)
         id_col = (footer.record.id_col if footer.record else None) or self.id_col
         if missing := [each for each in (id_col, URL_COLUMN) if each not in footer.columns]:
@@ -163,7 +220,7 @@ class SelectSamples:
         if self.filter_column is not None and self.filter_column not in footer.columns:
             raise ConfigError(f"{path}: has no column {self.filter_column!r} to filter by: {footer.columns}")
         table = read_rows(path, self.source.options, list(dict.fromkeys(named)))
-        if footer.record is not None:
+        if footer.record is not None and not len(known):
             urls = pc.unique(table.column(URL_COLUMN)).to_pylist()
             check_unchanged(path, urls, footer.record, self.shard_options)
         passes, said = self._passing(table, where, footer.columns, path)
@@ -171,25 +228,41 @@ class SelectSamples:
             alone = stays(self.without, *(to_array(table.column(each)) for each in (id_col, URL_COLUMN)))
             passes &= alone
             said["passing"][_ALONE], said["unknown"][_ALONE] = int(alone.sum()), 0
+        outdated = int((~passes[taken]).sum())
+        left_out = {row: why for row, why in asked.left_out.items() if passes[row]}
+        passes[known] = False
         rows = np.flatnonzero(passes)
         chosen = table.take(pa.array(rows))
+        if footer.record is not None and len(known) and len(rows):  # of what is in tars already none is read
+            urls = pc.unique(chosen.column(URL_COLUMN)).to_pylist()
+            check_unchanged(path, urls, footer.record, self.shard_options)
         ids = exact_ids(to_array(chosen.column(id_col).combine_chunks()))
         found = FoundSamples(self.portable, self.shard_options, id_col)
         found.look_up(rows.tolist(), ids, chosen.column(URL_COLUMN).to_pylist())
         samples = found.table()
         more: Mapping[str, Any] = {}
-        if self.weighing is not None:
+        if self.weighing is not None and (len(samples) or not len(known)):
             samples, more = self.weighing(samples, path, self.source.options)
+        for row, why in left_out.items():
+            kind = kind_of_lost(why)
+            found.reasons[kind] += 1
+            if found.reasons[kind] <= EXAMPLES:
+                url, key = (table.column(each)[row].as_py() for each in (URL_COLUMN, id_col))
+                found.examples.setdefault(kind, []).append(f"{url} {key}: {why}")
         missing_rows = sum(found.reasons.values())
-        errors = errors_of(table).take(samples.column("row")).drop_null().to_pylist()
+        every = errors_of(table)
+        errors, in_tars = (_kinds(every.take(each)) for each in (samples.column("row"), pa.array(taken)))
         report = {
-            "name": name.removesuffix(".parquet"),
+            "name": asked.name.removesuffix(".parquet"),
             "rows": len(table),
             "failed": missing_rows,
             "dropped": 0,
             "kept": len(samples),
-            "filtered": len(table) - len(rows),
-            "errors": dict(Counter(reasons_in(each)[0].label for each in errors)),
+            "filtered": len(table) - len(taken) - len(rows) - len(left_out),
+            "in_tars": len(taken),
+            "outdated": outdated,
+            "errors": errors,
+            "errors_in_tars": in_tars,
             "reasons": dict(found.reasons),
             "examples": found.examples,
             "fields": dict(found.fields),
@@ -199,7 +272,7 @@ class SelectSamples:
             **said,
             **more,
         }
-        assert report["rows"] == report["kept"] + report["filtered"] + missing_rows
+        assert report["rows"] == report["kept"] + len(taken) + report["filtered"] + missing_rows
         return samples, report
 
     def _passing(
@@ -230,6 +303,19 @@ class SelectSamples:
             counts["passing"][clause] = int((known == 1).sum())
             counts["unknown"][clause] = int((known == -1).sum())
         return passes, counts
+
+
+def _kinds(errors: pa.Array) -> dict[str, int]:
+    return dict(Counter(reasons_in(each)[0].label for each in errors.drop_null().to_pylist()))
+
+
+def _digest(rows: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows, "<i8").tobytes()).hexdigest()
+
+
+def _with_taken(base: str, asked: FileRows) -> str:
+    """The fingerprint of what is looked up of a file, which some rows of are in tars."""
+    return base if not len(asked.known) else fingerprint({"select": base, "taken": asked.state})
 
 
 def stamps_in(record: FileRecord) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 #: Suffixes of what an export writes into the folder, by the name of a shard.
@@ -51,14 +50,17 @@ def strays(there: Iterable[str], names: Collection[str]) -> list[str]:
 
 
 def shortened(names: Collection[str]) -> dict[str, list[int]]:
-    """Of names in a few words: how many there are of each form, and how many digits their numbers have, from 0 on."""
-    forms = [_form(name) for name in names]
-    counts, digits = Counter(form for form, _ in forms), dict(forms)
-    return {form: [count, digits[form]] for form, count in counts.items()}
+    """Of names in a few words: of each form the highest number and one, and how many digits their numbers have."""
+    found: dict[str, list[int]] = {}
+    for name in names:
+        form, number = _form(name)
+        count, _ = found.get(form, (0, 0))
+        found[form] = [max(count, int(number) + 1), len(number)]
+    return found
 
 
 def names_of(short: Mapping[str, Sequence[int]]) -> set[str]:
-    """The names that were shortened so."""
+    """The names that were shortened so, and those of the numbers between."""
     return {
         form.replace("#", f"{number:0{digits}d}")
         if "#" in form
@@ -68,8 +70,8 @@ def names_of(short: Mapping[str, Sequence[int]]) -> set[str]:
     }
 
 
-def _form(name: str) -> tuple[str, int]:
-    """Of a tar its folder, of a Parquet file its name with a mark for the number; and the digits of that."""
+def _form(name: str) -> tuple[str, str]:
+    """Of a tar its folder, of a Parquet file its name with a mark for the number; and that number."""
     if (match := _OF.fullmatch(name)) is not None:
-        return f"{match['before']}#{match['after']}", len(match["number"])
-    return posixpath.dirname(name), len(posixpath.basename(name))
+        return f"{match['before']}#{match['after']}", match["number"]
+    return posixpath.dirname(name), posixpath.basename(name)

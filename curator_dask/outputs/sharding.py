@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,8 @@ class NewShards(Sequence[NewShard]):
         Of some of the shards; None: all.
     splits
         Where there are such: names, and how many of the shards, one after the other, are of each.
+    at
+        By split the numbers that its shards get, where these do not begin with 0.
     """
 
     def __init__(
@@ -89,7 +91,9 @@ class NewShards(Sequence[NewShard]):
         order: np.ndarray | None = None,
         numbers: Sequence[int] | None = None,
         splits: Sequence[tuple[str, int]] = (),
+        at: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
+        self._at = {split: tuple(numbers) for split, numbers in (at or {}).items()}
         self._splits = tuple(splits) or (("", len(ends)),)
         self._names, self._marks, self._counts = tuple(names), tuple(marks), tuple(counts)
         self._ends, self._order = ends, order
@@ -99,7 +103,7 @@ class NewShards(Sequence[NewShard]):
     def only(self, numbers: Sequence[int]) -> NewShards:
         """Some of them."""
         return NewShards(
-            self._names, self._marks, self._counts, self._ends, self._order, numbers, self._splits
+            self._names, self._marks, self._counts, self._ends, self._order, numbers, self._splits, self._at
         )
 
     def __len__(self) -> int:
@@ -125,7 +129,7 @@ class NewShards(Sequence[NewShard]):
         """The split of a shard, by its number among all, and its number in it."""
         for split, count in self._splits:
             if number < count:
-                return split, number
+                return split, self._at[split][number] if split in self._at else number
             number -= count
         raise IndexError(number)
 
@@ -140,6 +144,7 @@ class NewShards(Sequence[NewShard]):
             said,
             list(self._numbers),
             self._splits,
+            self._at,
         )
 
     @property
@@ -189,6 +194,14 @@ def ends_by_bytes(sizes: np.ndarray, shard_bytes: int) -> np.ndarray:
         start = max(start + 1, int(np.searchsorted(totals, before + shard_bytes, side="right")))
         ends.append(start)
     return np.asarray(ends, np.int64)
+
+
+def ends_of_at_most(ends: np.ndarray, most: int) -> np.ndarray:
+    """int64 (shards,): the same ends, with others between where a shard would have more samples."""
+    parts = [
+        [*range(start + most, stop, most), stop] for start, stop in itertools.pairwise([0, *ends.tolist()])
+    ]
+    return np.asarray([end for part in parts for end in part], np.int64)
 
 
 def shuffled(total: int, seed: int) -> np.ndarray:

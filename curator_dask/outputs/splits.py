@@ -261,6 +261,8 @@ class SplitCount:
         Samples of its largest unit, which all went together.
     shards, bytes
         Its tars.
+    earlier
+        Of the samples, those that were there before the call.
     """
 
     samples: int
@@ -268,10 +270,12 @@ class SplitCount:
     largest: int = 0
     shards: int = 0
     bytes: int = 0
+    earlier: int = 0
 
     def told(self, total: int, noun: str = "tar") -> str:
         """In words, of so many samples in all splits; the noun is that of its shards."""
         said = f"{counted(self.samples, 'sample')} in {counted(self.shards, noun)}"
+        said += f", {self.samples - self.earlier:,} of them new" * bool(self.earlier)
         if self.wanted is None:
             return said
         share = f"{self.samples / max(1, total):.3g} of all" if isinstance(self.wanted, float) else ""

@@ -62,14 +62,19 @@ def split_samples(
     ConfigError
         The column does not fit, or there are not so many samples.
     """
-    groups = None if splits.groups is None else _Groups(absolute(splits.groups), splits)
-    found = in_threads(lambda name: _units(splits, groups, selected, rows, name, id_col), names)
+    groups = None if splits.groups is None else Groups(absolute(splits.groups), splits)
+    found = in_threads(lambda name: units_of_selected(splits, groups, selected, rows, name, id_col), names)
     nothing = (np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, bool), 0)
     first, second, has_both = (
         np.concatenate([np.asarray(each[at]) for each in (nothing, *found)]) for at in range(3)
     )
     of, counts = splits.assign(linked(first, second, has_both.astype(bool)))
-    return Assigned(of, counts, [*_notes(splits, sum(each[3] for each in found), counts)])
+    return Assigned(of, counts, notes_of(splits, sum(each[3] for each in found), counts))
+
+
+def notes_of(splits: Splits, alone: int, counts: Mapping[str, SplitCount]) -> list[str]:
+    """What is to be known of splits with so many samples, of which so many are by themselves."""
+    return [*_notes(splits, alone, counts)]
 
 
 def _notes(splits: Splits, alone: int, counts: Mapping[str, SplitCount]) -> Iterator[str]:
@@ -102,11 +107,18 @@ def _notes(splits: Splits, alone: int, counts: Mapping[str, SplitCount]) -> Iter
             )
 
 
-def _units(
-    splits: Splits, groups: _Groups | None, selected: Folder, rows: Folder, name: str, id_col: str
+def units_of_selected(
+    splits: Splits, groups: Groups | None, selected: Folder, rows: Folder, name: str, id_col: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """The same as `units_of_samples` of those that were looked up of a file."""
+    samples = read_rows(selected.file(name), selected.options, ["row", "source_key"])
+    return units_of_samples(splits, groups, samples, rows, name, id_col)
+
+
+def units_of_samples(
+    splits: Splits, groups: Groups | None, samples: pa.Table, rows: Folder, name: str, id_col: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Of a file's samples: their units, second ones, which have such, and how many have no value of the column."""
-    samples = read_rows(selected.file(name), selected.options, ["row", "source_key"])
     keys = splits.hashed(samples.column("source_key").to_pylist(), KEY)
     none = np.zeros(len(samples), bool)
     if splits.by is None and groups is None:
@@ -130,7 +142,7 @@ def _units(
     return first, group, has_value & has_group, int((~has_value).sum()) * (splits.by is not None)
 
 
-class _Groups:
+class Groups:
     """The groups of a table of duplicates, each with the smallest number of its rows' keys.
 
     It is made of all of them, also of those that are not exported: so it is the same whatever else is filtered.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from curator_dask.errors import DatasetError
 from curator_dask.outputs.choosing import read_rows
+from curator_dask.outputs.earlier import EarlierTars, hashes_of
 from curator_dask.outputs.selecting import Folder
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.samples import key_text
@@ -18,8 +18,8 @@ from curator_dask.words import counted
 _FEW = 3  # keys that an error names
 
 
-def check_keys(selected: Folder, names: Sequence[str]) -> None:
-    """See that no key occurs twice in tables of samples; 8 bytes a sample are held meanwhile.
+def check_keys(selected: Folder, names: Sequence[str], earlier: EarlierTars | None = None) -> None:
+    """See that no key occurs twice in tables of samples, and tars that stay; 8 bytes a sample are held meanwhile.
 
     Raises
     ------
@@ -27,11 +27,14 @@ def check_keys(selected: Folder, names: Sequence[str]) -> None:
         Some do: names them and their tars.
     """
     hashes = in_threads(lambda name: _hashes(selected, name), names)
-    every = np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
+    own = np.empty(0, np.uint64) if earlier is None else earlier.own
+    every = np.sort(np.concatenate([own, *hashes]))
     again = np.unique(every[1:][every[1:] == every[:-1]])
     if not len(again):
         return
     found: dict[bytes, list[str]] = {}
+    for name, tar in () if earlier is None else earlier.with_hashes(again):
+        found.setdefault(name.encode(), []).append(f"{tar} (of an earlier call)")
     for name, mine in zip(names, hashes, strict=True):
         rows = np.flatnonzero(np.isin(mine, again))
         if len(rows):
@@ -55,5 +58,4 @@ def check_keys(selected: Folder, names: Sequence[str]) -> None:
 def _hashes(selected: Folder, name: str) -> np.ndarray:
     """uint64 (samples,): of the keys."""
     keys = read_rows(selected.file(name), selected.options, ["key"]).column("key").to_pylist()
-    found: np.ndarray = pd.util.hash_array(np.array(keys, object), categorize=False)
-    return found
+    return hashes_of(keys)

@@ -1,0 +1,115 @@
+"""Options of ``export``: what their words mean, and those of images, splits and the card."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class Keys(StrEnum):
+    """Which keys the samples have."""
+
+    original = "original"
+    sequential = "sequential"
+
+
+class Names(StrEnum):
+    """How members are named."""
+
+    original = "original"
+    portable = "portable"
+
+
+class ImageFormat(StrEnum):
+    """What the files of smaller images are."""
+
+    keep = "keep"
+    jpeg = "jpeg"
+    webp = "webp"
+    png = "png"
+
+
+class Format(StrEnum):
+    """What the samples are in."""
+
+    webdataset = "webdataset"
+    parquet = "parquet"
+
+
+class Columns(StrEnum):
+    """Where the columns go."""
+
+    parquet = "parquet"
+    json = "json"
+    none = "none"
+
+
+MaxSide = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PIXELS",
+        min=1,
+        help="Make larger images smaller: the longest side at most so long.",
+        show_default=False,
+    ),
+]
+MinSide = Annotated[
+    int | None,
+    typer.Option(metavar="PIXELS", min=1, help="The same of the shortest side, instead.", show_default=False),
+]
+Quality = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=100,
+        help="Of smaller or blurred JPEG and WebP images.  [default: 90]",
+        show_default=False,
+    ),
+]
+Split = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=SHARE",
+        help="A share (val=0.01) or number (test=1000) of samples for tars in OUTPUT/NAME; all others go to"
+        " OUTPUT/train. Several times, too.",
+        show_default=False,
+    ),
+]
+SplitBy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN", help="Rows with the same value there go to one split.", show_default=False
+    ),
+]
+SplitGroups = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DUPLICATES",
+        help="Folder that dedup wrote to: near copies of one group go to one split.",
+        show_default=False,
+    ),
+]
+SplitSeed = Annotated[int, typer.Option(min=0, help="Of the hash that decides.")]
+Index = Annotated[bool, typer.Option(help="DALI's .idx beside each tar.")]
+Sizes = Annotated[
+    bool | None,
+    typer.Option(
+        "--sizes/--no-sizes",
+        help="sizes.json beside the tars, which open_clip reads.  [default: unless they are alone there]",
+        show_default=False,
+    ),
+]
+Card = Annotated[
+    bool, typer.Option("--card", help="README.md in OUTPUT, a card of the dataset, where there is none.")
+]
+CardField = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=TEXT",
+        help="What the card says of license, source, pretty_name, task_categories, language or tags; several"
+        " times, too. Of the last three commas part several: tags=photo,street.",
+        show_default=False,
+    ),
+]
