@@ -30,6 +30,7 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError, ImageError, OutputError, ShardError
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
+from curator_dask.outputs.filtering import filter_output
 from curator_dask.pipeline import Pipeline
 from curator_dask.rows.thumbnails import read_thumbnails
 from curator_dask.webdataset.finding import discover_parquet, find_shards
@@ -267,6 +268,15 @@ def test_an_export_to_parquet_is_such_a_dataset_again(data, tmp_path, shuffle, i
         assert members.pop(f"{key}.{SUFFIXES[number % 3]}") == image_of_number(number)
         assert members.pop(f"{key}.txt").decode() == f"caption of {number}"
     assert not members
+
+
+def test_what_is_filtered_of_such_a_dataset_is_one(data, tmp_path):
+    filter_output(data, tmp_path / "some", where="number < 9")
+    rows = ColourReader()(ImageTextPairDataset.from_parquet(tmp_path / "some", id_col="id")).compute()
+    assert sorted(rows["number"]) == [*range(9)]
+    check_colours(rows["id"], rows["image_embedding"])
+    said = json.loads(pq.read_schema(min((tmp_path / "some").iterdir())).metadata[b"huggingface"])
+    assert said["info"]["features"]["image"] == {"_type": "Image"}
 
 
 def images_of(folder):
@@ -669,6 +679,9 @@ def test_an_output_never_lies_among_the_images(data, tmp_path):
             dataset.save_metadata(place, overwrite=True)
     with pytest.raises(OutputError, match=r"give another folder|give a folder beside it"):
         dataset.to_webdataset(data, overwrite=True)
+    above = ColourReader()(ImageTextPairDataset.from_parquet(tmp_path))  # as of the hub, with a folder data
+    with pytest.raises(OutputError, match="give a folder beside it"):
+        above.save_metadata(tmp_path / "out")
     assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
     dataset.save_metadata(tmp_path / "out")
     with pytest.raises(DatasetError, match=r"expected at least one \.tar"):
