@@ -667,6 +667,11 @@ def test_ids_that_stand_twice_are_refused(data, tmp_path):
     dataset = ImageTextPairDataset.from_parquet(data, id_col="id")
     summary = ColourReader()(dataset).save_metadata(tmp_path / "out")
     assert {*summary.failed_shards} == {path.stem} and "stand in several rows" in str(summary.failed_shards)
+    # A column that happens to be called "key" is no reason to have no way.
+    pq.write_table(table.rename_columns({"id": "key"}).set_column(2, "key", twice), path)
+    told = str(ColourReader()(ImageTextPairDataset.from_parquet(path)).save_metadata(tmp_path / "keys"))
+    assert "Where the column has another name, rows' numbers are the keys" in told
+    pq.write_table(table.set_column(2, "id", twice), path)
     with pytest.raises(ShardError, match="stand in several rows"), open_shard(f"{path}#key=id") as reader:
         reader.index.find(["id-00001"])
 
