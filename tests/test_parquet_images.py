@@ -28,7 +28,9 @@ from curator_dask.cli import app
 from curator_dask.curation import Recipe, curate
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError, ImageError, OutputError, ShardError
+from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
+from curator_dask.outputs.filtering import filter_output
 from curator_dask.pipeline import Pipeline
 from curator_dask.rows.thumbnails import read_thumbnails
 from curator_dask.webdataset.finding import discover_parquet, find_shards
@@ -236,6 +238,86 @@ def test_an_export_reads_a_row_group_once_a_tar_and_once_before(data, tmp_path, 
         tmp_path / "tars", samples_per_shard=18, shuffle=shuffle
     )
     assert 18 <= len(groups) <= most and len({*groups}) == 9
+
+
+@pytest.mark.parametrize(("shuffle", "id_col"), [(None, "id"), (3, None)])
+def test_an_export_to_parquet_is_such_a_dataset_again(data, tmp_path, shuffle, id_col):
+    """From Parquet to Parquet to tars, vectors go along, and every byte is the one that was given first."""
+    first = ImageTextPairDataset.from_parquet(data, id_col=id_col)
+    ColourReader()(first).save_metadata(tmp_path / "out")
+    hub = tmp_path / "hub"
+    options = ExportOptions(format="parquet", samples_per_shard=10, shuffle=shuffle)
+    summary = export_output(tmp_path / "out", hub, options, id_col=id_col or "key")
+    assert (summary.kept, summary.shards, summary.complete) == (36, 4, True)
+    second = ImageTextPairDataset.from_parquet(hub, id_col=id_col)
+    numbers = [
+        number
+        for path in sorted(hub.rglob("*.parquet"))
+        for number in pq.read_table(path)["number"].to_pylist()
+    ]
+    assert [each["bytes"] for each in images_of(hub)] == [*map(image_of_number, numbers)]
+    ColourReader()(second).save_metadata(tmp_path / "again")
+    rows = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "again").rglob("*.parquet")))
+    check_rows(rows)
+    assert rows["number"].to_pylist() == numbers and {*numbers} == {*range(36)}
+    export_output(
+        tmp_path / "again", tmp_path / "tars", ExportOptions(caption="text"), id_col=id_col or "key"
+    )
+    members = members_in(tmp_path / "tars")
+    for key, number in zip(rows[id_col or "key"].to_pylist(), numbers, strict=True):
+        assert members.pop(f"{key}.{SUFFIXES[number % 3]}") == image_of_number(number)
+        assert members.pop(f"{key}.txt").decode() == f"caption of {number}"
+    assert not members
+
+
+def test_what_is_filtered_of_such_a_dataset_is_one(data, tmp_path):
+    filter_output(data, tmp_path / "some", where="number < 9")
+    rows = ColourReader()(ImageTextPairDataset.from_parquet(tmp_path / "some", id_col="id")).compute()
+    assert sorted(rows["number"]) == [*range(9)]
+    check_colours(rows["id"], rows["image_embedding"])
+    said = json.loads(pq.read_schema(min((tmp_path / "some").iterdir())).metadata[b"huggingface"])
+    assert said["info"]["features"]["image"] == {"_type": "Image"}
+
+
+def images_of(folder):
+    return [
+        each
+        for path in sorted(folder.rglob("*.parquet"))
+        for each in pq.read_table(path)["image"].to_pylist()
+    ]
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet"])
+def test_images_in_rows_are_blurred_and_the_others_are_as_they_were(tmp_path, form):
+    rng = np.random.default_rng(8)
+    pictures = [Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)) for _ in range(9)]
+    images = [io.BytesIO() for _ in pictures]
+    for picture, file in zip(pictures, images, strict=True):
+        picture.save(file, "PNG")
+    boxes = [[[0.0, 0.0, 1.0, 1.0]] if number % 3 == 0 else [] for number in range(9)]
+    columns = {
+        "image": [file.getvalue() for file in images],
+        "boxes": pa.array(boxes, pa.list_(pa.list_(pa.float32()))),
+        "key": [f"{number}" for number in range(9)],
+    }
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "data" / "0.parquet", row_group_size=4)
+    dataset = ImageTextPairDataset.from_parquet(tmp_path / "data")
+    summary = dataset.to_webdataset(tmp_path / "out", format=form, blur="boxes")
+    assert (summary.kept, summary.images_blurred, summary.complete) == (9, 3, True)
+    if form == "parquet":
+        found = {
+            row["key"]: row["image"]["bytes"] for row in pq.read_table(tmp_path / "out/data").to_pylist()
+        }
+    else:
+        found = {name.removesuffix(".png"): image for name, image in members_in(tmp_path / "out").items()}
+    for number, picture in enumerate(pictures):
+        if number % 3:
+            assert found[str(number)] == images[number].getvalue()
+        else:
+            blurred = np.asarray(Image.open(io.BytesIO(found[str(number)])), np.float64)
+            assert blurred.std() < 30 < np.asarray(picture).std()
+            assert np.allclose(blurred.mean((0, 1)), np.asarray(picture).mean((0, 1)), atol=8)
 
 
 def test_keys_may_be_names_in_tars_and_are_unique(tmp_path):
@@ -534,6 +616,31 @@ def test_which_column_has_the_images_is_told_or_asked_for(tmp_path):
     assert not is_parquet_shard(f"{path}/x") and not is_parquet_shard("a.tar")
 
 
+def test_names_of_files_and_folders_as_others_write_them(tmp_path):
+    """Dask and Spark write a folder that is called a Parquet file; a suffix may be in upper case."""
+    folder = tmp_path / "TRAIN.parquet"
+    folder.mkdir()
+    for number in range(2):
+        pq.write_table(
+            table_of([2 * number, 2 * number + 1]), folder / f"part.{number}.{('parquet', 'PARQUET')[number]}"
+        )
+    for found in (
+        find_shards(folder),
+        find_shards(tmp_path),
+        find_shards([f"{folder}/part.0.parquet", f"{folder}/part.1.PARQUET"]),
+    ):
+        dataset = ImageTextPairDataset.from_shards(found)
+        check_rows(pa.Table.from_pandas(ColourReader()(dataset).compute()))
+    dataset.to_webdataset(tmp_path / "tars")
+    assert [*members_in(tmp_path / "tars").values()] == [image_of_number(number) for number in range(4)]
+    (folder / "part.0.parquet").unlink()
+    assert len(find_shards(folder)) == 1
+    twice = pa.Table.from_arrays([pa.array([b"x"])] * 2, ["image", "image"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(DatasetError, match="several columns are called 'image'"):
+        find_shards(tmp_path / "twice.parquet")
+
+
 def test_what_the_hub_makes_of_tars(tmp_path):
     """Its columns are the members' suffixes, ``__key__`` and ``__url__``: the tars that are elsewhere."""
     images = [{"bytes": image_of(f"{each:05d}"), "path": f"{each}.png"} for each in range(5)]
@@ -560,6 +667,11 @@ def test_ids_that_stand_twice_are_refused(data, tmp_path):
     dataset = ImageTextPairDataset.from_parquet(data, id_col="id")
     summary = ColourReader()(dataset).save_metadata(tmp_path / "out")
     assert {*summary.failed_shards} == {path.stem} and "stand in several rows" in str(summary.failed_shards)
+    # A column that happens to be called "key" is no reason to have no way.
+    pq.write_table(table.rename_columns({"id": "key"}).set_column(2, "key", twice), path)
+    told = str(ColourReader()(ImageTextPairDataset.from_parquet(path)).save_metadata(tmp_path / "keys"))
+    assert "Where the column has another name, rows' numbers are the keys" in told
+    pq.write_table(table.set_column(2, "id", twice), path)
     with pytest.raises(ShardError, match="stand in several rows"), open_shard(f"{path}#key=id") as reader:
         reader.index.find(["id-00001"])
 
@@ -572,6 +684,9 @@ def test_an_output_never_lies_among_the_images(data, tmp_path):
             dataset.save_metadata(place, overwrite=True)
     with pytest.raises(OutputError, match=r"give another folder|give a folder beside it"):
         dataset.to_webdataset(data, overwrite=True)
+    above = ColourReader()(ImageTextPairDataset.from_parquet(tmp_path))  # as of the hub, with a folder data
+    with pytest.raises(OutputError, match="give a folder beside it"):
+        above.save_metadata(tmp_path / "out")
     assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
     dataset.save_metadata(tmp_path / "out")
     with pytest.raises(DatasetError, match=r"expected at least one \.tar"):

@@ -67,7 +67,8 @@ KINDS = {
     "ids": Kind(
         True,
         "Parquet file with ids that are null or repeated",
-        "give each row the key it has in the tar, once; or give id_col (--id-col) the column that has it",
+        "give each row the key of its image, once; or give id_col (--id-col) the column that has it. Of images inside"
+        " Parquet files rows' numbers are the keys where no column is called 'key'",
     ),
     "no-match": Kind(
         True,

@@ -332,6 +332,7 @@ def _why_none(folder: Folder, picked: Picked, candidates: np.ndarray, shown: Sho
         return (
             f"{folder.path}: its rows do not say in which shards their images are (they have no column {URL_COLUMN!r}),"
             " and there are no tars beside its Parquet files. Give the folder that embed wrote to, or that of an export"
+            " to tars"
         )
     if not shown.unmade:
         return (

@@ -26,8 +26,7 @@ from curator_dask.errors import ConfigError, ImageError
 from curator_dask.outputs.encoded import image_place
 from curator_dask.rows.reasons import Reason
 from curator_dask.rows.remarks import EXAMPLES
-from curator_dask.storage import is_remote
-from curator_dask.webdataset.ranges import Ranges
+from curator_dask.webdataset.ranges import Ranges, is_read_ahead
 from curator_dask.webdataset.samples import IMAGE_EXTENSIONS, key_text
 from curator_dask.webdataset.writer import Contents
 
@@ -302,7 +301,7 @@ def _made(
     places = [place for _, place, _ in todo if contents.sources[place] >= 0]
     extents = [contents.extent(place) for place in places]
     urls = list(dict.fromkeys(each.url for each in extents))
-    ahead = [each for each in extents if is_remote(each.url)]
+    ahead = [each for each in extents if is_read_ahead(each.url)]
     begun: deque[tuple[Any, int, Future[Smaller | str]]] = deque()
     with ranges.reading(urls, ahead) as reading, ThreadPoolExecutor(_THREADS, "curator-blurring") as pool:
         for each in todo:

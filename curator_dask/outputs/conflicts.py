@@ -24,7 +24,7 @@ from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, is_remote, local_path
 from curator_dask.webdataset.finding import discover_images
 from curator_dask.webdataset.folders import AFTER, FIRST, FolderShard, is_folder_shard
-from curator_dask.webdataset.parquet import is_parquet_shard
+from curator_dask.webdataset.parquet import SUFFIX, file_of, is_parquet_shard
 from curator_dask.words import counted
 
 #: By what a column has, how it gets another name.
@@ -82,9 +82,14 @@ def check_beside_images(lineage: Lineage, folder: str) -> None:
     OutputError
         It is such a folder, or lies in one.
     """
-    urls = (part.shard.url for part in lineage.ranges or lineage.inputs or ())
+    shards = [
+        part.shard for part in lineage.ranges or lineage.inputs or () if is_parquet_shard(part.shard.url)
+    ]
     there = f"{_real(folder).rstrip('/')}/"
-    for own in {posixpath.dirname(url) for url in urls if is_parquet_shard(url)}:
+    folders = {posixpath.dirname(file_of(shard.url)) for shard in shards}
+    if len(folders) == 1:  # of several the common folder may be that of much else
+        folders = {file_of(shards[0].url)[: -len(f"/{shards[0].name}{SUFFIX}")] or "/"}
+    for own in folders:
         if there.startswith(f"{_real(own).rstrip('/')}/"):
             raise OutputError(
                 f"{folder}: {own} has the Parquet files with the images, and who reads them would find the output among"

@@ -26,6 +26,7 @@ from curator_dask.frames.record import FILTERED, FileRecord
 from curator_dask.outputs.choosing import Chosen, read_rows
 from curator_dask.outputs.failed import tell_others
 from curator_dask.outputs.given import given_files
+from curator_dask.outputs.hub_schema import METADATA_KEY
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_apart, opened
 from curator_dask.outputs.writing import Output
@@ -277,7 +278,9 @@ class FilterFile:
             raise ShardError(f"{path}: {self.given_up}")
         table = read_rows(path, self.source.options)
         record = FileRecord.parse(table.schema.metadata) or FileRecord("")
-        kept = table.filter(pa.array(self.chosen.rows(table, name))).replace_schema_metadata(None)
+        # Of images in rows, datasets knows by this alone that they are such.
+        said = {key: text for key, text in (table.schema.metadata or {}).items() if key == METADATA_KEY}
+        kept = table.filter(pa.array(self.chosen.rows(table, name))).replace_schema_metadata(said)
         shown, id_col = name.removesuffix(".parquet"), record.id_col or "key"
         record = replace(
             record,

@@ -50,7 +50,7 @@ def check_id_type(kind: pa.DataType, id_col: str) -> None:
     if not any(is_kind(_value_type(kind)) for is_kind in _ID_KINDS):
         raise DatasetError(
             f"id_col={id_col!r}: expected text, bytes, whole numbers, dates or UUIDs, found {kind}. Give id_col"
-            " (--id-col) the column whose values are the keys in the tar, or write that column as text"
+            " (--id-col) the column whose values are the keys of images, or write that column as text"
         )
 
 
@@ -104,7 +104,7 @@ def check_ids(ids: pa.ChunkedArray, id_col: str, path: str) -> None:
         rows = pc.indices_nonzero(nulls).to_pylist()
         raise ShardError(
             f"{path}: {len(rows)} of {len(values)} rows have no id (column {id_col!r} is null): rows {_listed(rows)}."
-            " No image can be found for them: give them the keys they have in the tar, or leave them out"
+            " No image can be found for them: give them the keys of their images, or leave them out"
         )
     if digits is not None:  # numbers that became equal by rounding match nothing, each on its own account
         values = pc.if_else(pc.less(pc.abs(values), 2.0**digits), values, pa.scalar(None, values.type))

@@ -23,7 +23,7 @@ from curator_dask.rows.ids import check_id_type, check_ids
 from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.rows.tar_rows import join_tar, later_columns, read_tar_rows, tar_schema
 from curator_dask.webdataset.opening import open_shard
-from curator_dask.webdataset.parquet import columns_of_rows, is_numbered, is_parquet_shard, numbered_keys
+from curator_dask.webdataset.parquet import KEY, columns_of_rows, is_numbered, is_parquet_shard, numbered_keys
 from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet
 from curator_dask.webdataset.stamps import stamp
 
@@ -265,7 +265,11 @@ def read_parquet_rows(
                 check_ids(table.column(id_col), id_col, str(part.shard.parquet))
             else:
                 _check_all_ids(file, part.shard, id_col, storage_options)
-        except ShardError:
+        except ShardError as error:
+            if is_parquet_shard(part.shard.url) and id_col == KEY:
+                raise ShardError(
+                    f"{error}. Where the column has another name, rows' numbers are the keys"
+                ) from error
             raise
         except Exception as error:  # a store's own, of many types
             raise _unreadable(part.shard, error) from error

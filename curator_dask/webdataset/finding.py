@@ -15,6 +15,7 @@ from curator_dask.storage import Options, absolute, is_remote
 from curator_dask.webdataset.folders import SAMPLES_PER_SHARD, STORED, FolderShard, ends_shard, walk
 from curator_dask.webdataset.parquet import (
     KEY,
+    SUFFIX,
     NoImagesError,
     ParquetShard,
     has_rows_of_shards,
@@ -121,7 +122,7 @@ def discover_parquet(
         There is no file, or none that can be read; it is not told which column has the images; there is no such column;
         rows of two files would have one key.
     """
-    found = discover(path, storage_options, ".parquet")
+    found = discover(path, storage_options, SUFFIX)
     wanted = None if image_column == AUTO else image_column
     file, schema, column = _first_file(found, wanted, storage_options)
     names, usual = schema.names, None
@@ -212,7 +213,7 @@ def find_shards(
             raise DatasetError(f"{path}: expected one folder of images, found a list")
         return discover_images(path, storage_options=storage_options)
     items = [path] if isinstance(path, str | os.PathLike) else path
-    if image_column != AUTO or (items and all(os.fsdecode(each).endswith(".parquet") for each in items)):
+    if image_column != AUTO or (items and all(os.fsdecode(each).lower().endswith(SUFFIX) for each in items)):
         return discover_parquet(path, image_column, id_col, storage_options)
     try:
         return discover(path, storage_options)

@@ -21,10 +21,12 @@ from curator_dask.errors import DatasetError, ShardError
 from curator_dask.storage import Options, RemoteFile, check_regular, is_remote, local_path
 from curator_dask.webdataset.layouts import portable_key
 
+#: Of such files, in any case.
+SUFFIX = ".parquet"
 #: Name of the column that keys get which are made of the rows' numbers.
 KEY = "key"
 _URL = re.compile(
-    r"(?P<path>.+\.parquet)(?:#(?:image=(?P<image>[^&/]*))?&?(?:key=(?P<key>[^&/]*))?)?", re.DOTALL
+    r"(?P<path>.+\.(?i:parquet))(?:#(?:image=(?P<image>[^&/]*))?&?(?:key=(?P<key>[^&/]*))?)?", re.DOTALL
 )
 _NUMBER = re.compile(r"(?P<stem>.*)_(?P<row>[0-9]{7,15})", re.DOTALL)
 _DIGITS = 7  # of a row's number in its key
@@ -69,7 +71,7 @@ class ParquetShard(NamedTuple):
 
 def is_parquet_shard(url: str) -> bool:
     """Whether this is the url of a `ParquetShard`."""
-    return ".parquet" in url and _URL.fullmatch(url) is not None
+    return not url.endswith(".tar") and _URL.fullmatch(url) is not None
 
 
 def file_of(url: str) -> str:
@@ -105,7 +107,7 @@ def tar_key(text: str) -> str:
 def row_of_key(path: str, key: object) -> int:
     """The number of the row with such a key; -1 where the key is not of this file."""
     found = _NUMBER.fullmatch(key) if isinstance(key, str) else None
-    stem = f"/{path.removesuffix('.parquet').replace('.', '_')}"
+    stem = f"/{path[: -len(SUFFIX)].replace('.', '_')}"
     return int(found["row"]) if found and found["stem"] and stem.endswith(f"/{found['stem']}") else -1
 
 
@@ -126,14 +128,14 @@ class NoImagesError(DatasetError):
 
 
 def has_rows_of_shards(schema: pa.Schema) -> bool:
-    """Whether a table has rows whose images lie elsewhere, as what this package writes.
+    """Whether a table has rows whose images lie elsewhere, as what this package writes, but for an export.
 
-    Hugging Face's conversion of tars has their names in it, too, and the images. An export in Parquet is told by this
-    package as an output is, and says which column has its images.
+    Hugging Face's conversion of tars has their names in it, too, and the images. An export has the images alone.
     """
-    if _SHARDS in schema.names and not any(_kind(each.type) == "struct" for each in schema):
-        return True
-    return _OWN in (schema.metadata or {}) and "Image" not in _features(schema).values()
+    own, shards = _OWN in (schema.metadata or {}), _SHARDS in schema.names
+    if any(_kind(each.type) == "struct" for each in schema):
+        return own and shards
+    return own or shards
 
 
 def image_column(schema: pa.Schema, wanted: str | None = None) -> str:
@@ -160,7 +162,7 @@ def image_column(schema: pa.Schema, wanted: str | None = None) -> str:
     if wanted is not None:
         if wanted not in kinds:
             raise NoImagesError(f"{_ASK}: there is no column {wanted!r}; the columns are {list(kinds)}")
-        return _one_image(wanted, schema.field(wanted).type, kinds[wanted])
+        return _one_image(wanted, schema, kinds[wanted])
     features = _features(schema)
     others = {name for name, said in features.items() if said in ("Audio", "Video")}
     images = [name for name, said in features.items() if said == "Image" and kinds.get(name)]
@@ -170,10 +172,13 @@ def image_column(schema: pa.Schema, wanted: str | None = None) -> str:
         raise NoImagesError(f"no column holds bytes that may be images; the columns are {list(kinds)}")
     if len(images) > 1:
         raise DatasetError(f"several columns may hold the images, {images}: say which by {_ASK}")
-    return _one_image(images[0], schema.field(images[0]).type, kinds[images[0]])
+    return _one_image(images[0], schema, kinds[images[0]])
 
 
-def _one_image(name: str, kind: pa.DataType, found: str) -> str:
+def _one_image(name: str, schema: pa.Schema, found: str) -> str:
+    if len(schema.get_all_field_indices(name)) > 1:
+        raise DatasetError(f"several columns are called {name!r}: give each a name of its own")
+    kind = schema.field(name).type
     if found == "several":
         raise DatasetError(
             f"the column {name!r} has several images a row ({kind}), and a row is one image: write a row an image,"

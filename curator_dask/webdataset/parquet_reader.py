@@ -17,6 +17,7 @@ from curator_dask.webdataset.headers import Member
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.keys import KeyTable, id_text
 from curator_dask.webdataset.parquet import (
+    SUFFIX,
     ParquetShard,
     image_column,
     numbered_keys,
@@ -74,7 +75,7 @@ class _Numbered(Sequence[str]):
     """
 
     def __init__(self, path: str, rows: int) -> None:
-        self.name, self._rows = path.removesuffix(".parquet").rpartition("/")[2], rows
+        self.name, self._rows = path[: -len(SUFFIX)].rpartition("/")[2], rows
 
     def __len__(self) -> int:
         return self._rows

@@ -41,6 +41,11 @@ class Extent(NamedTuple):
     size: int
 
 
+def is_read_ahead(url: str) -> bool:
+    """Whether what is read of a shard has to be told before: of a store's, and of images in rows."""
+    return is_remote(url) or is_parquet_shard(url)
+
+
 class Ranges:
     """Reads ranges of tars that must be as they were.
 
@@ -64,7 +69,7 @@ class Ranges:
         urls
             Of the tars.
         ahead
-            Of the ranges those that are in stores or in rows of Parquet files, in the order in which they are read.
+            Of the ranges those that are `is_read_ahead`, in the order in which they are read.
 
         Raises
         ------

@@ -183,12 +183,13 @@ def _discover(
     missing: list[str] = []
     compressed: list[str] = []
     searched: list[str] = []  # directories
+    has_parquet = False
     walked = True  # only directories are given: then what is beside the tars was seen
     for item in _expanded(items, files):
         walked = walked and files.is_folder(item)
         if _has_wildcard(item) and not files.exists(item):
             root, found = _from_glob(item, files)
-        elif _ends(item, suffix):
+        elif _ends(item, suffix) and item not in files.listing(posixpath.dirname(item)).folders:
             root, found = posixpath.dirname(item), []
             if item in files.listing(root).files:
                 found = [item]
@@ -203,6 +204,7 @@ def _discover(
         roots[root] = None
         # Nearly all end in one of these two, whose spelling is the usual one: the others are few to look at closely.
         others = [file for file in found if not file.endswith((".tar", ".parquet"))]
+        has_parquet = has_parquet or any(_ends(file, ".parquet") for file in others)
         compressed += filter(_is_compressed_tar, others) if suffix == ".tar" else ()
         tars.update(dict.fromkeys([file for file in found if file.endswith(suffix)]))
         tars.update(dict.fromkeys(file for file in others if _ends(file, suffix)))
@@ -223,7 +225,7 @@ def _discover(
         raise NoTarsError(
             f"{shown}: expected at least one {suffix} file, found none; {_what_is_in(root, files)}{hint}",
             pictures,
-            bool(parquets),
+            has_parquet or bool(parquets),
         )
     prefix = root.rstrip("/") + "/"
     shards = []
