@@ -284,6 +284,12 @@ def test_a_cluster_makes_the_same_page(out, tmp_path, request):
         ({"classes": ["a-b", "a+b", "c"]}, "their heads would have the names"),
         ({"classes": ["1", "1.0"]}, "in a CSV these are read as"),
         ({"classes": ["NA", "2"]}, "in a CSV these are read as [None, 2]"),
+        (
+            {"classes": ["1", "2", "x"]},
+            "values of several types (1 as double, 2 as double, x as large_string)",
+        ),
+        ({"classes": ["true", "false", "unsure"]}, "values of several types (true as bool"),
+        ({"classes": ["NA", "x"]}, "values of several types (NA as null"),
         ({"number": 5000}, "expected 2,000 at most"),
         ({"by": "god"}, "there is no such column (did you mean good"),
         ({"by": "caption"}, "expected scores, found large_string"),
