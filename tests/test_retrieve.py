@@ -18,7 +18,9 @@ from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.info import describe_output
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
+from curator_dask.outputs.placing import locate
 from curator_dask.retrieval import finding, retrieve
+from curator_dask.retrieval.writing import place_of_pairs
 
 POOL = 700
 
@@ -176,6 +178,9 @@ def test_what_does_not_belong_together_is_refused(data, tmp_path, in_this_proces
             retrieve(pool, queries, tmp_path / "out", pairs=folder / "00000.parquet")
     with pytest.raises(ConfigError, match="name of a Parquet file"):
         retrieve(pool, queries, tmp_path / "out", pairs=tmp_path / "pairs.csv")
+    with pytest.raises(ConfigError, match="give a place outside"):
+        place_of_pairs("memory://in/pool/pairs.parquet", [locate("memory://in/pool/", None)])
+    assert place_of_pairs("memory://in/pairs.parquet", [locate("memory://in/pool/", None)])
     mine = tmp_path / "mine.parquet"
     pq.write_table(table, mine)
     with pytest.raises(OutputError, match=r"mine.parquet: is there, and has other things"):

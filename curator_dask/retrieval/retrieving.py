@@ -136,11 +136,11 @@ def retrieve(
     if check:
         _check_model(pool_files, asked_files, os.fspath(queries))
     target = Output(local_folder("output", output), None, False, overwrite, False)
-    for folder in (source.folder, locate(os.fspath(queries), query_options)):
+    asked_folder = locate(os.fspath(queries), query_options)
+    for folder in (source.folder, asked_folder):
         check_apart(folder, target.folder)
-    pairs_path = (
-        None if pairs is None else place_of_pairs(pairs, (source.folder, target.folder, os.fspath(queries)))
-    )
+    folders = source.folder, target.folder, asked_folder
+    pairs_path = None if pairs is None else place_of_pairs(pairs, folders)
     sources = find_sources(source.folder, storage_options)
     footers = whole_footers([each.path for each in sources], storage_options)
     _check_free(footers, overwrite)

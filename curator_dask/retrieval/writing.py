@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -143,7 +142,7 @@ def place_of_pairs(pairs: str | os.PathLike[str], folders: Sequence[str]) -> str
     pairs
         The file.
     folders
-        Of the pool, the output and the queries.
+        Of the pool, the output and the queries, each as `locate` has it.
 
     Raises
     ------
@@ -155,13 +154,17 @@ def place_of_pairs(pairs: str | os.PathLike[str], folders: Sequence[str]) -> str
         raise ConfigError(
             f"pairs={path!r}: expected the name of a Parquet file, such as pairs.parquet (--pairs)"
         )
-    place = Path(path).resolve()
+    place = _plain(path)
     for folder in folders:
-        if not is_remote(path) and not is_remote(folder) and place.is_relative_to(Path(folder).resolve()):
+        if place.startswith(f"{_plain(folder)}/"):
             raise ConfigError(
                 f"pairs={path!r}: who reads {folder} would take its rows for those: give a place outside (--pairs)"
             )
     return path
+
+
+def _plain(path: str) -> str:
+    return path.rstrip("/") if is_remote(path) else os.path.realpath(path)
 
 
 def check_pairs_free(path: str | None, mark: str, overwrite: bool) -> None:
