@@ -299,6 +299,8 @@ def test_a_cluster_makes_the_same_page(out, tmp_path, request):
         ),
         ({"where": "width > 1000"}, "no row is left to be shown: of 120 rows 120 do not pass the condition"),
         ({"column": "vectors"}, "has no column 'vectors' of vectors"),
+        ({"by": "good", "at": float("nan")}, "at=nan: expected the score"),
+        ({"seed": -1}, "seed=-1: expected a whole number of at least 0"),
         ({"eps": 1.5}, "expected a number from 0 up and below 1"),
     ],
 )

@@ -61,8 +61,8 @@ def kind_of(kind: pa.DataType) -> str:
         return "vector" if pa.types.is_floating(kind.value_type) else "other"
     if is_number(kind):
         return "number"
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    texts += (pa.types.is_boolean, pa.types.is_dictionary)
+    plain = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    texts = (*plain, pa.types.is_boolean, pa.types.is_dictionary)
     return "text" if any(is_kind(kind) for is_kind in texts) else "other"
 
 

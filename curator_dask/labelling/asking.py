@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -116,6 +117,8 @@ def decision_of(folder: Folder, columns: Sequence[str], at: float | None) -> Dec
             f"at={at!r}: is where one column of scores decides, and {counted(len(columns), 'column')} are given (by=,"
             " --by)"
         )
+    if at is not None and not (isinstance(at, int | float) and math.isfinite(at)):
+        raise ConfigError(f"at={at!r}: expected the score at which it decides, a number")
     if len({*columns}) < len(columns):
         raise ConfigError(f"by={list(columns)!r}: expected each column once")
     return Decision(tuple(columns), 0.5 if at is None else at) if columns else None
