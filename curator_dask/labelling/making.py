@@ -327,7 +327,7 @@ def _why_none(folder: Folder, picked: Picked, candidates: np.ndarray, shown: Sho
     rows, places = counted(len(candidates), "row"), picked.places(candidates)
     if not len(places):
         return (
-            f"{folder.path}: none of {rows} that were looked at has a vector in {column!r}: embed them first"
+            f"{folder.path}: none of {rows} looked at has a key, and a vector in {column!r}: embed them first"
         )
     if not any(picked.urls[place] for place in places):
         return (

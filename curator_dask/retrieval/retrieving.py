@@ -110,7 +110,7 @@ def retrieve(
     check
         Refuse vectors of another model than the queries'.
     overwrite
-        Replace files in `output` that something else has made, and columns of these names.
+        Replace files in `output` that something else has made, such a file of `pairs`, and columns of these names.
     storage_options, queries_storage_options
         For fsspec, where `pool` and `queries` are URLs; without the second the first is theirs, too.
     workers
