@@ -28,6 +28,7 @@ from curator_dask.decode.spec import ImageOptions
 from curator_dask.errors import ConfigError, NoColumnError, OutputError
 from curator_dask.frames.parquet import write_table
 from curator_dask.frames.record import FileRecord
+from curator_dask.info import describe_output
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.runs.step import read_by
 
@@ -255,6 +256,59 @@ def test_columns_are_told_as_pandas_and_scipy_have_them(two, in_this_process):
     assert found.only == (["lone"], []) and found.unlike == ["odd"]
 
 
+def test_columns_of_odd_types_are_compared_or_named(tmp_path, in_this_process):
+    """Text as views, as Polars has it; columns without a value; NaN; and what is neither number nor text."""
+    tags = [["a"], ["b"]] * 30
+    folders = [write(tmp_path / name, normal(60, 1), files=1, tags=tags) for name in "ab"]
+    more = (
+        {
+            "view": pa.array([f"s{row % 2}" for row in range(60)], pa.string_view()),
+            "reason": pa.nulls(60),
+            "none": pa.nulls(60),
+            "score": pa.array([np.nan] * 15 + [np.inf] * 15 + [1.0] * 30),
+            "bytes": pa.array([b"a", b"b"] * 30).dictionary_encode(),
+            "mixed": pa.array([1] * 60),
+        },
+        {
+            "view": pa.array(["s1"] * 60, pa.string()),
+            "reason": pa.array(["cut"] * 30 + [None] * 30),
+            "none": pa.nulls(60),
+            "score": pa.array([1.0] * 60),
+            "bytes": pa.array([b"a"] * 60).dictionary_encode(),
+            "mixed": pa.array(["1"] * 60),
+        },
+    )
+    for folder, columns in zip(folders, more, strict=True):
+        table = pq.read_table(folder / "00000.parquet")
+        for name, values in columns.items():
+            table = table.append_column(name, values)
+        pq.write_table(table, folder / "00000.parquet")
+    found = compare_outputs(*folders, sample=20, permutations=0, k=2)
+    columns = {each.name: each for each in found.columns.both}
+    assert columns["view"].values == [("s0", 0.5, 0.0), ("s1", 0.5, 1.0)] and columns["view"].distance == 0.5
+    assert (columns["reason"].filled, columns["reason"].apart) == ((0.0, 0.5), 0.5)
+    assert (columns["score"].filled, columns["score"].looked) == ((0.5, 1.0), (30, 60))
+    assert columns["bytes"].distance == 0.5
+    assert (found.columns.unlike, found.columns.others) == (["mixed"], ["tags"])
+    assert "Neither numbers nor text, not compared: tags." in str(found)
+    for name in ("tags", "key"):
+        with pytest.raises(ConfigError, match=f"columns='{name}': numbers, booleans"):
+            compare_outputs(*folders, columns=[name])
+    view = {each.name: each for each in describe_output(folders[0]).columns}["view"]
+    assert (view.kind, view.different) == ("text", 2)
+
+
+def test_many_rows_are_looked_up_in_few(tmp_path, in_this_process):
+    """As many as are said, though the parts of an output are as small as the other one."""
+    one = normal(3000, 1)
+    a, b = write(tmp_path / "a", one), write(tmp_path / "b", one[:60], files=1)
+    found = compare_outputs(a, b, permutations=0)
+    near, other = found.near
+    assert (near.rows, other.rows) == (1024, 60) and found.cmmd.rows < 40
+    assert near.shares["0"][1] < 60 / 3000 < near.shares["0"][2] < 0.04 and other.shares["0"][0] == 1
+    assert compare_outputs(write(tmp_path / "c", one[:90], files=1), b, permutations=0).near[0].rows == 90
+
+
 def test_vectors_that_cannot_be_compared_are_refused(tmp_path, two, in_this_process):
     a, _, one, _ = two
     for name, value in (("weights", "sha256:1"), ("transform", "another"), ("dtype", "bfloat16")):
@@ -271,8 +325,9 @@ def test_vectors_that_cannot_be_compared_are_refused(tmp_path, two, in_this_proc
     with pytest.raises(ConfigError, match=r"vectors of 8 values, .*wide of 9"):
         compare_outputs(a, wide, check=False)
     few = write(tmp_path / "few", one[:7], bad=BAD, files=1)
-    with pytest.raises(ConfigError, match="few: 'image_embedding' has 3 vectors in 7 rows"):
-        compare_outputs(few, a)
+    for both in ((few, a), (a, few)):
+        with pytest.raises(ConfigError, match="few: 'image_embedding' has 3 vectors in 7 rows"):
+            compare_outputs(*both)
     with pytest.raises(NoColumnError, match=r"no column 'wdth'.*did you mean width"):
         compare_outputs(a, a, columns=["wdth"])
     with pytest.raises(OutputError, match="no Parquet file"):

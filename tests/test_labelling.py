@@ -284,6 +284,12 @@ def test_a_cluster_makes_the_same_page(out, tmp_path, request):
         ({"classes": ["a-b", "a+b", "c"]}, "their heads would have the names"),
         ({"classes": ["1", "1.0"]}, "in a CSV these are read as"),
         ({"classes": ["NA", "2"]}, "in a CSV these are read as [None, 2]"),
+        (
+            {"classes": ["1", "2", "x"]},
+            "values of several types (1 as double, 2 as double, x as large_string)",
+        ),
+        ({"classes": ["true", "false", "unsure"]}, "values of several types (true as bool"),
+        ({"classes": ["NA", "x"]}, "values of several types (NA as null"),
         ({"number": 5000}, "expected 2,000 at most"),
         ({"by": "god"}, "there is no such column (did you mean good"),
         ({"by": "nothing"}, "then `score --head nothing=FILE`"),
@@ -295,6 +301,8 @@ def test_a_cluster_makes_the_same_page(out, tmp_path, request):
         ({"where": "width > 1000"}, "no row is left to be shown: of 120 rows 120 do not pass the condition"),
         ({"column": "vectors"}, "has no column 'vectors' of vectors"),
         ({"column": "vector"}, "Give the folder that embed wrote to"),
+        ({"by": "good", "at": float("nan")}, "at=nan: expected the score"),
+        ({"seed": -1}, "seed=-1: expected a whole number of at least 0"),
         ({"eps": 1.5}, "expected a number from 0 up and below 1"),
     ],
 )

@@ -18,7 +18,9 @@ from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.info import describe_output
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
+from curator_dask.outputs.placing import locate
 from curator_dask.retrieval import finding, retrieve
+from curator_dask.retrieval.writing import place_of_pairs
 
 POOL = 700
 
@@ -118,6 +120,8 @@ def test_a_rerun_does_what_is_missing(data, tmp_path, in_this_process, monkeypat
     check(out, pairs, brute(vectors, asked, 3), vectors)
     with pytest.raises(OutputError, match=r"out/00000.parquet: is there, and was made of another pool"):
         retrieve(pool, queries, out, top=2)
+    with pytest.raises(OutputError, match=r"pairs.parquet: is there, and has other things"):
+        retrieve(pool, queries, tmp_path / "new", top=2, pairs=pairs)
     assert retrieve(pool, queries, out, top=2, overwrite=True).output.written == 4
     with pytest.raises(OutputError, match=r"has \['retrieved_by', 'retrieved_similarity'\] already"):
         retrieve(out, queries, tmp_path / "twice")
@@ -165,9 +169,38 @@ def test_what_does_not_belong_together_is_refused(data, tmp_path, in_this_proces
     for wrong in ({"top": 0}, {"similarity": 2}):
         with pytest.raises(ConfigError):
             retrieve(pool, queries, tmp_path / "out", **wrong)
-    with pytest.raises(OutputError, match="is read from"):
-        retrieve(pool, queries, pool)
+    for folder in (pool, queries):  # neither is written over, nor gets files of others
+        with pytest.raises(OutputError, match="is read from"):
+            retrieve(pool, queries, folder, overwrite=True)
+        with pytest.raises(OutputError, match="finds the rows of both"):
+            retrieve(pool, queries, folder / "out")
+        with pytest.raises(ConfigError, match=r"pairs.*give a place outside"):
+            retrieve(pool, queries, tmp_path / "out", pairs=folder / "00000.parquet")
+    with pytest.raises(ConfigError, match="name of a Parquet file"):
+        retrieve(pool, queries, tmp_path / "out", pairs=tmp_path / "pairs.csv")
+    with pytest.raises(ConfigError, match="give a place outside"):
+        place_of_pairs("memory://in/pool/pairs.parquet", [locate("memory://in/pool/", None)])
+    assert place_of_pairs("memory://in/pairs.parquet", [locate("memory://in/pool/", None)])
+    mine = tmp_path / "mine.parquet"
+    pq.write_table(table, mine)
+    with pytest.raises(OutputError, match=r"mine.parquet: is there, and has other things"):
+        retrieve(pool, queries, tmp_path / "out", pairs=mine)
+    assert pq.read_table(mine).num_rows == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_copies_have_a_cosine_of_1_and_more_than_all_rows_are_all(data, tmp_path, in_this_process):
+    """Unit vectors in float32 have a product with themselves that half of the time is below 1."""
+    pool, _, vectors, _ = data
+    scaled = write(tmp_path / "scaled", 3.7 * vectors[300:400], files=1)
+    pairs = tmp_path / "pairs.parquet"
+    found = retrieve(pool, scaled, tmp_path / "out", top=1, similarity=1, pairs=pairs)
+    assert (found.kept, found.unanswered) == (100, 0) and found.nearest <= 1
+    assert pq.read_table(tmp_path / "out")["key"].to_pylist() == [f"{row:06d}" for row in range(300, 400)]
+    assert max(pq.read_table(pairs)["similarity"].to_pylist()) <= 1
+    # What is held goes with the rows there are, not with how many are asked for.
+    found = retrieve(pool, scaled, tmp_path / "every", top=10**12)
+    assert found.kept == POOL - len(BAD) and found.pairs == 100 * found.kept
 
 
 def test_what_is_retrieved_is_exported(tmp_path, in_this_process):

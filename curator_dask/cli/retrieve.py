@@ -48,7 +48,9 @@ def retrieve(
         str | None, typer.Option(help="The same of QUERIES, where that differs.", show_default=False)
     ] = None,
     check: Annotated[bool, typer.Option(help="Refuse vectors that two models made.")] = True,
-    overwrite: Annotated[bool, typer.Option(help="Replace files in OUTPUT that this did not make.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace files in OUTPUT, and --pairs, that this did not make.")
+    ] = False,
     cluster: Cluster = ClusterType.auto,
     scheduler_address: SchedulerAddress = None,
     scheduler_file: SchedulerFile = None,

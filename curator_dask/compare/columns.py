@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curator_dask.errors import NoColumnError, OutputError
+from curator_dask.errors import ConfigError, NoColumnError, OutputError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.info.footers import FileFacts
-from curator_dask.info.values import Look, Part, kind_of, pick_parts, read_values
+from curator_dask.info.values import Look, Part, kind_of, pick_parts, plain_values, read_values
 from curator_dask.report.rows import short
 from curator_dask.storage import Options
 from curator_dask.words import none_of_these
@@ -28,6 +28,7 @@ VALUES = 5
 #: Of the Kolmogorov-Smirnov distance: what two samples of one kind stay below in 95 of 100 cases (Smirnov 1948).
 _KOLMOGOROV = 1.358
 _BYTES = 1 << 28  # that numbers of both outputs may take at a time
+_NONE = "none"  # the kind of a column of which each value is null, so that its type says nothing
 QUANTILES = (0.05, 0.5, 0.95)
 
 
@@ -42,7 +43,7 @@ class ColumnDifference:
     kind
         ``number``, ``class`` or ``length``.
     filled
-        Shares of the rows that have a value.
+        Shares of the rows that have a value, which is finite.
     looked
         Values that the following is of.
     mean, quantiles
@@ -94,7 +95,9 @@ class Columns:
     only
         Names of those that A, or B, has alone.
     unlike
-        Names of those that are of numbers in one and something else in the other.
+        Names of those that are of numbers in one and something else in the other, and so not compared.
+    others
+        Names of those that are neither numbers nor text in both, such as lists and dates, and so not compared.
     looked
         Rows of A and of B that values were read of.
     """
@@ -102,6 +105,7 @@ class Columns:
     both: list[ColumnDifference] = field(default_factory=list)
     only: tuple[list[str], list[str]] = ((), ())  # type: ignore[assignment]
     unlike: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
     looked: tuple[int, int] = (0, 0)
 
 
@@ -116,10 +120,9 @@ class TextLook(Look):
     def add(self, values: pa.Array) -> None:
         """Count some values."""
         super().add(values)
-        values = values.drop_null()
-        if pa.types.is_dictionary(values.type):
-            values = values.cast(values.type.value_type)
-        if pa.types.is_boolean(values.type) or not len(values):
+        values = plain_values(values).drop_null()
+        is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+        if not is_text or not len(values):  # booleans, and bytes in a dictionary
             return
         self.characters.append(_numbers(pc.utf8_length(values)))
         # White space at the ends makes no word.
@@ -156,24 +159,36 @@ def compare_columns(
     ------
     NoColumnError
         One of `names` is not in both.
+    ConfigError
+        One is of no type that is compared.
     OutputError
         A file cannot be read.
     """
-    kinds = tuple(_kinds(each) for each in files)
+    kinds = _kinds(files[0]), _kinds(files[1])
+    for name in kinds[0].keys() & kinds[1].keys():  # of what is null in one, the other says what it is
+        for one in (0, 1):
+            if kinds[one][name] == _NONE:
+                kinds[one][name] = kinds[1 - one][name]
     for name in names or ():
         for known, path in zip(kinds, paths, strict=True):
             if name not in known:
                 raise NoColumnError(f"{path}: {none_of_these(name, list(known))}")
     own = {URL_COLUMN, ERROR_COLUMN, *(each.id_col for side in files for each in side)}
+    compared = ("number", "text")
+    for name in names or ():
+        if name in own or (kinds[0][name] == kinds[1][name] and kinds[0][name] not in compared):
+            raise ConfigError(
+                f"columns={name!r}: numbers, booleans, classes and texts are compared, but for keys and shards, and"
+                " this is none of these (columns=, --columns)"
+            )
     shared = [name for name in kinds[0] if name in kinds[1] and name not in own]
     shared = [name for name in shared if names is None or name in names]
     found = Columns(only=tuple([n for n in kinds[one] if n not in kinds[1 - one]] for one in (0, 1)))  # type: ignore[arg-type]
     found.unlike = [name for name in shared if kinds[0][name] != kinds[1][name]]
+    found.others = [name for name in shared if kinds[0][name] == kinds[1][name] == "other"]
     parts = tuple(pick_parts(each, False) for each in files)
     found.looked = tuple(sum(part.rows for part in each) for each in parts)  # type: ignore[assignment]
-    same = [
-        name for name in shared if kinds[0][name] == kinds[1][name] and kinds[0][name] in ("number", "text")
-    ]
+    same = [name for name in shared if kinds[0][name] == kinds[1][name] and kinds[0][name] in compared]
     most = max(1, _BYTES // max(1, 8 * sum(found.looked)))
     for start in range(0, len(same), most):
         some = same[start : start + most]
@@ -192,10 +207,10 @@ def _kinds(files: Sequence[FileFacts]) -> dict[str, str]:
     found: dict[str, str] = {}
     for file in files:
         for name, kind in file.types.items():
-            if found.get(name, "other") == "other" or pa.types.is_null(kind):
-                found.setdefault(name, "other")
-                if not pa.types.is_null(kind):
-                    found[name] = kind_of(kind)
+            if pa.types.is_null(kind):
+                found.setdefault(name, _NONE)
+            elif found.get(name, _NONE) in (_NONE, "other"):
+                found[name] = kind_of(kind)
     return found
 
 
@@ -221,6 +236,7 @@ def _differences(
     name: str, looks: tuple[Look, Look], filled: tuple[float | None, float | None]
 ) -> list[ColumnDifference]:
     one, other = looks
+    filled = (_finite(filled[0], one), _finite(filled[1], other))
     if not (isinstance(one, TextLook) and isinstance(other, TextLook)):
         return [_of_numbers(name, "number", filled, one.numbers, other.numbers)]
     if not any(_is_free(each) for each in (one, other)):
@@ -230,6 +246,13 @@ def _differences(
         for what in ("characters", "words")
     ]
     return [each for each in lengths if not each.is_constant]
+
+
+def _finite(filled: float | None, look: Look) -> float | None:
+    """The share that has a value, where NaN and infinity are none."""
+    if filled is None or not look.known or look.kind != "number":
+        return filled
+    return filled * sum(int(np.isfinite(each).sum()) for each in look.numbers) / look.known
 
 
 def _is_free(look: Look) -> bool:
@@ -285,7 +308,7 @@ def _of_classes(
             (text, counts[0][text] / totals[0], counts[1][text] / totals[1])
             for text in sorted({*counts[0], *counts[1]})
         ]
-        found.distance = sum(abs(left - right) for _, left, right in shares) / 2
+        found.distance = min(1.0, sum(abs(left - right) for _, left, right in shares) / 2)
         shares.sort(key=lambda each: (-abs(each[1] - each[2]), -each[1], each[0]))
         found.values = [(short(text) or "", left, right) for text, left, right in shares[:VALUES]]
     return found

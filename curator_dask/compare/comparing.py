@@ -134,9 +134,9 @@ def compare_outputs(
         outputs.append(Compared(path, len(each), rows, count, dict(sorted(found.aside.items())), failed))
         seen.append(found)
     _check(outputs, seen, names)
-    taken = [[found.sample(part) for part in (0, 1)] for found in seen]
-    rows = min(max(1, sample // 2), *(len(each.order) for both in taken for each in both))
-    draws = [[each.lowest(rows) for each in both] for both in taken]
+    taken = [[found.sample(part) for part in (0, 1, 2)] for found in seen]
+    rows = min(max(1, sample // 2), *(len(each.order) for both in taken for each in both[:2]))
+    draws = [[each.lowest(rows) for each in both[:2]] for both in taken]
     if min(found.moments[part].count for found in seen for part in (0, 1)) <= seen[0].dim:
         notes.append(
             f"a part has no more rows than a vector has values ({seen[0].dim}): its covariance is singular, and the"
@@ -247,17 +247,22 @@ def _sides(
     for number, (each, count) in enumerate(zip(files, counts, strict=True)):
         share = part / count
         paths, drawn = tuple(each.records), min(share, taken / count)
-        sides.append(Side(paths, each.column, each.options, (seed, number), share, drawn))
+        lacking = max(0.0, ASKED - 2 * drawn * count)  # where the other output is small
+        spare = min(1.0, (lacking + 6 * math.sqrt(lacking) + 16) / count) if lacking else 0.0
+        sides.append(Side(paths, each.column, each.options, (seed, number), share, drawn, spare))
     return sides[0], sides[1]
 
 
 def _check(outputs: Sequence[Compared], seen: Sequence[Seen], names: Sequence[str]) -> None:
-    for output, found, name in zip(outputs, seen, names, strict=True):
+    # What one has too few of is found of the smaller first: the parts of both are as large as its.
+    for output, found, name in sorted(
+        zip(outputs, seen, names, strict=True), key=lambda each: each[0].vectors
+    ):
         if output.vectors < _LEAST or min((each.count for each in found.moments[:2]), default=0) < 2:
             said = ", ".join(f"{count} {fault}" for fault, count in output.aside.items())
             raise ConfigError(
                 f"{output.path}: {name!r} has {counted(output.vectors, 'vector')} in {counted(output.rows, 'row')}"
-                f"{f' ({said})' if said else ''}, or the other output has as few: expected some dozens at least"
+                f"{f' ({said})' if said else ''}: expected some dozens at least"
             )
     if seen[0].dim != seen[1].dim:
         raise ConfigError(
@@ -312,8 +317,9 @@ def _shared(draws: Sequence[Sequence[Drawn]], k: int) -> Shared:
 
 def _near(draws: Sequence[Drawn], side: Side) -> Near:
     """Of rows of one output, the nearest in all of the other."""
-    some = [unit(each.lowest(ASKED // 2).vectors) for each in draws]
-    best = nearest_in(side, np.concatenate(some))
+    some = [each.lowest(ASKED // 2).vectors for each in draws[:2]]
+    some.append(draws[2].lowest(ASKED - sum(map(len, some))).vectors)
+    best = nearest_in(side, unit(np.concatenate(some)))
     shares = {f"{eps:g}": _wilson(int((best >= 1 - max(eps, _ROUNDING)).sum()), len(best)) for eps in EPS}
     return Near(len(best), float(np.median(best)), shares)
 

@@ -16,9 +16,10 @@ from curator_dask.compare.columns import BARS
 from curator_dask.compare.comparison import Comparison
 from curator_dask.compare.neighbours import most_own, radii
 from curator_dask.compare.reading import Drawn
-from curator_dask.errors import OutputError
+from curator_dask.compare.telling import distance
 from curator_dask.outputs.given import names_in
 from curator_dask.outputs.nearest import VectorFiles
+from curator_dask.outputs.placing import put
 from curator_dask.report.pictures import Pictures
 
 #: Pictures of each output, and histograms, at most; bytes of the pictures.
@@ -64,7 +65,7 @@ def write_page(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     numbers = [
-        {**asdict(each), "top": max(*each.bars[2], *each.bars[3])}
+        {**asdict(each), "top": max(*each.bars[2], *each.bars[3]), "told": distance(each)}
         for each in found.columns.both
         if each.bars is not None
     ]
@@ -85,10 +86,7 @@ def write_page(
         style=_read("curator_dask.report", "page.css"),
         version=__version__,
     )
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: could not be written: {error.strerror}. Give another name") from error
+    put(str(path.absolute()), text.encode("utf-8", "replace"), None)
 
 
 def _tiles(files_of: VectorFiles, places: np.ndarray, some: Sequence[tuple[int, float]]) -> list[Tile]:

@@ -42,6 +42,8 @@ class Side:
         Share of the rows that each of the two parts has, 0 to 0.5.
     taken
         Share of the rows, at most `part`, among which is the sample of a part.
+    spare
+        Share of the rows, of those in neither part, that are kept, too: for what needs more rows than the parts have.
     """
 
     paths: tuple[str, ...]
@@ -50,6 +52,7 @@ class Side:
     seed: tuple[int, ...]
     part: float
     taken: float
+    spare: float = 0.0
 
 
 @dataclass
@@ -89,13 +92,13 @@ class Seen:
     moments
         Of the two parts, and of the rest.
     drawn
-        By part.
+        By part, and of the rest.
     """
 
     dim: int = 0
     aside: Counter[str] = field(default_factory=Counter)
     moments: list[Moments] = field(default_factory=list)
-    drawn: list[list[Drawn]] = field(default_factory=lambda: [[] for _ in range(PARTS)])
+    drawn: list[list[Drawn]] = field(default_factory=lambda: [[] for _ in range(PARTS + 1)])
 
     def add(self, other: Seen) -> None:
         """Count other files in."""
@@ -118,7 +121,7 @@ class Seen:
         return both
 
     def sample(self, part: int) -> Drawn:
-        """All that was taken of a part."""
+        """All that was taken of a part, or of the rest."""
         some = self.drawn[part] or [Drawn(np.zeros(0), np.zeros((0, 2), np.int64), np.zeros((0, self.dim)))]
         return Drawn(*(np.concatenate([getattr(each, name) for each in some]) for name in vars(some[0])))
 
@@ -161,10 +164,10 @@ class ReadVectors:
         for which, moments in enumerate(seen.moments):
             mine = part == which
             moments.add(Moments.of(matrix[rows[mine]]))
-            if which < PARTS:
-                taken = mine & (draws - which * side.part < side.taken)
-                places = np.column_stack([np.full(taken.sum(), number), first + rows[taken]])
-                seen.drawn[which].append(Drawn(draws[taken], places, matrix[rows[taken]]))
+            share = side.taken if which < PARTS else side.spare
+            taken = mine & (draws - which * side.part < share)
+            places = np.column_stack([np.full(taken.sum(), number), first + rows[taken]])
+            seen.drawn[which].append(Drawn(draws[taken], places, matrix[rows[taken]]))
 
 
 @dataclass(frozen=True)

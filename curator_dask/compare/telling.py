@@ -96,7 +96,7 @@ def _columns(found: Figures) -> list[str]:
     classes = [each for each in columns.both if each.kind == "class"][:_COLUMNS]
     if classes:
         grid = [["classes", "TV", "filled A", "B", "largest differences (share in A, in B)"]]
-        grid += [[each.name, _distance(each), *map(_share, each.filled), _values(each)] for each in classes]
+        grid += [[each.name, distance(each), *map(_share, each.filled), _values(each)] for each in classes]
         lines += ["", *_aligned(grid, last=False)]
     if lines:
         lines.append(
@@ -107,7 +107,9 @@ def _columns(found: Figures) -> list[str]:
         if only:
             lines.append(f"Only {name} has {', '.join(only)}.")
     if columns.unlike:
-        lines.append(f"Of numbers in one and not in the other: {', '.join(columns.unlike)}.")
+        lines.append(f"Of other types in the two, not compared: {', '.join(columns.unlike)}.")
+    if columns.others:
+        lines.append(f"Neither numbers nor text, not compared: {', '.join(columns.others)}.")
     return lines
 
 
@@ -116,10 +118,11 @@ def _number(column: ColumnDifference) -> list[str]:
     if column.mean is not None and column.quantiles is not None:
         pairs = [_figure(each) for each in column.mean]
         pairs += [_figure(each) for both in zip(*column.quantiles, strict=True) for each in both]
-    return [column.name, _distance(column), *pairs, *map(_share, column.filled)]
+    return [column.name, distance(column), *pairs, *map(_share, column.filled)]
 
 
-def _distance(column: ColumnDifference) -> str:
+def distance(column: ColumnDifference) -> str:
+    """How different a column is, with a ``~`` where that is within chance."""
     if column.distance is None:
         return "-"
     chance = column.chance is not None and column.distance <= column.chance

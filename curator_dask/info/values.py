@@ -61,7 +61,8 @@ def kind_of(kind: pa.DataType) -> str:
         return "vector" if pa.types.is_floating(kind.value_type) else "other"
     if is_number(kind):
         return "number"
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean, pa.types.is_dictionary)
+    plain = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    texts = (*plain, pa.types.is_boolean, pa.types.is_dictionary)
     return "text" if any(is_kind(kind) for is_kind in texts) else "other"
 
 
@@ -148,7 +149,7 @@ class Look:
 
     def add(self, values: pa.Array) -> None:
         """Count some values."""
-        values = values.drop_null()
+        values = plain_values(values).drop_null()
         if self.kind == "number":
             found = _as_numpy(values)
             good = found[~np.isnan(found)]
@@ -163,8 +164,6 @@ class Look:
                 self.numbers.append(good)
                 self.bounds += bounds
             return
-        if pa.types.is_dictionary(values.type):
-            values = values.cast(values.type.value_type)
         texts, counts = pc.value_counts(values).flatten()
         said = dict(zip(_texts(texts), counts.to_pylist(), strict=True))
         with self._lock:
@@ -201,6 +200,13 @@ class Look:
         if not self.more and len(ranked) <= VALUES:
             often = ranked
         column.values = [(short(text) or "", count / self.known) for text, count in often[:VALUES]]
+
+
+def plain_values(values: pa.Array) -> pa.Array:
+    """The same without dictionary, and without views, which Arrow does not count."""
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    return values.cast(pa.large_string()) if pa.types.is_string_view(values.type) else values
 
 
 def _texts(values: pa.Array) -> list[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.errors import ConfigError, NoColumnError
 from curator_dask.frames.names import URL_COLUMN
+from curator_dask.image.fitting.sources import kind_of_labels
 from curator_dask.labelling.page import Labels
 from curator_dask.labelling.scanning import Decision
 from curator_dask.report.folder import Folder, is_number
@@ -68,14 +71,27 @@ def _is_name(text: object) -> bool:
 
 
 def _check_read(name: str, classes: Sequence[str]) -> None:
-    """Raise ConfigError where a class in a table of labels is read as nothing, or as another one."""
-    lines = [f'{number},"{each.replace(chr(34), 2 * chr(34))}"' for number, each in enumerate(classes)]
-    data = "\n".join(["key,label", *lines]).encode()
-    read = read_table("labels.csv", data, KeyColumn("key", "", "")).column("label")
+    """Raise ConfigError where a class in a table of labels is read as nothing, as another one, or not always alike."""
+    read = _read(classes)
     if read.null_count or pc.count_distinct(read).as_py() < len(classes):
         raise ConfigError(
             f"classes={list(classes)!r}: in a CSV these are read as {read.to_pylist()}: give other names (--classes)"
         )
+    # A page may have labels of some classes alone: what was read as numbers there does not go with another page's text.
+    alone = {each: kind_of_labels(_read([each]).type) for each in classes}
+    if len({*alone.values()}) > 1:
+        said = ", ".join(f"{each} as {kind}" for each, kind in alone.items())
+        raise ConfigError(
+            f"classes={list(classes)!r}: in a CSV with one of them alone they are read as values of several types"
+            f" ({said}): give other names, such as {name}1 (--classes)"
+        )
+
+
+def _read(classes: Sequence[str]) -> pa.ChunkedArray:
+    """What a table is read as that has a label of each class."""
+    lines = [f'{number},"{each.replace(chr(34), 2 * chr(34))}"' for number, each in enumerate(classes)]
+    data = "\n".join(["key,label", *lines]).encode()
+    return read_table("labels.csv", data, KeyColumn("key", "", "")).column("label")
 
 
 def decision_of(folder: Folder, columns: Sequence[str], at: float | None) -> Decision | None:
@@ -101,6 +117,8 @@ def decision_of(folder: Folder, columns: Sequence[str], at: float | None) -> Dec
             f"at={at!r}: is where one column of scores decides, and {counted(len(columns), 'column')} are given (by=,"
             " --by)"
         )
+    if at is not None and not (isinstance(at, int | float) and math.isfinite(at)):
+        raise ConfigError(f"at={at!r}: expected the score at which it decides, a number")
     if len({*columns}) < len(columns):
         raise ConfigError(f"by={list(columns)!r}: expected each column once")
     return Decision(tuple(columns), 0.5 if at is None else at) if columns else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import numbers
 import os
 import time
 from collections import Counter
@@ -27,6 +28,7 @@ from curator_dask.labelling.showing import Shown, choose, kinds_of
 from curator_dask.outputs.placing import locate, put
 from curator_dask.report.folder import Folder, open_folder
 from curator_dask.report.making import check_page, embeddings_in
+from curator_dask.rows.best import is_number
 from curator_dask.rows.where import Where
 from curator_dask.storage import Options, absolute
 from curator_dask.words import counted
@@ -195,6 +197,8 @@ def label_page(
             f"number={number:,}: expected {MOST:,} at most. Label the next on another page, with the labels of this one"
             " (labels=, --labels)"
         )
+    if not is_number(seed, numbers.Integral) or seed < 0:
+        raise ConfigError(f"seed={seed!r}: expected a whole number of at least 0")
     target, condition = check_page(page), None if where is None else Where(where)
     check_eps("eps", eps)
     started = time.monotonic()
@@ -326,7 +330,7 @@ def _why_none(folder: Folder, picked: Picked, candidates: np.ndarray, shown: Sho
     rows, places = counted(len(candidates), "row"), picked.places(candidates)
     if not len(places):
         return (
-            f"{folder.path}: none of {rows} that were looked at has a vector in {column!r}: embed them first"
+            f"{folder.path}: none of {rows} looked at has a key, and a vector in {column!r}: embed them first"
         )
     if not any(picked.urls[place] for place in places):
         return (

@@ -46,7 +46,9 @@ from curator_dask.retrieval.writing import (
     SIMILARITY,
     Chosen,
     WriteRetrieved,
+    check_pairs_free,
     pairs_table,
+    place_of_pairs,
 )
 from curator_dask.rows.best import is_number
 from curator_dask.runs.settle import file_tasks, run_targets
@@ -61,6 +63,8 @@ logger = logging.getLogger("curator_dask")
 _VERSION = 1
 #: Groups of files, at most, each of which has its own nearest rows of all queries.
 _GROUPS = 256
+#: Of the cosine of a vector and itself, in float32: where 1 is asked for, copies are found.
+_ROUNDING = 1e-6
 
 
 def retrieve(
@@ -97,16 +101,16 @@ def retrieve(
     top
         Rows of each query, at most. Of rows that are equally near the first in the pool are taken.
     similarity
-        Cosine that they have at least, -1 to 1.
+        Cosine that they have at least, -1 to 1, but for rounding (1e-6).
     pairs
-        A Parquet file to write with a row for each pair: ``query``, ``query_url``, ``key``, ``__url__``, ``rank`` (from
-        1) and ``similarity``.
+        A Parquet file to write, outside of all three folders, with a row for each pair: ``query``, ``query_url``,
+        ``key``, ``__url__``, ``rank`` (from 1) and ``similarity``.
     column, queries_column
         Of the vectors; None: those of the queries have the same name.
     check
         Refuse vectors of another model than the queries'.
     overwrite
-        Replace files in `output` that something else has made, and columns of these names.
+        Replace files in `output` that something else has made, such a file of `pairs`, and columns of these names.
     storage_options, queries_storage_options
         For fsspec, where `pool` and `queries` are URLs; without the second the first is theirs, too.
     workers
@@ -132,7 +136,11 @@ def retrieve(
     if check:
         _check_model(pool_files, asked_files, os.fspath(queries))
     target = Output(local_folder("output", output), None, False, overwrite, False)
-    check_apart(source.folder, target.folder)
+    asked_folder = locate(os.fspath(queries), query_options)
+    for folder in (source.folder, asked_folder):
+        check_apart(folder, target.folder)
+    folders = source.folder, target.folder, asked_folder
+    pairs_path = None if pairs is None else place_of_pairs(pairs, folders)
     sources = find_sources(source.folder, storage_options)
     footers = whole_footers([each.path for each in sources], storage_options)
     _check_free(footers, overwrite)
@@ -147,14 +155,15 @@ def retrieve(
     mark = fingerprint({**asked, "pool": [each.name for each in sources]})
     said = posixpath.basename(os.fspath(queries).rstrip("/"))
     write = WriteRetrieved(source, target, column, top, float(similarity), len(vectors), said, mark)
-    pairs_path = None if pairs is None else locate(os.fspath(pairs), None)
     work = f"{target.folder}{WORK_SUFFIX}"
     with opened(target.folder, None, work), when_needed(workers) as client:
         before = _written(write, sources, mark)
+        check_pairs_free(pairs_path, mark, overwrite)
         if before is not None and (pairs_path is None or read_footer(pairs_path).is_finished(mark)):
             summary = RetrievalSummary(**before, output=_skipped(target.folder, before["kept"], len(sources)))
         else:
-            find = _find(Phase(join(work, f"found-{mark[:16]}")), sources, vectors, write, client)
+            most = min(top, max(1, sum(each.rows for each in footers.values())))
+            find = _find(Phase(join(work, f"found-{mark[:16]}")), sources, vectors, write, most, client)
             best = _joined(find, len(vectors), summary)
             chosen = _chosen(best, sources, footers, source.folder, mark)
             summary.kept = sum(len(each.rows) for each in chosen)
@@ -171,11 +180,16 @@ def retrieve(
 
 
 def _find(
-    phase: Phase, sources: Sequence[Source], vectors: np.ndarray, write: WriteRetrieved, client: Any
+    phase: Phase,
+    sources: Sequence[Source],
+    vectors: np.ndarray,
+    write: WriteRetrieved,
+    most: int,
+    client: Any,
 ) -> FindNearest:
     """Compare all groups of files that were not compared yet."""
     groups = _groups(sources)
-    find = FindNearest(phase, groups, write.column, vectors.shape[1], write.top, write.least)
+    find = FindNearest(phase, groups, write.column, vectors.shape[1], most, write.least - _ROUNDING)
     if not phase.has(QUERIES):
         with phase.writing(QUERIES) as file:
             file.write(np.ascontiguousarray(vectors, "<f4").data)
@@ -288,6 +302,7 @@ def _joined(find: FindNearest, queries: int, summary: RetrievalSummary) -> Best:
         best.join(found)
         first += int(counts[0])
         aside += counts[1:]
+    np.minimum(best.cosines, 1, out=best.cosines)
     there = best.places != NOWHERE
     summary.pool = first
     summary.pool_aside = {fault: int(count) for fault, count in zip(FAULTS, aside, strict=True) if count}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -10,16 +11,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from curator_dask.errors import ShardError
+from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
-from curator_dask.frames.parquet import open_parquet, write_table
+from curator_dask.frames.parquet import open_parquet, read_footer, write_table
 from curator_dask.frames.record import FILTERED, FileRecord
 from curator_dask.outputs.given import Names
+from curator_dask.outputs.placing import locate
 from curator_dask.outputs.writing import Output
 from curator_dask.retrieval.finding import NOWHERE, Best
 from curator_dask.runs.reports import errors_of, report_frame, report_of, report_since
-from curator_dask.storage import join
+from curator_dask.storage import is_remote, join
 
 #: Columns that rows get: how many queries have found them, and the largest cosine with one of these.
 BY, SIMILARITY = "retrieved_by", "retrieved_similarity"
@@ -130,6 +132,51 @@ class WriteRetrieved:
             [plain.empty_table(), *(each.replace_schema_metadata(None) for each in parts)]
         )
         return kept, first, FileRecord.parse(schema.metadata) or FileRecord("")
+
+
+def place_of_pairs(pairs: str | os.PathLike[str], folders: Sequence[str]) -> str:
+    """Where the pairs go: not among files that are read as rows.
+
+    Parameters
+    ----------
+    pairs
+        The file.
+    folders
+        Of the pool, the output and the queries, each as `locate` has it.
+
+    Raises
+    ------
+    ConfigError
+        It is in one of the folders, or has no name of a Parquet file.
+    """
+    path = locate(os.fspath(pairs), None)
+    if not path.endswith(".parquet"):
+        raise ConfigError(
+            f"pairs={path!r}: expected the name of a Parquet file, such as pairs.parquet (--pairs)"
+        )
+    place = _plain(path)
+    for folder in folders:
+        if place.startswith(f"{_plain(folder)}/"):
+            raise ConfigError(
+                f"pairs={path!r}: who reads {folder} would take its rows for those: give a place outside (--pairs)"
+            )
+    return path
+
+
+def _plain(path: str) -> str:
+    return path.rstrip("/") if is_remote(path) else os.path.realpath(path)
+
+
+def check_pairs_free(path: str | None, mark: str, overwrite: bool) -> None:
+    """Raise OutputError where the pairs would replace a file of something else."""
+    if path is None or overwrite:
+        return
+    footer = read_footer(path)
+    if not footer.is_finished(mark) and (footer.columns or footer.fault):
+        why = footer.fault or "has other things than these pairs"
+        raise OutputError(
+            f"{path}: is there, and {why}. Give another name, or use overwrite=True (--overwrite)"
+        )
 
 
 def pairs_table(best: Best, queries: Names, rows: Names, places: np.ndarray) -> pa.Table:

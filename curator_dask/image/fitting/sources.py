@@ -127,7 +127,7 @@ class LabelTable:
     @property
     def kind(self) -> pa.DataType:
         """What the labels are: text of any kind as ``large_string``, numbers of any kind as float64."""
-        return _plain(self._labels.type)
+        return kind_of_labels(self._labels.type)
 
     @property
     def own_kind(self) -> pa.DataType:
@@ -321,9 +321,10 @@ def _kind_of_all(tables: Sequence[LabelTable], label: str) -> pa.DataType:
     return next(iter(kinds), pa.null())
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
+def kind_of_labels(kind: pa.DataType) -> pa.DataType:
+    """As what labels of a type are taken where several tables go together."""
     if pa.types.is_dictionary(kind):
-        return _plain(kind.value_type)
+        return kind_of_labels(kind.value_type)
     if any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_string_view)):
         return pa.large_string()
     if any(is_kind(kind) for is_kind in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)):
