@@ -15,20 +15,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from curator_dask.decode.blurring import checked_boxes
 from curator_dask.decode.smaller import Smaller, SmallerImages, make_smaller
-from curator_dask.errors import ConfigError, ImageError
+from curator_dask.errors import ConfigError, ImageError, OutputError
 from curator_dask.outputs.encoded import image_place
 from curator_dask.rows.reasons import Reason
 from curator_dask.rows.remarks import EXAMPLES
-from curator_dask.storage import is_remote
-from curator_dask.webdataset.ranges import Ranges
+from curator_dask.webdataset.ranges import Ranges, is_ahead
 from curator_dask.webdataset.samples import IMAGE_EXTENSIONS, key_text
+from curator_dask.webdataset.staging import current_worker
 from curator_dask.webdataset.writer import Contents
 
 #: Begins the reason of each of these.
@@ -240,19 +240,21 @@ def blurred_images(
         if any(each.rpartition(".")[2].lower() in IMAGE_EXTENSIONS for each in others):
             further.add(sample)
     found: dict[int, Blurred] = {}
-    with tempfile.TemporaryFile(prefix="curator_dask-blurred-") as file:
+    with _scratch() as file:
         end = 0
         for (sample, _, boxes), size, made in _made(todo, blurring, how, contents, ranges):
             if isinstance(made, str):
                 left_out[sample] = made
                 continue
             data = made.data or b""
-            file.write(data)
+            with _told():
+                file.write(data)
             found[sample] = Blurred(
                 made._replace(data=None), size, end, end + len(data), len(boxes), sample in further
             )
             end += len(data)
-        file.flush()
+        with _told():
+            file.flush()
         kept = np.array([each for each in range(len(keys)) if each not in left_out], np.int64)
         numbers = {each: number for number, each in enumerate(kept.tolist())}
         found = {numbers[sample]: each for sample, each in found.items()}
@@ -260,6 +262,28 @@ def blurred_images(
         # A map stays as long as something looks at it, whatever becomes of the file.
         mapped = memoryview(mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) if end else b"")
         yield BlurredImages(kept, found, mapped, left_out, lost)
+
+
+def _place() -> str:
+    """Where new images lie: a worker's scratch folder, which Dask also clears after one that was killed."""
+    return getattr(current_worker(), "local_directory", None) or tempfile.gettempdir()
+
+
+def _scratch() -> IO[bytes]:
+    with _told():
+        return tempfile.TemporaryFile(prefix="curator_dask-blurred-", dir=_place())
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say what cannot be written, and where."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{_place()}: blurred images cannot be put there until their tar is written: {error.strerror or error}."
+            " TMPDIR, or a worker's --local-directory, chooses another place"
+        ) from error
 
 
 def _lost(
@@ -297,7 +321,7 @@ def _made(
     places = [place for _, place, _ in todo if contents.sources[place] >= 0]
     extents = [contents.extent(place) for place in places]
     urls = list(dict.fromkeys(each.url for each in extents))
-    ahead = [each for each in extents if is_remote(each.url)]
+    ahead = [each for each in extents if is_ahead(each.url)]
     begun: deque[tuple[Any, int, Future[Smaller | str]]] = deque()
     with ranges.reading(urls, ahead) as reading, ThreadPoolExecutor(_THREADS, "curator-blurring") as pool:
         for each in todo:

@@ -41,6 +41,11 @@ class Extent(NamedTuple):
     size: int
 
 
+def is_ahead(url: str) -> bool:
+    """Whether what is read of a file must be known before: it is in a store, or an image in a row of Parquet."""
+    return is_remote(url) or is_parquet_shard(url)
+
+
 class Ranges:
     """Reads ranges of tars that must be as they were.
 
@@ -64,7 +69,7 @@ class Ranges:
         urls
             Of the tars.
         ahead
-            Of the ranges those that are in stores or in rows of Parquet files, in the order in which they are read.
+            Of the ranges those of files of which `is_ahead` says so, in the order in which they are read.
 
         Raises
         ------

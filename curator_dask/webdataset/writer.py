@@ -16,10 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from curator_dask.storage import is_remote
 from curator_dask.webdataset.headers import BLOCK, SIZE_LIMIT
-from curator_dask.webdataset.parquet import is_parquet_shard
-from curator_dask.webdataset.ranges import Extent, Ranges, Reading
+from curator_dask.webdataset.ranges import Extent, Ranges, Reading, is_ahead
 
 _NAME_BYTES = 100  # that a plain header holds
 _AT_ONCE = 1 << 21  # bytes that are put together; a member that is larger the kernel copies from file to file
@@ -112,9 +110,7 @@ def write_tar(
     used = np.unique(contents.sources)
     urls = [contents.urls[source] for source in used.tolist() if source >= 0]
     # What is not read to its place from a file on this machine.
-    remote = np.array([is_remote(url) or is_parquet_shard(url) for url in contents.urls] + [False])[
-        contents.sources
-    ]
+    remote = np.array([*map(is_ahead, contents.urls), False])[contents.sources]
     ahead = [contents.extent(place) for place in np.flatnonzero(remote).tolist()]
     with ranges.reading(urls, ahead) as reading:
         return _Writing(file, contents, reading, remote, early).write()
@@ -140,7 +136,7 @@ def read_members(contents: Contents, ranges: Ranges) -> Generator[bytes, None, N
     ahead = [
         contents.extent(place)
         for place in places
-        if contents.sources[place] >= 0 and is_remote(contents.urls[contents.sources[place]])
+        if contents.sources[place] >= 0 and is_ahead(contents.urls[contents.sources[place]])
     ]
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="curator-making")
     try:
