@@ -13,6 +13,8 @@ from PIL import Image
 from test_blurring import BOX, check_blurred, held, saved, textured
 
 from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.errors import ConfigError
+from curator_dask.outputs.export_options import ExportOptions
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -68,3 +70,62 @@ def test_images_inside_parquet(form, tmp_path):
     assert {*found} == {"k0", "k1", "k3", "k5"} and found["k1"] == picture(1)
     for number in (0, 3, 5):
         check_blurred(opened(picture(number)), opened(found[f"k{number}"]), exact=False)
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet"])
+def test_counts_are_of_the_samples_that_are_there(form, tmp_path):
+    """Of those that cannot be blurred nothing is counted among what is exported; they are called as in the source."""
+    dataset = dataset_of(
+        tmp_path / "in",
+        [[BOX], [PIXELS], [], [PIXELS]],
+        vector=pa.array([[1, 2], [3, 4], None, None], pa.list_(pa.float32(), 2)),
+        image_error=pa.array([None, "embedding: odd", None, None]),
+    )
+    npy = ["vector"] if form == "webdataset" else None
+    summary = dataset.to_webdataset(tmp_path / "out", blur="b_boxes", npy=npy, format=form, keys="sequential")
+    assert (summary.kept, summary.missing, summary.images_blurred) == (2, 2, 1)
+    (examples,) = summary.examples.values()
+    assert [each.partition(":")[0] for each in examples] == ["k1", "k3"]
+    assert not summary.errors
+    if form == "webdataset":
+        suffixes = [name.partition(".")[2] for name in held(tmp_path / "out")]
+        assert summary.fields == {each: suffixes.count(each) for each in suffixes}
+        assert summary.fields["vector.npy"] == 1 and summary.no_vector["vector.npy"] == 1
+    else:
+        assert summary.members_left == {"json": 2} and len(rows_in(tmp_path / "out")) == 2
+    assert str(
+        dataset.to_webdataset(tmp_path / "out", blur="b_boxes", npy=npy, format=form, keys="sequential")
+    )
+
+
+def test_other_images_of_a_sample_are_told_of_where_they_go_along(tmp_path):
+    dataset = dataset_of(tmp_path / "in", [[BOX]])
+    write_tar(tmp_path / "in/0.tar", [("k0.jpg", picture(0)), ("k0.mask.png", picture(1))])
+    of_tars = dataset.to_webdataset(tmp_path / "tars", blur="b_boxes")
+    of_tables = dataset.to_webdataset(tmp_path / "tables", blur="b_boxes", format="parquet")
+    assert (of_tars.images_beside_blurred, of_tables.images_beside_blurred) == (1, 0)
+    assert of_tables.members_left == {"mask.png": 1}
+
+
+def test_labels_that_are_none_or_that_no_box_has(tmp_path):
+    dataset = dataset_of(
+        tmp_path / "in",
+        [[BOX], [BOX], [BOX, BOX], [BOX]],
+        b_labels=pa.array([["face"], [None], ["face", None], ["Face"]], pa.list_(pa.string())),
+    )
+    summary = dataset.to_webdataset(tmp_path / "out", blur="b_boxes", blur_only=["face", "plate"])
+    assert {name for name in held(tmp_path / "out") if name.endswith("jpg")} == {"k0.jpg", "k3.jpg"}
+    assert summary.reasons == {"not blurred (boxes)": 2} and "one has no label" in str(summary)
+    assert summary.labels == {"face": 1, "plate": 0, "Face": 1}
+    assert "no box has the label 'plate'" in str(summary) and "'Face', 'face'" in str(summary)
+    summary = dataset.to_webdataset(tmp_path / "other", blur="b_boxes", blur_only=["fase"])
+    assert "0 images were blurred, in 0 regions" in str(summary) and "the label 'fase'" in str(summary)
+
+
+def test_labels_are_those_that_were_asked_for():
+    """Else nothing would be blurred: the prompt is the label, not what is meant by it."""
+    settings = {"b_boxes": {"prompts": ["a human face", "a license plate"]}}
+    with pytest.raises(ConfigError, match=r"blur_only=\['face'\].*'a human face', 'a license plate'"):
+        ExportOptions(blur="b_boxes", blur_only=["a human face", "face"]).check_boxes(settings)
+    ExportOptions(blur="b_boxes", blur_only=["a human face"]).check_boxes(settings)
+    ExportOptions(blur="b_boxes", blur_only=["face"]).check_boxes({"b_boxes": {"prompts": []}})

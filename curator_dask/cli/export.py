@@ -25,6 +25,7 @@ from curator_dask.cli.options import (
     OutputOptions,
     SchedulerAddress,
     SchedulerFile,
+    Sizes,
     StorageOptions,
     Workers,
     bytes_in,
@@ -223,14 +224,7 @@ def export(
     ] = None,
     split_seed: Annotated[int, typer.Option(min=0, help="Of the hash that decides.")] = 0,
     index: Annotated[bool, typer.Option(help="DALI's .idx beside each tar.")] = True,
-    sizes: Annotated[
-        bool | None,
-        typer.Option(
-            "--sizes/--no-sizes",
-            help="sizes.json beside the tars, which open_clip reads.  [default: unless they are alone there]",
-            show_default=False,
-        ),
-    ] = None,
+    sizes: Sizes = None,
     card: Annotated[
         bool, typer.Option("--card", help="README.md in OUTPUT, a card of the dataset, where there is none.")
     ] = False,

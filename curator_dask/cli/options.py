@@ -149,6 +149,14 @@ BlurOnly = Annotated[
     ),
 ]
 BlurStrength = Annotated[float, typer.Option(help="Sigma, in tenths of a box's longer side.")]
+Sizes = Annotated[
+    bool | None,
+    typer.Option(
+        "--sizes/--no-sizes",
+        help="sizes.json beside the tars, which open_clip reads.  [default: unless they are alone there]",
+        show_default=False,
+    ),
+]
 BlurKeepUnseen = Annotated[
     bool, typer.Option("--blur-keep-unseen", help="Export rows whose boxes are null as they are.")
 ]

@@ -27,7 +27,7 @@ from curator_dask.outputs.encoded import image_place
 from curator_dask.rows.reasons import Reason
 from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.webdataset.ranges import Ranges, is_ahead
-from curator_dask.webdataset.samples import IMAGE_EXTENSIONS, key_text
+from curator_dask.webdataset.samples import IMAGE_EXTENSIONS
 from curator_dask.webdataset.staging import current_worker
 from curator_dask.webdataset.writer import Contents
 
@@ -112,13 +112,13 @@ class Blurring:
                     f"blur_only (--blur-only): expected lists of labels in {self.labels!r}, found {kind}"
                 )
 
-    def boxes(self, row: Mapping[str, Any]) -> Boxes:
-        """What is blurred of the image of a row.
+    def boxes(self, row: Mapping[str, Any], labelled: Counter[str]) -> Boxes:
+        """What is blurred of the image of a row; its labels are counted, where they matter.
 
         Raises
         ------
         ImageError
-            Its boxes are none.
+            Its boxes are none, or it is not known whether they are to be blurred.
         """
         boxes = row.get(self.column)
         if boxes is None:
@@ -129,6 +129,9 @@ class Blurring:
             labels = row.get(self.labels)
             if labels is None or len(labels) != len(boxes):
                 raise ImageError(f"boxes: {len(boxes)}, and {'no' if labels is None else len(labels)} labels")
+            if None in labels:
+                raise ImageError("boxes: one has no label, so nobody knows whether it is to be blurred")
+            labelled.update(labels)
             boxes = [box for box, label in zip(boxes, labels, strict=True) if label in self.only]
         return checked_boxes(boxes)
 
@@ -180,6 +183,9 @@ class BlurredImages:
         Why others cannot, by number among all.
     lost
         Counts of these, for `ExportSummary.add_shard`.
+    labels
+        How many boxes have each label, where labels matter; of other labels than those that are blurred the most
+        frequent ones.
     """
 
     kept: np.ndarray
@@ -187,6 +193,7 @@ class BlurredImages:
     file: memoryview
     left_out: dict[int, str]
     lost: dict[str, Any]
+    labels: dict[str, int]
 
     def data(self, sample: int) -> memoryview:
         """The new file of a sample's image."""
@@ -201,6 +208,7 @@ def blurred_images(
     contents: Contents,
     ends: Sequence[int],
     keys: Sequence[str],
+    called: Sequence[str],
     rows: pa.Table,
     ranges: Ranges,
 ) -> Iterator[BlurredImages]:
@@ -212,21 +220,22 @@ def blurred_images(
         What is blurred, what the files are, and which of several images of a sample.
     contents, ends
         The members of all samples, and behind the last of each; 0 before them.
-    keys, rows
-        Of the samples.
+    keys, called, rows
+        Of the samples: the keys that they get, those that they had, which examples say, and their rows.
     ranges
         Reads members.
     """
     todo: list[tuple[int, int, Boxes]] = []
     left_out: dict[int, str] = {}
     further: set[int] = set()
+    labelled: Counter[str] = Counter()
     for sample, (row, (first, stop)) in enumerate(
         zip(rows.select(blurring.columns).to_pylist(), itertools.pairwise(ends), strict=True)
     ):
         mine = contents.names[first:stop]
         place = image_place(keys[sample], mine, image_member)
         try:
-            boxes = blurring.boxes(row)
+            boxes = blurring.boxes(row, labelled)
         except ImageError as error:
             left_out[sample] = str(error)
             continue
@@ -258,10 +267,16 @@ def blurred_images(
         kept = np.array([each for each in range(len(keys)) if each not in left_out], np.int64)
         numbers = {each: number for number, each in enumerate(kept.tolist())}
         found = {numbers[sample]: each for sample, each in found.items()}
-        lost = _lost(left_out, contents.names, ends, keys)
+        lost = _lost(left_out, contents.names, ends, keys, called)
         # A map stays as long as something looks at it, whatever becomes of the file.
         mapped = memoryview(mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) if end else b"")
-        yield BlurredImages(kept, found, mapped, left_out, lost)
+        yield BlurredImages(kept, found, mapped, left_out, lost, _told_of(labelled, blurring.only))
+
+
+def _told_of(labelled: Counter[str], only: Sequence[str]) -> dict[str, int]:
+    """Counts of the labels that are blurred, and of the most frequent others."""
+    others = [each for each in labelled.most_common(len(only) + EXAMPLES) if each[0] not in only]
+    return {each: labelled[each] for each in only} | dict(others[:EXAMPLES])
 
 
 def _place() -> str:
@@ -287,7 +302,11 @@ def _told() -> Iterator[None]:
 
 
 def _lost(
-    left_out: Mapping[int, str], names: Sequence[str], ends: Sequence[int], keys: Sequence[str]
+    left_out: Mapping[int, str],
+    names: Sequence[str],
+    ends: Sequence[int],
+    keys: Sequence[str],
+    called: Sequence[str],
 ) -> dict[str, Any]:
     """How many samples are left out, with which fields, and why."""
     fields, reasons = Counter[str](), Counter[str]()
@@ -298,7 +317,7 @@ def _lost(
         kind = f"{NOT_BLURRED} ({Reason.of(reason).label})"
         reasons[kind] += 1
         if reasons[kind] <= EXAMPLES:
-            examples.setdefault(kind, []).append(f"{key_text(keys[sample])}: {reason}")
+            examples.setdefault(kind, []).append(f"{called[sample]}: {reason}")
     said = {"fields": dict(fields), "reasons": dict(reasons), "examples": examples}
     return {"samples": len(left_out), **said}
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.image_lines import image_lines
 from curator_dask.outputs.left_out import UNBLURRED
-from curator_dask.outputs.shrinking import EXPORTED
 from curator_dask.outputs.splits import SplitCount
 from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.runs.summary import SaveSummary, installed_versions
@@ -77,6 +77,11 @@ class ExportSummary:
         Images of which regions were blurred, and these.
     images_beside_blurred
         Of these samples, those with further images, which are as they were.
+    blur
+        Column of the boxes, where regions were to be blurred.
+    labels
+        Where boxes of some labels alone are blurred: how many have each of these, and each of the others that are
+        most frequent in a tar.
     no_caption
         Samples whose column of captions is null: their ``.txt`` is as it was, or as all have one, empty.
     kept_caption
@@ -139,6 +144,8 @@ class ExportSummary:
     images_blurred: int = 0
     regions_blurred: int = 0
     images_beside_blurred: int = 0
+    blur: str = ""
+    labels: Counter[str] = field(default_factory=Counter)
     images_left: Counter[str] = field(default_factory=Counter)
     images_left_examples: dict[str, list[str]] = field(default_factory=dict)
     no_vector: Counter[str] = field(default_factory=Counter)
@@ -209,6 +216,7 @@ class ExportSummary:
             for kind, some in images["examples"].items():
                 known = self.images_left_examples.setdefault(kind, [])
                 known += some[: EXAMPLES - len(known)]
+            self.labels.update(images.get("labels", {}))
             for before, after, count in images["renamed"]:
                 self.fields.subtract({before: count})
                 self.fields.update({after: count})
@@ -225,7 +233,15 @@ class ExportSummary:
         if split in self.splits:
             self.splits[split].samples -= lost["samples"]
         self.fields.subtract(lost["fields"])
-        self.fields = +self.fields
+        self.errors.subtract(lost.get("errors", {}))
+        for suffix, counts in lost.get("vectors", {}).items():
+            self.fields.subtract({suffix: counts["members"]})
+            self.no_vector.subtract({suffix: counts["null"] + counts["broken"]})
+            self.broken_vector.subtract({suffix: counts["broken"]})
+        if pictures := lost.get("pictures"):
+            self.no_image -= pictures["none"]
+            self.members_left.subtract(pictures["left"])
+        self.fields, self.errors, self.members_left = +self.fields, +self.errors, +self.members_left
         self.reasons.update(lost["reasons"])
         for kind, some in lost["examples"].items():
             known = self.examples.setdefault(kind, [])
@@ -263,6 +279,7 @@ class ExportSummary:
             "reasons": dict(self.reasons),
             "fields": dict(self.fields),
             "images_left": dict(self.images_left),
+            "labels": dict(self.labels),
             "no_vector": dict(self.no_vector),
             "broken_vector": dict(self.broken_vector),
             "members_left": dict(self.members_left),
@@ -317,7 +334,7 @@ class ExportSummary:
             lines.append(
                 f"  {counted(len(self.json_left_alone), 'sample')} got no fields, as the JSON is no object: {some}"
             )
-        lines += self._image_lines()
+        lines += image_lines(self)
         if self.no_image:
             lines.append(f"  {counted(self.no_image, 'sample', 'has', 'have')} no image: it is null")
         if self.members_left:
@@ -347,30 +364,3 @@ class ExportSummary:
         if self.own_card:
             lines.append("  no card: there is a README.md that this export has not written, which stays")
         return "\n".join(lines)
-
-    def _image_lines(self) -> list[str]:
-        lines = []
-        if self.images_blurred:
-            regions = counted(self.regions_blurred, "region")
-            lines.append(f"  {counted(self.images_blurred, 'image', 'was', 'were')} blurred, in {regions}")
-        if self.images_beside_blurred:
-            samples = counted(self.images_beside_blurred, "sample", "has", "have")
-            lines.append(f"  of these {samples} further images, which are as they were")
-        if self.images_smaller or self.images_converted:
-            converted = f", {self.images_converted:,} only put into another format" * bool(
-                self.images_converted
-            )
-            grown = f" ({counted(self.images_grown, 'file')} grew)" * bool(self.images_grown)
-            lines += [
-                f"  {counted(self.images_smaller, 'image', 'was', 'were')} made smaller{converted}:"
-                f" {sized(self.image_bytes_before)} before, {sized(self.image_bytes_after)} now{grown}",
-                "  what rows and .json files say of images (width, height, bytes, sha256) is of those before:"
-                f" {', '.join(EXPORTED.names)} beside {'them' if self.format == 'parquet' else 'each tar'} say what"
-                " they are",
-            ]
-        for kind, count in sorted(self.images_left.items(), key=lambda item: (-item[1], item[0])):
-            some = "; ".join(self.images_left_examples.get(kind, []))
-            lines.append(
-                f"  {counted(count, 'image', 'stays', 'stay')} as before, {kind}: for example {some}"
-            )
-        return lines

@@ -181,7 +181,7 @@ class SelectSamples:
         if self.weighing is not None:
             samples, more = self.weighing(samples, path, self.source.options)
         missing_rows = sum(found.reasons.values())
-        errors = errors_of(table).take(samples.column("row")).drop_null().to_pylist()
+        errors = errors_of(table).take(samples.column("row"))
         report = {
             "name": name.removesuffix(".parquet"),
             "rows": len(table),
@@ -189,7 +189,7 @@ class SelectSamples:
             "dropped": 0,
             "kept": len(samples),
             "filtered": len(table) - len(rows),
-            "errors": dict(Counter(reasons_in(each)[0].label for each in errors)),
+            "errors": kinds_of(errors),
             "reasons": dict(found.reasons),
             "examples": found.examples,
             "fields": dict(found.fields),
@@ -230,6 +230,11 @@ class SelectSamples:
             counts["passing"][clause] = int((known == 1).sum())
             counts["unknown"][clause] = int((known == -1).sum())
         return passes, counts
+
+
+def kinds_of(errors: pa.Array | pa.ChunkedArray) -> dict[str, int]:
+    """Counts of rows by why their images could not be used."""
+    return dict(Counter(reasons_in(each)[0].label for each in errors.drop_null().to_pylist()))
 
 
 def stamps_in(record: FileRecord) -> dict[str, Any]:
