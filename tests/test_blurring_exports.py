@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
+import time
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +16,8 @@ from PIL import Image
 from test_blurring import BOX, check_blurred, held, saved, textured
 
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import ConfigError
+from curator_dask.decode.blurring import blur
+from curator_dask.errors import ConfigError, OutputError
 from curator_dask.outputs.export_options import ExportOptions
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -129,3 +133,31 @@ def test_labels_are_those_that_were_asked_for():
         ExportOptions(blur="b_boxes", blur_only=["a human face", "face"]).check_boxes(settings)
     ExportOptions(blur="b_boxes", blur_only=["a human face"]).check_boxes(settings)
     ExportOptions(blur="b_boxes", blur_only=["face"]).check_boxes({"b_boxes": {"prompts": []}})
+
+
+def test_large_images_and_many_boxes_take_little():
+    """A whole image is blurred a part at a time; boxes within others, of which models find many, cost nothing."""
+    image = Image.new("RGB", (2000, 1500))
+    tracemalloc.start()
+    blur(image, [(0, 0, 1, 1)])
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 40e6  # 13 bytes a pixel: the float32 of all colours alone are 12
+    within = [BOX, (0.3, 0.4, 0.5, 0.6), (0.25, 0.3, 0.4, 0.8), BOX] * 2000
+    once, often = textured(seed=4), textured(seed=4)
+    blur(once, [BOX])
+    started = time.monotonic()
+    blur(often, within)
+    assert time.monotonic() - started < 5  # 20 s, each by itself
+    assert once.tobytes() == often.tobytes() != textured(seed=4).tobytes()
+    crossing = textured(seed=4)
+    blur(crossing, [BOX, (0.2, 0.4, 0.9, 0.5)])
+    assert crossing.tobytes() != once.tobytes()
+
+
+def test_where_blurred_images_wait_for_their_turn(tmp_path, monkeypatch):
+    dataset = dataset_of(tmp_path / "in", [[BOX]])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(OutputError, match=r"nowhere: blurred images cannot be put there.*--local-directory"):
+        dataset.to_webdataset(tmp_path / "out", blur="b_boxes")
+    assert not list((tmp_path / "out").glob("*.tar"))
