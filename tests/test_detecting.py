@@ -475,3 +475,15 @@ def test_the_datasets_own_columns_are_not_lost(tmp_path, yolos):
     pq.write_table(table.append_column("detected_boxes", pa.array(["mine"] * len(table))), path)
     with pytest.raises(ConfigError, match=r"its own named \['detected_boxes'\].*--prefix faces"):
         finds(yolos)(ImageTextPairDataset.from_webdataset(tmp_path))
+
+
+def test_area_of_very_many_boxes():
+    """Against squares of a grid; a model whose threshold is low finds thousands."""
+    rng = np.random.default_rng(1)
+    cells = rng.integers(0, 56, (3000, 2))
+    cells = np.hstack([cells, cells + rng.integers(0, 9, (3000, 2))])
+    for some in (cells, cells[:60]):
+        grid = np.zeros((64, 64), bool)
+        for left, top, right, bottom in some:
+            grid[top:bottom, left:right] = True
+        assert covered((some / 64).astype(np.float32)) == pytest.approx(grid.mean())

@@ -29,6 +29,8 @@ SIGMA = 0.1
 
 _FINE = 3.0  # pixels of sigma, to which a region is made smaller before it is blurred: what is left has no more detail
 _REACH = 3  # sigmas around a region that its blurred picture is made of
+_GAP = 3.0  # times the pixels of what is made smaller, to which it is averaged first
+_AT_ONCE = 1 << 18  # pixels that are mixed at a time, some 50 bytes each
 _BEYOND = 1.0  # of the width and height, by which a detector's box may leave the image
 
 
@@ -70,14 +72,7 @@ def blur(image: Image.Image, boxes: Sequence[Box], strength: float = 1.0) -> Non
     strength
         Of the blur: sigma is so many tenths of a box's longer side.
     """
-    width, height = image.size
-    for left, top, right, bottom in boxes:
-        box = (
-            math.floor(left * width),
-            math.floor(top * height),
-            math.ceil(right * width),
-            math.ceil(bottom * height),
-        )
+    for box in _outermost(boxes, image.size):
         longer = max(1, box[2] - box[0], box[3] - box[1])
         margin = max(1, math.ceil(MARGIN * longer))
         sigma = max(1.0, SIGMA * longer * strength)
@@ -85,12 +80,35 @@ def blur(image: Image.Image, boxes: Sequence[Box], strength: float = 1.0) -> Non
         if outer[0] >= outer[2] or outer[1] >= outer[3]:
             continue  # beside the image
         seen = _within(_grown(outer, math.ceil(_REACH * sigma)), image.size)
-        pixels = _pixels_of(image, seen)
-        at = (outer[1] - seen[1], outer[0] - seen[0])
-        rows, columns = (slice(at[0], at[0] + outer[3] - outer[1]), slice(at[1], at[1] + outer[2] - outer[0]))
-        mask = _mask(inner, outer, margin)[..., None]
-        mixed = pixels[rows, columns] * (1 - mask) + _gaussian(pixels, sigma)[rows, columns] * mask
-        _put(image, outer, mixed, mask[..., 0] > 0)
+        gaussian = _Gaussian(image, seen, sigma)
+        rows = max(1, _AT_ONCE // (outer[2] - outer[0]))
+        for top in range(outer[1], outer[3], rows):
+            some = (outer[0], top, outer[2], min(top + rows, outer[3]))
+            mask = _mask(inner, some, margin)[..., None]
+            mixed = _pixels_of(image, some) * (1 - mask) + gaussian.pixels(some) * mask
+            _put(image, some, mixed, mask[..., 0] > 0)
+
+
+def _outermost(boxes: Sequence[Box], size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+    """The boxes in pixels, without those within others: with these they are blurred, and more so."""
+    width, height = size
+    pixels = {
+        (
+            math.floor(left * width),
+            math.floor(top * height),
+            math.ceil(right * width),
+            math.ceil(bottom * height),
+        ): None
+        for left, top, right, bottom in boxes
+    }
+    found = np.array([*pixels], np.int64).reshape(-1, 4)
+    signed = found * np.array([-1, -1, 1, 1])  # of a box that has another within it all are at least as large
+    order = np.argsort(-(found[:, 2] - found[:, 0]) * (found[:, 3] - found[:, 1]), kind="stable")
+    kept: list[int] = []
+    for number in order.tolist():
+        if not (signed[kept] >= signed[number]).all(axis=1).any():
+            kept.append(number)
+    return [tuple(found[number].tolist()) for number in sorted(kept)]
 
 
 def _grown(box: tuple[int, int, int, int], by: int) -> tuple[int, int, int, int]:
@@ -102,11 +120,11 @@ def _within(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int,
     return max(0, left), max(0, top), min(size[0], right), min(size[1], bottom)
 
 
-def _mask(inner: tuple[int, int, int, int], outer: tuple[int, int, int, int], margin: int) -> np.ndarray:
-    """float32 (h, w) of the outer box: 1 in the inner one, and falling to 0 at a margin's distance from it."""
+def _mask(inner: tuple[int, int, int, int], box: tuple[int, int, int, int], margin: int) -> np.ndarray:
+    """float32 (h, w) of a box: 1 in the inner one, and falling to 0 at a margin's distance from that."""
     sides = []
     for axis in (1, 0):
-        place = np.arange(outer[axis], outer[axis + 2])
+        place = np.arange(box[axis], box[axis + 2])
         distance = np.maximum(inner[axis] - place, place - (inner[axis + 2] - 1))
         sides.append(np.clip(1 - np.maximum(distance, 0) / (margin + 1), 0, 1))
     return np.minimum(sides[0][:, None], sides[1][None, :]).astype(np.float32)
@@ -138,25 +156,60 @@ def _put(image: Image.Image, box: tuple[int, int, int, int], pixels: np.ndarray,
     image.paste(Image.frombytes(image.mode, size, together.tobytes()), box[:2])
 
 
-def _gaussian(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """float32 (h, w, channels) blurred, the edges as if they went on."""
+class _Gaussian:
+    """A region of an image blurred, its edges as if they went on; it is held small, and made large a part at a time.
+
+    Parameters
+    ----------
+    image, region
+        Which; colours are multiplied by alpha.
+    sigma
+        In pixels.
+    """
+
+    def __init__(self, image: Image.Image, region: tuple[int, int, int, int], sigma: float) -> None:
+        width, height = region[2] - region[0], region[3] - region[1]
+        share = min(1.0, _FINE / sigma)
+        small = (max(1, math.ceil(width * share)), max(1, math.ceil(height * share)))
+        self._region, self._is_whole = region, share == 1
+        self._scale = small[0] / width, small[1] / height
+        pixels = _pixels_of(image, region) if self._is_whole else _small(image, region, small)
+        for axis, scale in ((1, self._scale[0]), (0, self._scale[1])):
+            pixels = _along(pixels, sigma * scale, axis)
+        self._pixels = pixels
+
+    def pixels(self, box: tuple[int, int, int, int]) -> np.ndarray:
+        """float32 (h, w, channels) of a box within the region."""
+        from PIL import Image
+
+        left, top = self._region[:2]
+        inside = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+        if self._is_whole:
+            return self._pixels[inside[1] : inside[3], inside[0] : inside[2]]
+        height, width, channels = self._pixels.shape
+        at = tuple(
+            min(edge * self._scale[number % 2], (width, height)[number % 2])
+            for number, edge in enumerate(inside)
+        )
+        size = (box[2] - box[0], box[3] - box[1])
+        found = np.empty((size[1], size[0], channels), np.float32)
+        for channel in range(channels):
+            each = Image.fromarray(np.ascontiguousarray(self._pixels[..., channel]))
+            found[..., channel] = np.asarray(each.resize(size, Image.Resampling.BICUBIC, at))
+        return found
+
+
+def _small(image: Image.Image, region: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
+    """float32 (h, w, channels) of a region made smaller, colours multiplied by alpha."""
     from PIL import Image
 
-    height, width = pixels.shape[:2]
-    share = min(1.0, _FINE / sigma)
-    small = (max(1, math.ceil(width * share)), max(1, math.ceil(height * share)))
-    sigmas = (sigma * small[1] / height, sigma * small[0] / width)
-    found = np.empty_like(pixels)
-    for channel in range(pixels.shape[2]):
-        each = pixels[..., channel]
-        if share < 1:
-            each = np.asarray(Image.fromarray(each).resize(small, Image.Resampling.LANCZOS))
-        for axis in (0, 1):
-            each = _along(each, sigmas[axis], axis)
-        if share < 1:
-            each = np.asarray(Image.fromarray(each).resize((width, height), Image.Resampling.BICUBIC))
-        found[..., channel] = each
-    return found
+    box: tuple[int, int, int, int] | None = region
+    if image.mode == "I;16":  # which Pillow does not make smaller with a filter
+        image, box = Image.fromarray(np.asarray(image.crop(region), np.float32)), None
+    elif image.mode in ("LA", "RGBA"):
+        image, box = image.crop(region).convert({"LA": "La", "RGBA": "RGBa"}[image.mode]), None
+    made = np.asarray(image.resize(size, Image.Resampling.LANCZOS, box, _GAP), np.float32)
+    return made[..., None] if made.ndim == 2 else made
 
 
 def _along(pixels: np.ndarray, sigma: float, axis: int) -> np.ndarray:
@@ -164,7 +217,7 @@ def _along(pixels: np.ndarray, sigma: float, axis: int) -> np.ndarray:
     reach = math.ceil(4 * sigma)
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma, 1e-6)) ** 2)
     taps = (taps / taps.sum()).astype(np.float32)
-    around = [(reach, reach) if each == axis else (0, 0) for each in (0, 1)]
+    around = [(reach, reach) if each == axis else (0, 0) for each in range(pixels.ndim)]
     padded = np.pad(pixels, around, mode="edge")
     length = pixels.shape[axis]
     found = np.zeros_like(pixels)

@@ -15,19 +15,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from curator_dask.decode.blurring import checked_boxes
 from curator_dask.decode.smaller import Smaller, SmallerImages, make_smaller
-from curator_dask.errors import ConfigError, ImageError
+from curator_dask.errors import ConfigError, ImageError, OutputError
 from curator_dask.outputs.encoded import image_place
 from curator_dask.rows.reasons import Reason
 from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.webdataset.ranges import Ranges, is_read_ahead
-from curator_dask.webdataset.samples import IMAGE_EXTENSIONS, key_text
+from curator_dask.webdataset.samples import IMAGE_EXTENSIONS
+from curator_dask.webdataset.staging import current_worker
 from curator_dask.webdataset.writer import Contents
 
 #: Begins the reason of each of these.
@@ -111,13 +112,13 @@ class Blurring:
                     f"blur_only (--blur-only): expected lists of labels in {self.labels!r}, found {kind}"
                 )
 
-    def boxes(self, row: Mapping[str, Any]) -> Boxes:
-        """What is blurred of the image of a row.
+    def boxes(self, row: Mapping[str, Any], labelled: Counter[str]) -> Boxes:
+        """What is blurred of the image of a row; its labels are counted, where they matter.
 
         Raises
         ------
         ImageError
-            Its boxes are none.
+            Its boxes are none, or it is not known whether they are to be blurred.
         """
         boxes = row.get(self.column)
         if boxes is None:
@@ -128,6 +129,9 @@ class Blurring:
             labels = row.get(self.labels)
             if labels is None or len(labels) != len(boxes):
                 raise ImageError(f"boxes: {len(boxes)}, and {'no' if labels is None else len(labels)} labels")
+            if None in labels:
+                raise ImageError("boxes: one has no label, so nobody knows whether it is to be blurred")
+            labelled.update(labels)
             boxes = [box for box, label in zip(boxes, labels, strict=True) if label in self.only]
         return checked_boxes(boxes)
 
@@ -179,6 +183,9 @@ class BlurredImages:
         Why others cannot, by number among all.
     lost
         Counts of these, for `ExportSummary.add_shard`.
+    labels
+        How many boxes have each label, where labels matter; of other labels than those that are blurred the most
+        frequent ones.
     """
 
     kept: np.ndarray
@@ -186,6 +193,7 @@ class BlurredImages:
     file: memoryview
     left_out: dict[int, str]
     lost: dict[str, Any]
+    labels: dict[str, int]
 
     def data(self, sample: int) -> memoryview:
         """The new file of a sample's image."""
@@ -200,6 +208,7 @@ def blurred_images(
     contents: Contents,
     ends: Sequence[int],
     keys: Sequence[str],
+    called: Sequence[str],
     rows: pa.Table,
     ranges: Ranges,
 ) -> Iterator[BlurredImages]:
@@ -211,21 +220,22 @@ def blurred_images(
         What is blurred, what the files are, and which of several images of a sample.
     contents, ends
         The members of all samples, and behind the last of each; 0 before them.
-    keys, rows
-        Of the samples.
+    keys, called, rows
+        Of the samples: the keys that they get, those that they had, which examples say, and their rows.
     ranges
         Reads members.
     """
     todo: list[tuple[int, int, Boxes]] = []
     left_out: dict[int, str] = {}
     further: set[int] = set()
+    labelled: Counter[str] = Counter()
     for sample, (row, (first, stop)) in enumerate(
         zip(rows.select(blurring.columns).to_pylist(), itertools.pairwise(ends), strict=True)
     ):
         mine = contents.names[first:stop]
         place = image_place(keys[sample], mine, image_member)
         try:
-            boxes = blurring.boxes(row)
+            boxes = blurring.boxes(row, labelled)
         except ImageError as error:
             left_out[sample] = str(error)
             continue
@@ -239,30 +249,64 @@ def blurred_images(
         if any(each.rpartition(".")[2].lower() in IMAGE_EXTENSIONS for each in others):
             further.add(sample)
     found: dict[int, Blurred] = {}
-    with tempfile.TemporaryFile(prefix="curator_dask-blurred-") as file:
+    with _scratch() as file:
         end = 0
         for (sample, _, boxes), size, made in _made(todo, blurring, how, contents, ranges):
             if isinstance(made, str):
                 left_out[sample] = made
                 continue
             data = made.data or b""
-            file.write(data)
+            with _told():
+                file.write(data)
             found[sample] = Blurred(
                 made._replace(data=None), size, end, end + len(data), len(boxes), sample in further
             )
             end += len(data)
-        file.flush()
+        with _told():
+            file.flush()
         kept = np.array([each for each in range(len(keys)) if each not in left_out], np.int64)
         numbers = {each: number for number, each in enumerate(kept.tolist())}
         found = {numbers[sample]: each for sample, each in found.items()}
-        lost = _lost(left_out, contents.names, ends, keys)
+        lost = _lost(left_out, contents.names, ends, keys, called)
         # A map stays as long as something looks at it, whatever becomes of the file.
         mapped = memoryview(mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) if end else b"")
-        yield BlurredImages(kept, found, mapped, left_out, lost)
+        yield BlurredImages(kept, found, mapped, left_out, lost, _told_of(labelled, blurring.only))
+
+
+def _told_of(labelled: Counter[str], only: Sequence[str]) -> dict[str, int]:
+    """Counts of the labels that are blurred, and of the most frequent others."""
+    others = [each for each in labelled.most_common(len(only) + EXAMPLES) if each[0] not in only]
+    return {each: labelled[each] for each in only} | dict(others[:EXAMPLES])
+
+
+def _place() -> str:
+    """Where new images lie: a worker's scratch folder, which Dask also clears after one that was killed."""
+    return getattr(current_worker(), "local_directory", None) or tempfile.gettempdir()
+
+
+def _scratch() -> IO[bytes]:
+    with _told():
+        return tempfile.TemporaryFile(prefix="curator_dask-blurred-", dir=_place())
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say what cannot be written, and where."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{_place()}: blurred images cannot be put there until their tar is written: {error.strerror or error}."
+            " TMPDIR, or a worker's --local-directory, chooses another place"
+        ) from error
 
 
 def _lost(
-    left_out: Mapping[int, str], names: Sequence[str], ends: Sequence[int], keys: Sequence[str]
+    left_out: Mapping[int, str],
+    names: Sequence[str],
+    ends: Sequence[int],
+    keys: Sequence[str],
+    called: Sequence[str],
 ) -> dict[str, Any]:
     """How many samples are left out, with which fields, and why."""
     fields, reasons = Counter[str](), Counter[str]()
@@ -273,7 +317,7 @@ def _lost(
         kind = kind_of_lost(reason)
         reasons[kind] += 1
         if reasons[kind] <= EXAMPLES:
-            examples.setdefault(kind, []).append(f"{key_text(keys[sample])}: {reason}")
+            examples.setdefault(kind, []).append(f"{called[sample]}: {reason}")
     said = {"fields": dict(fields), "reasons": dict(reasons), "examples": examples}
     return {"samples": len(left_out), **said}
 

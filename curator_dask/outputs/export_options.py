@@ -182,7 +182,10 @@ class ExportOptions:
             self.sharing.by.values(rows.slice(0, 0), columns)
 
     def check_boxes(self, settings: Mapping[str, Any]) -> None:
-        """Raise ConfigError where boxes are of another image of a sample; `settings` are `FileRecord.settings`."""
+        """Raise ConfigError where boxes are of another image of a sample, or of other things than are to be blurred.
+
+        `settings` are `FileRecord.settings`.
+        """
         made_by = settings.get(self.blur or "")
         found = made_by.get("image_member") if isinstance(made_by, Mapping) else self.image_member
         if found != self.image_member:
@@ -190,6 +193,12 @@ class ExportOptions:
             raise ConfigError(
                 f"blur={self.blur!r}: its boxes were found with {has}: give the same here, as else another image of the"
                 " sample would be blurred"
+            )
+        prompts = made_by.get("prompts") if isinstance(made_by, Mapping) else None
+        if prompts and (unknown := [each for each in self.blur_only if each not in prompts]):
+            raise ConfigError(
+                f"blur_only={unknown} (--blur-only): the boxes of {self.blur!r} were found with other prompts,"
+                f" {', '.join(map(repr, prompts))}, which are their labels"
             )
 
     def names(self, columns: Sequence[str]) -> list[str]:

@@ -73,7 +73,7 @@ class ExportRun:
         self.place = place
         self._options, self._id_col, self._shard_options = options, id_col, shard_options
         self._client, self._encoded = client, encoded
-        self._summary = ExportSummary(place.target.path, format=options.format)
+        self._summary = ExportSummary(place.target.path, format=options.format, blur=options.blur or "")
         self._vectors: tuple[VectorMember, ...] = ()  # columns that become members
         self._kinds: dict[str, Any] = {}  # and of which numbers these are, in all tars
         self._sizes: dict[str, int] = {}  # samples of the tars that are there

@@ -97,6 +97,11 @@ class ExportSummary:
         Images of which regions were blurred, and these.
     images_beside_blurred
         Of these samples, those with further images, which are as they were.
+    blur
+        Column of the boxes, where regions were to be blurred.
+    labels
+        Where boxes of some labels alone are blurred: how many have each of these, and each of the others that are
+        most frequent in a tar.
     no_caption
         Samples whose column of captions is null: their ``.txt`` is as it was, or as all have one, empty.
     kept_caption
@@ -168,6 +173,8 @@ class ExportSummary:
     images_blurred: int = 0
     regions_blurred: int = 0
     images_beside_blurred: int = 0
+    blur: str = ""
+    labels: Counter[str] = field(default_factory=Counter)
     images_left: Counter[str] = field(default_factory=Counter)
     images_left_examples: dict[str, list[str]] = field(default_factory=dict)
     no_vector: Counter[str] = field(default_factory=Counter)
@@ -241,6 +248,7 @@ class ExportSummary:
             for kind, some in images["examples"].items():
                 known = self.images_left_examples.setdefault(kind, [])
                 known += some[: EXAMPLES - len(known)]
+            self.labels.update(images.get("labels", {}))
             for before, after, count in images["renamed"]:
                 self.fields.subtract({before: count})
                 self.fields.update({after: count})
@@ -291,7 +299,15 @@ class ExportSummary:
         if split in self.splits:
             self.splits[split].samples -= lost["samples"]
         self.fields.subtract(lost["fields"])
-        self.fields = +self.fields
+        self.errors.subtract(lost.get("errors", {}))
+        for suffix, counts in lost.get("vectors", {}).items():
+            self.fields.subtract({suffix: counts["members"]})
+            self.no_vector.subtract({suffix: counts["null"] + counts["broken"]})
+            self.broken_vector.subtract({suffix: counts["broken"]})
+        if pictures := lost.get("pictures"):
+            self.no_image -= pictures["none"]
+            self.members_left.subtract(pictures["left"])
+        self.fields, self.errors, self.members_left = +self.fields, +self.errors, +self.members_left
         self.reasons.update(lost["reasons"])
         for kind, some in lost["examples"].items():
             known = self.examples.setdefault(kind, [])
@@ -337,6 +353,7 @@ class ExportSummary:
             "reasons": dict(self.reasons),
             "fields": dict(self.fields),
             "images_left": dict(self.images_left),
+            "labels": dict(self.labels),
             "no_vector": dict(self.no_vector),
             "broken_vector": dict(self.broken_vector),
             "members_left": dict(self.members_left),

@@ -35,7 +35,7 @@ def put_left_out(manifest: Folder, name: str, reasons: Mapping[int, str], sample
         remove(folder.file(f"{name}.parquet"), folder.options)
         return
     some = samples.take(pa.array(numbers, pa.int64()))
-    old = [key_text(key.decode("utf-8", "surrogateescape")) for key in some.column("source_key").to_pylist()]
+    old = keys_before(some)
     table = pa.table(
         {
             "shard": pa.array([name] * len(numbers), pa.string()),
@@ -45,3 +45,9 @@ def put_left_out(manifest: Folder, name: str, reasons: Mapping[int, str], sample
         }
     )
     write_table(folder.file(f"{name}.parquet"), table, FileRecord(""), folder.options)
+
+
+def keys_before(samples: pa.Table) -> list[str]:
+    """The keys that samples have in their source, to be shown."""
+    keys = samples.column("source_key").to_pylist()
+    return [key_text(key.decode("utf-8", "surrogateescape")) for key in keys]

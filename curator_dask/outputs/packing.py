@@ -25,15 +25,15 @@ from curator_dask.outputs.contents import contents_of, keep_texts, text_of
 from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_columns import conformed, texts_of
 from curator_dask.outputs.found_samples import FILES, TIMES
-from curator_dask.outputs.left_out import UNBLURRED, put_left_out
+from curator_dask.outputs.left_out import UNBLURRED, keys_before, put_left_out
 from curator_dask.outputs.manifest import where_from
 from curator_dask.outputs.new_keys import NewKeys
 from curator_dask.outputs.placing import being_written, put, unwritten
-from curator_dask.outputs.selecting import Folder, stamps_in
+from curator_dask.outputs.selecting import Folder, kinds_of, stamps_in
 from curator_dask.outputs.sharding import NewShard
 from curator_dask.outputs.shrinking import LEFT, Shrinking, ShrunkImages
-from curator_dask.outputs.vector_members import VectorMember
-from curator_dask.runs.reports import report_frame
+from curator_dask.outputs.vector_members import VectorMember, vector_counts
+from curator_dask.runs.reports import errors_of, report_frame
 from curator_dask.runs.turns import aside
 from curator_dask.storage import Options, is_remote, remove
 from curator_dask.webdataset.idx import index_content
@@ -194,14 +194,20 @@ class PackShard:
         if self.encoded is not None:
             self.encoded.put(contents, keys, ends, table)
         ranges = Ranges(stamps, self.shard_options)
-        with blurred_images(*self.shrinking.blurs, contents, ends, keys, table, ranges) as blurred:
+        called = keys_before(samples)
+        with blurred_images(*self.shrinking.blurs, contents, ends, keys, called, table, ranges) as blurred:
             put_left_out(self.manifest, name, blurred.left_out, samples)
-            lost = table.take(pa.array(sorted(blurred.left_out), pa.int64()))
-            for each in self.vectors:
-                blurred.lost["fields"][each.suffix] = len(lost) - each.files_in(lost).count(None)
+            gone = pa.array(sorted(blurred.left_out), pa.int64())
+            blurred.lost |= self._looked_up(samples.take(gone), table.take(gone))
             kept = pa.array(blurred.kept)
             keys = [keys[number] for number in blurred.kept.tolist()]
             return self._put(shard, name, samples.take(kept), stamps, keys, table.take(kept), record, blurred)
+
+    def _looked_up(self, samples: pa.Table, table: pa.Table) -> dict[str, Any]:
+        """What reports say of samples that are left out, as `SelectSamples` has it."""
+        lengths = {each.suffix: each.lengths_in(table) for each in self.vectors}
+        vectors = {suffix: vector_counts(some) for suffix, some in lengths.items()}
+        return {"errors": kinds_of(errors_of(table)), "vectors": vectors}
 
     def _put(
         self,

@@ -26,7 +26,7 @@ from curator_dask.outputs.placing import being_written, unwritten
 from curator_dask.outputs.shard_names import table_name
 from curator_dask.outputs.sharding import NewShard
 from curator_dask.outputs.shrinking import LEFT, ShrunkImages
-from curator_dask.outputs.weighing import chosen_places
+from curator_dask.outputs.weighing import chosen_places, pictures_in
 from curator_dask.rows.tar_rows import decoded
 from curator_dask.runs.turns import aside
 from curator_dask.webdataset.ranges import Ranges
@@ -65,6 +65,10 @@ class PackParquet(PackShard):
     def mark(self, shard: NewShard) -> str:
         """The fingerprint of what is written of a shard."""
         return f"{super().mark(shard)}-{'texts' if self.texts else 'parquet'}-{self.image_member or ''}"
+
+    def _looked_up(self, samples: pa.Table, table: pa.Table) -> dict[str, Any]:
+        _, pictures = pictures_in(samples, self.image_member, self.texts)
+        return super()._looked_up(samples, table) | {"pictures": pictures}
 
     def _put(
         self,
@@ -116,7 +120,7 @@ class PackParquet(PackShard):
             nowhere = np.full(len(sizes), -1, np.int64)
             where = where_from(name, keys, samples, members.names, nowhere, sizes, before, ends)
             if images is not None:
-                report["images"] = images.report()
+                report["images"] = images.report() | {"further": 0}  # no other images of a sample go along
                 where = where.append_column(LEFT, images.left())
             self.put_manifest(shard, name, where, report)
         return report

@@ -251,7 +251,7 @@ class SelectSamples:
                 found.examples.setdefault(kind, []).append(f"{url} {key}: {why}")
         missing_rows = sum(found.reasons.values())
         every = errors_of(table)
-        errors, in_tars = (_kinds(every.take(each)) for each in (samples.column("row"), pa.array(taken)))
+        errors, in_tars = (kinds_of(every.take(each)) for each in (samples.column("row"), pa.array(taken)))
         report = {
             "name": asked.name.removesuffix(".parquet"),
             "rows": len(table),
@@ -305,7 +305,8 @@ class SelectSamples:
         return passes, counts
 
 
-def _kinds(errors: pa.Array) -> dict[str, int]:
+def kinds_of(errors: pa.Array | pa.ChunkedArray) -> dict[str, int]:
+    """Counts of rows by why their images could not be used."""
     return dict(Counter(reasons_in(each)[0].label for each in errors.drop_null().to_pylist()))
 
 

@@ -17,6 +17,7 @@ from curator_dask.decode.smaller import SmallerImages, make_smaller
 from curator_dask.decode.sniff import sniff
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
 from curator_dask.errors import ImageError, ShardError
+from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.outputs.blurring import BlurredImages, Blurring
 from curator_dask.outputs.encoded import image_place, with_suffix
 from curator_dask.rows.reasons import Reason
@@ -66,8 +67,8 @@ class Shrinking:
 
     @property
     def columns(self) -> list[str]:
-        """Those of the rows that it needs."""
-        return [] if self.blurring is None else self.blurring.columns
+        """Those of the rows that it needs, and that which is counted of samples that cannot be blurred."""
+        return [] if self.blurring is None else [*self.blurring.columns, ERROR_COLUMN]
 
 
 class _Image(NamedTuple):
@@ -114,6 +115,7 @@ class ShrunkImages:
         blurred: BlurredImages | None = None,
     ) -> None:
         self._how, self._keys = shrinking.how, keys
+        self._labels = {} if blurred is None else blurred.labels
         self._found: dict[int, _Image] = {}  # by number of the sample
         self._places: dict[int, int] = {}  # among the members, by number of the sample
         made = {}
@@ -228,6 +230,7 @@ class ShrunkImages:
             "blurred": len(blurred),
             "regions": sum(each.blurred for each in blurred),
             "further": sum(each.further for each in blurred),
+            "labels": self._labels,
             "left": dict(left),
             "examples": examples,
             "renamed": sorted([*map(key_text, suffixes), count] for suffixes, count in renamed.items()),

@@ -45,6 +45,12 @@ class VectorMember:
         """Bytes of a vector's file."""
         return len(_header(self.dtype, length)) + length * np.dtype(self.dtype).itemsize
 
+    def lengths_in(self, table: pa.Table) -> np.ndarray:
+        """Lengths of the vectors of rows: int64 (rows,), `NULL` or `BROKEN` of those without."""
+        if self.column not in table.column_names:
+            return np.full(len(table), NULL, np.int64)
+        return np.concatenate([np.empty(0, np.int64), *map(lengths_in, table.column(self.column).chunks)])
+
     def files_in(self, table: pa.Table) -> list[bytes | None]:
         """What is in each row's member, in NumPy's format 1.0; None where there is none, or no such column."""
         if self.column not in table.column_names:
@@ -177,6 +183,12 @@ def maybe_null(path: str, options: Options, columns: Sequence[str]) -> list[str]
                     path_of = column.path_in_schema
                     whole -= {each for each in columns if f"{path_of}.".startswith(f"{each}.")}
     return [each for each in columns if each not in whole]
+
+
+def vector_counts(lengths: np.ndarray) -> dict[str, int]:
+    """How many samples get such a member, and how many do not, by why."""
+    null, broken = int((lengths == NULL).sum()), int((lengths == BROKEN).sum())
+    return {"members": len(lengths) - null - broken, "null": null, "broken": broken}
 
 
 def lengths_in(lists: pa.Array) -> np.ndarray:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from curator_dask.frames.parquet import read_footer
 from curator_dask.outputs.encoded import image_place, text_place
-from curator_dask.outputs.vector_members import BROKEN, VectorMember, lengths_of, maybe_null
+from curator_dask.outputs.vector_members import VectorMember, lengths_of, maybe_null, vector_counts
 from curator_dask.storage import Options
 from curator_dask.webdataset.samples import key_text
 from curator_dask.webdataset.stamps import stamp
@@ -69,32 +69,36 @@ class Weighing:
             lengths_there, which = np.unique(mine[places], return_inverse=True)
             sizes = np.array([member.size(each) for each in lengths_there.tolist()], np.int64)[which]
             weights[places] += tar_bytes([f"{keys[place]}.{member.suffix}" for place in places], sizes)
-            broken = int((mine == BROKEN).sum())
-            said[member.suffix] = {
-                "members": len(places),
-                "null": len(mine) - len(places) - broken,
-                "broken": broken,
-            }
+            said[member.suffix] = vector_counts(mine)
         return _weighed(samples, weights), {"vectors": said}
 
     def _of_pictures(self, samples: pa.Table, path: str, options: Options) -> tuple[pa.Table, dict[str, Any]]:
         each_row = 0
         if self.columns:
             each_row = stamp(path, options).size // max(1, read_footer(path, options).rows)
-        weights = np.full(len(samples), each_row, np.int64)
-        left: Counter[str] = Counter()
-        without = 0
-        columns = (samples.column(name).to_pylist() for name in ("key", "suffixes", "sizes"))
-        for sample, (raw, suffixes, sizes) in enumerate(zip(*columns, strict=True)):
-            key, *names = (each.decode("utf-8", "surrogateescape") for each in (raw, *suffixes))
-            chosen = chosen_places(key, [f"{key}.{each}" for each in names], self.image_member, self.texts)
-            without += chosen[0] is None
-            weights[sample] += sum(sizes[place] for place in chosen if place is not None)
-            left.update(key_text(name) for place, name in enumerate(names) if place not in chosen)
+        taken, said = pictures_in(samples, self.image_member, self.texts)
+        weights = each_row + taken
         lengths = lengths_of(path, options, maybe_null(path, options, self.fixed))
         rows = samples.column("row").to_numpy()
         null = [name for name, each in lengths.items() if (each[rows] < 0).any()]
-        return _weighed(samples, weights), {"pictures": {"none": without, "left": dict(left), "null": null}}
+        return _weighed(samples, weights), {"pictures": said | {"null": null}}
+
+
+def pictures_in(
+    samples: pa.Table, image_member: str | None, texts: bool
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Of samples whose images go into Parquet: int64 (samples,), bytes of what is taken; and what is not, counted."""
+    taken = np.zeros(len(samples), np.int64)
+    left: Counter[str] = Counter()
+    without = 0
+    columns = (samples.column(name).to_pylist() for name in ("key", "suffixes", "sizes"))
+    for sample, (raw, suffixes, sizes) in enumerate(zip(*columns, strict=True)):
+        key, *names = (each.decode("utf-8", "surrogateescape") for each in (raw, *suffixes))
+        chosen = chosen_places(key, [f"{key}.{each}" for each in names], image_member, texts)
+        without += chosen[0] is None
+        taken[sample] = sum(sizes[place] for place in chosen if place is not None)
+        left.update(key_text(name) for place, name in enumerate(names) if place not in chosen)
+    return taken, {"none": without, "left": dict(left)}
 
 
 def chosen_places(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -150,11 +151,18 @@ def covered(boxes: np.ndarray) -> float:
     if not len(boxes):
         return 0.0
     sides = boxes.astype(np.float64)
-    edges = [np.unique(sides[:, [at, at + 2]]) for at in (0, 1)]
-    (left, top), (right, bottom) = (
-        [np.searchsorted(edges[axis], sides[:, at + axis]) for axis in (0, 1)] for at in (0, 2)
-    )
-    inside = np.zeros((len(edges[1]) - 1, len(edges[0]) - 1), bool)
-    for x0, y0, x1, y1 in zip(left, top, right, bottom, strict=True):
-        inside[y0:y1, x0:x1] = True
-    return float(np.diff(edges[1]) @ inside @ np.diff(edges[0]))
+    columns, rows = (np.unique(sides[:, [at, at + 2]]) for at in (0, 1))
+    top, bottom = (np.searchsorted(rows, sides[:, at]) for at in (1, 3))
+    heights = np.diff(rows)
+    over = np.zeros(len(heights), np.int64)  # how many boxes cover each height, from left to right
+    area = 0.0
+    begins, ends = (np.argsort(sides[:, at], kind="stable").tolist() for at in (0, 2))
+    for left, right in itertools.pairwise(columns):
+        while begins and sides[begins[0], 0] <= left:
+            number = begins.pop(0)
+            over[top[number] : bottom[number]] += 1
+        while ends and sides[ends[0], 2] <= left:
+            number = ends.pop(0)
+            over[top[number] : bottom[number]] -= 1
+        area += (right - left) * float(heights[over > 0].sum())
+    return area

@@ -1,0 +1,41 @@
+"""What the summary of an export says of images that are no longer as they were."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from curator_dask.outputs.shrinking import EXPORTED
+from curator_dask.words import counted, ranked, sized
+
+
+def image_lines(summary: Any) -> list[str]:
+    """What an `ExportSummary` says of images that were blurred or made smaller, or were to be."""
+    lines = []
+    if summary.images_blurred or (summary.blur and not summary.planned):
+        regions = counted(summary.regions_blurred, "region")
+        lines.append(f"  {counted(summary.images_blurred, 'image', 'was', 'were')} blurred, in {regions}")
+    if never := [label for label, count in summary.labels.items() if not count]:
+        there = ", ".join(repr(label) for label, count in ranked(summary.labels) if count) or "none"
+        lines.append(
+            f"  no box has the label {' or '.join(map(repr, never))} (blur_only, --blur-only), so none was blurred for"
+            f" it: labels that there are: {there}"
+        )
+    if summary.images_beside_blurred:
+        samples = counted(summary.images_beside_blurred, "sample", "has", "have")
+        lines.append(f"  of these {samples} further images, which are as they were")
+    if summary.images_smaller or summary.images_converted:
+        converted = f", {summary.images_converted:,} only put into another format" * bool(
+            summary.images_converted
+        )
+        grown = f" ({counted(summary.images_grown, 'file')} grew)" * bool(summary.images_grown)
+        lines += [
+            f"  {counted(summary.images_smaller, 'image', 'was', 'were')} made smaller{converted}:"
+            f" {sized(summary.image_bytes_before)} before, {sized(summary.image_bytes_after)} now{grown}",
+            "  what rows and .json files say of images (width, height, bytes, sha256) is of those before:"
+            f" {', '.join(EXPORTED.names)} beside {'them' if summary.format == 'parquet' else 'each tar'} say what"
+            " they are",
+        ]
+    for kind, count in sorted(summary.images_left.items(), key=lambda item: (-item[1], item[0])):
+        some = "; ".join(summary.images_left_examples.get(kind, []))
+        lines.append(f"  {counted(count, 'image', 'stays', 'stay')} as before, {kind}: for example {some}")
+    return lines
