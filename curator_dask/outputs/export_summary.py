@@ -13,10 +13,11 @@ from curator_dask.outputs.content_told import content_lines
 from curator_dask.outputs.earlier_told import earlier_lines
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.left_out import UNBLURRED
+from curator_dask.outputs.reader_habits import reader_habits
 from curator_dask.outputs.splits import SplitCount
 from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.runs.summary import SaveSummary, installed_versions
-from curator_dask.webdataset.layouts import EMPTY, habits
+from curator_dask.webdataset.layouts import EMPTY
 from curator_dask.words import counted, ranked, sized
 
 if TYPE_CHECKING:
@@ -263,10 +264,7 @@ class ExportSummary:
         self.earlier_samples, self.earlier_shards = len(earlier), len(earlier.names)
         self.earlier_bytes = sum(report["bytes"] for report in earlier.reports)
         self.earlier_fields = dict(earlier.fields)
-        known = np.zeros(len(earlier), bool)
-        for each in places:
-            known[each] = True
-        self.without_row = int((~known).sum())
+        self.without_row = len(earlier) - len(np.unique(np.concatenate([np.zeros(0, np.int64), *places])))
 
     def in_all(self) -> tuple[Counter[str], int]:
         """By suffix, how many samples have it; and how many samples there are: in tars that stay, too."""
@@ -280,6 +278,7 @@ class ExportSummary:
             self,
             fields=Counter(self.fields),
             errors=self.errors + self.earlier_errors,
+            labels=Counter(self.labels),
             images_left=Counter(self.images_left),
             json_left_alone=[*self.json_left_alone],
             images_left_examples={kind: [*some] for kind, some in self.images_left_examples.items()},
@@ -331,18 +330,8 @@ class ExportSummary:
     def note_habits(self, options: ExportOptions, odd_keys: int) -> None:
         """Say which readers will see the tars differently, of which so many keys are odd."""
         fields, samples = self.in_all()
-        # What some new samples lack they get, so that all have it; those of tars that stay do not.
         filled = [name for name in EMPTY if self.earlier_fields.get(name, 0) == self.earlier_samples]
-        if options.is_tables:
-            self.habits = []
-        elif not options.portable:
-            keys = 0 if options.sequential else odd_keys
-            known = {n: each for n, each in fields.items() if options.caption is None or n != "txt"}
-            self.habits = habits(known, samples, keys)
-        elif unequal := [name for name, count in fields.items() if count < samples]:
-            self.habits = habits({n: fields[n] for n in unequal if n not in filled}, samples, 0)
-        else:
-            self.habits = []
+        self.habits = reader_habits(options, fields, samples, filled, odd_keys)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, JSON-able, with what was noticed of the tars, and the versions of what ran."""
