@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from curator_dask.cli import app
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import ConfigError, DatasetError, OutputError
+from curator_dask.errors import ConfigError, DatasetError, OutputError, ShardError
 from curator_dask.outputs import packing
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
@@ -204,6 +204,36 @@ def test_killed_in_the_middle_it_goes_on_with_the_same_result(tmp_path, monkeypa
     grown.export(shuffle=3)
     kept_before(there, grown.state())
     assert len(consistent(grown)) == 48
+
+
+def test_killed_and_shards_gone_meanwhile_it_goes_on_without_them(crawl, monkeypatch):
+    """Their samples are all in tars that the call that died has finished: nothing has to be read of them again."""
+    crawl.add(0)
+    crawl.export(samples_per_shard=8)
+    crawl.add(1, 2, 3)
+    pack = packing.PackShard._pack
+
+    def die(self, shard, name):
+        if name == "00003":
+            raise KeyboardInterrupt
+        return pack(self, shard, name)
+
+    monkeypatch.setattr(packing.PackShard, "_pack", die)
+    with pytest.raises(KeyboardInterrupt):
+        crawl.export(samples_per_shard=8)
+    monkeypatch.undo()
+    there = crawl.state()
+    assert "00002.tar" in there and "00003.tar" not in there
+    (crawl.folder / "data" / "00001.tar").unlink()
+    summary = added_up(crawl.export(samples_per_shard=8))
+    assert (summary.kept, summary.earlier, summary.missing) == (8, 24, 0)
+    kept_before(there, crawl.state())
+    assert len(consistent(crawl)) == 32
+    # One that is needed is asked for, though.
+    crawl.add(4, 5)
+    (crawl.folder / "data" / "00005.tar").unlink()
+    with pytest.raises(ShardError, match=r"00005\.tar.*is it still there"):
+        crawl.export(samples_per_shard=8)
 
 
 def test_samples_that_would_not_pass_today_stay_and_are_counted(crawl):

@@ -121,7 +121,12 @@ class ExportRun:
         self._earlier = None if stay is None else EarlierTars.read(self.place, stay)
         self._before = settings_before(self.place, self._options, self._encoded) if stay else {}
         every = names
-        reports = self._select(rows, selected, names, self._weighing(rows, names))
+        try:
+            reports = self._select(rows, selected, names, self._weighing(rows, names))
+        except ShardError:
+            if as_before:  # shards may be gone whose samples are all in tars that it has finished
+                return False
+            raise
         reports = {name: report for name, report in reports.items() if report["kept"] or stay is None}
         names = [*reports]
         check_new(self._vectors, [report["fields"] for report in reports.values()])
