@@ -22,6 +22,7 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError, OutputError, ShardError
 from curator_dask.outputs import packing
 from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.export_place import ExportPlace
 from curator_dask.outputs.exporting import export_output
 from curator_dask.webdataset.index import ShardIndex
 
@@ -234,6 +235,25 @@ def test_killed_and_shards_gone_meanwhile_it_goes_on_without_them(crawl, monkeyp
     (crawl.folder / "data" / "00005.tar").unlink()
     with pytest.raises(ShardError, match=r"00005\.tar.*is it still there"):
         crawl.export(samples_per_shard=8)
+
+
+def test_an_overwrite_that_died_leaves_no_tar_that_passes_for_a_new_one(crawl, monkeypatch):
+    """It dies when it has noted its settings, and no tar is replaced: none that is there is by them."""
+    crawl.add(0, 1)
+    crawl.export(append=False, caption="key")
+
+    def die(self, names, own):
+        raise KeyboardInterrupt
+
+    asked = {"where": "score < 60", "max_side": 16, "caption": None}
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ExportPlace, "_make_folders", die)
+        crawl.export(append=False, overwrite=True, **asked)
+    summary = added_up(crawl.export(**asked))
+    new = [key for key, score in crawl.scores.items() if score < 60]
+    assert (summary.earlier, summary.kept, consistent(crawl)["key"].tolist()) == (0, len(new), new)
+    for path in crawl.out.glob("*.parquet"):
+        assert max(pq.read_table(path, columns=["exported_width"]).column(0).to_pylist()) <= 16
 
 
 def test_samples_that_would_not_pass_today_stay_and_are_counted(crawl):
