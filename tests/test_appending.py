@@ -368,6 +368,22 @@ def test_what_would_make_tars_unlike_each_other_is_refused(crawl):
     assert crawl.state() == before
 
 
+def test_a_column_without_any_value_at_first_has_one_type_later(tmp_path):
+    crawl = Crawl(tmp_path / "crawl", samples=2)
+    for shard, values in enumerate([pa.nulls(2), pa.array([1, 2]), pa.array(["a", "b"])]):
+        crawl.add(shard)
+        keys = [f"{shard:05d}{sample:04d}" for sample in range(2)]
+        for path in crawl.rows.glob("*.parquet"):  # those of the new shard alone
+            path.unlink()
+        crawl.write(shard, keys, crawl.folder / "data" / f"{shard:05d}.tar", lang=values)
+        if shard < 2:
+            crawl.export()
+            continue
+        with pytest.raises(OutputError, match="'lang' is int64 beside its tars, and string in the rows now"):
+            crawl.export()
+    assert not (crawl.out / "00002.tar").exists()
+
+
 def test_tars_that_are_not_as_they_were_written_are_refused(crawl, tmp_path):
     crawl.add(0)
     crawl.export(append=False)

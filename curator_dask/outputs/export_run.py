@@ -250,7 +250,10 @@ class ExportRun:
         if self._earlier is not None and self._earlier.names:
             first = pa.schema([])
             if options.metadata == "parquet":
-                first = schema_of(self.place.target, [f"{self._earlier.names[0]}.parquet"])
+                tables = [f"{name}.parquet" for name in self._earlier.names]
+                first = schema_of(self.place.target, tables[:1])
+                if any(map(pa.types.is_null, first.types)):  # later ones may say of what type such a column is
+                    first = schema_of(self.place.target, tables)
             columns, beside, left = as_before(
                 self.place.target.path, options, self._before, first, columns, beside
             )
