@@ -252,7 +252,9 @@ class ExportRun:
             if options.metadata == "parquet":
                 tables = [f"{name}.parquet" for name in self._earlier.names]
                 first = schema_of(self.place.target, tables[:1])
-                if any(map(pa.types.is_null, first.types)):  # later ones may say of what type such a column is
+                if any(
+                    map(pa.types.is_null, first.types)
+                ):  # later ones may say of what type such a column is
                     first = schema_of(self.place.target, tables)
             columns, beside, left = as_before(
                 self.place.target.path, options, self._before, first, columns, beside
