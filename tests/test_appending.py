@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 
 from curator_dask.cli import app
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import ConfigError, DatasetError, OutputError
+from curator_dask.errors import ConfigError, DatasetError, OutputError, ShardError
 from curator_dask.outputs import packing
 from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.export_place import ExportPlace
 from curator_dask.outputs.exporting import export_output
 from curator_dask.webdataset.index import ShardIndex
 
@@ -206,6 +207,55 @@ def test_killed_in_the_middle_it_goes_on_with_the_same_result(tmp_path, monkeypa
     assert len(consistent(grown)) == 48
 
 
+def test_killed_and_shards_gone_meanwhile_it_goes_on_without_them(crawl, monkeypatch):
+    """Their samples are all in tars that the call that died has finished: nothing has to be read of them again."""
+    crawl.add(0)
+    crawl.export(samples_per_shard=8)
+    crawl.add(1, 2, 3)
+    pack = packing.PackShard._pack
+
+    def die(self, shard, name):
+        if name == "00003":
+            raise KeyboardInterrupt
+        return pack(self, shard, name)
+
+    monkeypatch.setattr(packing.PackShard, "_pack", die)
+    with pytest.raises(KeyboardInterrupt):
+        crawl.export(samples_per_shard=8)
+    monkeypatch.undo()
+    there = crawl.state()
+    assert "00002.tar" in there and "00003.tar" not in there
+    (crawl.folder / "data" / "00001.tar").unlink()
+    summary = added_up(crawl.export(samples_per_shard=8))
+    assert (summary.kept, summary.earlier, summary.missing) == (8, 24, 0)
+    kept_before(there, crawl.state())
+    assert len(consistent(crawl)) == 32
+    # One that is needed is asked for, though.
+    crawl.add(4, 5)
+    (crawl.folder / "data" / "00005.tar").unlink()
+    with pytest.raises(ShardError, match=r"00005\.tar.*is it still there"):
+        crawl.export(samples_per_shard=8)
+
+
+def test_an_overwrite_that_died_leaves_no_tar_that_passes_for_a_new_one(crawl, monkeypatch):
+    """It dies when it has noted its settings, and no tar is replaced: none that is there is by them."""
+    crawl.add(0, 1)
+    crawl.export(append=False, caption="key")
+
+    def die(self, names, own):
+        raise KeyboardInterrupt
+
+    asked = {"where": "score < 60", "max_side": 16, "caption": None}
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ExportPlace, "_make_folders", die)
+        crawl.export(append=False, overwrite=True, **asked)
+    summary = added_up(crawl.export(**asked))
+    new = [key for key, score in crawl.scores.items() if score < 60]
+    assert (summary.earlier, summary.kept, consistent(crawl)["key"].tolist()) == (0, len(new), new)
+    for path in crawl.out.glob("*.parquet"):
+        assert max(pq.read_table(path, columns=["exported_width"]).column(0).to_pylist()) <= 16
+
+
 def test_samples_that_would_not_pass_today_stay_and_are_counted(crawl):
     crawl.add(0, 1)
     crawl.export()
@@ -316,6 +366,22 @@ def test_what_would_make_tars_unlike_each_other_is_refused(crawl):
     with pytest.raises(OutputError, match=r"lack now: \['score'\]"):
         crawl.export()
     assert crawl.state() == before
+
+
+def test_a_column_without_any_value_at_first_has_one_type_later(tmp_path):
+    crawl = Crawl(tmp_path / "crawl", samples=2)
+    for shard, values in enumerate([pa.nulls(2), pa.array([1, 2]), pa.array(["a", "b"])]):
+        crawl.add(shard)
+        keys = [f"{shard:05d}{sample:04d}" for sample in range(2)]
+        for path in crawl.rows.glob("*.parquet"):  # those of the new shard alone
+            path.unlink()
+        crawl.write(shard, keys, crawl.folder / "data" / f"{shard:05d}.tar", lang=values)
+        if shard < 2:
+            crawl.export()
+            continue
+        with pytest.raises(OutputError, match="'lang' is int64 beside its tars, and string in the rows now"):
+            crawl.export()
+    assert not (crawl.out / "00002.tar").exists()
 
 
 def test_tars_that_are_not_as_they_were_written_are_refused(crawl, tmp_path):

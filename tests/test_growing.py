@@ -19,6 +19,7 @@ from curator_dask.errors import ConfigError, OutputError
 from curator_dask.info import describe_output
 from curator_dask.outputs import packing
 from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.export_run import ExportRun
 from curator_dask.outputs.exporting import export_output
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -228,6 +229,33 @@ def test_what_depends_on_all_rows_is_refused_and_what_passes_no_more_stays(recip
     assert "+ stay" in str(info)
     found = samples_in(out / "shards")
     assert len(found) == summary.kept + 1 and "002001" not in found and "002000" not in found
+
+
+def test_an_overwrite_that_died_has_not_made_tars_of_its_recipe(tmp_path, monkeypatch):
+    """Those of the recipe before are there yet: they are not added to as if they were of the new one."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    week(data, 0)
+    asked = {"statistics": ["bytes", "width"], "export": {"samples_per_shard": 5}}
+    curate(data, out, Recipe(**asked))
+    other = Recipe(**asked, where="bytes > 0 and key < '000004'")
+
+    def die(self, *args):
+        raise KeyboardInterrupt
+
+    before = tars_in(out)
+    for whole in (False, True):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(*((packing.PackShard, "_pack", die) if whole else (ExportRun, "_select", die)))
+            curate(data, out, other, overwrite=True)
+        if not whole:
+            for recipe, append in ((other, True), (other, False), (Recipe(**asked), True)):
+                with pytest.raises(OutputError, match="a recipe that chooses other rows"):
+                    curate(data, out, recipe, append=append)
+            assert tars_in(out) == before
+    summary = curate(data, out, other, append=True)  # they are gone by now
+    assert (summary.kept, summary.earlier, summary.stay) == (4, 0, 0)
+    assert {*samples_in(out / "shards")} == {f"00000{number}" for number in range(4)}
+    assert curate(data, out, other).kept == 4
 
 
 def test_step_by_step_dedup_leaves_what_is_exported(recipe, tmp_path):

@@ -24,6 +24,7 @@ from curator_dask.outputs.selecting import Folder
 from curator_dask.storage import join, remove
 from curator_dask.words import counted
 
+_REPLACES = "replaces"  # of the note: which export is overwritten
 _OR_APPEND = "by which its tars go, or append=True (--append), by which they stay and what is new is added"
 
 
@@ -46,7 +47,7 @@ class Choice:
         self._folder, self._note, self._digest = folder, Path(folder, NOTE), digest
         self._shards = join(folder, SHARDS)
         #: Whether files of the steps may be replaced: no tars are there that were made of them, or they may go, too.
-        place = ExportPlace(Folder(self._shards, None))
+        self._place = place = ExportPlace(Folder(self._shards, None))
         has_tars, self._is_added_to = place.has_tars, place.is_added_to
         self.replaces = overwrite or append or not has_tars
         #: Whether there are tars that stay.
@@ -85,8 +86,11 @@ class Choice:
 
     def write(self, stay: int | None = None) -> None:
         """Note it, before tars are made of it; and then how many samples stay in them that are not among its rows."""
-        if self._noted() != self._digest or (stay is not None and stay_in(self._folder, None) != stay):
+        noted = self._noted()
+        if noted != self._digest or (stay is not None and stay_in(self._folder, None) != stay):
             note = {"choice": self._digest, **({"stay": stay} if stay else {})}
+            if stay is None and noted is not None:  # while these tars are there, it is not by this choice
+                note[_REPLACES] = self._place.told.get("export")
             put(str(self._note), json.dumps(note).encode(), None)
 
     def clear(self, name: str, keep: Collection[str] = (), balance: Collection[str] = ()) -> None:
@@ -122,9 +126,12 @@ class Choice:
         remove_empty([Path(folder)])
 
     def _noted(self) -> Any:
+        """The choice that the tars are of: None where none is noted, True where these are yet to be replaced."""
         try:
-            return json.loads(self._note.read_bytes())["choice"]
-        except (OSError, ValueError, LookupError, TypeError):
+            note = json.loads(self._note.read_bytes())
+            replaces = note.get(_REPLACES)
+            return True if replaces and replaces == self._place.told.get("export") else note["choice"]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
 
     def _refuse(self, why: str, overwrite: str = "by which its tars go") -> None:

@@ -224,14 +224,15 @@ class ExportPlace:
                 "%s: %s there, %s for example, not of this export: who reads the folder finds them, too",
                 *(folder, counted(len(foreign), "file"), foreign[0]),
             )
+        # Else a tar that is replaced when the run dies would pass for the one that its manifest still speaks of; and
+        # before the note, whose settings are not those of what such a manifest speaks of: tars may be added by it.
+        for number in todo:
+            for each in (manifest, self.folder(UNBLURRED)):
+                remove(each.file(f"{names[number]}.parquet"), options)
         said = {**note, "export": this, "tars": shortened(names), "settings": settings}
         said |= {"added": None if stay is None else sorted({*names} - {*stay})}
         self._tell(said)
         self._make_folders(names, own)
-        # Else a tar that is replaced when the run dies would pass for the one that its manifest still speaks of.
-        for number in todo:
-            for each in (manifest, self.folder(UNBLURRED)):
-                remove(each.file(f"{names[number]}.parquet"), options)
 
     def _check_links(self, names: Sequence[str]) -> None:
         """Raise OutputError where the folder of a split is a link: it may lead to tars that are read from."""

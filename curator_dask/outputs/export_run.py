@@ -121,7 +121,12 @@ class ExportRun:
         self._earlier = None if stay is None else EarlierTars.read(self.place, stay)
         self._before = settings_before(self.place, self._options, self._encoded) if stay else {}
         every = names
-        reports = self._select(rows, selected, names, self._weighing(rows, names))
+        try:
+            reports = self._select(rows, selected, names, self._weighing(rows, names))
+        except ShardError:
+            if as_before:  # shards may be gone whose samples are all in tars that it has finished
+                return False
+            raise
         reports = {name: report for name, report in reports.items() if report["kept"] or stay is None}
         names = [*reports]
         check_new(self._vectors, [report["fields"] for report in reports.values()])
@@ -245,7 +250,12 @@ class ExportRun:
         if self._earlier is not None and self._earlier.names:
             first = pa.schema([])
             if options.metadata == "parquet":
-                first = schema_of(self.place.target, [f"{self._earlier.names[0]}.parquet"])
+                tables = [f"{name}.parquet" for name in self._earlier.names]
+                first = schema_of(self.place.target, tables[:1])
+                if any(
+                    map(pa.types.is_null, first.types)
+                ):  # later ones may say of what type such a column is
+                    first = schema_of(self.place.target, tables)
             columns, beside, left = as_before(
                 self.place.target.path, options, self._before, first, columns, beside
             )
