@@ -591,6 +591,10 @@ def test_an_option_of_one_value_is_given_once(name):
     """Else the last would count, and the others be lost without a word; lists and switches may come again."""
     params = typer.main.get_command(app).commands[name].params
     options = [each for each in params if each.param_type_name == "option" and each.name != "help"]
+    if (
+        name != "filter"
+    ):  # one for all: of the others one of each kind, as each call takes a tenth of a second
+        options = [*{(each.is_flag, each.multiple): each for each in options}.values()]
     refused = set()
     for each in options:
         option = max(each.opts, key=len)
