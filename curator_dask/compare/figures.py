@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from curator_dask.compare.columns import Columns
 from curator_dask.compare.neighbours import Neighbours
+from curator_dask.info.found import plain
 
 
 @dataclass
@@ -171,13 +171,5 @@ class Figures:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: the attributes; what is not finite as text."""
-        found: dict[str, Any] = _plain(asdict(self))
+        found: dict[str, Any] = plain(asdict(self))
         return found
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

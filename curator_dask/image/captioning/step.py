@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from curator_dask.cache import ENCODERS
 from curator_dask.decode.batches import Batch
 from curator_dask.decode.spec import ImageOptions
 from curator_dask.errors import ImageError
@@ -17,7 +16,6 @@ from curator_dask.image.classifiers.seeing import SeeImages
 from curator_dask.models.by_shape import AHEAD
 from curator_dask.models.captioner import Caption, Captioner
 from curator_dask.models.captioning import CaptionSpec
-from curator_dask.runs.fit import refresh_model
 from curator_dask.runs.step import Made, Rows, Wanted, Work
 from curator_dask.storage import Options
 
@@ -76,12 +74,6 @@ class CaptionImages(SeeImages):
             name: {"head": self.label, "recipe": fingerprint({_VERSION: kind})}
             for name, kind in self.kinds.items()
         }
-
-    def describe(self) -> dict[str, dict[str, Any]]:
-        """Load the model and say what it is; run on a worker, where the model then stays."""
-        refresh_model(self.spec)
-        with ENCODERS.lease(self.spec, self.spec.build) as model:
-            return {name: dict(model.info) for name in self.kinds}
 
     def made(self, rows: Rows, values: dict[str, pa.Array], reasons: list[str | None]) -> Made:
         """The same; how many texts there are, and how many are cut or lacking, goes into the summary."""

@@ -14,6 +14,7 @@ import pyarrow as pa
 from curator_dask.cache import ENCODERS
 from curator_dask.decode.spec import ImageOptions
 from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.runs.fit import refresh_model
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.step import CLASSES, Known, Made, Reading, Rows, Work, read_by
 from curator_dask.storage import Options
@@ -69,12 +70,14 @@ class SeeImages(ABC):
         """What is made of which images, besides the model, which `describe` tells."""
 
     @abstractmethod
-    def describe(self) -> Mapping[str, Mapping[str, Any]]:
-        """Load the model and say what it is; run on a worker, where the model then stays."""
-
-    @abstractmethod
     def work(self, rows: Rows, model: Any) -> Work:
         """Look at the images of some rows."""
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Load the model and say what it is; run on a worker, where the model then stays."""
+        refresh_model(self.spec)
+        with ENCODERS.lease(self.spec, self.spec.build) as model:
+            return {name: dict(model.info) for name in self.kinds}
 
     @property
     def label(self) -> str:

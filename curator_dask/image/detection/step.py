@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curator_dask.cache import ENCODERS
 from curator_dask.decode.batches import Batch
 from curator_dask.decode.spec import ImageOptions
 from curator_dask.errors import ImageError
@@ -18,7 +17,6 @@ from curator_dask.image.classifiers.seeing import SeeImages
 from curator_dask.models.by_shape import AHEAD
 from curator_dask.models.detecting import DetectionSpec
 from curator_dask.models.detector import Detections, Detector
-from curator_dask.runs.fit import refresh_model
 from curator_dask.runs.step import Made, Rows, Wanted, Work
 from curator_dask.storage import Options
 
@@ -79,12 +77,6 @@ class DetectImages(SeeImages):
             name: {"head": self.label, "recipe": fingerprint({_VERSION: kind})}
             for name, kind in self.kinds.items()
         }
-
-    def describe(self) -> dict[str, dict[str, Any]]:
-        """Load the model and say what it is; run on a worker, where the model then stays."""
-        refresh_model(self.spec)
-        with ENCODERS.lease(self.spec, self.spec.build) as model:
-            return {name: dict(model.info) for name in self.kinds}
 
     def work(self, rows: Rows, model: Detector) -> Work:
         """Find things in the images of some rows."""
