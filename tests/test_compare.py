@@ -311,7 +311,8 @@ def test_many_rows_are_looked_up_in_few(tmp_path, in_this_process):
 
 def test_vectors_that_cannot_be_compared_are_refused(tmp_path, two, in_this_process):
     a, _, one, _ = two
-    for name, value in (("weights", "sha256:1"), ("transform", "another"), ("dtype", "bfloat16")):
+    changed = {"model": "vit_x", "output": "tokens", "transform": "another", "dtype": "bfloat16"}
+    for name, value in {"weights": "sha256:1", "normalized": "maybe", **changed}.items():
         other = write(tmp_path / name, one, info={**INFO, name: value})
         with pytest.raises(ConfigError, match=f"{name}: .*{value}.*--no-check"):
             compare_outputs(a, other)

@@ -120,9 +120,24 @@ def test_a_rerun_does_what_is_missing(data, tmp_path, in_this_process, monkeypat
     check(out, pairs, brute(vectors, asked, 3), vectors)
     with pytest.raises(OutputError, match=r"out/00000.parquet: is there, and was made of another pool"):
         retrieve(pool, queries, out, top=2)
+    before = (out / "00001.parquet").read_bytes()
+    (out / "00000.parquet").rename(tmp_path / "0")
+    with pytest.raises(OutputError, match=r"out/00001.parquet: is there, and was made of another pool"):
+        retrieve(pool, queries, out, top=2)
+    assert (out / "00001.parquet").read_bytes() == before
+    (tmp_path / "0").rename(out / "00000.parquet")
     with pytest.raises(OutputError, match=r"pairs.parquet: is there, and has other things"):
         retrieve(pool, queries, tmp_path / "new", top=2, pairs=pairs)
     assert retrieve(pool, queries, out, top=2, overwrite=True).output.written == 4
+    (pool / "00003.parquet").rename(pool / "other.parquet")  # of another pool that had no file of that name
+    for name in ("00000", "00001", "00002"):
+        (out / f"{name}.parquet").unlink()
+    with pytest.raises(
+        OutputError, match=r"out/00003.parquet: is there, and was retrieved from another pool"
+    ):
+        retrieve(pool, queries, out, top=2)
+    (pool / "other.parquet").rename(pool / "00003.parquet")
+    assert retrieve(pool, queries, out, top=2, overwrite=True).output.written == 3
     with pytest.raises(OutputError, match=r"has \['retrieved_by', 'retrieved_similarity'\] already"):
         retrieve(out, queries, tmp_path / "twice")
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from curator_dask.frames.parquet import Footer, read_footer, whole_footers, writ
 from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers.origins import one_origin
 from curator_dask.models.families import LikeThose
-from curator_dask.outputs.failed import tell_others
+from curator_dask.outputs.failed import output_files, tell_others
 from curator_dask.outputs.given import Names, names_in
 from curator_dask.outputs.nearest import VectorFiles
 from curator_dask.outputs.placing import locate
@@ -266,19 +266,32 @@ def _written(write: WriteRetrieved, sources: Sequence[Source], mark: str) -> dic
     target, names = write.target, [_name(each, write.source.folder) for each in sources]
     tell_others(target.folder, names, None)
     there = in_threads(lambda name: read_footer(join(target.folder, name)), names)
-    found: Mapping[str, Any] | None = None
-    for name, source, footer in zip(names, sources, there, strict=True):
-        is_finished = footer.is_finished(_mark(mark, source))
-        if not is_finished and (footer.columns or footer.fault) and not target.overwrite:
-            why = footer.fault or "was made of another pool, of other queries or by other settings"
-            raise OutputError(
-                f"{join(target.folder, name)}: is there, and {why}. Write to another path, or use overwrite=True"
-                " (--overwrite)"
-            )
-        if not is_finished or footer.record is None:
-            return None
-        found = footer.record.scores.get(BY, {}).get(FOUND)
+    finished = [footer.is_finished(_mark(mark, each)) for each, footer in zip(sources, there, strict=True)]
+    if not target.overwrite:
+        for name, footer, is_finished in zip(names, there, finished, strict=True):
+            if not is_finished and (footer.columns or footer.fault):
+                _refuse(
+                    join(target.folder, name),
+                    footer.fault or "was made of another pool, of other queries or by other settings",
+                )
+        others = [name for name in output_files(target.folder, None) if name not in {*names}]
+        for name in others:
+            record = read_footer(join(target.folder, name)).record
+            if record is not None and BY in record.scores:
+                _refuse(
+                    join(target.folder, name),
+                    "was retrieved from another pool: its rows would be mixed with these",
+                )
+    records = [footer.record for footer, is_finished in zip(there, finished, strict=True) if is_finished]
+    last = records[-1] if len(records) == len(names) and records else None
+    found = None if last is None else last.scores.get(BY, {}).get(FOUND)
     return None if found is None else dict(found)
+
+
+def _refuse(path: str, why: str) -> NoReturn:
+    raise OutputError(
+        f"{path}: is there, and {why}. Write to another path, or use overwrite=True (--overwrite)"
+    )
 
 
 def _skipped(folder: str, kept: int, files: int) -> SaveSummary:
