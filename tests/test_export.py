@@ -434,6 +434,16 @@ def test_shards_are_made_of_all_samples_once(order):
     assert shards.only([3, 1])[1].digest == shards[1].digest != shards[0].digest
 
 
+def test_rows_of_an_output_are_no_place_for_tars(dataset, tmp_path):
+    out = tmp_path / "rows"
+    dataset.save_metadata(out)
+    before = {each.name: each.read_bytes() for each in out.iterdir()}
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match=r"rows/.*\.parquet: is a file of rows.*folder of its own"):
+            dataset.to_webdataset(out, overwrite=overwrite)
+    assert {each.name: each.read_bytes() for each in out.iterdir()} == before
+
+
 def test_where_it_must_not_go(data, dataset, tmp_path):
     for target in (data, data / "new", tmp_path):
         with pytest.raises(OutputError, match=r"would be lost|finds the rows of both"):

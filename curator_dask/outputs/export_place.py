@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from curator_dask.errors import ConfigError, OutputError
-from curator_dask.frames.parquet import without_leftovers
+from curator_dask.frames.names import URL_COLUMN
+from curator_dask.frames.parquet import read_footer, without_leftovers
 from curator_dask.outputs.export_sizes import remove_sizes, sizes_there
 from curator_dask.outputs.left_out import UNBLURRED
 from curator_dask.outputs.lock import RunLock
@@ -194,6 +195,8 @@ class ExportPlace:
             there = {name for name in there if posixpath.splitext(name)[0] not in own}
             stray = [name for name in stray if posixpath.splitext(name)[0] not in own]
         self._check_links(names)
+        if not own:
+            self._check_no_rows(there)
         if note.get("export") != this and not overwrite:
             if not stay and note.get("export") is None and (sizes := sizes_there(self.target, names)):
                 self._refuse(posixpath.relpath(sizes[0], folder), "is not of an export that has been here")
@@ -233,6 +236,18 @@ class ExportPlace:
         said |= {"added": None if stay is None else sorted({*names} - {*stay})}
         self._tell(said)
         self._make_folders(names, own)
+
+    def _check_no_rows(self, there: Collection[str]) -> None:
+        """Raise OutputError where the folder has rows of an output, whose vectors would go, overwritten or not."""
+        alone = [name for name in there if name.endswith(".parquet") and f"{name[:-8]}.tar" not in there]
+        for name in sorted(alone)[:1]:
+            path = join(self.target.path, name)
+            footer = read_footer(path, self.target.options)
+            if footer.record is not None and URL_COLUMN in footer.columns:
+                raise OutputError(
+                    f"{path}: is a file of rows, as embed and filter write them, which tars would replace or stand"
+                    " among. Give a folder of its own for the export"
+                )
 
     def _check_links(self, names: Sequence[str]) -> None:
         """Raise OutputError where the folder of a split is a link: it may lead to tars that are read from."""
