@@ -11,6 +11,7 @@ from curator_dask.dedup.layout import Layout
 from curator_dask.dedup.memory import NO_LIMIT, Memory
 from curator_dask.dedup.phases import Phase
 from curator_dask.dedup.products import exact_dots, on_device, places_of, plain_products
+from curator_dask.dedup.sketches import file_of, sketch, widths_of
 
 _TIE = 1e-5  # float32 products that differ by less are decided by exact ones
 
@@ -43,12 +44,18 @@ class Assign:
     memory: Memory = NO_LIMIT
 
     def make(self, name: str) -> int:
-        """Write ``NAME-near.npy`` (numbers of vectors and of other clusters), and ``NAME.npy``: their own clusters."""
+        """Write ``NAME-near.npy`` (numbers of vectors and of other clusters), and ``NAME.npy``: their own clusters.
+
+        Where the clusters have ``axes.npy``, the vectors' sketches too.
+        """
         centroids = np.array(self.clusters.load("centroids.npy"))
         here = on_device(centroids)
         size = self.memory.assigned(self.layout.dim, len(centroids))
         labels, visits = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int64)]
         own = [np.zeros(0)]
+        axes = np.array(self.clusters.load("axes.npy")) if self.clusters.has("axes.npy") else None
+        widths = widths_of(self.layout.dim) if axes is not None else ()
+        sketches = {width: [np.zeros((0, width), np.float16)] for width in widths}
         for first, vectors in self.layout.blocks(name, size):
             found = plain_products(vectors, here)
             home = decide(vectors, centroids, found)
@@ -64,9 +71,14 @@ class Assign:
                 good[close] = gaps <= self.gap
             labels.append(home.astype(np.int32))
             visits.append(np.column_stack([first + rows[good], columns[good]]))
+            if axes is not None:
+                for width, some in sketch(vectors, axes).items():
+                    sketches[width].append(some)
             if self.centres:
                 own.append(exact_dots(vectors, centroids[home]))
         self.phase.save(f"{name}-centre.npy", np.concatenate(own))
         self.phase.save(f"{name}-near.npy", np.concatenate(visits))
+        for width, several in sketches.items():
+            self.phase.save(file_of(width, name), np.concatenate(several))
         self.phase.save(f"{name}.npy", np.concatenate(labels))
         return sum(map(len, labels))

@@ -11,6 +11,7 @@ from curator_dask.dedup.layout import Layout
 from curator_dask.dedup.memory import NO_LIMIT, Memory
 from curator_dask.dedup.phases import Phase
 from curator_dask.dedup.products import exact_dots, on_device, plain_products
+from curator_dask.dedup.sketches import axes_of, fit_rows, widths_of
 
 #: Rows of the sample for each cluster.
 SAMPLE = 64
@@ -39,6 +40,8 @@ class Cluster:
         By what share of itself the mean cosine grows in an iteration that is not the last.
     first
         Vectors that first centroids are picked of, at least.
+    sketch
+        Make the axes of sketches too.
     """
 
     phase: Phase
@@ -49,9 +52,13 @@ class Cluster:
     memory: Memory = NO_LIMIT
     least: float = 1e-4
     first: int = 8192
+    sketch: bool = False
 
     def make(self, name: str) -> int:
-        """Write ``centroids.npy``, and ``said.npy``: iterations, were they enough, clusters filled again."""
+        """Write ``centroids.npy``, and ``said.npy``: iterations, were they enough, clusters filled again.
+
+        Before them ``axes.npy``, where sketches are wanted and are worth their while.
+        """
         numbers, dim = np.array(self.phase.load("numbers.npy")), self.layout.dim
         rows = len(numbers)
 
@@ -66,6 +73,8 @@ class Cluster:
             self.layout.save_some(self.phase, "sample.vectors", numbers)
         sample = Sample(rows, dim, read, self.memory.clustered(dim, self.clusters))
         centroids, said = cluster(sample, self.clusters, self.iterations, self.seed, self.least, self.first)
+        if self.sketch and widths_of(dim):
+            self.phase.save("axes.npy", axes_of(_apart(sample, centroids, self.seed), self.seed))
         self.phase.save("said.npy", said)
         self.phase.save("centroids.npy", centroids)
         return rows
@@ -170,3 +179,15 @@ def _first(sample: Sample, clusters: int, least: int, random: np.random.Generato
         picked.append(int(min(at, len(some) - 1)))
     first: np.ndarray = some[picked].copy()
     return first
+
+
+def _apart(sample: Sample, centroids: np.ndarray, seed: int) -> np.ndarray:
+    """Differences of some vectors and their centroids, float32 (n, dim)."""
+    count = min(sample.rows, fit_rows(sample.dim))
+    some = np.sort(np.random.default_rng(seed).choice(sample.rows, count, replace=False))
+    here, found = on_device(centroids), np.empty((count, sample.dim), np.float32)
+    for start in range(0, count, sample.block):
+        part = slice(start, start + sample.block)
+        vectors = np.ascontiguousarray(sample.read(some[part]))
+        found[part] = vectors - centroids[plain_products(vectors, here).argmax(axis=1)]
+    return found

@@ -17,7 +17,7 @@ from curator_dask.dedup.found import edges, in_range
 from curator_dask.dedup.memory import COLUMNS, NO_LIMIT, QUERIES, Memory
 from curator_dask.dedup.phases import Phase
 from curator_dask.dedup.places import Places, Reader
-from curator_dask.dedup.products import Block, exact_pairs, near_in_parts, products
+from curator_dask.dedup.sides import Finder, Side, cosines
 
 #: A pair, by the places of its rows in the order of clusters.
 PAIR = np.dtype([("better", np.int32), ("worse", np.int32), ("cosine", np.float64)])
@@ -140,16 +140,16 @@ class Pairs:
         order, again = Order.read(self.places.order), Again.read(self.phase)
         held = Held(self.phase, order.ranks, self.memory.held(self.places.layout.dim))
         rows = 0
-        vectors = Reader(self.places)
+        finder = Finder(Reader(self.places), self.places, self.eps, self.memory.hits(self.places.layout.dim))
         for cluster, start, stop in pieces[tasks[int(name)] : tasks[int(name) + 1]].tolist():
             rows += stop - start
             own, queries = order.rows(cluster)
-            self._piece(vectors, own, queries[start:stop], held, again)
+            self._piece(finder, own, queries[start:stop], held, again)
         held.save(name)
         return rows
 
     def _piece(
-        self, vectors: Reader, own: np.ndarray, queries: np.ndarray, held: Held, again: Again | None
+        self, finder: Finder, own: np.ndarray, queries: np.ndarray, held: Held, again: Again | None
     ) -> None:
         """Compare rows with a cluster's own."""
         ranks, first, last = held.ranks, own[0], own[-1]
@@ -164,44 +164,35 @@ class Pairs:
         parts = [(part, within) for rows, within in groups for part in _parts(rows, QUERIES)]
         some = self.memory.queries(self.places.layout.dim)
         for at in range(0, len(parts), some):
-            self._compare(vectors, own, parts[at : at + some], held, again)
+            self._compare(finder, own, parts[at : at + some], held, again)
 
     def _compare(
         self,
-        vectors: Reader,
+        finder: Finder,
         own: np.ndarray,
         parts: list[tuple[np.ndarray, bool]],
         held: Held,
         again: Again | None,
     ) -> None:
         """Look for pairs of a cluster's rows and some of those, blocks of its own or of others."""
-        blocks: dict[int, Block] = {}
-        dim = self.places.layout.dim
+        sides = [Side(finder.reader, part) for part, _ in parts]
         full = [np.zeros(len(part), np.int64) for part, _ in parts]
         for columns in _parts(own, COLUMNS):
-            if not any(not within or part[-1] > columns[0] for part, within in parts):
-                continue
-            theirs = Block(vectors.read(columns))
+            theirs = Side(finder.reader, columns)
             for at, (part, within) in enumerate(parts):
-                size = np.searchsorted(columns, part[-1]) if within else len(columns)
+                size = int(np.searchsorted(columns, part[-1])) if within else len(columns)
                 active = np.flatnonzero(full[at] < FEW) if within else np.arange(len(part))
                 if not size or not len(active):
                     continue
-                if at not in blocks:
-                    blocks[at] = _block(vectors, part, columns, theirs)
-                mine = blocks[at]
-                all_of = len(active) == len(part)
-                found = products(mine, theirs, slice(0, int(size)), None if all_of else active)
-                candidates = np.zeros(0, PAIR)
-                for left, right in near_in_parts(found, 1 - self.eps - mine.margin, self.memory.hits(dim)):
-                    left = active[left]
+                mine, candidates = sides[at], np.zeros(0, PAIR)
+                for left, right in finder.near(mine, theirs, size, active, within):
                     if within:  # each pair once, with its worse row here
                         left, right = _lower(part, left, columns, right)
                     some, cut = self._candidates(part, left, columns, right, candidates, held.ranks, again)
                     candidates = some
                     held.more.append(cut)
                 left, right = np.divmod(candidates["cosine"].astype(np.int64), COLUMNS)
-                candidates["cosine"] = exact_pairs(mine.vectors, left, theirs.vectors, right)
+                candidates["cosine"] = cosines(mine, left, theirs, right)
                 pairs = candidates[candidates["cosine"] >= 1 - self.eps]
                 held.add(pairs)
                 if within:
@@ -231,14 +222,6 @@ class Pairs:
         if again is not None:
             good &= again.new(found["better"], found["worse"])
         return few(np.concatenate([before, found[good]]), ranks, 2 * FEW)
-
-
-def _block(vectors: Reader, part: np.ndarray, columns: np.ndarray, theirs: Block) -> Block:
-    """The vectors of some rows, which may be some of the columns, side by side."""
-    first, last = np.searchsorted(columns, part[[0, -1]]).tolist()
-    if last < len(columns) and last - first == len(part) - 1 and columns[first] == part[0]:
-        return theirs.part(first, last + 1)
-    return Block(vectors.read(part))
 
 
 class Held:

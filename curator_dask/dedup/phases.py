@@ -79,7 +79,7 @@ class Phase:
         try:
             with self.told(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with temporary.open("wb") as file:
+                with temporary.open("w+b") as file:
                     yield file
                 temporary.replace(target)
         finally:

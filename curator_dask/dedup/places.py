@@ -69,6 +69,8 @@ class Reader:
 
     def __init__(self, places: Places) -> None:
         self._places = places
+        #: The phase of the order of clusters.
+        self.order = places.order
         self._files: dict[str, tuple[Any, np.ndarray]] = {}
 
     @cached_property

@@ -130,6 +130,19 @@ def near(found: torch.Tensor, least: float) -> tuple[np.ndarray, np.ndarray]:
         return rows.cpu()[hits[:, 0]].numpy(), hits[:, 1].numpy()
 
 
+def near_if_few(found: torch.Tensor, least: float, most: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """The same; None where there are more than so many."""
+    import torch
+
+    with torch.inference_mode():
+        if found.device.type == "cpu" and found.dtype == torch.bfloat16 and least > 0:
+            good = _bits(found) >= _bits_of(least)
+            return places_of(good) if np.count_nonzero(good) <= most else None
+        rows = torch.nonzero(found.amax(1) >= least).flatten()
+        many = len(rows) > most or int((found[rows] >= least).sum()) > most
+    return None if many else near(found, least)
+
+
 def near_in_parts(found: torch.Tensor, least: float, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The same where they may be very many: some rows at a time, with so many products."""
     step = max(1, most // max(1, found.shape[1]))

@@ -31,6 +31,7 @@ from curator_dask.dedup.products import exact_dots
 from curator_dask.dedup.rows import Rows, gather_rows
 from curator_dask.dedup.sampling import EPS, CompareSample, choose_gap, share, share_going
 from curator_dask.dedup.scanning import Scan, Source, look_over
+from curator_dask.dedup.sketches import WIDTHS, save_in_order
 from curator_dask.dedup.summary import DedupSummary
 from curator_dask.dedup.visits import Visits
 from curator_dask.fingerprint import fingerprint
@@ -178,7 +179,7 @@ class Deduplication:
             wanted = 1 if count <= SMALL or settings.recall == 1 else round(0.75 * math.sqrt(count))
         wanted = min(wanted, count)
         self.memory.check(settings.memory_limit, layout.dim, wanted)
-        phase = self._phase("clusters", distinct=layout.distinct.folder, clusters=wanted)
+        phase = self._phase("clusters", distinct=layout.distinct.folder, clusters=wanted, sketches=WIDTHS)
         if not phase.has("numbers.npy"):
             size = min(count, max(SMALL, PER_CLUSTER * wanted))
             phase.save("numbers.npy", np.sort(np.random.default_rng(0).choice(count, size, replace=False)))
@@ -188,7 +189,9 @@ class Deduplication:
             numbers = np.sort(np.random.default_rng(1).choice(count, min(count, SAMPLE), replace=False))
             layout.save_some(sampled, "sample.vectors", numbers)
             sampled.save("numbers.npy", numbers)
-        cluster = Cluster(phase, layout, wanted, memory=self.memory, least=_LEAST, first=_FIRST)
+        cluster = Cluster(
+            phase, layout, wanted, memory=self.memory, least=_LEAST, first=_FIRST, sketch=count > SMALL
+        )
         compare = CompareSample(layout, sampled, self._eps)
         self._do(  # k-means has one core busy, the sample the others
             Job("k-means", cluster, ["centroids.npy"], phase.has, f"{wanted} clusters".format),
@@ -256,6 +259,7 @@ class Deduplication:
             phase.save("ranks.npy", ranks[order])
             phase.save("bounds.npy", np.searchsorted(labels[order], np.arange(counts + 1)))
             self._visits.save_by_cluster(phase, places, counts)
+            save_in_order(self._assigned, layout.names, phase, places, layout.dim)
             phase.save("order.npy", order)
         where = Places.of(phase, layout, len(order), max(1, self.summary.clusters))
         if names := where.parts:
