@@ -246,9 +246,8 @@ class Deduplication:
             of_rows = np.concatenate([centres, apart])[rows.distinct]
         self.ranks = keep.order(rows.table, rows.fixed, of_rows)
         ranks = np.full(len(rows.first), len(self.ranks))
-        np.minimum.at(
-            ranks, rows.distinct, self.ranks
-        )  # of each distinct row, that of the best that is the same
+        # Of each distinct row, that of the best that is the same.
+        np.minimum.at(ranks, rows.distinct, self.ranks)
         self._ranks = ranks
         phase = self._phase("order", assigned=self._assigned.folder, keep=keep.identity, **rows.stays)
         order = np.lexsort((ranks[: len(labels)], labels))
