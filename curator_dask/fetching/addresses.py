@@ -16,8 +16,6 @@ REFUSED = "address refused"
 # That of NAT64 (RFC 6052): an IPv4 address stands in its last 32 bits.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
 
 class RefusedAddressError(OSError):
     """A connection to an address that is not connected to."""
@@ -35,26 +33,21 @@ def kind_of(text: str) -> str | None:
         An address of IPv4 or IPv6. IPv4 addresses within IPv6 ones (mapped, 6to4, Teredo, NAT64) count.
     """
     address = ipaddress.ip_address(text.partition("%")[0])
-    within = _within(address)
-    if within is not None and (kind := kind_of(str(within))) is not None:
-        return kind
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in _NAT64:
+            return kind_of(str(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)))
+        if address.ipv4_mapped is not None:
+            return kind_of(str(address.ipv4_mapped))
+        teredo = None if address.teredo is None else address.teredo[1]
+        within = address.sixtofour or teredo
+        if within is not None and (kind := kind_of(str(within))) is not None:
+            return kind
     for kind in ("loopback", "link_local", "multicast", "unspecified"):
         if getattr(address, f"is_{kind}"):
             return kind.replace("_", "-")
-    if getattr(address, "ipv4_mapped", None) is not None:
-        return None  # judged by the address within
     if address.is_private:
         return "private"
     return None if address.is_global and not address.is_reserved else "reserved"
-
-
-def _within(address: _Address) -> ipaddress.IPv4Address | None:
-    if isinstance(address, ipaddress.IPv4Address):
-        return None
-    if address in _NAT64:
-        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    teredo = None if address.teredo is None else address.teredo[1]
-    return address.ipv4_mapped or address.sixtofour or teredo
 
 
 def public_socket(info: Any) -> socket.socket:

@@ -127,7 +127,7 @@ def find_table(
         ]
         table, at = UserTable(staged.path, url_column, staged.options, _HINT), staged.options
         vars(table)["files"] = tuple(files)  # whatever else an earlier table has left there
-    looked = in_threads(lambda file: _look(file, at), table.files)
+    looked = in_threads(lambda file: _look(file, url_column, at), table.files)
     if not sum(rows for rows, _ in looked):
         raise DatasetError(f"{text}: it has no rows")
     return UrlTable(
@@ -196,9 +196,10 @@ class _TextColumns(KeyColumn):
         return (*super().texts, *self.others)
 
 
-def _look(file: str, options: Options) -> tuple[int, str]:
+def _look(file: str, url_column: str, options: Options) -> tuple[int, str]:
     """Rows of a Parquet file, and a digest of its footer: sizes of all columns, and what is least and most in them."""
     with faults(file), open_parquet(file, options) as opened:
+        KeyColumn(url_column, _MEANS, _HINT).check(opened.schema_arrow.names)
         sink = pa.BufferOutputStream()
         opened.metadata.write_metadata_file(sink)
         return opened.metadata.num_rows, hashlib.sha256(sink.getvalue()).hexdigest()
