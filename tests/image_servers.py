@@ -84,7 +84,11 @@ class ImageServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
+            while first := await reader.read(1):
+                if first == b"\x16":  # of TLS, which it does not speak
+                    writer.write(b"HTTP/1.1 400 said\r\n\r\n")
+                    return
+                head = first + await reader.readuntil(b"\r\n\r\n")
                 lines = head.decode().split("\r\n")
                 path = lines[0].split()[1].partition("://")[2] or lines[0].split()[1]
                 path = path[path.find("/") + 1 :]

@@ -96,6 +96,7 @@ def test_every_row_has_its_image_or_the_reason_why_not(server, tmp_path):
         "http:///a.jpg",
         "http://user:secret@no-such-host.invalid/a.jpg",
         "http://127.0.0.1:1/a.jpg",
+        f"https://127.0.0.1:{server.port}/n/1.jpg",
         server.url(1),
         server.url("big/1"),
     ]
@@ -114,7 +115,7 @@ def test_every_row_has_its_image_or_the_reason_why_not(server, tmp_path):
     assert {row["table_width"] for row in rows} == {5}
     members = members_of(out)
     images = 0
-    for row, path in zip(rows, [*paths, None, "", "", "", "", "", "n/1.jpg", "big/1"], strict=True):
+    for row, path in zip(rows, [*paths, *[""] * 7, "n/1.jpg", "big/1"], strict=True):
         if path == "big/1" or path in good:
             data = big_picture() if path == "big/1" else picture_of(good[path])
             suffix = "png" if path == "big/1" else SUFFIXES[good[path] % 4]
@@ -138,6 +139,7 @@ def test_every_row_has_its_image_or_the_reason_why_not(server, tmp_path):
     assert said[None] == said[""] == "no URL: the row has none"
     assert said["http:///a.jpg"] == "no URL: it names no host"
     assert said["http://127.0.0.1:1/a.jpg"].startswith("no connection: ")
+    assert said[urls[-3]].startswith("TLS: ")
     assert said["http://user:secret@no-such-host.invalid/a.jpg"].startswith(
         ("no such host: ", "DNS failed: ")
     )
@@ -145,7 +147,7 @@ def test_every_row_has_its_image_or_the_reason_why_not(server, tmp_path):
     assert (summary.rows, summary.images, summary.failed) == (len(urls), images, len(urls) - images)
     assert summary.reasons.total() == summary.failed and summary.no_caption == 1
     assert summary.got == images and summary.tried == len(urls) and summary.complete
-    assert summary.reasons["too large"] == 3 and summary.hosts["127.0.0.1"] == len(FAULTS) + 3
+    assert summary.reasons["too large"] == 3 and summary.hosts["127.0.0.1"] == len(FAULTS) + 4
     assert "secret" not in str(summary) and "3 x too large, for example " in str(summary)
     assert server.asked["n/1.jpg"] == 1, "once a shard, however many rows have it"
     assert server.asked["status/404"] == 1 and server.asked["status/500"] == 2
@@ -153,8 +155,9 @@ def test_every_row_has_its_image_or_the_reason_why_not(server, tmp_path):
 
 
 def test_the_same_again_does_nothing_and_other_settings_are_refused(server, tmp_path):
-    table = write_table(tmp_path / "urls.parquet", [server.url(n) for n in range(10)])
-    out = tmp_path / "out"
+    table, out = tmp_path / "urls", tmp_path / "out"
+    table.mkdir()
+    write_table(table / "a.parquet", [server.url(n) for n in range(10)])
     first = fetch(table, out)
     assert (first.written, first.images) == (3, 10)
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
@@ -165,13 +168,21 @@ def test_the_same_again_does_nothing_and_other_settings_are_refused(server, tmp_
     assert before == {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
     with pytest.raises(OutputError, match="rows_per_shard is 4 and not 5"):
         fetch(table, out, rows_per_shard=5)
-    # The table has grown: with leave only the shard that differs is fetched.
-    write_table(table, [server.url(n) for n in range(11)])
+    # The table has grown: only shards that differ are fetched, and only with leave.
+    write_table(table / "b.parquet", [server.url(n) for n in range(10, 13)])
     with pytest.raises(OutputError, match="of another table, or of other rows"):
         fetch(table, out)
-    rows = pq.read_table(out / "00000.parquet")
+    assert server.asked.total() == asked
     grown = fetch(table, out, overwrite=True)
-    assert grown.images == 11 and rows.equals(pq.read_table(out / "00000.parquet"))
+    assert (grown.images, grown.skipped, grown.written) == (13, 2, 2)
+    assert [server.asked[f"n/{n}.jpg"] for n in range(13)] == [1] * 8 + [2] * 2 + [1] * 3
+    # Other samples: all of them.
+    other = fetch(table, out, overwrite=True, rows_per_shard=5, caption_column=None)
+    assert (other.written, sorted(path.name for path in out.glob("*.tar"))) == (
+        3,
+        [f"0000{n}.tar" for n in range(3)],
+    )
+    assert len(members_of(out)) == 26
     # What is not of a fetch is left alone.
     foreign = tmp_path / "foreign"
     foreign.mkdir()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,7 +123,7 @@ class Layout:
         theirs = [(new, self.read.field(name).type) for name, new in self.others]
         return pa.schema([(KEY, pa.string()), (URL, pa.string()), *captions, *MADE, *left, *theirs])
 
-    def rows(self, table: pa.Table, keys: Sequence[str], made: dict[str, Sequence[Any]]) -> pa.Table:
+    def rows(self, table: pa.Table, keys: Sequence[str], made: Mapping[str, Sequence[Any]]) -> pa.Table:
         """The rows beside a tar.
 
         Parameters

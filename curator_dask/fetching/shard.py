@@ -233,14 +233,13 @@ class FetchShard:
         """The members of the tar, in the order of the rows."""
         names = [name for name in rows.column_names if name not in (STATUS_COLUMN, "error_message", LEFT)]
         members: list[tuple[str, Stored | bytes]] = []
-        for number, (key, image) in enumerate(zip(keys, images, strict=True)):
+        for key, image, row in zip(keys, images, rows.select(names).to_pylist(), strict=True):
             if image is None:
                 continue
-            said = {name: json_value(rows.column(name)[number].as_py()) for name in names}
             members.append((f"{key}.{image.suffix}", image))
             if self.layout.caption is not None:
-                members.append((f"{key}.txt", (said["caption"] or "").encode()))
-            members.append((f"{key}.json", json.dumps(said, ensure_ascii=False).encode()))
+                members.append((f"{key}.txt", (row["caption"] or "").encode()))
+            members.append((f"{key}.json", json.dumps(json_value(row), ensure_ascii=False).encode()))
         return members
 
     def _report(
