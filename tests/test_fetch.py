@@ -13,6 +13,7 @@ import tarfile
 import time
 
 import dask
+import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -22,6 +23,7 @@ from colours import ColourReader, check_colours, colour_of, read_output
 from fetched import fetch, fetch_alone
 from image_servers import SUFFIXES, ImageServer, big_picture, picture_of
 from PIL import Image
+from s3 import BUCKET, options, s3_server
 from typer.testing import CliRunner
 
 from curator_dask.checks.preflight import preflight
@@ -451,6 +453,9 @@ def test_what_cannot_be(server, tmp_path):
         fetch(table, tmp_path / "out", url_column="URL")
     with pytest.raises(DatasetError, match=r"no column 'text'.*--caption-column"):
         fetch(table, tmp_path / "out", caption_column="text")
+    with pytest.raises(DatasetError, match=r"column 'several': expected text, found list"):
+        several = write_table(tmp_path / "lists.parquet", [server.url(1)], several=[["a", "b"]])
+        fetch(several, tmp_path / "out", caption_column="several")
     (tmp_path / "cc12m.tsv").write_text(f"{server.url(1)}\ta caption\n")
     with pytest.raises(
         DatasetError, match="Its first line has a URL: put a line with the columns' names before"
@@ -510,3 +515,27 @@ def test_the_rest_reads_what_it_writes(server, client, tmp_path):
     check_colours([n for n, _ in lossless], [v for _, v in lossless], bad={bad})
     assert rows["image_error"][4].as_py().endswith("(status: failed_to_download)")
     assert CliRunner().invoke(app, [*command, "--min-good", "0.95"]).exit_code == 1
+
+
+@pytest.mark.slow
+def test_a_table_and_shards_in_a_store(server, tmp_path):
+    with s3_server() as store:
+        known = options(store)
+        frame = pd.DataFrame({"url": [server.url(n) for n in range(9)], "caption": [*"abcdefghi"]})
+        with fsspec.open(f"s3://{BUCKET}/urls.csv", "w", **known) as file:
+            frame.to_csv(file, index=False)
+        given = {"storage_options": known, "output_storage_options": known, "retries": 0}
+        server.broken = {"n/5"}
+        assert fetch(f"s3://{BUCKET}/urls.csv", f"s3://{BUCKET}/out", **given).failed == 1
+        server.broken = set()
+        again = fetch(f"s3://{BUCKET}/urls.csv", f"s3://{BUCKET}/out", **given, retry_failed=True)
+        assert (again.tried, again.images, again.failed) == (1, 9, 0)
+        assert fetch(f"s3://{BUCKET}/urls.csv", f"s3://{BUCKET}/out", **given).written == 0
+        fs = fsspec.filesystem("s3", **known)
+        fs.invalidate_cache()
+        fs.get(f"{BUCKET}/out", str(tmp_path / "out"), recursive=True)
+    members = members_of(tmp_path / "out")
+    for number in range(9):
+        key = f"{number // 4:05d}{number % 4}"
+        assert members[f"{key}.{SUFFIXES[number % 4]}"] == picture_of(number)
+        assert members[f"{key}.txt"].decode() == "abcdefghi"[number]

@@ -51,7 +51,7 @@ class Downloads:
     tell
         Is told of each URL that is done, whether it failed.
     is_first
-        The shard is the first of a run: then nobody has answered before.
+        Says whether no shard is there yet: then nobody has answered before.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Downloads:
         options: FetchOptions,
         take: Callable[[int, bytes | bytearray], Look],
         tell: Callable[[int, bool], None],
-        is_first: bool,
+        is_first: Callable[[], bool],
     ) -> None:
         self._urls, self._options, self._take, self._tell = urls, options, take, tell
         self._is_first, self._heard = is_first, False
@@ -194,7 +194,7 @@ class Downloads:
         if len(self._silent) < SILENT_ROWS or self._options.keep_going:
             return
         hosts = {host for host, _ in self._silent}
-        if len(hosts) < SILENT_HOSTS and (self._heard or not self._is_first):
+        if len(hosts) < SILENT_HOSTS and (self._heard or not self._is_first()):
             return
         kinds = ranked(Counter(kind_of(reason) for _, reason in self._silent))
         said = ", ".join(f"{count:,} x {kind}" for kind, count in kinds)

@@ -23,6 +23,7 @@ _STATUS = {
     403: "forbidden",
     404: "not found",
     407: "proxy refused",
+    408: "timed out",
     410: "gone",
     451: "unavailable for legal reasons",
 }

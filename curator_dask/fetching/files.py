@@ -20,7 +20,7 @@ from curator_dask.frames.parquet import open_parquet, read_footer, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.placing import being_written, unwritten
 from curator_dask.outputs.selecting import Folder
-from curator_dask.storage import exists, is_remote, local_path, remove
+from curator_dask.storage import exists, is_remote, local_path, remove, walk
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.ranges import Ranges
 from curator_dask.webdataset.samples import suffix_of
@@ -181,6 +181,10 @@ class ShardFiles:
                 raise unwritten(path, error) from error
         write_table(self.parquet(name), rows, _with_report(record, report), self.target.options)
         remove(self.pending(name), self.beside.options)
+
+    def any_there(self) -> bool:
+        """Whether a shard is finished."""
+        return any(name.endswith(".parquet") for name in walk(*self.target))
 
     def remove(self, name: str) -> None:
         """Remove a shard: first what says that it is finished."""

@@ -76,7 +76,7 @@ class Lookups(AbstractResolver):
         if known is None:
             if host not in self._asked:
                 task = asyncio.ensure_future(self._ask(host))
-                task.add_done_callback(lambda _: self._asked.pop(host, None))
+                task.add_done_callback(lambda done: self._forget(host, done))
                 self._asked[host] = task
             # Who waits may run out of time; the lookup goes on for the next.
             known = await asyncio.shield(self._asked[host])
@@ -94,6 +94,11 @@ class Lookups(AbstractResolver):
             for kind, address in known
             if family in (socket.AF_UNSPEC, kind)
         ]
+
+    def _forget(self, host: str, done: asyncio.Task[list[tuple[int, str]]]) -> None:
+        self._asked.pop(host, None)
+        if not done.cancelled():
+            done.exception()  # perhaps nobody waits for it any more, of which asyncio would complain
 
     async def _ask(self, host: str) -> list[tuple[int, str]]:
         try:

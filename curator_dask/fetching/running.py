@@ -163,13 +163,8 @@ class _Fetch:
     def _run(self, todo: Sequence[int], client: Client | None) -> None:
         summary = self.summary
         items = [
-            ShardRows(
-                self._names[number],
-                self._table.pieces(*self._ranges[number]),
-                self._marks[number],
-                number == todo[0] and not summary.images,
-            )
-            for number in todo
+            ShardRows(self._names[each], self._table.pieces(*self._ranges[each]), self._marks[each])
+            for each in todo
         ]
         fetch = FetchShard(self._place.files, self._layout, self._options, self._digits, self._table.options)
         warned = False

@@ -48,14 +48,11 @@ class ShardRows:
         Where they are.
     mark
         The fingerprint of what is made of them.
-    is_first
-        The shard is the first of a run.
     """
 
     name: str
     pieces: tuple[Piece, ...]
     mark: str
-    is_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ class FetchShard:
                 self._take_over(stack, rows.name, keys, found)
                 before = sum(isinstance(each, Stored) for each in found)
             wanted = [number for number, each in enumerate(found) if each is None]
-            downloads = self._download(rows, table, urls, wanted, found, spool)
+            downloads = self._download(table, urls, wanted, found, spool)
             images = [each if isinstance(each, Stored) else None for each in found]
             reasons = [each.reason if isinstance(each, Failure) else None for each in found]
             written = self._rows(table, keys, found)
@@ -172,7 +169,6 @@ class FetchShard:
 
     def _download(
         self,
-        rows: ShardRows,
         table: pa.Table,
         urls: Sequence[str | None],
         wanted: Sequence[int],
@@ -197,7 +193,7 @@ class FetchShard:
             count = len(members[number])
             report(images=count, failed=count * failed)
 
-        downloads = Downloads([*by_url], options, take, tell, rows.is_first)
+        downloads = Downloads([*by_url], options, take, tell, lambda: not self.files.any_there())
         with _ONE_SHARD:
             downloads.run()
         expected = {name: texts(table, column).to_pylist() for name, column in options.digests.items()}
