@@ -121,7 +121,8 @@ class ImageServer:
             writer.write("\r\n".join([*lines, "", ""]).encode() + body)
 
         kind, _, rest = path.partition("/")
-        number = int(rest.partition(".")[0]) if rest.partition(".")[0].isdecimal() else 1
+        digits = rest.partition("?")[0].partition(".")[0]
+        number = int(digits) if digits.isdecimal() else 1
         image = picture_of(number)
         if any(path.startswith(each) for each in self.broken):
             send(503)

@@ -359,6 +359,15 @@ def test_limits_hold_and_one_host_holds_up_no_other(server, tmp_path):
     )
 
 
+def test_that_hardly_an_image_comes_is_said_early(server, tmp_path, said):
+    table = write_table(tmp_path / "urls.parquet", [server.url(f"status/404?{n}") for n in range(510)])
+    summary = fetch(table, tmp_path / "out", rows_per_shard=510)
+    assert "0.0% of the first 510 rows have an image (510 x not found): is it worth going on?" in said.text
+    # Its tar is empty, and the rest takes it.
+    assert summary.reasons == {"not found": 510} and members_of(tmp_path / "out") == {}
+    assert preflight(str(tmp_path / "out"), "key").rows == 510
+
+
 def test_a_network_that_is_not_there_stops_the_run(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -136,6 +136,7 @@ class Downloads:
         finally:
             body.close()
         if isinstance(answer, URL):
+            self._in_a_row[host] = 0
             job.left -= loop.time() - begun
             self._redirect(job, answer)
         elif answer is not None and answer.may_pass:
