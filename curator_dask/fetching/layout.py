@@ -84,9 +84,9 @@ class Layout:
         for option, name in named:
             if name not in table.names:
                 raise DatasetError(f"the table: {none_of_these(name, table.names)} ({option})")
-        for name in given.values():
-            if name is not None:
-                texts(table.empty_table(), name)  # says what is wrong with it
+        for column in given.values():
+            if column is not None:
+                texts(table.empty_table(), column)  # says what is wrong with it
         used = [
             options.url_column,
             options.caption_column,
