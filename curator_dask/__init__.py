@@ -12,14 +12,23 @@ if TYPE_CHECKING:
     from curator_dask.cluster.client import get_client
     from curator_dask.datasets.sequential import Sequential
     from curator_dask.dedup.nemo import ClusteringModel, SemanticClusterLevelDedup
+    from curator_dask.fetching.running import fetch_images
 
-__all__ = ["ClusteringModel", "SemanticClusterLevelDedup", "Sequential", "__version__", "get_client"]
+__all__ = [
+    "ClusteringModel",
+    "SemanticClusterLevelDedup",
+    "Sequential",
+    "__version__",
+    "fetch_images",
+    "get_client",
+]
 __version__ = "0.1.0"
 
 _MODULES = {
     "ClusteringModel": "dedup.nemo",
     "SemanticClusterLevelDedup": "dedup.nemo",
     "Sequential": "datasets.sequential",
+    "fetch_images": "fetching.running",
     "get_client": "cluster.client",
 }
 

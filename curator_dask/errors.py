@@ -21,6 +21,10 @@ class ClusterError(CuratorError, RuntimeError):
     """A cluster could not be started or reached."""
 
 
+class NetworkError(CuratorError, RuntimeError):
+    """No server on the network answers: what would be asked of others would fail, too."""
+
+
 class DatasetError(CuratorError, ValueError):
     """The dataset as a whole cannot be used: no shards, no key column, schemas that do not fit."""
 

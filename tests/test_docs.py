@@ -92,6 +92,10 @@ HOLDS = {
         "len(of_files) == 7 and of_files.metadata.columns[1] == 'file_name'",
         "len(in_parquet) == 7 and [*in_parquet.metadata.columns] == ['key', 'text', '__url__']",
     ],
+    "fetching.md": [
+        "(summary.rows, summary.images, dict(summary.reasons)) == (8, 6, {'empty': 1, 'not found': 1})",
+        "sum(pq.read_table(f'{FOLDER}/shards/0000{n}.parquet')['sha256'].null_count for n in (0, 1)) == 2",
+    ],
     "models.md": [
         "(summary.rows, summary.failed) == (14, 2)",
         "set(pq.read_schema(FOLDER + '/both/00000.parquet').names) >= {'timm', 'clip', 'image_error'}",

@@ -39,6 +39,7 @@ LAYERS = (
     "image.classifiers",
     "image.statistics",
     "tables",
+    "fetching",
     "dedup",
     "datasets",
     "outputs",

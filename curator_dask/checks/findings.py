@@ -180,7 +180,7 @@ class Report:
             )
         if self.statuses:
             lines.append(
-                f"  img2dataset{self._in_those()}: "
+                f"  downloads{self._in_those()}: "
                 + ", ".join(f"{status} {count:,}" for status, count in self.statuses.items())
             )
         if self.taken:

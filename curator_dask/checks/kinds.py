@@ -83,8 +83,8 @@ KINDS = {
     "disk": Kind(True, "output that does not fit on its disk", "make room, or write to another disk"),
     "not-downloaded": Kind(
         False,
-        "row whose image img2dataset could not get; its vector will be null",
-        "none is needed; img2dataset tries again with incremental_mode='extend' and other URLs",
+        "row whose image could not be fetched from its URL; its vector will be null",
+        "none is needed; fetch --retry-failed tries again what it has fetched, img2dataset incremental_mode='extend'",
     ),
     "missing": Kind(
         False,

@@ -19,6 +19,7 @@ from curator_dask.cli.detect import detect
 from curator_dask.cli.embed import embed
 from curator_dask.cli.examples import BEGIN, shown
 from curator_dask.cli.export import export
+from curator_dask.cli.fetch import fetch
 from curator_dask.cli.filter import filter_rows
 from curator_dask.cli.fit import fit
 from curator_dask.cli.info import info
@@ -79,6 +80,7 @@ def main(
         raise typer.Exit
 
 
+app.command(**shown("fetch"))(fetch)
 app.command(**shown("embed"))(embed)
 app.command(**shown("classify"))(classify)
 app.command(**shown("caption"))(caption)

@@ -8,6 +8,14 @@ from curator_dask.cli.once import OnceCommand
 
 #: Of each command a line for the list of all, and examples.
 SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
+    "fetch": (
+        "Turn a table of image URLs into shards.",
+        (
+            "fetch urls.parquet /data/shards --url-column URL --caption-column TEXT",
+            "fetch metadata/ /data/shards --caption-column text --id-column uid --sha256-column sha256",
+            "fetch urls.parquet /data/shards --caption-column text --retry-failed",
+        ),
+    ),
     "check": (
         "Look a dataset over first: seconds, no model.",
         ("check /data/shards", "check /data/photos --captions captions.csv"),

@@ -1,0 +1,141 @@
+"""Where a fetch goes: the folder of the shards, and the one beside it with what is not for readers of shards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from curator_dask.errors import ConfigError, OutputError
+from curator_dask.fetching.files import ShardFiles
+from curator_dask.frames.parquet import without_leftovers
+from curator_dask.outputs.lock import RunLock
+from curator_dask.outputs.placing import put
+from curator_dask.outputs.saving import check_writable, missing_folders, remove_empty
+from curator_dask.outputs.selecting import Folder
+from curator_dask.storage import exists, is_remote, join, read_bytes, walk
+
+#: Ends the name of the folder beside the shards.
+SUFFIX = ".fetch"
+_NOTE = "run.json"
+_SHARDS = (".tar", ".parquet")
+
+
+class FetchPlace:
+    """The folder of the shards, and the one beside it.
+
+    Parameters
+    ----------
+    target
+        Where the shards go.
+
+    Raises
+    ------
+    ConfigError
+        There can be no folder beside it.
+    """
+
+    def __init__(self, target: Folder) -> None:
+        if is_remote(target.path) and "/" not in target.path.partition("://")[2]:
+            raise ConfigError(
+                f"{target.path}: there must be a folder beside the shards, and there is none beside a bucket: give a"
+                " folder in it"
+            )
+        beside = Folder(f"{target.path}{SUFFIX}", target.options)
+        self.files = ShardFiles(target, beside)
+
+    @property
+    def staged(self) -> Folder:
+        """Where tables go that are no Parquet."""
+        beside = self.files.beside
+        return Folder(join(beside.path, "table"), beside.options)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Keep other runs out, and remove what dead ones have left; and the folders that would be left empty.
+
+        Raises
+        ------
+        OutputError
+            It cannot be written to, another run writes there, or what is there is not of a fetch.
+        """
+        target, beside = self.files.target, self.files.beside
+        local = [each.path for each in (target, beside) if not is_remote(each.path)]
+        missing = [folder for each in local for folder in missing_folders(each)]
+        try:
+            for each in local:
+                check_writable(each)
+            with RunLock(target.path, target.options), without_leftovers(*local):
+                if self.note is None:
+                    self._check_foreign()
+                yield
+        finally:
+            remove_empty(missing)
+
+    def _check_foreign(self) -> None:
+        target = self.files.target
+        there = next((name for name in walk(*target) if name.endswith(_SHARDS)), None)
+        if there is not None:
+            raise OutputError(
+                f"{target.path}: has {there}, which is not of a fetch: give another folder for the shards"
+            )
+
+    @property
+    def note(self) -> dict[str, Any] | None:
+        """Of which fetch the shards are; None: of none."""
+        beside = self.files.beside
+        path = beside.file(_NOTE)
+        try:
+            if not exists(path, beside.options):
+                return None
+            found = json.loads(read_bytes(path, beside.options))
+        except ValueError:
+            return {}
+        except Exception as error:  # a store's own, of many types
+            raise OutputError(f"{path}: cannot be read: {error!r}") from error
+        return found if isinstance(found, dict) else {}
+
+    def claim(self, note: Mapping[str, Any], marks: Mapping[str, str], overwrite: bool) -> None:
+        """Note that the shards are of this fetch, and remove those that are not.
+
+        Parameters
+        ----------
+        note
+            What identifies it: its ``settings``, its ``table``.
+        marks
+            Of its shards the fingerprints, by name.
+        overwrite
+            Shards of another one are removed.
+
+        Raises
+        ------
+        OutputError
+            There are such, and they are not to be.
+        """
+        before = self.note
+        if before == dict(note):
+            return
+        if before is not None:
+            if not overwrite and any(True for _ in self._names()):
+                raise OutputError(
+                    f"{self.files.target.path}: has shards of another fetch, {_difference(before, note)}. Give another"
+                    " folder, or replace them with overwrite=True (--overwrite): shards that would be the same stay"
+                )
+            for name in [*self._names()]:
+                if name not in marks or self.files.finished(name, marks[name]) is None:
+                    self.files.remove(name)
+        beside = self.files.beside
+        put(beside.file(_NOTE), json.dumps(note).encode(), beside.options)
+
+    def _names(self) -> Collection[str]:
+        found = (name for name in walk(*self.files.target) if name.endswith(_SHARDS) and "/" not in name)
+        return sorted({name.rpartition(".")[0] for name in found if name.rpartition(".")[0].isdecimal()})
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    old, new = before.get("settings") or {}, now["settings"]
+    for name, value in new.items():
+        if old.get(name) != value:
+            return f"whose {name} is {old.get(name)!r} and not {value!r}"
+    return "of another table, or of other rows or columns of this one"

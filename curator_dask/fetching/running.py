@@ -1,0 +1,197 @@
+"""One fetch: from a table of URLs to shards of images."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from curator_dask.arguments import check_names, names_of
+from curator_dask.cluster.setup import OpenWorkers, when_needed
+from curator_dask.fetching.layout import Layout
+from curator_dask.fetching.options import FetchOptions
+from curator_dask.fetching.place import FetchPlace
+from curator_dask.fetching.retrying import may_retry
+from curator_dask.fetching.shard import FetchShard, ShardRows
+from curator_dask.fetching.source import UrlTable, find_table, read_pieces
+from curator_dask.fetching.summary import FetchSummary
+from curator_dask.fingerprint import fingerprint
+from curator_dask.outputs.placing import locate
+from curator_dask.outputs.saving import check_apart
+from curator_dask.outputs.selecting import Folder
+from curator_dask.runs.settle import file_tasks, run_targets
+from curator_dask.runs.summary import SaveSummary
+from curator_dask.runs.targets import Target
+from curator_dask.storage import Options, is_remote, local_path
+from curator_dask.threads import in_threads
+from curator_dask.words import ranked
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+logger = logging.getLogger("curator_dask")
+
+_FORM = 1  # of the fingerprints: what is made of the same rows
+_SHARD_DIGITS = 5
+# A first look at how it goes: rows, and the share of them that should have an image.
+_LOOK_ROWS, _LOOK_SHARE = 500, 0.2
+
+
+def fetch_images(
+    table: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    storage_options: Options = None,
+    output_storage_options: Options = None,
+    workers: OpenWorkers = contextlib.nullcontext,
+    **settings: Any,
+) -> FetchSummary:
+    """Turn a table of image URLs into shards: a tar with image, caption and JSON a sample, and Parquet beside it.
+
+    Every row of the table is a row of the Parquet, with what became of it. The same call again does only what is
+    missing.
+
+    Parameters
+    ----------
+    table
+        Parquet, CSV, TSV or JSON Lines with a URL a row, or a ``.txt`` with one a line: a file, a folder of files of
+        one kind, or a glob; local, or an fsspec URL.
+    output
+        Directory or fsspec URL for the shards. Beside it, in ``OUTPUT.fetch``, is what a rerun needs.
+    storage_options, output_storage_options
+        For fsspec, of `table` and of `output`.
+    workers
+        Opens the cluster to work on, once there is something to do; else it is the one that is there, or this process.
+    **settings
+        Of `curator_dask.fetching.FetchOptions`.
+
+    Returns
+    -------
+    FetchSummary
+        Counts and times; it is also logged.
+
+    Raises
+    ------
+    ConfigError
+        A setting cannot be carried out, or there is none of this name.
+    DatasetError
+        The table cannot be read, or has no such columns.
+    NetworkError
+        No server answers.
+    OutputError
+        The output cannot be written, or has shards that would be replaced.
+    """
+    started = time.monotonic()
+    check_names("fetch_images", settings, names_of(FetchOptions))
+    options = FetchOptions(**settings)
+    target = Folder(locate(os.fspath(output), output_storage_options), output_storage_options)
+    source = os.fsdecode(table)
+    if is_remote(source) or os.path.isdir(local_path(source)):  # noqa: PTH112
+        check_apart(locate(source, storage_options), target.path)
+    place = FetchPlace(target)
+    with place.open(), when_needed(workers) as client:
+        asked = [options.caption_column, options.id_column, *options.digests.values()]
+        names = [name for name in asked if name is not None]
+        found = find_table(source, options.url_column, names, place.staged, storage_options)
+        fetch = _Fetch(place, found, options)
+        fetch.run(client)
+        fetch.summary.seconds = time.monotonic() - started
+        logger.info("%s", fetch.summary)
+        return fetch.summary
+
+
+class _Fetch:
+    """The shards of a table."""
+
+    def __init__(self, place: FetchPlace, table: UrlTable, options: FetchOptions) -> None:
+        self._started = time.monotonic()
+        self._place, self._table, self._options = place, table, options
+        self._layout = Layout.of(table.schema, options)
+        self.summary = FetchSummary(place.files.target.path, renamed=self._layout.renamed)
+        size = options.rows_per_shard
+        self._digits = len(str(size - 1))
+        self._ranges = [(start, min(start + size, table.rows)) for start in range(0, table.rows, size)]
+        self._names = [f"{number:0{_SHARD_DIGITS}d}" for number in range(len(self._ranges))]
+        common = {"form": _FORM, "schema": str(self._layout.schema()), "recipe": options.recipe}
+        self._marks = [
+            fingerprint({**common, "name": name, "rows": table.mark(*rows)})
+            for name, rows in zip(self._names, self._ranges, strict=True)
+        ]
+
+    def run(self, client: Any) -> None:
+        """Fetch what is missing."""
+        names, marks = self._names, self._marks
+        note = {"settings": self._options.recipe, "fetch": fingerprint({"marks": marks})}
+        files = self._place.files
+        self._place.claim(
+            json.loads(json.dumps(note)), dict(zip(names, marks, strict=True)), self._options.overwrite
+        )
+        done = in_threads(lambda number: files.finished(names[number], marks[number]), range(len(names)))
+        todo = []
+        for number, report in enumerate(done):
+            if report is None or self._is_wanted(report):
+                todo.append(number)
+            else:
+                self.summary.add(report, before=True)
+        if not todo:
+            return
+        if self._options.id_column is not None and not any(done):
+            self._check_ids()
+        self._run(todo, client())
+
+    def _is_wanted(self, report: Mapping[str, Any]) -> bool:
+        """Whether rows of a finished shard are to be tried again."""
+        options = self._options
+        return options.retry_failed and any(
+            may_retry(reason, options, report) for reason in report["reasons"]
+        )
+
+    def _check_ids(self) -> None:
+        """Raise DatasetError where one can be no key, before hours are spent on others."""
+        for name, rows in zip(self._names, self._ranges, strict=True):
+            pieces = self._table.pieces(*rows)
+            keys = self._layout.read.field(str(self._options.id_column))
+            ids = read_pieces(
+                pieces, self._layout.read.empty_table().select([keys.name]).schema, self._table.options
+            )
+            self._layout.keys(ids, name, self._digits)
+
+    def _run(self, todo: Sequence[int], client: Client | None) -> None:
+        summary = self.summary
+        items = [
+            ShardRows(self._names[each], self._table.pieces(*self._ranges[each]), self._marks[each])
+            for each in todo
+        ]
+        fetch = FetchShard(self._place.files, self._layout, self._options, self._digits, self._table.options)
+        warned = False
+
+        def take(number: int, row: Mapping[str, Any]) -> None:
+            nonlocal warned
+            summary.add(json.loads(row["target"]), before=False)
+            if not warned and summary.tried >= _LOOK_ROWS:
+                warned = True
+                self._warn()
+
+        summary.startup_seconds = time.monotonic() - self._started
+        targets = [Target.of_file(summary.path, each.name) for each in items]
+        done = SaveSummary(summary.path)
+        run_targets(file_tasks(fetch, items, "fetch-shard", client), client, targets, done, take)
+        summary.failed_shards = done.failed_shards
+
+    def _warn(self) -> None:
+        """Say early that hardly an image comes."""
+        summary = self.summary
+        share = summary.got / summary.tried
+        if share < _LOOK_SHARE:
+            some = ", ".join(f"{count:,} x {reason}" for reason, count in ranked(summary.reasons)[:3])
+            logger.warning(
+                "%.1f%% of the first %s rows have an image (%s): is it worth going on? Where it is timeouts or DNS,"
+                " fewer connections (--connections) or a resolver of one's own may help",
+                100 * share,
+                f"{summary.tried:,}",
+                some,
+            )

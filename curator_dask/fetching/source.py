@@ -1,0 +1,245 @@
+"""The table of URLs: its rows in the order of its files, cut into shards, and read again by ranges."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from curator_dask.errors import DatasetError
+from curator_dask.fingerprint import fingerprint
+from curator_dask.frames.parquet import open_parquet, read_footer, write_table
+from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.selecting import Folder
+from curator_dask.rows.caption_files import TABLES, read_table, tidy
+from curator_dask.rows.key_column import KeyColumn
+from curator_dask.rows.user_tables import UserTable, faults
+from curator_dask.storage import Options, is_remote, join, local_path, read_bytes, walk
+from curator_dask.threads import in_threads
+
+_BATCH_ROWS = 1 << 16
+_HINT = "Give the name of that column (url_column=, --url-column)"
+_MEANS = "with the URLs"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A range of rows of a Parquet file.
+
+    Attributes
+    ----------
+    path
+        Of the file.
+    start, stop
+        Rows, counted from 0.
+    """
+
+    path: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class UrlTable:
+    """A table whose files are Parquet, be it that it came as such.
+
+    Attributes
+    ----------
+    path
+        As it was given.
+    files, counts, digests
+        Its files in their order, the rows of each, and what tells another content of it.
+    schema
+        Of all columns.
+    options
+        For fsspec, of the files.
+    """
+
+    path: str
+    files: tuple[str, ...]
+    counts: tuple[int, ...]
+    digests: tuple[str, ...]
+    schema: pa.Schema
+    options: Options = None
+
+    @property
+    def rows(self) -> int:
+        """Of all files."""
+        return sum(self.counts)
+
+    def pieces(self, start: int, stop: int) -> tuple[Piece, ...]:
+        """Where rows are, counted over all files."""
+        found, first = [], 0
+        for file, count in zip(self.files, self.counts, strict=True):
+            begin, end = max(start, first), min(stop, first + count)
+            if begin < end:
+                found.append(Piece(file, begin - first, end - first))
+            first += count
+        return tuple(found)
+
+    def mark(self, start: int, stop: int) -> list[Any]:
+        """What tells other rows in the place of these."""
+        by_file = dict(zip(self.files, self.digests, strict=True))
+        return [[by_file[each.path], each.start, each.stop] for each in self.pieces(start, stop)]
+
+
+def find_table(
+    path: str | os.PathLike[str],
+    url_column: str,
+    texts: Sequence[str],
+    staged: Folder,
+    options: Options = None,
+) -> UrlTable:
+    """The table at a path or URL.
+
+    What is no Parquet, of which no part can be read alone, is written as such first.
+
+    Parameters
+    ----------
+    path
+        A file, a folder of files of one kind, or a glob.
+    url_column
+        It must have.
+    texts
+        Other columns that are text, whatever they look like.
+    staged
+        Where Parquet files go that are made of others.
+    options
+        For fsspec.
+
+    Raises
+    ------
+    DatasetError
+        There is none, it cannot be read, or has no such column.
+    """
+    text = os.fsdecode(path)
+    found = UserTable.find(_files_of(text, options), url_column, options, hint=_HINT)
+    table, at = found, found.options
+    if Path(found.files[0]).suffix.lower() != ".parquet":
+        files = [
+            _stage(each, number, url_column, texts, staged, at) for number, each in enumerate(found.files)
+        ]
+        table, at = UserTable(staged.path, url_column, staged.options, _HINT), staged.options
+        vars(table)["files"] = tuple(files)  # whatever else an earlier table has left there
+    looked = in_threads(lambda file: _look(file, url_column, at), table.files)
+    if not sum(rows for rows, _ in looked):
+        raise DatasetError(f"{text}: it has no rows")
+    return UrlTable(
+        text,
+        table.files,
+        tuple(rows for rows, _ in looked),
+        tuple(each for _, each in looked),
+        table.schema,
+        at,
+    )
+
+
+def _files_of(path: str, options: Options) -> str:
+    """The path, or the glob of the one kind of files that a folder without Parquet has."""
+    suffix = Path(path).suffix.lower()
+    if suffix in (*TABLES, ".txt") or (not is_remote(path) and not Path(local_path(path)).is_dir()):
+        return path
+    if any(sign in path for sign in "*?[") and is_remote(path):
+        return path
+    names = [name for name in walk(local_path(path), options) if not name.startswith((".", "_"))]
+    kinds = {Path(name).suffix.lower() for name in names if Path(name).suffix.lower() in TABLES}
+    if ".parquet" in kinds or not kinds:
+        return path
+    if len(kinds) > 1:
+        raise DatasetError(
+            f"{path}: has files of several kinds, {' and '.join(sorted(kinds))}: give those of one kind"
+        )
+    folder = path if is_remote(path) else glob.escape(local_path(path))
+    return join(folder, f"*{kinds.pop()}")
+
+
+def _stage(
+    file: str, number: int, url_column: str, texts: Sequence[str], staged: Folder, options: Options
+) -> str:
+    """The path of a Parquet file with what is in another file."""
+    with faults(file):
+        data = read_bytes(file, options)
+    mark = fingerprint({"form": 1, "data": hashlib.sha256(data).hexdigest(), "texts": [url_column, *texts]})
+    target = staged.file(f"{number:05d}.parquet")
+    if read_footer(target, staged.options).is_finished(mark):
+        return target
+    if Path(file).suffix.lower() == ".txt":
+        lines = [line for line in data.decode("utf-8-sig", "replace").splitlines() if line.strip()]
+        table = pa.table({url_column: pa.array(lines, pa.string())})
+    else:
+        try:
+            with faults(file):
+                table = read_table(file, data, _TextColumns(url_column, _MEANS, _HINT, tuple(texts)))
+        except DatasetError as error:
+            if b"http" in data[: data.find(b"\n") if b"\n" in data else None]:
+                raise DatasetError(
+                    f"{error}. Its first line has a URL: put a line with the columns' names before it, as {url_column}"
+                    " and caption, with what is between the others' columns between them"
+                ) from None
+            raise
+    write_table(target, table.replace_schema_metadata(), FileRecord(mark), staged.options)
+    return target
+
+
+@dataclass(frozen=True)
+class _TextColumns(KeyColumn):
+    others: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (*super().texts, *self.others)
+
+
+def _look(file: str, url_column: str, options: Options) -> tuple[int, str]:
+    """Rows of a Parquet file, and a digest of its footer: sizes of all columns, and what is least and most in them."""
+    with faults(file), open_parquet(file, options) as opened:
+        KeyColumn(url_column, _MEANS, _HINT).check(opened.schema_arrow.names)
+        sink = pa.BufferOutputStream()
+        opened.metadata.write_metadata_file(sink)
+        return opened.metadata.num_rows, hashlib.sha256(sink.getvalue()).hexdigest()
+
+
+def read_pieces(pieces: Sequence[Piece], schema: pa.Schema, options: Options) -> pa.Table:
+    """Rows of a table, with the columns of a schema; those that a file lacks are null.
+
+    Raises
+    ------
+    DatasetError
+        They cannot be read.
+    """
+    tables = [schema.empty_table()]
+    for piece in pieces:
+        with faults(piece.path), open_parquet(piece.path, options) as file:
+            names = [name for name in schema.names if name in file.schema_arrow.names]
+            for some in _batches(file, piece, names):
+                arrays = [
+                    some.column(each.name).cast(each.type)
+                    if each.name in names
+                    else pa.nulls(len(some), each.type)
+                    for each in schema
+                ]
+                tables.append(pa.table(arrays, schema=schema))
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _batches(file: Any, piece: Piece, names: Sequence[str]) -> list[pa.Table]:
+    found, at = [], 0
+    for number in range(file.num_row_groups):
+        count = file.metadata.row_group(number).num_rows
+        if at < piece.stop and at + count > piece.start:
+            first = at
+            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[number], columns=names):
+                begin, end = max(piece.start, first), min(piece.stop, first + len(batch))
+                if begin < end:
+                    found.append(tidy(pa.Table.from_batches([batch.slice(begin - first, end - begin)])))
+                first += len(batch)
+                if first >= piece.stop:
+                    break
+        at += count
+    return found
