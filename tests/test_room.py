@@ -38,9 +38,13 @@ def quiet():
 
 
 @pytest.fixture(autouse=True)
-def nothing_kept():
+def nothing_kept(monkeypatch):
+    """On a CPU, also where there is a GPU: what is full is played."""
+    monkeypatch.setenv(backend.DEVICE_VARIABLE, "cpu")
+    backend.current.cache_clear()
     ENCODERS.clear()
     yield
+    backend.current.cache_clear()
     ENCODERS.clear()
 
 

@@ -183,8 +183,8 @@ class ReferenceSimilarity(ImageClassifier):
             backend.current().release_memory()
         raise ConfigError(
             f"{self.reference}: its {sum(map(len, blocks)):,} vectors take"
-            f" {sized(sum(block.nbytes for block in blocks))}, and there is no room for them on {device}. Give a smaller"
-            " reference, or, of a GPU, score on CPUs (CURATOR_DASK_DEVICE=cpu)"
+            f" {sized(sum(block.nbytes for block in blocks))}, and there is no room for them on {device}. Give a"
+            " smaller reference, or, of a GPU, score on CPUs (CURATOR_DASK_DEVICE=cpu)"
         )
 
     def _files(self) -> VectorFiles:
