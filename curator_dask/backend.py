@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import importlib.util
 import itertools
 import os
@@ -95,6 +96,7 @@ class Backend:
             return
         import torch
 
+        gc.collect()  # a user's model may be in a circle
         torch.cuda.empty_cache()
         if "nvidia.dali.backend" in sys.modules:
             sys.modules["nvidia.dali.backend"].ReleaseUnusedMemory()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from curator_dask.errors import ConfigError, WeightsError
 from curator_dask.image.classifiers import ReferenceSimilarity, reference
 from curator_dask.models import room
 from curator_dask.models.captioning import CaptionSpec
+from curator_dask.models.clip import ClipSpec
 from curator_dask.models.clip_text import ClipTextSpec
 from curator_dask.models.detecting import DetectionSpec
 from curator_dask.models.room import Room
@@ -207,3 +210,18 @@ def test_a_model_is_not_compiled_while_it_writes(tmp_path):
         patch.setattr(model._model, "get_compiled_call", lambda *_: pytest.fail("it would be compiled"))
         assert model(images, 2) == expected
     assert all(each.text for each in expected)
+
+
+def test_what_is_closed_is_gone_at_once(tmp_path):
+    """Not when Python collects what is in circles: until then a device would hold its weights."""
+    make_pair(tmp_path, "clip")
+    for spec in (ClipSpec(str(tmp_path)), ClipTextSpec(str(tmp_path))):
+        model = spec.build()
+        weights = [weakref.ref(each) for each in model.model.parameters()]
+        gc.collect()
+        gc.disable()
+        try:
+            model.close()
+            assert len(weights) > 10 and not any(each() is not None for each in weights)
+        finally:
+            gc.enable()
