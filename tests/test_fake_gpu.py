@@ -12,6 +12,7 @@ from fake_gpu import GPU, fake_gpu, on_the_host
 from texts import make_pair
 
 from curator_dask.compare import kernel, moments, neighbours
+from curator_dask.decode.dali import DALI_MODES, DaliDecoder
 from curator_dask.decode.resize import DeviceResize
 from curator_dask.decode.transforms import TransformSpec
 from curator_dask.dedup import products
@@ -137,3 +138,18 @@ def test_a_model_that_finds_things(tmp_path, kind, request):
     assert {each.device for each in model._model.parameters()} == {GPU}
     found = model([np.zeros((40, 50, 3), np.uint8)] * 3, 2)
     assert [each.reason for each in found] == [None] * 3 and all(each.boxes.shape[1] == 4 for each in found)
+
+
+@pytest.mark.parametrize("mode", sorted(DALI_MODES))
+def test_dali_knows_what_its_operators_are_told_on_a_gpu(monkeypatch, mode):
+    """It looks at names and devices where the graph is made, and asks the driver where it is built."""
+    dali = pytest.importorskip("nvidia.dali")
+    monkeypatch.setattr(dali.Pipeline, "build", lambda pipeline: None)
+    plain, bordered = (
+        TransformSpec(size, mode, (0.5,) * 3, (0.5,) * 3, crop_mode=crop)
+        for size, crop in (((32, 32), "center"), ((48, 32), "border"))
+    )
+    assert bordered.pads
+    transforms = (plain, None, bordered)
+    made = DaliDecoder(4, 2, device_id=0, decoder="mixed", transforms=transforms)._build()
+    assert [each.device for each in made._graph_out] == ["gpu", "gpu", "gpu", "cpu"]
