@@ -98,10 +98,10 @@ class Backend:
 
         gc.collect()  # a user's model may be in a circle
         torch.cuda.empty_cache()
-        if "nvidia.dali.backend" in sys.modules:
-            sys.modules["nvidia.dali.backend"].ReleaseUnusedMemory()
-        if "cupy" in sys.modules:  # a stage's own, or cuDF's, which has none there
-            sys.modules["cupy"].get_default_memory_pool().free_all_blocks()
+        if dali := sys.modules.get("nvidia.dali.backend"):
+            dali.ReleaseUnusedMemory()
+        if cupy := sys.modules.get("cupy"):
+            cupy.get_default_memory_pool().free_all_blocks()
 
     def again_if_full(self, function: Callable[[], T]) -> T:
         """Call a function, and once more, with what torch keeps for later given back, where the device was full."""
@@ -173,8 +173,7 @@ class Backend:
 
 
 #: Words by which allocators tell that there is no more: DALI's, RMM's where torch takes its memory from it, torch's
-#: own of the host, CUDA's, those of nvImageCodec and nvJPEG, and of cuBLAS, cuSOLVER and cuDNN, which find no room for
-#: a handle or for what a product or a convolution takes besides its result.
+#: own of the host, CUDA's, nvImageCodec's, and those of cuBLAS, cuSOLVER and cuDNN, which need room to work in.
 _FULL = (
     *("allocation failed", "bad_alloc", "out of memory", "not enough memory", "can't allocate memory"),
     *("allocator failed", "allocator failure", "status_alloc_failed", "cublas_status_not_initialized"),
