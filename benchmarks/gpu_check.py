@@ -68,7 +68,7 @@ STEPS = (
     tests("cluster", 5, "test_on_device", "test_doors"),
     # Captions, boxes, texts, images inside Parquet files, heads, retrieval, duplicates, distances: as on a CPU.
     tests("models", 4, "test_models_on_device", slow=True),
-    tests("room", 1, "test_room", "test_fake_gpu", every=True),
+    tests("room", 3, "test_room", "test_fake_gpu", every=True),
     tests("keys", 2, "test_keys", "test_pipeline"),
     tests("compiled", 2, "test_compiling"),
     Step("speed", ("-m", "benchmarks.gpu", "--device", "{device}", "--out", "{folder}/gpu.json"), 10),
