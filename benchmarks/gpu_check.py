@@ -47,9 +47,10 @@ class Step:
     minutes: float
 
 
-def tests(name: str, minutes: float, *files: str, every: bool = False) -> Step:
-    """A step of tests: those of one device, or all in the files."""
+def tests(name: str, minutes: float, *files: str, every: bool = False, slow: bool = False) -> Step:
+    """A step of tests: those of one device, or all in the files; slow ones too where that is said."""
     which = () if every else ("-k", "{device}")
+    which += ("--runslow",) if slow else ()
     paths = [f"tests/{file}.py" for file in files]
     return Step(
         name, ("-m", "pytest", "-q", "-rf", "--tb=short", "-p", "no:cacheprovider", *which, *paths), minutes
@@ -65,7 +66,10 @@ STEPS = (
     tests("several", 3, "test_several_transforms", "test_transforms"),
     tests("fidelity", 4, "test_fidelity", "test_models"),
     tests("cluster", 5, "test_on_device", "test_doors"),
-    tests("keys", 3, "test_keys", "test_pipeline"),
+    # Captions, boxes, texts, images inside Parquet files, heads, retrieval, duplicates, distances: as on a CPU.
+    tests("models", 4, "test_models_on_device", slow=True),
+    tests("room", 3, "test_room", "test_fake_gpu", every=True),
+    tests("keys", 2, "test_keys", "test_pipeline"),
     tests("compiled", 2, "test_compiling"),
     Step("speed", ("-m", "benchmarks.gpu", "--device", "{device}", "--out", "{folder}/gpu.json"), 10),
 )

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import importlib.util
 import itertools
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -68,7 +70,7 @@ class Backend:
             from curator_dask.holding import held_table
 
             return cudf.DataFrame.from_arrow(held_table(table))
-        return table.to_pandas(types_mapper=pandas_type)
+        return rows_of(table)
 
     def autocast_dtype(self, fine: bool = False) -> torch.dtype | None:
         """The reduced precision that is fast here, or None where there is none.
@@ -89,11 +91,17 @@ class Backend:
         return torch.bfloat16 if _cpu_has_bf16() and not fine else None
 
     def release_memory(self) -> None:
-        """Give memory that torch keeps for later back to the device."""
-        if self.device == "gpu":
-            import torch
+        """Give memory that torch, DALI and CuPy keep for later back to the device."""
+        if self.device != "gpu":
+            return
+        import torch
 
-            torch.cuda.empty_cache()
+        gc.collect()  # a user's model may be in a circle
+        torch.cuda.empty_cache()
+        if dali := sys.modules.get("nvidia.dali.backend"):
+            dali.ReleaseUnusedMemory()
+        if cupy := sys.modules.get("cupy"):
+            cupy.get_default_memory_pool().free_all_blocks()
 
     def again_if_full(self, function: Callable[[], T]) -> T:
         """Call a function, and once more, with what torch keeps for later given back, where the device was full."""
@@ -165,8 +173,12 @@ class Backend:
 
 
 #: Words by which allocators tell that there is no more: DALI's, RMM's where torch takes its memory from it, torch's
-#: own of the host, CUDA's.
-_FULL = ("allocation failed", "bad_alloc", "out of memory", "not enough memory", "can't allocate memory")
+#: own of the host, CUDA's, nvImageCodec's, and those of cuBLAS, cuSOLVER and cuDNN, which need room to work in.
+_FULL = (
+    *("allocation failed", "bad_alloc", "out of memory", "not enough memory", "can't allocate memory"),
+    *("allocator failed", "allocator failure", "status_alloc_failed", "cublas_status_not_initialized"),
+    *("unable to find an engine to execute", "unable to find a valid cudnn algorithm"),
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -300,6 +312,15 @@ class _Writable:
     def __init__(self, array: Any):
         self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
         self._array = array  # kept alive by what NumPy makes of this
+
+
+def rows_of(table: pa.Table) -> Any:
+    """A table as a pandas frame, whatever the device: for rows that steps add to and that go to a file again.
+
+    Nobody sees such a frame, and steps compute on the device by themselves: on a GPU it would be all ways and no work,
+    and of types that cuDF has.
+    """
+    return table.to_pandas(types_mapper=pandas_type)
 
 
 def frame_to_arrow(frame: Any) -> pa.Table:

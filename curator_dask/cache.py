@@ -9,11 +9,15 @@ that was used longest ago is closed, as soon as nobody is using it.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
+
+from curator_dask.backend import current, is_out_of_memory
+from curator_dask.errors import CuratorError
 
 T = TypeVar("T")
 
@@ -26,6 +30,12 @@ class _Entry(Generic[T]):
     doomed: bool = False  # to be closed by the last who uses it
     dropped: bool = False  # the same, and another may have its place by now
     state: Any = None  # of the files that the object was built of
+    used: float = 0.0  # when the last lease ended
+
+
+#: Seconds after which what nobody has used goes where another finds no memory. What takes turns with it stays: two
+#: models that made room for one another would be loaded for each batch.
+LONG_UNUSED = 30.0
 
 
 class SpecCache(Generic[T]):
@@ -62,13 +72,14 @@ class SpecCache(Generic[T]):
             with entry.lock:
                 if entry.value is None:
                     entry.state = _source_state(spec)  # before: what changes meanwhile is noticed
-                    entry.value = build()
+                    entry.value = self._built(build)
                     if entry.state is None:  # the files have been fetched
                         entry.state = _source_state(spec)
             yield entry.value
         finally:
             with self._lock:
                 entry.users -= 1
+                entry.used = time.monotonic()
                 if not entry.dropped and entry.value is not None:
                     self._entries.move_to_end(spec)
                 elif not entry.dropped and not entry.users:
@@ -129,12 +140,39 @@ class SpecCache(Generic[T]):
         _close_all(closing)
         return True
 
-    def clear(self) -> None:
-        """Close every object that is not in use."""
+    def has_idle(self) -> bool:
+        """Whether there is an object that nobody is using."""
         with self._lock:
-            idle = [spec for spec, entry in self._entries.items() if not entry.users]
+            return any(not entry.users for entry in self._entries.values())
+
+    def make_room(self, unused_for: float = 0.0) -> bool:
+        """Close every object that nobody has used for so many seconds; whether there was one."""
+        before = time.monotonic() - unused_for
+        with self._lock:
+            idle = [spec for spec, entry in self._entries.items() if not entry.users and entry.used <= before]
             closing = [self._entries.pop(spec).value for spec in idle]
         _close_all(closing)
+        return bool(idle)
+
+    def _built(self, build: Callable[[], T]) -> T:
+        """What `build` makes, once more without what nobody is using where there was no memory for it."""
+        try:
+            return build()
+        except Exception as error:
+            # Of our own what it says is known: torch, which knows its kind of this, is not loaded for them.
+            if isinstance(error, CuratorError) or not is_out_of_memory(error):
+                raise
+            room = [kept for kept in (self, ENCODERS) if kept.has_idle()]
+            if not room:
+                raise
+        for kept in room:
+            kept.clear()
+        current().release_memory()
+        return build()
+
+    def clear(self) -> None:
+        """Close every object that is not in use."""
+        self.make_room()
 
     def _take_out(self, spec: Hashable, entry: _Entry[T]) -> bool:
         """Whether an entry was there, and is not any more. The caller holds the lock."""

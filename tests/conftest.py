@@ -183,6 +183,17 @@ def device(request, monkeypatch):
 
 
 @pytest.fixture
+def device_client(device, request, tmp_path):
+    """A client of two CPU workers, or of one on a GPU."""
+    if device == "cpu":
+        yield request.getfixturevalue("client")
+        return
+    with get_client("gpu", n_workers=1, threads_per_worker=2, verbose=False) as client:
+        yield client
+        check_nothing_left(client, tmp_path)
+
+
+@pytest.fixture
 def in_this_process():
     """Compute here and now, without a cluster."""
     with dask.config.set(scheduler="sync"):

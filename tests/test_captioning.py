@@ -223,7 +223,7 @@ def test_memory_that_runs_out_and_models_that_take_one_image_at_a_time(llava, ph
     monkeypatch.setattr(captioner, "_ALIKE", 1.1)
     alone = CaptionSpec(str(llava), prompt=ASKED, max_new_tokens=6).build()
     assert "takes one image at a time" in said.text
-    assert alone(images, 5) == expected and alone._limit == 1
+    assert alone(images, 5) == expected and alone._room.limit == 1
 
 
 def test_what_a_generation_config_says_of_other_things(llava, photographs, tmp_path):

@@ -185,7 +185,7 @@ def test_the_area_that_boxes_cover():
 def test_memory_that_runs_out_and_images_that_fail(yolos, photographs, monkeypatch, caplog):
     images = [np.asarray(image) for image in photographs[1].values()]
     model = DetectionSpec(str(yolos)).build()
-    assert model._limit is None
+    assert model._room.limit is None
     expected, work, sizes = model(images, 5), model._together, []
 
     def same(found):
@@ -206,7 +206,7 @@ def test_memory_that_runs_out_and_images_that_fail(yolos, photographs, monkeypat
     wide = model([images[0], np.zeros((1, 900, 3), np.uint8)], 5)
     assert wide[0].reason is None and wide[1].reason.startswith("not prepared: the model's processor failed")
     monkeypatch.setattr(detector, "_ALIKE", -1)
-    assert DetectionSpec(str(yolos)).build()._limit == 1
+    assert DetectionSpec(str(yolos)).build()._room.limit == 1
 
 
 def test_nan_is_no_image_without_things(yolos, tmp_path):

@@ -13,9 +13,8 @@ import pytest
 import torch
 from colour_stages import stages_of
 from colours import ColourReader, check_colours, read_output, write_dataset
-from leftovers import check_nothing_left
 
-from curator_dask import backend, get_client
+from curator_dask import backend
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.image.embedders import TimmImageEmbedder
 from curator_dask.pipeline import Pipeline
@@ -47,17 +46,6 @@ def folder(tmp_path_factory):
             table = table.append_column(name, column)
         pq.write_table(table, path)
     return folder
-
-
-@pytest.fixture
-def device_client(device, request, tmp_path):
-    """A client of two CPU workers, or of one on a GPU."""
-    if device == "cpu":
-        yield request.getfixturevalue("client")
-        return
-    with get_client("gpu", n_workers=1, threads_per_worker=2, verbose=False) as client:
-        yield client
-        check_nothing_left(client, tmp_path)
 
 
 def sources(folder):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+import dask
 import dask.dataframe as dd
 from PIL import Image
 
@@ -15,6 +16,7 @@ from curator_dask.frames.columns import to_array
 from curator_dask.frames.names import CAPTION_COLUMN, URL_COLUMN
 from curator_dask.rows.images import values_of
 from curator_dask.rows.thumbnails import data_uri, read_thumbnails
+from curator_dask.runs.filtering import some_columns
 from curator_dask.runs.graph import steps_of
 from curator_dask.runs.lineage import replace_functions
 from curator_dask.runs.step import GivesUp
@@ -118,17 +120,20 @@ def first_tiles(frame: dd.DataFrame, id_col: str, n: int) -> list[Tile]:
             f"the metadata lacks {missing}, by which a row finds its image; it has {list(frame.columns)}."
             " Keep these columns when selecting others"
         )
-    frame = frame[[name for name in (id_col, URL_COLUMN, CAPTION_COLUMN) if name in frame.columns]]
+    names = [name for name in (id_col, URL_COLUMN, CAPTION_COLUMN) if name in frame.columns]
+    frame = frame[names]
     tiles: list[Tile] = []
     start, count = 0, 1
     while len(tiles) < n and start < frame.npartitions:
-        rows = frame.partitions[start : start + count].compute()
-        keys, urls, *captions = (values_of(to_array(rows[name])) for name in frame.columns)
-        texts = captions[0] if captions else [None] * len(keys)
-        tiles += [
-            Tile(key, url, "" if text is None else str(text))
-            for key, url, text in zip(keys, urls, texts, strict=True)
-        ]
+        # Arrow's tables come here: frames of GPU workers would need cuDF, and a GPU.
+        parts = frame.partitions[start : start + count].to_delayed()
+        for rows in dask.compute(*(dask.delayed(some_columns)(part, names) for part in parts)):
+            keys, urls, *captions = (values_of(to_array(rows.column(name))) for name in names)
+            texts = captions[0] if captions else [None] * len(keys)
+            tiles += [
+                Tile(key, url, "" if text is None else str(text))
+                for key, url, text in zip(keys, urls, texts, strict=True)
+            ]
         start, count = start + count, 2 * count
     return tiles[:n]
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curator_dask.backend import Backend, is_out_of_memory
+from curator_dask.cache import ENCODERS, LONG_UNUSED
 from curator_dask.decode.batches import WHOLE_PIXELS, Collector, Made
 from curator_dask.decode.makers import Maker
 from curator_dask.decode.quiet import essential_png
@@ -275,7 +276,8 @@ class ChunkDecoder:
         aloud = is_full and not self._was_full
         if is_full:
             self._was_full = True
-            self._place.release_memory()  # what torch keeps for later
+            ENCODERS.make_room(LONG_UNUSED)
+            self._place.release_memory()
         log.log(
             logging.WARNING if aloud else logging.DEBUG,
             "DALI lost a chunk of %d images and is asked for its halves, which is slower%s: %s",

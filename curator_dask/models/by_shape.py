@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import numpy as np
 
 from curator_dask import backend
+from curator_dask.models.room import Room
 from curator_dask.models.towers import silent_transformers
 from curator_dask.models.weights import first_line
 
@@ -79,7 +80,7 @@ class ByShape(ABC, Generic[P, Found]):
         self._backend = backend.current()
         self._model = model
         self._lock = threading.Lock()
-        self._limit: int | None = None
+        self._room = Room(info["source"], "{} images at once")
 
     @abstractmethod
     def _prepare(self, image: Image) -> P:
@@ -153,7 +154,7 @@ class ByShape(ABC, Generic[P, Found]):
 
     def one_at_a_time(self, what_changes: str) -> None:
         """Take one image at a time from now on, and say why."""
-        self._limit = 1
+        self._room.limit = 1
         logger.warning(
             "%s: takes one image at a time: several at once change %s", self.info["source"], what_changes
         )
@@ -163,17 +164,19 @@ class ByShape(ABC, Generic[P, Found]):
         while waiting:
             _, group = waiting.popitem()
             while group:
-                some = group[: min(size, self._limit or size)]
+                some = group[: self._room.of(size)]
                 made: list[Found] | None
                 try:
                     made = self._together([each for _, each in some])
                 except Exception as error:
                     is_full = backend.is_out_of_memory(error)
-                    if (is_full and len(some) == 1) or self._backend.lost() is not None:
+                    if is_full and not self._room.may_be_made(error, len(some)):
+                        raise
+                    if self._backend.lost() is not None:
                         raise
                     made = None if is_full else self._one_by_one([each for _, each in some], error)
                 if made is None:
-                    self._halve(len(some))
+                    self._room.make(len(some))
                     continue
                 found.update(zip((number for number, _ in some), made, strict=True))
                 del group[: len(some)]
@@ -192,15 +195,3 @@ class ByShape(ABC, Generic[P, Found]):
                     raise
                 found += self._one_by_one([each], its)
         return found
-
-    def _halve(self, images: int) -> None:
-        first, self._limit = self._limit is None, (images + 1) // 2
-        self._backend.release_memory()
-        logger.log(
-            logging.WARNING if first else logging.DEBUG,
-            "%s: out of memory with %d images at once, going on with %d (set batch_size=%d)",
-            self.info["source"],
-            images,
-            self._limit,
-            self._limit,
-        )

@@ -149,8 +149,16 @@ class CaptionSpec:
 
 
 def _unset(model: Any) -> None:
-    """Have a model, and the parts of it that generate, take and warn of nothing that is not looked at."""
+    """Have a model, and the parts of it that generate, take and warn of nothing that is not looked at.
+
+    Nor is it compiled while it generates. With a cache of one size, as Gemma's configurations have it, transformers
+    does so on a GPU by itself: for each shape of a batch anew, and with CUDA graphs, which fail in another thread than
+    the one that made them.
+    """
     for part in model.modules():
         config = getattr(part, "generation_config", None)
-        for name in _UNSET if config is not None else ():
+        if config is None:
+            continue
+        for name in _UNSET:
             setattr(config, name, None)
+        config.disable_compile = True

@@ -84,7 +84,8 @@ def _vectors_of(tower: Any, is_clip: bool) -> Any:
     import torch
 
     class Vectors(torch.nn.Module):
-        def __init__(self) -> None:
+        # Not named in its code: a class is collected late, and all that its functions hold.
+        def __init__(self, tower: Any) -> None:
             super().__init__()
             self.tower = tower
 
@@ -96,4 +97,4 @@ def _vectors_of(tower: Any, is_clip: bool) -> Any:
             )
             return vectors
 
-    return Vectors()
+    return Vectors(tower)

@@ -168,6 +168,9 @@ class Detector(ByShape[Prepared, Detections]):
     def _results(self, batch: Sequence[Prepared], outputs: Any, threshold: float) -> Any:
         import torch
 
+        for name in ("logits", "pred_boxes"):  # in half precision edges of a photograph are pixels apart
+            if getattr(outputs, name, None) is not None:
+                setattr(outputs, name, getattr(outputs, name).float())
         sizes = torch.tensor([[each.height, each.width] for each in batch])
         return self._images.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes)
 

@@ -19,6 +19,7 @@ from curator_dask.errors import ConfigError
 from curator_dask.models.compiling import CompileSetting, CompilingModel, has_batch_norm, pays
 from curator_dask.models.folding import fold_batch_norms, fold_padding
 from curator_dask.models.precision import enough_cosine, least_cosine, pictures
+from curator_dask.models.room import Room
 from curator_dask.models.weights import state_digest
 
 if TYPE_CHECKING:
@@ -183,11 +184,9 @@ class Encoder:
         self.model: Callable[[torch.Tensor], torch.Tensor] | None = model
         self._run = model
         self._name = source
-        self._limit: int | None = None  # images a forward pass
-        if self.backend.device == "cpu":
-            self._limit = IMAGES_A_THREAD * torch.get_num_threads()
-        self._batch = None if self._limit is None else _PASSES * self._limit
-        self._was_full = False
+        most = IMAGES_A_THREAD * torch.get_num_threads() if self.backend.device == "cpu" else None
+        self._room = Room(source, "a batch of {} images", most)
+        self._batch = None if most is None else _PASSES * most
         self._lock = threading.Lock()  # one forward pass at a time, also with several tasks a worker
         dim, least = self._measure(enough_cosine(autocast))
         self.info = EncoderInfo(
@@ -233,17 +232,16 @@ class Encoder:
             done: list[np.ndarray] = []
             start = 0
             while start < len(pixels):
-                stop = min(len(pixels), start + (self._limit or len(pixels)))
+                stop = min(len(pixels), start + self._room.of(len(pixels)))
                 try:
                     done.append(self._forward(pixels[start:stop]).cpu().numpy())
                 except Exception as error:
-                    if stop - start == 1 or not backend.is_out_of_memory(error):
+                    if not self._room.may_be_made(error, stop - start):
                         raise
                 else:
                     start = stop
                     continue
-                # Not while the exception is handled: its traceback holds the tensors of the failed pass.
-                self._halve(stop - start)
+                self._room.make(stop - start)
         return np.concatenate(done) if done else np.empty((0, self.dim), np.float32)
 
     @property
@@ -258,21 +256,8 @@ class Encoder:
         del self._run
         self.backend.release_memory()
 
-    def _halve(self, images: int) -> None:
-        """Go on with half of a batch that was too much; said aloud the first time only."""
-        first_time, self._was_full, self._limit = not self._was_full, True, (images + 1) // 2
-        self.backend.release_memory()
-        logger.log(
-            logging.WARNING if first_time else logging.DEBUG,
-            "%s: out of memory with a batch of %d images, going on with %d (set batch_size=%d)",
-            self._name,
-            images,
-            self._limit,
-            self._limit,
-        )
-
     def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """One pass of at most `_limit` images: float32 (n, dim) on the device."""
+        """One pass: float32 (n, dim) on the device."""
         import torch
 
         assert self.model is not None, "the encoder was closed"

@@ -161,7 +161,8 @@ def _vectors_of(model: Any, pooling: str) -> Any:
     import torch
 
     class Vectors(torch.nn.Module):
-        def __init__(self) -> None:
+        # Not named in its code: a class is collected late, and all that its functions hold.
+        def __init__(self, model: Any) -> None:
             super().__init__()
             self.model = model
 
@@ -172,4 +173,4 @@ def _vectors_of(model: Any, pooling: str) -> Any:
             weights = mask.unsqueeze(-1).to(tokens.dtype)
             return (tokens * weights).sum(dim=1) / weights.sum(dim=1)
 
-    return Vectors()
+    return Vectors(model)

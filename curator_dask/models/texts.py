@@ -19,6 +19,7 @@ from curator_dask.frames.columns import unit
 from curator_dask.models.encoders import EncoderInfo
 from curator_dask.models.heads import digest_of
 from curator_dask.models.hub import names_folder
+from curator_dask.models.room import Room
 from curator_dask.models.sources import State, model_state
 from curator_dask.models.tokens import Tokens
 from curator_dask.models.weights import state_digest
@@ -137,6 +138,7 @@ class TextEncoder:
         weights = state_digest(model)
         self.model: Callable[..., torch.Tensor] | None = model.eval().to(self.backend.torch_device)
         self._lock = threading.Lock()  # one forward pass at a time, also with several tasks a worker
+        self._room = Room(source, "{} texts at once")
         dim = self._forward(tokens.pieces(["a"], False)[0]).shape[1]
         self.info = EncoderInfo(
             model=name,
@@ -163,7 +165,8 @@ class TextEncoder:
         texts
             None of them empty.
         batch_size
-            Pieces of text a forward pass, at most.
+            Pieces of text a forward pass, at most. When the device runs out of memory the batch is halved, and stays
+            halved for what comes after.
         """
         blocks = [
             self._embed(texts[start : start + _BLOCK], batch_size) for start in range(0, len(texts), _BLOCK)
@@ -194,9 +197,18 @@ class TextEncoder:
         order = np.argsort([len(piece) for piece in flat], kind="stable")
         vectors = np.zeros((len(flat), self.dim), np.float32)
         with self._lock:
-            for start in range(0, len(flat), batch_size):
-                batch = order[start : start + batch_size]
-                vectors[batch] = self._forward([flat[at] for at in batch]).cpu().numpy()
+            start = 0
+            while start < len(flat):
+                batch = order[start : start + self._room.of(batch_size)]
+                try:
+                    vectors[batch] = self._forward([flat[at] for at in batch]).cpu().numpy()
+                except Exception as error:
+                    if not self._room.may_be_made(error, len(batch)):
+                        raise
+                else:
+                    start += len(batch)
+                    continue
+                self._room.make(len(batch))
         if len(flat) > len(texts):
             pool = np.maximum if self._long_text == "max" else np.add
             vectors = pool.reduceat(vectors, np.cumsum(counts) - counts, axis=0)

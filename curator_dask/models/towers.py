@@ -120,7 +120,8 @@ def vectors_of(tower: Any) -> Any:
     import torch
 
     class Vectors(torch.nn.Module):
-        def __init__(self) -> None:
+        # Not named in its code: a class is collected late, and all that its functions hold.
+        def __init__(self, tower: Any) -> None:
             super().__init__()
             self.tower = tower
 
@@ -129,7 +130,7 @@ def vectors_of(tower: Any) -> Any:
             vectors: torch.Tensor = found.image_embeds if "image_embeds" in found else found.pooler_output
             return vectors
 
-    return Vectors()
+    return Vectors(tower)
 
 
 def load_model(kind: Any, folder: Path, **options: Any) -> tuple[Any, Mapping[str, Any]]:

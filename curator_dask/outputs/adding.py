@@ -343,8 +343,7 @@ def _with_columns(table: pa.Table, record: FileRecord, steps: Sequence[AddedStep
     seen = table.select([each for each in table.column_names if each in used])
     for column in sorted({said["vectors"] for said in every if "vectors" in said} - used):
         seen = seen.append_column(column, _as_vectors(table, column, name))
-    frame = backend.current().from_arrow(with_names(seen, record, steps))
-    made = backend.frame_to_arrow(run_steps(steps, frame))
+    made = backend.frame_to_arrow(run_steps(steps, backend.rows_of(with_names(seen, record, steps))))
     kinds = {column: kind for step in steps for column, kind in step.columns.items()}
     new = conform(made, pa.schema(list(kinds.items())), name)
     recipes = {column: said["recipe"] for step in steps for column, said in scores_of(step).items()}

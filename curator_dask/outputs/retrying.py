@@ -123,7 +123,7 @@ class RetryFile:
         tried = pa.concat_tables([table.take(bad), dropped])
         steps = steps_of(self.steps, table.column_names, record)
         with noticing() as noticed:
-            done = backend.frame_to_arrow(run_steps(steps, backend.current().from_arrow(tried)))
+            done = backend.frame_to_arrow(run_steps(steps, backend.rows_of(tried)))
         leave_if_broken(name)  # before images are blamed for it in the file
         done = conform(done, tried.schema.remove_metadata(), name)
         failed = done.filter(pc.is_null(done.column(self.sure)))

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from curator_dask import backend
+from curator_dask.cache import ENCODERS
 from curator_dask.errors import ConfigError, WeightsError
 from curator_dask.frames.names import EMBEDDING_COLUMN
 from curator_dask.image.classifiers.base import ImageClassifier
@@ -21,7 +23,7 @@ from curator_dask.image.classifiers.scoring import ScoreVectors
 from curator_dask.models.families import Kind, LikeThose
 from curator_dask.outputs.nearest import VectorFiles
 from curator_dask.outputs.placing import locate
-from curator_dask.words import counted
+from curator_dask.words import counted, sized
 
 if TYPE_CHECKING:
     import torch
@@ -154,7 +156,7 @@ class ReferenceSimilarity(ImageClassifier):
         Raises
         ------
         ConfigError
-            It has none that can be compared.
+            It has none that can be compared, or more than the device has room for.
         WeightsError
             They are not those that the client has found.
         """
@@ -171,7 +173,19 @@ class ReferenceSimilarity(ImageClassifier):
             )
         if not blocks:
             raise ConfigError(f"{self.reference}: no row has a vector in {self.reference_column!r}")
-        return Nearest([torch.from_numpy(block).to(device) for block in blocks])
+        for _ in range(2):
+            try:
+                return Nearest([torch.from_numpy(block).to(device) for block in blocks])
+            except Exception as error:
+                if not backend.is_out_of_memory(error):
+                    raise
+            ENCODERS.make_room()
+            backend.current().release_memory()
+        raise ConfigError(
+            f"{self.reference}: its {sum(map(len, blocks)):,} vectors take"
+            f" {sized(sum(block.nbytes for block in blocks))}, and there is no room for them on {device}. Give a"
+            " smaller reference, or, of a GPU, score on CPUs (CURATOR_DASK_DEVICE=cpu)"
+        )
 
     def _files(self) -> VectorFiles:
         return VectorFiles.find(self.reference, self.reference_column, self.storage_options)
