@@ -95,6 +95,11 @@ def products(rows: Block, columns: Block, at: slice, only: np.ndarray | None = N
     first, last, _ = at.indices(len(columns.vectors))
     with torch.inference_mode():
         fast, count = rows.fast, len(rows.vectors)
+        if (
+            fast.is_cuda
+        ):  # else sums of parts may be rounded once more each, which the margin knows nothing of
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         if only is not None:
             count = len(only)
             padded = np.zeros(_rounded(count), np.int64)
