@@ -39,6 +39,7 @@ LAYERS = (
     "image.classifiers",
     "image.statistics",
     "tables",
+    "indexing",
     "dedup",
     "datasets",
     "outputs",
