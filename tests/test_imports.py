@@ -29,6 +29,7 @@ LAYERS = (
     "compare",
     "info",
     "labelling",
+    "browsing",
     "report",
     "retrieval",
     "image.embedders",

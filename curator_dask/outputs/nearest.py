@@ -75,8 +75,17 @@ class VectorFiles:
     options: Options = None
 
     @classmethod
-    def find(cls, path: str | os.PathLike[str], column: str, options: Options) -> VectorFiles:
+    def find(
+        cls, path: str | os.PathLike[str], column: str, options: Options, needed: bool = True
+    ) -> VectorFiles:
         """Those of an output.
+
+        Parameters
+        ----------
+        path, column, options
+            Which.
+        needed
+            Whether each must have the column.
 
         Raises
         ------
@@ -87,7 +96,7 @@ class VectorFiles:
         paths = [join(folder, name) for name in given_files(folder, options)]
         footers = whole_footers(paths, options)
         for file, footer in footers.items():
-            if column not in footer.columns:
+            if needed and column not in footer.columns:
                 raise OutputError(
                     f"{file}: has no column {column!r} of vectors; it has {footer.columns}. Give the name of theirs"
                     " (--column), or the folder that embed wrote to"
