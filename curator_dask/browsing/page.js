@@ -4,8 +4,9 @@
 const COUNT = 48, PICTURES = 24;
 const at = (id) => document.getElementById(id);
 
-// What is asked, the rows that have come, and whether there are more; answers to an earlier question are let go.
-let look = { kind: "random", seed: 1 }, rows = [], whole = true, asking = false, turn = 0;
+// What the rows that are shown answer, what was asked last, the rows, and whether there are more; answers to an earlier
+// question are let go.
+let look = { kind: "random", seed: 1 }, wished = look, rows = [], whole = true, asking = false, turn = 0;
 const chosen = new Map();
 const given = new Map(); // images of this page, by their name, to be shown again
 
@@ -43,14 +44,15 @@ function told(passing) {
 
 // Ask anew. What was asked before is in the browser's history.
 async function ask(next, remember = true) {
-  look = { where: at("where").value.trim(), ...next };
-  if (remember) history.pushState(look, "");
-  const mine = ++turn;
+  wished = { where: at("where").value.trim(), ...next };
+  const mine = ++turn, mean = wished;
   asking = true;
   at("tiles").setAttribute("aria-busy", "true");
   try {
-    const said = await post("/find", { ...asked(), start: 0, count: COUNT, columns: columnsShown() });
+    const said = await post("/find", { ...asked(mean), start: 0, count: COUNT, columns: columnsShown() });
     if (mine !== turn) return;
+    look = mean;
+    if (remember) history.pushState(look, "");
     complain(null);
     rows = [];
     at("tiles").replaceChildren();
@@ -58,7 +60,7 @@ async function ask(next, remember = true) {
     told(said.passing);
     if (remember) scrollTo({ top: 0 });
   } catch (error) {
-    if (mine === turn) complain(error, look.where && error.message.startsWith("where=") ? "where" : null);
+    if (mine === turn) complain(error, mean.where && error.message.startsWith("where=") ? "where" : null);
   } finally {
     if (mine === turn) {
       asking = false;
@@ -68,8 +70,8 @@ async function ask(next, remember = true) {
   }
 }
 
-const asked = () => {
-  const { kind, text = "", number = -1, image = "", column = "", descending = true, where = "", seed = 0 } = look;
+const asked = (of) => {
+  const { kind, text = "", number = -1, image = "", column = "", descending = true, where = "", seed = 0 } = of;
   return { kind, text, number, image, column, descending, where, seed };
 };
 
@@ -78,7 +80,7 @@ async function more() {
   const mine = turn;
   asking = true;
   try {
-    const said = await post("/find", { ...asked(), start: rows.length, count: COUNT, columns: columnsShown() });
+    const said = await post("/find", { ...asked(look), start: rows.length, count: COUNT, columns: columnsShown() });
     if (mine === turn) add(said);
   } catch (error) {
     if (mine === turn) { whole = true; complain(error); }
@@ -210,9 +212,13 @@ at("random").addEventListener("click", () => {
   turnOrder();
   ask({ kind: "random", seed: 1 + Math.floor(Math.random() * 1e9) });
 });
-at("where").addEventListener("change", () => ask({ ...look, where: at("where").value.trim() }));
+function narrow() {
+  const where = at("where").value.trim();
+  if (where !== (wished.where ?? "")) ask({ ...wished, where });
+}
+at("where").addEventListener("change", narrow);
 at("where").addEventListener("keydown", (event) => {
-  if (event.key === "Enter") { event.preventDefault(); ask({ ...look, where: at("where").value.trim() }); }
+  if (event.key === "Enter") { event.preventDefault(); narrow(); }
 });
 function turnOrder() { if (at("order")) at("direction-label").hidden = !at("order").value; }
 for (const id of ["order", "direction"]) {
