@@ -38,7 +38,7 @@ from curator_dask.text.pairs import check_together
 KINDS = ("random", "text", "like", "image", "order")
 #: Pixels of a picture's longer side, and WebP's quality.
 SIDE, QUALITY = 320, 72
-_FIRST = 240  # rows that are looked for at first; four times as many when these have been seen
+_FIRST = 96  # rows that are looked for at first; four times as many when these have been seen
 _MOST = 10_000  # rows that a look goes on to
 _REMEMBERED = 32  # looks, conditions, texts and images of which the answer is remembered
 _DRAWN = 100_000  # rows that are drawn by chance

@@ -34,7 +34,6 @@ logger = logging.getLogger("curator_dask")
 MOST_IMAGE, MOST_ASKED = 32 << 20, 256 << 10
 #: Rows and pictures of one answer, at most.
 MOST_ROWS, MOST_PICTURES = 200, 64
-LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 
 class Serving:

@@ -295,7 +295,8 @@ class _Building:
     def _measure(self, stored: Stored, segments: list[Segment], centroids: str) -> str:
         """Look for some rows exactly; the name of the file of what that says."""
         names = [each.name for each in segments]
-        prefix = f"m-{fingerprint({'segments': names, 'seed': self.seed, 'queries': QUERIES})[:16]}"
+        asked = {"segments": names, "seed": self.seed, "queries": QUERIES, "known": KNOWN}
+        prefix = f"m-{fingerprint(asked)[:16]}"
         measured = f"{prefix}.ranks.npy"
         if self.phase.has(measured):
             return measured

@@ -11,7 +11,7 @@ import numpy as np
 from curator_dask.dedup.phases import Phase
 
 #: Neighbours of each query that are known; a search for more looks into more clusters in proportion.
-KNOWN = 100
+KNOWN = 250
 _Z = 1.96  # of 95 %
 
 
