@@ -30,7 +30,7 @@ from curator_dask.browsing.looking import Browser, Look
 from curator_dask.browsing.serving import MOST_IMAGE, Serving
 from curator_dask.cli import app
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import OutputError
+from curator_dask.errors import ConfigError, OutputError
 from curator_dask.image.embedders import ClipImageEmbedder
 from curator_dask.image.embedders.similar import similar_to_image, similar_to_key
 from curator_dask.indexing import VectorIndex
@@ -366,7 +366,11 @@ def test_by_an_index_and_without_vectors(out, model, tmp_path):
     assert len(none.find(Look(), 0, 48).numbers) == 48
     with pytest.raises(OutputError, match="has no column 'other' of vectors"):
         none.find(Look("text", text="a"), 0, 1)
-    for each in (exact, fast, none):
+    wide = Browser(out, caption="width")
+    assert [row["caption"] for row in wide.rows.read([1, 0])] == ["7", "0"]
+    with pytest.raises(ConfigError, match="caption='text': there is no such column"):
+        Browser(out, caption="text")
+    for each in (exact, fast, none, wide):
         each.close()
 
 

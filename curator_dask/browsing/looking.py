@@ -21,7 +21,7 @@ from curator_dask.decode.pillow import decode
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
 from curator_dask.errors import ConfigError, CuratorError, OutputError
 from curator_dask.frames.columns import unit
-from curator_dask.frames.names import EMBEDDING_COLUMN
+from curator_dask.frames.names import CAPTION_COLUMN, EMBEDDING_COLUMN
 from curator_dask.image.classifiers.origins import one_origin
 from curator_dask.image.embedders.similar import maker_of, vector_of
 from curator_dask.indexing.searching import RECALL, VectorIndex
@@ -107,6 +107,8 @@ class Browser:
         For texts; None: there is no search by a text.
     column
         Of the vectors; where there is none, rows are shown all the same.
+    caption
+        Column of the captions.
     index
         By which vectors are searched; None: all are compared.
     recall, check, storage_options
@@ -119,6 +121,7 @@ class Browser:
         embedder: TextEmbedder | None = None,
         *,
         column: str = EMBEDDING_COLUMN,
+        caption: str = CAPTION_COLUMN,
         index: VectorIndex | None = None,
         recall: float = RECALL,
         check: bool = True,
@@ -134,7 +137,7 @@ class Browser:
                 raise
             self._vectors = Vectors(VectorFiles.find(path, column, storage_options, needed=False))
             self._lacking = str(error)
-        self.rows = Rows(self._vectors.files)
+        self.rows = Rows(self._vectors.files, caption)
         self.shards = OpenShards()
         self._options = storage_options
         self._encoder: TextEncoder | None = None

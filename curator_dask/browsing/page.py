@@ -28,7 +28,7 @@ def render(browser: Browser, nonce: str) -> str:
     data: dict[str, Any] = {
         "rows": len(rows),
         "idCol": rows.id_col,
-        "columns": [name for name in rows.types if name not in (rows.id_col, "caption", "__url__")],
+        "columns": [name for name in rows.types if name not in (rows.id_col, rows.caption, "__url__")],
         "numbers": rows.numbers,
         "noText": browser.why_no_text,
         "noImage": browser.why_no_image,

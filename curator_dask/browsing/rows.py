@@ -33,6 +33,13 @@ class Rows:
     ----------
     files
         Of the output.
+    caption
+        Column of the captions.
+
+    Raises
+    ------
+    ConfigError
+        There is no such column, and it is not the usual one.
 
     Attributes
     ----------
@@ -42,8 +49,8 @@ class Rows:
         Arrow type by column, of those that can be shown: neither lists nor bytes.
     """
 
-    def __init__(self, files: VectorFiles) -> None:
-        self.files = files
+    def __init__(self, files: VectorFiles, caption: str = CAPTION_COLUMN) -> None:
+        self.files, self.caption = files, caption
         self.paths = list(files.records)
         sizes, self.types = [], dict[str, pa.DataType]()
         for path in self.paths:
@@ -52,6 +59,8 @@ class Rows:
                 for field in file.schema_arrow:
                     if _is_shown(field.type):
                         self.types.setdefault(field.name, field.type)
+        if caption not in (CAPTION_COLUMN, *self.types):
+            raise ConfigError(f"caption={caption!r}: there is no such column; those are {list(self.types)}")
         self.firsts = np.cumsum([0, *sizes])
         self._known: OrderedDict[tuple[int, tuple[str, ...]], dict[str, Any]] = OrderedDict()
         self._lock = threading.Lock()
@@ -126,7 +135,7 @@ class Rows:
     def _read(self, file: int, numbers: list[int], columns: tuple[str, ...]) -> dict[int, dict[str, Any]]:
         path, first = self.paths[file], int(self.firsts[file])
         id_col = self.files.id_col(path)
-        some = [id_col, URL_COLUMN, CAPTION_COLUMN, ERROR_COLUMN, *columns]
+        some = [id_col, URL_COLUMN, self.caption, ERROR_COLUMN, *columns]
         table = rows_at(path, np.array(numbers) - first, some, self.files.options)
         there = {name: values_of(table.column(name)) for name in table.column_names}
         nothing: list[Any] = [None] * len(numbers)
@@ -138,7 +147,7 @@ class Rows:
                 "id": ids[at],
                 "key": "" if ids[at] is None else id_text(ids[at])[0] or str(ids[at]),
                 "url": None if urls[at] is None else str(urls[at]),
-                "caption": _text(there.get(CAPTION_COLUMN, nothing)[at]),
+                "caption": _text(there.get(self.caption, nothing)[at]),
                 "error": _text(there.get(ERROR_COLUMN, nothing)[at]),
                 "values": {name: _text(there.get(name, nothing)[at]) for name in columns},
             }

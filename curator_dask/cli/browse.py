@@ -20,7 +20,7 @@ from curator_dask.cli.options import (
     json_object,
     told_plainly,
 )
-from curator_dask.frames.names import EMBEDDING_COLUMN
+from curator_dask.frames.names import CAPTION_COLUMN, EMBEDDING_COLUMN
 
 
 def browse(
@@ -52,6 +52,7 @@ def browse(
         ),
     ] = None,
     column: Annotated[str, typer.Option(help="Column of the vectors.")] = EMBEDDING_COLUMN,
+    caption: Annotated[str, typer.Option(help="Column of the captions.")] = CAPTION_COLUMN,
     check: Annotated[bool, typer.Option(help="Refuse vectors that the model is not for.")] = True,
     host: Annotated[
         str, typer.Option(help="Where to listen; another than this opens it to other machines.")
@@ -88,6 +89,7 @@ def browse(
             embeddings,
             None if model is None else make_text_embedder(model, model_dir),
             column=column,
+            caption=caption,
             index=found,
             recall=RECALL if recall is None else recall,
             check=check,
