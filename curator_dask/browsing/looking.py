@@ -164,7 +164,7 @@ class Browser:
         return (
             None
             if self._embedder is not None
-            else "off: --model names the text tower that belongs to the vectors"
+            else "--model names the text tower that belongs to the vectors, and is not given"
         )
 
     @property

@@ -284,6 +284,12 @@ document.addEventListener("keydown", (event) => {
   } else if (event.key === "l" && !data.noImage) alike(tile);
 });
 
+// The list of columns closes as lists do.
+document.addEventListener("click", (event) => { if (!at("show").contains(event.target)) at("show").open = false; });
+at("show").addEventListener("keydown", (event) => {
+  if (event.key === "Escape") { at("show").open = false; at("show").firstElementChild.focus(); }
+});
+
 // Begin
 
 for (const name of data.columns) {
@@ -294,7 +300,7 @@ for (const name of data.columns) {
 at("show").hidden = !data.columns.length;
 if (data.noText) {
   at("text").disabled = at("go").disabled = true;
-  at("text").placeholder = `Text: ${data.noText}`;
+  at("text").placeholder = `No search by a text: ${data.noText}`;
   at("text").title = data.noText;
 }
 if (data.noImage) {
