@@ -14,6 +14,7 @@ from test_cli import run_here
 from test_compare import BAD, INFO, normal, write
 
 from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.dedup import nearest
 from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.info import describe_output
 from curator_dask.outputs.exporting import export_output
@@ -83,7 +84,7 @@ def check(folder, pairs, expected, pool):
 @pytest.mark.parametrize(("top", "least"), [(1, -1.0), (5, -1.0), (9, 0.9), (2, 0.99999)])
 def test_each_query_has_its_nearest(data, tmp_path, in_this_process, monkeypatch, top, least):
     monkeypatch.setattr(finding, "_ROWS", 64)
-    monkeypatch.setattr(finding, "_ASKED", 16)
+    monkeypatch.setattr(nearest, "_ASKED", 16)
     pool, queries, vectors, asked = data
     out, pairs = tmp_path / "out", tmp_path / "pairs.parquet"
     summary = retrieve(pool, queries, out, top=top, similarity=least, pairs=pairs)

@@ -9,6 +9,7 @@ import typer
 
 import curator_dask
 from curator_dask.cli.balance import balance
+from curator_dask.cli.browse import browse
 from curator_dask.cli.caption import caption
 from curator_dask.cli.centroids import centroids
 from curator_dask.cli.classify import classify
@@ -244,6 +245,7 @@ app.command(**shown("score"))(score)
 app.command(**shown("join"))(join)
 app.command(**shown("filter"))(filter_rows)
 app.command(**shown("search"))(search)
+app.command(**shown("browse"))(browse)
 app.command(**shown("retrieve"))(retrieve)
 app.command(**shown("compare"))(compare)
 app.command(**shown("export"))(export)

@@ -114,6 +114,14 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "search /data/out 'a cat' --model openai/clip-vit-large-patch14 --sheet found.png",
             "search /data/out --like 000000012",
+            "search /data/out --like 000000012 --index /data/index",
+        ),
+    ),
+    "browse": (
+        "Look at an output on a page: search, order, choose.",
+        (
+            "browse /data/out",
+            "browse /data/out --model openai/clip-vit-large-patch14 --index /data/index --open",
         ),
     ),
     "retrieve": (

@@ -198,7 +198,10 @@ def run_phase(
 
 
 def run_phases(
-    jobs: Sequence[Job], output: str, workers: Callable[[], Client | None] = current_client
+    jobs: Sequence[Job],
+    output: str,
+    workers: Callable[[], Client | None] = current_client,
+    remove: str | None = None,
 ) -> dict[str, int]:
     """Make the files of phases that do not wait for one another, and are not there; those of the first are begun first.
 
@@ -210,6 +213,8 @@ def run_phases(
         For errors.
     workers
         Gives the client of the cluster to work on.
+    remove
+        What is to be removed where it fails again and again; None: `output` with `WORK_SUFFIX`.
 
     Returns
     -------
@@ -237,16 +242,18 @@ def run_phases(
             job, name = todo[next(at for at, each in enumerate(names) if each in failed)]
             words = job.words(name)
             reason = failed[f"{job.label}: {words}"]
-            raise ShardError(_told(job.label, len(failed), len(todo), words, reason, output))
+            raise ShardError(
+                _told(job.label, len(failed), len(todo), words, reason, remove or f"{output}{WORK_SUFFIX}")
+            )
     return {job.label: sum(job is each for each, _ in todo) for job in jobs}
 
 
-def _told(label: str, failed: int, count: int, words: str, reason: str, output: str) -> str:
+def _told(label: str, failed: int, count: int, words: str, reason: str, remove: str) -> str:
     """What has failed, and what to do."""
     many = f"{failed} of {count} parts failed, the first: " if count > 1 else ""
     if reason.startswith(words):  # it is the file that is read: to run again alone is of no use
         return f"{label}: {many}{reason}. What was finished is kept"
     return (
         f"{label}: {many}{words}: {reason}. What was finished is kept: run again. Where it fails again in the same way,"
-        f" remove {output}{WORK_SUFFIX} first, which is made anew"
+        f" remove {remove} first, which is made anew"
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from curator_dask import backend
+from curator_dask.frames.exact import exact_dots as exact_dots
 
 if TYPE_CHECKING:
     import torch
@@ -25,16 +26,6 @@ MARGIN = 1e-3
 _CHUNK = 128  # rows whose products fit into a core's cache
 _SHAPE = 128  # oneDNN makes code for each shape of a product in bf16, which takes it 6 ms
 _WIDE = (256, 512, 768, 1024, 1536, 2048, 3072, 4096)  # columns of such shapes
-
-
-def exact_dots(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """float64 (n,): the products of rows of two float32 matrices, each by itself."""
-    done = np.empty(len(left))
-    for start in range(0, len(left), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        # The product of two float32 is exact in float64.
-        done[part] = np.multiply(left[part], right[part], dtype=np.float64).sum(axis=1)
-    return done
 
 
 def exact_pairs(rows: np.ndarray, left: np.ndarray, columns: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -68,7 +68,12 @@ def check_no_input(path: str, footer: Footer, options: Options) -> None:
 
 
 def rows_with_shards(
-    file: pq.ParquetFile, path: str, columns: Sequence[str], size: int, options: Options
+    file: pq.ParquetFile,
+    path: str,
+    columns: Sequence[str],
+    size: int,
+    options: Options,
+    groups: Sequence[int] | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a file, some at a time, with those of these columns that there are.
 
@@ -85,12 +90,14 @@ def rows_with_shards(
         Rows at a time, at most.
     options
         For fsspec.
+    groups
+        Row groups that are read; None: all.
     """
     names = file.schema_arrow.names
     there = [name for name in dict.fromkeys(columns) if name in names]
     tar = f"{path.removesuffix('.parquet')}.tar"
     lacks_shards = URL_COLUMN in columns and URL_COLUMN not in names and exists(tar, options)
-    for batch in file.iter_batches(batch_size=size, columns=there):
+    for batch in file.iter_batches(batch_size=size, columns=there, row_groups=groups):
         if lacks_shards:
             batch = batch.append_column(URL_COLUMN, pa.repeat(pa.scalar(tar), batch.num_rows))
         yield batch

@@ -20,6 +20,8 @@ from curator_dask.frames.parquet import open_parquet, whole_footers
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.given import given_files, rows_with_shards
 from curator_dask.outputs.placing import locate
+from curator_dask.outputs.ranking import Ranked, exact_cosines, may_be_best
+from curator_dask.outputs.rows_at import rows_at
 from curator_dask.rows.ids import check_id_type, exact_ids
 from curator_dask.rows.images import values_of
 from curator_dask.storage import Options, join
@@ -73,8 +75,17 @@ class VectorFiles:
     options: Options = None
 
     @classmethod
-    def find(cls, path: str | os.PathLike[str], column: str, options: Options) -> VectorFiles:
+    def find(
+        cls, path: str | os.PathLike[str], column: str, options: Options, needed: bool = True
+    ) -> VectorFiles:
         """Those of an output.
+
+        Parameters
+        ----------
+        path, column, options
+            Which.
+        needed
+            Whether each must have the column.
 
         Raises
         ------
@@ -85,7 +96,7 @@ class VectorFiles:
         paths = [join(folder, name) for name in given_files(folder, options)]
         footers = whole_footers(paths, options)
         for file, footer in footers.items():
-            if column not in footer.columns:
+            if needed and column not in footer.columns:
                 raise OutputError(
                     f"{file}: has no column {column!r} of vectors; it has {footer.columns}. Give the name of theirs"
                     " (--column), or the folder that embed wrote to"
@@ -113,10 +124,66 @@ class VectorFiles:
         OutputError
             A file has no keys, or no vectors in this column.
         """
-        best: list[Hit] = []
-        for file in self.records:
-            best = self._nearest(best, file, vector, of, top)
+        return self.hits(self.ranked(vector, of, top))
+
+    def ranked(
+        self, vector: np.ndarray, of: str, top: int, passing: Mapping[str, np.ndarray] | None = None
+    ) -> Ranked:
+        """The same, as numbers of files (in the order of `records`) and rows, which are not read.
+
+        Parameters
+        ----------
+        vector, of, top
+            See `nearest`.
+        passing
+            Bool (rows,) of each file: of these rows alone; None: of all.
+        """
+        best = Ranked(top)
+        for number, path in enumerate(self.records):
+            first = 0
+            for batch in self._blocks(path, [self.id_col(path), URL_COLUMN, self.column], [self.column]):
+                matrix, valid = self.matrix(path, batch)
+                if passing is not None:
+                    valid = valid & passing[path][first : first + len(valid)]
+                if valid.any():
+                    self._rank(best, path, number, first, matrix, valid, vector, of)
+                first += len(valid)
         return best
+
+    def _rank(
+        self,
+        best: Ranked,
+        path: str,
+        file: int,
+        first: int,
+        matrix: np.ndarray,
+        valid: np.ndarray,
+        vector: np.ndarray,
+        of: str,
+    ) -> None:
+        if matrix.shape[1] != len(vector):
+            raise ConfigError(
+                f"{path}: {self.column!r} has vectors of {matrix.shape[1]} values, {of} has one of"
+                f" {len(vector)}: expected both from one model"
+            )
+        rows = unit(matrix)
+        fast = rows @ vector
+        fast[~valid | ~np.isfinite(fast)] = -np.inf
+        places = may_be_best(fast, best.top, best.least)
+        places = places[rows[places].any(1)]  # zeros are near nothing
+        best.add(exact_cosines(rows[places], vector), np.full(len(places), file), first + places)
+
+    def hits(self, ranked: Ranked) -> list[Hit]:
+        """The rows of a ranking, read from the files."""
+        paths, found = list(self.records), {}
+        for file in np.unique(ranked.files).tolist():
+            at = np.flatnonzero(ranked.files == file)
+            path, id_col = paths[file], self.id_col(paths[file])
+            table = rows_at(path, ranked.rows[at], [id_col, URL_COLUMN, CAPTION_COLUMN], self.options)
+            batch = table.to_batches()[0]
+            for place, row in enumerate(at.tolist()):
+                found[row] = _hit(batch, place, id_col, float(ranked.cosines[row]))
+        return [found[row] for row in range(len(ranked))]
 
     def directions(self) -> Iterator[np.ndarray]:
         """All vectors that can be compared, float32 (n, dim), of length 1: by files and rows, some thousand at a time.
@@ -142,40 +209,6 @@ class VectorFiles:
                         dim = vectors.shape[1]
                         yield vectors
 
-    def _nearest(self, best: list[Hit], path: str, vector: np.ndarray, of: str, top: int) -> list[Hit]:
-        """The best of those that are known and of the rows of a file."""
-        id_col = self.id_col(path)
-        for batch in self._blocks(path, [id_col, URL_COLUMN, CAPTION_COLUMN, self.column]):
-            matrix, valid = self.matrix(path, batch)
-            if not valid.any():
-                continue
-            if matrix.shape[1] != len(vector):
-                raise ConfigError(
-                    f"{path}: {self.column!r} has vectors of {matrix.shape[1]} values, {of} has one of"
-                    f" {len(vector)}: expected both from one model"
-                )
-            scores = unit(matrix) @ vector
-            scores[~valid | ~np.isfinite(scores)] = -np.inf
-            least = best[-1].score if len(best) == top else -np.inf
-            rows = [int(row) for row in np.argsort(-scores, kind="stable")[:top] if scores[row] > least]
-            found = [_hit(batch, row, id_col, float(scores[row])) for row in rows]
-            best = sorted([*best, *found], key=_order)[:top]  # of equal ones those of before stand first
-        return best
-
-    def others(self, key: str, shard: str | None, top: int) -> list[Hit]:
-        """The rows that are nearest to one of them, as `nearest` gives them, without that one.
-
-        Parameters
-        ----------
-        key, shard
-            See `row_of`.
-        top
-            How many, at most.
-        """
-        own, vector = self.row_of(key, shard)
-        found = self.nearest(vector, f"the image {key}", top + 1)
-        return [hit for hit in found if (hit.key, hit.url) != (own.key, own.url)][:top]
-
     def row_of(self, key: str, shard: str | None = None) -> tuple[Hit, np.ndarray]:
         """A row, and its vector, float32 (dim,), of length 1.
 
@@ -191,16 +224,16 @@ class VectorFiles:
         ConfigError
             No row has the key, several have it, or the one that has it has no vector.
         """
-        found: list[tuple[Hit, str, np.ndarray | None]] = []
+        found: list[tuple[Hit, str, int]] = []
         for path in self.records:
             id_col = self.id_col(path)
-            for batch in self._blocks(path, [id_col, URL_COLUMN, self.column]):
+            first = 0
+            for batch in self._blocks(path, [id_col, URL_COLUMN]):
                 for row in self._rows_with(path, batch.column(id_col), key):
                     url = _value(batch, URL_COLUMN, row)
                     if shard is None or shard in (url or ""):
-                        matrix, valid = self.matrix(path, batch.slice(row, 1))
-                        own = _hit(batch, row, id_col, 1.0)
-                        found.append((own, path, unit(matrix)[0] if valid[0] else None))
+                        found.append((_hit(batch, row, id_col, 1.0), path, first + row))
+                first += batch.num_rows
         of = f"no row has the key {key!r}" + (
             "" if shard is None else f" and {shard!r} in the URL of its shard"
         )
@@ -213,7 +246,8 @@ class VectorFiles:
             raise ConfigError(
                 f"{len(found)} rows have the key {key!r}: say which by a part of its shard's URL (--shard), of {urls}"
             )
-        ((own, path, vector),) = found
+        ((own, path, row),) = found
+        vector = self.vector_at(path, row)
         if vector is None or not np.isfinite(vector).all():
             raise ConfigError(
                 f"{key} of {own.url or path}: has no vector in {self.column!r}, so nothing is near it; its image_error"
@@ -221,13 +255,24 @@ class VectorFiles:
             )
         return own, vector
 
+    def vector_at(self, path: str, row: int) -> np.ndarray | None:
+        """The vector of a row by its number, float32 (dim,), of length 1; None where it has none."""
+        table = rows_at(path, np.array([row]), [self.column], self.options)
+        matrix, valid = self.matrix(path, table.to_batches()[0])
+        return unit(matrix)[0] if valid[0] else None
+
     def id_col(self, path: str) -> str:
         """The column of the keys in a file."""
         record = self.records[path]
         return (record and record.id_col) or "key"
 
-    def _blocks(self, path: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """Some rows after the other, with those of these columns that there are; the first must be there."""
+    def _blocks(
+        self, path: str, columns: list[str], read: list[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Some rows after the other, with those of these columns that there are; the first must be there.
+
+        Where `read` says so, the others are looked at and not read.
+        """
         with faults_told(path), open_parquet(path, self.options) as file:
             names = file.schema_arrow.names
             if columns[0] not in names:
@@ -239,7 +284,7 @@ class VectorFiles:
                     f"{path}: {URL_COLUMN!r}: expected text, the shard of each row, found {kind}. Write it as text, or"
                     " give it another name"
                 )
-            yield from rows_with_shards(file, path, columns, _BLOCK, self.options)
+            yield from rows_with_shards(file, path, read or columns, _BLOCK, self.options)
 
     def _rows_with(self, path: str, ids: pa.Array, key: str) -> list[int]:
         """The rows whose id is a key, by its text; bytes may also be those of a UUID."""
@@ -289,7 +334,3 @@ def _is_text(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
     return any(is_kind(kind) for is_kind in texts)
-
-
-def _order(hit: Hit) -> float:
-    return -hit.score

@@ -21,6 +21,7 @@ import numpy as np
 from curator_dask.cluster.setup import OpenWorkers, when_needed
 from curator_dask.decode.spec import check_counts
 from curator_dask.dedup.arguments import local_folder
+from curator_dask.dedup.nearest import NOWHERE, Best
 from curator_dask.dedup.phases import WORK_SUFFIX, Job, Phase, run_phases
 from curator_dask.dedup.scanning import Source, find_sources
 from curator_dask.errors import ConfigError, OutputError
@@ -38,7 +39,7 @@ from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_apart, opened
 from curator_dask.outputs.vectors import FAULTS, vectors_of
 from curator_dask.outputs.writing import Output
-from curator_dask.retrieval.finding import NOWHERE, QUERIES, Best, FindNearest
+from curator_dask.retrieval.finding import QUERIES, FindNearest
 from curator_dask.retrieval.summary import RetrievalSummary
 from curator_dask.retrieval.writing import (
     BY,

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from curator_dask.dedup.nearest import NOWHERE, Best
 from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
@@ -19,7 +20,6 @@ from curator_dask.frames.record import FILTERED, FileRecord
 from curator_dask.outputs.given import Names
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.writing import Output
-from curator_dask.retrieval.finding import NOWHERE, Best
 from curator_dask.runs.reports import errors_of, report_frame, report_of, report_since
 from curator_dask.storage import is_remote, join
 

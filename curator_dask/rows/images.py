@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from curator_dask.rows.reasons import DAMAGED, MISSING, Reason
 from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.webdataset.folders import is_folder_shard, kind_of
 from curator_dask.webdataset.index import ShardIndex, warn_once
-from curator_dask.webdataset.opening import open_shard
+from curator_dask.webdataset.opening import Reader, open_shard
 from curator_dask.webdataset.parquet_reader import ParquetReader
 from curator_dask.webdataset.stamps import Watched
 
@@ -30,6 +31,7 @@ def read_images(
     found_as: dict[int, tuple[str, str]] | None = None,
     image_member: str | None = None,
     watched: Watched | None = None,
+    opener: Callable[..., AbstractContextManager[Reader]] = open_shard,
 ) -> Iterator[tuple[int, Any]]:
     """The encoded images of rows, shard by shard, in the order of the tars.
 
@@ -51,6 +53,8 @@ def read_images(
         See `Sample.image`.
     watched
         Gets the tars. An image is a view of its tar: `Watched.check` is due when the last one was decoded.
+    opener
+        Opens a shard; another than `open_shard` may keep those that are open.
 
     Yields
     ------
@@ -76,7 +80,7 @@ def read_images(
         place = kind_of(url)
         if watched is not None:
             watched.begin(url)
-        with open_shard(url, use_index_files=use_index_files, storage_options=storage_options) as reader:
+        with opener(url, use_index_files=use_index_files, storage_options=storage_options) as reader:
             index = reader.index
             if index.duplicates:
                 some = ", ".join(index.duplicates[:3])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from PIL import Image, ImageOps
@@ -15,6 +16,7 @@ from curator_dask.errors import ImageError
 from curator_dask.rows.images import read_images
 from curator_dask.rows.remarks import noticing
 from curator_dask.storage import Options
+from curator_dask.webdataset.opening import Reader, open_shard
 
 
 def read_thumbnails(
@@ -23,6 +25,7 @@ def read_thumbnails(
     size: int,
     options: Options = None,
     enlarge: bool = True,
+    opener: Callable[..., AbstractContextManager[Reader]] = open_shard,
 ) -> Iterator[tuple[int, Image.Image | str]]:
     """The pictures of rows, upright, each of at most `size` pixels a side.
 
@@ -36,6 +39,8 @@ def read_thumbnails(
         For fsspec, where shards are URLs.
     enlarge
         Whether one that is smaller becomes larger.
+    opener
+        See `curator_dask.rows.images.read_images`.
 
     Yields
     ------
@@ -50,7 +55,7 @@ def read_thumbnails(
         A shard cannot be read at all.
     """
     with noticing():  # what is noticed of the tars is no concern of who looks at a few images
-        for row, image in read_images(keys, urls, "key", storage_options=options):
+        for row, image in read_images(keys, urls, "key", storage_options=options, opener=opener):
             yield row, _small(image, size, enlarge)
 
 

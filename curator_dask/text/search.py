@@ -15,8 +15,10 @@ from curator_dask.errors import ConfigError
 from curator_dask.frames.columns import unit
 from curator_dask.frames.names import EMBEDDING_COLUMN
 from curator_dask.image.classifiers.origins import Origin, one_origin
+from curator_dask.indexing.searching import RECALL, VectorIndex
+from curator_dask.indexing.vectors import Vectors
 from curator_dask.models.texts import TextSpec
-from curator_dask.outputs.nearest import Hit, VectorFiles
+from curator_dask.outputs.nearest import Hit
 from curator_dask.text.embedders import TextEmbedder
 from curator_dask.text.pairs import check_together
 
@@ -29,11 +31,15 @@ def search(
     top: int = 24,
     column: str = EMBEDDING_COLUMN,
     check: bool = True,
+    where: str | None = None,
+    index: VectorIndex | None = None,
+    recall: float = RECALL,
     storage_options: Mapping[str, Any] | None = None,
 ) -> list[Hit]:
     """The images of an output that are nearest to a text, the nearest first; of equal ones the first in the files.
 
-    Every vector is compared. Files are read in blocks of rows: memory does not grow with them.
+    Every vector is compared, unless there is an index. Files are read in blocks of rows: memory does not grow with
+    them.
 
     Parameters
     ----------
@@ -49,23 +55,30 @@ def search(
         Of the images' vectors.
     check
         See `curator_dask.text.ClipScore`.
+    where
+        Condition that rows pass, as of `filter`.
+    index
+        Of these vectors, by which they are searched.
+    recall
+        Share of the nearest that it is to find.
     storage_options
         For fsspec, where `path` is a URL.
 
     Raises
     ------
     ConfigError
-        The text is empty, or the vectors do not belong together.
+        The text is empty, the condition does not fit, or the vectors do not belong together.
     OutputError
         There are no such vectors.
     """
     check_counts(top=top)
     if not text.strip():
         raise ConfigError(f"text={text!r}: expected some words")
-    files = VectorFiles.find(path, column, storage_options)
-    ask = _Ask(embedder.encoder_spec(), text, one_origin(column, files.records), check)
+    vectors = Vectors.of(path, column, storage_options, index, recall)
+    passing = vectors.passing(where)
+    ask = _Ask(embedder.encoder_spec(), text, one_origin(column, vectors.files.records), check)
     vector = next(iter(run_everywhere(ask, current_client()).values()))
-    return files.nearest(vector, "the text", top)
+    return vectors.hits(vectors.ranked(vector, "the text", top, passing))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.columns import list_to_matrix, unit
 from curator_dask.frames.names import EMBEDDING_COLUMN, ERROR_COLUMN
+from curator_dask.indexing.searching import RECALL, VectorIndex
+from curator_dask.indexing.vectors import Vectors
 from curator_dask.outputs.nearest import Hit, VectorFiles
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ def similar_to_key(
     shard: str | None = None,
     top: int = 24,
     column: str = EMBEDDING_COLUMN,
+    where: str | None = None,
+    index: VectorIndex | None = None,
+    recall: float = RECALL,
     storage_options: Mapping[str, Any] | None = None,
 ) -> list[Hit]:
     """The images of an output that are nearest to one of them, the nearest first, without itself.
@@ -50,6 +55,8 @@ def similar_to_key(
         How many, at most.
     column
         Of the vectors.
+    where, index, recall
+        See `curator_dask.text.search.search`.
     storage_options
         For fsspec, where `path` is a URL.
 
@@ -61,8 +68,7 @@ def similar_to_key(
         There are no such vectors.
     """
     check_counts(top=top)
-    files = VectorFiles.find(path, column, storage_options)
-    return files.others(str(key), shard, top)
+    return Vectors.of(path, column, storage_options, index, recall).others(str(key), shard, top, where)
 
 
 def similar_to_image(
@@ -72,6 +78,9 @@ def similar_to_image(
     *,
     top: int = 24,
     column: str = EMBEDDING_COLUMN,
+    where: str | None = None,
+    index: VectorIndex | None = None,
+    recall: float = RECALL,
     storage_options: Mapping[str, Any] | None = None,
 ) -> list[Hit]:
     """The images of an output that are nearest to one in a file, the nearest first.
@@ -80,7 +89,7 @@ def similar_to_image(
 
     Parameters
     ----------
-    path, top, column, storage_options
+    path, top, column, where, index, recall, storage_options
         See `similar_to_key`.
     image
         A local file.
@@ -104,11 +113,13 @@ def similar_to_image(
         raise ConfigError(
             f"{image}: there is no such file. An image of the output is named by its key (--like)"
         )
-    files = VectorFiles.find(path, column, storage_options)
-    return files.nearest(_vector_of(file, embedder or _maker(files), files), str(image), top)
+    vectors = Vectors.of(path, column, storage_options, index, recall)
+    passing, files = vectors.passing(where), vectors.files
+    vector = vector_of(file, embedder or maker_of(files), files)
+    return vectors.hits(vectors.ranked(vector, str(image), top, passing))
 
 
-def _maker(files: VectorFiles) -> ImageEmbedder:
+def maker_of(files: VectorFiles) -> ImageEmbedder:
     """The embedder that the files say made their vectors."""
     from curator_dask.image.embedders.making import from_settings
 
@@ -140,7 +151,7 @@ def _copied(file: Path) -> Iterator[str]:
         yield folder
 
 
-def _vector_of(file: Path, embedder: ImageEmbedder, files: VectorFiles) -> np.ndarray:
+def vector_of(file: Path, embedder: ImageEmbedder, files: VectorFiles) -> np.ndarray:
     """Float32 (dim,), of length 1."""
     from curator_dask.datasets import ImageTextPairDataset
 

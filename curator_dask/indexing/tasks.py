@@ -1,0 +1,226 @@
+"""What is done on workers to make an index: vectors are read, put in the order of clusters, and compared with some."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from curator_dask.dedup.kmeans import decide
+from curator_dask.dedup.nearest import NOWHERE, Best, compare
+from curator_dask.dedup.phases import Phase
+from curator_dask.dedup.products import Block, on_device, plain_products
+from curator_dask.errors import OutputError, ShardError
+from curator_dask.frames.columns import unit
+from curator_dask.frames.faults import faults_told
+from curator_dask.frames.names import URL_COLUMN
+from curator_dask.frames.parquet import open_parquet
+from curator_dask.frames.record import FileRecord
+from curator_dask.indexing.manifest import Source
+from curator_dask.outputs.vectors import FAULTS, vectors_of
+from curator_dask.rows.images import values_of
+
+#: Where a vector is from: number of the file among those of its segment, of the row in it, and digest of key and shard.
+PLACE = np.dtype([("file", "<u4"), ("row", "<u4"), ("key", "<u8")])
+#: Rows that are multiplied at once.
+BLOCK = 8192
+
+
+def digests(keys: list[Any], urls: list[str | None]) -> np.ndarray:
+    """uint64 (n,): of the key and the shard of each row."""
+    texts = [f"{key!r} {url}" for key, url in zip(keys, urls, strict=True)]
+    found: np.ndarray = pd.util.hash_array(np.array(texts, object), categorize=False)
+    return found
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Vectors of a segment that are on the disk.
+
+    Attributes
+    ----------
+    phase
+        The index's folder.
+    dim, dtype
+        Of the vectors.
+    """
+
+    phase: Phase
+    dim: int
+    dtype: str
+
+    def map(self, name: str) -> np.ndarray:
+        """(n, dim), mapped into memory, as they are stored."""
+        path = self.phase.path(name)
+        try:
+            size = os.path.getsize(path)  # noqa: PTH202
+        except OSError as error:
+            raise OutputError(f"{path}: {error.strerror}. Build the index again") from None
+        rows = size // (np.dtype(self.dtype).itemsize * self.dim)
+        if not rows:
+            return np.zeros((0, self.dim), self.dtype)
+        return np.memmap(path, self.dtype, "r", shape=(rows, self.dim))
+
+    def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """Unit vectors, float32, some at a time, with the number of the first."""
+        vectors = self.map(name)
+        for start in range(0, len(vectors), BLOCK):
+            yield start, unit(np.asarray(vectors[start : start + BLOCK], np.float32))
+
+
+@dataclass(frozen=True)
+class Read:
+    """Reads the vectors of some files of the output.
+
+    Attributes
+    ----------
+    stored
+        Where they go: ``NAME.raw``, ``NAME.places.npy``, and ``NAME.read.npy``, how many there are, and rows aside.
+    source
+        The output.
+    groups
+        By name, its files.
+    """
+
+    stored: Stored
+    source: Source
+    groups: dict[str, tuple[str, ...]]
+
+    def make(self, name: str) -> int:
+        """Read those of a group."""
+        phase, aside, parts = self.stored.phase, Counter[str](), [np.zeros(0, PLACE)]
+        with phase.writing(f"{name}.raw") as out:
+            for number, file in enumerate(self.groups[name]):
+                path = self.source.path(file)
+                goods = [np.zeros(0, bool)]
+                for matrix, good in vectors_of(
+                    path, self.source.options, self.source.column, self.stored.dim, aside, 4096
+                ):
+                    out.write(np.ascontiguousarray(matrix[good], self.stored.dtype))
+                    goods.append(good)
+                good = np.concatenate(goods)
+                places = np.zeros(int(good.sum()), PLACE)
+                places["file"], places["row"] = number, np.flatnonzero(good)
+                places["key"] = self._digests(path)[good]
+                parts.append(places)
+        whole = np.concatenate(parts)
+        phase.save(f"{name}.places.npy", whole)
+        phase.save(f"{name}.read.npy", np.array([len(whole), *(aside[fault] for fault in FAULTS)]))
+        return len(whole)
+
+    def _digests(self, path: str) -> np.ndarray:
+        found = [np.zeros(0, np.uint64)]
+        with faults_told(path, ShardError), open_parquet(path, self.source.options) as file:
+            record = FileRecord.parse(file.schema_arrow.metadata)
+            id_col, names = (record and record.id_col) or "key", file.schema_arrow.names
+            if id_col not in names:
+                raise OutputError(f"{path}: has no column {id_col!r} of keys; it has {names}")
+            read = [name for name in (id_col, URL_COLUMN) if name in names]
+            found += [digests_of(batch, id_col) for batch in file.iter_batches(65_536, columns=read)]
+        return np.concatenate(found)
+
+
+def digests_of(batch: pa.RecordBatch, id_col: str) -> np.ndarray:
+    """uint64 (n,): of the rows of a batch."""
+    keys = values_of(batch.column(id_col))
+    urls = (
+        values_of(batch.column(URL_COLUMN)) if URL_COLUMN in batch.schema.names else [None] * batch.num_rows
+    )
+    return digests(keys, urls)
+
+
+@dataclass(frozen=True)
+class Sort:
+    """Puts the vectors that were read in the order of clusters.
+
+    Attributes
+    ----------
+    stored
+        Where they are and go: ``NAME.vectors``, ``NAME.scales.npy`` (float32, one divided by their lengths),
+        ``NAME.sorted.npy`` (`PLACE`), and last ``NAME.starts.npy``, where clusters begin and the last ends.
+    centroids
+        Name of their file.
+    raw
+        By name of the segment, that of the group that was read; its files go then.
+    """
+
+    stored: Stored
+    centroids: str
+    raw: dict[str, str]
+
+    def make(self, name: str) -> int:
+        """Sort those of a segment."""
+        stored, phase, raw = self.stored, self.stored.phase, self.raw[name]
+        centroids = np.array(phase.load(self.centroids))
+        here = on_device(centroids)
+        vectors = stored.map(f"{raw}.raw")
+        labels = np.empty(len(vectors), np.int32)
+        for start, block in stored.blocks(f"{raw}.raw"):
+            labels[start : start + len(block)] = decide(block, centroids, plain_products(block, here))
+        order = np.argsort(labels, kind="stable")
+        scales = np.empty(len(vectors), np.float32)
+        with phase.writing(f"{name}.vectors") as file:
+            for start in range(0, len(order), BLOCK):
+                some = np.asarray(vectors[order[start : start + BLOCK]])
+                file.write(np.ascontiguousarray(some))
+                lengths = np.linalg.norm(some.astype(np.float64), axis=1)
+                scales[start : start + BLOCK] = 1 / lengths
+        phase.save(f"{name}.scales.npy", scales)
+        phase.save(f"{name}.sorted.npy", phase.load(f"{raw}.places.npy")[order])
+        counts = np.bincount(labels, minlength=len(centroids))
+        phase.save(f"{name}.starts.npy", np.cumsum([0, *counts]))
+        with suppress(OSError):
+            Path(phase.path(f"{raw}.raw")).unlink()
+        return len(labels)
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Finds the nearest rows of some queries in a segment, by comparing all.
+
+    Attributes
+    ----------
+    stored
+        Where they are; ``PREFIX.queries.npy`` is there, and ``PREFIX-NAME.npy`` is written: cosine, number of the row
+        in the output and of its cluster, float64 (3, queries, top).
+    prefix
+        Of those files.
+    firsts
+        By segment, for each of its files the number of its first row in the output.
+    top
+        How many are found of each query.
+    """
+
+    stored: Stored
+    prefix: str
+    firsts: dict[str, np.ndarray]
+    top: int
+
+    def make(self, name: str) -> int:
+        """Compare with a segment."""
+        phase, stored = self.stored.phase, self.stored
+        asked = Block(np.array(phase.load(f"{self.prefix}.queries.npy")))
+        best = Best.none(len(asked.vectors), self.top)
+        for start, block in stored.blocks(f"{name}.vectors"):
+            compare(asked, Block(block), np.arange(start, start + len(block)), best)
+        places, starts = phase.load(f"{name}.sorted.npy"), np.array(phase.load(f"{name}.starts.npy"))
+        there = best.places != NOWHERE
+        at = np.where(there, best.places, 0)
+        clusters = np.searchsorted(starts, at, side="right") - 1
+        found = (
+            np.array(places[at.reshape(-1)]).reshape(at.shape) if len(places) else np.zeros(at.shape, PLACE)
+        )
+        numbers = self.firsts[name][found["file"]] + found["row"]
+        numbers = np.where(there, numbers, -1)
+        phase.save(
+            f"{self.prefix}-{name}.npy", np.stack([best.cosines, numbers, clusters]).astype(np.float64)
+        )
+        return len(places)

@@ -1,0 +1,291 @@
+"""The index of vectors: what it finds is NumPy's, to the bit, and it never answers for files that have changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from curator_dask.cli import app
+from curator_dask.errors import ConfigError, OutputError
+from curator_dask.frames.columns import unit
+from curator_dask.indexing import VectorIndex, building
+from curator_dask.indexing.measuring import KNOWN, Measured, wilson
+from curator_dask.indexing.tasks import Compare, Read
+from curator_dask.outputs.nearest import VectorFiles
+
+FILES, ROWS, DIM = 4, 500, 12
+NULL, ZERO, BROKEN = 7, 8, 9  # rows of each file without a vector that can be compared
+COPIES = (10, 11)  # rows of each file that have the very same vector
+
+
+def vectors_of(file, dtype=np.float32):
+    """Some clusters; none of unit length."""
+    random = np.random.default_rng(file)
+    centres = np.random.default_rng(99).standard_normal((30, DIM))
+    found = centres[random.integers(0, 30, ROWS)] + 0.4 * random.standard_normal((ROWS, DIM))
+    found *= random.uniform(0.5, 2, (ROWS, 1))
+    found[list(COPIES)] = centres[0]
+    found[ZERO], found[BROKEN, 0] = 0, np.nan
+    return found.astype(dtype)
+
+
+def key_of(file, row):
+    return f"{file}-{row:04d}"
+
+
+def write_file(folder, file, order=None, dtype=np.float32):
+    """Rows whose keys, shards and widths say where they are."""
+    order = np.arange(ROWS) if order is None else order
+    table = pa.table(
+        {
+            "key": [key_of(file, row) for row in order],
+            "caption": [f"caption {file} {row}" for row in order],
+            "__url__": [f"/data/{file}.tar"] * ROWS,
+            "width": pa.array(order),
+        }
+    )
+    values = pa.array(vectors_of(file, dtype)[order].reshape(-1))
+    mask = pa.array(order == NULL)
+    table = table.append_column("image_embedding", pa.FixedSizeListArray.from_arrays(values, DIM, mask=mask))
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, folder / f"{file}.parquet", row_group_size=200)
+
+
+@pytest.fixture(scope="module")
+def small_segments():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "SEGMENT", ROWS * DIM * 4 + 1)  # two files each
+        yield
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory, small_segments):
+    folder = tmp_path_factory.mktemp("indexed") / "out"
+    for file in range(FILES):
+        write_file(folder, file)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(out, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("index") / "index"
+    VectorIndex.build(out, folder)
+    return VectorIndex(folder)
+
+
+@pytest.fixture(scope="module")
+def all_vectors():
+    """Unit vectors in float64; rows that cannot be compared are NaN."""
+    found = np.concatenate([vectors_of(file) for file in range(FILES)]).astype(np.float64)
+    found[[file * ROWS + row for file in range(FILES) for row in (NULL, ZERO, BROKEN)]] = np.nan
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def by_numpy(all_vectors, vector, top, passes=None):
+    """Keys of the nearest, of equal ones the first; cosines to seven digits, in which copies are equal."""
+    vector = np.asarray(vector, np.float64)
+    cosines = np.round(all_vectors @ (vector / np.linalg.norm(vector)), 6)
+    cosines[np.isnan(cosines) | (False if passes is None else ~passes)] = -9
+    order = np.argsort(-cosines, kind="stable")[:top]
+    return [key_of(row // ROWS, row % ROWS) for row in order.tolist() if cosines[row] > -9]
+
+
+def keys(hits):
+    return [hit.key for hit in hits]
+
+
+def test_all_clusters_give_what_numpy_gives_and_the_exact_search_to_the_bit(index, out, all_vectors):
+    exact = VectorFiles.find(out, "image_embedding", None)
+    for row in (0, COPIES[0], 700, 1999):
+        vector = all_vectors[row].astype(np.float32)
+        (hits,) = index.search(vector, top=30, recall=1)
+        assert hits == exact.nearest(unit(vector[None])[0], "it", 30)
+        assert keys(hits) == by_numpy(all_vectors, vector, 30)
+        assert all(hit.url == f"/data/{hit.key[0]}.tar" for hit in hits)
+        assert all(hit.caption == f"caption {hit.key[0]} {int(hit.key[2:])}" for hit in hits)
+    copies = [key_of(file, row) for file in range(FILES) for row in COPIES]
+    assert keys(index.search(all_vectors[COPIES[1]], top=len(copies))[0]) == copies
+    assert len({hit.score for hit in index.search(all_vectors[COPIES[1]], top=len(copies))[0]}) == 1
+
+
+def test_rows_without_a_vector_are_counted_and_never_found(index, all_vectors):
+    assert index.manifest.aside == {"null": FILES, "zero": FILES, "not finite": FILES}
+    assert len(index) == FILES * (ROWS - 3)
+    (hits,) = index.search(all_vectors[0], top=10_000, recall=1)
+    assert sorted(keys(hits)) == sorted(
+        key_of(file, row) for file in range(FILES) for row in range(ROWS) if row not in (NULL, ZERO, BROKEN)
+    )
+
+
+def test_the_recall_that_is_said_is_that_of_searches(index, all_vectors):
+    recall = index.recall(top=20)
+    assert recall.probes < recall.clusters == round((FILES * ROWS) ** 0.5)
+    assert 0.99 <= recall.low <= recall.mean <= recall.high
+    few = index.recall(top=20, wanted=0.7)
+    assert few.probes < recall.probes
+    random = np.random.default_rng(5).choice(FILES * ROWS, 100, replace=False)
+    found = []
+    for row in random[~np.isnan(all_vectors[random]).any(1)].tolist():
+        own = key_of(row // ROWS, row % ROWS)
+        true = {*by_numpy(all_vectors, all_vectors[row], 21)} - {own}
+        hits = index.ranked(all_vectors[row].astype(np.float32), "it", 21, recall=0.7)
+        names = {key_of(*place) for place in zip(hits.files.tolist(), hits.rows.tolist(), strict=True)}
+        found.append(len(true & names) / len(true))
+    # The top is one more here, for the row itself.
+    assert np.mean(found) == pytest.approx(index.recall(top=21, wanted=0.7).mean, abs=0.05)
+
+
+def test_a_condition_is_on_the_rows_that_are_found(index, all_vectors, monkeypatch):
+    widths = np.tile(np.arange(ROWS), FILES)
+    for where, passes in (("width >= 480", widths >= 480), ("width % 2 = 0", widths % 2 == 0)):
+        (hits,) = index.search(all_vectors[3], top=25, where=where)
+        assert keys(hits) == by_numpy(all_vectors, all_vectors[3], 25, passes)
+    monkeypatch.setattr("curator_dask.indexing.searching._FEW", 0)  # some clusters are looked into
+    shares = []
+    for row in range(20, 40):
+        true = by_numpy(all_vectors, all_vectors[row], 20, widths % 2 == 0)
+        (hits,) = index.search(all_vectors[row], top=20, where="width % 2 = 0")
+        assert {int(key[2:]) % 2 for key in keys(hits)} == {0}
+        shares.append(len({*true} & {*keys(hits)}) / 20)
+    assert np.mean(shares) > 0.95
+    assert index.search(all_vectors[3], where="width < 0") == [[]]
+    with pytest.raises(ConfigError, match="there is no column 'widht'"):
+        index.search(all_vectors[3], where="widht > 3")
+
+
+def test_what_is_asked_of_it_is_checked(index, out, tmp_path):
+    with pytest.raises(ConfigError, match="has vectors of 12 values, the vector has one of 3"):
+        index.search(np.ones(3))
+    with pytest.raises(ConfigError, match="zero or not finite"):
+        index.search(np.zeros(DIM))
+    with pytest.raises(ConfigError, match=r"recall=1\.5: expected a share"):
+        index.search(np.ones(DIM), recall=1.5)
+    with pytest.raises(OutputError, match="has no finished index"):
+        VectorIndex(tmp_path)
+    with pytest.raises(ConfigError, match="holds Parquet files"):
+        VectorIndex.build(out, out)
+    with pytest.raises(ConfigError, match=r"is the index of 'image_embedding' of .*, not of 'other'"):
+        VectorIndex.build(out, index.folder, column="other")
+    (tmp_path / "index.json").write_text('{"version": 1}')
+    with pytest.raises(OutputError, match="cannot be read as that of an index"):
+        VectorIndex(tmp_path)
+
+
+def test_half_precision_is_stored_as_it_is(tmp_path):
+    write_file(tmp_path / "out", 0, dtype=np.float16)
+    manifest = VectorIndex.build(tmp_path / "out", tmp_path / "index", clusters=9)
+    index = VectorIndex(tmp_path / "index")
+    sizes = sum(path.stat().st_size for path in Path(index.folder).glob("*.vectors"))
+    assert (manifest.dtype, sizes) == ("<f2", 2 * DIM * len(index))
+    vector = vectors_of(0, np.float16)[42].astype(np.float32)
+    exact = VectorFiles.find(tmp_path / "out", "image_embedding", None)
+    assert index.search(vector, recall=1)[0] == exact.nearest(unit(vector[None])[0], "it", 24)
+
+
+def states(folder):
+    return {path.name: path.stat().st_mtime_ns for path in Path(folder).iterdir()}
+
+
+def test_files_that_change_make_the_index_stale_and_only_their_segment_is_made_anew(tmp_path, small_segments):
+    folder, place = tmp_path / "out", tmp_path / "index"
+    for file in range(FILES):
+        write_file(folder, file)
+    VectorIndex.build(folder, place)
+    before = states(place)
+    VectorIndex.build(folder, place)
+    assert states(place) == before
+    open_before = VectorIndex(place)
+
+    (folder / "1.parquet").rename(tmp_path / "gone")
+    write_file(folder, 5)
+    write_file(folder, 3, order=np.arange(ROWS)[::-1])
+    said = r"1 file added \(5.parquet\), 1 file changed \(3.parquet\), 1 file removed \(1.parquet\)"
+    with pytest.raises(OutputError, match=said):
+        VectorIndex(place)
+    with pytest.raises(OutputError, match="written anew in the meantime"):  # the file's rows are others now
+        open_before.search(vectors_of(3)[42], top=1)
+
+    manifest = VectorIndex.build(folder, place)
+    index = VectorIndex(place)
+    assert [each.name for each in manifest.files] == ["0.parquet", "2.parquet", "3.parquet", "5.parquet"]
+    assert index.search(vectors_of(3)[42], top=1, recall=1)[0][0].key == key_of(3, 42)
+    assert index.search(vectors_of(5)[43], top=1, recall=1)[0][0].key == key_of(5, 43)
+    exact = VectorFiles.find(folder, "image_embedding", None)
+    vector = unit(vectors_of(0)[COPIES[0]][None])[0]
+    assert index.search(vectors_of(0)[COPIES[0]], top=50, recall=1)[0] == exact.nearest(vector, "it", 50)
+
+    write_file(folder, 6)  # alone: what is there stays
+    before = states(place)
+    again = VectorIndex.build(folder, place)
+    assert again.segments[: len(manifest.segments)] == manifest.segments
+    assert again.centroids == manifest.centroids
+    kept = [name for name in before if name.startswith(tuple(each.name for each in manifest.segments))]
+    assert kept and {name: states(place)[name] for name in kept} == {name: before[name] for name in kept}
+    assert again.aside["null"] == 5 and again.vectors == 5 * (ROWS - 3)
+
+
+def test_an_interrupted_build_goes_on(out, tmp_path, monkeypatch):
+    calls = {"read": 0, "compare": 0}
+    read, compare = Read.make, Compare.make
+
+    def counting(self, name):
+        calls["read"] += 1
+        return read(self, name)
+
+    def stopping(self, name):
+        calls["compare"] += 1
+        if calls["compare"] == 2:
+            raise KeyboardInterrupt
+        return compare(self, name)
+
+    monkeypatch.setattr(Read, "make", counting)
+    monkeypatch.setattr(Compare, "make", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        VectorIndex.build(out, tmp_path / "index")
+    with pytest.raises(OutputError, match="no finished index"):
+        VectorIndex(tmp_path / "index")
+    whole = VectorIndex.build(out, tmp_path / "index")
+    assert calls == {"read": 2, "compare": 3}
+    assert not list((tmp_path / "index").glob("r-*")) and not list((tmp_path / "index").glob(".*tmp"))
+    assert whole.vectors == FILES * (ROWS - 3)
+
+
+def test_workers_make_the_same_index(out, index, tmp_path, client):
+    VectorIndex.build(out, tmp_path / "index")
+    ours = {path.name: path.read_bytes() for path in (tmp_path / "index").iterdir()}
+    assert ours == {path.name: path.read_bytes() for path in Path(index.folder).iterdir()}
+
+
+def test_measured_by_hand():
+    # Two queries with two neighbours each; one of the second's is in the third nearest cluster.
+    ranks = np.full((2, KNOWN), -1, np.int32)
+    ranks[0, :2], ranks[1, :2] = (0, 0), (1, 2)
+    measured = Measured(ranks, 5)
+    assert [measured.recall(2, probes).mean for probes in (1, 2, 3)] == [0.5, 0.75, 1]
+    assert measured.recall(1, 2).mean == 1
+    assert measured.enough(2, 0.99).probes == 5  # two queries prove nothing
+    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert wilson(1, 1000) == pytest.approx((0.99617, 1), abs=1e-4)
+
+
+def test_the_command_finds_the_same_with_an_index(out, tmp_path):
+    def run(*words):
+        done = CliRunner().invoke(app, ["search", str(out), "--like", "1-0042", "--top", "7", *words])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    place = str(tmp_path / "index")
+    plain = run()
+    assert run("--index", place) == run("--index", place) == plain and len(plain.splitlines()) == 7
+    assert run("--index", place, "--recall", "1") == plain
+    some = run("--where", "width < 250")
+    assert run("--index", place, "--where", "width < 250") == some != plain
+    assert json.loads(Path(place, "index.json").read_text())["embeddings"] == str(out)
+    wrong = CliRunner().invoke(app, ["search", str(out), "--like", "1-0042", "--recall", "0.9"])
+    assert wrong.exit_code == 2 and "--index" in wrong.output
