@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from curator_dask.outputs.image_lines import image_lines
@@ -13,6 +14,7 @@ class Contents(Protocol):
     """Those of `curator_dask.outputs.export_summary.ExportSummary`."""
 
     format: str
+    emptied: list[str]
     no_index: dict[str, str]
     json_left_alone: list[str]
     no_caption: int
@@ -27,6 +29,13 @@ class Contents(Protocol):
 def content_lines(summary: Contents) -> list[str]:
     """The lines, of what there is to say."""
     lines: list[str] = []
+    if summary.emptied:
+        tars = counted(
+            len(summary.emptied), "tar", "would have no sample and is", "would have no sample and are"
+        )
+        lines.append(
+            f"  {tars} not there, {summary.emptied[0]}.tar for example: the numbers of the others have a gap"
+        )
     if summary.no_index:
         name, why = next(iter(summary.no_index.items()))
         lines.append(f"  {counted(len(summary.no_index), 'tar')} without an index, {name} for example: {why}")
@@ -57,4 +66,28 @@ def content_lines(summary: Contents) -> list[str]:
             f"  {samples} got an empty caption, as the column has no text there: with null a .txt that was there"
             " would stay"
         )
+    return lines
+
+
+def trouble_lines(
+    errors: Counter[str], reasons: Counter[str], examples: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """The lines on what is wrong with samples, and why others are missing.
+
+    Parameters
+    ----------
+    errors
+        Samples whose row has an ``image_error``, by kind of reason.
+    reasons, examples
+        Why others are missing.
+    """
+    lines = []
+    if errors:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in ranked(errors))
+        lines.append(
+            f"  {errors.total():,} of the samples have an image_error ({kinds}):"
+            " where='image_error is null' (--where) leaves them out"
+        )
+    for reason, count in ranked(reasons):
+        lines.append(f"  {count:,} x {reason}, for example {'; '.join(examples.get(reason, []))}")
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -51,3 +52,8 @@ def keys_before(samples: pa.Table) -> list[str]:
     """The keys that samples have in their source, to be shown."""
     keys = samples.column("source_key").to_pylist()
     return [key_text(key.decode("utf-8", "surrogateescape")) for key in keys]
+
+
+def is_without_file(report: Mapping[str, Any]) -> bool:
+    """Whether there is no file of what a report is on, as none of its samples is left."""
+    return not (report["rows"] or report["bytes"])
