@@ -15,6 +15,7 @@ class Contents(Protocol):
 
     format: str
     emptied: list[str]
+    twins_lost: int
     no_index: dict[str, str]
     json_left_alone: list[str]
     no_caption: int
@@ -35,6 +36,12 @@ def content_lines(summary: Contents) -> list[str]:
         )
         lines.append(
             f"  {tars} not there, {summary.emptied[0]}.tar for example: the numbers of the others have a gap"
+        )
+    if summary.twins_lost:
+        rows = counted(summary.twins_lost, "row", "has", "have")
+        lines.append(
+            f"  {rows} gone as duplicates of samples that could not be blurred: nothing of these groups is exported."
+            " Leave out what cannot be blurred (filter --where) before duplicates are looked for"
         )
     if summary.no_index:
         name, why = next(iter(summary.no_index.items()))
@@ -91,3 +98,10 @@ def trouble_lines(
     for reason, count in ranked(reasons):
         lines.append(f"  {count:,} x {reason}, for example {'; '.join(examples.get(reason, []))}")
     return lines
+
+
+def card_lines(card: str, own: bool) -> list[str]:
+    """The line on the card: where it is; or that there is a user's, if `own`."""
+    told = [f"  card: {card}"] if card else []
+    mine = "  no card: there is a README.md that this export has not written, which stays"
+    return [*told, mine] if own else told

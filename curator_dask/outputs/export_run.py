@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import posixpath
 import tarfile
 import time
@@ -37,11 +36,11 @@ from curator_dask.outputs.export_plan import Stays, bytes_of, plan_shards
 from curator_dask.outputs.export_sizes import check_sizes, put_sizes
 from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.outputs.export_tables import in_tables, weighing_of
-from curator_dask.outputs.left_out import is_without_file
+from curator_dask.outputs.left_out import UNBLURRED, is_without_file, twins_lost
 from curator_dask.outputs.new_keys import NewKeys
 from curator_dask.outputs.packing import PackShard
 from curator_dask.outputs.removed import check_removed, check_shards
-from curator_dask.outputs.saving import check_apart
+from curator_dask.outputs.saving import behind_links, check_apart
 from curator_dask.outputs.selecting import FileRows, Folder, SelectSamples, stop_at
 from curator_dask.outputs.sharding import NewShards
 from curator_dask.outputs.shrinking import EXPORTED
@@ -50,7 +49,7 @@ from curator_dask.outputs.vector_members import VectorMember, check_new, vector_
 from curator_dask.outputs.weighing import Weighing
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.targets import Target
-from curator_dask.storage import Options, absolute, is_remote, local_path
+from curator_dask.storage import Options, absolute
 from curator_dask.threads import in_threads
 
 if TYPE_CHECKING:
@@ -92,7 +91,10 @@ class ExportRun:
         """The summary, which is logged, with the rows that a frame's own steps have left out; and the card."""
         self._summary.add_left_out(left_out or {})
         self._summary.leave_out_emptied()
-        if self._options.card and not self._options.dry_run and not self._summary.failed_shards:
+        options = self._options
+        if options.blur and options.without and not (options.append or options.dry_run):
+            self._summary.twins_lost = twins_lost(self.place.folder(UNBLURRED), absolute(options.without))
+        if options.card and not options.dry_run and not self._summary.failed_shards:
             self._put_card(making)
         self._summary.seconds = time.monotonic() - started
         logger.info("%s", self._summary)
@@ -143,7 +145,7 @@ class ExportRun:
         if self._options.split_groups is not None:
             check_shards(absolute(self._options.split_groups), urls, "kept together")
         # Else a tar might be written over while it is copied; a link may lead to one from elsewhere.
-        for folder in {posixpath.dirname(url) for url in (*urls, *map(_behind_links, urls))}:
+        for folder in {posixpath.dirname(url) for url in (*urls, *map(behind_links, urls))}:
             check_apart(folder, self.place.target.path)
         if self._earlier is not None and not self._summary.earlier:
             self._earlier.warn_of_moved(urls)
@@ -355,8 +357,8 @@ class ExportRun:
             self._pack_all(pack, shards.only(todo), [new[number] for number in todo])
         if options.tells_sizes:
             there = () if self._earlier is None else self._earlier.reports
-            earlier = {each["name"]: each["rows"] for each in there if not is_without_file(each)}
-            put_sizes(self.place.target, {**earlier, **self._sizes})
+            sizes = {each["name"]: each["rows"] for each in there if not is_without_file(each)}
+            put_sizes(self.place.target, sizes | self._sizes)
         return True
 
     def _pack_all(self, pack: PackShard, shards: NewShards, names: Sequence[str]) -> None:
@@ -392,7 +394,3 @@ class ExportRun:
         of = fingerprint({"export": self._this, "card": card_mark(options, making)})
         self._summary.card = self.place.put_card(of, text) or ""
         self._summary.own_card = not self._summary.card
-
-
-def _behind_links(url: str) -> str:
-    return url if is_remote(url) else os.path.realpath(local_path(url))

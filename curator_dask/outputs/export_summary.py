@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from curator_dask.outputs.content_told import content_lines, trouble_lines
+from curator_dask.outputs.content_told import card_lines, content_lines, trouble_lines
 from curator_dask.outputs.earlier_told import earlier_lines
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.left_out import UNBLURRED, is_without_file
@@ -102,6 +102,8 @@ class ExportSummary:
         Of these samples, those with further images, which are as they were.
     blur
         Column of the boxes, where regions were to be blurred.
+    twins_lost
+        Rows that were left out as duplicates of a sample that could not be blurred.
     labels
         Where boxes of some labels alone are blurred: how many have each of these, and each of the others that are
         most frequent in a tar.
@@ -178,6 +180,7 @@ class ExportSummary:
     regions_blurred: int = 0
     images_beside_blurred: int = 0
     blur: str = ""
+    twins_lost: int = 0
     labels: Counter[str] = field(default_factory=Counter)
     images_left: Counter[str] = field(default_factory=Counter)
     images_left_examples: dict[str, list[str]] = field(default_factory=dict)
@@ -391,8 +394,5 @@ class ExportSummary:
         lines += self.looked_up.remark_lines()
         lines += content_lines(self)
         lines += [f"  other readers: {each}" for each in self.habits]
-        if self.card:
-            lines.append(f"  card: {self.card}")
-        if self.own_card:
-            lines.append("  no card: there is a README.md that this export has not written, which stays")
+        lines += card_lines(self.card, self.own_card)
         return "\n".join(lines)
