@@ -323,7 +323,7 @@ def _check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
     split_by = recipe.options(overwrite=False).split_by
     best, cap, columns = recipe.best(), recipe.cap(), list(dataset.metadata.columns)
     named = {"top": best and best[0], "at_most": cap and cap[0], "by": recipe.by}
-    named["same_captions"] = same and same.text
+    named["same_captions"] = None if same is None else same.text
     if recipe.balance is not None:
         named["balance"] = recipe.balance.get("text_column", CAPTION_COLUMN)
         _refuse_balance(recipe, columns)

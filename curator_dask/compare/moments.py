@@ -93,11 +93,11 @@ class Gaussian:
         """
         import torch
 
-        lower, failed = torch.linalg.cholesky_ex(self.covariance)
-        if not int(failed):
-            return lower
-        values, vectors = torch.linalg.eigh(self.covariance)
-        found: torch.Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        found: torch.Tensor
+        found, failed = torch.linalg.cholesky_ex(self.covariance)
+        if int(failed):
+            values, vectors = torch.linalg.eigh(self.covariance)
+            found = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
         return found
 
 
