@@ -19,6 +19,7 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, NoColumnError, NoMatchError, ShardError
 from curator_dask.frames.names import CAPTION_COLUMN, EMBEDDING_COLUMN
 from curator_dask.frames.parquet import read_footer
+from curator_dask.image.classifiers import score_output
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.card import Making
@@ -156,6 +157,8 @@ def curate(
             f"{name}: its rows could not be read, and nothing was filtered: {why}. Mend it, or leave it out, and run"
             " again"
         )
+    if (same := recipe.same()) is not None:
+        _all_written(EMBEDDINGS, score_output(place, [same], workers=workers))
     _count_joined(summary, recipe.joins(), place)
     if recipe.balance is not None:
         _check_balance_columns(place, recipe)
@@ -291,7 +294,7 @@ def _before(
     options: Options,
 ) -> FinishedCommand:
     """What is about to be embedded, to be compared with what was."""
-    later = ("where", "preset", "top", "at_most", "by", "balance", "duplicates", "export")
+    later = ("same_captions", "where", "preset", "top", "at_most", "by", "balance", "duplicates", "export")
     asked = {name: value for name, value in vars(recipe).items() if name not in later}
     column = recipe.model_options.get("image_embedding_column", EMBEDDING_COLUMN)
     return FinishedCommand(
@@ -308,6 +311,8 @@ def _before(
 
 def _check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
     """Raise ConfigError where the rows will lack what they are filtered by, before anything is embedded."""
+    if (same := recipe.same()) is not None and same.text in dataset.metadata.columns:
+        dataset = dataset.with_metadata(dataset.metadata.assign(**{same.pred_column: 1}))
     if recipe.asked() is not None:
         try:
             dataset.filter(recipe.condition)
@@ -318,6 +323,7 @@ def _check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
     split_by = recipe.options(overwrite=False).split_by
     best, cap, columns = recipe.best(), recipe.cap(), list(dataset.metadata.columns)
     named = {"top": best and best[0], "at_most": cap and cap[0], "by": recipe.by}
+    named["same_captions"] = None if same is None else same.text
     if recipe.balance is not None:
         named["balance"] = recipe.balance.get("text_column", CAPTION_COLUMN)
         _refuse_balance(recipe, columns)

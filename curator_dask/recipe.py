@@ -36,6 +36,7 @@ from curator_dask.tables import TableColumns
 from curator_dask.text.balance import balance_output
 from curator_dask.text.concepts import CONCEPT_COLUMN, ConceptList
 from curator_dask.text.given import text_statistics_of
+from curator_dask.text.same import SameCaptions
 from curator_dask.text.statistics import TextStatistics
 from curator_dask.words import meant
 
@@ -79,6 +80,8 @@ class Recipe:
         Names of `curator_dask.text.TEXT_STATISTICS`, or arguments of `TextStatistics`, as
         ``{"names": ["words", "language"], "text": "alt"}``; or several of these, each with a prefix of its own.
         Captions may come from a table of `join`, or from a model of `caption`.
+    same_captions
+        True, or arguments of `SameCaptions`: rows get ``text_same_captions``, how many have the same caption.
     classify
         Image classification models, each with the arguments of `ClassificationModel`, as
         ``{"model_name": "hf-hub:Marqo/nsfw-image-detection-384", "classes": {"unsafe": "NSFW"}}``.
@@ -130,6 +133,7 @@ class Recipe:
     statistics: Sequence[str] = ()
     prefix: str = ""
     text_statistics: Sequence[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]] = ()
+    same_captions: bool | Mapping[str, Any] = False
     classify: Sequence[Mapping[str, Any]] = ()
     caption: Sequence[Mapping[str, Any]] = ()
     detect: Sequence[Mapping[str, Any]] = ()
@@ -185,10 +189,10 @@ class Recipe:
         if isinstance(self.join, list | tuple):  # YAML takes the word `on` for true
             join = [_with_on(each) if isinstance(each, Mapping) else each for each in self.join]
             object.__setattr__(self, "join", join)
-        self.best(), self.cap(), self.joins(), self.models(), self.of_texts(), self.asked()
+        self.best(), self.cap(), self.joins(), self.models(), self.of_texts(), self.same()
         self.check_balance()
         self.deduplication()  # says what is wrong with its arguments, as do those below
-        self.options(overwrite=False)
+        self.asked()
         if self.model is not None:
             self.embedder()
 
@@ -251,7 +255,10 @@ class Recipe:
 
     def asked(self) -> str | None:
         """Which rows are wanted of those whose image can be used, if not all are."""
-        return asked_for(self.preset, self.where)
+        wanted, blurring = asked_for(self.preset, self.where), self.options(overwrite=False).blurring
+        # What cannot be blurred goes before duplicates are looked for, lest it stays in another's place.
+        seen = None if blurring is None else blurring.condition
+        return and_also(seen, wanted) if seen and wanted else seen or wanted
 
     def best(self) -> tuple[str, float] | None:
         """The column by which rows are best, and how many of them are kept."""
@@ -291,6 +298,11 @@ class Recipe:
     def of_texts(self) -> list[TextStatistics]:
         """What measures the captions."""
         return text_statistics_of(self.text_statistics)
+
+    def same(self) -> SameCaptions | None:
+        """What counts captions that are the same."""
+        given = {} if self.same_captions is True else self.same_captions
+        return None if given is False else make_of("same_captions", SameCaptions, given)
 
     def joins(self) -> list[TableColumns]:
         """What adds columns of tables."""

@@ -343,22 +343,26 @@ def test_some_labels_rows_that_nobody_has_looked_at_and_smaller_images(data, dat
 
 
 def test_tars_of_which_nothing_is_left_splits_and_another_format(data, dataset, tmp_path):
-    some = dataset.filter("key IN ('d', 'e', 'a', 'i')")
-    summary = some.to_webdataset(
-        tmp_path / "out",
-        blur="face_boxes",
-        samples_per_shard=1,
-        splits={"test": 2},
-        image_format="webp",
-        keys="sequential",
-    )
-    assert (summary.rows, summary.kept, summary.missing, summary.shards) == (9, 2, 2, 4)
+    some, out = dataset.filter("key IN ('d', 'e', 'a', 'i')"), tmp_path / "out"
+    options = {"samples_per_shard": 1, "splits": {"test": 2}, "image_format": "webp", "keys": "sequential"}
+    summary = some.to_webdataset(out, blur="face_boxes", **options)
+    assert (summary.rows, summary.kept, summary.missing, summary.shards) == (9, 2, 2, 2)
     assert sum(split.samples for split in summary.splits.values()) == 2
-    found = held(tmp_path / "out")
+    found = held(out)
     assert sorted(name.rpartition(".")[2] for name in found) == ["json", "json", "txt", "txt", "webp", "webp"]
     images = [image_in(found, name) for name in found if name.endswith("webp")]
     blurred = next(image for image in images if image.size == SIZE)
     check_blurred(image_in(held(data), "a.jpg"), blurred, exact=False)
+    # webdataset's workers and DALI stop at a tar without samples: nothing of it is there, and a rerun knows that.
+    files = sorted(each for each in out.rglob("*") if each.is_file())
+    tars = {path.with_suffix(".tar") for path in files if path.name != "sizes.json"}
+    sizes = [(each.parent, json.loads(each.read_text())) for each in files if each.name == "sizes.json"]
+    assert {folder / name for folder, some in sizes for name in some} == tars and len(tars) == 2
+    assert sum(split.shards for split in summary.splits.values()) == 2 == summary.written
+    assert f"2 tars would have no sample and are not there, {summary.emptied[0]}.tar for" in str(summary)
+    again = some.to_webdataset(out, blur="face_boxes", **options)
+    assert (again.written, again.skipped, again.shards, again.kept, again.missing) == (0, 2, 2, 2, 2)
+    assert sorted(each for each in out.rglob("*") if each.is_file()) == files
 
 
 def test_wrong_arguments(data, dataset, tmp_path):

@@ -19,6 +19,7 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.decode.blurring import blur
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.exporting import export_output
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -124,6 +125,24 @@ def test_labels_that_are_none_or_that_no_box_has(tmp_path):
     assert "no box has the label 'plate'" in str(summary) and "'Face', 'face'" in str(summary)
     summary = dataset.to_webdataset(tmp_path / "other", blur="b_boxes", blur_only=["fase"])
     assert "0 images were blurred, in 0 regions" in str(summary) and "the label 'fase'" in str(summary)
+
+
+def test_rows_that_went_for_a_twin_that_cannot_be_blurred_are_counted(tmp_path):
+    """Of four groups: one is exported, of one a second row stays, of two nothing is left."""
+    dataset_of(
+        tmp_path / "in", [[BOX], [PIXELS], [BOX], [PIXELS], [PIXELS], [BOX], [BOX], [BOX], [BOX], [BOX]]
+    )
+    keys, groups = [f"k{number}" for number in range(10)], [0, 1, 1, 2, 3, 3, 3, 0, 2, 2]
+    kept = [True, True, False, True, True, False, True, False, False, False]
+    urls = [str(tmp_path / "in/0.tar")] * 10
+    table = pa.table({"id": keys, "__url__": urls, "group": groups, "kept": kept})
+    (tmp_path / "found").mkdir()
+    pq.write_table(table, tmp_path / "found/duplicates.parquet")
+    ImageTextPairDataset.from_webdataset(tmp_path / "in").save_metadata(tmp_path / "rows")
+    options = ExportOptions(blur="b_boxes", without=str(tmp_path / "found"))
+    summary = export_output(tmp_path / "rows", tmp_path / "out", options)
+    assert (summary.kept, summary.filtered, summary.missing, summary.twins_lost) == (2, 5, 3, 3)
+    assert "3 rows have gone as duplicates of samples that could not be blurred" in str(summary)
 
 
 def test_labels_are_those_that_were_asked_for():

@@ -10,6 +10,7 @@ import tarfile
 from dataclasses import fields
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from colours import write_tar
@@ -172,6 +173,38 @@ def test_without_a_model_duplicates_go_by_their_hashes(folder, tmp_path):
         2,
         16,
     )
+
+
+def test_captions_that_come_often_and_images_that_nobody_has_looked_at_go_before_twins_are_found(tmp_path):
+    """Else a row that cannot be blurred would stay, and be left out, in the place of one that can be."""
+    keys = [f"k{number}" for number in range(8)]
+    members = [(f"{key}.jpg", picture(number % 4)) for number, key in enumerate(keys)]
+    write_tar(tmp_path / "data/0.tar", members)
+    box = [[0.1, 0.1, 0.4, 0.4]]
+    boxes = pa.array([None, box, [], box, box, None, box, []], pa.list_(pa.list_(pa.float32())))
+    captions = ["often" if number in (0, 2, 6) else f"a {number}" for number in range(8)]
+    table = pa.table({"key": keys, "alt": captions, "faces_boxes": boxes})
+    pq.write_table(table, tmp_path / "data/0.parquet")
+    said = {
+        "statistics": ["phash"],
+        "same_captions": {"text": "alt"},
+        "where": "text_same_captions < 3 -- of the others none says anything",
+        "duplicates": {"exact": {"phash": 2}, "keep": ["key"]},
+        "export": {"blur": "faces_boxes"},
+    }
+    summary = curate(tmp_path / "data", tmp_path / "out", Recipe(**said))
+    # Of the twins (0, 4), (1, 5), (2, 6), (3, 7) the first would stay.
+    assert {*samples_in(tmp_path / "out/shards")} == {"k4", "k1", "k3"}
+    found = pq.read_table(tmp_path / "out/embeddings").to_pylist()
+    assert [row["text_same_captions"] for row in found] == [captions.count(each) for each in captions]
+    counts = ("rows", "failed", "filtered", "duplicates", "missing", "kept")
+    assert [getattr(summary, name) for name in counts] == [8, 0, 4, 1, 0, 3]
+    again = curate(tmp_path / "data", tmp_path / "out", Recipe(**said))
+    assert again.steps["embeddings"].written == again.steps["shards"].written == 0
+    with pytest.raises(ConfigError, match=r"there is no column 'caption'. The rows will have"):
+        curate(tmp_path / "data", tmp_path / "other", Recipe(same_captions=True))
+    with pytest.raises(ConfigError, match=r"same_captions: .*'column'"):
+        Recipe(same_captions={"column": "alt"})
 
 
 def test_a_folder_of_images_with_a_table_of_captions(tmp_path):

@@ -727,6 +727,11 @@ def test_components_are_those_of_all_pairs(tmp_path, in_this_process, crowd):
     within = labels[:, None] == labels[None]
     assert summary.diameter == pytest.approx(1 - cosines[within].min(), abs=1e-6) and summary.diameter_exact
     assert "1 - cosine of the farthest rows of one group: " in str(summary)
+    same = [hashes[int(row["id"])] == hashes[int(row["duplicate_of"])] for _, row in gone.iterrows()]
+    assert summary.linked == (~(np.array(same) | (expected >= 0.97))).sum()
+    assert (f"  {summary.linked:,} row" in str(summary)) == (summary.linked > 0) and (
+        summary.linked > 0 or not crowd
+    )
     if crowd:
         assert len({*labels[:181]}) == 1
 

@@ -288,6 +288,16 @@ def check_rows(table, model):
     assert len(told) > 5  # a row of another would show
 
 
+def line_of(table, prefix="detected"):
+    """What a summary says of an output, as pandas counts it."""
+    frame = table.to_pandas()
+    seen = frame[f"{prefix}_labels"].dropna()
+    counts = seen.map(set).explode().value_counts()
+    order = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
+    named = ", ".join(f"{label} {count}" for label, count in order)
+    return f"  {prefix}: at least one in {(seen.map(len) > 0).sum()} of {len(seen)} images: {named}"
+
+
 def finds(model, **options):
     return DetectionModel(model, **{"threshold": 0.3, "batch_size": 4, **options})
 
@@ -306,8 +316,10 @@ def test_in_the_pass_that_embeds(data, yolos, tmp_path):
     assert table.schema.field("detected_boxes").type.value_type.value_type == pa.float32()
     assert table.schema.field("detected_scores").type.value_type == pa.float64()
     check_rows(table, yolos)
+    assert "of 10 images: " in line_of(table) and line_of(table) in str(summary).splitlines()
     assert save().skipped == 2
-    assert save("dhash").written == 2  # boxes are taken over
+    more = save("dhash")
+    assert more.written == 2 and more.detections == summary.detections  # boxes are taken over
     assert read_output(out).select(COLUMNS).equals(table.select(COLUMNS))
     made = read_record(str(out / "00000.parquet"), None).models["detected_boxes"]
     assert made["model"].startswith("YolosForObjectDetection [") and made["detection"] == "scores above 0.3"
@@ -315,6 +327,7 @@ def test_in_the_pass_that_embeds(data, yolos, tmp_path):
         finds(yolos, threshold=0.4)(dataset).save_metadata(out)
     # What says of columns what they are is not led astray by lists.
     info = describe_output(out)
+    assert line_of(table) in str(info).splitlines()
     kinds = {column.name: (column.kind, column.made_by) for column in info.columns}
     assert {kinds[name][0] for name in COLUMNS[:3]} == {"other"} and kinds["detected_number"][0] == "number"
     assert kinds["detected_boxes"][1][0].startswith("detect: YolosForObjectDetection")
@@ -325,7 +338,11 @@ def test_in_the_pass_that_embeds(data, yolos, tmp_path):
 
 def test_filters_by_label_number_and_size(data, yolos, tmp_path):
     dataset, out = ImageTextPairDataset.from_webdataset(data), tmp_path / "out"
-    finds(yolos, threshold=0.95)(dataset).save_metadata(out)
+    both = finds(yolos, threshold=0.95, prefix="sure")(finds(yolos, threshold=0.95)(dataset)).save_metadata(
+        out
+    )
+    for prefix in ("detected", "sure"):
+        assert line_of(read_output(out), prefix) in str(both).splitlines()
     rows = [row for row in read_output(out).to_pylist() if row["image_error"] is None]
     areas = sorted(row["detected_area"] for row in rows)
     middle = float(f"{areas[5]:.6f}") - 1e-4
@@ -351,6 +368,7 @@ def test_filters_by_label_number_and_size(data, yolos, tmp_path):
         if expected:
             assert {*read_output(tmp_path / "some")["key"].to_pylist()} == expected
     assert divided > 2
+    assert "at least one" not in str(describe_output(tmp_path / "some"))  # it was said of other rows
 
 
 @pytest.mark.parametrize("with_vectors", [False, True])
@@ -374,6 +392,7 @@ def test_a_retry_mends_the_boxes(tmp_path, yolos, with_vectors):
         assert f"{first.failed} have boxes now" in str(summary)
     assert (summary.rows, summary.failed) == (first.failed, 0)
     check_rows(read_output(out), yolos)
+    assert line_of(read_output(out)) in str(describe_output(out)).splitlines()
 
 
 def test_what_is_found_is_blurred_in_the_image_that_it_was_found_in(yolos, tmp_path):

@@ -339,11 +339,21 @@ def test_rows_of_shards_that_have_changed_are_told(dataset, scored, caplog):
     assert f"1 shard changed since these rows were made, {dataset.tar_files[1]}" in caplog.text
 
 
-def test_files_that_an_earlier_run_has_left_are_told(scored, tmp_path, caplog):
-    filter_output(scored, tmp_path / "good", where="score > 3")
+def test_files_of_another_filter_are_not_mixed_with_these(scored, tmp_path, caplog):
+    good, table = tmp_path / "good", pa.table({"theirs": [1]})
+    filter_output(scored, good, where="score > 3")
     (scored / "00002.parquet").unlink()
-    filter_output(scored, tmp_path / "good", where="score > 3")
-    assert "1 file there, 00002.parquet for example, not of this run" in caplog.text
+    pq.write_table(table, good / "mine.parquet")
+    for where in ("score > 3", "score > 4"):
+        with pytest.raises(
+            OutputError, match=r"good/00002.parquet: is there, and was kept by another filter"
+        ):
+            filter_output(scored, good, where=where)
+        assert (good / "00002.parquet").exists()
+    filter_output(scored, good, where="score > 3", overwrite=True)
+    assert {each.name for each in good.iterdir()} == {"00000.parquet", "00001.parquet", "mine.parquet"}
+    assert "1 file there, mine.parquet for example, not of this run" in caplog.text
+    assert filter_output(scored, good, where="score > 3").output.skipped == 2
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from curator_dask.errors import ConfigError, DatasetError, OutputError
 from curator_dask.frames.parquet import write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.image.fitting import fit_head
-from curator_dask.labelling import label_page
+from curator_dask.labelling import label_page, pictures
 from curator_dask.labelling.choosing import spread
 
 SHARDS, ROWS, DIM = 3, 40, 8
@@ -255,7 +255,8 @@ def test_rows_of_which_a_head_is_least_sure_come_first(out, rows, tmp_path):
     ]
 
 
-def test_a_cluster_makes_the_same_page(out, tmp_path, request):
+def test_a_cluster_makes_the_same_page_and_how_far_it_is_is_said(out, tmp_path, request, monkeypatch, said):
+    monkeypatch.setattr(pictures, "EVERY", 0)
     frame = pd.DataFrame({"key": [key_of(3), key_of(90), "stranger"], "nice": [True, False, True]})
     frame.to_csv(tmp_path / "nice.csv", index=False)
     options = {
@@ -266,8 +267,13 @@ def test_a_cluster_makes_the_same_page(out, tmp_path, request):
         "where": "width < 110",
     }
     here = label_page(out, tmp_path / "same.html", "nice", **options)
+    lines = [each for each in said.messages if "pictures made" in each]
+    assert "1 of 24 pictures made, 0 s" in lines and len(lines) > 25
+    said.messages.clear()
     request.getfixturevalue("client")
     there = label_page(out, tmp_path / "page.html", "nice", **options)
+    lines = [each for each in said.messages if "pictures made" in each]
+    assert 0 < len(lines) < 10 and all(" of " in each for each in lines)  # a shard at a time
     assert (there.labelled, there.unused, there.filtered) == (2, 1, 10)
     assert {**here.to_dict(), "path": 0, "seconds": 0} == {**there.to_dict(), "path": 0, "seconds": 0}
     assert (tmp_path / "same.html").read_bytes() == (tmp_path / "page.html").read_bytes()

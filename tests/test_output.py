@@ -204,6 +204,26 @@ def test_two_runs_that_begin_at_the_same_moment(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_killed_run_has_left_of_its_note_is_swept(tmp_path):
+    """Only what is old, and is called as notes are."""
+    old = time.time() - 300
+    names = {
+        ".curator_dask-run.json.0123abcd.tmp": True,
+        ".curator_dask-run.json.mine.tmp": False,
+        "a.tmp": False,
+    }
+    for name in (*names, ".curator_dask-run.json.ffffffff.tmp"):
+        (tmp_path / name).write_text("{")
+        if name in names:
+            os.utime(tmp_path / name, (old, old))
+    with RunLock(str(tmp_path)):
+        pass
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {name for name, goes in names.items() if not goes} | {
+        ".curator_dask-run.json.ffffffff.tmp"
+    }
+
+
 def test_the_note_goes_also_after_an_error(tmp_path):
     with pytest.raises(ZeroDivisionError), RunLock(str(tmp_path)):
         assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == os.getpid()

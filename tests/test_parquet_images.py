@@ -28,6 +28,7 @@ from curator_dask.cli import app
 from curator_dask.curation import Recipe, curate
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError, ImageError, OutputError, ShardError
+from curator_dask.image.statistics import ImageStatistics
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
@@ -176,11 +177,13 @@ def test_a_file_of_the_hub_as_datasets_writes_it(tmp_path):
     rows = [{"bytes": image_of_number(each), "path": None} for each in range(11)]
     rows[3] = None
     columns = {"image": rows, "label": [each % 2 for each in range(11)], "number": [*range(11)]}
+    columns["parts"] = [[each % 3] * each for each in range(11)]
     features = datasets.Features(
         {
             "image": datasets.Image(),
             "label": datasets.ClassLabel(names=["cat", "dog"]),
             "number": datasets.Value("int64"),
+            "parts": datasets.Sequence(datasets.ClassLabel(names=["ear", "nose", "eye"])),
         }
     )
     (tmp_path / "in").mkdir()
@@ -198,6 +201,24 @@ def test_a_file_of_the_hub_as_datasets_writes_it(tmp_path):
     assert members_in(tmp_path / "tars") == wanted and len(wanted) == 10
     beside = pq.read_table(tmp_path / "tars" / "00000.parquet")
     assert beside["label"].to_pylist() == [each["label"] for each in read if each["image"] is not None]
+    # The names of classes go along into files for datasets, past an output between, and where all say the same.
+    images = ImageTextPairDataset.from_parquet(tmp_path / "in")
+    ImageStatistics(["width"])(images).save_metadata(tmp_path / "rows")
+    export_output(
+        tmp_path / "rows", tmp_path / "tables", ExportOptions(format="parquet", where="number <> 3")
+    )
+    (written,) = (tmp_path / "tables").rglob("*.parquet")
+    again = datasets.Dataset.from_parquet(str(written), cache_dir=tmp_path / "cache")
+    assert {name: again.features[name] for name in ("label", "number", "parts")} == {
+        name: features[name] for name in ("label", "number", "parts")
+    }
+    assert again.features["width"] == datasets.Value("int32") and again[4]["label"] == 1
+    assert [again.features["label"].int2str(each["label"]) for each in again][:4] == [
+        "cat",
+        "dog",
+        "cat",
+        "cat",
+    ]
 
 
 @pytest.mark.parametrize("shuffle", [None, 1])

@@ -24,12 +24,14 @@ from typer.testing import CliRunner
 from curator_dask.cli import app
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.dedup import SemanticDeduplication
+from curator_dask.dedup.sheet import find_groups
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.image.classifiers import ReferenceSimilarity, score_output
 from curator_dask.image.embedders import TimmImageEmbedder
 from curator_dask.image.embedders.similar import similar_to_key
 from curator_dask.image.fitting import fit_head
 from curator_dask.image.statistics import ImageStatistics
+from curator_dask.labelling import label_page
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
@@ -40,6 +42,8 @@ from curator_dask.report.making import make_report
 from curator_dask.report.mapping import names_of
 from curator_dask.report.measures import shortest_between, steps_of
 from curator_dask.report.twins import read_twins
+from curator_dask.rows.images import read_images
+from curator_dask.rows.thumbnails import read_thumbnails
 from curator_dask.tables import join_output
 from curator_dask.text.balance import balance_output
 
@@ -870,6 +874,29 @@ def test_rows_of_an_export_find_their_images_in_the_tars_beside_them(made, tmp_p
         tar.unlink()
     assert make_report(tmp_path / "tars", tmp_path / "page.html").pictures == 0
     assert "tars: no pictures: its rows do not say in which shards" in said.text
+
+
+def test_rows_of_an_export_to_parquet_find_their_images_in_their_own_files(made, tmp_path, said):
+    """Of every command that shows pictures."""
+    options = ExportOptions(format="parquet", splits={"val": 0.4}, samples_per_shard=15)
+    with dask.config.set(scheduler="sync"):
+        kept = export_output(made / "out", tmp_path / "tables", options).kept
+        SemanticDeduplication(eps=0.01)(tmp_path / "tables").save(tmp_path / "found")
+    summary = make_report(tmp_path / "tables", tmp_path / "page.html", duplicates=tmp_path / "found")
+    assert summary.pictures == kept - 1 == summary.rows - 1  # one is cut
+    assert "no pictures" not in said.text
+    labels = label_page(tmp_path / "tables", tmp_path / "label.html", "good", number=30, eps=1e-6)
+    assert sum(labels.shown.values()) == 30
+    hits = similar_to_key(tmp_path / "tables", "00009", top=kept)
+    for hit in hits:
+        number = 5 if hit.caption == EVIL else int(hit.caption.rpartition(" ")[2])
+        ((_, image),) = read_images([hit.key], [hit.url], "key")
+        whole = encoded(number, turned=number == 6)
+        assert bytes(image) == (whole[: len(whole) // 2] if number == 7 else whole)
+    groups = find_groups(str(tmp_path / "found"), 3)
+    twins = [row for group in groups for row in group.rows]
+    tiles = read_thumbnails([row["id"] for row in twins], [row["__url__"] for row in twins], 64)
+    assert twins and all(isinstance(tile, Image.Image) for _, tile in tiles)
 
 
 def test_what_a_hash_has_found_is_said_and_its_cosine_is_no_doubt(made, tmp_path):

@@ -133,12 +133,12 @@ def test_a_rerun_does_what_is_missing(data, tmp_path, in_this_process, monkeypat
     (pool / "00003.parquet").rename(pool / "other.parquet")  # of another pool that had no file of that name
     for name in ("00000", "00001", "00002"):
         (out / f"{name}.parquet").unlink()
-    with pytest.raises(
-        OutputError, match=r"out/00003.parquet: is there, and was retrieved from another pool"
-    ):
+    with pytest.raises(OutputError, match=r"out/00003.parquet: is there, and was kept by another filter"):
         retrieve(pool, queries, out, top=2)
+    assert retrieve(pool, queries, out, top=2, overwrite=True).output.written == 4
+    assert {each.name for each in out.iterdir()} == {each.name for each in pool.iterdir()}
     (pool / "other.parquet").rename(pool / "00003.parquet")
-    assert retrieve(pool, queries, out, top=2, overwrite=True).output.written == 3
+    assert retrieve(pool, queries, out, top=2, overwrite=True).output.written == 4
     with pytest.raises(OutputError, match=r"has \['retrieved_by', 'retrieved_similarity'\] already"):
         retrieve(out, queries, tmp_path / "twice")
 

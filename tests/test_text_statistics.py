@@ -153,6 +153,18 @@ def test_rows_are_each_by_themselves():
     assert pa.concat_tables(parts[::-1]).equals(whole.slice(len(texts) - 20))
 
 
+def test_of_a_caption_that_is_a_book_repetition_and_language_are_of_its_beginning():
+    """Which else take half a minute and gigabytes; all else is of the whole."""
+    begin = " ".join(f"page {number} of an English book" for number in range(5000))[:100_000]
+    book = begin + "".join(chr(0x4E00 + number % 20_000) for number in range(200_000)) + " http://x"
+    made = TextStatistics(prefix="").step()(frame_of([book, begin]))
+    whole, part = pa.Table.from_pandas(made).to_pylist()
+    same = ("language", "language_confidence", "repeated_characters", "repeated_words", "is_file_name")
+    assert all(whole[name] == part[name] for name in same) and whole["language"] == "en"
+    assert (whole["characters"], whole["has_url"], part["has_url"]) == (len(book), True, False)
+    assert whole["non_ascii"] == np.float32(200_000 / len(book))
+
+
 def test_of_several_captions_it_is_the_first_that_is_not_blank():
     lists = [["a cat", "two dogs here"], [" ", None, "drei Hunde schlafen"], [], None, [""]]
     frame = pd.DataFrame({"caption": pd.array(lists, pd.ArrowDtype(pa.list_(pa.string())))})

@@ -86,12 +86,18 @@ class Gaussian:
         self.covariance = covariance.to(backend.current().torch_device)
 
     @cached_property
-    def root(self) -> torch.Tensor:
-        """Of the covariance: the symmetric matrix whose square it is."""
+    def factor(self) -> torch.Tensor:
+        """F, such that the covariance is F Fᵀ: Cholesky's, which takes a tenth of the time; or else its root.
+
+        Cholesky's fails where the covariance is singular, as of fewer vectors than values.
+        """
         import torch
 
-        values, vectors = torch.linalg.eigh(self.covariance)
-        found: torch.Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        found: torch.Tensor
+        found, failed = torch.linalg.cholesky_ex(self.covariance)
+        if int(failed):
+            values, vectors = torch.linalg.eigh(self.covariance)
+            found = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
         return found
 
 
@@ -99,13 +105,14 @@ def frechet(one: Gaussian, other: Gaussian) -> float:
     """The Fréchet distance of two Gaussians (Heusel et al. 2017, equation 6).
 
     ``|m - n|² + tr C + tr D - 2 tr (CD)^½``. The last is the sum of the square roots of the eigenvalues of
-    ``C^½ D C^½``, which is symmetric: no root of a matrix that is not is taken, which fails where a covariance is
-    singular, as it is of fewer vectors than values. Eigenvalues below 0 are rounding, and count as 0.
+    ``Fᵀ D F``, where ``C = F Fᵀ``: these are those of ``CD``. It is symmetric: no root of a matrix that is not is
+    taken, which fails where a covariance is singular, as it is of fewer vectors than values. Eigenvalues below 0 are
+    rounding, and count as 0.
     """
     import torch
 
     with torch.inference_mode():
-        product = one.root @ other.covariance @ one.root
+        product = one.factor.T @ other.covariance @ one.factor
         shared = float(torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum())
         traces = float(one.covariance.trace() + other.covariance.trace())
     apart = one.mean - other.mean

@@ -21,7 +21,7 @@ from curator_dask.datasets.gallery import Gallery
 from curator_dask.dedup.hashes import SHA256
 from curator_dask.dedup.memory import share_out
 from curator_dask.dedup.phases import WORK_SUFFIX
-from curator_dask.dedup.running import STARS, Deduplication, Settings
+from curator_dask.dedup.running import COMPONENTS, STARS, Deduplication, Settings
 from curator_dask.dedup.scanning import Source, find_sources
 from curator_dask.dedup.showing import show_groups
 from curator_dask.dedup.summary import DedupSummary
@@ -301,6 +301,11 @@ def _table(run: Deduplication) -> pa.Table:
             name: int((run.found_by[of[removed]] == number).sum())
             for number, name in enumerate([run.settings.column, *exact])
         }
+    if run.settings.groups == COMPONENTS:
+        linked = (
+            run.found_by[of[removed]] == len(exact) + 1 if exact else cosine[removed] < 1 - run.settings.eps
+        )
+        run.summary.linked = int(linked.sum())
     run.summary.groups, run.summary.removed = len(heads), len(removed)
     run.summary.exact = int((~rows.fixed & ~is_best).sum())
     return table.sort_by([(URL_COLUMN, "ascending"), ("id", "ascending")])

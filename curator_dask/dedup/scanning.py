@@ -23,7 +23,7 @@ from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet, read_footer, whole_footers, write_table
 from curator_dask.frames.record import FileRecord
-from curator_dask.outputs.given import given_files
+from curator_dask.outputs.given import given_files, shard_of_file
 from curator_dask.outputs.unchanged import changed_shard
 from curator_dask.storage import Options, is_remote, join
 from curator_dask.threads import in_threads
@@ -170,7 +170,8 @@ class Scan:
         wanted += self.exact.columns(columns, source.path)
         named = [name for name in (key, URL_COLUMN) if name in columns]
         read = file.read(columns=list(dict.fromkeys([*named, *wanted])))
-        table = self._table(read, key, fault, digests, source)
+        shard = shard_of_file(file.schema_arrow, source.path, source.options) if key in columns else None
+        table = self._table(read, key, fault, digests, source, shard or source.path)
         write_table(self.phase.path(f"{source.name}.parquet"), table, FileRecord(str(dim), id_col=key))
         return len(table)
 
@@ -191,7 +192,7 @@ class Scan:
         return fault, unit
 
     def _table(
-        self, rows: pa.Table, key: str, fault: np.ndarray, digests: list[bytes], source: Source
+        self, rows: pa.Table, key: str, fault: np.ndarray, digests: list[bytes], source: Source, shard: str
     ) -> pa.Table:
         whole = np.zeros((len(fault), 2), np.uint64)
         if digests:
@@ -201,7 +202,7 @@ class Scan:
         urls = (
             rows.column(URL_COLUMN).cast(pa.string())
             if URL_COLUMN in rows.column_names
-            else pa.array([source.path] * len(fault), pa.string())
+            else pa.array([shard] * len(fault), pa.string())
         )
         table = {
             "id": keys,

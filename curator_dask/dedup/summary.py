@@ -34,6 +34,9 @@ class DedupSummary:
         Where hashes are asked for: by column, rows that go for it.
     diameter, diameter_exact
         Where groups are components: 1 - cosine of the two rows of one group that are farthest apart; False: at least.
+    linked
+        Where groups are components: rows that go and are farther than eps from the one that stays, by whatever lies
+        between them; None: groups are others.
     groups, removed
         Groups of duplicates, and rows that go.
     pairs
@@ -65,6 +68,7 @@ class DedupSummary:
     by: dict[str, int] = field(default_factory=dict)
     diameter: float | None = None
     diameter_exact: bool = True
+    linked: int | None = None
     groups: int = 0
     removed: int = 0
     pairs: int = 0
@@ -112,6 +116,11 @@ class DedupSummary:
         if self.diameter is not None and not by_hash_alone:
             least = "" if self.diameter_exact else "at least "
             lines.append(f"  1 - cosine of the farthest rows of one group: {least}{self.diameter:.3f}")
+        if self.linked:
+            lines.append(
+                f"  {counted(self.linked, 'row')} of those that go: farther than that from the one that stays, by"
+                " others between them"
+            )
         aside = ", ".join(f"{count:,} {name}" for name, count in self.set_aside.items() if count)
         if aside:
             what = "no vector that can be compared" if self.by else "not compared, and not removed"

@@ -30,6 +30,7 @@ from curator_dask.outputs.curated_names import (
 )
 from curator_dask.outputs.failed import list_errors, none_there
 from curator_dask.outputs.placing import locate
+from curator_dask.rows.remarks import OF_ROWS
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
@@ -160,7 +161,13 @@ def _of_folder(
     info.differences = [*differences_in(files, shown), *_of_tars(listing)]
     summary = SaveSummary(folder)
     for file in files:
-        summary.add_remarks(file.remarks)
+        gone = OF_ROWS if is_filtered(file) else ()  # they count rows that were there before, too
+        summary.add_remarks(
+            {
+                url: {kind: fact for kind, fact in facts.items() if kind not in gone}
+                for url, facts in file.remarks.items()
+            }
+        )
     info.remarks = [line.strip() for line in summary.remark_lines()]
     if listing.tars:
         info.splits = _splits(listing, files)

@@ -335,8 +335,8 @@ def _why_none(folder: Folder, picked: Picked, candidates: np.ndarray, shown: Sho
     if not any(picked.urls[place] for place in places):
         return (
             f"{folder.path}: its rows do not say in which shards their images are (they have no column {URL_COLUMN!r}),"
-            " and there are no tars beside its Parquet files. Give the folder that embed wrote to, or that of an export"
-            " to tars"
+            " and there are neither images in its Parquet files nor tars beside them. Give the folder that embed wrote"
+            " to, or that of an export"
         )
     if not shown.unmade:
         return (

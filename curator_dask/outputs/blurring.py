@@ -33,6 +33,8 @@ from curator_dask.webdataset.writer import Contents
 
 #: Begins the reason of each of these.
 NOT_BLURRED = "not blurred"
+#: Kind of the reasons that are of a row's boxes, whatever its image is: others may be there later.
+BOXES = "boxes"
 
 _THREADS = min(4, os.cpu_count() or 1)
 Boxes = list[tuple[float, float, float, float]]

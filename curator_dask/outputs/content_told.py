@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from curator_dask.outputs.image_lines import image_lines
@@ -13,6 +14,8 @@ class Contents(Protocol):
     """Those of `curator_dask.outputs.export_summary.ExportSummary`."""
 
     format: str
+    emptied: list[str]
+    twins_lost: int
     no_index: dict[str, str]
     json_left_alone: list[str]
     no_caption: int
@@ -27,6 +30,19 @@ class Contents(Protocol):
 def content_lines(summary: Contents) -> list[str]:
     """The lines, of what there is to say."""
     lines: list[str] = []
+    if summary.emptied:
+        tars = counted(
+            len(summary.emptied), "tar", "would have no sample and is", "would have no sample and are"
+        )
+        lines.append(
+            f"  {tars} not there, {summary.emptied[0]}.tar for example: the numbers of the others have a gap"
+        )
+    if summary.twins_lost:
+        rows = counted(summary.twins_lost, "row", "has", "have")
+        lines.append(
+            f"  {rows} gone as duplicates of samples that could not be blurred: nothing of these groups is exported."
+            " Leave out what cannot be blurred (filter --where) before duplicates are looked for"
+        )
     if summary.no_index:
         name, why = next(iter(summary.no_index.items()))
         lines.append(f"  {counted(len(summary.no_index), 'tar')} without an index, {name} for example: {why}")
@@ -58,3 +74,34 @@ def content_lines(summary: Contents) -> list[str]:
             " would stay"
         )
     return lines
+
+
+def trouble_lines(
+    errors: Counter[str], reasons: Counter[str], examples: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """The lines on what is wrong with samples, and why others are missing.
+
+    Parameters
+    ----------
+    errors
+        Samples whose row has an ``image_error``, by kind of reason.
+    reasons, examples
+        Why others are missing.
+    """
+    lines = []
+    if errors:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in ranked(errors))
+        lines.append(
+            f"  {errors.total():,} of the samples have an image_error ({kinds}):"
+            " where='image_error is null' (--where) leaves them out"
+        )
+    for reason, count in ranked(reasons):
+        lines.append(f"  {count:,} x {reason}, for example {'; '.join(examples.get(reason, []))}")
+    return lines
+
+
+def card_lines(card: str, own: bool) -> list[str]:
+    """The line on the card: where it is; or that there is a user's, if `own`."""
+    told = [f"  card: {card}"] if card else []
+    mine = "  no card: there is a README.md that this export has not written, which stays"
+    return [*told, mine] if own else told

@@ -117,7 +117,7 @@ class Choice:
                 continue
             gone = each not in keep
             if not gone and all(
-                column in balance for column, said in record.scores.items() if BALANCE in said
+                column in balance for column, said in record.scores.items() if said.get(BALANCE) == "concepts"
             ):
                 continue
             if gone and keep and not self.replaces:

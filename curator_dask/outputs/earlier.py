@@ -6,6 +6,7 @@ neither the tar nor what it was made of is read again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import posixpath
 from collections import Counter
@@ -19,14 +20,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curator_dask.errors import OutputError, ShardError
+from curator_dask.errors import ImageError, OutputError, ShardError
 from curator_dask.frames.parquet import read_footer
+from curator_dask.outputs.blurring import BOXES, Blurring
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.export_place import ExportPlace
-from curator_dask.outputs.left_out import UNBLURRED
+from curator_dask.outputs.left_out import UNBLURRED, is_without_file
 from curator_dask.outputs.selecting import Folder
 from curator_dask.outputs.shard_names import is_shard
 from curator_dask.outputs.source_keys import SourceKeys
+from curator_dask.rows.reasons import Reason
 from curator_dask.storage import exists, walk
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.stamps import stamp
@@ -99,9 +102,10 @@ def _report(place: ExportPlace, name: str, is_there: bool, may_lack: bool) -> Ma
             )
         return None
     report = footer.record.report
+    gone = is_without_file(report)
     sizes = {".tar": report["bytes"], ".idx": report.get("index_bytes") if report["indexed"] else None}
     for part, size in sizes.items():
-        if size is None:
+        if size is None or gone:
             continue
         try:
             found = stamp(target.file(f"{name}{part}"), target.options).size
@@ -110,9 +114,8 @@ def _report(place: ExportPlace, name: str, is_there: bool, may_lack: bool) -> Ma
         if found != size:
             _changed(target.file(f"{name}{part}"), path, f"has {found:,} bytes, and {size:,} were written")
     beside = f"{name}.parquet"
-    if (place.told.get("settings") or {}).get("metadata") == "parquet" and not exists(
-        target.file(beside), target.options
-    ):
+    has_rows = not gone and (place.told.get("settings") or {}).get("metadata") == "parquet"
+    if has_rows and not exists(target.file(beside), target.options):
         _changed(target.file(beside), path, "is not there")
     lost = place.folder(UNBLURRED).file(beside)
     if _has_lost(report) and not exists(lost, target.options):
@@ -194,8 +197,8 @@ class EarlierTars:
         lost = place.folder(UNBLURRED)
         some = [name for name, each in zip(names, found, strict=True) if _has_lost(each[1])]
         tables = in_threads(lambda name: read_rows(lost.file(f"{name}.parquet"), lost.options), some)
-        left_out, order_of_these = SourceKeys.of(tables)
-        reasons = [reason for table in tables for reason in table.column("reason").to_pylist()]
+        last = _last_of(tables)  # one that was tried again is in several
+        left_out, order_of_these = SourceKeys.of([last])
         return cls(
             place,
             tuple(names),
@@ -205,13 +208,18 @@ class EarlierTars:
             np.concatenate([np.empty(0, np.uint64), *(each[2] for each in found)]),
             fields,
             left_out,
-            pa.array(reasons, pa.string()).take(pa.array(order_of_these)),
+            last.column("reason").combine_chunks().take(pa.array(order_of_these)),
         )
 
     @cached_property
     def splits(self) -> list[str]:
         """Of each tar the name of its split, empty where there are none."""
         return [posixpath.dirname(name) for name in self.names]
+
+    @cached_property
+    def there(self) -> list[str]:
+        """Names of the tars that have samples: of one without there is no file."""
+        return [n for n, report in zip(self.names, self.reports, strict=True) if not is_without_file(report)]
 
     def rows_in(self, rows: Folder, name: str, id_col: str) -> tuple[np.ndarray, np.ndarray]:
         """Which rows of a file have a sample here, int64 (n,) in order; and the places of these, int64 (n,).
@@ -225,10 +233,34 @@ class EarlierTars:
         """
         return self.source.rows_in(rows, name, id_col)
 
-    def left_out_of(self, rows: Folder, name: str, id_col: str) -> dict[int, str]:
-        """Of a file the rows whose samples were to be here and could not be blurred, with the reason; see `rows_in`."""
+    def left_out_of(
+        self, rows: Folder, name: str, id_col: str, taken: np.ndarray, blurring: Blurring | None
+    ) -> dict[int, str]:
+        """Of a file the rows whose samples were to be here and cannot be blurred, with the reason.
+
+        Parameters
+        ----------
+        rows, name, id_col
+            See `rows_in`.
+        taken
+            Rows whose samples are here: some could not be blurred at first.
+        blurring
+            By what it is known whether boxes that were none are such now: these rows are not among them.
+        """
         found, places = self.left_out.rows_in(rows, name, id_col)
-        return dict(zip(found.tolist(), self.reasons.take(pa.array(places)).to_pylist(), strict=True))
+        why = dict(zip(found.tolist(), self.reasons.take(pa.array(places)).to_pylist(), strict=True))
+        for row in {*taken.tolist()} & {*why}:
+            del why[row]
+        of_boxes = [row for row, reason in why.items() if Reason.of(reason).kind == BOXES]
+        if blurring is not None and of_boxes:
+            there = read_footer(rows.file(name), rows.options).columns
+            columns = [each for each in blurring.columns if each in there]
+            table = read_rows(rows.file(name), rows.options, columns).take(pa.array(of_boxes))
+            for row, boxes in zip(of_boxes, table.to_pylist(), strict=True):
+                with contextlib.suppress(ImageError):
+                    blurring.boxes(boxes, Counter())
+                    del why[row]
+        return why
 
     def warn_of_moved(self, urls: Collection[str]) -> None:
         """Say where shards, of which none has a sample here, are called like some that have."""
@@ -266,6 +298,15 @@ class EarlierTars:
                 free.append(number)
             number += 1
         return free
+
+
+def _last_of(tables: Sequence[pa.Table]) -> pa.Table:
+    """What was said last of each sample, of tables in the order of their tars."""
+    names = ("source_shard", "source_key", "reason")
+    nothing = pa.table({name: pa.array([], pa.string()) for name in names})
+    table = pa.concat_tables([nothing, *(each.select(names).replace_schema_metadata() for each in tables)])
+    keys = table.select(names[:2]).to_pandas()
+    return table.filter(pa.array(~keys.duplicated(keep="last").to_numpy()))
 
 
 def hashes_of(keys: Sequence[Any]) -> np.ndarray:

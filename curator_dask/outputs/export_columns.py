@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -10,6 +11,7 @@ from curator_dask.errors import OutputError
 from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet
+from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.selecting import Folder
 from curator_dask.threads import in_threads
 
@@ -68,3 +70,28 @@ def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
         for each in schema
     }
     return pa.table(columns, schema=schema)
+
+
+def common_record(records: Sequence[FileRecord], id_col: str) -> FileRecord:
+    """What the records of several files say alike of their vectors and scores."""
+
+    def alike(name: str) -> dict[str, Any]:
+        said = [getattr(record, name) for record in records]
+        return {
+            column: value
+            for column, value in (said[0].items() if said else ())
+            if all(each.get(column) == value for each in said)
+        }
+
+    return FileRecord(
+        "", id_col=id_col, embeddings=alike("embeddings"), scores=alike("scores"), derived=("export",)
+    )
+
+
+def type_said(kind: pa.DataType) -> str:
+    """A type without the name of a list's values, of which Arrow and Parquet have two that mean the same."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"list of {type_said(kind.value_type)}"
+    if pa.types.is_fixed_size_list(kind):
+        return f"{kind.list_size} of {type_said(kind.value_type)}"
+    return str(kind)

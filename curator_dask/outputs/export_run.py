@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import posixpath
 import tarfile
 import time
@@ -37,11 +36,12 @@ from curator_dask.outputs.export_plan import Stays, bytes_of, plan_shards
 from curator_dask.outputs.export_sizes import check_sizes, put_sizes
 from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.outputs.export_tables import in_tables, weighing_of
+from curator_dask.outputs.left_out import UNBLURRED, is_without_file, twins_lost
 from curator_dask.outputs.new_keys import NewKeys
 from curator_dask.outputs.packing import PackShard
 from curator_dask.outputs.removed import check_removed, check_shards
-from curator_dask.outputs.saving import check_apart
-from curator_dask.outputs.selecting import FileRows, Folder, SelectSamples
+from curator_dask.outputs.saving import behind_links, check_apart
+from curator_dask.outputs.selecting import FileRows, Folder, SelectSamples, stop_at
 from curator_dask.outputs.sharding import NewShards
 from curator_dask.outputs.shrinking import EXPORTED
 from curator_dask.outputs.unique_keys import check_keys
@@ -49,7 +49,7 @@ from curator_dask.outputs.vector_members import VectorMember, check_new, vector_
 from curator_dask.outputs.weighing import Weighing
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.targets import Target
-from curator_dask.storage import Options, absolute, is_remote, local_path
+from curator_dask.storage import Options, absolute
 from curator_dask.threads import in_threads
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class ExportRun:
         self.place = place
         self._options, self._id_col, self._shard_options = options, id_col, shard_options
         self._client, self._encoded = client, encoded
-        self._summary = ExportSummary(place.target.path, format=options.format, blur=options.blur or "")
+        self._summary = self._begun()
         self._vectors: tuple[VectorMember, ...] = ()  # columns that become members
         self._kinds: dict[str, Any] = {}  # and of which numbers these are, in all tars
         self._sizes: dict[str, int] = {}  # samples of the tars that are there
@@ -90,7 +90,11 @@ class ExportRun:
     ) -> ExportSummary:
         """The summary, which is logged, with the rows that a frame's own steps have left out; and the card."""
         self._summary.add_left_out(left_out or {})
-        if self._options.card and not self._options.dry_run and not self._summary.failed_shards:
+        self._summary.leave_out_emptied()
+        options = self._options
+        if options.blur and options.without and not (options.append or options.dry_run):
+            self._summary.twins_lost = twins_lost(self.place.folder(UNBLURRED), absolute(options.without))
+        if options.card and not options.dry_run and not self._summary.failed_shards:
             self._put_card(making)
         self._summary.seconds = time.monotonic() - started
         logger.info("%s", self._summary)
@@ -106,8 +110,13 @@ class ExportRun:
         # First as the call that was interrupted, whose tars then are the same; rows may be others since.
         if known.interrupted and self._write(rows, names, known.before, as_before=True):
             return
-        self._summary = ExportSummary(self.place.target.path, format=self._options.format)
+        self._summary = self._begun()
         self._write(rows, names, known.finished)
+
+    def _begun(self) -> ExportSummary:
+        return ExportSummary(
+            self.place.target.path, format=self._options.format, blur=self._options.blur or ""
+        )
 
     def _write(
         self,
@@ -136,7 +145,7 @@ class ExportRun:
         if self._options.split_groups is not None:
             check_shards(absolute(self._options.split_groups), urls, "kept together")
         # Else a tar might be written over while it is copied; a link may lead to one from elsewhere.
-        for folder in {posixpath.dirname(url) for url in (*urls, *map(_behind_links, urls))}:
+        for folder in {posixpath.dirname(url) for url in (*urls, *map(behind_links, urls))}:
             check_apart(folder, self.place.target.path)
         if self._earlier is not None and not self._summary.earlier:
             self._earlier.warn_of_moved(urls)
@@ -186,7 +195,12 @@ class ExportRun:
         if (earlier := self._earlier) is not None:
             found = in_threads(lambda name: earlier.rows_in(rows, name, self._id_col), names)
             self._taken = dict(zip(names, found, strict=True))
-            left_out = in_threads(lambda name: earlier.left_out_of(rows, name, self._id_col), names)
+            left_out = in_threads(
+                lambda name: earlier.left_out_of(
+                    rows, name, self._id_col, self._taken[name][0], options.blurring
+                ),
+                names,
+            )
             asked = {
                 name: FileRows(name, each[0], lost)
                 for name, each, lost in zip(names, found, left_out, strict=True)
@@ -250,8 +264,8 @@ class ExportRun:
         if self._earlier is not None and self._earlier.names:
             first = pa.schema([])
             if options.metadata == "parquet":
-                tables = [f"{name}.parquet" for name in self._earlier.names]
-                first = schema_of(self.place.target, tables[:1])
+                tables = [f"{name}.parquet" for name in self._earlier.there]
+                first = schema_of(self.place.target, tables[:1]) if tables else beside
                 if any(
                     map(pa.types.is_null, first.types)
                 ):  # later ones may say of what type such a column is
@@ -304,10 +318,10 @@ class ExportRun:
         for footer in finished:
             if footer is not None and footer.record is not None:
                 self._add_shard(footer.record.report or {})
-        summary.skipped = len(shards) - len(todo)
+        summary.skipped = len(shards) - len(todo) - len(summary.emptied)
         new = [pack.name(*shards.place(number)) for number in range(len(shards))]
         names = [*(stay or ()), *new]
-        splits = [] if self._earlier is None else self._earlier.splits
+        splits = [] if self._earlier is None else [posixpath.dirname(name) for name in self._earlier.there]
         summary.note_shards([*splits, *(shards.place(number)[0] for number in range(len(shards)))])
         self._this = fingerprint({"marks": [pack.mark(shards[number]) for number in range(len(shards))]})
         if as_before and self._this != told.get("export"):
@@ -343,7 +357,8 @@ class ExportRun:
             self._pack_all(pack, shards.only(todo), [new[number] for number in todo])
         if options.tells_sizes:
             there = () if self._earlier is None else self._earlier.reports
-            put_sizes(self.place.target, {**{each["name"]: each["rows"] for each in there}, **self._sizes})
+            sizes = {each["name"]: each["rows"] for each in there if not is_without_file(each)}
+            put_sizes(self.place.target, sizes | self._sizes)
         return True
 
     def _pack_all(self, pack: PackShard, shards: NewShards, names: Sequence[str]) -> None:
@@ -351,8 +366,9 @@ class ExportRun:
         summary = self._summary
 
         def take(number: int, row: Mapping[str, Any]) -> None:
-            self._add_shard(json.loads(row["target"]))
-            summary.written += 1
+            report = json.loads(row["target"])
+            self._add_shard(report)
+            summary.written += not is_without_file(report)
 
         client = self._client()
         targets = [Target.of_file(self.place.target.path, name) for name in names]
@@ -363,7 +379,8 @@ class ExportRun:
 
     def _add_shard(self, report: Mapping[str, Any]) -> None:
         self._summary.add_shard(report)
-        self._sizes[report["name"]] = report["rows"]
+        if not is_without_file(report):
+            self._sizes[report["name"]] = report["rows"]
 
     def _put_card(self, making: Making | None) -> None:
         """Write the card, where there is none of a user's."""
@@ -377,17 +394,3 @@ class ExportRun:
         of = fingerprint({"export": self._this, "card": card_mark(options, making)})
         self._summary.card = self.place.put_card(of, text) or ""
         self._summary.own_card = not self._summary.card
-
-
-def _behind_links(url: str) -> str:
-    return url if is_remote(url) else os.path.realpath(local_path(url))
-
-
-def stop_at(failed: Mapping[str, str], what: str) -> None:
-    """Raise ShardError where files failed: which samples there are must be known before it is decided where they go."""
-    if failed:
-        name, why = next(iter(failed.items()))
-        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise ShardError(
-            f"{name}{more}: {what}, and no tar was written: {why}. Mend it, or leave it out, and run again"
-        )

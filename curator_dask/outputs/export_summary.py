@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from curator_dask.outputs.content_told import content_lines
+from curator_dask.outputs.content_told import card_lines, content_lines, trouble_lines
 from curator_dask.outputs.earlier_told import earlier_lines
 from curator_dask.outputs.export_options import ExportOptions
-from curator_dask.outputs.left_out import UNBLURRED
+from curator_dask.outputs.left_out import UNBLURRED, is_without_file
 from curator_dask.outputs.reader_habits import reader_habits
 from curator_dask.outputs.splits import SplitCount
 from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.runs.summary import SaveSummary, installed_versions
 from curator_dask.webdataset.layouts import EMPTY
-from curator_dask.words import counted, ranked, sized
+from curator_dask.words import counted, sized
 
 if TYPE_CHECKING:
     from curator_dask.outputs.earlier import EarlierTars
@@ -60,6 +60,8 @@ class ExportSummary:
         Of the samples that are kept, those whose row has an ``image_error``, by kind of reason.
     shards, written, skipped
         The new tars, those of them that were written in this call, and those that were finished before.
+    emptied
+        Names of new tars that are not there, as none of their samples could be blurred.
     failed_shards
         New tars that could not be written, with the reason; a rerun tries them again.
     splits
@@ -100,6 +102,8 @@ class ExportSummary:
         Of these samples, those with further images, which are as they were.
     blur
         Column of the boxes, where regions were to be blurred.
+    twins_lost
+        Rows that were left out as duplicates of a sample that could not be blurred.
     labels
         Where boxes of some labels alone are blurred: how many have each of these, and each of the others that are
         most frequent in a tar.
@@ -150,6 +154,7 @@ class ExportSummary:
     shards: int = 0
     written: int = 0
     skipped: int = 0
+    emptied: list[str] = field(default_factory=list)
     failed_shards: dict[str, str] = field(default_factory=dict)
     splits: dict[str, SplitCount] = field(default_factory=dict)
     split_notes: list[str] = field(default_factory=list)
@@ -175,6 +180,7 @@ class ExportSummary:
     regions_blurred: int = 0
     images_beside_blurred: int = 0
     blur: str = ""
+    twins_lost: int = 0
     labels: Counter[str] = field(default_factory=Counter)
     images_left: Counter[str] = field(default_factory=Counter)
     images_left_examples: dict[str, list[str]] = field(default_factory=dict)
@@ -258,10 +264,19 @@ class ExportSummary:
             self._add_left_out_samples(lost, split)
         if report["no_index"]:
             self.no_index[report["name"]] = report["no_index"]
+        if is_without_file(report):
+            self.emptied.append(report["name"])
+
+    def leave_out_emptied(self) -> None:
+        """Count no longer those new tars that are not there: once, when all are written."""
+        self.shards -= len(self.emptied)
+        for name in self.emptied:
+            if (split := name.rpartition("/")[0]) in self.splits:
+                self.splits[split].shards -= 1
 
     def note_earlier(self, earlier: EarlierTars, places: Sequence[np.ndarray]) -> None:
         """Count what is in tars that stay, with the places of those samples that there are rows of, by file."""
-        self.earlier_samples, self.earlier_shards = len(earlier), len(earlier.names)
+        self.earlier_samples, self.earlier_shards = len(earlier), len(earlier.there)
         self.earlier_bytes = sum(report["bytes"] for report in earlier.reports)
         self.earlier_fields = dict(earlier.fields)
         self.without_row = len(earlier) - len(np.unique(np.concatenate([np.zeros(0, np.int64), *places])))
@@ -283,6 +298,7 @@ class ExportSummary:
             json_left_alone=[*self.json_left_alone],
             images_left_examples={kind: [*some] for kind, some in self.images_left_examples.items()},
             no_index=dict(self.no_index),
+            emptied=[],
         )
         found.splits = {}  # these have all tars already
         for report in earlier.reports:  # samples that these lack are counted where their rows are looked at
@@ -336,18 +352,10 @@ class ExportSummary:
     def to_dict(self) -> dict[str, Any]:
         """All of it, JSON-able, with what was noticed of the tars, and the versions of what ran."""
         own = {name: value for name, value in vars(self).items() if name != "looked_up"}
+        own |= {name: dict(value) for name, value in own.items() if isinstance(value, Counter)}
         noticed = ("damaged_shards", "orphans", "duplicates", "unread")
         return {
             **own,
-            "reasons": dict(self.reasons),
-            "fields": dict(self.fields),
-            "images_left": dict(self.images_left),
-            "labels": dict(self.labels),
-            "no_vector": dict(self.no_vector),
-            "broken_vector": dict(self.broken_vector),
-            "members_left": dict(self.members_left),
-            "errors": dict(self.errors),
-            "earlier_errors": dict(self.earlier_errors),
             "splits": {name: vars(count) for name, count in self.splits.items()},
             "complete": self.complete,
             **{name: getattr(self.looked_up, name) for name in noticed},
@@ -381,20 +389,10 @@ class ExportSummary:
         for clause, count in self.passing.items():
             null = f", {self.unknown[clause]:,} unknown (null)" if self.unknown.get(clause) else ""
             lines.append(f"  {clause}: {count:,} of the rows pass{null}")
-        if self.errors:
-            kinds = ", ".join(f"{count:,} {kind}" for kind, count in ranked(self.errors))
-            lines.append(
-                f"  {self.errors.total():,} of the samples have an image_error ({kinds}):"
-                " where='image_error is null' (--where) leaves them out"
-            )
-        for reason, count in ranked(self.reasons):
-            lines.append(f"  {count:,} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
+        lines += trouble_lines(self.errors, self.reasons, self.examples)
         lines += [f"  {noun} failed: {name}: {why}" for name, why in list(self.failed_shards.items())[:_FEW]]
         lines += self.looked_up.remark_lines()
         lines += content_lines(self)
         lines += [f"  other readers: {each}" for each in self.habits]
-        if self.card:
-            lines.append(f"  card: {self.card}")
-        if self.own_card:
-            lines.append("  no card: there is a README.md that this export has not written, which stays")
+        lines += card_lines(self.card, self.own_card)
         return "\n".join(lines)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import pyarrow as pa
 
+from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
+from curator_dask.frames.parquet import open_parquet
 from curator_dask.outputs.export_columns import schema_of
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.hub_schema import check_hub, hub_schema, takes_texts
@@ -16,6 +19,9 @@ from curator_dask.outputs.packing import PackShard
 from curator_dask.outputs.packing_parquet import PackParquet
 from curator_dask.outputs.selecting import Folder
 from curator_dask.outputs.weighing import Weighing
+from curator_dask.storage import Options
+from curator_dask.threads import in_threads
+from curator_dask.webdataset.parquet import class_names, file_of, is_parquet_shard
 
 
 def weighing_of(rows: Folder, names: Sequence[str], options: ExportOptions, id_col: str) -> Weighing:
@@ -61,6 +67,7 @@ def in_tables(
     reports
         On the samples of each file of rows.
     """
+    reports = [*reports]
     null = {name for report in reports for name in report["pictures"]["null"]}
     # pyarrow before 26.0.1, which most have, cannot read null among lists of a fixed length.
     columns = pa.schema(
@@ -69,5 +76,25 @@ def in_tables(
     there = any(suffix.lower().rpartition(".")[2] == "txt" for suffix in suffixes)
     texts = takes_texts(columns.names, options.caption) and (there or options.caption is not None)
     given = {each.name: getattr(pack, each.name) for each in fields(pack)}
-    given |= {"schema": hub_schema(columns, texts), "json_columns": (), "index": False, "empty": ()}
+    urls = {url for report in reports for url in report["stamps"]}
+    classes = _classes(urls, pack.shard_options)
+    given |= {"schema": hub_schema(columns, texts, classes), "json_columns": (), "index": False, "empty": ()}
     return PackParquet(**given, totals=totals, image_member=options.image_member, texts=texts)
+
+
+def _classes(urls: Iterable[str], options: Options) -> dict[str, tuple[str, ...]]:
+    """The names of classes by column, by what is said in the Parquet files that images come from, one of each folder.
+
+    Where two say different things of a column nothing is said.
+    """
+    firsts: dict[str, str] = {}
+    for url in sorted(filter(is_parquet_shard, urls)):
+        firsts.setdefault(posixpath.dirname(file_of(url)), file_of(url))
+
+    def look(path: str) -> dict[str, tuple[str, ...]]:
+        with faults_told(path), open_parquet(path, options) as file:
+            return class_names(file.schema_arrow)
+
+    found = in_threads(look, list(firsts.values()))
+    every = {name: {each[name] for each in found if name in each} for each in found for name in each}
+    return {name: next(iter(said)) for name, said in every.items() if len(said) == 1}

@@ -25,7 +25,7 @@ from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_columns import schema_of
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_place import ExportPlace
-from curator_dask.outputs.export_run import ExportRun, stop_at
+from curator_dask.outputs.export_run import ExportRun
 from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.outputs.given import given_files
 from curator_dask.outputs.parquet import ParquetSink
@@ -33,7 +33,7 @@ from curator_dask.outputs.placing import locate
 from curator_dask.outputs.planning import name_of
 from curator_dask.outputs.removed import DUPLICATES, check_removed
 from curator_dask.outputs.saving import check_apart, check_writable
-from curator_dask.outputs.selecting import Folder
+from curator_dask.outputs.selecting import Folder, stop_at
 from curator_dask.outputs.writing import Output
 from curator_dask.runs.filtering import some_columns
 from curator_dask.runs.groups import Layout

@@ -13,9 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from curator_dask.errors import OutputError
 from curator_dask.frames.names import ERRORS_SUFFIX
 from curator_dask.frames.parquet import list_parquet, read_record, remove_leftovers, write_table
-from curator_dask.frames.record import FileRecord
+from curator_dask.frames.record import FILTERED, FileRecord
 from curator_dask.storage import RELATIVE, Options, absolute, exists, is_remote, join, remove
 from curator_dask.words import counted
 
@@ -78,6 +79,40 @@ def tell_others(folder: str, names: Collection[str], options: Options) -> None:
             "%s: %s there, %s for example, not of this run: who reads the folder finds their rows, too",
             *(folder, counted(len(others), "file"), others[0]),
         )
+
+
+def check_others(folder: str, names: Collection[str], options: Options, overwrite: bool) -> list[str]:
+    """Files in an output of rows that were kept of another, by an earlier call: to be removed when all is written.
+
+    Of other files, which are somebody's, a warning is given.
+
+    Parameters
+    ----------
+    folder, options
+        Of the output; for fsspec.
+    names
+        Of the files of this run.
+    overwrite
+        They may be replaced.
+
+    Raises
+    ------
+    OutputError
+        They may not.
+    """
+    found = []
+    for name in output_files(folder, options):
+        record = None if name in {*names} else read_record(join(folder, name), options)
+        if record is not None and FILTERED in record.derived:
+            found.append(name)
+    if found and not overwrite:
+        raise OutputError(
+            f"{join(folder, found[0])}: is there, and was kept by another filter or retrieval, or of a file that is"
+            f" gone ({counted(len(found), 'such file')}): its rows would be mixed with these. Write to another path, or"
+            " use overwrite=True (--overwrite), which removes such files when all is written"
+        )
+    tell_others(folder, [*names, *found], options)
+    return found
 
 
 def none_there(path: str) -> str:

@@ -24,7 +24,7 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.parquet import read_footer, write_table
 from curator_dask.frames.record import FILTERED, FileRecord
 from curator_dask.outputs.choosing import Chosen, read_rows
-from curator_dask.outputs.failed import tell_others
+from curator_dask.outputs.failed import check_others
 from curator_dask.outputs.given import given_files
 from curator_dask.outputs.hub_schema import METADATA_KEY
 from curator_dask.outputs.placing import locate
@@ -37,7 +37,7 @@ from curator_dask.runs.reports import errors_of, report_frame, report_of, report
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.summary import SaveSummary, installed_versions
 from curator_dask.runs.targets import Target
-from curator_dask.storage import Options, join
+from curator_dask.storage import Options, join, remove
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.stamps import stamp
 from curator_dask.words import counted
@@ -149,7 +149,7 @@ def filter_output(
         Of `at_most`: the column of numbers whose largest are kept, rows of one value by their key. None: any, by a
         digest of key and shard, the same each time.
     overwrite
-        Replace files in `output` that something else has made.
+        Replace files in `output` that something else has made, and remove those of another filter or retrieval.
     storage_options, output_storage_options
         For fsspec, where `path` and `output` are URLs; without the second those of `path`, too.
     workers
@@ -306,7 +306,7 @@ def _write(
     summary = SaveSummary(target.folder, opened=False)
     with opened(target.folder, target.options):
         there = in_threads(lambda name: read_footer(join(target.folder, name), target.options), names)
-        tell_others(target.folder, names, target.options)
+        others = check_others(target.folder, names, target.options, target.overwrite)
         todo = []
         for name, footer in zip(names, there, strict=True):
             if footer.is_finished(function.mark(name)):
@@ -325,6 +325,8 @@ def _write(
                 summary.startup_seconds = time.monotonic() - started
                 targets = [Target.of_file(target.folder, name) for name in todo]
                 run_targets(file_tasks(function, todo, "filter-file", client), client, targets, summary)
+        for name in others if summary.complete else ():
+            remove(join(target.folder, name), target.options)
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary

@@ -8,14 +8,16 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curator_dask.errors import OutputError
+from curator_dask.errors import DatasetError, OutputError
 from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import Footer, open_parquet
+from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.curated_names import EMBEDDINGS, PASSING, of_curate
 from curator_dask.outputs.failed import none_there, output_files
 from curator_dask.rows.images import values_of
 from curator_dask.storage import Options, exists, join
+from curator_dask.webdataset.parquet import ParquetShard, image_column
 
 
 def given_files(folder: str, options: Options) -> list[str]:
@@ -77,8 +79,8 @@ def rows_with_shards(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a file, some at a time, with those of these columns that there are.
 
-    Where rows do not say in which shards their images are, and that column is asked for, it is the tar beside their
-    file, if there is one: so it is of what an export writes, and of img2dataset.
+    Where rows do not say in which shards their images are, and that column is asked for, it is the one that
+    `shard_of_file` finds, if there is one.
 
     Parameters
     ----------
@@ -95,12 +97,42 @@ def rows_with_shards(
     """
     names = file.schema_arrow.names
     there = [name for name in dict.fromkeys(columns) if name in names]
-    tar = f"{path.removesuffix('.parquet')}.tar"
-    lacks_shards = URL_COLUMN in columns and URL_COLUMN not in names and exists(tar, options)
+    shard = shard_of_file(file.schema_arrow, path, options) if URL_COLUMN in columns else None
     for batch in file.iter_batches(batch_size=size, columns=there, row_groups=groups):
-        if lacks_shards:
-            batch = batch.append_column(URL_COLUMN, pa.repeat(pa.scalar(tar), batch.num_rows))
+        if shard is not None:
+            batch = batch.append_column(URL_COLUMN, pa.repeat(pa.scalar(shard), batch.num_rows))
         yield batch
+
+
+def shard_of_file(schema: pa.Schema, path: str, options: Options) -> str | None:
+    """The shard of all rows of a file that do not say it: the tar beside it, or the file, which has the images in it.
+
+    So it is of what an export writes, in either format, and of img2dataset.
+
+    Parameters
+    ----------
+    schema, path
+        Of the file, and where it is.
+    options
+        For fsspec.
+
+    Returns
+    -------
+    str or None
+        Its url. None: the rows say it, or there is no such shard.
+    """
+    if URL_COLUMN in schema.names:
+        return None
+    tar = f"{path.removesuffix('.parquet')}.tar"
+    if exists(tar, options):
+        return tar
+    record = FileRecord.parse(schema.metadata)
+    key = (record and record.id_col) or "key"
+    try:
+        image_column(schema)
+    except DatasetError:  # none, or nobody knows which
+        return None
+    return ParquetShard(path, None, key).url if key in schema.names else None
 
 
 class Names(NamedTuple):

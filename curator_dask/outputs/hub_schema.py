@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -48,7 +48,9 @@ def check_hub(columns: pa.Schema, caption: str | None) -> None:
         _feature(_plain(each.type), each.name)
 
 
-def hub_schema(columns: pa.Schema, texts: bool) -> pa.Schema:
+def hub_schema(
+    columns: pa.Schema, texts: bool, classes: Mapping[str, Sequence[str]] | None = None
+) -> pa.Schema:
     """The columns of the files: the image first, then its text where there is one, then the others.
 
     Parameters
@@ -57,6 +59,8 @@ def hub_schema(columns: pa.Schema, texts: bool) -> pa.Schema:
         Of the rows.
     texts
         There is a column of texts.
+    classes
+        By column the names of the classes that its numbers stand for.
 
     Returns
     -------
@@ -70,8 +74,21 @@ def hub_schema(columns: pa.Schema, texts: bool) -> pa.Schema:
         if not (texts and each.name == TEXT)
     ]
     features = {each.name: _feature(each.type, each.name) for each in fields[1:]}
+    features |= {
+        name: _with_names(features[name], names)
+        for name, names in (classes or {}).items()
+        if name in features
+    }
     said = {"info": {"features": {IMAGE: {"_type": "Image"}, **features}}}
     return pa.schema(fields, metadata={METADATA_KEY: json.dumps(said).encode()})
+
+
+def _with_names(feature: Any, names: Sequence[str]) -> Any:
+    """The feature of whole numbers, or of lists of these, with the names of classes; others as they are."""
+    if isinstance(feature, Mapping) and isinstance(feature.get("feature"), Mapping):
+        return {**feature, "feature": _with_names(feature["feature"], names)}
+    is_whole = isinstance(feature, Mapping) and "int" in str(feature.get("dtype"))
+    return {"names": [*names], "_type": "ClassLabel"} if is_whole else feature
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

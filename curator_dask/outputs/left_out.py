@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import write_table
 from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.choosing import read_rows
+from curator_dask.outputs.removed import DUPLICATES
 from curator_dask.outputs.selecting import Folder
-from curator_dask.storage import join, remove
+from curator_dask.storage import join, remove, walk
 from curator_dask.webdataset.samples import key_text
 
 #: The folder of these files; and in a report, how many samples there are.
@@ -51,3 +56,36 @@ def keys_before(samples: pa.Table) -> list[str]:
     """The keys that samples have in their source, to be shown."""
     keys = samples.column("source_key").to_pylist()
     return [key_text(key.decode("utf-8", "surrogateescape")) for key in keys]
+
+
+def is_without_file(report: Mapping[str, Any]) -> bool:
+    """Whether there is no file of what a report is on, as none of its samples is left."""
+    return not (report["rows"] or report["bytes"])
+
+
+def twins_lost(left_out: Folder, duplicates: str) -> int:
+    """How many rows have gone for a better twin that is left out itself: nothing of such a group is exported.
+
+    Parameters
+    ----------
+    left_out
+        The folder of the files that say which samples are.
+    duplicates
+        That of the table of duplicates.
+    """
+    names = [name for name in walk(left_out.path, left_out.options) if name.endswith(".parquet")]
+    columns = ["source_shard", "source_key"]
+    gone = [read_rows(left_out.file(name), left_out.options, columns) for name in names]
+    lost = {
+        pair for table in gone for pair in zip(*(table[each].to_pylist() for each in columns), strict=True)
+    }
+    if not lost:
+        return 0
+    table = read_rows(join(duplicates, DUPLICATES), None, [URL_COLUMN, "id", "group", "kept"])
+    stays = table.filter(table["kept"])
+    pairs = zip(stays[URL_COLUMN].to_pylist(), stays["id"].to_pylist(), strict=True)
+    is_lost = pa.array([pair in lost for pair in pairs], pa.bool_())
+    without = pc.is_in(table["group"], stays.filter(pc.invert(is_lost))["group"].unique())
+    with_lost = pc.is_in(table["group"], stays.filter(is_lost)["group"].unique())
+    found = pc.and_(pc.and_(with_lost, pc.invert(without)), pc.invert(table["kept"]))
+    return int(pc.sum(found).as_py() or 0)

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -28,6 +29,8 @@ logger = logging.getLogger("curator_dask")
 
 #: Hidden, so that readers of a folder of Parquet files pass over it.
 LOCK_NAME = ".curator_dask-run.json"
+
+_TEMPORARY = re.compile(rf"{re.escape(LOCK_NAME)}\.[0-9a-f]{{8}}\.tmp")
 
 #: Seconds between two renewals of the note, and after which the note of a run on another machine counts as left
 #: behind. Between them lies what clocks may differ by, and a store may be slow.
@@ -86,8 +89,18 @@ class RunLock:
         other = self._read()
         if other is not None and other.get("run") != self._note["run"]:
             raise OutputError(self._taken(other))
+        self._sweep()
         self._thread.start()
         return self
+
+    def _sweep(self) -> None:
+        """Remove what runs that were killed have left of their notes: such a file else lasts for a moment."""
+        if is_remote(self._folder):
+            return
+        for path in Path(self._folder).glob(f"{LOCK_NAME}.*.tmp"):
+            with contextlib.suppress(OSError):
+                if _TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > STALE_SECONDS:
+                    path.unlink()
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()

@@ -23,13 +23,14 @@ from curator_dask.outputs.blurring import BlurredImages, blurred_images
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.contents import contents_of, keep_texts, text_of
 from curator_dask.outputs.encoded import Encoded
-from curator_dask.outputs.export_columns import conformed, texts_of
+from curator_dask.outputs.export_columns import common_record, conformed, texts_of, type_said
 from curator_dask.outputs.found_samples import FILES, TIMES
-from curator_dask.outputs.left_out import UNBLURRED, keys_before, put_left_out
+from curator_dask.outputs.left_out import UNBLURRED, is_without_file, keys_before, put_left_out
 from curator_dask.outputs.manifest import where_from
 from curator_dask.outputs.new_keys import NewKeys
 from curator_dask.outputs.placing import being_written, put, unwritten
 from curator_dask.outputs.selecting import Folder, kinds_of, stamps_in
+from curator_dask.outputs.shard_names import PARTS
 from curator_dask.outputs.sharding import NewShard
 from curator_dask.outputs.shrinking import LEFT, Shrinking, ShrunkImages
 from curator_dask.outputs.vector_members import VectorMember, vector_counts
@@ -137,7 +138,7 @@ class PackShard:
                 "name": self.name(shard.split, shard.number),
                 "rows": None
                 if self.schema is None
-                else [f"{each.name}: {_said(each.type)}" for each in self.schema],
+                else [f"{each.name}: {type_said(each.type)}" for each in self.schema],
                 "keys": None if self.new_keys is None else vars(self.new_keys),
                 "settings": [self.text_keys, self.json_columns, self.keep_fields, self.empty, self.index],
                 **({} if self.encoded is None else {"encoded": vars(self.encoded)}),
@@ -154,6 +155,8 @@ class PackShard:
         report = (footer.record and footer.record.report) or {}
         if not footer.is_finished(self.mark(shard)):
             return None
+        if not report["rows"] and self.suffix == ".tar":
+            return footer if is_without_file(report) else None  # exports before have left an empty tar
         with contextlib.suppress(ShardError):
             whole = stamp(self.target.file(f"{name}{self.suffix}"), options).size == report["bytes"]
             if self.schema is not None:  # of a file that is not there, or is damaged, no column is known
@@ -247,12 +250,14 @@ class PackShard:
                     after.enter_context(aside())
             except OSError as error:  # of a sync, or a rename
                 raise unwritten(path, error) from error
+            for part in () if keys else PARTS:  # webdataset and DALI stop at a tar without samples
+                remove(self.target.file(f"{name}{part}"), self.target.options)
             report = {
                 **REPORT,
                 **({} if blurred is None else {UNBLURRED: blurred.lost}),
                 "name": name,
                 "rows": len(keys),
-                "bytes": size_of(),
+                "bytes": size_of() if keys else 0,
                 "indexed": index is not None,
                 "index_bytes": 0 if index is None else len(index),
                 "no_index": no_index,
@@ -333,7 +338,7 @@ class PackShard:
         if self.text_keys and self.id_col in table.column_names:
             column = pa.array([key_text(key) for key in keys], pa.string())
             table = table.set_column(table.column_names.index(self.id_col), self.id_col, column)
-        return table, _common(records, self.id_col)
+        return table, common_record(records, self.id_col)
 
     def _keys(self, shard: NewShard, samples: pa.Table) -> list[str]:
         if self.new_keys is not None:
@@ -356,7 +361,7 @@ class PackShard:
         self, name: str, names: Sequence[str], offsets: np.ndarray, sizes: np.ndarray, ends: Sequence[int]
     ) -> tuple[bytes | None, str | None]:
         """The index; and why there is none."""
-        if not self.index:
+        if not (self.index and names):
             return None, None
         try:
             return index_content(f"{name}.idx", names, offsets.tolist(), sizes.tolist(), ends), None
@@ -370,28 +375,3 @@ def _in_order(shard: NewShard, tables: Sequence[pa.Table]) -> pa.Table:
     if not (np.diff(shard.which) < 0).any():
         return table
     return table.take(pa.array(np.argsort(np.argsort(shard.which, kind="stable"), kind="stable")))
-
-
-def _common(records: Sequence[FileRecord], id_col: str) -> FileRecord:
-    """What the records of several files say alike of their vectors and scores."""
-
-    def alike(name: str) -> dict[str, Any]:
-        said = [getattr(record, name) for record in records]
-        return {
-            column: value
-            for column, value in (said[0].items() if said else ())
-            if all(each.get(column) == value for each in said)
-        }
-
-    return FileRecord(
-        "", id_col=id_col, embeddings=alike("embeddings"), scores=alike("scores"), derived=("export",)
-    )
-
-
-def _said(kind: pa.DataType) -> str:
-    """A type without the name of a list's values, of which Arrow and Parquet have two that mean the same."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return f"list of {_said(kind.value_type)}"
-    if pa.types.is_fixed_size_list(kind):
-        return f"{kind.list_size} of {_said(kind.value_type)}"
-    return str(kind)

@@ -60,7 +60,7 @@ logger = logging.getLogger("curator_dask")
 
 
 #: Of what is noticed, that of rows which had failed.
-_COUNTED = ("corrupt", "captions")
+_COUNTED = ("corrupt", "captions", "detections")
 
 
 @dataclass(frozen=True)

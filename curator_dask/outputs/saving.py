@@ -167,7 +167,7 @@ def check_writable(folder: str) -> None:
 
 def check_apart(source: str, target: str) -> None:
     """Raise OutputError where one folder is the other, or in it, by whatever name."""
-    if _real(source) == _real(target):
+    if behind_links(source) == behind_links(target):
         raise OutputError(
             f"{target}: is read from, and what does not pass would be lost: give another folder for the output"
         )
@@ -176,12 +176,13 @@ def check_apart(source: str, target: str) -> None:
 
 def check_not_inside(source: str, target: str) -> None:
     """Raise OutputError where one folder is in the other, by whatever name."""
-    here, there = (f"{_real(each).rstrip('/')}/" for each in (source, target))
+    here, there = (f"{behind_links(each).rstrip('/')}/" for each in (source, target))
     if here != there and (there.startswith(here) or here.startswith(there)):
         raise OutputError(
             f"{target}: who reads the outer of this folder and {source} finds the rows of both: give a folder beside it"
         )
 
 
-def _real(folder: str) -> str:
+def behind_links(folder: str) -> str:
+    """Where a path leads, behind all links; a URL as it is."""
     return folder if is_remote(folder) else os.path.realpath(local_path(folder))

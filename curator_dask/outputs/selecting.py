@@ -323,3 +323,13 @@ def stamps_in(record: FileRecord) -> dict[str, Any]:
     """The states of the tars, by url, that the record of a table of samples says."""
     found: dict[str, Any] = (record.report or {}).get("stamps", {})
     return found
+
+
+def stop_at(failed: Mapping[str, str], what: str) -> None:
+    """Raise ShardError where files failed: which samples there are must be known before it is decided where they go."""
+    if failed:
+        name, why = next(iter(failed.items()))
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise ShardError(
+            f"{name}{more}: {what}, and no tar was written: {why}. Mend it, or leave it out, and run again"
+        )

@@ -134,7 +134,8 @@ def make_report(
     if rows and not any(report.look.rows.urls):
         logger.warning(
             "%s: no pictures: its rows do not say in which shards their images are (they have no column %r), and there"
-            " are no tars beside its Parquet files. Give the folder that embed wrote to, or that of an export to tars",
+            " are neither images in its Parquet files nor tars beside them. Give the folder that embed wrote to, or"
+            " that of an export",
             folder,
             URL_COLUMN,
         )

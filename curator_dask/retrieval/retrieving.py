@@ -32,7 +32,7 @@ from curator_dask.frames.parquet import Footer, read_footer, whole_footers, writ
 from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers.origins import one_origin
 from curator_dask.models.families import LikeThose
-from curator_dask.outputs.failed import output_files, tell_others
+from curator_dask.outputs.failed import check_others
 from curator_dask.outputs.given import Names, names_in
 from curator_dask.outputs.nearest import VectorFiles
 from curator_dask.outputs.placing import locate
@@ -55,7 +55,7 @@ from curator_dask.rows.best import is_number
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
-from curator_dask.storage import Options, join
+from curator_dask.storage import Options, join, remove
 from curator_dask.threads import in_threads
 
 logger = logging.getLogger("curator_dask")
@@ -159,6 +159,8 @@ def retrieve(
     work = f"{target.folder}{WORK_SUFFIX}"
     with opened(target.folder, None, work), when_needed(workers) as client:
         before = _written(write, sources, mark)
+        names = [_name(each, source.folder) for each in sources]
+        others = check_others(target.folder, names, None, overwrite)
         check_pairs_free(pairs_path, mark, overwrite)
         if before is not None and (pairs_path is None or read_footer(pairs_path).is_finished(mark)):
             summary = RetrievalSummary(**before, output=_skipped(target.folder, before["kept"], len(sources)))
@@ -171,9 +173,11 @@ def retrieve(
             summary.shared = int(sum((each.queries > 1).sum() for each in chosen))
             summary.output = _write(replace(write, found=summary.counts), chosen, client)
             if pairs_path is not None and summary.complete:
-                names = _names(asked_files, places), *_names_found(chosen, target.folder, footers, sources)
-                write_table(pairs_path, pairs_table(best, *names), FileRecord(mark, id_col="key"))
+                named = _names(asked_files, places), *_names_found(chosen, target.folder, footers, sources)
+                write_table(pairs_path, pairs_table(best, *named), FileRecord(mark, id_col="key"))
         if summary.complete:
+            for name in others:
+                remove(join(target.folder, name))
             shutil.rmtree(work, ignore_errors=True)
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
@@ -265,7 +269,6 @@ def _written(write: WriteRetrieved, sources: Sequence[Source], mark: str) -> dic
         Files of others would be replaced.
     """
     target, names = write.target, [_name(each, write.source.folder) for each in sources]
-    tell_others(target.folder, names, None)
     there = in_threads(lambda name: read_footer(join(target.folder, name)), names)
     finished = [footer.is_finished(_mark(mark, each)) for each, footer in zip(sources, there, strict=True)]
     if not target.overwrite:
@@ -274,14 +277,6 @@ def _written(write: WriteRetrieved, sources: Sequence[Source], mark: str) -> dic
                 _refuse(
                     join(target.folder, name),
                     footer.fault or "was made of another pool, of other queries or by other settings",
-                )
-        others = [name for name in output_files(target.folder, None) if name not in {*names}]
-        for name in others:
-            record = read_footer(join(target.folder, name)).record
-            if record is not None and BY in record.scores:
-                _refuse(
-                    join(target.folder, name),
-                    "was retrieved from another pool: its rows would be mixed with these",
                 )
     records = [footer.record for footer, is_finished in zip(there, finished, strict=True) if is_finished]
     last = records[-1] if len(records) == len(names) and records else None

@@ -19,7 +19,7 @@ from curator_dask.words import counted
 
 KINDS = (
     *("damaged", "orphans", "duplicates", "unread", "corrupt"),
-    *("left-out", "filtered", "not-made", "text-truncated", "captions"),
+    *("left-out", "filtered", "not-made", "text-truncated", "captions", "detections"),
 )
 """``"damaged"``: what is wrong with the tar, as text; the samples before the fault are used. ``"orphans"``: samples
 that no row of the shard's Parquet names. ``"duplicates"``: member names that occur again; the first is taken.
@@ -30,12 +30,13 @@ components and fields of the JSON that rows of tars do not take. ``"filtered"``:
 with a caption that is longer than its model takes. ``"captions"``: texts that a model has written. All but the first
 are ``{"count": int, "examples": [text, …]}``; ``"filtered"`` may have ``"by"`` besides, how many of them each stage has
 left out, and so has ``"captions"``: how many were cut, by `cut_at`, and, not among these and the examples alone, images
-about which nothing was written."""
+about which nothing was written. ``"detections"``: images that a model has looked at, and ``"by"`` `seen_by` these, by
+`found_by` those in which it has found something, by `labelled` those with a label; the examples are of the second."""
 
 OF_TARS = ("damaged", "orphans", "duplicates", "unread", "corrupt")
 """Those that are noticed when a tar is read."""
 
-OF_ROWS = ("corrupt", "filtered", "text-truncated", "captions")
+OF_ROWS = ("corrupt", "filtered", "text-truncated", "captions", "detections")
 """Those that count rows: the parts of a shard add up. The others are the same of each part."""
 
 NOTHING_WRITTEN = "nothing written"
@@ -109,9 +110,31 @@ def remark(url: str, kind: str, fact: Any) -> None:
     current_remarks().add(url, kind, fact)
 
 
+def remark_more(url: str, kind: str, fact: Mapping[str, Any]) -> None:
+    """The same of a kind of `OF_ROWS`, whose fact is added to what was said of other rows."""
+    before = current_remarks().on([url]).get(url, {})
+    known = {url: {kind: before[kind]}} if kind in before else {}
+    remark(url, kind, summed(known, {url: {kind: fact}})[url][kind])
+
+
 def cut_at(tokens: int) -> str:
     """By what it counts texts that had not come to their end after so many tokens."""
     return f"{CUT_AT}{counted(tokens, 'token')}"
+
+
+def seen_by(prefix: str) -> str:
+    """By what it counts images that a model has looked at, by the prefix of its columns."""
+    return f"seen: {prefix}"
+
+
+def found_by(prefix: str) -> str:
+    """The same of those in which it has found something."""
+    return f"found: {prefix}"
+
+
+def labelled(prefix: str, label: str) -> str:
+    """The same of those in which it has found something of this label."""
+    return f"label: {prefix}: {label}"
 
 
 def fact_of(names: Iterable[str], examples: int = EXAMPLES) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from typing import Any
 import curator_dask
 from curator_dask.frames.names import ERRORS_SUFFIX
 from curator_dask.notebook import bars, table
+from curator_dask.rows.found import found_lines
 from curator_dask.rows.remarks import CUT_AT, NOTHING_WRITTEN, add_up
 from curator_dask.words import counted, ranked
 
@@ -70,6 +71,9 @@ class SaveSummary:
     captions
         By the shard's url, texts that a model has written about images, in the same form; ``by``: how many were cut,
         and images about which it wrote nothing, of which the examples are.
+    detections
+        By the shard's url, images that a model which finds things has looked at, in the same form; ``by``: these by the
+        prefix of its columns, those in which it has found something, and those with each label.
     reasons
         How many images failed for which kind of reason.
     earlier
@@ -119,6 +123,7 @@ class SaveSummary:
     not_made: dict[str, dict[str, Any]] = field(default_factory=dict)
     text_truncated: dict[str, dict[str, Any]] = field(default_factory=dict)
     captions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    detections: dict[str, dict[str, Any]] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
     earlier: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -202,6 +207,7 @@ class SaveSummary:
             "not-made": self.not_made,
             "text-truncated": self.text_truncated,
             "captions": self.captions,
+            "detections": self.detections,
         }
         for url, facts in remarks.items():
             known = {url: {kind: said[url] for kind, said in kept.items() if url in said}}
@@ -310,6 +316,7 @@ class SaveSummary:
             ),
             *_total_line("caption", "longer than their model takes", self.text_truncated),
             *_caption_lines(self.captions),
+            *found_lines(self.detections),
         ]
 
 

@@ -27,6 +27,8 @@ TEXT_STATISTICS: Mapping[str, pa.DataType] = {
 #: Those that a model says.
 OF_LANGUAGE = ("language", "language_confidence")
 
+#: Characters in which repetition is looked for: of all pieces of what is longer there is a table of gigabytes.
+MOST = 100_000
 _LENGTH = 10  # characters of a piece: data-juicer's default, and about that of the ROOTS corpus
 
 #: A scheme or "www." with something behind it; not within a word of Latin letters.
@@ -78,8 +80,10 @@ def repeated_characters(text: str) -> float:
     """How much of a text its most repeated pieces of ten characters take: data-juicer's ``char_rep_ratio``.
 
     Of n different pieces (they overlap) the commonest are looked at, √n at most, and no more than come several times:
-    their share of all pieces. It is the filter of the ROOTS corpus (Laurençon et al. 2022, arXiv 2303.03915).
+    their share of all pieces. It is the filter of the ROOTS corpus (Laurençon et al. 2022, arXiv 2303.03915). Of a
+    longer text the first `MOST` characters are measured.
     """
+    text = text[:MOST]
     counts = Counter(text[start : start + _LENGTH] for start in range(len(text) - _LENGTH + 1))
     if not counts:
         return 0.0
@@ -91,10 +95,11 @@ def repeated_characters(text: str) -> float:
 def repeated_words(text: str) -> float:
     """The share of words that stand in the text before, whatever their case.
 
-    A high rate of token repetition is what Conceptual Captions leaves out (Sharma et al. 2018, section 3.2).
+    A high rate of token repetition is what Conceptual Captions leaves out (Sharma et al. 2018, section 3.2). Of a
+    longer text the first `MOST` characters are measured.
     """
-    found = text.casefold().split()
-    return 1 - len({*found}) / len(found)
+    found = text[:MOST].casefold().split()
+    return 1 - len({*found}) / len(found) if found else 0.0
 
 
 def has_url(text: str) -> bool:

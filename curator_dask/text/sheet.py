@@ -42,8 +42,8 @@ def draw_sheet(title: str, hits: Sequence[Hit], options: Options = None) -> Imag
     """
     if hits and all(hit.url is None for hit in hits):
         raise OutputError(
-            "the files have no column '__url__' of shards, and there are no tars beside them: without these no image"
-            " can be found. Give the folder that embed wrote to, or that of an export to tars"
+            "the files have no column '__url__' of shards, there are no images in them, and no tars beside them:"
+            " without these no image can be found. Give the folder that embed wrote to, or that of an export"
         )
     columns = max(1, min(COLUMNS, len(hits)))
     lines = -(-len(hits) // columns)

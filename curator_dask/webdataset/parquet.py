@@ -224,12 +224,31 @@ def _has_files(kind: pa.DataType) -> bool:
     return _kind(kind) == "struct"
 
 
+def class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
+    """By column of numbers, or of lists of them, the names of the classes that these stand for, as datasets says it."""
+    found = {}
+    for name, said in _described(schema).items():
+        inner = said.get("feature")
+        label = inner if isinstance(inner, Mapping) else said
+        names = label.get("names")
+        if label.get("_type") != "ClassLabel" or not isinstance(names, list):
+            continue
+        # datasets reads no file that says the same name twice.
+        if names and all(isinstance(each, str) for each in names) and len({*names}) == len(names):
+            found[name] = tuple(names)
+    return found
+
+
 def _features(schema: pa.Schema) -> dict[str, str]:
-    """What Hugging Face's ``datasets`` says of columns, by name; nothing where it has not written the file."""
+    """What Hugging Face's ``datasets`` says of columns, by name."""
+    return {name: str(each["_type"]) for name, each in _described(schema).items() if "_type" in each}
+
+
+def _described(schema: pa.Schema) -> dict[str, Mapping[str, Any]]:
+    """All that it says of them; nothing where it has not written the file."""
     try:
         said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        described = {name: each for name, each in said.items() if isinstance(each, Mapping)}
-        return {name: str(each["_type"]) for name, each in described.items() if "_type" in each}
+        return {name: each for name, each in said.items() if isinstance(each, Mapping)}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.rows.ids import exact_ids
-from curator_dask.rows.remarks import NOTHING_WRITTEN, current_remarks, cut_at, fact_of, remark, summed
+from curator_dask.rows.remarks import NOTHING_WRITTEN, cut_at, fact_of, remark_more
 from curator_dask.runs.step import Rows
 
 
@@ -42,6 +42,4 @@ def remark_captions(rows: Rows, id_col: str, texts: pa.Array, cut: pa.Array, mos
             "examples": (fact_of(names) or {"examples": []})["examples"],
             "by": {what: number for what, number in by.items() if number},
         }
-        before = current_remarks().on([url]).get(url, {})
-        known = {url: {"captions": before["captions"]}} if "captions" in before else {}
-        remark(url, "captions", summed(known, {url: {"captions": fact}})[url]["captions"])
+        remark_more(url, "captions", fact)

@@ -14,6 +14,7 @@ from curator_dask.decode.spec import ImageOptions
 from curator_dask.errors import ImageError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.image.classifiers.seeing import SeeImages
+from curator_dask.image.detection.remarks import remark_detections
 from curator_dask.models.by_shape import AHEAD
 from curator_dask.models.detecting import DetectionSpec
 from curator_dask.models.detector import Detections, Detector
@@ -77,6 +78,11 @@ class DetectImages(SeeImages):
             name: {"head": self.label, "recipe": fingerprint({_VERSION: kind})}
             for name, kind in self.kinds.items()
         }
+
+    def made(self, rows: Rows, values: dict[str, pa.Array], reasons: list[str | None]) -> Made:
+        """The same; in how many images something was found, and of which label, goes into the summary."""
+        remark_detections(rows, self.id_col, self.prefix, values[f"{self.prefix}_labels"])
+        return super().made(rows, values, reasons)
 
     def work(self, rows: Rows, model: Detector) -> Work:
         """Find things in the images of some rows."""

@@ -1,0 +1,36 @@
+"""In how many images something was found, in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from curator_dask.rows.remarks import found_by, labelled, seen_by
+from curator_dask.words import counted, ranked
+
+_LABELS = 10  # that are named
+
+
+def found_lines(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line a model: of the images that it has looked at those with at least one thing, and these by label.
+
+    Parameters
+    ----------
+    facts
+        By the shard's url, of the kind ``"detections"`` (`curator_dask.rows.remarks.KINDS`).
+    """
+    by: Counter[str] = Counter()
+    for fact in facts.values():
+        by.update(fact.get("by", {}))
+    lines = []
+    for prefix in [name.removeprefix(seen_by("")) for name in by if name.startswith(seen_by(""))]:
+        start = labelled(prefix, "")
+        labels = ranked({name.removeprefix(start): n for name, n in by.items() if name.startswith(start)})
+        named = ", ".join(f"{label} {count:,}" for label, count in labels[:_LABELS])
+        more = f", and {len(labels) - _LABELS:,} other labels" if len(labels) > _LABELS else ""
+        line = (
+            f"  {prefix}: at least one in {by[found_by(prefix)]:,} of {counted(by[seen_by(prefix)], 'image')}"
+        )
+        lines.append(f"{line}: {named}{more}" if labels else line)
+    return lines
