@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import multiprocessing.forkserver
 import os
 import signal
-from pathlib import Path
 
 import dask
 import pytest
@@ -81,15 +79,6 @@ def pytest_collection_modifyitems(config, items):
                 )
 
 
-def pytest_collection_finish(session):
-    """The collector looks at what tests make, and no longer at all modules and tests: each time 0.4 s and more."""
-    gc.freeze()
-
-
-def pytest_sessionfinish(session):
-    gc.unfreeze()  # else libraries complain of what is left at the end
-
-
 @pytest.fixture(scope="session", autouse=True)
 def workers_that_start_quickly():
     """Forked from a process that has the heavy modules; spawned, each would take seconds to be there.
@@ -98,12 +87,10 @@ def workers_that_start_quickly():
     number of threads from the environment of that moment, and malloc its settings: tests of those, and of how users'
     own scripts start their workers (`test_client`, programs run by other tests), are left to spawn.
     """
-    multiprocessing.forkserver.set_forkserver_preload([*HEAVY, "frozen"])
+    multiprocessing.forkserver.set_forkserver_preload(list(HEAVY))
     with pytest.MonkeyPatch.context() as patch:
         for name in THREAD_VARIABLES:
             patch.setenv(name, "1")
-        path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        patch.setenv("PYTHONPATH", os.pathsep.join(path))  # where it finds `frozen`
         multiprocessing.forkserver.ensure_running()
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         yield

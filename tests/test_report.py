@@ -299,7 +299,9 @@ def test_values_are_counted_shown_and_kept_as_pandas_does(labelled, open_page):
 def test_it_fits_a_telephone_and_a_dark_room_and_needs_no_mouse(made, open_page):
     page = open_page((made / "report.html").as_uri(), viewport=NARROW, color_scheme="dark")
     assert page.evaluate("document.documentElement.scrollWidth") == NARROW["width"]
-    columns = "document.querySelector('#columns .wide')"  # all of the table, not half of it with a bar to find
+    columns = (
+        "document.querySelector('#columns .wide')"  # all of the table, not half of it with a bar to find
+    )
     assert page.evaluate(f"{columns}.scrollWidth <= {columns}.clientWidth")
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(map(int, re.findall(r"\d+", ground))) < 60
