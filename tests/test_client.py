@@ -8,10 +8,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from types import SimpleNamespace
 
 import dask
+import distributed
 import psutil
 import pytest
 from dask.system import CPU_COUNT
@@ -271,19 +274,26 @@ def test_workers_that_a_cluster_adds_are_left_alone_too(config):
 
 
 class StallsOnce(asyncio.DefaultEventLoopPolicy):
-    """What a machine that stands still looks like to distributed, which gives a new event loop 10 s."""
+    """What a machine that stands still looks like to distributed, which gives a new event loop 10 s, here one."""
 
     stalls = 1
 
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
         if self.stalls:
             self.stalls -= 1
-            time.sleep(11)
+            time.sleep(1.5)
         return super().new_event_loop()
 
 
+class TenTimesAsFast(threading.Event):
+    def wait(self, timeout=None):
+        return super().wait(timeout and timeout / 10)
+
+
 @pytest.fixture
-def stalls_once():
+def stalls_once(monkeypatch):
+    clock = SimpleNamespace(**{**vars(threading), "Event": TenTimesAsFast})
+    monkeypatch.setattr(distributed.utils, "threading", clock)
     before = asyncio.get_event_loop_policy()
     policy = StallsOnce()
     asyncio.set_event_loop_policy(policy)
@@ -300,8 +310,8 @@ def test_a_machine_that_stands_still_while_the_cluster_starts(stalls_once):
 @pytest.mark.usefixtures("stalls_once")
 def test_a_machine_that_stands_still_for_too_long():
     before = children()
-    with pytest.raises(ClusterError, match=r"no event loop runs after 5 s.*raise timeout \(now 5 s\)"):
-        get_client("cpu", n_workers=1, timeout=5, verbose=False)
+    with pytest.raises(ClusterError, match=r"no event loop runs after 0.5 s.*raise timeout \(now 0.5 s\)"):
+        get_client("cpu", n_workers=1, timeout=0.5, verbose=False)
     assert children() == before
 
 

@@ -37,11 +37,25 @@ def local(tmp_path_factory):
     return folder, write_images(folder)
 
 
+@pytest.fixture(scope="module")
+def whole(store, local):
+    """The folder in the store, for tests that write nothing beside its images."""
+    store.put(str(local[0]), f"{BUCKET}/whole", recursive=True)
+    return f"s3://{BUCKET}/whole"
+
+
 @pytest.fixture
-def url(store, server, local, request):
+def url(server, whole):
+    server.faults.clear()
+    return whole
+
+
+@pytest.fixture
+def own(server, store, local, request):
+    """A folder in the store for one test, with ten of the images and their captions."""
     server.faults.clear()
     name = f"{BUCKET}/{request.node.name}"
-    store.put(str(local[0]), name, recursive=True)
+    store.put(str(local[0] / "z"), f"{name}/z", recursive=True)
     return f"s3://{name}"
 
 
@@ -72,8 +86,10 @@ def test_every_row_has_its_own_image_and_a_change_costs_its_own_shard(url, serve
     path = "z/ü/pic0003"
     other = local[1]["z/ü/pic0007"]
     name = next(each for each in store.find(url) if path in each and not each.endswith((".txt", ".json")))
+    before = store.cat_file(name)
     store.pipe_file(name, other)
     third = ColourReader()(images_in(url, server)).save_metadata(tmp_path / "out")
+    store.pipe_file(name, before)
     assert third.written == 1 and third.skipped == done.written - 1
 
 
@@ -91,10 +107,13 @@ def test_an_export_has_the_original_bytes(url, server, local, tmp_path):
     assert len(captions) == 40 and captions["pic0004.txt"] == b"caption of 4"
 
 
-def test_captions_from_a_table_in_the_store(url, server, store, tmp_path):
-    store.pipe_file(f"{url}/captions.csv", b"file_name,caption\npic0000.png,zero\na/pic0001.WebP,one\n")
-    rows = rows_of(images_in(url, server, captions=f"{url}/captions.csv"))
-    assert rows.caption.dropna().to_dict() == {"pic0000": "zero", "a/pic0001": "one"}
+def test_captions_from_a_table_in_the_store(own, server, store, local):
+    store.pipe_file(f"{own}/pic0000.png", local[1]["pic0000"])
+    table = "file_name,caption\npic0000.png,zero\nz/ü/pic0007.WebP,one\n"
+    store.pipe_file(f"{own}/captions.csv", table.encode())
+    rows = rows_of(images_in(own, server, captions=f"{own}/captions.csv"))
+    assert len(rows) == 11
+    assert rows.caption.dropna().to_dict() == {"pic0000": "zero", "z/ü/pic0007": "one"}
 
 
 def test_a_store_that_falters_costs_a_shard_and_no_caption(url, server, tmp_path, monkeypatch):
@@ -115,17 +134,17 @@ def test_a_store_that_falters_costs_a_shard_and_no_caption(url, server, tmp_path
         images_in(url, server)
 
 
-def test_a_folder_that_has_none_is_said(url, server, store):
-    store.pipe_file(f"{url}/text/a.txt", b"")
+def test_a_folder_that_has_none_is_said(own, server, store):
+    store.pipe_file(f"{own}/text/a.txt", b"")
     with pytest.raises(DatasetError, match="expected at least one image, found none"):
-        images_in(f"{url}/text", server)
-    assert find_shards(url, options(server)).shards[0].url.endswith(".images")
+        images_in(f"{own}/text", server)
+    assert find_shards(own, options(server)).shards[0].url.endswith(".images")
 
 
 def test_workers_that_stay_see_images_that_came_after_a_computation(
-    url, server, store, local, tmp_path, client
+    own, server, store, local, tmp_path, client
 ):
-    one = f"{url}/z"
+    one = f"{own}/z"
     assert len(images_in(one, server).compute()) == 10
     store.pipe_file(f"{one}/pic0040.png", local[1]["pic0000"])
     dataset = images_in(one, server)
@@ -135,8 +154,9 @@ def test_workers_that_stay_see_images_that_came_after_a_computation(
     assert (done.rows, done.failed) == (12, 0)
 
 
-def test_names_may_have_what_links_file_systems_in_a_chain(url, server, local, tmp_path):
-    data = local[1]["pic0004"]
+def test_names_may_have_what_links_file_systems_in_a_chain(server, local, tmp_path):
+    server.faults.clear()
+    url, data = f"s3://{BUCKET}/chain", local[1]["pic0004"]
     fs, path = storage.filesystem(f"{url}/odd/a::b+%20#c? 0004.png", options(server))
     assert path.endswith("/odd/a::b+%20#c? 0004.png")
     fs.pipe_file(path, data)
@@ -146,7 +166,9 @@ def test_names_may_have_what_links_file_systems_in_a_chain(url, server, local, t
     assert "simplecache" in chained.protocol and chained.ls(inside, detail=False) == [path]
 
 
-def test_a_large_image_has_the_time_of_its_blocks(url, server, store, monkeypatch):
+def test_a_large_image_has_the_time_of_its_blocks(server, store, monkeypatch):
+    server.faults.clear()
+    url = f"s3://{BUCKET}/blocks"
     monkeypatch.setattr(storage, "TRIES", 1)
     monkeypatch.setenv(storage.STALL_SECONDS.name, "0.5")
     monkeypatch.setattr(server, "delay", 0.8)

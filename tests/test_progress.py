@@ -7,7 +7,7 @@ import time
 import dask
 import pytest
 from colours import ColourReader, write_dataset
-from distributed import Client
+from distributed import Client, Event
 
 from curator_dask.cluster.progress import Meter, report, watch
 from curator_dask.datasets import ImageTextPairDataset
@@ -70,9 +70,9 @@ def test_a_run_does_not_count_what_another_client_of_its_cluster_does(client):
 def long_task() -> None:
     for _ in range(1000):
         report(images=16, failed=1)
-    time.sleep(2)
+    time.sleep(1.5)  # the first are told by then
     report(images=16, failed=1)
-    time.sleep(2)
+    assert Event("heard").wait(30)
 
 
 def short_task(_: int) -> None:
@@ -94,6 +94,7 @@ def test_what_a_worker_did_is_told_together_and_soon(client, monkeypatch):
         until(meter, 16 * 1001, 1001)
         assert not task.done()  # a watcher does not wait for the task's end
         assert len(events) == 2
+        Event("heard").set()
         task.result()
         client.gather(client.map(short_task, range(50)))
         until(meter, 16 * 1001 + 50, 1001)

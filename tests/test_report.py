@@ -303,6 +303,10 @@ def test_values_are_counted_shown_and_kept_as_pandas_does(labelled, open_page):
 def test_it_fits_a_telephone_and_a_dark_room_and_needs_no_mouse(made, open_page):
     page = open_page((made / "report.html").as_uri(), viewport=NARROW, color_scheme="dark")
     assert page.evaluate("document.documentElement.scrollWidth") == NARROW["width"]
+    columns = (
+        "document.querySelector('#columns .wide')"  # all of the table, not half of it with a bar to find
+    )
+    assert page.evaluate(f"{columns}.scrollWidth <= {columns}.clientWidth")
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(map(int, re.findall(r"\d+", ground))) < 60
     reached = []
@@ -630,15 +634,24 @@ def test_another_program_gets_rows_with_vectors_places_and_pictures(made, tmp_pa
         if each and np.isfinite(each).all()
     ]
     assert len(good) == 57 and "57 rows; 3 without a vector are left out" in done.output
-    for name in ("key", "phash", "order", "image_embedding"):
+    for name in ("key", "phash", "order"):
         assert written[name].equals(frame[name].take(good))
-    assert written["image_embedding"].null_count == 0 and written["image"].to_pylist().count("theirs") == 19
+    assert written["image"].to_pylist().count("theirs") == 19
+    assert written.column_names[:4] == ["image_", "key", "caption", "cluster"]  # as the program shows them
+    vectors = np.array(frame["image_embedding"].take(good).to_pylist(), np.float64)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    apart = 1 - unit @ unit.T
+    np.fill_diagonal(apart, np.inf)
+    for row, near in enumerate(written["neighbors"].to_pylist()):
+        np.testing.assert_allclose(apart[row, near["ids"]], np.sort(apart[row])[:15], atol=1e-6)
+        np.testing.assert_allclose(near["distances"], apart[row, near["ids"]], atol=1e-6)
+        assert len(set(near["ids"])) == 15
     assert np.isfinite([written["projection_x"].to_numpy(), written["projection_y"].to_numpy()]).all()
     pictures = written["image_"].to_pylist()  # the name was taken
     assert [each for each, picture in enumerate(pictures) if picture is None] == []
     with Image.open(io.BytesIO(pictures[written["key"].to_pylist().index("00006")]["bytes"])) as image:
         assert image.size == (64, 128)
-    said = "--x projection_x --y projection_y --image image_ --text caption"
+    said = "--x projection_x --y projection_y --neighbors neighbors --text caption --image image_"
     assert f"embedding-atlas {tmp_path / 'rows.parquet'} {said}" in done.output.replace("\n", " ")
     assert written.schema.metadata is None  # it is no output: a run would take it for its own
     few = make_atlas(made / "out", tmp_path / "few.parquet", sample=9)
@@ -646,6 +659,9 @@ def test_another_program_gets_rows_with_vectors_places_and_pictures(made, tmp_pa
         "--vector",
         "image_embedding",
     ]  # too few for a map
+    left = pq.read_table(tmp_path / "few.parquet")
+    whole = dict(zip(frame["key"].to_pylist(), frame["image_embedding"].to_pylist(), strict=True))
+    assert left["image_embedding"].to_pylist() == [whole[key] for key in left["key"].to_pylist()]
 
 
 @pytest.mark.parametrize(

@@ -83,14 +83,35 @@ class Reader:
 
     def read(self, places: np.ndarray) -> np.ndarray:
         """float32 (n, dim): vectors by their places; those rise."""
-        found = np.empty((len(places), self._places.layout.dim), np.float32)
-        if self._places.apart:
-            self._read_apart(places, found)
-        else:
-            self._read_in_order(places, found)
+        return self.read_scanned(places) if self._places.apart else self._read_in_order(places)
+
+    def read_scanned(self, places: np.ndarray) -> np.ndarray:
+        """The same, from where they were scanned.
+
+        Vector by vector: of files that are mapped into memory the system shows 32 times what is looked at.
+        """
+        layout, numbers = self._places.layout, np.asarray(self._order[places])
+        found, size = np.empty((len(places), layout.dim), np.float32), 4 * layout.dim
+        rows = found.reshape(-1).view(np.uint8).data
+        files = np.searchsorted(self._firsts, numbers, side="right") - 1
+        order = np.argsort(files, kind="stable")
+        starts = np.flatnonzero(np.diff(files[order], prepend=-1)).tolist()
+
+        def read(start: int, end: int) -> None:
+            at = order[start:end]
+            number = int(files[at[0]])
+            file, slots = self._file(layout.names[number])
+            handle, wanted = file.fileno(), slots[numbers[at] - self._firsts[number]]
+            for row, slot in zip((at * size).tolist(), (wanted * size).tolist(), strict=True):
+                if os.preadv(handle, [rows[row : row + size]], slot) < size:
+                    path = layout.scan.path(f"{layout.names[number]}.vectors")
+                    raise layout.cut_short(path, slot // size + 1)
+
+        in_threads(lambda each: read(*each), [*pairwise([*starts, len(order)])])
         return found
 
-    def _read_in_order(self, places: np.ndarray, found: np.ndarray) -> None:
+    def _read_in_order(self, places: np.ndarray) -> np.ndarray:
+        found = np.empty((len(places), self._places.layout.dim), np.float32)
         parts = places // PART
         bounds = [*np.flatnonzero(np.diff(parts, prepend=-1)).tolist(), len(places)]
 
@@ -104,9 +125,10 @@ class Reader:
                 found[start:end] = take(self._places.order.vectors(name, self._places.layout.dim), wanted)
 
         in_threads(lambda each: read(*each), [*pairwise(bounds)])
+        return found
 
     def _read_few(self, name: str, wanted: np.ndarray, found: np.ndarray) -> None:
-        """Some of a file in order, as `_read_apart`."""
+        """Some of a file in order, as `read_scanned`."""
         size, order = 4 * self._places.layout.dim, self._places.order
         rows = found.reshape(-1).view(np.uint8).data
         with open(order.path(name), "rb", buffering=0) as file:  # noqa: PTH123
@@ -114,24 +136,6 @@ class Reader:
             for at, place in enumerate((wanted * size).tolist()):
                 if os.preadv(handle, [rows[at * size : (at + 1) * size]], place) < size:
                     raise self._places.layout.cut_short(order.path(name), place // size + 1)
-
-    def _read_apart(self, places: np.ndarray, found: np.ndarray) -> None:
-        """Vector by vector: of files that are mapped into memory the system shows 32 times what is looked at."""
-        layout, numbers = self._places.layout, np.asarray(self._order[places])
-        size = 4 * layout.dim
-        rows = found.reshape(-1).view(np.uint8).data
-        files = np.searchsorted(self._firsts, numbers, side="right") - 1
-        order = np.argsort(files, kind="stable")
-        starts = np.flatnonzero(np.diff(files[order], prepend=-1)).tolist()
-        for start, end in pairwise([*starts, len(order)]):
-            at = order[start:end]
-            number = int(files[at[0]])
-            file, slots = self._file(layout.names[number])
-            handle, wanted = file.fileno(), slots[numbers[at] - self._firsts[number]]
-            for row, slot in zip((at * size).tolist(), (wanted * size).tolist(), strict=True):
-                if os.preadv(handle, [rows[row : row + size]], slot) < size:
-                    path = layout.scan.path(f"{layout.names[number]}.vectors")
-                    raise layout.cut_short(path, slot // size + 1)
 
     def _file(self, name: str) -> tuple[Any, np.ndarray]:
         if name not in self._files:
@@ -158,11 +162,11 @@ class Sort:
 
     def make(self, name: str) -> int:
         """Write one of the files, ``NAME.vectors``; its name is its number."""
-        phase, layout = self.places.order, self.places.layout
-        start = int(name) * PART
-        numbers = np.array(phase.load("order.npy")[start : start + PART])
-        size = self.memory.sorted_rows(layout.dim)
+        phase, reader = self.places.order, Reader(self.places)
+        start, count = int(name) * PART, len(phase.load("order.npy"))
+        places = np.arange(start, min(start + PART, count))
+        size = self.memory.sorted_rows(self.places.layout.dim)
         with phase.writing(f"{name}.vectors") as file:
-            for at in range(0, len(numbers), size):
-                file.write(layout.gather(numbers[at : at + size]))
-        return len(numbers)
+            for at in range(0, len(places), size):
+                file.write(reader.read_scanned(places[at : at + size]))
+        return len(places)

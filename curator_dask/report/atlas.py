@@ -28,6 +28,7 @@ from curator_dask.report.making import MOST, SAMPLE, SEED, embeddings_in
 from curator_dask.report.mapping import map_of
 from curator_dask.report.pictures import Pictures
 from curator_dask.report.rows import Rows, column_values, short
+from curator_dask.report.similar import most_similar
 from curator_dask.report.tasks import on_cluster
 from curator_dask.storage import Options
 from curator_dask.words import counted
@@ -37,6 +38,7 @@ logger = logging.getLogger("curator_dask")
 #: The program, as ``--open-in`` names it.
 NAME = "embedding-atlas"
 _PICTURES = 200_000_000  # bytes of all, at most
+_NEIGHBOURS = 15  # of each row, as many as the program takes where it lays them out itself
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # as Hugging Face's datasets have it
 
 
@@ -92,7 +94,9 @@ def make_atlas(
     sample: int = SAMPLE,
     storage_options: Options = None,
 ) -> AtlasSummary:
-    """Write a Parquet file that embedding-atlas opens: the rows with their vectors, places on a map, and pictures.
+    """Write a Parquet file that embedding-atlas opens: the rows, their places on a map, their neighbours, and pictures.
+
+    Without a map (too few rows, or the extra ``report`` is not there) it has the vectors, and the program computes one.
 
     Parameters
     ----------
@@ -137,23 +141,27 @@ def make_atlas(
     made, command = table.take(pa.array(usable)), [NAME, str(file)]
     if found.lacking is None:
         names = [found.names[cluster] for cluster in found.clusters.tolist()]
+        cluster, made = _with(made, "cluster", pa.array(names))
         x, made = _with(made, "projection_x", pa.array(found.places[:, 0]))
         y, made = _with(made, "projection_y", pa.array(found.places[:, 1]))
-        _, made = _with(made, "cluster", pa.array(names))
-        command += ["--x", x, "--y", y]
+        near, made = _with(made, "neighbors", _neighbours(rows.vectors[usable]))
+        # They have served: the browser would load them all, and show their figures on each card.
+        made = made.drop_columns([folder.vectors])
+        first, command = [cluster], [*command, "--x", x, "--y", y, "--neighbors", near]
     else:
-        command += ["--vector", folder.vectors]
+        first, command = [], [*command, "--vector", folder.vectors]
     images = _pictures(rows, usable, storage_options)
     count = len(images) - images.null_count
+    if CAPTION_COLUMN in made.column_names:
+        first, command = [CAPTION_COLUMN, *first], [*command, "--text", CAPTION_COLUMN]
+    first = [
+        name for name in dict.fromkeys(each.id_col for each in folder.files) if name in made.column_names
+    ] + first
     if count:
         image, made = _with(made, "image", images)
-        command += ["--image", image]
-    if CAPTION_COLUMN in made.column_names:
-        command += ["--text", CAPTION_COLUMN]
-    last = [folder.vectors]
-    first = [name for name in made.column_names[len(table.column_names) :][::-1] if name not in last]
-    between = [name for name in table.column_names if name not in last]
-    _write(made.select([*first, *between, *last]), file)
+        first, command = [image, *first], [*command, "--image", image]
+    # The program shows columns in this order, on the card of a point too.
+    _write(made.select([*first, *(name for name in made.column_names if name not in first)]), file)
     counts = (folder.rows, sampled, len(usable), sampled - len(usable), count)
     summary = AtlasSummary(str(file), file.stat().st_size, *counts, command, time.monotonic() - started)
     logger.info("%s", summary)
@@ -221,6 +229,14 @@ def _with(table: pa.Table, name: str, values: pa.Array) -> tuple[str, pa.Table]:
     while name in table.column_names:
         name += "_"
     return name, table.append_column(name, values)
+
+
+def _neighbours(vectors: np.ndarray) -> pa.Array:
+    """Those of each row, as the program has them: their numbers in the file, and how far away they are."""
+    numbers, apart = most_similar(vectors, _NEIGHBOURS)
+    ends = pa.array(np.arange(len(numbers) + 1, dtype=np.int32) * numbers.shape[1])
+    lists = [pa.ListArray.from_arrays(ends, pa.array(each.ravel())) for each in (numbers, apart)]
+    return pa.StructArray.from_arrays(lists, ["ids", "distances"])
 
 
 def _pictures(rows: Rows, usable: np.ndarray, options: Options) -> pa.Array:
