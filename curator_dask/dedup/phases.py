@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -29,6 +30,9 @@ from curator_dask.runs.targets import Target
 if TYPE_CHECKING:
     from distributed import Client
 
+#: NumPy has Python parse the head of a file, which in several threads at a time CPython 3.11.7 once ended with
+#: "AST constructor recursion depth mismatch".
+_HEADS = threading.Lock()
 #: Ends the name of the folder of what is between input and output.
 WORK_SUFFIX = ".work"
 
@@ -60,7 +64,8 @@ class Phase:
 
     def load(self, name: str) -> np.ndarray:
         """An array, mapped into memory."""
-        array: np.ndarray = np.load(self.path(name), mmap_mode="r")
+        with _HEADS:
+            array: np.ndarray = np.load(self.path(name), mmap_mode="r")
         return array
 
     def vectors(self, name: str, dim: int) -> np.ndarray:

@@ -97,6 +97,9 @@ class Reader:
         order = np.argsort(files, kind="stable")
         starts = np.flatnonzero(np.diff(files[order], prepend=-1)).tolist()
 
+        for number in files[order[starts]].tolist():
+            self._file(layout.names[number])  # opened by one thread
+
         def read(start: int, end: int) -> None:
             at = order[start:end]
             number = int(files[at[0]])
