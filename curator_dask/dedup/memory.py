@@ -41,7 +41,7 @@ class Memory:
 
     def sorted_rows(self, dim: int) -> int:
         """Vectors that are put in order at a time."""
-        return self._rows(0, 8 * dim)
+        return self._rows(0, 8 * dim, 1 << 15)
 
     def holds(self, size: int) -> bool:
         """Whether so many bytes of a sample may be held, beside what is made of them."""

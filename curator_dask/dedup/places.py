@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -18,6 +20,7 @@ from curator_dask.threads import in_threads
 
 #: Rows of a file of vectors in the order of clusters.
 PART = 1 << 15
+_OPEN = 256  # files that stay open
 _MANY = 8  # vectors of a cluster in a file, on average, with which its vectors lie in few enough files
 _FEW = 4  # places to each vector that is wanted, with which they are read one by one
 _SHARE = 4  # of this machine's memory that vectors take, at most, to be read here and there
@@ -97,18 +100,15 @@ class Reader:
         order = np.argsort(files, kind="stable")
         starts = np.flatnonzero(np.diff(files[order], prepend=-1)).tolist()
 
-        for number in files[order[starts]].tolist():
-            self._file(layout.names[number])  # opened by one thread
-
         def read(start: int, end: int) -> None:
             at = order[start:end]
             number = int(files[at[0]])
-            file, slots = self._file(layout.names[number])
-            handle, wanted = file.fileno(), slots[numbers[at] - self._firsts[number]]
-            for row, slot in zip((at * size).tolist(), (wanted * size).tolist(), strict=True):
-                if os.preadv(handle, [rows[row : row + size]], slot) < size:
-                    path = layout.scan.path(f"{layout.names[number]}.vectors")
-                    raise layout.cut_short(path, slot // size + 1)
+            with self._file(layout.names[number]) as (file, slots):
+                handle, wanted = file.fileno(), slots[numbers[at] - self._firsts[number]]
+                for row, slot in zip((at * size).tolist(), (wanted * size).tolist(), strict=True):
+                    if os.preadv(handle, [rows[row : row + size]], slot) < size:
+                        path = layout.scan.path(f"{layout.names[number]}.vectors")
+                        raise layout.cut_short(path, slot // size + 1)
 
         in_threads(lambda each: read(*each), [*pairwise([*starts, len(order)])])
         return found
@@ -140,12 +140,21 @@ class Reader:
                 if os.preadv(handle, [rows[at * size : (at + 1) * size]], place) < size:
                     raise self._places.layout.cut_short(order.path(name), place // size + 1)
 
-    def _file(self, name: str) -> tuple[Any, np.ndarray]:
-        if name not in self._files:
+    @contextmanager
+    def _file(self, name: str) -> Iterator[tuple[Any, np.ndarray]]:
+        """A file that was scanned, and the place of each distinct vector in it; some stay open for the next time."""
+        found = self._files.get(name)
+        if found is None:
             layout = self._places.layout
             file = open(layout.scan.path(f"{name}.vectors"), "rb", buffering=0)  # noqa: PTH123, SIM115
-            self._files[name] = file, layout.distinct.load(f"{name}.npy")
-        return self._files[name]
+            found = file, layout.distinct.load(f"{name}.npy")
+            if len(self._files) < _OPEN:
+                self._files[name] = found
+        try:
+            yield found
+        finally:
+            if name not in self._files:
+                found[0].close()
 
 
 @dataclass(frozen=True)
