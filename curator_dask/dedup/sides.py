@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from curator_dask.dedup.places import Places, Reader
-from curator_dask.dedup.products import Block, exact_pairs, near_if_few, near_in_parts, products
+from curator_dask.dedup.products import MARGIN, Block, exact_pairs, near_if_few, near_in_parts, products
 from curator_dask.dedup.sketches import SKETCH_MARGIN, sketches_of, widths_of, widths_there
 
 _RARE = 512  # products for each pair that sketches may leave: to read and decide one takes as long as so many products
@@ -53,18 +53,20 @@ class Side:
             self._sketches[width] = Block(sketches_of(self._reader.order, width, self.places))
         return self._sketches[width]
 
-    def some(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors that have those of some rows, and where in these they are."""
-        if self._block is not None:
-            return self._block.vectors, at
+    def some(self, at: np.ndarray, width: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors, or sketches of such a width, that have those of some rows; and where in these they are."""
+        block = self._sketches.get(width) if width else self._block
+        if block is not None:
+            return block.vectors, at
         numbers, which = np.unique(at, return_inverse=True)
-        return self._reader.read(self.places[numbers]), which
+        places = self.places[numbers]
+        return sketches_of(self._reader.order, width, places) if width else self._reader.read(places), which
 
 
-def cosines(left: Side, rows: np.ndarray, right: Side, columns: np.ndarray) -> np.ndarray:
-    """float64 (n,): of rows of two sides, by their numbers."""
-    mine, at = left.some(rows)
-    theirs, others = right.some(columns)
+def cosines(left: Side, rows: np.ndarray, right: Side, columns: np.ndarray, width: int = 0) -> np.ndarray:
+    """float64 (n,): of rows of two sides, by their numbers; with a width, products of their sketches."""
+    mine, at = left.some(rows, width)
+    theirs, others = right.some(columns, width)
     return exact_pairs(mine, at, theirs, others)
 
 
@@ -115,8 +117,14 @@ class Finder:
             if few is not None:
                 self._begin[within] = self._widths.index(width)
                 left, right = active[few[0]], few[1]
-                good = cosines(mine, left, theirs, right) >= self._least
-                yield left[good], right[good]
+                for wider in self._widths[
+                    self._begin[within] + 1 :
+                ]:  # of which less has to be read than of vectors
+                    good = cosines(mine, left, theirs, right, wider) >= self._least - SKETCH_MARGIN - MARGIN
+                    left, right = left[good], right[good]
+                if len(left):
+                    good = cosines(mine, left, theirs, right) >= self._least
+                    yield left[good], right[good]
                 return
             self._begin[within] = self._widths.index(width) + 1
         rows, columns = mine.block(theirs), theirs.block()
