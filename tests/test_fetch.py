@@ -75,6 +75,8 @@ FAULTS = {
     "short/1": ("failed_to_download", "cut short: the server has closed the connection"),
     "bomb/1": ("failed_to_download", "too large: more than 3.0 MB (max_bytes is 3,000,000)"),
     "endless/1": ("failed_to_download", "too large: more than 3.0 MB (max_bytes is 3,000,000)"),
+    "more/1": ("failed_to_download", "too large: more than 3.0 MB (max_bytes is 3,000,000)"),
+    "secret/1": ("failed_to_download", "bad redirect: 'http://127.0.0.1:99999/'"),
     "declared/1": (
         "failed_to_download",
         "too large: 1.1 TB, as the server says (max_bytes is 3,000,000)",
@@ -90,6 +92,7 @@ FAULTS = {
 def test_every_row_has_its_image_or_the_reason_why_not(server, tmp_path):
     good = {"n/1.jpg": 1, "n/2.jpg": 2, "n/3.jpg": 3, "n/4.jpg": 4, "hop/4": 7, "flaky/9": 9, "busy/10": 10}
     good |= {"gzip/11": 11, "others/12": 12}
+    good |= {"parts/13": 13, "bare/14": 14, "unpacked/15": 15, "utf-8/16": 16}
     paths = [*good, *FAULTS, "cut/1", "odd/1"]
     urls = [server.url(path) for path in paths] + [
         None,
@@ -99,6 +102,8 @@ def test_every_row_has_its_image_or_the_reason_why_not(server, tmp_path):
         "http://user:secret@no-such-host.invalid/a.jpg",
         "http://127.0.0.1:1/a.jpg",
         f"https://127.0.0.1:{server.port}/n/1.jpg",
+        "data:image/png;base64," + "A" * 10_000,
+        f"http://{'a' * 300}.example/a.jpg",
         server.url(1),
         server.url("big/1"),
     ]
@@ -117,7 +122,7 @@ def test_every_row_has_its_image_or_the_reason_why_not(server, tmp_path):
     assert {row["table_width"] for row in rows} == {5}
     members = members_of(out)
     images = 0
-    for row, path in zip(rows, [*paths, *[""] * 7, "n/1.jpg", "big/1"], strict=True):
+    for row, path in zip(rows, [*paths, *[""] * 9, "n/1.jpg", "big/1"], strict=True):
         if path == "big/1" or path in good:
             data = big_picture() if path == "big/1" else picture_of(good[path])
             suffix = "png" if path == "big/1" else SUFFIXES[good[path] % 4]
@@ -141,7 +146,9 @@ def test_every_row_has_its_image_or_the_reason_why_not(server, tmp_path):
     assert said[None] == said[""] == "no URL: the row has none"
     assert said["http:///a.jpg"] == "no URL: it names no host"
     assert said["http://127.0.0.1:1/a.jpg"].startswith("no connection: ")
-    assert said[urls[-3]].startswith("TLS: ")
+    assert said[urls[-5]].startswith("TLS: ")
+    assert said[urls[-4]] == "no URL of http or https: data://"
+    assert said[urls[-3]] == "no URL: the name of its host has 308 characters"
     assert said["http://user:secret@no-such-host.invalid/a.jpg"].startswith(
         ("no such host: ", "DNS failed: ")
     )
@@ -149,8 +156,9 @@ def test_every_row_has_its_image_or_the_reason_why_not(server, tmp_path):
     assert (summary.rows, summary.images, summary.failed) == (len(urls), images, len(urls) - images)
     assert summary.reasons.total() == summary.failed and summary.no_caption == 1
     assert summary.got == images and summary.tried == len(urls) and summary.complete
-    assert summary.reasons["too large"] == 3 and summary.hosts["127.0.0.1"] == len(FAULTS) + 4
-    assert "secret" not in str(summary) and "3 x too large, for example " in str(summary)
+    assert len(str(summary.examples)) < 8_000, "no megabytes of a URL that is an image itself"
+    assert summary.reasons["too large"] == 4 and summary.hosts["127.0.0.1"] == len(FAULTS) + 4
+    assert "secret" not in str(summary) and "4 x too large, for example " in str(summary)
     assert server.asked["n/1.jpg"] == 1, "once a shard, however many rows have it"
     assert server.asked["status/404"] == 1 and server.asked["status/500"] == 2
     assert all(agent.startswith("curator-dask/") for agent in server.agents)
@@ -305,12 +313,17 @@ def test_addresses_of_ones_own_network_are_refused(server, tmp_path):
     assert all(each.startswith(("address refused: ", "no URL: ", "no such host: ")) for each in said), said
     # A proxy resolves names itself; addresses, in redirects too, are refused before it is asked for them.
     table = write_table(
-        tmp_path / "proxied.parquet", ["http://a.example/n/5.jpg", "http://a.example/elsewhere/1"]
+        tmp_path / "proxied.parquet",
+        ["http://a.example/n/5.jpg", "http://a.example/elsewhere/1", "http://0x7f.1/", "http://localhost./"],
     )
     through = fetch(table, tmp_path / "through", allow_private=False, proxy=f"http://127.0.0.1:{server.port}")
     rows = read_output(tmp_path / "through").to_pylist()
     assert through.images == 1 and members_of(tmp_path / "through")["000000.jpg"] == picture_of(5)
-    assert rows[1]["error_message"] == "address refused: 169.254.169.254 is link-local"
+    assert [row["error_message"] for row in rows[1:]] == [
+        "address refused: 169.254.169.254 is link-local",
+        "address refused: 0x7f.1 is no address",
+        "address refused: localhost is loopback",
+    ]
 
 
 def test_which_addresses_these_are():
@@ -335,7 +348,8 @@ def test_which_addresses_these_are():
         "::ffff:10.0.0.1",
         "64:ff9b::a9fe:a9fe",
     ]
-    own += ["2002:7f00:1::", "198.18.0.1", "192.0.2.1"]
+    own += ["2002:7f00:1::", "198.18.0.1", "192.0.2.1", "192.0.0.192", "168.63.129.16", "fec0::1", "3fff::1"]
+    own += ["64:ff9b:1::7f00:1", "::7f00:1", "::ffff:0:7f00:1"]
     assert [each for each in own if kind_of(each) is None] == []
 
 
@@ -381,12 +395,16 @@ def test_a_network_that_is_not_there_stops_the_run(tmp_path):
     assert "NONE of 220 rows has an image" in str(summary)
 
 
-@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "txt", "folder"])
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "txt", "folder", "csv.gz", "nameless.tsv"])
 def test_tables(server, tmp_path, form):
     frame = pd.DataFrame({"link": [server.url(n) for n in range(6)], "text": [f"a, {n}" for n in range(6)]})
     path = tmp_path / f"urls.{form}"
-    if form == "csv":
+    more = {}
+    if form in ("csv", "csv.gz"):
         frame.to_csv(path, index=False)
+    elif form == "nameless.tsv":
+        frame.to_csv(path, index=False, header=False, sep="\t")
+        more = {"column_names": ["link", "text"]}
     elif form == "tsv":
         frame.to_csv(path, index=False, sep="\t")
     elif form == "jsonl":
@@ -399,7 +417,7 @@ def test_tables(server, tmp_path, form):
         frame[3:].assign(score=0.5).to_csv(path / "b.csv", index=False)
     caption = None if form == "txt" else "text"
     for _ in range(2):
-        summary = fetch(path, tmp_path / "out", url_column="link", caption_column=caption)
+        summary = fetch(path, tmp_path / "out", url_column="link", caption_column=caption, **more)
         assert summary.images == 6
     assert server.asked.total() == 6
     rows = read_output(tmp_path / "out")
@@ -410,6 +428,57 @@ def test_tables(server, tmp_path, form):
         assert rows["score"].to_pylist() == [None] * 3 + [0.5] * 3
     names = members_of(tmp_path / "out")
     assert ("000000.txt" in names) == (caption is not None) and len(names) == 6 * (3 if caption else 2)
+
+
+def test_a_trial_of_the_first_rows_goes_on_to_more(server, tmp_path):
+    table, out = tmp_path / "urls", tmp_path / "out"
+    table.mkdir()
+    write_table(table / "a.parquet", [server.url(n) for n in range(5)])
+    write_table(table / "b.parquet", [server.url(n) for n in range(5, 14)])
+    trial = fetch(table, out, limit=6)
+    assert (trial.rows, trial.images, trial.written, server.asked.total()) == (6, 6, 2, 6)
+    assert fetch(table, out, limit=6).written == 0
+    more = fetch(table, out, limit=9)  # the one that was not full is fetched anew
+    assert (more.rows, more.skipped, more.written, server.asked.total()) == (9, 1, 2, 6 + 5)
+    with pytest.raises(OutputError, match="has shards of another fetch, of more rows than limit=7"):
+        fetch(table, out, limit=7)
+    with pytest.raises(OutputError, match="whose rows_per_shard is 4 and not 5"):
+        fetch(table, out, rows_per_shard=5)
+    every = fetch(table, out)
+    assert (every.rows, every.images, every.skipped) == (14, 14, 2)
+    assert fetch(table, out, limit=99).written == 0
+    fetch(table, tmp_path / "whole")
+    assert members_of(out) == members_of(tmp_path / "whole")
+    assert read_output(out).equals(read_output(tmp_path / "whole"))
+    assert fetch(table, out, limit=7, overwrite=True).rows == 7 and len(read_output(out)) == 7
+
+
+def test_values_that_python_or_json_does_not_have(server, tmp_path):
+    bad = pa.StringArray.from_buffers(
+        2, pa.py_buffer(np.array([0, 2, 4], np.int32)), pa.py_buffer(b"a\xff\xed\xa0")
+    )
+    far = pa.array([2**60, None], pa.timestamp("us"))
+    urls = [server.url(1), server.url(2)]
+    within = pa.ListArray.from_arrays([0, 1, 2], pa.StructArray.from_arrays([bad], ["a"]))
+    date = pa.array([2**30, 0], pa.date32())
+    table = write_table(
+        tmp_path / "urls.parquet", urls, caption=bad, far=far, note=bad, date=date, within=within
+    )
+    summary = fetch(table, tmp_path / "out")
+    assert (summary.rows, summary.images, summary.failed_shards) == (2, 2, {})
+    rows = read_output(tmp_path / "out")
+    assert rows["caption"].to_pylist() == rows["note"].to_pylist() == ["a\ufffd", "\ufffd\ufffd"]
+    assert rows["far"].combine_chunks().equals(far)
+    members = members_of(tmp_path / "out")
+    assert members["000000.txt"].decode() == "a\ufffd"
+    said = json.loads(members["000000.json"])
+    assert (said["url"], said["note"], json.loads(members["000001.json"])["far"]) == (
+        urls[0],
+        "a\ufffd",
+        None,
+    )
+    assert (said["far"], said["date"]) == (2**60, 2**30)
+    assert said["within"] == [{"a": "a\ufffd"}] and rows["within"].to_pylist()[1] == [{"a": "\ufffd\ufffd"}]
 
 
 def test_keys_of_the_table(server, tmp_path):
@@ -466,9 +535,7 @@ def test_what_cannot_be(server, tmp_path):
         several = write_table(tmp_path / "lists.parquet", [server.url(1)], several=[["a", "b"]])
         fetch(several, tmp_path / "out", caption_column="several")
     (tmp_path / "cc12m.tsv").write_text(f"{server.url(1)}\ta caption\n")
-    with pytest.raises(
-        DatasetError, match="Its first line has a URL: put a line with the columns' names before"
-    ):
+    with pytest.raises(DatasetError, match="Its first line has a URL: say what its columns are"):
         fetch(tmp_path / "cc12m.tsv", tmp_path / "out")
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.fetch").exists()
 
