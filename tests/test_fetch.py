@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from colours import ColourReader, check_colours, colour_of, read_output
-from fetched import fetch, fetch_alone
+from fetched import fetch, fetch_alone, fetch_with_few_files
 from image_servers import SUFFIXES, ImageServer, big_picture, picture_of
 from PIL import Image
 from s3 import BUCKET, options, s3_server
@@ -33,6 +33,7 @@ from curator_dask.errors import ConfigError, DatasetError, NetworkError, OutputE
 from curator_dask.fetching.addresses import kind_of
 from curator_dask.fetching.asking import disallowed, wait_of
 from curator_dask.fetching.lookups import KNOWN_HOSTS
+from curator_dask.info import describe_output
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -202,32 +203,6 @@ def test_the_same_again_does_nothing_and_other_settings_are_refused(server, tmp_
     assert [path.name for path in foreign.iterdir()] == ["00000.tar"]
 
 
-def test_a_killed_run_goes_on_and_its_tars_are_the_same(server, tmp_path):
-    table = write_table(tmp_path / "urls.parquet", [server.url(n) for n in range(12)])
-    server.held = {"n/6"}
-    out, whole = tmp_path / "out", tmp_path / "whole"
-    process = multiprocessing.get_context("forkserver").Process(target=fetch_alone, args=(table, out))
-    process.start()
-    end = time.monotonic() + 60
-    while not (out / "00000.parquet").exists() or server.asked["n/6.jpg"] == 0:
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    assert not (out / "00001.parquet").exists()
-    assert [*(tmp_path / "out.fetch").rglob("*.tmp")]
-    server.held = set()
-    summary = fetch(table, out)
-    assert (summary.skipped, summary.written, summary.images) == (1, 2, 12)
-    assert server.asked["n/1.jpg"] == 1 and server.asked["n/6.jpg"] == 2
-    assert not [path for folder in tmp_path.iterdir() if folder.is_dir() for path in folder.rglob("*.tmp")]
-    fetch(table, whole)
-    assert members_of(out) == members_of(whole)
-    for name in ("00000", "00001", "00002"):
-        assert (out / f"{name}.tar").read_bytes() == (whole / f"{name}.tar").read_bytes()
-        assert pq.read_table(out / f"{name}.parquet").equals(pq.read_table(whole / f"{name}.parquet"))
-
-
 def test_failed_rows_are_tried_again(server, tmp_path):
     paths = [1, 2, "status/404", 3, 4, 5]
     table = write_table(tmp_path / "urls.parquet", [server.url(path) for path in paths])
@@ -377,6 +352,9 @@ def test_that_hardly_an_image_comes_is_said_early(server, tmp_path, said):
     table = write_table(tmp_path / "urls.parquet", [server.url(f"status/404?{n}") for n in range(510)])
     summary = fetch(table, tmp_path / "out", rows_per_shard=510)
     assert "0.0% of the first 510 rows have an image (510 x not found): is it worth going on?" in said.text
+    info = describe_output(str(tmp_path / "out"))
+    assert (info.kind, info.rows, info.failed, info.splits[0].rows) == ("fetch", 510, 510, 0)
+    assert "shards that fetch has made" in str(info) and "0 samples in 1 tar" in str(info)
     # Its tar is empty, and the rest takes it.
     assert summary.reasons == {"not found": 510} and members_of(tmp_path / "out") == {}
     assert preflight(str(tmp_path / "out"), "key").rows == 510
@@ -548,6 +526,45 @@ def test_what_robots_are_told():
     )
     assert wait_of("120") == 120 and wait_of("soon") is None is wait_of(None)
     assert wait_of("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+
+
+# Last of all: these start processes, of which the first takes seconds to be there.
+def test_a_killed_run_goes_on_and_its_tars_are_the_same(server, tmp_path):
+    table = write_table(tmp_path / "urls.parquet", [server.url(n) for n in range(12)])
+    server.held = {"n/6"}
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    process = multiprocessing.get_context("forkserver").Process(target=fetch_alone, args=(table, out))
+    process.start()
+    end = time.monotonic() + 60
+    while not (out / "00000.parquet").exists() or server.asked["n/6.jpg"] == 0:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not (out / "00001.parquet").exists()
+    assert [*(tmp_path / "out.fetch").rglob("*.tmp")]
+    server.held = set()
+    summary = fetch(table, out)
+    assert (summary.skipped, summary.written, summary.images) == (1, 2, 12)
+    assert server.asked["n/1.jpg"] == 1 and server.asked["n/6.jpg"] == 2
+    assert not [path for folder in tmp_path.iterdir() if folder.is_dir() for path in folder.rglob("*.tmp")]
+    fetch(table, whole)
+    assert members_of(out) == members_of(whole)
+    for name in ("00000", "00001", "00002"):
+        assert (out / f"{name}.tar").read_bytes() == (whole / f"{name}.tar").read_bytes()
+        assert pq.read_table(out / f"{name}.parquet").equals(pq.read_table(whole / f"{name}.parquet"))
+
+
+def test_where_few_files_may_be_open_no_row_fails_of_it(server, tmp_path):
+    server.pause = 0.02
+    table = write_table(tmp_path / "urls.parquet", [server.url(n) for n in range(100)])
+    process = multiprocessing.get_context("forkserver").Process(
+        target=fetch_with_few_files, args=(table, tmp_path / "out")
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert read_output(tmp_path / "out")["status"].to_pylist() == ["success"] * 100
 
 
 def test_the_rest_reads_what_it_writes(server, client, tmp_path):

@@ -159,8 +159,8 @@ class Downloads:
         job.crowded += 1
         if job.crowded > _CROWDED:
             raise ConfigError(
-                f"connections={self._options.connections}: more files than may be open here: give fewer (--connections), or"
-                " raise the limit (ulimit -n) of what runs the workers"
+                f"connections={self._options.connections}: more files than may be open here: give fewer"
+                " (--connections), or raise the limit (ulimit -n) of what runs the workers"
             )
         await asyncio.sleep(0.5 * random.uniform(0.8, 1.2))  # and takes no other meanwhile
         self._queues.put(host, job, first=True)

@@ -148,7 +148,8 @@ def find_table(
     kind = _kind(found.files[0])[0]
     if column_names is not None and kind not in _DELIMITERS:
         raise ConfigError(
-            f"column_names (--column-names) are of a CSV or TSV that has no line with them, and {found.files[0]} is none"
+            "column_names (--column-names) are of a CSV or TSV that has no line with them, and"
+            f" {found.files[0]} is none"
         )
     if kind != ".parquet":
         form = TextForm(url_column, tuple(texts), None if column_names is None else tuple(column_names))
