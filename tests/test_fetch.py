@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import tarfile
+import threading
 import time
 
 import dask
@@ -457,6 +458,24 @@ def test_values_that_python_or_json_does_not_have(server, tmp_path):
     )
     assert (said["far"], said["date"]) == (2**60, 2**30)
     assert said["within"] == [{"a": "a\ufffd"}] and rows["within"].to_pylist()[1] == [{"a": "\ufffd\ufffd"}]
+
+
+def test_a_table_that_changes_meanwhile_gives_no_shard_other_rows(server, tmp_path):
+    table = write_table(tmp_path / "urls.parquet", [server.url(n) for n in range(8)])
+    server.held = {"n/3"}
+
+    def change():
+        while server.asked["n/3.jpg"] == 0:
+            time.sleep(0.01)
+        write_table(table, [server.url(n) for n in (7, 6, 5, 4, 3, 2, 1)])
+        server.held = set()
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    with pytest.raises(DatasetError, match=r"urls.parquet: has changed since this fetch began"):
+        fetch(table, tmp_path / "out")
+    changing.join()
+    assert read_output(tmp_path / "out")["url"].to_pylist() == [server.url(n) for n in range(4)]
 
 
 def test_keys_of_the_table(server, tmp_path):

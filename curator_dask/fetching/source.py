@@ -47,11 +47,14 @@ class Piece:
         Of the file.
     start, stop
         Rows, counted from 0.
+    digest
+        What tells another content of the file.
     """
 
     path: str
     start: int
     stop: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,10 @@ class UrlTable:
     def pieces(self, start: int, stop: int) -> tuple[Piece, ...]:
         """Where rows are, counted over all files."""
         found, first = [], 0
-        for file, count in zip(self.files, self.counts, strict=True):
+        for file, count, digest in zip(self.files, self.counts, self.digests, strict=True):
             begin, end = max(start, first), min(stop, first + count)
             if begin < end:
-                found.append(Piece(file, begin - first, end - first))
+                found.append(Piece(file, begin - first, end - first, digest))
             first += count
         return tuple(found)
 
@@ -104,8 +107,7 @@ class UrlTable:
 
     def mark(self, start: int, stop: int) -> list[Any]:
         """What tells other rows in the place of these."""
-        by_file = dict(zip(self.files, self.digests, strict=True))
-        return [[by_file[each.path], each.start, each.stop] for each in self.pieces(start, stop)]
+        return [[each.digest, each.start, each.stop] for each in self.pieces(start, stop)]
 
 
 def find_table(
@@ -280,9 +282,13 @@ def _look(file: str, url_column: str, options: Options) -> tuple[int, str]:
     """Rows of a Parquet file, and a digest of its footer: sizes of all columns, and what is least and most in them."""
     with faults(file), open_parquet(file, options) as opened:
         KeyColumn(url_column, _MEANS, _HINT).check(opened.schema_arrow.names)
-        sink = pa.BufferOutputStream()
-        opened.metadata.write_metadata_file(sink)
-        return opened.metadata.num_rows, hashlib.sha256(sink.getvalue()).hexdigest()
+        return opened.metadata.num_rows, _digest_of(opened)
+
+
+def _digest_of(opened: Any) -> str:
+    sink = pa.BufferOutputStream()
+    opened.metadata.write_metadata_file(sink)
+    return hashlib.sha256(sink.getvalue()).hexdigest()
 
 
 def read_pieces(pieces: Sequence[Piece], schema: pa.Schema, options: Options) -> pa.Table:
@@ -291,11 +297,15 @@ def read_pieces(pieces: Sequence[Piece], schema: pa.Schema, options: Options) ->
     Raises
     ------
     DatasetError
-        They cannot be read.
+        They cannot be read, or are not what they were.
     """
     tables = [schema.empty_table()]
     for piece in pieces:
         with faults(piece.path), open_parquet(piece.path, options) as file:
+            if _digest_of(file) != piece.digest:
+                raise DatasetError(
+                    f"{piece.path}: has changed since this fetch began. Run again when nobody writes to it"
+                )
             names = [name for name in schema.names if name in file.schema_arrow.names]
             for some in _batches(file, piece, names):
                 arrays = [
