@@ -114,6 +114,10 @@ class FetchOptions:
             self._check(name, int, 1)
         if self.limit is not None:
             self._check("limit", int, 1)
+        if self.column_names is not None and (isinstance(self.column_names, str) or not self.column_names):
+            raise ConfigError(
+                f"column_names={self.column_names!r} (--column-names): expected a list of names, one a column"
+            )
         for name in ("retries", "max_redirects"):
             self._check(name, int, 0)
         for name in ("timeout", "max_wait"):

@@ -180,9 +180,11 @@ def _kind(path: str) -> tuple[str, str]:
 def _files_of(path: str, options: Options) -> str:
     """The path; or a glob of the one kind of files that a folder without Parquet has, or of a compressed file."""
     kind, packed = _kind(path)
-    is_file = is_remote(path) or Path(local_path(path)).is_file()
-    if packed and kind in _TEXTS and is_file and not {*path} & {*"*?["}:
-        return f"{path[:-1]}[{path[-1]}]"
+    if packed and kind in _TEXTS:
+        if not is_remote(path) and Path(local_path(path)).is_file():
+            return f"{glob.escape(local_path(path)[:-1])}[{path[-1]}]"
+        if is_remote(path) and not {*path} & {*"*?["}:
+            return f"{path[:-1]}[{path[-1]}]"
     if kind in (*TABLES, ".txt") or (not is_remote(path) and not Path(local_path(path)).is_dir()):
         return path
     if any(sign in path for sign in "*?[") and is_remote(path):
