@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import resource
+
 import dask
 
 from curator_dask.fetching import fetch_images
@@ -20,6 +23,13 @@ def fetch(table, output, **settings):
             **settings,
         },
     )
+
+
+def fetch_with_few_files(table, output):
+    dask.config.set(scheduler="sync")
+    few = len(os.listdir("/proc/self/fd")) + 20  # noqa: PTH208
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, few))
+    fetch(table, output, connections=64, per_host=64, rows_per_shard=100, retries=0)
 
 
 def fetch_alone(table, output):

@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import io
 import threading
+import zlib
 from collections import Counter
 
 import numpy as np
@@ -155,6 +156,17 @@ class ImageServer:
             return False
         elif kind == "gzip":
             send(200, gzip.compress(image), "Content-Encoding: gzip")
+        elif kind == "parts":
+            send(200, gzip.compress(image[:9]) + gzip.compress(image[9:]) + b"rest", "Content-Encoding: gzip")
+        elif kind == "bare":
+            packed = zlib.compressobj(wbits=-15)
+            send(200, packed.compress(image) + packed.flush(), "Content-Encoding: deflate")
+        elif kind == "unpacked":
+            send(200, image, "Content-Encoding: gzip")
+        elif kind == "utf-8":
+            send(200, image, "Content-Encoding: utf-8")
+        elif kind == "secret":
+            send(302, b"", "Location: http://user:secret@127.0.0.1:99999/")
         elif kind == "bomb":
             send(200, gzip.compress(bytes(30_000_000)), "Content-Encoding: gzip")
         elif kind == "brotli":
@@ -171,6 +183,13 @@ class ImageServer:
         elif kind == "odd":
             writer.write(b"SSH-2.0-OpenSSH\r\n")
             return False
+        elif kind == "more":
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n")
+            writer.write(gzip.compress(image))
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    writer.write(bytes(65536))
+                    await writer.drain()
         elif kind in ("drip", "endless"):
             writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
             with contextlib.suppress(ConnectionError):

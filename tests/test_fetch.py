@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import tarfile
+import threading
 import time
 
 import dask
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from colours import ColourReader, check_colours, colour_of, read_output
-from fetched import fetch, fetch_alone
+from fetched import fetch, fetch_alone, fetch_with_few_files
 from image_servers import SUFFIXES, ImageServer, big_picture, picture_of
 from PIL import Image
 from s3 import BUCKET, options, s3_server
@@ -33,6 +34,7 @@ from curator_dask.errors import ConfigError, DatasetError, NetworkError, OutputE
 from curator_dask.fetching.addresses import kind_of
 from curator_dask.fetching.asking import disallowed, wait_of
 from curator_dask.fetching.lookups import KNOWN_HOSTS
+from curator_dask.info import describe_output
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -75,6 +77,8 @@ FAULTS = {
     "short/1": ("failed_to_download", "cut short: the server has closed the connection"),
     "bomb/1": ("failed_to_download", "too large: more than 3.0 MB (max_bytes is 3,000,000)"),
     "endless/1": ("failed_to_download", "too large: more than 3.0 MB (max_bytes is 3,000,000)"),
+    "more/1": ("failed_to_download", "too large: more than 3.0 MB (max_bytes is 3,000,000)"),
+    "secret/1": ("failed_to_download", "bad redirect: 'http://127.0.0.1:99999/'"),
     "declared/1": (
         "failed_to_download",
         "too large: 1.1 TB, as the server says (max_bytes is 3,000,000)",
@@ -90,6 +94,7 @@ FAULTS = {
 def test_every_row_has_its_image_or_the_reason_why_not(server, tmp_path):
     good = {"n/1.jpg": 1, "n/2.jpg": 2, "n/3.jpg": 3, "n/4.jpg": 4, "hop/4": 7, "flaky/9": 9, "busy/10": 10}
     good |= {"gzip/11": 11, "others/12": 12}
+    good |= {"parts/13": 13, "bare/14": 14, "unpacked/15": 15, "utf-8/16": 16}
     paths = [*good, *FAULTS, "cut/1", "odd/1"]
     urls = [server.url(path) for path in paths] + [
         None,
@@ -99,6 +104,8 @@ def test_every_row_has_its_image_or_the_reason_why_not(server, tmp_path):
         "http://user:secret@no-such-host.invalid/a.jpg",
         "http://127.0.0.1:1/a.jpg",
         f"https://127.0.0.1:{server.port}/n/1.jpg",
+        "data:image/png;base64," + "A" * 10_000,
+        f"http://{'a' * 300}.example/a.jpg",
         server.url(1),
         server.url("big/1"),
     ]
@@ -117,7 +124,7 @@ def test_every_row_has_its_image_or_the_reason_why_not(server, tmp_path):
     assert {row["table_width"] for row in rows} == {5}
     members = members_of(out)
     images = 0
-    for row, path in zip(rows, [*paths, *[""] * 7, "n/1.jpg", "big/1"], strict=True):
+    for row, path in zip(rows, [*paths, *[""] * 9, "n/1.jpg", "big/1"], strict=True):
         if path == "big/1" or path in good:
             data = big_picture() if path == "big/1" else picture_of(good[path])
             suffix = "png" if path == "big/1" else SUFFIXES[good[path] % 4]
@@ -141,7 +148,9 @@ def test_every_row_has_its_image_or_the_reason_why_not(server, tmp_path):
     assert said[None] == said[""] == "no URL: the row has none"
     assert said["http:///a.jpg"] == "no URL: it names no host"
     assert said["http://127.0.0.1:1/a.jpg"].startswith("no connection: ")
-    assert said[urls[-3]].startswith("TLS: ")
+    assert said[urls[-5]].startswith("TLS: ")
+    assert said[urls[-4]] == "no URL of http or https: data://"
+    assert said[urls[-3]] == "no URL: the name of its host has 308 characters"
     assert said["http://user:secret@no-such-host.invalid/a.jpg"].startswith(
         ("no such host: ", "DNS failed: ")
     )
@@ -149,8 +158,9 @@ def test_every_row_has_its_image_or_the_reason_why_not(server, tmp_path):
     assert (summary.rows, summary.images, summary.failed) == (len(urls), images, len(urls) - images)
     assert summary.reasons.total() == summary.failed and summary.no_caption == 1
     assert summary.got == images and summary.tried == len(urls) and summary.complete
-    assert summary.reasons["too large"] == 3 and summary.hosts["127.0.0.1"] == len(FAULTS) + 4
-    assert "secret" not in str(summary) and "3 x too large, for example " in str(summary)
+    assert len(str(summary.examples)) < 8_000, "no megabytes of a URL that is an image itself"
+    assert summary.reasons["too large"] == 4 and summary.hosts["127.0.0.1"] == len(FAULTS) + 4
+    assert "secret" not in str(summary) and "4 x too large, for example " in str(summary)
     assert server.asked["n/1.jpg"] == 1, "once a shard, however many rows have it"
     assert server.asked["status/404"] == 1 and server.asked["status/500"] == 2
     assert all(agent.startswith("curator-dask/") for agent in server.agents)
@@ -192,32 +202,6 @@ def test_the_same_again_does_nothing_and_other_settings_are_refused(server, tmp_
     with pytest.raises(OutputError, match=r"has 00000.tar, which is not of a fetch"):
         fetch(table, foreign, overwrite=True)
     assert [path.name for path in foreign.iterdir()] == ["00000.tar"]
-
-
-def test_a_killed_run_goes_on_and_its_tars_are_the_same(server, tmp_path):
-    table = write_table(tmp_path / "urls.parquet", [server.url(n) for n in range(12)])
-    server.held = {"n/6"}
-    out, whole = tmp_path / "out", tmp_path / "whole"
-    process = multiprocessing.get_context("forkserver").Process(target=fetch_alone, args=(table, out))
-    process.start()
-    end = time.monotonic() + 60
-    while not (out / "00000.parquet").exists() or server.asked["n/6.jpg"] == 0:
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    assert not (out / "00001.parquet").exists()
-    assert [*(tmp_path / "out.fetch").rglob("*.tmp")]
-    server.held = set()
-    summary = fetch(table, out)
-    assert (summary.skipped, summary.written, summary.images) == (1, 2, 12)
-    assert server.asked["n/1.jpg"] == 1 and server.asked["n/6.jpg"] == 2
-    assert not [path for folder in tmp_path.iterdir() if folder.is_dir() for path in folder.rglob("*.tmp")]
-    fetch(table, whole)
-    assert members_of(out) == members_of(whole)
-    for name in ("00000", "00001", "00002"):
-        assert (out / f"{name}.tar").read_bytes() == (whole / f"{name}.tar").read_bytes()
-        assert pq.read_table(out / f"{name}.parquet").equals(pq.read_table(whole / f"{name}.parquet"))
 
 
 def test_failed_rows_are_tried_again(server, tmp_path):
@@ -299,18 +283,23 @@ def test_addresses_of_ones_own_network_are_refused(server, tmp_path):
     summary = fetch(table, tmp_path / "out", allow_private=False)
     KNOWN_HOSTS.clear()
     said = [row["error_message"] for row in read_output(tmp_path / "out").to_pylist()]
-    assert summary.images == 0 and not server.asked
+    assert summary.images == 0 and not server.asked and "--allow-private, where the list" in str(summary)
     assert said[0] == said[2] == "address refused: 127.0.0.1 is loopback"
     assert said[7] == "address refused: 169.254.169.254 is link-local"
     assert all(each.startswith(("address refused: ", "no URL: ", "no such host: ")) for each in said), said
     # A proxy resolves names itself; addresses, in redirects too, are refused before it is asked for them.
     table = write_table(
-        tmp_path / "proxied.parquet", ["http://a.example/n/5.jpg", "http://a.example/elsewhere/1"]
+        tmp_path / "proxied.parquet",
+        ["http://a.example/n/5.jpg", "http://a.example/elsewhere/1", "http://0x7f.1/", "http://localhost./"],
     )
     through = fetch(table, tmp_path / "through", allow_private=False, proxy=f"http://127.0.0.1:{server.port}")
     rows = read_output(tmp_path / "through").to_pylist()
     assert through.images == 1 and members_of(tmp_path / "through")["000000.jpg"] == picture_of(5)
-    assert rows[1]["error_message"] == "address refused: 169.254.169.254 is link-local"
+    assert [row["error_message"] for row in rows[1:]] == [
+        "address refused: 169.254.169.254 is link-local",
+        "address refused: 0x7f.1 is no address",
+        "address refused: localhost is loopback",
+    ]
 
 
 def test_which_addresses_these_are():
@@ -335,7 +324,8 @@ def test_which_addresses_these_are():
         "::ffff:10.0.0.1",
         "64:ff9b::a9fe:a9fe",
     ]
-    own += ["2002:7f00:1::", "198.18.0.1", "192.0.2.1"]
+    own += ["2002:7f00:1::", "198.18.0.1", "192.0.2.1", "192.0.0.192", "168.63.129.16", "fec0::1", "3fff::1"]
+    own += ["64:ff9b:1::7f00:1", "::7f00:1", "::ffff:0:7f00:1"]
     assert [each for each in own if kind_of(each) is None] == []
 
 
@@ -363,6 +353,9 @@ def test_that_hardly_an_image_comes_is_said_early(server, tmp_path, said):
     table = write_table(tmp_path / "urls.parquet", [server.url(f"status/404?{n}") for n in range(510)])
     summary = fetch(table, tmp_path / "out", rows_per_shard=510)
     assert "0.0% of the first 510 rows have an image (510 x not found): is it worth going on?" in said.text
+    info = describe_output(str(tmp_path / "out"))
+    assert (info.kind, info.rows, info.failed, info.splits[0].rows) == ("fetch", 510, 510, 0)
+    assert "shards that fetch has made" in str(info) and "0 samples in 1 tar" in str(info)
     # Its tar is empty, and the rest takes it.
     assert summary.reasons == {"not found": 510} and members_of(tmp_path / "out") == {}
     assert preflight(str(tmp_path / "out"), "key").rows == 510
@@ -381,12 +374,16 @@ def test_a_network_that_is_not_there_stops_the_run(tmp_path):
     assert "NONE of 220 rows has an image" in str(summary)
 
 
-@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "txt", "folder"])
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "txt", "folder", "csv.gz", "nameless.tsv"])
 def test_tables(server, tmp_path, form):
     frame = pd.DataFrame({"link": [server.url(n) for n in range(6)], "text": [f"a, {n}" for n in range(6)]})
-    path = tmp_path / f"urls.{form}"
-    if form == "csv":
+    path = tmp_path / f"urls[1].{form}"
+    more = {}
+    if form in ("csv", "csv.gz"):
         frame.to_csv(path, index=False)
+    elif form == "nameless.tsv":
+        frame.to_csv(path, index=False, header=False, sep="\t")
+        more = {"column_names": ["link", "text"]}
     elif form == "tsv":
         frame.to_csv(path, index=False, sep="\t")
     elif form == "jsonl":
@@ -399,7 +396,7 @@ def test_tables(server, tmp_path, form):
         frame[3:].assign(score=0.5).to_csv(path / "b.csv", index=False)
     caption = None if form == "txt" else "text"
     for _ in range(2):
-        summary = fetch(path, tmp_path / "out", url_column="link", caption_column=caption)
+        summary = fetch(path, tmp_path / "out", url_column="link", caption_column=caption, **more)
         assert summary.images == 6
     assert server.asked.total() == 6
     rows = read_output(tmp_path / "out")
@@ -410,6 +407,75 @@ def test_tables(server, tmp_path, form):
         assert rows["score"].to_pylist() == [None] * 3 + [0.5] * 3
     names = members_of(tmp_path / "out")
     assert ("000000.txt" in names) == (caption is not None) and len(names) == 6 * (3 if caption else 2)
+
+
+def test_a_trial_of_the_first_rows_goes_on_to_more(server, tmp_path):
+    table, out = tmp_path / "urls", tmp_path / "out"
+    table.mkdir()
+    write_table(table / "a.parquet", [server.url(n) for n in range(5)])
+    write_table(table / "b.parquet", [server.url(n) for n in range(5, 14)])
+    trial = fetch(table, out, limit=6)
+    assert (trial.rows, trial.images, trial.written, server.asked.total()) == (6, 6, 2, 6)
+    assert fetch(table, out, limit=6).written == 0
+    more = fetch(table, out, limit=9)  # the one that was not full is fetched anew
+    assert (more.rows, more.skipped, more.written, server.asked.total()) == (9, 1, 2, 6 + 5)
+    with pytest.raises(OutputError, match="has shards of another fetch, of more rows than limit=7"):
+        fetch(table, out, limit=7)
+    with pytest.raises(OutputError, match="whose rows_per_shard is 4 and not 5"):
+        fetch(table, out, rows_per_shard=5)
+    every = fetch(table, out)
+    assert (every.rows, every.images, every.skipped) == (14, 14, 2)
+    assert fetch(table, out, limit=99).written == 0
+    fetch(table, tmp_path / "whole")
+    assert members_of(out) == members_of(tmp_path / "whole")
+    assert read_output(out).equals(read_output(tmp_path / "whole"))
+    assert fetch(table, out, limit=7, overwrite=True).rows == 7 and len(read_output(out)) == 7
+
+
+def test_values_that_python_or_json_does_not_have(server, tmp_path):
+    bad = pa.StringArray.from_buffers(
+        2, pa.py_buffer(np.array([0, 2, 4], np.int32)), pa.py_buffer(b"a\xff\xed\xa0")
+    )
+    far = pa.array([2**60, None], pa.timestamp("us"))
+    urls = [server.url(1), server.url(2)]
+    within = pa.ListArray.from_arrays([0, 1, 2], pa.StructArray.from_arrays([bad], ["a"]))
+    date = pa.array([2**30, 0], pa.date32())
+    table = write_table(
+        tmp_path / "urls.parquet", urls, caption=bad, far=far, note=bad, date=date, within=within
+    )
+    summary = fetch(table, tmp_path / "out")
+    assert (summary.rows, summary.images, summary.failed_shards) == (2, 2, {})
+    rows = read_output(tmp_path / "out")
+    assert rows["caption"].to_pylist() == rows["note"].to_pylist() == ["a\ufffd", "\ufffd\ufffd"]
+    assert rows["far"].combine_chunks().equals(far)
+    members = members_of(tmp_path / "out")
+    assert members["000000.txt"].decode() == "a\ufffd"
+    said = json.loads(members["000000.json"])
+    assert (said["url"], said["note"], json.loads(members["000001.json"])["far"]) == (
+        urls[0],
+        "a\ufffd",
+        None,
+    )
+    assert (said["far"], said["date"]) == (2**60, 2**30)
+    assert said["within"] == [{"a": "a\ufffd"}] and rows["within"].to_pylist()[1] == [{"a": "\ufffd\ufffd"}]
+
+
+def test_a_table_that_changes_meanwhile_gives_no_shard_other_rows(server, tmp_path):
+    table = write_table(tmp_path / "urls.parquet", [server.url(n) for n in range(8)])
+    server.held = {"n/3"}
+
+    def change():
+        while server.asked["n/3.jpg"] == 0:
+            time.sleep(0.01)
+        write_table(table, [server.url(n) for n in (7, 6, 5, 4, 3, 2, 1)])
+        server.held = set()
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    with pytest.raises(DatasetError, match=r"urls.parquet: has changed since this fetch began"):
+        fetch(table, tmp_path / "out")
+    changing.join()
+    assert read_output(tmp_path / "out")["url"].to_pylist() == [server.url(n) for n in range(4)]
 
 
 def test_keys_of_the_table(server, tmp_path):
@@ -453,6 +519,9 @@ def test_what_cannot_be(server, tmp_path):
     for settings, said in (
         ({"conections": 3}, "did you mean connections"),
         ({"per_host": 0}, r"per_host=0 \(--per-host\): expected a whole number from 1 up"),
+        ({"limit": 0}, r"limit=0 \(--limit\): expected a whole number from 1 up"),
+        ({"column_names": "url"}, "expected a list of names"),
+        ({"column_names": ["url"]}, "a CSV or TSV that has no line with them, and .*urls.parquet is none"),
         ({"quality": 80}, "give max_side or min_side"),
         ({"user_agent": "a\nb"}, "expected a line of ASCII"),
     ):
@@ -466,9 +535,7 @@ def test_what_cannot_be(server, tmp_path):
         several = write_table(tmp_path / "lists.parquet", [server.url(1)], several=[["a", "b"]])
         fetch(several, tmp_path / "out", caption_column="several")
     (tmp_path / "cc12m.tsv").write_text(f"{server.url(1)}\ta caption\n")
-    with pytest.raises(
-        DatasetError, match="Its first line has a URL: put a line with the columns' names before"
-    ):
+    with pytest.raises(DatasetError, match="Its first line has a URL: say what its columns are"):
         fetch(tmp_path / "cc12m.tsv", tmp_path / "out")
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.fetch").exists()
 
@@ -481,6 +548,45 @@ def test_what_robots_are_told():
     )
     assert wait_of("120") == 120 and wait_of("soon") is None is wait_of(None)
     assert wait_of("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+
+
+# Last of all: these start processes, of which the first takes seconds to be there.
+def test_a_killed_run_goes_on_and_its_tars_are_the_same(server, tmp_path):
+    table = write_table(tmp_path / "urls.parquet", [server.url(n) for n in range(12)])
+    server.held = {"n/6"}
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    process = multiprocessing.get_context("forkserver").Process(target=fetch_alone, args=(table, out))
+    process.start()
+    end = time.monotonic() + 60
+    while not (out / "00000.parquet").exists() or server.asked["n/6.jpg"] == 0:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not (out / "00001.parquet").exists()
+    assert [*(tmp_path / "out.fetch").rglob("*.tmp")]
+    server.held = set()
+    summary = fetch(table, out)
+    assert (summary.skipped, summary.written, summary.images) == (1, 2, 12)
+    assert server.asked["n/1.jpg"] == 1 and server.asked["n/6.jpg"] == 2
+    assert not [path for folder in tmp_path.iterdir() if folder.is_dir() for path in folder.rglob("*.tmp")]
+    fetch(table, whole)
+    assert members_of(out) == members_of(whole)
+    for name in ("00000", "00001", "00002"):
+        assert (out / f"{name}.tar").read_bytes() == (whole / f"{name}.tar").read_bytes()
+        assert pq.read_table(out / f"{name}.parquet").equals(pq.read_table(whole / f"{name}.parquet"))
+
+
+def test_where_few_files_may_be_open_no_row_fails_of_it(server, tmp_path):
+    server.pause = 0.02
+    table = write_table(tmp_path / "urls.parquet", [server.url(n) for n in range(100)])
+    process = multiprocessing.get_context("forkserver").Process(
+        target=fetch_with_few_files, args=(table, tmp_path / "out")
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert read_output(tmp_path / "out")["status"].to_pylist() == ["success"] * 100
 
 
 def test_the_rest_reads_what_it_writes(server, client, tmp_path):
@@ -531,15 +637,15 @@ def test_a_table_and_shards_in_a_store(server, tmp_path):
     with s3_server() as store:
         known = options(store)
         frame = pd.DataFrame({"url": [server.url(n) for n in range(9)], "caption": [*"abcdefghi"]})
-        with fsspec.open(f"s3://{BUCKET}/urls.csv", "w", **known) as file:
+        with fsspec.open(f"s3://{BUCKET}/urls.csv.gz", "wt", compression="gzip", **known) as file:
             frame.to_csv(file, index=False)
         given = {"storage_options": known, "output_storage_options": known, "retries": 0}
         server.broken = {"n/5"}
-        assert fetch(f"s3://{BUCKET}/urls.csv", f"s3://{BUCKET}/out", **given).failed == 1
+        assert fetch(f"s3://{BUCKET}/urls.csv.gz", f"s3://{BUCKET}/out", **given).failed == 1
         server.broken = set()
-        again = fetch(f"s3://{BUCKET}/urls.csv", f"s3://{BUCKET}/out", **given, retry_failed=True)
+        again = fetch(f"s3://{BUCKET}/urls.csv.gz", f"s3://{BUCKET}/out", **given, retry_failed=True)
         assert (again.tried, again.images, again.failed) == (1, 9, 0)
-        assert fetch(f"s3://{BUCKET}/urls.csv", f"s3://{BUCKET}/out", **given).written == 0
+        assert fetch(f"s3://{BUCKET}/urls.csv.gz", f"s3://{BUCKET}/out", **given).written == 0
         fs = fsspec.filesystem("s3", **known)
         fs.invalidate_cache()
         fs.get(f"{BUCKET}/out", str(tmp_path / "out"), recursive=True)

@@ -32,8 +32,8 @@ def fetch(
         str,
         typer.Argument(
             metavar="TABLE",
-            help="Parquet, CSV, TSV or JSONL with a URL a row, or .txt with one a line; a folder or glob of these, or a"
-            " URL.",
+            help="Parquet, CSV, TSV or JSONL with a URL a row, or .txt with one a line (.gz, too); a folder or glob of"
+            " these, or a URL.",
         ),
     ],
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Directory or URL for the shards.")],
@@ -57,6 +57,22 @@ def fetch(
         typer.Option(
             metavar="A,B",
             help="Other columns to keep; several times, too.  [default: all]",
+            show_default=False,
+        ),
+    ] = None,
+    column_names: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="A,B",
+            help="All columns of a CSV or TSV that has no line with their names.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Only so many rows, from the first on; later more.  [default: all]",
             show_default=False,
         ),
     ] = None,
@@ -152,6 +168,8 @@ def fetch(
             sha256_column=sha256_column,
             md5_column=md5_column,
             columns=names_in(columns, "--columns"),
+            column_names=names_in(column_names, "--column-names"),
+            limit=limit,
             rows_per_shard=rows_per_shard,
             connections=connections,
             per_host=per_host,

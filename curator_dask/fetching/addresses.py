@@ -13,6 +13,13 @@ from typing import Any
 
 #: Begins what is said of an address that is not connected to.
 REFUSED = "address refused"
+# Not of the public internet either, whatever `ipaddress` of this or that Python knows: protocol assignments, where
+# Oracle's cloud has its metadata (RFC 6890), documentation (RFC 9637), site-local ones (RFC 3879), and the platform
+# that Azure's machines reach at a public address (learn.microsoft.com, "What is IP address 168.63.129.16?").
+_RESERVED = tuple(
+    ipaddress.ip_network(each)
+    for each in ("192.0.0.0/24", "3fff::/20", "fec0::/10", "64:ff9b:1::/48", "168.63.129.16/32")
+)
 # That of NAT64 (RFC 6052): an IPv4 address stands in its last 32 bits.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
@@ -47,7 +54,8 @@ def kind_of(text: str) -> str | None:
             return kind.replace("_", "-")
     if address.is_private:
         return "private"
-    return None if address.is_global and not address.is_reserved else "reserved"
+    known = address.is_reserved or any(address in network for network in _RESERVED)
+    return None if address.is_global and not known else "reserved"
 
 
 def public_socket(info: Any) -> socket.socket:

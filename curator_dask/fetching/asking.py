@@ -15,6 +15,7 @@ from yarl import URL
 
 from curator_dask.fetching.addresses import kind_of, public_socket
 from curator_dask.fetching.bodies import LARGE_TOGETHER, Body, Room
+from curator_dask.fetching.descriptors import NO_FILES, TooManyFilesError
 from curator_dask.fetching.failures import FailedError, Failure, of_error, of_status, of_timeout
 from curator_dask.fetching.lookups import Lookups
 from curator_dask.fetching.options import FetchOptions
@@ -27,7 +28,8 @@ ROBOT = "curator-dask"
 _KEPT = 1.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PLAIN = re.compile(r"[!-~]+")  # ASCII without blanks: what is percent-encoded stays as it is
-_ADDRESS = re.compile(r"[\d.]+|\[?[0-9a-fA-F:.]*:[0-9a-fA-F:.%]*\]?")
+_ADDRESS = re.compile(r"(?:0x[0-9a-f]*|\d+|\.)+|\[?[0-9a-fA-F:.]*:[0-9a-fA-F:.%]*\]?")
+_HOST = 253  # characters of a name (RFC 1035)
 _SHORT = 80  # characters of an address that an error gives
 
 
@@ -53,12 +55,14 @@ def url_of(text: str | None) -> URL:
         raise FailedError(f"no URL of http or https: {what}")
     if not host:
         raise FailedError("no URL: it names no host")
+    if len(host) > _HOST:
+        raise FailedError(f"no URL: the name of its host has {len(host):,} characters")
     return url.with_fragment(None)
 
 
 def host_of(url: URL) -> str:
     """The host of a URL, by which downloads are counted."""
-    return (url.host or "").lower().rstrip(".")
+    return (url.raw_host or "").lower().rstrip(".")  # as DNS has it: IDNA of another year means another host
 
 
 class Asking:
@@ -122,6 +126,11 @@ class Asking:
         Returns
         -------
         None: the body is there. A URL: it is elsewhere. A failure: it is not to be had.
+
+        Raises
+        ------
+        TooManyFilesError
+            This process may open no more.
         """
         host, looking_up = host_of(url), False
         try:
@@ -136,11 +145,17 @@ class Asking:
         except TimeoutError:
             return of_timeout(self._options.timeout, looking_up)
         except Exception as error:  # aiohttp's, a socket's, of TLS: of many types
+            if getattr(error, "errno", None) in NO_FILES:
+                raise TooManyFilesError from error
             return of_error(error, host)
 
     def _check_address(self, host: str) -> None:
         """Raise FailedError where a proxy is asked for an address of one's own network."""
-        if self._options.allow_private or _ADDRESS.fullmatch(host) is None:
+        if self._options.allow_private:
+            return
+        if host == "localhost" or host.endswith(".localhost"):
+            raise FailedError(f"address refused: {host} is loopback")
+        if _ADDRESS.fullmatch(host) is None:
             return
         try:
             kind = kind_of(host.strip("[]"))

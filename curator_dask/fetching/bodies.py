@@ -15,6 +15,14 @@ SMALL = 1 << 20
 #: Bytes of large bodies that a worker holds at a time.
 LARGE_TOGETHER = 1 << 28
 
+_PACKED = frozenset({"gzip", "x-gzip", "deflate"})
+_UNREADABLE = frozenset({"br", "zstd", "compress", "x-compress", "dcb", "dcz"})
+_MOST_PACKED = 2  # bytes that come, for each that there may be: what is packed is hardly larger
+_PARTS = 1000  # of gzip: of each what follows is copied
+_HEAD_BYTES = 2  # by which these are told
+_GZIP = b"\x1f\x8b"
+_IMAGES = (b"\xff\xd8", b"\x89P", b"GI", b"RI", b"II", b"MM", b"BM")  # how images begin
+
 
 class Room:
     """Bytes that are lent: who comes first gets them first."""
@@ -49,6 +57,60 @@ class Room:
             if not turn.done():
                 self._free -= wanted
                 turn.set_result(None)
+
+
+class Packed:
+    """Unpacks gzip and deflate as they come; what a server only says is packed stays as it is."""
+
+    def __init__(self) -> None:
+        self._inflate: Any = None
+        self._head = b""
+        self._is_plain = False
+        self._parts = 1
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has ended as it should."""
+        return self._is_plain or bool(self._inflate and self._inflate.eof)
+
+    def unpack(self, chunk: bytes, most: int) -> bytes:
+        """What more of it becomes, `most` bytes of it.
+
+        Raises
+        ------
+        zlib.error
+            It is damaged.
+        """
+        if self._inflate is None and not self._is_plain:
+            self._head += chunk
+            if len(self._head) < _HEAD_BYTES:
+                return b""
+            chunk, self._head = self._head, b""
+            self._begin(chunk)
+        found = b""
+        while chunk and len(found) < most:
+            if self._is_plain:
+                return chunk[:most]
+            if self._inflate.eof:  # gzip may have several parts (RFC 1952); what else comes is left alone
+                if not chunk.startswith(_GZIP):
+                    return found
+                self._parts += 1
+                if self._parts > _PARTS:
+                    raise zlib.error("it has too many parts")
+                self._begin(chunk)
+            found += self._inflate.decompress(chunk, most - len(found))
+            chunk = self._inflate.unused_data
+        return found
+
+    def _begin(self, start: bytes) -> None:
+        if start.startswith(_GZIP):
+            wbits = 31
+        elif start[0] & 15 == 8 and not int.from_bytes(start[:2], "big") % 31:  # of zlib, RFC 1950
+            wbits = 15
+        else:  # deflate without it, as some servers have it, or an image
+            self._is_plain = start.startswith(_IMAGES)
+            wbits = -15
+        self._inflate = zlib.decompressobj(wbits=wbits)
 
 
 class Body:
@@ -86,28 +148,28 @@ class Body:
         if declared is not None and declared > self._most:
             raise self._too_large(f"{sized(declared)}, as the server says")
         encoding = response.headers.get("Content-Encoding", "").strip().lower()
-        plain = encoding in ("", "identity")
-        if not plain and encoding not in ("gzip", "x-gzip", "deflate"):
+        if any(each.strip() in _UNREADABLE for each in encoding.split(",")):
             raise FailedError(f"bad answer: its encoding is {encoding[:40]!r}, which was not asked for")
-        inflate = None if plain else zlib.decompressobj(wbits=47 if "gzip" in encoding else 15)
-        need = declared if plain and declared is not None else self._most
+        packed = (
+            Packed() if encoding in _PACKED else None
+        )  # other words, as "none" or "utf-8", are no encoding
+        need = declared if packed is None and declared is not None else self._most
         async for chunk in response.content.iter_any():
             self.received += len(chunk)
-            self._add(chunk, inflate)
+            if self.received > _MOST_PACKED * self._most:  # that becomes nothing
+                raise self._too_large(f"more than {sized(self._most)}")
+            self._add(chunk, packed)
             if len(self.data) > SMALL and not self._lent:
                 await self._wait(need, limit)
-        if inflate is not None and not inflate.eof:
+        if packed is not None and not packed.is_whole:
             raise FailedError("cut short: its compressed body does not end")
 
-    def _add(self, chunk: bytes, inflate: Any) -> None:
+    def _add(self, chunk: bytes, packed: Packed | None) -> None:
         room = self._most - len(self.data)
-        if inflate is None:
-            self.data += chunk[: room + 1]
-        else:
-            try:
-                self.data += inflate.decompress(chunk, room + 1)
-            except zlib.error as error:
-                raise FailedError(f"bad answer: its compressed body is damaged ({error})") from None
+        try:
+            self.data += chunk[: room + 1] if packed is None else packed.unpack(chunk, room + 1)
+        except zlib.error as error:
+            raise FailedError(f"bad answer: its compressed body is damaged ({error})") from None
         if len(self.data) > self._most:
             raise self._too_large(f"more than {sized(self._most)}")
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from yarl import URL
 
-from curator_dask.errors import NetworkError
+from curator_dask.errors import ConfigError, NetworkError
 from curator_dask.fetching.asking import Asking, host_of, url_of
+from curator_dask.fetching.descriptors import TooManyFilesError, connections_for
 from curator_dask.fetching.failures import FailedError, Failure, kind_of, without_credentials
 from curator_dask.fetching.looking import Look
 from curator_dask.fetching.options import FetchOptions
@@ -24,6 +25,7 @@ from curator_dask.words import counted, ranked
 GIVE_UP = 32
 #: Rows in a row that no server has answered for, and of how many hosts, after which a run stops.
 SILENT_ROWS, SILENT_HOSTS = 200, 20
+_CROWDED = 60  # times, half a second apart, that a download waits for a file
 _THREADS = min(4, os.cpu_count() or 1)  # that look at images
 
 
@@ -35,6 +37,7 @@ class _Job:
     origin: str = ""  # the host of the table's URL
     hops: int = 0
     tries: int = 0
+    crowded: int = 0  # times that there was no file for its connection
 
 
 class Downloads:
@@ -78,6 +81,8 @@ class Downloads:
         ------
         NetworkError
             No server answers.
+        ConfigError
+            There are more connections than files that may be open.
         OutputError
             What came cannot be kept.
         """
@@ -90,7 +95,7 @@ class Downloads:
             async with Asking(self._options) as self._asking:
                 for number, text in enumerate(self._urls):
                     self._begin(number, text)
-                count = min(self._options.connections, len(self._urls))
+                count = min(connections_for(self._options.connections), len(self._urls))
                 workers = [asyncio.create_task(self._work()) for _ in range(count)]
                 try:
                     await asyncio.gather(*workers)
@@ -126,7 +131,11 @@ class Downloads:
         loop, body = asyncio.get_running_loop(), self._asking.body()
         begun = loop.time()
         try:
-            answer = await self._asking.ask(job.url, body, job.left)
+            try:
+                answer = await self._asking.ask(job.url, body, job.left)
+            except TooManyFilesError:
+                await self._wait_for_files(host, job)
+                return
             self.received += body.received
             if answer is None:
                 try:
@@ -144,6 +153,17 @@ class Downloads:
         else:
             self._in_a_row[host] = 0
             self._end(job, answer)
+
+    async def _wait_for_files(self, host: str, job: _Job) -> None:
+        """Come again when other connections have ended: it is not the host."""
+        job.crowded += 1
+        if job.crowded > _CROWDED:
+            raise ConfigError(
+                f"connections={self._options.connections}: more files than may be open here: give fewer"
+                " (--connections), or raise the limit (ulimit -n) of what runs the workers"
+            )
+        await asyncio.sleep(0.5 * random.uniform(0.8, 1.2))  # and takes no other meanwhile
+        self._queues.put(host, job, first=True)
 
     def _redirect(self, job: _Job, url: URL) -> None:
         job.hops += 1

@@ -74,6 +74,7 @@ class FailedError(Exception):
     """Ends what is done for a URL, for this reason."""
 
     def __init__(self, reason: str, status: str = NOT_DOWNLOADED, wait: float | None = None) -> None:
+        reason = without_credentials(reason)
         super().__init__(reason)
         #: It is that of a server that has answered.
         self.failure = Failure(reason, status, answered=True, wait=wait)
@@ -156,5 +157,8 @@ def _verified(error: BaseException) -> str:
 
 
 def _words(error: BaseException) -> str:
-    said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    said = error.strerror if isinstance(error, OSError) else None
+    if isinstance(error, aiohttp.ClientResponseError):
+        said = error.message  # without the URL, which the row has
+    said = said or str(error) or type(error).__name__
     return without_credentials(" ".join(said.split()))[:200]

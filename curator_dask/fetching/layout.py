@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from curator_dask.errors import DatasetError
 from curator_dask.fetching.options import FetchOptions
+from curator_dask.fetching.values import as_text
 from curator_dask.frames.names import CAPTION_COLUMN, ERROR_COLUMN, STATUS_COLUMN, URL_COLUMN
 from curator_dask.words import none_of_these
 
@@ -191,6 +191,6 @@ def texts(table: pa.Table, name: str) -> pa.ChunkedArray:
     """
     column = table.column(name)
     try:
-        return pc.cast(column, pa.string())
+        return as_text(column)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise DatasetError(f"the table: column {name!r}: expected text, found {column.type}") from None

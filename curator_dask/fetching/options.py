@@ -34,6 +34,10 @@ class FetchOptions:
         Column of the digest, in hexadecimal digits, that an image's bytes must have; rows without one are not compared.
     columns
         Other columns that are kept; None: all.
+    column_names
+        The names of all columns of a CSV or TSV that has no line with them; None: its first line is one.
+    limit
+        Rows of the table that are fetched, from its first on; None: all. A larger limit goes on from there.
     rows_per_shard
         Rows of the table that go into one shard, be their images there or not.
     connections
@@ -82,6 +86,8 @@ class FetchOptions:
     sha256_column: str | None = None
     md5_column: str | None = None
     columns: Sequence[str] | None = None
+    column_names: Sequence[str] | None = None
+    limit: int | None = None
     rows_per_shard: int = 10_000
     connections: int = 128
     per_host: int = 8
@@ -106,6 +112,12 @@ class FetchOptions:
     def __post_init__(self) -> None:
         for name in _COUNTS:
             self._check(name, int, 1)
+        if self.limit is not None:
+            self._check("limit", int, 1)
+        if self.column_names is not None and (isinstance(self.column_names, str) or not self.column_names):
+            raise ConfigError(
+                f"column_names={self.column_names!r} (--column-names): expected a list of names, one a column"
+            )
         for name in ("retries", "max_redirects"):
             self._check(name, int, 0)
         for name in ("timeout", "max_wait"):

@@ -117,7 +117,7 @@ class FetchPlace:
         if before == dict(note):
             return
         if before is not None:
-            if not overwrite and any(True for _ in self._names()):
+            if not overwrite and not _goes_on(before, note) and any(True for _ in self._names()):
                 raise OutputError(
                     f"{self.files.target.path}: has shards of another fetch, {_difference(before, note)}. Give another"
                     " folder, or replace them with overwrite=True (--overwrite): shards that would be the same stay"
@@ -133,9 +133,17 @@ class FetchPlace:
         return sorted({name.rpartition(".")[0] for name in found if name.rpartition(".")[0].isdecimal()})
 
 
+def _goes_on(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether it is the same fetch, of more rows."""
+    limits = [float(each.get("limit") or "inf") for each in (before, now)]
+    return {**before, "limit": None} == {**now, "limit": None} and limits[0] < limits[1]
+
+
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     old, new = before.get("settings") or {}, now["settings"]
     for name, value in new.items():
         if old.get(name) != value:
             return f"whose {name} is {old.get(name)!r} and not {value!r}"
+    if {**before, "limit": None} == {**now, "limit": None}:
+        return f"of more rows than limit={now.get('limit')}"
     return "of another table, or of other rows or columns of this one"

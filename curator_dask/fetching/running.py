@@ -96,7 +96,9 @@ def fetch_images(
     with place.open(), when_needed(workers) as client:
         asked = [options.caption_column, options.id_column, *options.digests.values()]
         names = [name for name in asked if name is not None]
-        found = find_table(source, options.url_column, names, place.staged, storage_options)
+        found = find_table(
+            source, options.url_column, names, place.staged, storage_options, options.column_names
+        )
         fetch = _Fetch(place, found, options)
         fetch.run(client)
         fetch.summary.seconds = time.monotonic() - started
@@ -112,23 +114,33 @@ class _Fetch:
         self._place, self._table, self._options = place, table, options
         self._layout = Layout.of(table.schema, options)
         self.summary = FetchSummary(place.files.target.path, renamed=self._layout.renamed)
-        size = options.rows_per_shard
-        self._digits = len(str(size - 1))
-        self._ranges = [(start, min(start + size, table.rows)) for start in range(0, table.rows, size)]
-        self._names = [f"{number:0{_SHARD_DIGITS}d}" for number in range(len(self._ranges))]
-        common = {"form": _FORM, "schema": str(self._layout.schema()), "recipe": options.recipe}
-        self._marks = [
+        self._digits = len(str(options.rows_per_shard - 1))
+        whole = self._shards(table)
+        self._limit = options.limit if options.limit is not None and options.limit < table.rows else None
+        shards = whole if self._limit is None else self._shards(table.first(self._limit))
+        self._names, self._ranges, self._marks = shards
+        self._note: dict[str, Any] = {"settings": options.recipe, "fetch": fingerprint({"marks": whole[2]})}
+        if self._limit is not None:
+            self._note["limit"] = self._limit
+
+    def _shards(self, table: UrlTable) -> tuple[list[str], list[tuple[int, int]], list[str]]:
+        """Of the shards of a table the names, the rows, and the fingerprints."""
+        size = self._options.rows_per_shard
+        ranges = [(start, min(start + size, table.rows)) for start in range(0, table.rows, size)]
+        names = [f"{number:0{_SHARD_DIGITS}d}" for number in range(len(ranges))]
+        common = {"form": _FORM, "schema": str(self._layout.schema()), "recipe": self._options.recipe}
+        marks = [
             fingerprint({**common, "name": name, "rows": table.mark(*rows)})
-            for name, rows in zip(self._names, self._ranges, strict=True)
+            for name, rows in zip(names, ranges, strict=True)
         ]
+        return names, ranges, marks
 
     def run(self, client: Any) -> None:
         """Fetch what is missing."""
         names, marks = self._names, self._marks
-        note = {"settings": self._options.recipe, "fetch": fingerprint({"marks": marks})}
         files = self._place.files
         self._place.claim(
-            json.loads(json.dumps(note)), dict(zip(names, marks, strict=True)), self._options.overwrite
+            json.loads(json.dumps(self._note)), dict(zip(names, marks, strict=True)), self._options.overwrite
         )
         done = in_threads(lambda number: files.finished(names[number], marks[number]), range(len(names)))
         todo = []

@@ -25,14 +25,15 @@ from curator_dask.fetching.options import FetchOptions
 from curator_dask.fetching.retrying import may_retry
 from curator_dask.fetching.source import Piece, read_pieces
 from curator_dask.fetching.spool import Spool
+from curator_dask.fetching.values import json_rows
 from curator_dask.frames.names import STATUS_COLUMN
 from curator_dask.frames.record import FileRecord
-from curator_dask.outputs.json_fields import json_value
 from curator_dask.runs.reports import report_frame
 from curator_dask.storage import Options
 
 _ONE_SHARD = threading.Lock()  # downloads at a time: the limits are of a worker, however many tasks it runs
 _EXAMPLES = 3  # of each reason, that a report has
+_URL_SHOWN = 200  # characters of a URL that an example has
 _HOSTS = 20  # whose URLs failed most, that it has
 
 
@@ -111,6 +112,9 @@ class FetchShard:
         table = read_pieces(rows.pieces, self.layout.read, self.table_options)
         keys = self.layout.keys(table, rows.name, self.digits)
         urls = texts(table, self.layout.url).to_pylist()
+        json_rows(
+            table.select([name for name, _ in self.layout.others])
+        )  # what cannot be told is said before
         found: list[Stored | Failure | None] = [None] * len(keys)
         with ExitStack() as stack:
             spool = stack.enter_context(Spool(self.files.beside.path, f"{rows.name}.tar"))
@@ -229,13 +233,13 @@ class FetchShard:
         """The members of the tar, in the order of the rows."""
         names = [name for name in rows.column_names if name not in (STATUS_COLUMN, "error_message", LEFT)]
         members: list[tuple[str, Stored | bytes]] = []
-        for key, image, row in zip(keys, images, rows.select(names).to_pylist(), strict=True):
+        for key, image, row in zip(keys, images, json_rows(rows.select(names)), strict=True):
             if image is None:
                 continue
             members.append((f"{key}.{image.suffix}", image))
             if self.layout.caption is not None:
                 members.append((f"{key}.txt", (row["caption"] or "").encode()))
-            members.append((f"{key}.json", json.dumps(json_value(row), ensure_ascii=False).encode()))
+            members.append((f"{key}.json", json.dumps(row, ensure_ascii=False).encode()))
         return members
 
     def _report(
@@ -257,7 +261,9 @@ class FetchShard:
             kind = kind_of(reason)
             counts[kind] += 1
             if counts[kind] <= _EXAMPLES:
-                examples.setdefault(kind, []).append(without_credentials(f"{key} {url or ''}: {reason}"))
+                examples.setdefault(kind, []).append(
+                    without_credentials(f"{key} {_shortened(url)}: {reason}")
+                )
         return {
             "name": name,
             "rows": len(keys),
@@ -270,6 +276,12 @@ class FetchShard:
             "image_bytes": sum(each.size for each in images if each is not None),
             "left": dict(left),
         }
+
+
+def _shortened(url: str | None) -> str:
+    """A URL for a message: those that are images themselves (``data:``) are megabytes."""
+    url = url or ""
+    return url if len(url) <= _URL_SHOWN else f"{url[:_URL_SHOWN]}…"
 
 
 def _wrong_digest(look: Look, expected: dict[str, str | None]) -> str | None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
 import glob
+import gzip
 import hashlib
+import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from curator_dask.errors import DatasetError
+from curator_dask.errors import ConfigError, DatasetError
+from curator_dask.fetching.values import in_utf8
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.parquet import open_parquet, read_footer, write_table
 from curator_dask.frames.record import FileRecord
@@ -26,6 +32,9 @@ from curator_dask.threads import in_threads
 _BATCH_ROWS = 1 << 16
 _HINT = "Give the name of that column (url_column=, --url-column)"
 _MEANS = "with the URLs"
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_TEXTS = (*_DELIMITERS, ".jsonl", ".txt")
+_PACKED = ".gz"
 
 
 @dataclass(frozen=True)
@@ -38,11 +47,14 @@ class Piece:
         Of the file.
     start, stop
         Rows, counted from 0.
+    digest
+        What tells another content of the file.
     """
 
     path: str
     start: int
     stop: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -76,17 +88,26 @@ class UrlTable:
     def pieces(self, start: int, stop: int) -> tuple[Piece, ...]:
         """Where rows are, counted over all files."""
         found, first = [], 0
-        for file, count in zip(self.files, self.counts, strict=True):
+        for file, count, digest in zip(self.files, self.counts, self.digests, strict=True):
             begin, end = max(start, first), min(stop, first + count)
             if begin < end:
-                found.append(Piece(file, begin - first, end - first))
+                found.append(Piece(file, begin - first, end - first, digest))
             first += count
         return tuple(found)
 
+    def first(self, rows: int | None) -> UrlTable:
+        """The table of its first rows alone; None: of all."""
+        if rows is None:
+            return self
+        ends = list(accumulate(self.counts))
+        counts = [
+            max(0, min(count, rows - end + count)) for count, end in zip(self.counts, ends, strict=True)
+        ]
+        return replace(self, counts=tuple(counts))
+
     def mark(self, start: int, stop: int) -> list[Any]:
         """What tells other rows in the place of these."""
-        by_file = dict(zip(self.files, self.digests, strict=True))
-        return [[by_file[each.path], each.start, each.stop] for each in self.pieces(start, stop)]
+        return [[each.digest, each.start, each.stop] for each in self.pieces(start, stop)]
 
 
 def find_table(
@@ -95,6 +116,7 @@ def find_table(
     texts: Sequence[str],
     staged: Folder,
     options: Options = None,
+    column_names: Sequence[str] | None = None,
 ) -> UrlTable:
     """The table at a path or URL.
 
@@ -112,19 +134,28 @@ def find_table(
         Where Parquet files go that are made of others.
     options
         For fsspec.
+    column_names
+        Of files of text that have no line with them.
 
     Raises
     ------
+    ConfigError
+        Its files have names of their own.
     DatasetError
         There is none, it cannot be read, or has no such column.
     """
     text = os.fsdecode(path)
     found = UserTable.find(_files_of(text, options), url_column, options, hint=_HINT)
     table, at = found, found.options
-    if Path(found.files[0]).suffix.lower() != ".parquet":
-        files = [
-            _stage(each, number, url_column, texts, staged, at) for number, each in enumerate(found.files)
-        ]
+    kind = _kind(found.files[0])[0]
+    if column_names is not None and kind not in _DELIMITERS:
+        raise ConfigError(
+            "column_names (--column-names) are of a CSV or TSV that has no line with them, and"
+            f" {found.files[0]} is none"
+        )
+    if kind != ".parquet":
+        form = TextForm(url_column, tuple(texts), None if column_names is None else tuple(column_names))
+        files = [_stage(each, number, form, staged, at) for number, each in enumerate(found.files)]
         table, at = UserTable(staged.path, url_column, staged.options, _HINT), staged.options
         vars(table)["files"] = tuple(files)  # whatever else an earlier table has left there
     looked = in_threads(lambda file: _look(file, url_column, at), table.files)
@@ -140,15 +171,26 @@ def find_table(
     )
 
 
+def _kind(path: str) -> tuple[str, str]:
+    """The suffix of a file that says what is in it, and that of its compression."""
+    packed = _PACKED if path.lower().endswith(_PACKED) else ""
+    return Path(path[: len(path) - len(packed)]).suffix.lower(), packed
+
+
 def _files_of(path: str, options: Options) -> str:
-    """The path, or the glob of the one kind of files that a folder without Parquet has."""
-    suffix = Path(path).suffix.lower()
-    if suffix in (*TABLES, ".txt") or (not is_remote(path) and not Path(local_path(path)).is_dir()):
+    """The path; or a glob of the one kind of files that a folder without Parquet has, or of a compressed file."""
+    kind, packed = _kind(path)
+    if packed and kind in _TEXTS:
+        if not is_remote(path) and Path(local_path(path)).is_file():
+            return f"{glob.escape(local_path(path)[:-1])}[{path[-1]}]"
+        if is_remote(path) and not {*path} & {*"*?["}:
+            return f"{path[:-1]}[{path[-1]}]"
+    if kind in (*TABLES, ".txt") or (not is_remote(path) and not Path(local_path(path)).is_dir()):
         return path
     if any(sign in path for sign in "*?[") and is_remote(path):
         return path
     names = [name for name in walk(local_path(path), options) if not name.startswith((".", "_"))]
-    kinds = {Path(name).suffix.lower() for name in names if Path(name).suffix.lower() in TABLES}
+    kinds = {"".join(_kind(name)) for name in names if _kind(name)[0] in TABLES}
     if ".parquet" in kinds or not kinds:
         return path
     if len(kinds) > 1:
@@ -159,31 +201,73 @@ def _files_of(path: str, options: Options) -> str:
     return join(folder, f"*{kinds.pop()}")
 
 
-def _stage(
-    file: str, number: int, url_column: str, texts: Sequence[str], staged: Folder, options: Options
-) -> str:
+@dataclass(frozen=True)
+class TextForm:
+    """How files of text are read.
+
+    Attributes
+    ----------
+    url_column
+        They must have.
+    texts
+        Other columns that are text.
+    names
+        Of all columns, where no line says them.
+    """
+
+    url_column: str
+    texts: tuple[str, ...]
+    names: tuple[str, ...] | None
+
+    def read(self, file: str, data: bytes) -> pa.Table:
+        """What is in a file's bytes.
+
+        Raises
+        ------
+        DatasetError
+            It cannot be read, or has no such column.
+        """
+        kind, packed = _kind(file)
+        with faults(file):
+            data = gzip.decompress(data) if packed else data
+        if kind == ".txt":
+            lines = [line for line in data.decode("utf-8-sig", "replace").splitlines() if line.strip()]
+            return pa.table({self.url_column: pa.array(lines, pa.string())})
+        if self.names is not None:
+            line = io.StringIO()
+            csv.writer(line, delimiter=_DELIMITERS[kind], lineterminator="\n").writerow(self.names)
+            data = line.getvalue().encode() + data.removeprefix(codecs.BOM_UTF8)
+        try:
+            with faults(file):
+                return read_table(
+                    f"table{kind}", data, _TextColumns(self.url_column, _MEANS, _HINT, self.texts)
+                )
+        except DatasetError as error:
+            if self.names is None and b"http" in data[: data.find(b"\n") if b"\n" in data else None]:
+                raise DatasetError(
+                    f"{error}. Its first line has a URL: say what its columns are (column_names=, --column-names), all"
+                    f" of them in their order, as {self.url_column},caption"
+                ) from None
+            raise
+
+
+def _stage(file: str, number: int, form: TextForm, staged: Folder, options: Options) -> str:
     """The path of a Parquet file with what is in another file."""
     with faults(file):
         data = read_bytes(file, options)
-    mark = fingerprint({"form": 1, "data": hashlib.sha256(data).hexdigest(), "texts": [url_column, *texts]})
+    named = {} if form.names is None else {"names": form.names}
+    mark = fingerprint(
+        {
+            "form": 1,
+            "data": hashlib.sha256(data).hexdigest(),
+            "texts": [form.url_column, *form.texts],
+            **named,
+        }
+    )
     target = staged.file(f"{number:05d}.parquet")
-    if read_footer(target, staged.options).is_finished(mark):
-        return target
-    if Path(file).suffix.lower() == ".txt":
-        lines = [line for line in data.decode("utf-8-sig", "replace").splitlines() if line.strip()]
-        table = pa.table({url_column: pa.array(lines, pa.string())})
-    else:
-        try:
-            with faults(file):
-                table = read_table(file, data, _TextColumns(url_column, _MEANS, _HINT, tuple(texts)))
-        except DatasetError as error:
-            if b"http" in data[: data.find(b"\n") if b"\n" in data else None]:
-                raise DatasetError(
-                    f"{error}. Its first line has a URL: put a line with the columns' names before it, as {url_column}"
-                    " and caption, with what is between the others' columns between them"
-                ) from None
-            raise
-    write_table(target, table.replace_schema_metadata(), FileRecord(mark), staged.options)
+    if not read_footer(target, staged.options).is_finished(mark):
+        table = form.read(file, data).replace_schema_metadata()
+        write_table(target, table, FileRecord(mark), staged.options)
     return target
 
 
@@ -200,9 +284,13 @@ def _look(file: str, url_column: str, options: Options) -> tuple[int, str]:
     """Rows of a Parquet file, and a digest of its footer: sizes of all columns, and what is least and most in them."""
     with faults(file), open_parquet(file, options) as opened:
         KeyColumn(url_column, _MEANS, _HINT).check(opened.schema_arrow.names)
-        sink = pa.BufferOutputStream()
-        opened.metadata.write_metadata_file(sink)
-        return opened.metadata.num_rows, hashlib.sha256(sink.getvalue()).hexdigest()
+        return opened.metadata.num_rows, _digest_of(opened)
+
+
+def _digest_of(opened: Any) -> str:
+    sink = pa.BufferOutputStream()
+    opened.metadata.write_metadata_file(sink)
+    return hashlib.sha256(sink.getvalue()).hexdigest()
 
 
 def read_pieces(pieces: Sequence[Piece], schema: pa.Schema, options: Options) -> pa.Table:
@@ -211,11 +299,15 @@ def read_pieces(pieces: Sequence[Piece], schema: pa.Schema, options: Options) ->
     Raises
     ------
     DatasetError
-        They cannot be read.
+        They cannot be read, or are not what they were.
     """
     tables = [schema.empty_table()]
     for piece in pieces:
         with faults(piece.path), open_parquet(piece.path, options) as file:
+            if _digest_of(file) != piece.digest:
+                raise DatasetError(
+                    f"{piece.path}: has changed since this fetch began. Run again when nobody writes to it"
+                )
             names = [name for name in schema.names if name in file.schema_arrow.names]
             for some in _batches(file, piece, names):
                 arrays = [
@@ -224,7 +316,7 @@ def read_pieces(pieces: Sequence[Piece], schema: pa.Schema, options: Options) ->
                     else pa.nulls(len(some), each.type)
                     for each in schema
                 ]
-                tables.append(pa.table(arrays, schema=schema))
+                tables.append(in_utf8(pa.table(arrays, schema=schema)))
     return pa.concat_tables(tables).combine_chunks()
 
 

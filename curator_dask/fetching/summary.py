@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from curator_dask.fetching.addresses import REFUSED
 from curator_dask.fetching.failures import may_pass
 from curator_dask.notebook import bars, table
 from curator_dask.runs.summary import installed_versions
@@ -158,6 +159,10 @@ class FetchSummary:
             lines.append(f"  hosts that failed most: {some}")
         if self.may_pass:
             lines.append(f"  {self.may_pass:,} of these may be had another time: --retry-failed")
+        if self.reasons[REFUSED]:
+            lines.append(
+                "  addresses of your own network are refused: --allow-private, where the list is your own"
+            )
         for kind, count in ranked(self.left):
             lines.append(f"  {counted(count, 'image')} not made smaller, as it came: {kind}")
         if self.no_caption:

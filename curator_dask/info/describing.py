@@ -13,7 +13,7 @@ from curator_dask.errors import NoColumnError, OutputError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.info.differences import differences_in
 from curator_dask.info.failures import failures_in, fill_failures
-from curator_dask.info.footers import FileFacts, Footers, is_filtered
+from curator_dask.info.footers import FileFacts, Footers, is_fetched, is_filtered
 from curator_dask.info.found import Chain, ColumnInfo, Found, SplitInfo
 from curator_dask.info.listing import Listing, list_output
 from curator_dask.info.makers import DEDUP, EXPORT
@@ -198,6 +198,8 @@ def _kind(files: Sequence[FileFacts], listing: Listing) -> str:
     marks = {mark for file in files for mark in file.marks}
     if DEDUP in marks:
         return "dedup"
+    if files and all(is_fetched(file) for file in files):
+        return "fetch"
     if EXPORT in marks or (listing.tars and "record" in marks):
         return "export"
     if any(is_filtered(file) for file in files):
@@ -248,7 +250,8 @@ def _splits(listing: Listing, files: Sequence[FileFacts]) -> list[SplitInfo]:
     for file in files:
         split = posixpath.dirname(file.name)
         if split in found:
-            found[split].rows += file.rows
+            # Of a fetch rows without an image have no sample.
+            found[split].rows += file.report["images"] if is_fetched(file) else file.rows
     return [found[split] for split in sorted(found)]
 
 

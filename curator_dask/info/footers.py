@@ -156,7 +156,8 @@ class Footers:
         facts.report = record.report or {}
         reasons = facts.report.get("reasons") or {}
         # Rows that were set aside are among the report's, and not in the file; some have been tried again since.
-        if sum(reasons.values()) == facts.filled.get(ERROR_COLUMN, 0) and not facts.report.get("dropped"):
+        failed = facts.report.get("failed") if is_fetched(facts) else facts.filled.get(ERROR_COLUMN, 0)
+        if sum(reasons.values()) == failed and not facts.report.get("dropped"):
             facts.reasons = reasons
             said = facts.report.get("examples") or {}
             facts.examples = {reason: some[0] for reason, some in said.items() if some}
@@ -188,6 +189,11 @@ class Footers:
                 self._makers[mark] = makers_of(record, layout.types)
             self._said = (said, self._makers[mark])
             return self._makers[mark]
+
+
+def is_fetched(facts: FileFacts) -> bool:
+    """Whether it stands beside a tar whose images were fetched by their URLs."""
+    return {"images", "image_bytes", "tried"} <= facts.report.keys()
 
 
 def is_filtered(facts: FileFacts) -> bool:
