@@ -257,7 +257,9 @@ class FetchShard:
             kind = kind_of(reason)
             counts[kind] += 1
             if counts[kind] <= _EXAMPLES:
-                examples.setdefault(kind, []).append(without_credentials(f"{key} {url or ''}: {reason}"))
+                examples.setdefault(kind, []).append(
+                    without_credentials(f"{' '.join(filter(None, (key, url)))}: {reason}")
+                )
         return {
             "name": name,
             "rows": len(keys),

@@ -12,7 +12,7 @@ import pyarrow as pa
 from curator_dask.errors import NoColumnError, OutputError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.info.differences import differences_in
-from curator_dask.info.failures import failures_in, fill_failures
+from curator_dask.info.failures import failures_fetched, failures_in, fill_failures
 from curator_dask.info.footers import FileFacts, Footers, is_filtered
 from curator_dask.info.found import Chain, ColumnInfo, Found, SplitInfo
 from curator_dask.info.listing import Listing, list_output
@@ -152,7 +152,10 @@ def _of_folder(
     info.bytes = sum(listing.parquet.values()) + sum(listing.tars.values())
     info.kind = _kind(files, listing)
     info.aside_files, info.aside_rows = len(aside), sum(file.rows for file in aside)
-    failures = failures_in([*files, *aside], options, info.damaged)
+    if info.kind == "fetch":
+        failures = failures_fetched(files)
+    else:
+        failures = failures_in([*files, *aside], options, info.damaged)
     info.failed = failures.counts.total()
     fill_failures(info, failures)
     every = [_column(name, files, info.rows) for name in names]
@@ -198,6 +201,8 @@ def _kind(files: Sequence[FileFacts], listing: Listing) -> str:
     marks = {mark for file in files for mark in file.marks}
     if DEDUP in marks:
         return "dedup"
+    if any("fetch_seconds" in file.report for file in files):
+        return "fetch"
     if EXPORT in marks or (listing.tars and "record" in marks):
         return "export"
     if any(is_filtered(file) for file in files):
@@ -248,7 +253,7 @@ def _splits(listing: Listing, files: Sequence[FileFacts]) -> list[SplitInfo]:
     for file in files:
         split = posixpath.dirname(file.name)
         if split in found:
-            found[split].rows += file.rows
+            found[split].rows += file.report.get("images", file.rows)
     return [found[split] for split in sorted(found)]
 
 

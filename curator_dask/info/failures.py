@@ -58,6 +58,20 @@ def failures_in(files: Sequence[FileFacts], options: Options, damaged: dict[str,
     return total
 
 
+def failures_fetched(files: Sequence[FileFacts]) -> Failures:
+    """Those of images that `fetch` could not have, as its reports say it: its rows have no ``image_error``."""
+    total = Failures()
+    for file in files:
+        examples = file.report.get("examples") or {}
+        total.add(
+            Failures(
+                Counter(file.report.get("reasons") or {}),
+                {reason: some[0] for reason, some in examples.items() if some},
+            )
+        )
+    return total
+
+
 def _read(file: FileFacts, options: Options) -> Failures:
     found = Failures()
     names = [name for name in (file.id_col, ERROR_COLUMN) if name in file.types]
