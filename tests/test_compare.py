@@ -277,7 +277,7 @@ def test_columns_of_odd_types_are_compared_or_named(tmp_path, in_this_process):
             "score": pa.array([1.0] * 60),
             "bytes": pa.array([b"a"] * 60).dictionary_encode(),
             "mixed": pa.array(["1"] * 60),
-            "phash": pa.array([row for row in range(60)], pa.uint64()),
+            "phash": pa.array(list(range(60)), pa.uint64()),
         },
     )
     for folder, columns in zip(folders, more, strict=True):

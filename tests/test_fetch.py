@@ -173,7 +173,7 @@ def test_the_same_again_does_nothing_and_other_settings_are_refused(server, tmp_
         fetch(table, out, rows_per_shard=5)
     # The table has grown: only shards that differ are fetched, and only with leave.
     write_table(table / "b.parquet", [server.url(n) for n in range(10, 13)])
-    with pytest.raises(OutputError, match="of another table, or of other rows.*: of 3 shards 1 would go"):
+    with pytest.raises(OutputError, match=r"of another table, or of other rows.*: of 3 shards 1 would go"):
         fetch(table, out)
     assert server.asked.total() == asked
     grown = fetch(table, out, overwrite=True)

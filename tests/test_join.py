@@ -112,6 +112,33 @@ def test_each_row_gets_its_own(out, tmp_path, form):
     assert [path.stat().st_mtime_ns for path in sorted(out.iterdir())] == states
 
 
+def test_keys_that_several_shards_have_go_with_their_shards(tmp_path):
+    """As two fetches have them: a table that names shards, as pages save it, means these rows and no others."""
+    write_dataset(tmp_path / "data", shards=2, key="{sample:04d}")
+    out, chosen = tmp_path / "out", tmp_path / "chosen.csv"
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    ColourReader()(dataset).save_metadata(out)
+    rows = read_output(out).select(["key", "__url__"]).to_pandas()
+    some = rows.sample(5, random_state=1)
+    some.assign(good=range(5)).to_csv(chosen, index=False)
+    marked = some.assign(chosen=True).merge(rows, how="right", on=["key", "__url__"])["chosen"].notna()
+    summary = join_output(out, chosen, columns=["good"], mark="chosen")
+    assert (summary.found, summary.without, summary.unasked) == (5, 15, 0)
+    assert "5 rows found in the table by key and shard" in str(summary)
+    assert read_output(out)["chosen"].to_pylist() == marked.tolist()
+    assert (
+        read_output(out)["good"].drop_null().to_pylist() == some.assign(n=range(5)).sort_index()["n"].tolist()
+    )
+    assert join_output(out, chosen, columns=["good"], mark="chosen").written == 0
+    # In the pass that embeds, too; and by keys alone where the table is of other shards.
+    columns = TableColumns(chosen, columns=[], mark="chosen")
+    ColourReader()(columns(dataset)).save_metadata(tmp_path / "passed")
+    assert read_output(tmp_path / "passed")["chosen"].to_pylist() == marked.tolist()
+    assert columns.found_in(tmp_path / "passed").found == 5
+    some.assign(__url__="/elsewhere/00000.tar").to_csv(chosen, index=False)
+    assert join_output(out, chosen, mark="chosen").found == rows["key"].isin(some["key"]).sum()
+
+
 def test_files_that_came_later_get_theirs_by_the_same_command(tmp_path):
     """Files of an output have one schema, so `embed` writes the columns of others as nulls into new ones."""
     write_dataset(tmp_path / "all", shards=2)

@@ -152,10 +152,8 @@ def _of_folder(
     info.bytes = sum(listing.parquet.values()) + sum(listing.tars.values())
     info.kind = _kind(files, listing)
     info.aside_files, info.aside_rows = len(aside), sum(file.rows for file in aside)
-    if info.kind == "fetch":
-        failures = failures_fetched(files)
-    else:
-        failures = failures_in([*files, *aside], options, info.damaged)
+    is_fetched = info.kind == "fetch"
+    failures = failures_fetched(files) if is_fetched else failures_in([*files, *aside], options, info.damaged)
     info.failed = failures.counts.total()
     fill_failures(info, failures)
     every = [_column(name, files, info.rows) for name in names]
