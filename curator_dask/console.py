@@ -7,8 +7,11 @@ line and notebooks show this as plain lines; any other program shows what its ow
 from __future__ import annotations
 
 import builtins
+import contextlib
 import logging
+import os
 import sys
+from typing import TextIO
 
 _LOGGER = logging.getLogger("curator_dask")
 
@@ -24,8 +27,20 @@ class _Lines(logging.Handler):
                 print(f"{record.levelname.lower()}: {text}", file=sys.stderr, flush=True)
             else:
                 print(text, file=sys.stdout, flush=True)
+        except BrokenPipeError:  # who read has gone, as `head` has: the work goes on, and nobody is told
+            with contextlib.suppress(OSError, ValueError):  # streams without a descriptor
+                _silence(sys.stderr if record.levelno >= logging.WARNING else sys.stdout)
         except Exception:
             self.handleError(record)
+
+
+def _silence(stream: TextIO) -> None:
+    """Let what is still written to a stream go nowhere, also what Python writes as it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, stream.fileno())
+    finally:
+        os.close(nowhere)
 
 
 def show_messages() -> None:

@@ -239,6 +239,16 @@ def test_the_page_shows_what_the_search_finds(server, out, model, open_page, see
         page.click("#save")
     saved.value.save_as(tmp_path / "labels.csv")
     assert pd.read_csv(tmp_path / "labels.csv", dtype=str)["good"].tolist() == ["no"] * 5
+
+    # What cannot be answered is not asked again with the next condition.
+    all_rows(page)
+    page.locator("#tiles .like").nth(shown(page).index(BAD)).click()
+    page.wait_for_selector("#error:not([hidden])")
+    assert "no vector" in page.inner_text("#error")
+    page.fill("#where", "width >= 25")
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.getElementById('said').textContent.includes('rows pass')")
+    assert page.is_hidden("#error") and page.inner_text("#said").startswith("Rows by chance")
     assert all(each.startswith((server.url.partition("/?")[0], "data:", "blob:")) for each in seen.requests)
 
 

@@ -268,6 +268,7 @@ def test_columns_of_odd_types_are_compared_or_named(tmp_path, in_this_process):
             "score": pa.array([np.nan] * 15 + [np.inf] * 15 + [1.0] * 30),
             "bytes": pa.array([b"a", b"b"] * 30).dictionary_encode(),
             "mixed": pa.array([1] * 60),
+            "phash": pa.array([2**63 + row for row in range(60)], pa.uint64()),
         },
         {
             "view": pa.array(["s1"] * 60, pa.string()),
@@ -276,6 +277,7 @@ def test_columns_of_odd_types_are_compared_or_named(tmp_path, in_this_process):
             "score": pa.array([1.0] * 60),
             "bytes": pa.array([b"a"] * 60).dictionary_encode(),
             "mixed": pa.array(["1"] * 60),
+            "phash": pa.array(list(range(60)), pa.uint64()),
         },
     )
     for folder, columns in zip(folders, more, strict=True):
@@ -291,6 +293,8 @@ def test_columns_of_odd_types_are_compared_or_named(tmp_path, in_this_process):
     assert columns["bytes"].distance == 0.5
     assert (found.columns.unlike, found.columns.others) == (["mixed"], ["tags"])
     assert "Neither numbers nor text, not compared: tags." in str(found)
+    assert "Hashes or ids, by their size, not compared: phash." in str(found) and "phash" not in columns
+    assert [each.name for each in compare_outputs(*folders, columns=["phash"]).columns.both] == ["phash"]
     for name in ("tags", "key"):
         with pytest.raises(ConfigError, match=f"columns='{name}': numbers, booleans"):
             compare_outputs(*folders, columns=[name])

@@ -58,6 +58,23 @@ def test_what_the_user_configured_stays(logger, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_who_stops_reading_sees_no_traceback():
+    """As ``curator-dask info OUTPUT | head`` does: the rest is done, the exit code is that of the work."""
+    code = (
+        "import logging, sys; from curator_dask.console import show_messages; show_messages()\n"
+        "sys.stdin.read()\n"
+        "for n in range(9): logging.getLogger('curator_dask').info('line %d', n)\n"
+        "print('done', file=sys.stderr)"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    ) as ran:
+        ran.stdout.close()
+        ran.stdin.close()
+        assert (ran.stderr.read(), ran.wait(30)) == ("done\n", 0)
+
+
 def test_a_message_that_cannot_be_made_does_no_harm(logger, capsys, monkeypatch):
     monkeypatch.setattr(logging, "raiseExceptions", False)
     show_messages()

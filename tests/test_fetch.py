@@ -182,12 +182,22 @@ def test_the_same_again_does_nothing_and_other_settings_are_refused(server, tmp_
         fetch(table, out, rows_per_shard=5)
     # The table has grown: only shards that differ are fetched, and only with leave.
     write_table(table / "b.parquet", [server.url(n) for n in range(10, 13)])
-    with pytest.raises(OutputError, match="of another table, or of other rows"):
+    with pytest.raises(OutputError, match=r"of another table, or of other rows.*: of 3 shards 1 would go"):
         fetch(table, out)
     assert server.asked.total() == asked
     grown = fetch(table, out, overwrite=True)
     assert (grown.images, grown.skipped, grown.written) == (13, 2, 2)
     assert [server.asked[f"n/{n}.jpg"] for n in range(13)] == [1] * 8 + [2] * 2 + [1] * 3
+    # Where all shards stay it needs no leave.
+    write_table(table / "b.parquet", [server.url(n) for n in range(10, 16)])
+    assert fetch(table, out, overwrite=True).images == 16
+    write_table(table / "c.parquet", [server.url(n) for n in range(3)])
+    more = fetch(table, out)
+    assert (more.images, more.skipped, more.written) == (19, 4, 1)
+    (table / "c.parquet").unlink()
+    with pytest.raises(OutputError, match="of 5 shards 1 would go"):
+        fetch(table, out)
+    write_table(table / "b.parquet", [server.url(n) for n in range(10, 13)])
     # Other samples: all of them.
     other = fetch(table, out, overwrite=True, rows_per_shard=5, caption_column=None)
     assert (other.written, sorted(path.name for path in out.glob("*.tar"))) == (
@@ -628,7 +638,10 @@ def test_the_rest_reads_what_it_writes(server, client, tmp_path):
         (str(n), v) for n, v in zip(numbers, rows["image_embedding"].to_pylist(), strict=True) if n in jpeg
     ]
     check_colours([n for n, _ in lossless], [v for _, v in lossless], bad={bad})
-    assert rows["image_error"][4].as_py().endswith("(status: failed_to_download)")
+    assert rows["image_error"][4].as_py().endswith("(status: failed_to_download: not found (404))")
+    told = describe_output(tmp_path / "out")
+    assert (told.kind, told.failed, told.splits[0].rows) == ("fetch", 1, 10)
+    assert [(each.reason, each.rows) for each in told.reasons] == [("not found", 1)]
     assert CliRunner().invoke(app, [*command, "--min-good", "0.95"]).exit_code == 1
 
 

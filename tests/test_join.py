@@ -25,6 +25,7 @@ from curator_dask.errors import ConfigError, DatasetError, NoMatchError, OutputE
 from curator_dask.frames.parquet import read_record, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers import HeadClassifier, score_output
+from curator_dask.info import describe_output
 from curator_dask.rows import lookup
 from curator_dask.rows.lookup import Lookup, key_texts
 from curator_dask.rows.user_tables import UserTable
@@ -109,6 +110,71 @@ def test_each_row_gets_its_own(out, tmp_path, form):
     again = join_output(out, path, "key=id")
     assert (again.written, again.skipped, again.found) == (0, FILES, len(KEYS) - 5)
     assert [path.stat().st_mtime_ns for path in sorted(out.iterdir())] == states
+
+
+def test_keys_that_several_shards_have_go_with_their_shards(tmp_path):
+    """As two fetches have them: a table that names shards, as pages save it, means these rows and no others."""
+    write_dataset(tmp_path / "data", shards=2, key="{sample:04d}")
+    out, chosen = tmp_path / "out", tmp_path / "chosen.csv"
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    ColourReader()(dataset).save_metadata(out)
+    rows = read_output(out).select(["key", "__url__"]).to_pandas()
+    some = rows.sample(5, random_state=1)
+    some.assign(good=range(5)).to_csv(chosen, index=False)
+    marked = some.assign(chosen=True).merge(rows, how="right", on=["key", "__url__"])["chosen"].notna()
+    summary = join_output(out, chosen, columns=["good"], mark="chosen")
+    assert (summary.found, summary.without, summary.unasked) == (5, 15, 0)
+    assert "5 rows found in the table by key and shard" in str(summary)
+    assert read_output(out)["chosen"].to_pylist() == marked.tolist()
+    assert (
+        read_output(out)["good"].drop_null().to_pylist() == some.assign(n=range(5)).sort_index()["n"].tolist()
+    )
+    assert join_output(out, chosen, columns=["good"], mark="chosen").written == 0
+    # In the pass that embeds, too; and by keys alone where the table is of other shards.
+    columns = TableColumns(chosen, columns=[], mark="chosen")
+    ColourReader()(columns(dataset)).save_metadata(tmp_path / "passed")
+    assert read_output(tmp_path / "passed")["chosen"].to_pylist() == marked.tolist()
+    assert columns.found_in(tmp_path / "passed").found == 5
+    some.assign(__url__="/elsewhere/00000.tar").to_csv(chosen, index=False)
+    assert join_output(out, chosen, mark="chosen").found == rows["key"].isin(some["key"]).sum()
+
+
+def test_files_that_came_later_get_theirs_by_the_same_command(tmp_path):
+    """Files of an output have one schema, so `embed` writes the columns of others as nulls into new ones."""
+    write_dataset(tmp_path / "all", shards=2)
+    out, labels = tmp_path / "out", tmp_path / "labels.csv"
+    (tmp_path / "data").mkdir()
+
+    def bring(shard):
+        for kind in ("tar", "parquet"):
+            (tmp_path / "all" / f"{shard}.{kind}").rename(tmp_path / "data" / f"{shard}.{kind}")
+
+    def embed():
+        ColourReader()(ImageTextPairDataset.from_webdataset(tmp_path / "data")).save_metadata(out)
+
+    bring("00000")
+    embed()
+    first = read_output(out)
+    pd.DataFrame({"key": first["key"].to_pylist(), "size": range(len(first))}).to_csv(labels, index=False)
+    red = HeadClassifier(red_head(tmp_path), "red", check=False)
+    join_output(out, labels, "key")
+    score_output(out, [red])
+    bring("00001")
+    embed()
+    told = " ".join(describe_output(out).differences)
+    assert "size: 1 file (00001.parquet) of 2 lack it. Run the same join again" in told
+    assert "red: 1 file (00001.parquet) of 2 lack it. Run the same score again" in told
+    joined = join_output(out, labels, "key")
+    assert (joined.written, joined.skipped, joined.found) == (1, 1, len(first))
+    scored = score_output(out, [red])
+    assert (scored.written, scored.skipped) == (1, 1)
+    assert describe_output(out).differences == []
+    rows = read_output(out)
+    assert rows["red"].null_count == 0 and rows["size"].null_count == len(rows) - len(first)
+    # What has values of something else is refused, as ever.
+    with pytest.raises(OutputError, match="has a column 'caption' that was not joined"):
+        pd.DataFrame({"key": first["key"].to_pylist(), "caption": "new"}).to_csv(labels, index=False)
+        join_output(out, labels, "key", columns=["caption"])
 
 
 @pytest.mark.parametrize("form", ["csv", "tsv"])

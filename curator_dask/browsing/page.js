@@ -60,7 +60,11 @@ async function ask(next, remember = true) {
     told(said.passing);
     if (remember) scrollTo({ top: 0 });
   } catch (error) {
-    if (mine === turn) complain(error, mean.where && error.message.startsWith("where=") ? "where" : null);
+    if (mine !== turn) return;
+    const isCondition = Boolean(mean.where) && error.message.startsWith("where=");
+    complain(error, isCondition ? "where" : null);
+    // What failed is not asked again with the next condition; a condition that failed may be of a question that did not.
+    if (!isCondition) wished = look;
   } finally {
     if (mine === turn) {
       asking = false;

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from curator_dask.errors import ConfigError, NoColumnError, OutputError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.info.footers import FileFacts
-from curator_dask.info.values import Look, Part, kind_of, pick_parts, plain_values, read_values
+from curator_dask.info.values import EXACT, Look, Part, kind_of, pick_parts, plain_values, read_values
 from curator_dask.report.rows import short
 from curator_dask.storage import Options
 from curator_dask.words import none_of_these
@@ -98,6 +98,9 @@ class Columns:
         Names of those that are of numbers in one and something else in the other, and so not compared.
     others
         Names of those that are neither numbers nor text in both, such as lists and dates, and so not compared.
+    hashes
+        Names of those whose numbers are hashes or ids (2**53 and more), of which neither a mean nor an order means
+        anything; compared only where they are asked for.
     looked
         Rows of A and of B that values were read of.
     """
@@ -106,6 +109,7 @@ class Columns:
     only: tuple[list[str], list[str]] = ((), ())  # type: ignore[assignment]
     unlike: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    hashes: list[str] = field(default_factory=list)
     looked: tuple[int, int] = (0, 0)
 
 
@@ -197,6 +201,9 @@ def compare_columns(
             for side in (0, 1)
         ]
         for name in some:
+            if names is None and any(_is_hash(look[name]) for look in looks):
+                found.hashes.append(name)
+                continue
             filled = (_filled(name, files[0]), _filled(name, files[1]))
             found.both += _differences(name, (looks[0][name], looks[1][name]), filled)
     found.both.sort(key=lambda each: (-each.apart, each.name))
@@ -246,6 +253,10 @@ def _differences(
         for what in ("characters", "words")
     ]
     return [each for each in lengths if not each.is_constant]
+
+
+def _is_hash(look: Look) -> bool:
+    return any(math.isfinite(each) and abs(each) >= EXACT for each in look.bounds)
 
 
 def _finite(filled: float | None, look: Look) -> float | None:

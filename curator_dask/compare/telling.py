@@ -108,6 +108,8 @@ def _columns(found: Figures) -> list[str]:
             lines.append(f"Only {name} has {', '.join(only)}.")
     if columns.unlike:
         lines.append(f"Of other types in the two, not compared: {', '.join(columns.unlike)}.")
+    if columns.hashes:
+        lines.append(f"Hashes or ids, by their size, not compared: {', '.join(columns.hashes)}.")
     if columns.others:
         lines.append(f"Neither numbers nor text, not compared: {', '.join(columns.others)}.")
     return lines

@@ -15,6 +15,7 @@ from curator_dask.outputs.placing import put
 from curator_dask.outputs.saving import check_writable, missing_folders, remove_empty
 from curator_dask.outputs.selecting import Folder
 from curator_dask.storage import exists, is_remote, join, read_bytes, walk
+from curator_dask.words import counted
 
 #: Ends the name of the folder beside the shards.
 SUFFIX = ".fetch"
@@ -106,7 +107,8 @@ class FetchPlace:
         marks
             Of its shards the fingerprints, by name.
         overwrite
-            Shards of another one are removed.
+            Shards of another one are removed. Where all that are there would be the same, as the table has got further
+            rows, none is, and it is not needed.
 
         Raises
         ------
@@ -117,16 +119,21 @@ class FetchPlace:
         if before == dict(note):
             return
         if before is not None:
-            if not overwrite and not _goes_on(before, note) and any(True for _ in self._names()):
+            names = self._names()
+            others = [name for name in names if not self._is_same(name, marks)]
+            if others and not overwrite and not _goes_on(before, note):
                 raise OutputError(
-                    f"{self.files.target.path}: has shards of another fetch, {_difference(before, note)}. Give another"
-                    " folder, or replace them with overwrite=True (--overwrite): shards that would be the same stay"
+                    f"{self.files.target.path}: has shards of another fetch, {_difference(before, note)}: of"
+                    f" {counted(len(names), 'shard')} {len(others):,} would go. Give another folder, or replace them"
+                    " with overwrite=True (--overwrite): shards that would be the same stay"
                 )
-            for name in [*self._names()]:
-                if name not in marks or self.files.finished(name, marks[name]) is None:
-                    self.files.remove(name)
+            for name in others:
+                self.files.remove(name)
         beside = self.files.beside
         put(beside.file(_NOTE), json.dumps(note).encode(), beside.options)
+
+    def _is_same(self, name: str, marks: Mapping[str, str]) -> bool:
+        return name in marks and self.files.finished(name, marks[name]) is not None
 
     def _names(self) -> Collection[str]:
         found = (name for name in walk(*self.files.target) if name.endswith(_SHARDS) and "/" not in name)

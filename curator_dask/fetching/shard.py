@@ -261,9 +261,8 @@ class FetchShard:
             kind = kind_of(reason)
             counts[kind] += 1
             if counts[kind] <= _EXAMPLES:
-                examples.setdefault(kind, []).append(
-                    without_credentials(f"{key} {_shortened(url)}: {reason}")
-                )
+                place = " ".join(filter(None, (key, _shortened(url))))
+                examples.setdefault(kind, []).append(without_credentials(f"{place}: {reason}"))
         return {
             "name": name,
             "rows": len(keys),

@@ -14,6 +14,8 @@ FILE_COLUMN = "file_name"
 CLASS_COLUMN = "cls"
 #: Column of img2dataset that says what became of a download.
 STATUS_COLUMN = "status"
+#: Why, in words; of img2dataset and `fetch`.
+MESSAGE_COLUMN = "error_message"
 #: The vectors of a model, unless another name is given.
 EMBEDDING_COLUMN = "image_embedding"
 #: Of statistics of images, unless they have a prefix (`curator_dask.image.statistics`): what each is.

@@ -21,6 +21,8 @@ LACKING = "lacking"
 TEXTS = "texts"
 #: In the same place, of columns of a user's table: the rows' column by which they found theirs, and the table.
 ON, TABLE = "on", "table"
+#: In the same place, the column of shards, where keys and shards together say which row is which.
+BY_SHARD = "by_shard"
 #: In the same place, of columns by which a dataset is balanced: concepts, threshold and counts may change.
 BALANCE = "balance"
 #: In the same place: JSON-able arguments that make it again; it is not there where nothing does.
@@ -49,7 +51,7 @@ _KINDS: dict[str, type] = {
 
 def inputs_of(score: Mapping[str, Any]) -> list[str]:
     """The columns that a score was made of: vectors of images, texts or theirs, or by what a table's row was found."""
-    return [score[name] for name in ("vectors", TEXTS, ON) if name in score]
+    return [score[name] for name in ("vectors", TEXTS, ON, BY_SHARD) if name in score]
 
 
 def text_statistic(score: Mapping[str, Any]) -> tuple[str, str] | None:

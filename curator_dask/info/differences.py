@@ -75,6 +75,14 @@ def _of_column(groups: Sequence[Sequence[FileFacts]], name: str) -> list[str]:
         if name not in files[0].types:
             without += files
             continue
+        # Those that came after a column was added have it as nulls, for an output has one schema.
+        if files[0].makers[name].kind == "dataset" and any(
+            one.makers[name].kind in AGAIN for some in groups for one in some[:1] if name in one.makers
+        ):
+            without += [file for file in files if file.filled.get(name) == 0 < file.rows]
+            files = [file for file in files if file.filled.get(name) != 0 or not file.rows]
+            if not files:
+                continue
         makers.setdefault(files[0].makers[name], []).extend(files)
         types.setdefault(str(files[0].types[name]), []).extend(files)
     if len(makers) > 1:

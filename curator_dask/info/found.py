@@ -85,7 +85,7 @@ class ReasonInfo:
 
 @dataclass
 class SplitInfo:
-    """A split of an export; its name is empty where there are none."""
+    """A split of an export; its name is empty where there are none. Of what `fetch` wrote rows have an image."""
 
     name: str
     tars: int = 0
@@ -130,14 +130,15 @@ class Found:
     path
         Of the folder.
     kind
-        ``curate``, ``export``, ``dedup``, ``filter``, ``embed`` (also of ``classify``, ``score`` and ``join``) or
-        ``other``: no file says what made it.
+        ``curate``, ``export``, ``fetch``, ``dedup``, ``filter``, ``embed`` (also of ``classify``, ``score`` and
+        ``join``) or ``other``: no file says what made it.
     files, rows, bytes
         Parquet files that can be read, their rows, and bytes of all.
     with_vector
         Rows that have a vector, by column; None where footers do not say it.
     failed, reasons, other_reasons
-        Rows with an ``image_error``, the commonest reasons, and rows of further ones.
+        Rows with an ``image_error``, or whose image `fetch` could not have; the commonest reasons, and rows of
+        further ones.
     aside_files, aside_rows
         Files beside the output with rows that failed, and these rows; they are in `reasons`, and not in `rows`.
     columns
@@ -155,7 +156,7 @@ class Found:
     exact
         These are all rows.
     splits
-        Of an export.
+        Of an export, or of shards.
     removed
         Of a table of duplicates: rows that have a better twin; else None.
     folders, chain

@@ -57,7 +57,7 @@ def _list(lines: Sequence[str]) -> str:
 _KINDS = {
     "curate": "an output of curate",
     "export": "an export",
-    "fetch": "shards that fetch has made",
+    "fetch": "shards that fetch wrote",
     "dedup": "a table of duplicates",
     "filter": "rows that a filter has kept",
     "other": "no file says what made it",

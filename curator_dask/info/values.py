@@ -28,7 +28,7 @@ ROWS, GROUPS = 250_000, 400
 _BLOCK, _BYTES, _TEXTS = 16_384, 1 << 28, 20_000
 #: Vectors whose norms are looked at, of so many files.
 _VECTORS, _FILES = 256, 8
-_EXACT = 1 << 53  # larger whole numbers are hashes and ids, whose middle means nothing
+EXACT = 1 << 53  # larger whole numbers are hashes and ids, whose middle means nothing
 #: Bytes read at a time of a column, so that it is not held as a whole; and rows up to which it is.
 _STREAM, _SMALL = 1 << 20, 1 << 16
 
@@ -190,7 +190,7 @@ class Look:
             if column.low is None or column.high is None:
                 column.low, column.high = min(self.bounds), max(self.bounds)
             found = found[np.isfinite(found)]
-            if len(found) and np.abs(found).max() < _EXACT:
+            if len(found) and np.abs(found).max() < EXACT:
                 column.p5, column.median, column.p95 = np.quantile(found, [0.05, 0.5, 0.95]).tolist()
             return
         # Of what was forgotten it is not known how much came again.

@@ -252,14 +252,15 @@ def add_columns(
         steps = tuple(make_steps({each: footer.record for each, footer in footers.items()}))
         add = AddToFile(steps, source, target, around=around)
         looked = in_threads(add.lacking, names)
-        for number, (where, _, footer, lacking) in enumerate(looked):
+        for number, (where, place, footer, lacking) in enumerate(looked):
             if lacking:
                 _check_vectors(where, footer, lacking)
-                check_seen(where, footer, lacking, overwrite)
+                check_seen(where, footer, lacking, overwrite, place.options)
             if lacking and not overwrite:
                 if target is source:
                     check_no_input(where, footer, options)
-                _check_free(where, footer, lacking, paths[number], join(target.folder, names[number]), target)
+                written = join(target.folder, names[number])
+                _check_free(where, place, footer, lacking, paths[number], written, target)
         todo = [name for name, (_, _, _, lacking) in zip(names, looked, strict=True) if lacking]
         needed = [*{id(step): step for look in looked for step in look[3]}.values()]
         finished = [(where, place, footer) for where, place, footer, lacking in looked if not lacking]
@@ -305,11 +306,17 @@ def _check_vectors(read: str, footer: Footer, lacking: Sequence[AddedStep]) -> N
 
 
 def _check_free(
-    read: str, footer: Footer, lacking: Sequence[AddedStep], source: str, written: str, target: Output
+    read: str,
+    place: Output,
+    footer: Footer,
+    lacking: Sequence[AddedStep],
+    source: str,
+    written: str,
+    target: Output,
 ) -> None:
     """Raise OutputError where columns, or a file, would be replaced."""
     for name, said in (pair for step in lacking for pair in scores_of(step).items()):
-        check_column(read, footer, name, said)
+        check_column(read, footer, name, said, place.options)
     if read == source != written:
         there = read_footer(written, target.options)
         if there.fault or (there.columns and _made_of(there.record) is None):

@@ -6,11 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from curator_dask.errors import OutputError
-from curator_dask.frames.parquet import Footer
+from curator_dask.frames.parquet import Footer, open_parquet
 from curator_dask.frames.record import BALANCE, ON, TABLE, TEXTS, FileRecord
+from curator_dask.storage import Options
 
 
-def check_column(read: str, footer: Footer, name: str, said: Mapping[str, Any]) -> None:
+def is_unfilled(path: str, name: str, options: Options) -> bool:
+    """Whether a column of a file has no value, so that nothing is lost with it.
+
+    Files of an output have one schema: those that come later get the columns that others were given, as nulls.
+    """
+    with open_parquet(path, options) as file:
+        batches = file.iter_batches(columns=[name])
+        return all(batch.column(0).null_count == batch.num_rows for batch in batches)
+
+
+def check_column(
+    read: str, footer: Footer, name: str, said: Mapping[str, Any], options: Options = None
+) -> None:
     """Raise OutputError where a file has a column of this name that something else has made.
 
     Parameters
@@ -19,9 +32,13 @@ def check_column(read: str, footer: Footer, name: str, said: Mapping[str, Any]) 
         The file, and what it says of itself.
     name, said
         Of the new column, and what a record is going to say of it.
+    options
+        For fsspec, of the file.
     """
     before, table = (footer.record or FileRecord("")).scores.get(name), said.get(TABLE)
     if name not in footer.columns or (before and _may_change(before, said)):
+        return
+    if before is None and is_unfilled(read, name, options):
         return
     do, kind = "Give the column another name", "is no score of a head"
     if table is not None:

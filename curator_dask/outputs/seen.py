@@ -13,13 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.errors import OutputError
-from curator_dask.frames.names import ERROR_COLUMN, STATUS_COLUMN, URL_COLUMN
+from curator_dask.frames.names import ERROR_COLUMN, MESSAGE_COLUMN, STATUS_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer
 from curator_dask.frames.record import MADE_BY, FileRecord
 from curator_dask.outputs.added import SeeingStep
+from curator_dask.outputs.replacing import is_unfilled
 from curator_dask.outputs.unchanged import check_unchanged
 from curator_dask.rows.reasons import reasons_in
 from curator_dask.rows.remarks import OF_TARS
+from curator_dask.storage import Options
 
 
 def lacking_seen(step: SeeingStep, footer: Footer, record: FileRecord) -> list[str]:
@@ -43,7 +45,9 @@ def narrowed(steps: Sequence[Any], footer: Footer, record: FileRecord) -> tuple[
     return tuple(made)
 
 
-def check_seen(read: str, footer: Footer, steps: Sequence[Any], overwrite: bool) -> None:
+def check_seen(
+    read: str, footer: Footer, steps: Sequence[Any], overwrite: bool, options: Options = None
+) -> None:
     """Raise OutputError where rows do not say what their images are, or a column would be replaced.
 
     Parameters
@@ -54,6 +58,8 @@ def check_seen(read: str, footer: Footer, steps: Sequence[Any], overwrite: bool)
         Whose columns it lacks.
     overwrite
         Columns may be replaced.
+    options
+        For fsspec, of the file.
     """
     record = footer.record or FileRecord("")
     for step in steps:
@@ -65,8 +71,11 @@ def check_seen(read: str, footer: Footer, steps: Sequence[Any], overwrite: bool)
                 " what embed, classify, caption or save_metadata wrote has them: run embed with --statistics"
             )
         for name in lacking_seen(step, footer, record):
-            if name in footer.columns and not overwrite:
-                raise _in_the_way(read, name, record.read_by.get(name), step.read_by[name])
+            if name not in footer.columns or overwrite:
+                continue
+            before = record.read_by.get(name)
+            if before is not None or not is_unfilled(read, name, options):
+                raise _in_the_way(read, name, before, step.read_by[name])
 
 
 def _in_the_way(read: str, name: str, before: str | None, now: str) -> OutputError:
@@ -92,7 +101,7 @@ def check_shards(path: str, urls: Sequence[str], record: FileRecord, steps: Sequ
 def used_by(steps: Sequence[Any]) -> set[str]:
     """The columns of the rows that steps look at to see images, and to say why one cannot be seen."""
     seeing = [step for step in steps if isinstance(step, SeeingStep)]
-    return {name for step in seeing for name in (*step.inputs, ERROR_COLUMN, STATUS_COLUMN)}
+    return {name for step in seeing for name in (*step.inputs, ERROR_COLUMN, STATUS_COLUMN, MESSAGE_COLUMN)}
 
 
 def with_names(rows: pa.Table, record: FileRecord, steps: Sequence[Any]) -> pa.Table:

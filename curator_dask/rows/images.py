@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from curator_dask.errors import ImageError
 from curator_dask.frames.columns import list_to_matrix, to_array
-from curator_dask.frames.names import STATUS_COLUMN
+from curator_dask.frames.names import MESSAGE_COLUMN, STATUS_COLUMN
 from curator_dask.rows.orphans import remark_orphans
 from curator_dask.rows.reasons import DAMAGED, MISSING, Reason
 from curator_dask.rows.remarks import fact_of, remark
@@ -19,6 +19,8 @@ from curator_dask.webdataset.index import ShardIndex, warn_once
 from curator_dask.webdataset.opening import Reader, open_shard
 from curator_dask.webdataset.parquet_reader import ParquetReader
 from curator_dask.webdataset.stamps import Watched
+
+_MOST = 200  # characters of what a downloader says
 
 
 def read_images(
@@ -156,15 +158,24 @@ def add_status(errors: Sequence[str | None], frame: Any) -> list[str | None]:
     if STATUS_COLUMN not in frame.columns:
         return list(errors)
     statuses = values_of(to_array(frame[STATUS_COLUMN]))
+    has_messages = MESSAGE_COLUMN in frame.columns
+    messages = values_of(to_array(frame[MESSAGE_COLUMN])) if has_messages else [None] * len(statuses)
     return [
-        f"{reason} (status: {status})"
+        f"{reason} (status: {status}{_words_of(message)})"
         if reason is not None
         and Reason.of(reason).kind == MISSING
         and status is not None
-        and not reason.endswith(f" (status: {status})")  # taken over from an earlier run
+        and f" (status: {status}" not in reason  # taken over from an earlier run
         else reason
-        for reason, status in zip(errors, statuses, strict=True)
+        for reason, status, message in zip(errors, statuses, messages, strict=True)
     ]
+
+
+def _words_of(message: Any) -> str:
+    """What a downloader says of an image, in one line that is not long."""
+    # In ``image_error`` "; [" begins what is said of another column.
+    words = " ".join(message.split()).replace("; [", ", [") if isinstance(message, str) else ""
+    return f": {words[:_MOST]}{'…' if len(words) > _MOST else ''}" if words else ""
 
 
 def vectors_of(column: pa.Array) -> list[Any]:

@@ -80,6 +80,11 @@ def key_texts(values: Any) -> tuple[pa.Array, bool]:
     raise ValueError(f"expected text, bytes, whole numbers, dates or UUIDs, found {kind}")
 
 
+def with_shards(keys: pa.Array, urls: pa.Array) -> pa.Array:
+    """Key and shard as one text; null where one is."""
+    return pc.binary_join_element_wise(keys.cast(TEXT), urls.cast(TEXT), pa.scalar("\0", TEXT))
+
+
 def looks_whole(texts: pa.Array) -> bool:
     """Whether texts are whole numbers without leading zeros, all that there are: in a CSV these are numbers."""
     return bool(len(texts) > texts.null_count and pc.all(pc.match_substring_regex(texts, _WHOLE)).as_py())

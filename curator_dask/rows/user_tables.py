@@ -18,10 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.errors import CuratorError, DatasetError
+from curator_dask.frames.columns import to_array
+from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import list_parquet, open_parquet
 from curator_dask.rows.caption_files import TABLES, read_table, tidy
 from curator_dask.rows.key_column import KeyColumn
-from curator_dask.rows.lookup import key_texts, looks_whole, pairs_to_hex
+from curator_dask.rows.lookup import key_texts, looks_whole, pairs_to_hex, with_shards
 from curator_dask.storage import (
     Options,
     absolute,
@@ -61,12 +63,15 @@ class UserTable:
         For fsspec.
     hint
         What to do where there is no such column, for errors.
+    by_shard
+        A row is found by its key and its shard, the column ``__url__``, together.
     """
 
     path: str
     key: str
     options: Options = None
     hint: str = "Give the name of that column (--on COLUMN=TABLE_COLUMN)"
+    by_shard: bool = False
 
     @classmethod
     def find(
@@ -177,6 +182,13 @@ class UserTable:
             [(each.name, pa.string() if pa.types.is_null(each.type) else each.type) for each in whole]
         )
 
+    def shards(self) -> set[str]:
+        """Those that its rows name in ``__url__``; none where it has no such column."""
+        if self.is_list or URL_COLUMN not in self.schema.names:
+            return set()
+        found = pc.unique(self._columns([URL_COLUMN]).column(URL_COLUMN)).to_pylist()
+        return {each for each in found if isinstance(each, str)}
+
     def size(self, columns: Sequence[str]) -> int:
         """About how many bytes its keys and these columns are when they are read."""
         size = 0
@@ -257,10 +269,12 @@ class UserTable:
         if self._suffix in _UNTYPED:
             texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, texts.type), texts)
             is_number = looks_whole(texts)
+        if self.by_shard:
+            texts = with_shards(texts, to_array(table.column(URL_COLUMN)))
         return texts, is_number
 
     def _columns(self, columns: Sequence[str]) -> pa.Table:
-        wanted = list(dict.fromkeys([self.key, *columns]))
+        wanted = list(dict.fromkeys([self.key, *columns, *([URL_COLUMN] if self.by_shard else [])]))
         if self._suffix != ".parquet":
             tables = [table.select(wanted) for _, table in self._parsed]
         else:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError, ShardError
 from curator_dask.fingerprint import fingerprint
-from curator_dask.frames.columns import embedding_columns
+from curator_dask.frames.columns import embedding_columns, to_array
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
-from curator_dask.frames.record import ON, TABLE, FileRecord
+from curator_dask.frames.parquet import whole_footers
+from curator_dask.frames.record import BY_SHARD, ON, TABLE, FileRecord
 from curator_dask.outputs.given import given_files
 from curator_dask.outputs.placing import locate
-from curator_dask.rows.lookup import Lookup, key_texts
+from curator_dask.rows.lookup import Lookup, key_texts, with_shards
 from curator_dask.rows.user_tables import UserTable
+from curator_dask.runs.lineage import trace
 from curator_dask.runs.passes import RowStep
 from curator_dask.runs.step import Known, Made, Rows, Work, types_of
 from curator_dask.storage import Options, join
@@ -105,16 +106,28 @@ class TableColumns:
             key_texts(pa.array([], types_of(dataset.metadata._meta).field(self.on).type))
         except ValueError as error:
             raise DatasetError(f"on={self.on!r}: {error}. Give another column") from None
-        return dataset.apply(self.step({dataset.id_col, *embedding_columns(dataset.metadata._meta)}))
+        # Where it is not known of which shards the rows are, keys alone count.
+        inputs = trace(dataset.metadata).inputs if URL_COLUMN in names and self.on == dataset.id_col else None
+        urls = {part.shard.url for part in inputs or ()}
+        return dataset.apply(self.step({dataset.id_col, *embedding_columns(dataset.metadata._meta)}, urls))
 
     def of_files(self, records: Mapping[str, FileRecord | None], options: Options = None) -> JoinTable:
         """The step for files, by what made them; `options` are for fsspec."""
-        return self.step(self.taken(records))
+        return self.step(self.taken(records), self.shards(records))
 
     def taken(self, records: Mapping[str, FileRecord | None]) -> set[str]:
         """Columns of files that are not to be replaced."""
         found = [record for record in records.values() if record is not None]
         return {name for each in found for name in (each.id_col or "key", *each.embeddings)}
+
+    def shards(self, records: Mapping[str, FileRecord | None]) -> set[str]:
+        """Shards that files are of, where rows are found by their keys; by what made the files."""
+        found = [record for record in records.values() if record is not None]
+        return {each.url for each in found if each.url and self.on == (each.id_col or "key")}
+
+    def _by_shard(self, table: UserTable, urls: Collection[str]) -> UserTable:
+        """The table, whose rows are found by key and shard where it names one of these shards: keys may repeat."""
+        return replace(table, by_shard=True) if urls and not table.shards().isdisjoint(urls) else table
 
     def found_in(self, path: str | os.PathLike[str], options: Options = None) -> FoundRows:
         """How many rows of an output the table has, such as of one that a pass with these columns has written.
@@ -133,15 +146,17 @@ class TableColumns:
         OutputError
             There is no output, or it has no such column.
         """
+        folder = locate(os.fspath(path), options)
+        paths = [join(folder, name) for name in given_files(folder, options)]
+        records = {each: footer.record for each, footer in whole_footers(paths, options).items()}
         table = UserTable.find(self.path, self.key, self.storage_options)
         with table.steady():
+            table = self._by_shard(table, self.shards(records))
             check_memory(table, [])
             lookup = Lookup(*table.keys())
             table.forget()
-        folder = locate(os.fspath(path), options)
-        names = given_files(folder, options)
-        found = FoundRows(table=table.path, on=f"{self.on}={self.key}")
-        count_found(found, lookup, [join(folder, name) for name in names], options)
+        found = FoundRows(table=table.path, on=f"{self.on}={self.key}", by_shard=table.by_shard)
+        count_found(found, lookup, paths, options)
         return found
 
     @property
@@ -167,17 +182,19 @@ class TableColumns:
         """
         self._wanted(UserTable.find(self.path, self.key, self.storage_options))
 
-    def step(self, taken: set[str]) -> JoinTable:
+    def step(self, taken: set[str], urls: Collection[str] = ()) -> JoinTable:
         """What is done to the rows of a shard.
 
         Parameters
         ----------
         taken
             Columns that are not to be replaced: keys and vectors.
+        urls
+            Shards that the rows may be of, where they are found by their keys.
         """
-        return self.opened(taken)[0]
+        return self.opened(taken, urls)[0]
 
-    def opened(self, taken: set[str]) -> tuple[JoinTable, Lookup]:
+    def opened(self, taken: set[str], urls: Collection[str] = ()) -> tuple[JoinTable, Lookup]:
         """The same, and what finds the table's rows.
 
         Raises
@@ -189,7 +206,7 @@ class TableColumns:
         """
         table = UserTable.find(self.path, self.key, self.storage_options)
         with table.steady():
-            return self._opened(table, taken)
+            return self._opened(self._by_shard(table, urls), taken)
 
     def _opened(self, table: UserTable, taken: set[str]) -> tuple[JoinTable, Lookup]:
         names = self._wanted(table)
@@ -273,13 +290,19 @@ class JoinTable(RowStep):
     def recipe(self) -> tuple[Any, ...]:
         """The table's content, and what is taken of it."""
         kinds = tuple((name, str(kind)) for name, kind in self.kinds)
-        return ("join", self.digest, self.on, self.table.key, kinds, self.mark or "")
+        return ("join", self.digest, self.on, self.table.key, kinds, self.mark or "", *self._shards)
+
+    @property
+    def _shards(self) -> list[str]:
+        """What tells a join by key and shard from others; nothing of one by the key alone."""
+        return [URL_COLUMN] if self.table.by_shard else []
 
     @property
     def scores(self) -> dict[str, dict[str, Any]]:
         """By column, what the record of a file says of the table."""
         said = {"head": self.label, ON: self.on, TABLE: self.table.path}
-        recipe = ("join", self.digest, self.on, self.table.key)
+        said |= {BY_SHARD: URL_COLUMN} if self.table.by_shard else {}
+        recipe = ("join", self.digest, self.on, self.table.key, *self._shards)
         return {
             name: {**said, "recipe": fingerprint({"recipe": (*recipe, str(kind), name == self.mark or name)})}
             for name, kind in self.columns.items()
@@ -326,7 +349,10 @@ class _Joining(Work):
     def finish(self) -> Made:
         """Null where nothing is found; the mark never is."""
         try:
-            found: np.ndarray = self._held.lookup.find(self._rows.column(self._step.on))
+            texts, is_number = key_texts(self._rows.column(self._step.on))
+            if self._step.table.by_shard:
+                texts = with_shards(texts, to_array(self._rows.column(URL_COLUMN)))
+            found = self._held.lookup.find_texts(texts, is_number)
         except ValueError as error:
             raise ShardError(f"on={self._step.on!r}: {error}. Give another column") from None
         made = self._held.take(found)

@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from curator_dask.errors import OutputError
+from curator_dask.frames.columns import to_array
 from curator_dask.frames.faults import faults_told
+from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet
-from curator_dask.rows.lookup import Lookup
+from curator_dask.rows.lookup import Lookup, key_texts, with_shards
 from curator_dask.storage import Options
 from curator_dask.threads import in_threads
 from curator_dask.words import counted, none_of_these
@@ -36,6 +38,8 @@ class FoundRows:
         Rows of the table that no row asked for.
     without_key
         Rows of the table that were left out, for they have no value to be found by.
+    by_shard
+        They find theirs by key and shard together.
     examples_of_both
         Where no row was found, some values of the rows and of the table, in words; else empty.
     """
@@ -46,14 +50,16 @@ class FoundRows:
     without: int = 0
     unasked: int = 0
     without_key: int = 0
+    by_shard: bool = False
     examples_of_both: str = ""
 
     @property
     def told(self) -> str:
         """The counts in words."""
+        how = " by key and shard" if self.by_shard else ""
         left = f"; {counted(self.without_key, 'row')} of it without a value there, left out"
         return (
-            f"{counted(self.found, 'row')} found in the table, {self.without:,} without;"
+            f"{counted(self.found, 'row')} found in the table{how}, {self.without:,} without;"
             f" {counted(self.unasked, 'row')} of the table that no row asked for"
             f"{left if self.without_key else ''}"
         )
@@ -94,9 +100,13 @@ def count_found(summary: FoundRows, lookup: Lookup, paths: Sequence[str], option
             names = file.schema_arrow.names
             if own not in names:
                 raise OutputError(f"{path}: {none_of_these(own, names)} (--on)")
-            column = file.read(columns=[own]).column(0)
+            table = file.read(columns=[own, *([URL_COLUMN] if summary.by_shard else [])])
+            column = table.column(own)
         try:
-            rows = lookup.find(column)
+            texts, is_number = key_texts(column)
+            if summary.by_shard:
+                texts = with_shards(texts, to_array(table.column(URL_COLUMN)))
+            rows = lookup.find_texts(texts, is_number)
         except ValueError as error:
             raise OutputError(f"{path}: column {own!r}: {error}. Give another column (--on)") from None
         found = rows[rows >= 0]

@@ -80,7 +80,8 @@ def join_output(
     summary = JoinSummary("", opened=False, table=adds.path, on=f"{adds.on}={adds.key}")
 
     def steps(records: Mapping[str, FileRecord | None]) -> list[AddedStep]:
-        step, lookup = adds.opened(adds.taken(records))
+        step, lookup = adds.opened(adds.taken(records), adds.shards(records))
+        summary.by_shard = step.table.by_shard
         count_found(summary, lookup, list(records), storage_options)
         if summary.examples_of_both and step.kinds:
             raise NoMatchError(f"{os.fspath(table)}: has none of the rows: {summary.examples_of_both}")

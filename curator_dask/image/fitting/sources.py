@@ -14,7 +14,7 @@ from curator_dask.errors import DatasetError, NoColumnError, OutputError
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_footer
 from curator_dask.outputs.nearest import VectorFiles
-from curator_dask.rows.lookup import Lookup, key_texts
+from curator_dask.rows.lookup import Lookup, key_texts, with_shards
 from curator_dask.rows.user_tables import UserTable
 from curator_dask.storage import Options
 from curator_dask.tables.held import check_memory, check_single, told
@@ -117,7 +117,7 @@ class LabelTable:
         check_memory(table, columns)
         texts, is_number, found = table.read(columns)
         if shards:
-            texts = _both(texts, found.column(URL_COLUMN).combine_chunks())
+            texts = with_shards(texts, found.column(URL_COLUMN).combine_chunks())
         labels = found.column(label).combine_chunks()
         texts = pc.if_else(labels.is_valid(), texts, pa.scalar(None, texts.type))
         lookup = Lookup(texts, is_number)
@@ -199,7 +199,7 @@ class LabelTable:
         try:
             texts, is_number = key_texts(batch.column(self.key))
             if self.shards:
-                texts = _both(texts, batch.column(URL_COLUMN))
+                texts = with_shards(texts, batch.column(URL_COLUMN))
             found = self._lookup.find_texts(texts, is_number)
         except ValueError as error:
             raise OutputError(f"{file}: {self.key!r}: {error}") from None
@@ -330,9 +330,3 @@ def kind_of_labels(kind: pa.DataType) -> pa.DataType:
     if any(is_kind(kind) for is_kind in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)):
         return pa.float64()
     return kind
-
-
-def _both(keys: pa.Array, urls: pa.Array) -> pa.Array:
-    """Key and shard as one text; null where one is."""
-    kind = pa.large_string()
-    return pc.binary_join_element_wise(keys.cast(kind), urls.cast(kind), pa.scalar("\0", kind))
