@@ -365,7 +365,7 @@ def test_that_hardly_an_image_comes_is_said_early(server, tmp_path, said):
     assert "0.0% of the first 510 rows have an image (510 x not found): is it worth going on?" in said.text
     info = describe_output(str(tmp_path / "out"))
     assert (info.kind, info.rows, info.failed, info.splits[0].rows) == ("fetch", 510, 510, 0)
-    assert "shards that fetch has made" in str(info) and "0 samples in 1 tar" in str(info)
+    assert "shards that fetch wrote" in str(info) and "0 samples in 1 tar" in str(info)
     # Its tar is empty, and the rest takes it.
     assert summary.reasons == {"not found": 510} and members_of(tmp_path / "out") == {}
     assert preflight(str(tmp_path / "out"), "key").rows == 510
