@@ -14,6 +14,8 @@ from curator_dask.cli.options import (
     ClusterType,
     Embeddings,
     EmbeddingsOptions,
+    ModelDir,
+    Recall,
     SchedulerAddress,
     SchedulerFile,
     Workers,
@@ -33,10 +35,7 @@ def browse(
             show_default=False,
         ),
     ] = None,
-    model_dir: Annotated[
-        str | None,
-        typer.Option(help="Folder with the files of a repository, or for them.", show_default=False),
-    ] = None,
+    model_dir: ModelDir = None,
     index: Annotated[
         Path | None,
         typer.Option(
@@ -45,12 +44,7 @@ def browse(
             show_default=False,
         ),
     ] = None,
-    recall: Annotated[
-        float | None,
-        typer.Option(
-            help="Of --index: share of the nearest that is to be found.  [default: 0.99]", show_default=False
-        ),
-    ] = None,
+    recall: Recall = None,
     column: Annotated[str, typer.Option(help="Column of the vectors.")] = EMBEDDING_COLUMN,
     caption: Annotated[str, typer.Option(help="Column of the captions.")] = CAPTION_COLUMN,
     check: Annotated[bool, typer.Option(help="Refuse vectors that the model is not for.")] = True,

@@ -111,6 +111,16 @@ ModelKwargs = Annotated[
     str | None,
     typer.Option(help="JSON object of arguments for timm's model, for example '{\"img_size\": 336}'."),
 ]
+ModelDir = Annotated[
+    str | None,
+    typer.Option(help="Folder with the files of a repository, or for them.", show_default=False),
+]
+Recall = Annotated[
+    float | None,
+    typer.Option(
+        help="Of --index: share of the nearest that is to be found.  [default: 0.99]", show_default=False
+    ),
+]
 HowDecoded = Annotated[Decoder, typer.Option(help="dali, or pillow: slower, the reference.")]
 Pretrained = Annotated[bool, typer.Option(help="The weights of its name, or random ones, for a trial.")]
 Checkpoint = Annotated[str | None, typer.Option(help="Weights in place of its own: a state dict.")]

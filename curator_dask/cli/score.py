@@ -15,6 +15,7 @@ from curator_dask.cli.options import (
     EmbeddingsOptions,
     JsonFile,
     LanguageModelFile,
+    ModelDir,
     OutputOptions,
     SchedulerAddress,
     SchedulerFile,
@@ -116,10 +117,7 @@ def score(
     ] = CAPTION_COLUMN,
     text_prefix: TextPrefix = "text_",
     language_model: LanguageModelFile = None,
-    model_dir: Annotated[
-        str | None,
-        typer.Option(help="Folder with the files of a repository, or for them.", show_default=False),
-    ] = None,
+    model_dir: ModelDir = None,
     column: Annotated[str, typer.Option(help="Column of the vectors.")] = EMBEDDING_COLUMN,
     check: Annotated[bool, typer.Option(help="Refuse vectors that a head is not for.")] = True,
     overwrite: Annotated[

@@ -15,6 +15,8 @@ from curator_dask.cli.options import (
     ClusterType,
     Embeddings,
     EmbeddingsOptions,
+    ModelDir,
+    Recall,
     SchedulerAddress,
     SchedulerFile,
     Workers,
@@ -61,10 +63,7 @@ def search(
             show_default=False,
         ),
     ] = None,
-    model_dir: Annotated[
-        str | None,
-        typer.Option(help="Folder with the files of a repository, or for them.", show_default=False),
-    ] = None,
+    model_dir: ModelDir = None,
     top: Annotated[int, typer.Option(min=1, help="How many images, at most.")] = 24,
     sheet: Annotated[
         Path | None,
@@ -82,12 +81,7 @@ def search(
             show_default=False,
         ),
     ] = None,
-    recall: Annotated[
-        float | None,
-        typer.Option(
-            help="Of --index: share of the nearest that is to be found.  [default: 0.99]", show_default=False
-        ),
-    ] = None,
+    recall: Recall = None,
     column: Annotated[str, typer.Option(help="Column of the vectors.")] = EMBEDDING_COLUMN,
     check: Annotated[bool, typer.Option(help="Refuse vectors that the model is not for.")] = True,
     cluster: Cluster = ClusterType.auto,

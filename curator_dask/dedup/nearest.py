@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from curator_dask.dedup.products import REDUCED_MARGIN, Block, exact_pairs, largest, products
+from curator_dask.dedup.products import MARGIN, Block, exact_pairs, largest, margin_of, products
 
 if TYPE_CHECKING:
     import torch
@@ -84,10 +84,8 @@ def compare(asked: Block, block: Block, places: np.ndarray, best: Best, least: f
     least
         Cosine that rows have at least.
     """
-    import torch
-
     top = best.cosines.shape[1]
-    margin = _MARGIN if asked.fast.dtype == torch.float32 else REDUCED_MARGIN
+    margin = margin_of(asked, block) - MARGIN + _MARGIN
     for start in range(0, len(asked.vectors), _ASKED):
         part = asked.part(start, min(start + _ASKED, len(asked.vectors)))
         found = products(part, block, slice(0, len(block.vectors)))

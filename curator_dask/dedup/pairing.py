@@ -209,7 +209,7 @@ class Pairs:
         ranks: np.ndarray,
         again: Again | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What may be pairs, with the best of each row's betters, and the rows that may have more of these.
+        """Pairs of each row with the best of its betters, and the rows that have more of these.
 
         Instead of the cosine they have the place of the product in its block.
         """
@@ -221,7 +221,7 @@ class Pairs:
         good = ranks[found["worse"]] >= self.fixed
         if again is not None:
             good &= again.new(found["better"], found["worse"])
-        return few(np.concatenate([before, found[good]]), ranks, 2 * FEW)
+        return few(np.concatenate([before, found[good]]), ranks, FEW)
 
 
 class Held:

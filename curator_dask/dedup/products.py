@@ -19,10 +19,11 @@ from curator_dask.frames.exact import exact_dots as exact_dots
 if TYPE_CHECKING:
     import torch
 
-#: How far the fast product of unit vectors may be off: bf16 keeps 8 bits of each value (2 * 2**-9 at most over a sum of
-#: products of unit vectors) and of the sum (2**-9).
-REDUCED_MARGIN = 3 * 2**-9 + 1e-3
+#: How far the float32 product of unit vectors may be off, or the sum of a fast one.
 MARGIN = 1e-3
+_SUM = 2**-9  # of bf16, below 1
+_CUT = 2**-8  # each value of bf16, of itself
+PAIR_COST = 512  #: Products that are made in the time in which a single pair is decided.
 _CHUNK = 128  # rows whose products fit into a core's cache
 _SHAPE = 128  # oneDNN makes code for each shape of a product in bf16, which takes it 6 ms
 _WIDE = (256, 512, 768, 1024, 1536, 2048, 3072, 4096)  # columns of such shapes
@@ -71,12 +72,38 @@ class Block:
         end = start + _rounded(stop - start)
         return Block(self.vectors[start:stop], self.fast[start:end] if end <= len(self.fast) else None)
 
-    @property
-    def margin(self) -> float:
-        """How far a fast product may be off, at most."""
+    @cached_property
+    def off(self) -> float:
+        """How far `fast` is from the vectors, at most: of bf16 it may be more than twice what it is of most."""
         import torch
 
-        return MARGIN if self.fast.dtype == torch.float32 else REDUCED_MARGIN
+        if self.fast.dtype == torch.float32:
+            return 0.0 if _whole() else _CUT
+        with torch.inference_mode():
+            away = self.fast[: len(self.vectors)].float().sub_(self._here())
+            return float(torch.linalg.vector_norm(away, dim=1).max()) if len(away) else 0.0
+
+    @cached_property
+    def plain(self) -> torch.Tensor:
+        """float32, on the device."""
+        return self._here().float()
+
+    def _here(self) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(self.vectors)).to(backend.current().torch_device)
+
+
+def margin_of(rows: Block, columns: Block) -> float:
+    """How far the fast product of two of their vectors may be off, at most.
+
+    By the inequality of Cauchy and Schwarz: a bound for all vectors would be 2**-7 for bf16 alone, where each of their
+    values is rounded to the same side.
+    """
+    import torch
+
+    rounded = 0.0 if rows.fast.dtype == torch.float32 else _SUM
+    return MARGIN + rounded + rows.off + columns.off * (1 + rows.off)
 
 
 def products(rows: Block, columns: Block, at: slice, only: np.ndarray | None = None) -> torch.Tensor:
@@ -98,6 +125,46 @@ def products(rows: Block, columns: Block, at: slice, only: np.ndarray | None = N
             fast = fast[torch.from_numpy(padded).to(fast.device)]
         whole = fast[: _rounded(count)] @ columns.fast[first : first + _wide(last - first)].T
         return whole[:count, : last - first]
+
+
+def are_near(
+    rows: np.ndarray, left: np.ndarray, columns: Block, right: np.ndarray, least: float
+) -> np.ndarray:
+    """Which pairs have a product that is at least so large: as by `exact_pairs`, which few of many are asked for.
+
+    Parameters
+    ----------
+    rows
+        float32 (n, dim), of unit length.
+    left
+        Of these, a pair's; they rise.
+    columns, right
+        The others, and a pair's of them.
+    least
+        That a product is.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool (pairs,).
+    """
+    good = np.zeros(len(left), bool)
+    open_ = np.arange(len(left))
+    if len(left) * PAIR_COST > (size := len(rows) * (int(right.max(initial=-1)) + 1)) and size:
+        found = plain_products(rows, columns.plain[: int(right.max()) + 1])[left, right]
+        # An error of 2**-24 at each of so many sums and products, twice over (Higham 2002, section 3.1).
+        margin = rows.shape[1] * 2**-23 if _whole() else 3 * _CUT
+        good = found >= least + margin
+        open_ = np.flatnonzero(np.abs(found - least) <= margin)
+    good[open_] = exact_pairs(rows, left[open_], columns.vectors, right[open_]) >= least
+    return good
+
+
+def _whole() -> bool:
+    """Whether float32 products are made of all bits, as they are unless somebody's model has asked torch otherwise."""
+    import torch
+
+    return torch.get_float32_matmul_precision() == "highest"
 
 
 def _rounded(rows: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from curator_dask.dedup.kmeans import decide
 from curator_dask.dedup.layout import Layout
 from curator_dask.dedup.phases import Phase
-from curator_dask.dedup.products import Block, exact_dots, exact_pairs, largest, near, products
+from curator_dask.dedup.products import Block, exact_dots, exact_pairs, largest, margin_of, near, products
 
 #: Of the table that says how many rows would go.
 EPS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
@@ -49,20 +49,20 @@ class CompareSample:
         counts = np.zeros((len(sample), len(EPS)), np.int64)
         pairs = [np.zeros((0, 3))]
         seen = 0
-        least = 1 - max(EPS[-1], self.eps + rows.margin)
         # Blocks have one size: what is picked of a crowd's pairs, and so how far to look, goes by them.
         for first, vectors in self.layout.blocks(name):
             seen += len(vectors)
             block = Block(vectors)
+            close = self.eps + margin_of(rows, block)
             with torch.inference_mode():
                 found = products(rows, block, slice(0, len(vectors)))
                 own = np.flatnonzero((numbers >= first) & (numbers < first + len(vectors)))
                 found[own, numbers[own] - first] = -1
-                few = (largest(found) >= least).nonzero()[:, 0]
+                few = (largest(found) >= 1 - max(EPS[-1], close)).nonzero()[:, 0]
                 some, at = found[few].float(), few.cpu().numpy()
                 for number, eps in enumerate(EPS):
                     counts[at, number] += (some >= 1 - eps).sum(1).cpu().numpy()
-            left, right = near(some, 1 - self.eps - rows.margin)
+            left, right = near(some, 1 - close)
             left, right = _some(at[left], right, first)
             cosines = exact_pairs(sample, left, vectors, right)
             good = cosines >= 1 - self.eps

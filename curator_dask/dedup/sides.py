@@ -7,10 +7,19 @@ from collections.abc import Iterator
 import numpy as np
 
 from curator_dask.dedup.places import Places, Reader
-from curator_dask.dedup.products import MARGIN, Block, exact_pairs, near_if_few, near_in_parts, products
+from curator_dask.dedup.products import (
+    MARGIN,
+    PAIR_COST,
+    Block,
+    are_near,
+    exact_pairs,
+    margin_of,
+    near_if_few,
+    near_in_parts,
+    products,
+)
 from curator_dask.dedup.sketches import SKETCH_MARGIN, sketches_of, widths_of, widths_there
 
-_RARE = 512  # products for each pair that sketches may leave: to read and decide one takes as long as so many products
 _WORTH = 1 << 16  # products of a block that are made by sketches
 _AFRESH = 32  # blocks after which the smallest sketches are tried again
 
@@ -71,7 +80,7 @@ def cosines(left: Side, rows: np.ndarray, right: Side, columns: np.ndarray, widt
 
 
 class Finder:
-    """Finds what may be near; it goes on with the sketches that were of use before.
+    """Finds what is near; it goes on with the sketches that were of use before.
 
     Parameters
     ----------
@@ -95,7 +104,9 @@ class Finder:
     def near(
         self, mine: Side, theirs: Side, size: int, active: np.ndarray, within: bool
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows and columns that may be near, some at a time; no pair that is near is missing.
+        """Rows and columns that are near, some at a time.
+
+        All are decided here: of a row's many that only may be, no few could be picked without losing one that is.
 
         Parameters
         ----------
@@ -113,13 +124,14 @@ class Finder:
         for width in self._tried(len(active) * size, within):
             rows, columns = mine.sketches(width), theirs.sketches(width)
             found = products(rows, columns, at, only)
-            few = near_if_few(found, self._least - rows.margin - SKETCH_MARGIN, len(active) * size // _RARE)
+            few = near_if_few(
+                found, self._least - margin_of(rows, columns) - SKETCH_MARGIN, len(active) * size // PAIR_COST
+            )
             if few is not None:
                 self._begin[within] = self._widths.index(width)
                 left, right = active[few[0]], few[1]
-                for wider in self._widths[
-                    self._begin[within] + 1 :
-                ]:  # of which less has to be read than of vectors
+                # Of wider sketches less has to be read than of vectors.
+                for wider in self._widths[self._begin[within] + 1 :]:
                     good = cosines(mine, left, theirs, right, wider) >= self._least - SKETCH_MARGIN - MARGIN
                     left, right = left[good], right[good]
                 if len(left):
@@ -129,8 +141,11 @@ class Finder:
             self._begin[within] = self._widths.index(width) + 1
         rows, columns = mine.block(theirs), theirs.block()
         found = products(rows, columns, at, only)
-        for left, right in near_in_parts(found, self._least - rows.margin, self._hits):
-            yield active[left], right
+        for left, right in near_in_parts(found, self._least - margin_of(rows, columns), self._hits):
+            if len(left):
+                some = active[left[0] : left[-1] + 1]
+                good = are_near(rows.vectors[some], left - left[0], columns, right, self._least)
+                yield active[left[good]], right[good]
 
     def _tried(self, count: int, within: bool) -> tuple[int, ...]:
         """Widths of sketches for a block of so many products."""

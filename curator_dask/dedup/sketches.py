@@ -7,6 +7,7 @@ a pair whose sketches' product is too small is not near, and nothing is lost; al
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -108,8 +109,9 @@ def save_in_order(source: Phase, names: Sequence[str], phase: Phase, places: np.
             head = {"descr": kind, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, head)
             start = file.tell()
-            file.truncate(start + 2 * len(places) * width)
             file.flush()
+            # Room that is lacking is an error here, and would end the process once it is mapped.
+            os.posix_fallocate(file.fileno(), 0, start + 2 * len(places) * width)
             whole = np.memmap(file, np.float16, "r+", offset=start, shape=shape)
             first = 0
             for name in names:

@@ -7,12 +7,12 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from curator_dask.errors import ConfigError, OutputError
+from curator_dask.errors import OutputError
 from curator_dask.fetching.files import ShardFiles
 from curator_dask.frames.parquet import without_leftovers
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.placing import put
-from curator_dask.outputs.saving import check_writable, missing_folders, remove_empty
+from curator_dask.outputs.saving import check_writable, missing_folders, path_beside, remove_empty
 from curator_dask.outputs.selecting import Folder
 from curator_dask.storage import exists, is_remote, join, read_bytes, walk
 from curator_dask.words import counted
@@ -38,12 +38,7 @@ class FetchPlace:
     """
 
     def __init__(self, target: Folder) -> None:
-        if is_remote(target.path) and "/" not in target.path.partition("://")[2]:
-            raise ConfigError(
-                f"{target.path}: there must be a folder beside the shards, and there is none beside a bucket: give a"
-                " folder in it"
-            )
-        beside = Folder(f"{target.path}{SUFFIX}", target.options)
+        beside = Folder(path_beside(target.path, SUFFIX, "shards"), target.options)
         self.files = ShardFiles(target, beside)
 
     @property

@@ -17,14 +17,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from curator_dask.errors import ConfigError, OutputError
+from curator_dask.errors import OutputError
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_footer, without_leftovers
 from curator_dask.outputs.export_sizes import remove_sizes, sizes_there
 from curator_dask.outputs.left_out import UNBLURRED
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.placing import is_there, put
-from curator_dask.outputs.saving import check_writable, missing_folders, remove_empty
+from curator_dask.outputs.saving import check_writable, missing_folders, path_beside, remove_empty
 from curator_dask.outputs.selecting import Folder
 from curator_dask.outputs.shard_names import PARTS, is_shard, names_of, shortened, strays
 from curator_dask.storage import exists, is_remote, join, read_bytes, remove, walk
@@ -56,12 +56,7 @@ class ExportPlace:
     """
 
     def __init__(self, target: Folder) -> None:
-        if is_remote(target.path) and "/" not in target.path.partition("://")[2]:
-            raise ConfigError(
-                f"{target.path}: there must be a folder beside the tars, and there is none beside a bucket: give a"
-                " folder in it"
-            )
-        self.target, self.beside = target, f"{target.path}{SUFFIX}"
+        self.target, self.beside = target, path_beside(target.path, SUFFIX, "tars")
 
     @property
     def has_tars(self) -> bool:

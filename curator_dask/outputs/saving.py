@@ -186,3 +186,19 @@ def check_not_inside(source: str, target: str) -> None:
 def behind_links(folder: str) -> str:
     """Where a path leads, behind all links; a URL as it is."""
     return folder if is_remote(folder) else os.path.realpath(local_path(folder))
+
+
+def path_beside(folder: str, suffix: str, files: str) -> str:
+    """Path of the folder beside another, which is called the same with something behind it.
+
+    Raises
+    ------
+    ConfigError
+        There can be none.
+    """
+    if is_remote(folder) and "/" not in folder.partition("://")[2]:
+        raise ConfigError(
+            f"{folder}: there must be a folder beside the {files}, and there is none beside a bucket: give a folder"
+            " in it"
+        )
+    return f"{folder}{suffix}"
