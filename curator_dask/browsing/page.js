@@ -233,6 +233,7 @@ for (const id of ["order", "direction"]) {
 
 async function take(file) {
   if (!file || data.noImage) return;
+  if (file.size > 32 * 2 ** 20) { complain(new Error("the image is too large: 32 MiB are the most")); return; }
   at("said").textContent = "The image is embedded …";
   try {
     const { image } = await post("/image", file);
