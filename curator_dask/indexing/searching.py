@@ -101,9 +101,7 @@ class VectorIndex:
         self._centroids = np.array(self._stored.load(found.centroids, (found.clusters, found.dim)))
         self._measured = Measured(np.array(self._stored.load(found.measured, (-1, KNOWN))), found.clusters)
         number_of = {each.name: number for number, each in enumerate(found.files)}
-        self._parts = [
-            _Part.of(self._stored, each, number_of, found.clusters) for each in found.segments
-        ]
+        self._parts = [_Part.of(self._stored, each, number_of, found.clusters) for each in found.segments]
         self._conditions: OrderedDict[str, _Masks] = OrderedDict()
 
     @property
@@ -172,7 +170,9 @@ class VectorIndex:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"expected vectors of numbers, (n, dim) or (dim,): {error}") from None
         if asked.ndim != 2:
-            raise ConfigError(f"expected vectors (n, dim) or (dim,), found an array of {asked.ndim} dimensions")
+            raise ConfigError(
+                f"expected vectors (n, dim) or (dim,), found an array of {asked.ndim} dimensions"
+            )
         passing = None if where is None else self.passing(where)
         directions = unit(asked)
         found = []
@@ -314,9 +314,7 @@ class _Part:
                 f" short. Remove {phase.folder}, and build the index again"
             )
         files = np.array([number_of[each] for each in segment.files], np.int64)
-        scales, places = (
-            stored.load(f"{name}.{what}.npy", (segment.rows,)) for what in ("scales", "sorted")
-        )
+        scales, places = (stored.load(f"{name}.{what}.npy", (segment.rows,)) for what in ("scales", "sorted"))
         starts = np.array(stored.load(f"{name}.starts.npy", (clusters + 1,)))
         return cls(vectors, scales, places, starts, files)
 

@@ -63,7 +63,9 @@ class Stored:
         try:
             size = os.path.getsize(path)  # noqa: PTH202
         except OSError as error:
-            raise OutputError(f"{path}: {error.strerror}. Remove {self.phase.folder}, and build the index again") from None
+            raise OutputError(
+                f"{path}: {error.strerror}. Remove {self.phase.folder}, and build the index again"
+            ) from None
         rows = size // (np.dtype(self.dtype).itemsize * self.dim)
         if not rows:
             return np.zeros((0, self.dim), self.dtype)
@@ -76,7 +78,9 @@ class Stored:
             array = self.phase.load(name)
         except (OSError, ValueError, EOFError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise OutputError(f"{path}: {reason}. Remove {self.phase.folder}, and build the index again") from None
+            raise OutputError(
+                f"{path}: {reason}. Remove {self.phase.folder}, and build the index again"
+            ) from None
         if shape is not None and (
             array.ndim != len(shape)
             or any(wanted not in (-1, size) for wanted, size in zip(shape, array.shape, strict=True))
