@@ -418,7 +418,7 @@ def test_a_shard_that_opens_slowly_keeps_no_other_waiting(out, monkeypatch):
         with shards(fast) as reader:  # stays open while it is read, though there is room for one
             go_on.set()
             thread.join(20)
-            assert len(done) == 4 and reader.read(reader.index.samples[0].image)
+            assert len(done) == 4 and reader.read(reader.index.samples[0].members[0])
     finally:
         go_on.set()
     shards.close()
