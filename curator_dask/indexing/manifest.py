@@ -164,13 +164,8 @@ class Manifest:
         own = {each.name for each in self.files}
         if not all({*each.files} <= own for each in self.segments):
             raise ValueError("a segment is of files that the index does not name")
-        numbers = [
-            self.dim,
-            self.clusters,
-            self.fitted,
-            *self.aside.values(),
-            *(each.rows for each in (*self.files, *self.segments)),
-        ]
+        rows = [*(each.rows for each in self.files), *(each.rows for each in self.segments)]
+        numbers = [self.dim, self.clusters, self.fitted, *self.aside.values(), *rows]
         if not all(isinstance(number, int) and number >= 0 for number in numbers) or not self.dim:
             raise ValueError("a length that is no number")
         if self.dtype not in ("<f2", "<f4"):
