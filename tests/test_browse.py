@@ -9,9 +9,13 @@ import json
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
+import zlib
 from contextlib import contextmanager, suppress
 
 import dask
@@ -28,14 +32,17 @@ from typer.testing import CliRunner
 
 from curator_dask.browsing.looking import Browser, Look
 from curator_dask.browsing.serving import MOST_IMAGE, Serving
+from curator_dask.browsing.shards import OpenShards
 from curator_dask.cli import app
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.image.embedders import ClipImageEmbedder
 from curator_dask.image.embedders.similar import similar_to_image, similar_to_key
 from curator_dask.indexing import VectorIndex
+from curator_dask.rows.thumbnails import read_thumbnails
 from curator_dask.text import ClipTextEmbedder
 from curator_dask.text.search import search
+from curator_dask.webdataset.opening import open_shard
 
 SHARDS, ROWS = 2, 36
 EVIL = "</script><script>document.title = 'taken over'</script><img src=x onerror=alert(1)>"
@@ -204,6 +211,7 @@ def test_the_page_shows_what_the_search_finds(server, out, model, open_page, see
     assert page.inner_text("#tiles .values dd >> nth=0") == str(order["width"].iloc[0])
     page.go_back()
     page.wait_for_function("() => document.getElementById('said').textContent.includes('Nearest to')")
+    assert page.input_value("#order") == ""
 
     # An image of a file.
     (tmp_path / "given.png").write_bytes(image_of("7777"))
@@ -301,6 +309,7 @@ def test_who_may_ask(server):
     for refused in (
         {"Host": "evil.example"},
         {"Host": f"evil.example:{server.port}"},
+        {"Host": "[::1"},
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
         {"Origin": "http://localhost:1"},
@@ -310,6 +319,10 @@ def test_who_may_ask(server):
         assert ask(server, **refused)[0] == 403, refused
     for path in ("/../../etc/passwd", "/etc/passwd", "/%2e%2e/etc/passwd", "//etc/passwd", "/static/page.js"):
         assert ask(server, "GET", path)[0] == 404
+    # Who has no token is refused before a body is sent, so that none is kept.
+    with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
+        connection.sendall(b"POST /image HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9999999\r\n\r\nx")
+        assert b" 403 the URL needs the token" in connection.recv(1000)
     # The token is in the URL once, then in a cookie that scripts and other sites do not have.
     status, _, headers = ask(server, "GET", f"/?token={server.token}", token=False)
     assert (status, headers["Location"]) == (302, "/")
@@ -330,6 +343,7 @@ def test_what_is_asked_badly(server):
         {"number": "1"},
         {"columns": [1]},
         {"seed": True},
+        {"where": "\ud800 > 1"},
     ):
         assert ask(server, body=json.dumps(wrong).encode())[0] == 400, wrong
     for asked, said in (
@@ -349,9 +363,11 @@ def test_what_is_asked_badly(server):
     assert ask(server, path="/pictures", body=json.dumps({"numbers": list(range(100))}).encode())[0] == 400
     assert "there are 72" in ask(server, path="/pictures", body=b'{"numbers": [72]}')[1]
     assert "not an image" in ask(server, path="/image", body=b"GIF")[1]
-    bomb = io.BytesIO()
-    Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
-    assert "pixels" in json.loads(ask(server, path="/image", body=bomb.getvalue())[1])["error"]
+    small = io.BytesIO()
+    Image.new("1", (8, 8)).save(small, "PNG")
+    head = b"IHDR" + struct.pack(">II", 30_000, 30_000) + small.getvalue()[24:29]  # says that it is large
+    bomb = small.getvalue()[:12] + head + struct.pack(">I", zlib.crc32(head)) + small.getvalue()[33:]
+    assert "pixels" in json.loads(ask(server, path="/image", body=bomb)[1])["error"]
     with suppress(ConnectionError, http.client.HTTPException):  # the server stops reading
         assert ask(server, path="/image", body=b"x" * (MOST_IMAGE + 1))[0] in (400, 413)
     row = KEYS.index(BAD)
@@ -384,6 +400,40 @@ def test_by_an_index_and_without_vectors(out, model, tmp_path):
         each.close()
 
 
+def test_a_shard_that_opens_slowly_keeps_no_other_waiting(out, monkeypatch):
+    slow, fast = (str(out.parent / "data" / f"{shard}.tar") for shard in range(SHARDS))
+    opening, go_on = threading.Event(), threading.Event()
+
+    def slowly(url, *rest):
+        if url == slow:
+            opening.set()
+            assert go_on.wait(20)
+        return open_shard(url, *rest)
+
+    monkeypatch.setattr("curator_dask.browsing.shards.open_shard", slowly)
+    monkeypatch.setattr("curator_dask.browsing.shards.MOST", 1)
+    shards, done = OpenShards(), []
+
+    def read(url, shard):
+        keys_there = [key_of(shard, row) for row in range(2)]
+        pictures = dict(read_thumbnails(keys_there, [url] * 2, 32, opener=shards))
+        done.extend(key for row, key in enumerate(keys_there) if isinstance(pictures[row], Image.Image))
+
+    thread = threading.Thread(target=read, args=[slow, 0])
+    thread.start()
+    assert opening.wait(20)
+    try:
+        read(fast, 1)
+        assert done == [key_of(1, 0), key_of(1, 1)]
+        with shards(fast) as reader:  # stays open while it is read, though there is room for one
+            go_on.set()
+            thread.join(20)
+            assert len(done) == 4 and reader.read(reader.index.samples[0].members[0])
+    finally:
+        go_on.set()
+    shards.close()
+
+
 def test_the_command_serves_until_it_is_interrupted(out):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "curator_dask.cli", "browse", str(out)]
@@ -395,6 +445,11 @@ def test_the_command_serves_until_it_is_interrupted(out):
         connection = http.client.HTTPConnection("127.0.0.1", int(url[1]), timeout=10)
         connection.request("GET", "/", headers={"Cookie": f"curator-dask-{url[1]}={url[2]}"})
         assert f"{len(KEYS)} rows" in said and connection.getresponse().status == 200
+        # It does not wait for an answer that takes a minute.
+        long = json.dumps({"where": "levenshtein(repeat(key, 3000), repeat('x', 20000)) > 0"})
+        asking = http.client.HTTPConnection("127.0.0.1", int(url[1]), timeout=10)
+        asking.request("POST", "/find", long, {"Cookie": f"curator-dask-{url[1]}={url[2]}"})
+        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=20)
     assert process.returncode == 130 and error.strip() == "interrupted: the page is closed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from curator_dask.frames.columns import unit
 from curator_dask.indexing import VectorIndex, building
 from curator_dask.indexing.measuring import KNOWN, Measured, wilson
 from curator_dask.indexing.tasks import Compare, Read
+from curator_dask.indexing.vectors import Vectors
 from curator_dask.outputs.nearest import VectorFiles
 
 FILES, ROWS, DIM = 4, 500, 12
@@ -62,6 +64,12 @@ def small_segments():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "SEGMENT", ROWS * DIM * 4 + 1)  # two files each
         yield
+
+
+@pytest.fixture
+def few_queries(monkeypatch):
+    """For what is not about recall: most of the time of so small an index is its measuring."""
+    monkeypatch.setattr(building, "QUERIES", 100)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +172,9 @@ def test_what_is_asked_of_it_is_checked(index, out, tmp_path):
         index.search(np.ones(3))
     with pytest.raises(ConfigError, match="zero or not finite"):
         index.search(np.zeros(DIM))
+    for wrong in ("a cat", [["a"]], np.ones((1, 2, DIM))):
+        with pytest.raises(ConfigError, match="expected vectors"):
+            index.search(wrong)
     with pytest.raises(ConfigError, match=r"recall=1\.5: expected a share"):
         index.search(np.ones(DIM), recall=1.5)
     with pytest.raises(OutputError, match="has no finished index"):
@@ -177,7 +188,7 @@ def test_what_is_asked_of_it_is_checked(index, out, tmp_path):
         VectorIndex(tmp_path)
 
 
-def test_half_precision_is_stored_as_it_is(tmp_path):
+def test_half_precision_is_stored_as_it_is(tmp_path, few_queries):
     write_file(tmp_path / "out", 0, dtype=np.float16)
     manifest = VectorIndex.build(tmp_path / "out", tmp_path / "index", clusters=9)
     index = VectorIndex(tmp_path / "index")
@@ -185,14 +196,82 @@ def test_half_precision_is_stored_as_it_is(tmp_path):
     assert (manifest.dtype, sizes) == ("<f2", 2 * DIM * len(index))
     vector = vectors_of(0, np.float16)[42].astype(np.float32)
     exact = VectorFiles.find(tmp_path / "out", "image_embedding", None)
-    assert index.search(vector, recall=1)[0] == exact.nearest(unit(vector[None])[0], "it", 24)
+    found = index.search(vector, recall=1)[0]
+    assert found == exact.nearest(unit(vector[None])[0], "it", 24)
+
+    # The output elsewhere is the same one; a copy, of which nobody knows that, is not.
+    moved = (tmp_path / "out").rename(tmp_path / "moved")
+    VectorIndex.build(moved, tmp_path / "index")
+    there = VectorIndex(tmp_path / "index", moved)
+    assert (
+        Vectors.of(moved, "image_embedding", None, there, 1).nearest(unit(vector[None])[0], "it", 24) == found
+    )
+    shutil.copytree(moved, tmp_path / "copy", copy_function=shutil.copyfile)
+    with pytest.raises(ConfigError, match=r"is the index of .*out, not of .*copy"):
+        VectorIndex.build(tmp_path / "copy", tmp_path / "index")
+    with pytest.raises(ConfigError, match=r"is the index of .*out, not of .*copy"):
+        Vectors.of(tmp_path / "copy", "image_embedding", None, there)
+
+
+def test_vectors_at_the_ends_of_their_range_are_found_and_zeros_crowd_out_nothing(tmp_path, few_queries):
+    random = np.random.default_rng(3)
+    vectors = random.standard_normal((90, DIM))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[:, 0] = -np.abs(vectors[:, 0])  # further from the first axis than zeros are
+    vectors *= np.repeat([1e-40, 3e38, 1.0], 30)[:, None]
+    vectors[60:85] = 0
+    vectors = vectors.astype(np.float32)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), DIM)
+    (tmp_path / "out").mkdir()
+    keys_there = [str(row) for row in range(90)]
+    pq.write_table(pa.table({"key": keys_there, "image_embedding": lists}), tmp_path / "out" / "0.parquet")
+    VectorIndex.build(tmp_path / "out", tmp_path / "index", clusters=6)
+    index, exact = (
+        VectorIndex(tmp_path / "index"),
+        VectorFiles.find(tmp_path / "out", "image_embedding", None),
+    )
+    for vector in (np.eye(DIM, dtype=np.float32)[0], unit(vectors[:1])[0], unit(vectors[40:41])[0]):
+        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        cosines = vectors.astype(np.float64) @ vector / np.where(lengths > 0, lengths, np.nan)
+        order = np.argsort(-np.where(np.isnan(cosines), -9, cosines), kind="stable")
+        for top in (5, 65, 90):
+            hits = exact.nearest(vector, "it", top)
+            assert keys(hits) == [str(row) for row in order[: min(top, 65)]]
+            assert index.hits(index.ranked(vector, "it", top, recall=1)) == hits
+
+
+def test_what_is_damaged_is_told(index, tmp_path):
+    for path in sorted(Path(index.folder).iterdir()):
+        if path.name.endswith(".read.npy"):
+            continue  # no search reads it
+        for damage in ("gone", "cut", "other", "pickled"):
+            shutil.rmtree(tmp_path / "it", ignore_errors=True)
+            shutil.copytree(index.folder, tmp_path / "it")
+            damaged = tmp_path / "it" / path.name
+            if damage == "gone":
+                damaged.unlink()
+            elif damage == "cut":
+                damaged.write_bytes(damaged.read_bytes()[:-70])
+            else:
+                array = np.zeros(3) if damage == "other" else np.array([{}], object)
+                with damaged.open("wb") as file:
+                    np.save(file, array)
+            with pytest.raises(OutputError, match=r"[Bb]uild (the index|it) again|has no finished index"):
+                VectorIndex(tmp_path / "it")
+    manifest = json.loads(Path(index.folder, "index.json").read_text())
+    for name, value in (("centroids", "../c"), ("dim", 0), ("files", []), ("dtype", "|O"), ("clusters", "9")):
+        (tmp_path / "it" / "index.json").write_text(json.dumps({**manifest, name: value}))
+        with pytest.raises(OutputError, match="cannot be read as that of an index"):
+            VectorIndex(tmp_path / "it")
 
 
 def states(folder):
     return {path.name: path.stat().st_mtime_ns for path in Path(folder).iterdir()}
 
 
-def test_files_that_change_make_the_index_stale_and_only_their_segment_is_made_anew(tmp_path, small_segments):
+def test_files_that_change_make_the_index_stale_and_only_their_segment_is_made_anew(
+    tmp_path, small_segments, few_queries
+):
     folder, place = tmp_path / "out", tmp_path / "index"
     for file in range(FILES):
         write_file(folder, file)
@@ -230,7 +309,7 @@ def test_files_that_change_make_the_index_stale_and_only_their_segment_is_made_a
     assert again.aside["null"] == 5 and again.vectors == 5 * (ROWS - 3)
 
 
-def test_an_interrupted_build_goes_on(out, tmp_path, monkeypatch):
+def test_an_interrupted_build_goes_on(out, tmp_path, monkeypatch, few_queries):
     calls = {"read": 0, "compare": 0}
     read, compare = Read.make, Compare.make
 

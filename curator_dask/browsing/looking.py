@@ -193,10 +193,11 @@ class Browser:
         """Let go of all."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.shards.close()
-        with self._models:
-            if self._encoder is not None:
-                self._encoder.close()
-                self._encoder = None
+        if self._models.acquire(blocking=False):  # one that is at work goes with the process
+            encoder, self._encoder = self._encoder, None
+            self._models.release()
+            if encoder is not None:
+                encoder.close()
 
     def take_image(self, data: bytes) -> str:
         """Embed an image that was given, by the model that made the output's vectors.

@@ -55,6 +55,7 @@ async function ask(next, remember = true) {
     if (remember) history.pushState(look, "");
     complain(null);
     rows = [];
+    showOrder();
     at("tiles").replaceChildren();
     add(said);
     told(said.passing);
@@ -224,6 +225,13 @@ at("where").addEventListener("change", narrow);
 at("where").addEventListener("keydown", (event) => {
   if (event.key === "Enter") { event.preventDefault(); narrow(); }
 });
+// The list says by which column rows are in order, also where "like this" or the browser's back button led elsewhere.
+function showOrder() {
+  if (!at("order")) return;
+  at("order").value = look.kind === "order" ? look.column : "";
+  if (look.kind === "order") at("direction").value = look.descending ? "down" : "up";
+  turnOrder();
+}
 function turnOrder() { if (at("order")) at("direction-label").hidden = !at("order").value; }
 for (const id of ["order", "direction"]) {
   at(id)?.addEventListener("change", () => {
@@ -237,6 +245,7 @@ for (const id of ["order", "direction"]) {
 
 async function take(file) {
   if (!file || data.noImage) return;
+  if (file.size > 32 * 2 ** 20) { complain(new Error("the image is too large: 32 MiB are the most")); return; }
   at("said").textContent = "The image is embedded …";
   try {
     const { image } = await post("/image", file);
@@ -258,8 +267,6 @@ addEventListener("popstate", (event) => {
   if (!event.state) return;
   at("where").value = event.state.where;
   at("text").value = event.state.text ?? "";
-  if (at("order")) at("order").value = event.state.column ?? "";
-  turnOrder();
   ask(event.state, false);
 });
 

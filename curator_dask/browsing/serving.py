@@ -3,7 +3,7 @@
 - Every request needs the token, in the URL of the first and in a cookie from then on.
 - The host that a request names must be the server's, and where a browser says from which page it comes, that is its
   own: another site that the same browser shows can ask nothing, not by a name that it has pointed here either.
-- A request names rows by number, never a path. Bodies are limited.
+- A request names rows by number, never a path. Bodies are limited, and of who has no token none is kept.
 - The page may load nothing from elsewhere and run no script but its own (Content-Security-Policy).
 """
 
@@ -14,6 +14,7 @@ import hmac
 import json
 import logging
 import secrets
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -34,6 +35,8 @@ logger = logging.getLogger("curator_dask")
 MOST_IMAGE, MOST_ASKED = 32 << 20, 256 << 10
 #: Rows and pictures of one answer, at most.
 MOST_ROWS, MOST_PICTURES = 200, 64
+#: Seconds that a connection may be idle, and that a body may take.
+_IDLE, _SLOW = 600, 300
 
 
 class Serving:
@@ -60,6 +63,9 @@ class Serving:
         self.browser, self.host = browser, host
         self.token = token or secrets.token_urlsafe(24)
         self.pool = ThreadPoolExecutor(4, thread_name_prefix="curator-browse")
+        #: Of pictures alone: those of a slow store keep no question waiting.
+        self.painters = ThreadPoolExecutor(4, thread_name_prefix="curator-paint")
+        self._busy, self._lock = 0, threading.Lock()
         try:
             self._sockets = tornado.netutil.bind_sockets(port, host)
         except (OSError, OverflowError) as error:
@@ -75,6 +81,21 @@ class Serving:
         anywhere = self.host in ("0.0.0.0", "::", "")
         name = "127.0.0.1" if anywhere else f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{name}:{self.port}/?token={self.token}"
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something that was asked is still being made."""
+        return self._busy > 0
+
+    def counted(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What is made, and meanwhile this is busy."""
+        with self._lock:
+            self._busy += 1
+        try:
+            return make()
+        finally:
+            with self._lock:
+                self._busy -= 1
 
     @property
     def is_local(self) -> bool:
@@ -96,7 +117,11 @@ class Serving:
             log_function=lambda handler: None,
         )
         server = tornado.httpserver.HTTPServer(
-            application, max_body_size=MOST_IMAGE, max_buffer_size=2 * MOST_IMAGE
+            application,
+            max_body_size=MOST_IMAGE,
+            max_buffer_size=2 * MOST_IMAGE,
+            idle_connection_timeout=_IDLE,
+            body_timeout=_SLOW,
         )
         server.add_sockets(self._sockets)
         try:
@@ -106,6 +131,7 @@ class Serving:
         finally:
             server.stop()
             self.pool.shutdown(wait=False, cancel_futures=True)
+            self.painters.shutdown(wait=False, cancel_futures=True)
 
 
 def serve(serving: Serving, ready: Callable[[], None]) -> None:
@@ -123,13 +149,18 @@ def serve(serving: Serving, ready: Callable[[], None]) -> None:
     asyncio.run(forever())
 
 
+@tornado.web.stream_request_body
 class _Handler(tornado.web.RequestHandler):
-    """What every request goes through."""
+    """What every request goes through, before its body is read."""
+
+    most = MOST_ASKED  # bytes of a body
 
     def initialize(self, serving: Serving) -> None:
         self.serving = serving
         self.nonce = secrets.token_urlsafe(16)
         self._is_open = False
+        self._parts: list[bytes] = []
+        self._size = 0
 
     @property
     def _cookie(self) -> str:
@@ -148,7 +179,10 @@ class _Handler(tornado.web.RequestHandler):
             f"default-src 'none'; script-src 'nonce-{self.nonce}'; style-src 'nonce-{self.nonce}'; img-src data:;"
             " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         )
-        host = urlsplit(f"//{self.request.host}").hostname or ""
+        try:
+            host = urlsplit(f"//{self.request.host}").hostname or ""
+        except ValueError:
+            host = ""
         if self.serving.is_local and host not in ("127.0.0.1", "localhost", "::1"):
             self._refuse("this host is not the server's: open the URL that it has printed")
         origin = self.request.headers.get("Origin")
@@ -165,6 +199,21 @@ class _Handler(tornado.web.RequestHandler):
             self._refuse("the URL needs the token that curator-dask browse has printed")
         if given is not None:
             self.set_cookie(self._cookie, self.serving.token, httponly=True, samesite="Strict", path="/")
+        length = self.request.headers.get("Content-Length", "0")
+        if length.isdecimal() and int(length) > self.most:
+            raise tornado.web.HTTPError(413)
+
+    def data_received(self, chunk: bytes) -> None:
+        self._size += len(chunk)
+        if self._size <= self.most:
+            self._parts.append(chunk)
+
+    @property
+    def body(self) -> bytes:
+        """Of the request, whole."""
+        if self._size > self.most:
+            raise tornado.web.HTTPError(413)
+        return b"".join(self._parts)
 
     def _refuse(self, why: str) -> None:
         raise tornado.web.HTTPError(403, reason=why)
@@ -176,20 +225,24 @@ class _Handler(tornado.web.RequestHandler):
 
     def asked(self) -> dict[str, Any]:
         """The JSON object of the body."""
-        if len(self.request.body) > MOST_ASKED:
-            raise tornado.web.HTTPError(413)
         try:
-            found = json.loads(self.request.body)
+            found = json.loads(self.body)
+            json.dumps(found, ensure_ascii=False).encode()  # halves of signs are no text
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise tornado.web.HTTPError(400, reason="expected a JSON object")
         return found
 
-    async def answer(self, make: Callable[[], dict[str, Any]]) -> None:
+    async def answer(
+        self, make: Callable[[], dict[str, Any]], pool: ThreadPoolExecutor | None = None
+    ) -> None:
         """What is made in a thread, or why it cannot be, in words."""
+        serving = self.serving
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self.serving.pool, make)
+            found = await asyncio.get_running_loop().run_in_executor(
+                pool or serving.pool, serving.counted, make
+            )
         except CuratorError as error:
             found = {"error": str(error)}
         except (
@@ -253,12 +306,16 @@ class _Pictures(_Handler):
         numbers = _said(self.asked(), "numbers", list, [])
         if len(numbers) > MOST_PICTURES or not all(type(each) is int for each in numbers):
             raise tornado.web.HTTPError(400, reason="no such rows")
-        await self.answer(lambda: {"pictures": dict(self.serving.browser.pictures(numbers))})
+        await self.answer(
+            lambda: {"pictures": dict(self.serving.browser.pictures(numbers))}, self.serving.painters
+        )
 
 
 class _Image(_Handler):
+    most = MOST_IMAGE
+
     async def post(self) -> None:
-        data = self.request.body
+        data = self.body
         await self.answer(lambda: {"image": self.serving.browser.take_image(data)})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import typer
 
 from curator_dask.cli.indexing import opened_index
 from curator_dask.cli.options import (
+    EXIT_INTERRUPTED,
     Cluster,
     ClusterType,
     Embeddings,
@@ -108,6 +110,19 @@ def browse(
 
                     webbrowser.open(serving.url)
 
-            serve(serving, ready)
+            try:
+                serve(serving, ready)
+            except KeyboardInterrupt:
+                if serving.is_busy:
+                    _leave()
+                raise
         finally:
             browser.close()
+
+
+def _leave() -> None:
+    """End without the answer that a thread is still at, for which Python would wait."""
+    print("\ninterrupted: the page is closed", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_INTERRUPTED)

@@ -104,12 +104,15 @@ def build(
         check_counts(clusters=clusters)
     place = local_folder("folder", folder)
     before = Manifest.read(place)
-    if before is not None:
-        before.check_of(place, locate(os.fspath(embeddings), storage_options), column)
+    where = locate(os.fspath(embeddings), storage_options)
+    if before is not None and before.column != column:
+        before.check_of(place, where, column)
     known = () if before is None else before.files
-    source = Source.find(os.fspath(embeddings), column, storage_options, known)
+    source = Source.find(where, column, storage_options, known)
     if before is not None:
         differs = source.differences(before)
+        if differs:  # else it is the same output, though it may have been moved
+            before.check_of(place, where, column)
         if not differs and clusters in (None, before.clusters):
             return before
         logger.info(
@@ -169,6 +172,8 @@ class _Building:
             kept = [
                 each for each in before.segments if all(digest.get(name) == then[name] for name in each.files)
             ]
+        if stay and before is not None:
+            stored.load(before.centroids, (before.clusters, dim))  # others would not be those of what is kept
         groups = self._groups({name for each in kept for name in each.files}, dim, dtype, digest)
         made = {"groups": sorted(groups), "clusters": self.clusters, "seed": self.seed, "version": VERSION}
         centroids = before.centroids if stay and before else f"c-{fingerprint(made)[:16]}.npy"
@@ -213,8 +218,8 @@ class _Building:
         """int64: vectors of a segment, and rows aside by `FAULTS`."""
         name = f"{segment.name}.read.npy"
         if not self.phase.has(name):
-            name = f"{self._raw_of[segment.name]}.read.npy"
-        return np.array(self.phase.load(name))
+            name = f"{self._raw_of.get(segment.name, segment.name)}.read.npy"
+        return np.array(Stored(self.phase, 0, "").load(name))
 
     def _shape(self) -> tuple[int, str]:
         dim, dtype = self.source.shape()
@@ -311,7 +316,7 @@ class _Building:
             places = chosen[(chosen >= start) & (chosen < start + each.rows)] - start
             start += each.rows
             if len(places):
-                there = np.array(self.phase.load(f"{each.name}.sorted.npy")[places])
+                there = np.array(stored.load(f"{each.name}.sorted.npy")[places])
                 queries.append(unit(np.asarray(stored.map(f"{each.name}.vectors")[places], np.float32)))
                 own.append(firsts[each.name][there["file"]] + there["row"])
         self.phase.save(f"{prefix}.queries.npy", np.concatenate(queries))

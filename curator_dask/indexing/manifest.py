@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from curator_dask.words import counted
 
 #: The file that says it; an index without it is not finished.
 MANIFEST = "index.json"
+_NAME = re.compile(r"[scm]-[0-9a-f]{16}(\.npy|\.ranks\.npy)?")
 #: Of what is in the files: another number makes all of them anew.
 VERSION = 1
 
@@ -134,7 +136,7 @@ class Manifest:
                     f"{path}: is of an index of version {said.get('version')}, expected {VERSION}. Remove the folder,"
                     " and build it again"
                 )
-            return cls(
+            found = cls(
                 **{
                     **said,
                     "files": tuple(File(**each) for each in said["files"]),
@@ -143,6 +145,8 @@ class Manifest:
                     ),
                 }
             )
+            found._check()
+            return found
         except FileNotFoundError:
             return None
         except OutputError:
@@ -151,6 +155,21 @@ class Manifest:
             raise OutputError(
                 f"{path}: cannot be read as that of an index: {error}. Remove the folder, and build it again"
             ) from None
+
+    def _check(self) -> None:
+        """Raise ValueError where it has not been written by `write`: no name of a file in it leads elsewhere."""
+        names = [*(each.name for each in self.segments), self.centroids, self.measured]
+        if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
+            raise ValueError(f"names of files that are none of an index: {names[:3]}")
+        own = {each.name for each in self.files}
+        if not all({*each.files} <= own for each in self.segments):
+            raise ValueError("a segment is of files that the index does not name")
+        rows = [*(each.rows for each in self.files), *(each.rows for each in self.segments)]
+        numbers = [self.dim, self.clusters, self.fitted, *self.aside.values(), *rows]
+        if not all(isinstance(number, int) and number >= 0 for number in numbers) or not self.dim:
+            raise ValueError("a length that is no number")
+        if self.dtype not in ("<f2", "<f4"):
+            raise ValueError(f"vectors of type {self.dtype!r}")
 
     def write(self, folder: str) -> None:
         """Put it there: from now on the index is this one."""

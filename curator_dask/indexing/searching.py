@@ -20,7 +20,7 @@ from curator_dask.frames.names import EMBEDDING_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import read_footer
 from curator_dask.indexing.building import build
 from curator_dask.indexing.manifest import Manifest, Segment, Source
-from curator_dask.indexing.measuring import Measured, Recall
+from curator_dask.indexing.measuring import KNOWN, Measured, Recall
 from curator_dask.indexing.tasks import Stored, digests_of
 from curator_dask.outputs.nearest import Hit, VectorFiles
 from curator_dask.outputs.passing import Passing
@@ -34,6 +34,7 @@ from curator_dask.threads import in_threads
 #: What share of the nearest rows is to be found, at least, unless another is given.
 RECALL = 0.99
 _BLOCK = 1 << 16  # rows that are multiplied at once
+_LARGEST = 1e30  # one divided by the length of a vector whose products are precise
 _FEW = 100_000  # rows that pass a condition and are all compared
 _CONDITIONS = 4  # of which it is remembered which rows pass
 
@@ -97,11 +98,16 @@ class VectorIndex:
         self.files = VectorFiles(records, found.column, storage_options)
         phase = Phase(self.folder)
         self._stored = Stored(phase, found.dim, found.dtype)
-        self._centroids = np.array(phase.load(found.centroids))
-        self._measured = Measured(np.array(phase.load(found.measured)), found.clusters)
+        self._centroids = np.array(self._stored.load(found.centroids, (found.clusters, found.dim)))
+        self._measured = Measured(np.array(self._stored.load(found.measured, (-1, KNOWN))), found.clusters)
         number_of = {each.name: number for number, each in enumerate(found.files)}
-        self._parts = [_Part.of(self._stored, each, number_of) for each in found.segments]
+        self._parts = [_Part.of(self._stored, each, number_of, found.clusters) for each in found.segments]
         self._conditions: OrderedDict[str, _Masks] = OrderedDict()
+
+    @property
+    def embeddings(self) -> str:
+        """Path or URL of the output, where it is now."""
+        return self._source.folder
 
     def __len__(self) -> int:
         return self.manifest.vectors
@@ -158,7 +164,15 @@ class VectorIndex:
         OutputError
             A file of the output was changed in the meantime.
         """
-        asked = np.atleast_2d(np.asarray(vectors, np.float32))
+        try:
+            with np.errstate(over="ignore"):
+                asked = np.atleast_2d(np.asarray(vectors, np.float32))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"expected vectors of numbers, (n, dim) or (dim,): {error}") from None
+        if asked.ndim != 2:
+            raise ConfigError(
+                f"expected vectors (n, dim) or (dim,), found an array of {asked.ndim} dimensions"
+            )
         passing = None if where is None else self.passing(where)
         directions = unit(asked)
         found = []
@@ -291,7 +305,7 @@ class _Part:
     files: np.ndarray
 
     @classmethod
-    def of(cls, stored: Stored, segment: Segment, number_of: Mapping[str, int]) -> _Part:
+    def of(cls, stored: Stored, segment: Segment, number_of: Mapping[str, int], clusters: int) -> _Part:
         phase, name = stored.phase, segment.name
         vectors = stored.map(f"{name}.vectors")
         if len(vectors) != segment.rows:
@@ -300,9 +314,9 @@ class _Part:
                 f" short. Remove {phase.folder}, and build the index again"
             )
         files = np.array([number_of[each] for each in segment.files], np.int64)
-        loaded = (phase.load(f"{name}.{what}.npy") for what in ("scales", "sorted", "starts"))
-        scales, places, starts = loaded
-        return cls(vectors, scales, places, np.array(starts), files)
+        scales, places = (stored.load(f"{name}.{what}.npy", (segment.rows,)) for what in ("scales", "sorted"))
+        starts = np.array(stored.load(f"{name}.starts.npy", (clusters + 1,)))
+        return cls(vectors, scales, places, starts, files)
 
     def look(self, best: Ranked, vector: np.ndarray, wanted: np.ndarray, mask: np.ndarray | None) -> None:
         """Take into the best rows those of some clusters, which may be among them."""
@@ -317,7 +331,12 @@ class _Part:
                     self._rank(best, vector, slice(start, stop) if most else places, places)
 
     def _rank(self, best: Ranked, vector: np.ndarray, read: slice | np.ndarray, places: np.ndarray) -> None:
-        fast = np.asarray(self.vectors[read], np.float32) @ vector * self.scales[read]
+        vectors, scales = np.asarray(self.vectors[read], np.float32), np.asarray(self.scales[read])
+        with np.errstate(over="ignore", invalid="ignore"):
+            fast = vectors @ vector * scales
+        odd = np.flatnonzero(~np.isfinite(fast) | (scales > _LARGEST))
+        if len(odd):  # of vectors near the ends of float32's range
+            fast[odd] = unit(vectors[odd]) @ vector
         if isinstance(read, slice) and len(places) < len(fast):
             fast = fast[places - read.start]
         some = places[may_be_best(fast, best.top, best.least)]

@@ -63,11 +63,33 @@ class Stored:
         try:
             size = os.path.getsize(path)  # noqa: PTH202
         except OSError as error:
-            raise OutputError(f"{path}: {error.strerror}. Build the index again") from None
+            raise OutputError(
+                f"{path}: {error.strerror}. Remove {self.phase.folder}, and build the index again"
+            ) from None
         rows = size // (np.dtype(self.dtype).itemsize * self.dim)
         if not rows:
             return np.zeros((0, self.dim), self.dtype)
         return np.memmap(path, self.dtype, "r", shape=(rows, self.dim))
+
+    def load(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+        """An array, mapped into memory, of this shape where one is given; -1: of whatever length."""
+        path = self.phase.path(name)
+        try:
+            array = self.phase.load(name)
+        except (OSError, ValueError, EOFError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OutputError(
+                f"{path}: {reason}. Remove {self.phase.folder}, and build the index again"
+            ) from None
+        if shape is not None and (
+            array.ndim != len(shape)
+            or any(wanted not in (-1, size) for wanted, size in zip(shape, array.shape, strict=True))
+        ):
+            raise OutputError(
+                f"{path}: expected an array of shape {shape}, found {array.shape}: it is not the index's own. Remove"
+                f" {self.phase.folder}, and build the index again"
+            )
+        return array
 
     def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
         """Unit vectors, float32, some at a time, with the number of the first."""
@@ -159,7 +181,7 @@ class Sort:
     def make(self, name: str) -> int:
         """Sort those of a segment."""
         stored, phase, raw = self.stored, self.stored.phase, self.raw[name]
-        centroids = np.array(phase.load(self.centroids))
+        centroids = np.array(stored.load(self.centroids))
         here = on_device(centroids)
         vectors = stored.map(f"{raw}.raw")
         labels = np.empty(len(vectors), np.int32)
@@ -172,9 +194,10 @@ class Sort:
                 some = np.asarray(vectors[order[start : start + BLOCK]])
                 file.write(np.ascontiguousarray(some))
                 lengths = np.linalg.norm(some.astype(np.float64), axis=1)
-                scales[start : start + BLOCK] = 1 / lengths
+                with np.errstate(over="ignore"):
+                    scales[start : start + BLOCK] = 1 / lengths
         phase.save(f"{name}.scales.npy", scales)
-        phase.save(f"{name}.sorted.npy", phase.load(f"{raw}.places.npy")[order])
+        phase.save(f"{name}.sorted.npy", stored.load(f"{raw}.places.npy")[order])
         counts = np.bincount(labels, minlength=len(centroids))
         phase.save(f"{name}.starts.npy", np.cumsum([0, *counts]))
         with suppress(OSError):
@@ -207,11 +230,11 @@ class Compare:
     def make(self, name: str) -> int:
         """Compare with a segment."""
         phase, stored = self.stored.phase, self.stored
-        asked = Block(np.array(phase.load(f"{self.prefix}.queries.npy")))
+        asked = Block(np.array(stored.load(f"{self.prefix}.queries.npy")))
         best = Best.none(len(asked.vectors), self.top)
         for start, block in stored.blocks(f"{name}.vectors"):
             compare(asked, Block(block), np.arange(start, start + len(block)), best)
-        places, starts = phase.load(f"{name}.sorted.npy"), np.array(phase.load(f"{name}.starts.npy"))
+        places, starts = stored.load(f"{name}.sorted.npy"), np.array(stored.load(f"{name}.starts.npy"))
         there = best.places != NOWHERE
         at = np.where(there, best.places, 0)
         clusters = np.searchsorted(starts, at, side="right") - 1

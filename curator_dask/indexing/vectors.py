@@ -54,7 +54,8 @@ class Vectors:
         """
         if index is None:
             return cls(VectorFiles.find(path, column, options))
-        index.manifest.check_of(index.folder, locate(os.fspath(path), options), column)
+        if (index.embeddings, index.manifest.column) != (locate(os.fspath(path), options), column):
+            index.manifest.check_of(index.folder, locate(os.fspath(path), options), column)
         index.recall(wanted=recall)
         return cls(index.files, index, recall)
 

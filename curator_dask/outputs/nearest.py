@@ -168,9 +168,9 @@ class VectorFiles:
             )
         rows = unit(matrix)
         fast = rows @ vector
-        fast[~valid | ~np.isfinite(fast)] = -np.inf
+        # Zeros are near nothing, and must take the place of none that is further away than at a right angle.
+        fast[~valid | ~np.isfinite(fast) | ~rows.any(1)] = -np.inf
         places = may_be_best(fast, best.top, best.least)
-        places = places[rows[places].any(1)]  # zeros are near nothing
         best.add(exact_cosines(rows[places], vector), np.full(len(places), file), first + places)
 
     def hits(self, ranked: Ranked) -> list[Hit]:
