@@ -15,7 +15,7 @@ from curator_dask.compare import kernel, moments, neighbours
 from curator_dask.decode.dali import DALI_MODES, DaliDecoder
 from curator_dask.decode.resize import DeviceResize
 from curator_dask.decode.transforms import TransformSpec
-from curator_dask.dedup import products
+from curator_dask.dedup import nearest, products
 from curator_dask.image.classifiers.clusters import NearestCentroid
 from curator_dask.image.classifiers.reference import Nearest
 from curator_dask.models import clip_text, detecting, encoders, texts, towers
@@ -25,7 +25,6 @@ from curator_dask.models.detecting import DetectionSpec
 from curator_dask.models.detector import Detector
 from curator_dask.models.encoders import Encoder
 from curator_dask.models.heads import Head
-from curator_dask.retrieval import finding
 
 TRANSFORM = TransformSpec((32, 32), "bicubic", (0.5,) * 3, (0.5,) * 3)
 #: grounding-dino is not among them: it reads the shapes of its features from tensors.
@@ -88,7 +87,7 @@ def test_products_and_what_is_near(gpu):
     assert len(list(products.near_in_parts(found, 0.9, 700))) == 5
     assert products.plain_products(unit(5), products.on_device(unit(70))).shape == (5, 70)
     for least in (0.5, -0.5):
-        rows, columns = finding._may_be(found, np.full(50, least), 2, 0.01)
+        rows, columns = nearest._may_be(found, np.full(50, least), 2, 0.01)
         assert len(rows) == len(columns) == 1
 
 

@@ -129,10 +129,10 @@ def shard_of_file(schema: pa.Schema, path: str, options: Options) -> str | None:
     record = FileRecord.parse(schema.metadata)
     key = (record and record.id_col) or "key"
     try:
-        image_column(schema)
+        images = image_column(schema)
     except DatasetError:  # none, or nobody knows which
         return None
-    return ParquetShard(path, None, key).url if key in schema.names else None
+    return ParquetShard(path, None, key).url if key in schema.names and key != images else None
 
 
 class Names(NamedTuple):

@@ -33,7 +33,7 @@ def read_images(
     found_as: dict[int, tuple[str, str]] | None = None,
     image_member: str | None = None,
     watched: Watched | None = None,
-    opener: Callable[..., AbstractContextManager[Reader]] = open_shard,
+    opener: Callable[..., AbstractContextManager[Reader]] | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """The encoded images of rows, shard by shard, in the order of the tars.
 
@@ -56,7 +56,7 @@ def read_images(
     watched
         Gets the tars. An image is a view of its tar: `Watched.check` is due when the last one was decoded.
     opener
-        Opens a shard; another than `open_shard` may keep those that are open.
+        Opens a shard, in the place of `open_shard`: it may keep those that are open.
 
     Yields
     ------
@@ -82,7 +82,9 @@ def read_images(
         place = kind_of(url)
         if watched is not None:
             watched.begin(url)
-        with opener(url, use_index_files=use_index_files, storage_options=storage_options) as reader:
+        with (opener or open_shard)(
+            url, use_index_files=use_index_files, storage_options=storage_options
+        ) as reader:
             index = reader.index
             if index.duplicates:
                 some = ", ".join(index.duplicates[:3])

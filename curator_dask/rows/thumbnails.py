@@ -16,7 +16,7 @@ from curator_dask.errors import ImageError
 from curator_dask.rows.images import read_images
 from curator_dask.rows.remarks import noticing
 from curator_dask.storage import Options
-from curator_dask.webdataset.opening import Reader, open_shard
+from curator_dask.webdataset.opening import Reader
 
 
 def read_thumbnails(
@@ -25,7 +25,7 @@ def read_thumbnails(
     size: int,
     options: Options = None,
     enlarge: bool = True,
-    opener: Callable[..., AbstractContextManager[Reader]] = open_shard,
+    opener: Callable[..., AbstractContextManager[Reader]] | None = None,
 ) -> Iterator[tuple[int, Image.Image | str]]:
     """The pictures of rows, upright, each of at most `size` pixels a side.
 
