@@ -96,6 +96,19 @@ def workers_that_start_quickly():
         yield
 
 
+@pytest.fixture(scope="module")
+def quiet_transformers():
+    """It shows a bar while it saves a model, and warns of what is asked of its own pipelines."""
+    import transformers
+
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    yield
+    transformers.logging.set_verbosity(verbosity)
+    transformers.logging.enable_progress_bar()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread_for_models():
     """Models that run in this process run in one thread, as in the workers above.

@@ -40,7 +40,7 @@ from curator_dask.runs import passes
 from curator_dask.testing import StepTests
 from curator_dask.text import ClipScore, ClipTextEmbedder, TextStatistics
 
-pytestmark = pytest.mark.usefixtures("in_this_process")
+pytestmark = pytest.mark.usefixtures("in_this_process", "quiet_transformers")
 
 ASKED = "describe it"
 #: Prompts of each kind.
@@ -50,17 +50,6 @@ PROMPTS = {
     **dict.fromkeys(("llava", "qwen2-vl"), (ASKED,)),
     "paligemma": ("describe it",),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quiet():
-    """transformers shows a bar while it saves a model, and warns of what is asked of its own pipeline."""
-    transformers.logging.disable_progress_bar()
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="module")

@@ -37,21 +37,13 @@ from curator_dask.outputs.retrying import find_settings
 from curator_dask.runs import passes
 from curator_dask.testing import StepTests
 
-pytestmark = pytest.mark.usefixtures("in_this_process")
+pytestmark = pytest.mark.usefixtures("in_this_process", "quiet_transformers")
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 SIZE = 64
 NAMES = ["cat", "dog", "man", "woman", "18+"]
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 SQUARE = {"height": SIZE, "width": SIZE}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quiet():
-    """transformers shows a bar while it saves a model."""
-    transformers.logging.disable_progress_bar()
-    yield
-    transformers.logging.enable_progress_bar()
 
 
 def write_model(folder, kind="ViT", processor=None, seed=3, count=5, names=NAMES, **config):

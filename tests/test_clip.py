@@ -33,6 +33,8 @@ from curator_dask.image.embedders.making import from_settings, is_transformers, 
 from curator_dask.models.clip import ClipSpec
 from curator_dask.models.processors import crop_pct_of, read_transform
 
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
+
 SIZE = 64
 VISION = {
     "hidden_size": 64,
@@ -44,14 +46,6 @@ VISION = {
 }
 TEXT = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 TEXT |= {"vocab_size": 99, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quiet():
-    """transformers shows a bar while it saves a model."""
-    transformers.logging.disable_progress_bar()
-    yield
-    transformers.logging.enable_progress_bar()
 
 
 def spread(model):

@@ -38,21 +38,10 @@ from curator_dask.outputs.filtering import filter_output
 from curator_dask.outputs.retrying import find_settings
 from curator_dask.testing import StepTests
 
-pytestmark = pytest.mark.usefixtures("in_this_process")
+pytestmark = pytest.mark.usefixtures("in_this_process", "quiet_transformers")
 
 PROMPTS = ["a human face", "dog", "a license plate"]
 COLUMNS = [f"detected_{each}" for each in ("boxes", "labels", "scores", "number", "area")]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quiet():
-    """transformers shows a bar while it saves a model, and warns of its own pipeline."""
-    transformers.logging.disable_progress_bar()
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="module")

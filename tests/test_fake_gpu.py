@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-import transformers
 from detectors import ASKED, write_detector
 from fake_gpu import GPU, fake_gpu, on_the_host
 from texts import make_pair
@@ -26,16 +25,11 @@ from curator_dask.models.detector import Detector
 from curator_dask.models.encoders import Encoder
 from curator_dask.models.heads import Head
 
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
+
 TRANSFORM = TransformSpec((32, 32), "bicubic", (0.5,) * 3, (0.5,) * 3)
 #: grounding-dino is not among them: it reads the shapes of its features from tensors.
 SLOWER = ("detr", "conditional-detr", "deformable-detr", "rt-detr", "owlv2")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quiet():
-    transformers.logging.disable_progress_bar()
-    yield
-    transformers.logging.enable_progress_bar()
 
 
 @pytest.fixture

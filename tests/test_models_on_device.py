@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import transformers
 from captioners import write_captioner
 from detectors import ASKED, write_detector
 from PIL import Image
@@ -37,20 +36,11 @@ from curator_dask.retrieval import retrieve
 from curator_dask.tables import TableColumns
 from curator_dask.text import ClipScore, ClipTextEmbedder, TextStatistics, ZeroShotClassifier
 
-pytestmark = pytest.mark.parametrize(
-    "device", [pytest.param("cpu", marks=pytest.mark.slow), "gpu"], indirect=True
-)
+pytestmark = [
+    pytest.mark.usefixtures("quiet_transformers"),
+    pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), "gpu"], indirect=True),
+]
 SHARDS, ROWS = 3, 12
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quiet():
-    transformers.logging.disable_progress_bar()
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
 
 
 def on(device, work):

@@ -29,15 +29,7 @@ from curator_dask.models.clip_text import ClipTextSpec
 from curator_dask.models.detecting import DetectionSpec
 from curator_dask.models.room import Room
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quiet():
-    transformers.logging.disable_progress_bar()
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 
 @pytest.fixture(autouse=True)

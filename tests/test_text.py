@@ -50,13 +50,7 @@ from curator_dask.text.search import search
 from curator_dask.text.sheet import draw_sheet
 from curator_dask.webdataset.reader import ShardReader
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quiet():
-    """transformers shows a bar while it saves a model."""
-    transformers.logging.disable_progress_bar()
-    yield
-    transformers.logging.enable_progress_bar()
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 
 @pytest.fixture(scope="module")

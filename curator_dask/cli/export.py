@@ -22,6 +22,7 @@ from curator_dask.cli.export_options import (
     Names,
     Quality,
     Sizes,
+    SmallerFormat,
     Split,
     SplitBy,
     SplitGroups,
@@ -142,9 +143,7 @@ def export(
     max_side: MaxSide = None,
     min_side: MinSide = None,
     quality: Quality = None,
-    image_format: Annotated[
-        ImageFormat, typer.Option(help="Of smaller images; a format is that of all, where it can be.")
-    ] = ImageFormat.keep,
+    image_format: SmallerFormat = ImageFormat.keep,
     image: Annotated[
         str | None,
         typer.Option(

@@ -68,6 +68,9 @@ Quality = Annotated[
         show_default=False,
     ),
 ]
+SmallerFormat = Annotated[
+    ImageFormat, typer.Option(help="Of smaller images; a format is that of all, where it can be.")
+]
 Split = Annotated[
     list[str] | None,
     typer.Option(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from curator_dask.cli.export_options import ImageFormat, MaxSide, MinSide, Quality
+from curator_dask.cli.export_options import ImageFormat, MaxSide, MinSide, Quality, SmallerFormat
 from curator_dask.cli.options import (
     EXIT_SHARD,
     Cluster,
@@ -97,9 +97,7 @@ def fetch(
     max_side: MaxSide = None,
     min_side: MinSide = None,
     quality: Quality = None,
-    image_format: Annotated[
-        ImageFormat, typer.Option(help="Of smaller images; a format is that of all, where it can be.")
-    ] = ImageFormat.keep,
+    image_format: SmallerFormat = ImageFormat.keep,
     user_agent: Annotated[
         str | None,
         typer.Option(
