@@ -17,6 +17,7 @@ import threading
 import time
 import zlib
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import dask
 import numpy as np
@@ -32,7 +33,7 @@ from typer.testing import CliRunner
 
 from curator_dask.browsing.looking import Browser, Look
 from curator_dask.browsing.serving import MOST_IMAGE, Serving
-from curator_dask.browsing.shards import OpenShards
+from curator_dask.browsing.shards import MOST_REMOTE, OpenShards
 from curator_dask.cli import app
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, OutputError
@@ -398,6 +399,29 @@ def test_by_an_index_and_without_vectors(out, model, tmp_path):
         Browser(out, caption="text")
     for each in (exact, fast, none, wide):
         each.close()
+
+
+def test_of_stores_as_many_shards_stay_open_as_may(tmp_path, monkeypatch):
+    """Each is a copy that was fetched: a shard that is closed too early is fetched again for the next picture."""
+    opened = []
+    monkeypatch.setattr("curator_dask.browsing.shards.is_remote", lambda url: True)
+    monkeypatch.setattr(
+        "curator_dask.browsing.shards.open_shard",
+        lambda url, *rest: opened.append(url) or open_shard(url, *rest),
+    )
+    urls = [str(tmp_path / f"{shard}.tar") for shard in range(MOST_REMOTE + 1)]
+    for url in urls:
+        write_tar(Path(url), [("a.txt", b"")])
+    shards = OpenShards()
+    for url in [*urls[:MOST_REMOTE], *urls[:MOST_REMOTE]]:
+        with shards(url):
+            pass
+    assert opened == urls[:MOST_REMOTE]
+    for url in (urls[-1], urls[-1], urls[0]):  # the first had to go
+        with shards(url):
+            pass
+    assert opened == [*urls, urls[0]]
+    shards.close()
 
 
 def test_a_shard_that_opens_slowly_keeps_no_other_waiting(out, monkeypatch):

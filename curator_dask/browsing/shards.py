@@ -73,7 +73,7 @@ class OpenShards:
                 if self._open.get(url) is not shard:
                     self._close(shard)
                 remote = [each for each in self._open if is_remote(each)]
-                old = [*remote[: len(remote) - MOST_REMOTE], *list(self._open)[:-MOST]]
+                old = [*remote[:-MOST_REMOTE], *list(self._open)[:-MOST]]
                 for each in dict.fromkeys(old):
                     if not self._open[each].users:
                         self._close(self._open.pop(each))
