@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from curator_dask.decode.batches import Batch
 from curator_dask.decode.spec import ImageOptions
@@ -97,9 +98,8 @@ class AskImages(SeeImages):
     def made(self, rows: Rows, values: dict[str, pa.Array], reasons: list[str | None]) -> Made:
         """The same; how many rows were not asked, or would be answered otherwise, goes into the summary."""
         mass = values[f"{self.name}_{MASS}"]
-        remark_answers(
-            rows, self.id_col, self.name, mass, values.get(f"{self.name}_{FILLED}", mass.is_valid())
-        )
+        every = pc.if_else(mass.is_valid(), pa.scalar(True), pa.scalar(None, pa.bool_()))
+        remark_answers(rows, self.id_col, self.name, mass, values.get(f"{self.name}_{FILLED}", every))
         return super().made(rows, values, reasons)
 
     def work(self, rows: Rows, model: Asker) -> Work:
