@@ -202,6 +202,7 @@ def test_wrong_arguments(llava, tmp_path):
         ({"answers": ["Yes"]}, "at least two answers"),
         ({"answers": ["Yes", " "]}, "not empty"),
         ({"answers": ["Yes", "Yes "]}, "that differ"),
+        ({"answers": [True, False]}, "true or false to YAML, so put it in quotes"),
         ({"answers": ["Yes", "yes!"]}, r"ends with \('yes'\): give it a name.*--answer"),
         ({"answers": {"mass": "Yes", "no": "No"}}, r"ends with \('mass'\)"),
         ({"answers": ["!", "?"]}, "no letter or digit"),
@@ -216,7 +217,7 @@ def test_wrong_arguments(llava, tmp_path):
             QuestionModel(llava, **{**fine, **wrong})
     with pytest.raises(ConfigError, match="expected a repository of the hub as org/repo"):
         QuestionModel("resnet50", **fine)
-    assert named_answers(["A cat", "no"]) == {"a_cat": "A cat", "no": "no"}
+    assert named_answers(["A cat", 1, 2.5]) == {"a_cat": "A cat", "1": "1", "2_5": "2.5"}
     for answers, message in (
         (["is", "is not"], "'is not' begins with the tokens of 'is'"),
         (["Yes", "<image>" * 17], "17 tokens long: expected at most 16"),
@@ -341,8 +342,12 @@ def test_in_one_pass_and_again(data, llava, tmp_path, monkeypatch):
             asks(llava, **other)(dataset).save_metadata(out)
     # What rows say changes: of the columns that were made of it nothing stays, and they are made again.
     new = {key: TEXTS[(int(key) + 2) % 4] for key in KEYS}
-    write_captions(data, new.get)
-    dataset = ImageTextPairDataset.from_webdataset(data)
+    for text in ({**new, **dict.fromkeys(KEYS[:6], "not")}, new):
+        write_captions(data, text.get)
+        dataset = ImageTextPairDataset.from_webdataset(data)
+        if text is not new:
+            first(dataset).save_metadata(out)
+            check_rows(read_output(out), llava, text=text.get)
     rates(dataset).save_metadata(out)
     stale = read_output(out)
     assert stale["fits_answer"].null_count == 12 and stale["rated_answer"].equals(both["rated_answer"])
@@ -361,6 +366,11 @@ def test_it_is_taken_over_and_mended(data, llava, tmp_path, monkeypatch):
     assert (again.rows, again.failed) == (12, 1) and "11 have answers now" in str(again)
     check_rows(read_output(out), llava)
     assert made.retry(out).rows == 1  # rows that were not asked have not failed
+    with_vectors = tmp_path / "vectors"
+    both = ColourReader(max_pixels=67 * 64 - 1)(small(dataset)).save_metadata(with_vectors)
+    assert both.failed == 12
+    assert ColourReader(max_pixels=10000).retry(with_vectors).failed == 1
+    check_rows(read_output(with_vectors), llava)
     with pytest.raises(ImageError, match="on_error='null'"):
         asks(llava, on_error="raise")(dataset).compute()
 

@@ -56,7 +56,7 @@ class _Behind(NamedTuple):
     less
         How many of the question's last tokens are others where an answer stands behind them.
     question
-        The question's tokens, behind the image.
+        The question's tokens, behind the image and the token that follows it.
     answers
         Those of the answers, the others among them.
     """
@@ -232,9 +232,9 @@ class QuestionInputs(Inputs):
         same = min(_same(before, each) for each in whole)
         answers = tuple(tuple(each[same:]) for each in whole)
         check_tokens(self._answers, answers, self._ends)
-        # The image stands for one token here, and for many in what the processor makes.
-        seen = max((place for place, each in enumerate(before) if each in self._images_tokens()), default=-1)
-        found = _Behind(len(before) - same, before[seen + 1 :], answers)
+        # The image stands for one token here, for many in what the processor makes, and other signs may end these.
+        seen = max((place for place, each in enumerate(before) if each in self._images_tokens()), default=-2)
+        found = _Behind(len(before) - same, before[seen + 2 :], answers)
         self._last = question, found
         return found
 

@@ -119,8 +119,8 @@ def broken_up(text: str, spans: Sequence[tuple[int, int]], special: re.Pattern[s
     return "".join([*signs, text[done:]])
 
 
-def named_answers(answers: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
-    """By the end of its column's name, each answer.
+def named_answers(answers: Sequence[str | float] | Mapping[str, str | float]) -> dict[str, str]:
+    """By the end of its column's name, each answer; numbers as texts.
 
     Raises
     ------
@@ -131,6 +131,11 @@ def named_answers(answers: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
     if not isinstance(answers, Mapping | list | tuple):
         raise ConfigError(f"{what}: expected a list of texts, or names and texts")
     texts = list(answers.values() if isinstance(answers, Mapping) else answers)
+    if any(isinstance(each, bool) for each in texts):
+        raise ConfigError(
+            f"{what}: expected texts: a bare Yes or No is true or false to YAML, so put it in quotes"
+        )
+    texts = [str(each) if isinstance(each, int | float) else each for each in texts]
     if not all(isinstance(each, str) and each.strip() for each in texts):
         raise ConfigError(f"{what}: expected texts that are not empty")
     if len(texts) < 2:

@@ -70,7 +70,7 @@ class QuestionModel(WholeModel):
         model_name: str | os.PathLike[str],
         *,
         question: str,
-        answers: Sequence[str] | Mapping[str, str],
+        answers: Sequence[str | float] | Mapping[str, str | float],
         column: str = QUESTION_COLUMN,
         text: str = CAPTION_COLUMN,
         model_dir: str | os.PathLike[str] | None = None,
