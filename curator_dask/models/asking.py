@@ -56,7 +56,7 @@ class QuestionSpec(WriterSpec):
             self.model_name,
             inputs.name,
             prompt=str(self.question),
-            answers=list(self.answers),
+            answers=sorted(self.answers),
             output=ANSWERS,
         )
         writer.generation()  # which decides no likelihood

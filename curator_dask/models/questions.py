@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 from curator_dask.errors import ConfigError
 from curator_dask.words import counted
@@ -119,8 +120,13 @@ def broken_up(text: str, spans: Sequence[tuple[int, int]], special: re.Pattern[s
     return "".join([*signs, text[done:]])
 
 
-def named_answers(answers: Sequence[str | float] | Mapping[str, str | float]) -> dict[str, str]:
-    """By the end of its column's name, each answer; numbers as texts.
+def named_answers(answers: Sequence[Any] | Mapping[str, str | float]) -> dict[str, str]:
+    """By the end of its column's name, each answer, numbers as texts.
+
+    Parameters
+    ----------
+    answers
+        Texts or numbers, with names or without; or pairs of a name and a text, which JSON keeps in their order.
 
     Raises
     ------
@@ -130,6 +136,13 @@ def named_answers(answers: Sequence[str | float] | Mapping[str, str | float]) ->
     what = f"answers={answers!r} (--answer)"
     if not isinstance(answers, Mapping | list | tuple):
         raise ConfigError(f"{what}: expected a list of texts, or names and texts")
+    if isinstance(answers, list | tuple) and all(
+        isinstance(each, list | tuple) and len(each) == 2 for each in answers
+    ):
+        names = [name for name, _ in answers]
+        if len({*map(str, names)}) < len(names):
+            raise ConfigError(f"{what}: expected names that differ")
+        answers = dict(answers)
     texts = list(answers.values() if isinstance(answers, Mapping) else answers)
     if any(isinstance(each, bool) for each in texts):
         raise ConfigError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError
@@ -70,7 +70,7 @@ class QuestionModel(WholeModel):
         model_name: str | os.PathLike[str],
         *,
         question: str,
-        answers: Sequence[str | float] | Mapping[str, str | float],
+        answers: Sequence[Any] | Mapping[str, str | float],
         column: str = QUESTION_COLUMN,
         text: str = CAPTION_COLUMN,
         model_dir: str | os.PathLike[str] | None = None,
@@ -92,7 +92,7 @@ class QuestionModel(WholeModel):
         Question.parse(question, text)  # which says what is wrong with it
         self.model_name = str(absolute(name)) if names_folder(name) else name
         self.question = question
-        self.answers = named_answers(answers)
+        self.answers = [[*pair] for pair in named_answers(answers).items()]
         self.column = column
         self.text = text
         self.model_dir = None if model_dir is None else str(absolute(model_dir))
@@ -107,7 +107,7 @@ class QuestionModel(WholeModel):
         """What builds the model on a worker."""
         question = Question.parse(self.question, self.text)
         return QuestionSpec(
-            self.model_name, question, tuple(self.answers.values()), self.model_dir, self.dtype
+            self.model_name, question, tuple(text for _, text in self.answers), self.model_dir, self.dtype
         )
 
     def sources(self) -> Sources | None:
@@ -119,7 +119,7 @@ class QuestionModel(WholeModel):
         return AskImages(
             self.spec,
             self.column,
-            tuple(self.answers),
+            tuple(name for name, _ in self.answers),
             id_col,
             self.options,
             storage_options,

@@ -83,7 +83,7 @@ class AskImages(SeeImages):
     def recipe(self) -> tuple[Any, ...]:
         """What is made of which images, besides the model, its question and its answers, which `describe` tells."""
         options = self.options
-        kinds = tuple(self.kinds.items())
+        kinds = tuple(sorted(self.kinds.items()))  # in whatever order answers are given
         return (_VERSION, self.id_col, kinds, options.decoder, options.max_pixels, *options.named)
 
     @property
