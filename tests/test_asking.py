@@ -357,7 +357,7 @@ def test_in_one_pass_and_again(data, llava, tmp_path, monkeypatch):
     assert read_output(out)["image_embedding"].equals(both["image_embedding"])
 
 
-def test_it_is_taken_over_and_mended(data, llava, tmp_path, monkeypatch):
+def test_a_retry_mends_the_answers(data, llava, tmp_path):
     dataset, out = ImageTextPairDataset.from_webdataset(data), tmp_path / "out"
     small = asks(llava, max_pixels=67 * 64 - 1)
     assert small(dataset).save_metadata(out).failed == 12
@@ -372,6 +372,17 @@ def test_it_is_taken_over_and_mended(data, llava, tmp_path, monkeypatch):
     assert both.failed == 12
     assert ColourReader(max_pixels=10000).retry(with_vectors).failed == 1
     check_rows(read_output(with_vectors), llava)
+    # Without the column that the question names vectors are mended, and ask makes the rest.
+    without = [name for name in read_output(with_vectors).column_names if name != "caption"]
+    both = ColourReader(max_pixels=67 * 64 - 1)(small(dataset))
+    assert both.save_metadata(tmp_path / "lean", columns=without).failed == 12
+    mended = ColourReader(max_pixels=10000).retry(tmp_path / "lean")
+    assert mended.failed == 1 and "fits_no" in next(iter(mended.not_made.values()))["examples"]
+    failed = small.retry(tmp_path / "lean").failed_shards
+    assert "run the same ask over the dataset again" in failed["1"]
+    assert asks(llava, max_pixels=10000)(dataset).save_metadata(tmp_path / "lean").failed == 1
+    lean = read_output(tmp_path / "lean")
+    assert lean["image_embedding"].null_count == 1 and lean["fits_filled"].null_count == 1
     with pytest.raises(ImageError, match="on_error='null'"):
         asks(llava, on_error="raise")(dataset).compute()
 

@@ -11,10 +11,8 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import CAPTION_COLUMN
 from curator_dask.image.asking.step import AskImages
-from curator_dask.image.classifiers.whole import ReadingOptions, WholeModel, check_model_name
+from curator_dask.image.classifiers.whole import ReadingOptions, WholeModel, transformers_model
 from curator_dask.models.asking import QuestionSpec
-from curator_dask.models.hub import is_transformers, names_folder
-from curator_dask.models.precision import DTYPES
 from curator_dask.models.questions import Question, named_answers
 from curator_dask.models.sources import Sources
 from curator_dask.settings import absolute
@@ -77,20 +75,12 @@ class QuestionModel(WholeModel):
         dtype: str = "auto",
         **options: Unpack[ReadingOptions],
     ) -> None:
-        check_model_name(model_name)
-        name = os.fspath(model_name)
-        if not names_folder(name) and not is_transformers(name):
-            raise ConfigError(
-                f"model_name={name!r}: expected a repository of the hub as org/repo, or a folder, with one of"
-                " transformers' models that write texts about images"
-            )
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype={dtype!r} (--dtype): expected one of {', '.join(DTYPES)}")
+        name = transformers_model(model_name, dtype, "write texts about images")
         for option, given in (("column (--column)", column), ("text (--text)", text)):
             if not isinstance(given, str) or not given:
                 raise ConfigError(f"{option}: expected the name of a column, found {given!r}")
         Question.parse(question, text)  # which says what is wrong with it
-        self.model_name = str(absolute(name)) if names_folder(name) else name
+        self.model_name = name
         self.question = question
         self.answers = [[*pair] for pair in named_answers(answers).items()]
         self.column = column

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from curator_dask.decode.batches import Batch
 from curator_dask.decode.spec import ImageOptions
-from curator_dask.errors import ConfigError, ImageError
+from curator_dask.errors import ConfigError, ImageError, ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.record import FIELDS
 from curator_dask.image.asking.remarks import remark_answers
@@ -186,9 +186,16 @@ def said_by(rows: Rows, columns: tuple[str, ...]) -> list[tuple[str, ...] | None
 
     Raises
     ------
+    ShardError
+        There is no such column.
     ConfigError
         A column has neither text nor numbers.
     """
+    if lacking := [name for name in columns if name not in rows.names]:
+        raise ShardError(
+            f"question (--question): names the column {lacking[0]!r}, and the rows here have {', '.join(rows.names)}:"
+            " run the same ask over the dataset again, which has it"
+        )
     values = [_texts(name, rows.column(name)) for name in columns]
     if not values:
         return [()] * len(rows)
