@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from colours import ColourReader, read_output, write_tar
 from PIL import Image
 from questioners import KINDS, likelihoods, loaded, write_questioner, write_vicuna
@@ -190,6 +191,9 @@ def test_memory_and_models_for_which_filling_up_changes_something(llava, monkeyp
     np.testing.assert_allclose([e.likelihoods for e in careful(images, 4, values)], expected, atol=1e-4)
     (long,) = model(images[:1], 1, [("photo " * 200,)])
     assert "not prepared" in long.reason and "the model has room for 200" in long.reason
+    with torch.no_grad():
+        model._model.get_output_embeddings().weight[3] = torch.nan
+    assert model(images[:1], 1, values[:1])[0].reason == "not finite: the model (float32) gave NaN"
 
 
 # What cannot be asked
