@@ -252,10 +252,9 @@ class QuestionInputs(Inputs):
 
     def _space_before(self) -> str:
         """What stands before an answer, as the template has it of answers that were given before."""
-        prompt = self._rendered(_SOME, None)
         for answer in ([{"type": "text", "text": _SOME}], _SOME):
             try:
-                whole = self._rendered(_SOME, answer)
+                prompt, whole = (self._rendered(_SOME, each) for each in (None, answer))
             except Exception:  # whatever a template raises of an answer in this form
                 continue
             behind = whole[len(prompt) :]
@@ -270,7 +269,7 @@ class QuestionInputs(Inputs):
     def _special_tokens(self) -> dict[str, int | None]:
         """By their spelling, the special tokens of a model, with their numbers, and what its processor looks for."""
         tokenizer = self.tokenizer
-        added = tokenizer.added_tokens_decoder.values()
+        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
         names = [
             *tokenizer.all_special_tokens,
             *(str(each) for each in added if each.special),
