@@ -86,11 +86,11 @@ class Recipe:
         Image classification models, each with the arguments of `ClassificationModel`, as
         ``{"model_name": "hf-hub:Marqo/nsfw-image-detection-384", "classes": {"unsafe": "NSFW"}}``.
     caption
-        Models that write about images, each with the arguments of `CaptionModel`, as
-        ``{"model_name": "Salesforce/blip-image-captioning-base"}``.
+        Models that write about images, each with the arguments of `CaptionModel`.
     detect
-        Models that find things in images, each with the arguments of `DetectionModel`, as
-        ``{"model_name": "PekingU/rtdetr_r50vd", "only": ["person"]}``.
+        Models that find things in images, each with the arguments of `DetectionModel`.
+    ask
+        Models that are asked about images, each with the arguments of `QuestionModel`.
     aesthetic, nsfw
         The file of a head, or True: as `AestheticClassifier` and `NsfwClassifier` find theirs.
     near
@@ -137,6 +137,7 @@ class Recipe:
     classify: Sequence[Mapping[str, Any]] = ()
     caption: Sequence[Mapping[str, Any]] = ()
     detect: Sequence[Mapping[str, Any]] = ()
+    ask: Sequence[Mapping[str, Any]] = ()
     aesthetic: str | bool = False
     nsfw: str | bool = False
     near: Mapping[str, str] = field(default_factory=dict)
@@ -243,7 +244,8 @@ class Recipe:
     @property
     def opens_images(self) -> bool:
         """Whether it is known which images cannot be used."""
-        return self.model is not None or any((self.statistics, self.classify, self.caption, self.detect))
+        looks = (self.statistics, *(getattr(self, name) for name in WHOLE_MODELS))
+        return self.model is not None or any(looks)
 
     @property
     def condition(self) -> str:
@@ -292,7 +294,7 @@ class Recipe:
         ]
 
     def models(self) -> list[WholeModel]:
-        """What classifies the images, writes about them, and finds things in them."""
+        """What classifies the images, writes about them, finds things in them, and is asked about them."""
         return whole_models({name: getattr(self, name) for name in WHOLE_MODELS})
 
     def of_texts(self) -> list[TextStatistics]:

@@ -61,6 +61,7 @@ LONGEST = (
     "statistics",
     "report",
     "captioning",
+    "asking",
     "classification",
     "pipeline",
     "preflight",

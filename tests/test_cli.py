@@ -610,6 +610,6 @@ def test_commands_over_images_take_the_same_datasets():
     """A command that lacks one of these options ends in a traceback where the arguments are looked at."""
     commands = typer.main.get_command(app).commands
     asked = {"images", "image_column", "id_col", "metadata", "captions", "rows_per_partition", "nested_json"}
-    for name in ("embed", "classify", "caption", "detect"):
+    for name in ("embed", "classify", "caption", "detect", "ask"):
         has = {each.name for each in commands[name].params}
         assert asked <= has, (name, asked - has)

@@ -35,6 +35,7 @@ from colours import write_tar
 from detectors import write_detector
 from distributed.cli import dask_scheduler, dask_worker
 from PIL import Image
+from questioners import write_questioner
 from s3 import BUCKET, options, s3_server
 from safetensors.torch import save_model
 from test_clip import make_clip
@@ -57,6 +58,7 @@ STAND_INS = {
     "vit_large_patch14_clip_quickgelu_224.openai": "local-dir:{model}",  # pretrained EfficientNet-Lite0
     "hf-hub:Marqo/nsfw-image-detection-384": "local-dir:{nsfw}",  # a small one with the same classes
     '"Salesforce/blip-image-captioning-base"': '"{folder}/blip"',  # a tiny one
+    '"HuggingFaceTB/SmolVLM-Instruct"': '"{folder}/questioner"',  # a tiny one
     '"PekingU/rtdetr_r50vd", threshold=0.5': '"{folder}/detector", threshold=0.1',  # a tiny one
     '"resnet50", prefix': '"local-dir:{model}", prefix',
     # LAION's heads are for OpenAI's CLIP alone: any linear one of the class of all heads.
@@ -180,6 +182,11 @@ HOLDS = {
         "(summary.rows, summary.failed) == (14, 2)",
         "pq.read_table(FOLDER + '/embeddings')['generated_caption'].null_count == 2",
         "len(set(pq.read_table(FOLDER + '/embeddings')['generated_caption'].to_pylist())) > 2",
+    ],
+    "asking.md": [
+        "(summary.rows, summary.failed) == (14, 2)",
+        "pq.read_table(FOLDER + '/embeddings')['fits_yes'].null_count == 2",
+        "len(set(pq.read_table(FOLDER + '/embeddings')['fits_yes'].to_pylist())) > 5",
     ],
     "detecting.md": [
         "(summary.rows, summary.failed) == (14, 2)",
@@ -358,6 +365,7 @@ def made(tmp_path_factory):
     make_clip(folder / "page" / "models" / "openai" / "clip-vit-large-patch14")
     make_pair(folder / "page" / "clip", "clip")
     write_captioner(folder / "page" / "blip", "blip")
+    write_questioner(folder / "page" / "questioner", "llava")
     write_detector(folder / "page" / "detector", "yolos")
     transformers.logging.enable_progress_bar()
     load("pretrained_efficientnet").write_model_folder(folder / "model")

@@ -35,6 +35,7 @@ LAYERS = (
     "image.embedders",
     "text",
     "image.fitting",
+    "image.asking",
     "image.captioning",
     "image.detection",
     "image.classifiers",

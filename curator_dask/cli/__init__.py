@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import curator_dask
+from curator_dask.cli.ask import ask
 from curator_dask.cli.balance import balance
 from curator_dask.cli.browse import browse
 from curator_dask.cli.caption import caption
@@ -86,6 +87,7 @@ app.command(**shown("embed"))(embed)
 app.command(**shown("classify"))(classify)
 app.command(**shown("caption"))(caption)
 app.command(**shown("detect"))(detect)
+app.command(**shown("ask"))(ask)
 
 
 @app.command(**shown("retry"))

@@ -51,6 +51,15 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             "detect /data/shards /data/out --model google/owlv2-base-patch16-ensemble --prompt 'a human face'",
         ),
     ),
+    "ask": (
+        "Ask a model about images; the answers' probabilities.",
+        (
+            "ask /data/shards /data/out --model HuggingFaceTB/SmolVLM-Instruct --question 'Is there a watermark?"
+            " Answer yes or no.' --answer Yes --answer No --column watermark",
+            "ask /data/shards /data/out --model Qwen/Qwen2-VL-2B-Instruct --column fits --answer Yes --answer No"
+            " --question 'Does this figure show \"{text}\"? Please answer yes or no.'",
+        ),
+    ),
     "retry": ("Try only the images that failed again.", ("retry /data/out",)),
     "info": (
         "Say what is in an output: rows, failures, columns.",

@@ -19,6 +19,8 @@ VERSION = 1
 LACKING = "lacking"
 #: In the same place: the column of texts, or of their vectors, that it was made of besides the images' vectors.
 TEXTS = "texts"
+#: In the same place: the columns that a question names, which a model was asked about the images.
+FIELDS = "fields"
 #: In the same place, of columns of a user's table: the rows' column by which they found theirs, and the table.
 ON, TABLE = "on", "table"
 #: In the same place, the column of shards, where keys and shards together say which row is which.
@@ -35,6 +37,8 @@ CHOSEN = "chosen"
 TEXT = "text"
 #: The same: where things are that it finds.
 BOXES = "boxes"
+#: The same: how likely each of some answers is to a question about the image.
+ANSWERS = "answers"
 #: Among what a record says was derived: rows were left out of a file that was there.
 FILTERED = "filter"
 
@@ -51,7 +55,10 @@ _KINDS: dict[str, type] = {
 
 def inputs_of(score: Mapping[str, Any]) -> list[str]:
     """The columns that a score was made of: vectors of images, texts or theirs, or by what a table's row was found."""
-    return [score[name] for name in ("vectors", TEXTS, ON, BY_SHARD) if name in score]
+    return [
+        *(score[name] for name in ("vectors", TEXTS, ON, BY_SHARD) if name in score),
+        *score.get(FIELDS, ()),
+    ]
 
 
 def text_statistic(score: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -67,7 +74,7 @@ def made_by_model(info: Mapping[str, Any]) -> str:
     """What a model gives an image, in words, by what `FileRecord.models` says of its column."""
     if "dim" in info:
         return "a vector"
-    return {TEXT: "a caption", BOXES: "boxes"}.get(str(info.get("output")), "a class")
+    return {TEXT: "a caption", BOXES: "boxes", ANSWERS: "answers"}.get(str(info.get("output")), "a class")
 
 
 @dataclass(frozen=True)

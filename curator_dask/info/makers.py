@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from curator_dask.frames.names import ERROR_COLUMN, STATISTIC_DEFINITIONS, URL_COLUMN
 from curator_dask.frames.record import (
+    ANSWERS,
     BALANCE,
     BOXES,
     LACKING,
@@ -27,8 +28,8 @@ _DIGITS = 12
 
 
 #: What a model sees in images, by its output; and what is told of how.
-_SEEN = {TEXT: "caption", BOXES: "detect"}
-_HOW = {TEXT: ("prompt", "generation"), BOXES: ("prompt", "detection")}
+_SEEN = {TEXT: "caption", BOXES: "detect", ANSWERS: "ask"}
+_HOW = {TEXT: ("prompt", "generation"), BOXES: ("prompt", "detection"), ANSWERS: ("prompt",)}
 
 
 class Maker(NamedTuple):
@@ -37,8 +38,8 @@ class Maker(NamedTuple):
     Attributes
     ----------
     kind
-        ``embed``, ``classify``, ``caption``, ``detect``, ``score``, ``balance``, ``join``, ``statistics``, ``texts``,
-        ``dedup``, ``function``, ``dataset``, ``run`` or ``unknown``.
+        ``embed``, ``classify``, ``caption``, ``detect``, ``ask``, ``score``, ``balance``, ``join``, ``statistics``,
+        ``texts``, ``dedup``, ``function``, ``dataset``, ``run`` or ``unknown``.
     text
         In words.
     digest
@@ -61,6 +62,7 @@ AGAIN = {
     "classify": "run the same classify again, which makes what is missing",
     "caption": "run the same caption again, which makes what is missing",
     "detect": "run the same detect again, which makes what is missing",
+    "ask": "run the same ask again, which makes what is missing",
     "score": "run the same score again, which makes what is missing",
     "texts": "run the same score --text-statistics again, which makes what is missing",
     "balance": "run the same balance again",

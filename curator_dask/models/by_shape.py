@@ -56,6 +56,11 @@ class Prepared:
         """Bytes."""
         return sum(each.numel() * each.element_size() for each in self.tensors.values())
 
+    @property
+    def length(self) -> int:
+        """By which those of one shape are put in order: what is padded goes in with what is about as long."""
+        return 0
+
 
 P = TypeVar("P", bound=Prepared)
 Found = TypeVar("Found")
@@ -83,8 +88,8 @@ class ByShape(ABC, Generic[P, Found]):
         self._room = Room(info["source"], "{} images at once")
 
     @abstractmethod
-    def _prepare(self, image: Image) -> P:
-        """What goes in for an image: RGB, upright."""
+    def _prepare(self, image: Image, values: Sequence[str] = ()) -> P:
+        """What goes in for an image, RGB and upright, and what its row says, of a model that takes this."""
 
     @abstractmethod
     def _together(self, batch: Sequence[P]) -> list[Found]:
@@ -94,7 +99,9 @@ class ByShape(ABC, Generic[P, Found]):
     def _failed(self, reason: str) -> Found:
         """What stands for an image of which nothing comes."""
 
-    def __call__(self, images: Sequence[Any], batch_size: int) -> list[Found]:
+    def __call__(
+        self, images: Sequence[Any], batch_size: int, values: Sequence[Sequence[str]] | None = None
+    ) -> list[Found]:
         """Look at some images.
 
         Parameters
@@ -104,6 +111,8 @@ class ByShape(ABC, Generic[P, Found]):
         batch_size
             Images that go in together, at most; they do where their tensors have one shape. When the device runs out
             of memory the batch is halved, and stays halved for what comes after.
+        values
+            Of each image what its row says, for models that take this.
         """
         from PIL import Image
 
@@ -115,7 +124,8 @@ class ByShape(ABC, Generic[P, Found]):
                 pixels = image.get() if hasattr(image, "get") else image
                 try:
                     with silent_transformers():  # some processors warn of each image
-                        prepared = self._prepare(Image.fromarray(np.asarray(pixels)))
+                        picture = Image.fromarray(np.asarray(pixels))
+                        prepared = self._prepare(picture, () if values is None else values[number])
                 except Exception as error:
                     if backend.is_out_of_memory(error):
                         raise
@@ -163,6 +173,7 @@ class ByShape(ABC, Generic[P, Found]):
         """Look at all that waits, and empty it."""
         while waiting:
             _, group = waiting.popitem()
+            group.sort(key=lambda pair: pair[1].length)
             while group:
                 some = group[: self._room.of(size)]
                 made: list[Found] | None

@@ -51,7 +51,8 @@ class Prepared(by_shape.Prepared):
         return (None if self.prompt is None else len(self.prompt), *super().shapes)
 
 
-Prepare = Callable[["Image"], Prepared]
+Prepare = Callable[..., Prepared]
+"""Of an image, and of a prompt that takes the place of the one for all."""
 
 
 def check_config(config: Mapping[str, Any], name: str) -> None:
@@ -84,6 +85,9 @@ class Inputs:
         They cannot be loaded, or the model cannot be asked so.
     """
 
+    #: ``model_type`` of models without a chat template that take a text with the image, and need it.
+    need_text: tuple[str, ...] = NEED_TEXT
+
     def __init__(self, folder: Path, config: Any, prompt: str | None) -> None:
         self._folder, self._config, self._prompt = folder, config, prompt
         kind = config.model_type
@@ -111,18 +115,18 @@ class Inputs:
             self.prepare = {"blip": self._of_blip, "blip-2": self._of_blip2, "git": self._of_git}[kind]
             return
         is_chat = getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)
-        if kind not in NEED_TEXT and not is_chat:
+        if kind not in self.need_text and not is_chat:
             raise ConfigError(
                 f"{folder}: {kind} has no chat template, and how it is asked for a caption is not known here."
                 f" Expected a model with one ({' or '.join(TEMPLATES)}), or one of"
-                f" {', '.join((IMAGE_ALONE, *MAY_HAVE_TEXT, *NEED_TEXT))}"
+                f" {', '.join((IMAGE_ALONE, *MAY_HAVE_TEXT, *self.need_text))}"
             )
         if prompt is None:
             example = "'<CAPTION>'" if kind == "florence2" else "'Describe this image in one sentence.'"
             raise ConfigError(
                 f"{folder}: {kind} has to be asked: give a prompt (--prompt), such as {example}"
             )
-        self.prepare = self._of_text if kind in NEED_TEXT else self._of_chat
+        self.prepare = self._of_text if kind in self.need_text else self._of_chat
 
     @property
     def name(self) -> str:
@@ -147,36 +151,35 @@ class Inputs:
         # `generate` takes the first token for another, and leaves out the last, which ends the text.
         return Prepared(tensors, torch.cat([begin, tensors["input_ids"][0, 1:-1]]))
 
-    def _of_git(self, image: Image) -> Prepared:
+    def _of_git(self, image: Image, prompt: str | None = None) -> Prepared:
         """As GIT's documentation has it: the text without the token that ends it."""
         import torch
 
-        ids = (
-            []
-            if self._prompt is None
-            else self.tokenizer(self._prompt, add_special_tokens=False)["input_ids"]
-        )
-        prompt = torch.tensor([self.tokenizer.cls_token_id, *ids])
+        text = self._prompt if prompt is None else prompt
+        ids = [] if text is None else self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokens = torch.tensor([self.tokenizer.cls_token_id, *ids])
         pixels = _tensors(self._images(images=image, return_tensors="pt"))
-        text = {"input_ids": prompt[None], "attention_mask": torch.ones_like(prompt)[None]}
-        return Prepared({**pixels, **text}, prompt)
+        inputs = {"input_ids": tokens[None], "attention_mask": torch.ones_like(tokens)[None]}
+        return Prepared({**pixels, **inputs}, tokens)
 
-    def _of_blip2(self, image: Image) -> Prepared:
+    def _of_blip2(self, image: Image, prompt: str | None = None) -> Prepared:
         """As BLIP-2's documentation has it."""
         import torch
 
         if self._prompt is not None:
-            return self._of_text(image)
+            return self._of_text(image, prompt)
         config = self._config
         tensors = _tensors(self._images(images=image, return_tensors="pt"))
         begin = [*[config.image_token_index] * config.num_query_tokens, config.text_config.bos_token_id]
         return Prepared(tensors, None if config.text_config.is_encoder_decoder else torch.tensor(begin))
 
-    def _of_text(self, image: Image) -> Prepared:
-        return self._with_ids(self._processor(images=image, text=self._prompt, return_tensors="pt"))
+    def _of_text(self, image: Image, prompt: str | None = None) -> Prepared:
+        text = self._prompt if prompt is None else prompt
+        return self._with_ids(self._processor(images=image, text=text, return_tensors="pt"))
 
-    def _of_chat(self, image: Image) -> Prepared:
-        content = [{"type": "image", "image": image}, {"type": "text", "text": self._prompt}]
+    def _of_chat(self, image: Image, prompt: str | None = None) -> Prepared:
+        text = self._prompt if prompt is None else prompt
+        content = [{"type": "image", "image": image}, {"type": "text", "text": text}]
         return self._with_ids(
             self._processor.apply_chat_template(
                 [{"role": "user", "content": content}],

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from curator_dask import backend
 from curator_dask.errors import ConfigError
-from curator_dask.models.by_shape import ByShape
 from curator_dask.models.caption_inputs import Inputs, Prepared
+from curator_dask.models.generating import Generating, ends_of
 from curator_dask.models.precision import pictures
 from curator_dask.models.towers import silent_transformers
 
@@ -38,7 +37,7 @@ class Caption(NamedTuple):
     reason: str | None = None
 
 
-class Captioner(ByShape[Prepared, Caption]):
+class Captioner(Generating[Prepared, Caption]):
     """A model that writes texts about images, on this process's device.
 
     Parameters
@@ -68,32 +67,16 @@ class Captioner(ByShape[Prepared, Caption]):
         super().__init__(model, info)
         self._inputs = inputs
         self._most, self._beams = max_new_tokens, num_beams
-        self._ends = _ends_of(model)
+        self._ends = ends_of(model)
         self._is_forced = model.generation_config.forced_eos_token_id is not None
         with silent_transformers():  # which warns once
             self._try()
 
-    def _prepare(self, image: Image) -> Prepared:
+    def _prepare(self, image: Image, values: Sequence[str] = ()) -> Prepared:
         return self._inputs.prepare(image)
 
     def _failed(self, reason: str) -> Caption:
         return Caption(None, reason=reason)
-
-    def _generate(self, batch: Sequence[Prepared], most: int, **options: Any) -> Any:
-        """What ``generate`` gives, without sampling."""
-        import torch
-
-        inputs = self.inputs_of(batch)
-        with torch.inference_mode():
-            return self._model.generate(
-                **inputs,
-                do_sample=False,
-                num_beams=self._beams,
-                num_return_sequences=1,
-                use_cache=True,  # what was trained may say otherwise, and some models then see their image twice
-                max_new_tokens=most,
-                **options,
-            )
 
     def _together(self, batch: Sequence[Prepared]) -> list[Caption]:
         finite = _Finite(len(batch), self._beams)
@@ -136,13 +119,11 @@ class Captioner(ByShape[Prepared, Caption]):
         from PIL import Image
 
         some = [self._inputs.prepare(Image.fromarray(each)) for each in pictures(256, 256)]
-        config = self._model.config.get_text_config(decoder=True)
-        room = getattr(config, "max_position_embeddings", None)
         length = self._most + (1 if some[0].prompt is None else len(some[0].prompt))
-        if isinstance(room, int) and length > room:
+        if self._longest is not None and length > self._longest:
             raise ConfigError(
                 f"max_new_tokens={self._most} (--max-new-tokens): with the prompt these are {length} tokens, and the"
-                f" model has room for {room}"
+                f" model has room for {self._longest}"
             )
 
         def logits(batch: Sequence[Prepared]) -> torch.Tensor:
@@ -150,17 +131,10 @@ class Captioner(ByShape[Prepared, Caption]):
             found: torch.Tensor = made.logits[0].float()
             return found[:: self._beams]
 
-        alone = torch.cat([logits([each]) for each in some])
-        if bool(alone.isnan().any()):
-            return  # its rows will say so
-        try:
-            together = logits(some) if some[0].shapes == some[1].shapes else alone
-            least = float(torch.nn.functional.cosine_similarity(alone, together).min())
-        except Exception as error:
-            if backend.is_out_of_memory(error):
-                raise
-            least = 0.0
-        if not least >= _ALIKE:
+        def is_alike(alone: torch.Tensor, together: torch.Tensor) -> bool:
+            return float(torch.nn.functional.cosine_similarity(alone, together).min()) >= _ALIKE
+
+        if not self._same_together(some, logits, is_alike):
             self.one_at_a_time("what it writes")
 
 
@@ -175,17 +149,3 @@ class _Finite:
         bad = scores.isnan().any(dim=-1).view(self._rows, -1).any(dim=1)
         self.bad = bad if self.bad is None else self.bad | bad
         return scores
-
-
-def _ends_of(model: Any) -> torch.Tensor:
-    """The tokens that end a text."""
-    import torch
-
-    if model.config.model_type == "blip":  # which says so itself
-        found = model.config.text_config.sep_token_id
-    else:
-        found = model.generation_config.eos_token_id
-        if model.config.model_type == "blip-2":  # whose language model generates
-            found = model.language_model.generation_config.eos_token_id
-    given = found if isinstance(found, list) else [] if found is None else [found]
-    return torch.tensor(given, dtype=torch.int64)

@@ -113,7 +113,7 @@ class Detector(ByShape[Prepared, Detections]):
         with silent_transformers():
             self._try()
 
-    def _prepare(self, image: Image) -> Prepared:
+    def _prepare(self, image: Image, values: Sequence[str] = ()) -> Prepared:
         made = dict(self._images(images=image, return_tensors="pt"))
         return Prepared(made, image.height, image.width)
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from curator_dask.frames.names import ERROR_COLUMN, STATISTIC_DEFINITIONS, URL_COLUMN
 from curator_dask.frames.record import (
+    ANSWERS,
     BALANCE,
     BOXES,
     MADE_BY,
@@ -84,7 +85,7 @@ def _of_model(what: str, made: Mapping[str, Any]) -> str:
     parts += [f"prompt {code(made['prompt'])}"] if made.get("prompt") else []
     parts += [code(made["generation"])] if made.get("generation") else []
     parts += [code(made["detection"])] if made.get("detection") else []
-    has_output = made.get("output") and made["output"] not in (TEXT, BOXES)
+    has_output = made.get("output") and made["output"] not in (TEXT, BOXES, ANSWERS)
     parts += [f"output {code(made['output'])}"] if has_output else []
     parts += [f"computed in {code(made['dtype'])}"] if made.get("dtype") else []
     return ", ".join(parts)
@@ -100,6 +101,8 @@ def _of_score(name: str, record: FileRecord) -> str:
     if MADE_BY in said and said[MADE_BY].get("output") == BOXES:
         kind = name.rpartition("_")[2]
         return f"{_BOXES.get(kind, '')}{_of_model('what', said[MADE_BY])}, found in the image"
+    if MADE_BY in said and said[MADE_BY].get("output") == ANSWERS:
+        return _of_model("answer, probability or sum of them, of", said[MADE_BY])
     if MADE_BY in said:
         return _of_model("class, or probability, of", said[MADE_BY])
     if TABLE in said:

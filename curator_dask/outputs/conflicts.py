@@ -33,6 +33,7 @@ _OPTIONS = {
     "a class": "prefix (--prefix)",
     "a caption": "column (--column)",
     "boxes": "prefix (--prefix)",
+    "answers": "column (--column)",
 }
 #: In what makes an embedding: what earlier files say of the same.
 FORMERLY = "formerly"

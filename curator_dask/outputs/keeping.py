@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer, open_parquet
-from curator_dask.frames.record import FileRecord, inputs_of
+from curator_dask.frames.record import FIELDS, FileRecord, inputs_of
 from curator_dask.rows.reasons import as_stored, reasons_in, reasons_of, said_once
 from curator_dask.runs.sink import Job
 from curator_dask.runs.targets import Target
@@ -163,6 +163,8 @@ def good_columns(kept: Kept, target: Target, footer: Footer, job: Job) -> tuple[
     tar = shard.get("tar")  # None where it cannot be looked at, which does not say that it has changed
     models = {name for name in record.models if tar is None or record.run_of(name)["tar"] == tar}
     same = tar is not None and record.shard == shard
+    # What rows say may have changed with their Parquet.
+    models -= set() if same else {name for name in models if FIELDS in record.scores.get(name, {})}
     # What was made of vectors does not go with those that are made anew; of which it was is known of scores alone.
     anew = [name for name in job.made if name in record.embeddings and name not in target.reuse]
     old = {

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from curator_dask.errors import CuratorError, OutputError
-from curator_dask.frames.record import TEXTS, FileRecord
+from curator_dask.frames.record import FIELDS, TEXTS, FileRecord
 from curator_dask.outputs.conflicts import describe_other_model
 from curator_dask.runs.describing import Loaded, load_models
 from curator_dask.runs.step import ScoringStep, SharingStep
@@ -68,6 +68,7 @@ def _has_made(step: SharingStep, columns: Collection[str], record: FileRecord) -
     if not isinstance(step, ScoringStep):
         return True
     return all(
-        record.scores.get(name, {}).get("recipe") == said["recipe"] and said.get(TEXTS, name) in columns
+        record.scores.get(name, {}).get("recipe") == said["recipe"]
+        and {said.get(TEXTS, name), *said.get(FIELDS, ())} <= {*columns}
         for name, said in step.scores.items()
     )

@@ -60,7 +60,7 @@ logger = logging.getLogger("curator_dask")
 
 
 #: Of what is noticed, that of rows which had failed.
-_COUNTED = ("corrupt", "captions", "detections")
+_COUNTED = ("corrupt", "captions", "detections", "answers")
 
 
 @dataclass(frozen=True)

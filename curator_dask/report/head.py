@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from curator_dask.frames.record import FILTERED, MADE_BY, TABLE, TEXT
+from curator_dask.frames.record import ANSWERS, FILTERED, MADE_BY, TABLE, TEXT
 from curator_dask.report.folder import Folder
 from curator_dask.report.looking import Failure, Look
 from curator_dask.runs.summary import SaveSummary, installed_versions
@@ -116,7 +116,7 @@ def _models(folder: Folder) -> list[tuple[str, str]]:
     seen: dict[str, list[str]] = {}
     for name, said in heads.items():
         if MADE_BY in said:
-            kind = "captions" if said[MADE_BY].get("output") == TEXT else "classes"
+            kind = {TEXT: "captions", ANSWERS: "answers"}.get(str(said[MADE_BY].get("output")), "classes")
             seen.setdefault(f"{kind} of {said['head']}", []).append(name)
     tables = (f"{name} of {said['head']}" for name, said in heads.items() if TABLE in said)
     given = _some(dict.fromkeys(tables))

@@ -1,4 +1,4 @@
-"""In how many images something was found, in words."""
+"""In how many images something was found, and how questions about them went, in words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from curator_dask.rows.remarks import found_by, labelled, seen_by
+from curator_dask.rows.remarks import EXAMPLES, LITTLE, NOT_ASKED, found_by, labelled, seen_by
 from curator_dask.words import counted, ranked
 
 _LABELS = 10  # that are named
@@ -34,3 +34,37 @@ def found_lines(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
         )
         lines.append(f"{line}: {named}{more}" if labels else line)
     return lines
+
+
+def answer_lines(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line a question of which there is something to say: images that a model would rather say something else of.
+
+    And one for rows that were not asked.
+
+    Parameters
+    ----------
+    facts
+        By the shard's url, of the kind ``"answers"``.
+    """
+    by: Counter[str] = Counter()
+    for fact in facts.values():
+        by.update(fact.get("by", {}))
+    lines = []
+    for name, count in ranked(by):
+        little, not_asked = (name.partition(kind)[2] for kind in (LITTLE, NOT_ASKED))
+        if little:
+            of = counted(by[little], "image")
+            lines.append(
+                f"  {little}: for {count:,} of {of} its answers are unlikely: {little}_mass is below 0.5"
+            )
+        if not_asked:
+            rows, some = counted(count, "row"), "; ".join(_examples(facts))
+            lines.append(
+                f"  {not_asked}: {rows} not asked, as the question's columns are null or empty there: {some}"
+            )
+    return lines
+
+
+def _examples(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    some = [f"{url} {', '.join(fact['examples'])}" for url, fact in sorted(facts.items()) if fact["examples"]]
+    return some[:EXAMPLES]

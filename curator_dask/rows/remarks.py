@@ -20,6 +20,7 @@ from curator_dask.words import counted
 KINDS = (
     *("damaged", "orphans", "duplicates", "unread", "corrupt"),
     *("left-out", "filtered", "not-made", "text-truncated", "captions", "detections"),
+    "answers",
 )
 """``"damaged"``: what is wrong with the tar, as text; the samples before the fault are used. ``"orphans"``: samples
 that no row of the shard's Parquet names. ``"duplicates"``: member names that occur again; the first is taken.
@@ -31,17 +32,23 @@ with a caption that is longer than its model takes. ``"captions"``: texts that a
 are ``{"count": int, "examples": [text, …]}``; ``"filtered"`` may have ``"by"`` besides, how many of them each stage has
 left out, and so has ``"captions"``: how many were cut, by `cut_at`, and, not among these and the examples alone, images
 about which nothing was written. ``"detections"``: images that a model has looked at, and ``"by"`` `seen_by` these, by
-`found_by` those in which it has found something, by `labelled` those with a label; the examples are of the second."""
+`found_by` those in which it has found something, by `labelled` those with a label; the examples are of the second.
+``"answers"``: images that a model was asked about, and ``"by"`` these by the name of the question's columns, behind
+`LITTLE` those for which it would rather answer otherwise, and behind `NOT_ASKED`, of which the examples are, rows that
+say nothing in a column which the question names."""
 
 OF_TARS = ("damaged", "orphans", "duplicates", "unread", "corrupt")
 """Those that are noticed when a tar is read."""
 
-OF_ROWS = ("corrupt", "filtered", "text-truncated", "captions", "detections")
+OF_ROWS = ("corrupt", "filtered", "text-truncated", "captions", "detections", "answers")
 """Those that count rows: the parts of a shard add up. The others are the same of each part."""
 
 NOTHING_WRITTEN = "nothing written"
 CUT_AT = "cut at "
 """By what ``"captions"`` counts."""
+
+NOT_ASKED, LITTLE = "not asked: ", "little: "
+"""By what ``"answers"`` counts, with the name behind it."""
 
 EXAMPLES = 3
 """Names that a fact gives."""

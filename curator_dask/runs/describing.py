@@ -70,6 +70,7 @@ def load_models(steps: Sequence[Step], shown: Sequence[str], client: Any, most: 
         made_by = f"{info['output']} output of {info['model']} ({info['dtype']}{least}; {info['source']})"
         what = f"{info['dim']} values" if "dim" in info else info.get("detection", "captions")
         what = f"{info['classes'].split()[0]} classes" if "classes" in info else what
+        what = f"{', '.join(info['answers'])} to {info['prompt']!r}" if "answers" in info else what
         what = f"{what} of {info['prompt']}" if "detection" in info and info.get("prompt") else what
         logger.info("%s: %s, %s", name, what, made_by)
     return Loaded(described, workers if client is not None and workers is not None else frozenset())

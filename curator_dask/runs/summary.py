@@ -14,7 +14,7 @@ from typing import Any
 import curator_dask
 from curator_dask.frames.names import ERRORS_SUFFIX
 from curator_dask.notebook import bars, table
-from curator_dask.rows.found import found_lines
+from curator_dask.rows.found import answer_lines, found_lines
 from curator_dask.rows.remarks import CUT_AT, NOTHING_WRITTEN, add_up
 from curator_dask.words import counted, ranked
 
@@ -74,6 +74,9 @@ class SaveSummary:
     detections
         By the shard's url, images that a model which finds things has looked at, in the same form; ``by``: these by the
         prefix of its columns, those in which it has found something, and those with each label.
+    answers
+        By the shard's url, images that a model was asked about, in the same form; ``by``: these by the name of the
+        question's columns, those for which it would rather answer otherwise, and rows that were not asked.
     reasons
         How many images failed for which kind of reason.
     earlier
@@ -124,6 +127,7 @@ class SaveSummary:
     text_truncated: dict[str, dict[str, Any]] = field(default_factory=dict)
     captions: dict[str, dict[str, Any]] = field(default_factory=dict)
     detections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
     earlier: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -208,6 +212,7 @@ class SaveSummary:
             "text-truncated": self.text_truncated,
             "captions": self.captions,
             "detections": self.detections,
+            "answers": self.answers,
         }
         for url, facts in remarks.items():
             known = {url: {kind: said[url] for kind, said in kept.items() if url in said}}
@@ -317,6 +322,7 @@ class SaveSummary:
             *_total_line("caption", "longer than their model takes", self.text_truncated),
             *_caption_lines(self.captions),
             *found_lines(self.detections),
+            *answer_lines(self.answers),
         ]
 
 

@@ -10,10 +10,8 @@ from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.image.captioning.step import CaptionImages
-from curator_dask.image.classifiers.whole import ReadingOptions, WholeModel, check_model_name
+from curator_dask.image.classifiers.whole import ReadingOptions, WholeModel, transformers_model
 from curator_dask.models.captioning import CaptionSpec
-from curator_dask.models.hub import is_transformers, names_folder
-from curator_dask.models.precision import DTYPES
 from curator_dask.models.sources import Sources
 from curator_dask.settings import absolute
 from curator_dask.storage import Options
@@ -74,21 +72,13 @@ class CaptionModel(WholeModel):
         dtype: str = "auto",
         **options: Unpack[ReadingOptions],
     ) -> None:
-        check_model_name(model_name)
         check_counts(max_new_tokens=max_new_tokens, num_beams=num_beams)
-        name = os.fspath(model_name)
-        if not names_folder(name) and not is_transformers(name):
-            raise ConfigError(
-                f"model_name={name!r}: expected a repository of the hub as org/repo, or a folder, with one of"
-                " transformers' models that write texts about images"
-            )
+        name = transformers_model(model_name, dtype, "write texts about images")
         if prompt is not None and (not isinstance(prompt, str) or not prompt.strip()):
             raise ConfigError(f"prompt={prompt!r} (--prompt): expected a text, or none")
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype={dtype!r} (--dtype): expected one of {', '.join(DTYPES)}")
         if not isinstance(column, str) or column in ("", URL_COLUMN, ERROR_COLUMN):
             raise ConfigError(f"column={column!r} (--column): expected the name of a new column")
-        self.model_name = str(absolute(name)) if names_folder(name) else name
+        self.model_name = name
         self.prompt = prompt
         self.column = column
         self.max_new_tokens = max_new_tokens

@@ -21,11 +21,14 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers.seeing import SeeImages
 from curator_dask.image.statistics.again import SeesImages, statistics_again
 from curator_dask.image.statistics.step import schema_ahead
+from curator_dask.models.hub import is_transformers, names_folder
+from curator_dask.models.precision import DTYPES
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.retrying import retry
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.step import SharingStep, how_read
 from curator_dask.runs.summary import SaveSummary
+from curator_dask.settings import absolute
 from curator_dask.storage import Options
 from curator_dask.webdataset.shards import ShardSet
 
@@ -186,6 +189,33 @@ def check_model_name(model_name: Any) -> None:
     """Raise ConfigError where there is no name of a model."""
     if not isinstance(model_name, str | os.PathLike) or not os.fspath(model_name):
         raise ConfigError(f"model_name={model_name!r}: expected the name of a model")
+
+
+def transformers_model(model_name: Any, dtype: str, can: str) -> str:
+    """The name of a model of transformers', its folder absolute, as a worker may have another working directory.
+
+    Parameters
+    ----------
+    model_name, dtype
+        Of the model, and its arithmetic.
+    can
+        What such models can, for messages.
+
+    Raises
+    ------
+    ConfigError
+        It is no name of one, or there is no such arithmetic.
+    """
+    check_model_name(model_name)
+    name = os.fspath(model_name)
+    if not names_folder(name) and not is_transformers(name):
+        raise ConfigError(
+            f"model_name={name!r}: expected a repository of the hub as org/repo, or a folder, with one of transformers'"
+            f" models that {can}"
+        )
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype={dtype!r} (--dtype): expected one of {', '.join(DTYPES)}")
+    return str(absolute(name)) if names_folder(name) else name
 
 
 def models_again(

@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from typing import Unpack
 
 from curator_dask.errors import ConfigError
-from curator_dask.image.classifiers.whole import ReadingOptions, WholeModel, check_model_name
+from curator_dask.image.classifiers.whole import ReadingOptions, WholeModel, transformers_model
 from curator_dask.image.detection.step import DetectImages
 from curator_dask.models.detecting import DetectionSpec
-from curator_dask.models.hub import is_transformers, names_folder
-from curator_dask.models.precision import DTYPES
 from curator_dask.models.sources import Sources
 from curator_dask.settings import absolute
 from curator_dask.storage import Options
@@ -77,13 +75,7 @@ class DetectionModel(WholeModel):
         dtype: str = "auto",
         **options: Unpack[ReadingOptions],
     ) -> None:
-        check_model_name(model_name)
-        name = os.fspath(model_name)
-        if not names_folder(name) and not is_transformers(name):
-            raise ConfigError(
-                f"model_name={name!r}: expected a repository of the hub as org/repo, or a folder, with one of"
-                " transformers' models that find things in images"
-            )
+        name = transformers_model(model_name, dtype, "find things in images")
         for option, given in (("only (--only)", only), ("prompts (--prompt)", prompts)):
             texts = given if isinstance(given, list | tuple) else [None]
             if not all(isinstance(each, str) and each.strip() for each in texts) or len({*texts}) < len(
@@ -99,11 +91,9 @@ class DetectionModel(WholeModel):
         is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
         if not is_number or not math.isfinite(threshold) or not 0 <= threshold < 1:
             raise ConfigError(f"threshold={threshold!r} (--threshold): expected a number from 0 to below 1")
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype={dtype!r} (--dtype): expected one of {', '.join(DTYPES)}")
         if not isinstance(prefix, str) or not prefix:
             raise ConfigError(f"prefix={prefix!r} (--prefix): expected what column names begin with")
-        self.model_name = str(absolute(name)) if names_folder(name) else name
+        self.model_name = name
         self.threshold = float(threshold)
         self.only = list(only)
         self.prompts = list(prompts)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from curator_dask.errors import ConfigError
+from curator_dask.image.asking import QuestionModel
 from curator_dask.image.captioning import CaptionModel
 from curator_dask.image.classifiers import ClassificationModel
 from curator_dask.image.classifiers.whole import WholeModel
@@ -15,11 +16,13 @@ WHOLE_MODELS: dict[str, type[WholeModel]] = {
     "classify": ClassificationModel,
     "caption": CaptionModel,
     "detect": DetectionModel,
+    "ask": QuestionModel,
 }
 _EXAMPLES = {
     "classify": "{'model_name': 'resnet50', 'prefix': 'seen_'}",
     "caption": "{'model_name': 'Salesforce/blip-image-captioning-base'}",
     "detect": "{'model_name': 'PekingU/rtdetr_r50vd', 'only': ['person']}",
+    "ask": "{'model_name': 'org/repo', 'question': 'Is there a watermark?', 'answers': ['Yes', 'No']}",
 }
 
 
