@@ -14,6 +14,7 @@ from curator_dask.cluster.package import check_modules
 from curator_dask.cluster.setup import client_at_work
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.frames.record import made_by_model
+from curator_dask.runs.awaiting import with_origins
 from curator_dask.runs.describing import load_models
 from curator_dask.runs.fit import Fit
 from curator_dask.runs.groups import Groups, Layout
@@ -104,7 +105,7 @@ def run(
                 frame,
                 lineage,
                 tuple(steps.values()),
-                loaded.described,
+                with_origins(loaded.described, [*steps.values()]),
                 tuple(kept),
                 id_col,
                 input_options,
