@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,10 @@ import torch
 from colours import read_output, write_tar
 from PIL import Image
 from text_detectors import banner, write_brightness_detector
+from texts import make_pair
+from typer.testing import CliRunner
 
+from curator_dask.cli import app
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.decode.blurring import checked_boxes
 from curator_dask.decode.covering import cover
@@ -233,6 +237,78 @@ def test_boxes_of_the_dataset(pictures, tmp_path):
     assert write(again).failed == 1
     rows = [row for row in read_output(tmp_path / "out").to_pylist() if row["key"] != "broken"]
     assert check_rows(rows, images, tmp_path / "alone", boxes="mine") == 5
+
+
+@pytest.mark.parametrize("first", ["covered", "detected_boxes"])
+def test_a_retry_mends_boxes_and_vectors(pictures, bright, tmp_path, first):
+    """Whichever is tried first: with the vectors the boxes are found again, and before them."""
+    folder, images = pictures
+    out, most = tmp_path / "out", {"max_pixels": 20_000}
+    made = Pixels(**most)(DetectionModel(bright, **most)(ImageTextPairDataset.from_webdataset(folder)))
+    covers = {"cover": "detected_boxes", "image_embedding_column": "covered"}
+    before = Pixels(**covers, **most)(made).save_metadata(out)
+    assert 2 < before.failed < before.rows
+    finds = DetectionModel(bright)
+    if first != "covered":
+        assert finds.retry(out).failed == 1
+    mended = Pixels(**covers).retry(out)
+    assert (mended.rows, mended.failed) == (before.failed, 1)
+    Pixels().retry(out)
+    assert check_rows(read_output(out).to_pylist(), images, tmp_path / "alone") == 6
+
+
+def test_commands(pictures, bright, client, tmp_path):
+    """T-MARS' score is that of a dataset of the images covered by hand."""
+    model, images = tmp_path / "clip", pictures[1]
+    make_pair(model, "clip")
+    at = ["--scheduler-address", client.scheduler.address]
+
+    def run(*arguments):
+        done = CliRunner().invoke(app, [*map(str, arguments)])
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done
+
+    def write(folder, images):
+        pairs = [[(name, data), (f"{name.split('.')[0]}.txt", b"a dog")] for name, data in images.items()]
+        write_tar(tmp_path / folder / "0.tar", [each for pair in pairs for each in pair])
+        return tmp_path / folder
+
+    data, out = write("data", images), tmp_path / "out"
+    detect = ["detect", data, out, "--model", bright, "--prefix", "text", *at]
+    embed = ["embed", data, out, "--model", model, "--cover", "text_boxes", "--column", "covered", *at]
+    done = run(*embed)
+    assert done.exit_code == 2 and "has no such column" in done.stderr
+    assert run("embed", data, out, "--model", model, *at).exit_code == 0
+    assert run(*detect).exit_code == 0
+    stamp = (out / "0.parquet").stat().st_mtime_ns
+    assert run(*embed).exit_code == 0 and run(*embed, "--json", tmp_path / "told").exit_code == 0
+    told = json.loads((tmp_path / "told").read_text())
+    assert (told["skipped"], told["rows_before"], told["failed_before"]) == (1, len(images), 1)
+    assert (out / "0.parquet").stat().st_mtime_ns > stamp
+    score = ["score", out, "--clip-score", model, *at]
+    assert run(*score).exit_code == 0
+    covered = ["--column", "covered", "--clip-score-column", "clip_score_covered"]
+    assert run(*score, *covered).exit_code == 0
+    rows = {row["key"]: row for row in read_output(out).to_pylist()}
+    by_hand = {
+        f"{key}.png": encoded(covered_by_hand(seen(images[name]), rows[key]["text_boxes"]))
+        for name in images
+        if (key := name.split(".")[0]) != "broken"
+    }
+    alone, scored = write("by_hand", by_hand), tmp_path / "scored"
+    assert run("embed", alone, scored, "--model", model, *at).exit_code == 0
+    assert run("score", scored, "--clip-score", model, *at).exit_code == 0
+    for row in read_output(scored).to_pylist():
+        mine = rows[row["key"]]
+        assert mine["clip_score_covered"] == pytest.approx(row["clip_score"], abs=1e-5)
+        has_text = mine["text_number"] > 0
+        assert (abs(mine["clip_score"] - mine["clip_score_covered"]) > 1e-4) == has_text
+    assert rows["broken"]["clip_score_covered"] is None
+    # Other boxes there: what was covered says of which it is.
+    assert run(*detect, "--threshold", 0.9, "--overwrite").exit_code == 0
+    done = run(*embed)
+    assert done.exit_code == 2 and "'covered' was made with of text_boxes [" in done.stderr
 
 
 def test_wrong_arguments(pictures, tmp_path):

@@ -63,7 +63,7 @@ class TextDetector(Detector):
         maps = SimpleNamespace(last_hidden_state=outputs.last_hidden_state.float().cpu())
         scales = [min(1.0, _LONGEST / max(each.height, each.width)) for each in batch]
         sizes = [[each.height * scale, each.width * scale] for each, scale in zip(batch, scales, strict=True)]
-        found = self._images.post_process_object_detection(
+        found: list[dict[str, Any]] = self._images.post_process_object_detection(
             maps, target_sizes=torch.tensor(sizes), box_threshold=threshold, **_REGIONS
         )
         for result, scale in zip(found, scales, strict=True):

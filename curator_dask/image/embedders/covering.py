@@ -119,7 +119,7 @@ class CoveredImages:
         else:
             self._maker = Maker((transform,), by_pillow=True)
 
-    def __call__(self, batch: Batch) -> tuple[np.ndarray, torch.Tensor | None, Mapping[int, str]]:
+    def __call__(self, batch: Batch) -> tuple[np.ndarray, torch.Tensor, Mapping[int, str]]:
         """Cover some images, and make them ready.
 
         Returns
@@ -127,7 +127,7 @@ class CoveredImages:
         positions
             int64 of shape (n,): rows of the images that could be used.
         pixels
-            As `Batch.pixels` of the transform, in their order; None where there are none.
+            As `Batch.pixels` of the transform, in their order; without a shape where there are none.
         reasons
             By row, of the others.
         """
@@ -145,7 +145,7 @@ class CoveredImages:
         rows = [*good]
         reasons |= {rows[number]: reason for number, reason in failed.items()}
         kept = [row for number, row in enumerate(rows) if number not in failed]
-        return np.array(kept, np.int64), made if kept else None, reasons
+        return np.array(kept, np.int64), made, reasons
 
     def close(self) -> None:
         """End its threads."""
@@ -166,17 +166,17 @@ class CoveredImages:
         cover(on_host, checked)
         return on_host
 
-    def _ready(self, images: list[Any]) -> tuple[torch.Tensor | None, Mapping[int, str]]:
+    def _ready(self, images: list[Any]) -> tuple[torch.Tensor, Mapping[int, str]]:
         import torch
         from PIL import Image
 
-        if not images:
-            return None, {}
-        if self._resize is not None:
+        if images and self._resize is not None:
             return self._resize.start(images)()
-        assert self._maker is not None
+        if not images or self._maker is None:
+            return torch.empty(0), {}
         make: Callable[[Any], list[Any]] = partial(self._maker.of_image, which=(0,))
-        made, failed = [], {}
+        made: list[np.ndarray] = []
+        failed: dict[int, str] = {}
         for number, pixels in enumerate(images):
             on_host = pixels.get() if hasattr(pixels, "get") else pixels
             (each,) = make(Image.fromarray(on_host))
@@ -186,5 +186,5 @@ class CoveredImages:
                 failed[number] = f"the transform gave shape {each.shape}, expected {made[0].shape} as before"
             else:
                 made.append(each)
-        stacked = torch.from_numpy(np.stack(made)).to(backend.current().torch_device) if made else None
-        return stacked, failed
+        stacked = torch.from_numpy(np.stack(made)) if made else torch.empty(0)
+        return stacked.to(backend.current().torch_device), failed

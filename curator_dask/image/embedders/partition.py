@@ -225,11 +225,10 @@ class _Embedding(Work):
         assert encoder is not None
         for row, reason in batch.errors.items():
             self._fail(row, reason)
-        positions, pixels, reasons = batch.positions, batch.pixels, {}
+        positions, pixels = batch.positions, batch.pixels
+        reasons: Mapping[int, str] = {}
         if self._images is not None:
             positions, pixels, reasons = self._images(batch)
-            if pixels is None:
-                pixels = []
         vectors = encoder(pixels)
         finite = np.isfinite(vectors).all(axis=1)
         self._matrix[positions[finite]] = vectors[finite]
