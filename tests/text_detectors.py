@@ -58,7 +58,38 @@ def _server():
     return transformers.PPOCRV5ServerDetForObjectDetection(config)
 
 
-KINDS = {"pp_ocrv5_mobile_det": _mobile, "pp_ocrv5_server_det": _server}
+def _lcnet4():
+    return transformers.PPLCNetV4Config(
+        block_configs=[[[3, 16, 16, stride, False]] for stride in (1, 2, 2, 2)],
+        stem_channels=[3, 8, 16],
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+
+
+def _small():
+    config = transformers.PPOCRV6SmallDetConfig(
+        backbone_config=_lcnet4(), neck_out_channels=16, layer_list_out_channels=[16] * 4, **_KERNELS
+    )
+    return transformers.PPOCRV6SmallDetForObjectDetection(config)
+
+
+def _medium():
+    config = transformers.PPOCRV6MediumDetConfig(
+        backbone_config=_lcnet4(),
+        neck_out_channels=32,
+        intraclass_block_config=_INTRACLASS,
+        scale_factor_list=[1, 2, 4, 8],
+        **_KERNELS,
+    )
+    return transformers.PPOCRV6MediumDetForObjectDetection(config)
+
+
+KINDS = {
+    "pp_ocrv5_mobile_det": _mobile,
+    "pp_ocrv5_server_det": _server,
+    "pp_ocrv6_small_det": _small,
+    "pp_ocrv6_medium_det": _medium,
+}
 
 
 def write_text_detector(folder, kind, seed=5):
