@@ -186,7 +186,8 @@ def test_in_the_pass_that_finds_the_boxes(pictures, bright, tmp_path, kind):
     if kind is not Pixels:
         return
     record = read_record(str(out / "0.parquet"), None).embeddings["covered"]
-    assert record["cover"] == "detected_boxes, covered 1" and record["of"].startswith("detected_boxes [")
+    assert record["cover"] == "detected_boxes covered 1"
+    assert record["columns"].startswith("detected_boxes [")
     # What is there of the same boxes is taken over.
     before = (out / "0.parquet").stat().st_mtime_ns
     assert save(finds, ImageStatistics(["phash"])).written == 1
@@ -197,7 +198,7 @@ def test_in_the_pass_that_finds_the_boxes(pictures, bright, tmp_path, kind):
     with pytest.raises(OutputError, match=r"detected_boxes' was made with detection scores above 0.6"):
         save(more)
     more(dataset).save_metadata(out, overwrite=True)
-    with pytest.raises(OutputError, match=r"column 'covered' was made with of detected_boxes \["):
+    with pytest.raises(OutputError, match=r"column 'covered' was made with columns detected_boxes \["):
         save(more)
     save(more, overwrite=True)
     assert 0 <= check_rows(read_output(out).to_pylist(), images, tmp_path / "alone") < 6
@@ -308,7 +309,7 @@ def test_commands(pictures, bright, client, tmp_path):
     # Other boxes there: what was covered says of which it is.
     assert run(*detect, "--threshold", 0.9, "--overwrite").exit_code == 0
     done = run(*embed)
-    assert done.exit_code == 2 and "'covered' was made with of text_boxes [" in done.stderr
+    assert done.exit_code == 2 and "'covered' was made with columns text_boxes [" in done.stderr
 
 
 def test_wrong_arguments(pictures, tmp_path):
@@ -342,3 +343,28 @@ class TestStep(StepTests):
     @pytest.fixture
     def step(self, frame):
         return Pixels(cover="mine")._step("key", [], None)
+
+
+def test_boxes_of_a_dataset_that_a_model_has_found(pictures, bright, tmp_path):
+    """In the dataset's own Parquet, where the vectors go, too."""
+    write_tar(tmp_path / "0.tar", list(pictures[1].items()))
+    keys = [name.partition(".")[0] for name in pictures[1]]
+    pq.write_table(pa.table({"key": keys}), tmp_path / "0.parquet")
+
+    def dataset():
+        return ImageTextPairDataset.from_webdataset(tmp_path)
+
+    def embed():
+        return Pixels(cover="detected_boxes", image_embedding_column="covered")(dataset()).save_metadata(
+            tmp_path
+        )
+
+    DetectionModel(bright)(dataset()).save_metadata(tmp_path)
+    assert (embed().written, embed().skipped) == (1, 1)
+    made = read_record(str(tmp_path / "0.parquet"), None).embeddings["covered"]
+    assert made["columns"].startswith("detected_boxes [")
+    DetectionModel(bright, threshold=0.95)(dataset()).save_metadata(tmp_path, overwrite=True)
+    with pytest.raises(
+        OutputError, match=r"made with columns detected_boxes \[.* has columns detected_boxes \["
+    ):
+        embed()

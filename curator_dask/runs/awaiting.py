@@ -10,7 +10,7 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.runs.step import Step
 
 #: In what makes a column: of which columns of the image, and what made these.
-OF = "of"
+OF = "columns"
 #: What makes a column, and is none of what it is.
 _NO_MATTER = ("source", "least_cosine", OF)
 

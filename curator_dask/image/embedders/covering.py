@@ -82,7 +82,7 @@ def check_boxes(dataset: ImageTextPairDataset, column: str, options: ImageOption
 
 def said_of_cover(column: str) -> dict[str, str]:
     """What makes a vector, besides its model, where boxes of a column are covered."""
-    return {"cover": f"{column}, {VERSION}"}
+    return {"cover": f"{column} {VERSION}"}
 
 
 def same_boxes(column: str, rows: Rows, id_col: str) -> bool:
