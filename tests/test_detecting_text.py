@@ -65,7 +65,7 @@ def pictures(tmp_path_factory):
     for name in ("astronaut", "coffee"):
         image = Image.fromarray(getattr(skimage.data, name)()).resize((196, 145))
         images[f"{name}.jpg"] = encoded(image, "JPEG", quality=95)
-    large = banner((1300, 600), [(100, 50, 600, 150), (700, 400, 1250, 560)])
+    large = banner((1100, 200), [(100, 50, 600, 90), (700, 120, 1050, 180)])
     images["large.png"] = encoded(large)  # which the processor makes smaller
     turned = Image.Exif()
     turned[0x0112] = 6

@@ -47,15 +47,19 @@ def cover(pixels: np.ndarray, boxes: Sequence[Box]) -> None:
     for rows, columns in places:
         outside[slice(*rows), slice(*columns)] = False
     colours = []
+    other: np.ndarray | None = None  # where a box has nothing around it
     for rows, columns in places:
         by = max(1, math.ceil(RING * min(rows[1] - rows[0], columns[1] - columns[0])))
         around = slice(max(0, rows[0] - by), rows[1] + by), slice(max(0, columns[0] - by), columns[1] + by)
         seen = pixels[around][outside[around]]
-        if not len(seen):
-            seen = pixels[outside]
-        if not len(seen):
-            seen = pixels.reshape(-1, pixels.shape[2])
-        sums = seen.sum(axis=0, dtype=np.int64)
-        colours.append((2 * sums + len(seen)) // (2 * len(seen)))  # whole numbers: the same on every machine
+        if not len(seen) and other is None:
+            other = _mean(pixels[outside] if outside.any() else pixels.reshape(-1, pixels.shape[2]))
+        colours.append(_mean(seen) if len(seen) else other)
     for (rows, columns), colour in zip(places, colours, strict=True):
         pixels[slice(*rows), slice(*columns)] = colour
+
+
+def _mean(seen: np.ndarray) -> np.ndarray:
+    """The mean of pixels (n, channels), in whole numbers: the same on every machine."""
+    sums = seen.sum(axis=0, dtype=np.int64)
+    return (2 * sums + len(seen)) // (2 * len(seen))
