@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# transformers 5.24.0 (torch 2.15.0, opencv-python-headless 5.0.0.93): what is found by its detectors of text (PP-OCRv5, PP-OCRv6) are four
-# corners in int16, where the docstring of post_process_object_detection says boxes (n, 4). So its own pipeline, which takes
-# a box for four numbers, gives pairs under other names, and in an image that is longer than 32,767 pixels corners are
-# negative. The pipeline's threshold is that of the map here, and not of scores, which are 0.6 or more whatever it is.
+# transformers 5.24.0 (torch 2.15.0, opencv-python-headless 5.0.0.93): what is found by its detectors of text (PP-OCRv5,
+# PP-OCRv6) are four corners in int16, where the docstring of post_process_object_detection says boxes (n, 4). So its own
+# pipeline, which takes a box for four numbers, gives pairs under other names, and in an image that is longer than 32,767
+# pixels corners are negative. The pipeline's threshold is that of the map here, and not of scores, which are 0.6 or more whatever it is.
 #
 # So who uses them takes the post-processing itself, makes hulls of the corners, and of long images gives other sizes.
 # Seen: {'xmin': [0, 0], 'ymin': [200, 0], 'xmax': [200, 100], 'ymax': [0, 100]} of an image of 200 by 100 pixels, and

@@ -62,4 +62,5 @@ def cover(pixels: np.ndarray, boxes: Sequence[Box]) -> None:
 def _mean(seen: np.ndarray) -> np.ndarray:
     """The mean of pixels (n, channels), in whole numbers: the same on every machine."""
     sums = seen.sum(axis=0, dtype=np.int64)
-    return (2 * sums + len(seen)) // (2 * len(seen))
+    mean: np.ndarray = (2 * sums + len(seen)) // (2 * len(seen))
+    return mean

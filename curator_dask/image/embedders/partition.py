@@ -155,9 +155,10 @@ class EmbedPartition:
 
     def known(self, rows: Rows) -> tuple[np.ndarray, list[str | None]] | None:
         """The vectors that an earlier run has made of all of these rows, and reasons; None: they are to be made."""
-        if self.cover is not None and not same_boxes(self.cover, rows, self.id_col):
-            return None
-        return rows.known(self.column, self.id_col)
+        known = rows.known(self.column, self.id_col)
+        if known is None or self.cover is None or same_boxes(self.cover, rows, self.id_col):
+            return known
+        return None
 
     def __call__(self, frame: Any) -> Any:
         """The frame with the two columns, its rows in the same order.
