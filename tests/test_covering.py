@@ -108,6 +108,7 @@ def test_covering():
 
 @pytest.fixture(scope="module")
 def bright(tmp_path_factory):
+    pytest.importorskip("cv2", reason="no OpenCV: pip install opencv-python-headless")
     return write_brightness_detector(tmp_path_factory.mktemp("bright"))
 
 
