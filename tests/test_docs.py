@@ -41,6 +41,7 @@ from safetensors.torch import save_model
 from test_clip import make_clip
 from test_imports import LAYERS
 from test_scripts import load
+from text_detectors import write_brightness_detector
 from texts import make_pair
 from timm.models import save_for_hf
 from typer.testing import CliRunner
@@ -60,6 +61,7 @@ STAND_INS = {
     '"Salesforce/blip-image-captioning-base"': '"{folder}/blip"',  # a tiny one
     '"HuggingFaceTB/SmolVLM-Instruct"': '"{folder}/questioner"',  # a tiny one
     '"PekingU/rtdetr_r50vd", threshold=0.5': '"{folder}/detector", threshold=0.1',  # a tiny one
+    '"PaddlePaddle/PP-OCRv5_server_det_safetensors"': '"{folder}/ocr"',  # a tiny one that finds what is bright
     '"resnet50", prefix': '"local-dir:{model}", prefix',
     # LAION's heads are for OpenAI's CLIP alone: any linear one of the class of all heads.
     "heads = [AestheticClassifier()": (
@@ -192,6 +194,9 @@ HOLDS = {
         "(summary.rows, summary.failed) == (14, 2)",
         "pq.read_table(FOLDER + '/embeddings')['detected_number'].null_count == 2",
         "0 < sum(n or 0 for n in pq.read_table(FOLDER + '/embeddings')['detected_number'].to_pylist())",
+        "(scored.rows, scored.failed) == (14, 2) and 'cover' in str(covered)",
+        "0 < sum(n or 0 for n in pq.read_table(FOLDER + '/scored')['text_number'].to_pylist())",
+        "pq.read_table(FOLDER + '/scored')['clip_score_covered'].null_count == 2",
     ],
     "watching.md": [
         "len(images) == 10 and images._repr_html_().count('<img ') == 8",
@@ -243,7 +248,7 @@ NOT_RUN = {
     "readers.md": ["needs datasets", "needs lancedb", "needs embedding-reader", "needs embedding-atlas"],
 }
 # Programs that a page is about, and that need not be here.
-NEEDED = {"readers.md": ("duckdb", "polars")}
+NEEDED = {"readers.md": ("duckdb", "polars"), "detecting.md": ("cv2",)}
 
 
 @dataclass
@@ -367,6 +372,7 @@ def made(tmp_path_factory):
     write_captioner(folder / "page" / "blip", "blip")
     write_questioner(folder / "page" / "questioner", "llava")
     write_detector(folder / "page" / "detector", "yolos")
+    write_brightness_detector(folder / "page" / "ocr")
     transformers.logging.enable_progress_bar()
     load("pretrained_efficientnet").write_model_folder(folder / "model")
     names = {"label_names": ["NSFW", "SFW"]}

@@ -68,7 +68,11 @@ def detect(
     ],
     threshold: Annotated[
         float | None,
-        typer.Option(min=0, help="Scores are larger.  [default: 0.5, with prompts 0.1]", show_default=False),
+        typer.Option(
+            min=0,
+            help="Scores are larger.  [default: 0.5, with prompts 0.1, of text 0.6]",
+            show_default=False,
+        ),
     ] = None,
     only: Annotated[
         list[str] | None,

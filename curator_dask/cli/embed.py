@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 #: Options of the model, and of what it makes.
 _OF_MODEL = (
     *("model_dir", "batch_size", "column", "model_output", "model_kwargs", "pretrained", "checkpoint"),
-    *("normalize", "autocast", "decode_scale", "compile", "raise_on_error"),
+    *("normalize", "autocast", "decode_scale", "cover", "compile", "raise_on_error"),
 )
 
 
@@ -111,6 +111,15 @@ def embed(
     orientation: Orientation = "stored",
     gray16: Gray16 = "scale",
     decode_scale: DecodeScale = "exact",
+    cover: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Boxes, as of `detect`, that are covered with the colour around them before the model sees an image:"
+            " of OUTPUT, or of the dataset.",
+            show_default=False,
+        ),
+    ] = None,
     statistics: Annotated[
         list[str] | None,
         typer.Option(
@@ -160,7 +169,7 @@ def embed(
     told = OverImages(context.params, options, output_options)
 
     def make(found: ShardSet) -> Steps:
-        from curator_dask.image.embedders.making import make_embedder
+        from curator_dask.image.embedders.making import finder_of, make_embedder
         from curator_dask.image.statistics import ImageStatistics
 
         reading = told.reading
@@ -184,7 +193,9 @@ def embed(
             texts = TextStatistics(chosen, text, prefix=text_prefix, language_model=language_model)
             texts.check(found, id_col, **rows)
             measures.append(texts)
-        embedder = None
+        embedder = finder = None
+        if cover is not None:
+            finder = finder_of(output, cover, output_options or options)
         if model is not None:
             embedder = make_embedder(
                 model,
@@ -199,12 +210,14 @@ def embed(
                 normalize_embeddings=normalize,
                 autocast=autocast,
                 compile="auto" if compile is None else compile,
+                cover=cover,
                 **reading,
             )
 
         def steps(dataset: ImageTextPairDataset) -> ImageTextPairDataset:
             for measure in measures:
                 dataset = measure(dataset)
+            dataset = dataset if finder is None else finder(dataset)
             return dataset if embedder is None else embedder(dataset)
 
         return steps

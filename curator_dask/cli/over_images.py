@@ -98,7 +98,7 @@ class OverImages:
             if model is None
             else Sources.of(model, folder, given.get("checkpoint"), given.get("pretrained", True), files)
         )
-        if sources is None or not self.own_workers:
+        if sources is None or not self.own_workers or given.get("cover"):  # whose model is another
             return None
         asked = {name: value for name, value in given.items() if name not in _NOT_MADE_BY}
         same = output.partition("://")[0] == found.root.partition("://")[0]

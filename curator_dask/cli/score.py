@@ -73,10 +73,13 @@ def score(
         typer.Option(
             metavar="MODEL",
             help="Cosine of image and caption, by the text tower that belongs to the image vectors: a folder, or a"
-            " repository of the hub. Column clip_score.",
+            " repository of the hub. Column clip_score, or --clip-score-column.",
             show_default=False,
         ),
     ] = None,
+    clip_score_column: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the column of --clip-score.")
+    ] = "clip_score",
     near: Annotated[
         list[str] | None,
         typer.Option(
@@ -179,7 +182,9 @@ def score(
         heads += [ClusterNumber(path, name, column, check=check) for name, path in centroids]
         if clip_score:
             embedder = make_text_embedder(clip_score, model_dir, text_column=text)
-            heads.append(ClipScore(embedder, image_embedding_column=column, check=check))
+            heads.append(
+                ClipScore(embedder, image_embedding_column=column, pred_column=clip_score_column, check=check)
+            )
         if names:
             chosen = None if "all" in names else names
             heads.append(TextStatistics(chosen, text, prefix=text_prefix, language_model=language_model))

@@ -146,3 +146,15 @@ def with_columns(frame: Any, columns: Mapping[str, pa.Array]) -> Any:
     for name, array in columns.items():
         kept[name] = backend.series_like(frame, array)
     return kept
+
+
+def values_of(kind: pa.DataType | None) -> pa.DataType | None:
+    """The type within a list; None of others."""
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return kind.value_type if kind is not None and any(is_kind(kind) for is_kind in lists) else None
+
+
+def is_boxes(kind: pa.DataType) -> bool:
+    """Whether a type may be that of boxes: lists of lists of numbers."""
+    inner = values_of(values_of(kind))
+    return inner is not None and bool(pa.types.is_floating(inner) or pa.types.is_integer(inner))

@@ -131,6 +131,7 @@ def _model(info: Mapping[str, Any]) -> str:
         f"prompt {info[each]!r}" if each == "prompt" else str(info[each]) for each in how if info.get(each)
     ]
     parts += ["unit length"] if info.get("normalized") else []
+    parts += [f"{info['cover']}"] if info.get("cover") else []
     size = (info.get("transform") or {}).get("size") if isinstance(info.get("transform"), Mapping) else None
     parts += [f"{' x '.join(map(str, size))} pixels"] if isinstance(size, list | tuple) else []
     return ", ".join([*parts, *([source] if source and source not in (model, "timm") else [])])

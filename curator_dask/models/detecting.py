@@ -19,6 +19,7 @@ from curator_dask.models.detector import Detector
 from curator_dask.models.hub import CONFIG, PROCESSORS, find_beside, find_folder, read_json
 from curator_dask.models.parts import load_part, name_of_parts
 from curator_dask.models.sources import State, model_state
+from curator_dask.models.text_detector import TEXT_THRESHOLD, TextDetector, check_opencv, finds_text
 from curator_dask.models.tokens import TOKENIZERS
 from curator_dask.models.towers import load_whole
 from curator_dask.models.weights import first_line, state_digest
@@ -26,6 +27,9 @@ from curator_dask.words import meant
 
 FILES = (*PROCESSORS, *TOKENIZERS)
 """What a model that is asked has besides its weights, as transformers writes it; the last is always there."""
+
+#: Scores of what is found are larger, where nothing is said: of classes, and of prompts, as in transformers' pipelines.
+THRESHOLD, PROMPT_THRESHOLD = 0.5, 0.1
 
 #: Of a configuration, what changes no output: all but the names of the classes, which are one.
 _NO_MATTER = re.compile(r"_.*|label2id|architectures|transformers_version|(torch_)?dtype")
@@ -48,7 +52,7 @@ class DetectionSpec:
     prompts
         What is looked for, each by itself; empty: the classes of the model.
     threshold
-        Scores of what is found are larger.
+        Scores of what is found are larger; None: `THRESHOLD`, or what else is usual of such a model.
     only
         Of the classes; empty: all.
     dtype
@@ -58,7 +62,7 @@ class DetectionSpec:
     model_name: str
     model_dir: str | None = None
     prompts: tuple[str, ...] = ()
-    threshold: float = 0.5
+    threshold: float | None = None
     only: tuple[str, ...] = ()
     dtype: str = "auto"
 
@@ -105,6 +109,12 @@ class DetectionSpec:
         folder = self.fetch()
         stated = read_json(folder / CONFIG)
         check_config(stated, str(folder), bool(self.prompts))
+        is_text = finds_text(stated)
+        if is_text:
+            check_opencv(str(folder))
+        threshold = self.threshold
+        if threshold is None:
+            threshold = PROMPT_THRESHOLD if self.prompts else TEXT_THRESHOLD if is_text else THRESHOLD
         here = backend.current()
         dtype: Any = self.dtype if self.dtype != "auto" or here.device == "gpu" else "float32"
         model = load_whole(
@@ -127,15 +137,15 @@ class DetectionSpec:
             "weights": state_digest(model),
             "processor": name_of_parts(folder, parts, {*FILES} if self.prompts else {*PROCESSORS}),
             "prompt": ", ".join(map(repr, self.prompts)) or None,
-            "detection": f"scores above {self.threshold:g}"
+            "detection": f"scores above {threshold:g}"
+            + (f" {TextDetector.regions}" if is_text else "")
             + (f", {', '.join(sorted(only))} alone" if only else ""),
             "output": BOXES,
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         }
         try:
-            return Detector(
-                model.to(here.torch_device).eval(), parts, info, self.threshold, self.prompts, names, only
-            )
+            kind = TextDetector if is_text else Detector
+            return kind(model.to(here.torch_device).eval(), parts, info, threshold, self.prompts, names, only)
         except Exception as error:
             if backend.is_out_of_memory(error):
                 raise
@@ -179,8 +189,8 @@ def check_config(config: Mapping[str, Any], name: str, is_asked: bool) -> None:
         return
     raise ConfigError(
         f"{name}: its {CONFIG} has the model_type {found!r}, which is none of transformers' that find things in images"
-        " (AutoModelForObjectDetection), such as DETR, RT-DETR or YOLOS, or what a text names"
-        " (AutoModelForZeroShotObjectDetection), such as OWLv2 or Grounding DINO"
+        " (AutoModelForObjectDetection), such as DETR, RT-DETR, YOLOS or PP-OCRv5's detectors of text, or what a text"
+        " names (AutoModelForZeroShotObjectDetection), such as OWLv2 or Grounding DINO"
     )
 
 

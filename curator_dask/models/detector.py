@@ -124,7 +124,7 @@ class Detector(ByShape[Prepared, Detections]):
         found: list[list[tuple[float, str, np.ndarray]]] = [[] for _ in batch]
         bad = [False] * len(batch)
         for prompt, outputs in self._outputs(batch):
-            for number, each in enumerate(_not_finite(outputs)):
+            for number, each in enumerate(self._not_finite(outputs)):
                 bad[number] |= each
             for number, result in enumerate(self._results(batch, outputs, self._threshold)):
                 boxes, scores, labels = (result[name].cpu() for name in ("boxes", "scores", "labels"))
@@ -203,9 +203,8 @@ class Detector(ByShape[Prepared, Detections]):
                 rows[number].append(np.sort(result["scores"].float().cpu().numpy()))
         return np.stack([np.concatenate(each) for each in rows])
 
-
-def _not_finite(outputs: Any) -> list[bool]:
-    """Of each image, whether the model gave NaN; infinite are scores of tokens that there are not."""
-    bad = outputs.logits.isnan().flatten(1).any(dim=1) | outputs.pred_boxes.isnan().flatten(1).any(dim=1)
-    found: list[bool] = bad.tolist()
-    return found
+    def _not_finite(self, outputs: Any) -> list[bool]:
+        """Of each image, whether the model gave NaN; infinite are scores of tokens that there are not."""
+        bad = outputs.logits.isnan().flatten(1).any(dim=1) | outputs.pred_boxes.isnan().flatten(1).any(dim=1)
+        found: list[bool] = bad.tolist()
+        return found

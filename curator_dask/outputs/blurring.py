@@ -23,6 +23,7 @@ import pyarrow as pa
 from curator_dask.decode.blurring import checked_boxes
 from curator_dask.decode.smaller import Smaller, SmallerImages, make_smaller
 from curator_dask.errors import ConfigError, ImageError, OutputError
+from curator_dask.frames.columns import is_boxes, values_of
 from curator_dask.outputs.encoded import image_place
 from curator_dask.rows.reasons import Reason
 from curator_dask.rows.remarks import EXAMPLES
@@ -102,14 +103,13 @@ class Blurring:
     def check(self, rows: pa.Table) -> None:
         """Raise ConfigError where the columns are none of boxes and labels."""
         kind = rows.schema.field(self.column).type
-        inner = _values(_values(kind))
-        if inner is None or not (pa.types.is_floating(inner) or pa.types.is_integer(inner)):
+        if not is_boxes(kind):
             raise ConfigError(
                 f"blur={self.column!r} (--blur): expected lists of boxes, each a list of four numbers, found {kind}"
             )
         if self.labels is not None:
             kind = rows.schema.field(self.labels).type
-            if not (pa.types.is_string(_values(kind)) or pa.types.is_large_string(_values(kind))):
+            if not (pa.types.is_string(values_of(kind)) or pa.types.is_large_string(values_of(kind))):
                 raise ConfigError(
                     f"blur_only (--blur-only): expected lists of labels in {self.labels!r}, found {kind}"
                 )
@@ -136,12 +136,6 @@ class Blurring:
             labelled.update(labels)
             boxes = [box for box, label in zip(boxes, labels, strict=True) if label in self.only]
         return checked_boxes(boxes)
-
-
-def _values(kind: pa.DataType | None) -> pa.DataType | None:
-    """The type within a list; None of others."""
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return kind.value_type if kind is not None and any(is_kind(kind) for is_kind in lists) else None
 
 
 class Blurred(NamedTuple):

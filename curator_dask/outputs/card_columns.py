@@ -85,6 +85,7 @@ def _of_model(what: str, made: Mapping[str, Any]) -> str:
     parts += [f"prompt {code(made['prompt'])}"] if made.get("prompt") else []
     parts += [code(made["generation"])] if made.get("generation") else []
     parts += [code(made["detection"])] if made.get("detection") else []
+    parts += [f"with {code(made['cover'])}"] if made.get("cover") else []
     has_output = made.get("output") and made["output"] not in (TEXT, BOXES, ANSWERS)
     parts += [f"output {code(made['output'])}"] if has_output else []
     parts += [f"computed in {code(made['dtype'])}"] if made.get("dtype") else []

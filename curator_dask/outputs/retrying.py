@@ -45,6 +45,7 @@ from curator_dask.outputs.stale import lacking_columns
 from curator_dask.outputs.unchanged import check_unchanged
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import add_up, noticing, summed, without_not_made
+from curator_dask.runs.awaiting import with_origins
 from curator_dask.runs.fit import Fit
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.reports import report_frame, report_of
@@ -206,7 +207,9 @@ def retry(
             with at_work(workers) as client:
                 try:
                     steps, loaded = load_again(steps, client, len(targets), records)
-                    _check_same(output, records.values(), steps[0], loaded.described)
+                    before = {name: info for each in records.values() for name, info in each.models.items()}
+                    described = with_origins(loaded.described, steps, before)
+                    _check_same(output, records.values(), steps[0], described)
                     summary.startup_seconds = time.monotonic() - started
                     retry_file = RetryFile(steps, column, sure or column, id_col, output, shard_options)
                     names, fit = [each.name for each in targets], Fit(steps, loaded)

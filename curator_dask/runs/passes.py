@@ -24,6 +24,7 @@ from curator_dask.rows.ids import exact_ids
 from curator_dask.rows.images import add_status, read_images, remark_corrupt
 from curator_dask.rows.reasons import as_stored, reason_for, reasons_in
 from curator_dask.rows.remarks import current_remarks
+from curator_dask.runs.awaiting import Order
 from curator_dask.runs.blaming import blaming
 from curator_dask.runs.step import Reading, Rows, SharingStep, Work
 from curator_dask.runs.turns import turn
@@ -127,7 +128,8 @@ def _made(steps: Sequence[SharingStep], frame: Any) -> Any:
     current_remarks()  # made here, so that the threads that read add to them
     readings = [step.reading(rows) for step in steps]
     first = next((reading for reading in readings if reading is not None), None)
-    reasons: dict[str, list[str | None]] = {}
+    found: dict[int, dict[str, list[str | None]]] = {}
+    order = Order.of(steps)
     with ExitStack() as stack:
         if first is not None and len(rows):
             urls = to_array(frame[URL_COLUMN]).to_pylist()
@@ -135,16 +137,19 @@ def _made(steps: Sequence[SharingStep], frame: Any) -> Any:
             stack.enter_context(turn(url, first.storage_options))
         ENCODERS.reserve(len(steps))
         works = [_begun(stack, step, rows) for step in steps]
-        if first is not None and len(rows):
-            _read(rows, urls, list(zip(readings, steps, works, strict=True)))
-        for step, work in zip(steps, works, strict=True):
-            with spending("forward"), blaming(step):
-                made = work.finish()
-            # What lacks a value for its vector's sake has that one's reason, as it is.
-            looks = bool(step.needs & {"bytes", "pixels"})
-            found = {name: add_status(each, frame) if looks else each for name, each in made.reasons.items()}
-            rows.add(made.columns, found)
-            reasons |= found
+        images = _Images(rows, urls) if first is not None and len(rows) else None
+        parts = list(zip(readings, steps, works, strict=True))
+        for late in (False, True):
+            # Those that wait look at the images again, when what they wait for is there.
+            if images is not None:
+                images.read([part for number, part in enumerate(parts) if (number in order.waiting) == late])
+                if late:
+                    images.close()
+            for number, (_, step, work) in enumerate(parts):
+                if (number in order.makers) != late:
+                    found[number] = _finished(rows, step, work)
+    rows.arrange([name for step in steps for name in step.columns])
+    reasons = {name: each for number in range(len(steps)) for name, each in found[number].items()}
     if any(ERROR_COLUMN in step.columns for step in steps):
         if first is None:  # given up, known, or from vectors alone: nobody has counted
             failed = sum(any(row) for row in zip(*reasons.values(), strict=True))
@@ -156,48 +161,80 @@ def _made(steps: Sequence[SharingStep], frame: Any) -> Any:
     return rows.finished()
 
 
+def _finished(rows: Rows, step: SharingStep, work: Work) -> dict[str, list[str | None]]:
+    """Why rows lack a value of what a step has made, which the rows get."""
+    with spending("forward"), blaming(step):
+        made = work.finish()
+    # What lacks a value for its vector's sake has that one's reason, as it is.
+    looks = bool(step.needs & {"bytes", "pixels"})
+    found = {name: add_status(each, rows.frame) if looks else each for name, each in made.reasons.items()}
+    rows.add(made.columns, found)
+    return found
+
+
 def _begun(stack: ExitStack, step: SharingStep, rows: Rows) -> Work:
     with blaming(step):
         return stack.enter_context(step.begin(rows))
 
 
-def _read(
-    rows: Rows, urls: list[str | None], parts: Sequence[tuple[Reading | None, SharingStep, Work]]
-) -> None:
-    """Give every step the images that it wants; those that read alike share it."""
-    failed: set[int] = set()
-    said: dict[int, str] = {}
-    counted = False
-    watched = Watched()
-    waiting = [part for part in parts if part[0] is not None]
-    while waiting:
-        reading = next((part for part in waiting if part[2].wanted is not None), waiting[0])[0]
-        assert reading is not None
-        alike = [part for part in waiting if _shares(part[0], part[2], reading)]
-        waiting = [part for part in waiting if part not in alike]
-        ids = exact_ids(rows.column(reading.id_col))
+class _Images:
+    """The images of a partition's rows, as steps want them.
+
+    Parameters
+    ----------
+    rows
+        The rows.
+    urls
+        Of the shard of each.
+    """
+
+    def __init__(self, rows: Rows, urls: list[str | None]) -> None:
+        self._rows, self._urls = rows, urls
+        self._failed: set[int] = set()
+        self._said: dict[int, str] = {}
+        self._ids: list[Any] = []
+        self._counted = False
+        self._watched = Watched()
+
+    def read(self, parts: Sequence[tuple[Reading | None, SharingStep, Work]]) -> None:
+        """Give every step the images that it wants; those that read alike share it."""
+        waiting = [part for part in parts if part[0] is not None]
+        while waiting:
+            reading = next((part for part in waiting if part[2].wanted is not None), waiting[0])[0]
+            assert reading is not None
+            alike = [part for part in waiting if _shares(part[0], part[2], reading)]
+            waiting = [part for part in waiting if part not in alike]
+            images = self._read(reading)
+            tasters = [work for _, step, work in alike if "bytes" in step.needs]
+            if tasters:
+                images = _tasted(images, tasters)
+            viewers = [(step, work) for _, step, work in alike if work.wanted is not None]
+            for done, newly in _decoded(images, reading, viewers, self._said):
+                fresh = newly - self._failed
+                self._failed |= fresh
+                report(images=0 if self._counted else done, failed=len(fresh))
+            self._counted = True
+
+    def close(self) -> None:
+        """See that no shard has changed meanwhile, and remark what decoders said of images that could be used."""
+        self._watched.check()
+        said = {row: words for row, words in self._said.items() if row not in self._failed}
+        remark_corrupt(said, self._ids, self._urls)
+
+    def _read(self, reading: Reading) -> Iterator[tuple[int, Any]]:
+        self._ids = exact_ids(self._rows.column(reading.id_col))
         images: Iterator[tuple[int, Any]] = read_images(
-            ids,
-            urls,
+            self._ids,
+            self._urls,
             reading.id_col,
             use_index_files=reading.use_index_files,
             storage_options=reading.storage_options,
             image_member=reading.image_member,
-            watched=watched,
+            watched=self._watched,
         )
         if reading.orientation == "exif-column":
-            images = turned(images, rows.column(EXIF_COLUMN).to_pylist())
-        tasters = [work for _, step, work in alike if "bytes" in step.needs]
-        if tasters:
-            images = _tasted(images, tasters)
-        viewers = [(step, work) for _, step, work in alike if work.wanted is not None]
-        for done, newly in _decoded(images, reading, viewers, said):
-            fresh = newly - failed
-            failed |= fresh
-            report(images=0 if counted else done, failed=len(fresh))
-        counted = True
-    watched.check()
-    remark_corrupt({row: words for row, words in said.items() if row not in failed}, ids, urls)
+            images = turned(images, self._rows.column(EXIF_COLUMN).to_pylist())
+        return images
 
 
 def _shares(own: Reading | None, work: Work, reading: Reading) -> bool:

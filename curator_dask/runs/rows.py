@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,6 +125,12 @@ class Rows:
         """Take the columns that a step has made, and why rows lack their values."""
         self._made.update(columns)
         self._reasons.update(reasons or {})
+
+    def arrange(self, names: Sequence[str]) -> None:
+        """Have what steps have made in this order, of the names that there are."""
+        self._made = {
+            name: self._made[name] for name in dict.fromkeys([*names, *self._made]) if name in self._made
+        }
 
     def finished(self) -> Any:
         """The frame with all columns that steps have made last."""

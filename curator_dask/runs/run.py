@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dask.dataframe as dd
@@ -13,11 +13,13 @@ import dask.dataframe as dd
 from curator_dask.cluster.package import check_modules
 from curator_dask.cluster.setup import client_at_work
 from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.frames.parquet import read_record
 from curator_dask.frames.record import made_by_model
+from curator_dask.runs.awaiting import awaited_by, with_origins
 from curator_dask.runs.describing import load_models
 from curator_dask.runs.fit import Fit
 from curator_dask.runs.groups import Groups, Layout
-from curator_dask.runs.lineage import replace_functions, trace
+from curator_dask.runs.lineage import Lineage, replace_functions, trace
 from curator_dask.runs.settle import FrameTasks, Named, ShardTasks, Tasks, run_targets, write_graph
 from curator_dask.runs.shardwise import ShardFunction, shard_function
 from curator_dask.runs.sink import Job, Plan, Sink, Writer
@@ -104,7 +106,9 @@ def run(
                 frame,
                 lineage,
                 tuple(steps.values()),
-                loaded.described,
+                with_origins(
+                    loaded.described, [*steps.values()], _read_models(lineage, steps.values(), input_options)
+                ),
                 tuple(kept),
                 id_col,
                 input_options,
@@ -130,6 +134,18 @@ def run(
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary, [done[number] for number in sorted(done)]
+
+
+def _read_models(
+    lineage: Lineage, steps: Iterable[Step], options: Options = None
+) -> Mapping[str, Mapping[str, Any]]:
+    """What made the columns of the dataset's own Parquet, as the first of its files says, where steps take some."""
+    if not any(awaited_by(step) for step in steps):
+        return {}
+    parts = lineage.ranges or lineage.inputs or ()
+    path = next((part.shard.parquet for part in parts if part.shard.parquet is not None), None)
+    record = None if path is None else read_record(path, options)
+    return {} if record is None else record.models
 
 
 def _tasks(

@@ -18,8 +18,6 @@ from curator_dask.storage import Options
 
 PREFIX = "detected"
 
-#: Scores of what is found are larger, where nothing is said: of classes, and of prompts, as in transformers' pipelines.
-THRESHOLD, PROMPT_THRESHOLD = 0.5, 0.1
 #: Images that go through a model together.
 BATCH_SIZE = 16
 
@@ -34,11 +32,13 @@ class DetectionModel(WholeModel):
     ----------
     model_name
         One of transformers' models for object detection (its ``AutoModelForObjectDetection``: DETR, RT-DETR, D-FINE,
-        YOLOS …), or for finding what a text names (``AutoModelForZeroShotObjectDetection``: OWL-ViT, OWLv2, Grounding
-        DINO): a repository of the hub (``"org/repo"``, ``"org/repo@revision"``), or a folder with ``config.json``,
-        ``model.safetensors`` and the files of its processor, as ``save_pretrained`` writes them.
+        YOLOS …, and of text PP-OCRv5's and PP-OCRv6's), or for finding what a text names
+        (``AutoModelForZeroShotObjectDetection``: OWL-ViT, OWLv2, Grounding DINO): a repository of the hub
+        (``"org/repo"``, ``"org/repo@revision"``), or a folder with ``config.json``, ``model.safetensors`` and the
+        files of its processor, as ``save_pretrained`` writes them.
     threshold
-        Scores of what is found are larger; None: 0.5, and with prompts 0.1, as in transformers' pipelines.
+        Scores of what is found are larger; None: 0.5, with prompts 0.1, as in transformers' pipelines, and of text 0.6,
+        as in its post-processing.
     only
         Names of the model's classes that are wanted (``["person", "car"]``); empty: all.
     prompts
@@ -86,15 +86,13 @@ class DetectionModel(WholeModel):
             raise ConfigError(
                 "only (--only) chooses among a model's classes, and prompts (--prompt) take their place: give one"
             )
-        if threshold is None:
-            threshold = PROMPT_THRESHOLD if prompts else THRESHOLD
         is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-        if not is_number or not math.isfinite(threshold) or not 0 <= threshold < 1:
+        if threshold is not None and not (is_number and math.isfinite(threshold) and 0 <= threshold < 1):
             raise ConfigError(f"threshold={threshold!r} (--threshold): expected a number from 0 to below 1")
         if not isinstance(prefix, str) or not prefix:
             raise ConfigError(f"prefix={prefix!r} (--prefix): expected what column names begin with")
         self.model_name = name
-        self.threshold = float(threshold)
+        self.threshold = None if threshold is None else float(threshold)
         self.only = list(only)
         self.prompts = list(prompts)
         self.prefix = prefix

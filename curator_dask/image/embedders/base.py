@@ -26,6 +26,7 @@ from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers import ImageClassifier
 from curator_dask.image.embedders.again import steps_again
+from curator_dask.image.embedders.covering import check_boxes, check_cover
 from curator_dask.image.embedders.partition import EmbedPartition
 from curator_dask.models.compiling import CompileSetting, check_compile
 from curator_dask.models.encoders import Encoder, EncoderSpec
@@ -59,6 +60,7 @@ class EmbedderOptions(TypedDict, total=False):
     gray16: str
     orientation: str
     decode_scale: str
+    cover: str | None
 
 
 class ImageEmbedder(ABC):
@@ -112,6 +114,10 @@ class ImageEmbedder(ABC):
         as what the model sees of it is decoded at a half, a quarter or an eighth of its size: for 12 megapixels
         twice as fast, and the vectors change a little (`docs/speed.md`). Beside a step that sees whole images, such as
         statistics, each image is decoded for both.
+    cover
+        Column of boxes, as of `DetectionModel`, that are covered with the colour around them before the model sees an
+        image (`curator_dask.decode.covering.cover`). Rows whose boxes are null get no vector; none are covered where
+        the list is empty. A model that finds them in the same pass comes before; images are then decoded for each.
     """
 
     #: Part of the fingerprint. The code of the class and of its transform is too, but not what they call: change
@@ -122,6 +128,7 @@ class ImageEmbedder(ABC):
     gray16: str = "scale"
     orientation: str = "stored"
     decode_scale: str = "exact"
+    cover: str | None = None
 
     def __init__(
         self,
@@ -141,6 +148,7 @@ class ImageEmbedder(ABC):
         gray16: str = "scale",
         orientation: str = "stored",
         decode_scale: str = "exact",
+        cover: str | None = None,
     ) -> None:
         check_compile(compile)
         enough_cosine(autocast)
@@ -168,7 +176,10 @@ class ImageEmbedder(ABC):
             self.orientation = orientation
         if decode_scale != "exact":
             self.decode_scale = decode_scale
-        _ = self.options  # checks them
+        options = self.options  # which are checked
+        if cover is not None:
+            check_cover(cover, options)
+            self.cover = cover
 
     @property
     def options(self) -> ImageOptions:
@@ -207,6 +218,8 @@ class ImageEmbedder(ABC):
                 f"image_embedding_column={self.image_embedding_column!r} is the column of the keys: give another name"
             )
         check_exif_column(self.options.orientation, dataset.metadata.columns)
+        if self.cover is not None:
+            check_boxes(dataset, self.cover, self.options)
         there = embedding_columns(dataset.metadata._meta)
         others = [name for name in there if name != self.image_embedding_column]
         embedded = dataset.apply(self._step(dataset.id_col, others, dataset.storage_options))
@@ -280,6 +293,7 @@ class ImageEmbedder(ABC):
             others=tuple(others),
             storage_options=shard_options,
             settings=json.dumps(self.settings()),
+            cover=self.cover,
         )
 
     def __repr__(self) -> str:

@@ -12,6 +12,8 @@ from curator_dask.image.embedders.clip import ClipImageEmbedder
 from curator_dask.image.embedders.timm import TimmImageEmbedder
 from curator_dask.image.embedders.whole import WHOLE_MODELS
 from curator_dask.models.hub import is_transformers
+from curator_dask.outputs.retrying import settings_of
+from curator_dask.storage import Options
 
 #: Arguments of `TimmImageEmbedder` alone: their options, and their values where those are not given.
 _TIMMS_ALONE: dict[str, tuple[str, Any]] = {
@@ -71,6 +73,17 @@ def made_again(settings: Mapping[str, Any]) -> ImageEmbedder | WholeModel:
         if (made := kind.of(settings)) is not None:
             return made
     return from_settings(settings)
+
+
+def finder_of(output: str, column: str, options: Options = None) -> WholeModel | None:
+    """Make the model again that found the boxes in a column of an output; None where no file says that one did.
+
+    In a pass that embeds it stands before an embedder that covers these: what is there is taken over, and seen to be of
+    this model.
+    """
+    settings = settings_of(output, column, options)
+    made = made_again({**settings, "on_error": "null"}) if settings else None
+    return made if isinstance(made, WholeModel) and column in made.columns else None
 
 
 def from_settings(settings: Mapping[str, Any]) -> ImageEmbedder:

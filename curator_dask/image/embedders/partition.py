@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -18,10 +18,11 @@ from curator_dask.decode.spec import ImageOptions
 from curator_dask.errors import ImageError
 from curator_dask.frames.columns import EMBEDDING_TYPE, vectors_to_list
 from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.image.embedders.covering import CoveredImages, said_of_cover, same_boxes
 from curator_dask.models.encoders import Encoder, EncoderSpec
 from curator_dask.runs.fit import refresh_model
 from curator_dask.runs.passes import run_steps
-from curator_dask.runs.step import Made, Reading, Rows, Wanted, Work, read_by
+from curator_dask.runs.step import CLASSES, Made, Reading, Rows, Wanted, Work, read_by
 from curator_dask.tokens import token_of_class
 
 
@@ -51,7 +52,7 @@ class EmbedPartition:
         Open no tar and load no model: every row gets a null vector and this reason.
     settings
         JSON of the arguments that make the embedder again; ``null`` for one of the user's own.
-    image_member, gray16, orientation, decode_scale
+    image_member, gray16, orientation, decode_scale, cover
         See `ImageEmbedder`.
     """
 
@@ -72,6 +73,7 @@ class EmbedPartition:
     gray16: str = "scale"
     orientation: str = "stored"
     decode_scale: str = "exact"
+    cover: str | None = None
 
     #: A row comes out for each that goes in.
     keeps_rows = True
@@ -91,7 +93,7 @@ class EmbedPartition:
             [
                 (each.name, normalize_token(getattr(self, each.name)))
                 for each in fields(self)
-                if each.name not in ("image_member", "gray16", "orientation", "decode_scale")
+                if each.name not in ("image_member", "gray16", "orientation", "decode_scale", "cover")
                 or getattr(self, each.name) != each.default
             ],
         )
@@ -109,7 +111,14 @@ class EmbedPartition:
     @property
     def recipe(self) -> tuple[Any, ...]:
         """What decides a vector besides the model, which is described by itself: not how fast it is made."""
-        return ("embed", self.id_col, self.column, self.decoder, self.max_pixels, *self.options.named)
+        covered = () if self.cover is None else (tuple(said_of_cover(self.cover).items()),)
+        how = (self.decoder, self.max_pixels, *self.options.named)
+        return ("embed", self.id_col, self.column, *how, *covered)
+
+    @property
+    def awaits(self) -> tuple[str, ...]:
+        """The column of the boxes, where they are covered."""
+        return () if self.cover is None else (self.cover,)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -119,11 +128,17 @@ class EmbedPartition:
     @property
     def read_by(self) -> dict[str, str]:
         """What decides a vector besides the model and the shard."""
-        return {self.column: read_by(self.id_col, self.options)}
+        how = read_by(self.id_col, self.options)
+        # As of what else is seen in images: what it is, and then how these are read.
+        return {
+            self.column: how
+            if self.cover is None
+            else f"{said_of_cover(self.cover)['cover']} {CLASSES} {how}"
+        }
 
     def reading(self, rows: Rows) -> Reading | None:
         """How the images of these rows are read; None where nothing is to be opened."""
-        if self.given_up is not None or not len(rows) or rows.known(self.column, self.id_col) is not None:
+        if self.given_up is not None or not len(rows) or self.known(rows) is not None:
             return None
         return Reading.of(self.id_col, self.options, self.storage_options)
 
@@ -135,7 +150,15 @@ class EmbedPartition:
         """Load the model and say what it is; run on a worker, where the model then stays."""
         refresh_model(self.encoder)
         with ENCODERS.lease(self.encoder, self.encoder.build) as encoder:
-            return {self.column: encoder.info.to_dict()}
+            covered = {} if self.cover is None else said_of_cover(self.cover)
+            return {self.column: {**encoder.info.to_dict(), **covered}}
+
+    def known(self, rows: Rows) -> tuple[np.ndarray, list[str | None]] | None:
+        """The vectors that an earlier run has made of all of these rows, and reasons; None: they are to be made."""
+        known = rows.known(self.column, self.id_col)
+        if known is None or self.cover is None or same_boxes(self.cover, rows, self.id_col):
+            return known
+        return None
 
     def __call__(self, frame: Any) -> Any:
         """The frame with the two columns, its rows in the same order.
@@ -156,7 +179,12 @@ class EmbedPartition:
             yield _Embedding(self, rows, None)
             return
         with ENCODERS.lease(self.encoder, self.encoder.build) as encoder:
-            yield _Embedding(self, rows, encoder)
+            if self.cover is None:
+                yield _Embedding(self, rows, encoder)
+                return
+            images = CoveredImages(self.cover, rows, encoder.transform, self.options)
+            with closing(images):
+                yield _Embedding(self, rows, encoder, images)
 
 
 class _Embedding(Work):
@@ -170,17 +198,22 @@ class _Embedding(Work):
         The rows.
     encoder
         None: every row is given up, or its vector known.
+    images
+        Cover boxes; None: nothing is covered.
     """
 
-    def __init__(self, step: EmbedPartition, rows: Rows, encoder: Encoder | None) -> None:
-        self._step, self._rows, self._encoder = step, rows, encoder
+    def __init__(
+        self, step: EmbedPartition, rows: Rows, encoder: Encoder | None, images: CoveredImages | None = None
+    ) -> None:
+        self._step, self._rows, self._encoder, self._images = step, rows, encoder, images
         self._matrix = np.zeros((len(rows), 0 if encoder is None else encoder.dim), np.float32)
         self._reasons: list[str | None] = [step.given_up] * len(rows)
         if encoder is not None:
             size = encoder.batch_of(step.batch_size)
-            self.wanted = Wanted(encoder.transform, replace(step.options, batch_size=size))
+            transform = encoder.transform if images is None else None
+            self.wanted = Wanted(transform, replace(step.options, batch_size=size))
             return
-        known = rows.known(step.column, step.id_col) if len(rows) and step.given_up is None else None
+        known = step.known(rows) if len(rows) and step.given_up is None else None
         if known is not None:
             self._matrix, self._reasons = known
         for row, reason in enumerate(self._reasons):
@@ -193,13 +226,17 @@ class _Embedding(Work):
         assert encoder is not None
         for row, reason in batch.errors.items():
             self._fail(row, reason)
-        vectors = encoder(batch.pixels)
+        positions, pixels = batch.positions, batch.pixels
+        reasons: Mapping[int, str] = {}
+        if self._images is not None:
+            positions, pixels, reasons = self._images(batch)
+        vectors = encoder(pixels)
         finite = np.isfinite(vectors).all(axis=1)
-        self._matrix[batch.positions[finite]] = vectors[finite]
-        bad = set(batch.positions[~finite].tolist())
-        for row in bad:
-            self._fail(row, encoder.not_finite)
-        return bad
+        self._matrix[positions[finite]] = vectors[finite]
+        bad = dict.fromkeys(positions[~finite].tolist(), encoder.not_finite) | dict(reasons)
+        for row, reason in bad.items():
+            self._fail(row, reason)
+        return {*bad}
 
     def finish(self) -> Made:
         """The vectors, null where there is a reason."""

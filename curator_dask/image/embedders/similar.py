@@ -126,7 +126,8 @@ def maker_of(files: VectorFiles) -> ImageEmbedder:
     for record in files.records.values():
         settings = record and record.settings.get(files.column)
         if settings:
-            of_rows = ("image_member", "orientation")  # how an image is found in a tar, and turned by its row
+            # How an image is found in a tar, turned by its row, and what of it is covered.
+            of_rows = ("image_member", "orientation", "cover")
             arguments = {name: value for name, value in settings.items() if name not in of_rows}
             return from_settings(
                 {**arguments, "image_embedding_column": EMBEDDING_COLUMN, "on_error": "null"}

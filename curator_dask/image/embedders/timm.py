@@ -40,7 +40,7 @@ class TimmImageEmbedder(ImageEmbedder):
         Further arguments of `timm.create_model`, such as ``{"img_size": 336}``.
     **options
         The others of `ImageEmbedder`: ``decoder``, ``max_pixels``, ``on_error``, ``compile``, ``image_member``,
-        ``gray16``, ``orientation``, ``decode_scale``.
+        ``gray16``, ``orientation``, ``decode_scale``, ``cover``.
 
     Raises
     ------
