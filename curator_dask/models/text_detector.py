@@ -52,7 +52,7 @@ class TextDetector(Detector):
     #: What makes regions of a map, for records.
     regions = f"of a map above {_REGIONS['threshold']:g}, grown by {_REGIONS['unclip_ratio']:g}"
 
-    def _prepare(self, image: Image) -> Prepared:
+    def _prepare(self, image: Image, values: Sequence[str] = ()) -> Prepared:
         made = dict(self._images(images=image, return_tensors="pt"))
         made.pop("target_sizes", None)  # its own note of the image's size, none of the model's inputs
         return Prepared(made, image.height, image.width)
