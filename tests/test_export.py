@@ -24,7 +24,7 @@ from curator_dask.errors import ConfigError, DatasetError, OutputError, ShardErr
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
-from curator_dask.outputs.sharding import NewShards, ends_by_bytes, ends_by_count, shuffled
+from curator_dask.outputs.sharding import NewShards, ends_by_bytes, ends_by_count, ends_evenly, shuffled
 from curator_dask.runs.turns import aside
 from curator_dask.tables import TableColumns
 from curator_dask.webdataset.index import ShardIndex
@@ -419,6 +419,26 @@ def test_tars_of_at_most_so_many_bytes(dataset, tmp_path):
     assert ends_by_bytes(np.array([3, 3, 3, 9, 1, 12, 1, 1]), 8).tolist() == [2, 3, 4, 5, 6, 8]
 
 
+def test_so_many_tars_of_equal_size(dataset, tmp_path):
+    """In a random order, as who trains wants them; a second run does what is missing."""
+    options = {"shards": 7, "shuffle": 1, "keys": "sequential", "old_id_col": "old"}
+    summary = dataset.to_webdataset(tmp_path / "out", **options)
+    assert (summary.kept, summary.shards) == (30, 7)
+    assert [len(some) for some in keys_in(tmp_path / "out").values()] == [4, 4, 4, 5, 4, 4, 5]
+    rows = [pq.read_table(path) for path in sorted((tmp_path / "out").glob("*.parquet"))]
+    every = dataset.compute()["key"].tolist()
+    assert pa.concat_tables(rows)["old"].to_pylist() == [every[number] for number in shuffled(30, 1)]
+    assert {key for some in keys_in(tmp_path / "out").values() for key in some} >= {"000000", "000064"}
+    (tmp_path / "out" / "00003.tar").unlink()
+    again = dataset.to_webdataset(tmp_path / "out", **options)
+    assert (again.written, again.skipped, again.shards) == (1, 6, 7)
+    none = dataset.to_webdataset(tmp_path / "none", where="width < 0", shards=7)
+    assert (none.kept, none.shards, none.complete) == (0, 0, True)
+    for shards in range(1, 31):
+        sizes = np.diff(ends_evenly(30, shards), prepend=0)
+        assert len(sizes) == shards and sizes.sum() == 30 and sizes.max() - sizes.min() <= 1
+
+
 @pytest.mark.parametrize("order", [None, shuffled(17, 0)])
 def test_shards_are_made_of_all_samples_once(order):
     counts, ends = [5, 0, 7, 5], ends_by_count(17, 4)
@@ -507,6 +527,10 @@ def test_the_command(data, tmp_path, arguments, code, said):
         ({"filter_column": "nothing"}, r"no such columns \['nothing'\]"),
         ({"where": "nothing > 1"}, "there is no column 'nothing'"),
         ({"samples_per_shard": 1, "max_shards": 1}, "30 tars do not have numbers of 1 digits"),
+        ({"shards": 0}, "shards=0: expected a whole number of at least 1"),
+        ({"shards": 31}, "shards=31.*there are 30 samples, and readers stop at a tar without one"),
+        ({"shards": 3, "shard_bytes": 9}, "give one"),
+        ({"shards": 3, "append": True}, "new ones cannot be of equal size"),
     ],
 )
 def test_what_cannot_be_asked(dataset, tmp_path, options, said):

@@ -242,7 +242,8 @@ class ExportRun:
         options.check_boxes({} if record is None else record.settings)
         new_keys = None
         if options.sequential:
-            largest = shards.largest() if options.shard_bytes is not None else options.samples_per_shard
+            planned = options.shard_bytes is not None or options.shards is not None
+            largest = shards.largest() if planned else options.samples_per_shard
             digits = len(str(largest - 1)) if largest > 1 else 0  # of the last number in a shard
             digits = self._before.get(DIGITS, digits)
             new_keys = NewKeys(options.max_shards, digits, options.old_id_col)

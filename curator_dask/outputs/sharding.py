@@ -176,6 +176,11 @@ def ends_by_count(total: int, samples_per_shard: int) -> np.ndarray:
     return np.minimum(np.arange(samples_per_shard, total + samples_per_shard, samples_per_shard), total)
 
 
+def ends_evenly(total: int, shards: int) -> np.ndarray:
+    """int64 (shards,): ends of so many shards, whose numbers of samples differ by one at the most."""
+    return np.arange(1, shards + 1, dtype=np.int64) * total // shards
+
+
 def ends_by_bytes(sizes: np.ndarray, shard_bytes: int) -> np.ndarray:
     """int64 (shards,): ends of shards of at most so many bytes; a sample that is larger is a shard by itself.
 
