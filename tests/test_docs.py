@@ -79,6 +79,8 @@ STAND_INS = {
     "tcp://host:8786": "{scheduler}",
     '"key": "…", "secret": "…"': '"key": "key", "secret": "secret"',
     "https://s3.example.org": "{store}",
+    "ranks, workers, batch_size = 8, 4, 64": "ranks, workers, batch_size = 1, 1, 3",
+    "num_workers=workers": "num_workers=0",  # none are forked from a process with the threads of a client
 }
 
 # What must hold when a page has run, in its own names.
@@ -137,6 +139,16 @@ HOLDS = {
     "splits.md": [
         "(summary.rows, summary.kept, summary.missing) == (14, 13, 1)",
         "summary.splits['test'].samples == 3 and sum(each.samples for each in summary.splits.values()) == 13",
+    ],
+    "training.md": [
+        "(summary.kept, summary.shards) == (12, 4) and seen == [3] * 8",
+        "by_dali == {0: 6, 1: 6} and len({**by_datasets[0], **by_datasets[1]}) == sum(map(len, by_datasets)) == 12",
+        "all(text == f'photograph {key[-1]}' for part in by_datasets for key, text in part.items())",
+        "total == 24",
+        "[sorted(n for _, some in Vectors(rows.files, 'image_embedding', 'width', 3, 1, rank, 2)"
+        " for n in some.tolist()) for rank in (0, 1)] == [sorted(each['width'] for each in pq.read_table(file,"
+        " columns=['width', 'image_error']).to_pylist() if each['image_error'] is None)"
+        " for file in random.Random(0).sample(rows.files, 2)]",
     ],
     "curation.md": ["(summary.rows, summary.failed, summary.kept) == (14, 2, 12) and summary.complete"],
     "joining.md": [
@@ -245,10 +257,11 @@ WITHOUT = [word for name in ("cacheprovider", "timeout", "xdist") for word in ("
 NOT_RUN = {
     "stores-and-clusters.md": ["needs several machines"],
     "export.md": ["needs datasets"],
+    "training.md": ["needs open_clip"],
     "readers.md": ["needs datasets", "needs lancedb", "needs embedding-reader", "needs embedding-atlas"],
 }
 # Programs that a page is about, and that need not be here.
-NEEDED = {"readers.md": ("duckdb", "polars"), "detecting.md": ("cv2",)}
+NEEDED = {"readers.md": ("duckdb", "polars"), "detecting.md": ("cv2",), "training.md": ("datasets",)}
 
 
 @dataclass
@@ -636,7 +649,8 @@ def code_spans(name: str) -> list[str]:
 
 def test_options_are_those_of_the_commands():
     programs = [*curator_dask_commands().values(), dask_worker.main]
-    known = {"--help", "--check", "--runslow", "--repo-type"}  # the others are of ruff, the tests and hf
+    # The others are of ruff, the tests, hf and open_clip.
+    known = {"--help", "--check", "--runslow", "--repo-type", "--train-num-samples"}
     for program in programs:
         for parameter in program.params:
             known |= {*parameter.opts, *parameter.secondary_opts}

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import dask.dataframe as dd
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,10 +22,12 @@ from curator_dask.cli import app
 from curator_dask.collector import held_back
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError, OutputError, ShardError
+from curator_dask.outputs import mixing
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
-from curator_dask.outputs.sharding import NewShards, ends_by_bytes, ends_by_count, shuffled
+from curator_dask.outputs.mixed import put_mixed
+from curator_dask.outputs.sharding import NewShards, ends_by_bytes, ends_by_count, ends_evenly, shuffled
 from curator_dask.runs.turns import aside
 from curator_dask.tables import TableColumns
 from curator_dask.webdataset.index import ShardIndex
@@ -419,6 +422,26 @@ def test_tars_of_at_most_so_many_bytes(dataset, tmp_path):
     assert ends_by_bytes(np.array([3, 3, 3, 9, 1, 12, 1, 1]), 8).tolist() == [2, 3, 4, 5, 6, 8]
 
 
+def test_so_many_tars_of_equal_size(dataset, tmp_path):
+    """In a random order, as who trains wants them; a second run does what is missing."""
+    options = {"shards": 7, "shuffle": 1, "keys": "sequential", "old_id_col": "old"}
+    summary = dataset.to_webdataset(tmp_path / "out", **options)
+    assert (summary.kept, summary.shards) == (30, 7)
+    assert [len(some) for some in keys_in(tmp_path / "out").values()] == [4, 4, 4, 5, 4, 4, 5]
+    rows = [pq.read_table(path) for path in sorted((tmp_path / "out").glob("*.parquet"))]
+    every = dataset.compute()["key"].tolist()
+    assert pa.concat_tables(rows)["old"].to_pylist() == [every[number] for number in shuffled(30, 1)]
+    assert {key for some in keys_in(tmp_path / "out").values() for key in some} >= {"000000", "000064"}
+    (tmp_path / "out" / "00003.tar").unlink()
+    again = dataset.to_webdataset(tmp_path / "out", **options)
+    assert (again.written, again.skipped, again.shards) == (1, 6, 7)
+    none = dataset.to_webdataset(tmp_path / "none", where="width < 0", shards=7)
+    assert (none.kept, none.shards, none.complete) == (0, 0, True)
+    for shards in range(1, 31):
+        sizes = np.diff(ends_evenly(30, shards), prepend=0)
+        assert len(sizes) == shards and sizes.sum() == 30 and sizes.max() - sizes.min() <= 1
+
+
 @pytest.mark.parametrize("order", [None, shuffled(17, 0)])
 def test_shards_are_made_of_all_samples_once(order):
     counts, ends = [5, 0, 7, 5], ends_by_count(17, 4)
@@ -432,6 +455,61 @@ def test_shards_are_made_of_all_samples_once(order):
     ]
     assert found == expected and [len(shard) for shard in shards] == [4, 4, 4, 4, 1]
     assert shards.only([3, 1])[1].digest == shards[1].digest != shards[0].digest
+    for some in (shards, shards.only([1, 4])):
+        by_shard = {number: {} for number in range(len(some))}
+        for name, rows, used, ends in some.by_table():
+            for number, drawn in zip(used, np.split(rows, ends[:-1]), strict=True):
+                by_shard[number][name] = drawn.tolist()
+        assert by_shard == {
+            number: {
+                name: shard.rows[shard.which == place].tolist() for place, name in enumerate(shard.files)
+            }
+            for number, shard in enumerate(some)
+        }
+
+
+def test_rows_laid_down_in_the_order_of_their_tars(dataset, tmp_path, monkeypatch, caplog):
+    """Each file of rows is read once for all tars; the result is that of tars that read the files themselves."""
+    dataset.save_metadata(tmp_path / "rows")
+    options = ExportOptions(shuffle=1, shards=12, columns=["width"], splits={"val": 0.3})
+    written = []
+
+    def noted(folder, name, *rest):
+        written.append(name)
+        put_mixed(folder, name, *rest)
+
+    def export(target, worth_it=0):
+        written.clear()
+        monkeypatch.setattr(mixing, "WORTH_IT", worth_it)
+        return export_output(tmp_path / "rows", target, options)
+
+    monkeypatch.setattr(mixing, "put_mixed", noted)
+    assert export(tmp_path / "plain", 100).kept == 30 and written == []
+    expected = digests(tmp_path / "plain")
+    of_all = {f"{kind}/{number:05d}.parquet" for kind in ("rows", "samples") for number in range(3)}
+    assert export(tmp_path / "out").complete and {*written} == of_all
+    assert digests(tmp_path / "out") == expected and not (tmp_path / "out.export" / "mixed").exists()
+    # A run that died has left some; of one file none can be written: the tars read that themselves.
+    (tmp_path / "out" / "train" / "00003.tar").unlink()
+    (tmp_path / "out.export" / "mixed" / "dead" / "rows").mkdir(parents=True)
+    (tmp_path / "out.export" / "mixed" / "dead" / "rows" / "00000.parquet.arrow").write_bytes(b"cut")
+    monkeypatch.setattr(
+        mixing, "put_mixed", lambda folder, name, *rest: put_mixed(folder, f"no{name}", *rest)
+    )
+    assert export(tmp_path / "out").written == 1
+    assert digests(tmp_path / "out") == expected and not (tmp_path / "out.export" / "mixed").exists()
+    monkeypatch.setattr(mixing, "put_mixed", noted)
+    monkeypatch.setattr(mixing, "_DECODED", 10**15)
+    assert export(tmp_path / "full").complete and written == [] and "no room to lay 3 files" in caplog.text
+    assert digests(tmp_path / "full") == expected
+    monkeypatch.setattr(mixing, "_DECODED", 2)
+    assert export("memory://mixed/out").complete and {*written} == of_all
+    store = fsspec.filesystem("memory")
+    assert store.find("/mixed/out.export/mixed") == []
+    assert {
+        name: hashlib.sha256(store.cat(f"/mixed/out/{name}")).hexdigest() for name in expected
+    } == expected
+    store.rm("/mixed", recursive=True)
 
 
 def test_rows_of_an_output_are_no_place_for_tars(dataset, tmp_path):
@@ -507,6 +585,10 @@ def test_the_command(data, tmp_path, arguments, code, said):
         ({"filter_column": "nothing"}, r"no such columns \['nothing'\]"),
         ({"where": "nothing > 1"}, "there is no column 'nothing'"),
         ({"samples_per_shard": 1, "max_shards": 1}, "30 tars do not have numbers of 1 digits"),
+        ({"shards": 0}, "shards=0: expected a whole number of at least 1"),
+        ({"shards": 31}, "shards=31.*there are 30 samples, and readers stop at a tar without one"),
+        ({"shards": 3, "shard_bytes": 9}, "give one"),
+        ({"shards": 3, "append": True}, "new ones cannot be of equal size"),
     ],
 )
 def test_what_cannot_be_asked(dataset, tmp_path, options, said):

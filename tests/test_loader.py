@@ -195,7 +195,7 @@ def test_every_kind_of_image(photograph, make_loader, device, decoder):
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_images_are_upright(photograph, make_loader, device, decoder, kind):
     data = [with_exif(photograph, orientation, kind) for orientation in range(10)]
     pixels, errors = unpack(list(make_loader(decoder=decoder).load(enumerate(data))))

@@ -226,6 +226,14 @@ def test_order_keys_and_bytes_of_each_split(dataset, tmp_path):
     for path in (tmp_path / "bytes").rglob("*.tar"):
         assert path.stat().st_size <= 50_000
     assert summary.shards > 4 and split_of(keys_of(tmp_path / "bytes")) == split_of(keys)
+    many = dataset.to_webdataset(tmp_path / "many", splits=WANTED, shards=6, **TARS)
+    sizes = {split: [] for split in keys}
+    for tar, samples in samples_in(tmp_path / "many").items():
+        sizes[tar.partition("/")[0]].append(len(samples))
+    assert len(sizes["train"]) == 6 and many.splits["train"].shards == 6
+    for split, some in sizes.items():
+        assert max(some) - min(some) <= 1 and max(some) <= max(sizes["train"]), split
+    assert split_of(keys_of(tmp_path / "many")) == split_of(keys)
     planned = dataset.to_webdataset(tmp_path / "dry", dry_run=True, **options)
     assert {name: count.shards for name, count in planned.splits.items()} == Counter(
         tar.partition("/")[0] for tar in samples_in(tmp_path / "out")

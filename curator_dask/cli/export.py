@@ -92,6 +92,14 @@ def export(
         str | None,
         typer.Option(metavar="SIZE", help="At most so much a tar instead: 1GB.", show_default=False),
     ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="So many tars of equal size instead: a multiple of ranks times workers that train.",
+            show_default=False,
+        ),
+    ] = None,
     max_shards: Annotated[int, typer.Option(min=1, help="Digits of the tars' numbers.")] = 5,
     keys: Annotated[
         Keys | None,
@@ -232,6 +240,7 @@ def export(
             keys=None if keys is None else keys.value,
             layout=None if layout is None else layout.value,
             shard_bytes=size,
+            shards=shards,
             shuffle=shuffle,
             metadata=None if metadata is Columns.none else metadata.value,
             index=index,

@@ -43,6 +43,7 @@ class Exportable(ABC):
         keys: str | None = None,
         layout: str | None = None,
         shard_bytes: int | None = None,
+        shards: int | None = None,
         shuffle: int | None = None,
         metadata: str | None = "parquet",
         index: bool = True,
@@ -98,6 +99,9 @@ class Exportable(ABC):
             ``.txt`` and ``.json`` where others have one. None: portable with sequential keys.
         shard_bytes
             At most so many bytes a tar, instead of `samples_per_shard`.
+        shards
+            So many tars instead, whose numbers of samples differ by one at the most. With `splits` the largest has so
+            many, and tars of the others are as large or a little smaller.
         shuffle
             Seed of a random order over all samples; None: the order of the rows.
         metadata
@@ -193,6 +197,7 @@ class Exportable(ABC):
                 keys=keys,
                 layout=layout,
                 shard_bytes=shard_bytes,
+                shards=shards,
                 shuffle=shuffle,
                 metadata=metadata,
                 index=index,

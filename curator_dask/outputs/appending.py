@@ -60,7 +60,7 @@ def settings_of(
         said[name] = None if (given := getattr(options, name)) is None else [*given]
     said["blur_only"] = [*options.blur_only]
     said |= {"splits": None if options.splits is None else [[*pair] for pair in options.splits.items()]}
-    if options.shard_bytes is not None:
+    if options.shard_bytes is not None or options.shards is not None:
         said["samples_per_shard"] = None
     said["encoded"] = None if encoded is None else fingerprint(vars(encoded))
     return {**said, DIGITS: digits, FIELDS: [*fields]}

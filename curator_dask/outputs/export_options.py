@@ -39,6 +39,7 @@ class ExportOptions:
     keys: str | None = None
     layout: str | None = None
     shard_bytes: int | None = None
+    shards: int | None = None
     shuffle: int | None = None
     metadata: str | None = "parquet"
     index: bool = True
@@ -70,6 +71,7 @@ class ExportOptions:
             ("samples_per_shard", 1),
             ("max_shards", 1),
             ("shard_bytes", 1),
+            ("shards", 1),
             ("shuffle", 0),
         ):
             _check_number(name, getattr(self, name), lowest)
@@ -109,6 +111,16 @@ class ExportOptions:
                 " (--split val=0.01)"
             )
         _ = self.sharing  # says what is wrong with it
+        if self.shards is not None and self.shard_bytes is not None:
+            raise ConfigError(
+                f"shards={self.shards} and shard_bytes={self.shard_bytes}: so many tars of equal size are as large as"
+                " they get: give one"
+            )
+        if self.shards is not None and self.append:
+            raise ConfigError(
+                f"shards={self.shards} and append: beside tars that stay as they are new ones cannot be of equal size:"
+                " give samples_per_shard (--samples-per-shard), or write all anew with overwrite=True (--overwrite)"
+            )
         if self.append and self.overwrite:
             raise ConfigError(
                 "append and overwrite: one leaves the tars that are there, the other replaces them: give one"

@@ -19,6 +19,7 @@ from curator_dask.outputs.sharding import (
     NewShards,
     ends_by_bytes,
     ends_by_count,
+    ends_evenly,
     ends_in_parts,
     ends_of_at_most,
     shuffled,
@@ -94,7 +95,9 @@ def plan_shards(
         order = np.arange(total) if order is None else order
         order = order[np.argsort(assigned.of[order], kind="stable")]
         parts = {name: count.samples - count.earlier for name, count in assigned.counts.items()}
-    if options.shard_bytes is None:
+    if options.shards is not None:
+        ends = _ends_of_so_many(parts, options.shards)
+    elif options.shard_bytes is None:
         ends = ends_in_parts(
             [*parts.values()], lambda start, stop: ends_by_count(stop - start, options.samples_per_shard)
         )
@@ -120,10 +123,28 @@ def plan_shards(
     if numbers > 10**options.max_shards:
         raise ConfigError(
             f"{numbers} tars do not have numbers of {options.max_shards} digits: give max_shards (--max-shards),"
-            " which is the number of digits, or more samples_per_shard (--samples-per-shard)"
+            " which is the number of digits, or fewer and larger ones (--samples-per-shard, --shards)"
         )
     splits = [(name, len(each)) for name, each in zip(parts, ends, strict=True)]
     return NewShards(names, marks, counts, np.concatenate(ends), order, splits=splits, at=at)
+
+
+def _ends_of_so_many(parts: Mapping[str, int], shards: int) -> list[np.ndarray]:
+    """Ends of so many shards of the largest part; of the others, shards that are as large or a little smaller."""
+    name, most = max(parts.items(), key=lambda item: item[1])
+    if 0 < most < shards:
+        where = f" in {name!r}, the largest split" if name else ""
+        raise ConfigError(
+            f"shards={shards} (--shards): there are {most} samples{where}, and readers stop at a tar without one: give"
+            " fewer"
+        )
+    size = max(1, -(-most // shards))
+
+    def ends_of(start: int, stop: int) -> np.ndarray:
+        samples = stop - start
+        return ends_evenly(samples, shards if samples == most > 0 else -(-samples // size))
+
+    return ends_in_parts([*parts.values()], ends_of)
 
 
 def bytes_of(

@@ -37,6 +37,7 @@ from curator_dask.outputs.export_sizes import check_sizes, put_sizes
 from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.outputs.export_tables import in_tables, weighing_of
 from curator_dask.outputs.left_out import UNBLURRED, is_without_file, twins_lost
+from curator_dask.outputs.mixing import rows_laid_down
 from curator_dask.outputs.new_keys import NewKeys
 from curator_dask.outputs.packing import PackShard
 from curator_dask.outputs.removed import check_removed, check_shards
@@ -242,7 +243,8 @@ class ExportRun:
         options.check_boxes({} if record is None else record.settings)
         new_keys = None
         if options.sequential:
-            largest = shards.largest() if options.shard_bytes is not None else options.samples_per_shard
+            planned = options.shard_bytes is not None or options.shards is not None
+            largest = shards.largest() if planned else options.samples_per_shard
             digits = len(str(largest - 1)) if largest > 1 else 0  # of the last number in a shard
             digits = self._before.get(DIGITS, digits)
             new_keys = NewKeys(options.max_shards, digits, options.old_id_col)
@@ -370,11 +372,12 @@ class ExportRun:
             self._add_shard(report)
             summary.written += not is_without_file(report)
 
-        client = self._client()
         targets = [Target.of_file(self.place.target.path, name) for name in names]
-        tasks = file_tasks(pack, shards, "pack-shard", client)
         done = ExportSummary(self.place.target.path).looked_up
-        run_targets(tasks, client, targets, done, take)
+        spare = None if summary.free is None else summary.free - summary.needed
+        with rows_laid_down(pack, shards, names, self.place, self._client, spare) as pack:
+            client = self._client()
+            run_targets(file_tasks(pack, shards, "pack-shard", client), client, targets, done, take)
         summary.failed_shards = done.failed_shards
 
     def _add_shard(self, report: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from curator_dask.outputs.export_columns import common_record, conformed, texts_
 from curator_dask.outputs.found_samples import FILES, TIMES
 from curator_dask.outputs.left_out import UNBLURRED, is_without_file, keys_before, put_left_out
 from curator_dask.outputs.manifest import where_from
+from curator_dask.outputs.mixed import read_mixed
 from curator_dask.outputs.new_keys import NewKeys
 from curator_dask.outputs.placing import being_written, put, unwritten
 from curator_dask.outputs.selecting import Folder, kinds_of, stamps_in
@@ -91,6 +92,8 @@ class PackShard:
         Columns that become members.
     given_up
         The shard kills workers: it is not written, for this reason.
+    mixed
+        Where rows, and their samples, lie in the order of the tars; None: nowhere.
     """
 
     target: Folder
@@ -112,6 +115,7 @@ class PackShard:
     shrinking: Shrinking | None = None
     vectors: tuple[VectorMember, ...] = ()
     given_up: str | None = None
+    mixed: Folder | None = None
 
     #: Of a shard's file.
     suffix: ClassVar[str] = ".tar"
@@ -300,11 +304,14 @@ class PackShard:
         """The samples of a shard, in its order, and the states of the tars that they are in."""
         stamps: dict[str, FileStamp] = {}
         tables = []
+        tar = self.name(shard.split, shard.number)
         for number, name in enumerate(shard.files):
-            table = read_rows(self.selected.file(name), self.selected.options)
+            if (table := read_mixed(self.mixed, f"samples/{name}", tar)) is None:
+                table = read_rows(self.selected.file(name), self.selected.options)
+                table = table.take(pa.array(shard.rows[shard.which == number]))
             record = FileRecord.parse(table.schema.metadata) or FileRecord("")
             stamps |= {url: FileStamp(**state) for url, state in stamps_in(record).items()}
-            tables.append(table.take(pa.array(shard.rows[shard.which == number])).replace_schema_metadata())
+            tables.append(table.replace_schema_metadata())
         samples = _in_order(shard, tables)
         if FILES in samples.column_names:  # of a folder only the files that are copied must be as they were
             columns = (pc.list_flatten(samples.column(name)).to_pylist() for name in (FILES, TIMES, "sizes"))
@@ -315,22 +322,36 @@ class PackShard:
             }
         return samples, stamps
 
-    def _rows(self, shard: NewShard, samples: pa.Table, keys: Sequence[str]) -> tuple[pa.Table, FileRecord]:
-        """The rows of the samples, with all columns that are used of them, and what made these."""
+    def read_table(self, name: str) -> pa.Table | None:
+        """A file of rows, with all columns that are used of it; None: none are used of any.
+
+        Raises
+        ------
+        ShardError
+            It cannot be read.
+        """
         wanted = [*(self.schema.names if self.schema is not None else ()), *self.json_columns]
         wanted += [] if self.encoded is None else [self.encoded.column]
         wanted += [*([] if self.caption is None else [self.caption]), *(each.column for each in self.vectors)]
         wanted += [] if self.shrinking is None else self.shrinking.columns
+        if not wanted:
+            return None
+        path = self.rows.file(name)
+        there = read_footer(path, self.rows.options).columns
+        return read_rows(path, self.rows.options, [each for each in dict.fromkeys(wanted) if each in there])
+
+    def _rows(self, shard: NewShard, samples: pa.Table, keys: Sequence[str]) -> tuple[pa.Table, FileRecord]:
+        """The rows of the samples, with all columns that are used of them, and what made these."""
         tables, records = [], []
+        tar = self.name(shard.split, shard.number)
         numbers = samples.column("row").to_numpy()
-        for number, name in enumerate(shard.files if wanted else ()):
-            path = self.rows.file(name)
-            there = read_footer(path, self.rows.options).columns
-            table = read_rows(
-                path, self.rows.options, [each for each in dict.fromkeys(wanted) if each in there]
-            )
+        for number, name in enumerate(shard.files):
+            if (table := read_mixed(self.mixed, f"rows/{name}", tar)) is None:
+                if (table := self.read_table(name)) is None:
+                    break
+                table = table.take(pa.array(numbers[shard.which == number]))
             records.append(FileRecord.parse(table.schema.metadata) or FileRecord(""))
-            tables.append(table.take(pa.array(numbers[shard.which == number])).replace_schema_metadata())
+            tables.append(table.replace_schema_metadata())
         table = _in_order(shard, tables) if tables else pa.table({"row": samples.column("row")})
         if self.new_keys is not None and self.new_keys.old_id_col is not None:
             old = [key_text(text_of(key)) for key in samples.column("source_key").to_pylist()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +133,36 @@ class NewShards(Sequence[NewShard]):
             number -= count
         raise IndexError(number)
 
+    @property
+    def in_order(self) -> bool:
+        """Whether samples go into shards in the order of the tables."""
+        return self._order is None
+
+    def by_table(self) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+        """Of each table that is drawn from: what goes where.
+
+        Yields
+        ------
+        name, rows, shards, ends
+            Its name; int64 (rows,): rows of it, those of a shard side by side, as `NewShard.rows` has them; int64
+            (shards,): places of these shards among all, and behind the last row of each.
+        """
+        numbers = np.asarray(self._numbers, np.int64)
+        starts = np.concatenate([[0], self._ends])[numbers].astype(np.int64)
+        lengths = self._ends[numbers] - starts
+        shards = np.repeat(np.arange(len(numbers)), lengths)
+        samples = np.arange(len(shards)) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+        samples = samples if self._order is None else self._order[samples]
+        tables = np.searchsorted(self._begins, samples, side="right") - 1
+        by_table = np.argsort(tables, kind="stable")
+        stops = np.searchsorted(tables, np.arange(len(self._names)), side="right", sorter=by_table)
+        for table, (start, stop) in enumerate(itertools.pairwise([0, *stops.tolist()])):
+            if start < stop:
+                some = by_table[start:stop]
+                used, begins = np.unique(shards[some], return_index=True)
+                rows = samples[some] - self._begins[table]
+                yield self._names[table], rows, used, np.append(begins[1:], stop - start)
+
     def __dask_tokenize__(self) -> Any:
         order = b"" if self._order is None else self._order.tobytes()
         said = hashlib.sha256(self._ends.tobytes() + order).hexdigest()
@@ -174,6 +204,11 @@ def ends_in_parts(counts: Sequence[int], ends_of: Callable[[int, int], np.ndarra
 def ends_by_count(total: int, samples_per_shard: int) -> np.ndarray:
     """int64 (shards,): ends of shards of so many samples, but for the last."""
     return np.minimum(np.arange(samples_per_shard, total + samples_per_shard, samples_per_shard), total)
+
+
+def ends_evenly(total: int, shards: int) -> np.ndarray:
+    """int64 (shards,): ends of so many shards, whose numbers of samples differ by one at the most."""
+    return np.arange(1, shards + 1, dtype=np.int64) * total // shards
 
 
 def ends_by_bytes(sizes: np.ndarray, shard_bytes: int) -> np.ndarray:
