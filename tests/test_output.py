@@ -27,10 +27,10 @@ from colours import (
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.frames.committing import machine_name
 from curator_dask.frames.parquet import read_record
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.encoders import Encoder
-from curator_dask.frames.committing import machine_name
 from curator_dask.outputs.lock import LOCK_NAME, STALE_SECONDS, RunLock
 from curator_dask.runs.step import ColumnStep
 

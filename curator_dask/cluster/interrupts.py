@@ -48,7 +48,10 @@ def ended_as_by_ctrl_c() -> Iterator[list[int]]:
         yield came
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            # What comes once more, until the process has ended, is not to change how it ends.
+            signal.signal(
+                number, signal.SIG_IGN if came else handler if handler is not None else signal.SIG_DFL
+            )
         noise.setLevel(level)
 
 

@@ -273,14 +273,22 @@ def parts_there(folder: str, options: Options = None) -> PartsThere:
     except Exception:  # no answer, which the writing will say
         names = []
     for name in names:
-        match = _PART_NOTE.fullmatch(name)
-        note = _read(folder, f"{PARTS_FOLDER}/{name}", options) if match else None
-        if match and note is not None and _is_alive(note):
-            with contextlib.suppress(ConfigError):  # by its name there is no such part
-                living[Part(int(match[1]), int(match[2]))] = note
-        elif match or (not is_remote(folder) and _is_old(Path(folder, PARTS_FOLDER, name))):
+        part = part_named(name)
+        note = None if part is None else _read(folder, f"{PARTS_FOLDER}/{name}", options)
+        if part is not None and note is not None and _is_alive(note):
+            living[part] = note
+        elif part is not None or (not is_remote(folder) and _is_old(Path(folder, PARTS_FOLDER, name))):
             dead.append(f"{PARTS_FOLDER}/{name}")
     return PartsThere(living, tuple(dead))
+
+
+def part_named(name: str) -> Part | None:
+    """The part of which a note with this name is; None: it is no note of a part."""
+    match = _PART_NOTE.fullmatch(name.rpartition("/")[2])
+    try:
+        return Part(int(match[1]), int(match[2])) if match else None
+    except (ConfigError, ValueError):  # there is no such part
+        return None
 
 
 def _name_of(part: Part) -> str:

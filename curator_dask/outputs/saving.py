@@ -51,15 +51,17 @@ def save(
     missing = [name for name in columns or () if name not in frame.columns]
     if missing:
         raise ConfigError(f"columns: no such columns {missing}; the metadata has {list(frame.columns)}")
+    share, mine = None, frame
+    if part is not None:
+        mine, share = take_part(frame, part)
+    missing = [] if path is None else missing_folders(path)
     with _no_empty_folders(path):
         output = _output(root, path, overwrite, drop_failed, input_options, output_options)
-        share, mine = None, frame
-        if part is not None:
-            mine, share = take_part(frame, part)
-            if share.shards == 0:
-                summary = SaveSummary(output.folder, part=share.told())
-                logger.info("%s", summary)
-                return summary
+        if share is not None and not share.shards:
+            summary = SaveSummary(output.folder, part=share.told())
+            logger.info("%s", summary)
+            remove_empty(missing)
+            return summary
         with _tidied(output.folder):
             summary, _ = run(
                 mine,
