@@ -182,7 +182,7 @@ class OverImages:
                 given["output"],
                 overwrite=given["overwrite"],
                 drop_failed=given["drop_failed"],
-                part=self.part,
+                part=given["part"],
                 **saving,
             )
             if before is not None:

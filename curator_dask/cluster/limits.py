@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _GROUPS = Path("/sys/fs/cgroup")
-#: Of version 2 of the groups, and of version 1: folder of the hierarchy, and files with a limit in bytes.
-_V2, _V1 = ("memory.max", "memory.high"), ("memory.limit_in_bytes",)
+#: Of version 2 of the groups, and of version 1: files with a limit in bytes.
+_V2: tuple[str, ...] = ("memory.max", "memory.high")
+_V1: tuple[str, ...] = ("memory.limit_in_bytes",)
 _MIB = 1 << 20  # Slurm's M
 
 

@@ -54,13 +54,13 @@ def save(
     share, mine = None, frame
     if part is not None:
         mine, share = take_part(frame, part)
-    missing = [] if path is None else missing_folders(path)
+    new_folders = missing_folders(path) if path else []
     with _no_empty_folders(path):
         output = _output(root, path, overwrite, drop_failed, input_options, output_options)
         if share is not None and not share.shards:
             summary = SaveSummary(output.folder, part=share.told())
             logger.info("%s", summary)
-            remove_empty(missing)
+            remove_empty(new_folders)
             return summary
         with _tidied(output.folder):
             summary, _ = run(
