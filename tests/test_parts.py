@@ -297,24 +297,19 @@ def test_of_a_part_and_the_whole_that_begin_at_once_not_both_go_on(tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_parts_come_and_go_in_one_folder(tmp_path):
-    """Its folder of notes goes with the last of them, and another may just be writing its own there."""
-    failed = []
+def test_the_folder_of_notes_may_go_when_a_part_is_about_to_write_its_own(tmp_path, monkeypatch):
+    """It goes with the last of the parts that end."""
+    write, gone = RunLock._write_local, []
 
-    def come_and_go(number):
-        try:
-            for _ in range(60):
-                with RunLock(str(tmp_path), part=Part(number, 4)):
-                    assert (tmp_path / PARTS_FOLDER / f"{number}-of-4.json").exists()
-        except BaseException as error:
-            failed.append(error)
+    def write_too_late(lock, data, new):
+        if len(gone) < 3:
+            gone.append((tmp_path / PARTS_FOLDER).rmdir())
+        write(lock, data, new)
 
-    threads = [threading.Thread(target=come_and_go, args=(number,)) for number in range(4)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join(60)
-    assert not failed
+    monkeypatch.setattr(RunLock, "_write_local", write_too_late)
+    with RunLock(str(tmp_path), part=Part(1, 4)):
+        assert [path.name for path in (tmp_path / PARTS_FOLDER).iterdir()] == ["1-of-4.json"]
+    assert len(gone) == 3
     assert not list(tmp_path.iterdir())
 
 
