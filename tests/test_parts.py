@@ -368,6 +368,18 @@ def test_the_command_is_ended_by_what_slurm_sends_and_goes_on(folder, tmp_path):
     for name in there:
         pq.read_table(tmp_path / "out" / name)
 
+    done, again = (subprocess.run(command, cwd=tmp_path, capture_output=True, text=True) for _ in range(2))
+    mine = [name for name in (f"{each:05d}" for each in range(120)) if part_of(name, 2) == 0]
+    assert done.returncode == again.returncode == 0, done.stderr + again.stderr
+    assert (
+        f"in {len(mine) - len(there)} files" in done.stdout and f"{len(there)} files finished" in done.stdout
+    )
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {*mine}
+    assert "nothing to do, 60 files finished before" in again.stdout
+    assert "part 0/2: 60 of 120 shards" in again.stdout
+    assert "Dask cpu cluster" in done.stderr + done.stdout
+    assert "Dask cpu cluster" not in again.stderr + again.stdout  # it is known without
+
 
 @pytest.mark.parametrize("command", ["embed", "classify", "caption", "detect"])
 def test_the_commands_refuse_before_anything_is_started(command, folder, tmp_path):
