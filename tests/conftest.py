@@ -47,6 +47,7 @@ LONGEST = (
     "client",
     "remote",
     "cli",
+    "parts",
     "workers",
     "docs",
     "images_in_stores",

@@ -231,7 +231,11 @@ HOLDS = {
         "pq.read_table(FOLDER + '/again').equals(pq.read_table(FOLDER + '/embeddings'))",
         "pq.read_table(FOLDER + '/good')['image_embedding'].null_count == 0",
     ],
-    "stores-and-clusters.md": ["(summary.rows, summary.failed, summary.written) == (14, 2, 2)"],
+    "stores-and-clusters.md": [
+        "(summary.rows, summary.failed, summary.written) == (14, 2, 2)",
+        "part.part == {'number': 1, 'of': 2, 'shards': part.written, 'all_shards': 2}",
+        "(rest.written, rest.skipped) == (0, 2)",
+    ],
     "your-own-model.md": [
         "pq.read_schema(FOLDER + '/my_embeddings/00000.parquet').field('image_embedding').type.list_size == 512",
         "pq.read_table(FOLDER + '/squashed')['squashed'].null_count == 2",
@@ -255,7 +259,7 @@ WITHOUT = [word for name in ("cacheprovider", "timeout", "xdist") for word in ("
 
 # Blocks that a comment in the page says are not run, and of which programs may be unknown here.
 NOT_RUN = {
-    "stores-and-clusters.md": ["needs several machines"],
+    "stores-and-clusters.md": ["needs several machines", "needs Slurm"],
     "export.md": ["needs datasets"],
     "training.md": ["needs open_clip"],
     "readers.md": ["needs datasets", "needs lancedb", "needs embedding-reader", "needs embedding-atlas"],
@@ -649,8 +653,9 @@ def code_spans(name: str) -> list[str]:
 
 def test_options_are_those_of_the_commands():
     programs = [*curator_dask_commands().values(), dask_worker.main]
-    # The others are of ruff, the tests, hf and open_clip.
+    # The others are of ruff, the tests, hf, open_clip and Slurm.
     known = {"--help", "--check", "--runslow", "--repo-type", "--train-num-samples"}
+    known |= {"--array", "--signal", "--cpus-per-task"}
     for program in programs:
         for parameter in program.params:
             known |= {*parameter.opts, *parameter.secondary_opts}

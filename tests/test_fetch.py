@@ -35,6 +35,8 @@ from curator_dask.fetching.addresses import kind_of
 from curator_dask.fetching.asking import disallowed, wait_of
 from curator_dask.fetching.lookups import KNOWN_HOSTS
 from curator_dask.info import describe_output
+from curator_dask.outputs.lock import RunLock
+from curator_dask.runs.parts import Part
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -212,6 +214,46 @@ def test_the_same_again_does_nothing_and_other_settings_are_refused(server, tmp_
     with pytest.raises(OutputError, match=r"has 00000.tar, which is not of a fetch"):
         fetch(table, foreign, overwrite=True)
     assert [path.name for path in foreign.iterdir()] == ["00000.tar"]
+
+
+def shards_of(folder):
+    """Bytes of the tars, and rows: footers say how long it took."""
+    tars = {path.name: path.read_bytes() for path in folder.glob("*.tar")}
+    return tars, {path.name: pq.read_table(path).to_pylist() for path in folder.glob("*.parquet")}
+
+
+def test_parts_are_one_fetch_of_the_whole(server, tmp_path):
+    table, out, whole = (tmp_path / name for name in ("urls", "out", "whole"))
+    table.mkdir()
+    write_table(table / "a.parquet", [server.url(n) for n in range(22)])
+    for number in range(3):
+        done = fetch(table, out, part=(number, 3))
+        assert done.written == done.part["shards"] and done.part["all_shards"] == 6
+        assert f"part {number}/3: {done.written} of 6 shards" in str(done)
+    rest = fetch(table, out)
+    assert (rest.written, rest.skipped, rest.rows, fetch(table, whole).rows) == (0, 6, 22, 22)
+    assert shards_of(out) == shards_of(whole)
+    notes = [json.loads((tmp_path / f"{name}.fetch" / "run.json").read_text()) for name in ("out", "whole")]
+    assert notes[0] == notes[1]
+    with pytest.raises(
+        OutputError, match="has shards of another fetch, whose rows_per_shard is 4 and not 11"
+    ):
+        fetch(table, out, rows_per_shard=11, part=(0, 3))
+    with pytest.raises(
+        OutputError, match=r"4 shards of another fetch.*, 00002 for example, and a part removes"
+    ):
+        fetch(table, out, rows_per_shard=11, part=(0, 3), overwrite=True)
+    assert shards_of(out) == shards_of(whole)
+    # The table grows, and the last shard was not full.
+    write_table(table / "b.parquet", [server.url(n) for n in range(22, 30)])
+    with RunLock(str(out), part=Part(2, 3)):
+        written = [fetch(table, out, part=(number, 3), overwrite=True).written for number in (0, 1)]
+        with pytest.raises(OutputError, match="another run of part 2/3 is writing there"):
+            fetch(table, out, part=(2, 3))
+    written.append(fetch(table, out, part=(2, 3)).written)
+    assert sum(written) == 3 and fetch(table, out).written == 0
+    fetch(table, tmp_path / "all")
+    assert shards_of(out) == shards_of(tmp_path / "all")
 
 
 def test_failed_rows_are_tried_again(server, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -29,7 +28,7 @@ from curator_dask.frames.columns import (
     vectors_to_list,
     with_columns,
 )
-from curator_dask.frames.committing import Commits, temporary_name
+from curator_dask.frames.committing import Commits, machine_name, temporary_name
 from curator_dask.frames.parquet import (
     conform,
     known_record,
@@ -431,7 +430,7 @@ def test_leftovers(tmp_path, good):
     gone = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
     )
-    pid, me, host = int(gone.stdout), os.getpid(), socket.gethostname()
+    pid, me, host = int(gone.stdout), os.getpid(), machine_name()
     mine = temporary_name("00000.parquet")
     theirs = [f".00000.parquet.{host}-{pid}-0123abcd.tmp", f"deep/.a.b.parquet.{host}-{pid}-0123abcd.tmp"]
     kept = [

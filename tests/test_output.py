@@ -27,6 +27,7 @@ from colours import (
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.frames.committing import machine_name
 from curator_dask.frames.parquet import read_record
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.encoders import Encoder
@@ -134,7 +135,7 @@ def test_read_only(folder, tmp_path, in_this_process):
 def note_of(pid, host=None, seen=None):
     return {
         "run": "another",
-        "host": host or os.uname().nodename,
+        "host": host or machine_name(),
         "pid": pid,
         "process_started": psutil.Process(pid).create_time() if psutil.pid_exists(pid) else 0,
         "since": time.time() - 60,

@@ -22,6 +22,9 @@ from s3 import BUCKET, Fault, options, s3_server
 from curator_dask import get_client, storage
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import DatasetError, OutputError, ShardError
+from curator_dask.info import describe_output
+from curator_dask.outputs.lock import RunLock
+from curator_dask.runs.parts import Part
 from curator_dask.webdataset.reader import ShardReader
 from curator_dask.webdataset.staging import STAGE, Stage
 
@@ -246,6 +249,38 @@ def test_a_run_keeps_others_out(server, store, url, client):
     store.pipe_file(f"{out}/.curator_dask-run.json", json.dumps(note).encode())
     assert ColourReader()(open_dataset(url, server)).save_metadata(out).written == SHARDS
     assert not store.exists(f"{out}/.curator_dask-run.json")
+
+
+def test_parts_stand_beside_one_another_and_keep_all_else_out(server, store, url, local, client):
+    out, whole = f"s3://{BUCKET}/parts", f"s3://{BUCKET}/whole"
+    reader, dataset = ColourReader(), open_dataset(url, server)
+    with RunLock(out, dataset.storage_options, Part(2, 3)):
+        assert [name.rpartition("/")[2] for name in store.find(out)] == ["2-of-3.json"]
+        done = [reader(dataset).save_metadata(out, part=(number, 3)) for number in (0, 1)]
+        for part, who in (
+            ((2, 3), "another run of part 2/3"),
+            ((0, 2), "part 2/3 of a run"),
+            (None, "part 2/3"),
+        ):
+            with pytest.raises(OutputError, match=f"{who}.* is writing there"):
+                reader(dataset).save_metadata(out, part=part)
+        assert "part 2/3 is being written" in describe_output(out, storage_options=options(server)).lock
+    done.append(reader(dataset).save_metadata(out, part=(2, 3)))
+    assert [each.part["shards"] for each in done] == [each.written for each in done]
+    reader(dataset).save_metadata(whole)
+    assert reader(dataset).save_metadata(out).skipped == sum(each.written for each in done) == SHARDS
+    store.invalidate_cache()
+    names = [
+        {path.removeprefix(f"{BUCKET}/{each}/") for path in store.find(f"{BUCKET}/{each}")}
+        for each in ("parts", "whole")
+    ]
+    assert names[0] == names[1] and len(names[0]) == SHARDS
+    for name in names[0]:
+        assert store.cat(f"{out}/{name}") == store.cat(f"{whole}/{name}")
+    store.pipe_file(f"{out}/.curator_dask-parts/7-of-9.json", b'{"seen": 0}')  # left by a job that was killed
+    reader(dataset).save_metadata(out)
+    store.invalidate_cache()
+    assert len(store.find(out)) == SHARDS
 
 
 class TimedColourReader(ColourReader):

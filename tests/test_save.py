@@ -324,10 +324,10 @@ def test_output_that_cannot_be_written(folder, tmp_path):
 def test_leftovers_of_dead_processes_are_removed(folder, tmp_path):
     out = tmp_path / "out"
     embedded(folder).save_metadata(out)
-    import socket
+    from curator_dask.frames.committing import machine_name
 
-    dead = out / f".00000.parquet.{socket.gethostname()}-4194300-0123abcd.tmp"
-    alive = out / f".00000.parquet.{socket.gethostname()}-{os.getpid()}-0123abcd.tmp"
+    dead = out / f".00000.parquet.{machine_name()}-4194300-0123abcd.tmp"
+    alive = out / f".00000.parquet.{machine_name()}-{os.getpid()}-0123abcd.tmp"
     elsewhere = out / ".00000.parquet.another-host-4194300-0123abcd.tmp"
     for path in (dead, alive, elsewhere):
         path.write_bytes(b"PAR1")

@@ -15,6 +15,7 @@ from curator_dask.cli.options import (
     ClusterType,
     JsonFile,
     OutputOptions,
+    PartOfRun,
     SchedulerAddress,
     SchedulerFile,
     Workers,
@@ -124,6 +125,7 @@ def fetch(
     min_good: Annotated[
         float, typer.Option(min=0, max=1, help="Exit code 1 if a smaller share of the rows has an image.")
     ] = 0.0,
+    part: PartOfRun = None,
     overwrite: Annotated[
         bool, typer.Option(help="Replace shards of another table, or of other settings.")
     ] = False,
@@ -160,6 +162,7 @@ def fetch(
             storage_options=options,
             output_storage_options=output_options,
             workers=partial(workers_of, cluster, scheduler_address, scheduler_file, workers),
+            part=part,
             url_column=url_column,
             caption_column=caption_column,
             id_column=id_column,

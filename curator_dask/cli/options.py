@@ -6,13 +6,14 @@ import functools
 import json
 import os
 import re
+import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import psutil
 import typer
@@ -138,6 +139,15 @@ ImageMember = Annotated[str | None, typer.Option(help="Which of several images a
 Compile = Annotated[
     bool | None,
     typer.Option(help="torch.compile: always, or never; else where it pays.", show_default=False),
+]
+PartOfRun = Annotated[
+    str | None,
+    typer.Option(
+        "--part",
+        metavar="I/N",
+        help="Do one part of the shards, 0/8 to 7/8 of 8: for array jobs, which write to one output at once.",
+        show_default=False,
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option(help="Replace files that this command did not make.")]
 DropFailed = Annotated[bool, typer.Option(help="Write failed rows to OUTPUT.errors instead.")]
@@ -296,28 +306,43 @@ def workers_when_needed(
 @contextmanager
 def told_plainly(interrupted: str) -> Iterator[None]:
     """Errors as one line and an exit code; what `interrupted` says when the user has enough."""
-    from curator_dask.cluster.interrupts import heard
-    from curator_dask.errors import CuratorError, ImageError, NoMatchError, ShardError
+    from curator_dask.cluster.interrupts import ended_as_by_ctrl_c, heard
+    from curator_dask.errors import CuratorError
 
+    came: list[int] = []
     try:
         _ended.clear()
-        with heard():
+        with ended_as_by_ctrl_c() as came, heard():
             yield
         if _ended:  # last, behind the summary, which some commands say when their workers have gone
             print(
                 f"{time.time() - psutil.Process().create_time():.1f} s in all, from the start of the command"
             )
+    except Exception as error:
+        if came:  # the signal went to the workers as well, as Slurm's do, and their end was noticed first
+            _end_interrupted(interrupted, came)
+        if isinstance(error, CuratorError):
+            _end_with(error)
+        raise
     except KeyboardInterrupt:
-        print(f"\ninterrupted: {interrupted}", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except CuratorError as error:
-        from rich.console import Console
+        _end_interrupted(interrupted, came)
 
-        Console(stderr=True).print(
-            f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
-        of_data = isinstance(error, ImageError | NoMatchError | ShardError)
-        raise typer.Exit(EXIT_SHARD if of_data else EXIT_USAGE) from None
+
+def _end_interrupted(said: str, came: Sequence[int]) -> NoReturn:
+    """End as a shell tells an end by the first of some signals, of a Ctrl-C where there are none."""
+    by = f" by {signal.Signals(came[0]).name}" if came else ""
+    print(f"\ninterrupted{by}: {said}", file=sys.stderr)
+    raise typer.Exit(128 + came[0] if came else EXIT_INTERRUPTED) from None
+
+
+def _end_with(error: Exception) -> NoReturn:
+    from rich.console import Console
+
+    from curator_dask.errors import ImageError, NoMatchError, ShardError
+
+    Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    of_data = isinstance(error, ImageError | NoMatchError | ShardError)
+    raise typer.Exit(EXIT_SHARD if of_data else EXIT_USAGE) from None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,8 +14,11 @@ from curator_dask.cli.options import ClusterType, workers_of
 if TYPE_CHECKING:
     from curator_dask.datasets import ImageTextPairDataset
     from curator_dask.outputs.finished import FinishedCommand
+    from curator_dask.runs.parts import Part
     from curator_dask.runs.summary import SaveSummary
     from curator_dask.webdataset.shards import ShardSet
+
+logger = logging.getLogger("curator_dask")
 
 #: Arguments that do not decide what is made.
 _NOT_MADE_BY = ("json_file", "min_good", "workers")
@@ -55,7 +59,7 @@ class OverImages:
         from curator_dask.storage import absolute, is_remote
         from curator_dask.webdataset.finding import find_shards
 
-        given, output = self.given, self.given["output"]
+        given, output, part = self.given, self.given["output"], self.part
         cluster, workers = given["cluster"].value, given["workers"]
         if self.embeds_here and not (is_remote(output) or os.path.lexists(absolute(output))):
             load_ahead(cluster, workers)  # all is left to do
@@ -68,9 +72,29 @@ class OverImages:
                 from curator_dask.outputs.saving import check_writable
 
                 check_writable(absolute(output))  # which says so
-            RunLock(absolute(output)).check()
-        before = self._before(found, source, column)
+            RunLock(absolute(output), part=part).check()
+        mine = found if part is None else found.those(part.takes)
+        if part is not None and not mine.shards:
+            return self._none(part, found)
+        before = self._before(found, mine, source, column)
         return (before.summary() if before is not None else None) or self._run(found, source, make, before)
+
+    @property
+    def part(self) -> Part | None:
+        """Which part of the shards is to be done; None: all."""
+        from curator_dask.runs.parts import Part
+
+        return Part.of_given(self.given["part"])
+
+    def _none(self, part: Part, found: ShardSet) -> SaveSummary:
+        """Of a part that has no shard, for which no cluster is started."""
+        from curator_dask.runs.parts import told_part
+        from curator_dask.runs.summary import SaveSummary
+        from curator_dask.storage import absolute
+
+        summary = SaveSummary(absolute(self.given["output"]), part=told_part(part, 0, len(found)))
+        logger.info("%s", summary)
+        return summary
 
     @property
     def own_workers(self) -> bool:
@@ -82,7 +106,7 @@ class OverImages:
         """Whether such workers are going to load a model."""
         return self.own_workers and self.given["model"] is not None
 
-    def _before(self, found: ShardSet, source: str, column: str) -> FinishedCommand | None:
+    def _before(self, found: ShardSet, mine: ShardSet, source: str, column: str) -> FinishedCommand | None:
         from curator_dask.cluster.device import device_of_new_workers
         from curator_dask.models.sources import Sources
         from curator_dask.outputs.finished import FinishedCommand
@@ -105,7 +129,7 @@ class OverImages:
         there = own or (self.options if same else None)
         return FinishedCommand(
             {**asked, "folder": str(Path.cwd())},
-            found,
+            mine,
             source,
             locate(output, there),
             column,
@@ -113,6 +137,8 @@ class OverImages:
             device_of_new_workers(given["cluster"].value)[0],
             self.options,
             there,
+            self.part,
+            len(found),
         )
 
     def _run(
@@ -153,7 +179,11 @@ class OverImages:
                 **of_images,
             )
             done = steps(dataset).save_metadata(
-                given["output"], overwrite=given["overwrite"], drop_failed=given["drop_failed"], **saving
+                given["output"],
+                overwrite=given["overwrite"],
+                drop_failed=given["drop_failed"],
+                part=given["part"],
+                **saving,
             )
             if before is not None:
                 before.remember(done, repository_of(before.sources, model, client))

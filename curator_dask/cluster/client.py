@@ -20,6 +20,7 @@ from curator_dask.cluster import forking
 from curator_dask.cluster.dask_settings import SHUFFLE, client_class, hold, open_clients
 from curator_dask.cluster.device import device_of_new_workers
 from curator_dask.cluster.gpu import gpu_options
+from curator_dask.cluster.limits import Limits, limits_here, scratch_of_job
 from curator_dask.cluster.local import (
     THREAD_VARIABLES,
     cpu_workers,
@@ -87,7 +88,7 @@ def get_client(
         The same, by the JSON file that ``dask scheduler --scheduler-file`` writes.
     n_workers
         Number of workers. Default on GPUs: one each. On CPUs: one a core, fewer if there is less than 3 GiB
-        of memory for each (cores and memory as the container's limits give them).
+        of memory for each (cores and memory as the limits of the container or of Slurm's job give them).
     threads_per_worker
         Tasks that one worker runs at a time. Default on GPUs 2, so that one reads and writes files while the
         other computes; on CPUs 1. It does not change the number of torch threads of a CPU worker, which is
@@ -187,6 +188,7 @@ def get_client(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigError(f"{name}={value!r}: expected a whole number from 1 up, or None")
     device, reason = device_of_new_workers(cluster_type)
+    limits = limits_here(backend.gpu_count() if device == "gpu" else 0)
     check_cluster_kwargs(device, cluster_kwargs, set(inspect.signature(get_client).parameters))
     check_security(security, protocol)
     check_main_guard()
@@ -208,12 +210,17 @@ def get_client(
         env = {backend.DEVICE_VARIABLE: "gpu", **user_env}
         torch_threads = ""
     else:
-        workers, tasks, env = _cpu_workers(n_workers, threads_per_worker, user_env)
+        workers, tasks, env = _cpu_workers(n_workers, threads_per_worker, user_env, limits)
         shared |= {"n_workers": workers, "threads_per_worker": tasks}
         if protocol not in ("tcp", "ucx", "ucxx"):  # ucx is for GPUs: left out like the other GPU options
             shared["protocol"] = protocol
         shared["env"] = env
         torch_threads = f" and {env['OMP_NUM_THREADS']} torch threads"
+    if limits.why:  # Dask would share what the machine has
+        shared.setdefault("memory_limit", limits.memory // shared["n_workers"])
+        reason += f" ({limits.why})"
+    if (scratch := scratch_of_job()) is not None:
+        shared.setdefault("local_directory", scratch)
     for other in open_clients():
         if other.cluster is not None and other.scheduler is not None:
             logger.warning(
@@ -246,18 +253,15 @@ def load_ahead(cluster_type: str, n_workers: int | None) -> None:
     if device_of_new_workers(cluster_type)[0] == "cpu":
         import distributed  # noqa: F401 - its configuration says what environment workers begin with
 
-        forking.begin(spawn_environment(_cpu_workers(n_workers, None, {})[2]))
+        forking.begin(spawn_environment(_cpu_workers(n_workers, None, {}, limits_here())[2]))
 
 
 def _cpu_workers(
-    n_workers: int | None, threads_per_worker: int | None, user_env: Mapping[str, str]
+    n_workers: int | None, threads_per_worker: int | None, user_env: Mapping[str, str], limits: Limits
 ) -> tuple[int, int, dict[str, str]]:
     """Number of CPU workers, of the tasks that each runs at a time, and their environment."""
-    from dask.system import CPU_COUNT
-    from distributed.system import MEMORY_LIMIT
-
-    workers, tasks = cpu_workers(n_workers, threads_per_worker, CPU_COUNT, MEMORY_LIMIT)
-    threads = user_env.get("OMP_NUM_THREADS") or str(max(1, CPU_COUNT // workers))
+    workers, tasks = cpu_workers(n_workers, threads_per_worker, limits.cores, limits.memory)
+    threads = user_env.get("OMP_NUM_THREADS") or str(max(1, limits.cores // workers))
     env = {
         backend.DEVICE_VARIABLE: "cpu",
         "CUDA_VISIBLE_DEVICES": "",

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Mapping
-from multiprocessing import forkserver, resource_tracker, set_forkserver_preload
+from multiprocessing import forkserver, set_forkserver_preload
 from pathlib import Path
 
 from curator_dask.cluster.dask_settings import Held
+from curator_dask.cluster.interrupts import spared
 
 _METHOD = "distributed.worker.multiprocessing-method"
 _VARIABLE = "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD"
@@ -55,17 +55,14 @@ def begin(environment: Mapping[str, str]) -> None:
     with contextlib.suppress(OSError):  # a folder that is gone has no files
         if not {"", str(Path.cwd())} & {*sys.path}:
             own.setdefault(_SAFE_PATH, _OURS)
-    resource_tracker.ensure_running()  # else this would be its beginning, and lift the block
-    # As of spawned workers: it is the client that is interrupted, and that ends them.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        os.environ.update(own)
-        forkserver.ensure_running()
-    finally:
-        for name in own.keys() - before.keys():
-            os.environ.pop(name, None)
-        os.environ.update(before)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    with spared():
+        try:
+            os.environ.update(own)
+            forkserver.ensure_running()
+        finally:
+            for name in own.keys() - before.keys():
+                os.environ.pop(name, None)
+            os.environ.update(before)
     _begun_with.update(environment)
 
 

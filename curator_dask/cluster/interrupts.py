@@ -11,9 +11,65 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
+#: What a scheduler of jobs sends to those that it is about to kill: SIGTERM, or what the job has asked for
+#: (``sbatch --signal=USR1@120``).
+_LAST_WORDS = (signal.SIGTERM, signal.SIGUSR1)
 _AGAIN = 0.02  # seconds, after which the place that lost it has been left
+
+
+@contextmanager
+def ended_as_by_ctrl_c() -> Iterator[list[int]]:
+    """Within the block, which the main thread runs, SIGTERM and SIGUSR1 end it as a Ctrl-C does.
+
+    The first of them is raised as KeyboardInterrupt; what is sent besides, while all is closed, changes nothing.
+
+    Yields
+    ------
+    The signals that came.
+    """
+    came: list[int] = []
+    noise = logging.getLogger("distributed")
+    level = noise.level
+
+    def end(number: int, frame: Any) -> None:
+        came.append(number)
+        if len(came) == 1:
+            noise.setLevel(logging.CRITICAL)  # of workers that the signal has ended
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where Python sets no handler
+        yield came
+        return
+    before = {number: signal.signal(number, end) for number in _LAST_WORDS}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            # What comes once more, until the process has ended, is not to change how it ends.
+            signal.signal(
+                number, signal.SIG_IGN if came else handler if handler is not None else signal.SIG_DFL
+            )
+        noise.setLevel(level)
+
+
+@contextmanager
+def spared() -> Iterator[None]:
+    """Threads and processes that are started within the block get no Ctrl-C and no SIGUSR1.
+
+    It is the client that is interrupted, and that ends them. They get the signal too, as its children or as processes
+    of its job, and would die with tracebacks while their nannies start others. Of SIGTERM they do die: it is also what
+    ends them where their parent is gone.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        resource_tracker.ensure_running()  # else the first worker's start does, and lifts the block of a Ctrl-C
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

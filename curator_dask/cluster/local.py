@@ -17,12 +17,12 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from curator_dask.cluster import forking
 from curator_dask.cluster.dask_settings import LOST_WORKER, SHUFFLE, client_class, hold
 from curator_dask.cluster.gpu import with_environment
+from curator_dask.cluster.interrupts import spared
 from curator_dask.errors import ClusterError
 from curator_dask.words import counted
 
@@ -329,22 +329,15 @@ def _wait_for_workers(client: distributed.Client, expected: int, device: str, ti
 
 @contextmanager
 def _uninterrupted_loop(timeout: float) -> Iterator[Any]:
-    """An event loop in a thread that Ctrl-C does not reach, nor the workers that it starts, now and later.
-
-    It is the client that is interrupted, and that ends them. They get the signal too, as its children, and
-    would die with tracebacks while their nannies start others.
+    """An event loop in a thread that Ctrl-C does not reach, nor the workers that it starts, now and later (`spared`).
 
     Raises
     ------
     TimeoutError
         The machine is so slow that no loop runs after `timeout` seconds.
     """
-    resource_tracker.ensure_running()  # else the first worker's start does, and lifts the block
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    with spared():
         runner = _started_loop(timeout)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
         yield runner.loop
     finally:

@@ -25,6 +25,7 @@ from curator_dask.outputs.saving import save
 from curator_dask.rows.where import Where
 from curator_dask.runs.graph import map_step, steps_of
 from curator_dask.runs.lineage import trace
+from curator_dask.runs.parts import Part
 from curator_dask.runs.step import Step, check_step
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.webdataset.folders import is_folder_shard
@@ -137,6 +138,7 @@ class ImageTextPairDataset(Sources, Collection, Selectable, Exportable):
         *,
         overwrite: bool = False,
         drop_failed: bool = False,
+        part: tuple[int, int] | str | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> SaveSummary:
         """Compute the metadata and write it as Parquet, one file a partition, named after its shard.
@@ -157,6 +159,10 @@ class ImageTextPairDataset(Sources, Collection, Selectable, Exportable):
         drop_failed
             Write the good rows alone, and those whose image failed to a folder beside, `path` and ``.errors``. Not
             into the dataset's own directory: its files would lose these rows.
+        part
+            Do one part of the shards, ``(0, 8)`` or ``"0/8"`` to ``(7, 8)``, for jobs that know nothing of one another
+            (an array of Slurm's): which shards are of a part is told by their names. Parts of one number may write to
+            one output at once. A call without it does what is left.
         storage_options
             For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
 
@@ -167,8 +173,10 @@ class ImageTextPairDataset(Sources, Collection, Selectable, Exportable):
 
         Raises
         ------
+        ConfigError
+            There is no such part, or rows of several shards were mixed.
         OutputError
-            Something would be replaced without `overwrite`, or cannot be written.
+            Something would be replaced without `overwrite`, or cannot be written; another run writes there.
         """
         show_in_notebook()
         if path is None and any(map(is_folder_shard, self.tar_files[:1])):
@@ -186,6 +194,7 @@ class ImageTextPairDataset(Sources, Collection, Selectable, Exportable):
             drop_failed=drop_failed,
             input_options=self.storage_options,
             output_options=storage_options,
+            part=Part.of_given(part),
         )
 
     def head(self, n: int = 5, npartitions: int = 1, **kwargs: Any) -> Any:

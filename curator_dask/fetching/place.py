@@ -14,6 +14,7 @@ from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.placing import put
 from curator_dask.outputs.saving import check_writable, missing_folders, path_beside, remove_empty
 from curator_dask.outputs.selecting import Folder
+from curator_dask.runs.parts import Part
 from curator_dask.storage import exists, is_remote, join, read_bytes, walk
 from curator_dask.words import counted
 
@@ -30,6 +31,8 @@ class FetchPlace:
     ----------
     target
         Where the shards go.
+    part
+        That is fetched there, beside others; None: all.
 
     Raises
     ------
@@ -37,7 +40,8 @@ class FetchPlace:
         There can be no folder beside it.
     """
 
-    def __init__(self, target: Folder) -> None:
+    def __init__(self, target: Folder, part: Part | None = None) -> None:
+        self._part = part
         beside = Folder(path_beside(target.path, SUFFIX, "shards"), target.options)
         self.files = ShardFiles(target, beside)
 
@@ -62,7 +66,7 @@ class FetchPlace:
         try:
             for each in local:
                 check_writable(each)
-            with RunLock(target.path, target.options), without_leftovers(*local):
+            with RunLock(target.path, target.options, self._part), without_leftovers(*local):
                 if self.note is None:
                     self._check_foreign()
                 yield
@@ -72,7 +76,7 @@ class FetchPlace:
     def _check_foreign(self) -> None:
         target = self.files.target
         there = next((name for name in walk(*target) if name.endswith(_SHARDS)), None)
-        if there is not None:
+        if there is not None and self.note is None:  # which another part may have written meanwhile
             raise OutputError(
                 f"{target.path}: has {there}, which is not of a fetch: give another folder for the shards"
             )
@@ -122,7 +126,14 @@ class FetchPlace:
                     f" {counted(len(names), 'shard')} {len(others):,} would go. Give another folder, or replace them"
                     " with overwrite=True (--overwrite): shards that would be the same stay"
                 )
-            for name in others:
+            gone = [name for name in others if name not in marks]
+            if self._part is not None and gone:  # another part may be at work
+                raise OutputError(
+                    f"{self.files.target.path}: has {counted(len(gone), 'shard')} of another fetch that none of this"
+                    f" one would replace, {gone[0]} for example, and a part removes none. Run once without part"
+                    " (--part), or give another folder"
+                )
+            for name in others if self._part is None else ():  # each part writes its own anew
                 self.files.remove(name)
         beside = self.files.beside
         put(beside.file(_NOTE), json.dumps(note).encode(), beside.options)

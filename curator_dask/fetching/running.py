@@ -23,6 +23,7 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_apart
 from curator_dask.outputs.selecting import Folder
+from curator_dask.runs.parts import Part, told_part
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
@@ -48,6 +49,7 @@ def fetch_images(
     storage_options: Options = None,
     output_storage_options: Options = None,
     workers: OpenWorkers = contextlib.nullcontext,
+    part: tuple[int, int] | str | None = None,
     **settings: Any,
 ) -> FetchSummary:
     """Turn a table of image URLs into shards: a tar with image, caption and JSON a sample, and Parquet beside it.
@@ -66,6 +68,9 @@ def fetch_images(
         For fsspec, of `table` and of `output`.
     workers
         Opens the cluster to work on, once there is something to do; else it is the one that is there, or this process.
+    part
+        Fetch one part of the shards, ``(0, 8)`` or ``"0/8"`` to ``(7, 8)``, for jobs that know nothing of one another;
+        parts of one number may write to one output at once. A call without it does what is left.
     **settings
         Of `curator_dask.fetching.FetchOptions`.
 
@@ -87,19 +92,19 @@ def fetch_images(
     """
     started = time.monotonic()
     check_names("fetch_images", settings, names_of(FetchOptions))
-    options = FetchOptions(**settings)
+    options, mine = FetchOptions(**settings), Part.of_given(part)
     target = Folder(locate(os.fspath(output), output_storage_options), output_storage_options)
     source = os.fsdecode(table)
     if is_remote(source) or os.path.isdir(local_path(source)):  # noqa: PTH112
         check_apart(locate(source, storage_options), target.path)
-    place = FetchPlace(target)
+    place = FetchPlace(target, mine)
     with place.open(), when_needed(workers) as client:
         asked = [options.caption_column, options.id_column, *options.digests.values()]
         names = [name for name in asked if name is not None]
         found = find_table(
             source, options.url_column, names, place.staged, storage_options, options.column_names
         )
-        fetch = _Fetch(place, found, options)
+        fetch = _Fetch(place, found, options, mine)
         fetch.run(client)
         fetch.summary.seconds = time.monotonic() - started
         logger.info("%s", fetch.summary)
@@ -109,7 +114,9 @@ def fetch_images(
 class _Fetch:
     """The shards of a table."""
 
-    def __init__(self, place: FetchPlace, table: UrlTable, options: FetchOptions) -> None:
+    def __init__(
+        self, place: FetchPlace, table: UrlTable, options: FetchOptions, part: Part | None = None
+    ) -> None:
         self._started = time.monotonic()
         self._place, self._table, self._options = place, table, options
         self._layout = Layout.of(table.schema, options)
@@ -119,6 +126,9 @@ class _Fetch:
         self._limit = options.limit if options.limit is not None and options.limit < table.rows else None
         shards = whole if self._limit is None else self._shards(table.first(self._limit))
         self._names, self._ranges, self._marks = shards
+        self._mine = [number for number, name in enumerate(self._names) if part is None or part.takes(name)]
+        if part is not None:
+            self.summary.part = told_part(part, len(self._mine), len(self._names))
         self._note: dict[str, Any] = {"settings": options.recipe, "fetch": fingerprint({"marks": whole[2]})}
         if self._limit is not None:
             self._note["limit"] = self._limit
@@ -142,9 +152,9 @@ class _Fetch:
         self._place.claim(
             json.loads(json.dumps(self._note)), dict(zip(names, marks, strict=True)), self._options.overwrite
         )
-        done = in_threads(lambda number: files.finished(names[number], marks[number]), range(len(names)))
+        done = in_threads(lambda number: files.finished(names[number], marks[number]), self._mine)
         todo = []
-        for number, report in enumerate(done):
+        for number, report in zip(self._mine, done, strict=True):
             if report is None or self._is_wanted(report):
                 todo.append(number)
             else:
@@ -164,7 +174,8 @@ class _Fetch:
 
     def _check_ids(self) -> None:
         """Raise DatasetError where one can be no key, before hours are spent on others."""
-        for name, rows in zip(self._names, self._ranges, strict=True):
+        for number in self._mine:
+            name, rows = self._names[number], self._ranges[number]
             pieces = self._table.pieces(*rows)
             keys = self._layout.read.field(str(self._options.id_column))
             ids = read_pieces(

@@ -11,6 +11,7 @@ from typing import Any
 from curator_dask.fetching.addresses import REFUSED
 from curator_dask.fetching.failures import may_pass
 from curator_dask.notebook import bars, table
+from curator_dask.runs.parts import part_line
 from curator_dask.runs.summary import installed_versions
 from curator_dask.words import counted, ranked, sized
 
@@ -50,6 +51,9 @@ class FetchSummary:
         Shards that are not there, with the reason; a rerun does them.
     renamed
         Columns of the table that the rows call otherwise.
+    part
+        Of a part of a fetch, its ``number`` (counted from 0) and how many there are (``of``), its ``shards`` and
+        ``all_shards``; all else counts this part alone. None of all.
     seconds, startup_seconds
         Of this call, and of these until the first shard was handed out.
     """
@@ -73,6 +77,7 @@ class FetchSummary:
     renamed: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     startup_seconds: float = 0.0
+    part: dict[str, int] | None = None
 
     @property
     def good(self) -> float:
@@ -129,7 +134,8 @@ class FetchSummary:
         names = ("good", "complete", "may_pass", "images_per_second", "bytes_per_second")
         counts = {name: dict(getattr(self, name)) for name in ("reasons", "hosts", "left")}
         more = {name: getattr(self, name) for name in names}
-        return {**vars(self), **counts, **more, "versions": installed_versions()}
+        told = {name: value for name, value in vars(self).items() if name != "part" or value is not None}
+        return {**told, **counts, **more, "versions": installed_versions()}
 
     def __str__(self) -> str:
         shards = counted(self.written + self.skipped, "shard")
@@ -137,6 +143,8 @@ class FetchSummary:
             f"{self.path}: {counted(self.rows, 'row')} in {shards}: {counted(self.images, 'image')}"
             f" ({sized(self.image_bytes)}), {self.failed:,} failed; {self.good:.1%} are there"
         ]
+        if self.part:
+            lines.append(f"  {part_line(self.part)}")
         if not self.written and not self.failed_shards:
             lines.append(
                 f"  nothing to do, {counted(self.skipped, 'shard')} finished before; {self.seconds:.1f} s"

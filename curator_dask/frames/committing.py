@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import uuid
@@ -95,4 +96,24 @@ def _commit(file: Any, temporary: Path, target: Path) -> None:
 
 def temporary_name(name: str) -> str:
     """A hidden name that says which process is writing `name`."""
-    return f".{name}.{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    return f".{name}.{machine_name()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+
+
+_OF_THE_MACHINE = (
+    "pid:[4026531836]"  # Linux's PROC_PID_INIT_INO: where numbers of processes are those of the machine
+)
+
+
+@functools.cache
+def machine_name() -> str:
+    """By which processes whose numbers mean the same tell each other from all others.
+
+    The host's name; in a container with that of its host (AWS Batch's jobs have it), but numbers of its own, what
+    tells the container from others as well: else one would take what another's processes write for a dead one's.
+    """
+    try:
+        numbers = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:  # no Linux
+        numbers = _OF_THE_MACHINE
+    own = "" if numbers == _OF_THE_MACHINE else f".{numbers.strip('pid:[]')}"
+    return f"{socket.gethostname()}{own}"

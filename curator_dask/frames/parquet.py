@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from curator_dask import backend
 from curator_dask.cache import POSSESSIONS, Remembered
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.columns import list_to_matrix
-from curator_dask.frames.committing import Commits, write_local
+from curator_dask.frames.committing import Commits, machine_name, write_local
 from curator_dask.frames.faults import fault_of, is_dangling
 from curator_dask.frames.record import FileRecord
 from curator_dask.holding import held_type, restore
@@ -337,7 +336,7 @@ def remove_leftovers(folder: str) -> int:
     removed = 0
     for path in Path(folder).rglob(".*.tmp"):
         match = TEMPORARY.match(path.name)
-        if match and match["host"] == socket.gethostname() and not _alive(int(match["pid"])):
+        if match and match["host"] == machine_name() and not _alive(int(match["pid"])):
             # A folder that cannot be changed is for the writing that follows to complain about.
             with contextlib.suppress(OSError):
                 path.unlink()

@@ -11,7 +11,7 @@ from typing import Any
 
 from curator_dask.errors import OutputError
 from curator_dask.frames.parquet import TEMPORARY
-from curator_dask.outputs.lock import LOCK_NAME, RunLock
+from curator_dask.outputs.lock import LOCK_NAME, PARTS_FOLDER, RunLock, part_named, parts_there
 from curator_dask.storage import Options, filesystem, is_remote, join, patiently, read_bytes
 
 #: Below an output, where rows that failed were written once.
@@ -50,11 +50,13 @@ def list_output(folder: str, options: Options) -> Listing:
     OutputError
         The store does not answer, or the folder cannot be listed.
     """
-    found = Listing()
+    found, locks, of_parts = Listing(), list[str](), False
     for name, size in sorted(_sizes(folder, options, found.unread).items()):
         base = name.rpartition("/")[2]
         if name == LOCK_NAME:
-            found.lock = _lock(folder, options)
+            locks.append(_lock(folder, options))
+        elif name.startswith(f"{PARTS_FOLDER}/"):
+            of_parts = True
         elif base.startswith(LOCK_NAME):
             continue  # of the note, which is written anew all the while
         elif base.startswith(".") and base.endswith(".tmp"):
@@ -63,6 +65,7 @@ def list_output(folder: str, options: Options) -> Listing:
             (found.aside if name.startswith(_FORMERLY) else found.parquet)[name] = size
         elif name.endswith(".tar"):
             found.tars[name] = size
+    found.lock = ". ".join([*locks, *(_parts(folder, options) if of_parts else [])])
     return found
 
 
@@ -119,6 +122,21 @@ def _lock(folder: str, options: Options) -> str:
         f"{LOCK_NAME} was left by a run that is dead{who}: it did not end by itself, so files may be missing. The same"
         " command again does the rest"
     )
+
+
+def _parts(folder: str, options: Options) -> list[str]:
+    """Which parts of a run are written, and which were killed."""
+    there, said = parts_there(folder, options), []
+    if there.living:
+        names = ", ".join(map(str, there.living))
+        said.append(f"part {names} is being written there: what is said here may change meanwhile")
+    dead = [str(part) for name in there.dead if (part := part_named(name)) is not None]
+    if dead:
+        said.append(
+            f"part {', '.join(dead)} was left by a run that is dead: files may be missing. The same command again does"
+            " the rest, with --part or without"
+        )
+    return said
 
 
 def _left(name: str) -> str:

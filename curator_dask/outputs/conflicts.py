@@ -25,6 +25,7 @@ from curator_dask.storage import Options, is_remote, local_path
 from curator_dask.webdataset.finding import discover_images
 from curator_dask.webdataset.folders import AFTER, FIRST, FolderShard, is_folder_shard
 from curator_dask.webdataset.parquet import SUFFIX, file_of, is_parquet_shard
+from curator_dask.webdataset.shards import PARTITION
 from curator_dask.words import counted
 
 #: By what a column has, how it gets another name.
@@ -102,7 +103,6 @@ def _real(folder: str) -> str:
     return folder if is_remote(folder) else os.path.realpath(local_path(folder))
 
 
-_PART = re.compile(r"\.part-\d{5}$")
 _MIXED = re.compile(r"part-\d{5}")
 
 
@@ -129,7 +129,7 @@ def find_strays(lineage: Lineage, paths: Sequence[str], there: frozenset[str], o
     of_images = _Images([shard.url for shard in inputs.values()], options)
     found = []
     for path in sorted(others):
-        shard = inputs.get(_PART.sub("", names[path]))
+        shard = inputs.get(PARTITION.sub("", names[path]))
         if shard is None and not of_images.may_be(names[path]) and not _MIXED.fullmatch(names[path]):
             continue
         record = read_record(path, output.options)

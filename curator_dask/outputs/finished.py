@@ -31,11 +31,12 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.models.sources import Sources, State, cached_state, changed_since
 from curator_dask.outputs.failed import remove_leftovers_of, say_lost
 from curator_dask.outputs.lock import RunLock
+from curator_dask.runs.parts import Part, told_part
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.settings import home
 from curator_dask.storage import Options, is_remote
 from curator_dask.threads import in_threads
-from curator_dask.webdataset.shards import Shard, ShardSet
+from curator_dask.webdataset.shards import PARTITION, Shard, ShardSet
 from curator_dask.webdataset.stamps import stamp
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class FinishedCommand:
         Of the workers that would be started.
     input_options, output_options
         For fsspec.
+    part, all_shards
+        The part of a run whose shards `found` are, and how many shards there are; None: they are all.
     """
 
     def __init__(
@@ -81,7 +84,10 @@ class FinishedCommand:
         device: str,
         input_options: Options = None,
         output_options: Options = None,
+        part: Part | None = None,
+        all_shards: int = 0,
     ) -> None:
+        self._part, self._all_shards = part, all_shards
         self._started, self._since = time.monotonic(), time.time_ns()
         self._found, self._output, self._column, self.sources = found, output, column, sources
         self._input_options, self._output_options = input_options, output_options
@@ -114,12 +120,14 @@ class FinishedCommand:
             return None
         if not is_remote(self._output) and not Path(self._output).is_dir():
             return None  # removed: there is no place for a lock either
-        with RunLock(self._output, self._output_options):
+        with RunLock(self._output, self._output_options, self._part):
             footers = self._footers()
             if made != _made(footers, self._column) or not self._is_of_these_shards(footers):
                 return None
             remove_leftovers_of(self._output)
         summary = SaveSummary(self._output, skipped=len(footers), fingerprint=made)
+        if self._part is not None:
+            summary.part = told_part(self._part, len(self._found), self._all_shards)
         told = [footer.told(name, self._column) for name, footer in footers.items()]
         say_lost(self._output, [report for _, report in told], self._output_options)
         for remarks, report in told:
@@ -172,8 +180,16 @@ class FinishedCommand:
     def _footers(self) -> dict[str, Footer]:
         """Of the output's files, by name."""
         paths = sorted(list_parquet(self._output, self._output_options))
-        found = in_threads(lambda path: read_footer(path, self._output_options), paths)
         names = [path.removeprefix(self._output).lstrip("/").removesuffix(".parquet") for path in paths]
+        if self._part is not None:  # those of other parts are theirs to look at
+            mine = {shard.name for shard in self._found}
+            picked = [
+                place
+                for place, name in enumerate(names)
+                if not {name, PARTITION.sub("", name)}.isdisjoint(mine)
+            ]
+            paths, names = [paths[each] for each in picked], [names[each] for each in picked]
+        found = in_threads(lambda path: read_footer(path, self._output_options), paths)
         return dict(zip(names, found, strict=True))
 
     def _is_of_these_shards(self, footers: Mapping[str, Footer]) -> bool:

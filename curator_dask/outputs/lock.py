@@ -3,6 +3,10 @@
 Two runs would not damage a file, since each is renamed into place, but they would do all work twice, and the
 one would remove what the other has just written of the same rows in other partitions. So a run leaves a note in
 the folder while it lasts, renews it every few seconds, and refuses to start beside a living one.
+
+Parts of a run have other shards each: those of one number of parts stand beside one another, each with a note of its
+own, and keep all else out, as all else keeps them out. Whoever comes writes its note first and looks at the others'
+then: of two that come at once one at least sees the other.
 """
 
 from __future__ import annotations
@@ -12,23 +16,29 @@ import json
 import logging
 import os
 import re
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from curator_dask.errors import OutputError
-from curator_dask.storage import Options, is_remote, join, read_bytes, remove, write_bytes
+from curator_dask.errors import ConfigError, OutputError
+from curator_dask.frames.committing import machine_name
+from curator_dask.runs.parts import Part
+from curator_dask.storage import Options, is_remote, join, read_bytes, remove, walk, write_bytes
 
 logger = logging.getLogger("curator_dask")
 
 #: Hidden, so that readers of a folder of Parquet files pass over it.
 LOCK_NAME = ".curator_dask-run.json"
+
+#: The folder with the notes of parts: so a store is asked for these alone, and not for all files of the output.
+PARTS_FOLDER = ".curator_dask-parts"
+_PART_NOTE = re.compile(r"(\d+)-of-(\d+)\.json")
 
 _TEMPORARY = re.compile(rf"{re.escape(LOCK_NAME)}\.[0-9a-f]{{8}}\.tmp")
 
@@ -36,6 +46,8 @@ _TEMPORARY = re.compile(rf"{re.escape(LOCK_NAME)}\.[0-9a-f]{{8}}\.tmp")
 #: behind. Between them lies what clocks may differ by, and a store may be slow.
 RENEW_SECONDS = 20.0
 STALE_SECONDS = 120.0
+_LOOK_SECONDS = 2.0  # between two looks at the note of a part that may be dead
+_TRIES = 10  # to write a note into a folder that another part, which ends, removes
 
 
 class RunLock:
@@ -47,6 +59,8 @@ class RunLock:
         Local directory, which must exist, or fsspec URL.
     options
         For fsspec.
+    part
+        That the run does; others of as many parts may write there.
 
     Raises
     ------
@@ -54,12 +68,13 @@ class RunLock:
         On entering: another run is writing there, or the folder cannot be written to.
     """
 
-    def __init__(self, folder: str, options: Options = None) -> None:
-        self._folder, self._options = folder, options
-        self._url = join(folder, LOCK_NAME)
+    def __init__(self, folder: str, options: Options = None, part: Part | None = None) -> None:
+        self._folder, self._options, self._part = folder, options, part
+        self._name = LOCK_NAME if part is None else _name_of(part)
+        self._url = join(folder, self._name)
         self._note = {
             "run": uuid.uuid4().hex,
-            "host": socket.gethostname(),
+            "host": machine_name(),
             "pid": os.getpid(),
             "process_started": psutil.Process().create_time(),
             "since": time.time(),
@@ -68,10 +83,46 @@ class RunLock:
         self._thread = threading.Thread(target=self._renew, name="curator_dask-lock", daemon=True)
 
     def check(self) -> None:
-        """Raise OutputError where another run is writing there."""
+        """Raise OutputError where another run is writing there.
+
+        A part that was killed on one machine, and begins again on another, waits until the note that it has left is
+        out of date.
+        """
         other = self._read()
         if other is not None and _is_alive(other):
-            raise OutputError(self._taken(other))
+            if self._part is None or other.get("host") == machine_name():
+                raise OutputError(self._taken(other))
+            self._wait_for_its_end(other)
+        self._check_others()
+
+    def _wait_for_its_end(self, other: Mapping[str, Any]) -> None:
+        """Wait until the note of a part is out of date; an error where it is renewed, for then its job is alive."""
+        logger.info(
+            "%s: part %s has a note of process %s on %s, %.0f s old: waiting until it is renewed, or %g s old",
+            *(self._folder, self._part, other.get("pid"), other.get("host")),
+            *(time.time() - float(other["seen"]), STALE_SECONDS),
+        )
+        end = time.monotonic() + 2 * STALE_SECONDS  # clocks may differ
+        while (now := self._read()) is not None and _is_alive(now):
+            if now.get("seen") != other.get("seen") or time.monotonic() > end:
+                raise OutputError(self._taken(now))
+            time.sleep(_LOOK_SECONDS)
+
+    def _check_others(self) -> None:
+        """Raise OutputError where a run is writing there that this one cannot stand beside."""
+        if self._part is not None:
+            other = self._read(LOCK_NAME)
+            if other is not None and _is_alive(other):
+                raise OutputError(self._taken(other, LOCK_NAME))
+        living = parts_there(self._folder, self._options).living
+        others = {
+            part: note for part, note in living.items() if self._part is None or part.of != self._part.of
+        }
+        if others:
+            part, note = next(iter(others.items()))
+            more = f" ({len(others) - 1:,} more)" if len(others) > 1 else ""
+            hint = f"Beside it run only other parts of {part.of}"
+            raise OutputError(f"{self._taken(note, _name_of(part), f'part {part} of a run{more}')}. {hint}")
 
     def __enter__(self) -> RunLock:
         self.check()
@@ -89,26 +140,47 @@ class RunLock:
         other = self._read()
         if other is not None and other.get("run") != self._note["run"]:
             raise OutputError(self._taken(other))
+        try:
+            self._check_others()
+        except OutputError:
+            self._remove()
+            raise
         self._sweep()
         self._thread.start()
         return self
 
     def _sweep(self) -> None:
         """Remove what runs that were killed have left of their notes: such a file else lasts for a moment."""
+        if self._part is not None:
+            return  # others' may be among them
+        for name in parts_there(self._folder, self._options).dead:
+            with contextlib.suppress(Exception):  # what is left counts as dead the next time, too
+                remove(join(self._folder, name), self._options)
         if is_remote(self._folder):
             return
         for path in Path(self._folder).glob(f"{LOCK_NAME}.*.tmp"):
             with contextlib.suppress(OSError):
                 if _TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > STALE_SECONDS:
                     path.unlink()
+        self._remove_empty()
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
         note = self._read()
         if note is None or note.get("run") == self._note["run"]:
-            with contextlib.suppress(Exception):  # left behind it counts as stale soon
-                remove(self._url, self._options)
+            self._remove()
+
+    def _remove(self) -> None:
+        with contextlib.suppress(Exception):  # left behind it counts as stale soon
+            remove(self._url, self._options)
+        self._remove_empty()
+
+    def _remove_empty(self) -> None:
+        """Remove the folder of parts' notes once there is none; a store has no folders."""
+        if not is_remote(self._folder):
+            with contextlib.suppress(OSError):  # not there, or others are in it
+                Path(self._folder, PARTS_FOLDER).rmdir()
 
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_SECONDS):
@@ -121,18 +193,25 @@ class RunLock:
             except Exception as error:  # the run itself will say it if the folder is gone
                 logger.debug("%s could not be renewed: %r", self._url, error)
 
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            note = json.loads(read_bytes(self._url, self._options))
-        except Exception:  # not there, cut, or no answer, which the writing will say
-            return None
-        return note if isinstance(note, dict) else None
+    def _read(self, name: str | None = None) -> dict[str, Any] | None:
+        return _read(self._folder, name or self._name, self._options)
 
     def _write(self, new: bool = False) -> None:
         data = json.dumps({**self._note, "seen": time.time()}).encode()
         if is_remote(self._url):
             write_bytes(self._url, data, self._options)
             return
+        for left in reversed(range(_TRIES)):
+            try:
+                if self._part is not None:
+                    Path(self._url).parent.mkdir(parents=True, exist_ok=True)
+                self._write_local(data, new)
+                return
+            except FileNotFoundError:
+                if not left or self._part is None:
+                    raise
+
+    def _write_local(self, data: bytes, new: bool) -> None:
         temporary = Path(f"{self._url}.{self._note['run'][:8]}.tmp")
         try:
             temporary.write_bytes(data)
@@ -151,26 +230,93 @@ class RunLock:
             if other is not None and _is_alive(other):
                 raise OutputError(self._taken(other)) from None
             return False
+        except FileNotFoundError:
+            raise
         except OSError:  # not every file system has links
             return False
         return True
 
-    def _taken(self, note: Mapping[str, Any]) -> str:
+    def _taken(self, note: Mapping[str, Any], name: str = "", who: str = "") -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(note.get("since", 0))))
+        name = name or self._name
+        if not who:
+            who = "another run" if name == LOCK_NAME else f"another run of part {self._part}"
         return (
-            f"{self._folder}: another run is writing there, process {note.get('pid')} on {note.get('host')}, since"
-            f" {since}. Wait until it has ended, or write to another path. If it is dead, {LOCK_NAME} in that folder"
+            f"{self._folder}: {who} is writing there, process {note.get('pid')} on {note.get('host')}, since"
+            f" {since}. Wait until it has ended, or write to another path. If it is dead, {name} in that folder"
             f" is out of date {STALE_SECONDS:g} s after its last sign of life, or can be removed"
         )
 
 
+@dataclass(frozen=True)
+class PartsThere:
+    """Notes of parts in an output.
+
+    Attributes
+    ----------
+    living
+        What they say, by the part.
+    dead
+        Names below the output of those that killed runs have left, and of what is no note.
+    """
+
+    living: Mapping[Part, Mapping[str, Any]]
+    dead: tuple[str, ...]
+
+
+def parts_there(folder: str, options: Options = None) -> PartsThere:
+    """Which parts are written in an output, and which runs of parts were killed there."""
+    living: dict[Part, Mapping[str, Any]] = {}
+    dead: list[str] = []
+    try:
+        names = sorted(walk(join(folder, PARTS_FOLDER), options))
+    except Exception:  # no answer, which the writing will say
+        names = []
+    for name in names:
+        part = part_named(name)
+        note = None if part is None else _read(folder, f"{PARTS_FOLDER}/{name}", options)
+        if part is not None and note is not None and _is_alive(note):
+            living[part] = note
+        elif part is not None or (not is_remote(folder) and _is_old(Path(folder, PARTS_FOLDER, name))):
+            dead.append(f"{PARTS_FOLDER}/{name}")
+    return PartsThere(living, tuple(dead))
+
+
+def part_named(name: str) -> Part | None:
+    """The part of which a note with this name is; None: it is no note of a part."""
+    match = _PART_NOTE.fullmatch(name.rpartition("/")[2])
+    try:
+        return Part(int(match[1]), int(match[2])) if match else None
+    except (ConfigError, ValueError):  # there is no such part
+        return None
+
+
+def _name_of(part: Part) -> str:
+    return f"{PARTS_FOLDER}/{part.number}-of-{part.of}.json"
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > STALE_SECONDS
+    except OSError:
+        return False
+
+
+def _read(folder: str, name: str, options: Options) -> dict[str, Any] | None:
+    try:
+        note = json.loads(read_bytes(join(folder, name), options))
+    except Exception:  # not there, cut, or no answer, which the writing will say
+        return None
+    return note if isinstance(note, dict) else None
+
+
 def _is_alive(note: Mapping[str, Any]) -> bool:
     try:
-        if note["host"] == socket.gethostname() and psutil.pid_exists(int(note["pid"])):
+        if note["host"] == machine_name() and psutil.pid_exists(int(note["pid"])):
             # Numbers of processes are used again.
             age = float(note["process_started"]) - psutil.Process(int(note["pid"])).create_time()
             return bool(abs(age) < 2)
-        if note["host"] == socket.gethostname():
+        if note["host"] == machine_name():
             return False
         return time.time() - float(note["seen"]) < STALE_SECONDS
     except (KeyError, TypeError, ValueError, psutil.Error):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +22,14 @@ from curator_dask.outputs.planning import (
 )
 from curator_dask.outputs.writing import Output, WritePartition
 from curator_dask.runs.lineage import Lineage
+from curator_dask.runs.sharing import Share
 from curator_dask.runs.sink import Job, Plan
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import LateTargets
 from curator_dask.storage import join, remove
+from curator_dask.words import counted
+
+logger = logging.getLogger("curator_dask")
 
 
 @dataclass(frozen=True)
@@ -34,18 +40,27 @@ class ParquetSink:
     ----------
     output
         Where the files are.
+    share
+        The part of the shards whose partitions these are; None: all.
     """
 
     output: Output
+    share: Share | None = None
 
     @property
     def place(self) -> str:
         """The folder."""
         return self.output.folder
 
+    @property
+    def part(self) -> dict[str, int] | None:
+        """What the summary says of the part."""
+        return None if self.share is None else self.share.told()
+
     def open(self) -> AbstractContextManager[Any]:
-        """Keep other runs out of the folder."""
-        return RunLock(self.output.folder, self.output.options)
+        """Keep other runs out of the folder, but other parts of this one."""
+        part = None if self.share is None else self.share.part
+        return RunLock(self.output.folder, self.output.options, part)
 
     def unwritten(self, lineage: Lineage) -> int:
         """Those that have no file yet; all, where files of the same names are read from the same folder."""
@@ -86,7 +101,7 @@ class ParquetSink:
         targets = LateTargets(count, make, known)
         if output.in_place and not output.overwrite:
             check_own_files(job.lineage, paths, schema)
-        strays = find_strays(job.lineage, paths, there, output)
+        strays = self._strays(job.lineage, paths, there)
         writer = WritePartition(
             schema,
             output,
@@ -101,6 +116,23 @@ class ParquetSink:
             scores=job.scores,
         )
         return Plan(targets, todo, writer, remarks, strays, reports)
+
+    def _strays(self, lineage: Lineage, paths: Sequence[str], there: frozenset[str]) -> list[str]:
+        """What a run of the whole removes when all is written.
+
+        A part has not written all: it leaves them, and says so.
+        """
+        if self.share is None:
+            return find_strays(lineage, paths, there, self.output)
+        whole = self.share.whole
+        every = [join(self.output.folder, f"{each.name}.parquet") for each in whole.ranges or ()]
+        if found := find_strays(whole, every, there, self.output):
+            logger.warning(
+                "%s: %s of the same rows in other partitions, %s for example: who reads the folder finds these rows"
+                " twice until a run without --part, with --overwrite, has found all parts finished and removes them",
+                *(self.output.folder, counted(len(found), "file"), found[0]),
+            )
+        return []
 
     def close(self, plan: Plan, summary: SaveSummary) -> None:
         """Remove what dead workers have left, and, when all is written, files of the same rows in other partitions."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,16 +12,20 @@ import dask.dataframe as dd
 
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.parquet import without_leftovers
-from curator_dask.outputs.failed import errors_folder
+from curator_dask.outputs.failed import errors_folder, remove_leftovers_of
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.parquet import ParquetSink
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.writing import Output
 from curator_dask.runs.groups import Layout
+from curator_dask.runs.parts import Part
 from curator_dask.runs.run import run
+from curator_dask.runs.sharing import take_part
 from curator_dask.runs.step import Step
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.storage import Options, absolute, is_remote, local_path
+
+logger = logging.getLogger("curator_dask")
 
 
 def save(
@@ -36,6 +41,7 @@ def save(
     input_options: Options,
     output_options: Options,
     layout: Layout | None = None,
+    part: Part | None = None,
 ) -> SaveSummary:
     """Write a frame's partitions as Parquet; see `ImageTextPairDataset.save_metadata`."""
     if isinstance(columns, str | bool):
@@ -45,17 +51,27 @@ def save(
     missing = [name for name in columns or () if name not in frame.columns]
     if missing:
         raise ConfigError(f"columns: no such columns {missing}; the metadata has {list(frame.columns)}")
+    share, mine = None, frame
+    if part is not None:
+        mine, share = take_part(frame, part)
+    new_folders = missing_folders(path) if path else []
     with _no_empty_folders(path):
         output = _output(root, path, overwrite, drop_failed, input_options, output_options)
-        summary, _ = run(
-            frame,
-            earlier_steps,
-            ParquetSink(output),
-            kept=[name for name in frame.columns if columns is None or name in columns],
-            id_col=id_col,
-            input_options=input_options,
-            layout=layout,
-        )
+        if share is not None and not share.shards:
+            summary = SaveSummary(output.folder, part=share.told())
+            logger.info("%s", summary)
+            remove_empty(new_folders)
+            return summary
+        with _tidied(output.folder):
+            summary, _ = run(
+                mine,
+                earlier_steps,
+                ParquetSink(output, share),
+                kept=[name for name in frame.columns if columns is None or name in columns],
+                id_col=id_col,
+                input_options=input_options,
+                layout=layout,
+            )
     return summary
 
 
@@ -84,6 +100,16 @@ def opened(folder: str, options: Options, *beside: str) -> Iterator[None]:
             check_writable(folder)
         with RunLock(folder, options), without_leftovers(folder, *beside):
             yield
+
+
+@contextlib.contextmanager
+def _tidied(folder: str) -> Iterator[None]:
+    """Where the block fails, remove what workers were writing that have died meanwhile, as of a signal to all."""
+    try:
+        yield
+    except BaseException:
+        remove_leftovers_of(folder)
+        raise
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ def run(
     """
     started = time.monotonic()
     connected = None
-    summary = SaveSummary(sink.place)
+    summary = SaveSummary(sink.place, part=getattr(sink, "part", None))
     done: dict[int, Mapping[str, Any]] = {}
     try:
         with sink.open():

@@ -16,6 +16,7 @@ from curator_dask.frames.names import ERRORS_SUFFIX
 from curator_dask.notebook import bars, table
 from curator_dask.rows.found import answer_lines, found_lines
 from curator_dask.rows.remarks import CUT_AT, NOTHING_WRITTEN, add_up
+from curator_dask.runs.parts import part_line
 from curator_dask.words import counted, ranked
 
 _EXAMPLES = 3  # of each reason, that the summary names
@@ -102,6 +103,9 @@ class SaveSummary:
     shards
         By the name of each file, its ``rows``, how many ``failed``, for which ``reasons``, and whether it was finished
         ``before``.
+    part
+        Of a part of a run, its ``number`` (counted from 0) and how many there are (``of``), its ``shards`` and
+        ``all_shards``; all else counts this part alone. None of a run of the whole.
     fingerprint
         Of all files together: the same where shards, model, package and arguments are. Empty of a retry, of more
         than 100,000 files, and where columns were added to files that are there.
@@ -140,6 +144,7 @@ class SaveSummary:
     without_sample: int = 0
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
     fingerprint: str = ""
+    part: dict[str, int] | None = None
 
     @property
     def images_per_second(self) -> float:
@@ -187,10 +192,10 @@ class SaveSummary:
     def to_dict(self) -> dict[str, Any]:
         """All of it, JSON-able, with `good`, `complete`, `images_per_second` and the versions of what ran.
 
-        ``column`` is there only where rows were tried again.
+        ``column`` is there only where rows were tried again, and ``part`` of a part.
         """
         more = {name: getattr(self, name) for name in ("good", "complete", "images_per_second")}
-        without = ["made", *([] if self.column else ["column"])]
+        without = ["made", *([] if self.column else ["column"]), *([] if self.part else ["part"])]
         told = {name: value for name, value in vars(self).items() if name not in without}
         counts = {"reasons": dict(self.reasons), "earlier": dict(self.earlier)}
         return {**told, **counts, **more, "versions": installed_versions()}
@@ -271,8 +276,8 @@ class SaveSummary:
         return f"{self.path}, {self.column}" if self.column else self.path
 
     def _own_lines(self) -> list[str]:
-        """What a summary of another kind tells before all else."""
-        return []
+        """What is told before all else."""
+        return [f"  {part_line(self.part)}"] if self.part else []
 
     def _none_line(self) -> list[str]:
         none = not self.good and not self.again

@@ -11,7 +11,7 @@ import operator
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ from curator_dask.webdataset.braces import expand_braces
 from curator_dask.webdataset.listings import Files, files_of, is_hidden
 from curator_dask.webdataset.samples import IMAGE_EXTENSIONS
 
+#: Ends the name of a partition that is not all of its shard.
+PARTITION = re.compile(r"\.part-\d{5}$")
 _NUMBERS = re.compile(r"(\d+)")
 _DIGITS = str.maketrans("123456789", "0" * 9)
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
@@ -91,6 +93,10 @@ class ShardSet:
 
     def __iter__(self) -> Iterator[Shard]:
         return iter(self.shards)
+
+    def those(self, takes: Callable[[str], bool]) -> ShardSet:
+        """The shards whose names are taken; there may be none."""
+        return ShardSet(self.root, tuple(shard for shard in self.shards if takes(shard.name)))
 
 
 @dataclass(frozen=True, slots=True)
