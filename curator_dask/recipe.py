@@ -53,7 +53,7 @@ _BALANCE: dict[str, type] = {
     "prefix": str,
 }
 #: Arguments of an export that a recipe gives for all steps.
-_OF_ALL_STEPS = ("where", "without", "overwrite", "append", "dry_run")
+_OF_ALL_STEPS = ("where", "without", "next_best", "overwrite", "append", "dry_run")
 _TIMMS = {"pretrained": True, "output": "auto", "checkpoint_path": None, "model_kwargs": {}}
 
 
