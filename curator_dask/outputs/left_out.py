@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,15 +16,29 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.removed import DUPLICATES
 from curator_dask.outputs.selecting import Folder
+from curator_dask.outputs.splits import SplitCount
 from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.storage import join, remove, walk
 from curator_dask.webdataset.samples import key_text
 
-if TYPE_CHECKING:
-    from curator_dask.outputs.export_summary import ExportSummary
-
 #: The folder of these files; and in a report, how many samples there are.
 UNBLURRED = "unblurred"
+
+
+class Counts(Protocol):
+    """Those of `curator_dask.outputs.export_summary.ExportSummary` that samples are taken out of."""
+
+    kept: int
+    missing: int
+    splits: dict[str, SplitCount]
+    fields: Counter[str]
+    errors: Counter[str]
+    no_vector: Counter[str]
+    broken_vector: Counter[str]
+    no_image: int
+    members_left: Counter[str]
+    reasons: Counter[str]
+    examples: dict[str, list[str]]
 
 
 def put_left_out(manifest: Folder, name: str, reasons: Mapping[int, str], samples: pa.Table) -> None:
@@ -67,7 +82,7 @@ def is_without_file(report: Mapping[str, Any]) -> bool:
     return not (report["rows"] or report["bytes"])
 
 
-def take_out(summary: ExportSummary, lost: Mapping[str, Any], split: str) -> None:
+def take_out(summary: Counts, lost: Mapping[str, Any], split: str) -> None:
     """Count samples that were to be in a tar of a split, and are not."""
     summary.kept -= lost["samples"]
     summary.missing += lost["samples"]
