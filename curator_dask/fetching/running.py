@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from curator_dask.arguments import check_names, names_of
@@ -31,6 +31,7 @@ from curator_dask.threads import in_threads
 from curator_dask.words import ranked
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from distributed import Client
 
 logger = logging.getLogger("curator_dask")
@@ -87,7 +88,30 @@ def fetch_images(
     """
     started = time.monotonic()
     check_names("fetch_images", settings, names_of(FetchOptions))
-    options = FetchOptions(**settings)
+    return fetch_table(
+        table,
+        output,
+        FetchOptions(**settings),
+        storage_options=storage_options,
+        output_storage_options=output_storage_options,
+        workers=workers,
+        started=started,
+    )
+
+
+def fetch_table(
+    table: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    options: FetchOptions,
+    *,
+    storage_options: Options = None,
+    output_storage_options: Options = None,
+    workers: OpenWorkers = contextlib.nullcontext,
+    ahead: Callable[[pa.Schema], object] = lambda _: None,
+    started: float | None = None,
+) -> FetchSummary:
+    """`fetch_images` by `options`; where rows are missing, first `ahead` is called with the columns of the rows."""
+    started = time.monotonic() if started is None else started
     target = Folder(locate(os.fspath(output), output_storage_options), output_storage_options)
     source = os.fsdecode(table)
     if is_remote(source) or os.path.isdir(local_path(source)):  # noqa: PTH112
@@ -100,7 +124,7 @@ def fetch_images(
             source, options.url_column, names, place.staged, storage_options, options.column_names
         )
         fetch = _Fetch(place, found, options)
-        fetch.run(client)
+        fetch.run(client, ahead)
         fetch.summary.seconds = time.monotonic() - started
         logger.info("%s", fetch.summary)
         return fetch.summary
@@ -135,14 +159,19 @@ class _Fetch:
         ]
         return names, ranges, marks
 
-    def run(self, client: Any) -> None:
-        """Fetch what is missing."""
+    def run(self, client: Any, ahead: Callable[[pa.Schema], object]) -> None:
+        """Fetch what is missing; see `fetch_table`."""
         names, marks = self._names, self._marks
-        files = self._place.files
-        self._place.claim(
-            json.loads(json.dumps(self._note)), dict(zip(names, marks, strict=True)), self._options.overwrite
-        )
+        files, options = self._place.files, self._options
         done = in_threads(lambda number: files.finished(names[number], marks[number]), range(len(names)))
+        if any(report is None for report in done):
+            ahead(self._layout.schema())
+        self._place.claim(
+            json.loads(json.dumps(self._note)),
+            dict(zip(names, marks, strict=True)),
+            options.overwrite,
+            options.append,
+        )
         todo = []
         for number, report in enumerate(done):
             if report is None or self._is_wanted(report):

@@ -124,8 +124,8 @@ def find_twins(
     if not options.next_best:
         left = [each.groups[some & each.fixed] for each, some in zip(looks, lost, strict=True)]
         with_one = np.unique(np.concatenate([*left, np.empty(0, np.int64)]))
-        gone = [some & ~np.isin(each.groups, with_one) for each, some in zip(looks, lost, strict=True)]
-        return Twins(sum(int(each.sum()) for each in gone))
+        none_left = [some & ~np.isin(each.groups, with_one) for each, some in zip(looks, lost, strict=True)]
+        return Twins(sum(int(each.sum()) for each in none_left))
     return Twins(0, _best_of(names, looks, lost))
 
 
