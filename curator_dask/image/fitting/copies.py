@@ -120,5 +120,5 @@ def _joined(groups: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndar
     count = len(groups)
     pairs = np.unique(groups[rows] * count + groups[others])
     graph = coo_array((np.ones(len(pairs), bool), (pairs // count, pairs % count)), (count, count))
-    joined: np.ndarray = connected_components(graph, directed=False)[1].astype(np.int64)
-    return joined[groups]
+    joined: np.ndarray = connected_components(graph, directed=False)[1].astype(np.int64)[groups]
+    return joined
