@@ -216,8 +216,11 @@ def test_the_page_shows_what_the_search_finds(server, out, model, open_page, see
     assert page.input_value("#order") == ""
 
     # Like some chosen rows, and then unlike another; a question of another kind ends that.
+    page.fill("#where", "")
     page.click("#random")
-    page.wait_for_function("() => document.getElementById('said').textContent.startsWith('Rows by chance')")
+    page.wait_for_function(
+        f"() => document.getElementById('said').textContent === 'Rows by chance; {len(KEYS)} rows'"
+    )
     likes = [shown(page)[at] for at in (1, 3) if shown(page)[at] != BAD]
     for key in likes:
         page.locator("#tiles .pick").nth(shown(page).index(key)).click()
