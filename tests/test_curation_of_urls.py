@@ -10,9 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from image_servers import ImageServer, picture_of
-from typer.testing import CliRunner
 
-from curator_dask.cli import app
 from curator_dask.curation import Recipe, curate
 from curator_dask.errors import ConfigError, NoColumnError, OutputError, ShardError
 
@@ -73,18 +71,16 @@ def test_one_command_from_a_table_of_urls_to_shards_and_on_when_it_has_grown(ser
     table, images, out = tmp_path / "urls", tmp_path / "images", tmp_path / "out"
     write_urls(table, "0.parquet", server, range(10))  # the third shard is not full
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(table=table))
-    command = ["curate", str(images), str(out), "--config", str(tmp_path / "recipe.yaml"), "--json", "-"]
-    done = CliRunner().invoke(app, [*command, "--cluster", "cpu", "--workers", "1"])
-    assert done.exit_code == 0, done.output
-    said = json.loads(done.stdout)
+    recipe = Recipe.read(tmp_path / "recipe.yaml")
+    said = curate(images, out, recipe).to_dict()  # as the command does, which other tests run
     assert exported(out) == expected(range(10))
     assert said["steps"]["fetched"]["rows"] == said["rows"] == 10
     assert (said["failed"], said["unfetched"], said["filtered"], said["duplicates"]) == (3, 3, 1, 1)
     assert said["rows"] == sum(
         said[name] for name in ("failed", "filtered", "unbalanced", "duplicates", "missing", "kept")
     )
+    json.dumps(said)
     asked = Counter(server.asked)
-    recipe = Recipe.read(tmp_path / "recipe.yaml")
     again = curate(images, out, recipe)
     assert server.asked == asked and again.steps["shards"].written == 0 and again.kept == said["kept"]
     # It has grown: the shard that was not full is fetched anew, and no other; tars that are there stay.
