@@ -24,7 +24,7 @@ from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.card import Making
 from curator_dask.outputs.curated import Choice, CurationSummary
-from curator_dask.outputs.curated_names import BALANCED, DUPLICATES, EMBEDDINGS, PASSING, SHARDS
+from curator_dask.outputs.curated_names import BALANCED, DUPLICATES, EMBEDDINGS, FETCHED, PASSING, SHARDS
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.filtering import FilterSummary, filter_output
@@ -60,7 +60,7 @@ def curate(
     device: str | None = None,
     ahead: Callable[[], object] = lambda: None,
 ) -> CurationSummary:
-    """Do what a recipe says: from shards to the shards that are left.
+    """Do what a recipe says: from shards, or a table of URLs, to the shards that are left.
 
     Below `output` are ``embeddings`` (a row a sample, with vectors, scores and statistics), ``passing`` (the rows that
     pass the condition), ``balanced`` (of these those that were drawn, where concepts are balanced), ``duplicates``
@@ -69,7 +69,8 @@ def curate(
     Parameters
     ----------
     input_path
-        Shards, as `ImageTextPairDataset.from_webdataset` takes them, or a folder of image files without tars.
+        Shards, as `ImageTextPairDataset.from_webdataset` takes them, or a folder of image files without tars. Where the
+        recipe says what is to be fetched: the folder or URL that the fetched shards go to.
     output
         A folder of this machine that all workers see.
     recipe
@@ -112,6 +113,15 @@ def curate(
     if (groups := recipe.options(overwrite).split_groups) and absolute(groups) != places[DUPLICATES]:
         check_removed(absolute(groups))
     which = {name: getattr(recipe, name) for name in ("images", "image_column", "id_col")}
+    if (fetch := recipe.fetches()) is not None:
+        summary.steps[FETCHED] = fetch(
+            os.fspath(input_path),
+            lambda folder: _look_ahead(folder, recipe, workers),
+            append=append,
+            output_storage_options=storage_options,
+            workers=workers,
+        )
+        summary.unfetched = summary.steps[FETCHED].failed
     found = find_shards(input_path, storage_options, **which)
     of_images = captions_of(recipe.captions, found, recipe.id_col, storage_options)
     place = places[EMBEDDINGS]
@@ -120,24 +130,7 @@ def curate(
         before = _before(found, place, recipe, sources, device, overwrite, storage_options)
     saved = None if before is None else before.summary()
     if saved is None:
-        if recipe.statistics:
-            measure = ImageStatistics(list(recipe.statistics), prefix=recipe.prefix)
-            measure.check(found, recipe.id_col, captions=recipe.captions, storage_options=storage_options)
-        for head in recipe.heads():
-            head.look()
-        for table in recipe.joins():
-            table.look()
-        made = [name for model in recipe.models() for name in model.columns]
-        for texts in recipe.of_texts():
-            texts.check(
-                found,
-                recipe.id_col,
-                captions=recipe.captions,
-                further=[*made, *(name for table in recipe.joins() for name in table.names)],
-                storage_options=storage_options,
-            )
-        for model in recipe.models():
-            model.check(found, recipe.id_col, storage_options, captions=recipe.captions)
+        _check(found, recipe, storage_options)
         if recipe.model is not None or recipe.models():
             ahead()
         with at_work(workers) as client:
@@ -177,7 +170,7 @@ def curate(
     )
     _all_written(PASSING, passing.output)
     summary.steps[PASSING] = passing
-    good = next(iter(passing.passing.values())) if recipe.opens_images else passing.rows
+    good = next(iter(passing.passing.values())) if recipe.knows_failed else passing.rows
     summary.rows, summary.failed = passing.rows, passing.rows - good
     summary.filtered = good - passing.kept
     left = places[PASSING]
@@ -225,6 +218,37 @@ def curate(
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary
+
+
+def _check(found: ShardSet, recipe: Recipe, storage_options: Options) -> None:
+    """Raise where steps cannot be done of such shards, before anything is computed."""
+    if recipe.statistics:
+        measure = ImageStatistics(list(recipe.statistics), prefix=recipe.prefix)
+        measure.check(found, recipe.id_col, captions=recipe.captions, storage_options=storage_options)
+    for head in recipe.heads():
+        head.look()
+    for table in recipe.joins():
+        table.look()
+    made = [name for model in recipe.models() for name in model.columns]
+    for texts in recipe.of_texts():
+        texts.check(
+            found,
+            recipe.id_col,
+            captions=recipe.captions,
+            further=[*made, *(name for table in recipe.joins() for name in table.names)],
+            storage_options=storage_options,
+        )
+    for model in recipe.models():
+        model.check(found, recipe.id_col, storage_options, captions=recipe.captions)
+
+
+def _look_ahead(folder: Path, recipe: Recipe, workers: OpenWorkers) -> None:
+    """`_check` and `_check_columns` of shards that are yet to be fetched, by one without rows."""
+    found = find_shards(str(folder), None, image_column=recipe.image_column)
+    _check(found, recipe, None)
+    with at_work(workers):
+        dataset = ImageTextPairDataset.from_shards(found, recipe.id_col)
+        _check_columns(_with_columns(dataset, recipe), recipe)
 
 
 def _check_append(recipe: Recipe, append: bool, overwrite: bool) -> None:
@@ -294,7 +318,18 @@ def _before(
     options: Options,
 ) -> FinishedCommand:
     """What is about to be embedded, to be compared with what was."""
-    later = ("same_captions", "where", "preset", "top", "at_most", "by", "balance", "duplicates", "export")
+    later = (
+        "same_captions",
+        "where",
+        "preset",
+        "top",
+        "at_most",
+        "by",
+        "balance",
+        "duplicates",
+        "export",
+        "fetch",
+    )
     asked = {name: value for name, value in vars(recipe).items() if name not in later}
     column = recipe.model_options.get("image_embedding_column", EMBEDDING_COLUMN)
     return FinishedCommand(

@@ -9,12 +9,12 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from curator_dask.arguments import check_names, make_of
-from curator_dask.decode.spec import check_counts
+from curator_dask.arguments import make_of
 from curator_dask.dedup import SemanticDeduplication
 from curator_dask.errors import ConfigError
+from curator_dask.fetching.first import FirstFetch
 from curator_dask.fingerprint import code_digest
-from curator_dask.frames.names import ERROR_COLUMN
+from curator_dask.frames.names import ERROR_COLUMN, STATUS_COLUMN
 from curator_dask.image.classifiers import (
     AestheticClassifier,
     ClusterNumber,
@@ -35,25 +35,14 @@ from curator_dask.storage import absolute, is_remote, looked_for
 from curator_dask.tables import TableColumns
 from curator_dask.text.balance import balance_output
 from curator_dask.text.concepts import CONCEPT_COLUMN, ConceptList
-from curator_dask.text.given import text_statistics_of
+from curator_dask.text.given import BALANCE, check_balance, text_statistics_of
 from curator_dask.text.same import SameCaptions
 from curator_dask.text.statistics import TextStatistics
 from curator_dask.words import meant
 
 _BEGINS = "'model: resnet50', with a name and its value in each line (docs/curation.md)"
-_TYPES = {str: "text", int: "a whole number", bool: "true or false"}
-_BALANCE: dict[str, type] = {
-    "concepts": str,
-    "most": int,
-    "text_column": str,
-    "concept_column": str,
-    "match_case": bool,
-    "keep_unmatched": bool,
-    "seed": int,
-    "prefix": str,
-}
 #: Arguments of an export that a recipe gives for all steps.
-_OF_ALL_STEPS = ("where", "without", "overwrite", "append", "dry_run")
+_OF_ALL_STEPS = ("where", "without", "next_best", "overwrite", "append", "dry_run")
 _TIMMS = {"pretrained": True, "output": "auto", "checkpoint_path": None, "model_kwargs": {}}
 
 
@@ -117,6 +106,10 @@ class Recipe:
         Arguments of `SemanticDeduplication`, without a model with ``exact``. None: none are looked for.
     export
         Arguments of `ExportOptions`, such as ``samples_per_shard``.
+    fetch
+        A table of URLs, whose images become the shards, and how: ``{"table": "urls.parquet", "caption_column":
+        "TEXT"}``, with other arguments of `FetchOptions`, ``min_good`` and ``storage_options``. None: the shards are
+        there.
 
     Raises
     ------
@@ -151,6 +144,7 @@ class Recipe:
     balance: Mapping[str, Any] | None = None
     duplicates: Mapping[str, Any] | None = None
     export: Mapping[str, Any] = field(default_factory=dict)
+    fetch: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for names, kinds, expected in (
@@ -191,11 +185,15 @@ class Recipe:
             join = [_with_on(each) if isinstance(each, Mapping) else each for each in self.join]
             object.__setattr__(self, "join", join)
         self.best(), self.cap(), self.joins(), self.models(), self.of_texts(), self.same()
-        self.check_balance()
+        check_balance(self.balance)
         self.deduplication()  # says what is wrong with its arguments, as do those below
         self.asked()
         if self.model is not None:
             self.embedder()
+        if self.fetches() is not None and (self.id_col, self.images) != ("key", False):
+            raise ConfigError(
+                "fetch: its shards have their keys in 'key', and are tars: leave out id_col and images"
+            )
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Recipe:
@@ -248,11 +246,18 @@ class Recipe:
         return self.model is not None or any(looks)
 
     @property
+    def knows_failed(self) -> bool:
+        """Whether the first clause of the condition says which images cannot be used."""
+        return self.opens_images or self.fetch is not None
+
+    @property
     def condition(self) -> str:
         """Which rows pass."""
         good, asked = f'"{ERROR_COLUMN}" IS NULL', self.asked()
         if not self.opens_images:
-            return asked or ALL
+            if self.fetch is None:
+                return asked or ALL
+            good = f"\"{STATUS_COLUMN}\" = 'success'"
         return good if asked is None else and_also(good, asked)
 
     def asked(self) -> str | None:
@@ -315,6 +320,10 @@ class Recipe:
             )
         return [make_of("join", TableColumns, each) for each in given]
 
+    def fetches(self) -> FirstFetch | None:
+        """What is fetched before all else; None: nothing."""
+        return None if self.fetch is None else FirstFetch.of(self.fetch)
+
     def sources(self) -> Sources | None:
         """All files that decide what is in ``embeddings``, but the shards; None where they are not all here."""
         near = [each.reference for each in self.heads() if isinstance(each, ReferenceSimilarity)]
@@ -338,23 +347,6 @@ class Recipe:
         folder = self.model_options.get("model_dir")
         return Sources.of(self.model, folder, given["checkpoint_path"], bool(given["pretrained"]), others)
 
-    def check_balance(self) -> None:
-        """Raise ConfigError where the arguments of a balance are others than it takes, or lack one."""
-        if self.balance is None:
-            return
-        if not isinstance(self.balance, Mapping):
-            raise ConfigError(f"balance: expected {{concepts: FILE, most: ROWS}}, found {self.balance!r}")
-        check_names("balance", self.balance, _BALANCE)
-        if lacking := [name for name in ("concepts", "most") if self.balance.get(name) is None]:
-            raise ConfigError(
-                f"balance: expected concepts, a file, and most, a number of rows; {' and '.join(lacking)} is not given"
-            )
-        for name, value in self.balance.items():
-            wanted = (str, Path) if name == "concepts" else _BALANCE[name]
-            if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-                raise ConfigError(f"balance: {name}={value!r}: expected {_TYPES[_BALANCE[name]]}")
-        check_counts(most=self.balance["most"])
-
     def choice(self) -> str:
         """A digest of all that decides which rows are exported, but for the rows themselves; it reads the concepts.
 
@@ -368,7 +360,7 @@ class Recipe:
             column = self.balance.get("concept_column", CONCEPT_COLUMN)
             concepts = ConceptList.read(self.balance["concepts"], column)
             defaults = {name: each.default for name, each in signature(balance_output).parameters.items()}
-            balance = {name: self.balance.get(name, defaults[name]) for name in _BALANCE}
+            balance = {name: self.balance.get(name, defaults[name]) for name in BALANCE}
             balance["concepts"] = concepts.digest
         find = self.deduplication()
         duplicates = None

@@ -32,6 +32,7 @@ from texts import make_pair
 from typer.testing import CliRunner
 
 from curator_dask.browsing.looking import Browser, Look
+from curator_dask.browsing.mixing import mixed
 from curator_dask.browsing.serving import MOST_IMAGE, Serving
 from curator_dask.browsing.shards import MOST_REMOTE, OpenShards
 from curator_dask.cli import app
@@ -214,6 +215,25 @@ def test_the_page_shows_what_the_search_finds(server, out, model, open_page, see
     page.wait_for_function("() => document.getElementById('said').textContent.includes('Nearest to')")
     assert page.input_value("#order") == ""
 
+    # Like some chosen rows, and then unlike another; a question of another kind ends that.
+    page.fill("#where", "")
+    page.click("#random")
+    page.wait_for_function(
+        f"() => document.getElementById('said').textContent === 'Rows by chance; {len(KEYS)} rows'"
+    )
+    likes = [shown(page)[at] for at in (1, 3) if shown(page)[at] != BAD]
+    for key in likes:
+        page.locator("#tiles .pick").nth(shown(page).index(key)).click()
+    page.click("#these")
+    expected = mixed_by_numpy(out, likes, [])[0]
+    wait_for(page, expected[:30])
+    page.click("#clear")
+    page.locator("#tiles .pick").nth(2).click()
+    page.click("#away")
+    wait_for(page, mixed_by_numpy(out, likes, expected[2:3])[0][:30])
+    assert page.inner_text("#said").startswith(f"Nearest to {len(likes)} chosen, away from 1; ")
+    assert page.is_hidden("#chosen")
+
     # An image of a file.
     (tmp_path / "given.png").write_bytes(image_of("7777"))
     page.fill("#where", "")
@@ -259,6 +279,71 @@ def test_the_page_shows_what_the_search_finds(server, out, model, open_page, see
     page.wait_for_function("() => document.getElementById('said').textContent.includes('rows pass')")
     assert page.is_hidden("#error") and page.inner_text("#said").startswith("Rows by chance")
     assert all(each.startswith((server.url.partition("/?")[0], "data:", "blob:")) for each in seen.requests)
+
+
+def mixed_by_numpy(out, likes, unlikes, texts=(), not_texts=()):
+    """Keys in the order of the cosines to the mean of unit vectors less half the mean of the others."""
+    rows = pd.concat([pq.read_table(path).to_pandas() for path in sorted(out.glob("*.parquet"))])
+    rows = rows[rows["image_embedding"].notna()]
+    vectors = np.stack(rows["image_embedding"].to_list()).astype(np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    place = {key: at for at, key in enumerate(rows["key"])}
+    parts = [
+        np.array([*(vectors[place[key]] for key in some), *words])
+        for some, words in ((likes, texts), (unlikes, not_texts))
+    ]
+    query = parts[0].mean(0) - (0.5 * parts[1].mean(0) if len(parts[1]) else 0)
+    cosines = vectors @ (query / np.linalg.norm(query))
+    order = [
+        at for at in np.argsort(-cosines, kind="stable") if rows["key"].iloc[at] not in {*likes, *unlikes}
+    ]
+    return rows["key"].iloc[order].tolist(), cosines[order]
+
+
+def test_like_some_and_unlike_others(out, model):
+    browser = Browser(out, ClipTextEmbedder(str(model)))
+    files = sorted(out.glob("*.parquet"))
+    rows = [key for path in files for key in pq.read_table(path)["key"].to_pylist()]
+    likes, unlikes = [rows[at] for at in (2, 9, 45)], [rows[at] for at in (5, 60)]
+    number = {key: at for at, key in enumerate(rows)}
+
+    def found(**asked):
+        seen = browser.find(Look(**asked), 0, 48)
+        return [rows[each] for each in seen.numbers], seen.scores
+
+    def numbers(some):
+        return tuple(number[key] for key in some)
+
+    for away in ([], unlikes):
+        expected, cosines = mixed_by_numpy(out, likes, away)
+        shown, scores = found(kind="these", likes=numbers(likes), unlikes=numbers(away))
+        assert shown == expected[:48]
+        np.testing.assert_allclose(scores, cosines[:48], atol=1e-5)
+    assert found(kind="these", likes=numbers(likes[:1]))[0] == keys(similar_to_key(out, likes[0], top=48))
+    # Words behind a minus are not wanted; a hyphen, a dash and a number are none.
+    encoder = ClipTextEmbedder(str(model)).encoder_spec().build()
+    cat, dog, no_rain = (
+        vector / np.linalg.norm(vector)
+        for vector in encoder(["a cat", "dog in the rain", "a t-shirt - -5 degrees"], 3).vectors.astype(float)
+    )
+    words = 'a cat -dog -"in the rain"'
+    assert found(kind="text", text=words)[0] == mixed_by_numpy(out, [], [], [cat], [dog])[0][:48]
+    shown = found(kind="text", text=words, unlikes=numbers(unlikes))[0]  # a text counts as a row does
+    assert shown == mixed_by_numpy(out, [], unlikes, [cat], [dog])[0][:48]
+    assert (
+        found(kind="text", text="a t-shirt - -5 degrees")[0] == mixed_by_numpy(out, [], [], [no_rain])[0][:48]
+    )
+    for asked, said in (
+        ({"kind": "these"}, "choose some rows first"),
+        ({"kind": "text", "text": "-dog"}, "expected some words"),
+        ({"kind": "these", "likes": (number[BAD],)}, "has no vector"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            found(**asked)
+    browser.close()
+    half, high = np.cos(np.pi / 3), np.sin(np.pi / 3)
+    with pytest.raises(ConfigError, match="cancel each other out"):
+        mixed([np.array([half, high]), np.array([half, -high])], [np.array([3.0, 0.0])])
 
 
 def test_by_keys_in_a_narrow_dark_window_without_a_model(out, open_page):

@@ -601,7 +601,7 @@ def test_recipes_are_recipes():
         block for page in PAGES.values() for block in read_page(page).blocks if block.language == "yaml"
     ]
     recipes = [Recipe(**yaml.safe_load(block.code)) for block in blocks]
-    assert len(recipes) == 3 and all(each.model or each.join or each.balance for each in recipes)
+    assert len(recipes) == 4 and all(each.model or each.join or each.balance for each in recipes)
 
 
 # What else the pages say

@@ -22,6 +22,7 @@ from curator_dask.cli import app
 from curator_dask.collector import held_back
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError, OutputError, ShardError
+from curator_dask.info import describe_output
 from curator_dask.outputs import mixing
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
@@ -667,3 +668,74 @@ def test_while_a_task_waits_for_the_disk_its_worker_does_the_next(client, tmp_pa
     waits = client.submit(_wait_aside, path, workers=[worker], pure=False)
     client.submit(path.touch, workers=[worker], pure=False).result()
     assert waits.result()
+
+
+def _with_twins(data, rows):
+    """Rows with a score, and a table of groups: by pandas which of these rows an export of those that pass has."""
+    table = pq.read_table(rows).to_pandas()
+    random = np.random.default_rng(3)
+    table["group"] = random.integers(0, 8, len(table))
+    table["rank"] = random.permutation(len(table)) + 100
+    table["kept"] = table["rank"] == table.groupby("group")["rank"].transform("min")
+    table["kept"] |= table["group"] == 7  # none of it goes
+    outside = table["group"] == 6  # that stays for it is of another output
+    table.loc[outside, "kept"] = False
+    (rows.parent / "twins").mkdir()
+    told = table.rename(columns={"key": "id"})[["id", "__url__", "group", "kept", "rank"]]
+    pq.write_table(pa.Table.from_pandas(told, preserve_index=False), rows.parent / "twins/duplicates.parquet")
+    table["passes"] = table["key"].astype(int) % 2 != 1
+    heads = table[table["kept"] & table["passes"]]["group"]
+    lost = table["passes"] & ~table["kept"] & ~outside & ~table["group"].isin(heads)
+    best = table[lost].sort_values("rank").groupby("group").head(1)
+    plain = {*table["key"][table["passes"] & table["kept"]]}
+    return plain, int(lost.sum()), {*best["key"]}
+
+
+def test_rows_whose_better_twin_does_not_pass_are_counted_and_the_best_of_them_may_stay(
+    data, dataset, tmp_path
+):
+    dataset.save_metadata(tmp_path / "rows")
+    plain, lost, best = _with_twins(data, tmp_path / "rows")
+    assert lost > len(best) > 1
+    where, without = "cast(key as int) % 2 != 1", str(tmp_path / "twins")
+    summary = export_output(tmp_path / "rows", tmp_path / "out", ExportOptions(where=where, without=without))
+    assert ({*samples_in(tmp_path / "out")}, summary.twins_filtered) == (plain, lost)
+    said = f"{lost} rows that pass go for a better twin that does not pass itself"
+    assert said in str(summary) and "--next-best" in str(summary)
+    assert [line for line in describe_output(tmp_path / "out").remarks if said in line]
+    # Of rows that were filtered before it is the same.
+    filter_output(tmp_path / "rows", tmp_path / "some", where=where)
+    found = export_output(tmp_path / "some", tmp_path / "out_of_some", ExportOptions(without=without))
+    assert ({*samples_in(tmp_path / "out_of_some")}, found.twins_filtered) == (plain, lost)
+    for rows, condition in (("rows", where), ("some", None)):
+        options = ExportOptions(where=condition, without=without, next_best=True)
+        summary = export_output(tmp_path / rows, tmp_path / f"best_{rows}", options)
+        assert {*samples_in(tmp_path / f"best_{rows}")} == plain | best
+        assert (summary.twins_filtered, summary.next_best) == (0, len(best))
+        assert f"{len(best)} rows stay in the place of a better twin" in str(summary)
+        assert summary.kept + summary.filtered == summary.rows
+    again = export_output(tmp_path / rows, tmp_path / f"best_{rows}", options)
+    assert (again.written, again.next_best) == (0, len(best))
+    # What stays in tars is the best of its group, though a better one comes.
+    added = ExportOptions(where=f"({where}) or group_is_new", without=without, next_best=True, append=True)
+    with pytest.raises(ConfigError, match="group_is_new"):
+        export_output(tmp_path / "rows", tmp_path / "best_rows", added)
+    added = ExportOptions(where=where, without=without, next_best=True, append=True)
+    summary = export_output(tmp_path / "rows", tmp_path / "best_rows", added)
+    assert (summary.kept, summary.earlier, summary.outdated) == (0, len(plain | best), 0)
+    # One that came before a row that passes now and is better, is no longer one of those that pass.
+    added = ExportOptions(without=without, next_best=True, append=True)
+    summary = export_output(tmp_path / "rows", tmp_path / "best_rows", added)
+    assert (summary.outdated, summary.twins_filtered) == (len(best), 0)
+
+
+def test_a_table_that_does_not_say_who_is_next_is_told(data, dataset, tmp_path):
+    dataset.save_metadata(tmp_path / "rows")
+    _with_twins(data, tmp_path / "rows")
+    file = tmp_path / "twins/duplicates.parquet"
+    pq.write_table(pq.read_table(file).drop_columns("rank"), file)
+    options = ExportOptions(where="key > '0'", without=str(tmp_path / "twins"), next_best=True)
+    with pytest.raises(OutputError, match=r"column 'rank'.*Run the same dedup again"):
+        export_output(tmp_path / "rows", tmp_path / "out", options)
+    with pytest.raises(ConfigError, match="give their table as without"):
+        ExportOptions(next_best=True)

@@ -15,7 +15,7 @@ import pytest
 from colours import image_of, write_tar
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import KFold, StratifiedKFold, cross_val_predict
+from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from test_heads import L14
@@ -88,7 +88,7 @@ def scored(out, found, tmp_path):
 @pytest.mark.parametrize("label", ["good", "two", "word"])
 def test_kinds_are_told_apart_as_scikit_learn_does(labelled, label, tmp_path, in_this_process):
     out, usable, table, matrix = labelled
-    found = fit_head(out, label, positive="photo" if label == "word" else None, seed=4)
+    found = fit_head(out, label, positive="photo" if label == "word" else None, seed=4, copies=0)
     wanted = np.array(table["good"].to_pylist())[usable].astype(bool)
     vectors = matrix[usable].astype(np.float64)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=found.freedom, max_iter=2000))
@@ -110,7 +110,7 @@ def test_kinds_are_told_apart_as_scikit_learn_does(labelled, label, tmp_path, in
 
 def test_numbers_are_foretold_as_scikit_learn_does(labelled, tmp_path, in_this_process):
     out, usable, table, matrix = labelled
-    found = fit_head(out, "number")
+    found = fit_head(out, "number", copies=0)
     wanted, vectors = np.array(table["number"].to_pylist())[usable], matrix[usable].astype(np.float64)
     model = make_pipeline(StandardScaler(), Ridge(alpha=1 / found.freedom))
     unseen = cross_val_predict(model, vectors, wanted, cv=KFold(5, shuffle=True, random_state=0))
@@ -122,6 +122,69 @@ def test_numbers_are_foretold_as_scikit_learn_does(labelled, tmp_path, in_this_p
     np.testing.assert_allclose(
         [scores[row] for row in rows], model.fit(vectors, wanted).predict(matrix[rows]), rtol=1e-4, atol=1e-3
     )
+
+
+def write_vectors(folder, matrix, **columns):
+    folder.mkdir()
+    table = {"key": [f"{row:05d}" for row in range(len(matrix))], **columns}
+    table["__url__"] = ["/shards/0.tar"] * len(matrix)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
+    pq.write_table(pa.table({**table, "image_embedding": vectors}), folder / "0.parquet")
+    return folder
+
+
+def test_copies_of_unseen_rows_are_not_seen(tmp_path):
+    """Images that come four times, with a label by chance each: there is nothing to foretell, but by the copies."""
+    random = np.random.default_rng(2)
+    images, dim = 100, 128
+    which = random.permutation(np.repeat(np.arange(images), 4))
+    centres = random.standard_normal((images, dim))
+    matrix = (centres[which] + 0.05 * random.standard_normal((len(which), dim))).astype(np.float32)
+    luck = random.random(images) > 0.5
+    out = write_vectors(tmp_path / "out", matrix, luck=luck[which], number=random.random(images)[which])
+    plain, apart = (fit_head(out, "luck", copies=copies) for copies in (0, 0.05))
+    assert plain.figures["auc"] > 0.95 and abs(apart.figures["auc"] - 0.5) < 0.15
+    # The oracle: by all pairs at once, and scikit-learn's own cut.
+    unit = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+    near = unit @ unit.T >= 0.95
+    groups = np.argmax(near, axis=1)  # the first of each; here they are whole
+    assert all(len({*which[groups == each]}) == 1 for each in groups) and len({*groups}) == images
+    assert (apart.copies.groups[:, None] == apart.copies.groups).tolist() == near.tolist()
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=apart.freedom, max_iter=2000))
+    cut = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+    unseen = cross_val_predict(
+        model,
+        matrix.astype(np.float64),
+        luck[which],
+        cv=cut,
+        groups=apart.copies.groups,
+        method="predict_proba",
+    )[:, 1]
+    np.testing.assert_allclose(apart.scores, unseen, atol=1e-4)
+    assert "400 of 400 rows are near copies of others (1 - cosine up to 0.05), in 100 groups" in str(apart)
+    assert (apart.to_dict()["copies"], apart.to_dict()["copy_groups"], apart.to_dict()["apart"]) == (
+        400,
+        100,
+        True,
+    )
+    assert plain.digest != apart.digest and plain.to_dict()["copies"] == 0
+    assert fit_head(out, "number").figures["r2"] < 0.1 < 0.8 < fit_head(out, "number", copies=0).figures["r2"]
+
+
+def test_vectors_that_all_point_one_way_are_told_apart_all_the_same(tmp_path):
+    random = np.random.default_rng(3)
+    matrix = 12 + random.standard_normal((200, 16)).astype(np.float32)
+    matrix[100:140] = matrix[:40]
+    good = matrix[:, 3] > 12
+    found = fit_head(write_vectors(tmp_path / "out", matrix, good=good), "good")
+    assert found.copies.eps < 0.05 and found.copies.apart and found.figures["auc"] > 0.9
+    assert (found.copies.groups[100:140] == found.copies.groups[:40]).all()
+    # All rows of a kind are one image: nothing can be held apart, and that is told.
+    matrix[good] = matrix[good][0]
+    found = fit_head(write_vectors(tmp_path / "same", matrix, good=good), "good")
+    assert not found.copies.apart and "the figures are too good" in str(found)
+    with pytest.raises(ConfigError, match=r"copies=1 \(--copies\): expected 1 - cosine"):
+        fit_head(tmp_path / "same", "good", copies=1)
 
 
 def test_labels_that_are_wrong_come_first(labelled):

@@ -37,7 +37,7 @@ from curator_dask.image.embedders import ClipImageEmbedder
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.clip import ClipSpec
 from curator_dask.models.clip_text import ClipTextSpec
-from curator_dask.models.families import OPENAI_B32, unlike
+from curator_dask.models.families import OPENAI_B32, LikeThose, unlike
 from curator_dask.models.sentences import SentenceSpec
 from curator_dask.models.texts import TextEncoder
 from curator_dask.outputs.nearest import Hit
@@ -45,7 +45,7 @@ from curator_dask.stages.image import ImageEmbeddingStage
 from curator_dask.testing import StepTests
 from curator_dask.text import ClipScore, ClipTextEmbedder, SentenceEmbedder, ZeroShotClassifier
 from curator_dask.text.again import scorer_from
-from curator_dask.text.pairs import ScorePairs
+from curator_dask.text.pairs import ScorePairs, check_together
 from curator_dask.text.search import search
 from curator_dask.text.sheet import draw_sheet
 from curator_dask.webdataset.reader import ShardReader
@@ -353,6 +353,24 @@ def test_of_several_captions_the_best_and_the_mean(pairs, tmp_path, in_this_proc
     for name, values in (("clip_score", expected), ("clip_score_mean", mean)):
         found = made.column(name).to_pylist()
         assert found == [None if value is None else pytest.approx(value, abs=2e-6) for value in values]
+
+
+@pytest.mark.parametrize(("dim", "offered"), [(512, True), (768, False), (None, True)])
+def test_check_is_not_to_be_left_out_where_lengths_differ(dim, offered):
+    """Of such vectors there is no product, whatever a user knows."""
+    images = {"model": "one", "weights": "sha256:0", "output": "pooled", "dim": 512}
+    texts = {"model": "two", "weights": "sha256:1", "output": "pooled", "dim": dim}
+    tower = {"model": "other", "weights": "sha256:2", "output": "pooled"}
+    like = LikeThose("there", json.dumps(texts))
+    for origin in (Origin.of("image_embedding", images), Origin("image_embedding", dim=512)):
+        for refuse in (
+            lambda origin: check_together(origin, {**texts, "images": tower}, None, "browse (two)"),
+            lambda origin: origin.check(like, "retrieve"),
+        ):
+            with pytest.raises(ConfigError) as error:
+                refuse(origin)
+            assert ("say so by check=False (--no-check)" in str(error.value)) == offered, str(error.value)
+            assert (f"vectors of 512 values and of {dim}" in str(error.value)) == (not offered)
 
 
 def test_vectors_that_do_not_belong_together_are_refused(pairs, shards, embedded, tmp_path, in_this_process):

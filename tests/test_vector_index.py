@@ -20,6 +20,7 @@ from curator_dask.indexing.measuring import KNOWN, Measured, wilson
 from curator_dask.indexing.tasks import Compare, Read
 from curator_dask.indexing.vectors import Vectors
 from curator_dask.outputs.nearest import VectorFiles
+from curator_dask.tables import join_output
 
 FILES, ROWS, DIM = 4, 500, 12
 NULL, ZERO, BROKEN = 7, 8, 9  # rows of each file without a vector that can be compared
@@ -199,7 +200,7 @@ def test_half_precision_is_stored_as_it_is(tmp_path, few_queries):
     found = index.search(vector, recall=1)[0]
     assert found == exact.nearest(unit(vector[None])[0], "it", 24)
 
-    # The output elsewhere is the same one; a copy, of which nobody knows that, is not.
+    # The output elsewhere is the same one, and so is a copy, as its vectors show; one of other vectors is not.
     moved = (tmp_path / "out").rename(tmp_path / "moved")
     VectorIndex.build(moved, tmp_path / "index")
     there = VectorIndex(tmp_path / "index", moved)
@@ -207,6 +208,8 @@ def test_half_precision_is_stored_as_it_is(tmp_path, few_queries):
         Vectors.of(moved, "image_embedding", None, there, 1).nearest(unit(vector[None])[0], "it", 24) == found
     )
     shutil.copytree(moved, tmp_path / "copy", copy_function=shutil.copyfile)
+    VectorIndex.build(tmp_path / "copy", tmp_path / "index")
+    write_file(tmp_path / "copy", 0, order=np.arange(ROWS)[::-1], dtype=np.float16)
     with pytest.raises(ConfigError, match=r"is the index of .*out, not of .*copy"):
         VectorIndex.build(tmp_path / "copy", tmp_path / "index")
     with pytest.raises(ConfigError, match=r"is the index of .*out, not of .*copy"):
@@ -307,6 +310,57 @@ def test_files_that_change_make_the_index_stale_and_only_their_segment_is_made_a
     kept = [name for name in before if name.startswith(tuple(each.name for each in manifest.segments))]
     assert kept and {name: states(place)[name] for name in kept} == {name: before[name] for name in kept}
     assert again.aside["null"] == 5 and again.vectors == 5 * (ROWS - 3)
+
+
+def test_columns_that_are_added_leave_the_index_as_it_is(
+    tmp_path, small_segments, few_queries, monkeypatch, in_this_process
+):
+    """As `join` and `score` write files anew, with the same vectors; other vectors or rows are seen all the same."""
+    folder, place = tmp_path / "out", tmp_path / "index"
+    for file in range(FILES):
+        write_file(folder, file)
+    VectorIndex.build(folder, place)
+    labels = {"key": [key_of(file, row) for file in range(FILES) for row in range(ROWS)]}
+    pq.write_table(pa.table({**labels, "label": range(FILES * ROWS)}), tmp_path / "labels.parquet")
+    before = states(folder)
+    join_output(folder, tmp_path / "labels.parquet")
+    assert all(states(folder)[name] != before[name] for name in before)
+    with monkeypatch.context() as patch:
+        patch.setattr(Read, "make", lambda *_: pytest.fail("vectors are made anew"))
+        found = VectorIndex(place).search(vectors_of(3)[42], top=1, where="label >= 1500", recall=1)[0]
+        assert found[0].key == key_of(3, 42)
+        before = states(place)
+        manifest = VectorIndex.build(folder, place)
+        changed = {name for name, state in states(place).items() if state != before[name]}
+        assert changed == {"index.json"}
+        # Now they are known by their stamps again.
+        patch.setattr("curator_dask.indexing.manifest.content_of", lambda *_: pytest.fail("they are read"))
+        assert VectorIndex.build(folder, place) == manifest and len(VectorIndex(place)) == manifest.vectors
+    table = pq.read_table(folder / "1.parquet")
+    one = table["image_embedding"].combine_chunks().to_pylist()
+    one[100][0] = np.nextafter(np.float32(one[100][0]), np.float32(9))
+    keys = table["key"].to_pylist()
+    keys[100], keys[101] = keys[101], keys[100]
+    lost = [None if row == 100 else each for row, each in enumerate(table["image_embedding"].to_pylist())]
+    kind = table["image_embedding"].type
+    for name, values in (
+        ("image_embedding", pa.array(one, kind)),
+        ("image_embedding", pa.array(lost, kind)),
+        ("key", pa.array(keys)),
+    ):
+        other = table.set_column(table.column_names.index(name), name, values)
+        pq.write_table(other, folder / "1.parquet")
+        with pytest.raises(OutputError, match=r"1 file changed \(1.parquet\)"):
+            VectorIndex(place)
+    pq.write_table(table.select(table.column_names[::-1]), folder / "1.parquet")
+    assert len(VectorIndex(place)) == manifest.vectors
+    # An index of before that knew no contents goes by the files.
+    said = json.loads((place / "index.json").read_text())
+    for each in said["files"]:
+        del each["content"], each["first"]
+    (place / "index.json").write_text(json.dumps(said))
+    with pytest.raises(OutputError, match=r"1 file changed \(1.parquet\)"):
+        VectorIndex(place)
 
 
 def test_an_interrupted_build_goes_on(out, tmp_path, monkeypatch, few_queries):

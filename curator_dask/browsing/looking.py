@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from curator_dask.browsing.mixing import mixed, parted
 from curator_dask.browsing.rows import Rows
 from curator_dask.browsing.shards import OpenShards
 from curator_dask.decode.pillow import decode
@@ -35,7 +36,7 @@ from curator_dask.storage import Options
 from curator_dask.text.embedders import TextEmbedder
 from curator_dask.text.pairs import check_together
 
-KINDS = ("random", "text", "like", "image", "order")
+KINDS = ("random", "text", "like", "these", "image", "order")
 #: Pixels of a picture's longer side, and WebP's quality.
 SIDE, QUALITY = 320, 72
 _FIRST = 96  # rows that are looked for at first; four times as many when these have been seen
@@ -54,6 +55,8 @@ class Look:
     ----------
     kind
         One of `KINDS`.
+    likes, unlikes
+        Numbers of the rows that others are to be like (``"these"``), and not to be like, whatever is looked for.
     text, number, image, column
         What is looked for: words; number of a row; name of an image that was given; column of numbers.
     descending
@@ -72,6 +75,8 @@ class Look:
     descending: bool = True
     where: str = ""
     seed: int = 0
+    likes: tuple[int, ...] = ()
+    unlikes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -289,24 +294,33 @@ class Browser:
             return Seen(numbers[:top], None, len(numbers) <= top, count)
         if self._lacking is not None:
             raise OutputError(self._lacking)
-        own: tuple[int, int] | None = None
-        if look.kind == "like":
-            own = self.rows.place(look.number)
-            vector = self._vector_of_row(*own)
-        elif look.kind == "image":
+        own = [self.rows.place(each) for each in self._likes(look)]
+        away = [self.rows.place(each) for each in dict.fromkeys(look.unlikes)]
+        wanted, unwanted = ([self._vector_of_row(*each) for each in some] for some in (own, away))
+        if look.kind == "image":
             with self._lock:
                 given = self._images.get(look.image)
             if given is None:
                 raise ConfigError("the image is not known any more: give it again")
-            vector = given
-        else:
-            vector = self._vector_of_text(look.text)
-        ranked = self._vectors.ranked(vector, "what is looked for", top + (own is not None), passing)
+            wanted.append(given)
+        elif look.kind == "text":
+            text, not_text = parted(look.text)
+            wanted.append(self._vector_of_text(text))
+            unwanted += [self._vector_of_text(not_text)] if not_text else []
+        own = [*dict.fromkeys([*own, *away])]
+        ranked = self._vectors.ranked(mixed(wanted, unwanted), "what is looked for", top + len(own), passing)
         whole = len(ranked) < ranked.top
-        if own is not None:
-            ranked = ranked.without(*own)
+        for each in own:
+            ranked = ranked.without(*each)
         ranked = ranked.first(top)
         return Seen(self.rows.firsts[ranked.files] + ranked.rows, ranked.cosines, whole, count)
+
+    def _likes(self, look: Look) -> list[int]:
+        """Numbers of the rows that others are to be like."""
+        likes = {"like": (look.number,), "these": look.likes}.get(look.kind, ())
+        if look.kind == "these" and not likes:
+            raise ConfigError("choose some rows first")
+        return [*dict.fromkeys(likes)]
 
     def _drawn(self, seed: int, passing: Passing | None) -> np.ndarray:
         """Rows in an order by chance; of very many some."""

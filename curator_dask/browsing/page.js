@@ -35,12 +35,15 @@ const columnsShown = () => [...document.querySelectorAll("#columns input:checked
 function told(passing) {
   const of = look.where ? `${integer.format(passing)} of ${integer.format(data.rows)} rows pass` : `${integer.format(data.rows)} rows`;
   const words = {
-    random: "Rows by chance", text: `Nearest to “${look.text}”`, like: `Nearest to ${look.name ?? "a row"}`, image: "Nearest to the image",
+    random: "Rows by chance", text: `Nearest to “${look.text}”`, like: `Nearest to ${look.name ?? "a row"}`, these: `Nearest to ${integer.format(look.likes?.length ?? 0)} chosen`, image: "Nearest to the image",
     order: `${look.descending ? "Largest" : "Smallest"} ${look.column} first`,
   };
   const shown = look.kind === "like" ? look.picture : look.kind === "image" ? given.get(look.image) : null;
-  at("said").replaceChildren(...(shown ? [make("img", { src: shown, alt: "" })] : []), `${words[look.kind]}; ${of}`);
+  at("said").replaceChildren(...(shown ? [make("img", { src: shown, alt: "" })] : []), `${words[look.kind]}${away().length ? `, away from ${integer.format(away().length)}` : ""}; ${of}`);
 }
+
+// Rows that those that are shown are not to be like: of a question by vectors.
+const away = (of = look) => (["text", "like", "these", "image"].includes(of.kind) ? of.unlikes ?? [] : []);
 
 // Ask anew. What was asked before is in the browser's history.
 async function ask(next, remember = true) {
@@ -76,8 +79,8 @@ async function ask(next, remember = true) {
 }
 
 const asked = (of) => {
-  const { kind, text = "", number = -1, image = "", column = "", descending = true, where = "", seed = 0 } = of;
-  return { kind, text, number, image, column, descending, where, seed };
+  const { kind, text = "", number = -1, image = "", column = "", descending = true, where = "", seed = 0, likes = [] } = of;
+  return { kind, text, number, image, column, descending, where, seed, likes, unlikes: away(of) };
 };
 
 async function more() {
@@ -194,10 +197,22 @@ at("save").addEventListener("click", () => {
   const lines = all.map((row) => lineOf([row.key, ...(shards ? [row.url ?? ""] : []), ...(name ? [at("value").value] : [])]));
   download(`${name || "chosen"}.csv`, lineOf(head) + lines.join(""));
 });
-at("clear").addEventListener("click", () => {
+function clear() {
   chosen.clear();
   for (const pick of document.querySelectorAll("#tiles [aria-pressed=true]")) pick.setAttribute("aria-pressed", "false");
   count();
+}
+at("clear").addEventListener("click", clear);
+// What is not wanted goes on to the next question by chosen rows, and ends with any other.
+at("these")?.addEventListener("click", () => ask({ kind: "these", likes: [...chosen.keys()], unlikes: away() }));
+at("away")?.addEventListener("click", () => {
+  if (!["text", "like", "these", "image"].includes(look.kind)) {
+    complain(new Error("Look for a text, an image or what is like some first: then those that are like the chosen ones can be kept away"));
+    return;
+  }
+  const more = [...chosen.keys()];
+  clear();
+  ask({ ...look, unlikes: [...new Set([...away(), ...more])] });
 });
 
 // What is asked for

@@ -281,6 +281,8 @@ class _Find(_Handler):
             descending=_said(asked, "descending", bool, True),
             where=_said(asked, "where", str, ""),
             seed=max(0, _said(asked, "seed", int, 0)),
+            likes=_numbers(asked, "likes"),
+            unlikes=_numbers(asked, "unlikes"),
         )
         start, count = _said(asked, "start", int, 0), _said(asked, "count", int, 48)
         columns = _said(asked, "columns", list, [])
@@ -324,6 +326,16 @@ def _row(row: dict[str, Any], score: float | None) -> dict[str, Any]:
     url = row["url"]
     shown = {name: row[name] for name in ("number", "key", "url", "caption", "error", "values")}
     return {**shown, "place": None if url is None else place_of(url), "score": score}
+
+
+def _numbers(asked: dict[str, Any], name: str) -> tuple[int, ...]:
+    """Numbers of rows in a request."""
+    found = _said(asked, name, list, [])
+    if len(found) > MOST_ROWS:
+        raise tornado.web.HTTPError(400, reason=f"{MOST_ROWS} chosen rows are the most to look by")
+    if not all(type(each) is int for each in found):
+        raise tornado.web.HTTPError(400, reason="no such rows")
+    return tuple(found)
 
 
 def _said(asked: dict[str, Any], name: str, kind: type, otherwise: Any) -> Any:

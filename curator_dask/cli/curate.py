@@ -34,9 +34,9 @@ def curate(
         str,
         typer.Option(
             metavar="FILE.yaml",
-            help="What is done: model, model_options, id_col, images, image_column, captions, statistics, prefix,"
-            " text_statistics, same_captions, classify, caption, detect, ask, aesthetic, nsfw, near, clusters, join,"
-            " where, preset, top or at_most (and by), balance, duplicates, export.",
+            help="What is done: fetch, model, model_options, id_col, images, image_column, captions, statistics,"
+            " prefix, text_statistics, same_captions, classify, caption, detect, ask, aesthetic, nsfw, near, clusters,"
+            " join, where, preset, top or at_most (and by), balance, duplicates, export.",
         ),
     ],
     overwrite: Annotated[
@@ -60,7 +60,7 @@ def curate(
     storage_options: StorageOptions = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Embed, measure, filter, balance, leave out duplicates, and write the shards that are left.
+    """Fetch, embed, measure, filter, balance, leave out duplicates, and write the shards that are left.
 
     OUTPUT gets the folders embeddings, passing, balanced, duplicates and shards. The same command again does what is
     missing.

@@ -82,6 +82,13 @@ def export(
             show_default=False,
         ),
     ] = None,
+    next_best: Annotated[
+        bool,
+        typer.Option(
+            "--next-best",
+            help="Of --without: where the best of a group does not pass, the best that passes stays.",
+        ),
+    ] = False,
     format: Annotated[
         Format, typer.Option(help="Tars, or Parquet files with the images in them.")
     ] = Format.webdataset,
@@ -248,6 +255,7 @@ def export(
             append=append,
             dry_run=dry_run,
             without=without,
+            next_best=next_best,
             caption=caption,
             max_side=max_side,
             min_side=min_side,

@@ -129,6 +129,13 @@ def fetch(
     overwrite: Annotated[
         bool, typer.Option(help="Replace shards of another table, or of other settings.")
     ] = False,
+    append: Annotated[
+        bool,
+        typer.Option(
+            "--append",
+            help="TABLE has grown: the last shard, which was not full, may be made anew, and no other.",
+        ),
+    ] = False,
     cluster: Cluster = ClusterType.cpu,
     scheduler_address: SchedulerAddress = None,
     scheduler_file: SchedulerFile = None,
@@ -189,6 +196,7 @@ def fetch(
             retry_failed=retry_failed,
             keep_going=keep_going,
             overwrite=overwrite,
+            append=append,
             **{name: value for name, value in given.items() if value is not None},
         )
         put(summary.to_dict())

@@ -48,6 +48,14 @@ def fit(
     column: Annotated[str, typer.Option(help="Column of the vectors.")] = EMBEDDING_COLUMN,
     most: Annotated[int, typer.Option(min=20, help="Rows with a label that are taken, at most.")] = 20_000,
     seed: Annotated[int, typer.Option(min=0, help="Of what is picked by chance.")] = 0,
+    copies: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=0.999,
+            help="1 - cosine up to which images are near copies, which are left out together; 0: none are looked for.",
+        ),
+    ] = 0.05,
     sheet: Annotated[
         Path | None,
         typer.Option(
@@ -89,6 +97,7 @@ def fit(
             column=column,
             most=most,
             seed=seed,
+            copies=copies,
             storage_options=options,
         )
         if keep and not found.is_in(file):

@@ -27,7 +27,7 @@ from curator_dask.frames.names import EMBEDDING_COLUMN
 from curator_dask.image.classifiers.origins import one_origin
 from curator_dask.info.failures import failures_in
 from curator_dask.info.footers import FileFacts, Footers
-from curator_dask.models.families import said_of
+from curator_dask.models.families import said_of, unchecked
 from curator_dask.outputs.nearest import VectorFiles
 from curator_dask.outputs.placing import locate
 from curator_dask.report.making import check_page
@@ -177,11 +177,11 @@ def _one_model(files: Sequence[VectorFiles], paths: Sequence[str], notes: list[s
     DatasetError
         Those of one output are of several.
     """
-    override = "if you know that they can be compared, say so by check=False (--no-check)"
     found = [one_origin(each.column, each.records).info() for each in files]
+    override = unchecked("they can be compared", *((each or {}).get("dim") for each in found))
     for info, each, path in zip(found, files, paths, strict=True):
         if info is None:
-            raise ConfigError(f"{path}: nothing says what made {each.column!r}; {override}")
+            raise ConfigError(f"{path}: nothing says what made {each.column!r}{override}")
     one, other = found
     assert one is not None and other is not None
     differing = [name for name in _SAME if one.get(name) != other.get(name)]
@@ -189,7 +189,7 @@ def _one_model(files: Sequence[VectorFiles], paths: Sequence[str], notes: list[s
         said = "; ".join(f"{name}: {one.get(name)}, and {other.get(name)}" for name in differing)
         raise ConfigError(
             f"the vectors of {paths[0]} are of {said_of(one)}, those of {paths[1]} of {said_of(other)}. {said}."
-            f" Distances say nothing then: embed both with one model in one way; or, {override}"
+            f" Distances say nothing then: embed both with one model in one way{override}"
         )
     ways = [
         {

@@ -55,6 +55,7 @@ SCHEMA = pa.schema(
         ("duplicate_of", pa.string()),
         ("similarity", pa.float32()),
         ("kept", pa.bool_()),
+        ("rank", pa.int64()),
     ]
 )
 
@@ -94,8 +95,8 @@ class Duplicates:
     def save(self, path: str | os.PathLike[str], *, workers: OpenWorkers = nullcontext) -> DedupSummary:
         """Find the duplicates, and write a row for each row of a group as Parquet.
 
-        Its columns are ``id``, ``__url__``, ``group``, ``duplicate_of``, ``similarity`` and ``kept``, and with `exact`
-        ``found_by``, the column that makes the two duplicates. What lies between
+        Its columns are ``id``, ``__url__``, ``group``, ``duplicate_of``, ``similarity``, ``kept`` and ``rank``, and
+        with `exact` ``found_by``, the column that makes the two duplicates. What lies between
         is kept in a folder beside it, `path` and ``.work``: a call that was interrupted goes on there, and one with a
         smaller eps compares nothing again. It may be removed.
 
@@ -289,6 +290,7 @@ def _table(run: Deduplication) -> pa.Table:
                 goes, pa.scalar(None, pa.float32()), pa.array(cosine[listed], pa.float32(), from_pandas=True)
             ),
             "kept": goes,
+            "rank": pa.array(ranks[listed], pa.int64()),
         },
         schema=SCHEMA,
     )

@@ -73,6 +73,8 @@ class FetchOptions:
         Do not stop where no server answers.
     overwrite
         Replace shards of another table, or of other settings.
+    append
+        The table has grown: of the shards that are there the last, which was not full, may be made anew, and no other.
 
     Raises
     ------
@@ -108,6 +110,7 @@ class FetchOptions:
     retry_failed: bool = False
     keep_going: bool = False
     overwrite: bool = False
+    append: bool = False
 
     def __post_init__(self) -> None:
         for name in _COUNTS:

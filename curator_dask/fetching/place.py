@@ -96,7 +96,9 @@ class FetchPlace:
             raise OutputError(f"{path}: cannot be read: {error!r}") from error
         return found if isinstance(found, dict) else {}
 
-    def claim(self, note: Mapping[str, Any], marks: Mapping[str, str], overwrite: bool) -> None:
+    def claim(
+        self, note: Mapping[str, Any], marks: Mapping[str, str], overwrite: bool, append: bool = False
+    ) -> None:
         """Note that the shards are of this fetch, and remove those that are not.
 
         Parameters
@@ -108,6 +110,8 @@ class FetchPlace:
         overwrite
             Shards of another one are removed. Where all that are there would be the same, as the table has got further
             rows, none is, and it is not needed.
+        append
+            It has: the last shard that is there may be another, as it was not full.
 
         Raises
         ------
@@ -120,11 +124,17 @@ class FetchPlace:
         if before is not None:
             names = self._names()
             others = [name for name in names if not self._is_same(name, marks)]
-            if others and not overwrite and not _goes_on(before, note):
+            is_last = others == [*names][-1:] and before.get("settings") == note["settings"]
+            if others and not (overwrite or _goes_on(before, note) or (append and is_last)):
+                mend = "replace them with overwrite=True (--overwrite): shards that would be the same stay"
+                if is_last:
+                    mend = (
+                        "where the table has grown and the last shard was not full, make that one anew with append=True"
+                        " (--append)"
+                    )
                 raise OutputError(
                     f"{self.files.target.path}: has shards of another fetch, {_difference(before, note)}: of"
-                    f" {counted(len(names), 'shard')} {len(others):,} would go. Give another folder, or replace them"
-                    " with overwrite=True (--overwrite): shards that would be the same stay"
+                    f" {counted(len(names), 'shard')} {len(others):,} would go. Give another folder, or {mend}"
                 )
             gone = [name for name in others if name not in marks]
             if self._part is not None and gone:  # another part may be at work

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from curator_dask.arguments import check_names, names_of
@@ -32,6 +32,7 @@ from curator_dask.threads import in_threads
 from curator_dask.words import ranked
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from distributed import Client
 
 logger = logging.getLogger("curator_dask")
@@ -92,20 +93,45 @@ def fetch_images(
     """
     started = time.monotonic()
     check_names("fetch_images", settings, names_of(FetchOptions))
-    options, mine = FetchOptions(**settings), Part.of_given(part)
+    return fetch_table(
+        table,
+        output,
+        FetchOptions(**settings),
+        storage_options=storage_options,
+        output_storage_options=output_storage_options,
+        workers=workers,
+        part=Part.of_given(part),
+        started=started,
+    )
+
+
+def fetch_table(
+    table: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    options: FetchOptions,
+    *,
+    storage_options: Options = None,
+    output_storage_options: Options = None,
+    workers: OpenWorkers = contextlib.nullcontext,
+    part: Part | None = None,
+    ahead: Callable[[pa.Schema], object] = lambda _: None,
+    started: float | None = None,
+) -> FetchSummary:
+    """`fetch_images` by `options`; where rows are missing, first `ahead` is called with the columns of the rows."""
+    started = time.monotonic() if started is None else started
     target = Folder(locate(os.fspath(output), output_storage_options), output_storage_options)
     source = os.fsdecode(table)
     if is_remote(source) or os.path.isdir(local_path(source)):  # noqa: PTH112
         check_apart(locate(source, storage_options), target.path)
-    place = FetchPlace(target, mine)
+    place = FetchPlace(target, part)
     with place.open(), when_needed(workers) as client:
         asked = [options.caption_column, options.id_column, *options.digests.values()]
         names = [name for name in asked if name is not None]
         found = find_table(
             source, options.url_column, names, place.staged, storage_options, options.column_names
         )
-        fetch = _Fetch(place, found, options, mine)
-        fetch.run(client)
+        fetch = _Fetch(place, found, options, part)
+        fetch.run(client, ahead)
         fetch.summary.seconds = time.monotonic() - started
         logger.info("%s", fetch.summary)
         return fetch.summary
@@ -145,14 +171,19 @@ class _Fetch:
         ]
         return names, ranges, marks
 
-    def run(self, client: Any) -> None:
-        """Fetch what is missing."""
+    def run(self, client: Any, ahead: Callable[[pa.Schema], object]) -> None:
+        """Fetch what is missing; see `fetch_table`."""
         names, marks = self._names, self._marks
-        files = self._place.files
-        self._place.claim(
-            json.loads(json.dumps(self._note)), dict(zip(names, marks, strict=True)), self._options.overwrite
-        )
+        files, options = self._place.files, self._options
         done = in_threads(lambda number: files.finished(names[number], marks[number]), self._mine)
+        if any(report is None for report in done):
+            ahead(self._layout.schema())
+        self._place.claim(
+            json.loads(json.dumps(self._note)),
+            dict(zip(names, marks, strict=True)),
+            options.overwrite,
+            options.append,
+        )
         todo = []
         for number, report in zip(self._mine, done, strict=True):
             if report is None or self._is_wanted(report):

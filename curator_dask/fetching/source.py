@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
-import csv
 import glob
-import gzip
 import hashlib
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,23 +14,17 @@ from typing import Any
 import pyarrow as pa
 
 from curator_dask.errors import ConfigError, DatasetError
+from curator_dask.fetching.staging import DELIMITERS, HINT, MEANS, TEXTS, TextForm, kind_of, stage
 from curator_dask.fetching.values import in_utf8
-from curator_dask.fingerprint import fingerprint
-from curator_dask.frames.parquet import open_parquet, read_footer, write_table
-from curator_dask.frames.record import FileRecord
+from curator_dask.frames.parquet import open_parquet
 from curator_dask.outputs.selecting import Folder
-from curator_dask.rows.caption_files import TABLES, read_table, tidy
+from curator_dask.rows.caption_files import TABLES, tidy
 from curator_dask.rows.key_column import KeyColumn
 from curator_dask.rows.user_tables import UserTable, faults
-from curator_dask.storage import Options, is_remote, join, local_path, read_bytes, walk
+from curator_dask.storage import Options, is_remote, join, local_path, walk
 from curator_dask.threads import in_threads
 
 _BATCH_ROWS = 1 << 16
-_HINT = "Give the name of that column (url_column=, --url-column)"
-_MEANS = "with the URLs"
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_TEXTS = (*_DELIMITERS, ".jsonl", ".txt")
-_PACKED = ".gz"
 
 
 @dataclass(frozen=True)
@@ -145,18 +135,18 @@ def find_table(
         There is none, it cannot be read, or has no such column.
     """
     text = os.fsdecode(path)
-    found = UserTable.find(_files_of(text, options), url_column, options, hint=_HINT)
+    found = UserTable.find(_files_of(text, options), url_column, options, hint=HINT)
     table, at = found, found.options
-    kind = _kind(found.files[0])[0]
-    if column_names is not None and kind not in _DELIMITERS:
+    kind = kind_of(found.files[0])[0]
+    if column_names is not None and kind not in DELIMITERS:
         raise ConfigError(
             "column_names (--column-names) are of a CSV or TSV that has no line with them, and"
             f" {found.files[0]} is none"
         )
     if kind != ".parquet":
         form = TextForm(url_column, tuple(texts), None if column_names is None else tuple(column_names))
-        files = [_stage(each, number, form, staged, at) for number, each in enumerate(found.files)]
-        table, at = UserTable(staged.path, url_column, staged.options, _HINT), staged.options
+        files = [stage(each, number, form, staged, at) for number, each in enumerate(found.files)]
+        table, at = UserTable(staged.path, url_column, staged.options, HINT), staged.options
         vars(table)["files"] = tuple(files)  # whatever else an earlier table has left there
     looked = in_threads(lambda file: _look(file, url_column, at), table.files)
     if not sum(rows for rows, _ in looked):
@@ -171,16 +161,10 @@ def find_table(
     )
 
 
-def _kind(path: str) -> tuple[str, str]:
-    """The suffix of a file that says what is in it, and that of its compression."""
-    packed = _PACKED if path.lower().endswith(_PACKED) else ""
-    return Path(path[: len(path) - len(packed)]).suffix.lower(), packed
-
-
 def _files_of(path: str, options: Options) -> str:
     """The path; or a glob of the one kind of files that a folder without Parquet has, or of a compressed file."""
-    kind, packed = _kind(path)
-    if packed and kind in _TEXTS:
+    kind, packed = kind_of(path)
+    if packed and kind in TEXTS:
         if not is_remote(path) and Path(local_path(path)).is_file():
             return f"{glob.escape(local_path(path)[:-1])}[{path[-1]}]"
         if is_remote(path) and not {*path} & {*"*?["}:
@@ -190,7 +174,7 @@ def _files_of(path: str, options: Options) -> str:
     if any(sign in path for sign in "*?[") and is_remote(path):
         return path
     names = [name for name in walk(local_path(path), options) if not name.startswith((".", "_"))]
-    kinds = {"".join(_kind(name)) for name in names if _kind(name)[0] in TABLES}
+    kinds = {"".join(kind_of(name)) for name in names if kind_of(name)[0] in TABLES}
     if ".parquet" in kinds or not kinds:
         return path
     if len(kinds) > 1:
@@ -201,89 +185,10 @@ def _files_of(path: str, options: Options) -> str:
     return join(folder, f"*{kinds.pop()}")
 
 
-@dataclass(frozen=True)
-class TextForm:
-    """How files of text are read.
-
-    Attributes
-    ----------
-    url_column
-        They must have.
-    texts
-        Other columns that are text.
-    names
-        Of all columns, where no line says them.
-    """
-
-    url_column: str
-    texts: tuple[str, ...]
-    names: tuple[str, ...] | None
-
-    def read(self, file: str, data: bytes) -> pa.Table:
-        """What is in a file's bytes.
-
-        Raises
-        ------
-        DatasetError
-            It cannot be read, or has no such column.
-        """
-        kind, packed = _kind(file)
-        with faults(file):
-            data = gzip.decompress(data) if packed else data
-        if kind == ".txt":
-            lines = [line for line in data.decode("utf-8-sig", "replace").splitlines() if line.strip()]
-            return pa.table({self.url_column: pa.array(lines, pa.string())})
-        if self.names is not None:
-            line = io.StringIO()
-            csv.writer(line, delimiter=_DELIMITERS[kind], lineterminator="\n").writerow(self.names)
-            data = line.getvalue().encode() + data.removeprefix(codecs.BOM_UTF8)
-        try:
-            with faults(file):
-                return read_table(
-                    f"table{kind}", data, _TextColumns(self.url_column, _MEANS, _HINT, self.texts)
-                )
-        except DatasetError as error:
-            if self.names is None and b"http" in data[: data.find(b"\n") if b"\n" in data else None]:
-                raise DatasetError(
-                    f"{error}. Its first line has a URL: say what its columns are (column_names=, --column-names), all"
-                    f" of them in their order, as {self.url_column},caption"
-                ) from None
-            raise
-
-
-def _stage(file: str, number: int, form: TextForm, staged: Folder, options: Options) -> str:
-    """The path of a Parquet file with what is in another file."""
-    with faults(file):
-        data = read_bytes(file, options)
-    named = {} if form.names is None else {"names": form.names}
-    mark = fingerprint(
-        {
-            "form": 1,
-            "data": hashlib.sha256(data).hexdigest(),
-            "texts": [form.url_column, *form.texts],
-            **named,
-        }
-    )
-    target = staged.file(f"{number:05d}.parquet")
-    if not read_footer(target, staged.options).is_finished(mark):
-        table = form.read(file, data).replace_schema_metadata()
-        write_table(target, table, FileRecord(mark), staged.options)
-    return target
-
-
-@dataclass(frozen=True)
-class _TextColumns(KeyColumn):
-    others: tuple[str, ...] = ()
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (*super().texts, *self.others)
-
-
 def _look(file: str, url_column: str, options: Options) -> tuple[int, str]:
     """Rows of a Parquet file, and a digest of its footer: sizes of all columns, and what is least and most in them."""
     with faults(file), open_parquet(file, options) as opened:
-        KeyColumn(url_column, _MEANS, _HINT).check(opened.schema_arrow.names)
+        KeyColumn(url_column, MEANS, HINT).check(opened.schema_arrow.names)
         return opened.metadata.num_rows, _digest_of(opened)
 
 

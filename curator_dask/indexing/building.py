@@ -15,7 +15,7 @@ import os
 import re
 from collections import Counter
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,9 +30,9 @@ from curator_dask.errors import ConfigError, OutputError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import unit
 from curator_dask.frames.names import EMBEDDING_COLUMN
-from curator_dask.indexing.manifest import VERSION, Manifest, Segment, Source
+from curator_dask.indexing.manifest import VERSION, File, Manifest, Segment, Source
 from curator_dask.indexing.measuring import KNOWN, Measured
-from curator_dask.indexing.tasks import Compare, Read, Sort, Stored
+from curator_dask.indexing.tasks import CONTENTS, Compare, Read, Sort, Stored
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import opened
@@ -114,6 +114,12 @@ def build(
         if differs:  # else it is the same output, though it may have been moved
             before.check_of(place, where, column)
         if not differs and clusters in (None, before.clusters):
+            if (
+                source.files != before.files
+            ):  # of the same vectors, which need not be read again the next time
+                before = replace(before, files=source.files)
+                with opened(place, None):
+                    before.write(place)
             return before
         logger.info(
             "index %s: %s: what has changed is made anew", place, differs or "other clusters are wanted"
@@ -190,6 +196,7 @@ class _Building:
             self._cluster(stored, {raw: each[0] for raw, each in counts.items()}, centroids, total)
         sort = Sort(stored, centroids, {name: raw for raw, name in names.items()})
         self._phase("sort", sort, [*sort.raw], lambda name: self.phase.has(f"{name}.starts.npy"), groups)
+        files = self._with_contents(groups)
         segments = [*kept, *(Segment(names[raw], groups[raw], counts[raw][0]) for raw in groups)]
         number = len(np.load(self.phase.path(centroids), mmap_mode="r"))
         measured = self._measure(stored, segments, centroids)
@@ -205,13 +212,24 @@ class _Building:
             source.column,
             dim,
             dtype,
-            source.files,
+            files,
             tuple(segments),
             number,
             centroids,
             before.fitted if stay and before else total,
             {fault: count for fault, count in aside.items() if count},
             measured,
+        )
+
+    def _with_contents(self, groups: dict[str, tuple[str, ...]]) -> tuple[File, ...]:
+        """The files, with what has been read of them."""
+        found: dict[str, str] = {}
+        for raw, names in groups.items():
+            if self.phase.has(f"{raw}{CONTENTS}"):  # an earlier version, that was interrupted, has none
+                found |= dict(zip(names, self.phase.load(f"{raw}{CONTENTS}").tolist(), strict=True))
+        return tuple(
+            replace(each, content=found[each.name]) if each.name in found else each
+            for each in self.source.files
         )
 
     def _counts(self, segment: Segment) -> np.ndarray:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,12 +16,15 @@ from curator_dask.errors import ConfigError, OutputError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.parquet import open_parquet, whole_footers
 from curator_dask.frames.record import FileRecord
+from curator_dask.indexing.contents import content_of
 from curator_dask.outputs.given import given_files
 from curator_dask.outputs.placing import locate
 from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.stamps import stamp
 from curator_dask.words import counted
+
+logger = logging.getLogger("curator_dask")
 
 #: The file that says it; an index without it is not finished.
 MANIFEST = "index.json"
@@ -41,17 +45,25 @@ class File:
         Its `FileStamp`.
     rows
         How many it has.
+    content
+        Digest of its vectors and of the rows that they are of; empty where an index of an earlier version has not
+        noted it.
+    first
+        `digest` of the file that had this content first.
     """
 
     name: str
     size: int
     version: str
     rows: int
+    content: str = ""
+    first: str = ""
 
     @property
     def digest(self) -> str:
-        """What changes when the file does."""
-        return fingerprint({"name": self.name, "size": self.size, "version": self.version})[:16]
+        """What changes when its vectors do, or, before it is known of which content it is, the file."""
+        state = {"name": self.name, "size": self.size, "version": self.version}
+        return self.first or fingerprint(state)[:16]
 
 
 @dataclass(frozen=True)
@@ -168,6 +180,8 @@ class Manifest:
         numbers = [self.dim, self.clusters, self.fitted, *self.aside.values(), *rows]
         if not all(isinstance(number, int) and number >= 0 for number in numbers) or not self.dim:
             raise ValueError("a length that is no number")
+        if not all(isinstance(said, str) for each in self.files for said in (each.content, each.first)):
+            raise ValueError("a digest that is no text")
         if self.dtype not in ("<f2", "<f4"):
             raise ValueError(f"vectors of type {self.dtype!r}")
 
@@ -206,7 +220,10 @@ class Source:
 
     @classmethod
     def find(cls, path: str, column: str, options: Options, known: Sequence[File] = ()) -> Source:
-        """Look at the files; the footers of those that are known are not read.
+        """Look at the files; nothing is read of those that are known.
+
+        Of a known file that has changed the vectors are read: where they and their rows are what they were, as `score`
+        and `join` leave them, it is the same.
 
         Raises
         ------
@@ -233,6 +250,23 @@ class Source:
         for name, state in zip(names, stamps, strict=True):
             there = before.get((name, state.size, state.version))
             files.append(there or File(name, state.size, state.version, footers[join(folder, name)].rows))
+        was = {each.name: each for each in known if each.content}
+        changed = [
+            at
+            for at, each in enumerate(files)
+            if (old := was.get(each.name)) is not None and old is not each and old.rows == each.rows
+        ]
+        if changed:
+            logger.info(
+                "%s: %s changed since the index was made: looking whether the vectors have",
+                folder,
+                counted(len(changed), "file"),
+            )
+        contents = in_threads(lambda at: content_of(join(folder, files[at].name), column, options), changed)
+        for at, content in zip(changed, contents, strict=True):
+            old = was[files[at].name]
+            if content == old.content:
+                files[at] = replace(files[at], content=content, first=old.digest)
         return cls(folder, options, column, tuple(files))
 
     def path(self, name: str) -> str:

@@ -19,9 +19,10 @@ from curator_dask.frames.columns import unit
 from curator_dask.frames.names import EMBEDDING_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import read_footer
 from curator_dask.indexing.building import build
+from curator_dask.indexing.contents import digests_of
 from curator_dask.indexing.manifest import Manifest, Segment, Source
 from curator_dask.indexing.measuring import KNOWN, Measured, Recall
-from curator_dask.indexing.tasks import Stored, digests_of
+from curator_dask.indexing.tasks import Stored
 from curator_dask.outputs.nearest import Hit, VectorFiles
 from curator_dask.outputs.passing import Passing
 from curator_dask.outputs.ranking import Ranked, exact_cosines, may_be_best

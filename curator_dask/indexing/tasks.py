@@ -8,37 +8,25 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 
 from curator_dask.dedup.kmeans import decide
 from curator_dask.dedup.nearest import NOWHERE, Best, compare
 from curator_dask.dedup.phases import Phase
 from curator_dask.dedup.products import Block, on_device, plain_products
-from curator_dask.errors import OutputError, ShardError
+from curator_dask.errors import OutputError
 from curator_dask.frames.columns import unit
-from curator_dask.frames.faults import faults_told
-from curator_dask.frames.names import URL_COLUMN
-from curator_dask.frames.parquet import open_parquet
-from curator_dask.frames.record import FileRecord
+from curator_dask.indexing.contents import Content, key_digests
 from curator_dask.indexing.manifest import Source
 from curator_dask.outputs.vectors import FAULTS, vectors_of
-from curator_dask.rows.images import values_of
 
 #: Where a vector is from: number of the file among those of its segment, of the row in it, and digest of key and shard.
 PLACE = np.dtype([("file", "<u4"), ("row", "<u4"), ("key", "<u8")])
+#: Ends the name of the file of what tells other content of the files of a group.
+CONTENTS = ".contents.npy"
 #: Rows that are multiplied at once.
 BLOCK = 8192
-
-
-def digests(keys: list[Any], urls: list[str | None]) -> np.ndarray:
-    """uint64 (n,): of the key and the shard of each row."""
-    texts = [f"{key!r} {url}" for key, url in zip(keys, urls, strict=True)]
-    found: np.ndarray = pd.util.hash_array(np.array(texts, object), categorize=False)
-    return found
 
 
 @dataclass(frozen=True)
@@ -118,45 +106,30 @@ class Read:
 
     def make(self, name: str) -> int:
         """Read those of a group."""
-        phase, aside, parts = self.stored.phase, Counter[str](), [np.zeros(0, PLACE)]
+        phase, every, parts, contents = self.stored.phase, Counter[str](), [np.zeros(0, PLACE)], []
         with phase.writing(f"{name}.raw") as out:
             for number, file in enumerate(self.groups[name]):
                 path = self.source.path(file)
-                goods = [np.zeros(0, bool)]
+                goods, content, aside = [np.zeros(0, bool)], Content(), Counter[str]()
                 for matrix, good in vectors_of(
                     path, self.source.options, self.source.column, self.stored.dim, aside, 4096
                 ):
                     out.write(np.ascontiguousarray(matrix[good], self.stored.dtype))
+                    content.add(matrix, good)
                     goods.append(good)
                 good = np.concatenate(goods)
                 places = np.zeros(int(good.sum()), PLACE)
                 places["file"], places["row"] = number, np.flatnonzero(good)
-                places["key"] = self._digests(path)[good]
+                keys = key_digests(path, self.source.options)
+                places["key"] = keys[good]
+                contents.append(content.of(keys, aside))
+                every += aside
                 parts.append(places)
         whole = np.concatenate(parts)
         phase.save(f"{name}.places.npy", whole)
-        phase.save(f"{name}.read.npy", np.array([len(whole), *(aside[fault] for fault in FAULTS)]))
+        phase.save(f"{name}{CONTENTS}", np.array(contents))
+        phase.save(f"{name}.read.npy", np.array([len(whole), *(every[fault] for fault in FAULTS)]))
         return len(whole)
-
-    def _digests(self, path: str) -> np.ndarray:
-        found = [np.zeros(0, np.uint64)]
-        with faults_told(path, ShardError), open_parquet(path, self.source.options) as file:
-            record = FileRecord.parse(file.schema_arrow.metadata)
-            id_col, names = (record and record.id_col) or "key", file.schema_arrow.names
-            if id_col not in names:
-                raise OutputError(f"{path}: has no column {id_col!r} of keys; it has {names}")
-            read = [name for name in (id_col, URL_COLUMN) if name in names]
-            found += [digests_of(batch, id_col) for batch in file.iter_batches(65_536, columns=read)]
-        return np.concatenate(found)
-
-
-def digests_of(batch: pa.RecordBatch, id_col: str) -> np.ndarray:
-    """uint64 (n,): of the rows of a batch."""
-    keys = values_of(batch.column(id_col))
-    urls = (
-        values_of(batch.column(URL_COLUMN)) if URL_COLUMN in batch.schema.names else [None] * batch.num_rows
-    )
-    return digests(keys, urls)
 
 
 @dataclass(frozen=True)

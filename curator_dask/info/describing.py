@@ -30,6 +30,7 @@ from curator_dask.outputs.curated_names import (
 )
 from curator_dask.outputs.failed import list_errors, none_there
 from curator_dask.outputs.placing import locate
+from curator_dask.outputs.twins_told import twins_noted
 from curator_dask.rows.remarks import OF_ROWS
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.storage import Options, join
@@ -169,6 +170,8 @@ def _of_folder(
             }
         )
     info.remarks = [line.strip() for line in summary.remark_lines()]
+    if info.kind == "export":
+        info.remarks += twins_noted(folder, options)
     if listing.tars:
         info.splits = _splits(listing, files)
     _fill(info, files, columns is not None, exact, options)

@@ -25,6 +25,10 @@ class Kind(Protocol):
     def remedy(self) -> str:
         """How to make such vectors."""
 
+    @property
+    def dim(self) -> int | None:
+        """Their length; None: not known."""
+
     def differences(self, info: Mapping[str, Any]) -> list[str]:
         """How those of a record (`EncoderInfo`) differ from these, in words; none if they are such."""
 
@@ -138,12 +142,35 @@ class LikeThose:
         """How to make such vectors."""
         return "Embed both with one model"
 
+    @property
+    def dim(self) -> int | None:
+        """Their length."""
+        found: int | None = json.loads(self.record).get("dim")
+        return found
+
     def differences(self, info: Mapping[str, Any]) -> list[str]:
         """How vectors differ from these, in words; none if they are such."""
         wanted = json.loads(self.record)
         names = ("model", "weights", "output", "dim")
         differing = [name for name in names if info.get(name) != wanted.get(name)]
         return [f"{name} {_short(info.get(name))}, not {_short(wanted.get(name))}" for name in differing]
+
+
+def unchecked(known: str, one: object, other: object) -> str:
+    """How to go on with vectors that do not belong together by what is known of them.
+
+    Parameters
+    ----------
+    known
+        What a user may know, to say so.
+    one, other
+        Their lengths; None: not known. Where these differ nothing helps, and nothing is offered.
+    """
+    if None not in (one, other) and one != other:
+        return (
+            f". (Of vectors of {one} values and of {other} there is no product: check=False would not help)"
+        )
+    return f"; or, if you know that {known}, say so by check=False (--no-check)"
 
 
 def unlike(images: Mapping[str, Any], texts: Mapping[str, Any]) -> list[str]:

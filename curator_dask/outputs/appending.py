@@ -23,6 +23,7 @@ _MAY_DIFFER = frozenset(
         "where",
         "filter_column",
         "without",
+        "next_best",
         "shuffle",
         "split_groups",
         "overwrite",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from curator_dask.outputs.image_lines import image_lines
+from curator_dask.outputs.twins_told import twins_told
 from curator_dask.words import counted, ranked
 
 
@@ -16,6 +17,8 @@ class Contents(Protocol):
     format: str
     emptied: list[str]
     twins_lost: int
+    twins_filtered: int
+    next_best: int
     no_index: dict[str, str]
     json_left_alone: list[str]
     no_caption: int
@@ -43,6 +46,7 @@ def content_lines(summary: Contents) -> list[str]:
             f"  {rows} gone as duplicates of samples that could not be blurred: nothing of these groups is exported."
             " Leave out what cannot be blurred (filter --where) before duplicates are looked for"
         )
+    lines += [f"  {each}" for each in twins_told(summary.twins_filtered, summary.next_best)]
     if summary.no_index:
         name, why = next(iter(summary.no_index.items()))
         lines.append(f"  {counted(len(summary.no_index), 'tar')} without an index, {name} for example: {why}")

@@ -15,7 +15,7 @@ from typing import Any
 from curator_dask.errors import OutputError
 from curator_dask.frames.parquet import read_footer
 from curator_dask.frames.record import BALANCE
-from curator_dask.outputs.curated_names import BALANCED, EMBEDDINGS, NOTE, PASSING, SHARDS, stay_in
+from curator_dask.outputs.curated_names import BALANCED, EMBEDDINGS, FETCHED, NOTE, PASSING, SHARDS, stay_in
 from curator_dask.outputs.export_place import ExportPlace
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.placing import put
@@ -153,6 +153,8 @@ class CurationSummary:
         Of the dataset.
     failed
         Whose image cannot be used.
+    unfetched
+        Of these, those whose image was not fetched, where a table of URLs was the beginning: its rows are `rows`.
     filtered
         That do not pass the condition, or are not among the best (``top``), and have not failed.
     unbalanced
@@ -180,6 +182,7 @@ class CurationSummary:
     path: str
     rows: int = 0
     failed: int = 0
+    unfetched: int = 0
     filtered: int = 0
     unbalanced: int = 0
     duplicates: int = 0
@@ -217,5 +220,7 @@ class CurationSummary:
                 continue
             count = getattr(self, name)
             lines += [f"  {name:10} {count:>9,} ({count / max(1, self.rows):.1%})"]
+            if name == "failed" and FETCHED in self.steps:
+                lines[-1] += f", {self.unfetched:,} of them not fetched"
         lines += [f"  joined {each.table} on {each.on}: {each}" for each in self.joined]
         return "\n".join(lines)

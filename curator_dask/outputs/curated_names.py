@@ -11,6 +11,8 @@ from curator_dask.storage import Options, join, read_bytes
 #: new tars.
 EMBEDDINGS, PASSING, BALANCED = "embeddings", "passing", "balanced"
 DUPLICATES, SHARDS = "duplicates", "shards"
+#: What the summary calls the images that were fetched first; they are no folder of it.
+FETCHED = "fetched"
 #: What is noted beside them.
 NOTE = "curated.json"
 

@@ -233,6 +233,15 @@ class EarlierTars:
         """
         return self.source.rows_in(rows, name, id_col)
 
+    def look_up(
+        self, rows: Folder, names: Sequence[str], id_col: str, blurring: Blurring | None
+    ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, dict[int, str]]]:
+        """By file, what `rows_in` and `left_out_of` say of it."""
+        found = in_threads(lambda name: self.rows_in(rows, name, id_col), names)
+        taken = dict(zip(names, found, strict=True))
+        lost = in_threads(lambda name: self.left_out_of(rows, name, id_col, taken[name][0], blurring), names)
+        return taken, dict(zip(names, lost, strict=True))
+
     def left_out_of(
         self, rows: Folder, name: str, id_col: str, taken: np.ndarray, blurring: Blurring | None
     ) -> dict[int, str]:

@@ -46,6 +46,7 @@ class ExportOptions:
     overwrite: bool = False
     append: bool = False
     without: str | None = None
+    next_best: bool = False
     dry_run: bool = False
     caption: str | None = None
     max_side: int | None = None
@@ -129,6 +130,10 @@ class ExportOptions:
             raise ConfigError(
                 "append and format='parquet': names of Parquet files say how many there are in all, so none can be"
                 " added to them. Write what is new to another path, or all anew with overwrite=True (--overwrite)"
+            )
+        if self.next_best and self.without is None:
+            raise ConfigError(
+                "next_best says what stays of duplicates: give their table as without (--without)"
             )
         if self.sizes not in (True, False, None):
             raise ConfigError(f"sizes={self.sizes!r}: expected True, False or None")

@@ -27,14 +27,12 @@ from curator_dask.outputs.placing import is_there, put
 from curator_dask.outputs.saving import check_writable, missing_folders, path_beside, remove_empty
 from curator_dask.outputs.selecting import Folder
 from curator_dask.outputs.shard_names import PARTS, is_shard, names_of, shortened, strays
+from curator_dask.outputs.twins_told import NOTE, SUFFIX
 from curator_dask.storage import exists, is_remote, join, read_bytes, remove, walk
 from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
 
-#: Ends the name of the folder beside the tars.
-SUFFIX = ".export"
-_NOTE = "run.json"  # of which export the tars are
 #: Of what is noted of an export: what identifies the table of duplicates.
 WITHOUT = "without_state"
 #: The card of a dataset, as Hugging Face's hub and datasets look for it.
@@ -138,7 +136,7 @@ class ExportPlace:
     def _forget(self, everything: bool) -> None:
         """Remove what is beside the tars, where it is the note alone or `everything` is to go."""
         names = [*walk(self.beside, self.target.options)]
-        if everything or names == [_NOTE]:
+        if everything or names == [NOTE]:
             for name in names:
                 remove(join(self.beside, name), self.target.options)
         if not is_remote(self.beside):
@@ -325,7 +323,7 @@ class ExportPlace:
 
     def _note(self) -> dict[str, Any] | None:
         """What the last export there says of itself; None where there was none."""
-        path = join(self.beside, _NOTE)
+        path = join(self.beside, NOTE)
         if not exists(path, self.target.options):
             return None
         try:
@@ -336,7 +334,7 @@ class ExportPlace:
 
     def _tell(self, note: Mapping[str, Any]) -> None:
         if note != self._note():
-            put(join(self.beside, _NOTE), json.dumps(note).encode(), self.target.options)
+            put(join(self.beside, NOTE), json.dumps(note).encode(), self.target.options)
 
 
 def _digest(data: bytes) -> str:

@@ -45,6 +45,8 @@ from curator_dask.outputs.saving import behind_links, check_apart
 from curator_dask.outputs.selecting import FileRows, Folder, SelectSamples, stop_at
 from curator_dask.outputs.sharding import NewShards
 from curator_dask.outputs.shrinking import EXPORTED
+from curator_dask.outputs.twins import find_twins
+from curator_dask.outputs.twins_told import TWINS
 from curator_dask.outputs.unique_keys import check_keys
 from curator_dask.outputs.vector_members import VectorMember, check_new, vector_members
 from curator_dask.outputs.weighing import Weighing
@@ -192,21 +194,17 @@ class ExportRun:
             "" if options.without is None else check_removed(absolute(options.without)),
             weighing,
         )
-        asked = {name: FileRows(name) for name in names}
+        lost: Mapping[str, Mapping[int, str]] = {}
         if (earlier := self._earlier) is not None:
-            found = in_threads(lambda name: earlier.rows_in(rows, name, self._id_col), names)
-            self._taken = dict(zip(names, found, strict=True))
-            left_out = in_threads(
-                lambda name: earlier.left_out_of(
-                    rows, name, self._id_col, self._taken[name][0], options.blurring
-                ),
-                names,
-            )
-            asked = {
-                name: FileRows(name, each[0], lost)
-                for name, each, lost in zip(names, found, left_out, strict=True)
-            }
-            summary.note_earlier(earlier, [places for _, places in found])
+            self._taken, lost = earlier.look_up(rows, names, self._id_col, options.blurring)
+            summary.note_earlier(earlier, [places for _, places in self._taken.values()])
+        taken = {name: places for name, (places, _) in self._taken.items()} if earlier is not None else {}
+        twins = find_twins(rows, names, taken, options, self._id_col)
+        summary.twins_filtered, summary.next_best = twins.lost, twins.staying
+        none = np.empty(0, np.int64)
+        asked = {
+            name: FileRows(name, taken.get(name, none), lost.get(name, {}), twins.of(name)) for name in names
+        }
         known = in_threads(select.known, [*asked.values()])
         reports = {name: report for name, report in zip(names, known, strict=True) if report is not None}
         for report in reports.values():
@@ -280,6 +278,7 @@ class ExportRun:
         self._settings = settings_of(options, self._encoded, in_keys, columns)
         if options.without is not None:
             self._settings[WITHOUT] = check_removed(absolute(options.without))
+            self._settings[TWINS] = [summary.twins_filtered, summary.next_best]
         if self._kinds:
             self._settings[VECTORS] = self._kinds
         there, samples = summary.in_all()

@@ -12,7 +12,7 @@ import numpy as np
 from curator_dask.outputs.content_told import card_lines, content_lines, trouble_lines
 from curator_dask.outputs.earlier_told import earlier_lines
 from curator_dask.outputs.export_options import ExportOptions
-from curator_dask.outputs.left_out import UNBLURRED, is_without_file
+from curator_dask.outputs.left_out import UNBLURRED, is_without_file, take_out
 from curator_dask.outputs.reader_habits import reader_habits
 from curator_dask.outputs.splits import SplitCount
 from curator_dask.rows.remarks import EXAMPLES
@@ -104,6 +104,8 @@ class ExportSummary:
         Column of the boxes, where regions were to be blurred.
     twins_lost
         Rows that were left out as duplicates of a sample that could not be blurred.
+    twins_filtered, next_best
+        Rows that pass, and went for a better twin that does not; and those that stay in the place of such a twin.
     labels
         Where boxes of some labels alone are blurred: how many have each of these, and each of the others that are
         most frequent in a tar.
@@ -181,6 +183,8 @@ class ExportSummary:
     images_beside_blurred: int = 0
     blur: str = ""
     twins_lost: int = 0
+    twins_filtered: int = 0
+    next_best: int = 0
     labels: Counter[str] = field(default_factory=Counter)
     images_left: Counter[str] = field(default_factory=Counter)
     images_left_examples: dict[str, list[str]] = field(default_factory=dict)
@@ -261,7 +265,7 @@ class ExportSummary:
                 self.fields.update({after: count})
             self.fields = +self.fields
         if lost := report.get(UNBLURRED):
-            self._add_left_out_samples(lost, split)
+            take_out(self, lost, split)
         if report["no_index"]:
             self.no_index[report["name"]] = report["no_index"]
         if is_without_file(report):
@@ -306,27 +310,6 @@ class ExportSummary:
         found.fields, found.kept = self.in_all()
         found.shards, found.splits = found.shards + self.earlier_shards, self.splits
         return found
-
-    def _add_left_out_samples(self, lost: Mapping[str, Any], split: str) -> None:
-        """Count samples that were to be in a tar of a split, and are not."""
-        self.kept -= lost["samples"]
-        self.missing += lost["samples"]
-        if split in self.splits:
-            self.splits[split].samples -= lost["samples"]
-        self.fields.subtract(lost["fields"])
-        self.errors.subtract(lost.get("errors", {}))
-        for suffix, counts in lost.get("vectors", {}).items():
-            self.fields.subtract({suffix: counts["members"]})
-            self.no_vector.subtract({suffix: counts["null"] + counts["broken"]})
-            self.broken_vector.subtract({suffix: counts["broken"]})
-        if pictures := lost.get("pictures"):
-            self.no_image -= pictures["none"]
-            self.members_left.subtract(pictures["left"])
-        self.fields, self.errors, self.members_left = +self.fields, +self.errors, +self.members_left
-        self.reasons.update(lost["reasons"])
-        for kind, some in lost["examples"].items():
-            known = self.examples.setdefault(kind, [])
-            known += some[: EXAMPLES - len(known)]
 
     def note_splits(
         self, counts: Mapping[str, SplitCount], notes: Sequence[str], earlier: EarlierTars | None = None

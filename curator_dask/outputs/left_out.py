@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,11 +16,29 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.removed import DUPLICATES
 from curator_dask.outputs.selecting import Folder
+from curator_dask.outputs.splits import SplitCount
+from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.storage import join, remove, walk
 from curator_dask.webdataset.samples import key_text
 
 #: The folder of these files; and in a report, how many samples there are.
 UNBLURRED = "unblurred"
+
+
+class Counts(Protocol):
+    """Those of `curator_dask.outputs.export_summary.ExportSummary` that samples are taken out of."""
+
+    kept: int
+    missing: int
+    splits: dict[str, SplitCount]
+    fields: Counter[str]
+    errors: Counter[str]
+    no_vector: Counter[str]
+    broken_vector: Counter[str]
+    no_image: int
+    members_left: Counter[str]
+    reasons: Counter[str]
+    examples: dict[str, list[str]]
 
 
 def put_left_out(manifest: Folder, name: str, reasons: Mapping[int, str], samples: pa.Table) -> None:
@@ -61,6 +80,32 @@ def keys_before(samples: pa.Table) -> list[str]:
 def is_without_file(report: Mapping[str, Any]) -> bool:
     """Whether there is no file of what a report is on, as none of its samples is left."""
     return not (report["rows"] or report["bytes"])
+
+
+def take_out(summary: Counts, lost: Mapping[str, Any], split: str) -> None:
+    """Count samples that were to be in a tar of a split, and are not."""
+    summary.kept -= lost["samples"]
+    summary.missing += lost["samples"]
+    if split in summary.splits:
+        summary.splits[split].samples -= lost["samples"]
+    summary.fields.subtract(lost["fields"])
+    summary.errors.subtract(lost.get("errors", {}))
+    for suffix, counts in lost.get("vectors", {}).items():
+        summary.fields.subtract({suffix: counts["members"]})
+        summary.no_vector.subtract({suffix: counts["null"] + counts["broken"]})
+        summary.broken_vector.subtract({suffix: counts["broken"]})
+    if pictures := lost.get("pictures"):
+        summary.no_image -= pictures["none"]
+        summary.members_left.subtract(pictures["left"])
+    summary.fields, summary.errors, summary.members_left = (
+        +summary.fields,
+        +summary.errors,
+        +summary.members_left,
+    )
+    summary.reasons.update(lost["reasons"])
+    for kind, some in lost["examples"].items():
+        known = summary.examples.setdefault(kind, [])
+        known += some[: EXAMPLES - len(known)]
 
 
 def twins_lost(left_out: Folder, duplicates: str) -> int:

@@ -62,6 +62,7 @@ class Folder(NamedTuple):
 
 #: What rows are asked besides the clauses of a condition, as the summary calls it.
 _ALONE = "has no better twin"
+_ALONE_PASSING = f"{_ALONE} that passes"
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,15 @@ class FileRows:
         int64 (n,): in order, the rows whose samples are in tars that stay as they are; none are looked up.
     left_out
         Those whose samples such a tar was to have, and has not, with the reason; none are looked up, either.
+    next_best
+        int64 (n,): in order, the rows that stay in the place of a better twin that does not pass; None: none are
+        to.
     """
 
     name: str
     taken: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     left_out: Mapping[int, str] = field(default_factory=dict)
+    next_best: np.ndarray | None = None
 
     @property
     def known(self) -> np.ndarray:
@@ -94,7 +99,8 @@ class FileRows:
         return [_digest(self.taken), *([[[*pair] for pair in said]] if said else [])]
 
     def __dask_tokenize__(self) -> Any:
-        return (type(self).__name__, self.name, self.state)
+        best = None if self.next_best is None else _digest(self.next_best)
+        return (type(self).__name__, self.name, self.state, best)
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,7 @@ class SelectSamples:
         path = self.source.file(name)
         if self.given_up is not None:
             raise ShardError(f"{path}: {self.given_up}")
-        base = self._mark(path)
+        base = self._mark(asked)
         mark = _with_taken(base, asked)
         if (
             known := self._known(asked, base)
@@ -168,14 +174,16 @@ class SelectSamples:
     def known(self, asked: FileRows) -> Mapping[str, Any] | None:
         """The report on a file whose samples are looked up already; None where they are not, or that cannot be seen."""
         try:
-            return self._known(asked, self._mark(self.source.file(asked.name)))
+            return self._known(asked, self._mark(asked))
         except ShardError:
             return None
 
-    def _mark(self, path: str) -> str:
+    def _mark(self, asked: FileRows) -> str:
         settings: list[Any] = [self.id_col, self.where, self.filter_column, self.portable]
         settings += [] if self.without is None else [self.without_state]
         settings += [] if self.weighing is None else [asdict(self.weighing)]
+        settings += [] if asked.next_best is None else [{"next_best": _digest(asked.next_best)}]
+        path = self.source.file(asked.name)
         return fingerprint({"select": settings, "file": vars(stamp(path, self.source.options))})
 
     def _known(self, asked: FileRows, base: str) -> Mapping[str, Any] | None:
@@ -223,11 +231,14 @@ class SelectSamples:
         if footer.record is not None and not len(known):
             urls = pc.unique(table.column(URL_COLUMN)).to_pylist()
             check_unchanged(path, urls, footer.record, self.shard_options)
-        passes, said = self._passing(table, where, footer.columns, path)
+        passes, said = passing_rows(table, where, self.filter_column, footer.columns, path)
         if self.without is not None:
             alone = stays(self.without, *(to_array(table.column(each)) for each in (id_col, URL_COLUMN)))
+            if asked.next_best is not None:
+                alone[asked.next_best] = True
             passes &= alone
-            said["passing"][_ALONE], said["unknown"][_ALONE] = int(alone.sum()), 0
+            clause = _ALONE if asked.next_best is None else _ALONE_PASSING
+            said["passing"][clause], said["unknown"][clause] = int(alone.sum()), 0
         outdated = int((~passes[taken]).sum())
         left_out = {row: why for row, why in asked.left_out.items() if passes[row]}
         passes[known] = False
@@ -275,34 +286,54 @@ class SelectSamples:
         assert report["rows"] == report["kept"] + len(taken) + report["filtered"] + missing_rows
         return samples, report
 
-    def _passing(
-        self, table: pa.Table, where: Where | None, columns: Sequence[str], path: str
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Bool (rows,); and by clause, how many rows pass it, and of how many it says nothing."""
-        passes = np.ones(len(table), bool)
-        counts: dict[str, Any] = {"passing": {}, "unknown": {}}
-        clauses: dict[str, np.ndarray] = {}
-        if where is not None:
-            try:
-                found = where.passes(table, columns)
-            except ConfigError as error:
-                raise ConfigError(f"{path}: {error}") from None
-            passes &= found == 1
-            alone = len(where.clauses) == 1
-            clauses = {each: found if alone else Where(each).passes(table) for each in where.clauses}
-        if self.filter_column is not None:
-            column = table.column(self.filter_column)
-            try:
-                check_boolean(self.filter_column, column.type)
-            except ConfigError as error:
-                raise ConfigError(f"{path}: {error}") from None
-            known = np.asarray(pc.fill_null(pc.cast(column, pa.int8()), -1))
-            passes &= known == 1
-            clauses[self.filter_column] = known
-        for clause, known in clauses.items():
-            counts["passing"][clause] = int((known == 1).sum())
-            counts["unknown"][clause] = int((known == -1).sum())
-        return passes, counts
+
+def passing_rows(
+    table: pa.Table, where: Where | None, filter_column: str | None, columns: Sequence[str], path: str
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Which rows pass a condition and a column of booleans.
+
+    Parameters
+    ----------
+    table
+        The rows, with the columns that are named.
+    where, filter_column
+        The condition, and the column.
+    columns, path
+        All columns of the file, and where it is, to be told.
+
+    Returns
+    -------
+    bool (rows,); and by clause, how many rows pass it (``passing``), and of how many it says nothing (``unknown``).
+
+    Raises
+    ------
+    ConfigError
+        They do not fit the columns.
+    """
+    passes = np.ones(len(table), bool)
+    counts: dict[str, Any] = {"passing": {}, "unknown": {}}
+    clauses: dict[str, np.ndarray] = {}
+    if where is not None:
+        try:
+            found = where.passes(table, columns)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+        passes &= found == 1
+        alone = len(where.clauses) == 1
+        clauses = {each: found if alone else Where(each).passes(table) for each in where.clauses}
+    if filter_column is not None:
+        column = table.column(filter_column)
+        try:
+            check_boolean(filter_column, column.type)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+        known = np.asarray(pc.fill_null(pc.cast(column, pa.int8()), -1))
+        passes &= known == 1
+        clauses[filter_column] = known
+    for clause, known in clauses.items():
+        counts["passing"][clause] = int((known == 1).sum())
+        counts["unknown"][clause] = int((known == -1).sum())
+    return passes, counts
 
 
 def kinds_of(errors: pa.Array | pa.ChunkedArray) -> dict[str, int]:

@@ -18,7 +18,7 @@ from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.frames.record import SETTINGS
 from curator_dask.image.classifiers.origins import Origin
-from curator_dask.models.families import said_of, unlike
+from curator_dask.models.families import said_of, unchecked, unlike
 from curator_dask.models.texts import TextEncoder, TextSpec
 from curator_dask.rows.reasons import NO_VECTOR, NOT_FINITE
 from curator_dask.runs.fit import refresh_model
@@ -215,12 +215,13 @@ def check_together(images: Origin, of_text: Any, texts: Origin | None, label: st
     where = "the captions" if texts is None else repr(texts.column)
     of_text = of_text if of_text is not None else texts.info() if texts is not None else None
     of_images = images.info()
-    override = "if you know that they are of one space, say so by check=False (--no-check)"
+    dims = [(of_images or {}).get("dim", images.dim), (of_text or {}).get("dim", texts and texts.dim)]
+    override = unchecked("they are of one space", *dims)
     for name, info in ((repr(images.column), of_images), (where, of_text)):
         if info is None:
             raise ConfigError(
                 f"{label}: nothing says what made the vectors of {name}. Embed images with ClipImageEmbedder and"
-                f" captions with ClipTextEmbedder, of one model; or, {override}"
+                f" captions with ClipTextEmbedder, of one model{override}"
             )
     assert of_images is not None and of_text is not None
     found = unlike(of_images, of_text)
@@ -228,7 +229,7 @@ def check_together(images: Origin, of_text: Any, texts: Origin | None, label: st
         raise ConfigError(
             f"{label}: {images.column!r} has vectors of {said_of(of_images)}, and {where} those of {said_of(of_text)},"
             f" which do not belong together: {'; '.join(found)}. Embed both with one model, by ClipImageEmbedder and"
-            f" ClipTextEmbedder; or, {override}"
+            f" ClipTextEmbedder{override}"
         )
 
 

@@ -13,7 +13,7 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, DatasetError
 from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.parquet import open_parquet, read_footer, read_record
-from curator_dask.models.families import Kind, said_of
+from curator_dask.models.families import Kind, said_of, unchecked
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.step import Step
 from curator_dask.storage import Options
@@ -80,17 +80,17 @@ class Origin:
             It is not, or nothing says what it is.
         """
         info = self.info()
-        override = "if you know that its vectors are such, say so by check=False (--no-check)"
+        override = unchecked("its vectors are such", (info or {}).get("dim", self.dim), kind.dim)
         if info is None:
             raise ConfigError(
-                f"{head} is for vectors of {kind}; nothing says what made {self.column!r}. {kind.remedy}; or {override}"
+                f"{head} is for vectors of {kind}; nothing says what made {self.column!r}. {kind.remedy}{override}"
             )
         differences = kind.differences(info)
         if differences:
             raise ConfigError(
                 f"{head} is for vectors of {kind}; {self.column!r} has those of {said_of(info)}:"
                 f" {'; '.join(differences)}. {kind.remedy}; or take a head that was trained on the vectors that are"
-                f" there; or, {override}"
+                f" there{override}"
             )
 
 

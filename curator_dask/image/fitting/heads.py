@@ -15,8 +15,10 @@ import pandas as pd
 
 import curator_dask
 from curator_dask.decode.spec import check_counts
+from curator_dask.errors import ConfigError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import EMBEDDING_COLUMN
+from curator_dask.image.fitting.copies import EPS, Copies
 from curator_dask.image.fitting.figures import doubtful, figures_of, lines_of
 from curator_dask.image.fitting.labels import Labels, labels_of
 from curator_dask.image.fitting.regression import fit, sigmoid
@@ -49,6 +51,8 @@ class FittedHead:
         Of these scores, as `curator_dask.image.fitting.figures.figures_of` has them.
     digest
         Of all that decides the weights: vectors, labels, settings and this package's version.
+    copies
+        Which rows are near copies of one another, and whether they were left out together.
     """
 
     weight: np.ndarray
@@ -59,6 +63,7 @@ class FittedHead:
     freedom: float
     figures: Mapping[str, Any]
     digest: str
+    copies: Copies
 
     @property
     def rows(self) -> pd.DataFrame:
@@ -80,7 +85,8 @@ class FittedHead:
         return f"label {self.labels.kind}" if value else f"label not {self.labels.kind}"
 
     def __str__(self) -> str:
-        lines = [self.labelled.told, *lines_of(self.labels, dict(self.figures))]
+        lines = [self.labelled.told, *([self.copies.told] if self.copies.told else [])]
+        lines += lines_of(self.labels, dict(self.figures))
         if against := self.doubtful(5):
             lines.append("labels that speak most against the score, by a head that has not seen the row:")
             lines += [
@@ -97,7 +103,7 @@ class FittedHead:
             "label": self.labels.name,
             "kind": self.labels.kind,
         }
-        return {**counts, **more, **self.figures}
+        return {**counts, **more, **self.copies.to_dict(), **self.figures}
 
     def as_bytes(self) -> bytes:
         """The file that `save` writes."""
@@ -149,6 +155,7 @@ def fit_head(
     column: str = EMBEDDING_COLUMN,
     most: int = MOST,
     seed: int = 0,
+    copies: float = EPS,
     storage_options: Options = None,
 ) -> FittedHead:
     """Fit a linear head to the rows of an output that have a label, in this process.
@@ -176,6 +183,10 @@ def fit_head(
         Rows that it is fitted to, at most; of more with a label as many, picked by chance.
     seed
         Of what is picked by chance.
+    copies
+        1 - cosine up to which two rows are near copies, as of `curator_dask.dedup`: they are left out together, as a
+        head does well on a row whose copy it was fitted to. Where that would be most rows, a smaller one is taken. 0:
+        none are looked for.
     storage_options
         For fsspec, where `path` is a URL.
 
@@ -189,12 +200,16 @@ def fit_head(
         There are no vectors.
     """
     check_counts(most=most)
+    if isinstance(copies, bool) or not isinstance(copies, int | float) or not 0 <= copies < 1:
+        raise ConfigError(
+            f"copies={copies!r} (--copies): expected 1 - cosine, a number from 0 up and below 1"
+        )
     tables = () if labels is None else (labels,) if isinstance(labels, str | os.PathLike) else tuple(labels)
     labelled = labelled_rows(
         path, label, tables=tables, most=most, column=column, seed=seed, storage_options=storage_options
     )
     wanted = labels_of(labelled.labels, label, positive)
-    found = fit(labelled.vectors, wanted.values, wanted.kind is not None, seed)
+    found = fit(labelled.vectors, wanted.values, wanted.kind is not None, seed, copies)
     scores = found.unseen if wanted.kind is None else sigmoid(found.unseen)
     return FittedHead(
         found.weight.astype(np.float32)[None],
@@ -204,7 +219,8 @@ def fit_head(
         scores,
         found.freedom,
         figures_of(wanted, scores, found.parts),
-        _digest(labelled, wanted, seed),
+        _digest(labelled, wanted, seed, found.copies),
+        found.copies,
     )
 
 
@@ -217,9 +233,11 @@ def fitted_to(path: str | os.PathLike[str]) -> str | None:
     return said.get(FITTED_TO)
 
 
-def _digest(labelled: Labelled, labels: Labels, seed: int) -> str:
+def _digest(labelled: Labelled, labels: Labels, seed: int, copies: Copies) -> str:
     info = None if labelled.info is None else dict(labelled.info)
     parts = {"info": info, "kind": labels.kind, "seed": seed, "version": curator_dask.__version__}
+    if len(copies.sizes) and copies.apart:  # else rows are cut into parts as if there were none
+        parts["copies"] = hashlib.sha256(copies.groups.astype("<i8").tobytes()).hexdigest()
     digest = hashlib.sha256(fingerprint({**parts, "shape": labelled.vectors.shape}).encode())
     for array in (labelled.vectors, labels.values):
         digest.update(np.ascontiguousarray(array).data)

@@ -1,15 +1,18 @@
 """Linear maps of vectors to labels: scikit-learn's logistic and ridge regression, the freedom of their weights chosen.
 
 How freely weights grow is decided by what they foretell of rows that they were not fitted to: all rows are cut into
-parts, and each part is foretold by a map that is fitted to the others.
+parts, and each part is foretold by a map that is fitted to the others. Rows that are near copies of one another are of
+one part.
 """
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from curator_dask.image.fitting.copies import EPS, Copies, alone, find_copies
 
 #: scikit-learn's C of a logistic regression, and 1/alpha of a ridge regression, of vectors whose every value is scaled
 #: to a variance of 1: from weights that hardly grow to such as do as they like.
@@ -32,6 +35,8 @@ class Fit:
         Which part each row is of; int (n,).
     freedom
         Of `FREEDOMS`, the one that was chosen.
+    copies
+        Which rows are near copies of one another.
     """
 
     weight: np.ndarray
@@ -39,9 +44,10 @@ class Fit:
     unseen: np.ndarray
     parts: np.ndarray
     freedom: float
+    copies: Copies
 
 
-def fit(vectors: np.ndarray, wanted: np.ndarray, kinds: bool, seed: int) -> Fit:
+def fit(vectors: np.ndarray, wanted: np.ndarray, kinds: bool, seed: int, eps: float = EPS) -> Fit:
     """Fit a map.
 
     Parameters
@@ -54,15 +60,34 @@ def fit(vectors: np.ndarray, wanted: np.ndarray, kinds: bool, seed: int) -> Fit:
         Whether there are two.
     seed
         Of how rows are cut into parts.
+    eps
+        1 - cosine up to which rows are near copies, which are of one part; 0: none are.
     """
     from threadpoolctl import threadpool_limits
 
+    copies, parts = _cut(vectors, wanted, kinds, seed, eps)
     # An iteration is a few products of microseconds: threads of BLAS would spend ten times that on waiting, awake.
     with threadpool_limits(1):
-        return _fit(vectors, wanted, kinds, _parts(wanted, kinds, seed))
+        return _fit(vectors, wanted, kinds, parts, copies)
 
 
-def _fit(vectors: np.ndarray, wanted: np.ndarray, kinds: bool, parts: np.ndarray) -> Fit:
+def _cut(
+    vectors: np.ndarray, wanted: np.ndarray, kinds: bool, seed: int, eps: float
+) -> tuple[Copies, np.ndarray]:
+    """Near copies, and the part of each row."""
+    first = None
+    for copies in find_copies(vectors, eps) if eps else ():
+        if not len(copies.sizes):
+            break
+        first = first or copies
+        parts = _parts_of_groups(wanted, kinds, seed, copies.groups)
+        if parts is not None:
+            return copies, parts
+    plain = _parts(wanted, kinds, seed)
+    return (alone(len(wanted)) if first is None else replace(first, apart=False)), plain
+
+
+def _fit(vectors: np.ndarray, wanted: np.ndarray, kinds: bool, parts: np.ndarray, copies: Copies) -> Fit:
     model, loss = (_logistic, _log_loss) if kinds else (_ridge, _squared)
     best, freedom, unseen = np.inf, FREEDOMS[0], np.zeros(len(wanted))
     for each in FREEDOMS:
@@ -75,7 +100,7 @@ def _fit(vectors: np.ndarray, wanted: np.ndarray, kinds: bool, parts: np.ndarray
             break  # with more freedom it is worse still, and takes longest
         best, freedom, unseen = now, each, found
     weight, bias = model(vectors, wanted, freedom)
-    return Fit(weight, bias, unseen, parts, freedom)
+    return Fit(weight, bias, unseen, parts, freedom, copies)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -91,6 +116,24 @@ def _parts(wanted: np.ndarray, kinds: bool, seed: int) -> np.ndarray:
     parts = np.empty(len(wanted), np.int64)
     for part, (_, rows) in enumerate(cut.split(wanted, wanted)):
         parts[rows] = part
+    return parts
+
+
+def _parts_of_groups(wanted: np.ndarray, kinds: bool, seed: int, groups: np.ndarray) -> np.ndarray | None:
+    """Parts that groups are whole in; None where a map would be fitted to less than half, or a part lacks a kind."""
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+    counts = np.bincount(groups)
+    if len(counts) < 2 * PARTS or 2 * counts.max() > len(groups):
+        return None
+    cut = (StratifiedGroupKFold if kinds else GroupKFold)(PARTS, shuffle=True, random_state=seed)
+    parts = np.empty(len(wanted), np.int64)
+    for part, (_, rows) in enumerate(cut.split(wanted, wanted, groups)):
+        parts[rows] = part
+    for part in range(PARTS):
+        some = wanted[parts == part]
+        if not len(some) or (kinds and not 0 < some.mean() < 1):
+            return None
     return parts
 
 

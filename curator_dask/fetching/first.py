@@ -1,0 +1,131 @@
+"""A fetch that is the first of many steps: as a recipe gives it, with a look ahead before hours go into images."""
+
+from __future__ import annotations
+
+import tarfile
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curator_dask.arguments import check_names, make_of, names_of
+from curator_dask.cluster.setup import OpenWorkers
+from curator_dask.errors import ConfigError, OutputError, ShardError
+from curator_dask.fetching.options import FetchOptions
+from curator_dask.fetching.running import fetch_table
+from curator_dask.fetching.summary import FetchSummary
+from curator_dask.storage import Options
+
+_OWN = ("table", "min_good", "storage_options")
+
+
+@dataclass(frozen=True)
+class FirstFetch:
+    """What is fetched before all else.
+
+    Attributes
+    ----------
+    table
+        Of URLs.
+    options
+        How they are fetched.
+    min_good
+        Share of its rows that must have an image, for what follows to be done.
+    storage_options
+        For fsspec, of the table.
+    """
+
+    table: str
+    options: FetchOptions
+    min_good: float = 0.0
+    storage_options: Options = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> FirstFetch:
+        """As a recipe says it: ``table``, and arguments of `FetchOptions`.
+
+        Raises
+        ------
+        ConfigError
+            It lacks a table, or has other arguments.
+        """
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"fetch: expected {{table: FILE, caption_column: NAME}}, found {given!r}")
+        taken = ("append",)
+        check_names("fetch", given, [*_OWN, *(name for name in names_of(FetchOptions) if name not in taken)])
+        if not isinstance(table := given.get("table"), str) or not table:
+            raise ConfigError(f"fetch: expected a table of URLs, as table: urls.parquet, found {table!r}")
+        share = given.get("min_good", 0.0)
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ConfigError(f"fetch: min_good={share!r}: expected a share from 0 to 1")
+        settings = {name: value for name, value in given.items() if name not in _OWN}
+        options = make_of("fetch", FetchOptions, settings)
+        return cls(table, options, float(share), given.get("storage_options"))
+
+    def __call__(
+        self,
+        output: str,
+        ahead: Callable[[Path], object],
+        *,
+        append: bool = False,
+        output_storage_options: Options = None,
+        workers: OpenWorkers = nullcontext,
+    ) -> FetchSummary:
+        """Fetch what is missing.
+
+        Parameters
+        ----------
+        output
+            Where the shards go.
+        ahead
+            Called before the first image is asked for, where some are missing, with a folder of one shard without
+            rows, whose columns are those that the shards will have: to see whether what follows can be done.
+        append
+            The table has grown.
+        output_storage_options, workers
+            As of `fetch_images`.
+
+        Raises
+        ------
+        ShardError
+            A shard could not be written, or too few rows have an image.
+        CuratorError
+            As of `fetch_images`.
+        """
+
+        def look(schema: pa.Schema) -> None:
+            with tempfile.TemporaryDirectory(prefix="curator-dask-") as folder:
+                tarfile.open(Path(folder, "00000.tar"), "w").close()
+                pq.write_table(schema.empty_table(), Path(folder, "00000.parquet"))
+                ahead(Path(folder))
+
+        try:
+            found = fetch_table(
+                self.table,
+                output,
+                replace(self.options, append=append),
+                storage_options=self.storage_options,
+                output_storage_options=output_storage_options,
+                workers=workers,
+                ahead=look,
+            )
+        except OutputError as error:
+            raise OutputError(f"fetch: {error}. (Of a recipe that is `fetch: {{overwrite: true}}`)") from None
+        if found.failed_shards:
+            name, why = next(iter(found.failed_shards.items()))
+            raise ShardError(
+                f"{name}: could not be fetched, and nothing else was done: {why}. Mend it, and run again"
+            )
+        if not found.images or found.good < self.min_good:
+            some = ", ".join(f"{count:,} x {reason}" for reason, count in found.reasons.most_common(3))
+            raise ShardError(
+                f"fetch: {found.images:,} of {found.rows:,} rows have an image ({found.good:.1%}, min_good is"
+                f" {self.min_good:.1%}), and nothing else was done: {some}. Run again with `fetch: {{retry_failed:"
+                " true}`, or with a smaller min_good"
+            )
+        return found
