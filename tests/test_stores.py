@@ -17,6 +17,7 @@ HERE_ALONE = {
     "score": ["score", "s3://bucket/out", "--head", "good=s3://bucket/here.safetensors"],
     "index": ["search", "s3://bucket/out", "--like", "1", "--index", "s3://bucket/here"],
     "sheet": ["search", "s3://bucket/out", "--like", "1", "--sheet", "s3://bucket/here.png"],
+    "image": ["search", "s3://bucket/out", "--image", "s3://bucket/here.jpg"],
     "report": ["report", "s3://bucket/out", "s3://bucket/here.html"],
     "label": ["label", "s3://bucket/out", "s3://bucket/here.html", "--name", "good"],
     "compare": ["compare", "s3://bucket/out", "s3://bucket/out", "s3://bucket/here.html"],
