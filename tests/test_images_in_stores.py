@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+import time
 
 import fsspec
 import pytest
@@ -14,6 +15,7 @@ from test_parquet_images import check_rows, write
 from curator_dask import storage
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import DatasetError, ShardError
+from curator_dask.outputs import lock
 from curator_dask.webdataset.finding import find_shards
 from curator_dask.webdataset.opening import open_shard
 
@@ -213,3 +215,19 @@ def test_access_that_is_refused_is_no_fault_of_the_file(server, store, tmp_path)
     server.faults.clear()
     again = ColourReader()(dataset).save_metadata(out)
     assert (again.written, again.skipped, again.rows) == (1, 1, 3)
+
+
+def test_a_store_that_has_gone_away_does_not_hold_up_the_end_of_a_run(server, store, monkeypatch):
+    server.faults.clear()
+    monkeypatch.setattr(lock, "LEAVE_SECONDS", 0.3)
+    folder = f"s3://{BUCKET}/gone"
+    started = time.monotonic()
+    with lock.RunLock(folder, options(server)):
+        server.faults += [Fault("stall", "HEAD", "gone"), Fault("stall", "GET", "gone")]
+        started = time.monotonic()
+    assert 0.3 <= time.monotonic() - started < 5
+    server.faults.clear()
+    assert store.exists(f"{folder}/{lock.LOCK_NAME}")  # left behind, it keeps nobody out
+    with lock.RunLock(folder, options(server)):
+        server.release()
+    assert not store.exists(f"{folder}/{lock.LOCK_NAME}")
