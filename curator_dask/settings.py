@@ -15,6 +15,9 @@ from pathlib import Path
 
 from curator_dask.errors import ConfigError
 
+# As given, or as `Path` writes it, with one slash.
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/")
+
 
 @dataclass(frozen=True)
 class Variable:
@@ -80,14 +83,26 @@ def home() -> Path:
     return absolute(os.environ.get("CURATOR_DASK_HOME") or "~/.curator_dask")
 
 
+def check_local(path: str | os.PathLike[str]) -> None:
+    """Raise ConfigError where a path of this machine is expected, and a URL is given: no folder ``s3:`` is made."""
+    text = os.fspath(path)
+    if found := _URL.match(text):
+        url = f"{found['scheme']}://{text[found.end() :].lstrip('/')}"
+        raise ConfigError(
+            f"{url}: expected a path of this machine, found a URL: of a store are shards, embeddings, tables and"
+            " exports. Copy what is read here first, and what is written here afterwards"
+        )
+
+
 def absolute(path: str | os.PathLike[str]) -> Path:
     """A local path made absolute, ``~`` its owner's home: a worker may have another working directory.
 
     Raises
     ------
     ConfigError
-        The path begins with ``~``, and there is no such user, or no home.
+        The path begins with ``~``, and there is no such user, or no home; or it is a URL.
     """
+    check_local(path)
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from colours import ColourReader, check_colours, read_output, write_dataset
-from s3 import BUCKET, options, s3_server
+from s3 import BUCKET, Fault, options, s3_server
 from test_retry import BROKEN, LARGE
 from test_retry import folder as folder  # a fixture: some images are above a limit of pixels
 from typer.testing import CliRunner
@@ -697,6 +697,14 @@ def test_in_a_store(concepts, tmp_path, in_this_process):
         again = balance_output(f"s3://{BUCKET}/data/out", concepts, 6, workers=no_workers, **where)
         assert (again.output.written, again.kept) == (0, expected.kept)
         store.get(f"{BUCKET}/data/out", str(tmp_path / "fetched"), recursive=True)
+        server.faults.append(
+            Fault("403", "PUT")
+        )  # where the input is may be read-only: counts go where the rows do
+        own = {**options(server), "client_kwargs": {"endpoint_url": f"http://127.0.0.1:{server.port}"}}
+        place, counts = f"s3://{BUCKET}/own/out", f"s3://{BUCKET}/own/counts"
+        where |= {"output_storage_options": own, "overwrite": True}
+        apart = balance_output(f"s3://{BUCKET}/data/out", concepts, 6, place, counts=counts, **where)
+        assert (apart.output.written, apart.kept) == (FILES, expected.kept)
     assert by_key(tmp_path / "fetched", *COLUMNS) == by_key(local, *COLUMNS)
     with pytest.raises(ConfigError, match=r"nothing can be beside a bucket.*--counts"):
         balance_output(f"s3://{BUCKET}", concepts, 6)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tarfile
+import time
 
 import fsspec
 import pytest
-from colours import ColourReader, check_colours, read_output
+from colours import ColourReader, check_colours, read_output, write_dataset
 from s3 import BUCKET, Fault, options, s3_server
 from test_image_folders import rows_of, write_images
 from test_parquet_images import check_rows, write
@@ -14,6 +15,7 @@ from test_parquet_images import check_rows, write
 from curator_dask import storage
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import DatasetError, ShardError
+from curator_dask.outputs import lock
 from curator_dask.webdataset.finding import find_shards
 from curator_dask.webdataset.opening import open_shard
 
@@ -198,3 +200,34 @@ def test_images_inside_parquet_are_read_patiently(server, store, tmp_path):
             reader.check_unchanged()
     again = ColourReader()(dataset).save_metadata(tmp_path / "out")
     assert again.skipped == 2 and "not a Parquet file that can be read" in str(again.failed_shards)
+
+
+def test_access_that_is_refused_is_no_fault_of_the_file(server, store, tmp_path):
+    server.faults.clear()
+    write_dataset(tmp_path / "data", 2, 3)
+    store.put(str(tmp_path / "data"), f"{BUCKET}/a b=c%20d+e", recursive=True)
+    url, out = f"s3://{BUCKET}/a b=c%20d+e/", f"s3://{BUCKET}/x=1 %/out/"
+    dataset = ImageTextPairDataset.from_webdataset(url, storage_options=options(server))
+    server.faults.append(Fault("403", "GET", "/00001.parquet"))
+    said = ColourReader()(dataset).save_metadata(out).failed_shards["00001"]
+    assert f"{url}00001.parquet: could not be read" in said and "AccessDenied" in said
+    assert "storage_options" in said and "not a Parquet file" not in said
+    server.faults.clear()
+    again = ColourReader()(dataset).save_metadata(out)
+    assert (again.written, again.skipped, again.rows) == (1, 1, 3)
+
+
+def test_a_store_that_has_gone_away_does_not_hold_up_the_end_of_a_run(server, store, monkeypatch):
+    server.faults.clear()
+    monkeypatch.setattr(lock, "LEAVE_SECONDS", 0.3)
+    folder = f"s3://{BUCKET}/gone"
+    started = time.monotonic()
+    with lock.RunLock(folder, options(server)):
+        server.faults += [Fault("stall", "HEAD", "gone"), Fault("stall", "GET", "gone")]
+        started = time.monotonic()
+    assert 0.3 <= time.monotonic() - started < 5
+    server.faults.clear()
+    assert store.exists(f"{folder}/{lock.LOCK_NAME}")  # left behind, it keeps nobody out
+    with lock.RunLock(folder, options(server)):
+        server.release()
+    assert not store.exists(f"{folder}/{lock.LOCK_NAME}")

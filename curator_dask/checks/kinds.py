@@ -38,7 +38,11 @@ KINDS = {
         "row, of which NONE that was looked at would have a vector",
         "the notes say what the images lack; a run would end with 1",
     ),
-    "unreadable": Kind(True, "shard that cannot be read", "restore the file, or leave it out of INPUT"),
+    "unreadable": Kind(
+        True,
+        "shard that cannot be read",
+        "restore the file, or let it be read (storage_options), or leave it out of INPUT",
+    ),
     "not-a-tar": Kind(True, "file that is no tar", "fetch the shard again, or leave it out of INPUT"),
     "damaged": Kind(
         True,
@@ -56,7 +60,8 @@ KINDS = {
     "companion": Kind(
         True,
         "Parquet file that cannot be used",
-        "write it again, or read the rows from the tars with metadata='tar' (--metadata tar)",
+        "write it again, or let it be read (storage_options), or read the rows from the tars with metadata='tar'"
+        " (--metadata tar)",
     ),
     "captions": Kind(True, "table of captions that cannot be used", "mend the table as its line says"),
     "columns": Kind(

@@ -9,6 +9,7 @@ import typer
 
 from curator_dask.cli.options import Embeddings, EmbeddingsOptions, json_object, told_plainly
 from curator_dask.frames.names import EMBEDDING_COLUMN
+from curator_dask.settings import check_local
 
 
 def centroids(
@@ -37,6 +38,7 @@ def centroids(
     other = f"{file}: is there, and has other centroids; give another name, or --overwrite"
     keep = file.exists() and not overwrite
     with told_plainly("nothing was written"):
+        check_local(file)
         if keep and len(read_centroids(file)[0]) != number:  # known before the vectors are read
             raise typer.BadParameter(other, param_hint="FILE")
         found = find_centroids(embeddings, number, column=column, seed=seed, storage_options=options)

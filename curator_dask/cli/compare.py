@@ -22,6 +22,7 @@ from curator_dask.cli.options import (
     workers_of,
 )
 from curator_dask.frames.names import EMBEDDING_COLUMN
+from curator_dask.settings import check_local
 
 _FEW = 32  # files are read without a cluster
 
@@ -90,6 +91,7 @@ def compare(
     from curator_dask.outputs.placing import locate
 
     with summary_to(json_file) as put, told_plainly("nothing was changed"):
+        check_local(page or "")
         places = ((a, options), (b, b_options or options))
         files = sum(len(output_files(locate(path, each), each)) for path, each in places)
         if files <= _FEW and not (workers or scheduler_address or scheduler_file):

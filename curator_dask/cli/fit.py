@@ -18,6 +18,7 @@ from curator_dask.cli.options import (
     told_plainly,
 )
 from curator_dask.frames.names import EMBEDDING_COLUMN
+from curator_dask.settings import check_local
 
 
 def fit(
@@ -89,6 +90,7 @@ def fit(
             f"{file}: is there, and is no head of `fit`; give another name, or --overwrite", param_hint="FILE"
         )
     with summary_to(json_file) as put, told_plainly("nothing was written"):
+        check_local(file)
         found = fit_head(
             embeddings,
             label,

@@ -24,6 +24,7 @@ from curator_dask.cli.options import (
     workers_of,
 )
 from curator_dask.frames.names import EMBEDDING_COLUMN
+from curator_dask.settings import check_local
 
 _FEW = 32  # files are looked at without a cluster
 
@@ -91,6 +92,7 @@ def label(
     from curator_dask.outputs.placing import locate
 
     with summary_to(json_file) as put, told_plainly("nothing was written"):
+        check_local(page)
         few = len(output_files(locate(embeddings, options), options)) <= _FEW
         if few and not (workers or scheduler_address or scheduler_file):
             place: AbstractContextManager[Any] = nullcontext()  # done before a cluster has started

@@ -18,6 +18,8 @@ from typing import Annotated, Any, NoReturn
 import psutil
 import typer
 
+from curator_dask.settings import check_local
+
 EXIT_SHARD, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)B?", re.IGNORECASE)
@@ -353,6 +355,8 @@ def summary_to(file: str | None) -> Iterator[Callable[[Mapping[str, Any]], None]
         with redirect_stdout(sys.stderr):
             yield lambda summary: print(json.dumps(summary), file=output)
         return
+    with told_plainly("nothing was written"):
+        check_local(file or "")
     folder = Path(file or "").absolute().parent
     if file is not None and (Path(file).is_dir() or not os.access(folder, os.W_OK)):
         raise typer.BadParameter(f"{file}: no file can be written there", param_hint="--json")
@@ -373,6 +377,8 @@ def check_sheet(path: Path | None) -> None:
     """Refuse a name to which no picture can be saved, before anything is computed."""
     if path is None:
         return
+    with told_plainly("nothing was written"):
+        check_local(path)
     if not path.absolute().parent.is_dir():
         raise typer.BadParameter(f"{path}: its folder is not there", param_hint="--sheet")
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):

@@ -23,6 +23,7 @@ from curator_dask.cli.options import (
     told_plainly,
     workers_of,
 )
+from curator_dask.settings import check_local
 
 _FEW = 32  # files are looked at without a cluster
 
@@ -92,6 +93,7 @@ def report(
             "a file for another program has neither --duplicates nor --summary", param_hint="--open-in"
         )
     with summary_to(json_file) as put, told_plainly("nothing was written"):
+        check_local(page)
         run = None if summary is None else read_run(summary)
         few = len(output_files(locate(embeddings, options), options)) <= _FEW
         if few and not (workers or scheduler_address or scheduler_file):

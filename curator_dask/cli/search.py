@@ -26,6 +26,7 @@ from curator_dask.cli.options import (
     told_plainly,
 )
 from curator_dask.frames.names import EMBEDDING_COLUMN
+from curator_dask.settings import check_local
 
 
 def search(
@@ -114,6 +115,7 @@ def search(
 
     said = "what is finished of the index is kept, the same command goes on from there"
     with told_plainly("nothing was written" if index is None else said):
+        check_local(image or "")
         from curator_dask.indexing.searching import RECALL
 
         share = RECALL if recall is None else recall

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from curator_dask.errors import ConfigError
 from curator_dask.outputs.placing import locate
+from curator_dask.settings import check_local
 from curator_dask.storage import is_remote
 
 #: By which a row goes: it is near one before it, or near one that stays.
@@ -48,6 +50,8 @@ def local_folder(name: str, path: str | os.PathLike[str]) -> str:
     ConfigError
         It is in a store.
     """
+    if isinstance(path, Path):  # to which a URL has one slash
+        check_local(path)
     folder = locate(os.fspath(path), None)
     if is_remote(folder):
         raise ConfigError(f"{name}={folder!r}: expected a folder of this machine that all workers see")

@@ -266,7 +266,10 @@ def read_footer(path: str, options: Options = None) -> Footer:
         if isinstance(error, FileNotFoundError) and not is_dangling(path):
             return Footer(None, [], 0)
         if is_remote(path) and not isinstance(error, pa.ArrowException):
-            raise OutputError(f"{path}: the store does not answer as it should: {error!r}") from error
+            raise OutputError(
+                f"{path}: the store does not answer as it should: {error!r}. Check storage_options, or run again when"
+                " it answers: what is finished is kept"
+            ) from error
         return Footer(None, [], 0, fault_of(path, error))
     return Footer(FileRecord.parse(schema.metadata), schema.names, rows)
 

@@ -49,6 +49,12 @@ STALE_SECONDS = 120.0
 _LOOK_SECONDS = 2.0  # between two looks at the note of a part that may be dead
 _TRIES = 10  # to write a note into a folder that another part, which ends, removes
 
+#: Seconds that a run waits in its end for a store to take its note away: one that does not answer is tried for minutes.
+LEAVE_SECONDS = 30.0
+
+#: Runs of this process that have ended: a note of theirs that could not be removed keeps nobody out.
+_ENDED: set[str] = set()
+
 
 class RunLock:
     """Keeps other runs out of an output folder for as long as its ``with`` block lasts.
@@ -166,9 +172,22 @@ class RunLock:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        _ENDED.add(str(self._note["run"]))
+        if not is_remote(self._url):
+            self._leave()
+            return
+        leaving = threading.Thread(target=self._leave, name="curator_dask-lock-leaving", daemon=True)
+        leaving.start()
+        leaving.join(LEAVE_SECONDS)
+        if leaving.is_alive():
+            logger.debug("%s: was left behind: the store does not answer", self._url)
+
+    def _leave(self) -> None:
         self._thread.join()
         note = self._read()
-        if note is None or note.get("run") == self._note["run"]:
+        # Of a store that has not answered nothing is known: another run's may be there by now.
+        is_own = not is_remote(self._url) if note is None else note.get("run") == self._note["run"]
+        if is_own:
             self._remove()
 
     def _remove(self) -> None:
@@ -311,6 +330,8 @@ def _read(folder: str, name: str, options: Options) -> dict[str, Any] | None:
 
 
 def _is_alive(note: Mapping[str, Any]) -> bool:
+    if note.get("run") in _ENDED:
+        return False
     try:
         if note["host"] == machine_name() and psutil.pid_exists(int(note["pid"])):
             # Numbers of processes are used again.

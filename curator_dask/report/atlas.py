@@ -30,6 +30,7 @@ from curator_dask.report.pictures import Pictures
 from curator_dask.report.rows import Rows, column_values, short
 from curator_dask.report.similar import most_similar
 from curator_dask.report.tasks import on_cluster
+from curator_dask.settings import check_local
 from curator_dask.storage import Options
 from curator_dask.words import counted
 
@@ -119,6 +120,7 @@ def make_atlas(
         There is no such output or column, a file cannot be read, or no row has a vector.
     """
     check_counts(sample=sample)
+    check_local(target)
     file = Path(target)
     if file.suffix != ".parquet" or file.is_dir() or not file.absolute().parent.is_dir():
         raise ConfigError(

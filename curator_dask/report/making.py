@@ -29,6 +29,7 @@ from curator_dask.report.mapping import map_of
 from curator_dask.report.measures import count_measures, find_measures
 from curator_dask.report.page import render
 from curator_dask.report.twins import read_twins
+from curator_dask.settings import check_local
 from curator_dask.storage import Options, is_remote
 from curator_dask.words import counted
 
@@ -146,6 +147,7 @@ def make_report(
 
 def check_page(page: str | os.PathLike[str]) -> Path:
     """The file to write; raises ConfigError where there can be none."""
+    check_local(page)
     target = Path(page)
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise ConfigError(

@@ -22,6 +22,7 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.rows.ids import check_id_type, check_ids
 from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.rows.tar_rows import join_tar, later_columns, read_tar_rows, tar_schema
+from curator_dask.storage import is_remote
 from curator_dask.webdataset.opening import open_shard
 from curator_dask.webdataset.parquet import KEY, columns_of_rows, is_numbered, is_parquet_shard, numbered_keys
 from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet
@@ -305,6 +306,9 @@ def _open_parquet(shard: Shard, storage_options: Mapping[str, Any] | None) -> pq
 def _unreadable(shard: Shard, error: Exception) -> ShardError:
     why = " ".join(str(error).split()).rstrip(" .")  # Arrow's reasons have several lines
     other = "read the rows from the tars with metadata='tar' (--metadata tar)"
+    if is_remote(str(shard.parquet)) and not isinstance(error, pa.ArrowException):
+        said = f"could not be read: {why or repr(error)}"  # by no fault of the file
+        return ShardError(f"{shard.parquet}: {said}. See whether storage_options may read it, and run again")
     remedy = "Fetch it again, or leave it out" if is_parquet_shard(shard.url) else f"Restore it, or {other}"
     return ShardError(f"{shard.parquet}: not a Parquet file that can be read: {why}. {remedy}")
 

@@ -208,7 +208,10 @@ def balance_output(
         raise ConfigError(f"seed={seed!r}: expected a whole number")
     options = storage_options
     source = Output(locate(os.fspath(path), options), options, output is None, overwrite, False)
-    place = _place(source.folder, counts, options)
+    target_options = options if output_storage_options is None else output_storage_options
+    # Who says where counts go may have to: where the input is may be read-only.
+    counts_options = options if counts is None else target_options
+    place = _place(source.folder, counts, counts_options)
     if output is not None:
         _check_place(place, locate(os.fspath(output), options))
     names = given_files(source.folder, options)
@@ -223,8 +226,10 @@ def balance_output(
     summary = BalanceSummary(
         concepts=len(given.texts), repeated=given.repeated, blank=given.blank, most=most, counts=place
     )
-    with opened(place, options), when_needed(workers) as start:
-        counting = Counting(given.save(join(place, LIST), options), source, place, options, text_column)
+    with opened(place, counts_options), when_needed(workers) as start:
+        counting = Counting(
+            given.save(join(place, LIST), counts_options), source, place, counts_options, text_column
+        )
         _run(counting, counting.todo(names), "count-concepts", source.folder, start)
         total, saved = counting.total(names, given.texts)
         summary.counts = saved.path
@@ -239,7 +244,6 @@ def balance_output(
             step = BalanceRows(
                 *(counting.concepts, saved, text_column, key, most, seed, prefix, keep_unmatched, label)
             )
-            target_options = options if output_storage_options is None else output_storage_options
             target = source.folder if output is None else locate(os.fspath(output), target_options)
             summary.output = add_columns(
                 source.folder,

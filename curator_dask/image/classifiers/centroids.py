@@ -22,6 +22,7 @@ from curator_dask.models.heads import entry_of, read_tensors
 from curator_dask.outputs.nearest import VectorFiles
 from curator_dask.outputs.placing import put
 from curator_dask.rows.best import is_number
+from curator_dask.settings import absolute
 from curator_dask.storage import Options
 
 #: The tensor in the file, and what its metadata has: JSON of what made the vectors, as their record says it.
@@ -72,10 +73,12 @@ class Centroids:
 
         Raises
         ------
+        ConfigError
+            It is a URL.
         OutputError
             It cannot be written.
         """
-        put(os.fspath(Path(path).absolute()), self.as_bytes(), None)
+        put(os.fspath(absolute(path)), self.as_bytes(), None)
 
 
 def find_centroids(

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from curator_dask.image.fitting.rows import Labelled, labelled_rows
 from curator_dask.models.heads import PROBABILITY, SAID, VECTORS, entry_of, read_tensors
 from curator_dask.outputs.nearest import Hit
 from curator_dask.outputs.placing import put
+from curator_dask.settings import absolute
 from curator_dask.storage import Options
 
 MOST = 20_000  # rows that a head is fitted to
@@ -140,10 +140,12 @@ class FittedHead:
 
         Raises
         ------
+        ConfigError
+            It is a URL.
         OutputError
             It cannot be written.
         """
-        put(os.fspath(Path(path).absolute()), self.as_bytes(), None)
+        put(os.fspath(absolute(path)), self.as_bytes(), None)
 
 
 def fit_head(
