@@ -121,6 +121,16 @@ def test_what_cannot_be_done_later_is_told_before_an_image_is_asked_for(server, 
             Recipe(fetch=wrong)
     with pytest.raises(ConfigError, match="leave out id_col"):
         Recipe(fetch={"table": "a.csv"}, id_col="id")
+    folders = (
+        (images, images),
+        (images, images / "out"),
+        (out / "shards", out),
+        (images, tmp_path / "images.fetch"),
+    )
+    for at, output in folders:
+        with pytest.raises(OutputError, match=r"is read from|who reads the outer of this folder"):
+            curate(at, output, Recipe(fetch=fetch))
+        assert not server.asked and not output.exists()
     # Too few images end it before anything else is done; and what is there goes on from there.
     with pytest.raises(ShardError, match=r"4 of 6 rows have an image \(66.7%, min_good is 90.0%\)"):
         curate(images, out, Recipe(fetch={**fetch, "min_good": 0.9}))

@@ -210,14 +210,10 @@ def conflict(
     if record is not None and record.is_filtered:
         return "has the rows alone that passed a filter, and the others would be there again"
     models = {} if record is None else record.models
+    if other := made_otherwise(record, job):
+        return other
     for name, info in job.models.items():
-        difference = name in models and _model_difference(name, models[name], info, record, job)
         other_name = _OPTIONS[made_by_model(info)]
-        if difference:
-            return (
-                f"column {name!r} {difference}. To have both side by side, give this one another name by"
-                f" {other_name}"
-            )
         if name in columns and name not in models:
             if name in job.made:
                 return f"has a column {name!r} that was not made by curator_dask"
@@ -260,6 +256,19 @@ def conflict(
             )
     if record is None and not is_own:
         return "was not written by curator_dask"
+    return None
+
+
+def made_otherwise(record: FileRecord | None, job: Job) -> str | None:
+    """Which column of a model a file has otherwise than a job makes it, and how, in words; None if none."""
+    models = {} if record is None else record.models
+    for name, info in job.models.items():
+        if name in models and (difference := _model_difference(name, models[name], info, record, job)):
+            other_name = _OPTIONS[made_by_model(info)]
+            return (
+                f"column {name!r} {difference}. To have both side by side, give this one another name by"
+                f" {other_name}"
+            )
     return None
 
 

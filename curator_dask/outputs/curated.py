@@ -7,7 +7,7 @@ is replaced.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,28 @@ from curator_dask.outputs.curated_names import BALANCED, EMBEDDINGS, FETCHED, NO
 from curator_dask.outputs.export_place import ExportPlace
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.placing import put
-from curator_dask.outputs.saving import remove_empty
+from curator_dask.outputs.saving import check_apart, remove_empty
 from curator_dask.outputs.selecting import Folder
-from curator_dask.storage import join, remove
+from curator_dask.storage import absolute, is_remote, join, remove
 from curator_dask.words import counted
 
 _REPLACES = "replaces"  # of the note: which export is overwritten
 _OR_APPEND = "by which its tars go, or append=True (--append), by which they stay and what is new is added"
+
+
+def check_places(read: Iterable[str], written: Collection[str]) -> None:
+    """Raise OutputError where a step would write among what is read, before hours go into images.
+
+    Parameters
+    ----------
+    read
+        Folders and URLs. Of a pattern, of files and of what is not there yet no more than the names are compared.
+    written
+        Folders of the steps.
+    """
+    for source in read:
+        for place in written:
+            check_apart(source if is_remote(source) else absolute(source), place)
 
 
 class Choice:
