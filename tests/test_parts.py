@@ -471,6 +471,7 @@ def test_the_commands_refuse_before_anything_is_started(command, folder, tmp_pat
 
 GROUP = "0::/system.slice/slurmstepd.scope/job_7/step_batch/user/task_0\n"
 GIB = 2**30
+STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_TASKS_PER_NODE": "4(x2),2", "SLURM_NODEID": "1"}
 
 
 @pytest.mark.parametrize(
@@ -498,6 +499,18 @@ GIB = 2**30
         ({}, GROUP, 64, 16, "the memory of its cgroup"),
         ({}, "9:memory:/slurm/uid_1/job_7\n1:cpu:/\n", 64, 12, "the memory of its cgroup"),
         ({}, "0::/../../elsewhere\nno group\n", 64, 500, ""),
+        # Several parts as tasks of one step share what the node gives.
+        (
+            {**STEP, "SLURM_CPUS_ON_NODE": "32", "SLURM_MEM_PER_NODE": "65536"},
+            "",
+            *(8, 16, "SLURM_CPUS_ON_NODE=32 for 4 tasks, SLURM_MEM_PER_NODE=65536 for 4 tasks"),
+        ),
+        (
+            {**STEP, "SLURM_NODEID": "2", "SLURM_CPUS_PER_TASK": "4", "SLURM_MEM_PER_CPU": "2048"},
+            "",
+            *(4, 8, "SLURM_CPUS_PER_TASK=4, SLURM_MEM_PER_CPU=2048"),
+        ),
+        ({**STEP, "SLURM_NODEID": "2"}, GROUP, 64, 8, "the memory of its cgroup for 2 tasks"),
     ],
 )
 def test_what_a_job_was_given_of_its_node(tmp_path, environment, groups, cores, memory, why):

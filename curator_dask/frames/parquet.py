@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -331,12 +332,18 @@ def known_record(state: Hashable | None, find: Callable[[], FileRecord | None]) 
 TEMPORARY = re.compile(r"^\..+\.(?:parquet|tar|idx|json|md)\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
 
 
+#: Seconds after which a file that another machine was writing is one that was left there: it has written nothing since.
+_ABANDONED = 86_400.0
+
+
 def remove_leftovers(folder: str) -> int:
-    """Remove temporary files of processes of this machine that are gone; returns how many."""
+    """Remove temporary files of processes of this machine that are gone, and others' that are a day old; how many."""
     removed = 0
     for path in Path(folder).rglob(".*.tmp"):
         match = TEMPORARY.match(path.name)
-        if match and match["host"] == machine_name() and not _alive(int(match["pid"])):
+        if match is None:
+            continue
+        if not _alive(int(match["pid"])) if match["host"] == machine_name() else _is_abandoned(path):
             # A folder that cannot be changed is for the writing that follows to complain about.
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -355,6 +362,13 @@ def without_leftovers(*folders: str) -> Iterator[None]:
     finally:
         for folder in local:
             remove_leftovers(folder)
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > _ABANDONED
+    except OSError:
+        return False
 
 
 def _alive(pid: int) -> bool:

@@ -126,16 +126,21 @@ def find_strays(lineage: Lineage, paths: Sequence[str], there: frozenset[str], o
     dataset = dataset_of(lineage)
     names = {path: path.removeprefix(output.folder).lstrip("/").removesuffix(".parquet") for path in others}
     options = lineage.reader.storage_options if lineage.reader is not None else None
-    of_images = _Images([shard.url for shard in inputs.values()], options)
+    urls = {shard.url for shard in inputs.values()}
+    # A shard has another name where others in other folders come to it: then it was 00001, and is a/00001.
+    last = {posixpath.basename(name) for name in inputs}
+    of_images = _Images(urls, options)
     found = []
     for path in sorted(others):
-        shard = inputs.get(PARTITION.sub("", names[path]))
-        if shard is None and not of_images.may_be(names[path]) and not _MIXED.fullmatch(names[path]):
+        name = PARTITION.sub("", names[path])
+        shard = inputs.get(name)
+        may_be = shard is not None or posixpath.basename(name) in last
+        if not may_be and not of_images.may_be(names[path]) and not _MIXED.fullmatch(names[path]):
             continue
         record = read_record(path, output.options)
         if record is None:
             continue
-        same = record.url == shard.url if shard else not record.shard and record.dataset == dataset
+        same = record.url in urls if may_be else not record.shard and record.dataset == dataset
         if same or of_images.were(record.url):
             found.append(path)
     if found and not output.overwrite:
