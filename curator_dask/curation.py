@@ -24,7 +24,7 @@ from curator_dask.image.classifiers import score_output
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.card import Making
-from curator_dask.outputs.curated import Choice, CurationSummary, check_places
+from curator_dask.outputs.curated import Choice, CurationSummary, check_places, remove_gone
 from curator_dask.outputs.curated_names import BALANCED, DUPLICATES, EMBEDDINGS, FETCHED, PASSING, SHARDS
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.failed import output_files
@@ -128,6 +128,8 @@ def curate(
     found = find_shards(input_path, storage_options, **which)
     of_images = captions_of(recipe.captions, found, recipe.id_col, storage_options)
     place = places[EMBEDDINGS]
+    if fetch is not None and overwrite:
+        remove_gone(place, found)
     before = None
     if device is not None and (sources := recipe.sources()) is not None:
         before = _before(found, place, recipe, sources, device, overwrite, storage_options)

@@ -146,10 +146,9 @@ def find_strays(lineage: Lineage, paths: Sequence[str], there: frozenset[str], o
     if found and not output.overwrite:
         raise OutputError(
             f"{output.folder} has {counted(len(found), 'file')} of the same rows in other partitions,"
-            f" {found[0]} for example: a"
-            " reader of the folder would see rows twice. Give the same rows_per_partition, or samples_per_shard, as"
-            " before, write to another path, or use overwrite=True (--overwrite), which removes them when all is"
-            " written"
+            f" {found[0]} for example: a reader of the folder would see rows twice. Name the shards as before, with"
+            " the same rows_per_partition, or samples_per_shard, write to another path, or use overwrite=True"
+            " (--overwrite), which removes them when all is written"
         )
     gone = {names[path] for path in found}
     errors = list_errors(output.folder, output.options) if found else {}
