@@ -343,9 +343,10 @@ def remove_leftovers(folder: str) -> int:
         match = TEMPORARY.match(path.name)
         if match is None:
             continue
-        if not _alive(int(match["pid"])) if match["host"] == machine_name() else _is_abandoned(path):
-            # A folder that cannot be changed is for the writing that follows to complain about.
-            with contextlib.suppress(OSError):
+        # A folder that cannot be changed is for the writing that follows to complain about.
+        with contextlib.suppress(OSError):
+            is_here, age = match["host"] == machine_name(), time.time() - path.stat().st_mtime
+            if not _alive(int(match["pid"])) if is_here else age > _ABANDONED:
                 path.unlink()
                 removed += 1
     return removed
@@ -362,13 +363,6 @@ def without_leftovers(*folders: str) -> Iterator[None]:
     finally:
         for folder in local:
             remove_leftovers(folder)
-
-
-def _is_abandoned(path: Path) -> bool:
-    try:
-        return time.time() - path.stat().st_mtime > _ABANDONED
-    except OSError:
-        return False
 
 
 def _alive(pid: int) -> bool:
