@@ -17,13 +17,14 @@ from pathlib import Path
 from curator_dask.cluster.setup import OpenWorkers, at_work
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, NoColumnError, NoMatchError, ShardError
+from curator_dask.fetching.place import SUFFIX
 from curator_dask.frames.names import CAPTION_COLUMN, EMBEDDING_COLUMN
 from curator_dask.frames.parquet import read_footer
 from curator_dask.image.classifiers import score_output
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.card import Making
-from curator_dask.outputs.curated import Choice, CurationSummary
+from curator_dask.outputs.curated import Choice, CurationSummary, check_places, remove_gone
 from curator_dask.outputs.curated_names import BALANCED, DUPLICATES, EMBEDDINGS, FETCHED, PASSING, SHARDS
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.failed import output_files
@@ -113,9 +114,11 @@ def curate(
     if (groups := recipe.options(overwrite).split_groups) and absolute(groups) != places[DUPLICATES]:
         check_removed(absolute(groups))
     which = {name: getattr(recipe, name) for name in ("images", "image_column", "id_col")}
-    if (fetch := recipe.fetches()) is not None:
+    fetch, given = recipe.fetches(), os.fspath(input_path)
+    check_places([given] if fetch is None else [given, f"{given.rstrip('/')}{SUFFIX}"], places.values())
+    if fetch is not None:
         summary.steps[FETCHED] = fetch(
-            os.fspath(input_path),
+            given,
             lambda folder: _look_ahead(folder, recipe, workers),
             append=append,
             output_storage_options=storage_options,
@@ -125,6 +128,8 @@ def curate(
     found = find_shards(input_path, storage_options, **which)
     of_images = captions_of(recipe.captions, found, recipe.id_col, storage_options)
     place = places[EMBEDDINGS]
+    if fetch is not None and overwrite:
+        remove_gone(place, found)
     before = None
     if device is not None and (sources := recipe.sources()) is not None:
         before = _before(found, place, recipe, sources, device, overwrite, storage_options)
@@ -318,18 +323,8 @@ def _before(
     options: Options,
 ) -> FinishedCommand:
     """What is about to be embedded, to be compared with what was."""
-    later = (
-        "same_captions",
-        "where",
-        "preset",
-        "top",
-        "at_most",
-        "by",
-        "balance",
-        "duplicates",
-        "export",
-        "fetch",
-    )
+    later = ["same_captions", "where", "preset", "top", "at_most", "by", "balance"]
+    later += ["duplicates", "export", "fetch"]
     asked = {name: value for name, value in vars(recipe).items() if name not in later}
     column = recipe.model_options.get("image_embedding_column", EMBEDDING_COLUMN)
     return FinishedCommand(

@@ -21,6 +21,7 @@ from curator_dask.rows.key_column import KeyColumn
 
 KEY = KeyColumn("url", "with the URLs", "Name it so")
 VALUES = ["", "1", "0", "true", "2.5", "2020-01-01", "10:11:12", "2020-01-01 10:11:12", "NA", "nan", "abc"]
+VALUES += ["2020-01-01 10:11:12Z", "2020-01-01T10:11:12.123+02:00"]
 VALUES += ["2020-01-01 10:11:12.123", '"a,b"', '"x\ny"', '""', '"q""q"', "é", "\xff"]
 
 

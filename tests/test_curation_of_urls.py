@@ -97,6 +97,19 @@ def test_one_command_from_a_table_of_urls_to_shards_and_on_when_it_has_grown(ser
     assert {*new} == {"n/8.jpg", "status/404", *(f"n/{number}.jpg" for number in range(10, 15))}
 
 
+def test_a_table_that_has_lost_rows_is_begun_anew_where_all_may_be_replaced(server, tmp_path):
+    table, images, out = tmp_path / "urls", tmp_path / "images", tmp_path / "out"
+    write_urls(table, "0.parquet", server, range(10))
+    recipe = RECIPE.format(table=table)
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    curate(images, out, Recipe.read(tmp_path / "recipe.yaml"))
+    write_urls(table, "0.parquet", server, range(6))  # its third shard goes
+    (tmp_path / "recipe.yaml").write_text(recipe.replace("{table", "{overwrite: true, table"))
+    summary = curate(images, out, Recipe.read(tmp_path / "recipe.yaml"), overwrite=True)
+    assert (summary.rows, summary.complete) == (6, True) and exported(out) == expected(range(6))
+    assert {path.stem for path in (out / "embeddings").iterdir()} == {"00000", "00001"}
+
+
 def test_what_cannot_be_done_later_is_told_before_an_image_is_asked_for(server, tmp_path):
     write_urls(tmp_path / "urls", "0.parquet", server, range(6))
     fetch = {"table": str(tmp_path / "urls"), "url_column": "URL", "allow_private": True, "retries": 0}
@@ -121,6 +134,16 @@ def test_what_cannot_be_done_later_is_told_before_an_image_is_asked_for(server, 
             Recipe(fetch=wrong)
     with pytest.raises(ConfigError, match="leave out id_col"):
         Recipe(fetch={"table": "a.csv"}, id_col="id")
+    folders = (
+        (images, images),
+        (images, images / "out"),
+        (out / "shards", out),
+        (images, tmp_path / "images.fetch"),
+    )
+    for at, output in folders:
+        with pytest.raises(OutputError, match=r"is read from|who reads the outer of this folder"):
+            curate(at, output, Recipe(fetch=fetch))
+        assert not server.asked and not output.exists()
     # Too few images end it before anything else is done; and what is there goes on from there.
     with pytest.raises(ShardError, match=r"4 of 6 rows have an image \(66.7%, min_good is 90.0%\)"):
         curate(images, out, Recipe(fetch={**fetch, "min_good": 0.9}))

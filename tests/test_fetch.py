@@ -246,6 +246,12 @@ def test_parts_are_one_fetch_of_the_whole(server, tmp_path):
     assert shards_of(out) == shards_of(whole)
     # The table grows, and the last shard was not full.
     write_table(table / "b.parquet", [server.url(n) for n in range(22, 30)])
+    with RunLock(str(tmp_path / "empty"), part=Part(2, 3)) as lock:
+        lock.declare({"fetch": {}})  # and no shard is there that would tell
+        with pytest.raises(
+            OutputError, match=r"part 2/3 of a fetch is at work, whose url is None and not 'url'"
+        ):
+            fetch(table, tmp_path / "empty", part=(0, 3))
     with RunLock(str(out), part=Part(2, 3)):
         written = [fetch(table, out, part=(number, 3), overwrite=True).written for number in (0, 1)]
         with pytest.raises(OutputError, match="another run of part 2/3 is writing there"):

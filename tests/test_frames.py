@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -450,6 +451,12 @@ def test_leftovers(tmp_path, good):
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
     assert remove_leftovers(str(tmp_path)) == 0
     assert remove_leftovers(str(tmp_path / "missing")) == 0
+    # What has not been written to for a day is left there, on whichever machine; but no file of a process that lives.
+    for name in kept:
+        os.utime(tmp_path / name, (time.time() - 90_000,) * 2)
+    gone = [name for name in kept if ".elsewhere-" in name]
+    assert remove_leftovers(str(tmp_path)) == len(gone) > 0
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {*kept}.difference(gone)
 
 
 def test_a_killed_writer_leaves_only_what_is_removed(tmp_path, good):

@@ -70,6 +70,22 @@ class HeldMeanColour(MeanColour):
         return super().forward(images)
 
 
+class TakenOverColourReader(ColourReader):
+    def load_embedding_model(self, device):
+        return TakenOverMeanColour()
+
+
+class TakenOverMeanColour(MeanColour):
+    """Puts the note of another run into the file that ``TAKEN_OVER`` names."""
+
+    def forward(self, images):
+        file, _, note = os.environ["TAKEN_OVER"].partition(":")
+        for _ in range(10):  # of which a renewal that has just looked may write over the first
+            Path(file).write_text(note)
+            time.sleep(0.03)
+        return super().forward(images)
+
+
 def save_held(folder, out, part):
     """In a process of its own."""
     with dask.config.set(scheduler="sync"):
@@ -231,6 +247,44 @@ class TestInThisProcess:
                 save(folder, tmp_path / "out", (number, 2), other)
         assert digests(tmp_path / "out") == before
 
+    def test_other_settings_than_those_of_another_part_are_refused(self, folder, tmp_path):
+        """Though none of a part's own files is there; also while the other is at work, and has none itself."""
+        out = tmp_path / "out"
+        other = lambda: ColourReader(normalize_embeddings=True)  # noqa: E731
+        save(folder, out, (0, 2))
+        before = digests(out)
+        with pytest.raises(OutputError, match="of another part: column 'image_embedding' was made with norm"):
+            save(folder, out, (1, 2), other)
+        assert digests(out) == before
+        second = lambda: ColourReader(image_embedding_column="second")  # noqa: E731
+        assert (
+            save(folder, tmp_path / "two", (0, 2)).written
+            == save(folder, tmp_path / "two", (1, 2), second).written
+        )
+        out = tmp_path / "at once"
+        out.mkdir()
+        with RunLock(str(out), part=Part(0, 2)) as lock:
+            lock.declare({"image_embedding": {"normalized": True}})
+            with pytest.raises(
+                OutputError, match=r"'image_embedding' of part 0/2, which is at work, was made with "
+            ):
+                save(folder, out, (1, 2))
+            assert save(folder, out, (1, 2), second).written == 4
+        assert not [*out.glob(".*")]
+
+    @pytest.mark.parametrize("part", [None, (0, 1)])
+    def test_a_run_that_was_taken_for_dead_ends(self, part, folder, tmp_path, monkeypatch):
+        """It was suspended, say, and its successor has other settings: it must not write between its files."""
+        monkeypatch.setattr(lock, "RENEW_SECONDS", 0.02)
+        out, beside = tmp_path / "out", Path(LOCK_NAME) if part is None else Path(PARTS_FOLDER, "0-of-1.json")
+        note = json.dumps({"run": "x", "host": "elsewhere", "pid": 1, "since": 0, "seen": time.time()})
+
+        monkeypatch.setenv("TAKEN_OVER", f"{out / beside}:{note}")
+        with pytest.raises(OutputError, match=r"process 1 on elsewhere.* no sign of life .* and ends"):
+            save(folder, out, part, TakenOverColourReader)
+        assert len([*out.glob("*.parquet")]) == 1
+        assert (out / beside).read_text() == note  # it is the other's
+
     def test_shards_cut_otherwise_are_replaced_when_all_parts_are_done(self, folder, tmp_path, said):
         out = tmp_path / "out"
         cut = {"rows_per_partition": 2}
@@ -313,6 +367,24 @@ def test_the_folder_of_notes_may_go_when_a_part_is_about_to_write_its_own(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("mine, other", [(None, Part(0, 2)), (Part(0, 2), Part(0, 3)), (Part(0, 2), None)])
+def test_who_was_away_for_long_looks_who_came(mine, other, tmp_path, monkeypatch):
+    """Its note stands, or was swept away; of one that was here all the while others know to keep out."""
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.02)
+    monkeypatch.setattr(RunLock, "check", lambda lock: None)
+    with RunLock(str(tmp_path), part=mine) as held:
+        monkeypatch.setattr(
+            lock, "_is_alive", lambda note: note["run"] != held._note["run"]
+        )  # as others see it
+        with RunLock(str(tmp_path), part=other):
+            time.sleep(0.1)
+            held.check_held()
+            monkeypatch.setattr(lock, "STALE_SECONDS", -1.0)  # so long ago it was here
+            time.sleep(0.2)
+            with pytest.raises(OutputError, match="was taken for dead, and ends"):
+                held.check_held()
+
+
 def test_a_job_that_is_put_back_waits_until_its_own_note_is_out_of_date(tmp_path, monkeypatch, said):
     """It was killed on another machine; a living one renews its note meanwhile."""
     monkeypatch.setattr(lock, "STALE_SECONDS", 2.0)
@@ -361,7 +433,7 @@ def test_the_command_is_ended_by_what_slurm_sends_and_goes_on(folder, tmp_path):
     assert job.wait(60) == 128 + signal.SIGTERM
     said = (tmp_path / "log").read_text()
     assert "interrupted by SIGTERM: finished shards are kept, the same command goes on from there" in said
-    assert "Traceback" not in said and "distributed" not in said
+    assert "Traceback" not in said and "distributed." not in said  # but a port in use may be warned of
     there = {path.name for path in (tmp_path / "out").iterdir()}
     assert there == {path.name for path in (tmp_path / "out").glob("*.parquet")}
     assert 3 <= len(there) < 60
@@ -381,7 +453,7 @@ def test_the_command_is_ended_by_what_slurm_sends_and_goes_on(folder, tmp_path):
     assert "Dask cpu cluster" not in again.stderr + again.stdout  # it is known without
 
 
-@pytest.mark.parametrize("command", ["embed", "classify", "caption", "detect"])
+@pytest.mark.parametrize("command", ["embed", "classify", "caption", "detect", "ask"])
 def test_the_commands_refuse_before_anything_is_started(command, folder, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -392,6 +464,9 @@ def test_the_commands_refuse_before_anything_is_started(command, folder, tmp_pat
             (None, "part 1/4 of a run"),
         ):
             given = [] if part is None else ["--part", part]
+            given += (
+                ["--question", "Is it red?", "--answer", "yes", "--answer", "no"] if command == "ask" else []
+            )
             done = CliRunner().invoke(app, [command, str(folder), str(out), "--model", "resnet18", *given])
             assert done.exit_code == 2, done.output
             assert match in done.output.replace("\n", " "), done.output
@@ -399,6 +474,7 @@ def test_the_commands_refuse_before_anything_is_started(command, folder, tmp_pat
 
 GROUP = "0::/system.slice/slurmstepd.scope/job_7/step_batch/user/task_0\n"
 GIB = 2**30
+STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_TASKS_PER_NODE": "4(x2),2", "SLURM_NODEID": "1"}
 
 
 @pytest.mark.parametrize(
@@ -426,6 +502,18 @@ GIB = 2**30
         ({}, GROUP, 64, 16, "the memory of its cgroup"),
         ({}, "9:memory:/slurm/uid_1/job_7\n1:cpu:/\n", 64, 12, "the memory of its cgroup"),
         ({}, "0::/../../elsewhere\nno group\n", 64, 500, ""),
+        # Several parts as tasks of one step share what the node gives.
+        (
+            {**STEP, "SLURM_CPUS_ON_NODE": "32", "SLURM_MEM_PER_NODE": "65536"},
+            "",
+            *(8, 16, "SLURM_CPUS_ON_NODE=32 for 4 tasks, SLURM_MEM_PER_NODE=65536 for 4 tasks"),
+        ),
+        (
+            {**STEP, "SLURM_NODEID": "2", "SLURM_CPUS_PER_TASK": "4", "SLURM_MEM_PER_CPU": "2048"},
+            "",
+            *(4, 8, "SLURM_CPUS_PER_TASK=4, SLURM_MEM_PER_CPU=2048"),
+        ),
+        ({**STEP, "SLURM_NODEID": "2"}, GROUP, 64, 8, "the memory of its cgroup for 2 tasks"),
     ],
 )
 def test_what_a_job_was_given_of_its_node(tmp_path, environment, groups, cores, memory, why):

@@ -363,6 +363,26 @@ def test_settings_that_only_change_the_speed_do_not_recompute(folder, tmp_path):
     assert summary.skipped == 3
 
 
+def test_shards_that_have_other_names_now_do_not_stay_beside(tmp_path):
+    """Shards of a second folder came, and with it a part of the name: they are read from one folder above."""
+    out = tmp_path / "out"
+    for name in ("a", "b"):
+        write_dataset(tmp_path / "data" / name, 2, 3, key=name + "{shard:05d}{sample:04d}")
+
+    def save(pattern, **how):
+        return ImageTextPairDataset.from_webdataset(str(tmp_path / "data" / pattern)).save_metadata(
+            out, **how
+        )
+
+    assert save("a/{00000..00001}.tar").written == 2
+    with pytest.raises(OutputError, match=r"2 files of the same rows in other partitions.*use overwrite"):
+        save("{a,b}/{00000..00001}.tar")
+    assert save("{a,b}/{00000..00001}.tar", overwrite=True).written == 4
+    assert {str(path.relative_to(out)) for path in out.rglob("*.parquet")} == {
+        f"{name}/0000{number}.parquet" for name in "ab" for number in range(2)
+    }
+
+
 def test_other_partitions_of_the_same_rows_do_not_stay_beside(folder, tmp_path):
     out = tmp_path / "out"
     embedded(folder).save_metadata(out)

@@ -72,20 +72,25 @@ def find_limits(
         Devices that it sees.
     """
     said = []
+    tasks = _tasks_here(environment)
+    shared = f" for {tasks} tasks" if tasks > 1 else ""
     if "SLURM_JOB_ID" in environment:
         given, name = _first(environment, "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
-        if 0 < given < cores:
-            cores = given
-            said.append(f"{name}={given}")
-        each = {"SLURM_MEM_PER_NODE": 1, "SLURM_MEM_PER_CPU": cores, "SLURM_MEM_PER_GPU": gpus}
+        mine = max(1, given // tasks) if name == "SLURM_CPUS_ON_NODE" else given
+        if 0 < mine < cores:
+            cores = mine
+            said.append(f"{name}={given}{shared if mine < given else ''}")
+        each = {"SLURM_MEM_PER_NODE": 1 / tasks, "SLURM_MEM_PER_CPU": cores, "SLURM_MEM_PER_GPU": gpus}
         given, name = _first(environment, *each)
-        if 0 < given * each.get(name, 0) * _MIB < memory:
-            memory = given * each[name] * _MIB
-            said.append(f"{name}={given}")
-    least = min(_limits_of(groups, root), default=memory)
+        bytes_ = int(given * each.get(name, 0) * _MIB)
+        if 0 < bytes_ < memory:
+            memory = bytes_
+            said.append(f"{name}={given}{shared if each[name] < 1 else ''}")
+    # Where memory is not said otherwise, a job's group is that of all its tasks.
+    least = min(_limits_of(groups, root), default=memory * tasks) // tasks
     if least < memory:
         memory = least
-        said.append("the memory of its cgroup")
+        said.append(f"the memory of its cgroup{shared}")
     return Limits(cores, memory, ", ".join(said))
 
 
@@ -100,6 +105,23 @@ def scratch_of_job() -> str | None:
     if dask.config.get("temporary-directory", None) or not folder or not os.access(folder, os.W_OK):
         return None
     return folder
+
+
+def _tasks_here(environment: Mapping[str, str]) -> int:
+    """Of a step of Slurm's how many tasks are on this node, that share what it was given; else 1.
+
+    As in ``4(x2),3``: four on each of two nodes, and three on the next.
+    """
+    said, node = environment.get("SLURM_STEP_TASKS_PER_NODE", ""), environment.get("SLURM_NODEID", "0")
+    if "SLURM_JOB_ID" not in environment or not re.fullmatch(
+        r"\d+(\(x\d+\))?(,\d+(\(x\d+\))?)*", said, re.ASCII
+    ):
+        return 1
+    nodes = [
+        int(tasks) for tasks, many in re.findall(r"(\d+)(?:\(x(\d+)\))?", said) for _ in range(int(many or 1))
+    ]
+    place = int(node) if node.isdecimal() else 0
+    return max(1, nodes[place] if place < len(nodes) else max(nodes))
 
 
 def _first(environment: Mapping[str, str], *names: str) -> tuple[int, str]:

@@ -42,6 +42,7 @@ class FetchPlace:
 
     def __init__(self, target: Folder, part: Part | None = None) -> None:
         self._part = part
+        self._lock = RunLock(target.path, target.options, part)
         beside = Folder(path_beside(target.path, SUFFIX, "shards"), target.options)
         self.files = ShardFiles(target, beside)
 
@@ -66,12 +67,26 @@ class FetchPlace:
         try:
             for each in local:
                 check_writable(each)
-            with RunLock(target.path, target.options, self._part), without_leftovers(*local):
+            with self._lock, without_leftovers(*local):
                 if self.note is None:
                     self._check_foreign()
                 yield
         finally:
             remove_empty(missing)
+
+    def check_held(self) -> None:
+        """Raise OutputError where another run has come meanwhile: see `RunLock.check_held`."""
+        self._lock.check_held()
+
+    def _check_parts_at_work(self, note: Mapping[str, Any]) -> None:
+        """Raise OutputError where another part is at work that fetches otherwise."""
+        for part, made in self._lock.declare({"fetch": note["settings"]}).items():
+            before = {"settings": made.get("fetch", note["settings"])}
+            if before["settings"] != note["settings"]:
+                raise OutputError(
+                    f"{self.files.target.path}: part {part} of a fetch is at work, {_difference(before, note)}. Give"
+                    " all parts the same settings, or another folder"
+                )
 
     def _check_foreign(self) -> None:
         target = self.files.target
@@ -118,6 +133,8 @@ class FetchPlace:
         OutputError
             There are such, and they are not to be.
         """
+        if self._part is not None:
+            self._check_parts_at_work(note)
         before = self.note
         if before == dict(note):
             return

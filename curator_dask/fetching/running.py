@@ -225,6 +225,7 @@ class _Fetch:
 
         def take(number: int, row: Mapping[str, Any]) -> None:
             nonlocal warned
+            self._place.check_held()
             summary.add(json.loads(row["target"]), before=False)
             if not warned and summary.tried >= _LOOK_ROWS:
                 warned = True

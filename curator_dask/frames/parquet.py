@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -334,14 +335,21 @@ def known_record(state: Hashable | None, find: Callable[[], FileRecord | None]) 
 TEMPORARY = re.compile(r"^\..+\.(?:parquet|tar|idx|json|md)\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
 
 
+#: Seconds after which a file that another machine was writing is one that was left there: it has written nothing since.
+_ABANDONED = 86_400.0
+
+
 def remove_leftovers(folder: str) -> int:
-    """Remove temporary files of processes of this machine that are gone; returns how many."""
+    """Remove temporary files of processes of this machine that are gone, and others' that are a day old; how many."""
     removed = 0
     for path in Path(folder).rglob(".*.tmp"):
         match = TEMPORARY.match(path.name)
-        if match and match["host"] == machine_name() and not _alive(int(match["pid"])):
-            # A folder that cannot be changed is for the writing that follows to complain about.
-            with contextlib.suppress(OSError):
+        if match is None:
+            continue
+        # A folder that cannot be changed is for the writing that follows to complain about.
+        with contextlib.suppress(OSError):
+            is_here, age = match["host"] == machine_name(), time.time() - path.stat().st_mtime
+            if not _alive(int(match["pid"])) if is_here else age > _ABANDONED:
                 path.unlink()
                 removed += 1
     return removed

@@ -126,25 +126,29 @@ def find_strays(lineage: Lineage, paths: Sequence[str], there: frozenset[str], o
     dataset = dataset_of(lineage)
     names = {path: path.removeprefix(output.folder).lstrip("/").removesuffix(".parquet") for path in others}
     options = lineage.reader.storage_options if lineage.reader is not None else None
-    of_images = _Images([shard.url for shard in inputs.values()], options)
+    urls = {shard.url for shard in inputs.values()}
+    # A shard has another name where others in other folders come to it: then it was 00001, and is a/00001.
+    last = {posixpath.basename(name) for name in inputs}
+    of_images = _Images(urls, options)
     found = []
     for path in sorted(others):
-        shard = inputs.get(PARTITION.sub("", names[path]))
-        if shard is None and not of_images.may_be(names[path]) and not _MIXED.fullmatch(names[path]):
+        name = PARTITION.sub("", names[path])
+        shard = inputs.get(name)
+        may_be = shard is not None or posixpath.basename(name) in last
+        if not may_be and not of_images.may_be(names[path]) and not _MIXED.fullmatch(names[path]):
             continue
         record = read_record(path, output.options)
         if record is None:
             continue
-        same = record.url == shard.url if shard else not record.shard and record.dataset == dataset
+        same = record.url in urls if may_be else not record.shard and record.dataset == dataset
         if same or of_images.were(record.url):
             found.append(path)
     if found and not output.overwrite:
         raise OutputError(
             f"{output.folder} has {counted(len(found), 'file')} of the same rows in other partitions,"
-            f" {found[0]} for example: a"
-            " reader of the folder would see rows twice. Give the same rows_per_partition, or samples_per_shard, as"
-            " before, write to another path, or use overwrite=True (--overwrite), which removes them when all is"
-            " written"
+            f" {found[0]} for example: a reader of the folder would see rows twice. Name the shards as before, with"
+            " the same rows_per_partition, or samples_per_shard, write to another path, or use overwrite=True"
+            " (--overwrite), which removes them when all is written"
         )
     gone = {names[path] for path in found}
     errors = list_errors(output.folder, output.options) if found else {}
@@ -210,14 +214,10 @@ def conflict(
     if record is not None and record.is_filtered:
         return "has the rows alone that passed a filter, and the others would be there again"
     models = {} if record is None else record.models
+    if other := made_otherwise(record, job):
+        return other
     for name, info in job.models.items():
-        difference = name in models and _model_difference(name, models[name], info, record, job)
         other_name = _OPTIONS[made_by_model(info)]
-        if difference:
-            return (
-                f"column {name!r} {difference}. To have both side by side, give this one another name by"
-                f" {other_name}"
-            )
         if name in columns and name not in models:
             if name in job.made:
                 return f"has a column {name!r} that was not made by curator_dask"
@@ -260,6 +260,19 @@ def conflict(
             )
     if record is None and not is_own:
         return "was not written by curator_dask"
+    return None
+
+
+def made_otherwise(record: FileRecord | None, job: Job) -> str | None:
+    """Which column of a model a file has otherwise than a job makes it, and how, in words; None if none."""
+    models = {} if record is None else record.models
+    for name, info in job.models.items():
+        if name in models and (difference := _model_difference(name, models[name], info, record, job)):
+            other_name = _OPTIONS[made_by_model(info)]
+            return (
+                f"column {name!r} {difference}. To have both side by side, give this one another name by"
+                f" {other_name}"
+            )
     return None
 
 

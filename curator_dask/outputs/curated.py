@@ -7,25 +7,52 @@ is replaced.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+import posixpath
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from curator_dask.errors import OutputError
-from curator_dask.frames.parquet import read_footer
+from curator_dask.frames.parquet import read_footer, read_record
 from curator_dask.frames.record import BALANCE
 from curator_dask.outputs.curated_names import BALANCED, EMBEDDINGS, FETCHED, NOTE, PASSING, SHARDS, stay_in
 from curator_dask.outputs.export_place import ExportPlace
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.placing import put
-from curator_dask.outputs.saving import remove_empty
+from curator_dask.outputs.saving import check_apart, remove_empty
 from curator_dask.outputs.selecting import Folder
-from curator_dask.storage import join, remove
+from curator_dask.storage import absolute, is_remote, join, remove
+from curator_dask.webdataset.shards import ShardSet
 from curator_dask.words import counted
 
 _REPLACES = "replaces"  # of the note: which export is overwritten
 _OR_APPEND = "by which its tars go, or append=True (--append), by which they stay and what is new is added"
+
+
+def check_places(read: Iterable[str], written: Collection[str]) -> None:
+    """Raise OutputError where a step would write among what is read, before hours go into images.
+
+    Parameters
+    ----------
+    read
+        Folders and URLs. Of a pattern, of files and of what is not there yet no more than the names are compared.
+    written
+        Folders of the steps.
+    """
+    for source in read:
+        for place in written:
+            check_apart(source if is_remote(source) else absolute(source), place)
+
+
+def remove_gone(place: str, found: ShardSet) -> None:
+    """Remove the rows of shards of a folder that are there no more, as of a fetch of fewer rows."""
+    urls = {shard.url for shard in found}
+    for path in (join(place, name) for name in output_files(place, None)):
+        record = read_record(path)
+        url = "" if record is None or record.url is None else record.url
+        if url not in urls and posixpath.dirname(url) == found.root:
+            remove(path)
 
 
 class Choice:

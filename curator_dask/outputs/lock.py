@@ -85,6 +85,9 @@ class RunLock:
             "process_started": psutil.Process().create_time(),
             "since": time.time(),
         }
+        self._seen = time.time()  # when the note was last written
+        self._lost = ""  # why it is no more this run that may write
+        self._writing = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="curator_dask-lock", daemon=True)
 
@@ -201,22 +204,65 @@ class RunLock:
             with contextlib.suppress(OSError):  # not there, or others are in it
                 Path(self._folder, PARTS_FOLDER).rmdir()
 
+    def check_held(self) -> None:
+        """Raise OutputError where another run has come to write there meanwhile: what is not written yet is its."""
+        if self._lost:
+            raise OutputError(self._lost)
+
+    def declare(self, made: Mapping[str, Any]) -> dict[Part, Mapping[str, Any]]:
+        """Note what a part makes, as JSON has it; what others say that are at work.
+
+        Of two parts that come at once one at least learns of the other.
+        """
+        self._lost = self._lost or self._why_lost()
+        self.check_held()
+        self._note["made"] = made
+        self._write()
+        living = parts_there(self._folder, self._options).living
+        return {part: note.get("made") or {} for part, note in living.items() if part != self._part}
+
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_SECONDS):
             try:
-                note = self._read()
-                if note is not None and note.get("run") != self._note["run"]:
-                    logger.warning("%s", self._taken(note))
+                self._lost = self._why_lost()
+                if self._lost:
+                    logger.warning("%s", self._lost)
                     return
                 self._write()
             except Exception as error:  # the run itself will say it if the folder is gone
                 logger.debug("%s could not be renewed: %r", self._url, error)
 
+    def _why_lost(self) -> str:
+        """Why another run may have taken this one for dead, as one that was suspended; else empty."""
+        try:
+            data = read_bytes(self._url, self._options)
+        except FileNotFoundError:
+            data = None
+        note = None if data is None else _parsed(data)
+        away = time.time() - self._seen
+        hint = f"This run gave no sign of life for {away:.0f} s, was taken for dead, and ends"
+        if note is not None and note.get("run") != self._note["run"]:
+            return f"{self._taken(note)}. {hint}"
+        if away <= STALE_SECONDS:
+            return ""
+        if data is None:
+            return f"{self._folder}: another run has been writing there, and has removed {self._name}. {hint}"
+        try:
+            self._check_others()
+        except OutputError as error:
+            return f"{error}. {hint}"
+        return ""
+
     def _read(self, name: str | None = None) -> dict[str, Any] | None:
         return _read(self._folder, name or self._name, self._options)
 
     def _write(self, new: bool = False) -> None:
-        data = json.dumps({**self._note, "seen": time.time()}).encode()
+        with self._writing:
+            seen = time.time()
+            self._write_note(json.dumps({**self._note, "seen": seen}).encode(), new)
+            self._seen = seen
+
+    def _write_note(self, data: bytes, new: bool) -> None:
         if is_remote(self._url):
             write_bytes(self._url, data, self._options)
             return
@@ -323,8 +369,15 @@ def _is_old(path: Path) -> bool:
 
 def _read(folder: str, name: str, options: Options) -> dict[str, Any] | None:
     try:
-        note = json.loads(read_bytes(join(folder, name), options))
-    except Exception:  # not there, cut, or no answer, which the writing will say
+        return _parsed(read_bytes(join(folder, name), options))
+    except Exception:  # not there, or no answer, which the writing will say
+        return None
+
+
+def _parsed(data: bytes) -> dict[str, Any] | None:
+    try:
+        note = json.loads(data)
+    except ValueError:  # cut
         return None
     return note if isinstance(note, dict) else None
 

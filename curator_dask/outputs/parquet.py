@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from curator_dask.errors import OutputError
 from curator_dask.frames.parquet import list_parquet
-from curator_dask.outputs.conflicts import FORMERLY, check_beside_images, check_own_files, find_strays
+from curator_dask.outputs.conflicts import (
+    FORMERLY,
+    check_beside_images,
+    check_own_files,
+    describe_difference,
+    find_strays,
+    identity,
+    made_otherwise,
+)
 from curator_dask.outputs.failed import remove_leftovers_of, say_lost
 from curator_dask.outputs.keeping import find_kept
 from curator_dask.outputs.lock import RunLock
@@ -30,6 +41,8 @@ from curator_dask.storage import join, remove
 from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
+
+_LOOKED_AT = 8  # files of other parts: one that was made otherwise is rarely alone
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,10 @@ class ParquetSink:
 
     def open(self) -> AbstractContextManager[Any]:
         """Keep other runs out of the folder, but other parts of this one."""
+        return self._lock
+
+    @functools.cached_property
+    def _lock(self) -> RunLock:
         part = None if self.share is None else self.share.part
         return RunLock(self.output.folder, self.output.options, part)
 
@@ -83,6 +100,7 @@ class ParquetSink:
         output = self.output
         check_beside_images(job.lineage, output.folder)
         schema = plan_schema(job)
+        self._check_parts_at_work(job)
         there = list_parquet(output.folder, output.options)
         count = job.frame.npartitions
         paths = [path_of(job, output, number) for number in range(count)] if there or output.in_place else []
@@ -97,6 +115,7 @@ class ParquetSink:
         }
         remove_leftovers_of(output.folder)
         known, todo, remarks, reports = find_unfinished(count, existing, schema, kept, job, output)
+        self._check_other_parts(job, there)
         say_lost(output.folder, reports, output.options)
         targets = LateTargets(count, make, known)
         if output.in_place and not output.overwrite:
@@ -116,6 +135,39 @@ class ParquetSink:
             scores=job.scores,
         )
         return Plan(targets, todo, writer, remarks, strays, reports)
+
+    def _check_parts_at_work(self, job: Job) -> None:
+        """Raise OutputError where another part is at work that makes the same columns otherwise."""
+        if self.share is None:
+            return
+        made = json.loads(json.dumps({name: identity(info) for name, info in job.models.items()}))
+        for part, others in self._lock.declare(made).items():
+            for name in sorted({*made} & {*others}):
+                if difference := describe_difference(others[name], made[name]):
+                    raise OutputError(
+                        f"{self.output.folder}: column {name!r} of part {part}, which is at work, {difference}. Give"
+                        " all parts the same settings, and machines of one kind, or another path"
+                    )
+
+    def _check_other_parts(self, job: Job, there: frozenset[str]) -> None:
+        """Raise OutputError where another part has made the same columns otherwise: some of its files are looked at."""
+        if self.share is None or self.output.overwrite or not there:
+            return
+        of_whole, mine = self.share.whole.ranges or (), {each.name for each in job.lineage.ranges or ()}
+        others = [
+            path
+            for path in (
+                join(self.output.folder, f"{each.name}.parquet") for each in of_whole if each.name not in mine
+            )
+            if path in there
+        ]
+        looked = [others[place * len(others) // _LOOKED_AT] for place in range(_LOOKED_AT)] if others else []
+        for path, footer in read_footers(sorted({*looked}), there, self.output).items():
+            if difference := made_otherwise(footer.record, job):
+                raise OutputError(
+                    f"{path}, of another part: {difference}. Give all parts the same settings, and machines of one"
+                    " kind, use overwrite=True (--overwrite) in all of them, or write to another path"
+                )
 
     def _strays(self, lineage: Lineage, paths: Sequence[str], there: frozenset[str]) -> list[str]:
         """What a run of the whole removes when all is written.

@@ -29,6 +29,8 @@ _KINDS = (
     pa.time32("s"),
     pa.timestamp("s"),
     pa.timestamp("ns"),
+    pa.timestamp("s", "UTC"),
+    pa.timestamp("ns", "UTC"),
     pa.float64(),
     pa.string(),
     pa.binary(),

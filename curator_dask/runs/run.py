@@ -87,7 +87,8 @@ def run(
     summary = SaveSummary(sink.place, part=getattr(sink, "part", None))
     done: dict[int, Mapping[str, Any]] = {}
     try:
-        with sink.open():
+        with sink.open() as held:
+            check_held = getattr(held, "check_held", lambda: None)
             lineage = trace(frame)
             columns = {*frame.columns, ERROR_COLUMN}
             earlier = [step for step in earlier_steps if columns >= {*step.columns}]
@@ -126,7 +127,14 @@ def run(
                 fit = Fit(job.steps, loaded)
                 tasks = _tasks(job, plan, function, layout or Layout(), connected, fit)
                 named: Picked[Named] = Picked(lineage.ranges or plan.targets, plan.todo)
-                run_targets(tasks, connected, named, summary, done.__setitem__ if keep_rows else None)
+
+                def take(number: int, row: Mapping[str, Any]) -> None:
+                    check_held()
+                    if keep_rows:
+                        done[number] = row
+
+                run_targets(tasks, connected, named, summary, take)
+            check_held()
             sink.close(plan, summary)
             summary.fingerprint = plan.fingerprint
     finally:

@@ -203,7 +203,11 @@ class Sink(Protocol):
         """Where the rows go, for the summary; empty where nothing is written."""
 
     def open(self) -> AbstractContextManager[Any]:
-        """Keep other runs out for as long as the block lasts."""
+        """Keep other runs out for as long as the block lasts.
+
+        What it gives may have a method ``check_held``: called with each partition that is done, it raises OutputError
+        where another run has come in meanwhile.
+        """
 
     def unwritten(self, lineage: Lineage) -> int:
         """How many partitions probably are to be written, told before the models are loaded: on so many workers."""
