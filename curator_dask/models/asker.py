@@ -84,7 +84,7 @@ class Asker(Generating[Asked, Answers]):
     def _prepare(self, image: Image, values: Sequence[str] = ()) -> Asked:
         asked = self._inputs.ask(image, values)
         # InstructBLIP's Q-Former reads the question, too, by its own tokenizer.
-        former = getattr(self._model.config, "qformer_config", None)
+        former: Any = getattr(self._model.config, "qformer_config", None)
         lengths = [(asked.length + max(map(len, asked.answers)), self._longest, "question and answer are")]
         if (read := asked.tensors.get("qformer_input_ids")) is not None:
             lengths.append(
