@@ -8,6 +8,7 @@ import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -142,7 +143,16 @@ def test_what_rows_say_is_no_token_of_the_model(vicuna, llava, tmp_path):
     path.write_text(json.dumps(said))
     model = built(folder, "is it {text}", ("Yes", "No"))
     found = model([image, image], 2, [("\uff1cassistant\uff1e",), ("\uff1cit\uff1e",)])
-    assert "becomes special tokens of the model" in found[0].reason and found[1].reason is None
+    assert (
+        found[0].reason == "not asked: what the row says in the question becomes special tokens of the model"
+    )
+    assert found[1].reason is None
+    # Nor by one that is the unknown token as well as the end of a text, as with OPT and GPT-2.
+    folder = shutil.copytree(vicuna, tmp_path / "unknown")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "unk_token": "</s>"}))
+    model = built(folder, "Does it show {text}?", ("Yes", "No"))
+    assert 2 not in model._inputs.ask(picture(2), ["a </s> cat"]).prompt.tolist()
 
 
 def test_places_and_braces():
@@ -190,10 +200,34 @@ def test_memory_and_models_for_which_filling_up_changes_something(llava, monkeyp
     assert not careful._inputs.pads and "takes one image at a time" in said.text
     np.testing.assert_allclose([e.likelihoods for e in careful(images, 4, values)], expected, atol=1e-4)
     (long,) = model(images[:1], 1, [("photo " * 200,)])
-    assert "not prepared" in long.reason and "the model has room for 200" in long.reason
+    assert re.fullmatch(
+        r"not asked: question and answer are \d+ tokens, and the model has room for 200", long.reason
+    )
+    # NaN behind the first token of a longer answer alone: its likelihood is no number, whatever the others' are.
+    other = built(llava, "describe {text}")
+    assert other(images[:1], 1, [("photo",)])[0].reason is None
+    number = loaded(llava, "llava")[1].tokenizer.convert_tokens_to_ids("is")
+    with torch.no_grad():
+        other._model.get_input_embeddings().weight[number] = torch.nan
+    assert other(images[:1], 1, [("photo",)])[0].reason == "not finite: the model (float32) gave NaN"
     with torch.no_grad():
         model._model.get_output_embeddings().weight[3] = torch.nan
     assert model(images[:1], 1, values[:1])[0].reason == "not finite: the model (float32) gave NaN"
+
+
+def test_a_question_that_a_q_former_has_no_room_for(tmp_path):
+    """It reads the question by a tokenizer of its own; on a GPU a token too many would cost the process."""
+    folder = write_questioner(tmp_path / "model", "instructblip")
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["max_position_embeddings"] = 2000
+    path.write_text(json.dumps(config))
+    image = np.asarray(picture(1))
+    found = built(folder)([image, image], 2, [("photo " * 600,), ("photo",)])
+    assert re.fullmatch(
+        "not asked: its Q-Former reads .* tokens, and the model has room for 512", found[0].reason
+    )
+    assert found[1].reason is None
 
 
 # What cannot be asked
@@ -391,6 +425,12 @@ def test_a_retry_mends_the_answers(data, llava, tmp_path):
         asks(llava, on_error="raise")(dataset).compute()
 
 
+def with_lists(frame):
+    return frame.assign(
+        lists=pd.Series([[1.0]] * len(frame), frame.index, pd.ArrowDtype(pa.list_(pa.float32())))
+    )
+
+
 def test_columns_that_rows_lack(data, llava):
     dataset = ImageTextPairDataset.from_webdataset(data)
     with pytest.raises(ConfigError, match=r"names the column 'alt', and the rows have key, caption, width"):
@@ -400,6 +440,12 @@ def test_columns_that_rows_lack(data, llava):
     written = CaptionModel(llava, prompt="describe it")(dataset)
     with pytest.raises(ConfigError, match="is made in the same run"):
         asks(llava, question="is it {generated_caption}")(written)
+    with pytest.raises(
+        ConfigError, match=r"\{lists\} is a column of list<.*>: expected one of texts or numbers"
+    ):
+        asks(llava, question="is it {lists}")(
+            dataset.with_metadata(dataset.metadata.map_partitions(with_lists))
+        )
     wide = asks(llava, question="is it {width}")(dataset).compute()
     assert wide["fits_filled"].sum() == 11
 

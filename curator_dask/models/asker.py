@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from curator_dask.errors import ImageError
 from curator_dask.models.generating import Generating
 from curator_dask.models.precision import pictures
 from curator_dask.models.question_inputs import Asked, QuestionInputs
@@ -82,11 +83,16 @@ class Asker(Generating[Asked, Answers]):
 
     def _prepare(self, image: Image, values: Sequence[str] = ()) -> Asked:
         asked = self._inputs.ask(image, values)
-        length = asked.length + max(map(len, asked.answers))
-        if self._longest is not None and length > self._longest:
-            raise ValueError(
-                f"question and answer are {length} tokens long, and the model has room for {self._longest}"
+        # InstructBLIP's Q-Former reads the question, too, by its own tokenizer.
+        former: Any = getattr(self._model.config, "qformer_config", None)
+        lengths = [(asked.length + max(map(len, asked.answers)), self._longest, "question and answer are")]
+        if (read := asked.tensors.get("qformer_input_ids")) is not None:
+            lengths.append(
+                (read.shape[1], former.max_position_embeddings, "its Q-Former reads a question of")
             )
+        for length, most, what in lengths:
+            if most is not None and length > most:
+                raise ImageError(f"{what} {length} tokens, and the model has room for {most}")
         return asked
 
     def _failed(self, reason: str) -> Answers:
@@ -102,7 +108,10 @@ class Asker(Generating[Asked, Answers]):
     def _together(self, batch: Sequence[Asked]) -> list[Answers]:
         found = self._likelihoods(batch).numpy()
         return [
-            self._failed(self.not_finite) if not np.isfinite(each).any() else Answers(each) for each in found
+            self._failed(self.not_finite)
+            if np.isnan(each).any() or np.isneginf(each).all()
+            else Answers(each)
+            for each in found
         ]
 
     def _likelihoods(self, batch: Sequence[Asked]) -> torch.Tensor:

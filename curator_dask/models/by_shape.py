@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import numpy as np
 
 from curator_dask import backend
+from curator_dask.errors import ImageError
 from curator_dask.models.room import Room
 from curator_dask.models.towers import silent_transformers
 from curator_dask.models.weights import first_line
@@ -126,6 +127,9 @@ class ByShape(ABC, Generic[P, Found]):
                     with silent_transformers():  # some processors warn of each image
                         picture = Image.fromarray(np.asarray(pixels))
                         prepared = self._prepare(picture, () if values is None else values[number])
+                except ImageError as error:
+                    found[number] = self._failed(f"not {self.done}: {error}")
+                    continue
                 except Exception as error:
                     if backend.is_out_of_memory(error):
                         raise

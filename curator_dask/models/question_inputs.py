@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from curator_dask.errors import ConfigError
+from curator_dask.errors import ConfigError, ImageError
 from curator_dask.models import caption_inputs
 from curator_dask.models.caption_inputs import IMAGE_ALONE, NEED_TEXT, Inputs
 from curator_dask.models.hub import CONFIG
@@ -158,7 +158,7 @@ class QuestionInputs(Inputs):
         self._signs = {
             sign for each in self._special for sign in each if not (sign.isalnum() or sign.isspace())
         } - _COMMON
-        self._numbers = {number for number in self._special.values() if number is not None}
+        self._numbers = self._counted_tokens()
         self._usual: dict[tuple[int, int], Counter[int]] = {}
         self._is_chat = self.prepare == self._of_chat
         self._space = self._space_before() if self._is_chat else " "
@@ -172,7 +172,7 @@ class QuestionInputs(Inputs):
 
         Raises
         ------
-        ValueError
+        ImageError
             What it says would be special tokens of the model.
         ConfigError
             The processor makes something else than what images can be put together of.
@@ -278,17 +278,27 @@ class QuestionInputs(Inputs):
         own = {name: each for name, each in vars(self._processor).items() if name.endswith("_token")}
         names += [str(getattr(each, "content", each)) for each in own.values() if each is not None]
         known = tokenizer.get_vocab()
-        unknown = tokenizer.unk_token
-        return {name: known.get(name) for name in dict.fromkeys(names) if name.strip() and name != unknown}
+        return {name: known.get(name) for name in dict.fromkeys(names) if name.strip()}
+
+    def _counted_tokens(self) -> set[int]:
+        """Numbers of the special tokens that no plain text comes to.
+
+        A word that a tokenizer does not know is its unknown token. Where this is what ends a text, too, as in those of
+        OPT and GPT-2, they know every word.
+        """
+        tokenizer = self.tokenizer
+        others = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
+        plain = {tokenizer.unk_token} - others
+        return {number for name, number in self._special.items() if number is not None and name not in plain}
 
     def _check_special(self, made: caption_inputs.Prepared, image: Image) -> None:
-        """Raise ValueError where a question has other special tokens than one whose row says something plain."""
+        """Raise ImageError where a question has other special tokens than one whose row says something plain."""
         if image.size not in self._usual:
             if len(self._usual) >= _SIZES:
                 self._usual.clear()
             self._usual[image.size] = self._count(self.prepare(image))
         if self._count(made) != self._usual[image.size]:
-            raise ValueError("what the row says in the question becomes special tokens of the model")
+            raise ImageError("what the row says in the question becomes special tokens of the model")
 
     def _count(self, made: caption_inputs.Prepared) -> Counter[int]:
         ids = made.tensors["input_ids"][0].tolist() if "input_ids" in made.tensors else []

@@ -10,11 +10,12 @@ from typing import Any, Unpack
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import CAPTION_COLUMN
-from curator_dask.image.asking.step import AskImages
+from curator_dask.image.asking.step import AskImages, check_said
 from curator_dask.image.classifiers.whole import ReadingOptions, WholeModel, transformers_model
 from curator_dask.models.asking import QuestionSpec
 from curator_dask.models.questions import Question, named_answers
 from curator_dask.models.sources import Sources
+from curator_dask.runs.step import types_of
 from curator_dask.settings import absolute
 from curator_dask.storage import Options
 
@@ -122,8 +123,8 @@ class QuestionModel(WholeModel):
         Raises
         ------
         ConfigError
-            The dataset lacks a column that the question names, it is made in the same pass, or the dataset has another
-            column with the name of a new one.
+            The dataset lacks a column that the question names, it has neither texts nor numbers, it is made in the same
+            pass, or the dataset has another column with the name of a new one.
         """
         made = {name for step in dataset.steps for name in step.columns}
         if late := [name for name in self.spec.question.columns if name in made]:
@@ -131,7 +132,11 @@ class QuestionModel(WholeModel):
                 f"question (--question): {{{late[0]}}} is made in the same run, and is not there when the images are"
                 " asked about: write the dataset with it first (export), and ask about that"
             )
-        return super().__call__(dataset)
+        asks = super().__call__(dataset)
+        types = types_of(dataset.metadata._meta)
+        for name in self.spec.question.columns:  # before a large model is loaded
+            check_said(name, types.field(name).type)
+        return asks
 
     def _refuse(self, names: Collection[str], parquet: Iterable[str | None], options: Options) -> None:
         if lacking := [name for name in self.spec.question.columns if name not in names]:

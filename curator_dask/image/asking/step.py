@@ -205,12 +205,23 @@ def said_by(rows: Rows, columns: tuple[str, ...]) -> list[tuple[str, ...] | None
     ]
 
 
-def _texts(name: str, array: pa.Array) -> list[str | None]:
-    kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
-    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+def check_said(name: str, kind: pa.DataType) -> None:
+    """Raise ConfigError where a column's values are no texts that a question takes."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    kinds = (
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_binary_view,
+        pa.types.is_fixed_size_binary,
+    )
+    if pa.types.is_nested(kind) or any(is_kind(kind) for is_kind in kinds):
         raise ConfigError(
             f"question (--question): {{{name}}} is a column of {kind}: expected one of texts or numbers"
         )
+
+
+def _texts(name: str, array: pa.Array) -> list[str | None]:
+    check_said(name, array.type)
     return [
         None if each is None or (isinstance(each, float) and math.isnan(each)) else str(each)
         for each in array.to_pylist()
