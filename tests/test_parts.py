@@ -381,7 +381,7 @@ def test_the_command_is_ended_by_what_slurm_sends_and_goes_on(folder, tmp_path):
     assert "Dask cpu cluster" not in again.stderr + again.stdout  # it is known without
 
 
-@pytest.mark.parametrize("command", ["embed", "classify", "caption", "detect"])
+@pytest.mark.parametrize("command", ["embed", "classify", "caption", "detect", "ask"])
 def test_the_commands_refuse_before_anything_is_started(command, folder, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -392,6 +392,7 @@ def test_the_commands_refuse_before_anything_is_started(command, folder, tmp_pat
             (None, "part 1/4 of a run"),
         ):
             given = [] if part is None else ["--part", part]
+            given += ["--question", "Is it?", "--answer", "Yes", "--answer", "No"] if command == "ask" else []
             done = CliRunner().invoke(app, [command, str(folder), str(out), "--model", "resnet18", *given])
             assert done.exit_code == 2, done.output
             assert match in done.output.replace("\n", " "), done.output
