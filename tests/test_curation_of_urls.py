@@ -97,7 +97,8 @@ def test_one_command_from_a_table_of_urls_to_shards_and_on_when_it_has_grown(ser
     assert {*new} == {"n/8.jpg", "status/404", *(f"n/{number}.jpg" for number in range(10, 15))}
 
 
-def test_what_cannot_be_done_later_is_told_before_an_image_is_asked_for(server, tmp_path):
+def test_what_cannot_be_done_later_is_told_before_an_image_is_asked_for(server, tmp_path, caplog):
+    caplog.set_level("INFO", "curator_dask")
     write_urls(tmp_path / "urls", "0.parquet", server, range(6))
     fetch = {"table": str(tmp_path / "urls"), "url_column": "URL", "allow_private": True, "retries": 0}
     images, out = tmp_path / "images", tmp_path / "out"
@@ -109,6 +110,7 @@ def test_what_cannot_be_done_later_is_told_before_an_image_is_asked_for(server, 
         with pytest.raises(error, match=said):
             curate(images, out, Recipe(fetch=fetch, **recipe))
         assert not server.asked and not [*images.glob("*.tar")]
+    assert "found 1 shard" not in caplog.text  # that is of nobody's
     for wrong, said in (
         ({}, "expected a table of URLs"),
         ({"table": "a.csv", "min_good": 2}, "a share from 0 to 1"),

@@ -62,9 +62,9 @@ def check_boxes(dataset: ImageTextPairDataset, column: str, options: ImageOption
     names = [str(name) for name in dataset.metadata.columns]
     if column not in names:
         raise ConfigError(
-            f"cover={column!r} (--cover): the dataset has no such column{meant(column, names)}. Have a DetectionModel"
-            " find the boxes before, in the same pass: what an output has of them is taken over. Or take a dataset"
-            " whose rows have them"
+            f"cover={column!r} (--cover): the dataset has no such column{meant(column, names)}. Have a model find"
+            " boxes first: `curator-dask detect` into the same OUTPUT, in Python a DetectionModel before the embedder."
+            f" `--prefix {column.removesuffix('_boxes')}` calls them so. Or take a dataset whose rows have them"
         )
     kind = types_of(dataset.metadata._meta).field(column).type
     if not is_boxes(kind):
