@@ -76,7 +76,7 @@ def curate(
       export: {shuffle: 7, splits: {val: 0.01}}
 
     Exit code 0: done. 1: a shard could not be read, or not all of it, or not written; nothing is left. 2: wrong usage.
-    """
+    """  # noqa: D301 (the backspace keeps the lines apart)
     options = json_object(storage_options, "--storage-options") or None
 
     from curator_dask.cluster.client import load_ahead
