@@ -36,6 +36,7 @@ from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.outputs.retrying import find_settings
+from curator_dask.rows.found import some_of
 from curator_dask.rows.remarks import of_kept
 from curator_dask.testing import StepTests
 
@@ -515,3 +516,9 @@ def test_what_was_found_before_is_told_as_long_as_its_columns_are_there():
     assert kept["answers"] == {"count": 3, "examples": [], "by": {"fits": 3, "little: fits": 1}}
     assert not of_kept(before, {"key"}) and "corrupt" not in kept
     assert of_kept(before, {"a_boxes", "b_boxes"})["x.tar"]["detections"] == fact
+
+
+def test_a_reason_is_said_once_of_rows_that_have_the_same():
+    said = [f"00000 {key}: missing: no sample '{key}' in the tar" for key in ("07", "13")]
+    assert some_of([*said, "00001 20: missing: cut"]) == f"{said[0]}; 00000 13; 00001 20: missing: cut"
+    assert some_of([]) == ""

@@ -86,6 +86,23 @@ def before_lines(rows: int, failed: int, files: Iterable[Mapping[str, Any]]) -> 
     return [f"  in these {counted(rows, 'row')}{lost}{f': {why}' if failed and why else ''}"]
 
 
+def some_of(examples: Iterable[str]) -> str:
+    """Examples of a reason, ``shard key: reason``; of those that say the same of their key the first in full.
+
+    Examples
+    --------
+    >>> some_of(["00000 7: no sample '7'", "00000 8: no sample '8'", "00001 9: cut short"])
+    "00000 7: no sample '7'; 00000 8; 00001 9: cut short"
+    """
+    said, told = set[str](), []
+    for each in examples:
+        name, _, why = each.partition(": ")
+        like = why.replace(f"'{name.rpartition(' ')[2]}'", "")
+        told.append(name if like in said else each)
+        said.add(like)
+    return "; ".join(told)
+
+
 def _examples(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     some = [f"{url} {', '.join(fact['examples'])}" for url, fact in sorted(facts.items()) if fact["examples"]]
     return some[:EXAMPLES]

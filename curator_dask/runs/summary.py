@@ -14,7 +14,7 @@ from typing import Any
 import curator_dask
 from curator_dask.frames.names import ERRORS_SUFFIX
 from curator_dask.notebook import bars, table
-from curator_dask.rows.found import answer_lines, before_lines, found_lines
+from curator_dask.rows.found import answer_lines, before_lines, found_lines, some_of
 from curator_dask.rows.remarks import CUT_AT, NOTHING_WRITTEN, add_up
 from curator_dask.runs.parts import part_line
 from curator_dask.words import counted, ranked
@@ -261,7 +261,7 @@ class SaveSummary:
             *self._none_line(),
         ]
         for reason, count in ranked(self.reasons - self.earlier):
-            lines.append(f"  {count:,} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
+            lines.append(f"  {count:,} x {reason}, for example {some_of(self.examples.get(reason, []))}")
         if self.earlier:
             kinds = ", ".join(f"{count:,} {reason}" for reason, count in ranked(self.earlier))
             # A row counts once: one that fails anew is among those above.
