@@ -295,7 +295,7 @@ def _check_vectors(read: str, footer: Footer, lacking: Sequence[AddedStep]) -> N
     if missing:
         raise OutputError(
             f"{read}: has no column {', '.join(map(repr, sorted(missing)))} of vectors; it has {footer.columns}. Give"
-            " the name of theirs (embedding_column, --column), or make them first: `curator-dask embed` into this output"
+            " the name of theirs (embedding_column, --column), or make them first: `curator-dask embed` into it"
         )
     missing = {said[TEXTS] for said in every if TEXTS in said} - {*footer.columns}
     if missing:
