@@ -252,7 +252,7 @@ def _look_ahead(folder: Path, recipe: Recipe, workers: OpenWorkers) -> None:
     found = find_shards(str(folder), None, image_column=recipe.image_column)
     _check(found, recipe, None)
     with at_work(workers):
-        dataset = ImageTextPairDataset.from_shards(found, recipe.id_col)
+        dataset = ImageTextPairDataset.from_shards(found, recipe.id_col, quiet=True)
         _check_columns(_with_columns(dataset, recipe), recipe)
 
 

@@ -369,7 +369,10 @@ def test_in_one_pass_and_again(data, llava, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(asker.Asker, "__call__", None)
         turned = asks(llava, question="describe it", answers=["5", "1", "2"], column="rated")
-        assert rates(dataset).save_metadata(out).skipped == turned(dataset).save_metadata(out).skipped == 2
+        again = rates(dataset).save_metadata(out)
+        assert again.skipped == turned(dataset).save_metadata(out).skipped == 2
+        for said in ("fits: 2 rows not asked", "fits: for 9 of 9 images", "rated: for 11 of 11 images"):
+            assert said in str(again)  # what was said of the first question, too
         assert ColourReader()(first(dataset)).save_metadata(out).skipped == 2
         assert first(dataset).save_metadata(out).written == 2  # of what is there
     assert read_output(out).select(both.column_names).equals(both)

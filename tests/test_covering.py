@@ -322,7 +322,10 @@ def test_wrong_arguments(pictures, tmp_path):
         with pytest.raises(ConfigError, match=message):
             Pixels(**{"cover": "detected_boxes", **arguments})
     dataset = ImageTextPairDataset.from_webdataset(pictures[0])
-    with pytest.raises(ConfigError, match=r"has no such column.*Run detect before"):
+    with pytest.raises(
+        ConfigError,
+        match=r"has no such column.*`curator-dask detect` into the same OUTPUT.*--prefix detected`",
+    ):
         Pixels(cover="detected_boxes")(dataset)
     with pytest.raises(ConfigError, match="expected lists of boxes, each a list of four numbers, found"):
         Pixels(cover="key")(dataset)

@@ -110,7 +110,8 @@ def test_a_table_that_has_lost_rows_is_begun_anew_where_all_may_be_replaced(serv
     assert {path.stem for path in (out / "embeddings").iterdir()} == {"00000", "00001"}
 
 
-def test_what_cannot_be_done_later_is_told_before_an_image_is_asked_for(server, tmp_path):
+def test_what_cannot_be_done_later_is_told_before_an_image_is_asked_for(server, tmp_path, caplog):
+    caplog.set_level("INFO", "curator_dask")
     write_urls(tmp_path / "urls", "0.parquet", server, range(6))
     fetch = {"table": str(tmp_path / "urls"), "url_column": "URL", "allow_private": True, "retries": 0}
     images, out = tmp_path / "images", tmp_path / "out"
@@ -122,6 +123,7 @@ def test_what_cannot_be_done_later_is_told_before_an_image_is_asked_for(server, 
         with pytest.raises(error, match=said):
             curate(images, out, Recipe(fetch=fetch, **recipe))
         assert not server.asked and not [*images.glob("*.tar")]
+    assert "found 1 shard" not in caplog.text  # that is of nobody's
     for wrong, said in (
         ({}, "expected a table of URLs"),
         ({"table": "a.csv", "min_good": 2}, "a share from 0 to 1"),

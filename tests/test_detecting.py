@@ -36,6 +36,8 @@ from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.outputs.retrying import find_settings
+from curator_dask.rows.found import some_of
+from curator_dask.rows.remarks import of_kept
 from curator_dask.testing import StepTests
 
 pytestmark = pytest.mark.usefixtures("in_this_process", "quiet_transformers")
@@ -495,3 +497,28 @@ def test_area_of_very_many_boxes():
         for left, top, right, bottom in some:
             grid[top:bottom, left:right] = True
         assert covered((some / 64).astype(np.float32)) == pytest.approx(grid.mean())
+
+
+def test_what_was_found_before_is_told_as_long_as_its_columns_are_there():
+    fact = {
+        "count": 5,
+        "examples": ["1"],
+        "by": {"seen: a": 3, "found: a": 2, "label: a: cat": 2, "seen: b": 2},
+    }
+    asked = {"count": 3, "examples": [], "by": {"fits": 3, "little: fits": 1, "not asked: mark": 2}}
+    before = {"x.tar": {"detections": fact, "answers": asked, "corrupt": {"count": 1, "examples": ["1"]}}}
+    kept = of_kept(before, {"a_boxes", "fits_answer", "key"})["x.tar"]
+    assert kept["detections"] == {
+        "count": 3,
+        "examples": [],
+        "by": {"seen: a": 3, "found: a": 2, "label: a: cat": 2},
+    }
+    assert kept["answers"] == {"count": 3, "examples": [], "by": {"fits": 3, "little: fits": 1}}
+    assert not of_kept(before, {"key"}) and "corrupt" not in kept
+    assert of_kept(before, {"a_boxes", "b_boxes"})["x.tar"]["detections"] == fact
+
+
+def test_a_reason_is_said_once_of_rows_that_have_the_same():
+    said = [f"00000 {key}: missing: no sample '{key}' in the tar" for key in ("07", "13")]
+    assert some_of([*said, "00001 20: missing: cut"]) == f"{said[0]}; 00000 13; 00001 20: missing: cut"
+    assert some_of([]) == ""

@@ -48,6 +48,7 @@ from typer.testing import CliRunner
 
 from curator_dask import get_client
 from curator_dask.cli import app
+from curator_dask.cli.curate import curate
 from curator_dask.curation import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -601,7 +602,9 @@ def test_recipes_are_recipes():
         block for page in PAGES.values() for block in read_page(page).blocks if block.language == "yaml"
     ]
     recipes = [Recipe(**yaml.safe_load(block.code)) for block in blocks]
-    assert len(recipes) == 4 and all(each.model or each.join or each.balance for each in recipes)
+    assert len(recipes) == 5 and all(each.model or each.join or each.balance for each in recipes)
+    shown = (curate.__doc__ or "").partition("\b\n")[2].partition("\n\n")[0]
+    assert Recipe(**yaml.safe_load(shown)).fetch  # what `curate --help` shows
 
 
 # What else the pages say

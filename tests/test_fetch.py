@@ -342,6 +342,7 @@ def test_addresses_of_ones_own_network_are_refused(server, tmp_path):
     KNOWN_HOSTS.clear()
     said = [row["error_message"] for row in read_output(tmp_path / "out").to_pylist()]
     assert summary.images == 0 and not server.asked and "--allow-private, where the list" in str(summary)
+    assert "rows that were refused before also need --retry-failed" in str(summary)
     assert said[0] == said[2] == "address refused: 127.0.0.1 is loopback"
     assert said[7] == "address refused: 169.254.169.254 is link-local"
     assert all(each.startswith(("address refused: ", "no URL: ", "no such host: ")) for each in said), said

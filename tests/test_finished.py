@@ -89,6 +89,7 @@ def test_what_is_finished_is_told_as_a_run_tells_it(here):
     done = embed("--json", "note.json", "--min-good", "0.9")
     assert done.exit_code == 1  # of 6 images 5 have a vector
     assert "nothing to do, 2 files finished before" in done.output
+    assert "in these 6 rows, 1 failed: 1 " in done.output
     ran, known = (json.loads((here / name).read_text()) for name in ("by-a-run.json", "note.json"))
     assert ran["failed_before"] == known["failed_before"] == 1
     for told in (ran, known):

@@ -464,9 +464,7 @@ def test_the_commands_refuse_before_anything_is_started(command, folder, tmp_pat
             (None, "part 1/4 of a run"),
         ):
             given = [] if part is None else ["--part", part]
-            given += (
-                ["--question", "Is it red?", "--answer", "yes", "--answer", "no"] if command == "ask" else []
-            )
+            given += ["--question", "Is it?", "--answer", "Yes", "--answer", "No"] if command == "ask" else []
             done = CliRunner().invoke(app, [command, str(folder), str(out), "--model", "resnet18", *given])
             assert done.exit_code == 2, done.output
             assert match in done.output.replace("\n", " "), done.output

@@ -61,7 +61,7 @@ from curator_dask.console import show_messages
 FEW_SHARDS = 16  # are indexed without a cluster
 
 app = typer.Typer(
-    help="Vectors, scores, filters and duplicates of the images in WebDataset shards or folders, on a Dask cluster.",
+    help="From image URLs, WebDataset shards or folders of images to a curated image-text dataset, on a Dask cluster.",
     epilog=BEGIN,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -63,10 +63,20 @@ def curate(
     """Fetch, embed, measure, filter, balance, leave out duplicates, and write the shards that are left.
 
     OUTPUT gets the folders embeddings, passing, balanced, duplicates and shards. The same command again does what is
-    missing.
+    missing. Where the config begins with fetch, INPUT is the folder that the fetched shards go to.
+
+    A config, of which each line may be left out; docs/curation.md has all names:
+
+    \b
+      fetch: {table: urls.parquet, url_column: URL, caption_column: TEXT}
+      model: vit_large_patch14_clip_quickgelu_224.openai
+      statistics: [blurriness]
+      where: least(width, height) >= 256 and blurriness > 10
+      duplicates: {eps: 0.07}
+      export: {shuffle: 7, splits: {val: 0.01}}
 
     Exit code 0: done. 1: a shard could not be read, or not all of it, or not written; nothing is left. 2: wrong usage.
-    """
+    """  # noqa: D301 (the backspace keeps the lines apart)
     options = json_object(storage_options, "--storage-options") or None
 
     from curator_dask.cluster.client import load_ahead

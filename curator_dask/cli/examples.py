@@ -162,7 +162,7 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 BEGIN = "\b\nTo begin:\n" + "\n".join(
-    f"  curator-dask {SHOWN[name][1][0]}" for name in ("check", "embed", "report")
+    f"  curator-dask {SHOWN[name][1][0]}" for name in ("check", "embed", "report", "curate")
 )
 
 

@@ -194,8 +194,12 @@ class Sources(ABC):
         nested_json: bool = False,
         captions: str | os.PathLike[str] | None = "txt",
         storage_options: Mapping[str, Any] | None = None,
+        quiet: bool = False,
     ) -> Self:
-        """The same of shards that were found before (`curator_dask.webdataset.finding.find_shards`)."""
+        """The same of shards that were found before (`curator_dask.webdataset.finding.find_shards`).
+
+        With `quiet` it is not said how many these are.
+        """
         check_options(id_col, metadata, rows_per_partition)
         first = found.shards[0].url
         if is_parquet_shard(first) and (key := ParquetShard.of(first).key or KEY) != id_col:
@@ -209,7 +213,8 @@ class Sources(ABC):
         source = choose_source(metadata, found, storage_options)
         rows = "their Parquet files" if source == "parquet" else "their captions and JSON"
         said = (counted(len(found), "shard"), found.root, rows)
-        logger.info("found %s below %s; rows come from %s", *said)
+        if not quiet:
+            logger.info("found %s below %s; rows come from %s", *said)
         try:
             schema = learn_schema(found.shards, source, id_col, storage_options, nested_json)
             reader = ReadShard(id_col, source, schema, storage_options, nested_json)

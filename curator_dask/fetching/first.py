@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from curator_dask.arguments import check_names, make_of, names_of
 from curator_dask.cluster.setup import OpenWorkers
 from curator_dask.errors import ConfigError, OutputError, ShardError
+from curator_dask.fetching.addresses import REFUSED
 from curator_dask.fetching.options import FetchOptions
 from curator_dask.fetching.running import fetch_table
 from curator_dask.fetching.summary import FetchSummary
@@ -123,9 +124,12 @@ class FirstFetch:
             )
         if not found.images or found.good < self.min_good:
             some = ", ".join(f"{count:,} x {reason}" for reason, count in found.reasons.most_common(3))
+            also = (
+                ", allow_private: true" if found.reasons[REFUSED] and not self.options.allow_private else ""
+            )
             raise ShardError(
                 f"fetch: {found.images:,} of {found.rows:,} rows have an image ({found.good:.1%}, min_good is"
                 f" {self.min_good:.1%}), and nothing else was done: {some}. Run again with `fetch: {{retry_failed:"
-                " true}`, or with a smaller min_good"
+                f" true{also}}}`, or with a smaller min_good"
             )
         return found

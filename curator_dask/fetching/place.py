@@ -179,10 +179,19 @@ def _goes_on(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     return {**before, "limit": None} == {**now, "limit": None} and limits[0] < limits[1]
 
 
+def _sizes(smaller: Mapping[str, Any] | None) -> str:
+    """What is made of images that are too large, in words."""
+    if not smaller:
+        return "as they came"
+    return "made smaller by " + ", ".join(f"{name}={each!r}" for name, each in smaller.items() if each)
+
+
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     old, new = before.get("settings") or {}, now["settings"]
     for name, value in new.items():
         if old.get(name) != value:
+            if name == "smaller":
+                return f"whose images are {_sizes(old.get(name))} and not {_sizes(value)}"
             return f"whose {name} is {old.get(name)!r} and not {value!r}"
     if {**before, "limit": None} == {**now, "limit": None}:
         return f"of more rows than limit={now.get('limit')}"

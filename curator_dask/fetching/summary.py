@@ -166,10 +166,14 @@ class FetchSummary:
             some = ", ".join(f"{host} {count:,}" for host, count in ranked(self.hosts)[:_HOSTS])
             lines.append(f"  hosts that failed most: {some}")
         if self.may_pass:
-            lines.append(f"  {self.may_pass:,} of these may be had another time: --retry-failed")
+            lines.append(
+                f"  {self.may_pass:,} of these may be had another time: --retry-failed (in a recipe retry_failed: true)"
+            )
         if self.reasons[REFUSED]:
             lines.append(
-                "  addresses of your own network are refused: --allow-private, where the list is your own"
+                "  addresses of your own network are refused: --allow-private, where the list is your own (in a"
+                " recipe allow_private: true); rows that were refused before also need --retry-failed"
+                " (retry_failed: true)"
             )
         for kind, count in ranked(self.left):
             lines.append(f"  {counted(count, 'image')} not made smaller, as it came: {kind}")

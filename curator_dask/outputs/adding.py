@@ -294,8 +294,8 @@ def _check_vectors(read: str, footer: Footer, lacking: Sequence[AddedStep]) -> N
     missing = {said["vectors"] for said in every if "vectors" in said} - {*footer.columns}
     if missing:
         raise OutputError(
-            f"{read}: has no column {sorted(missing)} of vectors; it has {footer.columns}. Give the name of theirs"
-            " (embedding_column, --column)"
+            f"{read}: has no column {', '.join(map(repr, sorted(missing)))} of vectors; it has {footer.columns}. Give"
+            " the name of theirs (embedding_column, --column), or make them first: `curator-dask embed` into it"
         )
     missing = {said[TEXTS] for said in every if TEXTS in said} - {*footer.columns}
     if missing:

@@ -27,7 +27,7 @@ from curator_dask.webdataset.shards import ShardSet
 from curator_dask.words import counted
 
 _REPLACES = "replaces"  # of the note: which export is overwritten
-_OR_APPEND = "by which its tars go, or append=True (--append), by which they stay and what is new is added"
+_APPEND = "Use append=True (--append), by which its tars stay and what is new is added, write"
 
 
 def check_places(read: Iterable[str], written: Collection[str]) -> None:
@@ -86,7 +86,7 @@ class Choice:
         if (self.adds or not self.replaces) and self._noted() not in (None, self._digest):
             self._refuse("was made by a recipe that chooses other rows")
         if not self.replaces and self._is_added_to:
-            self._refuse("has tars that were added since", _OR_APPEND)
+            self._refuse("has tars that were added since", first=_APPEND)
 
     def check_rows(self, names: Collection[str]) -> None:
         """Raise OutputError where tars that must stay were made of rows that lack some, or some of their columns.
@@ -103,7 +103,7 @@ class Choice:
             if not then:
                 self._refuse(
                     f"was made without {EMBEDDINGS}/{each}: no rows of it are in {PASSING}",
-                    _OR_APPEND,
+                    first=_APPEND,
                 )
             if lacks := [name for name in now if name not in then]:
                 self._refuse(
@@ -161,9 +161,9 @@ class Choice:
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
 
-    def _refuse(self, why: str, overwrite: str = "by which its tars go") -> None:
+    def _refuse(self, why: str, overwrite: str = "by which its tars go", first: str = "Write") -> None:
         raise OutputError(
-            f"{self._shards}: is there, and {why}; nothing was replaced. Write to another path, or use overwrite=True"
+            f"{self._shards}: is there, and {why}; nothing was replaced. {first} to another path, or use overwrite=True"
             f" (--overwrite), {overwrite}"
         )
 

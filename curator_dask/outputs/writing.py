@@ -30,7 +30,7 @@ from curator_dask.outputs.failed import find_errors, write_failed
 from curator_dask.outputs.joining import Joined, Joining
 from curator_dask.outputs.keeping import Kept
 from curator_dask.rows.known import KnownVectors, StoredRows
-from curator_dask.rows.remarks import current_remarks, fact_of, remark
+from curator_dask.rows.remarks import current_remarks, fact_of, of_kept, remark, summed
 from curator_dask.runs.reports import errors_of, report_frame, report_of, report_row
 from curator_dask.runs.shardwise import Together
 from curator_dask.runs.targets import Target
@@ -192,14 +192,17 @@ class WritePartition:
         rows = len(table)
         if self.output.in_place:
             self._check_rows_kept(target, rows, there)
-        said = FileRecord("")
+        said, kept = FileRecord(""), dict[str, Any]()
         if self.kept:
             joined = self._join(target, table, errors, there)
             table, bad, said = joined.table, pa.array(joined.failed), joined.said
             report["dropped"] = int(joined.failed.sum()) if self.output.drop_failed else 0
             report["remarks"] = current_remarks().on(_urls(whole, target))
+            if there.record is not None and there.record.shard == target.shard:
+                kept = of_kept(there.record.remarks, {*table.column_names} - {*self.kept.own})
         self._check_rows_kept(target, rows, there)
         record = self._record(target, report, said)
+        record = replace(record, remarks=summed(kept, record.remarks))
         failed = table.filter(bad) if self.output.drop_failed else table.slice(0, 0)
         write_failed(self.output.folder, target.name, failed, record, self.output.options)
         if self.output.drop_failed:

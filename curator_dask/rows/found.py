@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from curator_dask.rows.remarks import EXAMPLES, LITTLE, NOT_ASKED, found_by, labelled, seen_by
@@ -55,7 +55,8 @@ def answer_lines(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if little:
             of = counted(by[little], "image")
             lines.append(
-                f"  {little}: for {count:,} of {of} its answers are unlikely: {little}_mass is below 0.5"
+                f"  {little}: for {count:,} of {of} its answers are unlikely: {little}_mass is below 0.5. Ask so that"
+                f" the model would write one of them, or leave these out (--where '{little}_mass > 0.5')"
             )
         if not_asked:
             rows, some = counted(count, "row"), "; ".join(_examples(facts))
@@ -63,6 +64,43 @@ def answer_lines(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 f"  {not_asked}: {rows} not asked, as the question's columns are null or empty there: {some}"
             )
     return lines
+
+
+def before_lines(rows: int, failed: int, files: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line about files that were finished before; none where these have no rows.
+
+    Parameters
+    ----------
+    rows, failed
+        Of these files together.
+    files
+        What a summary says of all files: their ``reasons``, and whether they were finished ``before``.
+    """
+    if not rows:
+        return []
+    reasons: Counter[str] = Counter()
+    for each in files:
+        reasons.update(each["reasons"] if each["before"] else {})
+    why = ", ".join(f"{count:,} {reason}" for reason, count in ranked(reasons))
+    lost = f", {failed:,} failed" if failed else ""
+    return [f"  in these {counted(rows, 'row')}{lost}{f': {why}' if failed and why else ''}"]
+
+
+def some_of(examples: Iterable[str]) -> str:
+    """Examples of a reason, ``shard key: reason``; of those that say the same of their key the first in full.
+
+    Examples
+    --------
+    >>> some_of(["00000 7: no sample '7'", "00000 8: no sample '8'", "00001 9: cut short"])
+    "00000 7: no sample '7'; 00000 8; 00001 9: cut short"
+    """
+    said, told = set[str](), []
+    for each in examples:
+        name, _, why = each.partition(": ")
+        like = why.replace(f"'{name.rpartition(' ')[2]}'", "")
+        told.append(name if like in said else each)
+        said.add(like)
+    return "; ".join(told)
 
 
 def _examples(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -165,6 +165,49 @@ def summed(remarks: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any
     both = {url: dict(facts) for url, facts in remarks.items()}
     add_up(both, more)
     return both
+
+
+def of_kept(before: Mapping[str, Any], columns: Collection[str]) -> dict[str, Any]:
+    """The remarks of an earlier run on columns that a file keeps.
+
+    Parameters
+    ----------
+    before
+        Remarks on shards, by url and kind.
+    columns
+        Those that are kept.
+    """
+    kept: dict[str, Any] = {}
+    for url, facts in before.items():
+        own = {
+            kind: _of_columns(kind, facts[kind], columns)
+            for kind in ("detections", "answers")
+            if kind in facts
+        }
+        if "captions" in facts and any(f"{name}_cut" in columns for name in columns):
+            own["captions"] = facts["captions"]  # which does not say of which column
+        if own := {kind: fact for kind, fact in own.items() if fact}:
+            kept[url] = own
+    return kept
+
+
+def _of_columns(kind: str, fact: Mapping[str, Any], columns: Collection[str]) -> dict[str, Any]:
+    by = fact.get("by", {})
+    if kind == "answers":
+        parts = {what: (what.removeprefix(LITTLE).removeprefix(NOT_ASKED), "_answer") for what in by}
+    else:
+        seen = [what.removeprefix(seen_by("")) for what in by if what.startswith(seen_by(""))]
+        parts = {
+            what: (name, "_boxes")
+            for name in seen
+            for what in by
+            if what in (seen_by(name), found_by(name)) or what.startswith(labelled(name, ""))
+        }
+    some = {what: by[what] for what, (name, end) in parts.items() if name + end in columns}
+    if not some:
+        return {}
+    count = sum(n for what, n in some.items() if what == parts[what][0] or what.startswith(seen_by("")))
+    return {"count": count, "examples": fact["examples"] if len(some) == len(by) else [], "by": some}
 
 
 def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import curator_dask
 from curator_dask.frames.names import ERRORS_SUFFIX
 from curator_dask.notebook import bars, table
-from curator_dask.rows.found import answer_lines, found_lines
+from curator_dask.rows.found import answer_lines, before_lines, found_lines, some_of
 from curator_dask.rows.remarks import CUT_AT, NOTHING_WRITTEN, add_up
 from curator_dask.runs.parts import part_line
 from curator_dask.words import counted, ranked
@@ -228,13 +228,15 @@ class SaveSummary:
 
     def __str__(self) -> str:
         before = f"{counted(self.skipped, 'file')} finished before"
+        held = before_lines(self.rows_before, self.failed_before, self.shards.values())
+        held = [] if self.again else held
         if self.path and not self.written and not self.failed_shards:
             before = "no row had failed" if self.again else before
             if self.without_sample:
                 has = counted(self.without_sample, "failed row", "has", "have")
                 before = f"{has} no sample in the tar, and no tar has changed since"
             lines = [f"{self._what}: nothing to do, {before}; {self.seconds:.1f} s"]
-            return "\n".join([*lines, *self._own_lines(), *self._none_line(), *self.remark_lines()])
+            return "\n".join([*lines, *held, *self._own_lines(), *self._none_line(), *self.remark_lines()])
         dropped = f", {self.dropped:,} more in {self.path}{ERRORS_SUFFIX}" if self.dropped else ""
         own = self.failed - self.earlier.total()
         failed = counted(own, "failed image" if self.opened else "failed row")
@@ -254,11 +256,12 @@ class SaveSummary:
             f"{self._what}: {rows}" if self.path else rows,
             *self._own_lines(),
             f"  {before}" if self.skipped else "",
+            *held,
             f"  {self.seconds:.1f} s, {start}, then {rate}",
             *self._none_line(),
         ]
         for reason, count in ranked(self.reasons - self.earlier):
-            lines.append(f"  {count:,} x {reason}, for example {'; '.join(self.examples.get(reason, []))}")
+            lines.append(f"  {count:,} x {reason}, for example {some_of(self.examples.get(reason, []))}")
         if self.earlier:
             kinds = ", ".join(f"{count:,} {reason}" for reason, count in ranked(self.earlier))
             # A row counts once: one that fails anew is among those above.

@@ -62,9 +62,9 @@ def check_boxes(dataset: ImageTextPairDataset, column: str, options: ImageOption
     names = [str(name) for name in dataset.metadata.columns]
     if column not in names:
         raise ConfigError(
-            f"cover={column!r} (--cover): the dataset has no such column{meant(column, names)}, and the output none"
-            " of detect. Run detect before, which finds the boxes (in Python a DetectionModel before, in the same"
-            " pass), or take a dataset whose rows have them"
+            f"cover={column!r} (--cover): the dataset has no such column{meant(column, names)}. Have a model find"
+            " boxes first: `curator-dask detect` into the same OUTPUT, in Python a DetectionModel before the embedder."
+            f" `--prefix {column.removesuffix('_boxes')}` calls them so. Or take a dataset whose rows have them"
         )
     kind = types_of(dataset.metadata._meta).field(column).type
     if not is_boxes(kind):
