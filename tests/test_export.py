@@ -598,7 +598,7 @@ def test_the_command(data, tmp_path, arguments, code, said):
         ({"where": "nothing > 1"}, "there is no column 'nothing'"),
         ({"samples_per_shard": 1, "max_shards": 1}, "30 tars do not have numbers of 1 digits"),
         ({"shards": 0}, "shards=0: expected a whole number of at least 1"),
-        ({"shards": 31}, "shards=31.*there are 30 samples, and readers stop at a tar without one"),
+        ({"shards": 31}, "shards=31.*found 30 samples; readers stop at a tar without one"),
         ({"shards": 3, "shard_bytes": 9}, "give one"),
         ({"shards": 3, "append": True}, "new ones cannot be of equal size"),
     ],
