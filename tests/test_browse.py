@@ -231,8 +231,28 @@ def test_the_page_shows_what_the_search_finds(server, out, model, open_page, see
     page.locator("#tiles .pick").nth(2).click()
     page.click("#away")
     wait_for(page, mixed_by_numpy(out, likes, expected[2:3])[0][:30])
-    assert page.inner_text("#said").startswith(f"Nearest to {len(likes)} chosen, away from 1; ")
-    assert page.is_hidden("#chosen")
+    assert page.inner_text("#said").startswith(f"Nearest to {len(likes)} chosen, away from 1 chosen; ")
+    page.wait_for_selector("#chosen", state="hidden")
+    # Of a row the last word counts; what cannot be asked leaves what is chosen.
+    page.locator("#tiles .pick").nth(0).click()
+    own = shown(page)[0]
+    page.click("#these")
+    wait_for(page, mixed_by_numpy(out, [own], expected[2:3])[0][:30])
+    page.click("#away")
+    page.wait_for_selector("#error:not([hidden])")
+    assert "These are the rows that others are looked for by" in page.inner_text("#error")
+    page.evaluate("for (let number = 0; number < 201; number++) chosen.set(number, { number })")
+    page.click("#these")
+    page.wait_for_function(
+        "() => at('error').textContent.includes('200 are the most to look by: choose fewer')"
+    )
+    assert page.is_visible("#chosen")
+    page.click("#clear")
+    page.fill("#text", "a cat -“in the rain”")
+    page.press("#text", "Enter")
+    page.wait_for_function(
+        "() => at('said').textContent.startsWith('Nearest to “a cat”, away from “in the rain”; ')"
+    )
 
     # An image of a file.
     (tmp_path / "given.png").write_bytes(image_of("7777"))
@@ -333,10 +353,13 @@ def test_like_some_and_unlike_others(out, model):
     assert (
         found(kind="text", text="a t-shirt - -5 degrees")[0] == mixed_by_numpy(out, [], [], [no_rain])[0][:48]
     )
+    assert found(kind="text", text="a cat -dog -“in the rain”")[0] == found(kind="text", text=words)[0]
     for asked, said in (
         ({"kind": "these"}, "choose some rows first"),
-        ({"kind": "text", "text": "-dog"}, "expected some words"),
-        ({"kind": "these", "likes": (number[BAD],)}, "has no vector"),
+        ({"kind": "text", "text": "-dog"}, "give some that are, too"),
+        ({"kind": "text", "text": " "}, "expected some words"),
+        ({"kind": "these", "likes": (number[BAD],)}, "this row has no vector"),
+        ({"kind": "these", "likes": (3, number[BAD])}, f"of the chosen rows {BAD} has no vector"),
     ):
         with pytest.raises(ConfigError, match=said):
             found(**asked)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import shutil
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import dask.dataframe as dd
@@ -503,6 +505,15 @@ def test_rows_laid_down_in_the_order_of_their_tars(dataset, tmp_path, monkeypatc
     monkeypatch.setattr(mixing, "_DECODED", 10**15)
     assert export(tmp_path / "full").complete and written == [] and "no room to lay 3 files" in caplog.text
     assert digests(tmp_path / "full") == expected
+    # It seems that there is room, and then rows take more than was thought: the tars get what they took.
+    usage = shutil.disk_usage(tmp_path)
+    needed = export_output(tmp_path / "rows", tmp_path / "more", replace(options, dry_run=True)).needed
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed + 100))
+        patched.setattr(mixing, "_DECODED", 0)
+        assert export(tmp_path / "more").complete and {*written} == of_all
+    assert "more than was foreseen" in caplog.text
+    assert digests(tmp_path / "more") == expected and not (tmp_path / "more.export" / "mixed").exists()
     monkeypatch.setattr(mixing, "_DECODED", 2)
     assert export("memory://mixed/out").complete and {*written} == of_all
     store = fsspec.filesystem("memory")
@@ -587,7 +598,7 @@ def test_the_command(data, tmp_path, arguments, code, said):
         ({"where": "nothing > 1"}, "there is no column 'nothing'"),
         ({"samples_per_shard": 1, "max_shards": 1}, "30 tars do not have numbers of 1 digits"),
         ({"shards": 0}, "shards=0: expected a whole number of at least 1"),
-        ({"shards": 31}, "shards=31.*there are 30 samples, and readers stop at a tar without one"),
+        ({"shards": 31}, "shards=31.*found 30 samples; readers stop at a tar without one"),
         ({"shards": 3, "shard_bytes": 9}, "give one"),
         ({"shards": 3, "append": True}, "new ones cannot be of equal size"),
     ],

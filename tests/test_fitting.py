@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from colours import image_of, write_tar
+from scipy.sparse.csgraph import connected_components
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold, cross_val_predict
@@ -26,7 +27,7 @@ from curator_dask.errors import ConfigError, DatasetError
 from curator_dask.frames.parquet import write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers import HeadClassifier, score_output
-from curator_dask.image.fitting import fit_head
+from curator_dask.image.fitting import copies, fit_head
 from curator_dask.image.fitting.labels import labels_of
 
 FILES, ROWS, DIM = 3, 80, 12
@@ -433,3 +434,35 @@ def test_a_file_of_the_same_head_is_known(labelled, tmp_path):
         write_table(str(tmp_path / other / "0.parquet"), pa.table(rows), record)
         same = fit_head(tmp_path / other, "good").is_in(tmp_path / "good.safetensors")
         assert same is (other == "in one file")
+
+
+@pytest.mark.parametrize("pairs", [copies._PAIRS, 500])
+def test_groups_of_copies_are_those_of_all_pairs(monkeypatch, pairs):
+    """Also where most rows are of one group, of whose pairs nothing is to be learnt."""
+    monkeypatch.setattr(copies, "_PAIRS", pairs)
+    random = np.random.default_rng(5)
+    for largest in (0, 150, 300):
+        centres = random.standard_normal((12, 8))
+        which = np.where(np.arange(300) < largest, 0, random.integers(0, 12, 300))
+        vectors = (centres[which] + 0.15 * random.standard_normal((300, 8))).astype(np.float32)
+        vectors = vectors[random.permutation(300)]
+        vectors[:9] = 0
+        unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+        for found in copies.find_copies(vectors, 0.05):
+            near = unit @ unit.T >= 1 - found.eps
+            expected = connected_components(near, directed=False)[1]
+            assert (
+                len({*zip(expected, found.groups, strict=True)}) == len({*expected}) == len({*found.groups})
+            )
+
+
+def test_many_rows_that_are_all_the_same(monkeypatch):
+    """Pairs that tell nothing new are not made a list of: of so many that would take minutes."""
+    looked_at = []
+    joined = copies._joined
+    monkeypatch.setattr(
+        copies, "_joined", lambda groups, *pairs: looked_at.append(len(pairs[0])) or joined(groups, *pairs)
+    )
+    found = [*copies.find_copies(np.ones((2000, 4), np.float32), 0.05)]
+    assert [each.sizes.tolist() for each in found] == [[2000]] * 7
+    assert len(looked_at) == 7  # of the first block of rows, once for each eps

@@ -39,6 +39,8 @@ from curator_dask.text.pairs import check_together
 KINDS = ("random", "text", "like", "these", "image", "order")
 #: Pixels of a picture's longer side, and WebP's quality.
 SIDE, QUALITY = 320, 72
+#: Rows that are wanted, and that are not, in a question, at most.
+MOST_CHOSEN = 200
 _FIRST = 96  # rows that are looked for at first; four times as many when these have been seen
 _MOST = 10_000  # rows that a look goes on to
 _REMEMBERED = 32  # looks, conditions, texts and images of which the answer is remembered
@@ -296,7 +298,8 @@ class Browser:
             raise OutputError(self._lacking)
         own = [self.rows.place(each) for each in self._likes(look)]
         away = [self.rows.place(each) for each in dict.fromkeys(look.unlikes)]
-        wanted, unwanted = ([self._vector_of_row(*each) for each in some] for some in (own, away))
+        alone = len(own) + len(away) == 1
+        wanted, unwanted = ([self._vector_of_row(*each, alone) for each in some] for some in (own, away))
         if look.kind == "image":
             with self._lock:
                 given = self._images.get(look.image)
@@ -305,6 +308,10 @@ class Browser:
             wanted.append(given)
         elif look.kind == "text":
             text, not_text = parted(look.text)
+            if not_text and not text.strip():
+                raise ConfigError(
+                    "words behind a minus are not wanted: give some that are, too, as in: cat -dog"
+                )
             wanted.append(self._vector_of_text(text))
             unwanted += [self._vector_of_text(not_text)] if not_text else []
         own = [*dict.fromkeys([*own, *away])]
@@ -333,10 +340,12 @@ class Browser:
             return random.permutation(count)[:_DRAWN]
         return random.permutation(np.unique(random.integers(0, count, _DRAWN)))
 
-    def _vector_of_row(self, file: int, row: int) -> np.ndarray:
+    def _vector_of_row(self, file: int, row: int, alone: bool) -> np.ndarray:
         vector = self._vectors.files.vector_at(self.rows.paths[file], row)
         if vector is None or not np.isfinite(vector).all() or not vector.any():
-            raise ConfigError("this row has no vector, so nothing is near it; its image_error says why")
+            key = self.rows.read([int(self.rows.firsts[file]) + row])[0]["key"]
+            which = "this row" if alone else f"of the chosen rows {key}"
+            raise ConfigError(f"{which} has no vector, so nothing is near it; its image_error says why")
         return vector
 
     def _vector_of_text(self, text: str) -> np.ndarray:

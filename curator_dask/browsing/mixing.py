@@ -13,7 +13,9 @@ from curator_dask.frames.columns import unit
 #: Weight of what is not wanted, where that of what is wanted is 1. With as much, vectors of texts, which all lie to one
 #: side of those of images, would leave hardly more than their difference.
 AWAY = 0.5
-_UNWANTED = re.compile(r'(?:^|(?<=\s))-(?:"([^"]+)"|([^\W\d_]\S*))')
+_UNWANTED = re.compile(
+    r'(?:^|(?<=\s))-(?:["“”„]([^"“”„]+)["“”]|([^\W\d_]\S*))'
+)  # a telephone writes curly ones
 _LEAST = 1e-3  # length of a difference that still has a direction
 
 

@@ -18,7 +18,7 @@ async function post(path, body) {
   } catch {
     throw new Error("curator-dask browse does not answer: it was ended");
   }
-  if (!answer.ok) throw new Error(answer.status === 413 ? "the image is too large: 32 MiB are the most" : (await answer.text()).trim());
+  if (!answer.ok) throw new Error(answer.status === 413 ? "the image is too large: 32 MiB are the most" : (await answer.text()).trim().replace(/^\d{3}: /, ""));
   const said = await answer.json();
   if (said.error) throw new Error(said.error);
   return said;
@@ -32,14 +32,14 @@ function complain(error, field) {
 
 const columnsShown = () => [...document.querySelectorAll("#columns input:checked")].map((each) => each.value);
 
-function told(passing) {
+function told({ passing, parts: [text, not] }) {
   const of = look.where ? `${integer.format(passing)} of ${integer.format(data.rows)} rows pass` : `${integer.format(data.rows)} rows`;
   const words = {
-    random: "Rows by chance", text: `Nearest to “${look.text}”`, like: `Nearest to ${look.name ?? "a row"}`, these: `Nearest to ${integer.format(look.likes?.length ?? 0)} chosen`, image: "Nearest to the image",
+    random: "Rows by chance", text: `Nearest to “${text}”${not ? `, away from “${not}”` : ""}`, like: `Nearest to ${look.name ?? "a row"}`, these: `Nearest to ${integer.format(look.likes?.length ?? 0)} chosen`, image: "Nearest to the image",
     order: `${look.descending ? "Largest" : "Smallest"} ${look.column} first`,
   };
   const shown = look.kind === "like" ? look.picture : look.kind === "image" ? given.get(look.image) : null;
-  at("said").replaceChildren(...(shown ? [make("img", { src: shown, alt: "" })] : []), `${words[look.kind]}${away().length ? `, away from ${integer.format(away().length)}` : ""}; ${of}`);
+  at("said").replaceChildren(...(shown ? [make("img", { src: shown, alt: "" })] : []), `${words[look.kind]}${away().length ? `, away from ${integer.format(away().length)} chosen` : ""}; ${of}`);
 }
 
 // Rows that those that are shown are not to be like: of a question by vectors.
@@ -61,8 +61,9 @@ async function ask(next, remember = true) {
     showOrder();
     at("tiles").replaceChildren();
     add(said);
-    told(said.passing);
+    told(said);
     if (remember) scrollTo({ top: 0 });
+    return true;
   } catch (error) {
     if (mine !== turn) return;
     const isCondition = Boolean(mean.where) && error.message.startsWith("where=");
@@ -203,16 +204,29 @@ function clear() {
   count();
 }
 at("clear").addEventListener("click", clear);
-// What is not wanted goes on to the next question by chosen rows, and ends with any other.
-at("these")?.addEventListener("click", () => ask({ kind: "these", likes: [...chosen.keys()], unlikes: away() }));
+// So many rows may go with a question.
+function tooMany(some) {
+  if (some.length <= data.most) return false;
+  complain(new Error(`${integer.format(some.length)} rows are chosen, and ${data.most} are the most to look by: choose fewer`));
+  scrollTo({ top: 0 });
+  return true;
+}
+// What is not wanted goes on to the next question by chosen rows, and ends with any other. Of a row the last word counts.
+at("these")?.addEventListener("click", () => {
+  const likes = [...chosen.keys()];
+  if (!tooMany(likes)) ask({ kind: "these", likes, unlikes: away().filter((number) => !chosen.has(number)) });
+});
 at("away")?.addEventListener("click", () => {
   if (!["text", "like", "these", "image"].includes(look.kind)) {
     complain(new Error("Look for a text, an image or what is like some first: then those that are like the chosen ones can be kept away"));
     return;
   }
-  const more = [...chosen.keys()];
-  clear();
-  ask({ ...look, unlikes: [...new Set([...away(), ...more])] });
+  const unlikes = [...new Set([...away(), ...chosen.keys()])];
+  const likes = (look.likes ?? []).filter((number) => !chosen.has(number));
+  if ((look.kind === "these" && !likes.length) || (look.kind === "like" && chosen.has(look.number))) {
+    complain(new Error("These are the rows that others are looked for by: choose others to keep away from"));
+    scrollTo({ top: 0 });
+  } else if (!tooMany(unlikes)) ask({ ...look, likes, unlikes }).then((found) => found && clear());
 });
 
 // What is asked for

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from curator_dask import __version__
-from curator_dask.browsing.looking import Browser
+from curator_dask.browsing.looking import MOST_CHOSEN, Browser
 
 
 def render(browser: Browser, nonce: str) -> str:
@@ -33,6 +33,7 @@ def render(browser: Browser, nonce: str) -> str:
         "noText": browser.why_no_text,
         "noImage": browser.why_no_image,
         "path": browser.path,
+        "most": MOST_CHOSEN,
     }
     return environment.from_string(_read("browsing", "page.html")).render(
         name=browser.path.rstrip("/").rpartition("/")[2] or browser.path,

@@ -24,7 +24,8 @@ import tornado.httpserver
 import tornado.netutil
 import tornado.web
 
-from curator_dask.browsing.looking import Browser, Look
+from curator_dask.browsing.looking import MOST_CHOSEN, Browser, Look
+from curator_dask.browsing.mixing import parted
 from curator_dask.browsing.page import render
 from curator_dask.errors import ConfigError, CuratorError
 from curator_dask.webdataset.folders import place_of
@@ -298,6 +299,7 @@ class _Find(_Handler):
                 "rows": [_row(row, score) for row, score in zip(rows, scores, strict=True)],
                 "whole": seen.whole,
                 "passing": seen.passing,
+                "parts": parted(look.text),
             }
 
         await self.answer(make)
@@ -331,8 +333,8 @@ def _row(row: dict[str, Any], score: float | None) -> dict[str, Any]:
 def _numbers(asked: dict[str, Any], name: str) -> tuple[int, ...]:
     """Numbers of rows in a request."""
     found = _said(asked, name, list, [])
-    if len(found) > MOST_ROWS:
-        raise tornado.web.HTTPError(400, reason=f"{MOST_ROWS} chosen rows are the most to look by")
+    if len(found) > MOST_CHOSEN:
+        raise tornado.web.HTTPError(400, reason=f"{MOST_CHOSEN} chosen rows are the most to look by")
     if not all(type(each) is int for each in found):
         raise tornado.web.HTTPError(400, reason="no such rows")
     return tuple(found)

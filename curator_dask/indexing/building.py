@@ -118,7 +118,7 @@ def build(
                 source.files != before.files
             ):  # of the same vectors, which need not be read again the next time
                 before = replace(before, files=source.files)
-                with opened(place, None):
+                with suppress(OutputError), opened(place, None):  # another search does it, or it is not ours
                     before.write(place)
             return before
         logger.info(

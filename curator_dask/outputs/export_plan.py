@@ -28,6 +28,7 @@ from curator_dask.outputs.splitting import split_samples
 from curator_dask.outputs.splitting_more import split_more
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.stamps import stamp
+from curator_dask.words import counted
 
 _LINE_BYTES = 64  # of a member, about: in an index, and in the manifest
 
@@ -135,8 +136,8 @@ def _ends_of_so_many(parts: Mapping[str, int], shards: int) -> list[np.ndarray]:
     if 0 < most < shards:
         where = f" in {name!r}, the largest split" if name else ""
         raise ConfigError(
-            f"shards={shards} (--shards): there are {most} samples{where}, and readers stop at a tar without one: give"
-            " fewer"
+            f"shards={shards} (--shards): expected at least as many samples, found {counted(most, 'sample')}{where};"
+            " readers stop at a tar without one: give fewer"
         )
     size = max(1, -(-most // shards))
 

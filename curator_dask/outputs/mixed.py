@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
-from curator_dask.outputs.placing import put
+from curator_dask.frames.committing import Commits
+from curator_dask.outputs.placing import being_written
 from curator_dask.outputs.selecting import Folder
 from curator_dask.storage import RemoteFile, is_remote, local_path
 
@@ -30,7 +32,7 @@ def put_mixed(folder: Folder, name: str, table: pa.Table, tars: Sequence[str], e
 
     Raises
     ------
-    pyarrow.ArrowException, OutputError
+    pyarrow.ArrowException, OutputError, OSError
         There is no such file of these types, or it cannot be written.
     """
     batches: list[pa.RecordBatch] = []
@@ -43,11 +45,18 @@ def put_mixed(folder: Folder, name: str, table: pa.Table, tars: Sequence[str], e
         batches += some
         start = end
     schema = table.schema.with_metadata({**(table.schema.metadata or {}), _TARS: json.dumps(places).encode()})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
+    path = folder.file(f"{name}.arrow")
+    if not is_remote(path):
+        Path(local_path(path)).parent.mkdir(parents=True, exist_ok=True)
+    # Straight to the disk: the rows of a file are in memory twice already.
+    with (
+        Commits() as commits,
+        being_written(path, folder.options, commits) as (descriptor, _),
+        open(descriptor, "wb", closefd=False) as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+    ):
         for batch in batches:
             writer.write_batch(batch)
-    put(folder.file(f"{name}.arrow"), sink.getvalue(), folder.options)
 
 
 def read_mixed(folder: Folder | None, name: str, tar: str) -> pa.Table | None:

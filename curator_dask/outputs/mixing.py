@@ -165,9 +165,25 @@ def rows_laid_down(
         run_targets(
             tasks, at, [Target.of_file(mixed.path, each.name) for each in asked], done, of="files of rows"
         )
+        if spare is not None and (taken := _bytes_in(mixed)) > spare:
+            logger.warning(
+                "%s: files of rows laid down in the order of the tars take %.1f GB, more than was foreseen, and the"
+                " tars would not have room: each tar reads them by itself, which takes longer",
+                place.target.path,
+                taken / 1e9,
+            )
+            clear(begun)
+            yield pack
+            return
         yield replace(pack, mixed=mixed)
     finally:
         clear(begun)
+
+
+def _bytes_in(folder: Folder) -> int:
+    """Of all its files."""
+    names = [*walk(*folder)]
+    return sum(in_threads(lambda name: stamp(folder.file(name), folder.options).size, names))
 
 
 def clear(folder: Folder) -> None:

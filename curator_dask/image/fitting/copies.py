@@ -11,11 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from curator_dask.words import counted
+
 #: 1 - cosine up to which rows are near copies.
 EPS = 0.05
 #: Where most rows hang together, as vectors of some models all point one way, a smaller eps is taken: down to this.
 _LEAST = EPS / 64
 _BLOCK = 256  # rows that are compared with all others at once
+_PAIRS = 1 << 23  # that these are, at most
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,13 @@ class Copies:
             return ""
         said = (
             f"{int(sizes.sum()):,} of {len(self.groups):,} rows are near copies of others (1 - cosine up to"
-            f" {self.eps:g}), in {len(sizes):,} groups, the largest of {int(sizes.max()):,}: "
+            f" {self.eps:g}), in {counted(len(sizes), 'group')}, the largest of {int(sizes.max()):,}: "
         )
         if self.apart:
             return f"{said}those of a group are left out together, so that no copy of an unseen row was seen"
         return (
-            f"{said}they are too many to be left out together, so copies of unseen rows were seen, and the figures are"
-            " too good. Label other images, or fewer of these"
+            f"{said}they cannot be left out together, as too few others, or none of a kind, would be left; so copies of"
+            " unseen rows were seen, and the figures are too good. Label other images, or fewer of these"
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -99,17 +102,36 @@ def _grouped(unit: np.ndarray, levels: list[float]) -> list[np.ndarray]:
     """For each eps the groups of rows, by all pairs; memory is of a block of rows with all others."""
     count = len(unit)
     found = [np.arange(count) for _ in levels]
-    for start in range(0, count, _BLOCK):
-        products = unit[start : start + _BLOCK] @ unit[start:].T
+    block = max(1, min(_BLOCK, _PAIRS // max(1, count)))
+    for start in range(0, count, block):
+        products = unit[start : start + block] @ unit[start:].T
         for number, eps in enumerate(levels):
-            rows, others = np.nonzero(products >= 1 - eps)
-            if not (rows != others).any():  # nor are there any with a smaller eps
+            near = products >= 1 - eps
+            if np.count_nonzero(near) == np.count_nonzero(
+                near.diagonal()
+            ):  # nor are there any with a smaller eps
                 break
             groups = found[number]
+            rows, others = _pairs(near, groups[start : start + len(near)], groups[start:])
             new = groups[rows + start] != groups[others + start]  # of most pairs it is known already
             if new.any():
                 found[number] = _joined(groups, rows[new] + start, others[new] + start)
     return [np.unique(each, return_inverse=True)[1] for each in found]
+
+
+def _pairs(near: np.ndarray, groups: np.ndarray, of_others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and others that are near, without pairs of the largest group, where that has many."""
+    values, counts = np.unique(of_others, return_counts=True)
+    largest = values[counts.argmax()]
+    if 4 * counts.max() < len(of_others):
+        rows, others = np.nonzero(near)
+        return rows, others
+    own, outside = groups == largest, np.flatnonzero(of_others != largest)
+    few = np.flatnonzero(~own)
+    rows, others = np.nonzero(near[few])
+    more, others_of_more = np.nonzero(near[np.ix_(own, outside)])
+    rows = np.concatenate([few[rows], np.flatnonzero(own)[more]])
+    return rows, np.concatenate([others, outside[others_of_more]])
 
 
 def _joined(groups: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -118,7 +140,7 @@ def _joined(groups: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndar
     from scipy.sparse.csgraph import connected_components
 
     count = len(groups)
-    pairs = np.unique(groups[rows] * count + groups[others])
-    graph = coo_array((np.ones(len(pairs), bool), (pairs // count, pairs % count)), (count, count))
+    # Not made unique first: NumPy's by hashes takes seconds for some millions.
+    graph = coo_array((np.ones(len(rows), bool), (groups[rows], groups[others])), (count, count))
     joined: np.ndarray = connected_components(graph, directed=False)[1].astype(np.int64)[groups]
     return joined
