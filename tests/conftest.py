@@ -98,6 +98,12 @@ def workers_that_start_quickly():
         yield
 
 
+@pytest.fixture
+def no_idle_models():
+    """Models of tests before are gone: where memory runs out they would go first, before a batch is halved."""
+    ENCODERS.clear()
+
+
 @pytest.fixture(scope="module")
 def quiet_transformers():
     """It shows a bar while it saves a model, and warns of what is asked of its own pipelines."""

@@ -178,6 +178,7 @@ def test_as_few_passes_as_there_may_be():
     assert contexts_of([(1, 2, 3), (1, 3), (4, 5), (6,)]) == [(1, 2), (4,)]
 
 
+@pytest.mark.usefixtures("no_idle_models")
 def test_memory_and_models_for_which_filling_up_changes_something(llava, monkeypatch, said):
     images = [np.asarray(picture(n)) for n in range(4)]
     values = [(text,) for text in TEXTS]

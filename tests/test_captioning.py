@@ -176,6 +176,7 @@ def test_where_a_caption_is_cut(photographs, llava, tmp_path, capfd):
     assert not [line for line in capfd.readouterr().err.splitlines() if "transformers" in line]
 
 
+@pytest.mark.usefixtures("no_idle_models")
 def test_memory_that_runs_out_and_models_that_take_one_image_at_a_time(llava, photographs, monkeypatch, said):
     images = [np.asarray(image) for image in photographs[1].values()]
     model = CaptionSpec(str(llava), prompt=ASKED, max_new_tokens=6).build()

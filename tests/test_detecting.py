@@ -173,6 +173,7 @@ def test_the_area_that_boxes_cover():
         assert covered((boxes / 40).astype(np.float32)) == pytest.approx(grid.mean(), abs=1e-6)
 
 
+@pytest.mark.usefixtures("no_idle_models")
 def test_memory_that_runs_out_and_images_that_fail(yolos, photographs, monkeypatch, caplog):
     images = [np.asarray(image) for image in photographs[1].values()]
     model = DetectionSpec(str(yolos)).build()
@@ -516,6 +517,10 @@ def test_what_was_found_before_is_told_as_long_as_its_columns_are_there():
     assert kept["answers"] == {"count": 3, "examples": [], "by": {"fits": 3, "little: fits": 1}}
     assert not of_kept(before, {"key"}) and "corrupt" not in kept
     assert of_kept(before, {"a_boxes", "b_boxes"})["x.tar"]["detections"] == fact
+    # Captions do not say of which column they are: a run that makes some tells its own alone.
+    written = {"x.tar": {"captions": {"count": 4, "examples": [], "by": {"cut at 5 tokens": 4}}}}
+    for now, told in (({}, written), ({"x.tar": {"captions": {}}}, {})):
+        assert of_kept(written, {"old", "old_cut"}, now) == told
 
 
 def test_a_reason_is_said_once_of_rows_that_have_the_same():

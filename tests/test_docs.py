@@ -658,7 +658,7 @@ def test_options_are_those_of_the_commands():
     programs = [*curator_dask_commands().values(), dask_worker.main]
     # The others are of ruff, the tests, hf, open_clip and Slurm.
     known = {"--help", "--check", "--runslow", "--repo-type", "--train-num-samples"}
-    known |= {"--array", "--signal", "--cpus-per-task"}
+    known |= {"--array", "--signal", "--cpus-per-task", "--ntasks", "--ntasks-per-node"}
     for program in programs:
         for parameter in program.params:
             known |= {*parameter.opts, *parameter.secondary_opts}

@@ -808,6 +808,7 @@ def test_words_of_allocators_of_a_gpu_and_of_other_errors():
     assert [backend.is_out_of_memory(error) for error in (*full, *other)] == [True] * 3 + [False] * 3
 
 
+@pytest.mark.usefixtures("no_idle_models")
 def test_out_of_memory_halves_the_batch(caplog, monkeypatch):
     monkeypatch.setattr(encoders, "IMAGES_A_THREAD", 23)
     model = Numbers(limit=3)

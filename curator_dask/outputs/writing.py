@@ -192,17 +192,19 @@ class WritePartition:
         rows = len(table)
         if self.output.in_place:
             self._check_rows_kept(target, rows, there)
-        said, kept = FileRecord(""), dict[str, Any]()
+        said, kept = FileRecord(""), set[str]()
         if self.kept:
             joined = self._join(target, table, errors, there)
             table, bad, said = joined.table, pa.array(joined.failed), joined.said
             report["dropped"] = int(joined.failed.sum()) if self.output.drop_failed else 0
             report["remarks"] = current_remarks().on(_urls(whole, target))
             if there.record is not None and there.record.shard == target.shard:
-                kept = of_kept(there.record.remarks, {*table.column_names} - {*self.kept.own})
+                kept = {*table.column_names} - {*self.kept.own}
         self._check_rows_kept(target, rows, there)
         record = self._record(target, report, said)
-        record = replace(record, remarks=summed(kept, record.remarks))
+        if kept and there.record is not None:
+            before = of_kept(there.record.remarks, kept, record.remarks)
+            record = replace(record, remarks=summed(before, record.remarks))
         failed = table.filter(bad) if self.output.drop_failed else table.slice(0, 0)
         write_failed(self.output.folder, target.name, failed, record, self.output.options)
         if self.output.drop_failed:

@@ -167,7 +167,9 @@ def summed(remarks: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any
     return both
 
 
-def of_kept(before: Mapping[str, Any], columns: Collection[str]) -> dict[str, Any]:
+def of_kept(
+    before: Mapping[str, Any], columns: Collection[str], now: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The remarks of an earlier run on columns that a file keeps.
 
     Parameters
@@ -176,6 +178,8 @@ def of_kept(before: Mapping[str, Any], columns: Collection[str]) -> dict[str, An
         Remarks on shards, by url and kind.
     columns
         Those that are kept.
+    now
+        Those of this run. Remarks on captions do not say of which column they are: it tells its own alone.
     """
     kept: dict[str, Any] = {}
     for url, facts in before.items():
@@ -184,8 +188,9 @@ def of_kept(before: Mapping[str, Any], columns: Collection[str]) -> dict[str, An
             for kind in ("detections", "answers")
             if kind in facts
         }
-        if "captions" in facts and any(f"{name}_cut" in columns for name in columns):
-            own["captions"] = facts["captions"]  # which does not say of which column
+        are_there = any(f"{name}_cut" in columns for name in columns)
+        if are_there and "captions" in facts and "captions" not in (now or {}).get(url, {}):
+            own["captions"] = facts["captions"]
         if own := {kind: fact for kind, fact in own.items() if fact}:
             kept[url] = own
     return kept
