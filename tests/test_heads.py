@@ -655,7 +655,7 @@ def test_what_would_be_replaced_is_not(tmp_path, in_this_process):
     head = saved(tmp_path, "linear")
     with pytest.raises(OutputError, match="no score of a head"):
         score_output(out, [HeadClassifier(head, "key")])
-    with pytest.raises(OutputError, match=r"no column \['other'\] of vectors"):
+    with pytest.raises(OutputError, match="no column 'other' of vectors"):
         score_output(out, [HeadClassifier(head, "mine", "other")])
     with pytest.raises(OutputError, match="no Parquet file"):
         score_output(tmp_path / "none", [HeadClassifier(head, "mine")])

@@ -433,7 +433,7 @@ def test_the_command_is_ended_by_what_slurm_sends_and_goes_on(folder, tmp_path):
     assert job.wait(60) == 128 + signal.SIGTERM
     said = (tmp_path / "log").read_text()
     assert "interrupted by SIGTERM: finished shards are kept, the same command goes on from there" in said
-    assert "Traceback" not in said and "distributed." not in said  # but a port in use may be warned of
+    assert "Traceback" not in said
     there = {path.name for path in (tmp_path / "out").iterdir()}
     assert there == {path.name for path in (tmp_path / "out").glob("*.parquet")}
     assert 3 <= len(there) < 60

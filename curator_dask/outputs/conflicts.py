@@ -15,7 +15,7 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer, read_record
 from curator_dask.frames.record import CHOSEN, FileRecord, made_by_model
-from curator_dask.outputs.failed import list_errors
+from curator_dask.outputs.failed import ERRORS_FORMERLY, list_errors
 from curator_dask.outputs.keeping import Kept, pairs_with
 from curator_dask.outputs.writing import Output
 from curator_dask.runs.lineage import Lineage
@@ -134,7 +134,8 @@ def find_strays(lineage: Lineage, paths: Sequence[str], there: frozenset[str], o
     for path in sorted(others):
         name = PARTITION.sub("", names[path])
         shard = inputs.get(name)
-        may_be = shard is not None or posixpath.basename(name) in last
+        is_former = name.startswith(f"{ERRORS_FORMERLY}/")  # failed rows, which are of no partition
+        may_be = shard is not None or (posixpath.basename(name) in last and not is_former)
         if not may_be and not of_images.may_be(names[path]) and not _MIXED.fullmatch(names[path]):
             continue
         record = read_record(path, output.options)

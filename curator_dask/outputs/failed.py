@@ -22,7 +22,8 @@ from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
 
-_FORMERLY = "_errors"  # below the output
+ERRORS_FORMERLY = "_errors"
+"""The folder of failed rows of earlier versions, below the output."""
 _FEW = 3  # names that an error gives
 
 
@@ -42,14 +43,14 @@ def remove_leftovers_of(folder: str) -> None:
 
 def errors_paths(folder: str, name: str) -> list[str]:
     """Where the failed rows of a file may be: beside the output, and where they were written once."""
-    folders = [errors_folder(folder), join(folder, _FORMERLY)]
+    folders = [errors_folder(folder), join(folder, ERRORS_FORMERLY)]
     return [join(each, f"{name}.parquet") for each in folders if each is not None]
 
 
 def list_errors(folder: str, options: Options) -> dict[str, str]:
     """Paths (or URLs) of the files with failed rows of an output, and the names of those that they belong to."""
     found = {}
-    for each in (errors_folder(folder), join(folder, _FORMERLY)):
+    for each in (errors_folder(folder), join(folder, ERRORS_FORMERLY)):
         for path in list_parquet(each, options) if each is not None else ():
             found[path] = path.removeprefix(each or "").lstrip("/").removesuffix(".parquet")
     return found

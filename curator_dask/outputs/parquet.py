@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from curator_dask.errors import OutputError
@@ -59,6 +58,7 @@ class ParquetSink:
 
     output: Output
     share: Share | None = None
+    _opened: list[RunLock] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def place(self) -> str:
@@ -72,12 +72,10 @@ class ParquetSink:
 
     def open(self) -> AbstractContextManager[Any]:
         """Keep other runs out of the folder, but other parts of this one."""
-        return self._lock
-
-    @functools.cached_property
-    def _lock(self) -> RunLock:
         part = None if self.share is None else self.share.part
-        return RunLock(self.output.folder, self.output.options, part)
+        lock = RunLock(self.output.folder, self.output.options, part)
+        self._opened[:] = [lock]
+        return lock
 
     def unwritten(self, lineage: Lineage) -> int:
         """Those that have no file yet; all, where files of the same names are read from the same folder."""
@@ -138,10 +136,10 @@ class ParquetSink:
 
     def _check_parts_at_work(self, job: Job) -> None:
         """Raise OutputError where another part is at work that makes the same columns otherwise."""
-        if self.share is None:
+        if self.share is None or not self._opened:
             return
         made = json.loads(json.dumps({name: identity(info) for name, info in job.models.items()}))
-        for part, others in self._lock.declare(made).items():
+        for part, others in self._opened[0].declare(made).items():
             for name in sorted({*made} & {*others}):
                 if difference := describe_difference(others[name], made[name]):
                     raise OutputError(
