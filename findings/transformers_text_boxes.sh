@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# transformers 5.24.0 (torch 2.15.0, opencv-python-headless 5.0.0.93): what is found by its detectors of text (PP-OCRv5,
+# transformers 5.24.0 (torch 2.11.0, opencv-python-headless 5.0.0.93): what is found by its detectors of text (PP-OCRv5,
 # PP-OCRv6) are four corners in int16, where the docstring of post_process_object_detection says boxes (n, 4). So its own
 # pipeline, which takes a box for four numbers, gives pairs under other names, and in an image that is longer than 32,767
 # pixels corners are negative. The pipeline's threshold is that of the map here, and not of scores, which are 0.6 or more whatever it is.
@@ -12,7 +12,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q "transformers==5.24.0" "torch==2.15.0" "torchvision==0.29.2" "opencv-python-headless==5.0.0.93"
+"$folder/venv/bin/pip" install -q "transformers==5.24.0" "torch==2.11.0" "torchvision==0.26.0" "opencv-python-headless==5.0.0.93"
 cat >"$folder/text.py" <<'PYTHON'
 import sys
 
