@@ -39,7 +39,7 @@ from curator_dask.cli.options import (
     summary_to,
     told_plainly,
 )
-from curator_dask.cli.over_images import OverImages, Steps
+from curator_dask.cli.over_images import Arithmetic, ModelDir, OverImages, Steps, Together
 
 if TYPE_CHECKING:
     from curator_dask.webdataset.shards import ShardSet
@@ -90,14 +90,8 @@ def detect(
         ),
     ] = None,
     prefix: Annotated[str, typer.Option(help="Of the columns' names.")] = "detected",
-    model_dir: Annotated[
-        str | None,
-        typer.Option(help="Folder with the weights, or for them.  [default: the hub's cache]"),
-    ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(help="float32, bfloat16, float16; auto: float32 on CPUs, on GPUs the checkpoint's."),
-    ] = "auto",
+    model_dir: ModelDir = None,
+    dtype: Arithmetic = "auto",
     cluster: Cluster = ClusterType.auto,
     scheduler_address: SchedulerAddress = None,
     scheduler_file: SchedulerFile = None,
@@ -108,7 +102,7 @@ def detect(
     image_column: ImageColumn = "auto",
     captions: Captions = "txt",
     rows_per_partition: RowsPerPartition = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that go in together, at most.")] = 16,
+    batch_size: Together = 16,
     threads: Threads = 4,
     max_pixels: MaxPixels = None,
     decoder: HowDecoded = Decoder.dali,

@@ -7,7 +7,9 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from curator_dask.cli.options import ClusterType, workers_of
 
@@ -19,6 +21,15 @@ if TYPE_CHECKING:
     from curator_dask.webdataset.shards import ShardSet
 
 logger = logging.getLogger("curator_dask")
+
+# Options of commands that run models of transformers'.
+ModelDir = Annotated[
+    str | None, typer.Option(help="Folder with the weights, or for them.  [default: the hub's cache]")
+]
+Arithmetic = Annotated[
+    str, typer.Option(help="float32, bfloat16, float16; auto: float32 on CPUs, on GPUs the checkpoint's.")
+]
+Together = Annotated[int, typer.Option(min=1, help="Images that go in together, at most.")]
 
 #: Arguments that do not decide what is made.
 _NOT_MADE_BY = ("json_file", "min_good", "workers")

@@ -16,7 +16,7 @@ from curator_dask.models.classification import LogitsEncoder
 from curator_dask.models.encoders import Encoder, ModelSpec
 from curator_dask.models.hub import CONFIG, PROCESSORS, find_folder, read_json
 from curator_dask.models.processors import read_any_transform
-from curator_dask.models.sources import State, model_state
+from curator_dask.models.sources import OfTransformers
 from curator_dask.models.towers import load_whole
 from curator_dask.models.weights import first_line
 
@@ -27,7 +27,7 @@ _NO_MATTER = re.compile(
 
 
 @dataclass(frozen=True)
-class AutoClassifier(ModelSpec):
+class AutoClassifier(OfTransformers, ModelSpec):
     """Everything that decides what one of these models makes of an image.
 
     Attributes
@@ -56,11 +56,6 @@ class AutoClassifier(ModelSpec):
         return find_folder(
             self.model_name, self.model_dir, lambda config: check_config(config, self.model_name)
         )
-
-    @property
-    def source_state(self) -> State | None:
-        """Of the files of its folder; see `curator_dask.cache.SpecCache.refresh`."""
-        return model_state(self.model_name, self.model_dir)
 
     def build_logits(self) -> tuple[Encoder, ClassNames, str]:
         """Make it on this process's device; see `curator_dask.models.classification.LogitsSpec`.

@@ -13,12 +13,12 @@ from curator_dask.errors import ConfigError
 from curator_dask.models.encoders import Encoder, ModelSpec
 from curator_dask.models.hub import CLIP_L14, CONFIG, PROCESSORS, find_folder, read_json
 from curator_dask.models.processors import read_transform
-from curator_dask.models.sources import State, model_state
+from curator_dask.models.sources import OfTransformers
 from curator_dask.models.towers import CLIP_TYPES, check_type, described, load_tower, vectors_of
 
 
 @dataclass(frozen=True)
-class ClipSpec(ModelSpec):
+class ClipSpec(OfTransformers, ModelSpec):
     """Everything that decides what a CLIP or SigLIP makes of an image.
 
     Attributes
@@ -48,11 +48,6 @@ class ClipSpec(ModelSpec):
         return find_folder(
             self.model_name, self.model_dir, lambda config: check_type(config, self.model_name)
         )
-
-    @property
-    def source_state(self) -> State | None:
-        """Of the files of its folder; see `curator_dask.cache.SpecCache.refresh`."""
-        return model_state(self.model_name, self.model_dir)
 
     def build(self) -> Encoder:
         """Make the encoder on this process's device: the projected embedding of CLIP, the pooled one of SigLIP.

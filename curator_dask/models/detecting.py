@@ -18,7 +18,7 @@ from curator_dask.frames.record import BOXES
 from curator_dask.models.detector import Detector
 from curator_dask.models.hub import CONFIG, PROCESSORS, find_beside, find_folder, read_json
 from curator_dask.models.parts import load_part, name_of_parts
-from curator_dask.models.sources import State, model_state
+from curator_dask.models.sources import OfTransformers
 from curator_dask.models.text_detector import TEXT_THRESHOLD, TextDetector, check_opencv, finds_text
 from curator_dask.models.tokens import TOKENIZERS
 from curator_dask.models.towers import load_whole
@@ -38,7 +38,7 @@ _NOT_ASKED = frozenset({"omdet-turbo"})
 
 
 @dataclass(frozen=True)
-class DetectionSpec:
+class DetectionSpec(OfTransformers):
     """Everything that decides what is found in an image.
 
     Attributes
@@ -65,14 +65,6 @@ class DetectionSpec:
     threshold: float | None = None
     only: tuple[str, ...] = ()
     dtype: str = "auto"
-
-    def __str__(self) -> str:
-        return self.model_name
-
-    @property
-    def source_state(self) -> State | None:
-        """Of the files of its folder; see `curator_dask.cache.SpecCache.refresh`."""
-        return model_state(self.model_name, self.model_dir)
 
     def fetch(self) -> Path:
         """The folder with weights and processor; fetched if it is nowhere, without loading anything.

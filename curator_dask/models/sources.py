@@ -132,6 +132,29 @@ def model_state(model_name: str, model_dir: str | None) -> State | None:
     return None if folder is None else files_state((str(folder),))
 
 
+class OfTransformers:
+    """Base of specs of models that transformers loads: frozen dataclasses with these fields.
+
+    Attributes
+    ----------
+    model_name
+        A folder, or a repository of the hub: ``"org/repo"``, ``"org/repo@revision"``.
+    model_dir
+        See `curator_dask.models.hub.find_folder`.
+    """
+
+    model_name: str
+    model_dir: str | None
+
+    def __str__(self) -> str:
+        return self.model_name
+
+    @property
+    def source_state(self) -> State | None:
+        """Of the files of its folder; see `curator_dask.cache.SpecCache.refresh`."""
+        return model_state(self.model_name, self.model_dir)
+
+
 def files_state(paths: Iterable[str]) -> State | None:
     """Of files, and of all in folders; None where one is not there."""
     found: dict[str, tuple[int, ...]] = {}

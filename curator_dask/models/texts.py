@@ -20,7 +20,7 @@ from curator_dask.models.encoders import EncoderInfo
 from curator_dask.models.heads import digest_of
 from curator_dask.models.hub import names_folder
 from curator_dask.models.room import Room
-from curator_dask.models.sources import State, model_state
+from curator_dask.models.sources import OfTransformers
 from curator_dask.models.tokens import Tokens
 from curator_dask.models.weights import state_digest
 
@@ -50,7 +50,7 @@ class Embedded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TextSpec(ABC):
+class TextSpec(OfTransformers, ABC):
     """What every text encoder is told.
 
     Attributes
@@ -70,9 +70,6 @@ class TextSpec(ABC):
     normalize: bool = field(default=True, kw_only=True)
     long_text: str = field(default="truncate", kw_only=True)
 
-    def __str__(self) -> str:
-        return self.model_name
-
     @property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the files of a folder, by their path in it; none of a repository, which its name identifies."""
@@ -82,11 +79,6 @@ class TextSpec(ABC):
         kinds = (".json", ".safetensors", ".txt", ".model")
         files = sorted(path for path in folder.rglob("*") if path.suffix in kinds and path.is_file())
         return {path.relative_to(folder).as_posix(): digest_of(path) for path in files}
-
-    @property
-    def source_state(self) -> State | None:
-        """Of the files of its folder; see `curator_dask.cache.SpecCache.refresh`."""
-        return model_state(self.model_name, self.model_dir)
 
     @abstractmethod
     def build(self) -> TextEncoder:

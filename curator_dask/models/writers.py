@@ -15,7 +15,7 @@ from curator_dask.errors import ConfigError, CuratorError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.models.caption_inputs import FILES
 from curator_dask.models.hub import CONFIG, find_beside, find_folder, read_json
-from curator_dask.models.sources import State, model_state
+from curator_dask.models.sources import OfTransformers
 from curator_dask.models.towers import load_whole
 from curator_dask.models.weights import first_line, state_digest
 
@@ -111,36 +111,24 @@ class Writer:
             raise ConfigError(f"{self.folder}: {type(self.model).__name__} {cannot}: {said}") from error
 
 
-class WriterSpec(ABC):
+class WriterSpec(OfTransformers, ABC):
     """Base of the specs of such models: frozen dataclasses with these fields.
 
     Attributes
     ----------
-    model_name
-        A folder with ``config.json``, ``model.safetensors`` and the files of processor and tokenizer as transformers
-        writes them, or a repository of the hub: ``"org/repo"``, ``"org/repo@revision"``.
-    model_dir
-        See `curator_dask.models.hub.find_folder`.
+    model_name, model_dir
+        See `OfTransformers`; a folder has ``config.json``, ``model.safetensors`` and the files of processor and
+        tokenizer as transformers writes them.
     dtype
         Of `curator_dask.models.precision.DTYPES`.
     """
 
-    model_name: str
-    model_dir: str | None
     dtype: str
 
     @staticmethod
     @abstractmethod
     def check(config: Mapping[str, Any], name: str) -> None:
         """Raise ConfigError where a ``config.json`` is of no such model."""
-
-    def __str__(self) -> str:
-        return self.model_name
-
-    @property
-    def source_state(self) -> State | None:
-        """Of the files of its folder; see `curator_dask.cache.SpecCache.refresh`."""
-        return model_state(self.model_name, self.model_dir)
 
     def fetch(self) -> Path:
         """The folder with weights and processor; fetched if it is nowhere, without loading anything.

@@ -11,21 +11,16 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import CAPTION_COLUMN
 from curator_dask.image.asking.step import AskImages, check_said
-from curator_dask.image.classifiers.whole import ReadingOptions, WholeModel, transformers_model
+from curator_dask.image.classifiers.whole import ReadingOptions, TransformersModel
 from curator_dask.models.asking import QuestionSpec
 from curator_dask.models.questions import Question, named_answers
-from curator_dask.models.sources import Sources
 from curator_dask.runs.step import types_of
-from curator_dask.settings import absolute
 from curator_dask.storage import Options
 
 QUESTION_COLUMN = "question"
 
-#: Images that go through a model together.
-BATCH_SIZE = 16
 
-
-class QuestionModel(WholeModel):
+class QuestionModel(TransformersModel):
     """Adds how likely a model finds each answer to a question about each image, in the pass that embeds, or by itself.
 
     Parameters
@@ -62,6 +57,7 @@ class QuestionModel(WholeModel):
         An argument has a value that it cannot have.
     """
 
+    can = "write texts about images"
     named = "the answers others (column='fits', --column fits)"
 
     def __init__(
@@ -76,7 +72,7 @@ class QuestionModel(WholeModel):
         dtype: str = "auto",
         **options: Unpack[ReadingOptions],
     ) -> None:
-        name = transformers_model(model_name, dtype, "write texts about images")
+        name = self._check_name(model_name, dtype)
         for option, given in (("column (--column)", column), ("text (--text)", text)):
             if not isinstance(given, str) or not given:
                 raise ConfigError(f"{option}: expected the name of a column, found {given!r}")
@@ -86,12 +82,7 @@ class QuestionModel(WholeModel):
         self.answers = [[*pair] for pair in named_answers(answers).items()]
         self.column = column
         self.text = text
-        self.model_dir = None if model_dir is None else str(absolute(model_dir))
-        self.dtype = dtype
-        given_options = dict(options)
-        if given_options.get("decode_scale") == "exact":  # of `settings`: a processor gets whole images
-            del given_options["decode_scale"]
-        self.options = self.reading(given_options, ["decode_scale"], batch_size=BATCH_SIZE)
+        self._take(model_dir, dtype, options)
 
     @property
     def spec(self) -> QuestionSpec:
@@ -100,10 +91,6 @@ class QuestionModel(WholeModel):
         return QuestionSpec(
             self.model_name, question, tuple(text for _, text in self.answers), self.model_dir, self.dtype
         )
-
-    def sources(self) -> Sources | None:
-        """The files that decide what it makes; None where they are not all here yet."""
-        return Sources.of(self.model_name, self.model_dir, None, True)
 
     def step(self, id_col: str, storage_options: Options = None) -> AskImages:
         """What is done to the rows of a shard."""

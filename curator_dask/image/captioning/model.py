@@ -10,19 +10,14 @@ from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.image.captioning.step import CaptionImages
-from curator_dask.image.classifiers.whole import ReadingOptions, WholeModel, transformers_model
+from curator_dask.image.classifiers.whole import ReadingOptions, TransformersModel
 from curator_dask.models.captioning import CaptionSpec
-from curator_dask.models.sources import Sources
-from curator_dask.settings import absolute
 from curator_dask.storage import Options
 
 CAPTION_COLUMN = "generated_caption"
 
-#: Images that go through a model together: the texts of each hold memory until the last is written.
-BATCH_SIZE = 16
 
-
-class CaptionModel(WholeModel):
+class CaptionModel(TransformersModel):
     """Adds what a model writes about each image as a column, in the pass that embeds it, or by itself.
 
     Parameters
@@ -58,6 +53,7 @@ class CaptionModel(WholeModel):
         An argument has a value that it cannot have.
     """
 
+    can = "write texts about images"
     named = "the captions another (column='recaption', --column recaption)"
 
     def __init__(
@@ -73,7 +69,7 @@ class CaptionModel(WholeModel):
         **options: Unpack[ReadingOptions],
     ) -> None:
         check_counts(max_new_tokens=max_new_tokens, num_beams=num_beams)
-        name = transformers_model(model_name, dtype, "write texts about images")
+        name = self._check_name(model_name, dtype)
         if prompt is not None and (not isinstance(prompt, str) or not prompt.strip()):
             raise ConfigError(f"prompt={prompt!r} (--prompt): expected a text, or none")
         if not isinstance(column, str) or column in ("", URL_COLUMN, ERROR_COLUMN):
@@ -83,12 +79,7 @@ class CaptionModel(WholeModel):
         self.column = column
         self.max_new_tokens = max_new_tokens
         self.num_beams = num_beams
-        self.model_dir = None if model_dir is None else str(absolute(model_dir))
-        self.dtype = dtype
-        given = dict(options)
-        if given.get("decode_scale") == "exact":  # of `settings`: a processor gets whole images
-            del given["decode_scale"]
-        self.options = self.reading(given, ["decode_scale"], batch_size=BATCH_SIZE)
+        self._take(model_dir, dtype, options)
 
     @property
     def spec(self) -> CaptionSpec:
@@ -96,10 +87,6 @@ class CaptionModel(WholeModel):
         return CaptionSpec(
             self.model_name, self.model_dir, self.prompt, self.max_new_tokens, self.num_beams, self.dtype
         )
-
-    def sources(self) -> Sources | None:
-        """The files that decide what it makes; None where they are not all here yet."""
-        return Sources.of(self.model_name, self.model_dir, None, True)
 
     def step(self, id_col: str, storage_options: Options = None) -> CaptionImages:
         """What is done to the rows of a shard."""

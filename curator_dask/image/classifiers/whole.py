@@ -191,31 +191,49 @@ def check_model_name(model_name: Any) -> None:
         raise ConfigError(f"model_name={model_name!r}: expected the name of a model")
 
 
-def transformers_model(model_name: Any, dtype: str, can: str) -> str:
-    """The name of a model of transformers', its folder absolute, as a worker may have another working directory.
+class TransformersModel(WholeModel):
+    """Base of those that transformers has, each with a processor of its own, which gets whole images."""
 
-    Parameters
-    ----------
-    model_name, dtype
-        Of the model, and its arithmetic.
-    can
-        What such models can, for messages.
+    #: What such models can, for messages.
+    can: ClassVar[str]
+    #: Options of reading that they do not take, each with what it says where it changes nothing.
+    without: ClassVar[Mapping[str, str]] = {"decode_scale": "exact"}
+    #: Images that go through a model together: what each takes is held until the last is done.
+    batch_size: ClassVar[int] = 16
 
-    Raises
-    ------
-    ConfigError
-        It is no name of one, or there is no such arithmetic.
-    """
-    check_model_name(model_name)
-    name = os.fspath(model_name)
-    if not names_folder(name) and not is_transformers(name):
-        raise ConfigError(
-            f"model_name={name!r}: expected a repository of the hub as org/repo, or a folder, with one of transformers'"
-            f" models that {can}"
-        )
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype={dtype!r} (--dtype): expected one of {', '.join(DTYPES)}")
-    return str(absolute(name)) if names_folder(name) else name
+    model_name: str
+    model_dir: str | None
+    dtype: str
+
+    def _check_name(self, model_name: Any, dtype: str) -> str:
+        """The model's name, a folder's absolute, as a worker may have another working directory.
+
+        Raises
+        ------
+        ConfigError
+            It is no name of one, or there is no such arithmetic.
+        """
+        check_model_name(model_name)
+        name = os.fspath(model_name)
+        if not names_folder(name) and not is_transformers(name):
+            raise ConfigError(
+                f"model_name={name!r}: expected a repository of the hub as org/repo, or a folder, with one of"
+                f" transformers' models that {self.can}"
+            )
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype={dtype!r} (--dtype): expected one of {', '.join(DTYPES)}")
+        return str(absolute(name)) if names_folder(name) else name
+
+    def _take(self, model_dir: str | os.PathLike[str] | None, dtype: str, options: Mapping[str, Any]) -> None:
+        """Take what all of them are told; `options` may be those of `settings`, which have all."""
+        self.model_dir = None if model_dir is None else str(absolute(model_dir))
+        self.dtype = dtype
+        given = {name: value for name, value in options.items() if self.without.get(name, ...) != value}
+        self.options = self.reading(given, self.without, batch_size=self.batch_size)
+
+    def sources(self) -> Sources | None:
+        """The files that decide what it makes; None where they are not all here yet."""
+        return Sources.of(self.model_name, self.model_dir, None, True)
 
 
 def models_again(

@@ -5,27 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
-from typing import Unpack
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Unpack
 
 from curator_dask.errors import ConfigError
-from curator_dask.image.classifiers.whole import ReadingOptions, WholeModel, transformers_model
+from curator_dask.image.classifiers.whole import ReadingOptions, TransformersModel
 from curator_dask.image.detection.step import DetectImages
 from curator_dask.models.detecting import DetectionSpec
-from curator_dask.models.sources import Sources
-from curator_dask.settings import absolute
 from curator_dask.storage import Options
 
 PREFIX = "detected"
 
-#: Images that go through a model together.
-BATCH_SIZE = 16
 
-#: A processor gets whole images, and boxes are to fit the file as any reader shows it, whatever else its row knows.
-_NOT_TAKEN = ("decode_scale", "orientation")
-
-
-class DetectionModel(WholeModel):
+class DetectionModel(TransformersModel):
     """Adds what a model finds in each image, and where, as columns, in the pass that embeds it, or by itself.
 
     Parameters
@@ -61,6 +53,9 @@ class DetectionModel(WholeModel):
         An argument has a value that it cannot have.
     """
 
+    can = "find things in images"
+    #: Boxes are to fit the file as any reader shows it, whatever else its row knows.
+    without: ClassVar[Mapping[str, str]] = {"decode_scale": "exact", "orientation": "stored"}
     named = "the boxes another (prefix='faces', --prefix faces)"
 
     def __init__(
@@ -75,7 +70,7 @@ class DetectionModel(WholeModel):
         dtype: str = "auto",
         **options: Unpack[ReadingOptions],
     ) -> None:
-        name = transformers_model(model_name, dtype, "find things in images")
+        name = self._check_name(model_name, dtype)
         for option, given in (("only (--only)", only), ("prompts (--prompt)", prompts)):
             texts = given if isinstance(given, list | tuple) else [None]
             if not all(isinstance(each, str) and each.strip() for each in texts) or len({*texts}) < len(
@@ -96,13 +91,7 @@ class DetectionModel(WholeModel):
         self.only = list(only)
         self.prompts = list(prompts)
         self.prefix = prefix
-        self.model_dir = None if model_dir is None else str(absolute(model_dir))
-        self.dtype = dtype
-        given_options = dict(options)
-        for option, plain in (("decode_scale", "exact"), ("orientation", "stored")):
-            if given_options.get(option) == plain:  # of `settings`
-                del given_options[option]
-        self.options = self.reading(given_options, _NOT_TAKEN, batch_size=BATCH_SIZE)
+        self._take(model_dir, dtype, options)
 
     @property
     def spec(self) -> DetectionSpec:
@@ -115,10 +104,6 @@ class DetectionModel(WholeModel):
             tuple(self.only),
             self.dtype,
         )
-
-    def sources(self) -> Sources | None:
-        """The files that decide what it makes; None where they are not all here yet."""
-        return Sources.of(self.model_name, self.model_dir, None, True)
 
     def step(self, id_col: str, storage_options: Options = None) -> DetectImages:
         """What is done to the rows of a shard."""
