@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,6 +21,7 @@ import psutil
 import pytest
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, default_client
+from distributed.diskutils import WorkSpace
 from distributed.security import Security
 
 from curator_dask import backend, get_client
@@ -27,6 +30,7 @@ from curator_dask.cluster import local as cluster_module
 from curator_dask.cluster import presence as presence_module
 from curator_dask.cluster.dask_settings import LOST_WORKER, SHUFFLE, hold
 from curator_dask.cluster.gpu import gpu_options, with_environment
+from curator_dask.cluster.setup import quiet_scratch
 from curator_dask.cluster.workers import current_client
 from curator_dask.errors import ClusterError, ConfigError
 from curator_dask.settings import PATIENCE
@@ -560,6 +564,16 @@ if __name__ == "__main__":
     assert code == 1
     assert "the cpu cluster did not start" in errors and "raise timeout (now 4 s)" in errors
     assert left == []
+
+
+def test_a_scratch_folder_that_another_cluster_has_removed_is_no_error(tmp_path, caplog):
+    quiet_scratch()
+    workspace = WorkSpace(str(tmp_path))
+    folder = workspace.new_work_dir(prefix="worker-")
+    shutil.rmtree(folder.dir_path)
+    folder.release()
+    workspace._on_remove_error(os.rmdir, "kept", PermissionError(errno.EACCES, "no"))
+    assert [record.args[0] for record in caplog.records if record.name == "distributed.diskutils"] == ["kept"]
 
 
 def test_a_script_that_imports_torch_first_and_does_not_close_its_client(tmp_path):

@@ -139,6 +139,8 @@ def _started(
     import dask
     from distributed import LocalCluster
 
+    from curator_dask.cluster.setup import quiet_scratch
+
     cluster_class: Any = LocalCluster
     if device == "gpu":
         from dask_cuda import LocalCUDACluster
@@ -153,6 +155,7 @@ def _started(
     if device == "cpu":  # also for workers of nannies that a scaled cluster adds
         options = {**options, "config": {**quiet, **(options.get("config") or {})}}
     others, children = set(LocalCluster._instances), multiprocessing.active_children()
+    quiet_scratch()
     try:
         with (
             _uninterrupted_loop(timeout) as loop,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
@@ -83,6 +84,7 @@ def set_up(worker: Any, client: tuple[str, int]) -> None:
         for old in [each for each in log.filters if isinstance(each, OnlySurprises)]:
             log.removeFilter(old)
         log.addFilter(OnlySurprises())
+    quiet_scratch()
     if _this_process() != client:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         if not logging.getLogger("curator_dask").hasHandlers():
@@ -109,6 +111,19 @@ class OnlySurprises(logging.Filter):
         if record.exc_info and isinstance(record.exc_info[1], OSError):
             record.exc_info = record.exc_text = None  # a connection that was lost takes one line to say
         return not any(isinstance(text, str) and text.startswith(expected) for text in texts)
+
+
+def quiet_scratch() -> None:
+    """Keep distributed from logging, in this process, that a scratch folder it removes is gone already.
+
+    Clusters of one machine share ``dask-scratch-space``: one that starts removes what dead workers have left there,
+    among them the folder of a worker that ends just now and removes it as well.
+    """
+    logging.getLogger("distributed.diskutils").addFilter(_not_of_what_is_gone)
+
+
+def _not_of_what_is_gone(record: logging.LogRecord) -> bool:
+    return os.strerror(errno.ENOENT) not in record.getMessage()
 
 
 def _this_process() -> tuple[str, int]:
