@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,14 @@ from curator_dask.runs.groups import Layout
 from curator_dask.runs.run import run
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.stages.again import embedder_arguments
-from curator_dask.stages.base import ProcessingStage, Stage, image_inputs, image_outputs, names_of
+from curator_dask.stages.base import (
+    CompositeStage,
+    ProcessingStage,
+    Stage,
+    image_inputs,
+    image_outputs,
+    names_of,
+)
 from curator_dask.stages.collect import TaskSink, collected_tasks
 from curator_dask.stages.fused import RunStages, embedding_fields, images_of, maker_of
 from curator_dask.stages.image import FilePartitioningStage, ImageEmbeddingStage, ImageReaderStage
@@ -92,14 +98,18 @@ class Pipeline:
             self.add_stage(stage)
 
     def add_stage(self, stage: Stage) -> Pipeline:
-        """Add a stage at the end; returns the pipeline, so that calls can be chained."""
+        """Add a stage, or those that a `CompositeStage` stands for, at the end; returns the pipeline."""
         if not isinstance(stage, Stage):
             hint = ": make an object of it" if isinstance(stage, type) else ""
             raise ConfigError(
                 f"pipeline {self.name!r}: expected a stage, found {getattr(stage, '__name__', type(stage).__name__)}"
                 f"{hint}; stages of your own are subclasses of ProcessingStage"
             )
-        self.stages.append(stage)
+        if isinstance(stage, CompositeStage):
+            for part in stage.parts():
+                self.add_stage(part)
+        else:
+            self.stages.append(stage)
         return self
 
     def describe(self) -> str:
@@ -128,9 +138,10 @@ class Pipeline:
             A stage is missing or in the wrong place, or needs what no stage before it makes.
         """
         for stage in self.stages:
-            share = stage.num_gpus_per_worker
-            if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share < math.inf:
-                raise self._wrong(stage, f"num_gpus_per_worker={share!r}: expected a number of at least 0")
+            try:
+                stage.gpu_share()
+            except ConfigError as error:
+                raise self._wrong(stage, str(error)) from None
         self._check_inputs()
         for place, kind in enumerate((FilePartitioningStage, ImageReaderStage)):
             found = self.stages[place] if place < len(self.stages) else None
@@ -369,7 +380,7 @@ class Pipeline:
 
 def _gpu_share(stages: Sequence[Stage]) -> float:
     """What a task takes of a GPU: its stages work in turns, so it is the most that one of them takes."""
-    return max((stage.num_gpus_per_worker for stage in stages), default=0.0)
+    return max((stage.gpu_share() for stage in stages), default=0.0)
 
 
 def _resources(share: float, client: Client | None) -> dict[str, float] | None:

@@ -43,9 +43,11 @@ def with_new_imports(source):
     lines = source.splitlines()
     for node in ast.parse(source).body:
         if isinstance(node, ast.ImportFrom) and node.module.startswith("nemo_curator"):
-            (name,) = (alias.name for alias in node.names)
-            module, _, ours = table[f"{node.module}.{name}".partition(".")[2]].rpartition(".")
-            lines[node.lineno - 1] = f"from {module} import {ours} as {name}"
+            changed = []
+            for name in (alias.name for alias in node.names):
+                module, _, ours = table[f"{node.module}.{name}".partition(".")[2]].rpartition(".")
+                changed.append(f"from {module} import {ours} as {name}")
+            lines[node.lineno - 1] = "; ".join(changed)
     return "\n".join(lines)
 
 
@@ -255,3 +257,22 @@ def test_deduplication_of_1_x(made, client, tmp_path, monkeypatch):
         key: value for key, value in before.items() if key not in {*removed, BAD}
     }
     assert len(output_files(str(tmp_path / "removal/pairwise_results"), None)) == 3
+
+
+def test_stages_of_ones_own_of_1_x(made, client, tmp_path, monkeypatch, capsys):
+    """A stage for two, `process_batch`, `Resources` and `with_`: as of a pipeline of single stages, and of NumPy."""
+    address, arguments = arguments_of(made, tmp_path, client)
+    source = with_new_imports((SCRIPTS / "own_stages_1_x.py").read_text(encoding="utf-8"))
+    folder, _ = made
+    keys, vectors = vectors_in(folder / "models.vectors", "image_embedding")
+    least, most = np.quantile(vectors[:, 0], [0.3, 0.7])
+    arguments += ["--least", str(least), "--most", str(most)]
+    run(tmp_path, source, address, monkeypatch, *arguments)
+    passing = [key for key, first in zip(keys, vectors[:, 0], strict=True) if least <= first <= most]
+    before = samples_in(folder / "dataset")[0]
+    assert samples_in(tmp_path / "out")[0] == {key: before[key] for key in passing} and 1 < len(passing) < 20
+    told = capsys.readouterr().out
+    assert re.findall(r"^  \d\. (\w+):", told, re.M) == [
+        *("file_partitioning", "image_reader", "image_embedding", "not_below", "not_above", "writer")
+    ]
+    assert "which takes 0.5 of a GPU" in told

@@ -38,12 +38,13 @@ from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ClusterError, ConfigError, DatasetError, ImageError, OutputError
 from curator_dask.frames.parquet import read_record
 from curator_dask.pipeline import Pipeline
-from curator_dask.stages import ProcessingStage
+from curator_dask.stages import ProcessingStage, Resources
 from curator_dask.stages.fused import RunStages
 from curator_dask.stages.image import (
     FilePartitioningStage,
     ImageEmbeddingStage,
     ImageParquetWriterStage,
+    ImageReaderEmbeddingStage,
     ImageReaderStage,
 )
 from curator_dask.stages.live import CHAINS, ChainSpec, end_run
@@ -885,6 +886,46 @@ def test_stages_in_the_wrong_order(stages, said):
         pipeline.build()
     with pytest.raises(ConfigError, match=said):
         pipeline.run()
+
+
+def test_settings_in_other_words():
+    """`with_` changes a copy, of one stage or of those that a composite one stands for."""
+    changed = READER.with_(name="mine", resources=Resources(entire_gpu=True), batch_size=7, runtime_env={})
+    assert (changed.name, changed.gpu_share(), changed.dali_batch_size) == ("mine", 1, 7)
+    assert (READER.name, READER.gpu_share(), READER.batch_size) == ("image_reader", 0.25, 100)
+    both = ImageReaderEmbeddingStage(dali_batch_size=3, model_inference_batch_size=5)
+    changed = both.with_({"image_embedding": {"resources": Resources(gpus=0.5)}})
+    parts = Pipeline("both", stages=[PARTS, changed, both]).stages[1:]
+    assert [(type(part), part.gpu_share()) for part in parts] == [
+        *((ImageReaderStage, 0.25), (ImageEmbeddingStage, 0.5)),
+        *((ImageReaderStage, 0.25), (ImageEmbeddingStage, 0.25)),
+    ]
+    assert (parts[0].dali_batch_size, parts[1].model_inference_batch_size) == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Resources(gpu_memory_gb=4), "gpu_memory_gb=4: expected 0.*as in gpus=0.25"),
+        (lambda: Resources(gpus=-1), "gpus=-1: expected a number of at least 0"),
+        (lambda: READER.with_(batch_size=0), "batch_size=0: expected"),
+        (
+            lambda: READER.with_(resources={"gpus": 1}),
+            "resources={'gpus': 1}: expected curator_dask.stages.Res",
+        ),
+        (
+            lambda: Pipeline("p", stages=[ImageReaderEmbeddingStage().with_({"reader": {}})]),
+            r"with_: expected of \['image_reader', 'image_embedding'\], found \['reader'\]",
+        ),
+        (
+            lambda: ImageReaderEmbeddingStage().process(None),
+            "stage image_reader_embedding: add it to a pipeline",
+        ),
+    ],
+)
+def test_settings_that_cannot_be(make, said):
+    with pytest.raises(ConfigError, match=said):
+        make()
 
 
 def test_a_field_that_nobody_makes(folder):

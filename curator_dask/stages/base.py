@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import pyarrow as pa
 
 from curator_dask.errors import ConfigError
+from curator_dask.stages.resources import Resources, check_share
 from curator_dask.tasks import Task
 
 X = TypeVar("X", bound=Task[Any])
@@ -30,6 +32,8 @@ class Stage:
     name: str = ""
     #: What a task with this stage in it takes of a GPU. 0.25: four tasks share one. Ignored on CPUs.
     num_gpus_per_worker: float = 0.0
+    #: The same in another form, in the place of `num_gpus_per_worker` where it is given.
+    resources: Resources | None = None
 
     def inputs(self) -> Names:
         """What the stage needs: attributes of its tasks, and of their images."""
@@ -47,6 +51,54 @@ class Stage:
     def removes(self) -> Sequence[str]:
         """What images have no more after this stage."""
         return []
+
+    def with_(
+        self,
+        name: str | None = None,
+        resources: Resources | None = None,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> Self:
+        """The stage with other settings; this one stays as it is.
+
+        Parameters
+        ----------
+        name, resources
+            In the place of its own; None leaves them.
+        batch_size
+            For `ImageReaderStage` images in a batch; others work on the batches that they get.
+        **options
+            Taken for the sake of scripts of NeMo Curator 1.x, and not used.
+
+        Raises
+        ------
+        ConfigError
+            An argument has a value that it cannot have.
+        """
+        changed = copy.copy(self)
+        given = {"name": name, "resources": resources, "batch_size": batch_size}
+        for each, value in given.items():
+            if value is not None and hasattr(self, each):
+                setattr(changed, each, value)
+        changed.gpu_share()
+        return changed
+
+    def gpu_share(self) -> float:
+        """What a task with this stage in it takes of a GPU.
+
+        Raises
+        ------
+        ConfigError
+            It is no number of at least 0, or `resources` are none.
+        """
+        if self.resources is None:
+            check_share("num_gpus_per_worker", self.num_gpus_per_worker)
+            return self.num_gpus_per_worker
+        if not isinstance(self.resources, Resources):
+            raise ConfigError(
+                f"resources={self.resources!r}: expected curator_dask.stages.Resources(gpus=...)"
+            )
+        return self.resources.share
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if name[:1] != "_")
@@ -81,8 +133,74 @@ class ProcessingStage(Stage, ABC, Generic[X, Y]):
         A task, several (a list or a generator), or None to leave all of it out.
         """
 
+    def process_batch(self, tasks: Sequence[X]) -> Iterable[Y]:
+        """Work on several tasks.
+
+        A stage that overrides it gets its tasks here, one at a time, and `process` is not called.
+        """
+        for task in tasks:
+            yield from as_several(self.process(task))
+
     def teardown(self) -> None:
         """Called once a worker, when the run has ended."""
+
+
+class CompositeStage(ProcessingStage[X, Y], ABC):
+    """Stands for several stages that follow one another: a pipeline takes these in its place."""
+
+    #: By the name of a stage, what `Stage.with_` is given for it.
+    _changes: tuple[Mapping[str, Mapping[str, Any]], ...] = ()
+
+    @abstractmethod
+    def decompose(self) -> Sequence[Stage]:
+        """The stages."""
+
+    def with_(self, stage_with_dict: Mapping[str, Mapping[str, Any]]) -> Self:  # type: ignore[override]
+        """The stage with other settings of those that it stands for.
+
+        Parameters
+        ----------
+        stage_with_dict
+            By the name of such a stage, arguments of its `Stage.with_`.
+        """
+        changed = copy.copy(self)
+        changed._changes = (*self._changes, stage_with_dict)
+        return changed
+
+    def parts(self) -> list[Stage]:
+        """The stages, with the settings of `with_`.
+
+        Raises
+        ------
+        ConfigError
+            There is none of such a name.
+        """
+        stages = list(self.decompose())
+        for changes in self._changes:
+            names = [names_of(stage) for stage in stages]
+            if unknown := sorted(set(changes) - set(names)):
+                raise ConfigError(f"stage {names_of(self)}: with_: expected of {names}, found {unknown}")
+            stages = [stage.with_(**changes.get(names_of(stage), {})) for stage in stages]
+        return stages
+
+    def process(self, task: X) -> Y | Iterable[Y] | None:
+        """Not called: a pipeline takes what `decompose` gives.
+
+        Raises
+        ------
+        ConfigError
+            Always.
+        """
+        raise ConfigError(
+            f"stage {names_of(self)}: add it to a pipeline, or call process() of what decompose() gives"
+        )
+
+
+def as_several(made: Any) -> Iterable[Any]:
+    """What `ProcessingStage.process` has given, as a series of tasks."""
+    if made is None:
+        return ()
+    return made if isinstance(made, Iterable) and not isinstance(made, Task) else (made,)
 
 
 def makes_pixels_or(stage: Stage, field: str) -> bool:

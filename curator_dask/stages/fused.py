@@ -333,7 +333,7 @@ def describe_stage(stage: ProcessingStage[Any, Any]) -> tuple[str, ...]:
     classes = [kind for kind in type(stage).__mro__ if kind not in ours]
     if not classes:
         return (type(stage).__qualname__,)  # its place counts; the model is described by itself
-    common = {"name", "num_gpus_per_worker", "thread_safe", "_resize", "_loaded"}
+    common = {"name", "num_gpus_per_worker", "resources", "thread_safe", "_resize", "_loaded"}
     if isinstance(stage, ScoreFilterStage):
         common |= stage.uncounted
     for kind in (ImageReaderStage, ImageEmbeddingStage):

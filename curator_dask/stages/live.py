@@ -24,7 +24,7 @@ from filelock import FileLock
 from curator_dask.cache import POSSESSIONS, SpecCache
 from curator_dask.cluster.progress import report
 from curator_dask.errors import ClusterError, ConfigError, CuratorError, ImageError, ShardError
-from curator_dask.stages.base import ProcessingStage, makes_pixels_or, names_of
+from curator_dask.stages.base import ProcessingStage, as_several, makes_pixels_or, names_of
 from curator_dask.stages.image.embedding import ImageEmbeddingStage
 from curator_dask.stages.touching import untouched
 from curator_dask.tasks import ImageBatch, Task
@@ -215,11 +215,11 @@ def _through(
         for task in tasks:
             try:
                 if stage.thread_safe and makes_pixels_or(stage, "image_data"):
-                    yield from _checked(stage, task, _each(stage.process(task)))
+                    yield from _checked(stage, task, _made(stage, task))
                     continue
                 came, origins = _count([task]), _origins([task])
                 with lock, untouched(stage, task):
-                    made = list(_each(stage.process(task)))
+                    made = list(_made(stage, task))
                 if (left := _count(made)) < came:
                     report(left_out={names_of(stage): came - left})
                     left_by |= dict.fromkeys(origins - _origins(made), names_of(stage))
@@ -245,10 +245,10 @@ def _origins(tasks: Iterable[Any]) -> set[Any]:
     return {getattr(image, "origin", None) for data in batches for image in data}
 
 
-def _each(made: Any) -> Iterable[Any]:
-    if made is None:
-        return ()
-    return made if isinstance(made, Iterable) and not isinstance(made, Task) else (made,)
+def _made(stage: ProcessingStage[Any, Any], task: Task[Any]) -> Iterable[Any]:
+    if type(stage).process_batch is ProcessingStage.process_batch:
+        return as_several(stage.process(task))
+    return as_several(stage.process_batch([task]))
 
 
 def _checked(stage: ProcessingStage[Any, Any], source: Task[Any], made: Iterable[Any]) -> Iterator[Task[Any]]:

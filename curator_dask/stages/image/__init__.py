@@ -6,6 +6,7 @@ from curator_dask.stages.image.embedding import ImageEmbeddingStage
 from curator_dask.stages.image.filters import ImageAestheticFilterStage, ImageNSFWFilterStage
 from curator_dask.stages.image.partitioning import FilePartitioningStage
 from curator_dask.stages.image.reader import ImageReaderStage
+from curator_dask.stages.image.reader_embedding import ImageReaderEmbeddingStage
 from curator_dask.stages.image.statistics import ImageStatisticsStage
 from curator_dask.stages.image.writer import ImageParquetWriterStage, ImageWriterStage
 
@@ -17,6 +18,7 @@ __all__ = [
     "ImageEmbeddingStage",
     "ImageNSFWFilterStage",
     "ImageParquetWriterStage",
+    "ImageReaderEmbeddingStage",
     "ImageReaderStage",
     "ImageStatisticsStage",
     "ImageWriterStage",

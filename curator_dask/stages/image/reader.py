@@ -97,6 +97,16 @@ class ImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):
         _ = self.options  # checks them
 
     @property
+    def batch_size(self) -> int:
+        """Another name for `dali_batch_size`."""
+        return self.dali_batch_size
+
+    @batch_size.setter
+    def batch_size(self, size: int) -> None:
+        check_counts(batch_size=size)
+        self.dali_batch_size = size
+
+    @property
     def options(self) -> ImageOptions:
         """How images are read, decoded and put into batches."""
         return ImageOptions(
