@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from curator_dask.decode.jpeg import FRAMES, LOSSLESS, frame_of, has_sound_scans, has_whole_blocks, segments
+from curator_dask.decode.plugins import load_plugin, remedy_for
 from curator_dask.errors import ImageError
 
 if TYPE_CHECKING:
@@ -26,10 +27,6 @@ Encoded = bytes | bytearray | memoryview | np.ndarray
 
 _UNSUPPORTED = ("HEIF", "JPEG XL", "EPS")
 """Formats that are known by their first bytes and that Pillow may have no decoder for."""
-
-_REMEDIES = {
-    "HEIF": ": install pillow-heif, and call pillow_heif.register_heif_opener() on the workers",
-}
 
 _SUFFIXES = {"JPEG": "jpg", "TIFF": "tif", "JPEG 2000": "jp2", "JPEG XL": "jxl", "HEIF": "heic"}
 
@@ -242,16 +239,19 @@ def suffix_for(data: Encoded) -> str:
 
 
 def open_image(data: Encoded) -> PIL.Image.Image:
-    """Let Pillow open an image of any format that it decodes itself; close it.
+    """Let Pillow open an image of any format that it decodes itself, or by an installed plugin; close it.
 
     Not EPS, for which Pillow runs Ghostscript: image files of unknown origin must not be programs.
     """
     from PIL import Image
 
-    _refuse_unreadable_png(buffer_of(data))
+    view = buffer_of(data)
+    _refuse_unreadable_png(view)
+    if (kind := _kind(view)) is not None:
+        load_plugin(kind)
     Image.init()
     formats = [name for name in Image.OPEN if name != "EPS"]  # looked at anew: plugins may come later
-    return Image.open(io.BytesIO(buffer_of(data)), formats=formats)
+    return Image.open(io.BytesIO(view), formats=formats)
 
 
 def _open_lazily(view: memoryview, max_pixels: int) -> Header:
@@ -300,9 +300,8 @@ def reason_of(error: Exception, data: Encoded, max_pixels: int, said: str = "") 
     if isinstance(error, UnidentifiedImageError):
         if kind == "TIFF" and _has_unknown_samples(view):
             return "unsupported: TIFF with samples that Pillow does not decode (floats of 64 bits, or in colour, say)"
-        if kind in _UNSUPPORTED:
-            remedy = _REMEDIES.get(kind, "")
-            return f"unsupported: {kind}, which Pillow does not decode here{remedy}"
+        if kind in _UNSUPPORTED and not load_plugin(kind):
+            return f"unsupported: {kind}, which Pillow does not decode here{remedy_for(kind)}"
         if kind is None:
             start = view[:14].tobytes().decode("latin-1")
             return f"not an image (starts with {start!a})"
