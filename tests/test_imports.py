@@ -42,6 +42,7 @@ LAYERS = (
     "image.statistics",
     "tables",
     "fetching",
+    "importing",
     "indexing",
     "dedup",
     "datasets",
