@@ -145,7 +145,7 @@ class _Fetch:
     ) -> None:
         self._started = time.monotonic()
         self._place, self._table, self._options = place, table, options
-        self._layout = Layout.of(table.schema, options)
+        self._layout = Layout.of(table.schema, options, table.own)
         self.summary = FetchSummary(place.files.target.path, renamed=self._layout.renamed)
         self._digits = len(str(options.rows_per_shard - 1))
         whole = self._shards(table)

@@ -155,12 +155,15 @@ def row_range(
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Rows ``start <= row < stop`` of a Parquet file, some at a time, with the number of the first from `start`.
 
+    Of the columns those come that there are.
+
     Raises
     ------
     ShardError
         The file cannot be read.
     """
     with faults_told(path, ShardError), open_parquet(path, options) as file:
+        columns = [name for name in columns if name in file.schema_arrow.names]
         first = 0
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows
