@@ -130,11 +130,16 @@ def import_(
     names = names_in(columns, "--columns")
     if (rows is None) != (on is None):
         raise typer.BadParameter("expected --rows and --on together", param_hint="--rows")
-    of_vectors = {"--layout": layout != Layout.auto, "--image-vectors": image_vectors, "--text-vectors": text_vectors}
+    of_vectors = {
+        "--layout": layout != Layout.auto,
+        "--image-vectors": image_vectors,
+        "--text-vectors": text_vectors,
+    }
     of_vectors |= {"--model": model, "--text-model": text_model, "--columns": names, "--id-column": id_column}
     if rows is not None and (wrong := [name for name, value in of_vectors.items() if value]):
         raise typer.BadParameter(
-            "is for vectors as they came; with --rows they are of an output, which says it", param_hint=wrong[0]
+            "is for vectors as they came; with --rows they are of an output, which says it",
+            param_hint=wrong[0],
         )
 
     from curator_dask.importing import import_vectors, return_vectors

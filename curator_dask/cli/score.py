@@ -157,7 +157,9 @@ def score(
     of_images = names_in(statistics, "--statistics")
     of_rows = names or of_images or same_captions
     if clip_score and text_vectors:
-        raise typer.BadParameter("--clip-score makes what --text-vectors has: give one", param_hint="--text-vectors")
+        raise typer.BadParameter(
+            "--clip-score makes what --text-vectors has: give one", param_hint="--text-vectors"
+        )
     if not (aesthetic or nsfw or files or folders or centroids or clip_score or text_vectors or of_rows):
         raise typer.BadParameter(
             "give a head, --aesthetic, --nsfw, --head, --near, --cluster-number, --clip-score or --text-vectors, or"
@@ -196,7 +198,11 @@ def score(
                 ClipScore(embedder, image_embedding_column=column, pred_column=clip_score_column, check=check)
             )
         if text_vectors:
-            how_paired = {"text_embedding_column": text_vectors, "pred_column": clip_score_column, "check": check}
+            how_paired = {
+                "text_embedding_column": text_vectors,
+                "pred_column": clip_score_column,
+                "check": check,
+            }
             heads.append(ClipScore(image_embedding_column=column, **how_paired))
         if names:
             chosen = None if "all" in names else names

@@ -1,4 +1,4 @@
-"""Vectors that were made elsewhere become an output: those of DataComp, of clip-retrieval, of lists in Parquet files."""
+"""Vectors that were made elsewhere become an output: of DataComp, of clip-retrieval, of lists in Parquet."""
 
 from curator_dask.importing.returning import return_vectors
 from curator_dask.importing.running import import_vectors

@@ -140,7 +140,9 @@ def _header(file: IO[bytes], where: str) -> tuple[tuple[int, int], np.dtype]:
     else:
         raise ShardError(f"{where}: has NumPy's format {version}: save it with numpy.save")
     if dtype.hasobject:
-        raise ShardError(f"{where}: holds pickled objects, which are not loaded: save vectors of float16 or float32")
+        raise ShardError(
+            f"{where}: holds pickled objects, which are not loaded: save vectors of float16 or float32"
+        )
     if dtype.kind != "f" or len(shape) != 2:
         raise ShardError(f"{where}: expected rows of floats, found {dtype} of the shape {shape}")
     if not 0 < shape[1] <= MOST_VALUES:

@@ -66,7 +66,7 @@ class Taken:
 
     def column(self) -> pa.Array:
         """As a column: ``fixed_size_list<float32>[dim]``, null where there is a reason."""
-        rows, dim = self.matrix.shape
+        dim = self.matrix.shape[1]
         return pa.FixedSizeListArray.from_arrays(
             pa.array(self.matrix.reshape(-1)),
             type=pa.list_(pa.float32(), dim),

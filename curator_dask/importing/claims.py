@@ -57,4 +57,3 @@ def claim(model: str | None, dim: int, normalized: bool, *, text: bool = False) 
     made = {**what, "source": source, "dim": dim, "normalized": normalized}
     made |= {} if model is None else {"claimed": model}
     return {**made, "images": what} if text and model is not None else made
-

@@ -81,7 +81,9 @@ def _batches(file: pq.ParquetFile, column: str) -> list[pa.Array]:
 
 
 def _digests(texts: pa.Array) -> np.ndarray:
-    found: np.ndarray = pd.util.hash_array(texts.to_numpy(zero_copy_only=False).astype(object), categorize=False)
+    found: np.ndarray = pd.util.hash_array(
+        texts.to_numpy(zero_copy_only=False).astype(object), categorize=False
+    )
     return found
 
 
@@ -101,5 +103,7 @@ def rows_of(path: str, rows: np.ndarray, columns: list[str], options: Options) -
             parts.append(batch.take(pa.array(rows[begin:end] - first - at)))
     table = pa.Table.from_batches(parts).combine_chunks()
     if len(table) != len(rows):
-        raise ShardError(f"{path}: expected {int(rows[-1]) + 1:,} rows, found fewer: it was changed. Run again")
+        raise ShardError(
+            f"{path}: expected {int(rows[-1]) + 1:,} rows, found fewer: it was changed. Run again"
+        )
     return table

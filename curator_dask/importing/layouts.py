@@ -30,7 +30,11 @@ from curator_dask.words import counted
 DATACOMP, CLIP_RETRIEVAL, PARQUET = "datacomp", "clip-retrieval", "parquet"
 LAYOUTS = (DATACOMP, CLIP_RETRIEVAL, PARQUET)
 TEXT_EMBEDDING = "text_embedding"
-_METADATA, _IMAGES, _TEXTS = "metadata", "img_emb", "text_emb"  # folders of clip-retrieval, which begin its names too
+_METADATA, _IMAGES, _TEXTS = (
+    "metadata",
+    "img_emb",
+    "text_emb",
+)  # folders of clip-retrieval, which begin its names too
 _TRIED = 16  # files that are looked at until one can be read
 
 
@@ -146,8 +150,12 @@ def _of_datacomp(
     if not packed:
         raise DatasetError(f"{tables.root}: expected an .npz beside each Parquet file, found none")
     there = {f"{_stem(table)}.npz" for table in tables}
-    names = _first([each for each in packed if each in there] or packed, lambda each: array_names(each, options))
-    taken = _taken(images, texts, names, lambda name: name.endswith("_img"), lambda name: name.endswith("_txt"))
+    names = _first(
+        [each for each in packed if each in there] or packed, lambda each: array_names(each, options)
+    )
+    taken = _taken(
+        images, texts, names, lambda name: name.endswith("_img"), lambda name: name.endswith("_txt")
+    )
     pairs = [
         Pair(
             table.name,
@@ -174,7 +182,10 @@ def _of_clip_retrieval(folder: str, images: str | None, texts: str | None, optio
             used.add(path)
         pairs.append(Pair(table.name, table.url, tuple(sources)))
     arrays = [
-        each for name in taken.values() for each in sorted(listing(f"{folder}/{name}").files) if each.endswith(".npy")
+        each
+        for name in taken.values()
+        for each in sorted(listing(f"{folder}/{name}").files)
+        if each.endswith(".npy")
     ]
     return Found(CLIP_RETRIEVAL, folder, tuple(pairs), taken, [each for each in arrays if each not in used])
 
@@ -198,7 +209,9 @@ def _of_parquet(tables: ShardSet, images: str | None, texts: str | None, options
         lambda name: name == TEXT_EMBEDDING,
     )
     pairs = [
-        Pair(table.name, table.url, tuple((column, Source(table.url, name)) for column, name in taken.items()))
+        Pair(
+            table.name, table.url, tuple((column, Source(table.url, name)) for column, name in taken.items())
+        )
         for table in tables
     ]
     return Found(PARQUET, tables.root, tuple(pairs), taken, [])
@@ -208,6 +221,14 @@ def is_vector(kind: pa.DataType) -> bool:
     """Whether a column of Parquet may hold vectors: lists of floats."""
     inner = values_of(kind)
     return inner is not None and bool(pa.types.is_floating(inner))
+
+
+def is_image(kind: pa.DataType) -> bool:
+    """Whether a column has images as Hugging Face's datasets writes them: structs with ``bytes``."""
+    if not pa.types.is_struct(kind) or (at := kind.get_field_index("bytes")) < 0:
+        return False
+    inner = kind.field(at).type
+    return bool(pa.types.is_binary(inner) or pa.types.is_large_binary(inner))
 
 
 def _taken(

@@ -1,4 +1,4 @@
-"""`return_vectors`: rows whose images were fetched get the vectors by which they were chosen; nothing is embedded again."""
+"""`return_vectors`: rows whose images were fetched get the vectors by which they were chosen; none is made anew."""
 
 from __future__ import annotations
 
@@ -88,8 +88,9 @@ def return_vectors(
     options = storage_options if shard_storage_options is None else shard_storage_options
     target_options = storage_options if output_storage_options is None else output_storage_options
     dataset = ImageTextPairDataset.from_webdataset(os.fspath(shards), id_col, storage_options=options)
-    if column not in dataset.metadata.columns:
-        raise ConfigError(f"on={on!r} (--on): the shards' rows: {none_of_these(column, list(dataset.metadata.columns))}")
+    names = list(dataset.metadata.columns)
+    if column not in names:
+        raise ConfigError(f"on={on!r} (--on): the shards' rows: {none_of_these(column, names)}")
     step = FoundVectors.of(folder, column, theirs or column, storage_options)
     with workers():
         return dataset.apply(step).save_metadata(output, overwrite=overwrite, storage_options=target_options)
@@ -198,19 +199,14 @@ class _Finding(Work):
             table = rows_of(
                 step.files[number], wanted, [step.theirs, *dims, ERROR_COLUMN], step.options
             ).take(pa.array(back))
-            same = np.array(
-                [
-                    one == other
-                    for one, other in zip(
-                        id_texts(table.column(step.theirs).combine_chunks()), texts.take(pa.array(own)).to_pylist(), strict=True
-                    )
-                ],
-                bool,
-            )  # others have the same digest
+            asked = texts.take(pa.array(own)).to_pylist()
+            has = id_texts(table.column(step.theirs).combine_chunks())
+            # Others may have the same digest.
+            same = np.array([one == other for one, other in zip(has, asked, strict=True)], bool)
             own, table = own[same], table.filter(pa.array(same))
             np.add.at(matches, own, 1)
             self._put(own, table, matrices, reasons)
-        for name, said in reasons.items():
+        for said in reasons.values():
             for row in np.flatnonzero(matches != 1).tolist():
                 said[row] = said[row] or self._why(texts[row].as_py(), int(matches[row]))
         return Made(
@@ -228,12 +224,19 @@ class _Finding(Work):
         matrices: Mapping[str, np.ndarray],
         reasons: Mapping[str, list[str | None]],
     ) -> None:
-        errors = table.column(ERROR_COLUMN).to_pylist() if ERROR_COLUMN in table.column_names else [None] * len(own)
+        errors = (
+            table.column(ERROR_COLUMN).to_pylist()
+            if ERROR_COLUMN in table.column_names
+            else [None] * len(own)
+        )
         for name, matrix in matrices.items():
             vectors, valid = list_to_matrix(table.column(name), matrix.shape[1])
             matrix[own[valid]] = vectors[valid]
             for place in np.flatnonzero(~valid).tolist():
-                why = reason_for(name, reasons_in(errors[place])) or f"{NO_VECTOR}: it is null among the vectors"
+                why = (
+                    reason_for(name, reasons_in(errors[place]))
+                    or f"{NO_VECTOR}: it is null among the vectors"
+                )
                 row = int(own[place])
                 reasons[name][row] = reasons[name][row] or why
 
@@ -251,6 +254,8 @@ class _Finding(Work):
             return [None] * len(self._rows)
         said = self._rows.column(STATUS_COLUMN).to_pylist()
         return [
-            f"{MISSING}: no image was fetched ({each})" if isinstance(each, str) and each.startswith("failed") else None
+            f"{MISSING}: no image was fetched ({each})"
+            if isinstance(each, str) and each.startswith("failed")
+            else None
             for each in said
         ]

@@ -18,7 +18,7 @@ from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer, open_parquet, read_footer, read_record
 from curator_dask.importing.checking import dim_of
 from curator_dask.importing.claims import claim
-from curator_dask.importing.layouts import DATACOMP, TEXT_EMBEDDING, Found, Pair, find_pairs
+from curator_dask.importing.layouts import DATACOMP, TEXT_EMBEDDING, Found, Pair, find_pairs, is_image
 from curator_dask.importing.writing import ImportFile, Piece
 from curator_dask.outputs.failed import output_files, tell_others
 from curator_dask.outputs.placing import locate
@@ -88,7 +88,7 @@ def import_vectors(
         Column of the keys. None: ``"key"`` if there is such a column; else keys are made of the table's path below
         `path` and the row's number from 0.
     columns
-        Others that are kept; None: all.
+        Others that are kept; None: all but images.
     normalize
         Divide each vector by its L2 norm, as embedders do.
     rows_per_file
@@ -123,7 +123,11 @@ def import_vectors(
         for name, dim in _dims(found, tables, storage_options).items()
     }
     _tell(found, claims, model)
-    pieces = [each for pair, table in zip(found.pairs, tables, strict=True) for each in _cut(pair, table, rows_per_file)]
+    pieces = [
+        each
+        for pair, table in zip(found.pairs, tables, strict=True)
+        for each in _cut(pair, table, rows_per_file)
+    ]
     function = ImportFile(schema, id_col, numbered, claims, normalize, storage_options, target)
     summary = _write(pieces, function, started, workers)
     logger.info("%s", summary)
@@ -161,11 +165,12 @@ def _columns(
     lacking = [name for name in columns or () if name not in names]
     if lacking:
         raise ConfigError(f"columns: there are no such columns {lacking}; there are {', '.join(names)}")
-    vectors = {source.name for pair in found.pairs for _, source in pair.vectors if source.path == pair.table}
+    left = {source.name for pair in found.pairs for _, source in pair.vectors if source.path == pair.table}
+    left |= {each.name for each in schema if is_image(each.type)} if columns is None else set()
     wanted = [
         each.with_type(pa.string()) if pa.types.is_null(each.type) else each
         for each in schema
-        if each.name not in vectors and (columns is None or each.name in columns or each.name == key)
+        if each.name not in left and (columns is None or each.name in columns or each.name == key)
     ]
     for each in wanted:
         text = each.name in (URL_COLUMN, ERROR_COLUMN) and pa.types.is_string(each.type)
@@ -205,7 +210,9 @@ def _dims(found: Found, tables: Sequence[_Table], options: Options) -> dict[str,
 
 def _tell(found: Found, claims: dict[str, dict[str, Any]], model: str | None) -> None:
     said = [f"{name} of {found.taken[name]} ({info['dim']} values)" for name, info in claims.items()]
-    logger.info("%s: %s, as %s: %s", found.root, counted(len(found.pairs), "table"), found.layout, ", ".join(said))
+    logger.info(
+        "%s: %s, as %s: %s", found.root, counted(len(found.pairs), "table"), found.layout, ", ".join(said)
+    )
     if model is None:
         hint = " (DataComp's b32 are of openai/clip-vit-base-patch32, l14 of openai/clip-vit-large-patch14)"
         logger.warning(
@@ -229,7 +236,9 @@ def _cut(pair: Pair, table: _Table, most: int) -> list[Piece]:
     return [Piece(pair, rows, bounds[part], bounds[part + 1], part) for part in range(count)]
 
 
-def _write(pieces: Sequence[Piece], function: ImportFile, started: float, workers: OpenWorkers) -> SaveSummary:
+def _write(
+    pieces: Sequence[Piece], function: ImportFile, started: float, workers: OpenWorkers
+) -> SaveSummary:
     target = function.target
     summary = SaveSummary(target.folder, opened=False)
     names = [piece.file for piece in pieces]

@@ -21,7 +21,7 @@ from curator_dask.rows.ids import check_ids
 from curator_dask.rows.reasons import as_stored
 from curator_dask.runs.reports import report_frame, report_of
 from curator_dask.storage import Options, join
-from curator_dask.webdataset.parquet import numbered_keys
+from curator_dask.webdataset.parquet import ParquetShard, numbered_keys
 from curator_dask.webdataset.stamps import check_planned, stamp
 
 #: Of how vectors are taken: part of the fingerprint.
@@ -61,7 +61,15 @@ class Piece:
         return f"{self.name}.parquet"
 
     def __dask_tokenize__(self) -> Any:
-        return (type(self).__name__, self.pair.table, self.pair.vectors, self.rows, self.start, self.stop, self.part)
+        return (
+            type(self).__name__,
+            self.pair.table,
+            self.pair.vectors,
+            self.rows,
+            self.start,
+            self.stop,
+            self.part,
+        )
 
 
 @dataclass(frozen=True)
@@ -156,7 +164,9 @@ class ImportFile:
             taken = take_vectors(source, piece.pair.table, *span, dim, self.normalize, self.options)
             table = table.append_column(column, taken.column())
             reasons[column] = taken.reasons
-        errors = [as_stored(dict(zip(reasons, row, strict=True))) for row in zip(*reasons.values(), strict=True)]
+        errors = [
+            as_stored(dict(zip(reasons, row, strict=True))) for row in zip(*reasons.values(), strict=True)
+        ]
         if ERROR_COLUMN in table.column_names:
             before = table.column(ERROR_COLUMN).to_pylist()
             errors = [new or old for new, old in zip(errors, before, strict=True)]
@@ -211,6 +221,8 @@ class ImportFile:
             if count and self.id_col not in found.column_names:
                 raise ShardError(f"{path}: expected the column {self.id_col!r} of the keys, found none")
             check_ids(columns[self.id_col], self.id_col, path)
-        columns.setdefault(URL_COLUMN, pa.array([path] * count, pa.string()))
+        # As `from_parquet` calls it: where the file has images, these rows find theirs.
+        shard = ParquetShard(path, None, None if self.numbered else self.id_col).url
+        columns.setdefault(URL_COLUMN, pa.array([shard] * count, pa.string()))
         url = columns.pop(URL_COLUMN)
         return pa.table({**columns, URL_COLUMN: url})

@@ -39,8 +39,8 @@ class Maker(NamedTuple):
     Attributes
     ----------
     kind
-        ``embed``, ``import``, ``classify``, ``caption``, ``detect``, ``ask``, ``score``, ``balance``, ``join``, ``statistics``,
-        ``texts``, ``dedup``, ``function``, ``dataset``, ``run`` or ``unknown``.
+        ``embed``, ``import``, ``classify``, ``caption``, ``detect``, ``ask``, ``score``, ``balance``, ``join``,
+        ``statistics``, ``texts``, ``dedup``, ``function``, ``dataset``, ``run`` or ``unknown``.
     text
         In words.
     digest
@@ -90,8 +90,10 @@ def _maker(record: FileRecord, name: str) -> Maker:
     if name in record.embeddings:
         info = record.embeddings[name]
         if info.get("weights") == CLAIMED:
-            claimed = f"claimed to be of {info['claimed']}" if "claimed" in info else "nothing says of which model"
-            return Maker("import", ", ".join([claimed, *(["unit length"] if info.get("normalized") else [])]), _plain(info))
+            said = (
+                f"claimed to be of {info['claimed']}" if "claimed" in info else "nothing says of which model"
+            )
+            return Maker("import", f"{said}{', unit length' * bool(info.get('normalized'))}", _plain(info))
         return Maker("embed", _model(info), _plain(info))
     if name in record.scores:
         said = record.scores[name]
