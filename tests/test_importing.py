@@ -143,7 +143,7 @@ def test_from_the_metadata_to_the_images_that_were_chosen(tmp_path):
         score_output(out, [AestheticClassifier(model_path=saved(tmp_path, "aesthetic")), ClipScore()])
         cosines = [a @ b for a, b in zip(before.image_embedding, before.text_embedding, strict=True)]
         assert np.allclose(read(out).clip_score, cosines, atol=1e-6)
-        assert len(SemanticDeduplication(0.07)(out).table) == 0
+        assert SemanticDeduplication(0.07)(out).save(tmp_path / "duplicates").removed == 0
         find_centroids(out, 3).save(tmp_path / "centroids.safetensors")
         score_output(out, [ClusterNumber(tmp_path / "centroids.safetensors", "cluster")])
         (tmp_path / "concepts.txt").write_text("cat\ndog\n")
@@ -158,7 +158,7 @@ def test_from_the_metadata_to_the_images_that_were_chosen(tmp_path):
 
         chosen, shards, back = tmp_path / "chosen", tmp_path / "shards", tmp_path / "back"
         filter_output(out, chosen, where="clip_b32_similarity_score >= 0.1 and cluster >= 0")
-        server.broken.add("/n/20.")
+        server.broken.add("n/20.")
         fetch_images(
             chosen, shards, caption_column="text", allow_private=True, rows_per_shard=7, retries=0, timeout=5
         )
