@@ -443,7 +443,29 @@ def test_vectors_are_found_by_value_in_any_order(tmp_path):
     check_vectors(good.assign(text=[f"x {each}" for each in good.id]), "image_embedding", "lists")
 
 
-def test_on_a_cluster(client, tmp_path):
+def test_arrays_in_a_store(tmp_path):
+    """Packed and not, some rows at a time."""
+    folder, store = write_datacomp(tmp_path / "dc"), fsspec.filesystem("memory")
+    store.put(str(folder), f"/{tmp_path.name}/dc", recursive=True)
+    summary = datacomp_import(f"memory://{tmp_path.name}/dc", tmp_path / "out", rows_per_file=7)
+    assert (summary.rows, summary.written) == (FILES * ROWS, 2 * FILES)
+    check_vectors(read(tmp_path / "out"), "image_embedding", "l14_img", range(FILES * ROWS))
+    assert read(tmp_path / "out").__url__[0].startswith("memory://")
+    store.rm(f"/{tmp_path.name}", recursive=True)
+
+
+def test_commands_on_a_cluster(client, tmp_path):
     source, out = write_datacomp(tmp_path / "dc"), tmp_path / "out"
-    assert datacomp_import(source, out).written == FILES
-    check_vectors(read(out), "text_embedding", "l14_txt", range(FILES * ROWS))
+    place = ("--scheduler-address", client.scheduler.address)
+    taken = ("--image-vectors", "l14_img", "--text-vectors", "l14_txt", "--id-column", "uid", "--model", L14)
+    run("import", source, out, *taken, *place)
+    run("score", out, "--text-vectors", "text_embedding", *place)
+    frame = read(out)
+    check_vectors(frame, "text_embedding", "l14_txt", range(FILES * ROWS))
+    assert np.allclose(
+        frame.clip_score,
+        [a @ b for a, b in zip(frame.image_embedding, frame.text_embedding, strict=True)],
+        atol=1e-6,
+    )
+    (source / "00000001.npz").unlink()
+    assert "00000001.npz" in run("import", source, tmp_path / "rest", *taken, *place, code=1)

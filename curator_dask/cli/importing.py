@@ -87,7 +87,7 @@ def import_(
     normalize: Annotated[bool, typer.Option(help="Make vectors unit length.")] = True,
     rows_per_file: Annotated[
         int, typer.Option(min=1, help="Tables of more rows go into several files.")
-    ] = 100_000,
+    ] = 50_000,
     rows: Annotated[
         str | None,
         typer.Option(
@@ -130,7 +130,7 @@ def import_(
     names = names_in(columns, "--columns")
     if (rows is None) != (on is None):
         raise typer.BadParameter("expected --rows and --on together", param_hint="--rows")
-    of_vectors = {
+    of_vectors: dict[str, object] = {
         "--layout": layout != Layout.auto,
         "--image-vectors": image_vectors,
         "--text-vectors": text_vectors,

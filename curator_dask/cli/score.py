@@ -198,12 +198,14 @@ def score(
                 ClipScore(embedder, image_embedding_column=column, pred_column=clip_score_column, check=check)
             )
         if text_vectors:
-            how_paired = {
-                "text_embedding_column": text_vectors,
-                "pred_column": clip_score_column,
-                "check": check,
-            }
-            heads.append(ClipScore(image_embedding_column=column, **how_paired))
+            heads.append(
+                ClipScore(
+                    image_embedding_column=column,
+                    text_embedding_column=text_vectors,
+                    pred_column=clip_score_column,
+                    check=check,
+                )
+            )
         if names:
             chosen = None if "all" in names else names
             heads.append(TextStatistics(chosen, text, prefix=text_prefix, language_model=language_model))

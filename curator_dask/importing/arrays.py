@@ -67,7 +67,7 @@ class VectorArray:
             The file ends before.
         """
         matrix = np.empty((rows, self.dim), self.dtype)
-        memory = memoryview(matrix).cast("B") if matrix.size else memoryview(b"")
+        memory = memoryview(matrix.reshape(-1).view(np.uint8))
         filled = 0
         while filled < len(memory):
             data = self._stream.read(min(len(memory) - filled, 8 * _BUFFER))

@@ -240,7 +240,7 @@ def _taken(
 ) -> dict[str, str]:
     """By column of the output, the name of what it is taken from."""
     if images is None and texts is None:
-        found = {}
+        found: dict[str, str] = {}
         for column, fits, option in (
             (EMBEDDING_COLUMN, is_images, "--image-vectors"),
             (TEXT_EMBEDDING, is_texts, "--text-vectors"),

@@ -35,8 +35,8 @@ from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
 
-#: Rows of a file, at most: of 768 values each these are 300 MB.
-ROWS_PER_FILE = 100_000
+#: Rows of a file, at most: of 768 values each these are 150 MB.
+ROWS_PER_FILE = 50_000
 _TRIED = 16  # files that are looked at to learn how long vectors are
 
 
