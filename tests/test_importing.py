@@ -244,6 +244,7 @@ def test_rows_whose_images_lie_beside_their_vectors(tmp_path):
     browser = Browser(tmp_path / "out")
     assert all(each.startswith("data:") for each in browser.pictures(range(4)).values())
     browser.close()
+    assert export_output(tmp_path / "out", tmp_path / "new").kept == 4
 
 
 def test_what_is_no_vector(tmp_path):

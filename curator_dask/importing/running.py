@@ -30,7 +30,7 @@ from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, join, remove
 from curator_dask.threads import in_threads
-from curator_dask.webdataset.parquet import KEY
+from curator_dask.webdataset.parquet import KEY, file_of
 from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
@@ -245,7 +245,7 @@ def _write(
     with opened(target.folder, target.options):
         there = in_threads(lambda name: read_footer(join(target.folder, name), target.options), names)
         marks = in_threads(function.mark, pieces)
-        stale = _stale(pieces, target)
+        stale = _stale(pieces, function)
         todo: list[Piece] = []
         for piece, footer, mark in zip(pieces, there, marks, strict=True):
             if footer.is_finished(mark):
@@ -277,13 +277,14 @@ def _check_free(piece: Piece, footer: Footer, function: ImportFile) -> None:
     )
 
 
-def _stale(pieces: Sequence[Piece], target: Output) -> list[str]:
+def _stale(pieces: Sequence[Piece], function: ImportFile) -> list[str]:
     """Files of tables that are cut into others now: their rows would be there twice."""
-    names, tables = {piece.file for piece in pieces}, {piece.pair.table for piece in pieces}
+    target, names = function.target, {piece.file for piece in pieces}
+    tables = {piece.pair.table for piece in pieces}
     found = []
     for name in output_files(target.folder, target.options):
         record = None if name in names else read_record(join(target.folder, name), target.options)
-        if record is not None and record.url in tables:
+        if record is not None and record.url is not None and file_of(record.url) in tables:
             found.append(name)
     if found and not target.overwrite:
         raise OutputError(

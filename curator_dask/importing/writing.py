@@ -114,7 +114,15 @@ class ImportFile:
     def shard(self, piece: Piece) -> dict[str, Any]:
         """The state of the table, as records have that of a shard."""
         stop = piece.stop if piece.part is not None else None
-        return {"url": piece.pair.table, "rows": [piece.start, stop], "tar": self._stamp(piece.pair.table)}
+        return {
+            "url": self.url(piece.pair),
+            "rows": [piece.start, stop],
+            "tar": self._stamp(piece.pair.table),
+        }
+
+    def url(self, pair: Pair) -> str:
+        """The shard of a table's rows, as `from_parquet` calls it: where the file has images, rows find theirs."""
+        return ParquetShard(pair.table, None, None if self.numbered else self.id_col).url
 
     def read_by(self, piece: Piece) -> dict[str, str]:
         """By column of vectors, how they are taken."""
@@ -139,7 +147,7 @@ class ImportFile:
         record = footer.record
         return (
             record is not None
-            and record.url == piece.pair.table
+            and record.url == self.url(piece.pair)
             and record.id_col == self.id_col
             and record.read_by == self.read_by(piece)
             and record.embeddings == self.claims
@@ -221,8 +229,6 @@ class ImportFile:
             if count and self.id_col not in found.column_names:
                 raise ShardError(f"{path}: expected the column {self.id_col!r} of the keys, found none")
             check_ids(columns[self.id_col], self.id_col, path)
-        # As `from_parquet` calls it: where the file has images, these rows find theirs.
-        shard = ParquetShard(path, None, None if self.numbered else self.id_col).url
-        columns.setdefault(URL_COLUMN, pa.array([shard] * count, pa.string()))
+        columns.setdefault(URL_COLUMN, pa.array([self.url(piece.pair)] * count, pa.string()))
         url = columns.pop(URL_COLUMN)
         return pa.table({**columns, URL_COLUMN: url})
