@@ -114,6 +114,9 @@ def import_(
     storage_options: Annotated[
         str | None, typer.Option(help="JSON object for fsspec, where VECTORS is a URL.", show_default=False)
     ] = None,
+    rows_storage_options: Annotated[
+        str | None, typer.Option(help="The same for SHARDS, where that differs.", show_default=False)
+    ] = None,
     output_storage_options: OutputOptions = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -155,6 +158,7 @@ def import_(
                 on=on,
                 overwrite=overwrite,
                 storage_options=options,
+                shard_storage_options=json_object(rows_storage_options, "--rows-storage-options") or None,
                 output_storage_options=output_options,
                 workers=opens,
             )
