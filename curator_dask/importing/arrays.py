@@ -67,7 +67,7 @@ class VectorArray:
             The file ends before.
         """
         matrix = np.empty((rows, self.dim), self.dtype)
-        memory = memoryview(matrix.reshape(-1).view(np.uint8))
+        memory = matrix.reshape(-1).view(np.uint8).data
         filled = 0
         while filled < len(memory):
             data = self._stream.read(min(len(memory) - filled, 8 * _BUFFER))
