@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from curator_dask.datasets.sequential import Sequential
     from curator_dask.dedup.nemo import ClusteringModel, SemanticClusterLevelDedup
     from curator_dask.fetching.running import fetch_images
+    from curator_dask.importing.running import import_vectors
 
 __all__ = [
     "ClusteringModel",
@@ -21,6 +22,7 @@ __all__ = [
     "__version__",
     "fetch_images",
     "get_client",
+    "import_vectors",
 ]
 __version__ = "0.1.0"
 
@@ -30,6 +32,7 @@ _MODULES = {
     "Sequential": "datasets.sequential",
     "fetch_images": "fetching.running",
     "get_client": "cluster.client",
+    "import_vectors": "importing.running",
 }
 
 

@@ -152,6 +152,10 @@ HOLDS = {
         " for file in random.Random(0).sample(rows.files, 2)]",
     ],
     "curation.md": ["(summary.rows, summary.failed, summary.kept) == (14, 2, 12) and summary.complete"],
+    "importing.md": [
+        "(summary.rows, summary.failed, chosen.kept, chosen.subset) == (100, 0, 30, 30)",
+        "np.load(FOLDER + '/subset.npy').dtype == np.dtype('u8,u8')",
+    ],
     "joining.md": [
         "(summary.rows, summary.found, summary.unasked) == (6, 2, 0)",
         "pq.read_table(FOLDER + '/licensed')['licence'].to_pylist() == ['CC BY 4.0'] * 6",

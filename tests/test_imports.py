@@ -32,6 +32,7 @@ LAYERS = (
     "browsing",
     "report",
     "retrieval",
+    "importing",
     "image.embedders",
     "text",
     "image.fitting",

@@ -24,6 +24,7 @@ from curator_dask.cli.export import export
 from curator_dask.cli.fetch import fetch
 from curator_dask.cli.filter import filter_rows
 from curator_dask.cli.fit import fit
+from curator_dask.cli.importing import import_
 from curator_dask.cli.info import info
 from curator_dask.cli.join import join
 from curator_dask.cli.label import label
@@ -83,6 +84,7 @@ def main(
 
 
 app.command(**shown("fetch"))(fetch)
+app.command(**shown("import"))(import_)
 app.command(**shown("embed"))(embed)
 app.command(**shown("classify"))(classify)
 app.command(**shown("caption"))(caption)

@@ -20,6 +20,15 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
         "Look a dataset over first: seconds, no model.",
         ("check /data/shards", "check /data/photos --captions captions.csv"),
     ),
+    "import": (
+        "Take vectors that others have made, before images.",
+        (
+            "import metadata/ /data/out --id-column uid --image-vectors l14_img --text-vectors l14_txt --model"
+            " openai/clip-vit-large-patch14",
+            "import laion/ /data/out --model open_clip/ViT-H-14",
+            "import /data/out /data/with_images --rows /data/shards --on uid",
+        ),
+    ),
     "embed": (
         "Make a vector of every image; one Parquet file a shard.",
         (

@@ -75,8 +75,22 @@ def filter_rows(
             show_default=False,
         ),
     ] = None,
+    subset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.npy",
+            help="Write the uids of the rows that pass, as DataComp's subsets are, for its resharder.",
+            show_default=False,
+        ),
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --subset: column of the uids.  [default: that of the keys]", show_default=False
+        ),
+    ] = None,
     overwrite: Annotated[
-        bool, typer.Option(help="Replace files in OUTPUT that something else has made.")
+        bool, typer.Option(help="Replace files in OUTPUT that something else has made, and another --subset.")
     ] = False,
     cluster: Cluster = ClusterType.auto,
     scheduler_address: SchedulerAddress = None,
@@ -121,6 +135,8 @@ def filter_rows(
             " Such as --where 'width >= 256'",
             param_hint="--where",
         )
+    if id_column is not None and subset is None:
+        raise typer.BadParameter("is that of --subset, which is not given", param_hint="--id-column")
     options = json_object(storage_options, "--storage-options") or None
     output_options = json_object(output_storage_options, "--output-storage-options") or None
 
@@ -135,6 +151,8 @@ def filter_rows(
             top=best,
             at_most=None if at_most is None else (label, int(number)),
             by=by,
+            subset=subset,
+            id_column=id_column,
             overwrite=overwrite,
             storage_options=options,
             output_storage_options=output_options,

@@ -77,8 +77,16 @@ def score(
             show_default=False,
         ),
     ] = None,
+    text_vectors: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="The same where the captions' vectors are there: their column, such as text_embedding. No model.",
+            show_default=False,
+        ),
+    ] = None,
     clip_score_column: Annotated[
-        str, typer.Option(metavar="NAME", help="Name of the column of --clip-score.")
+        str, typer.Option(metavar="NAME", help="Name of the column of these two.")
     ] = "clip_score",
     near: Annotated[
         list[str] | None,
@@ -148,9 +156,13 @@ def score(
     check_language_model(language_model, names)
     of_images = names_in(statistics, "--statistics")
     of_rows = names or of_images or same_captions
-    if not (aesthetic or nsfw or files or folders or centroids or clip_score or of_rows):
+    if clip_score and text_vectors:
         raise typer.BadParameter(
-            "give a head, --aesthetic, --nsfw, --head, --near, --cluster-number or --clip-score, or"
+            "--clip-score makes what --text-vectors has: give one", param_hint="--text-vectors"
+        )
+    if not (aesthetic or nsfw or files or folders or centroids or clip_score or text_vectors or of_rows):
+        raise typer.BadParameter(
+            "give a head, --aesthetic, --nsfw, --head, --near, --cluster-number, --clip-score or --text-vectors, or"
             " --statistics, --text-statistics or --same-captions",
             param_hint="--head",
         )
@@ -184,6 +196,15 @@ def score(
             embedder = make_text_embedder(clip_score, model_dir, text_column=text)
             heads.append(
                 ClipScore(embedder, image_embedding_column=column, pred_column=clip_score_column, check=check)
+            )
+        if text_vectors:
+            heads.append(
+                ClipScore(
+                    image_embedding_column=column,
+                    text_embedding_column=text_vectors,
+                    pred_column=clip_score_column,
+                    check=check,
+                )
             )
         if names:
             chosen = None if "all" in names else names

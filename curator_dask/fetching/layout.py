@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +64,8 @@ class Layout:
     is_smaller: bool
 
     @classmethod
-    def of(cls, table: pa.Schema, options: FetchOptions) -> Layout:
-        """That of a table.
+    def of(cls, table: pa.Schema, options: FetchOptions, own: Collection[str] = ()) -> Layout:
+        """That of a table; columns that are its `own`, as an output's vectors, are taken only where they are named.
 
         Raises
         ------
@@ -92,9 +92,8 @@ class Layout:
             options.caption_column,
             options.id_column if options.id_column == KEY else None,
         ]
-        others = [
-            name for name in (table.names if options.columns is None else options.columns) if name not in used
-        ]
+        rest = [name for name in table.names if name not in own]
+        others = [name for name in (rest if options.columns is None else options.columns) if name not in used]
         needed = {name for name in given.values() if name is not None} | {*others}
         taken = {KEY, URL, CAPTION_COLUMN, *MADE.names, LEFT, URL_COLUMN, ERROR_COLUMN}
         renamed = []

@@ -145,7 +145,13 @@ class _Fetch:
     ) -> None:
         self._started = time.monotonic()
         self._place, self._table, self._options = place, table, options
-        self._layout = Layout.of(table.schema, options)
+        self._layout = Layout.of(table.schema, options, table.own)
+        if options.columns is None and (own := sorted(table.own & {*table.schema.names})):
+            logger.info(
+                "%s: left out, as of the output alone: %s. --columns names what to keep",
+                table.path,
+                ", ".join(own),
+            )
         self.summary = FetchSummary(place.files.target.path, renamed=self._layout.renamed)
         self._digits = len(str(options.rows_per_shard - 1))
         whole = self._shards(table)

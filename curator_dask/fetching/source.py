@@ -16,7 +16,8 @@ import pyarrow as pa
 from curator_dask.errors import ConfigError, DatasetError
 from curator_dask.fetching.staging import DELIMITERS, HINT, MEANS, TEXTS, TextForm, kind_of, stage
 from curator_dask.fetching.values import in_utf8
-from curator_dask.frames.parquet import open_parquet
+from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
+from curator_dask.frames.parquet import open_parquet, read_record
 from curator_dask.outputs.selecting import Folder
 from curator_dask.rows.caption_files import TABLES, tidy
 from curator_dask.rows.key_column import KeyColumn
@@ -61,6 +62,8 @@ class UrlTable:
         Of all columns.
     options
         For fsspec, of the files.
+    own
+        Columns that are of an output alone, where the files are of one: vectors, shards and reasons.
     """
 
     path: str
@@ -69,6 +72,7 @@ class UrlTable:
     digests: tuple[str, ...]
     schema: pa.Schema
     options: Options = None
+    own: frozenset[str] = frozenset()
 
     @property
     def rows(self) -> int:
@@ -149,6 +153,7 @@ def find_table(
         table, at = UserTable(staged.path, url_column, staged.options, HINT), staged.options
         vars(table)["files"] = tuple(files)  # whatever else an earlier table has left there
     looked = in_threads(lambda file: _look(file, url_column, at), table.files)
+    record = read_record(table.files[0], at)
     if not sum(rows for rows, _ in looked):
         raise DatasetError(f"{text}: it has no rows")
     return UrlTable(
@@ -158,6 +163,7 @@ def find_table(
         tuple(each for _, each in looked),
         table.schema,
         at,
+        frozenset() if record is None else frozenset({*record.embeddings, URL_COLUMN, ERROR_COLUMN}),
     )
 
 

@@ -31,6 +31,8 @@ BALANCE = "balance"
 SETTINGS = "settings"
 #: In the same place, of what a model sees in images without vectors: what it is, as `FileRecord.embeddings` has it.
 MADE_BY = "made_by"
+#: In what makes vectors, in the place of the digest of weights: a user says what made them, and nobody has seen it.
+CLAIMED = "claimed"
 #: In what makes a column of classes: the numbers of its classes, in their order, whatever they were called by.
 CHOSEN = "chosen"
 #: In what makes a column, as ``output``: it is a text that a model writes.

@@ -11,6 +11,7 @@ from curator_dask.frames.record import (
     ANSWERS,
     BALANCE,
     BOXES,
+    CLAIMED,
     LACKING,
     MADE_BY,
     ON,
@@ -38,8 +39,8 @@ class Maker(NamedTuple):
     Attributes
     ----------
     kind
-        ``embed``, ``classify``, ``caption``, ``detect``, ``ask``, ``score``, ``balance``, ``join``, ``statistics``,
-        ``texts``, ``dedup``, ``function``, ``dataset``, ``run`` or ``unknown``.
+        ``embed``, ``import``, ``classify``, ``caption``, ``detect``, ``ask``, ``score``, ``balance``, ``join``,
+        ``statistics``, ``texts``, ``dedup``, ``function``, ``dataset``, ``run`` or ``unknown``.
     text
         In words.
     digest
@@ -59,6 +60,7 @@ class Maker(NamedTuple):
 #: What to run, by kind of maker, for a column that some files lack; and for one that several have made.
 AGAIN = {
     "embed": "run the same embed again, which makes what is missing",
+    "import": "run the same import again, which makes what is missing",
     "classify": "run the same classify again, which makes what is missing",
     "caption": "run the same caption again, which makes what is missing",
     "detect": "run the same detect again, which makes what is missing",
@@ -87,6 +89,11 @@ def _maker(record: FileRecord, name: str) -> Maker:
         return Maker("run", "why a row failed")
     if name in record.embeddings:
         info = record.embeddings[name]
+        if info.get("weights") == CLAIMED:
+            said = (
+                f"claimed to be of {info['claimed']}" if "claimed" in info else "nothing says of which model"
+            )
+            return Maker("import", f"{said}{', unit length' * bool(info.get('normalized'))}", _plain(info))
         return Maker("embed", _model(info), _plain(info))
     if name in record.scores:
         said = record.scores[name]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from curator_dask.frames.record import CLAIMED
 from curator_dask.models.hub import CLIP_L14, names_folder
 from curator_dask.models.weights import RANDOM
 
@@ -203,8 +204,9 @@ def said_of(info: Mapping[str, Any]) -> str:
     """What a record says of a column of vectors, as `VectorKind` says what it is."""
     title = str(info.get("model")).partition(" ")[0]
     source = info.get("source")
+    claimed = ", as is claimed" if info.get("weights") == CLAIMED else ""
     return f"{title}{f' ({source})' if source not in (None, title) else ''} (" + (
-        f"{_described(str(info.get('output')), bool(info.get('normalized')), info.get('dim'))})"
+        f"{_described(str(info.get('output')), bool(info.get('normalized')), info.get('dim'))}{claimed})"
     )
 
 

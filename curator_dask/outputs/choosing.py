@@ -155,6 +155,21 @@ class Chosen:
             return np.zeros(len(table), bool)
         return best_rows(table, self.cut, _id_col(table), name, passes)
 
+    def values(self, folder: str, name: str, column: str, options: Options) -> pa.Array:
+        """Of the rows of a file that pass the values of a column, in their order.
+
+        Raises
+        ------
+        ConfigError
+            There is no such column.
+        """
+        path = join(folder, name)
+        table = self._read(path, options, column)
+        if column not in table.column_names:
+            raise ConfigError(f"{path}: has no column {column!r} (--id-column)")
+        found = table.column(column).filter(pa.array(self.rows(table, name)))
+        return found.combine_chunks()
+
     def _there(self, columns: Sequence[str]) -> str:
         """Behind an error: which columns there are, where one that is named is not among them."""
         named = [self.top[0]] if self.top else []
@@ -164,14 +179,14 @@ class Chosen:
     def _where(self, table: pa.Table, columns: Sequence[str] | None = None) -> np.ndarray:
         return np.ones(len(table), bool) if self.where is None else self.where.passes(table, columns) == 1
 
-    def _read(self, path: str, options: Options) -> pa.Table:
+    def _read(self, path: str, options: Options, *others: str) -> pa.Table:
         """The columns that are named, and those that say which row is which."""
         footer = read_whole(path, options)
         keys = [(footer.record.id_col if footer.record else None) or "key", URL_COLUMN]
         wanted = [] if self.where is None else self.where.columns(footer.columns)
         wanted += [] if self.top is None else [self.top[0], *keys]
         wanted += [] if self.cap is None else [self.cap.column, *filter(None, [self.cap.by]), *keys]
-        named = [name for name in dict.fromkeys(wanted) if name in footer.columns]
+        named = [name for name in dict.fromkeys([*wanted, *others]) if name in footer.columns]
         return read_rows(path, options, named or footer.columns[:1])
 
 

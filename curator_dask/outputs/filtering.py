@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -29,6 +30,7 @@ from curator_dask.outputs.given import given_files
 from curator_dask.outputs.hub_schema import METADATA_KEY
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_apart, opened
+from curator_dask.outputs.subset import uids_of, write_subset
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.best import Cut, check_best
 from curator_dask.rows.capped import check_cap
@@ -68,6 +70,8 @@ class FilterSummary:
         or in ``by``. None: it is not.
     output
         What was written, if anything was.
+    subset
+        How many uids were written, if they were.
     seconds
         Of this call.
     """
@@ -79,6 +83,7 @@ class FilterSummary:
     cut: Cut | None = None
     capped: dict[str, Any] | None = None
     output: SaveSummary | None = None
+    subset: int | None = None
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,6 +126,8 @@ def filter_output(
     top: tuple[str, float] | None = None,
     at_most: tuple[str, int] | None = None,
     by: str | None = None,
+    subset: str | os.PathLike[str] | None = None,
+    id_column: str | None = None,
     overwrite: bool = False,
     storage_options: Options = None,
     output_storage_options: Options = None,
@@ -148,8 +155,12 @@ def filter_output(
     by
         Of `at_most`: the column of numbers whose largest are kept, rows of one value by their key. None: any, by a
         digest of key and shard, the same each time.
+    subset, id_column
+        A file for the uids of the rows that pass, as DataComp's subsets are: a sorted ``.npy`` of pairs of uint64; and
+        the column of the uids, without it that of the keys. (16 bytes a row are held meanwhile.)
     overwrite
-        Replace files in `output` that something else has made, and remove those of another filter or retrieval.
+        Replace files in `output` that something else has made, and remove those of another filter or retrieval; and
+        another `subset`.
     storage_options, output_storage_options
         For fsspec, where `path` and `output` are URLs; without the second those of `path`, too.
     workers
@@ -206,6 +217,10 @@ def filter_output(
             *(source.folder, counted(len(changed), "shard"), changed[0]),
         )
     logger.info("%s", summary)
+    if subset is not None:
+        summary.subset = _write_subset(
+            os.fspath(subset), id_column, names, chosen, source, output_storage_options
+        )
     if target is not None:
         summary.output = _write(names, FilterFile(chosen, source, target), started, workers)
     summary.seconds = time.monotonic() - started
@@ -294,6 +309,30 @@ class FilterFile:
         )
         write_table(join(self.target.folder, name), kept, record, self.target.options)
         return report_frame(report_since(shown, kept, id_col, errors_of(kept)))
+
+
+def _write_subset(
+    path: str,
+    id_column: str | None,
+    names: Sequence[str],
+    chosen: Chosen,
+    source: Output,
+    output_options: Options,
+) -> int:
+    folder, options = source.folder, source.options
+    if id_column is None:
+        record = read_footer(join(folder, names[0]), options).record
+        id_column = (record and record.id_col) or "key"
+    column = id_column
+
+    def uids(name: str) -> np.ndarray:
+        return uids_of(chosen.values(folder, name, column, options), column, join(folder, name))
+
+    written = options if output_options is None else output_options
+    target = locate(path, written)
+    count = write_subset(target, in_threads(uids, names), written, source.overwrite)
+    logger.info("%s: %s", target, counted(count, "uid"))
+    return count
 
 
 def _write(

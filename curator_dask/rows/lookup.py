@@ -92,8 +92,9 @@ def looks_whole(texts: pa.Array) -> bool:
 
 def pairs_to_hex(pairs: np.ndarray) -> pa.Array:
     """Texts of 32 digits of pairs of uint64, as DataComp writes its uids."""
-    first, second = (pairs[name].astype(">u8") for name in pairs.dtype.names or ())
-    data = np.stack([first, second], 1).tobytes()
+    first, second = (pairs[name] for name in pairs.dtype.names or ())
+    # Of a whole: NumPy gives arrays that it has put together the machine's order of bytes.
+    data = np.stack([first, second], 1).astype(">u8").tobytes()
     return _hex(pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(pairs), [None, pa.py_buffer(data)]))
 
 

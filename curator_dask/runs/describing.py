@@ -67,7 +67,8 @@ def load_models(steps: Sequence[Step], shown: Sequence[str], client: Any, most: 
             continue
         logged.append(info)
         least = f", {info['least_cosine']:.5f} of half precision" if "least_cosine" in info else ""
-        made_by = f"{info['output']} output of {info['model']} ({info['dtype']}{least}; {info['source']})"
+        how = f"{info.get('dtype', 'as is claimed')}{least}"
+        made_by = f"{info['output']} output of {info['model']} ({how}; {info['source']})"
         what = f"{info['dim']} values" if "dim" in info else info.get("detection", "captions")
         what = f"{info['classes'].split()[0]} classes" if "classes" in info else what
         what = f"{', '.join(info['answers'])} to {info['prompt']!r}" if "answers" in info else what
