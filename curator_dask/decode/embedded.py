@@ -27,6 +27,7 @@ RAW = "Raw profile type "
 _IPTC = 0x0404  # of Photoshop's resources
 _TIFF_XMP, _TIFF_IPTC, _TIFF_PHOTOSHOP, _TIFF_C2PA = 700, 33723, 34377, 0xCD41
 _BMFF_C2PA = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
+_GIF_C2PA = b"\x21\xff\x0bC2PA_GIF"
 _WHITE = re.compile(rb"\s+")
 
 
@@ -48,6 +49,8 @@ class Embedded:
         The manifest store; empty where it is named only.
     unread
         Something is there that is too large, or damaged.
+    cut
+        It could not be looked through to its end.
     """
 
     exif: bytes | memoryview | None = None
@@ -56,6 +59,7 @@ class Embedded:
     texts: dict[str, str] = field(default_factory=dict)
     c2pa: bytes | None = None
     unread: bool = False
+    cut: bool = False
 
 
 def embedded(data: Encoded) -> Embedded:
@@ -79,7 +83,7 @@ def embedded(data: Encoded) -> Embedded:
         else:
             _others(view, found)
     except Exception:  # of Pillow, of any type, and what ends too early
-        found.unread = True
+        found.unread = found.cut = True
     return found
 
 
@@ -107,7 +111,7 @@ def _jpeg(view: memoryview, found: Embedded) -> None:
             elif marker == 0xFE:
                 _add_text(found, "comment", content)
     except (IndexError, struct.error):
-        found.unread = True
+        found.unread = found.cut = True
     for length, parts in more.values():
         whole = b"".join(parts[offset] for offset in sorted(parts))
         found.unread |= len(whole) != length
@@ -219,7 +223,7 @@ def _tiff(view: memoryview, found: Embedded) -> None:
     tags = exif.find(exif.first, _TIFF_XMP, _TIFF_IPTC, _TIFF_PHOTOSHOP, _TIFF_C2PA)
     said = {tag: exif.value(entry) for tag, entry in tags.items()}
     found.exif = view
-    found.xmp += [said[_TIFF_XMP]] * (_TIFF_XMP in said)
+    found.xmp += [said[_TIFF_XMP]] if _TIFF_XMP in said else []
     found.iptc = said.get(_TIFF_IPTC) or iptc_in(said.get(_TIFF_PHOTOSHOP, b""))
     found.c2pa = said.get(_TIFF_C2PA)
 
@@ -235,8 +239,8 @@ def _others(view: memoryview, found: Embedded) -> None:
         _add_text(found, "comment", comment)
     if form in ("AVIF", "HEIF"):
         found.c2pa = _c2pa_in_boxes(view)
-    elif form == "GIF" and b"\x21\xff\x0bC2PA_GIF" in view.tobytes():
-        found.c2pa = b""
+    elif form == "GIF":
+        found.c2pa = _c2pa_in_gif(view.tobytes())
     found.unread |= form == "TIFF"  # of 64 bits, whose directories are others
 
 
@@ -258,6 +262,18 @@ def _c2pa_in_boxes(view: memoryview) -> bytes | None:
             return box[place - 4 :] if place >= 4 else b""
         at = end
     return None
+
+
+def _c2pa_in_gif(data: bytes) -> bytes | None:
+    """The manifest store of a GIF: the blocks of an application's extension, of up to 255 bytes each."""
+    at = data.find(_GIF_C2PA)
+    if at < 0:
+        return None
+    blocks, at = [], at + len(_GIF_C2PA) + 3  # the version
+    while at < len(data) and data[at]:
+        blocks.append(data[at + 1 : at + 1 + data[at]])
+        at += 1 + data[at]
+    return b"".join(blocks)
 
 
 def iptc_in(photoshop: bytes) -> bytes | None:

@@ -129,11 +129,19 @@ def _jpeg(view: memoryview, what: str) -> Iterator[bytes]:
         yield from _segment(marker, view[scan:stop].tobytes(), what)
     else:
         raise IndexError("no scan")
-    for marker, start, stop in parts_from_scan(view, scan):
-        if 0xE0 <= marker <= 0xEF or marker == 0xFE:  # between the scans of a progressive image
+    parts = [*parts_from_scan(view, scan)]
+    if parts[-1][0] != 0xD9 and any(_is_metadata(marker) for marker, *_ in parts):
+        raise IndexError("no end, so that what looks like a segment may be a part of a damaged scan")
+    for marker, start, stop in parts:
+        if _is_metadata(marker):  # between the scans of a progressive image
             yield from _segment(marker, view[start : min(stop, _end(view, start))].tobytes(), what)
         else:
             yield view[start:stop].tobytes()
+
+
+def _is_metadata(marker: int) -> bool:
+    """Whether a segment has application data, or a comment."""
+    return 0xE0 <= marker <= 0xEF or marker == 0xFE
 
 
 def _end(view: memoryview, at: int) -> int:
@@ -144,7 +152,7 @@ def _end(view: memoryview, at: int) -> int:
 def _segment(marker: int, segment: bytes, what: str) -> Iterator[bytes]:
     """A segment as it stays; nothing where it goes."""
     content = segment[4:]
-    if not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+    if not _is_metadata(marker):
         yield segment
     elif marker == 0xE0 and content.startswith(_JFIF) and len(content) >= 14:
         # Its thumbnail goes.

@@ -123,7 +123,7 @@ def read_metadata(data: Encoded) -> dict[str, Any]:
         **{name: _tidy(text) for name, text in notices.items()},
         "has_gps": _known(exif.has_gps or _has_gps(xmp), whole),
         "ai_claimed": _known(is_ai, whole),
-        "has_c2pa": _known(found.c2pa is not None, not found.unread),
+        "has_c2pa": _known(found.c2pa is not None, not found.cut),
         "data_mining_prohibited": _known(forbidden, whole),
     }
 
