@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 #: Tags that lead to the blocks of EXIF's own values and of the place (GPS).
 EXIF_BLOCK, GPS_BLOCK = 0x8769, 0x8825
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+# Bytes of a value by its type; 129 is UTF-8, since EXIF 3.0.
+_SIZES = {129: 1, 1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _POINTERS = {3: "H", 4: "I", 13: "I"}
 _RATIONAL = (5, 10)
 
