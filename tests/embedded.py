@@ -79,7 +79,7 @@ def superbox(label: str, *boxes: bytes) -> bytes:
 
 def manifest(source: str = "", mining: str = "", size: int = 0) -> bytes:
     """A manifest store with an action in CBOR, and an entry on training."""
-    assertions = []
+    assertions = [superbox("c2pa.thumbnail.claim.jpeg", box(b"bidb", bytes(size)))]
     if source:
         text = f"http://cv.iptc.org/newscodes/digitalsourcetype/{source}".encode()
         # Behind the text a key of length 4 begins, whose first byte is a letter: d.
@@ -94,7 +94,6 @@ def manifest(source: str = "", mining: str = "", size: int = 0) -> bytes:
     if mining:
         cbor = b"\xa1x\x1bcawg.ai_generative_training\xa1cuse" + bytes([0x60 + len(mining)]) + mining.encode()
         assertions.append(superbox("cawg.training-mining", box(b"cbor", cbor)))
-    assertions.append(superbox("c2pa.thumbnail.claim.jpeg", box(b"bidb", bytes(size))))
     return superbox("c2pa", superbox("urn:uuid:1", superbox("c2pa.assertions", *assertions)))
 
 

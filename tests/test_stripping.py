@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import struct
 import tarfile
 
 import numpy as np
@@ -16,6 +17,7 @@ from embedded import AI, chunk, encoded, exif, iptc, manifest, put, segment, xmp
 from PIL import Image, ImageCms, ImageOps, IptcImagePlugin
 
 from curator_dask.datasets import ImageTextPairDataset
+from curator_dask.decode.embedded import embedded
 from curator_dask.decode.jpeg import segments
 from curator_dask.decode.stripping import strip
 from curator_dask.errors import ConfigError, ImageError, OutputError
@@ -101,6 +103,13 @@ def test_the_place_alone(form):
             records = IptcImagePlugin.getiptcinfo(image)
             assert (records[2, 80], records[2, 90]) == (b"Bo", b" " * 6)
     assert strip(made, "location") == made
+    # Neither are the degrees there with nothing that leads to them, nor an entry too many.
+    for order in "<>":
+        degrees = struct.pack(f"{order}4I", 48, 1, 8, 1)
+        assert degrees not in made
+    block, there = embedded(made).exif, embedded(data).exif
+    counts = [each[8:10] if each[:2] == b"II" else each[9:7:-1] for each in (block, there)]
+    assert [int.from_bytes(each, "little") for each in counts] == [3, 4] and len(block) == len(there)
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -56,7 +56,7 @@ def parts_from_scan(view: memoryview, at: int) -> Iterator[tuple[int, int, int]]
         stop = view.nbytes if found is None else found.start()
         yield view[at + 1], at, stop
         at = stop
-    if view[at : at + 2] == b"\xff\xd9":
+    if view[at : at + 2].tobytes() == b"\xff\xd9":
         yield 0xD9, at, at + 2
     elif at < view.nbytes:
         yield view[at + 1] if at + 1 < view.nbytes else 0xFF, at, view.nbytes

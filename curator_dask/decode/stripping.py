@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from curator_dask.decode.embedded import (
     EXIF_MARK,
@@ -86,6 +86,7 @@ def strip(data: Encoded, what: str = "all") -> bytes:
     check_metadata_out(what)
     view = buffer_of(data)
     start = view[:16].tobytes()
+    parts: Iterable[bytes]
     try:
         if start.startswith(b"\xff\xd8\xff"):
             parts = _jpeg(view, what)
@@ -106,9 +107,11 @@ def strip(data: Encoded, what: str = "all") -> bytes:
     if made == before:
         return before
     if (number := stored_orientation(data)) != stored_orientation(made):
-        if what != "all":  # it was said where the place could not be told from the rest
+        if what != "all":  # what says it could not be told from the rest
             return strip(data)
-        made = bytes(buffer_of(with_orientation(made, number if number in range(1, 9) else 1)))
+        if number is not None:
+            upright = int(number) if number in range(1, 9) else 1
+            made = bytes(buffer_of(with_orientation(made, upright)))
     return before if made == before else made
 
 
@@ -251,8 +254,8 @@ def _webp(view: memoryview, what: str) -> list[bytes]:
     names = {name for name, _ in kept}
     gone = (b"EXIF" not in names) * _SAYS_EXIF | (b"XMP " not in names) * _SAYS_XMP
     chunks = []
-    for name, content in kept:
+    for name, block in kept:
         if name == b"VP8X":
-            content = bytes([content[0] & ~gone]) + content[1:]
-        chunks.append(name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2))
+            block = bytes([block[0] & ~gone]) + block[1:]
+        chunks.append(name + struct.pack("<I", len(block)) + block + b"\0" * (len(block) % 2))
     return [b"RIFF", struct.pack("<I", 4 + sum(map(len, chunks))), b"WEBP", *chunks]

@@ -166,7 +166,9 @@ class _Exif:
     """What EXIF says; `whole` is False where there is a block that cannot be read."""
 
     def __init__(self, block: bytes | memoryview | None) -> None:
-        self.whole, self._texts, self._comment, self.taken, self.has_gps = True, {}, "", None, False
+        self.whole, self.has_gps, self._comment = True, False, ""
+        self.taken: str | None = None
+        self._texts: dict[int, str] = {}
         if block is None:
             return
         try:
@@ -204,7 +206,11 @@ _NAMED = (_MAKE, _MODEL, _SOFTWARE, _ARTIST, _COPYRIGHT, _DESCRIPTION)
 def _time(text: str) -> str | None:
     found = _EXIF_TIME.match(text)
     try:
-        return datetime.datetime(*map(int, found.groups())).isoformat() if found else None
+        return (
+            datetime.datetime.strptime(":".join(found.groups()), "%Y:%m:%d:%H:%M:%S").isoformat()
+            if found
+            else None
+        )
     except ValueError:  # of zeros, say
         return None
 
