@@ -14,7 +14,9 @@ from curator_dask.decode.sniff import Encoded, buffer_of, open_image, png_chunks
 
 #: Bytes of a text above which it is not read.
 MOST_TEXT = 1 << 20
-_TEXTS = 1000  # of a file
+#: Packets of XMP of a file above which no more are read; there is one.
+MOST_PACKETS = 16
+_TEXTS, _MOST_TEXTS = 1000, 1 << 23  # of a file, how many and their bytes
 
 XMP_MARK = b"http://ns.adobe.com/xap/1.0/\0"
 MORE_XMP_MARK = b"http://ns.adobe.com/xmp/extension/\0"
@@ -89,22 +91,22 @@ def embedded(data: Encoded) -> Embedded:
 
 def _jpeg(view: memoryview, found: Embedded) -> None:
     more: dict[bytes, tuple[int, dict[int, bytes]]] = {}
-    photoshop, boxes = b"", dict[int, list[tuple[int, bytes]]]()
+    photoshop, exif, boxes = list[bytes](), list[bytes](), dict[int, list[tuple[int, bytes]]]()
     try:
         for marker, at in segments(view):
             if not (0xE1 <= marker <= 0xED or marker == 0xFE):
                 continue
             content = view[at + 4 : at + 2 + (view[at + 2] << 8 | view[at + 3])].tobytes()
             if marker == 0xE1 and content.startswith(EXIF_MARK):
-                found.exif = b"".join([found.exif or b"", content[6:]])
+                exif.append(content[6:])
             elif marker == 0xE1 and content.startswith(XMP_MARK):
-                found.xmp.append(content[len(XMP_MARK) :])
+                _add_xmp(found, content[len(XMP_MARK) :])
             elif marker == 0xE1 and content.startswith(MORE_XMP_MARK):
                 head = len(MORE_XMP_MARK)
                 length, offset = struct.unpack_from(">II", content, head + 32)
                 more.setdefault(content[head : head + 32], (length, {}))[1][offset] = content[head + 40 :]
             elif marker == 0xED and content.startswith(PHOTOSHOP_MARK):
-                photoshop += content[len(PHOTOSHOP_MARK) :]
+                photoshop.append(content[len(PHOTOSHOP_MARK) :])
             elif marker == 0xEB and content.startswith(b"JP"):
                 number, packet = struct.unpack_from(">HI", content, 2)
                 boxes.setdefault(number, []).append((packet, content[8:]))
@@ -115,9 +117,9 @@ def _jpeg(view: memoryview, found: Embedded) -> None:
     for length, parts in more.values():
         whole = b"".join(parts[offset] for offset in sorted(parts))
         found.unread |= len(whole) != length
-        found.xmp.append(whole)
-    if photoshop:
-        found.iptc = iptc_in(photoshop)
+        _add_xmp(found, whole)
+    found.exif = b"".join(exif) if exif else None
+    found.iptc = iptc_in(b"".join(photoshop))
     for parts_of in boxes.values():
         box = _box(parts_of)
         if b"c2pa" in box[:64]:
@@ -132,32 +134,35 @@ def _box(parts: list[tuple[int, bytes]]) -> bytes:
 
 
 def _png(view: memoryview, found: Embedded) -> None:
-    at = 8
+    room = _MOST_TEXTS
     for name, chunk in png_chunks(view):
-        at += len(chunk)
         content = chunk[8:-4].tobytes() if name in (b"eXIf", b"caBX", b"tEXt", b"zTXt", b"iTXt") else b""
         if name == b"eXIf":
             found.exif = content.removeprefix(b"Exif\0\0")
         elif name == b"caBX":
             found.c2pa = content
+        elif content and room > 0:
+            room -= _png_text(name, content, found)
         elif content:
-            _png_text(name, content, found)
+            found.unread = True
         if name == b"IEND":
             return
 
 
-def _png_text(name: bytes, content: bytes, found: Embedded) -> None:
+def _png_text(name: bytes, content: bytes, found: Embedded) -> int:
+    """Take what a chunk of text says; returns its bytes."""
     read = png_text(name, content)
     if read is None:
         found.unread = True
-        return
+        return MOST_TEXT
     keyword, text = read
     if keyword == XMP_KEYWORD:
-        found.xmp.append(text)
+        _add_xmp(found, text)
     elif keyword.startswith(RAW):
         _raw_profile(keyword.removeprefix(RAW), text, found)
     else:
         _add_text(found, keyword, text, "utf-8" if name == b"iTXt" else "")
+    return len(text)
 
 
 def png_text(name: bytes, content: bytes) -> tuple[str, bytes] | None:
@@ -191,7 +196,7 @@ def _raw_profile(kind: str, text: bytes, found: Embedded) -> None:
         return
     kind = kind.lower()
     if block.startswith(XMP_MARK) or kind == "xmp":
-        found.xmp.append(block.removeprefix(XMP_MARK))
+        _add_xmp(found, block.removeprefix(XMP_MARK))
     elif kind in ("exif", "app1"):
         found.exif = block.removeprefix(b"Exif\0\0")
     elif kind in ("iptc", "8bim"):
@@ -203,7 +208,7 @@ def _webp(view: memoryview, found: Embedded) -> None:
         if name == b"EXIF":
             found.exif = content.tobytes().removeprefix(b"Exif\0\0")
         elif name == b"XMP ":
-            found.xmp.append(content.tobytes())
+            _add_xmp(found, content.tobytes())
         elif name == b"C2PA":
             found.c2pa = content.tobytes()
 
@@ -313,6 +318,13 @@ def iptc_records(block: bytes) -> Iterator[tuple[int, int, int, int]]:
             return
         yield record, number, start, start + size
         at = start + size
+
+
+def _add_xmp(found: Embedded, packet: bytes) -> None:
+    if len(found.xmp) >= MOST_PACKETS:
+        found.unread = True
+        return
+    found.xmp.append(packet)
 
 
 def _add_text(found: Embedded, keyword: str, text: bytes, coding: str = "") -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from curator_dask.decode.embedded import (
     EXIF_MARK,
     MORE_XMP_MARK,
+    MOST_PACKETS,
     PHOTOSHOP_MARK,
     RAW,
     XMP_KEYWORD,
@@ -201,13 +202,16 @@ def _photoshop(block: bytes) -> bytes:
 
 def _png(view: memoryview, what: str) -> Iterator[bytes]:
     yield view[:8].tobytes()
+    packets = 0
     for name, chunk in png_chunks(view):
         if len(chunk) < 12:
             raise IndexError
         if name in _PNG_STAYS or not name[0] & 0x20:  # a capital letter: it is critical
             yield chunk.tobytes()
         elif what == "location":
-            yield from _png_without_place(name, chunk)
+            packets += name == b"iTXt" and chunk[8:26].tobytes() == XMP_KEYWORD.encode() + b"\0"
+            if packets <= MOST_PACKETS:
+                yield from _png_without_place(name, chunk)
         if name == b"IEND":
             return
     raise IndexError
@@ -218,11 +222,12 @@ def _png_without_place(name: bytes, chunk: memoryview) -> Iterator[bytes]:
     if name == b"eXIf":
         if (exif := _exif(content)) is not None:
             yield chunk.tobytes() if exif == content else _chunk(name, exif)
-    elif name in (b"tEXt", b"zTXt", b"iTXt") and (read := png_text(name, content)) is not None:
-        keyword, text = read
+    elif name in (b"tEXt", b"zTXt", b"iTXt"):
+        keyword = content.partition(b"\0")[0].decode("latin-1")
         if keyword == XMP_KEYWORD:
-            packet = without(text, _goes)
-            if packet == text:
+            read = png_text(name, content)
+            packet = None if read is None else without(read[1], _goes)
+            if read is not None and packet == read[1]:
                 yield chunk.tobytes()
             elif packet is not None:
                 yield _chunk(b"iTXt", keyword.encode() + b"\0\0\0\0\0" + packet)
