@@ -57,8 +57,13 @@ METADATA_DEFINITIONS = {
     " C2PA manifest",
     "data_mining_prohibited": "that forbids it, be it with exceptions",
 }
+#: The same of the hash in which lists of known images are exchanged.
+PDQ_DEFINITIONS = {
+    "pdq": "perceptual hash of 256 bits, Facebook's PDQ, of the upright RGB image: 64 hexadecimal digits",
+    "pdq_quality": "how much there is to see for `pdq`, 0 (plain) to 100; below 50 the hash is chance",
+}
 #: All that `ImageStatistics` makes.
-IMAGE_DEFINITIONS = {**STATISTIC_DEFINITIONS, **METADATA_DEFINITIONS}
+IMAGE_DEFINITIONS = {**STATISTIC_DEFINITIONS, **PDQ_DEFINITIONS, **METADATA_DEFINITIONS}
 #: Of statistics of texts, without their prefix (`curator_dask.text.measures`): what each is.
 TEXT_DEFINITIONS = {
     "words": "parts between white space, DataComp's count",

@@ -9,12 +9,13 @@ import pyarrow as pa
 from curator_dask.errors import ConfigError
 from curator_dask.image.statistics.header import HEADER
 from curator_dask.image.statistics.metadata import METADATA
+from curator_dask.image.statistics.pdq import PDQ
 from curator_dask.image.statistics.pixels import PIXELS
 
 #: All statistics of the image itself, with the Arrow types of their columns.
 STATISTICS: Mapping[str, pa.DataType] = {**HEADER, **PIXELS}
-#: And those of what its file says of its origin and rights, which have to be asked for.
-EVERY: Mapping[str, pa.DataType] = {**STATISTICS, **METADATA}
+#: And those that have to be asked for: PDQ, and what its file says of its origin and rights.
+EVERY: Mapping[str, pa.DataType] = {**STATISTICS, **PDQ, **METADATA}
 #: What stands for several.
 GROUPS: Mapping[str, Mapping[str, pa.DataType]] = {"all": STATISTICS, "metadata": METADATA}
 
@@ -31,8 +32,8 @@ def chosen_names(names: Sequence[str] | None) -> list[str]:
     unknown = [name for name in given if name not in EVERY and name not in GROUPS]
     if unknown or not given or isinstance(names, str):
         raise ConfigError(
-            f"names={names!r} (--statistics): expected a list of some of {', '.join(STATISTICS)}; of metadata (all of"
-            f" them) or of {', '.join(METADATA)}"
+            f"names={names!r} (--statistics): expected a list of some of {', '.join(STATISTICS)}; of"
+            f" {', '.join(PDQ)}; of metadata (all of them) or of {', '.join(METADATA)}"
         )
     chosen = {each for name in given for each in GROUPS.get(name, (name,))}
     return [name for name in EVERY if name in chosen]

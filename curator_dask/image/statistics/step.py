@@ -21,7 +21,7 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.image.statistics.header import HEADER, read_header
 from curator_dask.image.statistics.metadata import METADATA, read_metadata
 from curator_dask.image.statistics.names import EVERY, chosen_names
-from curator_dask.image.statistics.pixels import PIXELS, Measure
+from curator_dask.image.statistics.pixels import MEASURED, Measure
 from curator_dask.rows.image_files import caption_table, images_schema
 from curator_dask.rows.reading import choose_source, learn_schema
 from curator_dask.runs.lineage import trace
@@ -54,6 +54,9 @@ class ImageStatistics:
         of all three channels; 1.58 of a plain picture), ``colourfulness`` (Hasler and Süsstrunk 2003; 0 is grey),
         ``grey`` (all channels equal in every pixel), ``border`` (the share of the area that plain bars of the first
         corner's colour take).
+
+        Not among all: ``pdq`` and ``pdq_quality``, the hash in which lists of known images are exchanged
+        (`curator_dask.image.statistics.pdq`).
 
         Of what files say, not among all: ``has_gps``, ``taken``, ``camera``, ``software``, ``creator``, ``copyright``,
         ``license_url``, ``digital_source``, ``ai_claimed``, ``has_c2pa``, ``data_mining``, ``data_mining_prohibited``
@@ -269,7 +272,7 @@ class MeasureImages:
     @property
     def needs(self) -> frozenset[str]:
         """Bytes for what headers say, pixels for the rest."""
-        kinds = {"bytes": {**HEADER, **METADATA}, "pixels": PIXELS}
+        kinds = {"bytes": {**HEADER, **METADATA}, "pixels": MEASURED}
         return frozenset(need for need, known in kinds.items() if any(name in known for name in self.names))
 
     @property
@@ -353,7 +356,7 @@ class _Measuring(Work):
         self._reasons: list[str | None] = [step.given_up] * rows
         self._headers: dict[int, dict[str, Any]] = {}
         self._looks_for_metadata = any(name in METADATA for name in step.names)
-        self._measure = Measure(tuple(name for name in step.names if name in PIXELS))
+        self._measure = Measure(tuple(name for name in step.names if name in MEASURED))
         self._values = np.zeros((rows, self._measure.width), np.float32)
         self._measured = np.zeros(rows, bool)
         if self._measure.names:
@@ -384,7 +387,7 @@ class _Measuring(Work):
         step, rows = self._step, range(len(self._reasons))
         made = self._measure.columns(self._values, self._measured)
         for name in step.names:
-            if name not in PIXELS:
+            if name not in MEASURED:
                 values = [self._headers[row][name] if row in self._headers else None for row in rows]
                 made[name] = pa.array(values, EVERY[name])
         reasons = [now or before for now, before in zip(self._reasons, self._before, strict=True)]
