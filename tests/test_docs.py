@@ -128,6 +128,10 @@ HOLDS = {
         "(summary.rows, summary.failed) == (pq.read_table(FOLDER + '/good').num_rows, 0) and 0 < summary.rows < 14",
         "set(pq.read_table(FOLDER + '/embeddings')['format'].to_pylist()) == {'JPEG', 'PNG', None}",
     ],
+    "rights-and-privacy.md": [
+        "(summary.rows, cleaned.kept, cleaned.strip_metadata) == (14, 12, 'all')",
+        "not any(pq.read_table(FOLDER + '/embeddings')['ai_claimed'].drop_null().to_pylist())",
+    ],
     "export.md": [
         "(summary.rows, summary.kept, summary.filtered, summary.missing) == (14, 11, 3, 0)",
         "manifest['key'].to_pylist() == pq.read_table(FOLDER + '/curated/00000.parquet')['key'].to_pylist()",
@@ -155,6 +159,10 @@ HOLDS = {
     "importing.md": [
         "(summary.rows, summary.failed, chosen.kept, chosen.subset) == (100, 0, 30, 30)",
         "np.load(FOLDER + '/subset.npy').dtype == np.dtype('u8,u8')",
+    ],
+    "known-images.md": [
+        "[len(t or '') for t in pq.read_table(FOLDER + '/hashes')['pdq'].to_pylist()].count(64) == 12",
+        "pq.read_table(FOLDER + '/hashes')['known'].to_pylist() == [False] * 14",
     ],
     "joining.md": [
         "(summary.rows, summary.found, summary.unasked) == (6, 2, 0)",

@@ -125,8 +125,8 @@ def embed(
         list[str] | None,
         typer.Option(
             metavar="A,B",
-            help="Columns that say of each image what it is, made in the same pass: phash,blurriness, or all; several"
-            " times, too.",
+            help="Columns that say of each image what it is, made in the same pass: phash,blurriness, or all;"
+            " metadata for what files say of places, authors, rights and AI. Several times, too.",
             show_default=False,
         ),
     ] = None,
@@ -185,14 +185,13 @@ def embed(
         if names is not None:
             not_its = ("batch_size", "decode_scale", "on_error")
             how = {name: value for name, value in reading.items() if name not in not_its}
-            measure = ImageStatistics(None if "all" in names else names, prefix=prefix, **how)
+            measure = ImageStatistics(names, prefix=prefix, **how)
             measure.check(found, id_col, **rows)
             measures.append(measure)
         if of_texts is not None:
             from curator_dask.text import TextStatistics
 
-            chosen = None if "all" in of_texts else of_texts
-            texts = TextStatistics(chosen, text, prefix=text_prefix, language_model=language_model)
+            texts = TextStatistics(of_texts, text, prefix=text_prefix, language_model=language_model)
             texts.check(found, id_col, **rows)
             measures.append(texts)
         embedder = finder = None

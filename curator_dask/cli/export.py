@@ -27,6 +27,7 @@ from curator_dask.cli.export_options import (
     SplitBy,
     SplitGroups,
     SplitSeed,
+    StripMetadata,
 )
 from curator_dask.cli.options import (
     EXIT_SHARD,
@@ -170,6 +171,7 @@ def export(
     blur_only: BlurOnly = None,
     blur_strength: BlurStrength = 1.0,
     blur_keep_unseen: BlurKeepUnseen = False,
+    strip_metadata: StripMetadata = None,
     split: Split = None,
     split_by: SplitBy = None,
     split_groups: SplitGroups = None,
@@ -274,6 +276,7 @@ def export(
             blur_keep_unseen=blur_keep_unseen,
             npy=vectors,
             format=format.value,
+            strip_metadata=None if strip_metadata is None else strip_metadata.value,
         )
         try:
             found = find_shards(input_path, options, images=images, image_column=image_column, id_col=id_col)

@@ -71,6 +71,24 @@ Quality = Annotated[
 SmallerFormat = Annotated[
     ImageFormat, typer.Option(help="Of smaller images; a format is that of all, where it can be.")
 ]
+
+
+class MetadataOut(StrEnum):
+    """What metadata images lose."""
+
+    all = "all"
+    location = "location"
+
+
+StripMetadata = Annotated[
+    MetadataOut | None,
+    typer.Option(
+        metavar="WHAT",
+        help="Leave metadata out of JPEG, PNG and WebP, their pixels as they are: all, or location (where they were"
+        " taken) alone.",
+        show_default=False,
+    ),
+]
 Split = Annotated[
     list[str] | None,
     typer.Option(

@@ -63,6 +63,16 @@ def join(
             metavar="NAME", help="A column that says whether the table has the row.", show_default=False
         ),
     ] = None,
+    within: Annotated[
+        int | None,
+        typer.Option(
+            metavar="BITS",
+            min=0,
+            help="With --mark, of perceptual hashes (pdq, phash, dhash): a row is found where its hash differs from one"
+            " of the table's in so many bits at most; NAME_distance says in how many.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace columns that are of no or another table.")] = False,
     cluster: Cluster = ClusterType.cpu,
     scheduler_address: SchedulerAddress = None,
@@ -99,6 +109,7 @@ def join(
             names,
             mark,
             output,
+            within=within,
             overwrite=overwrite,
             storage_options=options,
             table_storage_options=table_options,

@@ -207,13 +207,11 @@ def score(
                 )
             )
         if names:
-            chosen = None if "all" in names else names
-            heads.append(TextStatistics(chosen, text, prefix=text_prefix, language_model=language_model))
+            heads.append(TextStatistics(names, text, prefix=text_prefix, language_model=language_model))
         if of_images:
-            chosen = None if "all" in of_images else of_images
             how = settings_of(embeddings, column, options)
             its = {name: how[name] for name in _READING if name in how}
-            heads.append(ImageStatistics(chosen, prefix=prefix, **its))
+            heads.append(ImageStatistics(of_images, prefix=prefix, **its))
         if same_captions:
             heads.append(SameCaptions(text, prefix=text_prefix))
         summary = score_output(

@@ -68,6 +68,7 @@ class Exportable(ABC):
         blur_keep_unseen: bool = False,
         npy: Sequence[str] | None = None,
         format: str = "webdataset",
+        strip_metadata: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> ExportSummary:
         """Compute the metadata, and write the samples of its rows into new tars, every member byte for byte.
@@ -165,6 +166,10 @@ class Exportable(ABC):
             ``"webdataset"``: tars. ``"parquet"``: Parquet files with the images in them, of which Hugging Face's
             datasets and the viewer of its hub show the images: columns ``image``, ``text`` where captions are in no
             other column, and all others. Of members the images and captions alone go along.
+        strip_metadata
+            ``"all"``: of all JPEG, PNG and WebP the metadata (EXIF but for the orientation, XMP, IPTC, comments,
+            thumbnails, C2PA) is left out, and their pixels stay as they are encoded. ``"location"``: only where they
+            were taken. Images of other formats stay as they are, and are counted. None: all stays.
         storage_options
             For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
 
@@ -222,6 +227,7 @@ class Exportable(ABC):
                 blur_keep_unseen=blur_keep_unseen,
                 npy=npy,
                 format=format,
+                strip_metadata=strip_metadata,
             ),
             id_col=self.id_col,
             input_options=self.storage_options,

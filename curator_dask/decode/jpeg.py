@@ -43,6 +43,25 @@ def has_sound_scans(view: memoryview, at: int) -> bool:
     return view[at + 1] == 0xD9
 
 
+def parts_from_scan(view: memoryview, at: int) -> Iterator[tuple[int, int, int]]:
+    """The parts of an image from its first scan at byte `at` on.
+
+    Yields
+    ------
+    Marker, first byte, and the byte behind all that belongs to it: of a scan what it holds. The last is the image's end
+    (0xD9), if it has one; what lies behind that is another's.
+    """
+    while at + 4 <= view.nbytes and view[at + 1] != 0xD9:
+        found = _AFTER_SCAN.search(view, at + 2 + (view[at + 2] << 8 | view[at + 3]))
+        stop = view.nbytes if found is None else found.start()
+        yield view[at + 1], at, stop
+        at = stop
+    if view[at : at + 2].tobytes() == b"\xff\xd9":
+        yield 0xD9, at, at + 2
+    elif at < view.nbytes:
+        yield view[at + 1] if at + 1 < view.nbytes else 0xFF, at, view.nbytes
+
+
 def has_whole_blocks(view: memoryview, at: int) -> bool:
     """Whether the scan at byte `at` says that it holds all coefficients; it must where a JPEG is not progressive."""
     selection = at + 5 + 2 * view[at + 4]

@@ -47,6 +47,13 @@ def orientation_in(text: Any) -> int:
         return 1
 
 
+def orientation_text(text: Any) -> str | None:
+    """Of img2dataset's text that which says how an image lies, as such a text; None where it says nothing of it."""
+    if orientation_in(text) == 1:
+        return None
+    return json.dumps({"Image Orientation": json.loads(text)["Image Orientation"]})
+
+
 def check_exif_column(orientation: str, columns: Iterable[str]) -> None:
     """Raise DatasetError where rows are to say how their images are turned, and do not."""
     there = list(columns)
@@ -59,11 +66,17 @@ def check_exif_column(orientation: str, columns: Iterable[str]) -> None:
 
 def has_orientation(data: Encoded) -> bool:
     """Whether the file has an orientation of its own, which every decoder follows."""
+    return stored_orientation(data) is not None
+
+
+def stored_orientation(data: Encoded) -> int | None:
+    """The orientation that the file itself has, in EXIF or XMP, of whatever value; None: it has none."""
     try:
         with open_image(_without_pixels(data)) as image:
-            return _TAG in _exif(image)
+            found: int | None = _exif(image).get(_TAG)
+            return found
     except Exception:  # of Pillow, of any type: that is told when the image is decoded
-        return False
+        return None
 
 
 def upright_size(data: Encoded, header: Header) -> tuple[int, int]:

@@ -39,6 +39,31 @@ STATISTIC_DEFINITIONS = {
     "border": "share of the area that plain bars of the first corner's colour take",
 }
 STATISTIC_COLUMNS = tuple(STATISTIC_DEFINITIONS)
+#: The same of what image files say of their origin and rights. A truth is null where something in the file that may say
+#: so cannot be read.
+METADATA_DEFINITIONS = {
+    "has_gps": "the file has coordinates of a place, in EXIF or XMP",
+    "taken": "when, by the camera's clock: EXIF's DateTimeOriginal, else XMP's or photoshop:DateCreated",
+    "camera": "its maker and model, of EXIF, else XMP",
+    "software": "EXIF's Software, else xmp:CreatorTool, else a PNG's, else the generator that its notes are of",
+    "creator": "XMP's dc:creator, else IPTC's By-line, else EXIF's Artist, else a PNG's Author",
+    "copyright": "XMP's dc:rights, else IPTC's Copyright Notice, else EXIF's Copyright, else a PNG's",
+    "license_url": "XMP's cc:license, else xmpRights:WebStatement, else plus:LicensorURL",
+    "digital_source": "IPTC's digital source type, of XMP or of a C2PA manifest",
+    "ai_claimed": "the file says that a model has made or changed it: by its digital source type, a label of GB"
+    " 45438-2025, or a generator's notes",
+    "has_c2pa": "a C2PA manifest is in the file; its signature is not checked",
+    "data_mining": "what is said of text and data mining: PLUS's word of XMP, else a reservation of TDMRep, else of a"
+    " C2PA manifest",
+    "data_mining_prohibited": "that forbids it, be it with exceptions",
+}
+#: The same of the hash in which lists of known images are exchanged.
+PDQ_DEFINITIONS = {
+    "pdq": "perceptual hash of 256 bits, Facebook's PDQ, of the upright RGB image: 64 hexadecimal digits",
+    "pdq_quality": "how much there is to see for `pdq`, 0 (plain) to 100; below 50 the hash is chance",
+}
+#: All that `ImageStatistics` makes.
+IMAGE_DEFINITIONS = {**STATISTIC_DEFINITIONS, **PDQ_DEFINITIONS, **METADATA_DEFINITIONS}
 #: Of statistics of texts, without their prefix (`curator_dask.text.measures`): what each is.
 TEXT_DEFINITIONS = {
     "words": "parts between white space, DataComp's count",
@@ -53,5 +78,14 @@ TEXT_DEFINITIONS = {
     "has_url": "an address is in it: http://, https://, ftp:// or www., and something behind it",
     "is_file_name": "the whole text is what a file is called",
 }
+#: The same of personal data in texts (`curator_dask.text.personal`).
+PERSONAL_DEFINITIONS = {
+    "has_email": "an e-mail address is in it",
+    "has_phone": "a telephone number is in it: with a plus, parted as in North America, or behind a word as tel.",
+    "has_ip": "an address of the public internet is in it, IPv4 or IPv6",
+    "has_card_number": "the number of a payment card is in it, right by Luhn's sum",
+}
+#: All that `TextStatistics` makes.
+CAPTION_DEFINITIONS = {**TEXT_DEFINITIONS, **PERSONAL_DEFINITIONS}
 #: Ends the name of the folder with the failed rows of an output, where these are not in the output.
 ERRORS_SUFFIX = ".errors"

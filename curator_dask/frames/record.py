@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from curator_dask.frames.names import TEXT_DEFINITIONS
+from curator_dask.frames.names import CAPTION_DEFINITIONS
 
 METADATA_KEY = b"curator_dask"
 #: Of the record's form. Files without a number are of the first.
@@ -66,10 +66,10 @@ def inputs_of(score: Mapping[str, Any]) -> list[str]:
 def text_statistic(score: Mapping[str, Any]) -> tuple[str, str] | None:
     """The definition of a statistic of texts, and the model of languages, if any; None of another score."""
     name, mark, _ = str(score.get("head", "")).partition(" of captions")
-    if not mark or name not in TEXT_DEFINITIONS or TEXTS not in score:
+    if not mark or name not in CAPTION_DEFINITIONS or TEXTS not in score:
         return None
     by = score.get("by")
-    return TEXT_DEFINITIONS[name], str(by.get("model", "")) if isinstance(by, Mapping) else ""
+    return CAPTION_DEFINITIONS[name], str(by.get("model", "")) if isinstance(by, Mapping) else ""
 
 
 def made_by_model(info: Mapping[str, Any]) -> str:

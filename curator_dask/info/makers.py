@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from curator_dask.frames.names import ERROR_COLUMN, STATISTIC_DEFINITIONS, URL_COLUMN
+from curator_dask.frames.names import ERROR_COLUMN, IMAGE_DEFINITIONS, URL_COLUMN
 from curator_dask.frames.record import (
     ANSWERS,
     BALANCE,
@@ -101,7 +101,7 @@ def _maker(record: FileRecord, name: str) -> Maker:
     way = record.read_by.get(name, "")
     if isinstance(way, str) and " statistics " in way:
         statistic = way.partition(" ")[0]
-        return Maker("statistics", STATISTIC_DEFINITIONS.get(statistic, statistic), way)
+        return Maker("statistics", IMAGE_DEFINITIONS.get(statistic, statistic), way)
     if DEDUP in record.derived:
         return Maker(DEDUP, f"eps {(record.report or {}).get('eps', 'not known')}")
     if name in record.derived:

@@ -159,12 +159,26 @@ def _content(summary: ExportSummary, options: ExportOptions, records: Sequence[F
         parts.append(
             f"{counted(summary.images_smaller, 'image', 'was', 'were')} made smaller, and"
             f" {summary.images_converted:,} put into another format alone; all other files are byte for byte those of"
-            " the source."
+            f" the source{', but for metadata' * bool(options.strip_metadata)}."
         )
+    if options.strip_metadata is not None:
+        parts.append(_stripped(summary, options))
     if summary.errors:
         some = counted(summary.errors.total(), "sample", "has", "have")
         parts.append(f"{some} an image that could not be used: {_counts(summary.errors)}.")
     return "\n\n".join(parts)
+
+
+def _stripped(summary: ExportSummary, options: ExportOptions) -> str:
+    """What metadata the images do not have any more."""
+    what = {
+        "all": "Metadata (EXIF but for the orientation, XMP, IPTC, comments, thumbnails, C2PA manifests)",
+        "location": "Where images were taken (GPS coordinates and names of places in EXIF, XMP and IPTC)",
+    }[options.strip_metadata or "all"]
+    count = counted(summary.images_stripped, "image file")
+    said = f"{what} was taken out of {count}; their pixels are as they were encoded."
+    kept = sum(count for kind, count in summary.images_left.items() if kind.startswith("metadata stays"))
+    return f"{said} {counted(kept, 'file')} of other formats, or damaged, may have theirs." if kept else said
 
 
 def _captions(summary: ExportSummary, options: ExportOptions, records: Sequence[FileRecord]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from curator_dask.frames.names import ERROR_COLUMN, STATISTIC_DEFINITIONS, URL_COLUMN
+from curator_dask.frames.names import ERROR_COLUMN, IMAGE_DEFINITIONS, URL_COLUMN
 from curator_dask.frames.record import (
     ANSWERS,
     BALANCE,
@@ -59,7 +59,7 @@ def what_it_is(name: str, records: Sequence[FileRecord]) -> str:
         elif name in record.scores:
             told[_of_score(name, record)] = None
         elif name in record.derived and (stem := _statistic(name, record)) is not None:
-            told[f"statistic of the image: {cell(STATISTIC_DEFINITIONS[stem])}"] = None
+            told[f"statistic of the image: {cell(IMAGE_DEFINITIONS[stem])}"] = None
         elif name in record.derived:
             told["computed on the way"] = None
     if name in EXPORTED.names:
@@ -72,9 +72,9 @@ def what_it_is(name: str, records: Sequence[FileRecord]) -> str:
 def _statistic(name: str, record: FileRecord) -> str | None:
     """The statistic that a column is, as the record says, or by its name, which may have a prefix."""
     way = record.read_by.get(name)
-    if isinstance(way, str) and way.partition(" ")[0] in STATISTIC_DEFINITIONS:
+    if isinstance(way, str) and way.partition(" ")[0] in IMAGE_DEFINITIONS:
         return way.partition(" ")[0]
-    found = [each for each in STATISTIC_DEFINITIONS if name == each or name.endswith(f"_{each}")]
+    found = [each for each in IMAGE_DEFINITIONS if name == each or name.endswith(f"_{each}")]
     return found[0] if found else None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from curator_dask.decode.smaller import DEFAULT_QUALITY, KEEP, SmallerImages
+from curator_dask.decode.stripping import check_metadata_out
 from curator_dask.errors import ConfigError
 from curator_dask.outputs.blurring import Blurring
 from curator_dask.outputs.card_fields import check_card
@@ -66,6 +67,7 @@ class ExportOptions:
     blur_keep_unseen: bool = False
     npy: Sequence[str] | None = None
     format: str = "webdataset"
+    strip_metadata: str | None = None
 
     def __post_init__(self) -> None:
         for name, lowest in (
@@ -90,7 +92,9 @@ class ExportOptions:
                 f"old_id_col={self.old_id_col!r}: keys='original' leaves each sample its key: give keys='sequential'"
             )
         member = None if self.is_tables else self.image_member  # which is the image of a row
-        if self.shrinking is None and (self.quality, self.image_format, member) != (None, KEEP, None):
+        check_metadata_out(self.strip_metadata)
+        anew = not (self.max_side is None and self.min_side is None and self.blur is None)
+        if not anew and (self.quality, self.image_format, member) != (None, KEEP, None):
             raise ConfigError(
                 "quality, image_format and image_member are of images that are made smaller: give max_side or min_side"
                 " (--max-side, --min-side); or that are blurred: give blur (--blur)"
@@ -273,13 +277,13 @@ class ExportOptions:
 
     @property
     def shrinking(self) -> Shrinking | None:
-        """Which images are made smaller or blurred, and how; None: none."""
+        """Which images are made smaller or blurred, or lose their metadata, and how; None: none."""
         any_size = self.max_side is None and self.min_side is None
-        if any_size and self.blur is None:
+        if any_size and self.blur is None and self.strip_metadata is None:
             return None
         quality = DEFAULT_QUALITY if self.quality is None else self.quality
         how = SmallerImages(self.max_side, self.min_side, self.image_format, quality, any_size)
-        return Shrinking(how, self.image_member, self.blurring)
+        return Shrinking(how, self.image_member, self.blurring, self.strip_metadata)
 
     def empty(self, fields: Mapping[str, int], samples: int) -> tuple[str, ...]:
         """Suffixes that all samples are to have, where so many of them have each."""

@@ -102,6 +102,12 @@ class ExportSummary:
         Of these samples, those with further images, which are as they were.
     blur
         Column of the boxes, where regions were to be blurred.
+    strip_metadata
+        What metadata was to be taken out of images; empty: none.
+    images_stripped, stripped_bytes
+        Image files from which some was taken, and how many bytes that was.
+    texts_stripped
+        ``.json`` members whose text of EXIF was cut down to the orientation.
     twins_lost
         Rows that were left out as duplicates of a sample that could not be blurred.
     twins_filtered, next_best
@@ -182,6 +188,10 @@ class ExportSummary:
     regions_blurred: int = 0
     images_beside_blurred: int = 0
     blur: str = ""
+    strip_metadata: str = ""
+    images_stripped: int = 0
+    stripped_bytes: int = 0
+    texts_stripped: int = 0
     twins_lost: int = 0
     twins_filtered: int = 0
     next_best: int = 0
@@ -255,6 +265,11 @@ class ExportSummary:
             self.images_blurred += images.get("blurred", 0)
             self.regions_blurred += images.get("regions", 0)
             self.images_beside_blurred += images.get("further", 0)
+            if stripped := images.get("stripped"):
+                self.strip_metadata = stripped["what"]
+                self.images_stripped += stripped["images"]
+                self.stripped_bytes += stripped["bytes"]
+                self.texts_stripped += stripped["documents"]
             self.images_left.update(images["left"])
             for kind, some in images["examples"].items():
                 known = self.images_left_examples.setdefault(kind, [])

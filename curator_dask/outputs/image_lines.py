@@ -23,18 +23,28 @@ def image_lines(summary: Any) -> list[str]:
     if summary.images_beside_blurred:
         samples = counted(summary.images_beside_blurred, "sample", "has", "have")
         lines.append(f"  of these {samples} further images, which are as they were")
+    if summary.strip_metadata:
+        what = "places" if summary.strip_metadata == "location" else "metadata"
+        texts = f", and of {counted(summary.texts_stripped, '.json member')}" * bool(summary.texts_stripped)
+        lines.append(
+            f"  {what} taken out of {counted(summary.images_stripped, 'image file')},"
+            f" {sized(summary.stripped_bytes)}{texts}; the others have none, or are named here"
+        )
     if summary.images_smaller or summary.images_converted:
         converted = f", {summary.images_converted:,} only put into another format" * bool(
             summary.images_converted
         )
         grown = f" ({counted(summary.images_grown, 'file')} grew)" * bool(summary.images_grown)
-        lines += [
+        lines.append(
             f"  {counted(summary.images_smaller, 'image', 'was', 'were')} made smaller{converted}:"
-            f" {sized(summary.image_bytes_before)} before, {sized(summary.image_bytes_after)} now{grown}",
+            f" {sized(summary.image_bytes_before)} before, {sized(summary.image_bytes_after)} now{grown}"
+        )
+    if summary.images_smaller or summary.images_converted or summary.images_stripped:
+        lines.append(
             "  what rows and .json files say of images (width, height, bytes, sha256) is of those before:"
             f" {', '.join(EXPORTED.names)} beside {'them' if summary.format == 'parquet' else 'each tar'} say what"
-            " they are",
-        ]
+            " they are"
+        )
     for kind, count in sorted(summary.images_left.items(), key=lambda item: (-item[1], item[0])):
         some = "; ".join(summary.images_left_examples.get(kind, []))
         lines.append(f"  {counted(count, 'image', 'stays', 'stay')} as before, {kind}: for example {some}")

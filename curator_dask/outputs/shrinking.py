@@ -1,10 +1,13 @@
-"""Images of an export that are made smaller or blurred on the way: which members they are, and what became of each."""
+"""Images of an export that do not stay as they were: which members they are, and what became of each.
+
+They are made smaller, or blurred, or lose their metadata on the way.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -20,6 +23,7 @@ from curator_dask.errors import ImageError, ShardError
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.outputs.blurring import BlurredImages, Blurring
 from curator_dask.outputs.encoded import image_place, with_suffix
+from curator_dask.outputs.stripped import Stripping
 from curator_dask.rows.reasons import Reason
 from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.webdataset.samples import IMAGE_EXTENSIONS, key_text
@@ -45,17 +49,22 @@ class Shrinking:
         See `Sample.image`.
     blurring
         What is blurred in them; None: nothing.
+    strip
+        What metadata is taken out of all images, as `curator_dask.decode.stripping.strip` says it; None: none.
     """
 
     how: SmallerImages
     image_member: str | None = None
     blurring: Blurring | None = None
+    strip: str | None = None
 
     @property
     def recipe(self) -> dict[str, Any]:
         """What identifies it."""
         said = asdict(self)
-        if self.blurring is None:  # as exports before have said it
+        if self.strip is None:  # as exports before have said it
+            del said["strip"]
+        if self.blurring is None:
             del said["blurring"], said["how"]["any_size"]
         return said
 
@@ -118,10 +127,14 @@ class ShrunkImages:
         self._labels = {} if blurred is None else blurred.labels
         self._found: dict[int, _Image] = {}  # by number of the sample
         self._places: dict[int, int] = {}  # among the members, by number of the sample
-        made = {}
+        self._stripping = None if shrinking.strip is None else Stripping(shrinking.strip)
+        made: dict[int, Callable[[str, bytes], tuple[str, bytes]]] = {}
+        self._owners: dict[int, int] = {}  # by place of a further image, the number of the sample
         for sample, (key, (first, stop)) in enumerate(zip(keys, itertools.pairwise(ends), strict=True)):
             mine = contents.names[first:stop]
             place = image_place(key, mine, shrinking.image_member)
+            if self._stripping is not None:
+                made |= self._others(self._stripping, sample, first, mine, place)
             if place is not None:
                 others = {each.lower() for each in mine[:place] + mine[place + 1 :]}
                 self._places[sample] = first + place
@@ -135,6 +148,20 @@ class ShrunkImages:
     def of(cls, shrinking: Shrinking | None, *members: Any) -> Self | None:
         """Those of a tar; None where nothing is asked for."""
         return None if shrinking is None else cls(shrinking, *members)
+
+    def _others(
+        self, stripping: Stripping, sample: int, first: int, mine: Sequence[str], image: int | None
+    ) -> dict[int, Callable[[str, bytes], tuple[str, bytes]]]:
+        """What takes metadata out of the members of a sample besides its image."""
+        made: dict[int, Callable[[str, bytes], tuple[str, bytes]]] = {}
+        for place, name in enumerate(mine):
+            suffix = name.rpartition(".")[2].lower()
+            if suffix == "json":
+                made[first + place] = partial(stripping.document, first + place)
+            elif suffix in IMAGE_EXTENSIONS and place != image:
+                made[first + place] = partial(stripping.image, first + place)
+                self._owners[first + place] = sample
+        return made
 
     def _put(self, sample: int, others: set[str], blurred: BlurredImages, contents: Contents) -> None:
         """Put an image that is made already in its place."""
@@ -180,13 +207,18 @@ class ShrunkImages:
         except ImageError as error:
             new_name, left, fewer = name, str(error), False
             width, height = _size_of(data)
+        if self._stripping is not None and not made:
+            place = self._places[sample]
+            _, new = self._stripping.image(place, name, data)
+            left = self._stripping.left.get(place, ("", left))[1]
         suffixes = name[len(key) + 1 :], new_name[len(key) + 1 :]
         self._found[sample] = _Image(width, height, len(data), len(new), suffixes, made, fewer, left)
         return new_name, new
 
     def made(self) -> list[int]:
         """Places of those that are not copied."""
-        return [self._places[sample] for sample, each in self._found.items() if each.made]
+        stripped = [] if self._stripping is None else self._stripping.places()
+        return [*(self._places[sample] for sample, each in self._found.items() if each.made), *stripped]
 
     def beside(self, rows: pa.Table, first: int = 0) -> pa.Table:
         """The rows, from that of a sample on, with the columns of `EXPORTED`.
@@ -195,6 +227,8 @@ class ShrunkImages:
         """
         there = [name for name in rows.column_names if name not in EXPORTED.names]
         rows = rows.select(there)
+        if self._stripping is not None:
+            rows = self._stripping.rows(rows)
         images = [self._found.get(sample) for sample in range(first, first + len(rows))]
         for column, value in zip(EXPORTED, ("width", "height", "after"), strict=True):
             values = [None if each is None else getattr(each, value) for each in images]
@@ -204,16 +238,22 @@ class ShrunkImages:
     def left(self) -> pa.Array:
         """Of each sample what `LEFT` says; null of images that are as they should be."""
         images = [self._found.get(sample) for sample in range(len(self._keys))]
-        return pa.array([None if each is None else each.left for each in images], pa.string())
+        said = [None if each is None else each.left for each in images]
+        for place, (name, why) in sorted(({} if self._stripping is None else self._stripping.left).items()):
+            if place in self._owners and said[self._owners[place]] is None:
+                said[self._owners[place]] = f"{key_text(name)}: {why}"
+        return pa.array(said, pa.string())
 
     def report(self) -> dict[str, Any]:
         """Counts, for `ExportSummary.add_shard`."""
         blurred = [each for each in self._found.values() if each.blurred]
         made = [each for each in self._found.values() if each.made and (each.fewer or not each.blurred)]
-        left: Counter[str] = Counter()
-        examples: dict[str, list[str]] = {}
+        stripped = {} if self._stripping is None else self._stripping.report()
+        left = Counter[str](stripped.pop("left", {}))
+        examples: dict[str, list[str]] = stripped.pop("examples", {})
+        known = set() if self._stripping is None else {*self._stripping.left}
         for sample, each in sorted(self._found.items()):
-            if each.left is not None:
+            if each.left is not None and self._places[sample] not in known:
                 kind = Reason.of(each.left).label
                 left[kind] += 1
                 if left[kind] <= EXAMPLES:
@@ -233,6 +273,7 @@ class ShrunkImages:
             "labels": self._labels,
             "left": dict(left),
             "examples": examples,
+            **({"stripped": stripped} if stripped else {}),
             "renamed": sorted([*map(key_text, suffixes), count] for suffixes, count in renamed.items()),
         }
 

@@ -221,6 +221,10 @@ class UserTable:
         """
         return self._texts(self._columns([]))
 
+    def values(self) -> pa.ChunkedArray:
+        """What is in the column of its keys, as it is."""
+        return self._columns([]).column(self.key)
+
     def read(self, columns: Sequence[str]) -> tuple[pa.Array, bool, pa.Table]:
         """The same, and these columns."""
         table = self._columns(columns)

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import os
-import posixpath
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import ConfigError, DatasetError, ShardError
-from curator_dask.fingerprint import fingerprint
-from curator_dask.frames.columns import embedding_columns, to_array
+from curator_dask.errors import ConfigError, DatasetError
+from curator_dask.frames.columns import embedding_columns
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import whole_footers
-from curator_dask.frames.record import BY_SHARD, ON, TABLE, FileRecord
+from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.given import given_files
 from curator_dask.outputs.placing import locate
-from curator_dask.rows.lookup import Lookup, key_texts, with_shards
+from curator_dask.rows.lookup import Lookup, key_texts
+from curator_dask.rows.near_lookup import NearLookup
 from curator_dask.rows.user_tables import UserTable
 from curator_dask.runs.lineage import trace
-from curator_dask.runs.passes import RowStep
-from curator_dask.runs.step import Known, Made, Rows, Work, types_of
+from curator_dask.runs.step import types_of
 from curator_dask.storage import Options, join
 from curator_dask.tables.found import FoundRows, count_found
-from curator_dask.tables.held import HELD, HeldTable, check_memory, check_single
-from curator_dask.tokens import tokenize
+from curator_dask.tables.held import check_memory, check_single, near_lookup
+from curator_dask.tables.step import JoinTable, marks_of
 from curator_dask.words import none_of_these
+
+#: In how many bits hashes may differ: of two images that have nothing in common a quarter of the bits do at least.
+MOST_BITS = 64
 
 
 class TableColumns:
@@ -49,6 +48,10 @@ class TableColumns:
         Of the table; None: all but that of `on`, or none where there is a mark.
     mark
         Name of a column that says whether the table has the row.
+    within
+        With a mark, of a column of perceptual hashes, such as ``pdq`` or ``phash``: a row is found where its hash
+        differs in at most so many bits, by the nearest of the table. A column more, the mark's name and ``_distance``,
+        int32, says in how many. None: values must be the same.
     storage_options
         For fsspec, where `table` is a URL.
 
@@ -65,6 +68,7 @@ class TableColumns:
         columns: Sequence[str] | None = None,
         mark: str | None = None,
         *,
+        within: int | None = None,
         storage_options: Options = None,
     ) -> None:
         if isinstance(columns, str) or (columns is not None and not all(isinstance(n, str) for n in columns)):
@@ -78,10 +82,18 @@ class TableColumns:
             raise ConfigError(f"mark={mark!r}: expected a name for the column, which none of the others has")
         if columns is not None and not columns and mark is None:
             raise ConfigError("columns: there is none, and no mark: nothing would be added")
+        if within is not None:
+            if not isinstance(within, int) or isinstance(within, bool) or not 0 <= within <= MOST_BITS:
+                raise ConfigError(f"within={within!r}: expected a number of bits, 0 to {MOST_BITS}")
+            if mark is None:
+                raise ConfigError(
+                    f"within={within}: expected a mark too (mark, --mark): the column that says what was found"
+                )
         self.path = os.fsdecode(table)
         self.on, self.key = own, other or own
         self.columns = None if columns is None else list(dict.fromkeys(columns))
         self.mark = mark
+        self.within = within
         self.storage_options = storage_options
 
     @property
@@ -123,7 +135,11 @@ class TableColumns:
     def shards(self, records: Mapping[str, FileRecord | None]) -> set[str]:
         """Shards that files are of, where rows are found by their keys; by what made the files."""
         found = [record for record in records.values() if record is not None]
-        return {each.url for each in found if each.url and self.on == (each.id_col or "key")}
+        return {
+            each.url
+            for each in found
+            if each.url and self.on == (each.id_col or "key") and self.within is None
+        }
 
     def _by_shard(self, table: UserTable, urls: Collection[str]) -> UserTable:
         """The table, whose rows are found by key and shard where it names one of these shards: keys may repeat."""
@@ -153,9 +169,11 @@ class TableColumns:
         with table.steady():
             table = self._by_shard(table, self.shards(records))
             check_memory(table, [])
-            lookup = Lookup(*table.keys())
+            lookup = self._lookup(table)
             table.forget()
-        found = FoundRows(table=table.path, on=f"{self.on}={self.key}", by_shard=table.by_shard)
+        found = FoundRows(
+            table=table.path, on=f"{self.on}={self.key}", by_shard=table.by_shard, within=self.within
+        )
         count_found(found, lookup, paths, options)
         return found
 
@@ -163,7 +181,7 @@ class TableColumns:
     def names(self) -> list[str]:
         """Of the columns that it adds."""
         wanted = self._wanted(UserTable.find(self.path, self.key, self.storage_options))
-        return [*wanted, *([] if self.mark is None else [self.mark])]
+        return [*wanted, *marks_of(self.mark, self.within)]
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -194,7 +212,7 @@ class TableColumns:
         """
         return self.opened(taken, urls)[0]
 
-    def opened(self, taken: set[str], urls: Collection[str] = ()) -> tuple[JoinTable, Lookup]:
+    def opened(self, taken: set[str], urls: Collection[str] = ()) -> tuple[JoinTable, Lookup | NearLookup]:
         """The same, and what finds the table's rows.
 
         Raises
@@ -208,9 +226,9 @@ class TableColumns:
         with table.steady():
             return self._opened(self._by_shard(table, urls), taken)
 
-    def _opened(self, table: UserTable, taken: set[str]) -> tuple[JoinTable, Lookup]:
+    def _opened(self, table: UserTable, taken: set[str]) -> tuple[JoinTable, Lookup | NearLookup]:
         names = self._wanted(table)
-        made = [*names, *([] if self.mark is None else [self.mark])]
+        made = [*names, *marks_of(self.mark, self.within)]
         wrong = [name for name in made if name in {"key", URL_COLUMN, ERROR_COLUMN, self.on, *taken}]
         if wrong:
             raise ConfigError(
@@ -219,11 +237,15 @@ class TableColumns:
             )
         check_memory(table, [])
         digest = table.digest()
-        lookup = Lookup(*table.keys())
-        check_single(table, lookup, names)
+        lookup = self._lookup(table)
+        if isinstance(lookup, Lookup):  # of hashes that are as near the first counts
+            check_single(table, lookup, names)
         kinds = tuple((name, table.schema.field(name).type) for name in names)
         table.forget()
-        return JoinTable(table, self.on, kinds, self.mark, digest), lookup
+        return JoinTable(table, self.on, kinds, self.mark, digest, within=self.within), lookup
+
+    def _lookup(self, table: UserTable) -> Lookup | NearLookup:
+        return Lookup(*table.keys()) if self.within is None else near_lookup(table, self.within)
 
     def _wanted(self, table: UserTable) -> list[str]:
         names = [name for name in table.schema.names if name != self.key]
@@ -244,118 +266,3 @@ class TableColumns:
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({settings})"
-
-
-@dataclass(frozen=True, eq=False)
-class JoinTable(RowStep):
-    """The step that adds columns of a table.
-
-    Attributes
-    ----------
-    table
-        Which.
-    on
-        Column of the rows by which they find theirs.
-    kinds
-        Names and types of the columns.
-    mark
-        Name of the column that says whether a row was found; None: there is none.
-    digest
-        Of the table's content, which every worker must find.
-    """
-
-    table: UserTable
-    on: str
-    kinds: tuple[tuple[str, pa.DataType], ...]
-    mark: str | None
-    digest: str
-    given_up: str | None = None
-
-    needs = frozenset({"rows"})
-
-    def __dask_tokenize__(self) -> Any:
-        return (type(self).__name__, self.recipe, self.table.path)
-
-    @property
-    def label(self) -> str:
-        """The table's name."""
-        return posixpath.basename(self.table.path.rstrip("/"))
-
-    @property
-    def columns(self) -> dict[str, pa.DataType]:
-        """Those of the table, and the mark."""
-        return {**dict(self.kinds), **({} if self.mark is None else {self.mark: pa.bool_()})}
-
-    @property
-    def recipe(self) -> tuple[Any, ...]:
-        """The table's content, and what is taken of it."""
-        kinds = tuple((name, str(kind)) for name, kind in self.kinds)
-        return ("join", self.digest, self.on, self.table.key, kinds, self.mark or "", *self._shards)
-
-    @property
-    def _shards(self) -> list[str]:
-        """What tells a join by key and shard from others; nothing of one by the key alone."""
-        return [URL_COLUMN] if self.table.by_shard else []
-
-    @property
-    def scores(self) -> dict[str, dict[str, Any]]:
-        """By column, what the record of a file says of the table."""
-        said = {"head": self.label, ON: self.on, TABLE: self.table.path}
-        said |= {BY_SHARD: URL_COLUMN} if self.table.by_shard else {}
-        recipe = ("join", self.digest, self.on, self.table.key, *self._shards)
-        return {
-            name: {**said, "recipe": fingerprint({"recipe": (*recipe, str(kind), name == self.mark or name)})}
-            for name, kind in self.columns.items()
-        }
-
-    def describe(self) -> dict[str, dict[str, Any]]:
-        """Have the table in memory; of vectors it makes none."""
-        with HELD.lease(self._spec, self._build):
-            return {}
-
-    def give_up(self, reason: str) -> JoinTable:
-        """The same: what kills workers is not this."""
-        return self
-
-    @contextmanager
-    def begin(self, rows: Rows) -> Iterator[Work]:
-        """Have the table ready for some rows."""
-        if not len(rows):
-            yield Known(Made.of_no_rows(self.columns))
-            return
-        with HELD.lease(self._spec, self._build) as held:
-            yield _Joining(self, rows, held)
-
-    @property
-    def _spec(self) -> Any:
-        return tokenize(self)
-
-    def _build(self) -> HeldTable:
-        with self.table.steady():
-            if self.table.digest() != self.digest:
-                raise DatasetError(
-                    f"{self.table.path}: is not what the client has found there. Give every node the same files; if"
-                    " they have changed since, run again"
-                )
-            return HeldTable.read(self.table, [name for name, _ in self.kinds])
-
-
-class _Joining(Work):
-    """The columns of the rows of one partition."""
-
-    def __init__(self, step: JoinTable, rows: Rows, held: HeldTable) -> None:
-        self._step, self._rows, self._held = step, rows, held
-
-    def finish(self) -> Made:
-        """Null where nothing is found; the mark never is."""
-        try:
-            texts, is_number = key_texts(self._rows.column(self._step.on))
-            if self._step.table.by_shard:
-                texts = with_shards(texts, to_array(self._rows.column(URL_COLUMN)))
-            found = self._held.lookup.find_texts(texts, is_number)
-        except ValueError as error:
-            raise ShardError(f"on={self._step.on!r}: {error}. Give another column") from None
-        made = self._held.take(found)
-        if self._step.mark is not None:
-            made[self._step.mark] = pa.array(found >= 0)
-        return Made(made)

@@ -15,6 +15,7 @@ from curator_dask.cache import POSSESSIONS, SpecCache
 from curator_dask.errors import ConfigError, DatasetError
 from curator_dask.frames.columns import to_array
 from curator_dask.rows.lookup import Lookup
+from curator_dask.rows.near_lookup import NearLookup
 from curator_dask.rows.user_tables import UserTable
 from curator_dask.webdataset.staging import current_worker
 from curator_dask.words import counted, sized
@@ -35,20 +36,20 @@ class HeldTable:
     Attributes
     ----------
     lookup
-        Finds rows by the values of keys.
+        Finds rows by the values of keys, or by hashes that are near.
     columns
         By name, each in one piece; text as ``large_string``.
     kinds
         What the columns are given to rows as.
     """
 
-    lookup: Lookup
+    lookup: Lookup | NearLookup
     columns: dict[str, pa.Array]
     kinds: dict[str, pa.DataType]
 
     @classmethod
-    def read(cls, table: UserTable, columns: Sequence[str]) -> HeldTable:
-        """Read them.
+    def read(cls, table: UserTable, columns: Sequence[str], within: int | None = None) -> HeldTable:
+        """Read them; with `within` rows are found by hashes that differ in so many bits.
 
         Raises
         ------
@@ -64,12 +65,27 @@ class HeldTable:
         held = {
             name: to_array(payload.column(name).cast(_LARGE.get(kind, kind))) for name, kind in kinds.items()
         }
-        return cls(Lookup(texts, is_number), held, kinds)
+        lookup = Lookup(texts, is_number) if within is None else near_lookup(table, within)
+        return cls(lookup, held, kinds)
 
     def take(self, rows: np.ndarray) -> dict[str, pa.Array]:
         """The columns' values in some rows, null for -1."""
         places = pa.array(rows, mask=rows < 0)
         return {name: column.take(places).cast(self.kinds[name]) for name, column in self.columns.items()}
+
+
+def near_lookup(table: UserTable, within: int) -> NearLookup:
+    """What finds a table's hashes.
+
+    Raises
+    ------
+    DatasetError
+        It has others than hashes.
+    """
+    try:
+        return NearLookup(table.values(), within)
+    except ValueError as error:
+        raise DatasetError(f"{table.path}: column {table.key!r}: {error}. {table.hint}") from None
 
 
 def check_memory(table: UserTable, columns: Sequence[str]) -> None:

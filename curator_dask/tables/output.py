@@ -35,6 +35,7 @@ def join_output(
     mark: str | None = None,
     output: str | os.PathLike[str] | None = None,
     *,
+    within: int | None = None,
     overwrite: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     table_storage_options: Mapping[str, Any] | None = None,
@@ -50,7 +51,7 @@ def join_output(
     ----------
     path
         What `save_metadata` or ``curator-dask embed`` wrote, or other Parquet files.
-    table, on, columns, mark
+    table, on, columns, mark, within
         See `TableColumns`.
     output
         Where the files go with their columns; None: in the place of those that are there.
@@ -75,9 +76,10 @@ def join_output(
         on,
         columns,
         mark,
+        within=within,
         storage_options=storage_options if table_storage_options is None else table_storage_options,
     )
-    summary = JoinSummary("", opened=False, table=adds.path, on=f"{adds.on}={adds.key}")
+    summary = JoinSummary("", opened=False, table=adds.path, on=f"{adds.on}={adds.key}", within=within)
 
     def steps(records: Mapping[str, FileRecord | None]) -> list[AddedStep]:
         step, lookup = adds.opened(adds.taken(records), adds.shards(records))

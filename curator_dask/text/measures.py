@@ -10,6 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from curator_dask.text.personal import PERSONAL
+
 #: All statistics of captions, with the Arrow types of their columns.
 TEXT_STATISTICS: Mapping[str, pa.DataType] = {
     "words": pa.int32(),
@@ -24,6 +26,10 @@ TEXT_STATISTICS: Mapping[str, pa.DataType] = {
     "has_url": pa.bool_(),
     "is_file_name": pa.bool_(),
 }
+#: And those that have to be asked for.
+EVERY_TEXT: Mapping[str, pa.DataType] = {**TEXT_STATISTICS, **PERSONAL}
+#: What stands for several.
+GROUPS: Mapping[str, Mapping[str, pa.DataType]] = {"all": TEXT_STATISTICS, "personal": PERSONAL}
 #: Those that a model says.
 OF_LANGUAGE = ("language", "language_confidence")
 

@@ -27,7 +27,8 @@ from curator_dask.runs.passes import RowStep
 from curator_dask.runs.step import Known, Made, Rows, Work, types_of
 from curator_dask.storage import Options
 from curator_dask.text.captions import Captions, check_captions
-from curator_dask.text.measures import MEASURES, OF_LANGUAGE, TEXT_STATISTICS
+from curator_dask.text.measures import EVERY_TEXT, GROUPS, MEASURES, OF_LANGUAGE, TEXT_STATISTICS
+from curator_dask.text.personal import PERSONAL, PERSONAL_MEASURES
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.shards import ShardSet
 from curator_dask.words import none_of_these
@@ -42,13 +43,14 @@ class TextStatistics:
     Parameters
     ----------
     names
-        Which of `TEXT_STATISTICS`; all by default.
+        Which of `TEXT_STATISTICS`; all by default (``"all"``). ``"personal"``: those of personal data.
 
         ``words`` (parts between white space) and ``characters`` (code points), as DataComp counts them; ``language``,
         fastText's (ISO 639-1, or 639-3 where that has none), and ``language_confidence``, from 0 to 1;
         ``alphanumeric``, ``digits`` and ``non_ascii``, shares of the characters; ``repeated_characters`` and
         ``repeated_words``, from 0 to 1, the more the more often the same comes again; ``has_url`` and ``is_file_name``.
-        `curator_dask.text.measures` has their definitions.
+        Not among all: ``has_email``, ``has_phone``, ``has_ip`` and ``has_card_number``. `curator_dask.text.measures`
+        and `curator_dask.text.personal` have their definitions.
     text
         Column of the captions.
     prefix
@@ -71,15 +73,17 @@ class TextStatistics:
         prefix: str = "text_",
         language_model: str | os.PathLike[str] | None = None,
     ) -> None:
-        chosen = list(TEXT_STATISTICS) if names is None else list(dict.fromkeys(names))
-        unknown = [name for name in chosen if name not in TEXT_STATISTICS]
-        if unknown or not chosen or isinstance(names, str):
+        given = ["all"] if names is None else list(names)
+        unknown = [name for name in given if name not in EVERY_TEXT and name not in GROUPS]
+        if unknown or not given or isinstance(names, str):
             raise ConfigError(
-                f"names={names!r} (--text-statistics): expected a list of some of {', '.join(TEXT_STATISTICS)}"
+                f"names={names!r} (--text-statistics): expected a list of some of {', '.join(TEXT_STATISTICS)}; of"
+                f" personal (all of them) or of {', '.join(PERSONAL)}"
             )
+        chosen = {each for name in given for each in GROUPS.get(name, (name,))}
         if not isinstance(text, str) or not text or not isinstance(prefix, str):
             raise ConfigError(f"text={text!r}, prefix={prefix!r}: expected the name of a column, and text")
-        self.names = [name for name in TEXT_STATISTICS if name in chosen]
+        self.names = [name for name in EVERY_TEXT if name in chosen]
         self.text = text
         self.prefix = prefix
         self.language_model = None if language_model is None else os.fspath(language_model)
@@ -263,7 +267,7 @@ class MeasureTexts(RowStep):
     @property
     def columns(self) -> dict[str, pa.DataType]:
         """The statistics: a caption is at fault for none of them, so there are no reasons."""
-        return {self.prefix + name: TEXT_STATISTICS[name] for name in self.names}
+        return {self.prefix + name: EVERY_TEXT[name] for name in self.names}
 
     @property
     def recipe(self) -> tuple[Any, ...]:
@@ -325,8 +329,9 @@ class _Measuring(Work):
         found = Captions.of(self._rows, step.text_column)
         for row, text in zip(reversed(found.rows), reversed(found.texts), strict=True):
             texts[row] = text  # the first of a row is the last to be put there
+        measures = {**MEASURES, **PERSONAL_MEASURES}
         made: dict[str, list[Any]] = {
-            name: [None if text is None else MEASURES[name](text) for text in texts]
+            name: [None if text is None else measures[name](text) for text in texts]
             for name in step.names
             if name not in OF_LANGUAGE
         }
@@ -334,4 +339,4 @@ class _Measuring(Work):
             pairs = [None if text is None else self._model.find(text) for text in texts]
             for number, name in enumerate(OF_LANGUAGE):
                 made[name] = [None if pair is None else pair[number] for pair in pairs]
-        return Made({step.prefix + name: pa.array(made[name], TEXT_STATISTICS[name]) for name in step.names})
+        return Made({step.prefix + name: pa.array(made[name], EVERY_TEXT[name]) for name in step.names})

@@ -8,7 +8,8 @@ from typing import Protocol
 
 from curator_dask.decode.spec import ImageOptions
 from curator_dask.frames.record import FileRecord
-from curator_dask.image.statistics.step import STATISTICS, WHAT, MeasureImages
+from curator_dask.image.statistics.names import EVERY
+from curator_dask.image.statistics.step import WHAT, MeasureImages
 from curator_dask.runs.step import how_read
 from curator_dask.storage import Options
 
@@ -70,7 +71,7 @@ def statistics_like(how: str, ways: Mapping[str, str]) -> Iterator[tuple[str, tu
         `Step.read_by` of the columns of the file.
     """
     found: dict[str, list[str]] = {}
-    for name in STATISTICS:
+    for name in EVERY:
         for column, way in ways.items():
             if way == f"{name} {WHAT} 1 {how}":
                 found.setdefault(column.removesuffix(name), []).append(name)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from curator_dask.image.statistics.hashes import HASH_BYTES, LOOKED_AT, hashes_of
+from curator_dask.image.statistics.pdq import PDQ, PDQ_BYTES, pdq_of
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -27,6 +28,9 @@ PIXELS = {
     "grey": pa.bool_(),
     "border": pa.float32(),
 }
+
+#: All that is measured of pixels: those and what has to be asked for.
+MEASURED = {**PIXELS, **PDQ}
 
 _SHARP_EDGE = 64  # pixels of the longer edge at which CleanVision looks for edges
 _SMALL_EDGE = 256  # at which borders and colours are looked for: they are large
@@ -68,6 +72,11 @@ class _Looked:
         """uint8 (h, w, 3), of twice `_SMALL_EDGE` at most."""
         factor = max(self.pixels.shape) // _SMALL_EDGE
         return np.asarray(self.image.reduce(factor)) if factor > 1 else self.pixels
+
+    @cached_property
+    def pdq(self) -> tuple[np.ndarray, int]:
+        """See `pdq_of`."""
+        return pdq_of(self.pixels)
 
 
 def _blurriness(looked: _Looked) -> float:
@@ -148,13 +157,15 @@ def _plain_rows(image: np.ndarray, colour: np.ndarray) -> int:
     return len(image)
 
 
-_MEASURES: dict[str, Callable[[_Looked], float]] = {
+_MEASURES: dict[str, Callable[[_Looked], float | np.ndarray]] = {
     "blurriness": _blurriness,
     "brightness": _brightness,
     "entropy": _entropy,
     "colourfulness": _colourfulness,
     "grey": _grey,
     "border": _border,
+    "pdq": lambda looked: looked.pdq[0],
+    "pdq_quality": lambda looked: looked.pdq[1],
 }
 
 
@@ -162,12 +173,12 @@ _MEASURES: dict[str, Callable[[_Looked], float]] = {
 class Measure:
     """Measures one image; a transform of `curator_dask.decode.spec.LoaderSpec`, so it shares others' decoding.
 
-    A hash is given as its eight bytes, for a float32 holds no 64 bits.
+    A hash is given as its bytes, for a float32 holds no 64 bits.
 
     Attributes
     ----------
     names
-        Which of `PIXELS`.
+        Which of `MEASURED`.
     """
 
     names: tuple[str, ...]
@@ -200,18 +211,28 @@ class Measure:
         """
         made, at = {}, 0
         for name in self.names:
-            kind = PIXELS[name]
+            kind, width = MEASURED[name], _width_of(name)
+            given = values[:, at : at + width]
+            at += width
+            if name == "pdq":
+                digits = [row.tobytes().hex() for row in given.astype(np.uint8)]
+                made[name] = pa.array(np.array(digits, object), kind, mask=~valid)
+                continue
             if kind == pa.uint64():
-                packed = np.ascontiguousarray(values[:, at : at + HASH_BYTES].astype(np.uint8))
+                packed = np.ascontiguousarray(given.astype(np.uint8))
                 column = packed.view(">u8").reshape(-1).astype(np.uint64)
-                at += HASH_BYTES
             else:
-                column = values[:, at].astype(bool) if kind == pa.bool_() else values[:, at]
-                at += 1
+                column = given[:, 0] if kind == pa.float32() else given[:, 0].astype(kind.to_pandas_dtype())
             made[name] = pa.array(column, kind, mask=~valid)
         return made
 
     @property
     def width(self) -> int:
         """Values that a call gives."""
-        return sum(HASH_BYTES if PIXELS[name] == pa.uint64() else 1 for name in self.names)
+        return sum(map(_width_of, self.names))
+
+
+def _width_of(name: str) -> int:
+    if name == "pdq":
+        return PDQ_BYTES
+    return HASH_BYTES if MEASURED[name] == pa.uint64() else 1

@@ -19,7 +19,9 @@ from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import read_record
 from curator_dask.frames.record import FileRecord
 from curator_dask.image.statistics.header import HEADER, read_header
-from curator_dask.image.statistics.pixels import PIXELS, Measure
+from curator_dask.image.statistics.metadata import METADATA, read_metadata
+from curator_dask.image.statistics.names import EVERY, chosen_names
+from curator_dask.image.statistics.pixels import MEASURED, Measure
 from curator_dask.rows.image_files import caption_table, images_schema
 from curator_dask.rows.reading import choose_source, learn_schema
 from curator_dask.runs.lineage import trace
@@ -27,9 +29,6 @@ from curator_dask.runs.passes import run_steps
 from curator_dask.runs.step import Known, Made, Reading, Rows, Wanted, Work, read_by, types_of
 from curator_dask.storage import Options, is_remote
 from curator_dask.webdataset.shards import ShardSet
-
-#: All statistics, with the Arrow types of their columns.
-STATISTICS: Mapping[str, pa.DataType] = {**HEADER, **PIXELS}
 
 _BATCH = 256  # images whose values are handed over together
 WHAT = "statistics"  # what ``image_error`` calls these columns
@@ -43,7 +42,7 @@ class ImageStatistics:
     Parameters
     ----------
     names
-        Which of `STATISTICS`; all by default.
+        Which of `STATISTICS`; all by default (``"all"``). ``"metadata"`` stands for what is said below of files.
 
         Of the headers: ``width``, ``height`` (pixels, of the upright image), ``aspect`` (width / height), ``format``
         and ``mode`` (Pillow's names), ``bytes`` (of the file), ``orientation`` (EXIF's, 1 to 8, null where there is
@@ -55,6 +54,13 @@ class ImageStatistics:
         of all three channels; 1.58 of a plain picture), ``colourfulness`` (Hasler and Süsstrunk 2003; 0 is grey),
         ``grey`` (all channels equal in every pixel), ``border`` (the share of the area that plain bars of the first
         corner's colour take).
+
+        Not among all: ``pdq`` and ``pdq_quality``, the hash in which lists of known images are exchanged
+        (`curator_dask.image.statistics.pdq`).
+
+        Of what files say, not among all: ``has_gps``, ``taken``, ``camera``, ``software``, ``creator``, ``copyright``,
+        ``license_url``, ``digital_source``, ``ai_claimed``, ``has_c2pa``, ``data_mining``, ``data_mining_prohibited``
+        (`curator_dask.frames.names.METADATA_DEFINITIONS`).
     prefix
         Before each name, where the dataset has columns of these names.
     num_threads_per_worker, decoder, max_pixels, use_index_files, image_member, gray16, orientation
@@ -79,13 +85,7 @@ class ImageStatistics:
         gray16: str = "scale",
         orientation: str = "stored",
     ) -> None:
-        chosen = list(STATISTICS) if names is None else list(dict.fromkeys(names))
-        unknown = [name for name in chosen if name not in STATISTICS]
-        if unknown or not chosen or isinstance(names, str):
-            raise ConfigError(
-                f"names={names!r} (--statistics): expected a list of some of {', '.join(STATISTICS)}"
-            )
-        self.names = [name for name in STATISTICS if name in chosen]
+        self.names = chosen_names(names)
         self.prefix = prefix
         self.options = ImageOptions(
             _BATCH,
@@ -272,13 +272,13 @@ class MeasureImages:
     @property
     def needs(self) -> frozenset[str]:
         """Bytes for what headers say, pixels for the rest."""
-        kinds = {"bytes": HEADER, "pixels": PIXELS}
+        kinds = {"bytes": {**HEADER, **METADATA}, "pixels": MEASURED}
         return frozenset(need for need, known in kinds.items() if any(name in known for name in self.names))
 
     @property
     def columns(self) -> dict[str, pa.DataType]:
         """The statistics, and why there are none."""
-        return {**{self.prefix + name: STATISTICS[name] for name in self.names}, ERROR_COLUMN: pa.string()}
+        return {**{self.prefix + name: EVERY[name] for name in self.names}, ERROR_COLUMN: pa.string()}
 
     @property
     def recipe(self) -> tuple[Any, ...]:
@@ -341,7 +341,9 @@ class MeasureImages:
 
     def _known(self, rows: Rows) -> tuple[dict[str, pa.Array], list[str | None]] | None:
         types = {name: kind for name, kind in self.columns.items() if name != ERROR_COLUMN}
-        return rows.known_columns(types, WHAT, nullable=[self.prefix + "orientation"])
+        return rows.known_columns(
+            types, WHAT, nullable=[self.prefix + name for name in ("orientation", *METADATA)]
+        )
 
     def __call__(self, frame: Any) -> Any:
         """The frame with the statistics, its rows in the same order."""
@@ -353,7 +355,8 @@ class _Measuring(Work):
         self._step, self._before, rows = step, before, len(before)
         self._reasons: list[str | None] = [step.given_up] * rows
         self._headers: dict[int, dict[str, Any]] = {}
-        self._measure = Measure(tuple(name for name in step.names if name in PIXELS))
+        self._looks_for_metadata = any(name in METADATA for name in step.names)
+        self._measure = Measure(tuple(name for name in step.names if name in MEASURED))
         self._values = np.zeros((rows, self._measure.width), np.float32)
         self._measured = np.zeros(rows, bool)
         if self._measure.names:
@@ -365,6 +368,8 @@ class _Measuring(Work):
             if isinstance(image, Exception):
                 raise ImageError(str(image) or type(image).__name__)
             self._headers[row] = read_header(image, self._step.options.max_pixels)
+            if self._looks_for_metadata:
+                self._headers[row] |= read_metadata(image)
         except ImageError as error:
             self._reasons[row] = str(error)
 
@@ -382,8 +387,8 @@ class _Measuring(Work):
         step, rows = self._step, range(len(self._reasons))
         made = self._measure.columns(self._values, self._measured)
         for name in step.names:
-            if name in HEADER:
+            if name not in MEASURED:
                 values = [self._headers[row][name] if row in self._headers else None for row in rows]
-                made[name] = pa.array(values, HEADER[name])
+                made[name] = pa.array(values, EVERY[name])
         reasons = [now or before for now, before in zip(self._reasons, self._before, strict=True)]
         return Made({step.prefix + name: made[name] for name in step.names}, {WHAT: reasons})

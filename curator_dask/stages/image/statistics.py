@@ -8,8 +8,8 @@ import numpy as np
 
 from curator_dask import backend
 from curator_dask.errors import ConfigError
-from curator_dask.image.statistics import STATISTICS
-from curator_dask.image.statistics.pixels import PIXELS, Measure
+from curator_dask.image.statistics.names import EVERY
+from curator_dask.image.statistics.pixels import MEASURED, PIXELS, Measure
 from curator_dask.stages.base import Names, ProcessingStage, TypedNames
 from curator_dask.tasks import ImageBatch
 
@@ -25,7 +25,7 @@ class ImageStatisticsStage(ProcessingStage[ImageBatch, ImageBatch]):
     Parameters
     ----------
     names
-        Of ``width``, ``height``, ``aspect`` and the statistics of pixels; all by default.
+        Of ``width``, ``height``, ``aspect`` and the statistics of pixels; all by default but PDQ's.
     prefix
         Before each name, where the dataset has columns of these names.
 
@@ -39,8 +39,8 @@ class ImageStatisticsStage(ProcessingStage[ImageBatch, ImageBatch]):
     thread_safe = True
 
     def __init__(self, names: Sequence[str] | None = None, *, prefix: str = "") -> None:
-        here = [*_SIZES, *PIXELS]
-        chosen = here if names is None else list(dict.fromkeys(names))
+        here = [*_SIZES, *MEASURED]
+        chosen = [*_SIZES, *PIXELS] if names is None else list(dict.fromkeys(names))
         unknown = [name for name in chosen if name not in here]
         if unknown or not chosen or isinstance(names, str):
             raise ConfigError(f"names={names!r}: expected a list of some of {', '.join(here)}")
@@ -53,11 +53,11 @@ class ImageStatisticsStage(ProcessingStage[ImageBatch, ImageBatch]):
 
     def outputs(self) -> TypedNames:
         """The columns."""
-        return ["data"], {f"{self.prefix}{name}": STATISTICS[name] for name in self.names}
+        return ["data"], {f"{self.prefix}{name}": EVERY[name] for name in self.names}
 
     def process(self, task: ImageBatch) -> ImageBatch:
         """Measure every image that can be used."""
-        measure = Measure(tuple(name for name in self.names if name in PIXELS))
+        measure = Measure(tuple(name for name in self.names if name in MEASURED))
         for image in task.data:
             if image.error is not None or image.image_data is None:
                 continue
