@@ -76,8 +76,8 @@ def save(
 
 
 @contextlib.contextmanager
-def opened(folder: str, options: Options, *beside: str) -> Iterator[None]:
-    """Make the folder of an output, and keep other runs out of it; remove what dead processes have left.
+def opened(folder: str, options: Options, *beside: str, part: Part | None = None) -> Iterator[RunLock]:
+    """Make the folder of an output, and keep other runs out of it, by a lock; remove what dead processes have left.
 
     Where the block fails, no folder is left that it has made and that is empty.
 
@@ -89,6 +89,8 @@ def opened(folder: str, options: Options, *beside: str) -> Iterator[None]:
         For fsspec.
     beside
         Local folders that the block makes for what belongs to the output.
+    part
+        That the block does; others of as many parts may write there.
 
     Raises
     ------
@@ -98,8 +100,8 @@ def opened(folder: str, options: Options, *beside: str) -> Iterator[None]:
     with _no_empty_folders(folder, *beside):
         if not is_remote(folder):
             check_writable(folder)
-        with RunLock(folder, options), without_leftovers(folder, *beside):
-            yield
+        with RunLock(folder, options, part) as lock, without_leftovers(folder, *beside):
+            yield lock
 
 
 @contextlib.contextmanager
