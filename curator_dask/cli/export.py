@@ -41,6 +41,7 @@ from curator_dask.cli.options import (
     Images,
     JsonFile,
     OutputOptions,
+    PartOfRun,
     SchedulerAddress,
     SchedulerFile,
     StorageOptions,
@@ -195,6 +196,7 @@ def export(
     id_col: IdColumn = "key",
     images: Images = False,
     image_column: ImageColumn = "auto",
+    part: PartOfRun = None,
     cluster: Cluster = ClusterType.auto,
     scheduler_address: SchedulerAddress = None,
     scheduler_file: SchedulerFile = None,
@@ -232,6 +234,7 @@ def export(
     from curator_dask.outputs.failed import output_files
     from curator_dask.outputs.placing import locate
     from curator_dask.rows.reading import choose_source, learn_schema
+    from curator_dask.runs.parts import Part
     from curator_dask.webdataset.finding import find_shards
     from curator_dask.webdataset.shards import NoTarsError
 
@@ -275,12 +278,18 @@ def export(
             npy=vectors,
             format=format.value,
         )
+        only = Part.of_given(part)
         try:
             found = find_shards(input_path, options, images=images, image_column=image_column, id_col=id_col)
         except NoTarsError as error:
             found = None
             if not output_files(locate(input_path, options), options):
                 raise OutputError(f"neither a tar nor a Parquet file is there: {error}") from None
+        if found is not None and only is not None:
+            raise OutputError(
+                f"{input_path}: part {only} of an export is of rows that are there, which all parts plan by: give what"
+                " embed, score or filter wrote, or leave out --part"
+            )
         start = partial(workers_of, cluster, scheduler_address, scheduler_file, workers)
         if found is None:
             summary = export_output(
@@ -291,6 +300,7 @@ def export(
                 storage_options=options,
                 output_storage_options=output_options,
                 workers=start,
+                part=part,
             )
         else:
             if where or columns or filter_column or old_id_col or caption or npy or split_by or blur:

@@ -62,6 +62,10 @@ class ExportSummary:
         The new tars, those of them that were written in this call, and those that were finished before.
     emptied
         Names of new tars that are not there, as none of their samples could be blurred.
+    part
+        Of a part, its ``number`` (counted from 0) and how many there are (``of``), how many new tars it has
+        (``shards``) and how many there are in all (``all_shards``). What is counted of tars is of this part alone, rows
+        and samples are of all. None: there are no parts.
     failed_shards
         New tars that could not be written, with the reason; a rerun tries them again.
     splits
@@ -157,6 +161,7 @@ class ExportSummary:
     written: int = 0
     skipped: int = 0
     emptied: list[str] = field(default_factory=list)
+    part: dict[str, int] | None = None
     failed_shards: dict[str, str] = field(default_factory=dict)
     splits: dict[str, SplitCount] = field(default_factory=dict)
     split_notes: list[str] = field(default_factory=list)
@@ -351,9 +356,15 @@ class ExportSummary:
         size = self.bytes + (self.needed if self.planned else 0)
         noun = "Parquet file" if self.format == "parquet" else "tar"
         new, there = ("", "") if not self.earlier_shards else ("new ", f"{self.earlier:,} in earlier tars, ")
+        what = (
+            f"{counted(self.kept, f'{new}sample')} in {counted(self.shards, f'{new}{noun}')}, {sized(size)}"
+        )
+        if self.part is not None:
+            every = counted(self.part["all_shards"], noun)
+            what = f"part {self.part['number']}/{self.part['of']}, {self.part['shards']:,} of {every}, {sized(size)}"
+            what += f"; in all {counted(self.kept, 'sample')}"
         lines = [
-            f"{self.path}: {counted(self.kept, f'{new}sample')} in {counted(self.shards, f'{new}{noun}')},"
-            f" {sized(size)}; of {counted(self.rows, 'row')} {there}{left}",
+            f"{self.path}: {what}; of {counted(self.rows, 'row')} {there}{left}",
             f"  {done}; {self.seconds:.1f} s",
         ]
         if self.planned:

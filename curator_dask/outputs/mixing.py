@@ -132,7 +132,7 @@ def rows_laid_down(
     spare
         Bytes that the disk has besides what the tars need; None: not known.
     """
-    begun = place.folder("mixed")
+    begun = place.folder("mixed" if place.part is None else f"mixed/{str(place.part).replace('/', '-of-')}")
     clear(begun)  # of a run that died
     by_file = [] if shards.in_order else [*shards.by_table()]
     if sum(len(tars) for *_, tars, _ in by_file) <= WORTH_IT * len(by_file):
@@ -178,6 +178,8 @@ def rows_laid_down(
         yield replace(pack, mixed=mixed)
     finally:
         clear(begun)
+        if place.part is not None and not is_remote(begun.path):
+            remove_empty([Path(begun.path).parent])  # the last part does
 
 
 def _bytes_in(folder: Folder) -> int:

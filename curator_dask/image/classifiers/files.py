@@ -83,7 +83,8 @@ class ScoreSummary(SaveSummary):
     __str__ = SaveSummary.__str__
 
     def _own_lines(self) -> list[str]:
-        return [_captions_line(column, said) for column, said in self.measured_captions.items()]
+        said = [_captions_line(column, said) for column, said in self.measured_captions.items()]
+        return [*super()._own_lines(), *said]
 
     def _none_line(self) -> list[str]:
         return [] if self.captions_alone else super()._none_line()
