@@ -34,8 +34,20 @@ from curator_dask.outputs.packing import PackShard
 from curator_dask.runs.parts import Part, part_of
 from curator_dask.tables import join_output
 from curator_dask.text import SameCaptions
+from curator_dask.words import some_of_these
 
 SHARDS, SAMPLES = 6, 4
+
+
+def test_of_many_columns_those_are_named_that_are_like_the_one_asked_for():
+    names = [f"feature_{number}" for number in range(500)]
+    table = pa.table({name: [1] for name in (*names, "width")})
+    with pytest.raises(ConfigError) as raised:
+        ExportOptions(columns=["feature_", "widht"]).check_columns(table, table.column_names)
+    said = str(raised.value)
+    assert said.endswith(" and 489 others") and "'feature_0'" in said and len(said) < 400
+    assert some_of_these(["a", "b"], "c") == "['a', 'b']"
+    assert some_of_these([*names, "width"], "widht").startswith("['width', ")
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,7 @@ from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.stamps import stamp
+from curator_dask.words import some_of_these
 
 logger = logging.getLogger("curator_dask")
 
@@ -308,13 +309,15 @@ def _check_vectors(read: str, footer: Footer, lacking: Sequence[AddedStep]) -> N
     missing = {said["vectors"] for said in every if "vectors" in said} - {*footer.columns}
     if missing:
         raise OutputError(
-            f"{read}: has no column {', '.join(map(repr, sorted(missing)))} of vectors; it has {footer.columns}. Give"
+            f"{read}: has no column {', '.join(map(repr, sorted(missing)))} of vectors; "
+            f"it has {some_of_these(footer.columns, min(missing))}. Give"
             " the name of theirs (embedding_column, --column), or make them first: `curator-dask embed` into it"
         )
     missing = {said[TEXTS] for said in every if TEXTS in said} - {*footer.columns}
     if missing:
         raise OutputError(
-            f"{read}: has no column {sorted(missing)} of texts; it has {footer.columns}. Give the name of theirs"
+            f"{read}: has no column {sorted(missing)} of texts; "
+            f"it has {some_of_these(footer.columns, min(missing))}. Give the name of theirs"
             " (text_column, --text)"
         )
 

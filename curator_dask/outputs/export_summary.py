@@ -72,6 +72,8 @@ class ExportSummary:
         By name, how many samples and tars each has, and what was asked for; empty where there are none.
     split_notes
         What is to be known of them.
+    notes
+        What is to be known of how many tars there are.
     bytes
         Of all new tars that there are; those of splits with the tars that stay.
     needed, free
@@ -165,6 +167,7 @@ class ExportSummary:
     failed_shards: dict[str, str] = field(default_factory=dict)
     splits: dict[str, SplitCount] = field(default_factory=dict)
     split_notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     bytes: int = 0
     needed: int = 0
     free: int | None = None
@@ -379,7 +382,7 @@ class ExportSummary:
         lines += earlier_lines(self, size)
         total = self.kept + self.earlier_samples
         lines += [f"  {name}: {count.told(total, noun)}" for name, count in self.splits.items()]
-        lines += [f"  {note}" for note in self.split_notes]
+        lines += [f"  {note}" for note in (*self.split_notes, *self.notes)]
         for clause, count in self.passing.items():
             null = f", {self.unknown[clause]:,} unknown (null)" if self.unknown.get(clause) else ""
             lines.append(f"  {clause}: {count:,} of the rows pass{null}")

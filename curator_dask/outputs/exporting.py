@@ -42,6 +42,7 @@ from curator_dask.runs.run import run
 from curator_dask.runs.sink import Job, Plan
 from curator_dask.runs.step import Step
 from curator_dask.storage import Options, absolute, is_remote, join
+from curator_dask.words import some_of_these
 
 
 def export_output(
@@ -137,7 +138,7 @@ def export_frame(
     names = list(frame.columns)
     wanted = [id_col, URL_COLUMN, *options.names(names), *([] if encoded is None else [encoded.column])]
     if missing := [name for name in wanted if name not in names]:
-        raise ConfigError(f"no such columns {missing}; the metadata has {names}")
+        raise ConfigError(f"no such columns {missing}; the metadata has {some_of_these(names, missing[0])}")
     options.check_columns(some_columns(frame._meta, options.names(names)), names)
     if options.split_groups is not None:
         check_removed(absolute(options.split_groups))

@@ -24,6 +24,7 @@ from curator_dask.runs.sharing import take_part
 from curator_dask.runs.step import Step
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.storage import Options, absolute, is_remote, local_path
+from curator_dask.words import some_of_these
 
 logger = logging.getLogger("curator_dask")
 
@@ -50,7 +51,9 @@ def save(
         )
     missing = [name for name in columns or () if name not in frame.columns]
     if missing:
-        raise ConfigError(f"columns: no such columns {missing}; the metadata has {list(frame.columns)}")
+        raise ConfigError(
+            f"columns: no such columns {missing}; the metadata has {some_of_these(frame.columns, missing[0])}"
+        )
     share, mine = None, frame
     if part is not None:
         mine, share = take_part(frame, part)
