@@ -396,5 +396,5 @@ def _is_alive(note: Mapping[str, Any]) -> bool:
 
 def _is_running(pid: int, started: float) -> bool:
     with contextlib.suppress(psutil.Error):  # numbers of processes are used again
-        return abs(started - psutil.Process(pid).create_time()) < 2
+        return bool(abs(started - psutil.Process(pid).create_time()) < 2)
     return False
