@@ -25,7 +25,7 @@ from curator_dask.cli import app
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.image.classifiers import HeadClassifier, score_output
 from curator_dask.image.statistics import ImageStatistics
-from curator_dask.outputs import lock
+from curator_dask.outputs import lock, mixing
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
@@ -76,6 +76,7 @@ def export_held(rows, out, part, go, options):
         return put(self, shard, name)
 
     PackShard._pack = pack
+    mixing.WORTH_IT = 0  # rows are laid down, as of an export of many tars
     with dask.config.set(scheduler="sync"):
         export_output(rows, out, options, part=part)
 
