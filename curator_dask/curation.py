@@ -77,8 +77,8 @@ def curate(
     recipe
         What is done.
     overwrite
-        Replace the shards of another recipe or of other rows. Without it such a call ends before anything is replaced,
-        but ``embeddings``, which get what is new.
+        Replace the shards of another recipe or of other rows. Without it such a call ends before anything is replaced;
+        where shards or rows of a table are new, before these are fetched or embedded.
     append
         The dataset has grown: the tars that are there stay as they are, and what is new goes into tars behind them. A
         new row near an earlier one goes, and of new rows that are near one another the best stays, by the same recipe.
@@ -119,13 +119,14 @@ def curate(
     if fetch is not None:
         summary.steps[FETCHED] = fetch(
             given,
-            lambda folder: _look_ahead(folder, recipe, workers),
+            lambda folder: _look_ahead(folder, recipe, workers, choice),
             append=append,
             output_storage_options=storage_options,
             workers=workers,
         )
         summary.unfetched = summary.steps[FETCHED].failed
     found = find_shards(input_path, storage_options, **which)
+    choice.check_new(shard.name for shard in found)
     of_images = captions_of(recipe.captions, found, recipe.id_col, storage_options)
     place = places[EMBEDDINGS]
     if fetch is not None and overwrite:
@@ -247,8 +248,9 @@ def _check(found: ShardSet, recipe: Recipe, storage_options: Options) -> None:
         model.check(found, recipe.id_col, storage_options, captions=recipe.captions)
 
 
-def _look_ahead(folder: Path, recipe: Recipe, workers: OpenWorkers) -> None:
+def _look_ahead(folder: Path, recipe: Recipe, workers: OpenWorkers, choice: Choice) -> None:
     """`_check` and `_check_columns` of shards that are yet to be fetched, by one without rows."""
+    choice.check_new(None)
     found = find_shards(str(folder), None, image_column=recipe.image_column)
     _check(found, recipe, None)
     with at_work(workers):

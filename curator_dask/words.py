@@ -43,9 +43,34 @@ def meant(name: str, names: Sequence[str]) -> str:
     return f" (did you mean {' or '.join(said)}?)" if found else ""
 
 
+def some_of_these(names: Sequence[str], asked: str = "", most: int = 12) -> str:
+    """Names as a list for a message; of many those that are most like the one that was asked for, and how many others.
+
+    Parameters
+    ----------
+    names
+        That there are.
+    asked
+        That is not among them.
+    most
+        That are named.
+    """
+    names = [*names]
+    if len(names) <= most:
+        return str(names)
+    match = difflib.SequenceMatcher(b=asked.casefold())
+
+    def unlike(name: str) -> float:
+        match.set_seq1(str(name).casefold())
+        return -match.ratio()
+
+    near = sorted(names, key=unlike)[:most] if asked else names[:most]
+    return f"{near} and {counted(len(names) - most, 'other')}"
+
+
 def none_of_these(name: str, names: Sequence[str]) -> str:
     """That there is no such column, in words."""
-    return f"there is no column {name!r}{meant(name, names)}. There are {[*names]}"
+    return f"there is no column {name!r}{meant(name, names)}. There are {some_of_these(names, name)}"
 
 
 def printable(text: str) -> str:

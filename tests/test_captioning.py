@@ -35,7 +35,7 @@ from curator_dask.image.embedders.making import made_again
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models import by_shape, captioner
 from curator_dask.models.captioning import CaptionSpec
-from curator_dask.outputs.retrying import find_settings
+from curator_dask.outputs.settings_there import find_settings
 from curator_dask.runs import passes
 from curator_dask.testing import StepTests
 from curator_dask.text import ClipScore, ClipTextEmbedder, TextStatistics

@@ -33,7 +33,7 @@ from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.classes import ClassNames, activated
 from curator_dask.models.precision import most_shift
 from curator_dask.models.timm import TimmSpec
-from curator_dask.outputs.retrying import find_settings
+from curator_dask.outputs.settings_there import find_settings
 from curator_dask.runs import passes
 from curator_dask.testing import StepTests
 

@@ -86,8 +86,9 @@ def test_one_command_from_a_table_of_urls_to_shards_and_on_when_it_has_grown(ser
     # It has grown: the shard that was not full is fetched anew, and no other; tars that are there stay.
     before = {path: path.read_bytes() for path in sorted((out / "shards").glob("*.tar"))}
     write_urls(table, "1.parquet", server, range(10, 15))
-    with pytest.raises(OutputError, match=r"1 would go.*append=True \(--append\)"):
+    with pytest.raises(OutputError, match=r"that are not fetched yet.*append=True.*tars go$"):
         curate(images, out, recipe)
+    assert server.asked == asked
     summary = curate(images, out, recipe, append=True)
     assert {path: path.read_bytes() for path in before} == before
     assert exported(out) == expected(range(15))

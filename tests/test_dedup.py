@@ -567,6 +567,9 @@ def test_duplicates_of_shards_that_have_moved_are_told(tmp_path, in_this_process
     dataset = ImageTextPairDataset.from_webdataset(str(tmp_path / "shards"))
     assert len(dataset.without(tmp_path / "out").compute()) == 4
     assert "nothing is left out: a shard there is '/shards/0.tar', and here" in said.text
+    assert "where the best of a group of duplicates did not pass" not in said.text
+    dataset.filter("key >= '0'").without(tmp_path / "out")
+    assert "where the best of a group of duplicates did not pass, nothing of it stays" in said.text
 
 
 BEST = 1.0

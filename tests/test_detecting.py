@@ -35,7 +35,7 @@ from curator_dask.models.detecting import DetectionSpec
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
-from curator_dask.outputs.retrying import find_settings
+from curator_dask.outputs.settings_there import find_settings
 from curator_dask.rows.found import some_of
 from curator_dask.rows.remarks import of_kept
 from curator_dask.testing import StepTests

@@ -16,7 +16,7 @@ from curator_dask.errors import OutputError
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.image.embedders import ClipImageEmbedder
 from curator_dask.image.embedders.making import from_settings
-from curator_dask.outputs.retrying import find_settings
+from curator_dask.outputs.settings_there import find_settings
 from curator_dask.pipeline import Pipeline
 from curator_dask.stages import ProcessingStage
 from curator_dask.stages.image import (

@@ -439,6 +439,7 @@ def test_so_many_tars_of_equal_size(dataset, tmp_path):
     again = dataset.to_webdataset(tmp_path / "out", **options)
     assert (again.written, again.skipped, again.shards) == (1, 6, 7)
     none = dataset.to_webdataset(tmp_path / "none", where="width < 0", shards=7)
+    assert "NONE of the 7 tars that were asked for is there: no row that passes has a sample" in str(none)
     assert (none.kept, none.shards, none.complete) == (0, 0, True)
     for shards in range(1, 31):
         sizes = np.diff(ends_evenly(30, shards), prepend=0)

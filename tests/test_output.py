@@ -27,7 +27,7 @@ from colours import (
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, OutputError
-from curator_dask.frames.committing import machine_name
+from curator_dask.frames.committing import host_name, machine_name
 from curator_dask.frames.parquet import read_record
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.encoders import Encoder
@@ -135,12 +135,18 @@ def test_read_only(folder, tmp_path, in_this_process):
 def note_of(pid, host=None, seen=None):
     return {
         "run": "another",
-        "host": host or machine_name(),
+        "host": host or host_name(),
+        "machine": host or machine_name(),
         "pid": pid,
         "process_started": psutil.Process(pid).create_time() if psutil.pid_exists(pid) else 0,
         "since": time.time() - 60,
         "seen": time.time() if seen is None else seen,
     }
+
+
+def without_machine(note):
+    del note["machine"]
+    return note
 
 
 DEAD = 2**22 + 1  # above what Linux gives to a process
@@ -154,6 +160,12 @@ DEAD = 2**22 + 1  # above what Linux gives to a process
         (lambda: {**note_of(os.getppid()), "process_started": 1.0}, False),  # its number was used again
         (lambda: note_of(DEAD, host="elsewhere"), True),
         (lambda: note_of(DEAD, host="elsewhere", seen=time.time() - STALE_SECONDS - 1), False),
+        # Machines of one name, and notes of earlier versions, which say the name alone.
+        (lambda: {**note_of(DEAD), "machine": f"{host_name()}.0123abcd"}, True),
+        (lambda: {**note_of(os.getppid()), "machine": f"{host_name()}.0123abcd", "seen": 1.0}, False),
+        (lambda: without_machine(note_of(os.getppid(), seen=1.0)), True),
+        (lambda: without_machine(note_of(DEAD)), True),
+        (lambda: without_machine(note_of(DEAD, seen=1.0)), False),
         (lambda: ["no note"], False),
         (dict, False),
     ],

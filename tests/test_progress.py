@@ -9,6 +9,7 @@ import pytest
 from colours import ColourReader, write_dataset
 from distributed import Client, Event
 
+from curator_dask.cluster import showing
 from curator_dask.cluster.progress import Meter, report, watch
 from curator_dask.datasets import ImageTextPairDataset
 
@@ -126,3 +127,16 @@ def test_a_run_counts_every_image(tmp_path, request, on_cluster):
         with dask.config.set(scheduler="sync"), watch(meter, None, show=False):
             dataset.compute()
     assert (meter.images, meter.failed) == (30, 2)
+
+
+def test_without_a_terminal_a_line_says_soon_that_work_has_begun(capsys, monkeypatch):
+    """A log of hours gets no more lines for it than one each half minute."""
+    monkeypatch.setattr(showing, "_LOG_AFTER", (0.05, 0.2, 30.0))
+    meter = Meter(3)
+    with watch(meter, None):
+        time.sleep(0.12)
+        assert capsys.readouterr().err.startswith("shards 0/3 | 0 images")
+        meter.finish(10)
+        time.sleep(0.3)
+        assert capsys.readouterr().err.startswith("shards 1/3 |")
+    assert capsys.readouterr().err == ""

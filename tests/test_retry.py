@@ -31,7 +31,7 @@ from curator_dask.image.classifiers import HeadClassifier, ImageClassifier, scor
 from curator_dask.image.embedders import TimmImageEmbedder
 from curator_dask.image.statistics import ImageStatistics
 from curator_dask.outputs.parquet import ParquetSink
-from curator_dask.outputs.retrying import find_settings
+from curator_dask.outputs.settings_there import find_settings
 from curator_dask.outputs.writing import Output
 from curator_dask.runs.lineage import replace_functions, trace
 from curator_dask.runs.shardwise import shard_function

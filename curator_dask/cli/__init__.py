@@ -41,6 +41,7 @@ from curator_dask.cli.options import (
     InputPath,
     JsonFile,
     Metadata,
+    PartOfRun,
     RowSource,
     SchedulerAddress,
     SchedulerFile,
@@ -105,6 +106,7 @@ def retry(
     decoder: Annotated[
         Decoder | None, typer.Option(help="dali or pillow.  [default: as before]", show_default=False)
     ] = None,
+    part: PartOfRun = None,
     cluster: Cluster = ClusterType.auto,
     scheduler_address: SchedulerAddress = None,
     scheduler_file: SchedulerFile = None,
@@ -122,7 +124,7 @@ def retry(
     """
     from curator_dask.errors import OutputError
     from curator_dask.image.embedders.making import made_again
-    from curator_dask.outputs.retrying import find_settings
+    from curator_dask.outputs.settings_there import find_settings
 
     options = json_object(storage_options, "--storage-options") or None
     interrupted = "files that were finished are kept, the same command goes on from there"
@@ -141,7 +143,8 @@ def retry(
         embedders = [made_again({**found[name], **changed, "on_error": "null"}) for name in columns]
         with workers_when_needed(cluster, scheduler_address, scheduler_file, workers, embed=True) as start:
             summaries = [
-                embedder.retry(output, storage_options=options, workers=start) for embedder in embedders
+                embedder.retry(output, storage_options=options, workers=start, part=part)
+                for embedder in embedders
             ]
         put({name: each.to_dict() for name, each in zip(columns, summaries, strict=True)})
     if not all(summary.complete for summary in summaries):

@@ -42,6 +42,7 @@ from curator_dask.cli.options import (
     Images,
     JsonFile,
     OutputOptions,
+    PartOfRun,
     SchedulerAddress,
     SchedulerFile,
     StorageOptions,
@@ -197,6 +198,7 @@ def export(
     id_col: IdColumn = "key",
     images: Images = False,
     image_column: ImageColumn = "auto",
+    part: PartOfRun = None,
     cluster: Cluster = ClusterType.auto,
     scheduler_address: SchedulerAddress = None,
     scheduler_file: SchedulerFile = None,
@@ -234,6 +236,7 @@ def export(
     from curator_dask.outputs.failed import output_files
     from curator_dask.outputs.placing import locate
     from curator_dask.rows.reading import choose_source, learn_schema
+    from curator_dask.runs.parts import Part
     from curator_dask.webdataset.finding import find_shards
     from curator_dask.webdataset.shards import NoTarsError
 
@@ -278,12 +281,18 @@ def export(
             format=format.value,
             strip_metadata=None if strip_metadata is None else strip_metadata.value,
         )
+        only = Part.of_given(part)
         try:
             found = find_shards(input_path, options, images=images, image_column=image_column, id_col=id_col)
         except NoTarsError as error:
             found = None
             if not output_files(locate(input_path, options), options):
                 raise OutputError(f"neither a tar nor a Parquet file is there: {error}") from None
+        if found is not None and only is not None:
+            raise OutputError(
+                f"{input_path}: part {only} of an export is of rows that are there, which all parts plan by: give what"
+                " embed, score or filter wrote, or leave out --part"
+            )
         start = partial(workers_of, cluster, scheduler_address, scheduler_file, workers)
         if found is None:
             summary = export_output(
@@ -294,6 +303,7 @@ def export(
                 storage_options=options,
                 output_storage_options=output_options,
                 workers=start,
+                part=part,
             )
         else:
             if where or columns or filter_column or old_id_col or caption or npy or split_by or blur:

@@ -17,6 +17,7 @@ from curator_dask.cli.options import (
     LanguageModelFile,
     ModelDir,
     OutputOptions,
+    PartOfRun,
     SchedulerAddress,
     SchedulerFile,
     TextPrefix,
@@ -134,6 +135,7 @@ def score(
     overwrite: Annotated[
         bool, typer.Option(help="Replace scores of other heads, and others' columns.")
     ] = False,
+    part: PartOfRun = None,
     cluster: Cluster = ClusterType.auto,
     scheduler_address: SchedulerAddress = None,
     scheduler_file: SchedulerFile = None,
@@ -148,6 +150,11 @@ def score(
 
     Exit code 0: done. 1: a file could not be read. 2: wrong usage, a head that is not for these vectors among it.
     """
+    if part is not None and same_captions:
+        raise typer.BadParameter(
+            "counts the rows of all parts together: run it without --part, once all are done",
+            param_hint="--same-captions",
+        )
     options = json_object(storage_options, "--storage-options") or None
     output_options = json_object(output_storage_options, "--output-storage-options")
     files, folders = _pairs(head, "--head", "FILE"), _pairs(near, "--near", "FOLDER")
@@ -176,7 +183,7 @@ def score(
         score_output,
     )
     from curator_dask.image.statistics import ImageStatistics
-    from curator_dask.outputs.retrying import settings_of
+    from curator_dask.outputs.settings_there import settings_of
     from curator_dask.text import ClipScore, SameCaptions, TextStatistics
     from curator_dask.text.embedders import make_text_embedder
 
@@ -222,6 +229,7 @@ def score(
             storage_options=options,
             output_storage_options=output_options if output_storage_options else None,
             workers=partial(workers_of, cluster, scheduler_address, scheduler_file, workers),
+            part=part,
         )
         put(summary.to_dict())
     if not summary.complete:

@@ -172,7 +172,8 @@ def at_work(shards: int) -> Iterator[None]:
 def watch(meter: Meter, client: Client | None, show: bool = True) -> Iterator[None]:
     """Feed `meter` with the events of the tasks handed out meanwhile, and show it.
 
-    At a terminal a line is kept up to date, in a notebook a bar; elsewhere a line is printed every 30 seconds.
+    At a terminal a line is kept up to date, in a notebook a bar; elsewhere a line is printed after a second, and
+    then more and more seldom, up to every 30 seconds.
 
     Parameters
     ----------

@@ -6,12 +6,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, repeat
 from typing import Any
 
 from curator_dask.meter import Meter
 from curator_dask.notebook import Place, in_notebook, progress
 
-_LOG_EVERY = 30.0  # seconds between lines where there is no terminal to draw on
+#: Seconds from one line to the next where there is no terminal to draw on: soon one that says that work has begun, then
+#: ever more seldom, and from the last on every so often.
+_LOG_AFTER = (1.0, 4.0, 10.0, 15.0, 30.0)
 _LOOK_EVERY = 0.25  # seconds, at a terminal
 _DRAW_EVERY = 0.5  # seconds, in a notebook: each is a message that is kept until the cell has ended
 
@@ -61,7 +64,8 @@ def _to_stderr(meter: Meter, stop: threading.Event) -> None:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        while not stop.wait(_LOG_EVERY):
+        pauses = chain(_LOG_AFTER, repeat(_LOG_AFTER[-1]))
+        while not stop.wait(next(pauses)):
             print(meter, file=sys.stderr, flush=True)
         return
     from rich.live import Live

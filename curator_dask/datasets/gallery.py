@@ -21,7 +21,7 @@ from curator_dask.runs.graph import steps_of
 from curator_dask.runs.lineage import replace_functions
 from curator_dask.runs.step import GivesUp
 from curator_dask.storage import Options
-from curator_dask.words import counted
+from curator_dask.words import counted, some_of_these
 
 #: Pixels of a picture's longer side.
 SIZE = 160
@@ -117,7 +117,8 @@ def first_tiles(frame: dd.DataFrame, id_col: str, n: int) -> list[Tile]:
     missing = [name for name in (id_col, URL_COLUMN) if name not in frame.columns]
     if missing:
         raise DatasetError(
-            f"the metadata lacks {missing}, by which a row finds its image; it has {list(frame.columns)}."
+            f"the metadata lacks {missing}, by which a row finds its image; "
+            f"it has {some_of_these(frame.columns, missing[0])}."
             " Keep these columns when selecting others"
         )
     names = [name for name in (id_col, URL_COLUMN, CAPTION_COLUMN) if name in frame.columns]

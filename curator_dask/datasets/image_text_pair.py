@@ -29,6 +29,7 @@ from curator_dask.runs.parts import Part
 from curator_dask.runs.step import Step, check_step
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.webdataset.folders import is_folder_shard
+from curator_dask.words import some_of_these
 
 logger = logging.getLogger("curator_dask")
 
@@ -119,7 +120,8 @@ class ImageTextPairDataset(Sources, Collection, Selectable, Exportable):
         missing = [name for name in (self.id_col, URL_COLUMN) if name not in meta.columns]
         if step.needs & {"bytes", "pixels"} and missing:
             raise DatasetError(
-                f"the metadata lacks {missing}, by which a row finds its image; it has {list(meta.columns)}."
+                f"the metadata lacks {missing}, by which a row finds its image; "
+                f"it has {some_of_these(meta.columns, missing[0])}."
                 " Keep these columns when selecting others"
             )
         if "vectors" in step.needs and not embedding_columns(meta):

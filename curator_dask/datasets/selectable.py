@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from abc import ABC, abstractmethod
 from typing import Protocol, Self
@@ -13,10 +14,12 @@ from curator_dask.datasets.top import find_best
 from curator_dask.errors import OutputError
 from curator_dask.outputs.removed import leave_out
 from curator_dask.rows.where import Where
-from curator_dask.runs.filtering import FilterRows
+from curator_dask.runs.filtering import BestRows, FilterRows
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.step import Step
 from curator_dask.storage import absolute
+
+logger = logging.getLogger("curator_dask")
 
 
 class Duplicates(Protocol):
@@ -94,6 +97,9 @@ class Selectable(ABC):
     def without(self, duplicates: Duplicates | str | os.PathLike[str]) -> Self:
         """The dataset without the rows that have a better twin; nothing is computed yet.
 
+        Rows that go for a twin that `filter` or `top` has left out before are not counted: each shard is done by
+        itself, and a twin may be in any. `export_output` with ``where`` and ``without`` counts them.
+
         Parameters
         ----------
         duplicates
@@ -113,6 +119,12 @@ class Selectable(ABC):
             path = duplicates.path
         else:
             raise OutputError("the duplicates are not saved yet: call save(path) first")
-        inputs = trace(self.metadata).inputs
-        urls = None if inputs is None else {part.shard.url for part in inputs}
+        lineage = trace(self.metadata)
+        if any(isinstance(step, FilterRows | BestRows) for step in lineage.steps):
+            logger.warning(
+                "without: rows are filtered before, and where the best of a group of duplicates did not pass, nothing"
+                " of it stays. How many these are is not counted, as each shard is done by itself. Find duplicates"
+                " among the rows that pass, or save all rows and export them with where and without, which count it"
+            )
+        urls = None if lineage.inputs is None else {part.shard.url for part in lineage.inputs}
         return self.apply(leave_out(path, self.id_col, list(self.metadata.columns), urls))

@@ -19,6 +19,7 @@ from curator_dask.rows.reading import ReadShard
 from curator_dask.runs.filtering import BestRows, FilterRows, some_columns
 from curator_dask.runs.graph import map_items, map_step, steps_of
 from curator_dask.runs.lineage import trace
+from curator_dask.words import some_of_these
 
 logger = logging.getLogger("curator_dask")
 
@@ -34,7 +35,9 @@ def find_best(
     """The step that leaves the best rows of a frame; see `ImageTextPairDataset.top`."""
     fraction, n = _share_or_number(column, most, fraction, n)
     if column not in frame.columns:
-        raise ConfigError(f"top: has no column {column!r}; the metadata has {list(frame.columns)}")
+        raise ConfigError(
+            f"top: has no column {column!r}; the metadata has {some_of_these(frame.columns, column)}"
+        )
     values_of(some_columns(frame._meta, [column]), column)  # on no rows: is it of numbers?
     looks = [step for step in steps_of(frame) if step.needs & {"bytes", "pixels"}]
     if looks:

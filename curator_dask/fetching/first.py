@@ -103,8 +103,13 @@ class FirstFetch:
             with tempfile.TemporaryDirectory(prefix="curator-dask-") as folder:
                 tarfile.open(Path(folder, "00000.tar"), "w").close()
                 pq.write_table(schema.empty_table(), Path(folder, "00000.parquet"))
-                ahead(Path(folder))
+                try:
+                    ahead(Path(folder))
+                except OutputError as error:
+                    of_others.append(error)
+                    raise
 
+        of_others: list[OutputError] = []  # what is wrong with other folders than that of the fetch
         try:
             found = fetch_table(
                 self.table,
@@ -116,6 +121,8 @@ class FirstFetch:
                 ahead=look,
             )
         except OutputError as error:
+            if error in of_others:
+                raise
             raise OutputError(f"fetch: {error}. (Of a recipe that is `fetch: {{overwrite: true}}`)") from None
         if found.failed_shards:
             name, why = next(iter(found.failed_shards.items()))

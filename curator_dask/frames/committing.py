@@ -7,7 +7,7 @@ import functools
 import os
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -108,8 +108,22 @@ _OF_THE_MACHINE = (
 def machine_name() -> str:
     """By which processes whose numbers mean the same tell each other from all others.
 
-    The host's name; in a container with that of its host (AWS Batch's jobs have it), but numbers of its own, what
-    tells the container from others as well: else one would take what another's processes write for a dead one's.
+    `host_name`, and a piece of what Linux calls each boot of each machine: containers and machines made of one image
+    may have one name, or ``localhost``, and share a folder. A container has that of its machine.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
+    except (OSError, ValueError):  # no Linux, or a sandbox without it
+        boot = ""
+    return f"{host_name()}.{boot}" if boot else host_name()
+
+
+@functools.cache
+def host_name() -> str:
+    """The host's name, for people; in a container whose processes have numbers of its own with that of these numbers.
+
+    A container may have the name of its host (AWS Batch's jobs have it): one would take what another's processes write
+    for a dead one's.
     """
     try:
         numbers = str(Path("/proc/self/ns/pid").readlink())
@@ -117,3 +131,21 @@ def machine_name() -> str:
         numbers = _OF_THE_MACHINE
     own = "" if numbers == _OF_THE_MACHINE else f".{numbers.strip('pid:[]')}"
     return f"{socket.gethostname()}{own}"
+
+
+def is_here(note: Mapping[str, Any]) -> bool | None:
+    """Whether the number of a process that a note names is one of this machine's.
+
+    Parameters
+    ----------
+    note
+        With ``host``, a `host_name`, and ``machine``, a `machine_name`; earlier versions have not written the latter.
+
+    Returns
+    -------
+    bool or None
+        None: it may be, as the names are the same.
+    """
+    if "machine" in note:
+        return bool(note["machine"] == machine_name())
+    return None if note.get("host") == host_name() else False

@@ -18,6 +18,7 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.vectors import FAULTS, vectors_of
 from curator_dask.rows.images import values_of
 from curator_dask.storage import Options
+from curator_dask.words import some_of_these
 
 _ROWS = 4096  # that are read at once
 
@@ -66,7 +67,9 @@ def key_digests(path: str, options: Options) -> np.ndarray:
         record = FileRecord.parse(file.schema_arrow.metadata)
         id_col, names = (record and record.id_col) or "key", file.schema_arrow.names
         if id_col not in names:
-            raise OutputError(f"{path}: has no column {id_col!r} of keys; it has {names}")
+            raise OutputError(
+                f"{path}: has no column {id_col!r} of keys; it has {some_of_these(names, id_col)}"
+            )
         read = [name for name in (id_col, URL_COLUMN) if name in names]
         found += [digests_of(batch, id_col) for batch in file.iter_batches(65_536, columns=read)]
     return np.concatenate(found)

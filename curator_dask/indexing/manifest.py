@@ -22,7 +22,7 @@ from curator_dask.outputs.placing import locate
 from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.stamps import stamp
-from curator_dask.words import counted
+from curator_dask.words import counted, some_of_these
 
 logger = logging.getLogger("curator_dask")
 
@@ -243,7 +243,8 @@ class Source:
         for each, footer in footers.items():
             if column not in footer.columns:
                 raise OutputError(
-                    f"{each}: has no column {column!r} of vectors; it has {footer.columns}. Give the name of theirs"
+                    f"{each}: has no column {column!r} of vectors; "
+                    f"it has {some_of_these(footer.columns, column)}. Give the name of theirs"
                     " (--column), or the folder that embed wrote to"
                 )
         files = []

@@ -31,7 +31,7 @@ from curator_dask.report.making import check_page, embeddings_in
 from curator_dask.rows.best import is_number
 from curator_dask.rows.where import Where
 from curator_dask.storage import Options, absolute
-from curator_dask.words import counted
+from curator_dask.words import counted, some_of_these
 
 logger = logging.getLogger("curator_dask")
 
@@ -295,7 +295,8 @@ def _open(path: str | os.PathLike[str], column: str, options: Options) -> Folder
     for name, what in ((folder.files[0].id_col, "keys"), (column, "vectors (--column)")):
         if name not in folder.types:
             raise OutputError(
-                f"{folder.path}: has no column {name!r} of {what}; it has {[*folder.types]}. Give the folder that embed"
+                f"{folder.path}: has no column {name!r} of {what}; "
+                f"it has {some_of_these([*folder.types], name)}. Give the folder that embed"
                 " wrote to"
             )
     return folder

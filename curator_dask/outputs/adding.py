@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
 import pandas as pd
@@ -36,6 +37,7 @@ from curator_dask.outputs.added import AddedStep as AddedStep  # from here, too
 from curator_dask.outputs.added import SeeingStep, scores_of
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.failed import tell_others
+from curator_dask.outputs.file_parts import check_parts_at_work, is_of
 from curator_dask.outputs.given import check_no_input, given_files
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.replacing import check_column
@@ -56,6 +58,7 @@ from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import noticing, summed, without_not_made
 from curator_dask.runs.describing import load_models
 from curator_dask.runs.fit import Fit
+from curator_dask.runs.parts import Part, told_part
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.reports import errors_of, report_frame, report_of, report_since
 from curator_dask.runs.settle import file_tasks, run_targets
@@ -64,6 +67,7 @@ from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.stamps import stamp
+from curator_dask.words import some_of_these
 
 logger = logging.getLogger("curator_dask")
 
@@ -202,6 +206,7 @@ def add_columns(
     summary: SaveSummary | None = None,
     around: Around = nullcontext,
     look: Callable[[Sequence[str]], object] = lambda _: None,
+    part: Part | None = None,
 ) -> SaveSummary:
     """Add columns that steps make of those that are there to the files of an output.
 
@@ -225,6 +230,8 @@ def add_columns(
         Given a file's name, what it is done within, on a worker.
     look
         Given the paths of the files that have all columns in the end, before the summary is told.
+    part
+        Whose files are done, beside other parts; what would be replaced is looked for in all.
 
     Returns
     -------
@@ -243,7 +250,7 @@ def add_columns(
         check_not_inside(source.folder, target.folder)
     summary = SaveSummary("", opened=False) if summary is None else summary
     summary.path = target.folder
-    with opened(target.folder, target.options):
+    with opened(target.folder, target.options, part=part) as lock:
         names = given_files(source.folder, options)
         if target is not source:
             tell_others(target.folder, names, target.options)
@@ -261,6 +268,12 @@ def add_columns(
                     check_no_input(where, footer, options)
                 written = join(target.folder, names[number])
                 _check_free(where, place, footer, lacking, paths[number], written, target)
+        made = {name: said for step in steps for name, said in scores_of(step).items()}
+        recipes = {name: {"head": said.get("head"), "recipe": said["recipe"]} for name, said in made.items()}
+        check_parts_at_work(lock, target.folder, part, recipes)
+        mine = [is_of(part, name) for name in names]
+        summary.part = None if part is None else told_part(part, sum(mine), len(names))
+        names, looked = [*compress(names, mine)], [*compress(looked, mine)]
         todo = [name for name, (_, _, _, lacking) in zip(names, looked, strict=True) if lacking]
         needed = [*{id(step): step for look in looked for step in look[3]}.values()]
         finished = [(where, place, footer) for where, place, footer, lacking in looked if not lacking]
@@ -272,7 +285,9 @@ def add_columns(
                 fit = Fit(needed, load_models(needed, [], client, len(todo)))
                 summary.startup_seconds = time.monotonic() - started
                 targets = [Target.of_file(target.folder, name) for name in todo]
-                run_targets(file_tasks(add, todo, "add-columns", client, fit), client, targets, summary)
+                tasks = file_tasks(add, todo, "add-columns", client, fit)
+                run_targets(tasks, client, targets, summary, held=lock.check_held)
+        lock.check_held()
         done = [name for name in names if name.removesuffix(".parquet") not in summary.failed_shards]
         look([join(target.folder, name) for name in done])
     summary.seconds = time.monotonic() - started
@@ -294,13 +309,15 @@ def _check_vectors(read: str, footer: Footer, lacking: Sequence[AddedStep]) -> N
     missing = {said["vectors"] for said in every if "vectors" in said} - {*footer.columns}
     if missing:
         raise OutputError(
-            f"{read}: has no column {', '.join(map(repr, sorted(missing)))} of vectors; it has {footer.columns}. Give"
+            f"{read}: has no column {', '.join(map(repr, sorted(missing)))} of vectors; "
+            f"it has {some_of_these(footer.columns, min(missing))}. Give"
             " the name of theirs (embedding_column, --column), or make them first: `curator-dask embed` into it"
         )
     missing = {said[TEXTS] for said in every if TEXTS in said} - {*footer.columns}
     if missing:
         raise OutputError(
-            f"{read}: has no column {sorted(missing)} of texts; it has {footer.columns}. Give the name of theirs"
+            f"{read}: has no column {sorted(missing)} of texts; "
+            f"it has {some_of_these(footer.columns, min(missing))}. Give the name of theirs"
             " (text_column, --text)"
         )
 

@@ -19,6 +19,7 @@ from curator_dask.rows.capped import Cap, Ends, Members, capped_rows, find_ends,
 from curator_dask.rows.where import Where
 from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
+from curator_dask.words import some_of_these
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ class Chosen:
         """Behind an error: which columns there are, where one that is named is not among them."""
         named = [self.top[0]] if self.top else []
         named += [self.cap.column, self.cap.by or self.cap.column] if self.cap else []
-        return "" if {*named} <= {*columns} else f"; it has {list(columns)}"
+        missing = next((name for name in named if name not in columns), None)
+        return "" if missing is None else f"; it has {some_of_these(columns, missing)}"
 
     def _where(self, table: pa.Table, columns: Sequence[str] | None = None) -> np.ndarray:
         return np.ones(len(table), bool) if self.where is None else self.where.passes(table, columns) == 1

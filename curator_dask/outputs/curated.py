@@ -88,6 +88,25 @@ class Choice:
         if not self.replaces and self._is_added_to:
             self._refuse("has tars that were added since", first=_APPEND)
 
+    def check_new(self, names: Iterable[str] | None) -> None:
+        """Raise OutputError where tars that must stay were made without some shards: before these are embedded.
+
+        Parameters
+        ----------
+        names
+            Of all shards; None: it is a table that has rows whose images are yet to be fetched.
+        """
+        if self.replaces:
+            return
+        if names is None:
+            self._refuse("was made before the table had rows that are not fetched yet", first=_APPEND)
+        there = {*output_files(join(self._folder, PASSING), None)}
+        for each in (f"{name}.parquet" for name in names or ()):
+            if each not in there:
+                self._refuse(
+                    f"was made without {EMBEDDINGS}/{each}: no rows of it are in {PASSING}", first=_APPEND
+                )
+
     def check_rows(self, names: Collection[str]) -> None:
         """Raise OutputError where tars that must stay were made of rows that lack some, or some of their columns.
 

@@ -18,7 +18,7 @@ from curator_dask.outputs.splits import SplitBy, Splits
 from curator_dask.outputs.vector_members import vector_members
 from curator_dask.rows.where import Where
 from curator_dask.webdataset.layouts import EMPTY
-from curator_dask.words import meant
+from curator_dask.words import meant, some_of_these
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,9 @@ class ExportOptions:
         if missing := [name for name in dict.fromkeys(named) if name not in columns]:
             hint = ". A condition is where= (--where)" if self.filter_column in missing else ""
             near = meant(missing[0], columns) if len(missing) == 1 else ""
-            raise ConfigError(f"no such columns {missing}{near}; the rows have {list(columns)}{hint}")
+            raise ConfigError(
+                f"no such columns {missing}{near}; the rows have {some_of_these(columns, missing[0])}{hint}"
+            )
         if self.shrinking is not None and (made := [name for name in named if name in EXPORTED.names]):
             raise ConfigError(
                 f"columns {made} are made anew while the tars are written, of the images that are in them: name others"

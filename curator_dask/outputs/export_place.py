@@ -13,6 +13,7 @@ import logging
 import os
 import posixpath
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,19 @@ from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_footer, without_leftovers
 from curator_dask.outputs.export_sizes import remove_sizes, sizes_there
 from curator_dask.outputs.left_out import UNBLURRED
-from curator_dask.outputs.lock import RunLock
+from curator_dask.outputs.lock import RunLock, parts_there
 from curator_dask.outputs.placing import is_there, put
 from curator_dask.outputs.saving import check_writable, missing_folders, path_beside, remove_empty
 from curator_dask.outputs.selecting import Folder
 from curator_dask.outputs.shard_names import PARTS, is_shard, names_of, shortened, strays
 from curator_dask.outputs.twins_told import NOTE, SUFFIX
+from curator_dask.runs.parts import Part
 from curator_dask.storage import exists, is_remote, join, read_bytes, remove, walk
 from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
+
+_LOOKS, _LOOK_SECONDS = 20, 0.1  # for the note that another part is about to write
 
 #: Of what is noted of an export: what identifies the table of duplicates.
 WITHOUT = "without_state"
@@ -46,6 +50,8 @@ class ExportPlace:
     ----------
     target
         Where the tars go.
+    part
+        Which of them are written, beside others; None: all.
 
     Raises
     ------
@@ -53,8 +59,10 @@ class ExportPlace:
         There can be no folder beside it.
     """
 
-    def __init__(self, target: Folder) -> None:
+    def __init__(self, target: Folder, part: Part | None = None) -> None:
         self.target, self.beside = target, path_beside(target.path, SUFFIX, "tars")
+        self.part = part
+        self._lock = RunLock(target.path, target.options, part)
 
     @property
     def has_tars(self) -> bool:
@@ -114,24 +122,52 @@ class ExportPlace:
         try:
             for each in local:
                 check_writable(each)
-            with RunLock(self.target.path, self.target.options), without_leftovers(*local):
+            with self._lock, without_leftovers(*local):
                 is_new = self._note() is None
-                if is_new and any(True for _ in walk(self.beside, self.target.options)):
+                if is_new and self._is_foreign():
                     raise OutputError(
                         f"{self.beside}: is there, and is not of an export: what belongs to {self.target.path} goes"
                         " there. Move it away, or give another path"
                     )
-                if is_new:
+                if is_new and self._note() is None:  # which another part may have written meanwhile
                     self._tell({"export": None})
                 try:
                     yield
                     finished = not dry_run
                 finally:
-                    if is_new and not finished:
+                    if is_new and not finished and not self._others_at_work():
                         self._forget(dry_run and not keep_rows)
         finally:
             if not finished:
                 remove_empty(missing)
+
+    def _is_foreign(self) -> bool:
+        """Whether something is beside the tars, and no note; of parts another may be about to write it."""
+        for left in reversed(range(1 if self.part is None else _LOOKS)):
+            if not any(True for _ in walk(self.beside, self.target.options)) or self._note() is not None:
+                return False
+            time.sleep(_LOOK_SECONDS if left else 0.0)
+        return True
+
+    def _others_at_work(self) -> bool:
+        if self.part is None:
+            return False
+        return bool({*parts_there(self.target.path, self.target.options).living} - {self.part})
+
+    def check_held(self) -> None:
+        """Raise OutputError where another run has come meanwhile: see `RunLock.check_held`."""
+        self._lock.check_held()
+
+    def check_parts_at_work(self, this: str) -> None:
+        """Raise OutputError where another part is at work on another export; `this` tells it from others."""
+        if self.part is None:
+            return
+        for part, made in self._lock.declare({"export": this}).items():
+            if made.get("export", this) != this:
+                raise OutputError(
+                    f"{self.target.path}: part {part} of an export is at work there, of other rows or by other"
+                    " settings. Give all parts the same, or another folder"
+                )
 
     def _forget(self, everything: bool) -> None:
         """Remove what is beside the tars, where it is the note alone or `everything` is to go."""

@@ -98,6 +98,7 @@ def plan_shards(
         parts = {name: count.samples - count.earlier for name, count in assigned.counts.items()}
     if options.shards is not None:
         ends = _ends_of_so_many(parts, options.shards)
+        summary.notes = _notes_of(options.shards, total, max(parts.values()))
     elif options.shard_bytes is None:
         ends = ends_in_parts(
             [*parts.values()], lambda start, stop: ends_by_count(stop - start, options.samples_per_shard)
@@ -128,6 +129,16 @@ def plan_shards(
         )
     splits = [(name, len(each)) for name, each in zip(parts, ends, strict=True)]
     return NewShards(names, marks, counts, np.concatenate(ends), order, splits=splits, at=at)
+
+
+def _notes_of(shards: int, total: int, most: int) -> list[str]:
+    """What is to be known where so many tars were asked for, of all samples, and of those of the largest split."""
+    if not total:
+        return [f"NONE of the {shards:,} tars that were asked for is there: no row that passes has a sample"]
+    return [
+        "its tars are of one size, so none can be added (--append): of a dataset that is to grow give"
+        f" --samples-per-shard {-(-most // shards)} instead of --shards"
+    ]
 
 
 def _ends_of_so_many(parts: Mapping[str, int], shards: int) -> list[np.ndarray]:

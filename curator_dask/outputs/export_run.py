@@ -37,6 +37,7 @@ from curator_dask.outputs.export_sizes import check_sizes, put_sizes
 from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.outputs.export_tables import in_tables, weighing_of
 from curator_dask.outputs.left_out import UNBLURRED, is_without_file, twins_lost
+from curator_dask.outputs.looking_up import look_up
 from curator_dask.outputs.mixing import rows_laid_down
 from curator_dask.outputs.new_keys import NewKeys
 from curator_dask.outputs.packing import PackShard
@@ -50,6 +51,7 @@ from curator_dask.outputs.twins_told import TWINS
 from curator_dask.outputs.unique_keys import check_keys
 from curator_dask.outputs.vector_members import VectorMember, check_new, vector_members
 from curator_dask.outputs.weighing import Weighing
+from curator_dask.runs.parts import told_part
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options, absolute
@@ -95,9 +97,10 @@ class ExportRun:
         self._summary.add_left_out(left_out or {})
         self._summary.leave_out_emptied()
         options = self._options
-        if options.blur and options.without and not (options.append or options.dry_run):
+        whole = self.place.part is None
+        if options.blur and options.without and whole and not (options.append or options.dry_run):
             self._summary.twins_lost = twins_lost(self.place.folder(UNBLURRED), absolute(options.without))
-        if options.card and not options.dry_run and not self._summary.failed_shards:
+        if options.card and whole and not options.dry_run and not self._summary.failed_shards:
             self._put_card(making)
         self._summary.seconds = time.monotonic() - started
         logger.info("%s", self._summary)
@@ -205,26 +208,13 @@ class ExportRun:
         asked = {
             name: FileRows(name, taken.get(name, none), lost.get(name, {}), twins.of(name)) for name in names
         }
-        known = in_threads(select.known, [*asked.values()])
-        reports = {name: report for name, report in zip(names, known, strict=True) if report is not None}
-        for report in reports.values():
-            summary.looked_up.add(report)
-        todo = [name for name in names if name not in reports]
-
-        def take(number: int, row: Mapping[str, Any]) -> None:
-            reports[todo[number]] = json.loads(row["target"])
-
-        if todo:
-            client = self._client()
-            targets = [Target.of_file(selected.path, name) for name in todo]
-            tasks = file_tasks(select, [asked[name] for name in todo], "select-samples", client)
-            run_targets(tasks, client, targets, summary.looked_up, take)
+        reports = look_up(select, [*asked.values()], self.place, self._client, summary.looked_up)
         stop_at(summary.looked_up.failed_shards, "its samples could not be looked up")
         for name in names:
             summary.add_file(reports[name])
         summary.reasons, summary.examples = summary.looked_up.reasons, summary.looked_up.examples
         logger.info("%d of %d rows have a sample for %s", summary.kept, summary.rows, self.place.target.path)
-        return {name: reports[name] for name in names}  # not as they were done
+        return reports
 
     def _packing(
         self,
@@ -313,14 +303,17 @@ class ExportRun:
         """Write the tars; see `_write`."""
         summary, told = self._summary, self.place.told
         stay = None if self._earlier is None else self._earlier.names
-        summary.shards = len(shards)
+        summary.shards, part = len(shards), self.place.part
+        new = [pack.name(*shards.place(number)) for number in range(len(shards))]
+        mine = [number for number, name in enumerate(new) if part is None or part.takes(name)]
         finished = in_threads(lambda number: pack.finished(shards[number]), range(len(shards)))
         todo = [number for number, footer in enumerate(finished) if footer is None]
-        for footer in finished:
+        for footer in (finished[number] for number in mine):
             if footer is not None and footer.record is not None:
                 self._add_shard(footer.record.report or {})
-        summary.skipped = len(shards) - len(todo) - len(summary.emptied)
-        new = [pack.name(*shards.place(number)) for number in range(len(shards))]
+        doing = sorted({*todo} & {*mine})
+        summary.skipped = len(mine) - len(doing) - len(summary.emptied)
+        summary.part = None if part is None else told_part(part, len(mine), len(new))
         names = [*(stay or ()), *new]
         splits = [] if self._earlier is None else [posixpath.dirname(name) for name in self._earlier.there]
         summary.note_shards([*splits, *(shards.place(number)[0] for number in range(len(shards)))])
@@ -332,12 +325,11 @@ class ExportRun:
         options = self._options
         if options.tells_sizes:
             check_sizes(self.place.target, names)
-        places = [len(names) - len(new) + number for number in todo]
 
-        def clear(only_look: bool = False) -> None:
+        def clear(numbers: Sequence[int], only_look: bool = False) -> None:
             self.place.clear(
                 names,
-                places,
+                [len(names) - len(new) + number for number in numbers],
                 self._this,
                 options.overwrite,
                 only_look=only_look,
@@ -345,18 +337,20 @@ class ExportRun:
                 stay=stay,
             )
 
-        clear(only_look=True)
-        summary.needed = total_bytes * len(todo) // max(1, len(shards)) + tarfile.RECORDSIZE * len(todo)
+        self.place.check_parts_at_work(self._this)
+        clear(todo, only_look=True)
+        summary.needed = total_bytes * len(doing) // max(1, len(shards)) + tarfile.RECORDSIZE * len(doing)
         summary.by_old_sizes = options.shrinking is not None
         summary.free = self.place.check_space(summary.needed, summary.by_old_sizes)
         summary.planned = options.dry_run
         if options.dry_run:
             return True
         if new or not stay or names != sorted(self.place.tars):
-            clear()
-        if todo:
-            self._pack_all(pack, shards.only(todo), [new[number] for number in todo])
-        if options.tells_sizes:
+            clear(doing)  # what the tars of other parts have is theirs to remove
+        if doing:
+            self._pack_all(pack, shards.only(doing), [new[number] for number in doing])
+        self.place.check_held()
+        if options.tells_sizes and part is None:
             there = () if self._earlier is None else self._earlier.reports
             sizes = {each["name"]: each["rows"] for each in there if not is_without_file(each)}
             put_sizes(self.place.target, sizes | self._sizes)
@@ -376,7 +370,8 @@ class ExportRun:
         spare = None if summary.free is None else summary.free - summary.needed
         with rows_laid_down(pack, shards, names, self.place, self._client, spare) as pack:
             client = self._client()
-            run_targets(file_tasks(pack, shards, "pack-shard", client), client, targets, done, take)
+            tasks = file_tasks(pack, shards, "pack-shard", client)
+            run_targets(tasks, client, targets, done, take, held=self.place.check_held)
         summary.failed_shards = done.failed_shards
 
     def _add_shard(self, report: Mapping[str, Any]) -> None:

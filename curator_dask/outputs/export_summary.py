@@ -62,12 +62,18 @@ class ExportSummary:
         The new tars, those of them that were written in this call, and those that were finished before.
     emptied
         Names of new tars that are not there, as none of their samples could be blurred.
+    part
+        Of a part, its ``number`` (counted from 0) and how many there are (``of``), how many new tars it has
+        (``shards``) and how many there are in all (``all_shards``). What is counted of tars is of this part alone, rows
+        and samples are of all. None: there are no parts.
     failed_shards
         New tars that could not be written, with the reason; a rerun tries them again.
     splits
         By name, how many samples and tars each has, and what was asked for; empty where there are none.
     split_notes
         What is to be known of them.
+    notes
+        What is to be known of how many tars there are.
     bytes
         Of all new tars that there are; those of splits with the tars that stay.
     needed, free
@@ -163,9 +169,11 @@ class ExportSummary:
     written: int = 0
     skipped: int = 0
     emptied: list[str] = field(default_factory=list)
+    part: dict[str, int] | None = None
     failed_shards: dict[str, str] = field(default_factory=dict)
     splits: dict[str, SplitCount] = field(default_factory=dict)
     split_notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     bytes: int = 0
     needed: int = 0
     free: int | None = None
@@ -366,9 +374,15 @@ class ExportSummary:
         size = self.bytes + (self.needed if self.planned else 0)
         noun = "Parquet file" if self.format == "parquet" else "tar"
         new, there = ("", "") if not self.earlier_shards else ("new ", f"{self.earlier:,} in earlier tars, ")
+        what = (
+            f"{counted(self.kept, f'{new}sample')} in {counted(self.shards, f'{new}{noun}')}, {sized(size)}"
+        )
+        if self.part is not None:
+            every = counted(self.part["all_shards"], noun)
+            what = f"part {self.part['number']}/{self.part['of']}, {self.part['shards']:,} of {every}, {sized(size)}"
+            what += f"; in all {counted(self.kept, 'sample')}"
         lines = [
-            f"{self.path}: {counted(self.kept, f'{new}sample')} in {counted(self.shards, f'{new}{noun}')},"
-            f" {sized(size)}; of {counted(self.rows, 'row')} {there}{left}",
+            f"{self.path}: {what}; of {counted(self.rows, 'row')} {there}{left}",
             f"  {done}; {self.seconds:.1f} s",
         ]
         if self.planned:
@@ -383,7 +397,7 @@ class ExportSummary:
         lines += earlier_lines(self, size)
         total = self.kept + self.earlier_samples
         lines += [f"  {name}: {count.told(total, noun)}" for name, count in self.splits.items()]
-        lines += [f"  {note}" for note in self.split_notes]
+        lines += [f"  {note}" for note in (*self.split_notes, *self.notes)]
         for clause, count in self.passing.items():
             null = f", {self.unknown[clause]:,} unknown (null)" if self.unknown.get(clause) else ""
             lines.append(f"  {clause}: {count:,} of the rows pass{null}")

@@ -37,10 +37,12 @@ from curator_dask.outputs.selecting import Folder, stop_at
 from curator_dask.outputs.writing import Output
 from curator_dask.runs.filtering import some_columns
 from curator_dask.runs.groups import Layout
+from curator_dask.runs.parts import Part
 from curator_dask.runs.run import run
 from curator_dask.runs.sink import Job, Plan
 from curator_dask.runs.step import Step
 from curator_dask.storage import Options, absolute, is_remote, join
+from curator_dask.words import some_of_these
 
 
 def export_output(
@@ -53,6 +55,7 @@ def export_output(
     output_storage_options: Options = None,
     workers: OpenWorkers = contextlib.nullcontext,
     making: Making | None = None,
+    part: tuple[int, int] | str | None = None,
 ) -> ExportSummary:
     """Write the samples of an output's rows into new tars.
 
@@ -73,6 +76,10 @@ def export_output(
         Opens the cluster to work on, once there is something to do; else it is the one that is there.
     making
         What came before the export, for a card.
+    part
+        Write one part of the new tars, as ``(3, 8)`` or ``"3/8"``, counted from 0, beside others that write theirs.
+        All plan the same, so the rows and the options must be the same. A call without it then finds all tars there,
+        or writes what is left, and after that ``sizes.json`` and the card.
 
     Raises
     ------
@@ -90,13 +97,19 @@ def export_output(
     given = storage_options if output_storage_options is None else output_storage_options
     target = Folder(locate(os.fspath(output), given), given)
     check_apart(rows.path, target.path)
-    options = options or ExportOptions()
+    options, only = options or ExportOptions(), Part.of_given(part)
+    for name in ("dry_run", "append"):
+        if only is not None and getattr(options, name):
+            raise ConfigError(
+                f"part {only} and {name} (--{name.replace('_', '-')}): parts write the tars of a new export. Leave one"
+                " out"
+            )
     found = schema_of(rows, names)
     options.check_columns(found.empty_table(), found.names)
     for duplicates in (options.without, options.split_groups):
         if duplicates is not None:
             check_removed(absolute(duplicates))
-    place = ExportPlace(target)
+    place = ExportPlace(target, only)
     with place.open(options.dry_run), when_needed(workers) as client:
         export = ExportRun(place, options, id_col, storage_options, client)
         export.write(rows, names)
@@ -125,7 +138,7 @@ def export_frame(
     names = list(frame.columns)
     wanted = [id_col, URL_COLUMN, *options.names(names), *([] if encoded is None else [encoded.column])]
     if missing := [name for name in wanted if name not in names]:
-        raise ConfigError(f"no such columns {missing}; the metadata has {names}")
+        raise ConfigError(f"no such columns {missing}; the metadata has {some_of_these(names, missing[0])}")
     options.check_columns(some_columns(frame._meta, options.names(names)), names)
     if options.split_groups is not None:
         check_removed(absolute(options.split_groups))

@@ -343,7 +343,7 @@ def _write(
 ) -> SaveSummary:
     target = function.target
     summary = SaveSummary(target.folder, opened=False)
-    with opened(target.folder, target.options):
+    with opened(target.folder, target.options) as lock:
         there = in_threads(lambda name: read_footer(join(target.folder, name), target.options), names)
         others = check_others(target.folder, names, target.options, target.overwrite)
         todo = []
@@ -363,7 +363,9 @@ def _write(
             with at_work(workers) as client:
                 summary.startup_seconds = time.monotonic() - started
                 targets = [Target.of_file(target.folder, name) for name in todo]
-                run_targets(file_tasks(function, todo, "filter-file", client), client, targets, summary)
+                tasks = file_tasks(function, todo, "filter-file", client)
+                run_targets(tasks, client, targets, summary, held=lock.check_held)
+        lock.check_held()
         for name in others if summary.complete else ():
             remove(join(target.folder, name), target.options)
     summary.seconds = time.monotonic() - started

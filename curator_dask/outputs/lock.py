@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 
 from curator_dask.errors import ConfigError, OutputError
-from curator_dask.frames.committing import machine_name
+from curator_dask.frames.committing import host_name, is_here, machine_name
 from curator_dask.runs.parts import Part
 from curator_dask.storage import Options, is_remote, join, read_bytes, remove, walk, write_bytes
 
@@ -48,7 +48,6 @@ RENEW_SECONDS = 20.0
 STALE_SECONDS = 120.0
 _LOOK_SECONDS = 2.0  # between two looks at the note of a part that may be dead
 _TRIES = 10  # to write a note into a folder that another part, which ends, removes
-
 #: Seconds that a run waits in its end for a store to take its note away: one that does not answer is tried for minutes.
 LEAVE_SECONDS = 30.0
 
@@ -80,7 +79,8 @@ class RunLock:
         self._url = join(folder, self._name)
         self._note = {
             "run": uuid.uuid4().hex,
-            "host": machine_name(),
+            "host": host_name(),
+            "machine": machine_name(),
             "pid": os.getpid(),
             "process_started": psutil.Process().create_time(),
             "since": time.time(),
@@ -99,7 +99,7 @@ class RunLock:
         """
         other = self._read()
         if other is not None and _is_alive(other):
-            if self._part is None or other.get("host") == machine_name():
+            if self._part is None or is_here(other):
                 raise OutputError(self._taken(other))
             self._wait_for_its_end(other)
         self._check_others()
@@ -386,12 +386,15 @@ def _is_alive(note: Mapping[str, Any]) -> bool:
     if note.get("run") in _ENDED:
         return False
     try:
-        if note["host"] == machine_name() and psutil.pid_exists(int(note["pid"])):
-            # Numbers of processes are used again.
-            age = float(note["process_started"]) - psutil.Process(int(note["pid"])).create_time()
-            return bool(abs(age) < 2)
-        if note["host"] == machine_name():
-            return False
-        return time.time() - float(note["seen"]) < STALE_SECONDS
-    except (KeyError, TypeError, ValueError, psutil.Error):
+        here = is_here(note)
+        if here is not False and _is_running(int(note["pid"]), float(note["process_started"])):
+            return True
+        return not here and time.time() - float(note["seen"]) < STALE_SECONDS
+    except (KeyError, TypeError, ValueError):
         return False
+
+
+def _is_running(pid: int, started: float) -> bool:
+    with contextlib.suppress(psutil.Error):  # numbers of processes are used again
+        return bool(abs(started - psutil.Process(pid).create_time()) < 2)
+    return False

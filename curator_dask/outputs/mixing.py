@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("curator_dask")
 
+#: The folder beside the tars, in which each part of an export has one of its own.
+MIXED = "mixed"
 #: Files are laid down anew where tars would read each more often than this, on average: it is read and written once for
 #: it, and each of its rows is read once more.
 WORTH_IT = 8
@@ -132,7 +134,8 @@ def rows_laid_down(
     spare
         Bytes that the disk has besides what the tars need; None: not known.
     """
-    begun = place.folder("mixed")
+    part = "" if place.part is None else f"/{place.part.number}-of-{place.part.of}"
+    begun = place.folder(f"{MIXED}{part}")
     clear(begun)  # of a run that died
     by_file = [] if shards.in_order else [*shards.by_table()]
     if sum(len(tars) for *_, tars, _ in by_file) <= WORTH_IT * len(by_file):
@@ -187,9 +190,10 @@ def _bytes_in(folder: Folder) -> int:
 
 
 def clear(folder: Folder) -> None:
-    """Remove what is in a folder of an export, and the folder."""
+    """Remove what is in a folder of an export, and the folder; that of all parts, too, if this was the last of it."""
     for name in [*walk(*folder)]:
         remove(folder.file(name), folder.options)
     if not is_remote(folder.path):
         path = Path(folder.path)
-        remove_empty([each for each in (*sorted(path.rglob("*"), reverse=True), path) if each.is_dir()])
+        below = [each for each in sorted(path.rglob("*"), reverse=True) if each.is_dir()]
+        remove_empty([*below, path, *([path.parent] if path.parent.name == MIXED else [])])

@@ -26,7 +26,7 @@ from curator_dask.rows.ids import check_id_type, exact_ids
 from curator_dask.rows.images import values_of
 from curator_dask.storage import Options, join
 from curator_dask.webdataset.keys import id_text
-from curator_dask.words import counted
+from curator_dask.words import counted, some_of_these
 
 _BLOCK = 8192  # rows that are read at once
 
@@ -98,7 +98,8 @@ class VectorFiles:
         for file, footer in footers.items():
             if needed and column not in footer.columns:
                 raise OutputError(
-                    f"{file}: has no column {column!r} of vectors; it has {footer.columns}. Give the name of theirs"
+                    f"{file}: has no column {column!r} of vectors; "
+                    f"it has {some_of_these(footer.columns, column)}. Give the name of theirs"
                     " (--column), or the folder that embed wrote to"
                 )
         return cls({file: footer.record for file, footer in footers.items()}, column, options)
@@ -276,7 +277,9 @@ class VectorFiles:
         with faults_told(path), open_parquet(path, self.options) as file:
             names = file.schema_arrow.names
             if columns[0] not in names:
-                raise OutputError(f"{path}: has no column {columns[0]!r} of keys; it has {names}")
+                raise OutputError(
+                    f"{path}: has no column {columns[0]!r} of keys; it has {some_of_these(names, columns[0])}"
+                )
             if URL_COLUMN in {*columns} & {*names} and not _is_text(
                 kind := file.schema_arrow.field(URL_COLUMN).type
             ):

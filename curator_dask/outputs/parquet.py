@@ -15,12 +15,12 @@ from curator_dask.outputs.conflicts import (
     FORMERLY,
     check_beside_images,
     check_own_files,
-    describe_difference,
     find_strays,
     identity,
     made_otherwise,
 )
 from curator_dask.outputs.failed import remove_leftovers_of, say_lost
+from curator_dask.outputs.file_parts import check_parts_at_work
 from curator_dask.outputs.keeping import find_kept
 from curator_dask.outputs.lock import RunLock
 from curator_dask.outputs.planning import (
@@ -139,13 +139,7 @@ class ParquetSink:
         if self.share is None or not self._opened:
             return
         made = json.loads(json.dumps({name: identity(info) for name, info in job.models.items()}))
-        for part, others in self._opened[0].declare(made).items():
-            for name in sorted({*made} & {*others}):
-                if difference := describe_difference(others[name], made[name]):
-                    raise OutputError(
-                        f"{self.output.folder}: column {name!r} of part {part}, which is at work, {difference}. Give"
-                        " all parts the same settings, and machines of one kind, or another path"
-                    )
+        check_parts_at_work(self._opened[0], self.output.folder, self.share.part, made)
 
     def _check_other_parts(self, job: Job, there: frozenset[str]) -> None:
         """Raise OutputError where another part has made the same columns otherwise: some of its files are looked at."""

@@ -36,6 +36,7 @@ from curator_dask.frames.parquet import (
 from curator_dask.frames.record import MADE_BY, FileRecord, inputs_of, made_by_model
 from curator_dask.outputs.conflicts import describe_difference
 from curator_dask.outputs.failed import as_wide, find_errors, list_errors, output_files, write_failed
+from curator_dask.outputs.file_parts import is_of
 from curator_dask.outputs.given import check_one_output
 from curator_dask.outputs.hopeless import rows_without_sample
 from curator_dask.outputs.lock import RunLock
@@ -47,6 +48,7 @@ from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import add_up, noticing, summed, without_not_made
 from curator_dask.runs.awaiting import with_origins
 from curator_dask.runs.fit import Fit
+from curator_dask.runs.parts import Part, told_part
 from curator_dask.runs.passes import run_steps
 from curator_dask.runs.reports import report_frame, report_of
 from curator_dask.runs.settle import file_tasks, run_targets
@@ -164,6 +166,7 @@ def retry(
     shard_options: Options = None,
     workers: OpenWorkers = nullcontext,
     sure: str | None = None,
+    part: Part | None = None,
 ) -> SaveSummary:
     """Embed the failed rows of an output again; see `ImageEmbedder.retry`.
 
@@ -184,6 +187,8 @@ def retry(
         Opens the cluster to work on, once there are failed rows; else it is the one that is there.
     sure
         Another column of the same model, null where a row has failed; None: `column` is.
+    part
+        Whose files are tried, beside other parts.
     """
     started = time.monotonic()
     output = _output(path, options)
@@ -191,8 +196,8 @@ def retry(
     if not list_parquet(output.folder, options):
         raise _nothing_there(output, column)
     check_one_output(output.folder, output_files(output.folder, options))
-    with RunLock(output.folder, options):
-        found, targets, remarks = _find(output, column)
+    with RunLock(output.folder, options, part) as lock:
+        found, targets, remarks, summary.part = _find(output, column, part)
         record = next(iter(found.values())).record or FileRecord("")
         summary.made = made_by_model(record.models[column])
         others = [name for name in record.embeddings if name != column]
@@ -214,46 +219,23 @@ def retry(
                     retry_file = RetryFile(steps, column, sure or column, id_col, output, shard_options)
                     names, fit = [each.name for each in targets], Fit(steps, loaded)
                     tasks = file_tasks(retry_file, names, "retry-file", client, fit)
-                    run_targets(tasks, client, targets, summary)
+                    run_targets(tasks, client, targets, summary, held=lock.check_held)
                 finally:
                     clear_stages(client)
+            lock.check_held()
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary
-
-
-def find_settings(path: str, options: Options = None) -> dict[str, dict[str, Any]]:
-    """By column, the arguments of the embedder that made an output, for those that JSON can hold.
-
-    Raises
-    ------
-    OutputError
-        No file there was written by curator_dask, or one cannot be read.
-    """
-    output = _output(path, options)
-    footers = whole_footers(sorted(list_parquet(output.folder, options)), options)
-    records = [footer.record for footer in footers.values() if footer.record is not None]
-    if not records:
-        raise OutputError(f"{path}: no file of curator_dask's is there. Give the folder that embed wrote to")
-    # A model may have been run on some of the shards alone.
-    every = {name: made_by for record in reversed(records) for name, made_by in record.settings.items()}
-    return {name: made_by for name, made_by in every.items() if made_by}
-
-
-def settings_of(path: str, column: str, options: Options = None) -> dict[str, Any]:
-    """The same of one column; empty where no file of an output says it."""
-    files = sorted(list_parquet(_output(path, options).folder, options))
-    records = (footer.record for footer in whole_footers(files, options).values())
-    said = (record.settings.get(column) for record in records if record is not None)
-    return next((dict(each) for each in said if each), {})
 
 
 def _output(path: str, options: Options) -> Output:
     return Output(locate(path, options), options, in_place=False, overwrite=False, drop_failed=False)
 
 
-def _find(output: Output, column: str) -> tuple[dict[str, Footer], list[Target], dict[str, Any]]:
-    """The files with the column by path, those with failed rows, and what was noticed of all shards."""
+def _find(
+    output: Output, column: str, part: Part | None
+) -> tuple[dict[str, Footer], list[Target], dict[str, Any], dict[str, int] | None]:
+    """The files with the column by path; of a part those with failed rows, what was noticed of its shards, and it."""
     aside = list_errors(output.folder, output.options)
     files = sorted({*list_parquet(output.folder, output.options), *aside})
     footers = whole_footers(files, output.options)
@@ -280,8 +262,9 @@ def _find(output: Output, column: str) -> tuple[dict[str, Footer], list[Target],
                 f"{output.folder}: the files do not have one model: column {column!r} {difference}"
             )
     with_errors = {aside[path] for path in mine if path in aside}
-    paths = [path for path in mine if path not in aside]
-    names = {path: path.removeprefix(output.folder).lstrip("/").removesuffix(".parquet") for path in paths}
+    there = [path for path in mine if path not in aside]
+    names = {path: path.removeprefix(output.folder).lstrip("/").removesuffix(".parquet") for path in there}
+    paths = [path for path, name in names.items() if is_of(part, name)]
     failed = in_threads(lambda path: _has_failed(path, output.options), paths)
     targets = [
         Target(names[path], path, "", dict(mine[path].shard or {}) or None, None, None)
@@ -289,9 +272,11 @@ def _find(output: Output, column: str) -> tuple[dict[str, Footer], list[Target],
         if has_failed or names[path] in with_errors
     ]
     remarks: dict[str, Any] = {}
-    for record in mine.values():
-        add_up(remarks, record.remarks)
-    return found, targets, remarks
+    for path, record in mine.items():
+        if is_of(part, names[path] if path in names else aside[path]):
+            add_up(remarks, record.remarks)
+    told = None if part is None else told_part(part, len(paths), len(names))
+    return found, targets, remarks, told
 
 
 def _check_derived(found: Mapping[str, Footer], steps: Sequence[SharingStep]) -> None:

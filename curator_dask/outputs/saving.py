@@ -24,6 +24,7 @@ from curator_dask.runs.sharing import take_part
 from curator_dask.runs.step import Step
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.storage import Options, absolute, is_remote, local_path
+from curator_dask.words import some_of_these
 
 logger = logging.getLogger("curator_dask")
 
@@ -50,7 +51,9 @@ def save(
         )
     missing = [name for name in columns or () if name not in frame.columns]
     if missing:
-        raise ConfigError(f"columns: no such columns {missing}; the metadata has {list(frame.columns)}")
+        raise ConfigError(
+            f"columns: no such columns {missing}; the metadata has {some_of_these(frame.columns, missing[0])}"
+        )
     share, mine = None, frame
     if part is not None:
         mine, share = take_part(frame, part)
@@ -76,8 +79,8 @@ def save(
 
 
 @contextlib.contextmanager
-def opened(folder: str, options: Options, *beside: str) -> Iterator[None]:
-    """Make the folder of an output, and keep other runs out of it; remove what dead processes have left.
+def opened(folder: str, options: Options, *beside: str, part: Part | None = None) -> Iterator[RunLock]:
+    """Make the folder of an output, and keep other runs out of it, by a lock; remove what dead processes have left.
 
     Where the block fails, no folder is left that it has made and that is empty.
 
@@ -89,6 +92,8 @@ def opened(folder: str, options: Options, *beside: str) -> Iterator[None]:
         For fsspec.
     beside
         Local folders that the block makes for what belongs to the output.
+    part
+        That the block does; others of as many parts may write there.
 
     Raises
     ------
@@ -98,8 +103,8 @@ def opened(folder: str, options: Options, *beside: str) -> Iterator[None]:
     with _no_empty_folders(folder, *beside):
         if not is_remote(folder):
             check_writable(folder)
-        with RunLock(folder, options), without_leftovers(folder, *beside):
-            yield
+        with RunLock(folder, options, part) as lock, without_leftovers(folder, *beside):
+            yield lock
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from curator_dask.outputs.unchanged import check_unchanged
 from curator_dask.rows.reasons import reasons_in
 from curator_dask.rows.remarks import OF_TARS
 from curator_dask.storage import Options
+from curator_dask.words import some_of_these
 
 
 def lacking_seen(step: SeeingStep, footer: Footer, record: FileRecord) -> list[str]:
@@ -67,7 +68,8 @@ def check_seen(
             continue
         if missing := [name for name in step.inputs if name not in footer.columns]:
             raise OutputError(
-                f"{read}: has no columns {missing}, by which its rows find their images; it has {footer.columns}. Only"
+                f"{read}: has no columns {missing}, by which its rows find their images; "
+                f"it has {some_of_these(footer.columns, missing[0])}. Only"
                 " what embed, classify, caption or save_metadata wrote has them: run embed with --statistics"
             )
         for name in lacking_seen(step, footer, record):

@@ -39,6 +39,7 @@ from curator_dask.rows.where import Where
 from curator_dask.runs.reports import errors_of, report_frame
 from curator_dask.storage import Options, join
 from curator_dask.webdataset.stamps import stamp
+from curator_dask.words import some_of_these
 
 
 class Folder(NamedTuple):
@@ -218,7 +219,8 @@ class SelectSamples:
         id_col = (footer.record.id_col if footer.record else None) or self.id_col
         if missing := [each for each in (id_col, URL_COLUMN) if each not in footer.columns]:
             raise OutputError(
-                f"{path}: has no column {missing}, by which a row finds its sample; it has {footer.columns}. Give the"
+                f"{path}: has no column {missing}, by which a row finds its sample; "
+                f"it has {some_of_these(footer.columns, missing[0])}. Give the"
                 " name of the keys' column (id_col, --id-col), or the folder that embed wrote to"
             )
         where = None if self.where is None else Where(self.where)

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from curator_dask.errors import ConfigError
 from curator_dask.rows.where import Where
-from curator_dask.words import counted
+from curator_dask.words import counted, some_of_these
 
 #: What is left goes here.
 REST = "train"
@@ -75,7 +75,8 @@ class SplitBy:
             found = self._told(lambda where: where.values(table, columns))
         if not self.columns(columns):
             raise ConfigError(
-                f"split_by={self.text!r} (--split-by): names no column, so all rows have one value. There are {columns}"
+                f"split_by={self.text!r} (--split-by): names no column, so all rows have one value. "
+                f"There are {some_of_these(columns)}"
             )
         kind = found.type.value_type if pa.types.is_dictionary(found.type) else found.type
         if pa.types.is_nested(kind) or not _is_told(kind):

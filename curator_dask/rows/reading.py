@@ -27,6 +27,7 @@ from curator_dask.webdataset.opening import open_shard
 from curator_dask.webdataset.parquet import KEY, columns_of_rows, is_numbered, is_parquet_shard, numbered_keys
 from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet
 from curator_dask.webdataset.stamps import stamp
+from curator_dask.words import some_of_these
 
 #: Shards that are looked at on the client to learn the columns, spread evenly over the dataset.
 SCHEMA_SHARDS = 16
@@ -203,7 +204,8 @@ def learn_schema(
         )
     if id_col not in schema.names:
         raise DatasetError(
-            f"id_col={id_col!r}: no such column in {shards[0].parquet or shards[0].url}; it has {schema.names}."
+            f"id_col={id_col!r}: no such column in {shards[0].parquet or shards[0].url}; "
+            f"it has {some_of_these(schema.names, id_col)}."
             " Give id_col (--id-col) the column whose values are the keys in the tar"
         )
     check_id_type(schema.field(id_col).type, id_col)

@@ -266,6 +266,7 @@ def run_targets(
     summary: SaveSummary,
     take: Callable[[int, Mapping[str, Any]], None] | None = None,
     of: str = "",
+    held: Callable[[], None] | None = None,
 ) -> None:
     """Do all targets and count; what kills workers is tried again alone, then given up.
 
@@ -283,6 +284,8 @@ def run_targets(
         Called with the number of each target that is done, and the row of its report.
     of
         What they are called while they are done; else they are shards, or files where no image is opened.
+    held
+        Called with each that ends: raises OutputError where another run has come to write there (`RunLock.check_held`).
 
     Raises
     ------
@@ -297,6 +300,8 @@ def run_targets(
     deaths = 0
 
     def settle(numbers: Sequence[int], result: Any) -> None:
+        if held is not None:
+            held()
         rows = result if isinstance(result, list) else [result] * len(numbers)
         for number, row in zip(numbers, rows, strict=False):
             if _settle(targets[number], row, meter, summary) and take is not None:

@@ -36,7 +36,7 @@ from curator_dask.text.concepts import CONCEPT_COLUMN, ConceptList
 from curator_dask.text.counting import BALANCE_SUFFIX, LIST, Counting, Counts
 from curator_dask.text.drawing import CHANCE, COLUMNS, DRAWN, BalanceRows, Expect, expected_of, levels_of
 from curator_dask.threads import in_threads
-from curator_dask.words import counted, meant
+from curator_dask.words import counted, meant, some_of_these
 
 logger = logging.getLogger("curator_dask")
 
@@ -303,12 +303,14 @@ def _check_columns(
     for path, footer in footers.items():
         if text not in footer.columns:
             raise OutputError(
-                f"{path}: has no column {text!r}{meant(text, footer.columns)}; it has {footer.columns}. Give the"
+                f"{path}: has no column {text!r}{meant(text, footer.columns)}; "
+                f"it has {some_of_these(footer.columns, text)}. Give the"
                 " name of the captions' (text_column, --text)"
             )
         if draws and key not in footer.columns:
             raise OutputError(
-                f"{path}: has no column {key!r}, by which rows are drawn; it has {footer.columns}. Give the name of"
+                f"{path}: has no column {key!r}, by which rows are drawn; "
+                f"it has {some_of_these(footer.columns, key)}. Give the name of"
                 " one whose values are each row's own (id_col, --id-col)"
             )
     made = [f"{prefix}{name}" for name in COLUMNS]

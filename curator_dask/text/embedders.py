@@ -17,6 +17,7 @@ from curator_dask.models.sentences import SentenceSpec, is_sentences
 from curator_dask.models.texts import LONG_TEXT, TextSpec
 from curator_dask.settings import absolute
 from curator_dask.text.partition import EmbedText
+from curator_dask.words import some_of_these
 
 #: The vectors of captions, unless another name is given.
 TEXT_EMBEDDING_COLUMN = "text_embedding"
@@ -211,6 +212,7 @@ def check_text_column(dataset: ImageTextPairDataset, column: str) -> None:
     """Raise DatasetError where a dataset has no such column."""
     if column not in dataset.metadata.columns:
         raise DatasetError(
-            f"text_column={column!r}: the metadata has no such column, it has {list(dataset.metadata.columns)}: give"
+            f"text_column={column!r}: the metadata has no such column, "
+            f"it has {some_of_these(dataset.metadata.columns, column)}: give"
             " the name of the captions'"
         )

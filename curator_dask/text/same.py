@@ -113,6 +113,9 @@ class SameCaptions:
         The column would take the captions' place.
     """
 
+    #: Of no part of a run: its files' counts are of others' rows, too.
+    of_all_rows = True
+
     def __init__(self, text: str = CAPTION_COLUMN, *, prefix: str = "text_") -> None:
         self.text, self.prefix = text, prefix
         if self.pred_column == text:

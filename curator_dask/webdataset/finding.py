@@ -24,7 +24,7 @@ from curator_dask.webdataset.parquet import (
 )
 from curator_dask.webdataset.parquet import image_column as column_of
 from curator_dask.webdataset.shards import NoTarsError, Shard, ShardSet, discover
-from curator_dask.words import counted
+from curator_dask.words import counted, some_of_these
 
 _TRIED = 16  # Parquet files that are opened until one of them can be read
 AUTO = "auto"
@@ -130,7 +130,8 @@ def discover_parquet(
         usual = column_of(schema)
     if id_col != KEY and id_col not in names:
         raise DatasetError(
-            f"id_col={id_col!r} (--id-col): no such column in {file}; it has {names}. Without it the rows'"
+            f"id_col={id_col!r} (--id-col): no such column in {file}; "
+            f"it has {some_of_these(names, id_col)}. Without it the rows'"
             " numbers are keys"
         )
     if id_col == column:

@@ -14,6 +14,7 @@ from curator_dask.errors import ConfigError
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.adding import AddedStep, add_columns
 from curator_dask.outputs.placing import locate
+from curator_dask.runs.parts import Part
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.storage import Options
 from curator_dask.words import counted
@@ -82,7 +83,8 @@ class ScoreSummary(SaveSummary):
     __str__ = SaveSummary.__str__
 
     def _own_lines(self) -> list[str]:
-        return [_captions_line(column, said) for column, said in self.measured_captions.items()]
+        said = [_captions_line(column, said) for column, said in self.measured_captions.items()]
+        return [*super()._own_lines(), *said]
 
     def _none_line(self) -> list[str]:
         return [] if self.captions_alone else super()._none_line()
@@ -106,6 +108,7 @@ def score_output(
     storage_options: Mapping[str, Any] | None = None,
     output_storage_options: Mapping[str, Any] | None = None,
     workers: OpenWorkers = nullcontext,
+    part: tuple[int, int] | str | None = None,
 ) -> ScoreSummary:
     """Score the vectors of an output: no vector is changed, and no tar is opened but for statistics of images.
 
@@ -127,6 +130,9 @@ def score_output(
         For fsspec, where `path` (or its shards) and `output` are URLs; without the second those of `path`, too.
     workers
         Opens the cluster to work on, once there are files that lack scores; else it is the one that is there.
+    part
+        Score the files of one part of the shards, as ``(3, 8)`` or ``"3/8"``, counted from 0, beside others that do
+        theirs (`ImageTextPairDataset.save_metadata`).
 
     Raises
     ------
@@ -140,6 +146,13 @@ def score_output(
     every: list[Scorer] = []
     for given in classifiers:
         every += given.scorers() if isinstance(given, Scorers) else [given]
+    only = Part.of_given(part)
+    whole = [each for each in classifiers if only is not None and getattr(each, "of_all_rows", False)]
+    if whole:
+        raise ConfigError(
+            f"part {only}: {type(whole[0]).__name__} counts the rows of all parts together: call it without part, once"
+            " all are done"
+        )
     twice = [name for name, count in Counter(each.pred_column for each in every).items() if count > 1]
     if twice or not every:
         raise ConfigError(
@@ -178,5 +191,6 @@ def score_output(
         workers=workers,
         summary=summary,
         look=look,
+        part=only,
     )
     return summary

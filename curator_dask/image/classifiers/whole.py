@@ -26,6 +26,7 @@ from curator_dask.models.precision import DTYPES
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.retrying import retry
 from curator_dask.runs.lineage import trace
+from curator_dask.runs.parts import Part
 from curator_dask.runs.step import SharingStep, how_read
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.settings import absolute
@@ -153,6 +154,7 @@ class WholeModel(ABC):
         storage_options: Mapping[str, Any] | None = None,
         shard_options: Mapping[str, Any] | None = None,
         workers: OpenWorkers = nullcontext,
+        part: tuple[int, int] | str | None = None,
     ) -> SaveSummary:
         """Try the failed rows of an output again, and only these; see `ImageEmbedder.retry`.
 
@@ -163,7 +165,7 @@ class WholeModel(ABC):
         ----------
         path
             What `save_metadata` wrote, with the same model.
-        storage_options, shard_options, workers
+        storage_options, shard_options, workers, part
             As for `ImageEmbedder.retry`.
 
         Raises
@@ -178,7 +180,8 @@ class WholeModel(ABC):
             return [step, *statistics_again(step, records), *models_again(step, records, [type(self)])]
 
         own = self.step("key")
-        return retry(os.fspath(path), own.column, steps, storage_options, of_shards, workers, own.sure)
+        given = (storage_options, of_shards, workers, own.sure, Part.of_given(part))
+        return retry(os.fspath(path), own.column, steps, *given)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())

@@ -32,6 +32,7 @@ from curator_dask.models.compiling import CompileSetting, check_compile
 from curator_dask.models.encoders import Encoder, EncoderSpec
 from curator_dask.models.precision import enough_cosine
 from curator_dask.outputs.retrying import retry
+from curator_dask.runs.parts import Part
 from curator_dask.runs.step import SharingStep
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.tokens import tokenize
@@ -234,6 +235,7 @@ class ImageEmbedder(ABC):
         storage_options: Mapping[str, Any] | None = None,
         shard_options: Mapping[str, Any] | None = None,
         workers: OpenWorkers = nullcontext,
+        part: tuple[int, int] | str | None = None,
     ) -> SaveSummary:
         """Try the failed rows of an output again, and only these.
 
@@ -252,6 +254,8 @@ class ImageEmbedder(ABC):
             The same for the shards; None: `storage_options`.
         workers
             Opens the cluster to work on, once there are failed rows; else it is the one that is there.
+        part
+            Try those of one part of the shards, as ``(3, 8)`` or ``"3/8"``, counted from 0, beside others.
 
         Returns
         -------
@@ -271,7 +275,8 @@ class ImageEmbedder(ABC):
             step = self._step(id_col, others, of_shards)
             return steps_again(step, self.classifiers, records, storage_options)
 
-        return retry(os.fspath(path), self.image_embedding_column, steps, storage_options, of_shards, workers)
+        given = (storage_options, of_shards, workers, None, Part.of_given(part))
+        return retry(os.fspath(path), self.image_embedding_column, steps, *given)
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from curator_dask.image.embedders.clip import ClipImageEmbedder
 from curator_dask.image.embedders.timm import TimmImageEmbedder
 from curator_dask.image.embedders.whole import WHOLE_MODELS
 from curator_dask.models.hub import is_transformers
-from curator_dask.outputs.retrying import settings_of
+from curator_dask.outputs.settings_there import settings_of
 from curator_dask.storage import Options
 
 #: Arguments of `TimmImageEmbedder` alone: their options, and their values where those are not given.

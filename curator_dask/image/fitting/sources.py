@@ -18,7 +18,7 @@ from curator_dask.rows.lookup import Lookup, key_texts, with_shards
 from curator_dask.rows.user_tables import UserTable
 from curator_dask.storage import Options
 from curator_dask.tables.held import check_memory, check_single, told
-from curator_dask.words import counted, meant
+from curator_dask.words import counted, meant, some_of_these
 
 #: Of several tables of labels: of how many rows they differ; and of each table which labels rows have asked for, and
 #: how often.
@@ -52,7 +52,8 @@ class LabelColumn:
             columns = read_footer(file, files.options).columns
             if name not in columns:
                 raise NoColumnError(
-                    f"{file}: has no column {name!r} of labels{meant(name, columns)}; it has {columns}. Of labels in a"
+                    f"{file}: has no column {name!r} of labels{meant(name, columns)}; "
+                    f"it has {some_of_these(columns, name)}. Of labels in a"
                     " table of their own give its file, too (labels, --labels)"
                 )
         return cls(name)
@@ -110,7 +111,8 @@ class LabelTable:
             )
         if label not in names:
             raise DatasetError(
-                f"{table.path}: has no column {label!r} of labels{meant(label, names)}; it has {names}"
+                f"{table.path}: has no column {label!r} of labels{meant(label, names)}; "
+                f"it has {some_of_these(names, label)}"
             )
         shards = URL_COLUMN in names
         columns = [label, *([URL_COLUMN] if shards else [])]
