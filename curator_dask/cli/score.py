@@ -80,6 +80,26 @@ def score(
     clip_score_column: Annotated[
         str, typer.Option(metavar="NAME", help="Name of the column of --clip-score.")
     ] = "clip_score",
+    neg_clip_loss: Annotated[
+        bool,
+        typer.Option(
+            "--neg-clip-loss",
+            help="CLIP score less how well image and caption fit those of other rows. Of the vectors in text_embedding,"
+            " or by the model of --clip-score. Column neg_clip_loss.",
+        ),
+    ] = False,
+    temperature: Annotated[
+        float, typer.Option(help="Of --neg-clip-loss: 1 / the logit scale of the model.")
+    ] = 0.01,
+    contrast_batch: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="ROWS", help="Of --neg-clip-loss: rows that each is compared with at a time."
+        ),
+    ] = 32768,
+    contrast_batches: Annotated[
+        int, typer.Option(min=1, metavar="NUMBER", help="Of --neg-clip-loss: how many such batches.")
+    ] = 10,
     near: Annotated[
         list[str] | None,
         typer.Option(
@@ -88,6 +108,13 @@ def score(
             show_default=False,
         ),
     ] = None,
+    near_norm: Annotated[
+        str,
+        typer.Option(
+            metavar="max|2",
+            help="Of --near: the largest cosine, or the root of the sum of their squares (NormSim, norms ∞ and 2).",
+        ),
+    ] = "max",
     cluster_number: Annotated[
         list[str] | None,
         typer.Option(
@@ -148,9 +175,10 @@ def score(
     check_language_model(language_model, names)
     of_images = names_in(statistics, "--statistics")
     of_rows = names or of_images or same_captions
-    if not (aesthetic or nsfw or files or folders or centroids or clip_score or of_rows):
+    of_pairs = clip_score or neg_clip_loss
+    if not (aesthetic or nsfw or files or folders or centroids or of_pairs or of_rows):
         raise typer.BadParameter(
-            "give a head, --aesthetic, --nsfw, --head, --near, --cluster-number or --clip-score, or"
+            "give a head, --aesthetic, --nsfw, --head, --near, --cluster-number, --clip-score or --neg-clip-loss, or"
             " --statistics, --text-statistics or --same-captions",
             param_hint="--head",
         )
@@ -165,7 +193,7 @@ def score(
     )
     from curator_dask.image.statistics import ImageStatistics
     from curator_dask.outputs.retrying import settings_of
-    from curator_dask.text import ClipScore, SameCaptions, TextStatistics
+    from curator_dask.text import ClipScore, NegClipLoss, SameCaptions, TextStatistics
     from curator_dask.text.embedders import make_text_embedder
 
     interrupted = "files that were scored are kept, the same command goes on from there"
@@ -178,13 +206,17 @@ def score(
             path = None if nsfw == PUBLISHED else nsfw
             heads.append(NsfwClassifier(column, model_path=path, check=check))
         heads += [HeadClassifier(path, name, column, check=check) for name, path in files]
-        heads += [ReferenceSimilarity(path, name, column, check=check) for name, path in folders]
+        how = {"check": check, "norm": near_norm}
+        heads += [ReferenceSimilarity(path, name, column, **how) for name, path in folders]
         heads += [ClusterNumber(path, name, column, check=check) for name, path in centroids]
-        if clip_score:
-            embedder = make_text_embedder(clip_score, model_dir, text_column=text)
+        embedder = make_text_embedder(clip_score, model_dir, text_column=text) if clip_score else None
+        if embedder is not None:
             heads.append(
                 ClipScore(embedder, image_embedding_column=column, pred_column=clip_score_column, check=check)
             )
+        if neg_clip_loss:
+            how = {"temperature": temperature, "batch_size": contrast_batch, "batches": contrast_batches}
+            heads.append(NegClipLoss(embedder, image_embedding_column=column, check=check, **how))
         if names:
             chosen = None if "all" in names else names
             heads.append(TextStatistics(chosen, text, prefix=text_prefix, language_model=language_model))

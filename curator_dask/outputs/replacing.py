@@ -43,7 +43,7 @@ def check_column(
     do, kind = "Give the column another name", "is no score of a head"
     if table is not None:
         do, kind = "Choose others (--columns, --mark)", "was not joined from a table"
-    elif BALANCE in said and not _is_of_texts(said):
+    elif BALANCE in said and "vectors" not in said and not _is_of_texts(said):
         do = "Put something before the names (prefix, --prefix)"
     elif _is_of_texts(said):
         do = "Put something else before the name (prefix='new_', --text-prefix new_)"
