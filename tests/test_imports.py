@@ -32,6 +32,7 @@ LAYERS = (
     "browsing",
     "report",
     "retrieval",
+    "balancing",
     "image.embedders",
     "text",
     "image.fitting",

@@ -67,7 +67,7 @@ def _may_change(before: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
     """Whether columns come from where they came from before: a table may have changed, or counts of captions."""
     if TABLE in said:
         return bool(before.get(TABLE) == said[TABLE])
-    return BALANCE in said and all(before.get(kind) == said[kind] for kind in (BALANCE, TEXTS))
+    return BALANCE in said and all(before.get(kind) == said.get(kind) for kind in (BALANCE, TEXTS))
 
 
 def _made_by(said: Mapping[str, Any]) -> str:

@@ -101,6 +101,17 @@ class NegClipLoss:
         self.seed = int(seed)
         self.check = check
 
+    def look(self) -> None:
+        """See that the files of what embeds the captions are there.
+
+        Raises
+        ------
+        CuratorError
+            They are not, or it has no tower for texts.
+        """
+        if self.text is not None:
+            _ = self.text.encoder_spec().digests
+
     def of_files(self, records: Mapping[str, FileRecord | None], options: Options = None) -> ContrastPairs:
         """The step for the vectors, and the captions, of files, of which batches are drawn; `options` are for fsspec.
 

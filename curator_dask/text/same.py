@@ -123,6 +123,9 @@ class SameCaptions:
         """Of the counts."""
         return f"{self.prefix}same_captions"
 
+    def look(self) -> None:
+        """Nothing is to be seen before the rows are there."""
+
     def of_files(self, records: Mapping[str, FileRecord | None], options: Options = None) -> CountSame:
         """The step for files, whose captions are counted; `options` are for fsspec.
 
