@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_centroids import DIM, GROUPS, clustered  # noqa: F401, a fixture
 from test_heads import L14
+from typer.testing import CliRunner
 
 from curator_dask.balancing import balance_clusters
 from curator_dask.balancing.quotas import Clusters, distances_between, nearest_quotas
+from curator_dask.cli import app
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.columns import unit, vectors_to_list
 from curator_dask.frames.parquet import read_record, write_table
@@ -190,3 +194,25 @@ def test_what_is_refused(tmp_path):
     for keep in (None, 0.5):
         with pytest.raises(ConfigError, match="weights"):
             balance_clusters(tmp_path / "out", tmp_path / "o.safetensors", keep, prefix="a_")
+
+
+def test_the_command(tmp_path, client):
+    file, _ = planted(tmp_path / "out", (60, 20), (0.1, 0.5))
+
+    def run(*words):
+        words = ["balance", str(tmp_path / "out"), *map(str, words), "--json", str(tmp_path / "s.json")]
+        return CliRunner().invoke(app, [*words, "--scheduler-address", client.scheduler.address])
+
+    done = run("--clusters", file)
+    assert done.exit_code == 0, done.output
+    said = json.loads((tmp_path / "s.json").read_text())
+    assert [each["size"] for each in said["clusters"]] == [60, 20] and said["output"] is said["kept"] is None
+    done = run(tmp_path / "new", "--clusters", file, "--keep", 0.5, "--by", "size", "--order", "near")
+    assert done.exit_code == 0, done.output
+    said = json.loads((tmp_path / "s.json").read_text())
+    assert (said["kept"], [each["keep"] for each in said["clusters"]]) == (40, [20, 20])
+    assert pq.read_table(tmp_path / "new")["balanced"].to_pylist().count(True) == 40
+    assert "balanced" not in pq.read_schema(tmp_path / "out/0.parquet").names
+    for wrong in ([], ["--clusters", file, "--concepts", "x"], [tmp_path / "o", "--clusters", file]):
+        assert run(*wrong).exit_code == 2
+    assert run("--clusters", file, "--keep", 0).exit_code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +14,13 @@ from test_text import embedded, pairs, shards, transformers_own  # noqa: F401, f
 from typer.testing import CliRunner
 
 from curator_dask.cli import app
+from curator_dask.curation import Recipe, curate
 from curator_dask.errors import ConfigError, DatasetError, OutputError
 from curator_dask.frames.columns import list_to_matrix, unit, vectors_to_list
 from curator_dask.frames.parquet import read_record, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers import score_output
+from curator_dask.image.classifiers.centroids import find_centroids
 from curator_dask.rows.draws import mixed, row_digests
 from curator_dask.text import ClipTextEmbedder, NegClipLoss
 
@@ -158,15 +161,13 @@ def test_general_captions_are_below_those_that_say_something(tmp_path):
     assert 0.3 < (best % 2).mean() < 0.7  # by the cosine there is nothing to tell
 
 
-@pytest.mark.usefixtures("in_this_process")
-def test_captions_are_embedded_where_there_are_no_vectors(pairs, embedded, tmp_path):  # noqa: F811
+def test_captions_are_embedded_where_there_are_no_vectors(pairs, embedded, tmp_path, client):  # noqa: F811
     folder, model = pairs["clip"]
     with pytest.raises(OutputError, match=r"no column 'text_embedding'.*--clip-score MODEL"):
         score_output(embedded, [NegClipLoss()], tmp_path / "out")
     run = ["score", str(embedded), str(tmp_path / "out"), "--clip-score", str(folder), "--neg-clip-loss"]
-    done = CliRunner().invoke(
-        app, [*run, "--contrast-batch", "3", "--contrast-batches", "2", "--workers", "1"]
-    )
+    run += ["--contrast-batch", "3", "--contrast-batches", "2"]
+    done = CliRunner().invoke(app, [*run, "--scheduler-address", client.scheduler.address])
     assert done.exit_code == 0, done.output
     table = pq.read_table(tmp_path / "out")
     images, valid = list_to_matrix(table["image_embedding"])
@@ -184,6 +185,62 @@ def test_captions_are_embedded_where_there_are_no_vectors(pairs, embedded, tmp_p
     other = pairs["siglip"][0]
     with pytest.raises(ConfigError, match=r"negCLIPLoss.*do not belong together|values"):
         score_output(embedded, [NegClipLoss(ClipTextEmbedder(other))], tmp_path / "new")
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_recipe_scores_pairs_and_balances_clusters(pairs, shards, embedded, tmp_path):  # noqa: F811
+    """By the model's own text tower; of the rows that pass as many of each cluster as are wanted."""
+    find_centroids(embedded, 2).save(tmp_path / "c.safetensors")
+    file = str(tmp_path / "c.safetensors")
+    recipe = Recipe(
+        model=str(pairs["clip"][0]),
+        model_options={"normalize_embeddings": False},
+        neg_clip_loss={"batch_size": 3, "batches": 2},
+        clusters={"cluster": file},
+        near={"like": str(embedded)},
+        near_norm="2",
+        where="neg_clip_loss < 0",
+        balance={"clusters": file, "keep": 3, "by": "size", "order": "neg_clip_loss"},
+    )
+    summary = curate(shards, tmp_path / "out", recipe)
+    passing = pq.read_table(tmp_path / "out/passing").to_pylist()
+    assert len(passing) == 4 and (summary.unbalanced, summary.kept) == (1, 3)
+    sums = np.bincount([row["cluster"] for row in passing], [row["balanced"] for row in passing])
+    assert sums.tolist() == [each["keep"] for each in summary.steps["balanced"].clusters]
+    gone = next(row for row in passing if not row["balanced"])
+    assert gone["neg_clip_loss"] == min(
+        r["neg_clip_loss"] for r in passing if r["cluster"] == gone["cluster"]
+    )
+    assert all(row["like"] > 1 for row in passing)  # each is of the reference, and there are others
+    direct = score_output(
+        embedded, [NegClipLoss(ClipTextEmbedder(pairs["clip"][0]), batch_size=3, batches=2)]
+    )
+    assert direct.complete
+    found, own = by_key(embedded), by_key(tmp_path / "out/embeddings")
+    assert own == {
+        key: value if value is None else pytest.approx(value, abs=1e-6) for key, value in found.items()
+    }
+    again = curate(shards, tmp_path / "out", recipe)
+    assert again.kept == 3 and again.steps["shards"].written == 0
+    for wrong, said in (
+        ({"balance": {"clusters": file}}, "keep is not given"),
+        ({"balance": {"clusters": file, "keep": 0.5, "by": "x"}}, "balance: by='x'"),
+        ({"balance": {"clusters": file, "most": 3}}, "balance: .*most"),
+        ({"balance": {"clusters": 3, "keep": 0.5}}, "balance: clusters=3: expected text"),
+        ({"neg_clip_loss": True, "model": None}, "neg_clip_loss: needs vectors of images"),
+        ({"neg_clip_loss": {"batchs": 3}}, "neg_clip_loss: .*batchs"),
+        ({"neg_clip_loss": 3}, "expected true, or names and values"),
+        ({"near_norm": "1", "near": {"a": "b"}}, "norm='1': expected one of"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            Recipe(**{"model": str(pairs["clip"][0]), **wrong})
+    with pytest.raises(ConfigError, match="balance: there is no column 'absent'"):
+        curate(
+            shards,
+            tmp_path / "new",
+            replace(recipe, balance={"clusters": file, "keep": 3, "order": "absent"}),
+        )
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_is_refused(tmp_path, in_this_process):

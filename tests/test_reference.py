@@ -79,12 +79,21 @@ def test_each_row_has_the_cosine_of_its_nearest(tmp_path, wanted, in_this_proces
     assert again.of_files({"": None}).scores["like"]["recipe"] == said["recipe"]
 
 
-def test_the_norm_of_all_cosines(tmp_path, wanted, in_this_process, monkeypatch):
-    """NormSim of norm 2, by brute force; it tells what is like much of the reference from what is like one."""
-    monkeypatch.setattr(reference, "BLOCK", 16)
+def test_the_norm_of_all_cosines(tmp_path, wanted, client):
+    """NormSim of norm 2, by brute force."""
     out = write_vectors(tmp_path / "out")
     done = CliRunner().invoke(
-        app, ["score", str(out), "--near", f"all={wanted}", "--near-norm", "2", "--workers", "1"]
+        app,
+        [
+            "score",
+            str(out),
+            "--near",
+            f"all={wanted}",
+            "--near-norm",
+            "2",
+            "--scheduler-address",
+            client.scheduler.address,
+        ],
     )
     assert done.exit_code == 0, done.output
     cosines = matrix_of(out) @ matrix_of(wanted).T

@@ -231,7 +231,9 @@ def balance_clusters(
             return size, every, np.bincount(of[there], far[there], len(centroids)), len(table)
 
         looked = in_threads(look, paths)
-        sizes, every, sums = (np.sum([each[at] for each in looked], axis=0) for at in range(3))
+        sizes, every, sums = (
+            np.sum(each, axis=0) for each in zip(*(each[:3] for each in looked), strict=True)
+        )
         summary.rows = sum(each[3] for each in looked)
         known = Clusters(sizes.astype(np.int64), _means(sums, every), between)
         quotas = known.quotas(count_best(keep, int(sizes.sum())), by, temperature)

@@ -36,7 +36,8 @@ class Clusters:
     @property
     def complexity(self) -> np.ndarray:
         """float64 (clusters,): the product of the two distances; NaN where there is no row."""
-        return self.within * self.between
+        product: np.ndarray = self.within * self.between
+        return product
 
     def quotas(self, keep: int, by: str, temperature: float) -> np.ndarray:
         """int64 (clusters,): how many rows of each are kept, `keep` in all, or all that there are.
@@ -91,7 +92,7 @@ def nearest_quotas(wanted: np.ndarray, sizes: np.ndarray, keep: int) -> np.ndarr
     left = keep - int(whole.sum())
     order = np.argsort(-np.where(whole < high, found - whole, -np.inf), kind="stable")
     whole[order[:left]] += 1
-    return whole.astype(np.int64)
+    return np.asarray(whole, np.int64)
 
 
 def distances_between(centroids: np.ndarray, neighbours: int) -> np.ndarray:

@@ -124,7 +124,7 @@ def balance(
     output_storage_options: OutputOptions = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Say of each row whether it is kept so that no concept, or no cluster, has too many: for `filter --where balanced`.
+    """Say of each row whether it is kept so that no concept, or cluster, has too many: for `filter --where balanced`.
 
     By --concepts, as MetaCLIP: adds the columns concepts, rarest_concept, balance (0 to 1) and balanced (true or
     false). The same command again does nothing; a larger --most keeps the rows of a smaller one.
@@ -166,9 +166,7 @@ def balance(
         if clusters is not None:
             how: dict[str, Any] = {"by": by, "order": order, "column": column, "check": check}
             how |= {"temperature": temperature, "neighbours": neighbours}
-            done = balance_clusters(
-                embeddings, clusters, keep, output, by=by, order=order, column=column, **how, **shared
-            )
+            done = balance_clusters(embeddings, clusters, keep, output, **how, **shared)
             saved = done.output
             put(done.to_dict())
         else:

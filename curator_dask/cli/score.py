@@ -206,8 +206,9 @@ def score(
             path = None if nsfw == PUBLISHED else nsfw
             heads.append(NsfwClassifier(column, model_path=path, check=check))
         heads += [HeadClassifier(path, name, column, check=check) for name, path in files]
-        how = {"check": check, "norm": near_norm}
-        heads += [ReferenceSimilarity(path, name, column, **how) for name, path in folders]
+        heads += [
+            ReferenceSimilarity(path, name, column, check=check, norm=near_norm) for name, path in folders
+        ]
         heads += [ClusterNumber(path, name, column, check=check) for name, path in centroids]
         embedder = make_text_embedder(clip_score, model_dir, text_column=text) if clip_score else None
         if embedder is not None:
@@ -215,8 +216,16 @@ def score(
                 ClipScore(embedder, image_embedding_column=column, pred_column=clip_score_column, check=check)
             )
         if neg_clip_loss:
-            how = {"temperature": temperature, "batch_size": contrast_batch, "batches": contrast_batches}
-            heads.append(NegClipLoss(embedder, image_embedding_column=column, check=check, **how))
+            heads.append(
+                NegClipLoss(
+                    embedder,
+                    image_embedding_column=column,
+                    temperature=temperature,
+                    batch_size=contrast_batch,
+                    batches=contrast_batches,
+                    check=check,
+                )
+            )
         if names:
             chosen = None if "all" in names else names
             heads.append(TextStatistics(chosen, text, prefix=text_prefix, language_model=language_model))

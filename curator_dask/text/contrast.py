@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -300,8 +301,8 @@ def _gathered(
     while drawn:
         some = max(1, _GATHERED // (8 * dim * max(1, max(map(len, drawn)))))
         wanted = np.unique(np.concatenate(drawn[:some]))
-        parts = in_threads(lambda path, wanted=wanted: source.gathered(path, wanted), paths)
-        parts = [part for part in parts if len(part[0])]
+        found = in_threads(partial(source.gathered, wanted=wanted), paths)
+        parts = [part for part in found if len(part[0])]
         widths = {matrix.shape[1] for part in parts for matrix in part[1 : 2 + source.embedded]}
         if len(widths) > 1:
             raise OutputError(

@@ -236,7 +236,7 @@ class ContrastPairs(RowStep):
                     " expected all from one model"
                 )
             terms[each] = normalisation(images, texts, digests, batch, self.temperature)
-        return (cosine(images, texts) - terms.mean(0)).astype(np.float32)
+        return np.asarray(cosine(images, texts) - terms.mean(0), np.float32)
 
 
 class _Contrasting(Work):

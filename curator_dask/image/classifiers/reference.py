@@ -244,7 +244,8 @@ class SquareNorm:
     def __call__(self, vectors: torch.Tensor) -> torch.Tensor:
         """Norms (n,), NaN where a vector has no direction."""
         vectors = _directions(vectors)
-        return ((vectors @ self._products) * vectors).sum(1).clamp(min=0).sqrt()
+        squares: torch.Tensor = ((vectors @ self._products) * vectors).sum(1)
+        return squares.clamp(min=0).sqrt()  # below which rounding may be by a little
 
 
 class Nearest:
