@@ -124,6 +124,15 @@ def score(
             show_default=False,
         ),
     ] = None,
+    cluster_distance: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cluster-distance",
+            metavar="NAME=FILE",
+            help="Cosine distance to that centroid, and its column; several times.",
+            show_default=False,
+        ),
+    ] = None,
     statistics: Annotated[
         list[str] | None,
         typer.Option(
@@ -171,12 +180,13 @@ def score(
     output_options = json_object(output_storage_options, "--output-storage-options")
     files, folders = _pairs(head, "--head", "FILE"), _pairs(near, "--near", "FOLDER")
     centroids = _pairs(cluster_number, "--cluster-number", "FILE")
+    distances = _pairs(cluster_distance, "--cluster-distance", "FILE")
     names = names_in(text_statistics, "--text-statistics")
     check_language_model(language_model, names)
     of_images = names_in(statistics, "--statistics")
     of_rows = names or of_images or same_captions
     of_pairs = clip_score or neg_clip_loss
-    if not (aesthetic or nsfw or files or folders or centroids or of_pairs or of_rows):
+    if not (aesthetic or nsfw or files or folders or centroids or distances or of_pairs or of_rows):
         raise typer.BadParameter(
             "give a head, --aesthetic, --nsfw, --head, --near, --cluster-number, --clip-score or --neg-clip-loss, or"
             " --statistics, --text-statistics or --same-captions",
@@ -185,6 +195,7 @@ def score(
 
     from curator_dask.image.classifiers import (
         AestheticClassifier,
+        ClusterDistance,
         ClusterNumber,
         HeadClassifier,
         NsfwClassifier,
@@ -210,6 +221,7 @@ def score(
             ReferenceSimilarity(path, name, column, check=check, norm=near_norm) for name, path in folders
         ]
         heads += [ClusterNumber(path, name, column, check=check) for name, path in centroids]
+        heads += [ClusterDistance(path, name, column, check=check) for name, path in distances]
         embedder = make_text_embedder(clip_score, model_dir, text_column=text) if clip_score else None
         if embedder is not None:
             heads.append(

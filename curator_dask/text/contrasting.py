@@ -60,10 +60,10 @@ def log_sums(
     """
     import torch
 
-    own = own / temperature
+    left, own = left / temperature, own / temperature
     total = torch.where(places < 0, own, torch.full_like(own, -torch.inf))
     for start in range(0, len(right), _COLUMNS):
-        block = (left @ right[start : start + _COLUMNS].T) / temperature
+        block = left @ right[start : start + _COLUMNS].T
         inside = ((places >= start) & (places < start + block.shape[1])).nonzero()[:, 0]
         block[inside, places[inside] - start] = own[inside]
         total = torch.logaddexp(total, torch.logsumexp(block, 1))

@@ -225,7 +225,8 @@ def _directions(vectors: torch.Tensor) -> torch.Tensor:
     """Vectors of length 1, NaN where one has no direction."""
     # By the largest value first: squares of what is far from 1 are none in float32.
     vectors = vectors / vectors.abs().amax(1, keepdim=True)
-    return vectors / vectors.norm(dim=1, keepdim=True)
+    directions: torch.Tensor = vectors / vectors.norm(dim=1, keepdim=True)
+    return directions
 
 
 class SquareNorm:
