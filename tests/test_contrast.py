@@ -182,9 +182,6 @@ def test_captions_are_embedded_where_there_are_no_vectors(pairs, embedded, tmp_p
     assert table["neg_clip_loss"].null_count == len(table) - len(rows) == table["clip_score"].null_count
     said = read_record(str(next((tmp_path / "out").glob("*.parquet")))).scores["neg_clip_loss"]
     assert said["batches"] == [3, 3] and said["checked"]
-    other = pairs["siglip"][0]
-    with pytest.raises(ConfigError, match=r"negCLIPLoss.*do not belong together|values"):
-        score_output(embedded, [NegClipLoss(ClipTextEmbedder(other))], tmp_path / "new")
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -243,7 +240,7 @@ def test_a_recipe_scores_pairs_and_balances_clusters(pairs, shards, embedded, tm
     assert not (tmp_path / "new").exists()
 
 
-def test_what_is_refused(tmp_path, in_this_process):
+def test_what_is_refused(pairs, embedded, tmp_path, in_this_process):  # noqa: F811
     for wrong, said in (
         ({"temperature": 0}, "a number above 0"),
         ({"batch_size": 0}, "batch_size"),
@@ -254,6 +251,9 @@ def test_what_is_refused(tmp_path, in_this_process):
     ):
         with pytest.raises(ConfigError, match=said):
             NegClipLoss(**wrong)
+    other = pairs["siglip"][0]
+    with pytest.raises(ConfigError, match=r"negCLIPLoss.*do not belong together|values"):
+        score_output(embedded, [NegClipLoss(ClipTextEmbedder(other), pred_column="other")], tmp_path / "new")
     images, texts = made(40)
     write(tmp_path / "out", images, texts, (40,))
     with pytest.raises(ConfigError, match=r"of one space|do not belong|made the vectors"):
