@@ -23,6 +23,8 @@ from curator_dask.image.classifiers import score_output
 from curator_dask.image.classifiers.centroids import find_centroids
 from curator_dask.rows.draws import mixed, row_digests
 from curator_dask.text import ClipTextEmbedder, NegClipLoss
+from curator_dask.text.contrast import Batch
+from curator_dask.text.contrasting import normalisation
 
 DIM = 12
 NO_VECTOR, NO_TEXT, ZEROS = 3, 8, 11  # rows of each file
@@ -131,6 +133,23 @@ def test_it_is_the_formula_whatever_the_files(tmp_path):
     images, texts = made(151)
     write(tmp_path / "other", images[150:], texts[150:], (1,), ["0150"])
     assert score_output(tmp_path / "other", [few]).skipped == 0
+
+
+def test_a_rows_own_pair_counts_once_where_another_has_its_key():
+    """In the batch stands one of them; the other takes its place there, for itself."""
+    images, texts = (unit(each) for each in made(3))
+    batch = Batch(np.array([4, 7], np.uint64), images[:2], texts[:2])
+    found = normalisation(images, texts, np.array([4, 7, 7], np.uint64), batch, 0.07)
+    pairs = [[0, 1], [0, 1], [0, 2]]
+    expected = [
+        0.035
+        * sum(
+            np.log(np.exp(side / 0.07).sum())
+            for side in (texts[some] @ images[row], images[some] @ texts[row])
+        )
+        for row, some in enumerate(pairs)
+    ]
+    np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
 @pytest.mark.usefixtures("in_this_process")
