@@ -14,11 +14,13 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from curator_dask.balancing.choosing import DRAWN
+from curator_dask.balancing.given import balance_by, columns_of, needed_column
 from curator_dask.cluster.setup import OpenWorkers, at_work
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, NoColumnError, NoMatchError, ShardError
 from curator_dask.fetching.place import SUFFIX
-from curator_dask.frames.names import CAPTION_COLUMN, EMBEDDING_COLUMN
+from curator_dask.frames.names import EMBEDDING_COLUMN
 from curator_dask.frames.parquet import read_footer
 from curator_dask.image.classifiers import score_output
 from curator_dask.image.statistics import ImageStatistics
@@ -38,9 +40,6 @@ from curator_dask.rows.reading import choose_source
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.storage import Options, absolute, is_remote, join
 from curator_dask.tables import TableColumns
-from curator_dask.text.balance import balance_output
-from curator_dask.text.drawing import COLUMNS as BALANCE_COLUMNS
-from curator_dask.text.drawing import DRAWN
 from curator_dask.webdataset.finding import find_shards
 from curator_dask.webdataset.shards import ShardSet
 
@@ -64,7 +63,7 @@ def curate(
     """Do what a recipe says: from shards, or a table of URLs, to the shards that are left.
 
     Below `output` are ``embeddings`` (a row a sample, with vectors, scores and statistics), ``passing`` (the rows that
-    pass the condition), ``balanced`` (of these those that were drawn, where concepts are balanced), ``duplicates``
+    pass the condition), ``balanced`` (of these those that were drawn, where it is balanced), ``duplicates``
     (which of these have a better twin) and ``shards``. The same call again does of each step what is missing.
 
     Parameters
@@ -156,14 +155,14 @@ def curate(
             f"{name}: its rows could not be read, and nothing was filtered: {why}. Mend it, or leave it out, and run"
             " again"
         )
-    if (same := recipe.same()) is not None:
-        _all_written(EMBEDDINGS, score_output(place, [same], workers=workers))
+    if of_all := [scorer for scorer, _ in recipe.of_all_rows().values()]:
+        _all_written(EMBEDDINGS, score_output(place, of_all, workers=workers))
     _count_joined(summary, recipe.joins(), place)
     if recipe.balance is not None:
         _check_balance_columns(place, recipe)
     choice.check_rows(output_files(place, None))
     # The files between are this recipe's alone: what an earlier one has left there is replaced, unless its tars stay.
-    choice.clear(PASSING, output_files(place, None), _balance_columns(recipe))
+    choice.clear(PASSING, output_files(place, None), columns_of(recipe.balance))
     passing = filter_output(
         place,
         places[PASSING],
@@ -182,13 +181,11 @@ def curate(
     left = places[PASSING]
     if recipe.balance is not None and passing.kept:
         left = places[BALANCED]
-        balanced = balance_output(
-            places[PASSING], **recipe.balance, overwrite=choice.replaces, workers=workers
-        )
+        balanced = balance_by(places[PASSING], recipe.balance, choice.replaces, workers)
         _all_written(PASSING, balanced.output)
         summary.steps[BALANCED] = balanced
         name = recipe.balance.get("prefix", "") + DRAWN
-        choice.clear(BALANCED, output_files(places[PASSING], None), _balance_columns(recipe))
+        choice.clear(BALANCED, output_files(places[PASSING], None), columns_of(recipe.balance))
         drawn = filter_output(
             places[PASSING], left, where=f'"{name}"', overwrite=choice.replaces, workers=workers
         )
@@ -231,7 +228,7 @@ def _check(found: ShardSet, recipe: Recipe, storage_options: Options) -> None:
     if recipe.statistics:
         measure = ImageStatistics(list(recipe.statistics), prefix=recipe.prefix)
         measure.check(found, recipe.id_col, captions=recipe.captions, storage_options=storage_options)
-    for head in recipe.heads():
+    for head in (*recipe.heads(), *(each for each, _ in recipe.of_all_rows().values())):
         head.look()
     for table in recipe.joins():
         table.look()
@@ -302,17 +299,12 @@ def _check_balance_columns(place: str, recipe: Recipe) -> None:
 
 
 def _refuse_balance(recipe: Recipe, columns: Sequence[str]) -> None:
-    if own := [name for name in _balance_columns(recipe) if name in columns]:
+    taken = [name for name in columns if name not in (recipe.clusters or {})]
+    if own := [name for name in columns_of(recipe.balance) if name in taken]:
         raise ConfigError(
             f"balance: the dataset has columns of its own named {own}, which would be lost: give a prefix (balance:"
             " {prefix: ...})"
         )
-
-
-def _balance_columns(recipe: Recipe) -> list[str]:
-    if recipe.balance is None:
-        return []
-    return [recipe.balance.get("prefix", "") + name for name in BALANCE_COLUMNS]
 
 
 def _before(
@@ -325,7 +317,7 @@ def _before(
     options: Options,
 ) -> FinishedCommand:
     """What is about to be embedded, to be compared with what was."""
-    later = ["same_captions", "where", "preset", "top", "at_most", "by", "balance"]
+    later = ["same_captions", "neg_clip_loss", "where", "preset", "top", "at_most", "by", "balance"]
     later += ["duplicates", "export", "fetch"]
     asked = {name: value for name, value in vars(recipe).items() if name not in later}
     column = recipe.model_options.get("image_embedding_column", EMBEDDING_COLUMN)
@@ -343,8 +335,10 @@ def _before(
 
 def _check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
     """Raise ConfigError where the rows will lack what they are filtered by, before anything is embedded."""
-    if (same := recipe.same()) is not None and same.text in dataset.metadata.columns:
-        dataset = dataset.with_metadata(dataset.metadata.assign(**{same.pred_column: 1}))
+    of_all = recipe.of_all_rows()
+    known = {each.pred_column: 1 for each, text in of_all.values() if text in dataset.metadata.columns}
+    if known:
+        dataset = dataset.with_metadata(dataset.metadata.assign(**known))
     if recipe.asked() is not None:
         try:
             dataset.filter(recipe.condition)
@@ -355,9 +349,9 @@ def _check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
     split_by = recipe.options(overwrite=False).split_by
     best, cap, columns = recipe.best(), recipe.cap(), list(dataset.metadata.columns)
     named = {"top": best and best[0], "at_most": cap and cap[0], "by": recipe.by}
-    named["same_captions"] = None if same is None else same.text
+    named |= {name: text for name, (_, text) in of_all.items()}
     if recipe.balance is not None:
-        named["balance"] = recipe.balance.get("text_column", CAPTION_COLUMN)
+        named["balance"] = needed_column(recipe.balance)
         _refuse_balance(recipe, columns)
     for name, column in named.items():
         if column is not None and column not in columns:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from curator_dask.arguments import make_of
+from curator_dask.balancing.given import check_any_balance, identity_of
 from curator_dask.dedup import SemanticDeduplication
 from curator_dask.errors import ConfigError
 from curator_dask.fetching.first import FirstFetch
@@ -33,10 +33,7 @@ from curator_dask.rows.best import check_best
 from curator_dask.rows.capped import check_cap
 from curator_dask.storage import absolute, is_remote, looked_for
 from curator_dask.tables import TableColumns
-from curator_dask.text.balance import balance_output
-from curator_dask.text.concepts import CONCEPT_COLUMN, ConceptList
-from curator_dask.text.given import BALANCE, check_balance, text_statistics_of
-from curator_dask.text.same import SameCaptions
+from curator_dask.text.given import OfAllRows, of_all_rows, text_statistics_of
 from curator_dask.text.statistics import TextStatistics
 from curator_dask.words import meant
 
@@ -82,8 +79,12 @@ class Recipe:
         Models that are asked about images, each with the arguments of `QuestionModel`.
     aesthetic, nsfw
         The file of a head, or True: as `AestheticClassifier` and `NsfwClassifier` find theirs.
-    near
-        By column, outputs of the same model: the cosine to their nearest vector, as of `ReferenceSimilarity`.
+    neg_clip_loss
+        True, or arguments of `NegClipLoss`: rows get ``neg_clip_loss``, by the text tower of `model` (or of ``model``
+        there).
+    near, near_norm
+        By column, outputs of the same model: the cosine to their nearest vector, as of `ReferenceSimilarity`; and its
+        ``norm``.
     clusters
         By column, files of centroids of vectors of the same model: the number of the nearest, as of `ClusterNumber`.
     join
@@ -100,8 +101,9 @@ class Recipe:
         A column, and how many rows of each of its values are kept, as of `filter_output`: ``{"label": 1000}``; and the
         column whose largest are kept. Not with `top`.
     balance
-        Arguments of `curator_dask.text.balance.balance_output`, ``concepts`` and ``most`` at least: of the rows that
-        are kept so far those that are drawn stay. None: all of them.
+        Arguments of `curator_dask.text.balance.balance_output`, ``concepts`` and ``most`` at least, or of
+        `curator_dask.balancing.balance_clusters`, ``clusters`` and ``keep`` at least: of the rows that are kept so far
+        those that are drawn stay. None: all of them.
     duplicates
         Arguments of `SemanticDeduplication`, without a model with ``exact``. None: none are looked for.
     export
@@ -133,7 +135,9 @@ class Recipe:
     ask: Sequence[Mapping[str, Any]] = ()
     aesthetic: str | bool = False
     nsfw: str | bool = False
+    neg_clip_loss: bool | Mapping[str, Any] = False
     near: Mapping[str, str] = field(default_factory=dict)
+    near_norm: str = "max"
     clusters: Mapping[str, str] = field(default_factory=dict)
     join: Sequence[Mapping[str, Any]] = ()
     where: str | None = None
@@ -184,8 +188,16 @@ class Recipe:
         if isinstance(self.join, list | tuple):  # YAML takes the word `on` for true
             join = [_with_on(each) if isinstance(each, Mapping) else each for each in self.join]
             object.__setattr__(self, "join", join)
-        self.best(), self.cap(), self.joins(), self.models(), self.of_texts(), self.same()
-        check_balance(self.balance)
+        (
+            self.best(),
+            self.cap(),
+            self.joins(),
+            self.models(),
+            self.of_texts(),
+            self.of_all_rows(),
+            self.heads(),
+        )
+        check_any_balance(self.balance)
         self.deduplication()  # says what is wrong with its arguments, as do those below
         self.asked()
         if self.model is not None:
@@ -294,7 +306,10 @@ class Recipe:
         given = ((AestheticClassifier, self.aesthetic), (NsfwClassifier, self.nsfw))
         return [
             *(head(model_path=None if file is True else file) for head, file in given if file),
-            *(ReferenceSimilarity(folder, column) for column, folder in (self.near or {}).items()),
+            *(
+                ReferenceSimilarity(path, name, norm=self.near_norm)
+                for name, path in (self.near or {}).items()
+            ),
             *(ClusterNumber(file, column) for column, file in (self.clusters or {}).items()),
         ]
 
@@ -306,10 +321,9 @@ class Recipe:
         """What measures the captions."""
         return text_statistics_of(self.text_statistics)
 
-    def same(self) -> SameCaptions | None:
-        """What counts captions that are the same."""
-        given = {} if self.same_captions is True else self.same_captions
-        return None if given is False else make_of("same_captions", SameCaptions, given)
+    def of_all_rows(self) -> dict[str, tuple[OfAllRows, str]]:
+        """By name, what scores rows once all are there, and the column of captions that it is of."""
+        return of_all_rows(self.same_captions, self.neg_clip_loss, self.model, self.model_options)
 
     def joins(self) -> list[TableColumns]:
         """What adds columns of tables."""
@@ -355,13 +369,7 @@ class Recipe:
         DatasetError
             The file of concepts cannot be read.
         """
-        balance: dict[str, Any] = {}
-        if self.balance is not None:
-            column = self.balance.get("concept_column", CONCEPT_COLUMN)
-            concepts = ConceptList.read(self.balance["concepts"], column)
-            defaults = {name: each.default for name, each in signature(balance_output).parameters.items()}
-            balance = {name: self.balance.get(name, defaults[name]) for name in BALANCE}
-            balance["concepts"] = concepts.digest
+        balance = identity_of(self.balance)
         find = self.deduplication()
         duplicates = None
         if find is not None:

@@ -182,6 +182,9 @@ HOLDS = {
         "(looked.rows, looked.unmatched, looked.never) == (14, 0, 1) and round(looked.choices[5], 6) == 5",
         "pq.read_table(FOLDER + '/rows')['concepts'].to_pylist() == [1] * 14",
         "set(pq.read_table(FOLDER + '/rows')['rarest_concept'].to_pylist()) == {'photograph'}",
+        "(told.rows, told.without_vector, told.kept, kept.kept) == (14, 2, None, 6)",
+        "sum(each['size'] for each in told.clusters) == 12",
+        "pq.read_table(FOLDER + '/vectors')['balanced'].to_pylist().count(True) == 6",
     ],
     "duplicates.md": [
         "found.rows == 14 and found.set_aside['null'] == 2",

@@ -33,6 +33,7 @@ LAYERS = (
     "report",
     "retrieval",
     "importing",
+    "balancing",
     "image.embedders",
     "text",
     "image.fitting",

@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from test_heads import L14, vectors_of, write_vectors
+from typer.testing import CliRunner
 
+from curator_dask.cli import app
 from curator_dask.errors import ConfigError, OutputError, WeightsError
 from curator_dask.frames.parquet import read_record
 from curator_dask.image.classifiers import ReferenceSimilarity, reference, score_output
@@ -75,6 +77,35 @@ def test_each_row_has_the_cosine_of_its_nearest(tmp_path, wanted, in_this_proces
     said = read_record(str(out / "00000.parquet")).scores["like"]
     again = scorer_from(said["settings"])
     assert again.of_files({"": None}).scores["like"]["recipe"] == said["recipe"]
+
+
+def test_the_norm_of_all_cosines(tmp_path, wanted, client):
+    """NormSim of norm 2, by brute force."""
+    out = write_vectors(tmp_path / "out")
+    done = CliRunner().invoke(
+        app,
+        [
+            "score",
+            str(out),
+            "--near",
+            f"all={wanted}",
+            "--near-norm",
+            "2",
+            "--scheduler-address",
+            client.scheduler.address,
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    cosines = matrix_of(out) @ matrix_of(wanted).T
+    found = [value for value in pq.read_table(out)["all"].to_pylist() if value is not None]
+    np.testing.assert_allclose(found, np.linalg.norm(cosines, axis=1), rtol=1e-5)
+    said = read_record(str(out / "00000.parquet")).scores["all"]
+    again = scorer_from(said["settings"])
+    assert again.of_files({"": None}).scores["all"]["recipe"] == said["recipe"]
+    with pytest.raises(OutputError, match="norm 2"):
+        score_output(out, [ReferenceSimilarity(wanted, "all")])
+    with pytest.raises(ConfigError, match="norm='3': expected one of max, 2"):
+        ReferenceSimilarity(wanted, norm="3")
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])

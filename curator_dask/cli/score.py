@@ -89,6 +89,26 @@ def score(
     clip_score_column: Annotated[
         str, typer.Option(metavar="NAME", help="Name of the column of these two.")
     ] = "clip_score",
+    neg_clip_loss: Annotated[
+        bool,
+        typer.Option(
+            "--neg-clip-loss",
+            help="CLIP score less how well image and caption fit those of other rows. Of the vectors in text_embedding"
+            " (or --text-vectors), or by the model of --clip-score. Column neg_clip_loss.",
+        ),
+    ] = False,
+    temperature: Annotated[
+        float, typer.Option(help="Of --neg-clip-loss: 1 / the logit scale of the model.")
+    ] = 0.01,
+    contrast_batch: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="ROWS", help="Of --neg-clip-loss: rows that each is compared with at a time."
+        ),
+    ] = 32768,
+    contrast_batches: Annotated[
+        int, typer.Option(min=1, metavar="NUMBER", help="Of --neg-clip-loss: how many such batches.")
+    ] = 10,
     near: Annotated[
         list[str] | None,
         typer.Option(
@@ -97,12 +117,28 @@ def score(
             show_default=False,
         ),
     ] = None,
+    near_norm: Annotated[
+        str,
+        typer.Option(
+            metavar="max|2",
+            help="Of --near: the largest cosine, or the root of the sum of their squares (NormSim, norms ∞ and 2).",
+        ),
+    ] = "max",
     cluster_number: Annotated[
         list[str] | None,
         typer.Option(
             "--cluster-number",
             metavar="NAME=FILE",
             help="Number of the nearest centroid in a file of `centroids`, and its column; several times.",
+            show_default=False,
+        ),
+    ] = None,
+    cluster_distance: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cluster-distance",
+            metavar="NAME=FILE",
+            help="Cosine distance to that centroid, and its column; several times.",
             show_default=False,
         ),
     ] = None,
@@ -159,6 +195,7 @@ def score(
     output_options = json_object(output_storage_options, "--output-storage-options")
     files, folders = _pairs(head, "--head", "FILE"), _pairs(near, "--near", "FOLDER")
     centroids = _pairs(cluster_number, "--cluster-number", "FILE")
+    distances = _pairs(cluster_distance, "--cluster-distance", "FILE")
     names = names_in(text_statistics, "--text-statistics")
     check_language_model(language_model, names)
     of_images = names_in(statistics, "--statistics")
@@ -167,15 +204,19 @@ def score(
         raise typer.BadParameter(
             "--clip-score makes what --text-vectors has: give one", param_hint="--text-vectors"
         )
-    if not (aesthetic or nsfw or files or folders or centroids or clip_score or text_vectors or of_rows):
+    of_pairs = clip_score or text_vectors or neg_clip_loss
+    if not (aesthetic or nsfw or files or folders or centroids or distances or of_pairs or of_rows):
         raise typer.BadParameter(
-            "give a head, --aesthetic, --nsfw, --head, --near, --cluster-number, --clip-score or --text-vectors, or"
+            "give a head, --aesthetic, --nsfw, --head, --near, --cluster-number, --clip-score, --text-vectors or"
+            " --neg-clip-loss, or"
             " --statistics, --text-statistics or --same-captions",
             param_hint="--head",
         )
 
+    from curator_dask.frames.names import TEXT_EMBEDDING_COLUMN
     from curator_dask.image.classifiers import (
         AestheticClassifier,
+        ClusterDistance,
         ClusterNumber,
         HeadClassifier,
         NsfwClassifier,
@@ -184,7 +225,7 @@ def score(
     )
     from curator_dask.image.statistics import ImageStatistics
     from curator_dask.outputs.settings_there import settings_of
-    from curator_dask.text import ClipScore, SameCaptions, TextStatistics
+    from curator_dask.text import ClipScore, NegClipLoss, SameCaptions, TextStatistics
     from curator_dask.text.embedders import make_text_embedder
 
     interrupted = "files that were scored are kept, the same command goes on from there"
@@ -197,10 +238,13 @@ def score(
             path = None if nsfw == PUBLISHED else nsfw
             heads.append(NsfwClassifier(column, model_path=path, check=check))
         heads += [HeadClassifier(path, name, column, check=check) for name, path in files]
-        heads += [ReferenceSimilarity(path, name, column, check=check) for name, path in folders]
+        heads += [
+            ReferenceSimilarity(path, name, column, check=check, norm=near_norm) for name, path in folders
+        ]
         heads += [ClusterNumber(path, name, column, check=check) for name, path in centroids]
-        if clip_score:
-            embedder = make_text_embedder(clip_score, model_dir, text_column=text)
+        heads += [ClusterDistance(path, name, column, check=check) for name, path in distances]
+        embedder = make_text_embedder(clip_score, model_dir, text_column=text) if clip_score else None
+        if embedder is not None:
             heads.append(
                 ClipScore(embedder, image_embedding_column=column, pred_column=clip_score_column, check=check)
             )
@@ -210,6 +254,18 @@ def score(
                     image_embedding_column=column,
                     text_embedding_column=text_vectors,
                     pred_column=clip_score_column,
+                    check=check,
+                )
+            )
+        if neg_clip_loss:
+            heads.append(
+                NegClipLoss(
+                    embedder,
+                    image_embedding_column=column,
+                    text_embedding_column=text_vectors or TEXT_EMBEDDING_COLUMN,
+                    temperature=temperature,
+                    batch_size=contrast_batch,
+                    batches=contrast_batches,
                     check=check,
                 )
             )

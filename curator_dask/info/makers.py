@@ -119,7 +119,7 @@ def _scored(said: Mapping[str, Any]) -> Maker:
     if MADE_BY in said:
         kind = _SEEN.get(str(said[MADE_BY].get("output")), "classify")
         return Maker(kind, _model(said[MADE_BY]), digest)
-    if BALANCE in said:
+    if said.get(BALANCE) in ("concepts", "captions", "clusters"):
         return Maker("balance", head, digest)
     if (found := text_statistic(said)) is not None:
         definition, model = found

@@ -110,7 +110,9 @@ def _of_score(name: str, record: FileRecord) -> str:
         return f"of the table {code(public(said[TABLE]))}, by {code(said.get(ON, '?'))}"
     if said.get(BALANCE) == "concepts":
         return "of a balance by concepts"
-    if BALANCE in said:
+    if said.get(BALANCE) == "clusters":
+        return "of a balance by clusters"
+    if said.get(BALANCE) == "captions":
         return f"how many rows have the same text in {code(said.get(TEXTS, '?'))}"
     if (found := text_statistic(said)) is not None:
         definition, model = found

@@ -163,7 +163,9 @@ class Choice:
                 continue
             gone = each not in keep
             if not gone and all(
-                column in balance for column, said in record.scores.items() if said.get(BALANCE) == "concepts"
+                column in balance
+                for column, said in record.scores.items()
+                if said.get(BALANCE) in ("concepts", "clusters")
             ):
                 continue
             if gone and keep and not self.replaces:

@@ -43,7 +43,7 @@ def check_column(
     do, kind = "Give the column another name", "is no score of a head"
     if table is not None:
         do, kind = "Choose others (--columns, --mark)", "was not joined from a table"
-    elif BALANCE in said and not _is_of_texts(said):
+    elif BALANCE in said and "vectors" not in said and not _is_of_texts(said):
         do = "Put something before the names (prefix, --prefix)"
     elif _is_of_texts(said):
         do = "Put something else before the name (prefix='new_', --text-prefix new_)"
@@ -67,7 +67,7 @@ def _may_change(before: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
     """Whether columns come from where they came from before: a table may have changed, or counts of captions."""
     if TABLE in said:
         return bool(before.get(TABLE) == said[TABLE])
-    return BALANCE in said and all(before.get(kind) == said[kind] for kind in (BALANCE, TEXTS))
+    return BALANCE in said and all(before.get(kind) == said.get(kind) for kind in (BALANCE, TEXTS))
 
 
 def _made_by(said: Mapping[str, Any]) -> str:

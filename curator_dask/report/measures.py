@@ -34,6 +34,7 @@ _MEANINGS = {
     "colourfulness": "0 is grey",
     "border": "the share of the area that plain bars take",
     "clip_score": "cosine of image and caption",
+    "neg_clip_loss": "cosine of image and caption, less how well each fits what belongs to others",
     "aesthetic_score": "about 1 to 10, the larger the better",
     "nsfw_score": "0 is safe, 1 is not",
 }

@@ -2,6 +2,7 @@
 
 from curator_dask.text.embedders import ClipTextEmbedder, SentenceEmbedder, TextEmbedder
 from curator_dask.text.measures import TEXT_STATISTICS
+from curator_dask.text.neg_clip_loss import NegClipLoss
 from curator_dask.text.same import SameCaptions
 from curator_dask.text.score import ClipScore
 from curator_dask.text.statistics import TextStatistics
@@ -11,6 +12,7 @@ __all__ = [
     "TEXT_STATISTICS",
     "ClipScore",
     "ClipTextEmbedder",
+    "NegClipLoss",
     "SameCaptions",
     "SentenceEmbedder",
     "TextEmbedder",

@@ -7,6 +7,7 @@ from typing import Any
 
 from curator_dask.image.classifiers import (
     AestheticClassifier,
+    ClusterDistance,
     ClusterNumber,
     HeadClassifier,
     NsfwClassifier,
@@ -20,6 +21,7 @@ from curator_dask.text.zero_shot import ZeroShotClassifier
 _SCORERS = (
     AestheticClassifier,
     ClipScore,
+    ClusterDistance,
     ClusterNumber,
     HeadClassifier,
     NsfwClassifier,

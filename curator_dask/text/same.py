@@ -126,6 +126,9 @@ class SameCaptions:
         """Of the counts."""
         return f"{self.prefix}same_captions"
 
+    def look(self) -> None:
+        """Nothing is to be seen before the rows are there."""
+
     def of_files(self, records: Mapping[str, FileRecord | None], options: Options = None) -> CountSame:
         """The step for files, whose captions are counted; `options` are for fsspec.
 
@@ -134,7 +137,7 @@ class SameCaptions:
         ShardError
             A file cannot be read: without it the counts would be wrong.
         """
-        return self.of_files_to(records, options, _shared(list(records)), options)
+        return self.of_files_to(records, options, shared_folder(list(records)), options)
 
     def of_files_to(
         self, records: Mapping[str, FileRecord | None], options: Options, folder: str, folder_options: Options
@@ -143,24 +146,31 @@ class SameCaptions:
         paths = list(records)
         rows = sum(in_threads(lambda path: read_footer(path, options).rows, paths))
         found = count_captions(paths, self.text, options, -(-rows // _ROWS) or 1)
-        path = join(_beside(folder), REPEATED)
+        path = join(beside(folder, SUFFIX), REPEATED)
         if not read_footer(path, folder_options).is_finished(found.digest):
             table = pa.table({"digest": found.digests, "rows": found.counts})
             write_table(path, table, FileRecord(found.digest), folder_options)
         return CountSame(path, folder_options, found.digest, self.text, self.pred_column)
 
 
-def _shared(paths: Sequence[str]) -> str:
+def shared_folder(paths: Sequence[str]) -> str:
     """The folder that files have in common."""
     parts = [path.split("/")[:-1] for path in paths]
     shared = itertools.takewhile(lambda names: len({*names}) == 1, zip(*parts, strict=False))
     return "/".join(names[0] for names in shared)
 
 
-def _beside(folder: str) -> str:
+def beside(folder: str, suffix: str) -> str:
+    """The folder beside another for what is known of all its rows.
+
+    Raises
+    ------
+    ConfigError
+        It is a bucket.
+    """
     if is_remote(folder) and "/" not in folder.partition("://")[2]:
         raise ConfigError(f"{folder}: nothing can be beside a bucket, where counts go: use a folder in it")
-    return f"{folder}{SUFFIX}"
+    return f"{folder}{suffix}"
 
 
 def count_captions(paths: Sequence[str], column: str, options: Options, readings: int = 1) -> Repeated:

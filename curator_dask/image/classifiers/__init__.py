@@ -2,7 +2,7 @@
 
 from curator_dask.image.classifiers.aesthetic import AestheticClassifier
 from curator_dask.image.classifiers.base import ImageClassifier
-from curator_dask.image.classifiers.clusters import ClusterNumber
+from curator_dask.image.classifiers.clusters import ClusterDistance, ClusterNumber
 from curator_dask.image.classifiers.file import HeadClassifier
 from curator_dask.image.classifiers.files import score_output
 from curator_dask.image.classifiers.model import ClassificationModel
@@ -12,6 +12,7 @@ from curator_dask.image.classifiers.reference import ReferenceSimilarity
 __all__ = [
     "AestheticClassifier",
     "ClassificationModel",
+    "ClusterDistance",
     "ClusterNumber",
     "HeadClassifier",
     "ImageClassifier",

@@ -1,4 +1,4 @@
-"""`ClusterNumber`: which cluster each image is of."""
+"""`ClusterNumber`: which cluster each image is of; `ClusterDistance`: how far from its centroid it is."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class ClusterNumber(ImageClassifier):
         names = ("centroids", "pred_column", "embedding_column", "batch_size", "check")
         return {"scorer": type(self).__name__, **{name: getattr(self, name) for name in names}}
 
-    def load_model(self, device: torch.device) -> NearestCentroid:
+    def load_model(self, device: torch.device) -> NearestCentroid | CentroidDistance:
         """The centroids, on `device`."""
         import torch
 
@@ -93,6 +93,66 @@ class ClusterNumber(ImageClassifier):
     def postprocess(self, series: Any) -> Any:
         """Whole numbers; what is NaN is no score, whatever stands here for it."""
         return series.where(series == series, 0).astype("int32")
+
+
+class ClusterDistance(ClusterNumber):
+    """Gives each vector its cosine distance to the nearest centroid, from 0 to 2: 1 less the cosine.
+
+    What is near a centroid is typical of its cluster, and what is far is not.
+
+    Parameters
+    ----------
+    centroids, pred_column, embedding_column, batch_size, check
+        See `ClusterNumber`.
+    """
+
+    def __init__(
+        self,
+        centroids: str | os.PathLike[str],
+        pred_column: str = "cluster_distance",
+        embedding_column: str = EMBEDDING_COLUMN,
+        batch_size: int = -1,
+        *,
+        check: bool = True,
+    ) -> None:
+        super().__init__(centroids, pred_column, embedding_column, batch_size, check=check)
+        self.pred_type = "float32"
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """The content of the file, wherever it is."""
+        return ("cluster distance", *self.files.values())
+
+    def load_model(self, device: torch.device) -> CentroidDistance:
+        """The centroids, on `device`."""
+        import torch
+
+        centroids, _ = read_centroids(self.centroids)
+        return CentroidDistance(torch.from_numpy(centroids).to(device))
+
+    def postprocess(self, series: Any) -> Any:
+        """Distances as they are."""
+        return series
+
+
+class CentroidDistance:
+    """The cosine distance of each vector and its nearest centroid.
+
+    Parameters
+    ----------
+    centroids
+        Float32 (number, dim), of length 1.
+    """
+
+    def __init__(self, centroids: torch.Tensor) -> None:
+        self._centroids = centroids
+        self.dim = int(centroids.shape[1])
+
+    def __call__(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Distances (n,), NaN where a vector has no direction."""
+        vectors = vectors / vectors.abs().amax(1, keepdim=True)
+        vectors = vectors / vectors.norm(dim=1, keepdim=True)
+        return 1 - (vectors @ self._centroids.T).amax(1).clamp(-1, 1)
 
 
 class NearestCentroid:

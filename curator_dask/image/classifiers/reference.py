@@ -32,6 +32,8 @@ logger = logging.getLogger("curator_dask")
 
 BLOCK = 4096
 """Vectors of the reference that are compared at once: their products with a block of rows stay in a CPU's cache."""
+NORMS = ("max", "2")
+"""What `ReferenceSimilarity` makes of the cosines to all vectors of a reference."""
 
 
 class ReferenceSimilarity(ImageClassifier):
@@ -53,9 +55,17 @@ class ReferenceSimilarity(ImageClassifier):
         For fsspec, where `reference` is a URL.
     check
         Refuse vectors of another model than the reference's.
+    norm
+        ``"max"``: the largest cosine. ``"2"``: the root of the sum of the squares of all cosines, from 0 to the root of
+        how many vectors the reference has. They are NormSim with the norms ∞ and 2 (Wang et al., NeurIPS 2024, arXiv
+        2405.19547, section 3.2; of ∞ the paper takes the largest absolute value, which is another where the nearest
+        is less similar than the most opposite). By the second an image is the better the more of the reference it is
+        like. It costs a product with a matrix (dim, dim), whatever the reference's size.
 
     Raises
     ------
+    ConfigError
+        `norm` is another.
     OutputError
         When it is used: the reference has no such vectors.
     """
@@ -70,13 +80,18 @@ class ReferenceSimilarity(ImageClassifier):
         reference_column: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
         check: bool = True,
+        norm: str = "max",
     ) -> None:
+        if norm not in NORMS:
+            raise ConfigError(f"norm={norm!r}: expected one of {', '.join(NORMS)}")
         path = locate(os.fspath(reference), storage_options)
-        name = f"{type(self).__name__}({posixpath.basename(path.rstrip('/'))})"
+        of = "" if norm == "max" else f", norm {norm}"
+        name = f"{type(self).__name__}({posixpath.basename(path.rstrip('/'))}{of})"
         super().__init__(name, embedding_column, pred_column, "float32", batch_size, check=check)
         self.reference = path
         self.reference_column = reference_column or embedding_column
         self.storage_options = None if storage_options is None else dict(storage_options)
+        self.norm = norm
         self.digest: str | None = None  # of the vectors; that of a step, which every worker must find
 
     @property
@@ -87,9 +102,8 @@ class ReferenceSimilarity(ImageClassifier):
     @property
     def identity(self) -> tuple[Any, ...]:
         """The vectors of the reference, in whatever files they are."""
-        if self.digest is not None:
-            return ("reference", self.digest)
-        return ("reference", self._look()[0])
+        of = () if self.norm == "max" else (f"norm {self.norm}",)
+        return ("reference", self._look()[0] if self.digest is None else self.digest, *of)
 
     def _look(self) -> tuple[str, int]:
         """The digest of the vectors, and how many there are."""
@@ -147,11 +161,12 @@ class ReferenceSimilarity(ImageClassifier):
             "batch_size",
             "reference_column",
             "check",
+            "norm",
         )
         return {"scorer": type(self).__name__, **{name: getattr(self, name) for name in names}}
 
-    def load_model(self, device: torch.device) -> Nearest:
-        """The vectors of the reference, on `device`.
+    def load_model(self, device: torch.device) -> Nearest | SquareNorm:
+        """The vectors of the reference, or the matrix of their products, on `device`.
 
         Raises
         ------
@@ -162,15 +177,21 @@ class ReferenceSimilarity(ImageClassifier):
         """
         import torch
 
-        digest, blocks = hashlib.sha256(), []
+        digest, blocks, products = hashlib.sha256(), [], None
         for block in self._blocks():
             _add(digest, block)
-            blocks.append(block)
+            if self.norm == "2":
+                wide = block.astype(np.float64)
+                products = wide.T @ wide + (0 if products is None else products)
+            else:
+                blocks.append(block)
         if self.digest not in (None, digest.hexdigest()):
             raise WeightsError(
                 f"{self.reference}: expected the vectors with SHA-256 {self.digest}, which the client has found, found"
                 f" {digest.hexdigest()} here. Give every node the same folder; if it has changed since, run again"
             )
+        if products is not None:
+            return SquareNorm(torch.from_numpy(products.astype(np.float32)).to(device))
         if not blocks:
             raise ConfigError(f"{self.reference}: no row has a vector in {self.reference_column!r}")
         for _ in range(2):
@@ -200,6 +221,34 @@ def _add(digest: Any, vectors: np.ndarray) -> None:
     digest.update(np.ascontiguousarray(vectors, "<f4").data)
 
 
+def _directions(vectors: torch.Tensor) -> torch.Tensor:
+    """Vectors of length 1, NaN where one has no direction."""
+    # By the largest value first: squares of what is far from 1 are none in float32.
+    vectors = vectors / vectors.abs().amax(1, keepdim=True)
+    directions: torch.Tensor = vectors / vectors.norm(dim=1, keepdim=True)
+    return directions
+
+
+class SquareNorm:
+    """The root of the sum of the squares of the cosines of each vector and those of a reference.
+
+    Parameters
+    ----------
+    products
+        Float32 (dim, dim): the reference's vectors `t`, of length 1, as the sum of ``outer(t, t)``.
+    """
+
+    def __init__(self, products: torch.Tensor) -> None:
+        self._products = products
+        self.dim = int(products.shape[0])
+
+    def __call__(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Norms (n,), NaN where a vector has no direction."""
+        vectors = _directions(vectors)
+        squares: torch.Tensor = ((vectors @ self._products) * vectors).sum(1)
+        return squares.clamp(min=0).sqrt()  # below which rounding may be by a little
+
+
 class Nearest:
     """The largest cosine of each vector and those of a reference.
 
@@ -215,9 +264,7 @@ class Nearest:
 
     def __call__(self, vectors: torch.Tensor) -> torch.Tensor:
         """Cosines (n,), NaN where a vector has no direction."""
-        # By the largest value first: squares of what is far from 1 are none in float32.
-        vectors = vectors / vectors.abs().amax(1, keepdim=True)
-        vectors = vectors / vectors.norm(dim=1, keepdim=True)
+        vectors = _directions(vectors)
         best = (vectors @ self._blocks[0].T).amax(1)
         for block in self._blocks[1:]:
             best = best.maximum((vectors @ block.T).amax(1))
