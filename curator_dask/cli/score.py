@@ -213,7 +213,6 @@ def score(
             param_hint="--head",
         )
 
-    from curator_dask.frames.names import TEXT_EMBEDDING_COLUMN
     from curator_dask.image.classifiers import (
         AestheticClassifier,
         ClusterDistance,
@@ -226,7 +225,7 @@ def score(
     from curator_dask.image.statistics import ImageStatistics
     from curator_dask.outputs.settings_there import settings_of
     from curator_dask.text import ClipScore, NegClipLoss, SameCaptions, TextStatistics
-    from curator_dask.text.embedders import make_text_embedder
+    from curator_dask.text.embedders import TEXT_EMBEDDING_COLUMN, make_text_embedder
 
     interrupted = "files that were scored are kept, the same command goes on from there"
     with summary_to(json_file) as put, told_plainly(interrupted):
