@@ -269,6 +269,7 @@ WITHOUT = [word for name in ("cacheprovider", "timeout", "xdist") for word in ("
 NOT_RUN = {
     "stores-and-clusters.md": ["needs several machines", "needs Slurm"],
     "export.md": ["needs datasets"],
+    "buckets.md": ["needs megatron-energon"],
     "training.md": ["needs open_clip"],
     "readers.md": ["needs datasets", "needs lancedb", "needs embedding-reader", "needs embedding-atlas"],
 }
