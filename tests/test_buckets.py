@@ -19,6 +19,7 @@ from test_smaller import apart, exif, opened, photograph, saved
 from typer.testing import CliRunner
 
 from curator_dask.cli import app
+from curator_dask.curation import Recipe, curate
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.decode.cropping import Crop
 from curator_dask.decode.smaller import SmallerImages, make_smaller
@@ -285,3 +286,23 @@ def test_the_commands(data, tmp_path, client):
     assert {path.parent.name for path in (tmp_path / "out").rglob("*.tar")} == {
         *table["bucket"].to_pylist()
     } - {None}
+
+
+def test_the_recipe(data, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "statistics: [width, height]\nbuckets: {resolution: 96, step: 32}\nwhere: width > 150\n"
+        "export: {by: bucket, bucket_size: bucket}\n"
+    )
+    summary = curate(data, tmp_path / "out", Recipe.read(tmp_path / "recipe.yaml"))
+    assert (summary.rows, summary.failed, summary.kept) == (20, 1, 7) and summary.complete
+    found = {path.parent.name for path in (tmp_path / "out").rglob("*.tar")}
+    table = pq.read_table(tmp_path / "out/embeddings", columns=["width", "bucket"]).to_pylist()
+    assert found == {row["bucket"] for row in table if (row["width"] or 0) > 150}
+    for export, said in (
+        ({"by": "buckt"}, "by='buckt'|by: there is no column 'buckt'"),
+        ({"bucket_size": "b"}, "bucket_size"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            curate(data, tmp_path / "no", Recipe(statistics=["width"], export=export))
+    with pytest.raises(ConfigError, match="resolution=1000"):
+        Recipe(buckets={"resolution": 1000})

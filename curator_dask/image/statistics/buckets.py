@@ -19,7 +19,9 @@ from curator_dask.decode.cropping import LONGEST, size_in
 from curator_dask.errors import ConfigError, DatasetError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import URL_COLUMN
+from curator_dask.frames.parquet import read_record
 from curator_dask.frames.record import FIELDS, FileRecord
+from curator_dask.runs.lineage import trace
 from curator_dask.runs.passes import RowStep
 from curator_dask.runs.step import Known, Made, Rows, Work
 from curator_dask.storage import Options
@@ -169,9 +171,17 @@ class AspectBuckets:
         there = list(dataset.metadata.columns)
         if missing := [name for name in (self.width, self.height) if name not in there]:
             raise DatasetError(self._lacks(missing, there))
-        if self.column in there:
+        if self.column in there and not self._made(dataset):
             raise ConfigError(f"column={self.column!r}: the dataset has one of this name: give another")
         return dataset.apply(self.step())
+
+    def _made(self, dataset: ImageTextPairDataset) -> bool:
+        """Whether the column is an earlier run's, in the dataset's own files, which make it anew."""
+        inputs = trace(dataset.metadata).inputs or ()
+        path = next((part.shard.parquet for part in inputs if part.shard.parquet is not None), None)
+        record = None if path is None else read_record(path, dataset.storage_options)
+        head = "" if record is None else record.scores.get(self.column, {}).get("head", "")
+        return str(head).startswith(PutInBuckets.label)
 
     def of_files(self, records: Mapping[str, FileRecord | None], options: Options = None) -> PutInBuckets:
         """The step for files that are there."""
