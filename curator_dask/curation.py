@@ -359,7 +359,8 @@ def _check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
     for name, column in named.items():
         if column is not None and column not in columns:
             raise ConfigError(f"{name}: there is no column {column!r}. The rows will have {columns}")
-    for by in (options.sharing and options.sharing.by, options.grouping and options.grouping.by):
+    parted = [each.by for each in (options.sharing, options.grouping) if each is not None]
+    for by in parted:
         if by is not None and not by.columns(columns):
             raise ConfigError(
                 f"export: {by.option}: there is no column {by.text!r}. The rows will have {columns}"
