@@ -145,16 +145,16 @@ def test_new_rows_go_to_the_folders_of_their_values(dataset, data, tmp_path):
     write_dataset(tmp_path / "more", 1, 20, key="9{shard:04d}{sample:04d}")
     (tmp_path / "more/00000.tar").rename(data / "00009.tar")
     table = pq.read_table(tmp_path / "more/00000.parquet")
-    # "EN" is called as "en" is, but for upper case: where names do not tell these apart, its tars would be among them.
-    new = ["EN" if number % 2 else "en" for number in range(20)]
+    # "DE" is called as "de" is, but for upper case: where names do not tell these apart, its tars would be among them.
+    new = ["DE" if number % 2 else "en" for number in range(20)]
     pq.write_table(table.append_column("lang", pa.array(new)), data / "00009.parquet")
     grown = ImageTextPairDataset.from_webdataset(data).to_webdataset(tmp_path / "out", **how)
     assert {path: path.read_bytes() for path in before} == before
     (folder,) = {path.parent.name for path in (tmp_path / "out").rglob("*.tar")} - {*first.groups}
-    assert folder.startswith("EN-") and grown.groups[folder].value == "EN"
+    assert folder.startswith("DE-") and grown.groups[folder].value == "DE"
     keys, values = keys_of(tmp_path / "out"), dict(zip(table["key"].to_pylist(), new, strict=True))
     assert {key: value for key, value in values.items() if key in keys[folder]} == dict.fromkeys(
-        keys[folder], "EN"
+        keys[folder], "DE"
     )
     assert len(keys[folder]) == 10 and {key for key, value in values.items() if value == "en"} <= {
         *keys["en"]
