@@ -33,7 +33,6 @@ from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.filtering import FilterSummary, filter_output
 from curator_dask.outputs.finished import FinishedCommand, repository_of
 from curator_dask.outputs.removed import check_removed
-from curator_dask.outputs.splits import SplitBy
 from curator_dask.recipe import Recipe
 from curator_dask.rows.image_files import captions_of
 from curator_dask.rows.reading import choose_source
@@ -346,18 +345,22 @@ def _check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
             raise
         except ConfigError:
             pass  # types may be others on GPUs than in the files, which decide
-    split_by = recipe.options(overwrite=False).split_by
+    options = recipe.options(overwrite=False)
     best, cap, columns = recipe.best(), recipe.cap(), list(dataset.metadata.columns)
     named = {"top": best and best[0], "at_most": cap and cap[0], "by": recipe.by}
-    named |= {name: text for name, (_, text) in of_all.items()}
+    named |= {"bucket_size": options.bucket_size, **{name: text for name, (_, text) in of_all.items()}}
     if recipe.balance is not None:
         named["balance"] = needed_column(recipe.balance)
         _refuse_balance(recipe, columns)
     for name, column in named.items():
         if column is not None and column not in columns:
             raise ConfigError(f"{name}: there is no column {column!r}. The rows will have {columns}")
-    if split_by is not None and not SplitBy(split_by).columns(columns):
-        raise ConfigError(f"export: split_by: there is no column {split_by!r}. The rows will have {columns}")
+    parted = [each.by for each in (options.sharing, options.grouping) if each is not None]
+    for by in parted:
+        if by is not None and not by.columns(columns):
+            raise ConfigError(
+                f"export: {by.option}: there is no column {by.text!r}. The rows will have {columns}"
+            )
 
 
 def _count_joined(summary: CurationSummary, tables: Sequence[TableColumns], place: str) -> None:
@@ -386,6 +389,8 @@ def _with_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> ImageTextPai
         dataset = head(dataset)
     for table in recipe.joins():
         dataset = table(dataset)
+    if (buckets := recipe.bucketed()) is not None:
+        dataset = buckets(dataset)
     for texts in recipe.of_texts():  # last: their captions may be a table's
         dataset = texts(dataset)
     return dataset

@@ -25,6 +25,7 @@ from curator_dask.image.classifiers import (
 from curator_dask.image.classifiers.whole import WholeModel
 from curator_dask.image.embedders.making import make_embedder
 from curator_dask.image.embedders.whole import WHOLE_MODELS, whole_models
+from curator_dask.image.statistics import AspectBuckets
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.filtering import ALL
@@ -62,6 +63,8 @@ class Recipe:
         Names of `curator_dask.image.statistics.STATISTICS`.
     prefix
         Before the statistics' names, where the dataset has columns of these names.
+    buckets
+        Arguments of `AspectBuckets`, such as ``{"resolution": 1024}``. None: there is no such column.
     text_statistics
         Names of `curator_dask.text.TEXT_STATISTICS`, or arguments of `TextStatistics`, as
         ``{"names": ["words", "language"], "text": "alt"}``; or several of these, each with a prefix of its own.
@@ -127,6 +130,7 @@ class Recipe:
     captions: str = "txt"
     statistics: Sequence[str] = ()
     prefix: str = ""
+    buckets: Mapping[str, Any] | None = None
     text_statistics: Sequence[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]] = ()
     same_captions: bool | Mapping[str, Any] = False
     classify: Sequence[Mapping[str, Any]] = ()
@@ -188,24 +192,16 @@ class Recipe:
         if isinstance(self.join, list | tuple):  # YAML takes the word `on` for true
             join = [_with_on(each) if isinstance(each, Mapping) else each for each in self.join]
             object.__setattr__(self, "join", join)
-        (
-            self.best(),
-            self.cap(),
-            self.joins(),
-            self.models(),
-            self.of_texts(),
-            self.of_all_rows(),
-            self.heads(),
-        )
+        checks = (self.best, self.cap, self.joins, self.models, self.of_texts, self.of_all_rows, self.heads)
+        for check in (*checks, self.bucketed):
+            check()
         check_any_balance(self.balance)
         self.deduplication()  # says what is wrong with its arguments, as do those below
         self.asked()
         if self.model is not None:
             self.embedder()
         if self.fetches() is not None and (self.id_col, self.images) != ("key", False):
-            raise ConfigError(
-                "fetch: its shards have their keys in 'key', and are tars: leave out id_col and images"
-            )
+            raise ConfigError("fetch: its shards are tars with keys in 'key': leave out id_col and images")
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Recipe:
@@ -320,6 +316,10 @@ class Recipe:
     def of_texts(self) -> list[TextStatistics]:
         """What measures the captions."""
         return text_statistics_of(self.text_statistics)
+
+    def bucketed(self) -> AspectBuckets | None:
+        """What says to which size each image is to be cropped."""
+        return None if self.buckets is None else make_of("buckets", AspectBuckets, self.buckets)
 
     def of_all_rows(self) -> dict[str, tuple[OfAllRows, str]]:
         """By name, what scores rows once all are there, and the column of captions that it is of."""

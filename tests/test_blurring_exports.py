@@ -177,6 +177,6 @@ def test_large_images_and_many_boxes_take_little():
 def test_where_blurred_images_wait_for_their_turn(tmp_path, monkeypatch):
     dataset = dataset_of(tmp_path / "in", [[BOX]])
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
-    with pytest.raises(OutputError, match=r"nowhere: blurred images cannot be put there.*--local-directory"):
+    with pytest.raises(OutputError, match=r"nowhere: new images cannot be put there.*--local-directory"):
         dataset.to_webdataset(tmp_path / "out", blur="b_boxes")
     assert not list((tmp_path / "out").glob("*.tar"))

@@ -81,6 +81,7 @@ STAND_INS = {
     '"key": "…", "secret": "…"': '"key": "key", "secret": "secret"',
     "https://s3.example.org": "{store}",
     "ranks, workers, batch_size = 8, 4, 64": "ranks, workers, batch_size = 1, 1, 3",
+    "AspectBuckets(1024,": "AspectBuckets(128,",
     "num_workers=workers": "num_workers=0",  # none are forked from a process with the threads of a client
 }
 
@@ -154,6 +155,12 @@ HOLDS = {
         " for n in some.tolist()) for rank in (0, 1)] == [sorted(each['width'] for each in pq.read_table(file,"
         " columns=['width', 'image_error']).to_pylist() if each['image_error'] is None)"
         " for file in random.Random(0).sample(rows.files, 2)]",
+    ],
+    "buckets.md": [
+        "(summary.rows, summary.kept, summary.filtered, summary.missing) == (14, 12, 2, 0)",
+        "len(counts) == len(summary.groups) > 1 and len(shapes) == 4",
+        "all(shape[:2] == (3, 3) and (captions, told) == (3, (3, 4)) for shape, captions, told in shapes)",
+        "{f'{shape[3]}x{shape[2]}' for shape, *_ in shapes} <= {folder.rpartition('/')[2] for folder in counts}",
     ],
     "curation.md": ["(summary.rows, summary.failed, summary.kept) == (14, 2, 12) and summary.complete"],
     "importing.md": [
@@ -277,6 +284,7 @@ WITHOUT = [word for name in ("cacheprovider", "timeout", "xdist") for word in ("
 NOT_RUN = {
     "stores-and-clusters.md": ["needs several machines", "needs Slurm"],
     "export.md": ["needs datasets"],
+    "buckets.md": ["needs megatron-energon"],
     "training.md": ["needs open_clip"],
     "readers.md": ["needs datasets", "needs lancedb", "needs embedding-reader", "needs embedding-atlas"],
 }

@@ -10,6 +10,9 @@ from typing import Annotated
 import typer
 
 from curator_dask.cli.export_options import (
+    BucketSize,
+    By,
+    ByMost,
     Card,
     CardField,
     Columns,
@@ -173,6 +176,9 @@ def export(
     blur_strength: BlurStrength = 1.0,
     blur_keep_unseen: BlurKeepUnseen = False,
     strip_metadata: StripMetadata = None,
+    bucket_size: BucketSize = None,
+    by: By = None,
+    by_most: ByMost = None,
     split: Split = None,
     split_by: SplitBy = None,
     split_groups: SplitGroups = None,
@@ -209,9 +215,9 @@ def export(
 ) -> None:
     """Write the samples of the rows that pass into new tars, every member byte for byte, with all columns beside.
 
-    With --max-side or --min-side large images are made smaller on the way, with --blur regions of some are blurred;
-    all others are copied. With --format parquet images and columns go into Parquet files, of which Hugging Face's
-    datasets and its hub show the images.
+    With --max-side or --min-side large images are made smaller on the way, with --blur regions of some are blurred,
+    with --bucket-size all get a size; all others are copied. With --format parquet images and columns go into Parquet
+    files, of which Hugging Face's datasets and its hub show the images.
 
     The same command again does only what is missing. OUTPUT.export keeps what that needs, and says in its manifest
     where each sample comes from.
@@ -234,6 +240,7 @@ def export(
     from curator_dask.outputs.export_options import ExportOptions
     from curator_dask.outputs.exporting import export_frame, export_output
     from curator_dask.outputs.failed import output_files
+    from curator_dask.outputs.groups import MOST
     from curator_dask.outputs.placing import locate
     from curator_dask.rows.reading import choose_source, learn_schema
     from curator_dask.runs.parts import Part
@@ -267,6 +274,9 @@ def export(
             quality=quality,
             image_format=image_format.value,
             image_member=image,
+            bucket_size=bucket_size,
+            by=by,
+            by_most=MOST if by_most is None else by_most,
             splits=shares,
             split_by=split_by,
             split_groups=split_groups,
@@ -306,7 +316,8 @@ def export(
                 part=part,
             )
         else:
-            if where or columns or filter_column or old_id_col or caption or npy or split_by or blur:
+            named = (where, columns, filter_column, old_id_col, caption, npy, split_by, by, bucket_size, blur)
+            if any(named):
                 source = choose_source("auto", found, options)
                 schema = learn_schema(found.shards, source, id_col, options)
                 chosen.check_columns(schema.empty_table(), schema.names)

@@ -89,6 +89,27 @@ StripMetadata = Annotated[
         show_default=False,
     ),
 ]
+By = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN",
+        help="Tars of rows of one value, in a folder of each: OUTPUT/en, with --split OUTPUT/train/en. Or an"
+        " expression of columns.",
+        show_default=False,
+    ),
+]
+ByMost = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of --by: more values are refused.  [default: 1000]", show_default=False),
+]
+BucketSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN",
+        help="Column of sizes (832x1216), as score --bucket makes it: images are resized and cropped to them.",
+        show_default=False,
+    ),
+]
 Split = Annotated[
     list[str] | None,
     typer.Option(

@@ -7,6 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from curator_dask.cli.bucket_options import (
+    Bucket,
+    BucketColumn,
+    BucketMax,
+    BucketMin,
+    BucketOf,
+    BucketRatio,
+    BucketStep,
+    BucketUpscale,
+    resolutions_in,
+)
 from curator_dask.cli.options import (
     EXIT_SHARD,
     Cluster,
@@ -152,6 +163,14 @@ def score(
         ),
     ] = None,
     prefix: Annotated[str, typer.Option(help="Before the names of --statistics.")] = "",
+    bucket: Bucket = None,
+    bucket_step: BucketStep = 64,
+    bucket_min: BucketMin = None,
+    bucket_max: BucketMax = None,
+    bucket_ratio: BucketRatio = None,
+    bucket_upscale: BucketUpscale = True,
+    bucket_of: BucketOf = "width,height",
+    bucket_column: BucketColumn = "bucket",
     text_statistics: TextStatisticsOption = None,
     same_captions: Annotated[
         bool,
@@ -199,7 +218,7 @@ def score(
     names = names_in(text_statistics, "--text-statistics")
     check_language_model(language_model, names)
     of_images = names_in(statistics, "--statistics")
-    of_rows = names or of_images or same_captions
+    of_rows = names or of_images or same_captions or bucket
     if clip_score and text_vectors:
         raise typer.BadParameter(
             "--clip-score makes what --text-vectors has: give one", param_hint="--text-vectors"
@@ -208,8 +227,7 @@ def score(
     if not (aesthetic or nsfw or files or folders or centroids or distances or of_pairs or of_rows):
         raise typer.BadParameter(
             "give a head, --aesthetic, --nsfw, --head, --near, --cluster-number, --clip-score, --text-vectors or"
-            " --neg-clip-loss, or"
-            " --statistics, --text-statistics or --same-captions",
+            " --neg-clip-loss, or --statistics, --bucket, --text-statistics or --same-captions",
             param_hint="--head",
         )
 
@@ -222,7 +240,7 @@ def score(
         ReferenceSimilarity,
         score_output,
     )
-    from curator_dask.image.statistics import ImageStatistics
+    from curator_dask.image.statistics import AspectBuckets, ImageStatistics
     from curator_dask.outputs.settings_there import settings_of
     from curator_dask.text import ClipScore, NegClipLoss, SameCaptions, TextStatistics
     from curator_dask.text.embedders import TEXT_EMBEDDING_COLUMN, make_text_embedder
@@ -274,6 +292,21 @@ def score(
             how = settings_of(embeddings, column, options)
             its = {name: how[name] for name in _READING if name in how}
             heads.append(ImageStatistics(of_images, prefix=prefix, **its))
+        if bucket:
+            width, _, height = bucket_of.partition(",")
+            heads.append(
+                AspectBuckets(
+                    resolutions_in(bucket),
+                    step=bucket_step,
+                    min_side=bucket_min,
+                    max_side=bucket_max,
+                    max_ratio=bucket_ratio,
+                    upscale=bucket_upscale,
+                    width=width.strip(),
+                    height=height.strip(),
+                    column=bucket_column,
+                )
+            )
         if same_captions:
             heads.append(SameCaptions(text, prefix=text_prefix))
         summary = score_output(

@@ -13,6 +13,7 @@ from curator_dask.arguments import called_as
 from curator_dask.console import show_in_notebook
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_summary import ExportSummary
+from curator_dask.outputs.groups import MOST
 from curator_dask.runs.step import Step
 
 
@@ -69,6 +70,9 @@ class Exportable(ABC):
         npy: Sequence[str] | None = None,
         format: str = "webdataset",
         strip_metadata: str | None = None,
+        by: str | None = None,
+        by_most: int = MOST,
+        bucket_size: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> ExportSummary:
         """Compute the metadata, and write the samples of its rows into new tars, every member byte for byte.
@@ -170,6 +174,15 @@ class Exportable(ABC):
             ``"all"``: of all JPEG, PNG and WebP the metadata (EXIF but for the orientation, XMP, IPTC, comments,
             thumbnails, C2PA) is left out, and their pixels stay as they are encoded. ``"location"``: only where they
             were taken. Images of other formats stay as they are, and are counted. None: all stays.
+        by
+            A column, or an expression of columns as in SQL: rows of each value go to tars of their own, in a folder
+            that is called so (``en``; with splits ``train/en``). Null has a folder, too.
+        by_most
+            More values are refused.
+        bucket_size
+            Column of sizes, as ``832x1216`` (`curator_dask.image.statistics.AspectBuckets`): images are resized to
+            cover theirs and cropped to it, those that are smaller too. Rows without a size are filtered out, and
+            samples whose image cannot be cropped are left out and counted.
         storage_options
             For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
 
@@ -228,6 +241,9 @@ class Exportable(ABC):
                 npy=npy,
                 format=format,
                 strip_metadata=strip_metadata,
+                by=by,
+                by_most=by_most,
+                bucket_size=bucket_size,
             ),
             id_col=self.id_col,
             input_options=self.storage_options,

@@ -24,7 +24,8 @@ EXIF_COLUMN = "exif"
 ORIENTATIONS = ("stored", "exif-column")
 
 _TAG = 0x0112
-_ON_ITS_SIDE = (5, 6, 7, 8)
+#: EXIF's numbers for images that are stored with their axes swapped.
+ON_THEIR_SIDE = (5, 6, 7, 8)
 # Of a PNG, what may hold EXIF or XMP.
 _SAYING = frozenset([b"eXIf", b"iTXt", b"tEXt", b"zTXt"])
 #: EXIF's 2 to 8 in the words of the exifread package, which img2dataset stores.
@@ -79,6 +80,15 @@ def stored_orientation(data: Encoded) -> int | None:
         return None
 
 
+def is_upright(data: Encoded) -> bool:
+    """Whether readers that look at EXIF, and those that do not, see the same: the file says nothing, or 1."""
+    try:
+        with open_image(_without_pixels(data)) as image:
+            return _exif(image).get(_TAG, 1) not in range(2, 9)
+    except Exception:  # as above
+        return True
+
+
 def upright_size(data: Encoded, header: Header) -> tuple[int, int]:
     """Width and height of an image as it is to be seen, by EXIF or XMP, as Pillow's `ImageOps.exif_transpose` turns it.
 
@@ -97,7 +107,7 @@ def upright_size(data: Encoded, header: Header) -> tuple[int, int]:
     try:
         with open_image(_without_pixels(data)) as image:
             # The size of a TIFF is that of the turned one from the beginning.
-            turned = image.format != "TIFF" and _exif(image).get(_TAG) in _ON_ITS_SIDE
+            turned = image.format != "TIFF" and _exif(image).get(_TAG) in ON_THEIR_SIDE
             width, height = image.size[::-1] if turned else image.size
     except Exception:  # of Pillow, of any type: damaged EXIF turns nothing
         pass

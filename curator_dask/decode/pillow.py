@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from curator_dask.decode.gray import is_deep_gray, to_gray8
 from curator_dask.decode.quiet import libtiff_lines
@@ -75,6 +75,14 @@ def upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF says nothing about the pixels
         return image
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF's number by which `upright` turns an image; 1 where it does not."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF, as above
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -15,8 +15,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from curator_dask.decode.blurring import Box, blur
+from curator_dask.decode.cropping import Crop, Stored
 from curator_dask.decode.encoding import FORMATS, check_quality, encode
-from curator_dask.decode.orientation import has_orientation, upright_size, with_orientation
+from curator_dask.decode.orientation import (
+    ON_THEIR_SIDE,
+    has_orientation,
+    is_upright,
+    upright_size,
+    with_orientation,
+)
 from curator_dask.decode.quiet import libtiff_lines
 from curator_dask.decode.sniff import (
     Encoded,
@@ -134,6 +141,8 @@ class Smaller(NamedTuple):
         Pillow's name of the format.
     fewer
         Whether it has fewer pixels than the old one.
+    crop
+        How it was cropped; None: it was not.
     """
 
     width: int
@@ -141,6 +150,7 @@ class Smaller(NamedTuple):
     data: bytes | None
     form: str
     fewer: bool = False
+    crop: Crop | None = None
 
 
 def make_smaller(
@@ -149,8 +159,11 @@ def make_smaller(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     boxes: Sequence[Box] = (),
     strength: float = 1.0,
+    size: tuple[int, int] | None = None,
 ) -> Smaller:
     """Make an image file smaller, if it is too large or of another format than is asked for; or blur regions of it.
+
+    Or have it exactly of some size: resized to cover that, and cropped. A file that has it, upright, stays.
 
     Orientation is applied to the pixels. An ICC profile stays, and in a PNG what else says which colours it has; other
     metadata (EXIF, XMP, comments) is left out. Alpha is resized premultiplied, CMYK as such, grey of 16 bits with all
@@ -166,6 +179,8 @@ def make_smaller(
         Height times width above which an image is not decoded.
     boxes, strength
         What is blurred, and how much: see `curator_dask.decode.blurring.blur`. With boxes the file is always made anew.
+    size
+        Width and height that it gets, upright, however large it is; None: as `how` says.
 
     Raises
     ------
@@ -174,12 +189,12 @@ def make_smaller(
     """
     header = sniff(data, max_pixels)
     form = how.image_format.upper() if how.changes_format else header.kind
-    if (
-        not boxes
-        and form == header.kind
-        and how.size(header.width, header.height) == (header.width, header.height)
-    ):
-        return Smaller(*upright_size(data, header), None, form)
+    if not boxes and form == header.kind:
+        whole = upright_size(data, header)
+        if size is None and how.size(header.width, header.height) == (header.width, header.height):
+            return Smaller(*whole, None, form)
+        if size == whole and is_upright(data):
+            return Smaller(*whole, None, form, crop=Crop.of(*whole, size))
     if form not in FORMATS:
         raise ImageError(
             f"format: {form} is made smaller in another format only: give image_format (--image-format)"
@@ -192,7 +207,7 @@ def make_smaller(
                 _check_whole(opened, header, data)
                 if header.kind == "PNG" != form:
                     _check_colours(opened, data, form)
-                image, fewer = _resized(opened, header, how, form)
+                image, fewer, crop = _resized(opened, header, how, form, size)
                 if boxes:
                     blur(image, boxes, strength)
                 options = _options(opened, header, data, image, form)
@@ -205,7 +220,7 @@ def make_smaller(
     # A row may know of an orientation, too, as img2dataset's do: a file that says its own is not turned by it again.
     if has_orientation(data):
         made = with_orientation(made, 1)
-    return Smaller(*image.size, bytes(made), form, fewer)
+    return Smaller(*image.size, bytes(made), form, fewer, crop)
 
 
 def _check_whole(opened: Image.Image, header: Header, data: Encoded) -> None:
@@ -258,26 +273,42 @@ def _is_srgb(name: bytes, value: bytes) -> bool:
     return all(abs(one - other) <= _SRGB_NEAR for one, other in zip(found, expected, strict=True))
 
 
-def _resized(opened: Image.Image, header: Header, how: SmallerImages, form: str) -> tuple[Image.Image, bool]:
-    """The image upright, of the size that it is to have, of a mode that the format holds; and whether it was larger."""
+def _resized(
+    opened: Image.Image, header: Header, how: SmallerImages, form: str, asked: tuple[int, int] | None
+) -> tuple[Image.Image, bool, Crop | None]:
+    """The image upright, of the size that it is to have, of a mode that the format holds.
+
+    Besides whether it has fewer pixels than before, and how it was cropped.
+    """
     from PIL import Image
 
-    from curator_dask.decode.pillow import upright
+    from curator_dask.decode.pillow import orientation_of, upright
 
-    whole, box = opened.size, None
+    def sizes(whole: tuple[int, int]) -> tuple[tuple[int, int], Stored | None, Crop | None]:
+        if asked is None:
+            return how.size(*whole), None, None
+        turn = orientation_of(opened)
+        crop = Crop.of(*(whole[::-1] if turn in ON_THEIR_SIDE else whole), asked)
+        stored = crop.stored(turn)
+        return stored.resized, stored, crop
+
+    whole: tuple[int, int] = opened.size
+    box: tuple[float, float, float, float] | None = None
     if header.kind == "JPEG":
-        wide, high = how.size(*whole)
+        (wide, high), _, _ = sizes(whole)
         drafted = opened.draft(None, (_JPEG_GAP * wide, _JPEG_GAP * high))
         box = None if drafted is None else drafted[1]
     opened.load()
     if header.kind != "JPEG":
         whole = opened.size  # a TIFF is turned as it is loaded
     image = _in_mode(opened, form)
-    size = how.size(*whole)
-    if image.size != size:
+    size, stored, crop = sizes(whole)
+    if stored is not None:
+        size, box = stored.size, stored.within(*(image.size if box is None else box[2:]))
+    if image.size != size or stored is not None:
         gap = None if image.mode == "I;16" or header.kind == "JPEG" else _GAP
         image = image.resize(size, Image.Resampling.LANCZOS, box, gap)
-    return upright(image), size != whole
+    return upright(image), size[0] * size[1] < whole[0] * whole[1], crop
 
 
 def _in_mode(opened: Image.Image, form: str) -> Image.Image:

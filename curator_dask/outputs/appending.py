@@ -14,6 +14,7 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_place import WITHOUT, ExportPlace
+from curator_dask.outputs.groups import GROUPS
 from curator_dask.outputs.vector_members import VectorMember
 from curator_dask.words import counted
 
@@ -26,6 +27,7 @@ _MAY_DIFFER = frozenset(
         "next_best",
         "shuffle",
         "split_groups",
+        "by_most",
         "overwrite",
         "append",
         "dry_run",
@@ -100,7 +102,7 @@ def check_settings(path: str, before: Mapping[str, Any], now: Mapping[str, Any])
     other = {
         name: (was, value)
         for name, value in json.loads(json.dumps(now)).items()
-        if name not in (DIGITS, FIELDS, VECTORS, WITHOUT)
+        if name not in (DIGITS, FIELDS, VECTORS, WITHOUT, GROUPS)
         and (was := before.get(name, default.get(name))) != value
     }
     if other:

@@ -101,21 +101,33 @@ def _front_matter(summary: ExportSummary, said: Mapping[str, Any]) -> str:
 
     names = [name for name, count in summary.splits.items() if count.samples]
     is_tables = summary.format == "parquet"
+    deeper = "*/" * bool(summary.groups)
     files = [
-        {"split": name, "path": f"{TABLES}/{name}-*.parquet" if is_tables else f"{name}/*.tar"}
+        {"split": name, "path": f"{TABLES}/{name}-*.parquet" if is_tables else f"{name}/{deeper}*.tar"}
         for name in names
     ]
-    every = f"{TABLES}/{ONLY}-*.parquet" if is_tables else "*.tar"
+    every = f"{TABLES}/{ONLY}-*.parquet" if is_tables else f"{deeper}*.tar"
     known = {each: value for each, value in said.items() if each != "source"}
     known["size_categories"] = [size_category(summary.kept)]
     if summary.kept:
         known["configs"] = [
-            {"config_name": "default", "data_files": files or [{"split": ONLY, "path": every}]}
+            {"config_name": "default", "data_files": files or [{"split": ONLY, "path": every}]},
+            *_of_values(summary),
         ]
     hint = (
         "" if "license" in said else "# license: see https://huggingface.co/docs/hub/repositories-licenses\n"
     )
     return f"---\n{hint}{yaml.safe_dump(known, sort_keys=False, allow_unicode=True)}---"
+
+
+def _of_values(summary: ExportSummary) -> list[dict[str, Any]]:
+    """A configuration of each folder of one value, by which datasets load it alone."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for folder, count in summary.groups.items():
+        split, _, name = folder.rpartition("/")
+        if count.samples and name.lower() != "default":
+            found.setdefault(name, []).append({"split": split or ONLY, "path": f"{folder}/*.tar"})
+    return [{"config_name": name, "data_files": files} for name, files in found.items()]
 
 
 def size_category(samples: int) -> str:
@@ -147,6 +159,16 @@ def _content(summary: ExportSummary, options: ExportOptions, records: Sequence[F
         kept += ["that are near copies of one another"] if options.split_groups else []
         if kept:
             parts.append(f"Rows {' or '.join(kept)} are in the same split.")
+    if summary.groups:
+        rows = [
+            [name, count.value or "", f"{count.samples:,}", f"{count.shards:,}", sized(count.bytes)]
+            for name, count in summary.groups.items()
+        ]
+        rows = [[code(name), code(value) if value else "", *more] for name, value, *more in rows]
+        parts.append(
+            f"Folders of tars, each of one value of {code(options.by or '')}:\n\n"
+            + table(["folder", "value", "samples", "tars", "size"], rows)
+        )
     if summary.fields and not is_tables:
         fields = [[code(f".{suffix}"), f"{count:,}"] for suffix, count in sorted(summary.fields.items())]
         parts.append(f"Files of the samples, in WebDataset's form:\n\n{table(['file', 'samples'], fields)}")
@@ -163,6 +185,11 @@ def _content(summary: ExportSummary, options: ExportOptions, records: Sequence[F
         )
     if options.strip_metadata is not None:
         parts.append(_stripped(summary, options))
+    if summary.crops.images:
+        parts.append(
+            f"{counted(summary.crops.images, 'image', 'was', 'were')} resized and cropped to the size in"
+            f" {code(options.bucket_size or '')}."
+        )
     if summary.errors:
         some = counted(summary.errors.total(), "sample", "has", "have")
         parts.append(f"{some} an image that could not be used: {_counts(summary.errors)}.")

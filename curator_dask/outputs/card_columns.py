@@ -20,6 +20,7 @@ from curator_dask.frames.record import (
     FileRecord,
     text_statistic,
 )
+from curator_dask.outputs.cropping import CROPPED
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.markdown import cell, code, public, table
 from curator_dask.outputs.shrinking import EXPORTED
@@ -62,6 +63,9 @@ def what_it_is(name: str, records: Sequence[FileRecord]) -> str:
             told[f"statistic of the image: {cell(IMAGE_DEFINITIONS[stem])}"] = None
         elif name in record.derived:
             told["computed on the way"] = None
+    if name in CROPPED.names:
+        size = "of the image before it was resized, upright"
+        told = {size if "original" in name else "pixels that were cropped off the resized image": None}
     if name in EXPORTED.names:
         told = {"of the image as it is in the tar": None}
     if name == ERROR_COLUMN:

@@ -212,9 +212,14 @@ class EarlierTars:
         )
 
     @cached_property
-    def splits(self) -> list[str]:
-        """Of each tar the name of its split, empty where there are none."""
+    def folders(self) -> list[str]:
+        """Of each tar its folder: of its split, of its value, or of both; empty where there are none."""
         return [posixpath.dirname(name) for name in self.names]
+
+    @cached_property
+    def splits(self) -> list[str]:
+        """Of each tar the name of its split, where there are such."""
+        return [folder.partition("/")[0] for folder in self.folders]
 
     @cached_property
     def there(self) -> list[str]:
@@ -293,12 +298,12 @@ class EarlierTars:
             for key in np.array(keys, object)[np.isin(hashes_of(keys), hashes)]:
                 yield key, f"{self.place.target.file(name)}.tar"
 
-    def free_numbers(self, split: str, count: int) -> list[int]:
-        """The first so many numbers that no tar of a split has."""
+    def free_numbers(self, folder: str, count: int) -> list[int]:
+        """The first so many numbers that no tar of a folder has."""
         used = {
             int(posixpath.basename(name))
-            for name, of in zip(self.names, self.splits, strict=True)
-            if of == split
+            for name, of in zip(self.names, self.folders, strict=True)
+            if of == folder
         }
         free: list[int] = []
         number = 0

@@ -13,7 +13,9 @@ from curator_dask.decode.stripping import check_metadata_out
 from curator_dask.errors import ConfigError
 from curator_dask.outputs.blurring import Blurring
 from curator_dask.outputs.card_fields import check_card
-from curator_dask.outputs.shrinking import EXPORTED, Shrinking
+from curator_dask.outputs.cropping import CROPPED, Cropping
+from curator_dask.outputs.groups import MOST, GroupBy
+from curator_dask.outputs.shrinking import Shrinking
 from curator_dask.outputs.splits import SplitBy, Splits
 from curator_dask.outputs.vector_members import vector_members
 from curator_dask.rows.where import Where
@@ -68,6 +70,9 @@ class ExportOptions:
     npy: Sequence[str] | None = None
     format: str = "webdataset"
     strip_metadata: str | None = None
+    by: str | None = None
+    by_most: int = MOST
+    bucket_size: str | None = None
 
     def __post_init__(self) -> None:
         for name, lowest in (
@@ -97,7 +102,8 @@ class ExportOptions:
         if not anew and (self.quality, self.image_format, member) != (None, KEEP, None):
             raise ConfigError(
                 "quality, image_format and image_member are of images that are made smaller: give max_side or min_side"
-                " (--max-side, --min-side); or that are blurred: give blur (--blur)"
+                " (--max-side, --min-side); or that are blurred: give blur (--blur); or cropped: bucket_size"
+                " (--bucket-size)"
             )
         if self.is_tables:
             self._check_tables()
@@ -115,7 +121,11 @@ class ExportOptions:
                 "split_by, split_groups and split_seed say how samples are shared out: give splits, as {'val': 0.01}"
                 " (--split val=0.01)"
             )
-        _ = self.sharing  # says what is wrong with it
+        _ = self.sharing, self.grouping, self.cropping  # say what is wrong with them
+        if self.by is None and self.by_most != MOST:
+            raise ConfigError(
+                f"by_most={self.by_most!r} says how many values have a folder: give a column as by (--by)"
+            )
         if self.shards is not None and self.shard_bytes is not None:
             raise ConfigError(
                 f"shards={self.shards} and shard_bytes={self.shard_bytes}: so many tars of equal size are as large as"
@@ -146,6 +156,7 @@ class ExportOptions:
     def _check_tables(self) -> None:
         """Raise ConfigError where something is asked for that Parquet files with images have no place for."""
         of_tars = {
+            "by": self.by,
             "columns": self.columns,
             "npy": self.npy,
             "sizes": self.sizes or None,
@@ -177,6 +188,7 @@ class ExportOptions:
         blurring = self.blurring
         named = [*(self.columns or ()), *(each for each in (self.filter_column, self.caption) if each)]
         named += [] if blurring is None else blurring.columns
+        named += [] if self.bucket_size is None else [self.bucket_size]
         named += self.npy or ()
         if missing := [name for name in dict.fromkeys(named) if name not in columns]:
             hint = ". A condition is where= (--where)" if self.filter_column in missing else ""
@@ -184,7 +196,8 @@ class ExportOptions:
             raise ConfigError(
                 f"no such columns {missing}{near}; the rows have {some_of_these(columns, missing[0])}{hint}"
             )
-        if self.shrinking is not None and (made := [name for name in named if name in EXPORTED.names]):
+        made_anew = () if self.shrinking is None else self.shrinking.made.names
+        if made := [name for name in named if name in made_anew]:
             raise ConfigError(
                 f"columns {made} are made anew while the tars are written, of the images that are in them: name others"
             )
@@ -196,6 +209,8 @@ class ExportOptions:
             check_boolean(self.filter_column, rows.schema.field(self.filter_column).type)
         if blurring is not None:
             blurring.check(rows)
+        if self.bucket_size is not None:
+            check_text(self.bucket_size, rows.schema.field(self.bucket_size).type, "of sizes")
         if self.caption is not None:
             check_text(self.caption, rows.schema.field(self.caption).type)
         vector_members(self.npy or (), rows.schema, self.portable)  # says what is wrong with them
@@ -203,6 +218,8 @@ class ExportOptions:
             Where(self.where).passes(rows.slice(0, 0), columns)
         if self.sharing is not None and self.sharing.by is not None:
             self.sharing.by.values(rows.slice(0, 0), columns)
+        if self.grouping is not None:
+            self.grouping.by.values(rows.slice(0, 0), columns)
 
     def check_boxes(self, settings: Mapping[str, Any]) -> None:
         """Raise ConfigError where boxes are of another image of a sample, or of other things than are to be blurred.
@@ -227,10 +244,13 @@ class ExportOptions:
     def names(self, columns: Sequence[str]) -> list[str]:
         """The columns that are named, of those that there are."""
         named = {*(self.columns or ()), *(self.npy or ()), self.filter_column, self.caption}
+        named |= {self.bucket_size}
         named |= set() if self.blurring is None else {*self.blurring.columns}
         named |= set() if self.where is None else {*Where(self.where).columns(columns)}
         if self.sharing is not None and self.sharing.by is not None:
             named |= {*self.sharing.by.columns(columns)}
+        if self.grouping is not None:
+            named |= {*self.grouping.by.columns(columns)}
         return [name for name in columns if name in named]
 
     @property
@@ -240,6 +260,11 @@ class ExportOptions:
             return None
         by = None if self.split_by is None else SplitBy(self.split_by)
         return Splits(self.splits, by, self.split_groups, self.split_seed)
+
+    @property
+    def grouping(self) -> GroupBy | None:
+        """What parts samples into folders; None: nothing."""
+        return None if self.by is None else GroupBy(SplitBy(self.by, "by"), self.by_most)
 
     @property
     def tells_sizes(self) -> bool:
@@ -263,10 +288,10 @@ class ExportOptions:
 
     @property
     def condition(self) -> str | None:
-        """Which rows pass, by `where` and by what is to be blurred; None: all."""
-        known = None if self.blurring is None else self.blurring.condition
-        given = [f"({each}\n)" for each in (self.where, known) if each is not None]
-        return " AND ".join(given) if len(given) > 1 else self.where or known
+        """Which rows pass, by `where` and by what is to be blurred or cropped; None: all."""
+        given = [self.where, *(each.condition for each in (self.blurring, self.cropping) if each is not None)]
+        known = [each for each in given if each is not None]
+        return " AND ".join(f"({each}\n)" for each in known) if len(known) > 1 else next(iter(known), None)
 
     @property
     def blurring(self) -> Blurring | None:
@@ -278,14 +303,30 @@ class ExportOptions:
         return Blurring(self.blur, tuple(self.blur_only), self.blur_strength, self.blur_keep_unseen)
 
     @property
+    def cropping(self) -> Cropping | None:
+        """Which column says the size that images are cropped to; None: none are."""
+        if self.bucket_size is None:
+            return None
+        if (self.max_side, self.min_side) != (None, None):
+            raise ConfigError(
+                f"bucket_size={self.bucket_size!r}, and max_side or min_side: a bucket is a size: give one of them"
+            )
+        return Cropping(self.bucket_size)
+
+    @property
+    def json_columns(self) -> tuple[str, ...]:
+        """Columns that become fields of each sample's JSON, those too that are made on the way."""
+        return (*(self.columns or ()), *(() if self.cropping is None else CROPPED.names))
+
+    @property
     def shrinking(self) -> Shrinking | None:
         """Which images are made smaller or blurred, or lose their metadata, and how; None: none."""
         any_size = self.max_side is None and self.min_side is None
-        if any_size and self.blur is None and self.strip_metadata is None:
+        if any_size and (self.blur, self.strip_metadata, self.bucket_size) == (None, None, None):
             return None
         quality = DEFAULT_QUALITY if self.quality is None else self.quality
         how = SmallerImages(self.max_side, self.min_side, self.image_format, quality, any_size)
-        return Shrinking(how, self.image_member, self.blurring, self.strip_metadata)
+        return Shrinking(how, self.image_member, self.blurring, self.cropping, self.strip_metadata)
 
     def empty(self, fields: Mapping[str, int], samples: int) -> tuple[str, ...]:
         """Suffixes that all samples are to have, where so many of them have each."""
@@ -307,11 +348,11 @@ def check_boolean(column: str, kind: pa.DataType) -> None:
         )
 
 
-def check_text(column: str, kind: pa.DataType) -> None:
-    """Raise ConfigError where a column of captions is not of text."""
+def check_text(column: str, kind: pa.DataType, what: str = "of captions") -> None:
+    """Raise ConfigError where a column, of captions or of something else, is not of text."""
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(plain) or pa.types.is_large_string(plain) or pa.types.is_null(plain)):
-        raise ConfigError(f"expected text in the column {column!r} of captions, found {kind}: name another")
+        raise ConfigError(f"expected text in the column {column!r} {what}, found {kind}: name another")
 
 
 def _check_number(name: str, value: Any, lowest: int) -> None:

@@ -279,10 +279,10 @@ class ExportPlace:
                 )
 
     def _check_links(self, names: Sequence[str]) -> None:
-        """Raise OutputError where the folder of a split is a link: it may lead to tars that are read from."""
+        """Raise OutputError where a folder of splits or values is a link: it may lead to tars that are read from."""
         if is_remote(self.target.path):
             return
-        for below in sorted({posixpath.dirname(name) for name in names} - {""}):
+        for below in sorted(_folders_of(names)):
             path = Path(self.target.path, below)
             if path.is_symlink():
                 raise OutputError(
@@ -291,13 +291,12 @@ class ExportPlace:
                 )
 
     def _make_folders(self, names: Sequence[str], own: Collection[str]) -> None:
-        """Make those that splits need, and remove those that they have left empty."""
+        """Make those that splits and values need, and remove those that they have left empty."""
         if is_remote(self.target.path):
             return
-        needed = {posixpath.dirname(name) for name in names}
-        for below in sorted(needed):
+        for below in sorted({posixpath.dirname(name) for name in names}):
             check_writable(join(self.target.path, below))
-        gone = {posixpath.dirname(name) for name in own} - needed - {""}
+        gone = sorted(_folders_of(own) - _folders_of(names), reverse=True)  # the inner ones first
         remove_empty(
             [Path(each.path, below) for each in (self.target, self.folder("manifest")) for below in gone]
         )
@@ -371,6 +370,12 @@ class ExportPlace:
     def _tell(self, note: Mapping[str, Any]) -> None:
         if note != self._note():
             put(join(self.beside, NOTE), json.dumps(note).encode(), self.target.options)
+
+
+def _folders_of(names: Collection[str]) -> set[str]:
+    """The folders that files are in, and those that these are in."""
+    found = {posixpath.dirname(name) for name in names}
+    return (found | {posixpath.dirname(folder) for folder in found}) - {""}
 
 
 def _digest(data: bytes) -> str:

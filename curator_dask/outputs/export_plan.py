@@ -14,6 +14,8 @@ from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.earlier import EarlierTars
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_summary import ExportSummary
+from curator_dask.outputs.grouping import group_samples
+from curator_dask.outputs.groups import in_groups
 from curator_dask.outputs.selecting import Folder
 from curator_dask.outputs.sharding import (
     NewShards,
@@ -45,11 +47,14 @@ class Stays:
         By file, rows that have a sample in these, and the places of these samples.
     digits
         Of a sample's number in its key, where keys are numbers.
+    folders
+        By value, those of the earlier tars, where rows of one value have a folder.
     """
 
     earlier: EarlierTars | None = None
     taken: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     digits: int | None = None
+    folders: Mapping[str | None, str] = field(default_factory=dict)
 
 
 def plan_shards(
@@ -68,7 +73,7 @@ def plan_shards(
     options
         Of the export.
     summary
-        Gets the counts of splits.
+        Gets the counts of splits, and of folders of one value.
     rows, selected, reports
         The files of rows, the tables of their samples, and by file what was said when they were looked up.
     id_col
@@ -85,7 +90,8 @@ def plan_shards(
     marks, counts = ([report[name] for report in reports.values()] for name in ("mark", "kept"))
     total = sum(counts)
     order = None if options.shuffle is None else shuffled(total, options.shuffle)
-    parts = {"": total}  # samples of each split
+    # Samples of each split, of each folder in it; and of each sample the place of its own among these.
+    parts, of = {"": total}, np.zeros(total, np.int64)
     if options.sharing is not None:
         shared = (options.sharing, selected, rows, names, id_col)
         if earlier is None or not earlier.names:
@@ -93,9 +99,14 @@ def plan_shards(
         else:
             assigned = split_more(*shared, earlier, stays.taken)
         summary.note_splits(assigned.counts, assigned.notes, earlier)
+        of, parts = assigned.of, {name: n.samples - n.earlier for name, n in assigned.counts.items()}
+    if options.grouping is not None:
+        grouped = group_samples(options.grouping, selected, rows, names, stays.folders)
+        of, parts = in_groups(of, list(parts), grouped)
+        summary.note_groups(parts, grouped, earlier)
+    if options.sharing is not None or options.grouping is not None:
         order = np.arange(total) if order is None else order
-        order = order[np.argsort(assigned.of[order], kind="stable")]
-        parts = {name: count.samples - count.earlier for name, count in assigned.counts.items()}
+        order = order[np.argsort(of[order], kind="stable")]
     if options.shards is not None:
         ends = _ends_of_so_many(parts, options.shards)
         summary.notes = _notes_of(options.shards, total, max(parts.values()))
@@ -145,7 +156,7 @@ def _ends_of_so_many(parts: Mapping[str, int], shards: int) -> list[np.ndarray]:
     """Ends of so many shards of the largest part; of the others, shards that are as large or a little smaller."""
     name, most = max(parts.items(), key=lambda item: item[1])
     if 0 < most < shards:
-        where = f" in {name!r}, the largest split" if name else ""
+        where = f" in {name!r}, the largest folder" if name else ""
         raise ConfigError(
             f"shards={shards} (--shards): expected at least as many samples, found {counted(most, 'sample')}{where};"
             " readers stop at a tar without one: give fewer"

@@ -36,6 +36,7 @@ from curator_dask.outputs.export_plan import Stays, bytes_of, plan_shards
 from curator_dask.outputs.export_sizes import check_sizes, put_sizes
 from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.outputs.export_tables import in_tables, weighing_of
+from curator_dask.outputs.groups import GROUPS
 from curator_dask.outputs.left_out import UNBLURRED, is_without_file, twins_lost
 from curator_dask.outputs.looking_up import look_up
 from curator_dask.outputs.mixing import rows_laid_down
@@ -45,7 +46,6 @@ from curator_dask.outputs.removed import check_removed, check_shards
 from curator_dask.outputs.saving import behind_links, check_apart
 from curator_dask.outputs.selecting import FileRows, Folder, SelectSamples, stop_at
 from curator_dask.outputs.sharding import NewShards
-from curator_dask.outputs.shrinking import EXPORTED
 from curator_dask.outputs.twins import find_twins
 from curator_dask.outputs.twins_told import TWINS
 from curator_dask.outputs.unique_keys import check_keys
@@ -159,9 +159,10 @@ class ExportRun:
         self._summary.note_habits(self._options, odd)
         if not self._options.sequential:
             check_keys(selected, names, self._earlier)
-        stays = (
-            Stays() if self._earlier is None else Stays(self._earlier, self._taken, self._before.get(DIGITS))
-        )
+        stays = Stays()
+        if self._earlier is not None:
+            folders = dict(self._before.get(GROUPS, []))
+            stays = Stays(self._earlier, self._taken, self._before.get(DIGITS), folders)
         shards = plan_shards(self._options, self._summary, rows, selected, reports, self._id_col, stays)
         pack = self._packing(rows, selected, shards, every, reports)
         total_bytes = bytes_of(self._options, self._summary, rows, reports)
@@ -225,7 +226,7 @@ class ExportRun:
         reports: Mapping[str, Mapping[str, Any]],
     ) -> PackShard:
         options, summary, shrinking = self._options, self._summary, self._options.shrinking
-        made = () if shrinking is None else tuple(EXPORTED)
+        made = () if shrinking is None else tuple(shrinking.made)
         record = read_record(rows.file(names[0]), rows.options) if names else None
         id_col = (record.id_col if record else None) or self._id_col
         options.check_boxes({} if record is None else record.settings)
@@ -240,14 +241,11 @@ class ExportRun:
         found = schema_of(rows, names)
         if self._encoded is not None:
             found = found.remove(found.get_field_index(self._encoded.column))
-        columns = tuple(options.columns or ())
+        columns = options.json_columns
         if options.metadata == "json":
-            columns = tuple(
-                name
-                for name in found.names
-                if name in columns
-                or name not in {URL_COLUMN, id_col, *vectors_in(found), *(each.name for each in made)}
-            )
+            hidden = {URL_COLUMN, id_col, *vectors_in(found), *(each.name for each in made)}
+            every = (name for name in found.names if name in columns or name not in hidden)
+            columns = tuple(dict.fromkeys([*every, *columns]))
         if options.is_tables and options.metadata is None:
             found = pa.schema([found.field(id_col)])
         beside = schema_beside(found, id_col, text_keys, options.old_id_col, made)
@@ -271,9 +269,12 @@ class ExportRun:
             self._settings[TWINS] = [summary.twins_filtered, summary.next_best]
         if self._kinds:
             self._settings[VECTORS] = self._kinds
+        if summary.folders:
+            self._settings[GROUPS] = summary.folders
         there, samples = summary.in_all()
+        known = {each.name: each for each in (*found, *made)}
         self._columns = (
-            beside if options.metadata == "parquet" else pa.schema([found.field(each) for each in columns])
+            beside if options.metadata == "parquet" else pa.schema([known[each] for each in columns])
         )
         pack = PackShard(
             self.place.target,
@@ -315,8 +316,8 @@ class ExportRun:
         summary.skipped = len(mine) - len(doing) - len(summary.emptied)
         summary.part = None if part is None else told_part(part, len(mine), len(new))
         names = [*(stay or ()), *new]
-        splits = [] if self._earlier is None else [posixpath.dirname(name) for name in self._earlier.there]
-        summary.note_shards([*splits, *(shards.place(number)[0] for number in range(len(shards)))])
+        folders = [] if self._earlier is None else [posixpath.dirname(name) for name in self._earlier.there]
+        summary.note_shards([*folders, *(shards.place(number)[0] for number in range(len(shards)))])
         self._this = fingerprint({"marks": [pack.mark(shards[number]) for number in range(len(shards))]})
         if as_before and self._this != told.get("export"):
             return False

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curator_dask.outputs.content_told import card_lines, content_lines, trouble_lines
+from curator_dask.outputs.cropping import CropCount
 from curator_dask.outputs.earlier_told import earlier_lines
 from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.first_told import first_lines
+from curator_dask.outputs.groups import GroupCount, Grouped, counts_of, group_lines
+from curator_dask.outputs.image_lines import add_images
 from curator_dask.outputs.left_out import UNBLURRED, is_without_file, take_out
 from curator_dask.outputs.reader_habits import reader_habits
 from curator_dask.outputs.splits import SplitCount
-from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.runs.summary import SaveSummary, installed_versions
 from curator_dask.webdataset.layouts import EMPTY
-from curator_dask.words import counted, sized
 
 if TYPE_CHECKING:
     from curator_dask.outputs.earlier import EarlierTars
@@ -70,6 +72,10 @@ class ExportSummary:
         New tars that could not be written, with the reason; a rerun tries them again.
     splits
         By name, how many samples and tars each has, and what was asked for; empty where there are none.
+    groups
+        By folder (``en``, ``train/en``), the same of rows of one value, and the value.
+    folders
+        Of each value, of tars that stay too: itself, and the name of its folder.
     split_notes
         What is to be known of them.
     notes
@@ -106,6 +112,8 @@ class ExportSummary:
         Images of which regions were blurred, and these.
     images_beside_blurred
         Of these samples, those with further images, which are as they were.
+    crops
+        Images that were cropped to a size.
     blur
         Column of the boxes, where regions were to be blurred.
     strip_metadata
@@ -172,6 +180,8 @@ class ExportSummary:
     part: dict[str, int] | None = None
     failed_shards: dict[str, str] = field(default_factory=dict)
     splits: dict[str, SplitCount] = field(default_factory=dict)
+    groups: dict[str, GroupCount] = field(default_factory=dict)
+    folders: list[list[str | None]] = field(default_factory=list)
     split_notes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     bytes: int = 0
@@ -195,6 +205,7 @@ class ExportSummary:
     images_blurred: int = 0
     regions_blurred: int = 0
     images_beside_blurred: int = 0
+    crops: CropCount = field(default_factory=CropCount)
     blur: str = ""
     strip_metadata: str = ""
     images_stripped: int = 0
@@ -256,39 +267,18 @@ class ExportSummary:
     def add_shard(self, report: Mapping[str, Any]) -> None:
         """Count a new tar that is there (`curator_dask.outputs.packing`)."""
         self.bytes += report["bytes"]
-        split = report.get("split", report["name"].rpartition("/")[0])
-        if split in self.splits:
-            self.splits[split].bytes += report["bytes"]
+        folder = report.get("split", report["name"].rpartition("/")[0])
+        for count in self._of(folder):
+            count.bytes += report["bytes"]
         self.json_left_alone += report["json_left_alone"]
         self.no_caption += report.get("no_caption", 0)
         self.empty_caption += report.get("empty_caption", 0)
         self.kept_caption += report.get("kept_caption", 0)
         self.fields.update(report.get("added", {}))  # exports before did not say it
         if images := report.get("images"):
-            self.images_smaller += images["smaller"]
-            self.images_converted += images["converted"]
-            self.image_bytes_before += images["before"]
-            self.image_bytes_after += images["after"]
-            self.images_grown += images.get("grown", 0)  # exports before did not say it
-            self.images_blurred += images.get("blurred", 0)
-            self.regions_blurred += images.get("regions", 0)
-            self.images_beside_blurred += images.get("further", 0)
-            if stripped := images.get("stripped"):
-                self.strip_metadata = stripped["what"]
-                self.images_stripped += stripped["images"]
-                self.stripped_bytes += stripped["bytes"]
-                self.texts_stripped += stripped["documents"]
-            self.images_left.update(images["left"])
-            for kind, some in images["examples"].items():
-                known = self.images_left_examples.setdefault(kind, [])
-                known += some[: EXAMPLES - len(known)]
-            self.labels.update(images.get("labels", {}))
-            for before, after, count in images["renamed"]:
-                self.fields.subtract({before: count})
-                self.fields.update({after: count})
-            self.fields = +self.fields
+            add_images(self, images)
         if lost := report.get(UNBLURRED):
-            take_out(self, lost, split)
+            take_out(self, lost, self._of(folder))
         if report["no_index"]:
             self.no_index[report["name"]] = report["no_index"]
         if is_without_file(report):
@@ -298,8 +288,8 @@ class ExportSummary:
         """Count no longer those new tars that are not there: once, when all are written."""
         self.shards -= len(self.emptied)
         for name in self.emptied:
-            if (split := name.rpartition("/")[0]) in self.splits:
-                self.splits[split].shards -= 1
+            for count in self._of(name.rpartition("/")[0]):
+                count.shards -= 1
 
     def note_earlier(self, earlier: EarlierTars, places: Sequence[np.ndarray]) -> None:
         """Count what is in tars that stay, with the places of those samples that there are rows of, by file."""
@@ -322,16 +312,18 @@ class ExportSummary:
             errors=self.errors + self.earlier_errors,
             labels=Counter(self.labels),
             images_left=Counter(self.images_left),
+            crops=replace(self.crops),
             json_left_alone=[*self.json_left_alone],
             images_left_examples={kind: [*some] for kind, some in self.images_left_examples.items()},
             no_index=dict(self.no_index),
             emptied=[],
         )
-        found.splits = {}  # these have all tars already
+        found.splits, found.groups = {}, {}  # these have all tars already
         for report in earlier.reports:  # samples that these lack are counted where their rows are looked at
             found.add_shard({**report, UNBLURRED: None})
         found.fields, found.kept = self.in_all()
         found.shards, found.splits = found.shards + self.earlier_shards, self.splits
+        found.groups = self.groups
         return found
 
     def note_splits(
@@ -343,11 +335,22 @@ class ExportSummary:
             if name in self.splits:
                 self.splits[name].bytes += report["bytes"]
 
-    def note_shards(self, splits: Iterable[str]) -> None:
-        """Count the tars of each split, of which each is named once a tar."""
-        for split, count in Counter(splits).items():
-            if split in self.splits:
-                self.splits[split].shards = count
+    def note_groups(self, parts: Mapping[str, int], grouped: Grouped, earlier: EarlierTars | None) -> None:
+        """Say how samples go to folders of one value, with the tars that stay."""
+        there = () if earlier is None else zip(earlier.folders, earlier.reports, strict=True)
+        self.groups = counts_of(parts, grouped, there)
+        self.folders = [[value, name] for value, name in grouped.names.items()]
+
+    def note_shards(self, folders: Iterable[str]) -> None:
+        """Count the tars of each split, and of each value: of each tar its folder."""
+        for folder in folders:
+            for count in self._of(folder):
+                count.shards += 1
+
+    def _of(self, folder: str) -> list[SplitCount]:
+        """The counts that tars of a folder belong to."""
+        found = (self.splits.get(folder.partition("/")[0]), self.groups.get(folder))
+        return [count for count in found if count is not None]
 
     def note_habits(self, options: ExportOptions, odd_keys: int) -> None:
         """Say which readers will see the tars differently, of which so many keys are odd."""
@@ -363,40 +366,21 @@ class ExportSummary:
         return {
             **own,
             "splits": {name: vars(count) for name, count in self.splits.items()},
+            "crops": vars(self.crops),
+            "groups": {name: vars(count) for name, count in self.groups.items()},
             "complete": self.complete,
             **{name: getattr(self.looked_up, name) for name in noticed},
             "versions": installed_versions(),
         }
 
     def __str__(self) -> str:
-        left = f"{self.filtered:,} filtered out, {self.missing:,} without a whole sample"
-        done = f"{self.written:,} written, {self.skipped:,} finished before"
-        size = self.bytes + (self.needed if self.planned else 0)
         noun = "Parquet file" if self.format == "parquet" else "tar"
-        new, there = ("", "") if not self.earlier_shards else ("new ", f"{self.earlier:,} in earlier tars, ")
-        what = (
-            f"{counted(self.kept, f'{new}sample')} in {counted(self.shards, f'{new}{noun}')}, {sized(size)}"
-        )
-        if self.part is not None:
-            every = counted(self.part["all_shards"], noun)
-            what = f"part {self.part['number']}/{self.part['of']}, {self.part['shards']:,} of {every}, {sized(size)}"
-            what += f"; in all {counted(self.kept, 'sample')}"
-        lines = [
-            f"{self.path}: {what}; of {counted(self.rows, 'row')} {there}{left}",
-            f"  {done}; {self.seconds:.1f} s",
-        ]
-        if self.planned:
-            free = "" if self.free is None else f", {sized(self.free)} are free"
-            by = " by the sizes that images have now" if self.by_old_sizes else ""
-            lines[1] = (
-                f"  a dry run: {counted(self.shards - self.skipped, noun)} to write, {self.skipped:,} finished"
-                f" before; about"
-                f" {sized(self.needed)} are needed{by}{free};"
-                f" {self.seconds:.1f} s"
-            )
+        size = self.bytes + (self.needed if self.planned else 0)
+        lines = first_lines(self, noun, size)
         lines += earlier_lines(self, size)
         total = self.kept + self.earlier_samples
         lines += [f"  {name}: {count.told(total, noun)}" for name, count in self.splits.items()]
+        lines += group_lines(self.groups, total, noun)
         lines += [f"  {note}" for note in (*self.split_notes, *self.notes)]
         for clause, count in self.passing.items():
             null = f", {self.unknown[clause]:,} unknown (null)" if self.unknown.get(clause) else ""

@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from curator_dask.outputs.shrinking import EXPORTED
+from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.words import counted, ranked, sized
+
+
+def add_images(summary: Any, images: Mapping[str, Any]) -> None:
+    """Count in an `ExportSummary` what became of the images of a new tar."""
+    summary.images_smaller += images["smaller"]
+    summary.images_converted += images["converted"]
+    summary.image_bytes_before += images["before"]
+    summary.image_bytes_after += images["after"]
+    summary.images_grown += images.get("grown", 0)  # exports before did not say it
+    summary.images_blurred += images.get("blurred", 0)
+    summary.regions_blurred += images.get("regions", 0)
+    summary.images_beside_blurred += images.get("further", 0)
+    summary.crops.add(images.get("crops", {}))
+    if stripped := images.get("stripped"):
+        summary.strip_metadata = stripped["what"]
+        summary.images_stripped += stripped["images"]
+        summary.stripped_bytes += stripped["bytes"]
+        summary.texts_stripped += stripped["documents"]
+    summary.images_left.update(images["left"])
+    for kind, some in images["examples"].items():
+        known = summary.images_left_examples.setdefault(kind, [])
+        known += some[: EXAMPLES - len(known)]
+    summary.labels.update(images.get("labels", {}))
+    for before, after, count in images["renamed"]:
+        summary.fields.subtract({before: count})
+        summary.fields.update({after: count})
+    summary.fields = +summary.fields
 
 
 def image_lines(summary: Any) -> list[str]:
@@ -23,6 +52,7 @@ def image_lines(summary: Any) -> list[str]:
     if summary.images_beside_blurred:
         samples = counted(summary.images_beside_blurred, "sample", "has", "have")
         lines.append(f"  of these {samples} further images, which are as they were")
+    lines += summary.crops.lines()
     if summary.strip_metadata:
         what = "places" if summary.strip_metadata == "location" else "metadata"
         texts = f", and of {counted(summary.texts_stripped, '.json member')}" * bool(summary.texts_stripped)

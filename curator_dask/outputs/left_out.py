@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -30,7 +30,6 @@ class Counts(Protocol):
 
     kept: int
     missing: int
-    splits: dict[str, SplitCount]
     fields: Counter[str]
     errors: Counter[str]
     no_vector: Counter[str]
@@ -82,12 +81,12 @@ def is_without_file(report: Mapping[str, Any]) -> bool:
     return not (report["rows"] or report["bytes"])
 
 
-def take_out(summary: Counts, lost: Mapping[str, Any], split: str) -> None:
-    """Count samples that were to be in a tar of a split, and are not."""
+def take_out(summary: Counts, lost: Mapping[str, Any], parts: Iterable[SplitCount]) -> None:
+    """Count samples that were to be in a tar, and are not, with those of its split and its value."""
     summary.kept -= lost["samples"]
     summary.missing += lost["samples"]
-    if split in summary.splits:
-        summary.splits[split].samples -= lost["samples"]
+    for part in parts:
+        part.samples -= lost["samples"]
     summary.fields.subtract(lost["fields"])
     summary.errors.subtract(lost.get("errors", {}))
     for suffix, counts in lost.get("vectors", {}).items():

@@ -19,9 +19,10 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.committing import Commits
 from curator_dask.frames.parquet import Footer, read_footer, write_table
 from curator_dask.frames.record import FileRecord
-from curator_dask.outputs.blurring import BlurredImages, blurred_images
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.contents import contents_of, keep_texts, text_of
+from curator_dask.outputs.cropping import beside
+from curator_dask.outputs.editing import BlurredImages, blurred_images
 from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_columns import common_record, conformed, texts_of, type_said
 from curator_dask.outputs.found_samples import FILES, TIMES
@@ -195,20 +196,21 @@ class PackShard:
         samples, stamps = self._samples(shard)
         keys = self._keys(shard, samples)
         table, record = self._rows(shard, samples, keys)
-        if self.shrinking is None or self.shrinking.blurring is None:
+        if self.shrinking is None or (edits := self.shrinking.edits) is None:
             return self._put(shard, name, samples, stamps, keys, table, record)
         contents, ends = contents_of(samples, keys, (), (), False, [])
         if self.encoded is not None:
             self.encoded.put(contents, keys, ends, table)
         ranges = Ranges(stamps, self.shard_options)
         called = keys_before(samples)
-        with blurred_images(*self.shrinking.blurs, contents, ends, keys, called, table, ranges) as blurred:
+        with blurred_images(edits, contents, ends, keys, called, table, ranges) as blurred:
             put_left_out(self.manifest, name, blurred.left_out, samples)
             gone = pa.array(sorted(blurred.left_out), pa.int64())
             blurred.lost |= self._looked_up(samples.take(gone), table.take(gone))
             kept = pa.array(blurred.kept)
-            keys = [keys[number] for number in blurred.kept.tolist()]
-            return self._put(shard, name, samples.take(kept), stamps, keys, table.take(kept), record, blurred)
+            keys, table = [keys[number] for number in blurred.kept.tolist()], table.take(kept)
+            table = table if edits.cropping is None else beside(table, blurred.cropped)
+            return self._put(shard, name, samples.take(kept), stamps, keys, table, record, blurred)
 
     def _looked_up(self, samples: pa.Table, table: pa.Table) -> dict[str, Any]:
         """What reports say of samples that are left out, as `SelectSamples` has it."""

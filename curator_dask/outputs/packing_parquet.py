@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from curator_dask.errors import OutputError
 from curator_dask.frames.committing import Commits
 from curator_dask.frames.record import FileRecord
-from curator_dask.outputs.blurring import BlurredImages
 from curator_dask.outputs.contents import contents_of, text_of
+from curator_dask.outputs.editing import BlurredImages
 from curator_dask.outputs.export_columns import conformed, texts_of
 from curator_dask.outputs.hub_schema import IMAGE, IMAGE_TYPE, TEXT
 from curator_dask.outputs.left_out import UNBLURRED

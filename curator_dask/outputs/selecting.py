@@ -25,8 +25,8 @@ from curator_dask.frames.columns import to_array
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import read_footer, read_whole, write_table
 from curator_dask.frames.record import FileRecord
-from curator_dask.outputs.blurring import kind_of_lost
 from curator_dask.outputs.choosing import read_rows
+from curator_dask.outputs.editing import kind_of_lost
 from curator_dask.outputs.export_options import check_boolean
 from curator_dask.outputs.found_samples import FoundSamples
 from curator_dask.outputs.removed import stays

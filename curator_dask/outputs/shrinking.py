@@ -21,7 +21,9 @@ from curator_dask.decode.sniff import sniff
 from curator_dask.decode.spec import DEFAULT_MAX_PIXELS
 from curator_dask.errors import ImageError, ShardError
 from curator_dask.frames.names import ERROR_COLUMN
-from curator_dask.outputs.blurring import BlurredImages, Blurring
+from curator_dask.outputs.blurring import Blurring
+from curator_dask.outputs.cropping import CROPPED, CropCount, Cropping
+from curator_dask.outputs.editing import BlurredImages, Edits
 from curator_dask.outputs.encoded import image_place, with_suffix
 from curator_dask.outputs.stripped import Stripping
 from curator_dask.rows.reasons import Reason
@@ -49,6 +51,8 @@ class Shrinking:
         See `Sample.image`.
     blurring
         What is blurred in them; None: nothing.
+    cropping
+        To which size they are cropped; None: to none.
     strip
         What metadata is taken out of all images, as `curator_dask.decode.stripping.strip` says it; None: none.
     """
@@ -56,28 +60,35 @@ class Shrinking:
     how: SmallerImages
     image_member: str | None = None
     blurring: Blurring | None = None
+    cropping: Cropping | None = None
     strip: str | None = None
 
     @property
     def recipe(self) -> dict[str, Any]:
         """What identifies it."""
         said = asdict(self)
-        if self.strip is None:  # as exports before have said it
-            del said["strip"]
-        if self.blurring is None:
+        for name in ("cropping", "strip"):  # as exports before have said it
+            if said[name] is None:
+                del said[name]
+        if self.edits is None:
             del said["blurring"], said["how"]["any_size"]
         return said
 
     @property
-    def blurs(self) -> tuple[Blurring, SmallerImages, str | None]:
-        """What `blurred_images` takes, where something is blurred."""
-        assert self.blurring is not None
-        return self.blurring, self.how, self.image_member
+    def edits(self) -> Edits | None:
+        """What cannot be left undone, so that it is known of all images before a tar is begun; None: nothing."""
+        asked = (self.blurring, self.cropping)
+        return None if asked == (None, None) else Edits(*asked, self.how, self.image_member)
+
+    @property
+    def made(self) -> pa.Schema:
+        """The columns that are made on the way, beside each tar."""
+        return pa.schema([*EXPORTED, *(() if self.cropping is None else CROPPED)])
 
     @property
     def columns(self) -> list[str]:
-        """Those of the rows that it needs, and that which is counted of samples that cannot be blurred."""
-        return [] if self.blurring is None else [*self.blurring.columns, ERROR_COLUMN]
+        """Those of the rows that it needs, and that which is counted of samples that are left out."""
+        return [] if self.edits is None else [*self.edits.columns, ERROR_COLUMN]
 
 
 class _Image(NamedTuple):
@@ -93,6 +104,7 @@ class _Image(NamedTuple):
     left: str | None = None
     blurred: int = 0
     further: bool = False
+    cropped: bool = False
 
 
 class ShrunkImages:
@@ -125,6 +137,7 @@ class ShrunkImages:
     ) -> None:
         self._how, self._keys = shrinking.how, keys
         self._labels = {} if blurred is None else blurred.labels
+        self._crops = [] if blurred is None else blurred.cropped
         self._found: dict[int, _Image] = {}  # by number of the sample
         self._places: dict[int, int] = {}  # among the members, by number of the sample
         self._stripping = None if shrinking.strip is None else Stripping(shrinking.strip)
@@ -172,7 +185,7 @@ class ShrunkImages:
             new_name = _renamed(key, name, FORMATS[found.made.form].suffixes)
         if new_name != name and new_name.lower() in others:
             raise ShardError(
-                f"{key_text(key)}: the blurred image would be {key_text(new_name)}, as another member is: give another"
+                f"{key_text(key)}: the new image would be {key_text(new_name)}, as another member is: give another"
                 " image_format (--image-format)"
             )
         contents.names[place], contents.sources[place] = new_name, -1
@@ -188,6 +201,7 @@ class ShrunkImages:
             None,
             found.boxes,
             found.further,
+            found.made.crop is not None,
         )
 
     def _make(self, sample: int, others: set[str], name: str, data: bytes) -> tuple[str, bytes]:
@@ -247,7 +261,11 @@ class ShrunkImages:
     def report(self) -> dict[str, Any]:
         """Counts, for `ExportSummary.add_shard`."""
         blurred = [each for each in self._found.values() if each.blurred]
-        made = [each for each in self._found.values() if each.made and (each.fewer or not each.blurred)]
+        made = [
+            each
+            for each in self._found.values()
+            if each.made and (each.fewer or not (each.blurred or each.cropped))
+        ]
         stripped = {} if self._stripping is None else self._stripping.report()
         left = Counter[str](stripped.pop("left", {}))
         examples: dict[str, list[str]] = stripped.pop("examples", {})
@@ -270,6 +288,7 @@ class ShrunkImages:
             "blurred": len(blurred),
             "regions": sum(each.blurred for each in blurred),
             "further": sum(each.further for each in blurred),
+            "crops": vars(CropCount.of(self._crops)),
             "labels": self._labels,
             "left": dict(left),
             "examples": examples,

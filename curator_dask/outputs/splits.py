@@ -40,13 +40,21 @@ class SplitBy:
     ----------
     text
         The name of a column; or as in SQL's SELECT: ``"regexp_extract(url, '//([^/]+)', 1)"``.
+    option
+        What names it, for an error.
     """
 
     text: str
+    option: str = "split_by"
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip():
-            raise ConfigError(f"split_by={self.text!r} (--split-by): expected the name of a column")
+            raise ConfigError(f"{self.said}: expected the name of a column")
+
+    @property
+    def said(self) -> str:
+        """It, as it is given in Python and on the command line."""
+        return f"{self.option}={self.text!r} (--{self.option.replace('_', '-')})"
 
     def columns(self, names: Iterable[str]) -> list[str]:
         """Which of the columns it names."""
@@ -75,17 +83,16 @@ class SplitBy:
             found = self._told(lambda where: where.values(table, columns))
         if not self.columns(columns):
             raise ConfigError(
-                f"split_by={self.text!r} (--split-by): names no column, so all rows have one value. "
-                f"There are {some_of_these(columns)}"
+                f"{self.said}: names no column, so all rows have one value. There are {some_of_these(columns)}"
             )
         kind = found.type.value_type if pa.types.is_dictionary(found.type) else found.type
         if pa.types.is_nested(kind) or not _is_told(kind):
             raise ConfigError(
-                f"split_by={self.text!r} (--split-by): expected single values, of which rows may have the same, found"
-                f" {kind}: name a column of text or numbers"
+                f"{self.said}: expected single values, of which rows may have the same, found {kind}: name a column of"
+                " text or numbers"
             )
         if len(found) != len(table):
-            raise ConfigError(f"split_by={self.text!r} (--split-by): gives one value for all rows together")
+            raise ConfigError(f"{self.said}: gives one value for all rows together")
         return found
 
     def _told(self, asked: Any) -> Any:
@@ -93,7 +100,9 @@ class SplitBy:
             return asked(Where(self.text))
         except ConfigError as error:
             said = (
-                str(error).replace("where=", "split_by=", 1).replace("condition", "column, or an expression,")
+                str(error)
+                .replace("where=", f"{self.option}=", 1)
+                .replace("condition", "column, or an expression,")
             )
             raise ConfigError(said) from None
 
@@ -178,20 +187,9 @@ class Splits:
 
     def of_values(self, values: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
         """uint64 (rows,) numbers of the values; and bool (rows,), whether a row has one."""
-        if pa.types.is_null(values.type):
-            return np.zeros(len(values), np.uint64), np.zeros(len(values), bool)
-        if _is_of_bytes(values.type):
-            values = values.cast(pa.large_binary())  # views have no dictionary
-        if not pa.types.is_dictionary(values.type):
-            values = values.dictionary_encode()
-        flat = values.unify_dictionaries().combine_chunks()
-        texts = _texts(flat.dictionary)
-        if not texts:
-            return np.zeros(len(flat), np.uint64), np.zeros(len(flat), bool)
-        places = flat.indices.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
-        known = np.array([text is not None for text in texts])
-        numbers = self.hashed((text or b"" for text in texts), VALUE)
-        return numbers[places], known[places] & flat.is_valid().to_numpy(zero_copy_only=False)
+        texts, places = distinct(values)
+        numbers = np.append(self.hashed(texts, VALUE), np.uint64(0))  # the last of null
+        return numbers[places], places >= 0
 
     def assign(self, units: np.ndarray) -> tuple[np.ndarray, dict[str, SplitCount]]:
         """Share samples out.
@@ -322,6 +320,22 @@ def least_of(numbers: np.ndarray, of: np.ndarray) -> np.ndarray:
     np.minimum.at(least, places, numbers)
     chosen: np.ndarray = least[places]
     return chosen
+
+
+def distinct(values: pa.ChunkedArray) -> tuple[list[bytes], np.ndarray]:
+    """What the distinct values are called; and int64 (rows,): the place of each row's among them, -1 of null or NaN."""
+    if pa.types.is_null(values.type):
+        return [], np.full(len(values), -1)
+    if _is_of_bytes(values.type):
+        values = values.cast(pa.large_binary())  # views have no dictionary
+    if not pa.types.is_dictionary(values.type):
+        values = values.dictionary_encode()
+    flat = values.unify_dictionaries().combine_chunks()
+    texts = _texts(flat.dictionary)
+    names = list(dict.fromkeys(text for text in texts if text is not None))
+    of = {None: -1} | {name: place for place, name in enumerate(names)}
+    known = np.array([*(of[text] for text in texts), -1], np.int64)  # the last of null
+    return names, known[flat.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)]
 
 
 def _texts(values: pa.Array) -> list[bytes | None]:
