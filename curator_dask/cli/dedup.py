@@ -14,6 +14,7 @@ from curator_dask.cli.options import (
     Embeddings,
     EmbeddingsOptions,
     JsonFile,
+    OutputOptions,
     SchedulerAddress,
     SchedulerFile,
     Workers,
@@ -29,7 +30,7 @@ from curator_dask.cli.options import (
 def dedup(
     embeddings: Embeddings,
     output: Annotated[
-        str, typer.Argument(metavar="OUTPUT", help="Folder for the table of duplicates, seen by all workers.")
+        str, typer.Argument(metavar="OUTPUT", help="Folder or URL for the table of duplicates.")
     ],
     eps: Annotated[
         float, typer.Option(min=0, max=1, help="Duplicates have a cosine of at least 1 - eps.")
@@ -94,6 +95,16 @@ def dedup(
             show_default=False,
         ),
     ] = None,
+    work: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for what lies between, seen by all workers; needed where OUTPUT is a URL.  [default:"
+            " OUTPUT.work]",
+            show_default=False,
+        ),
+    ] = None,
+    output_storage_options: OutputOptions = None,
     sheet: Annotated[
         Path | None,
         typer.Option(
@@ -114,6 +125,7 @@ def dedup(
     Exit code 0: done. 1: a file could not be read. 2: wrong usage, or no vectors.
     """
     options = json_object(storage_options, "--storage-options") or None
+    output_options = json_object(output_storage_options, "--output-storage-options")
     check_sheet(sheet)
     from curator_dask.dedup import SemanticDeduplication
 
@@ -136,7 +148,7 @@ def dedup(
         )
         result = find(embeddings)
         start = partial(workers_of, cluster, scheduler_address, scheduler_file, workers)
-        summary = result.save(output, workers=start)
+        summary = result.save(output, workers=start, work=work, output_storage_options=output_options or None)
         if sheet is not None:
             save_sheet(result.sheet(), sheet)
         put(summary.to_dict())

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from curator_dask.cluster.setup import OpenWorkers, when_needed
 from curator_dask.datasets.gallery import Gallery
+from curator_dask.dedup.arguments import local_folder
 from curator_dask.dedup.hashes import SHA256
 from curator_dask.dedup.memory import share_out
 from curator_dask.dedup.phases import WORK_SUFFIX
@@ -89,10 +90,18 @@ class Duplicates:
         self._settings, self._source, self._against, self._options = settings, path, against, options
         #: Folder where it was saved; None: not yet.
         self.path: str | None = None
+        self._path_options: Options = None
         #: What was found; None before it was saved.
         self.summary: DedupSummary | None = None
 
-    def save(self, path: str | os.PathLike[str], *, workers: OpenWorkers = nullcontext) -> DedupSummary:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        workers: OpenWorkers = nullcontext,
+        work: str | os.PathLike[str] | None = None,
+        output_storage_options: Options = None,
+    ) -> DedupSummary:
         """Find the duplicates, and write a row for each row of a group as Parquet.
 
         Its columns are ``id``, ``__url__``, ``group``, ``duplicate_of``, ``similarity``, ``kept`` and ``rank``, and
@@ -103,9 +112,14 @@ class Duplicates:
         Parameters
         ----------
         path
-            A folder of this machine that all workers see.
+            A folder of this machine, or a URL.
         workers
             Opens the cluster to work on, once there is something to do; else it is the one that is there.
+        work
+            The folder of what lies between, which all workers see. None: beside `path`; where that is a URL it must be
+            given, since what is compared is read here and there, as a store cannot.
+        output_storage_options
+            For fsspec, where `path` is a URL. None: those of the vectors.
 
         Returns
         -------
@@ -119,24 +133,31 @@ class Duplicates:
         ShardError
             A file could not be read.
         """
-        folder = locate(os.fspath(path), None)
-        if is_remote(folder):
+        options = self._options if output_storage_options is None else output_storage_options
+        folder = locate(os.fspath(path), options)
+        options = options if is_remote(folder) else None
+        if is_remote(folder) and work is None:
             raise ConfigError(
-                f"{folder}: what is compared is read here and there, which a store does not do: give a folder that all"
-                " workers see, and copy the result"
+                f"{folder}: what is compared is read here and there, which a store does not do: give a folder for it"
+                " that all workers see as work= (--work); the result then goes to the store"
             )
         sources = self._sources()
         for source in {posixpath.dirname(each.path) for each in sources}:
             check_apart(source, folder)
         file = join(folder, FILE)
-        work = f"{folder}{WORK_SUFFIX}"
+        beside = f"{folder}{WORK_SUFFIX}" if work is None else local_folder("work", work)
+        if work is not None:
+            for other in (folder, *{posixpath.dirname(each.path) for each in sources}):
+                check_apart(other, beside)
+        own = nullcontext() if work is None else opened(beside, None)  # calls with other outputs may share it
+        work = beside
         if os.path.lexists(work) and not os.path.isdir(work):  # noqa: PTH112
             raise OutputError(
                 f"{work}: a folder is expected there, or nothing, for what lies between the vectors and {folder}; what"
                 " is there is no folder. Move it away, or write to another path"
             )
-        with opened(folder, None, work), when_needed(workers) as client:
-            before = read_whole(file)
+        with opened(folder, options, work), own, when_needed(workers) as client:
+            before = read_whole(file, options)
             if before.columns and (before.record is None or _MADE_BY not in before.record.derived):
                 raise OutputError(
                     f"{file}: is there, and was not made by a deduplication. Write to another path"
@@ -153,8 +174,8 @@ class Duplicates:
                     break
             run.summary.seconds["all"] = time.monotonic() - started
             record = replace(record, report=run.summary.to_dict())
-            write_table(file, table, record)
-        self.path, self.summary = folder, run.summary
+            write_table(file, table, record, options)
+        self.path, self._path_options, self.summary = folder, options, run.summary
         logger.info("%s", run.summary)
         return run.summary
 
@@ -179,7 +200,7 @@ class Duplicates:
         """
         if self.path is None:
             raise OutputError("the duplicates are not saved yet: call save(path) first")
-        return show_groups(self.path, n, self._options)
+        return show_groups(self.path, n, self._options, self._path_options)
 
     def sheet(self, n: int = 12) -> Image.Image:
         """The same groups as one picture, to keep.
@@ -203,7 +224,7 @@ class Duplicates:
 
         if self.path is None:
             raise OutputError("the duplicates are not saved yet: call save(path) first")
-        return draw_groups(find_groups(self.path, n), self._options)
+        return draw_groups(find_groups(self.path, n, self._path_options), self._options)
 
     def _record(self, run: Deduplication, table: pa.Table, sources: Sequence[Source]) -> FileRecord:
         """What is said of a table, but for what the summary says."""

@@ -161,7 +161,7 @@ class Deduplication:
 
     def _do(self, *jobs: Job) -> None:
         started = time.monotonic()
-        made = run_phases(jobs, self.output, self._workers)
+        made = run_phases(jobs, self.output, self._workers, self.work)
         seconds = time.monotonic() - started
         if any(made.values()):
             files = ", ".join(

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 from curator_dask.frames.names import URL_COLUMN
-from curator_dask.outputs.removed import DUPLICATES, check_removed
+from curator_dask.outputs.removed import check_removed, read_duplicates
 from curator_dask.rows.thumbnails import read_thumbnails
 from curator_dask.rows.tiles import COLUMNS, FAINT, GAP, INK, MARGIN, TILE, cut, fonts, put_tile
-from curator_dask.storage import Options, join
+from curator_dask.storage import Options
 
 # Pixels.
 _HEADER, _TEXT, _FRAME = 72, 46, 4
@@ -39,7 +38,7 @@ class Group:
     size: int
 
 
-def find_groups(folder: str, n: int) -> list[Group]:
+def find_groups(folder: str, n: int, options: Options = None) -> list[Group]:
     """The largest groups, and as many of those with the least similar rows.
 
     Parameters
@@ -48,15 +47,17 @@ def find_groups(folder: str, n: int) -> list[Group]:
         Of the table of duplicates.
     n
         Groups, at most.
+    options
+        For fsspec, where the folder is in a store.
 
     Raises
     ------
     OutputError
         There is no such table.
     """
-    check_removed(folder)
+    check_removed(folder, options)
     columns = ["id", URL_COLUMN, "group", "similarity", "kept"]
-    table = pq.read_table(join(folder, DUPLICATES), columns=columns, partitioning=None)
+    table = read_duplicates(folder, columns, options)
     table = table.sort_by([("group", "ascending"), ("kept", "descending"), ("similarity", "ascending")])
     numbers = table.column("group").to_numpy()
     begins = np.flatnonzero(np.diff(numbers, prepend=-1))

@@ -11,7 +11,7 @@ from curator_dask.frames.names import URL_COLUMN
 from curator_dask.storage import Options
 
 
-def show_groups(folder: str, n: int, options: Options) -> Gallery:
+def show_groups(folder: str, n: int, options: Options, folder_options: Options = None) -> Gallery:
     """The largest groups of a table of duplicates, and as many of those with the least similar rows.
 
     Parameters
@@ -22,10 +22,12 @@ def show_groups(folder: str, n: int, options: Options) -> Gallery:
         Groups.
     options
         For fsspec, where shards are URLs.
+    folder_options
+        The same of the folder.
     """
     check_count(n)
     shown = []
-    for number, group in enumerate(find_groups(folder, n), 1):
+    for number, group in enumerate(find_groups(folder, n, folder_options), 1):
         alike = [row["similarity"] for row in group.rows if not row["kept"] and row["similarity"] is not None]
         least = f", the least similar {min(alike):.4f}" if alike else ""
         shown.append((f"group {number}: {group.size} rows{least}", [_tile(row) for row in group.rows]))

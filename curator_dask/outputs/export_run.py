@@ -54,7 +54,7 @@ from curator_dask.outputs.weighing import Weighing
 from curator_dask.runs.parts import told_part
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.targets import Target
-from curator_dask.storage import Options, absolute
+from curator_dask.storage import Options
 from curator_dask.threads import in_threads
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ class ExportRun:
         options = self._options
         whole = self.place.part is None
         if options.blur and options.without and whole and not (options.append or options.dry_run):
-            self._summary.twins_lost = twins_lost(self.place.folder(UNBLURRED), absolute(options.without))
+            unblurred = self.place.folder(UNBLURRED)
+            self._summary.twins_lost = twins_lost(unblurred, options.without, self._shard_options)
         if options.card and whole and not options.dry_run and not self._summary.failed_shards:
             self._put_card(making)
         self._summary.seconds = time.monotonic() - started
@@ -147,9 +148,9 @@ class ExportRun:
         check_new(self._vectors, [report["fields"] for report in reports.values()])
         urls = {url for report in reports.values() for url in report["stamps"]}
         if self._options.without is not None:
-            check_shards(absolute(self._options.without), urls)
+            check_shards(self._options.without, urls, options=self._shard_options)
         if self._options.split_groups is not None:
-            check_shards(absolute(self._options.split_groups), urls, "kept together")
+            check_shards(self._options.split_groups, urls, "kept together", self._shard_options)
         # Else a tar might be written over while it is copied; a link may lead to one from elsewhere.
         for folder in {posixpath.dirname(url) for url in (*urls, *map(behind_links, urls))}:
             check_apart(folder, self.place.target.path)
@@ -195,7 +196,7 @@ class ExportRun:
             options.filter_column,
             options.portable,
             options.without,
-            "" if options.without is None else check_removed(absolute(options.without)),
+            "" if options.without is None else check_removed(options.without, self._shard_options),
             weighing,
         )
         lost: Mapping[str, Mapping[int, str]] = {}
@@ -265,7 +266,7 @@ class ExportRun:
         in_keys = None if new_keys is None else new_keys.sample_digits
         self._settings = settings_of(options, self._encoded, in_keys, columns)
         if options.without is not None:
-            self._settings[WITHOUT] = check_removed(absolute(options.without))
+            self._settings[WITHOUT] = check_removed(options.without, self._shard_options)
             self._settings[TWINS] = [summary.twins_filtered, summary.next_best]
         if self._kinds:
             self._settings[VECTORS] = self._kinds

@@ -108,7 +108,7 @@ def export_output(
     options.check_columns(found.empty_table(), found.names)
     for duplicates in (options.without, options.split_groups):
         if duplicates is not None:
-            check_removed(absolute(duplicates))
+            check_removed(absolute(duplicates, storage_options), storage_options)
     place = ExportPlace(target, only)
     with place.open(options.dry_run), when_needed(workers) as client:
         export = ExportRun(place, options, id_col, storage_options, client)

@@ -14,11 +14,11 @@ from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.choosing import read_rows
-from curator_dask.outputs.removed import DUPLICATES
+from curator_dask.outputs.removed import read_duplicates
 from curator_dask.outputs.selecting import Folder
 from curator_dask.outputs.splits import SplitCount
 from curator_dask.rows.remarks import EXAMPLES
-from curator_dask.storage import join, remove, walk
+from curator_dask.storage import Options, join, remove, walk
 from curator_dask.webdataset.samples import key_text
 
 #: The folder of these files; and in a report, how many samples there are.
@@ -107,15 +107,15 @@ def take_out(summary: Counts, lost: Mapping[str, Any], parts: Iterable[SplitCoun
         known += some[: EXAMPLES - len(known)]
 
 
-def twins_lost(left_out: Folder, duplicates: str) -> int:
+def twins_lost(left_out: Folder, duplicates: str, options: Options = None) -> int:
     """How many rows have gone for a better twin that is left out itself: nothing of such a group is exported.
 
     Parameters
     ----------
     left_out
         The folder of the files that say which samples are.
-    duplicates
-        That of the table of duplicates.
+    duplicates, options
+        That of the table of duplicates, for fsspec.
     """
     names = [name for name in walk(left_out.path, left_out.options) if name.endswith(".parquet")]
     columns = ["source_shard", "source_key"]
@@ -125,7 +125,7 @@ def twins_lost(left_out: Folder, duplicates: str) -> int:
     }
     if not lost:
         return 0
-    table = read_rows(join(duplicates, DUPLICATES), None, [URL_COLUMN, "id", "group", "kept"])
+    table = read_duplicates(duplicates, [URL_COLUMN, "id", "group", "kept"], options)
     stays = table.filter(table["kept"])
     pairs = zip(stays[URL_COLUMN].to_pylist(), stays["id"].to_pylist(), strict=True)
     is_lost = pa.array([pair in lost for pair in pairs], pa.bool_())

@@ -18,7 +18,16 @@ from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_whole
 from curator_dask.runs.leaving import LeaveOut
-from curator_dask.storage import absolute, is_remote, join
+from curator_dask.storage import (
+    Options,
+    RemoteFile,
+    absolute,
+    filesystem,
+    is_remote,
+    join,
+    patiently,
+    version_in,
+)
 
 logger = logging.getLogger("curator_dask")
 
@@ -26,21 +35,50 @@ logger = logging.getLogger("curator_dask")
 DUPLICATES = "duplicates.parquet"
 
 
-def check_removed(path: str) -> str:
-    """What identifies the table of duplicates in a folder.
+def check_removed(path: str, options: Options = None) -> str:
+    """What identifies the table of duplicates in a folder, or in a store with options for fsspec.
 
     Raises
     ------
     OutputError
         There is none.
     """
-    file = join(path, DUPLICATES)
-    footer = read_whole(file) if is_remote(file) or Path(file).exists() else None
+    file = join(absolute(path, options), DUPLICATES)
+    footer = read_whole(file, options) if is_remote(file) or Path(file).exists() else None
     if footer is None or not {"id", URL_COLUMN, "kept"} <= {*footer.columns}:
         raise OutputError(f"{file}: is no table of duplicates: give the folder that dedup wrote to")
     if footer.record is not None:
         return footer.record.fingerprint
+    if is_remote(file):
+        fs, inside = filesystem(file, options)
+        return version_in(patiently(lambda: fs.info(inside), file))
     return str(Path(file).stat().st_mtime_ns)
+
+
+def read_duplicates(
+    path: str, columns: Sequence[str], options: Options = None, urls: Sequence[str] | None = None
+) -> pa.Table:
+    """Columns of the table of duplicates in a folder or a store.
+
+    Parameters
+    ----------
+    path, options
+        Of the folder, for fsspec.
+    columns
+        Their names.
+    urls
+        Rows of these shards alone: the table is in the order of shards, and of its row groups no others are read.
+
+    Raises
+    ------
+    OutputError
+        It cannot be read.
+    """
+    file = join(absolute(path, options), DUPLICATES)
+    filters = None if urls is None else [(URL_COLUMN, "in", list(urls))]
+    with faults_told(file):
+        source = RemoteFile(file, options) if is_remote(file) else file
+        return pq.read_table(source, columns=list(columns), filters=filters, partitioning=None)
 
 
 def leave_out(path: str, id_col: str, columns: Sequence[str], urls: Collection[str] | None) -> LeaveOut:
@@ -71,7 +109,7 @@ def leave_out(path: str, id_col: str, columns: Sequence[str], urls: Collection[s
     return LeaveOut("duplicates", identity, id_col, partial(read_removed, path, identity=identity))
 
 
-def check_shards(path: str, urls: Collection[str], done: str = "left out") -> None:
+def check_shards(path: str, urls: Collection[str], done: str = "left out", options: Options = None) -> None:
     """Warn where a table of duplicates names none of some shards.
 
     Parameters
@@ -82,15 +120,16 @@ def check_shards(path: str, urls: Collection[str], done: str = "left out") -> No
         Of the shards.
     done
         What is done with its rows.
+    options
+        For fsspec, where the folder is in a store.
 
     Raises
     ------
     OutputError
         It names such shards by other paths.
     """
-    file = join(path, DUPLICATES)
-    with faults_told(file):
-        table = pq.read_table(file, columns=[URL_COLUMN, "kept"], partitioning=None)
+    file = join(absolute(path, options), DUPLICATES)
+    table = read_duplicates(path, [URL_COLUMN, "kept"], options)
     named = {*table.filter(pc.invert(table.column("kept"))).column(URL_COLUMN).unique().to_pylist()} - {None}
     if not named or not urls or not named.isdisjoint(urls):
         return
@@ -113,15 +152,18 @@ def check_shards(path: str, urls: Collection[str], done: str = "left out") -> No
     )
 
 
-def stays(path: str, keys: pa.Array, urls: pa.Array) -> np.ndarray:
+def stays(path: str, keys: pa.Array, urls: pa.Array, options: Options = None) -> np.ndarray:
     """Whether each row has no better twin; bool (rows,)."""
     shards = urls.cast(pa.string()).to_pylist()
-    going = read_removed(absolute(path), sorted({url for url in shards if url is not None}))
+    wanted = sorted({url for url in shards if url is not None})
+    going = read_removed(absolute(path, options), wanted, options=options)
     pairs = zip(keys.cast(pa.string()).to_pylist(), shards, strict=True)
     return np.array([key not in going.get(url, ()) for key, url in pairs], bool)
 
 
-def read_removed(path: str, urls: Sequence[str], identity: str | None = None) -> dict[str, set[str]]:
+def read_removed(
+    path: str, urls: Sequence[str], identity: str | None = None, options: Options = None
+) -> dict[str, set[str]]:
     """By shard, the keys of the rows that go, of rows of these shards.
 
     Raises
@@ -130,15 +172,14 @@ def read_removed(path: str, urls: Sequence[str], identity: str | None = None) ->
         There is no result, or another than `identity` says.
     """
     file = join(path, DUPLICATES)
-    if check_removed(path) != (identity or check_removed(path)):
+    found_now = check_removed(path, options)
+    if found_now != (identity or found_now):
         raise OutputError(
             f"{file}: was written anew since it was taken: take the duplicates that are there now"
         )
     if not urls:  # of a file without rows; Arrow gives an empty list no type to compare
         return {}
-    wanted = [(URL_COLUMN, "in", list(urls))]
-    with faults_told(file):
-        table = pq.read_table(file, columns=["id", URL_COLUMN, "kept"], filters=wanted, partitioning=None)
+    table = read_duplicates(path, ["id", URL_COLUMN, "kept"], options, urls)
     rows = list(zip(*(table[name].to_pylist() for name in (URL_COLUMN, "id", "kept")), strict=True))
     stay = {(url, key) for url, key, kept in rows if kept}  # also of a row that is there twice
     found: dict[str, set[str]] = {}

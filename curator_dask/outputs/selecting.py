@@ -235,7 +235,12 @@ class SelectSamples:
             check_unchanged(path, urls, footer.record, self.shard_options)
         passes, said = passing_rows(table, where, self.filter_column, footer.columns, path)
         if self.without is not None:
-            alone = stays(self.without, *(to_array(table.column(each)) for each in (id_col, URL_COLUMN)))
+            alone = stays(
+                self.without,
+                to_array(table.column(id_col)),
+                to_array(table.column(URL_COLUMN)),
+                self.shard_options,
+            )
             if asked.next_best is not None:
                 alone[asked.next_best] = True
             passes &= alone

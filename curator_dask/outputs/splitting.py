@@ -7,17 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from curator_dask.errors import ConfigError, OutputError
-from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_footer, read_whole
 from curator_dask.outputs.choosing import read_rows
-from curator_dask.outputs.removed import DUPLICATES, check_removed
+from curator_dask.outputs.removed import DUPLICATES, check_removed, read_duplicates
 from curator_dask.outputs.selecting import Folder
 from curator_dask.outputs.splits import KEY, SplitCount, Splits, least_of, linked
-from curator_dask.storage import absolute, join
+from curator_dask.storage import Options, absolute, join
 from curator_dask.threads import in_threads
 from curator_dask.words import counted
 
@@ -62,22 +60,24 @@ def split_samples(
     ConfigError
         The column does not fit, or there are not so many samples.
     """
-    groups = None if splits.groups is None else Groups(absolute(splits.groups), splits)
+    groups = None if splits.groups is None else Groups(splits.groups, splits, rows.options)
     found = in_threads(lambda name: units_of_selected(splits, groups, selected, rows, name, id_col), names)
     nothing = (np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, bool), 0)
     first, second, has_both = (
         np.concatenate([np.asarray(each[at]) for each in (nothing, *found)]) for at in range(3)
     )
     of, counts = splits.assign(linked(first, second, has_both.astype(bool)))
-    return Assigned(of, counts, notes_of(splits, sum(each[3] for each in found), counts))
+    return Assigned(of, counts, notes_of(splits, sum(each[3] for each in found), counts, rows.options))
 
 
-def notes_of(splits: Splits, alone: int, counts: Mapping[str, SplitCount]) -> list[str]:
+def notes_of(
+    splits: Splits, alone: int, counts: Mapping[str, SplitCount], options: Options = None
+) -> list[str]:
     """What is to be known of splits with so many samples, of which so many are by themselves."""
-    return [*_notes(splits, alone, counts)]
+    return [*_notes(splits, alone, counts, options)]
 
 
-def _notes(splits: Splits, alone: int, counts: Mapping[str, SplitCount]) -> Iterator[str]:
+def _notes(splits: Splits, alone: int, counts: Mapping[str, SplitCount], options: Options) -> Iterator[str]:
     if alone and splits.by is not None:
         yield f"{counted(alone, 'sample')} without {splits.by.text}: each is by itself"
     for name, count in counts.items():
@@ -98,7 +98,7 @@ def _notes(splits: Splits, alone: int, counts: Mapping[str, SplitCount]) -> Iter
         else:
             yield f"all {total:,} samples hang together, and go to one split"
     if splits.groups is not None:
-        record = read_whole(join(absolute(splits.groups), DUPLICATES)).record
+        record = read_whole(join(absolute(splits.groups, options), DUPLICATES), options).record
         report = (record.report if record else None) or {}
         if "diameter" in report and report["diameter"] is None:
             yield (
@@ -148,13 +148,12 @@ class Groups:
     It is made of all of them, also of those that are not exported: so it is the same whatever else is filtered.
     """
 
-    def __init__(self, path: str, splits: Splits) -> None:
-        self._path, self._state = join(path, DUPLICATES), check_removed(path)
-        self._folder = path
-        if "group" not in read_whole(self._path).columns:
+    def __init__(self, path: str, splits: Splits, options: Options = None) -> None:
+        self._folder, self._options = absolute(path, options), options
+        self._path, self._state = join(self._folder, DUPLICATES), check_removed(path, options)
+        if "group" not in read_whole(self._path, options).columns:
             raise OutputError(f"{self._path}: has no groups: find the duplicates anew (curator-dask dedup)")
-        with faults_told(self._path):
-            table = pq.read_table(self._path, columns=["id", "group"], partitioning=None)
+        table = read_duplicates(path, ["id", "group"], options)
         numbers = table.column("group").to_numpy()
         ids = table.column("id").cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
         made = least_of(splits.hashed((each or b"" for each in ids), KEY), numbers)
@@ -163,17 +162,14 @@ class Groups:
 
     def of(self, keys: pa.ChunkedArray, urls: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
         """uint64 (rows,) numbers of rows' groups; and bool (rows,), which rows are of one."""
-        if check_removed(self._folder) != self._state:
+        if check_removed(self._folder, self._options) != self._state:
             raise OutputError(f"{self._path}: was written anew meanwhile: run again")
         shards = urls.cast(pa.string()).to_pylist()
-        wanted = [(URL_COLUMN, "in", sorted({url for url in shards if url is not None}))]
+        wanted = sorted({url for url in shards if url is not None})
         numbers, has = np.zeros(len(keys), np.uint64), np.zeros(len(keys), bool)
-        if not wanted[0][2]:
+        if not wanted:
             return numbers, has
-        with faults_told(self._path):
-            table = pq.read_table(
-                self._path, columns=["id", URL_COLUMN, "group"], filters=wanted, partitioning=None
-            )
+        table = read_duplicates(self._folder, ["id", URL_COLUMN, "group"], self._options, wanted)
         known = self._numbers[np.searchsorted(self._groups, table.column("group").to_numpy())]
         pairs = zip(table.column(URL_COLUMN).to_pylist(), table.column("id").to_pylist(), strict=True)
         found = dict(zip(pairs, known.tolist(), strict=True))

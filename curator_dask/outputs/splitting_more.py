@@ -12,7 +12,6 @@ from curator_dask.outputs.earlier import EarlierTars
 from curator_dask.outputs.selecting import Folder
 from curator_dask.outputs.splits import KEY, REST, SplitCount, Splits, linked
 from curator_dask.outputs.splitting import Assigned, Groups, notes_of, units_of_samples, units_of_selected
-from curator_dask.storage import absolute
 from curator_dask.threads import in_threads
 from curator_dask.words import counted
 
@@ -39,7 +38,7 @@ def split_more(
     known
         By file, rows that have a sample in these, and the places of these samples.
     """
-    groups = None if splits.groups is None else Groups(absolute(splits.groups), splits)
+    groups = None if splits.groups is None else Groups(splits.groups, splits, rows.options)
     found = in_threads(lambda name: units_of_selected(splits, groups, selected, rows, name, id_col), names)
     keys = splits.hashed((key.encode() for key in earlier.source.keys.to_pylist()), KEY)
     first, second, both = keys.copy(), keys.copy(), np.zeros(len(keys), bool)
@@ -72,7 +71,7 @@ def split_more(
         largest = int(np.unique(mine, return_counts=True)[1].max(initial=0))
         before = int((split_of == place).sum())
         counts[name] = SplitCount(len(mine), splits.wanted.get(name), largest, earlier=before)
-    notes = notes_of(splits, sum(each[3] for each in found), counts)
+    notes = notes_of(splits, sum(each[3] for each in found), counts, rows.options)
     if torn:
         notes.append(
             f"{counted(torn, 'new sample belongs', 'new samples belong')} to earlier ones that are in several splits,"

@@ -12,16 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from curator_dask.errors import OutputError
-from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_record, read_whole
 from curator_dask.frames.record import FILTERED
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.export_options import ExportOptions
-from curator_dask.outputs.removed import DUPLICATES
+from curator_dask.outputs.removed import DUPLICATES, read_duplicates
 from curator_dask.outputs.selecting import Folder, passing_rows
 from curator_dask.rows.where import Where
 from curator_dask.storage import absolute, join
@@ -96,8 +94,9 @@ def find_twins(
     if options.without is None:
         return Twins()
     nothing = Twins(0, {} if options.next_best else None)
-    file = join(absolute(options.without), DUPLICATES)
-    has = {*read_whole(file).columns}
+    place = absolute(options.without, rows.options)
+    file = join(place, DUPLICATES)
+    has = {*read_whole(file, rows.options).columns}
     if options.next_best and not {"group", "rank"} <= has:
         raise OutputError(
             f"{file}: does not say which row of a group is the next best (column 'rank'), as it is of an earlier"
@@ -111,11 +110,10 @@ def find_twins(
     columns = [*_COLUMNS, *(["rank"] if "rank" in has else [])]
 
     def look(name: str) -> _Look:
-        return _look(rows.file(name), rows, where, options, id_col, file, columns, taken.get(name))
+        return _look(rows.file(name), rows, where, options, id_col, place, columns, taken.get(name))
 
     # Of all rows: one that is no row of these files stays elsewhere, or was filtered out before.
-    with faults_told(file):
-        every = pq.read_table(file, columns=["group", "kept"], partitioning=None)
+    every = read_duplicates(place, ["group", "kept"], rows.options)
     heads = np.unique(every.filter(every["kept"])["group"].to_numpy())
     looks = in_threads(look, names)
     there = np.unique(np.concatenate([each.there for each in looks] or [np.empty(0, np.int64)]))
@@ -181,10 +179,7 @@ def _look(
     urls = [url for url in pairs[URL_COLUMN].unique().to_pylist() if url is not None]
     if not urls:
         return _Look.nothing()
-    with faults_told(duplicates):
-        said = pq.read_table(
-            duplicates, columns=list(columns), filters=[(URL_COLUMN, "in", urls)], partitioning=None
-        )
+    said = read_duplicates(duplicates, columns, source.options, urls)
     if "rank" not in said.column_names:
         said = said.append_column("rank", pa.array(np.zeros(len(said), np.int64)))
     for name in ("id", URL_COLUMN):  # a table of pandas may be of large strings

@@ -101,10 +101,10 @@ def read_twins(path: str, folder: Folder) -> Twins:
     OutputError
         There is none, or it is of other shards than the output's.
     """
-    where = absolute(path)
-    check_removed(where)
+    where = absolute(path, folder.options)
+    check_removed(where, folder.options)
     file = join(where, DUPLICATES)
-    with faults_told(file), open_parquet(file) as opened:
+    with faults_told(file), open_parquet(file, folder.options) as opened:
         record = FileRecord.parse(opened.schema_arrow.metadata)
         needed = ["id", URL_COLUMN, "group", "similarity", "kept"]
         if not {*needed} <= {*opened.schema_arrow.names}:

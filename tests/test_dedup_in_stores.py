@@ -1,0 +1,98 @@
+"""Duplicates in a store: on a real S3 server, beside the same on a disk."""
+
+from __future__ import annotations
+
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from colours import write_dataset
+from s3 import BUCKET, options, s3_server
+from test_dedup import mixture, write
+
+from curator_dask.dedup import SemanticDeduplication, running
+from curator_dask.errors import ConfigError, OutputError
+from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.exporting import export_output
+from curator_dask.outputs.lock import RunLock
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def store(server):
+    return fsspec.filesystem("s3", **options(server))
+
+
+def test_duplicates_in_a_store_are_those_of_a_disk_and_are_left_out(
+    tmp_path, server, store, in_this_process, monkeypatch
+):
+    data = tmp_path / "data"
+    keys = write_dataset(data, 3, 20)
+    tars, vectors = sorted(data.glob("*.tar")), mixture(np.random.default_rng(5), 60)
+    rows = write(tmp_path / "rows", vectors, keys)
+    for path, tar in zip(sorted(rows.iterdir()), tars, strict=True):
+        table = pq.read_table(path)
+        at = table.column_names.index("__url__")
+        pq.write_table(table.set_column(at, "__url__", [[str(tar)] * len(table)]), path)
+    store.put(str(rows), f"{BUCKET}/some rows", recursive=True)
+    given = {"storage_options": options(server)}
+    local = SemanticDeduplication(0.1)(rows).save(tmp_path / "dup")
+    # A slash at the end, a space and an output like the folder of rows but for its end.
+    place, work = f"s3://{BUCKET}/some rows dup/", tmp_path / "work"
+    result = SemanticDeduplication(0.1, **given)(f"s3://{BUCKET}/some rows/")
+    pairs, did = running.Deduplication._pairs, []
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running.Deduplication, "_pairs", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        result.save(place, work=work)
+    assert store.find(f"{BUCKET}/some rows dup") == []  # no table, no note of a run
+    monkeypatch.setattr(running.Deduplication, "_pairs", lambda *each: did.append(1) or pairs(*each))
+    summary = result.save(place, work=work)
+    assert (summary.made["scan"], did, summary.removed) == (0, [1], local.removed)
+    with store.open(f"{BUCKET}/some rows dup/duplicates.parquet") as file:
+        assert pq.read_table(file).equals(pq.read_table(tmp_path / "dup" / "duplicates.parquet"))
+    assert store.find(f"{BUCKET}/some rows dup") == [f"{BUCKET}/some rows dup/duplicates.parquet"]
+    assert 0 < local.removed < 60 and result.sheet(2).height > 100
+    for name, path in (("near", tmp_path / "dup"), ("far", place)):
+        summary = export_output(
+            f"s3://{BUCKET}/some rows",
+            tmp_path / name,
+            ExportOptions(without=str(path), split_groups=str(path), splits={"val": 0.3}),
+            output_storage_options={},
+            **given,
+        )
+        assert summary.kept == 60 - local.removed
+    names = sorted(path.relative_to(tmp_path / "near") for path in (tmp_path / "near").rglob("*.tar"))
+    assert names and all(
+        (tmp_path / "near" / each).read_bytes() == (tmp_path / "far" / each).read_bytes() for each in names
+    )
+
+
+def test_what_cannot_be_in_a_store_or_beside_another_run_is_refused(tmp_path, server, store, in_this_process):
+    rows = write(tmp_path / "rows", mixture(np.random.default_rng(5), 60))
+    result = SemanticDeduplication(0.1)(rows)
+    where, place = {"output_storage_options": options(server)}, f"s3://{BUCKET}/refused"
+    with pytest.raises(ConfigError, match=r"s3://bucket/refused: .*as work= \(--work\)"):
+        result.save(place, **where)
+    with pytest.raises(ConfigError, match="work='s3://bucket/w': expected a folder of this machine"):
+        result.save(place, work=f"s3://{BUCKET}/w", **where)
+    with pytest.raises(OutputError, match="is read from"):
+        result.save(place, work=rows, **where)
+    for folder, given in ((place, options(server)), (str(tmp_path / "work"), None)):
+        (tmp_path / "work").mkdir(exist_ok=True)
+        with (
+            RunLock(folder, given),
+            pytest.raises(OutputError, match=f"{folder}: another run is writing there"),
+        ):
+            result.save(place, work=tmp_path / "work", **where)
+    assert store.find(f"{BUCKET}/refused") == []
+    assert result.save(f"s3://{BUCKET}", work=tmp_path / "work", **where).removed  # a bucket's root
+    assert store.exists(f"{BUCKET}/duplicates.parquet")
