@@ -22,6 +22,7 @@ from curator_dask.frames.names import IMAGE_DEFINITIONS, METADATA_DEFINITIONS
 from curator_dask.image.classifiers import score_output
 from curator_dask.image.statistics import METADATA, STATISTICS, ImageStatistics
 from curator_dask.image.statistics.metadata import read_metadata
+from curator_dask.image.statistics.names import EVERY
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -323,6 +324,6 @@ def test_names():
     assert ImageStatistics().names == [*STATISTICS] == ImageStatistics(["all"]).names
     assert ImageStatistics(["metadata", "phash"]).names == ["phash", *METADATA]
     assert ImageStatistics(["all", "has_gps"]).names == [*STATISTICS, "has_gps"]
-    assert [*METADATA_DEFINITIONS] == [*METADATA] and [*IMAGE_DEFINITIONS] == [*STATISTICS, *METADATA]
+    assert [*METADATA_DEFINITIONS] == [*METADATA] and [*IMAGE_DEFINITIONS] == [*EVERY]
     with pytest.raises(ConfigError, match="of metadata"):
         ImageStatistics(["gps"])
