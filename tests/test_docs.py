@@ -284,7 +284,7 @@ WITHOUT = [word for name in ("cacheprovider", "timeout", "xdist") for word in ("
 NOT_RUN = {
     "stores-and-clusters.md": ["needs several machines", "needs Slurm"],
     "export.md": ["needs datasets"],
-    "buckets.md": ["needs megatron-energon"],
+    "buckets.md": ["is megatron-energon's", "needs megatron-energon"],
     "training.md": ["needs open_clip"],
     "readers.md": ["needs datasets", "needs lancedb", "needs embedding-reader", "needs embedding-atlas"],
 }
@@ -621,10 +621,8 @@ def test_the_commands_of_the_start_lead_to_tars_with_captions(made, cluster, tmp
 
 
 def test_recipes_are_recipes():
-    blocks = [
-        block for page in PAGES.values() for block in read_page(page).blocks if block.language == "yaml"
-    ]
-    recipes = [Recipe(**yaml.safe_load(block.code)) for block in blocks]
+    blocks = [block for page in PAGES.values() for block in read_page(page).blocks if not block.not_run]
+    recipes = [Recipe(**yaml.safe_load(block.code)) for block in blocks if block.language == "yaml"]
     assert len(recipes) == 5 and all(each.model or each.join or each.balance for each in recipes)
     shown = (curate.__doc__ or "").partition("\b\n")[2].partition("\n\n")[0]
     assert Recipe(**yaml.safe_load(shown)).fetch  # what `curate --help` shows

@@ -22,6 +22,7 @@ from s3 import BUCKET, Fault, options, s3_server
 from curator_dask import get_client, storage
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import DatasetError, OutputError, ShardError
+from curator_dask.frames.committing import machine_name
 from curator_dask.info import describe_output
 from curator_dask.outputs.lock import RunLock
 from curator_dask.runs.parts import Part
@@ -237,6 +238,7 @@ def test_a_run_keeps_others_out(server, store, url, client):
     note = {
         "run": "x",
         "host": os.uname().nodename,
+        "machine": machine_name(),
         "pid": other,
         "process_started": psutil.Process(other).create_time(),
         "since": time.time(),
