@@ -114,8 +114,9 @@ def test_rows_near_by_pdq_or_by_vector_are_those_of_all_pairs(tmp_path, in_this_
     quality[:80] = 50
     keys = [f"{number:05}" for number in random.permutation(500)]
     hashed = [None if row % 7 == 0 else text for row, text in enumerate(texts(hashes))]
-    write(tmp_path / "vectors", vectors, keys, pdq=hashed, pdq_quality=quality.tolist())
-    find = SemanticDeduplication(eps=0.05, recall=1, exact={"pdq": 31}, groups=groups)
+    name = "pdq" if groups == "stars" else "image_pdq"  # as statistics with a prefix have it
+    write(tmp_path / "vectors", vectors, keys, **{name: hashed, f"{name}_quality": quality.tolist()})
+    find = SemanticDeduplication(eps=0.05, recall=1, exact={name: 31}, groups=groups)
     summary = find(tmp_path / "vectors").save(tmp_path / "out")
     table, removed = removed_of(tmp_path / "out")
 
@@ -124,7 +125,7 @@ def test_rows_near_by_pdq_or_by_vector_are_those_of_all_pairs(tmp_path, in_this_
     plain = quality < 50
     for none in (np.arange(500) % 7 == 0, plain):
         differ[none] = differ[:, none] = 256
-    near = {"image_embedding": cosines >= 0.95, "pdq": differ <= 31}
+    near = {"image_embedding": cosines >= 0.95, name: differ <= 31}
     whole = np.logical_or.reduce([*near.values()])
     place = {key: number for number, key in enumerate(keys)}
     order = np.argsort(keys)
@@ -136,13 +137,12 @@ def test_rows_near_by_pdq_or_by_vector_are_those_of_all_pairs(tmp_path, in_this_
     gone = table[~table["kept"]]
     for row in gone.itertuples():
         one, other = place[row.id], place[row.duplicate_of]
-        by = next((name for name, is_near in near.items() if is_near[one, other]), None)
+        by = next((each for each, is_near in near.items() if is_near[one, other]), None)
         assert row.found_by == by or (by is None and groups == "components")
-    assert summary.by == {name: (gone["found_by"] == name).sum() for name in near} and summary.by["pdq"] > 10
+    assert summary.by == {each: (gone["found_by"] == each).sum() for each in near} and summary.by[name] > 10
     assert summary.plain == (plain & (np.arange(500) % 7 > 0)).sum() > 50
-    assert f"pdq left out: of {summary.plain} rows with a pdq_quality below 50" in str(summary)
-    again = SemanticDeduplication(eps=0.05, recall=1, exact={"pdq": 31}, groups=groups)
-    assert not any(again(tmp_path / "vectors").save(tmp_path / "out").made.values())
+    assert f"  {name} left out: of {summary.plain} rows with a {name}_quality below 50" in str(summary)
+    assert not any(find(tmp_path / "vectors").save(tmp_path / "out").made.values())
 
 
 def test_pdq_without_vectors_against_earlier_rows_and_out_of_an_export(tmp_path, in_this_process):

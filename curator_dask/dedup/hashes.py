@@ -21,9 +21,9 @@ FARTHEST = 8
 FARTHEST_OF_256 = 31
 #: Columns of hashes of 64 bits that `ImageStatistics` makes.
 _OF_64 = ("phash", "dhash")
-#: The column of PDQ's hashes, and how much there is to see, 0 to 100. Below this, PDQ's authors say, hashes are not to
-#: be compared: those of plain pictures match by chance.
-PDQ, QUALITY, LEAST_QUALITY = "pdq", "pdq_quality", 50
+#: Below this quality (of 0 to 100), PDQ's authors say, hashes are not to be compared: those of plain pictures match by
+#: chance.
+LEAST_QUALITY = 50
 #: Of rows as they were scanned: whether a hash of theirs is left out for that.
 PLAIN = "plain"
 #: A column of the digests of files, which img2dataset writes.
@@ -81,7 +81,9 @@ class Hashes:
     def identity(self) -> list[Any]:
         """What decides how the values of files are taken."""
         return [
-            [name, bool(bits), *([LEAST_QUALITY] if name == PDQ else [])] if bits or name == PDQ else name
+            [name, bool(bits), LEAST_QUALITY if quality_of(name) else None]
+            if bits or quality_of(name)
+            else name
             for name, bits in self.radii
         ]
 
@@ -99,7 +101,7 @@ class Hashes:
                     f"{path}: has no column {name!r}{meant(name, names)} of hashes (exact); it has {list(names)}."
                     " ImageStatistics makes phash, dhash and pdq"
                 )
-        return [*self.names, *([QUALITY] if PDQ in self.names and QUALITY in names else [])]
+        return [*self.names, *(each for name in self.names if (each := quality_of(name)) and each in names)]
 
     def values(self, rows: pa.Table, path: str) -> dict[str, pa.Array]:
         """The hashes of rows: of whole numbers their 64 bits, of text and bytes a digest, or their bits.
@@ -146,10 +148,10 @@ class Hashes:
                     f"{path}: {name!r} has hashes of 64 bits: within more than {FARTHEST} of them (exact: {bits}) most"
                     f" images of a large set are near some other. Give 0 to {FARTHEST}"
                 )
-            if name == PDQ and QUALITY in rows.column_names:
-                plain = _plain(rows.column(QUALITY), path)
-                plain = pc.and_(plain, values.is_valid())
-                found[PLAIN] = plain
+            quality = quality_of(name)
+            if quality and quality in rows.column_names:
+                plain = pc.and_(_plain(rows.column(quality), f"{path}: {quality!r}"), values.is_valid())
+                found[PLAIN] = pc.or_(plain, found[PLAIN]) if PLAIN in found else plain
                 values = pc.if_else(plain, pa.scalar(None, values.type), values)
             found[f"hash{number}"] = values
         return found
@@ -171,14 +173,18 @@ def _of_digits(column: pa.Array, what: str) -> pa.Array:
     return pc.if_else(pa.array(there), values, pa.scalar(None, pa.binary(size)))
 
 
-def _plain(quality: pa.ChunkedArray, path: str) -> pa.Array:
+def quality_of(name: str) -> str:
+    """The column that says how much there is to see for a column's PDQ; empty: it is another hash."""
+    return f"{name}_quality" if name.endswith("pdq") else ""
+
+
+def _plain(quality: pa.ChunkedArray, what: str) -> pa.Array:
     """Bool (rows,): where a PDQ is chance. Where nothing says so it is not."""
     quality = quality.combine_chunks()
     kind = quality.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
         raise OutputError(
-            f"{path}: {QUALITY!r} is of type {kind}: by it, numbers of 0 to 100, hashes of plain pictures are left out"
-            f" where {PDQ!r} says which rows are duplicates (exact)"
+            f"{what} is of type {kind}: by it, numbers of 0 to 100, PDQ's hashes of plain pictures are left out (exact)"
         )
     return pc.fill_null(pc.less(quality.cast(pa.float64()), float(LEAST_QUALITY)), False)
 

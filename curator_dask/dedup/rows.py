@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curator_dask.dedup.hashes import LEAST_QUALITY, PLAIN, QUALITY, words
+from curator_dask.dedup.hashes import LEAST_QUALITY, PLAIN, words
 from curator_dask.dedup.phases import Phase
 from curator_dask.dedup.scanning import FAULTS, NO_COLUMN, Source, dim_of
 from curator_dask.errors import ConfigError, OutputError
@@ -141,7 +141,7 @@ def gather_rows(
         raise OutputError(f"{path}: has no rows")
     if not said["good"] and not sum(map(len, tables)):  # hashes serve where there are no vectors
         why = ", ".join(f"{count} {name}" for name, count in said.items() if count)
-        why += f"; {plain} with a {QUALITY} below {LEAST_QUALITY}" if plain else ""
+        why += f"; {plain} with a PDQ of a quality below {LEAST_QUALITY}" if plain else ""
         hint = (
             " Vectors that were embedded with normalize_embeddings=False are compared with normalize=True"
             if said["not of unit length"]

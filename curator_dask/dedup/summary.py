@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from curator_dask.dedup.hashes import LEAST_QUALITY, PDQ, QUALITY
+from curator_dask.dedup.hashes import LEAST_QUALITY, quality_of
 from curator_dask.dedup.sampling import Share
 from curator_dask.words import counted
 
@@ -134,12 +134,12 @@ class DedupSummary:
             lines.append(
                 "  rows that go by " + ", ".join(f"{name}: {count:,}" for name, count in self.by.items())
             )
-        if PDQ in self.by:
-            least = f"{QUALITY} below {LEAST_QUALITY}, which match others by chance"
+        for name in filter(quality_of, self.by):
             if self.plain:
-                lines.append(f"  {PDQ} left out: of {counted(self.plain, 'row')} with a {least}")
+                least = f"{quality_of(name)} below {LEAST_QUALITY}, which match others by chance"
+                lines.append(f"  {name} left out: of {counted(self.plain, 'row')} with a {least}")
             elif self.plain is None:
-                lines.append(f"  no column {QUALITY}: hashes of plain pictures were compared, too")
+                lines.append(f"  no column {quality_of(name)}: hashes of plain pictures were compared, too")
         for what, count in self.unknown.items():
             if count:
                 lines.append(f"  {what}: {counted(count, 'row')} without a value, which come last")
