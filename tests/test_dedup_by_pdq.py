@@ -143,6 +143,11 @@ def test_rows_near_by_pdq_or_by_vector_are_those_of_all_pairs(tmp_path, in_this_
     assert summary.plain == (plain & (np.arange(500) % 7 > 0)).sum() > 50
     assert f"  {name} left out: of {summary.plain} rows with a {name}_quality below 50" in str(summary)
     assert not any(find(tmp_path / "vectors").save(tmp_path / "out").made.values())
+    for file in (tmp_path / "out.work").glob("hashes-*/0-[37].npy"):  # as an interruption leaves it
+        file.unlink()
+    made = find(tmp_path / "vectors").save(tmp_path / "out").made
+    assert {label: count for label, count in made.items() if count} == {"hashes": 2}
+    assert removed_of(tmp_path / "out")[0].equals(table)
 
 
 def test_pdq_without_vectors_against_earlier_rows_and_out_of_an_export(tmp_path, in_this_process):
