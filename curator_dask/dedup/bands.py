@@ -98,5 +98,5 @@ def _found_before(differ: np.ndarray, band: int, bits: int) -> np.ndarray:
     """Bool (n,): whether an earlier band finds a pair whose bits that differ are these, uint64 (n, 4)."""
     narrow = np.bitwise_count(differ.view(np.uint16)) <= bits // BANDS
     wide = np.bitwise_count(differ.view(np.uint32)) <= bits // (BANDS // 2)
-    before: np.ndarray = (narrow & np.repeat(wide, 2, axis=1))[:, :band].any(axis=1)
-    return before
+    found: np.ndarray = narrow & np.repeat(wide, 2, axis=1)
+    return np.asarray(found[:, :band].any(axis=1))
