@@ -75,7 +75,7 @@ def dedup(
         typer.Option(
             metavar="COLUMN[=BITS]",
             help="Rows with the same value are duplicates too, or with hashes of 64 bits that differ in so many, at"
-            " most: sha256, phash=4. Again for more.",
+            " most 8, or of 256, at most 31: sha256, phash=4, pdq=31. Again for more.",
             show_default=False,
         ),
     ] = None,

@@ -1,7 +1,7 @@
 """Pairs of rows whose hashes differ in a few bits.
 
 Two hashes that differ in r bits are the same in at least k - r of k parts. So for each choice of k - r parts, rows that
-are the same there are compared, and others are not.
+are the same there are compared, and others are not. Of hashes of 256 bits see `curator_dask.dedup.bands`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
-from curator_dask.dedup.pairing import FEW, PAIR, Again
+from curator_dask.dedup.bands import BANDS, find_in_band
+from curator_dask.dedup.memory import NO_LIMIT, Memory
+from curator_dask.dedup.pairing import FEW, PAIR, Again, Held
 from curator_dask.dedup.phases import Phase
 
 #: Stands for the cosine of a pair that hashes make: it is one whatever eps is.
 BY_HASH = np.inf
 _BITS = 64
+_WIDE = 4  # words of a hash of 256 bits
 _SORTED = 64  # rows that are compared in the time in which one is sorted
 
 
@@ -29,29 +32,37 @@ class HammingPairs:
     Attributes
     ----------
     order
-        With ``hash-ranks.npy``: the place of each row in the order of who stays; ``hashK.npy``, uint64 (n, 1 or 2), and
-        ``hashK-there.npy``, whether there is a value.
+        With ``hash-ranks.npy``: the place of each row in the order of who stays; ``hashK.npy``, uint64 (n, 1, 2 or 4),
+        and ``hashK-there.npy``, whether there is a value.
     phase
         Where the files go. What is looked at again is there, too; see `Again`.
     radii
         In how many bits two values may differ, by hash.
     fixed
         Rows of a lower rank stay whatever they are like: two of them are no pair.
+    memory
+        What is held at a time, of pairs.
     """
 
     order: Phase
     phase: Phase
     radii: tuple[int, ...]
     fixed: int = 0
+    memory: Memory = NO_LIMIT
 
     def names(self) -> list[str]:
-        """Of the files: the number of a hash and that of a choice of parts."""
-        rows = len(self.order.load("hash-ranks.npy"))
+        """Of the files: the number of a hash and that of a choice of parts, or of a band."""
         return [
             f"{hash_}-{choice}"
             for hash_, bits in enumerate(self.radii)
-            for choice in range(len(masks(rows, bits)))
+            for choice in range(self._choices(hash_, bits))
         ]
+
+    def _choices(self, hash_: int, bits: int) -> int:
+        values, there = self.order.load(f"hash{hash_}.npy"), self.order.load(f"hash{hash_}-there.npy")
+        if values.shape[1] == _WIDE:
+            return BANDS
+        return len(masks(len(values), bits)) if there.any() else 0
 
     def make(self, name: str) -> int:
         """Write a file's pairs, ``NAME.npy``, and rows that may have more betters, ``NAME-more.npy``."""
@@ -67,14 +78,25 @@ class HammingPairs:
         at = np.flatnonzero(rows)
         labels = at if again is None or again.labels is None else again.labels[at]
         bits = self.radii[hash_]
+        if values.shape[1] == _WIDE:
+            held = Held(self.phase, np.asarray(ranks), self.memory.held(0))
+            for better, worse, full in find_in_band(values[at], ranks[at], wanted[at], labels, choice, bits):
+                held.add(_pairs(at[better], at[worse]))
+                held.more.append(at[full].astype(np.int32))
+            held.save(name)
+            return len(at)
         better, worse, full = find(
             values[at], np.asarray(ranks[at]), wanted[at], labels, masks(len(ranks), bits), choice, bits
         )
-        found = np.empty(len(better), PAIR)
-        found["better"], found["worse"], found["cosine"] = at[better], at[worse], BY_HASH
         self.phase.save(f"{name}-more.npy", at[full].astype(np.int32))
-        self.phase.save(f"{name}.npy", found)
+        self.phase.save(f"{name}.npy", _pairs(at[better], at[worse]))
         return len(at)
+
+
+def _pairs(better: np.ndarray, worse: np.ndarray) -> np.ndarray:
+    found = np.empty(len(better), PAIR)
+    found["better"], found["worse"], found["cosine"] = better, worse, BY_HASH
+    return found
 
 
 def masks(rows: int, bits: int) -> list[int]:

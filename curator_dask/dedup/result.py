@@ -320,6 +320,7 @@ def _table(run: Deduplication) -> pa.Table:
         named = pa.array([run.settings.column, *exact, None])  # the last: by others between them
         by = named.take(pa.array(run.found_by[of[listed]]))
         table = table.append_column("found_by", pc.if_else(goes, pa.scalar(None, pa.string()), by))
+        run.summary.plain = rows.plain
         run.summary.by = {
             name: int((run.found_by[of[removed]] == number).sum())
             for number, name in enumerate([run.settings.column, *exact])

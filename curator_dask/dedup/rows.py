@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curator_dask.dedup.hashes import words
+from curator_dask.dedup.hashes import LEAST_QUALITY, PLAIN, words
 from curator_dask.dedup.phases import Phase
 from curator_dask.dedup.scanning import FAULTS, NO_COLUMN, Source, dim_of
 from curator_dask.errors import ConfigError, OutputError
@@ -32,7 +32,7 @@ class Rows:
     apart
         bool (rows,): of these, the rows of another dataset.
     hashes
-        Of each column of hashes uint64 (rows, 1 or 2), and bool (rows,): whether there is a value.
+        Of each column of hashes uint64 (rows, 1, 2 or 4), and bool (rows,): whether there is a value.
     distinct
         int64 (rows,): the number of each row among the distinct ones, those with another vector or other hashes; those
         without a vector come last.
@@ -48,6 +48,8 @@ class Rows:
         All rows that are not fixed, whatever their vectors.
     dim
         Length of a vector; 0 where no row has one.
+    plain
+        Of `total`, those whose PDQ is left out, as there is too little to see; None: no file says how much there is.
     """
 
     table: pa.Table
@@ -62,6 +64,7 @@ class Rows:
     counts: dict[str, int]
     total: int
     dim: int
+    plain: int | None = None
 
     @property
     def stays(self) -> dict[str, str]:
@@ -98,6 +101,7 @@ def gather_rows(
     with_column: dict[bool, str] = {}  # a file that has one of vectors, and one that has none
     counts = np.zeros(len(FAULTS), np.int64)
     total = 0
+    plain: int | None = None
     for source in sources:
         file = scan.path(f"{source.name}.parquet")
         table = pq.read_table(file, partitioning=None).replace_schema_metadata(None)
@@ -105,6 +109,8 @@ def gather_rows(
         if not source.fixed:
             counts += np.bincount(fault, minlength=len(FAULTS))
             total += len(fault)
+            if PLAIN in table.column_names:
+                plain = (plain or 0) + int(table.column(PLAIN).to_numpy().sum())
         if len(fault):
             with_column.setdefault(bool(fault[0] != NO_COLUMN), source.path)
         good = fault == 0
@@ -113,7 +119,8 @@ def gather_rows(
         place = np.where(good, np.cumsum(good) - 1, NOWHERE)
         for name in _hash_names(table):
             good = good | np.asarray(table.column(name).is_valid())
-        tables.append(table.filter(pa.array(good)).drop_columns("fault"))
+        dropped = [name for name in ("fault", PLAIN) if name in table.column_names]
+        tables.append(table.filter(pa.array(good)).drop_columns(dropped))
         places.append(place[good])
         apart.append(np.full(len(places[-1]), source.fixed))
         stays = np.full(len(fault), source.fixed)
@@ -134,6 +141,7 @@ def gather_rows(
         raise OutputError(f"{path}: has no rows")
     if not said["good"] and not sum(map(len, tables)):  # hashes serve where there are no vectors
         why = ", ".join(f"{count} {name}" for name, count in said.items() if count)
+        why += f"; {plain} with a PDQ of a quality below {LEAST_QUALITY}" if plain else ""
         hint = (
             " Vectors that were embedded with normalize_embeddings=False are compared with normalize=True"
             if said["not of unit length"]
@@ -176,6 +184,7 @@ def gather_rows(
         said,
         total,
         next(iter(dims), 0),
+        plain,
     )
 
 

@@ -118,7 +118,7 @@ class Deduplication:
             column=settings.column,
             keep=settings.keep.identity,
             normalize=settings.normalize,
-            **({"exact": settings.exact.names} if settings.exact.radii else {}),
+            **({"exact": settings.exact.identity} if settings.exact.radii else {}),
         )
         names = [source.name for source in self.sources]
         task = Scan(
@@ -282,8 +282,8 @@ class Deduplication:
         found, more = self._find("pairs", Pairs(places, phase, eps, fixed, self.memory))
         searches = [found]
         if radii:
-            hashes = self._phase("hashes", order=order.folder, **asked)
-            by_hash, more_by_hash = self._find("hashes", HammingPairs(order, hashes, radii, fixed))
+            limits, hashes = (radii, fixed, self.memory), self._phase("hashes", order=order.folder, **asked)
+            by_hash, more_by_hash = self._find("hashes", HammingPairs(order, hashes, *limits))
             searches, more = [found, by_hash], more | more_by_hash
         if not phase.has("done.json"):
             with phase.writing("done.json") as file:
@@ -302,7 +302,7 @@ class Deduplication:
             task = Pairs(places, looked, self.settings.eps, fixed, self.memory)
             extra = [self._find("pairs again", task)[0]]
             if radii:
-                extra.append(self._find("hashes again", HammingPairs(order, looked, radii, fixed))[0])
+                extra.append(self._find("hashes again", HammingPairs(order, looked, *limits))[0])
             if not any(len(found) for files in extra for found in files):
                 break
             pairs = Found((*pairs.searches, *extra), ranks, self.client_memory.joined)

@@ -47,8 +47,9 @@ class SemanticDeduplication:
         not compared with one another.
     exact
         Columns by which rows are duplicates too, whatever their vectors: of the same value (``["sha256"]``), or of
-        hashes of 64 bits that differ in a few, at most 8 (``{"phash": 4}``). Rows without a vector take part,
-        also where none has one.
+        hashes of 64 bits that differ in a few, at most 8 (``{"phash": 4}``), or of 256 that do in at most 31
+        (``{"pdq": 31}``). Rows without a vector take part, also where none has one. A ``pdq`` whose ``pdq_quality`` is
+        below 50 is left out.
     groups
         ``"stars"``: every row that goes has a duplicate that stays. ``"components"``: rows that are duplicates of
         duplicates, and so on, are one group, and its best row alone stays; the summary says how far apart two rows of

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from curator_dask.dedup.hashes import LEAST_QUALITY, quality_of
 from curator_dask.dedup.sampling import Share
 from curator_dask.words import counted
 
@@ -32,6 +33,8 @@ class DedupSummary:
         A column of the files' digests that is there and was not asked for; empty where there is none.
     by
         Where hashes are asked for: by column, rows that go for it.
+    plain
+        Where these are PDQ's: rows whose hash is left out, as ``pdq_quality`` is below 50; None: nothing says so.
     diameter, diameter_exact
         Where groups are components: 1 - cosine of the two rows of one group that are farthest apart; False: at least.
     linked
@@ -66,6 +69,7 @@ class DedupSummary:
     exact: int = 0
     digest: str = ""
     by: dict[str, int] = field(default_factory=dict)
+    plain: int | None = None
     diameter: float | None = None
     diameter_exact: bool = True
     linked: int | None = None
@@ -130,6 +134,12 @@ class DedupSummary:
             lines.append(
                 "  rows that go by " + ", ".join(f"{name}: {count:,}" for name, count in self.by.items())
             )
+        for name in filter(quality_of, self.by):
+            if self.plain:
+                least = f"{quality_of(name)} below {LEAST_QUALITY}, which match others by chance"
+                lines.append(f"  {name} left out: of {counted(self.plain, 'row')} with a {least}")
+            elif self.plain is None:
+                lines.append(f"  no column {quality_of(name)}: hashes of plain pictures were compared, too")
         for what, count in self.unknown.items():
             if count:
                 lines.append(f"  {what}: {counted(count, 'row')} without a value, which come last")
