@@ -212,6 +212,28 @@ def test_tars_of_one_shape(data, tmp_path):
     assert vars(again.crops) == pytest.approx(vars(summary.crops))
     with pytest.raises(OutputError, match="made of other samples, or by other settings"):
         dataset.to_webdataset(tmp_path / "out", **{**how, "bucket_size": None})
+    check_cropped_again(tmp_path)
+
+
+def check_cropped_again(tmp_path):
+    """JSON and columns say of images cropped for the second time what they were before that."""
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "out")
+    dataset = AspectBuckets(["32x32"], width="exported_width", height="exported_height", column="small")(
+        dataset
+    )
+    for metadata in ("parquet", "json"):
+        how = {"image_format": "webp", "quality": 80, "image_member": "png", "strip_metadata": "all"}
+        out = tmp_path / metadata
+        summary = dataset.to_webdataset(out, bucket_size="small", metadata=metadata, **how)
+        assert summary.kept == 15
+        before = {name.rpartition("/")[2]: each for name, each in samples_in(tmp_path / "out").items()}
+        for name, members in samples_in(out).items():
+            image, told = opened(members["webp"]), json.loads(members["json"])
+            was = opened(before[name.rpartition("/")[2]]["png"])
+            _, left, top = by_hand(was, (32, 32))
+            assert (image.format, image.size) == ("WEBP", (32, 32))
+            said = ("original_width", "original_height", "crop_top", "crop_left")
+            assert [told[f"exported_{each}"] for each in said] == [*was.size, top, left]
 
 
 def test_what_cannot_be_cropped_is_left_out(data, tmp_path):

@@ -222,6 +222,7 @@ def test_the_text_that_img2dataset_keeps_of_exif():
         ).encode()
     )
     assert without_exif_text(b'{"exif": {"GPS": 1}, "a": 1e3}') == b'{"exif": null, "a": 1e3}'
+    assert without_exif_text(b'\xef\xbb\xbf{"exif": "GPS"}') == b'\xef\xbb\xbf{"exif": null}'
     for same in (b'{"a": 1}', b'["exif"]', b"\xff", b'{"exif": null}', b'{"exif": '):
         assert without_exif_text(same) == same
 
