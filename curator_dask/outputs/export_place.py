@@ -301,6 +301,12 @@ class ExportPlace:
             [Path(each.path, below) for each in (self.target, self.folder("manifest")) for below in gone]
         )
 
+    def remove_emptied(self, names: Collection[str]) -> None:
+        """Remove the folders of tars that are not there, where nothing else is in them."""
+        if not is_remote(self.target.path):
+            gone = sorted(_folders_of(names), reverse=True)  # the inner ones first
+            remove_empty([Path(self.target.path, below) for below in gone])
+
     def _own_card(self, note: Mapping[str, Any]) -> bool:
         """Whether the card that is there is as it was written, by nobody else."""
         known, path = (note.get("card") or {}).get("digest"), join(self.target.path, CARD)

@@ -98,9 +98,12 @@ class ExportRun:
         self._summary.leave_out_emptied()
         options = self._options
         whole = self.place.part is None
-        if options.blur and options.without and whole and not (options.append or options.dry_run):
+        edited = options.blur or options.bucket_size
+        if edited and options.without and whole and not (options.append or options.dry_run):
             unblurred = self.place.folder(UNBLURRED)
             self._summary.twins_lost = twins_lost(unblurred, options.without, self._shard_options)
+        if whole and not options.dry_run:
+            self.place.remove_emptied(self._summary.emptied)
         if options.card and whole and not options.dry_run and not self._summary.failed_shards:
             self._put_card(making)
         self._summary.seconds = time.monotonic() - started
