@@ -7,6 +7,7 @@ import json
 import tempfile
 import time
 import tracemalloc
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -152,6 +153,8 @@ def test_rows_that_went_for_a_twin_that_cannot_be_blurred_are_counted(tmp_path):
     assert (summary.kept, summary.filtered, summary.missing, summary.twins_lost) == (2, 5, 3, 3)
     assert "3 rows have gone as duplicates of samples that could not be cropped" in str(summary)
     assert [path.name for path in (tmp_path / "small").iterdir()] == ["8x8"]
+    export_output(tmp_path / "rows", tmp_path / "small", replace(options, append=True, card=True))
+    assert {path.name for path in (tmp_path / "small").iterdir()} == {"8x8", "README.md"}
 
 
 def test_labels_are_those_that_were_asked_for():

@@ -259,6 +259,13 @@ def test_what_cannot_be_cropped_is_left_out(data, tmp_path):
         assert "'64 by 64': expected width and height" in str(summary)
     grown = dataset.to_webdataset(tmp_path / "webdataset", bucket_size="bucket", append=True)
     assert (grown.kept, grown.earlier, grown.missing, grown.reasons) == (0, 1, 4, summary.reasons)
+    # A size that is mended is seen.
+    mended = pa.table({"key": list("abcde"), "bucket": ["64x64"] * 5})
+    pq.write_table(mended, tmp_path / "odd/00000.parquet")
+    grown = ImageTextPairDataset.from_webdataset(tmp_path / "odd").to_webdataset(
+        tmp_path / "webdataset", bucket_size="bucket", append=True
+    )
+    assert (grown.kept, grown.earlier, grown.missing) == (1, 1, 3)
     table = pq.read_table(tmp_path / "parquet/data")
     assert opened(table["image"][0].as_py()["bytes"]).size == (64, 64)
     assert table["exported_crop_left"].to_pylist() == [10]  # 240 x 180 is resized to 85 x 64

@@ -298,13 +298,17 @@ class ExportPlace:
             check_writable(join(self.target.path, below))
         gone = sorted(_folders_of(own) - _folders_of(names), reverse=True)  # the inner ones first
         remove_empty(
-            [Path(each.path, below) for each in (self.target, self.folder("manifest")) for below in gone]
+            [
+                Path(each.path, below)
+                for each in (self.target, self.folder("manifest"), self.folder(UNBLURRED))
+                for below in gone
+            ]
         )
 
-    def remove_emptied(self, names: Collection[str]) -> None:
-        """Remove the folders of tars that are not there, where nothing else is in them."""
+    def remove_emptied(self) -> None:
+        """Remove the folders of tars none of which is there, as no sample is left for them."""
         if not is_remote(self.target.path):
-            gone = sorted(_folders_of(names), reverse=True)  # the inner ones first
+            gone = sorted(_folders_of(self.tars), reverse=True)  # the inner ones first
             remove_empty([Path(self.target.path, below) for below in gone])
 
     def _own_card(self, note: Mapping[str, Any]) -> bool:
