@@ -65,9 +65,10 @@ class Stripping:
             return table
         number = table.column_names.index(EXIF_COLUMN)
         kind = table.schema.field(EXIF_COLUMN).type
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            values = pa.array(map(orientation_text, table.column(number).to_pylist()), kind)
-        else:
+        try:  # whatever holds text: a dictionary, too, as categories of pandas are
+            texts = pa.array(map(orientation_text, table.column(number).to_pylist()), pa.string())
+            values = texts.cast(kind)
+        except pa.ArrowException:
             values = pa.nulls(len(table), kind)
         return table.set_column(number, table.schema.field(number), values)
 
