@@ -7,6 +7,7 @@ import json
 import tempfile
 import time
 import tracemalloc
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -143,6 +144,17 @@ def test_rows_that_went_for_a_twin_that_cannot_be_blurred_are_counted(tmp_path):
     summary = export_output(tmp_path / "rows", tmp_path / "out", options)
     assert (summary.kept, summary.filtered, summary.missing, summary.twins_lost) == (2, 5, 3, 3)
     assert "3 rows have gone as duplicates of samples that could not be blurred" in str(summary)
+    # The same of what cannot be cropped; of a value without any sample no folder is left.
+    table = pq.read_table(tmp_path / "rows/0.parquet")
+    sizes = pa.array(["8 by 8" if number in (1, 3, 4) else "8x8" for number in range(10)])
+    pq.write_table(table.append_column("size", sizes), tmp_path / "rows/0.parquet")
+    options = ExportOptions(bucket_size="size", by="size", without=str(tmp_path / "found"))
+    summary = export_output(tmp_path / "rows", tmp_path / "small", options)
+    assert (summary.kept, summary.filtered, summary.missing, summary.twins_lost) == (2, 5, 3, 3)
+    assert "3 rows have gone as duplicates of samples that could not be cropped" in str(summary)
+    assert [path.name for path in (tmp_path / "small").iterdir()] == ["8x8"]
+    export_output(tmp_path / "rows", tmp_path / "small", replace(options, append=True, card=True))
+    assert {path.name for path in (tmp_path / "small").iterdir()} == {"8x8", "README.md"}
 
 
 def test_labels_are_those_that_were_asked_for():

@@ -212,6 +212,28 @@ def test_tars_of_one_shape(data, tmp_path):
     assert vars(again.crops) == pytest.approx(vars(summary.crops))
     with pytest.raises(OutputError, match="made of other samples, or by other settings"):
         dataset.to_webdataset(tmp_path / "out", **{**how, "bucket_size": None})
+    check_cropped_again(tmp_path)
+
+
+def check_cropped_again(tmp_path):
+    """JSON and columns say of images cropped for the second time what they were before that."""
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "out")
+    dataset = AspectBuckets(["32x32"], width="exported_width", height="exported_height", column="small")(
+        dataset
+    )
+    for metadata in ("parquet", "json"):
+        how = {"image_format": "webp", "quality": 80, "image_member": "png", "strip_metadata": "all"}
+        out = tmp_path / metadata
+        summary = dataset.to_webdataset(out, bucket_size="small", metadata=metadata, **how)
+        assert summary.kept == 15
+        before = {name.rpartition("/")[2]: each for name, each in samples_in(tmp_path / "out").items()}
+        for name, members in samples_in(out).items():
+            image, told = opened(members["webp"]), json.loads(members["json"])
+            was = opened(before[name.rpartition("/")[2]]["png"])
+            _, left, top = by_hand(was, (32, 32))
+            assert (image.format, image.size) == ("WEBP", (32, 32))
+            said = ("original_width", "original_height", "crop_top", "crop_left")
+            assert [told[f"exported_{each}"] for each in said] == [*was.size, top, left]
 
 
 def test_what_cannot_be_cropped_is_left_out(data, tmp_path):
@@ -237,6 +259,13 @@ def test_what_cannot_be_cropped_is_left_out(data, tmp_path):
         assert "'64 by 64': expected width and height" in str(summary)
     grown = dataset.to_webdataset(tmp_path / "webdataset", bucket_size="bucket", append=True)
     assert (grown.kept, grown.earlier, grown.missing, grown.reasons) == (0, 1, 4, summary.reasons)
+    # A size that is mended is seen.
+    mended = pa.table({"key": list("abcde"), "bucket": ["64x64"] * 5})
+    pq.write_table(mended, tmp_path / "odd/00000.parquet")
+    grown = ImageTextPairDataset.from_webdataset(tmp_path / "odd").to_webdataset(
+        tmp_path / "webdataset", bucket_size="bucket", append=True
+    )
+    assert (grown.kept, grown.earlier, grown.missing) == (1, 1, 3)
     table = pq.read_table(tmp_path / "parquet/data")
     assert opened(table["image"][0].as_py()["bytes"]).size == (64, 64)
     assert table["exported_crop_left"].to_pylist() == [10]  # 240 x 180 is resized to 85 x 64

@@ -234,6 +234,8 @@ def test_what_cannot_be_asked(dataset, tmp_path):
     ) as told:
         dataset.to_webdataset(tmp_path / "no", by="key", by_most=50)
     assert "--by-most" in str(told.value)
+    with pytest.raises(ConfigError, match=r"more than 50.*The largest have '0{71}[0-9]{9}'\.\.\. 1, "):
+        dataset.to_webdataset(tmp_path / "no", by="repeat('0', 71) || key || repeat('x', 9)", by_most=50)
     for options, said in (
         ({"by": "langu"}, "by='langu': there is no column 'langu'"),
         ({"by": "[lang]"}, r"by='\[lang\]' \(--by\): expected single values"),

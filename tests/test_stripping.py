@@ -22,7 +22,7 @@ from curator_dask.decode.jpeg import segments
 from curator_dask.decode.stripping import strip
 from curator_dask.errors import ConfigError, ImageError, OutputError
 from curator_dask.image.statistics.metadata import read_metadata
-from curator_dask.outputs.stripped import without_exif_text
+from curator_dask.outputs.stripped import Stripping, without_exif_text
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -222,8 +222,17 @@ def test_the_text_that_img2dataset_keeps_of_exif():
         ).encode()
     )
     assert without_exif_text(b'{"exif": {"GPS": 1}, "a": 1e3}') == b'{"exif": null, "a": 1e3}'
+    assert without_exif_text(b'\xef\xbb\xbf{"exif": "GPS"}') == b'\xef\xbb\xbf{"exif": null}'
     for same in (b'{"a": 1}', b'["exif"]', b"\xff", b'{"exif": null}', b'{"exif": '):
         assert without_exif_text(same) == same
+
+
+def test_the_column_of_these_texts_is_of_any_type_of_text():
+    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.int64()):
+        texts = pa.nulls(2, kind) if kind == pa.int64() else pa.array([EXIF_TEXT, None]).cast(kind)
+        made = Stripping("all").rows(pa.table({"exif": texts}))["exif"]
+        wanted = None if kind == pa.int64() else '{"Image Orientation": "Rotated 90 CW"}'
+        assert made.to_pylist() == [wanted, None] and made.type == kind
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ class Contents(Protocol):
     format: str
     emptied: list[str]
     twins_lost: int
+    reasons: Counter[str]
     twins_filtered: int
     next_best: int
     no_index: dict[str, str]
@@ -42,9 +43,13 @@ def content_lines(summary: Contents) -> list[str]:
         )
     if summary.twins_lost:
         rows = counted(summary.twins_lost, "row", "has", "have")
+        done = [
+            each for each in ("blurred", "cropped") if any(f"not {each}" in kind for kind in summary.reasons)
+        ]
+        what = " or ".join(done)
         lines.append(
-            f"  {rows} gone as duplicates of samples that could not be blurred: nothing of these groups is exported."
-            " Leave out what cannot be blurred (filter --where) before duplicates are looked for"
+            f"  {rows} gone as duplicates of samples that could not be {what}: nothing of these groups is exported."
+            f" Leave out what cannot be {what} (filter --where) before duplicates are looked for"
         )
     lines += [f"  {each}" for each in twins_told(summary.twins_filtered, summary.next_best)]
     if summary.no_index:

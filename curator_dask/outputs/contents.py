@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from curator_dask.errors import ShardError
+from curator_dask.outputs.cropping import CROPPED
 from curator_dask.outputs.found_samples import FILES
 from curator_dask.outputs.json_fields import add_fields
 from curator_dask.webdataset.layouts import EMPTY
@@ -143,7 +144,7 @@ def _adding(
 ) -> Callable[[bytes], bytes]:
     def change(document: bytes) -> bytes:
         try:
-            changed = add_fields(document, fields, keep=keep)
+            changed = add_fields(document, fields, keep=keep, anew=CROPPED.names)
         except ShardError as error:
             raise ShardError(f"{where}: {error}") from None
         if changed is None:

@@ -22,14 +22,13 @@ import pyarrow.compute as pc
 
 from curator_dask.errors import ImageError, OutputError, ShardError
 from curator_dask.frames.parquet import read_footer
-from curator_dask.outputs.blurring import BOXES, Blurring
 from curator_dask.outputs.choosing import read_rows
+from curator_dask.outputs.editing import Edits, is_of_row
 from curator_dask.outputs.export_place import ExportPlace
 from curator_dask.outputs.left_out import UNBLURRED, is_without_file
 from curator_dask.outputs.selecting import Folder
 from curator_dask.outputs.shard_names import is_shard
 from curator_dask.outputs.source_keys import SourceKeys
-from curator_dask.rows.reasons import Reason
 from curator_dask.storage import exists, walk
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.stamps import stamp
@@ -154,8 +153,8 @@ class EarlierTars:
     fields
         By suffix, how many samples have it.
     left_out, reasons
-        Samples that were to be in these tars and are not, as they could not be blurred; and why each, in the order of
-        `left_out`.
+        Samples that were to be in these tars and are not, as they could not be blurred or cropped; and why each, in the
+        order of `left_out`.
     """
 
     place: ExportPlace
@@ -239,18 +238,18 @@ class EarlierTars:
         return self.source.rows_in(rows, name, id_col)
 
     def look_up(
-        self, rows: Folder, names: Sequence[str], id_col: str, blurring: Blurring | None
+        self, rows: Folder, names: Sequence[str], id_col: str, edits: Edits | None
     ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, dict[int, str]]]:
         """By file, what `rows_in` and `left_out_of` say of it."""
         found = in_threads(lambda name: self.rows_in(rows, name, id_col), names)
         taken = dict(zip(names, found, strict=True))
-        lost = in_threads(lambda name: self.left_out_of(rows, name, id_col, taken[name][0], blurring), names)
+        lost = in_threads(lambda name: self.left_out_of(rows, name, id_col, taken[name][0], edits), names)
         return taken, dict(zip(names, lost, strict=True))
 
     def left_out_of(
-        self, rows: Folder, name: str, id_col: str, taken: np.ndarray, blurring: Blurring | None
+        self, rows: Folder, name: str, id_col: str, taken: np.ndarray, edits: Edits | None
     ) -> dict[int, str]:
-        """Of a file the rows whose samples were to be here and cannot be blurred, with the reason.
+        """Of a file the rows whose samples were to be here and cannot be blurred, or cropped, with the reason.
 
         Parameters
         ----------
@@ -258,21 +257,21 @@ class EarlierTars:
             See `rows_in`.
         taken
             Rows whose samples are here: some could not be blurred at first.
-        blurring
-            By what it is known whether boxes that were none are such now: these rows are not among them.
+        edits
+            By what it is known whether boxes or a size that were none are such now: these rows are not among them.
         """
         found, places = self.left_out.rows_in(rows, name, id_col)
         why = dict(zip(found.tolist(), self.reasons.take(pa.array(places)).to_pylist(), strict=True))
         for row in {*taken.tolist()} & {*why}:
             del why[row]
-        of_boxes = [row for row, reason in why.items() if Reason.of(reason).kind == BOXES]
-        if blurring is not None and of_boxes:
+        of_rows = [row for row, reason in why.items() if is_of_row(reason)]
+        if edits is not None and of_rows:
             there = read_footer(rows.file(name), rows.options).columns
-            columns = [each for each in blurring.columns if each in there]
-            table = read_rows(rows.file(name), rows.options, columns).take(pa.array(of_boxes))
-            for row, boxes in zip(of_boxes, table.to_pylist(), strict=True):
+            columns = [each for each in edits.columns if each in there]
+            table = read_rows(rows.file(name), rows.options, columns).take(pa.array(of_rows))
+            for row, values in zip(of_rows, table.to_pylist(), strict=True):
                 with contextlib.suppress(ImageError):
-                    blurring.boxes(boxes, Counter())
+                    edits.of(values, Counter())
                     del why[row]
         return why
 

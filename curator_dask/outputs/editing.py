@@ -23,7 +23,7 @@ import pyarrow as pa
 from curator_dask.decode.cropping import Crop
 from curator_dask.decode.smaller import Smaller, SmallerImages, make_smaller
 from curator_dask.errors import ImageError, OutputError
-from curator_dask.outputs.blurring import Blurring, Boxes
+from curator_dask.outputs.blurring import BOXES, Blurring, Boxes
 from curator_dask.outputs.cropping import Cropping
 from curator_dask.outputs.encoded import image_place
 from curator_dask.rows.reasons import Reason
@@ -295,6 +295,11 @@ def _lost(
             examples.setdefault(kind, []).append(f"{called[sample]}: {reason}")
     said = {"fields": dict(fields), "reasons": dict(reasons), "examples": examples}
     return {"samples": len(left_out), **said}
+
+
+def is_of_row(reason: str) -> bool:
+    """Whether a sample is left out for what its row says, whatever its image is: that may be mended later."""
+    return Reason.of(reason).kind == BOXES or reason.startswith(f"{NOT_CROPPED} (size)")
 
 
 def kind_of_lost(reason: str) -> str:

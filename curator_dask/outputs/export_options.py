@@ -14,6 +14,7 @@ from curator_dask.errors import ConfigError
 from curator_dask.outputs.blurring import Blurring
 from curator_dask.outputs.card_fields import check_card
 from curator_dask.outputs.cropping import CROPPED, Cropping
+from curator_dask.outputs.editing import Edits
 from curator_dask.outputs.groups import MOST, GroupBy
 from curator_dask.outputs.shrinking import Shrinking
 from curator_dask.outputs.splits import SplitBy, Splits
@@ -98,7 +99,7 @@ class ExportOptions:
             )
         member = None if self.is_tables else self.image_member  # which is the image of a row
         check_metadata_out(self.strip_metadata)
-        anew = not (self.max_side is None and self.min_side is None and self.blur is None)
+        anew = (self.max_side, self.min_side, self.blur, self.bucket_size) != (None, None, None, None)
         if not anew and (self.quality, self.image_format, member) != (None, KEEP, None):
             raise ConfigError(
                 "quality, image_format and image_member are of images that are made smaller: give max_side or min_side"
@@ -327,6 +328,11 @@ class ExportOptions:
         quality = DEFAULT_QUALITY if self.quality is None else self.quality
         how = SmallerImages(self.max_side, self.min_side, self.image_format, quality, any_size)
         return Shrinking(how, self.image_member, self.blurring, self.cropping, self.strip_metadata)
+
+    @property
+    def edits(self) -> Edits | None:
+        """What cannot be left undone to images; None: nothing."""
+        return None if self.shrinking is None else self.shrinking.edits
 
     def empty(self, fields: Mapping[str, int], samples: int) -> tuple[str, ...]:
         """Suffixes that all samples are to have, where so many of them have each."""

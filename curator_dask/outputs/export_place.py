@@ -298,8 +298,18 @@ class ExportPlace:
             check_writable(join(self.target.path, below))
         gone = sorted(_folders_of(own) - _folders_of(names), reverse=True)  # the inner ones first
         remove_empty(
-            [Path(each.path, below) for each in (self.target, self.folder("manifest")) for below in gone]
+            [
+                Path(each.path, below)
+                for each in (self.target, self.folder("manifest"), self.folder(UNBLURRED))
+                for below in gone
+            ]
         )
+
+    def remove_emptied(self) -> None:
+        """Remove the folders of tars none of which is there, as no sample is left for them."""
+        if not is_remote(self.target.path):
+            gone = sorted(_folders_of(self.tars), reverse=True)  # the inner ones first
+            remove_empty([Path(self.target.path, below) for below in gone])
 
     def _own_card(self, note: Mapping[str, Any]) -> bool:
         """Whether the card that is there is as it was written, by nobody else."""

@@ -98,9 +98,11 @@ class ExportRun:
         self._summary.leave_out_emptied()
         options = self._options
         whole = self.place.part is None
-        if options.blur and options.without and whole and not (options.append or options.dry_run):
+        if options.edits and options.without and whole and not (options.append or options.dry_run):
             unblurred = self.place.folder(UNBLURRED)
             self._summary.twins_lost = twins_lost(unblurred, options.without, self._shard_options)
+        if whole and not options.dry_run:
+            self.place.remove_emptied()
         if options.card and whole and not options.dry_run and not self._summary.failed_shards:
             self._put_card(making)
         self._summary.seconds = time.monotonic() - started
@@ -201,7 +203,7 @@ class ExportRun:
         )
         lost: Mapping[str, Mapping[int, str]] = {}
         if (earlier := self._earlier) is not None:
-            self._taken, lost = earlier.look_up(rows, names, self._id_col, options.blurring)
+            self._taken, lost = earlier.look_up(rows, names, self._id_col, options.edits)
             summary.note_earlier(earlier, [places for _, places in self._taken.values()])
         taken = {name: places for name, (places, _) in self._taken.items()} if earlier is not None else {}
         twins = find_twins(rows, names, taken, options, self._id_col)

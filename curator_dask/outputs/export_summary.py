@@ -123,7 +123,7 @@ class ExportSummary:
     texts_stripped
         ``.json`` members whose text of EXIF was cut down to the orientation.
     twins_lost
-        Rows that were left out as duplicates of a sample that could not be blurred.
+        Rows that were left out as duplicates of a sample that could not be blurred, or cropped.
     twins_filtered, next_best
         Rows that pass, and went for a better twin that does not; and those that stay in the place of such a twin.
     labels

@@ -203,7 +203,7 @@ def _check_most(groups: GroupBy, counts: Mapping[bytes | None, int], folders: in
         return
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0] or b""))
     some = ", ".join(
-        f"{'null' if value is None else repr(value.decode('utf-8', 'replace'))} {count:,}"
+        f"{'null' if value is None else _shown(value.decode('utf-8', 'replace'))} {count:,}"
         for value, count in ranked[:_SHOWN]
     )
     single = sum(count == 1 for count in counts.values())
@@ -212,6 +212,11 @@ def _check_most(groups: GroupBy, counts: Mapping[bytes | None, int], folders: in
         f" {groups.most:,} are refused (by_most, --by-most). The largest have {some} samples;"
         f" {counted(single, 'value', 'has', 'have')} a single one. Give a coarser expression, or allow more"
     )
+
+
+def _shown(value: str) -> str:
+    """A value in a message: captions, say, are cut."""
+    return repr(value) if len(value) <= _LONGEST else f"{value[:_LONGEST]!r}..."
 
 
 @dataclass
@@ -252,7 +257,7 @@ def group_lines(groups: Mapping[str, GroupCount], total: int, noun: str) -> list
     lines = []
     for name, count in shown:
         folder = name.rpartition("/")[2]
-        value = "" if count.value in (folder, None, "") else f" ({count.value!r})"
+        value = "" if count.value in (folder, None, "") else f" ({_shown(count.value or '')})"
         lines.append(f"  {name}{value}: {count.told(total, noun)}")
     if rest := [count for _, count in ranked[_LINES:]]:
         samples, tars = (sum(getattr(each, what) for each in rest) for what in ("samples", "shards"))

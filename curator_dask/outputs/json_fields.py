@@ -5,13 +5,18 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from curator_dask.errors import ShardError
 
+_MARK = "\ufeff"  # that some programs begin a file of UTF-8 with
 
-def add_fields(document: bytes, fields: Mapping[str, Any], *, keep: bool = False) -> bytes | None:
+
+def add_fields(
+    document: bytes, fields: Mapping[str, Any], *, keep: bool = False, anew: Collection[str] = ()
+) -> bytes | None:
     """A JSON object with more fields, put before its closing brace.
 
     Parameters
@@ -22,6 +27,8 @@ def add_fields(document: bytes, fields: Mapping[str, Any], *, keep: bool = False
         Names and values. What has them already, of the same value, is not added.
     keep
         A field that is there stays, whatever it holds.
+    anew
+        Fields whose values take the place of those that an earlier export has written.
 
     Returns
     -------
@@ -39,6 +46,8 @@ def add_fields(document: bytes, fields: Mapping[str, Any], *, keep: bool = False
     if not isinstance(there, dict):
         return None
     new = {name: json_value(value) for name, value in fields.items()}
+    for name in (each for each in anew if each in new and each in there):
+        document, there[name] = with_field(document, name, new[name]), new[name]
     clash = [name for name, value in new.items() if name in there and not keep and there[name] != value]
     if clash:
         raise ShardError(
@@ -52,6 +61,22 @@ def add_fields(document: bytes, fields: Mapping[str, Any], *, keep: bool = False
     before = document[:end].rstrip(b" \t\r\n")
     comma = b", " if there else b""
     return before + comma + json.dumps(new, ensure_ascii=False)[1:-1].encode() + document[len(before) :]
+
+
+def with_field(document: bytes, name: str, value: Any) -> bytes:
+    """A JSON object with another value of a field that it has: all its other bytes stay, where they can."""
+    text = document.decode("utf-8")
+    plain = text.removeprefix(_MARK)
+    expected = {**json.loads(plain), name: value}
+    for found in re.finditer(rf"{re.escape(json.dumps(name))}\s*:\s*", text):
+        try:
+            _, end = json.JSONDecoder().raw_decode(text, found.end())
+            made = text[: found.end()] + json.dumps(value, ensure_ascii=False) + text[end:]
+            if json.loads(made.removeprefix(_MARK)) == expected:
+                return made.encode()
+        except ValueError:
+            continue
+    return json.dumps(expected, ensure_ascii=False).encode()
 
 
 def json_value(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from typing import Any
 
@@ -12,11 +11,10 @@ import pyarrow as pa
 from curator_dask.decode.orientation import EXIF_COLUMN, orientation_text
 from curator_dask.decode.stripping import strip
 from curator_dask.errors import ImageError
+from curator_dask.outputs.json_fields import with_field
 from curator_dask.rows.reasons import Reason
 from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.webdataset.samples import key_text
-
-_FIELD = re.compile(rf'"{EXIF_COLUMN}"\s*:\s*')
 
 
 class Stripping:
@@ -67,9 +65,10 @@ class Stripping:
             return table
         number = table.column_names.index(EXIF_COLUMN)
         kind = table.schema.field(EXIF_COLUMN).type
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            values = pa.array(map(orientation_text, table.column(number).to_pylist()), kind)
-        else:
+        try:  # whatever holds text: a dictionary, too, as categories of pandas are
+            texts = pa.array(map(orientation_text, table.column(number).to_pylist()), pa.string())
+            values = texts.cast(kind)
+        except pa.ArrowException:
             values = pa.nulls(len(table), kind)
         return table.set_column(number, table.schema.field(number), values)
 
@@ -104,22 +103,10 @@ def without_exif_text(document: bytes) -> bytes:
     if f'"{EXIF_COLUMN}"'.encode() not in document:
         return document
     try:
-        text = document.decode("utf-8")
-        there = json.loads(text)
+        there = json.loads(document.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return document
     if not isinstance(there, dict) or there.get(EXIF_COLUMN) is None:
         return document
     new = orientation_text(there[EXIF_COLUMN])
-    if new == there[EXIF_COLUMN]:
-        return document
-    expected = {**there, EXIF_COLUMN: new}
-    for found in _FIELD.finditer(text):
-        try:
-            _, end = json.JSONDecoder().raw_decode(text, found.end())
-            made = text[: found.end()] + json.dumps(new) + text[end:]
-            if json.loads(made) == expected:
-                return made.encode()
-        except ValueError:
-            continue
-    return json.dumps(expected, ensure_ascii=False).encode()
+    return document if new == there[EXIF_COLUMN] else with_field(document, EXIF_COLUMN, new)
