@@ -467,6 +467,13 @@ def test_vectors_are_found_by_value_in_any_order(tmp_path):
     good = frame[frame.image_error.isna()]
     assert len(good) == summary.rows - summary.failed == 24 - 2 - 1 - 3
     check_vectors(good.assign(text=[f"x {each}" for each in good.id]), "image_embedding", "lists")
+    # A column that is none of keys: not every row of it is looked at for each.
+    keys = [f"0{at}" for at in range(20)]
+    pq.write_table(rows_of(range(20), emb=vectors[:1] * 20, number=[7] * 20, key=keys), source / "0.parquet")
+    import_vectors(source, tmp_path / "same")
+    return_vectors(tmp_path / "same", shards, tmp_path / "none", on="id=number")
+    frame = read(tmp_path / "none")
+    assert "stands in 8 or more rows of the vectors" in frame[frame.key == "0007"].image_error.item()
 
 
 def test_arrays_in_a_store(tmp_path):

@@ -271,7 +271,9 @@ def leading_to_a_place(times, entries):
     value = place + 2 + 12 * entries + 4
     block = b"II*\0" + struct.pack("<IH", 8, times)
     block += struct.pack("<HHII", 0x8825, 4, 1, place) * times + bytes(4) + struct.pack("<H", entries)
-    return block + struct.pack("<HHII", 2, 1, 1 << 16, value) * entries + bytes(4) + b"\7" * (1 << 16) + b"end"
+    return (
+        block + struct.pack("<HHII", 2, 1, 1 << 16, value) * entries + bytes(4) + b"\7" * (1 << 16) + b"end"
+    )
 
 
 def test_places_that_lie_in_one_another_are_blanked_once():
