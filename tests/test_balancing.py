@@ -13,6 +13,7 @@ from test_heads import L14
 from typer.testing import CliRunner
 
 from curator_dask.balancing import balance_clusters
+from curator_dask.balancing.choosing import Order, find_ends
 from curator_dask.balancing.quotas import Clusters, distances_between, nearest_quotas
 from curator_dask.cli import app
 from curator_dask.errors import ConfigError, OutputError
@@ -20,6 +21,7 @@ from curator_dask.frames.columns import unit, vectors_to_list
 from curator_dask.frames.parquet import read_record, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers.centroids import Centroids
+from curator_dask.rows.draws import row_digests
 from curator_dask.text.again import scorer_from
 
 
@@ -216,3 +218,40 @@ def test_the_command(tmp_path, client):
     for wrong in ([], ["--clusters", file, "--concepts", "x"], [tmp_path / "o", "--clusters", file]):
         assert run(*wrong).exit_code == 2
     assert run("--clusters", file, "--keep", 0).exit_code == 2
+
+
+def test_ends_of_odd_values_and_of_many_ties(tmp_path):
+    """Infinite values are the last or first as others are; a cluster that keeps none keeps none of them."""
+    random, clusters, paths, tables = np.random.default_rng(0), 3000, [], []
+    for number, rows in enumerate((20_000, 0, 12_000)):
+        values = random.choice([np.inf, -np.inf, 0.0, -0.0, 1e308, 5e-324, np.nan], rows)
+        tables.append(
+            pa.table(
+                {
+                    "key": [f"{row:05d}" for row in range(rows)],
+                    "__url__": [f"{number}.tar"] * rows,
+                    "of": pa.array(
+                        random.integers(0, clusters - 1, rows), pa.int32(), mask=random.random(rows) < 0.1
+                    ),
+                    "value": pa.array(values, pa.float64(), mask=random.random(rows) < 0.1),
+                }
+            )
+        )
+        paths.append(str(tmp_path / f"{number}.parquet"))
+        pq.write_table(tables[-1], paths[-1])
+    for order in (Order("of", "value"), Order("of", "value", -1)):
+        found = [order.of(table) for table in tables]
+        groups, values = (np.concatenate(each) for each in zip(*found, strict=True))
+        quotas = np.minimum(
+            random.integers(0, 8, clusters), np.bincount(groups[groups >= 0], minlength=clusters)
+        )
+        ends = find_ends(paths, None, order, quotas, dict.fromkeys(paths, "key"))
+        digests = [row_digests(table, "key", 0) for table in tables]
+        kept = np.concatenate(
+            [ends.keeps(*each, said.__getitem__) for each, said in zip(found, digests, strict=True)]
+        )
+        # The plain way: all rows of a cluster by value, then by digest.
+        line = np.lexsort((np.concatenate(digests), -values, groups))
+        line = line[groups[line] >= 0]
+        place = np.arange(len(line)) - np.searchsorted(groups[line], groups[line])
+        assert np.flatnonzero(kept).tolist() == np.sort(line[place < quotas[groups[line]]]).tolist()

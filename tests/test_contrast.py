@@ -256,7 +256,8 @@ def test_a_recipe_scores_pairs_and_balances_clusters(pairs, shards, embedded, tm
 
 def test_what_is_refused(pairs, embedded, tmp_path, in_this_process):  # noqa: F811
     for wrong, said in (
-        ({"temperature": 0}, "a number above 0"),
+        ({"temperature": 0}, "a number from 1e-06 to 1e\\+06"),
+        ({"temperature": 1e-40}, "a number from"),  # of float32, in which scores would be NaN
         ({"batch_size": 0}, "batch_size"),
         ({"batches": 1.5}, "batches"),
         ({"seed": "a"}, "a whole number"),

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import zipfile
+from contextlib import contextmanager
 
 import fsspec
 import numpy as np
@@ -331,6 +332,30 @@ def test_a_file_that_cannot_be_paired_costs_its_own_rows(tmp_path, fault):
     assert summary.complete and summary.written == 3  # as their files were written anew
 
 
+@pytest.mark.parametrize("before", [b"half of a file", None])
+def test_a_table_that_changes_while_it_runs_is_not_taken_for_what_it_was(tmp_path, before):
+    """Rows that came after the client looked would be left out, in this run and in all later ones."""
+    source, out = tmp_path / "lists", tmp_path / "out"
+    source.mkdir()
+    parts = [rows_of(range(8), mine=[[1.0, number] for number in range(8)]).slice(0, stop) for stop in (3, 8)]
+    for name in "ab":
+        pq.write_table(parts[0], source / f"{name}.parquet")
+    if before is not None:
+        (source / "b.parquet").write_bytes(before)
+
+    @contextmanager
+    def grown():
+        pq.write_table(parts[1], source / "b.parquet")
+        yield
+
+    summary = import_vectors(source, out, id_column="uid", workers=grown)
+    why = "could not be read" if before else "had 3"
+    assert re.search(f"b.parquet: has 8 rows, and {why} when this run", summary.failed_shards["b"])
+    assert (summary.rows, len(read(out))) == (3, 3)
+    summary = import_vectors(source, out, id_column="uid")
+    assert summary.complete and (summary.written, summary.skipped, len(read(out))) == (1, 1, 11)
+
+
 def test_a_second_run_does_what_is_missing_and_replaces_nothing_else(tmp_path):
     source, out = write_datacomp(tmp_path / "dc"), tmp_path / "out"
     datacomp_import(source, out)
@@ -442,6 +467,13 @@ def test_vectors_are_found_by_value_in_any_order(tmp_path):
     good = frame[frame.image_error.isna()]
     assert len(good) == summary.rows - summary.failed == 24 - 2 - 1 - 3
     check_vectors(good.assign(text=[f"x {each}" for each in good.id]), "image_embedding", "lists")
+    # A column that is none of keys: not every row of it is looked at for each.
+    keys = [f"0{at}" for at in range(20)]
+    pq.write_table(rows_of(range(20), emb=vectors[:1] * 20, number=[7] * 20, key=keys), source / "0.parquet")
+    import_vectors(source, tmp_path / "same")
+    return_vectors(tmp_path / "same", shards, tmp_path / "none", on="id=number")
+    frame = read(tmp_path / "none")
+    assert "stands in 8 or more rows of the vectors" in frame[frame.key == "0007"].image_error.item()
 
 
 def test_arrays_in_a_store(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import numpy as np
 import pandas as pd
@@ -81,6 +82,23 @@ def test_all_that_is_near_is_found(count, width, within):
             np.testing.assert_array_equal(
                 NearLookup(texts_of(listed), within).find(pa.array(numbers))[0], rows
             )
+
+
+def test_lists_of_one_value_cost_no_more_than_others():
+    """Flat images have one hash: a list with very many of them is not compared with each row of it."""
+    random = np.random.default_rng(0)
+    listed = np.zeros((100_000, 4), np.uint64)
+    listed[60_000:] = random.integers(0, 2**64, (40_000, 4), dtype=np.uint64)
+    listed[50_000:60_000, 0] = random.permutation(10_000)  # of which three of four words are the same
+    asked = changed(listed[-500:], [3] * 500, random)
+    asked[:250] = listed[50_000:50_250]
+    lookup, started = NearLookup(texts_of(listed), 31), time.process_time()
+    rows, bits = lookup.find(texts_of(np.concatenate([np.zeros((4000, 4), np.uint64), asked])))
+    assert time.process_time() - started < 10  # by pairs minutes
+    assert not rows[:4000].any() and not bits[:4000].any()
+    best = [np.bitwise_count(each ^ listed).sum(axis=1).argmin() for each in asked[::50]]
+    assert rows[4000::50].tolist() == best
+    assert lookup.firsts[49_999] == 0 and np.count_nonzero(lookup.firsts == 0) >= 50_000
 
 
 def test_what_is_no_hash():

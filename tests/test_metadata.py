@@ -17,6 +17,7 @@ from PIL import Image, IptcImagePlugin, TiffImagePlugin
 
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.decode.embedded import embedded
+from curator_dask.decode.exif import ExifError, without_gps
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import IMAGE_DEFINITIONS, METADATA_DEFINITIONS
 from curator_dask.image.classifiers import score_output
@@ -232,6 +233,12 @@ def test_texts_that_are_no_generators_notes():
     assert said(put(plain("PNG"), **texts)) == {"software": "GIMP", "creator": "Ana"}
 
 
+def far_namespace():
+    """100 kB which a parser would make 200 MB of: it gives the namespace with each name."""
+    names = "".join(f"<far:n{number}/>" for number in range(2000))
+    return xmp(names).replace(b"<rdf:Description", b'<rdf:Description xmlns:far="' + b"u" * 100_000 + b'"')
+
+
 def test_what_cannot_be_read_is_not_known():
     """A truth that may stand there is null; and nothing that stands elsewhere is lost."""
     unknown = dict.fromkeys(["has_gps", "ai_claimed", "data_mining_prohibited"])
@@ -241,6 +248,7 @@ def test_what_cannot_be_read_is_not_known():
         bomb + xmp("<dc:rights>&b;</dc:rights>"),
         b"<a>" * 20_000,
         b"<a>" + b" " * (1 << 20),
+        far_namespace(),
     ):
         found = said(put(plain("PNG"), exif(place=False, Artist="Ana"), packet))
         assert found == {**unknown, "creator": "Ana"}
@@ -255,6 +263,27 @@ def test_what_cannot_be_read_is_not_known():
         bomb, start = data[:33] + times * packed + data[33:], time.process_time()
         assert said(bomb) == unknown
         assert time.process_time() - start < 1
+
+
+def leading_to_a_place(times, entries):
+    """EXIF that leads several times to one place, whose values all lie in one another."""
+    place = 8 + 2 + 12 * times + 4
+    value = place + 2 + 12 * entries + 4
+    block = b"II*\0" + struct.pack("<IH", 8, times)
+    block += struct.pack("<HHII", 0x8825, 4, 1, place) * times + bytes(4) + struct.pack("<H", entries)
+    return (
+        block + struct.pack("<HHII", 2, 1, 1 << 16, value) * entries + bytes(4) + b"\7" * (1 << 16) + b"end"
+    )
+
+
+def test_places_that_lie_in_one_another_are_blanked_once():
+    started = time.process_time()
+    made = without_gps(leading_to_a_place(1, 60_000))
+    assert made == b"II*\0\x08" + bytes(len(made) - 8) + b"end"
+    with pytest.raises(ExifError, match="2,600 places"):
+        without_gps(leading_to_a_place(2600, 200))
+    assert without_gps(leading_to_a_place(16, 200)).strip(b"\0").endswith(b"end")
+    assert time.process_time() - started < 2
 
 
 def test_xmp_that_one_segment_has_no_room_for():

@@ -69,7 +69,7 @@ class Ends:
     Attributes
     ----------
     values
-        float64 (clusters,): the last that is kept, in the order; infinity where none is.
+        float64 (clusters,): the last that is kept, in the order; NaN where none is.
     ties
         uint64 (clusters,): of rows of just that value the last digest that is kept.
     """
@@ -119,7 +119,7 @@ def find_ends(
     counts = np.bincount(groups[rows], minlength=len(quotas))
     starts = np.cumsum(counts) - counts
     some = np.flatnonzero((quotas > 0) & (counts > 0))
-    last = np.full(len(quotas), np.inf)
+    last = np.full(len(quotas), np.nan)  # which nothing equals, as an infinite value would infinity
     last[some] = values[rows[starts[some] + np.minimum(quotas, counts)[some] - 1]]
     ties = np.full(len(quotas), _LAST, np.uint64)
     own = last[groups[rows]]
@@ -133,8 +133,9 @@ def find_ends(
             if len(tied):
                 found.append((of[tied], _digests(path, options, id_cols[path])[tied]))
         of, digests = (np.concatenate(each) for each in zip(*found, strict=True))
-        for group in np.flatnonzero(several).tolist():
-            ties[group] = np.sort(digests[of == group])[quotas[group] - above[group] - 1]
+        digests = digests[np.lexsort((digests, of))]
+        counts = np.bincount(of, minlength=len(quotas))
+        ties[several] = digests[(np.cumsum(counts) - counts + quotas - above - 1)[several]]
     return Ends(last, ties)
 
 

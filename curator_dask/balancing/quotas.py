@@ -59,7 +59,8 @@ class Clusters:
             complexity = np.where(
                 np.isfinite(self.complexity), self.complexity, known.mean() if len(known) else 0
             )
-            above = (complexity[some] - complexity[some].max()) / temperature
+            with np.errstate(over="ignore"):  # minus infinity, of which the exponential is 0
+                above = (complexity[some] - complexity[some].max()) / temperature
             wanted[some] = keep * np.exp(above) / np.exp(above).sum()
         return nearest_quotas(wanted, self.sizes, keep)
 

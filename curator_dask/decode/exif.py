@@ -12,6 +12,7 @@ EXIF_BLOCK, GPS_BLOCK = 0x8769, 0x8825
 _SIZES = {129: 1, 1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _POINTERS = {3: "H", 4: "I", 13: "I"}
 _RATIONAL = (5, 10)
+_PLACES = 16  # that a block may lead to; there is one
 
 
 class ExifError(ValueError):
@@ -122,17 +123,21 @@ def without_gps(block: bytes) -> bytes:
     exif = Exif(block)
     count, number = exif.count(exif.first), struct.Struct(exif._order + "H")
     places = [entry for entry in exif.entries(exif.first) if entry.tag == GPS_BLOCK]
-    for entry in places:
-        if (directory := exif.pointer(entry)) is None:
-            continue
-        kept = range(exif.first, exif.first + 2 + 12 * count + 4)
-        extents = [(directory, directory + 2 + 12 * exif.count(directory) + 4)]
+    if len(places) > _PLACES:
+        raise ExifError(f"{len(places):,} places")
+    kept = range(exif.first, exif.first + 2 + 12 * count + 4)
+    extents: list[tuple[int, int]] = []
+    for directory in sorted({each for each in map(exif.pointer, places) if each is not None}):
+        extents.append((directory, directory + 2 + 12 * exif.count(directory) + 4))
         extents += [(each.start, each.stop) for each in exif.entries(directory)]
-        for start, stop in extents:
-            stop = min(stop, len(made))
-            if start < kept.stop and stop > kept.start:
-                raise ExifError("the place lies among other values")
-            made[start:stop] = bytes(max(0, stop - start))
+    done = 0
+    for start, stop in sorted(extents):  # values may lie in one another
+        if start < kept.stop and min(stop, len(made)) > kept.start:
+            raise ExifError("the place lies among other values")
+        start, stop = max(start, done), min(stop, len(made))
+        if start < stop:
+            made[start:stop] = bytes(stop - start)
+            done = stop
     # The entry goes, those behind it and what leads to the next directory move up.
     for entry in reversed(places):
         end = exif.first + 2 + 12 * count + 4

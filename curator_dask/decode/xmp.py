@@ -1,19 +1,21 @@
 """XMP, the XML in which image files say whose they are: its properties read, and some of them blanked.
 
 It comes from anywhere, so nothing in it is followed: a document type, with which entities would be declared, is
-refused, and so is what is longer or deeper than any real packet.
+refused, and so is what is longer or deeper than any real packet, or has a namespace that is.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from sys import intern
 from typing import Any
 from xml.parsers import expat
 
 #: Bytes of a packet above which it is not read. Editors that keep their history write some 100 kB.
 MOST = 1 << 20
 _DEEPEST = 100
+_LONGEST = 1024  # characters of a namespace: a parser gives it with each name that has its prefix
 _PADDING = b"\0 \t\r\n"
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -135,6 +137,7 @@ def _extents(packet: bytes, goes: Callable[[Name], bool]) -> Iterator[tuple[int,
     parser = _parser()
 
     def declared(prefix: str | None, uri: str) -> None:
+        _check_space(prefix, uri)
         spaces.setdefault(prefix or "", []).append(uri)
 
     def forgotten(prefix: str | None) -> None:
@@ -168,7 +171,13 @@ def _parser() -> Any:
         raise XmpError("a document type, which XMP does not have")
 
     parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
+    parser.StartNamespaceDeclHandler = _check_space
     return parser
+
+
+def _check_space(_: str | None, uri: str | None) -> None:
+    if len(uri or "") > _LONGEST:
+        raise XmpError(f"a namespace of more than {_LONGEST:,} characters")
 
 
 def _parse(parser: Any, packet: bytes) -> None:
@@ -182,4 +191,4 @@ def _parse(parser: Any, packet: bytes) -> None:
 
 def _name(tag: str) -> Name:
     space, _, local = tag.rpartition("\n")
-    return space, local
+    return intern(space), local  # one text for all names

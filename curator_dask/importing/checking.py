@@ -12,7 +12,7 @@ from curator_dask.errors import ShardError
 from curator_dask.frames.columns import to_array, unit
 from curator_dask.frames.faults import faults_told
 from curator_dask.frames.parquet import open_parquet
-from curator_dask.importing.arrays import VectorArray, open_array
+from curator_dask.importing.arrays import MOST_VALUES, VectorArray, open_array
 from curator_dask.importing.layouts import Source
 from curator_dask.rows.reasons import NO_VECTOR, NOT_FINITE
 from curator_dask.storage import Options
@@ -88,12 +88,47 @@ def dim_of(source: Source, table: str, options: Options) -> int:
     with faults_told(table, ShardError), open_parquet(table, options) as file:
         kind = file.schema_arrow.field(source.name).type
         if pa.types.is_fixed_size_list(kind):
-            return int(kind.list_size)
+            return _possible(int(kind.list_size), table, source)
         for batch in file.iter_batches(_BLOCK, columns=[source.name]):
             lengths = pc.list_value_length(batch.column(0)).drop_null()
             if len(lengths):
-                return int(pc.mode(lengths)[0]["mode"].as_py())
+                return _possible(int(pc.mode(lengths)[0]["mode"].as_py()), table, source)
     return 0
+
+
+def _possible(dim: int, table: str, source: Source) -> int:
+    if dim > MOST_VALUES:
+        raise ShardError(
+            f"{table}: {source.name!r}: expected vectors of at most {MOST_VALUES:,} values, found {dim:,}"
+        )
+    return dim
+
+
+def check_rows(table: str, rows: int | None, options: Options) -> None:
+    """See that a table has the rows that the client has found.
+
+    Parameters
+    ----------
+    table
+        Its path.
+    rows
+        How many; None: it could not be read there.
+    options
+        For fsspec.
+
+    Raises
+    ------
+    ShardError
+        It cannot be read, or has others now: those would be left out, or be null.
+    """
+    with faults_told(table, ShardError), open_parquet(table, options) as file:
+        found = file.metadata.num_rows
+    if found != rows:
+        before = "could not be read" if rows is None else f"had {rows:,}"
+        raise ShardError(
+            f"{table}: has {found:,} rows, and {before} when this run began: it was changed, or its storage failed."
+            " Run again"
+        )
 
 
 def take_vectors(

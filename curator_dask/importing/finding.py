@@ -18,6 +18,8 @@ from curator_dask.importing.checking import row_range
 from curator_dask.rows.ids import id_texts
 from curator_dask.storage import Options
 
+#: Rows with one value that are looked at: of a value in more than one, none is taken.
+MOST_ROWS = 8
 _ROW_BITS = 40  # of a place; the rest is the file's number
 _INDEXES: Remembered[Index] = POSSESSIONS.add("vectors-by-value", Remembered(1))
 
@@ -65,11 +67,14 @@ class Index:
         return cls(whole[order], where[order])
 
     def candidates(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows that may have values: by number of the value, of the file, and of the row in it, each int64 (m,)."""
+        """Rows that may have values: by number of the value, of the file, and of the row in it, each int64 (m,).
+
+        Of a value they are at most `MOST_ROWS`: in a column that is none of keys, one may stand in all rows.
+        """
         there = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))
         wanted = _digests(texts.take(pa.array(there)))
         first = np.searchsorted(self.digests, wanted, "left")
-        counts = np.searchsorted(self.digests, wanted, "right") - first
+        counts = np.minimum(np.searchsorted(self.digests, wanted, "right") - first, MOST_ROWS)
         ends = np.cumsum(counts)
         within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
         places = self.places[np.repeat(first, counts) + within]
@@ -101,8 +106,8 @@ def rows_of(path: str, rows: np.ndarray, columns: list[str], options: Options) -
         begin, end = np.searchsorted(rows, [first + at, first + at + batch.num_rows])
         if begin < end:
             parts.append(batch.take(pa.array(rows[begin:end] - first - at)))
-    table = pa.Table.from_batches(parts).combine_chunks()
-    if len(table) != len(rows):
+    table = pa.Table.from_batches(parts).combine_chunks() if parts else None
+    if table is None or len(table) != len(rows):
         raise ShardError(
             f"{path}: expected {int(rows[-1]) + 1:,} rows, found fewer: it was changed. Run again"
         )

@@ -20,7 +20,7 @@ from curator_dask.frames.columns import EMBEDDING_TYPE, list_to_matrix, vectors_
 from curator_dask.frames.names import ERROR_COLUMN, STATUS_COLUMN
 from curator_dask.frames.parquet import whole_footers
 from curator_dask.image.classifiers.origins import one_origin
-from curator_dask.importing.finding import Index, rows_of
+from curator_dask.importing.finding import MOST_ROWS, Index, rows_of
 from curator_dask.outputs.given import given_files
 from curator_dask.outputs.placing import locate
 from curator_dask.rows.ids import id_texts
@@ -245,7 +245,8 @@ class _Finding(Work):
         if value is None:
             return f"{NO_VECTOR}: {step.on} is null"
         shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
-        how = f"stands in {matches} rows of the vectors" if matches else "is in no row of the vectors"
+        number = f"{matches} or more" if matches >= MOST_ROWS else f"{matches}"
+        how = f"stands in {number} rows of the vectors" if matches else "is in no row of the vectors"
         return f"{NO_VECTOR}: {step.on} {shown!r} {how}"
 
     def _not_fetched(self) -> list[str | None]:

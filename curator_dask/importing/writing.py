@@ -14,7 +14,7 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import Footer, write_table
 from curator_dask.frames.record import FileRecord
-from curator_dask.importing.checking import row_range, take_vectors
+from curator_dask.importing.checking import check_rows, row_range, take_vectors
 from curator_dask.importing.layouts import Pair
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.ids import check_ids
@@ -165,10 +165,11 @@ class ImportFile:
             raise ShardError(f"{piece.pair.table}: {self.given_up}")
         # Before anything is read: a file that changes meanwhile is not taken for what it was.
         shard, mark = self.shard(piece), self.mark(piece)
+        check_rows(piece.pair.table, piece.rows, self.options)
         table, reasons = self._rows(piece), {}
         for column, source in piece.pair.vectors:
             dim = int(self.claims[column]["dim"])
-            span = (piece.start, piece.stop, piece.rows or 0)
+            span = (piece.start, piece.stop, piece.rows or 0)  # None is refused above
             taken = take_vectors(source, piece.pair.table, *span, dim, self.normalize, self.options)
             table = table.append_column(column, taken.column())
             reasons[column] = taken.reasons

@@ -18,8 +18,8 @@ WIDTHS = (64, 256)
 _DIGITS = r"^([0-9a-fA-F]{16}|[0-9a-fA-F]{64})$"
 _BAND = 16  # bits by which candidates are found
 _FEW = 1 << 11  # hashes of a list that are compared one by one in the time in which bands are looked up
-_SHARE = 0.2  # of a list: where bands leave more of it, it is compared one by one
-_PAIRS = 1 << 21  # pairs that are compared at a time: 64 MB of PDQ
+_SHARE = 0.2  # of a list: where bands leave more of it, or would by chance, it is compared one by one
+_PAIRS = 1 << 21  # pairs that are compared at a time: 64 MB of PDQ by bands, 22 MB one by one
 _ROWS = 1 << 12
 
 
@@ -95,9 +95,10 @@ class NearLookup:
         self.values: pa.Array = to_array(values)
         self.within = within
         words, valid = hash_words(values, "the list")
-        self._rows = np.flatnonzero(valid)
-        self._words = words[valid]
-        self._valid = valid
+        self._all, self._valid = words, valid
+        # Each hash once: lists have some, as that of a flat colour, in very many rows.
+        self._rows = np.flatnonzero(valid)[_first_of_each(words[valid])]
+        self._words = words[self._rows]
 
     def find(self, values: Any) -> tuple[np.ndarray, np.ndarray]:
         """The nearest rows of the list.
@@ -131,21 +132,26 @@ class NearLookup:
     @cached_property
     def firsts(self) -> np.ndarray:
         """Of each row of the list the first that has its hash; -1 of null."""
-        _, first, inverse = np.unique(self._words, axis=0, return_index=True, return_inverse=True)
+        rows, words = np.flatnonzero(self._valid), self._all[self._valid]
+        _, first, inverse = np.unique(words, axis=0, return_index=True, return_inverse=True)
         firsts = np.full(len(self._valid), -1)
-        firsts[self._rows] = self._rows[first[inverse.reshape(-1)]]
+        firsts[rows] = rows[first[inverse.reshape(-1)]]
         return firsts
 
     def _nearest(self, words: np.ndarray) -> np.ndarray:
         """Bits and place in one number of each hash's nearest; -1 where there is none."""
         none = (self.within + 1) << _BITS
         best = np.full(len(words), none, np.int64)
-        if self._bands is None:
+        if self._bands is None or self._bands.count(words) > _SHARE * len(words) * len(self._words):
             block = max(1, _PAIRS // len(words))
             for start in range(0, len(self._words), block):
                 some = self._words[start : start + block]
-                bits = np.bitwise_count(words[:, None] ^ some).sum(axis=2, dtype=np.int64)
-                best = np.minimum(best, ((bits << _BITS) + np.arange(start, start + len(some))).min(axis=1))
+                off = np.zeros((len(words), len(some)), np.uint16)
+                for ours, theirs in zip(words.T, some.T, strict=True):
+                    off += np.bitwise_count(ours[:, None] ^ theirs)
+                place = off.argmin(axis=1)
+                bits = off[np.arange(len(off)), place].astype(np.int64)
+                best = np.minimum(best, (bits << _BITS) + start + place)
         else:
             for rows, places in self._bands.candidates(words):
                 bits = np.bitwise_count(words[rows] ^ self._words[places]).sum(axis=1, dtype=np.int64)
@@ -176,6 +182,14 @@ class _Bands:
             self._orders.append(np.argsort(band, kind="stable").astype(np.uint32))
             self._starts.append(np.concatenate([[0], np.cumsum(np.bincount(band, minlength=1 << _BAND))]))
 
+    def count(self, words: np.ndarray) -> int:
+        """How many pairs `candidates` gives."""
+        return sum(
+            int((starts[values + 1] - starts[values]).sum())
+            for band, starts in zip(_banded(words).T, self._starts, strict=True)
+            for values in (band ^ mask for mask in self._masks)
+        )
+
     def candidates(self, words: np.ndarray) -> Any:
         """Pairs of a hash and a place that are near in a band, many at a time; some come several times."""
         for band, order, starts in zip(_banded(words).T, self._orders, self._starts, strict=True):
@@ -193,6 +207,15 @@ class _Bands:
                     within = np.arange(len(rows)) - np.repeat(np.cumsum(number) - number, number)
                     yield rows, order[np.repeat(first[at:cut], number) + within].astype(np.int64)
                     at = int(cut)
+
+
+def _first_of_each(words: np.ndarray) -> np.ndarray:
+    """int64, ascending: the first row of each hash."""
+    order = np.lexsort(words.T)
+    ordered = words[order]
+    new = np.ones(len(words), bool)
+    new[1:] = (ordered[1:] != ordered[:-1]).any(1)
+    return np.sort(order[new])  # lexsort keeps the order of equals
 
 
 def _banded(words: np.ndarray) -> np.ndarray:

@@ -20,6 +20,9 @@ from curator_dask.text.embedders import TEXT_EMBEDDING_COLUMN, TextEmbedder
 from curator_dask.text.same import beside, shared_folder
 from curator_dask.threads import in_threads
 
+#: Of a temperature: what cosines of float32 are told apart by.
+_LEAST = 1e-6
+
 
 class NegClipLoss:
     """Adds the negative CLIP loss of each pair, negCLIPLoss (Wang et al., NeurIPS 2024, arXiv 2405.19547, section 3.1).
@@ -86,8 +89,10 @@ class NegClipLoss:
         taken = (URL_COLUMN, ERROR_COLUMN, image_embedding_column, text_embedding_column)
         if not pred_column or pred_column in taken:
             raise ConfigError(f"pred_column={pred_column!r}: this name is not free")
-        if not is_number(temperature) or not 0 < temperature < float("inf"):
-            raise ConfigError(f"temperature={temperature!r}: expected a number above 0, such as 0.01")
+        if not is_number(temperature) or not _LEAST <= temperature <= 1 / _LEAST:
+            raise ConfigError(
+                f"temperature={temperature!r}: expected a number from {_LEAST:g} to {1 / _LEAST:g}, such as 0.01"
+            )
         check_counts(batch_size=batch_size, batches=batches)
         if not is_number(seed, numbers.Integral):
             raise ConfigError(f"seed={seed!r}: expected a whole number")
