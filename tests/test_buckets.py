@@ -205,7 +205,10 @@ def test_tars_of_one_shape(data, tmp_path):
     assert summary.crops.images == 15 and summary.crops.enlarged == 0
     assert "15 images have the size of the bucket: cropping cut off" in str(summary)
     card = (tmp_path / "out/README.md").read_text()
-    assert "15 images were resized and cropped to the size in `bucket`" in card
+    assert (
+        "15 images were resized and cropped to the size in `bucket`, but those that had it; what was" in card
+    )
+    assert "made smaller" not in card  # and all others were not "byte for byte"
     assert "pixels that were cropped off" in card
     again = dataset.to_webdataset(tmp_path / "out", **how, card=True)
     assert (again.written, again.skipped) == (0, summary.shards)
