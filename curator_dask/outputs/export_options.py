@@ -98,7 +98,7 @@ class ExportOptions:
             )
         member = None if self.is_tables else self.image_member  # which is the image of a row
         check_metadata_out(self.strip_metadata)
-        anew = not (self.max_side is None and self.min_side is None and self.blur is None)
+        anew = (self.max_side, self.min_side, self.blur, self.bucket_size) != (None, None, None, None)
         if not anew and (self.quality, self.image_format, member) != (None, KEEP, None):
             raise ConfigError(
                 "quality, image_format and image_member are of images that are made smaller: give max_side or min_side"
