@@ -26,6 +26,7 @@ from curator_dask.decode.smaller import SmallerImages, make_smaller
 from curator_dask.errors import ConfigError, DatasetError, OutputError
 from curator_dask.image.statistics import AspectBuckets, ImageStatistics
 from curator_dask.image.statistics.buckets import bucket_sizes
+from curator_dask.outputs.export_options import ExportOptions
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -205,7 +206,10 @@ def test_tars_of_one_shape(data, tmp_path):
     assert summary.crops.images == 15 and summary.crops.enlarged == 0
     assert "15 images have the size of the bucket: cropping cut off" in str(summary)
     card = (tmp_path / "out/README.md").read_text()
-    assert "15 images were resized and cropped to the size in `bucket`" in card
+    assert (
+        "15 images were resized and cropped to the size in `bucket`, but those that had it; what was" in card
+    )
+    assert "made smaller" not in card  # and all others were not "byte for byte"
     assert "pixels that were cropped off" in card
     again = dataset.to_webdataset(tmp_path / "out", **how, card=True)
     assert (again.written, again.skipped) == (0, summary.shards)
@@ -335,3 +339,12 @@ def test_the_recipe(data, tmp_path):
             curate(data, tmp_path / "no", Recipe(statistics=["width"], export=export))
     with pytest.raises(ConfigError, match="resolution=1000"):
         Recipe(buckets={"resolution": 1000})
+
+
+def test_format_quality_and_image_are_taken_with_buckets_alone():
+    given = {"image_format": "jpeg", "quality": 80, "image_member": "image.png"}
+    options = ExportOptions(bucket_size="bucket", **given)
+    shrinking = options.shrinking
+    assert shrinking is not None and shrinking.how.image_format == "jpeg" and shrinking.how.quality == 80
+    with pytest.raises(ConfigError, match="or cropped: bucket_size"):
+        ExportOptions(**given)

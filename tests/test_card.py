@@ -22,6 +22,7 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers import score_output
 from curator_dask.image.statistics import STATISTICS, ImageStatistics
 from curator_dask.outputs.card import card_of, size_category
+from curator_dask.outputs.card_columns import what_it_is
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
@@ -323,3 +324,12 @@ def test_every_statistic_is_defined():
 def test_what_a_card_cannot_say(card):
     with pytest.raises(ConfigError, match="card"):
         ExportOptions(card=card)
+
+
+def test_statistics_that_a_later_run_has_left_as_they_were_are_told():
+    record = FileRecord(
+        "x", read_by={"file_pdq": "pdq statistics 1 key pillow 1"}, derived=("known", "my_width")
+    )
+    assert what_it_is("file_pdq", [record]).startswith("statistic of the image: perceptual hash of 256 bits")
+    assert what_it_is("my_width", [record]).startswith("statistic of the image: ")
+    assert what_it_is("width", [record]) == "of the source"

@@ -135,8 +135,9 @@ def retry(
         if lacking or not columns:
             raise OutputError(
                 f"{output}: its files do not say which model made {', '.join(lacking) or 'an embedding'} (they"
-                f" do for {', '.join(found) or 'none'}). An embedder of your own is retried in Python, by its retry();"
-                " of an export give the output that its rows came from"
+                f" do for {', '.join(found) or 'none'}). What import, or embed without a model, has made the"
+                " same command with --overwrite makes anew; an embedder of your own is retried in Python, by its"
+                " retry(); of an export give the output that its rows came from"
             )
         changed = {"max_pixels": max_pixels, "decoder": None if decoder is None else decoder.value}
         changed = {name: value for name, value in changed.items() if value is not None}

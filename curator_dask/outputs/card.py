@@ -177,7 +177,7 @@ def _content(summary: ExportSummary, options: ExportOptions, records: Sequence[F
     for column in options.npy or ():
         what = what_it_is(column, records)
         parts.append(f"{code(f'.{column}.npy')}: a NumPy array, the column {code(column)} ({what}).")
-    if summary.images_smaller or summary.images_converted:
+    if not options.bucket_size and (summary.images_smaller or summary.images_converted):
         parts.append(
             f"{counted(summary.images_smaller, 'image', 'was', 'were')} made smaller, and"
             f" {summary.images_converted:,} put into another format alone; all other files are byte for byte those of"
@@ -188,7 +188,9 @@ def _content(summary: ExportSummary, options: ExportOptions, records: Sequence[F
     if summary.crops.images:
         parts.append(
             f"{counted(summary.crops.images, 'image', 'was', 'were')} resized and cropped to the size in"
-            f" {code(options.bucket_size or '')}."
+            f" {code(options.bucket_size or '')}, but those that had it; what was cropped is in each"
+            f" {code('.json')}, and all else is that of the"
+            f" source{', but for metadata' * bool(options.strip_metadata)}."
         )
     if summary.errors:
         some = counted(summary.errors.total(), "sample", "has", "have")
@@ -203,7 +205,10 @@ def _stripped(summary: ExportSummary, options: ExportOptions) -> str:
         "location": "Where images were taken (GPS coordinates and names of places in EXIF, XMP and IPTC)",
     }[options.strip_metadata or "all"]
     count = counted(summary.images_stripped, "image file")
-    said = f"{what} was taken out of {count}; their pixels are as they were encoded."
+    pixels = "" if options.bucket_size else "; their pixels are as they were encoded"
+    said = f"{what} was taken out of {count}{pixels}."
+    if options.bucket_size:
+        said += " What is resized has none either."
     kept = sum(count for kind, count in summary.images_left.items() if kind.startswith("metadata stays"))
     return f"{said} {counted(kept, 'file')} of other formats, or damaged, may have theirs." if kept else said
 

@@ -59,7 +59,7 @@ def what_it_is(name: str, records: Sequence[FileRecord]) -> str:
             told[_of_model("vectors of", record.embeddings[name])] = None
         elif name in record.scores:
             told[_of_score(name, record)] = None
-        elif name in record.derived and (stem := _statistic(name, record)) is not None:
+        elif (stem := _statistic(name, record)) is not None:
             told[f"statistic of the image: {cell(IMAGE_DEFINITIONS[stem])}"] = None
         elif name in record.derived:
             told["computed on the way"] = None
@@ -78,6 +78,8 @@ def _statistic(name: str, record: FileRecord) -> str | None:
     way = record.read_by.get(name)
     if isinstance(way, str) and way.partition(" ")[0] in IMAGE_DEFINITIONS:
         return way.partition(" ")[0]
+    if name not in record.derived:
+        return None
     found = [each for each in IMAGE_DEFINITIONS if name == each or name.endswith(f"_{each}")]
     return found[0] if found else None
 

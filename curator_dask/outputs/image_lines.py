@@ -69,7 +69,12 @@ def image_lines(summary: Any) -> list[str]:
             f"  {counted(summary.images_smaller, 'image', 'was', 'were')} made smaller{converted}:"
             f" {sized(summary.image_bytes_before)} before, {sized(summary.image_bytes_after)} now{grown}"
         )
-    if summary.images_smaller or summary.images_converted or summary.images_stripped:
+    if (
+        summary.images_smaller
+        or summary.images_converted
+        or summary.images_stripped
+        or summary.crops.enlarged
+    ):
         lines.append(
             "  what rows and .json files say of images (width, height, bytes, sha256) is of those before:"
             f" {', '.join(EXPORTED.names)} beside {'them' if summary.format == 'parquet' else 'each tar'} say what"

@@ -166,7 +166,7 @@ def _first_file(found: ShardSet, wanted: str | None, options: Options) -> tuple[
         if wanted is None and has_rows_of_shards(schema):
             raise NoImagesError(
                 f"{shard.url}: has rows whose images lie in other files, as what embed writes: give the dataset of"
-                " which that was made"
+                " which that was made; for rows of import fetch the images before"
             )
         try:
             return shard.url, schema, column_of(schema, wanted)

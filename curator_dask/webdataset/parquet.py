@@ -169,7 +169,13 @@ def image_column(schema: pa.Schema, wanted: str | None = None) -> str:
     for kind in ("struct", "bytes", "several"):
         images = images or [name for name, each in kinds.items() if each == kind and name not in others]
     if not images:
-        raise NoImagesError(f"no column holds bytes that may be images; the columns are {list(kinds)}")
+        urls = [each for each in kinds if each.lower() in ("url", "image_url")]
+        fetch = (
+            f". Where {urls[0]!r} says where they are on the web, curator-dask fetch gets them"
+            if urls
+            else ""
+        )
+        raise NoImagesError(f"no column holds bytes that may be images; the columns are {list(kinds)}{fetch}")
     if len(images) > 1:
         raise DatasetError(f"several columns may hold the images, {images}: say which by {_ASK}")
     return _one_image(images[0], schema, kinds[images[0]])
