@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing.forkserver
 import os
@@ -54,6 +55,10 @@ LONGEST = (
     "benchmarks",
     "models",
     "export_faults",
+    "importing",
+    "nemo_scripts",
+    "later_parts",
+    "dedup_in_stores",
     "loader",
     "late_workers",
     "text",
@@ -79,6 +84,16 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(
                     pytest.mark.skip(reason="repeats another test, or a benchmark: needs --runslow")
                 )
+
+
+def pytest_collection_finish(session):
+    """What is imported by now stays: to look at all of it again would cost a quarter of a second, each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish(session):
+    gc.unfreeze()  # else some libraries complain at the end of what is left
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -180,7 +180,7 @@ def test_a_bias_and_an_activation_stay():
         ("tf_mobilenetv3_small_100", (224, 96)),
         ("tf_efficientnet_lite0", (224, 96)),
         pytest.param("tf_mixnet_s", (63, 50), marks=pytest.mark.slow),
-        ("tf_efficientnetv2_b0", (65, 65)),
+        pytest.param("tf_efficientnetv2_b0", (65, 65), marks=pytest.mark.slow),
     ],
 )
 def test_a_model_that_pads_both_ends_gives_the_same_vectors(name, size):

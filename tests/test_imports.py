@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import json
 import re
@@ -99,17 +100,27 @@ def layer(name: str) -> int | None:
     return inside[0] if inside else max(around, default=None)
 
 
-def import_nodes(tree: ast.AST):
-    """Every import statement, those in functions and those for the type checker too."""
-    return (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom))
+def import_nodes(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """Every import statement of a file, those in functions and those for the type checker too."""
+    return [node for node in nodes_in(path) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+def attribute_nodes(path: Path) -> list[ast.Attribute]:
+    return [node for node in nodes_in(path) if isinstance(node, ast.Attribute)]
+
+
+@functools.cache
+def nodes_in(path: Path) -> list[ast.AST]:
+    """Imports and attributes: to read all files takes seconds."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom | ast.Attribute)]
 
 
 def own_imports(name: str, path: Path, modules: dict[str, Path]) -> set[str]:
     """The package's modules that a module imports; the lazy names of the root stand as '.name'."""
     package = "curator_dask"
     imported = set()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in import_nodes(tree):
+    for node in import_nodes(path):
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names if below_or_same(alias.name, package)]
             imported |= {target.partition(".")[2] for target in targets} - {""}
@@ -131,8 +142,8 @@ def own_imports(name: str, path: Path, modules: dict[str, Path]) -> set[str]:
                 imported.add(base)
             elif not alias.name.startswith("__"):
                 imported.add(f".{alias.name}")
-    for node in ast.walk(tree):  # `import curator_dask` is for its __version__, not a way around
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == package:
+    for node in attribute_nodes(path):  # `import curator_dask` is for its __version__, not a way around
+        if isinstance(node.value, ast.Name) and node.value.id == package:
             if node.attr in modules:
                 imported.add(node.attr)
             elif not node.attr.startswith("__"):
@@ -190,7 +201,12 @@ def gpu_faults(package: Path) -> list[str]:
     for name, path in find_modules(package).items():
         if name in GPU_MODULES:
             continue
-        tree = without_docstrings(path.read_text(encoding="utf-8"))
+        source = path.read_text(encoding="utf-8")
+        if not re.search(
+            "cudf|cupy|cuda", source, re.IGNORECASE
+        ):  # most of them; to write one out again takes time
+            continue
+        tree = without_docstrings(source)
         words = set(re.findall(r"(?<![a-z])(?:cudf|cupy)(?![a-z])", ast.unparse(tree).lower()))
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and re.fullmatch(r"cuda(:.*)?", str(node.value)):
@@ -207,9 +223,8 @@ def private_faults(package: Path) -> list[str]:
     """Private names that a module takes from another of the package, or of what it took from there."""
     faults = []
     for name, path in find_modules(package).items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
         taken = set()
-        for node in import_nodes(tree):
+        for node in import_nodes(path):
             if isinstance(node, ast.Import):
                 names = [alias for alias in node.names if below_or_same(alias.name, "curator_dask")]
                 taken |= {alias.asname or alias.name for alias in names}
@@ -221,8 +236,8 @@ def private_faults(package: Path) -> list[str]:
                 faults += [f"{name}: imports {part}" for part in sorted(parts) if is_private(part)]
         faults += [
             f"{name}: uses {ast.unparse(node)}"
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Attribute) and is_private(node.attr) and ast.unparse(node.value) in taken
+            for node in attribute_nodes(path)
+            if is_private(node.attr) and ast.unparse(node.value) in taken
         ]
     return faults
 

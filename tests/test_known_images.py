@@ -209,8 +209,12 @@ def test_what_cannot_be(out, tmp_path):
     with pytest.raises(OutputError, match="the rows have hashes of 256 bits, the list of 64"):
         join_output(out, listed, "pdq", mark="known", within=8)
     assert "known" not in pq.read_schema(next(out.glob("*.parquet"))).names
+
+
+def test_the_command(out, client, tmp_path):
+    listed = tmp_path / "list.txt"
     listed.write_text("f" * 64)
     arguments = ["join", out, listed, "--on", "pdq", "--mark", "known", "--within", "31"]
-    done = run_here(*arguments)
+    done = run_here(*arguments, "--scheduler-address", client.scheduler.address)
     assert done.returncode == 0 and "NONE found: column 'pdq' of the rows has" in done.stdout
     assert rows_of(out)["known"].tolist() == [False] * 6

@@ -60,27 +60,28 @@ def let_go():
         _held.pop().close()
 
 
-@pytest.mark.parametrize(
-    ("leak", "message"),
-    [
-        (leak_a_model, "1 leases of a model on tcp://"),
-        (leak_a_loader, "1 leases of a loader on tcp://"),
-        (leak_a_pipeline, "pipeline of run of a test on tcp://"),
-        (leak_a_copy, "1 copies of shards on tcp://"),
-        (leak_a_thread, "thread curator-load on tcp://"),
-    ],
-)
-def test_what_is_left_on_a_worker_is_seen(client, tmp_path, leak, message):
+LEAKS = {
+    leak_a_model: "1 leases of a model on tcp://",
+    leak_a_loader: "1 leases of a loader on tcp://",
+    leak_a_pipeline: "pipeline of run of a test on tcp://",
+    leak_a_copy: "1 copies of shards on tcp://",
+    leak_a_thread: "thread curator-load on tcp://",
+}
+
+
+def test_what_is_left_on_a_worker_is_seen(client, tmp_path):
     write_dataset(tmp_path / "data", 2, 3)
     ColourReader()(ImageTextPairDataset.from_webdataset(tmp_path / "data")).save_metadata(tmp_path / "out")
     check_nothing_left(client, tmp_path)
     one = next(iter(client.scheduler_info(n_workers=-1)["workers"]))
-    client.run(leak, workers=[one])
-    try:
-        with pytest.raises(AssertionError, match=message):
-            check_nothing_left(client, tmp_path, seconds=0.2)
-    finally:
-        client.run(let_go)
+    for leak, message in LEAKS.items():
+        client.run(leak, workers=[one])
+        try:
+            with pytest.raises(AssertionError, match=message):
+                check_nothing_left(client, tmp_path, seconds=0.2)
+        finally:
+            client.run(let_go)
+        check_nothing_left(client, tmp_path)
 
 
 def test_a_result_that_is_kept_is_seen(client):

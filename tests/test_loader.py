@@ -399,7 +399,7 @@ def test_early_stop_and_exceptions_leave_nothing(device, decoder):
         with pytest.raises(ZeroDivisionError):
             for _ in one.load((n, coloured(n % 250)) for n in range(100_000)):
                 1 / 0  # noqa: B018
-        gc.collect()
+    gc.collect()
     assert threading.active_count() <= threads  # fewer where those of tests before have ended
     assert process.num_threads() <= native + 1
     pixels, _ = unpack(list(one.load((n, coloured(n)) for n in range(50))), 4)

@@ -105,8 +105,9 @@ def test_card_numbers_are_right_by_luhns_sum():
 
 
 def test_no_text_takes_long():
-    for text in ("a" * 200_000 + "@", "x@" + "a." * 50_000, "+1 " * 60_000, "1 " * 100_000, "4111" * 50_000):
-        for odd in (text, text[::-1], ":" * 100_000, "tel. " + text):
+    texts = ("a" * 100_000 + "@", "x@" + "a." * 50_000, "+1 " * 30_000, "1 " * 50_000, "4111" * 25_000)
+    for text in (*texts, ":" * 100_000):
+        for odd in (text, text[::-1], "tel. " + text):
             start = time.process_time()
             for measure in PERSONAL_MEASURES.values():
                 measure(odd)

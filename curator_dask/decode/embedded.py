@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from curator_dask.decode.exif import Exif
-from curator_dask.decode.jpeg import segments
+from curator_dask.decode.jpeg import segment_end, segments
 from curator_dask.decode.sniff import Encoded, buffer_of, open_image, png_chunks
 
 #: Bytes of a text above which it is not read.
@@ -96,7 +96,7 @@ def _jpeg(view: memoryview, found: Embedded) -> None:
         for marker, at in segments(view):
             if not (0xE1 <= marker <= 0xED or marker == 0xFE):
                 continue
-            content = view[at + 4 : at + 2 + (view[at + 2] << 8 | view[at + 3])].tobytes()
+            content = view[at + 4 : segment_end(view, at)].tobytes()
             if marker == 0xE1 and content.startswith(EXIF_MARK):
                 exif.append(content[6:])
             elif marker == 0xE1 and content.startswith(XMP_MARK):

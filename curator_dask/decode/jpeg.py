@@ -11,6 +11,11 @@ FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 LOSSLESS = frozenset([0xC3, 0xC7, 0xCB, 0xCF])
 
 
+def segment_end(view: memoryview, at: int) -> int:
+    """The byte behind the segment at a byte, by the length that it names; IndexError where that is not there."""
+    return at + 2 + (view[at + 2] << 8 | view[at + 3])
+
+
 def segments(view: memoryview) -> Iterator[tuple[int, int]]:
     """Each marker of a JPEG and its byte; the last is the scan's or the end's, unless something else comes first."""
     at = 2
@@ -24,7 +29,7 @@ def segments(view: memoryview) -> Iterator[tuple[int, int]]:
             yield marker, at
             if marker in (0xDA, 0xD9):
                 return
-            at += 2 + (view[at + 2] << 8 | view[at + 3])
+            at = segment_end(view, at)
 
 
 # In a scan 0xff stands before a stuffed zero or a restart marker, or it begins what follows the scan.
@@ -36,7 +41,7 @@ _BETWEEN_SCANS = frozenset([0xC4, 0xCC, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE
 def has_sound_scans(view: memoryview, at: int) -> bool:
     """Whether the markers from the first scan at byte `at` to the end of the image are those that may be there."""
     while view[at + 1] in _BETWEEN_SCANS:
-        found = _AFTER_SCAN.search(view, at + 2 + (view[at + 2] << 8 | view[at + 3]))
+        found = _AFTER_SCAN.search(view, segment_end(view, at))
         if found is None:
             return False
         at = found.start()
@@ -52,7 +57,7 @@ def parts_from_scan(view: memoryview, at: int) -> Iterator[tuple[int, int, int]]
     (0xD9), if it has one; what lies behind that is another's.
     """
     while at + 4 <= view.nbytes and view[at + 1] != 0xD9:
-        found = _AFTER_SCAN.search(view, at + 2 + (view[at + 2] << 8 | view[at + 3]))
+        found = _AFTER_SCAN.search(view, segment_end(view, at))
         stop = view.nbytes if found is None else found.start()
         yield view[at + 1], at, stop
         at = stop

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import struct
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from curator_dask.decode.sniff import Encoded, Header, buffer_of, open_image, png_chunks
+from curator_dask.decode.sniff import Encoded, Header, buffer_of, open_image, png_chunk, png_chunks
 from curator_dask.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ def _without_pixels(data: Encoded) -> Encoded:
     if view[:8].tobytes() != b"\x89PNG\r\n\x1a\n":
         return data
     said = [chunk for name, chunk in png_chunks(view) if name in _SAYING]
-    return b"".join([view[:33], *said, bytes(4), b"IDAT", struct.pack(">I", zlib.crc32(b"IDAT"))])
+    return b"".join([view[:33], *said, png_chunk(b"IDAT", b"")])
 
 
 def turned(images: Iterable[tuple[int, Any]], texts: Sequence[Any]) -> Iterator[tuple[int, Any]]:
@@ -163,9 +162,7 @@ def with_orientation(data: Encoded, number: int) -> Encoded:
         segment = b"Exif\0\0" + tiff
         return b"\xff\xd8\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + view[2:].tobytes()
     if view[:8].tobytes() == b"\x89PNG\r\n\x1a\n" and view.nbytes > 33:
-        chunk = b"eXIf" + tiff
-        whole = struct.pack(">I", len(tiff)) + chunk + struct.pack(">I", zlib.crc32(chunk))
-        return view[:33].tobytes() + whole + view[33:].tobytes()  # behind IHDR
+        return view[:33].tobytes() + png_chunk(b"eXIf", tiff) + view[33:].tobytes()  # behind IHDR
     if view[:4].tobytes() == b"RIFF" and view[8:12].tobytes() == b"WEBP":
         return _webp(view, tiff) or data
     return data

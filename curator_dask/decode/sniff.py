@@ -10,12 +10,21 @@ from __future__ import annotations
 import io
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from curator_dask.decode.jpeg import FRAMES, LOSSLESS, frame_of, has_sound_scans, has_whole_blocks, segments
+from curator_dask.decode.jpeg import (
+    FRAMES,
+    LOSSLESS,
+    frame_of,
+    has_sound_scans,
+    has_whole_blocks,
+    segment_end,
+    segments,
+)
 from curator_dask.decode.plugins import load_plugin, remedy_for
 from curator_dask.errors import ImageError
 
@@ -125,7 +134,7 @@ def _jpeg(view: memoryview) -> Header | None:
         elif marker == 0xE0:
             odd_version |= view[at + 4 : at + 9].tobytes() == b"JFIF\0" and view[at + 9] != 1
         elif marker == 0xE1:
-            segment = view[at + 4 : at + 2 + (view[at + 2] << 8 | view[at + 3])]
+            segment = view[at + 4 : segment_end(view, at)]
             if bytes(segment[:6]) == b"Exif\0\0":
                 orientation = 0 if orientation is not None else _exif_orientation(segment[6:])
             elif bytes(segment[:29]) == b"http://ns.adobe.com/xap/1.0/\0":
@@ -180,6 +189,11 @@ def png_chunks(view: memoryview) -> Iterator[tuple[bytes, memoryview]]:
         length, name = struct.unpack_from(">I4s", view, at)
         yield name, view[at : at + 12 + length]
         at += 12 + length
+
+
+def png_chunk(name: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG, with its length and checksum."""
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
 def _png(view: memoryview) -> Header | None:

@@ -7,7 +7,6 @@ of a PNG which colours it has and what is clear, and frames of animations. What 
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterable, Iterator
 
 from curator_dask.decode.embedded import (
@@ -24,9 +23,9 @@ from curator_dask.decode.embedded import (
     riff_chunks,
 )
 from curator_dask.decode.exif import ExifError, without_gps
-from curator_dask.decode.jpeg import parts_from_scan, segments
+from curator_dask.decode.jpeg import parts_from_scan, segment_end, segments
 from curator_dask.decode.orientation import stored_orientation, with_orientation
-from curator_dask.decode.sniff import Encoded, buffer_of, png_chunks, suffix_for
+from curator_dask.decode.sniff import Encoded, buffer_of, png_chunk, png_chunks, suffix_for
 from curator_dask.decode.xmp import Name, without
 from curator_dask.errors import ConfigError, ImageError
 
@@ -128,7 +127,7 @@ def _jpeg(view: memoryview, what: str) -> Iterator[bytes]:
     for marker, scan in segments(view):
         if marker == 0xDA:
             break
-        if marker == 0xD9 or (stop := _end(view, scan)) > view.nbytes:
+        if marker == 0xD9 or (stop := segment_end(view, scan)) > view.nbytes:
             raise IndexError("no scan")
         yield from _segment(marker, view[scan:stop].tobytes(), what)
     else:
@@ -138,7 +137,7 @@ def _jpeg(view: memoryview, what: str) -> Iterator[bytes]:
         raise IndexError("no end, so that what looks like a segment may be a part of a damaged scan")
     for marker, start, stop in parts:
         if _is_metadata(marker):  # between the scans of a progressive image
-            yield from _segment(marker, view[start : min(stop, _end(view, start))].tobytes(), what)
+            yield from _segment(marker, view[start : min(stop, segment_end(view, start))].tobytes(), what)
         else:
             yield view[start:stop].tobytes()
 
@@ -146,11 +145,6 @@ def _jpeg(view: memoryview, what: str) -> Iterator[bytes]:
 def _is_metadata(marker: int) -> bool:
     """Whether a segment has application data, or a comment."""
     return 0xE0 <= marker <= 0xEF or marker == 0xFE
-
-
-def _end(view: memoryview, at: int) -> int:
-    """The byte behind the segment at a byte."""
-    return at + 2 + (view[at + 2] << 8 | view[at + 3])
 
 
 def _segment(marker: int, segment: bytes, what: str) -> Iterator[bytes]:
@@ -221,7 +215,7 @@ def _png_without_place(name: bytes, chunk: memoryview) -> Iterator[bytes]:
     content = chunk[8:-4].tobytes()
     if name == b"eXIf":
         if (exif := _exif(content)) is not None:
-            yield chunk.tobytes() if exif == content else _chunk(name, exif)
+            yield chunk.tobytes() if exif == content else png_chunk(name, exif)
     elif name in (b"tEXt", b"zTXt", b"iTXt"):
         keyword = content.partition(b"\0")[0].decode("latin-1")
         if keyword == XMP_KEYWORD:
@@ -230,15 +224,11 @@ def _png_without_place(name: bytes, chunk: memoryview) -> Iterator[bytes]:
             if read is not None and packet == read[1]:
                 yield chunk.tobytes()
             elif packet is not None:
-                yield _chunk(b"iTXt", keyword.encode() + b"\0\0\0\0\0" + packet)
+                yield png_chunk(b"iTXt", keyword.encode() + b"\0\0\0\0\0" + packet)
         elif not keyword.startswith(RAW) and "gps" not in keyword.lower():
             yield chunk.tobytes()
     elif name == b"tIME":
         yield chunk.tobytes()
-
-
-def _chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
 def _webp(view: memoryview, what: str) -> list[bytes]:

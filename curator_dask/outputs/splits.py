@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.errors import ConfigError
+from curator_dask.rows.draws import scattered
 from curator_dask.rows.where import Where
 from curator_dask.words import counted, some_of_these
 
@@ -222,7 +223,7 @@ class Splits:
                     f"splits: {name}={wanted:,}: {there:,} of {len(units):,} samples are left for it: ask for fewer,"
                     " or for a share"
                 )
-            turns = _mixed(values[left] ^ self.hashed([name.encode()], b"split"))
+            turns = scattered(values[left] ^ self.hashed([name.encode()], b"split"))
             order = left[np.argsort(turns, kind="stable")]
             of[order[_first(sizes[order], wanted)]] = place
         counts = {}
@@ -241,7 +242,8 @@ class Splits:
                 edges.append(min(int(total * _ROOM), _ROOM - 1))
         if places and total > 1 - 1e-9:
             edges[-1] = _ROOM - 1  # the one number beyond is no unit's, or as good as
-        found = np.searchsorted(np.array(edges, np.uint64), _mixed(values), side="right")
+        # The smallest number of a large group is small, and would lie in the first interval: what is made of it is not.
+        found = np.searchsorted(np.array(edges, np.uint64), scattered(values), side="right")
         of: np.ndarray = np.array([*places, 0], np.int16)[found]
         return of
 
@@ -380,15 +382,3 @@ def _first(sizes: np.ndarray, wanted: int) -> np.ndarray:
         wanted -= int(sizes[left[:fit]].sum())
         left = left[fit:]
     return np.concatenate([np.empty(0, np.int64), *taken])
-
-
-def _mixed(numbers: np.ndarray) -> np.ndarray:
-    """uint64 (n,): SplitMix64's finalizer, which takes no two numbers to one (Steele, Lea and Flood 2014).
-
-    The smallest number of a large group is small, and would lie in the first interval: what is made of it is not.
-    """
-    x = numbers.astype(np.uint64)
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))

@@ -18,19 +18,19 @@ from curator_dask import backend
 from curator_dask.cache import ENCODERS, POSSESSIONS, Remembered
 from curator_dask.errors import ShardError
 from curator_dask.fingerprint import fingerprint
-from curator_dask.frames.columns import list_to_matrix, unit
+from curator_dask.frames.columns import unit
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.record import BALANCE, TEXTS
 from curator_dask.image.classifiers.origins import Origin
 from curator_dask.models.texts import TextEncoder
 from curator_dask.rows.draws import row_digests
-from curator_dask.rows.reasons import NO_VECTOR, NOT_FINITE
+from curator_dask.rows.reasons import NOT_FINITE
 from curator_dask.runs.fit import refresh_model
 from curator_dask.runs.passes import RowStep
 from curator_dask.runs.step import Made, Rows, Work
 from curator_dask.text.captions import CaptionVectors
 from curator_dask.text.contrast import Batch, Batches
-from curator_dask.text.pairs import check_files, check_together, cosine
+from curator_dask.text.pairs import check_files, check_together, cosine, vectors_of
 from curator_dask.text.partition import EmbedText
 from curator_dask.tokens import tokenize
 
@@ -261,7 +261,7 @@ class _Contrasting(Work):
         if step.given_up is not None or not count:
             reasons = {step.column: [step.given_up] * count} if count else {}
             return Made({step.column: pa.nulls(count, pa.float32())}, reasons)
-        images, reasons_of = self._vectors(step.images.column)
+        images, _, reasons_of = vectors_of(self._rows, step.images.column)
         texts, why = self._texts()
         if texts.size and images.size and images.shape[1] != texts.shape[1]:
             raise ShardError(
@@ -287,19 +287,11 @@ class _Contrasting(Work):
         names = [each for each in (self._step.id_col, URL_COLUMN) if each in self._rows.names]
         return pa.table({name: self._rows.column(name) for name in names})
 
-    def _vectors(self, column: str) -> tuple[np.ndarray, list[str | None]]:
-        matrix, valid = list_to_matrix(self._rows.column(column))
-        said: list[str | None] = [None] * len(valid)
-        if not valid.all():
-            known = self._rows.reasons(column)
-            for row in np.flatnonzero(~valid):
-                said[row] = known[row] or f"{NO_VECTOR}: {column} is null"
-        return matrix, said
-
     def _texts(self) -> tuple[np.ndarray, list[str | None]]:
         embed = self._step.embed
         if embed is None:
-            return self._vectors(self._step.text_column)
+            matrix, _, said = vectors_of(self._rows, self._step.text_column)
+            return matrix, said
         assert self._encoder is not None
         made = CaptionVectors.of(self._rows, embed.text_column, self._encoder, embed.batch_size, embed.id_col)
         return made.by_row(False), made.reasons

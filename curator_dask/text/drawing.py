@@ -7,7 +7,6 @@ draws one number for all of them, from a digest of its key, its captions and a s
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import pyarrow as pa
 from curator_dask.errors import ShardError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.record import BALANCE, ON, TEXTS
+from curator_dask.rows.draws import text_digests
 from curator_dask.runs.passes import RowStep
 from curator_dask.runs.reports import report_frame
 from curator_dask.runs.step import Known, Made, Rows, Work
@@ -63,10 +63,7 @@ def draws(ids: Sequence[Any], captions: Captions, seed: int) -> np.ndarray:
     for row, text in zip(captions.rows.tolist(), captions.texts, strict=True):
         texts[row].append(text)
     said = ("\0".join([str(seed), str(key), *own]) for key, own in zip(ids, texts, strict=True))
-    digests = b"".join(
-        hashlib.blake2b(each.encode("utf-8", "surrogatepass"), digest_size=8).digest() for each in said
-    )
-    return (np.frombuffer(digests, "<u8") >> np.uint64(11)) * 2.0**-53
+    return (text_digests(said) >> np.uint64(11)) * 2.0**-53
 
 
 def _starts(rows: np.ndarray) -> np.ndarray:

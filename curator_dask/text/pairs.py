@@ -256,18 +256,14 @@ class _Scoring(Work):
         if step.given_up is not None or not count:
             reasons = {name: [step.given_up] * count for name in names} if count else {}
             return Made({name: pa.nulls(count, pa.float32()) for name in names}, reasons)
-        images, valid = list_to_matrix(self._rows.column(step.images.column))
+        images, valid, reasons_of = vectors_of(self._rows, step.images.column)
         texts = self._texts()
         if images.size and len(texts.matrix) and images.shape[1] != texts.matrix.shape[1]:
             raise ShardError(
                 f"{step.label}: {step.images.column!r} has vectors of {images.shape[1]} values, {step.text_column!r} of"
                 f" {texts.matrix.shape[1]}: expected both from one model"
             )
-        reasons_of: list[str | None] = list(texts.reasons)
-        if not valid.all():
-            said = self._rows.reasons(step.images.column)
-            for row in np.flatnonzero(~valid):
-                reasons_of[row] = said[row] or f"{NO_VECTOR}: {step.images.column} is null"
+        reasons_of = [one or other for one, other in zip(reasons_of, texts.reasons, strict=True)]
         used = valid[texts.rows]
         rows = texts.rows[used]
         cosines = cosine(images[rows], texts.matrix[used]) if len(rows) else np.zeros(0, np.float32)
@@ -294,13 +290,19 @@ class _Scoring(Work):
             return CaptionVectors.of(
                 self._rows, embed.text_column, self._encoder, embed.batch_size, embed.id_col
             )
-        matrix, valid = list_to_matrix(self._rows.column(step.text_column))
-        said: list[str | None] = [None] * len(valid)
-        if not valid.all():
-            known = self._rows.reasons(step.text_column)
-            for row in np.flatnonzero(~valid):
-                said[row] = known[row] or f"{NO_VECTOR}: {step.text_column} is null"
+        matrix, valid, said = vectors_of(self._rows, step.text_column)
         return CaptionVectors(matrix[valid], np.flatnonzero(valid), said)
+
+
+def vectors_of(rows: Rows, column: str) -> tuple[np.ndarray, np.ndarray, list[str | None]]:
+    """Vectors (n, dim) of a column; bool (n,), which rows have one; and of each row that has none the reason."""
+    matrix, valid = list_to_matrix(rows.column(column))
+    said: list[str | None] = [None] * len(valid)
+    if not valid.all():
+        known = rows.reasons(column)
+        for row in np.flatnonzero(~valid):
+            said[row] = known[row] or f"{NO_VECTOR}: {column} is null"
+    return matrix, valid, said
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
