@@ -23,6 +23,7 @@ LAYERS = (
     "testing",
     "utils",
     "curation",
+    "recipe_steps",
     "recipe",
     "pipeline",
     "stages",
