@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -55,6 +56,7 @@ from curator_dask.rows.best import is_number
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
+from curator_dask.settings import check_local
 from curator_dask.storage import Options, join, remove
 from curator_dask.threads import in_threads
 
@@ -140,6 +142,8 @@ def retrieve(
     pool_files = VectorFiles.find(source.folder, column, storage_options)
     if check:
         _check_model(pool_files, asked_files, os.fspath(queries))
+    if isinstance(output, Path):  # to which a URL has one slash
+        check_local(output)
     output_options = storage_options if output_storage_options is None else output_storage_options
     target = Output(locate(os.fspath(output), output_options), output_options, False, overwrite, False)
     asked_folder = locate(os.fspath(queries), query_options)
