@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
 from contextlib import contextmanager
@@ -13,12 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from colours import write_tar
-from image_servers import ImageServer
 from s3 import BUCKET, Fault, FaultyServer, options, s3_server
-from test_cli import run_here
 from test_curation import picture
-from test_curation_of_urls import RECIPE as URLS
-from test_curation_of_urls import expected, exported, write_urls
 
 from curator_dask.curation import Recipe, curate
 from curator_dask.dedup import running
@@ -216,27 +211,3 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, server, 
     with pytest.raises(OutputError, match="s3://bucket/refused/embeddings: who reads the outer"):
         curate(f"{place}/", place, recipe, work=tmp_path / "w", storage_options=options(server))
     assert store.find(f"{BUCKET}/refused") == [] and not (tmp_path / "w").exists()
-
-
-def test_from_a_table_of_urls_to_shards_in_a_store_and_again_by_the_command(tmp_path, server, store, client):
-    recipe = tmp_path / "recipe.yaml"
-    places, work = (f"s3://{BUCKET}/images", f"s3://{BUCKET}/fetched"), tmp_path / "work"
-    command = ["curate", *places, "--config", recipe, "--scheduler-address", client.scheduler.address]
-    command += ["--storage-options", json.dumps(options(server)), "--json", tmp_path / "said.json"]
-    with ImageServer() as images:
-        write_urls(tmp_path / "urls", "0.parquet", images, range(10))
-        recipe.write_text(URLS.format(table=tmp_path / "urls"))
-        result = run_here(*command)
-        assert result.returncode == 2 and "(--work)" in result.stderr and not images.asked
-        curate(*places, Recipe.read(recipe), work=work, storage_options=options(server))
-        asked = len(images.asked)
-        before = states(store, f"{BUCKET}/fetched") | states(store, f"{BUCKET}/images")
-        result = run_here(*command, "--work", work)
-        assert result.returncode == 0, result.stderr
-        assert asked == len(images.asked) > 0
-    assert before == states(store, f"{BUCKET}/fetched") | states(store, f"{BUCKET}/images")
-    said = json.loads((tmp_path / "said.json").read_text())
-    counted = ("rows", "failed", "unfetched", "filtered", "duplicates", "kept")
-    assert [said[name] for name in counted] == [10, 3, 3, 1, 1, 5]
-    store.get(f"{BUCKET}/fetched/shards", str(tmp_path / "out" / "shards"), recursive=True)
-    assert exported(tmp_path / "out") == expected(range(10))
