@@ -9,21 +9,21 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from curator_dask.balancing.choosing import DRAWN
-from curator_dask.balancing.given import balance_by, columns_of, needed_column
+from curator_dask.balancing.given import balance_by, columns_of
 from curator_dask.cluster.setup import OpenWorkers, at_work
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.errors import ConfigError, NoColumnError, NoMatchError, ShardError
+from curator_dask.dedup import SemanticDeduplication
+from curator_dask.dedup.arguments import local_folder
+from curator_dask.errors import ConfigError, NoMatchError, ShardError
 from curator_dask.fetching.place import SUFFIX
 from curator_dask.frames.names import EMBEDDING_COLUMN
-from curator_dask.frames.parquet import read_footer
 from curator_dask.image.classifiers import score_output
-from curator_dask.image.statistics import ImageStatistics
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.card import Making
 from curator_dask.outputs.curated import Choice, CurationSummary, check_places, remove_gone
@@ -32,12 +32,15 @@ from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.filtering import FilterSummary, filter_output
 from curator_dask.outputs.finished import FinishedCommand, repository_of
+from curator_dask.outputs.placing import locate
 from curator_dask.outputs.removed import check_removed
+from curator_dask.outputs.saving import check_apart
 from curator_dask.recipe import Recipe
+from curator_dask.recipe_steps import check_balance_columns, check_columns, check_steps, with_columns
 from curator_dask.rows.image_files import captions_of
 from curator_dask.rows.reading import choose_source
 from curator_dask.runs.summary import SaveSummary
-from curator_dask.storage import Options, absolute, is_remote, join
+from curator_dask.storage import Options, absolute, exists, is_remote, join
 from curator_dask.tables import TableColumns
 from curator_dask.webdataset.finding import find_shards
 from curator_dask.webdataset.shards import ShardSet
@@ -54,7 +57,9 @@ def curate(
     *,
     overwrite: bool = False,
     append: bool = False,
+    work: str | os.PathLike[str] | None = None,
     storage_options: Options = None,
+    output_storage_options: Options = None,
     workers: OpenWorkers = nullcontext,
     device: str | None = None,
     ahead: Callable[[], object] = lambda: None,
@@ -71,7 +76,7 @@ def curate(
         Shards, as `ImageTextPairDataset.from_webdataset` takes them, or a folder of image files without tars. Where the
         recipe says what is to be fetched: the folder or URL that the fetched shards go to.
     output
-        A folder of this machine that all workers see.
+        A folder that all workers see, or a URL.
     recipe
         What is done.
     overwrite
@@ -81,8 +86,12 @@ def curate(
         The dataset has grown: the tars that are there stay as they are, and what is new goes into tars behind them. A
         new row near an earlier one goes, and of new rows that are near one another the best stays, by the same recipe.
         ``top``, ``at_most`` and ``balance`` depend on all rows together, and are refused.
-    storage_options
-        For fsspec, where `input_path` is a URL.
+    work
+        Where `recipe` asks for duplicates: the folder, which all workers see, of what lies between vectors and
+        duplicates, from which an interrupted call goes on. None: beside the others; where `output` is a URL it must be
+        given.
+    storage_options, output_storage_options
+        For fsspec, where `input_path` and `output` are URLs; without the second those of `input_path`, too.
     workers
         Opens the cluster to work on, once there is something to do; else it is the one that is there.
     device
@@ -98,22 +107,23 @@ def curate(
     CuratorError
         As of the steps.
     """
-    started, folder = time.monotonic(), os.fspath(output)
-    if is_remote(folder):
-        raise ConfigError(
-            f"{folder}: expected a folder that all workers see; copy the shards to a store afterwards"
-        )
-    folder = absolute(folder)
+    started = time.monotonic()
+    there = storage_options if output_storage_options is None else output_storage_options
+    folder = locate(os.fspath(output), there)
+    there = there if is_remote(folder) else None
     places = {name: join(folder, name) for name in (EMBEDDINGS, PASSING, BALANCED, DUPLICATES, SHARDS)}
     summary = CurationSummary(folder)
     _check_append(recipe, append, overwrite)
-    choice = Choice(folder, recipe.choice(), overwrite, append)
+    find, given = recipe.deduplication(), os.fspath(input_path)
+    beside = _work_of(find, places, work)
+    choice = Choice(folder, recipe.choice(), overwrite, append, there)
     choice.check()
-    if (groups := recipe.options(overwrite).split_groups) and absolute(groups) != places[DUPLICATES]:
-        check_removed(absolute(groups))
+    if (groups := recipe.options(overwrite).split_groups) and absolute(groups, there) != places[DUPLICATES]:
+        check_removed(absolute(groups, there), there)
     which = {name: getattr(recipe, name) for name in ("images", "image_column", "id_col")}
-    fetch, given = recipe.fetches(), os.fspath(input_path)
-    check_places([given] if fetch is None else [given, f"{given.rstrip('/')}{SUFFIX}"], places.values())
+    fetch = recipe.fetches()
+    read = [given] if fetch is None else [given, f"{given.rstrip('/')}{SUFFIX}"]
+    check_places(read, [*places.values(), *([] if beside is None else [beside])], storage_options)
     if fetch is not None:
         summary.steps[FETCHED] = fetch(
             given,
@@ -128,23 +138,23 @@ def curate(
     of_images = captions_of(recipe.captions, found, recipe.id_col, storage_options)
     place = places[EMBEDDINGS]
     if fetch is not None and overwrite:
-        remove_gone(place, found)
+        remove_gone(place, found, there)
     before = None
     if device is not None and (sources := recipe.sources()) is not None:
-        before = _before(found, place, recipe, sources, device, overwrite, storage_options)
+        before = _before(found, place, recipe, sources, device, overwrite, storage_options, there)
     saved = None if before is None else before.summary()
     if saved is None:
-        _check(found, recipe, storage_options)
+        check_steps(found, recipe, storage_options)
         if recipe.model is not None or recipe.models():
             ahead()
         with at_work(workers) as client:
             dataset = ImageTextPairDataset.from_shards(
                 found, recipe.id_col, **of_images, storage_options=storage_options
             )
-            wanted = _with_columns(dataset, recipe)
-            if not Path(place).exists():  # else there may be columns that a command has added
-                _check_columns(wanted, recipe)
-            saved = wanted.save_metadata(place, overwrite=overwrite)
+            wanted = with_columns(dataset, recipe)
+            if not exists(place, there):  # else there may be columns that a command has added
+                check_columns(wanted, recipe)
+            saved = wanted.save_metadata(place, overwrite=overwrite, storage_options=there)
             if before is not None:
                 before.remember(saved, repository_of(before.sources, recipe.model, client))
     summary.steps[EMBEDDINGS] = saved
@@ -155,13 +165,13 @@ def curate(
             " again"
         )
     if of_all := [scorer for scorer, _ in recipe.of_all_rows().values()]:
-        _all_written(EMBEDDINGS, score_output(place, of_all, workers=workers))
-    _count_joined(summary, recipe.joins(), place)
+        _all_written(EMBEDDINGS, score_output(place, of_all, storage_options=there, workers=workers))
+    _count_joined(summary, recipe.joins(), place, there)
     if recipe.balance is not None:
-        _check_balance_columns(place, recipe)
-    choice.check_rows(output_files(place, None))
+        check_balance_columns(place, recipe, there)
+    choice.check_rows(output_files(place, there))
     # The files between are this recipe's alone: what an earlier one has left there is replaced, unless its tars stay.
-    choice.clear(PASSING, output_files(place, None), columns_of(recipe.balance))
+    choice.clear(PASSING, output_files(place, there), columns_of(recipe.balance))
     passing = filter_output(
         place,
         places[PASSING],
@@ -170,6 +180,7 @@ def curate(
         at_most=recipe.cap(),
         by=recipe.by,
         overwrite=choice.replaces,
+        storage_options=there,
         workers=workers,
     )
     _all_written(PASSING, passing.output)
@@ -180,24 +191,31 @@ def curate(
     left = places[PASSING]
     if recipe.balance is not None and passing.kept:
         left = places[BALANCED]
-        balanced = balance_by(places[PASSING], recipe.balance, choice.replaces, workers)
+        balanced = balance_by(places[PASSING], recipe.balance, choice.replaces, workers, there)
         _all_written(PASSING, balanced.output)
         summary.steps[BALANCED] = balanced
         name = recipe.balance.get("prefix", "") + DRAWN
-        choice.clear(BALANCED, output_files(places[PASSING], None), columns_of(recipe.balance))
+        choice.clear(BALANCED, output_files(places[PASSING], there), columns_of(recipe.balance))
         drawn = filter_output(
-            places[PASSING], left, where=f'"{name}"', overwrite=choice.replaces, workers=workers
+            places[PASSING],
+            left,
+            where=f'"{name}"',
+            overwrite=choice.replaces,
+            storage_options=there,
+            workers=workers,
         )
         _all_written(BALANCED, drawn.output)
         summary.unbalanced = passing.kept - drawn.kept
     else:
         choice.clear(BALANCED)
-    find = recipe.deduplication()
-    if find is not None and choice.adds:
-        find.exported = places[SHARDS]
+    if find is not None:
+        find.storage_options = there if find.storage_options is None else find.storage_options
+        find.exported = places[SHARDS] if choice.adds else find.exported
     without = None
     if find is not None and passing.kept > summary.unbalanced:
-        summary.steps[DUPLICATES] = find(left).save(places[DUPLICATES], workers=workers)
+        summary.steps[DUPLICATES] = find(left).save(
+            places[DUPLICATES], workers=workers, work=beside, output_storage_options=there
+        )
         summary.duplicates, without = summary.steps[DUPLICATES].removed, places[DUPLICATES]
     else:
         choice.clear(DUPLICATES)
@@ -207,8 +225,8 @@ def curate(
         places[SHARDS],
         replace(recipe.options(overwrite, without), append=append),
         id_col=recipe.id_col,
-        storage_options=storage_options,
-        output_storage_options={},
+        storage_options=there,
+        shard_storage_options=storage_options or {},
         workers=workers,
         making=_making(summary, recipe, passing),
     )
@@ -222,36 +240,33 @@ def curate(
     return summary
 
 
-def _check(found: ShardSet, recipe: Recipe, storage_options: Options) -> None:
-    """Raise where steps cannot be done of such shards, before anything is computed."""
-    if recipe.statistics:
-        measure = ImageStatistics(list(recipe.statistics), prefix=recipe.prefix)
-        measure.check(found, recipe.id_col, captions=recipe.captions, storage_options=storage_options)
-    for head in (*recipe.heads(), *(each for each, _ in recipe.of_all_rows().values())):
-        head.look()
-    for table in recipe.joins():
-        table.look()
-    made = [name for model in recipe.models() for name in model.columns]
-    for texts in recipe.of_texts():
-        texts.check(
-            found,
-            recipe.id_col,
-            captions=recipe.captions,
-            further=[*made, *(name for table in recipe.joins() for name in table.names)],
-            storage_options=storage_options,
+def _work_of(
+    find: SemanticDeduplication | None, places: Mapping[str, str], work: str | os.PathLike[str] | None
+) -> str | None:
+    """The folder of what lies between vectors and duplicates; None: beside these, or none is needed."""
+    if find is None:
+        return None
+    if work is not None:
+        beside = local_folder("work", work)
+        for place in places.values():
+            check_apart(place, beside)
+        return beside
+    if is_remote(places[DUPLICATES]):
+        raise ConfigError(
+            f"{places[DUPLICATES]}: what is compared for these is read here and there, which a store does not do: give"
+            " a folder for it that all workers see as work= (--work); all else goes to the store"
         )
-    for model in recipe.models():
-        model.check(found, recipe.id_col, storage_options, captions=recipe.captions)
+    return None
 
 
 def _look_ahead(folder: Path, recipe: Recipe, workers: OpenWorkers, choice: Choice) -> None:
-    """`_check` and `_check_columns` of shards that are yet to be fetched, by one without rows."""
+    """`check_steps` and `check_columns` of shards that are yet to be fetched, by one without rows."""
     choice.check_new(None)
     found = find_shards(str(folder), None, image_column=recipe.image_column)
-    _check(found, recipe, None)
+    check_steps(found, recipe, None)
     with at_work(workers):
         dataset = ImageTextPairDataset.from_shards(found, recipe.id_col, quiet=True)
-        _check_columns(_with_columns(dataset, recipe), recipe)
+        check_columns(with_columns(dataset, recipe), recipe)
 
 
 def _check_append(recipe: Recipe, append: bool, overwrite: bool) -> None:
@@ -289,23 +304,6 @@ def _all_written(name: str, saved: SaveSummary | None) -> None:
         )
 
 
-def _check_balance_columns(place: str, recipe: Recipe) -> None:
-    """Raise ConfigError where columns of a balance would take the place of the dataset's own in files of before."""
-    for path in [join(place, name) for name in output_files(place, None)][:1]:
-        footer = read_footer(path)
-        made = {} if footer.record is None else footer.record.scores
-        _refuse_balance(recipe, [name for name in footer.columns if name not in made])
-
-
-def _refuse_balance(recipe: Recipe, columns: Sequence[str]) -> None:
-    taken = [name for name in columns if name not in (recipe.clusters or {})]
-    if own := [name for name in columns_of(recipe.balance) if name in taken]:
-        raise ConfigError(
-            f"balance: the dataset has columns of its own named {own}, which would be lost: give a prefix (balance:"
-            " {prefix: ...})"
-        )
-
-
 def _before(
     found: ShardSet,
     place: str,
@@ -314,6 +312,7 @@ def _before(
     device: str,
     overwrite: bool,
     options: Options,
+    output_options: Options,
 ) -> FinishedCommand:
     """What is about to be embedded, to be compared with what was."""
     later = ["same_captions", "neg_clip_loss", "where", "preset", "top", "at_most", "by", "balance"]
@@ -329,68 +328,21 @@ def _before(
         sources,
         device,
         options,
+        output_options,
     )
 
 
-def _check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
-    """Raise ConfigError where the rows will lack what they are filtered by, before anything is embedded."""
-    of_all = recipe.of_all_rows()
-    known = {each.pred_column: 1 for each, text in of_all.values() if text in dataset.metadata.columns}
-    if known:
-        dataset = dataset.with_metadata(dataset.metadata.assign(**known))
-    if recipe.asked() is not None:
-        try:
-            dataset.filter(recipe.condition)
-        except NoColumnError:
-            raise
-        except ConfigError:
-            pass  # types may be others on GPUs than in the files, which decide
-    options = recipe.options(overwrite=False)
-    best, cap, columns = recipe.best(), recipe.cap(), list(dataset.metadata.columns)
-    named = {"top": best and best[0], "at_most": cap and cap[0], "by": recipe.by}
-    named |= {"bucket_size": options.bucket_size, **{name: text for name, (_, text) in of_all.items()}}
-    if recipe.balance is not None:
-        named["balance"] = needed_column(recipe.balance)
-        _refuse_balance(recipe, columns)
-    for name, column in named.items():
-        if column is not None and column not in columns:
-            raise ConfigError(f"{name}: there is no column {column!r}. The rows will have {columns}")
-    parted = [each.by for each in (options.sharing, options.grouping) if each is not None]
-    for by in parted:
-        if by is not None and not by.columns(columns):
-            raise ConfigError(
-                f"export: {by.option}: there is no column {by.text!r}. The rows will have {columns}"
-            )
-
-
-def _count_joined(summary: CurationSummary, tables: Sequence[TableColumns], place: str) -> None:
+def _count_joined(
+    summary: CurationSummary, tables: Sequence[TableColumns], place: str, options: Options
+) -> None:
     """Count the rows that tables have; raise NoMatchError where one has none, but for a list that only marks."""
     for number, table in enumerate(tables):
         if any(table.on in later.names for later in tables[number + 1 :]):
             continue  # what the rows were found by is there no more
-        found = table.found_in(place)
+        found = table.found_in(place, options)
         summary.joined.append(found)
         if not found.found and found.without and not table.marks_alone:
             raise NoMatchError(
                 f"join: {found.table}: has none of the rows: {found.examples_of_both}. Mend `join` in the recipe, or"
                 f" leave the table out, and run again; nothing was filtered or exported, {place} stays"
             )
-
-
-def _with_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> ImageTextPairDataset:
-    """The dataset with all that the recipe wants to know of its images."""
-    if recipe.statistics:
-        dataset = ImageStatistics(list(recipe.statistics), prefix=recipe.prefix)(dataset)
-    for model in recipe.models():
-        dataset = model(dataset)
-    if recipe.model is not None:
-        dataset = recipe.embedder()(dataset)
-    for head in recipe.heads():
-        dataset = head(dataset)
-    for table in recipe.joins():
-        dataset = table(dataset)
-    if (buckets := recipe.bucketed()) is not None:
-        dataset = buckets(dataset)
-    for texts in recipe.of_texts():  # last: their captions may be a table's
-        dataset = texts(dataset)
-    return dataset

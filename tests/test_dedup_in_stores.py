@@ -10,11 +10,13 @@ from colours import write_dataset
 from s3 import BUCKET, options, s3_server
 from test_dedup import mixture, write
 
+from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.dedup import SemanticDeduplication, running
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.lock import RunLock
+from curator_dask.retrieval import retrieve, retrieving
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,22 @@ def test_duplicates_in_a_store_are_those_of_a_disk_and_are_left_out(
             **given,
         )
         assert summary.kept == 60 - local.removed
+    dataset = ImageTextPairDataset.from_webdataset(data)
+    for duplicates, how in ((result, {}), (place, given)):
+        assert len(dataset.without(duplicates, **how).compute()) == 60 - local.removed
+    # Beside rows that are there already, in the store as on a disk; and beside tars in it.
+    others = {"against": tmp_path / "others"}, {"against": f"s3://{BUCKET}/others"}
+    write(tmp_path / "others", mixture(np.random.default_rng(5), 60)[:9])
+    store.put(str(tmp_path / "others"), f"{BUCKET}/others", recursive=True)
+    near = SemanticDeduplication(0.1, **others[0])(rows).save(tmp_path / "dup2")
+    summary = SemanticDeduplication(0.1, **others[1], **given)(rows).save(f"s3://{BUCKET}/dup2", work=work)
+    assert summary.removed == near.removed > local.removed
+    exported = f"s3://{BUCKET}/tars"
+    export_output(rows, exported, ExportOptions(where=f"key < '{keys[30]}'"), **given)
+    summary = SemanticDeduplication(0.1, exported=exported, **given)(rows).save(
+        f"s3://{BUCKET}/dup3", work=work
+    )
+    assert (summary.stay, summary.rows) == (30, 60) and 0 < summary.removed < 30
     names = sorted(path.relative_to(tmp_path / "near") for path in (tmp_path / "near").rglob("*.tar"))
     assert names and all(
         (tmp_path / "near" / each).read_bytes() == (tmp_path / "far" / each).read_bytes() for each in names
@@ -96,3 +114,42 @@ def test_what_cannot_be_in_a_store_or_beside_another_run_is_refused(tmp_path, se
     assert store.find(f"{BUCKET}/refused") == []
     assert result.save(f"s3://{BUCKET}", work=tmp_path / "work", **where).removed  # a bucket's root
     assert store.exists(f"{BUCKET}/duplicates.parquet")
+
+
+def test_what_is_retrieved_goes_to_a_store(tmp_path, server, store, in_this_process, monkeypatch):
+    vectors = mixture(np.random.default_rng(6), 60)
+    pool, queries = write(tmp_path / "pool", vectors), write(tmp_path / "queries", vectors[::7] * 2, files=1)
+    given = {"top": 3, "check": False, "pairs": tmp_path / "pairs.parquet"}
+    local = retrieve(pool, queries, tmp_path / "near", **given)
+    pairs, work, place = pq.read_table(tmp_path / "pairs.parquet"), tmp_path / "work", f"s3://{BUCKET}/found"
+    given |= {"output_storage_options": options(server), "overwrite": True}
+    with pytest.raises(ConfigError, match=r"s3://bucket/found: .*as work= \(--work\)"):
+        retrieve(pool, queries, place, **given)
+    with pytest.raises(OutputError, match="is read from"):
+        retrieve(pool, queries, place, work=pool, **given)
+    write_files = retrieving._write
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(retrieving, "_write", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        retrieve(pool, queries, place, work=work, **given)
+    compared = sorted((path, path.stat().st_mtime_ns) for path in work.rglob("*.npy"))
+
+    def going_on(*arguments):
+        assert compared == sorted((path, path.stat().st_mtime_ns) for path in work.rglob("*.npy"))
+        return write_files(*arguments)
+
+    monkeypatch.setattr(retrieving, "_write", going_on)
+    found = retrieve(pool, queries, place, work=work, **given)
+    assert (found.kept, found.pairs, found.output.written) == (local.kept, local.pairs, 3)
+    assert pq.read_table(tmp_path / "pairs.parquet").equals(pairs) and not [*work.rglob("*")]
+    assert store.find(f"{BUCKET}/found") == [f"{BUCKET}/found/{path.name}" for path in sorted(pool.iterdir())]
+    for path in (tmp_path / "near").iterdir():
+        with store.open(f"{BUCKET}/found/{path.name}") as file:
+            assert pq.read_table(file).equals(pq.read_table(path))
+    again = retrieve(pool, queries, place, work=work, **{**given, "overwrite": False})
+    assert (again.output.skipped, again.kept) == (3, local.kept)
+    with pytest.raises(OutputError, match=r"found/.*: is there, and was made of another pool"):
+        retrieve(pool, queries, place, work=work, **{**given, "overwrite": False, "top": 2})

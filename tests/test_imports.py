@@ -24,6 +24,7 @@ LAYERS = (
     "testing",
     "utils",
     "curation",
+    "recipe_steps",
     "recipe",
     "pipeline",
     "stages",

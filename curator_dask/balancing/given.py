@@ -19,6 +19,7 @@ from curator_dask.cluster.setup import OpenWorkers
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import CAPTION_COLUMN
 from curator_dask.models.heads import digest_of
+from curator_dask.storage import Options
 from curator_dask.text.balance import BalanceSummary, balance_output
 from curator_dask.text.concepts import CONCEPT_COLUMN, ConceptList
 from curator_dask.text.drawing import COLUMNS as CONCEPT_COLUMNS
@@ -92,8 +93,8 @@ def identity_of(balance: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def balance_by(
-    path: str, balance: Mapping[str, Any], overwrite: bool, workers: OpenWorkers
+    path: str, balance: Mapping[str, Any], overwrite: bool, workers: OpenWorkers, options: Options = None
 ) -> BalanceSummary | ClusterBalanceSummary:
-    """Balance an output as a recipe says, in its place."""
+    """Balance an output as a recipe says, in its place; `options` are for fsspec."""
     by = balance_clusters if by_clusters(balance) else balance_output
-    return by(path, **balance, overwrite=overwrite, workers=workers)
+    return by(path, **balance, overwrite=overwrite, storage_options=options, workers=workers)

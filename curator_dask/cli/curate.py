@@ -14,6 +14,7 @@ from curator_dask.cli.options import (
     ClusterType,
     ImagesPath,
     JsonFile,
+    OutputOptions,
     SchedulerAddress,
     SchedulerFile,
     StorageOptions,
@@ -28,7 +29,8 @@ from curator_dask.cli.options import (
 def curate(
     input_path: ImagesPath,
     output: Annotated[
-        str, typer.Argument(metavar="OUTPUT", help="Folder for all that is made, seen by all workers.")
+        str,
+        typer.Argument(metavar="OUTPUT", help="Folder, seen by all workers, or URL for all that is made."),
     ],
     config: Annotated[
         str,
@@ -50,6 +52,15 @@ def curate(
             help="INPUT has grown: shards that are there stay as they are, what is new goes into shards behind them.",
         ),
     ] = False,
+    work: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for what lies between vectors and duplicates, seen by all workers; needed for these where"
+            " OUTPUT is a URL.  [default: OUTPUT/duplicates.work]",
+            show_default=False,
+        ),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(metavar="PAGE", help="Write a page of it in the end, as `report` does: report.html."),
@@ -59,6 +70,7 @@ def curate(
     scheduler_file: SchedulerFile = None,
     workers: Workers = None,
     storage_options: StorageOptions = None,
+    output_storage_options: OutputOptions = None,
     json_file: JsonFile = None,
 ) -> None:
     """Fetch, embed, measure, filter, balance, leave out duplicates, and write the shards that are left.
@@ -79,6 +91,7 @@ def curate(
     Exit code 0: done. 1: a shard could not be read, or not all of it, or not written; nothing is left. 2: wrong usage.
     """  # noqa: D301 (the backspace keeps the lines apart)
     options = json_object(storage_options, "--storage-options") or None
+    output_options = json_object(output_storage_options, "--output-storage-options") or None
 
     from curator_dask.cluster.client import load_ahead
     from curator_dask.cluster.device import device_of_new_workers
@@ -86,6 +99,7 @@ def curate(
     from curator_dask.curation import curate as do
     from curator_dask.outputs.curated_names import EMBEDDINGS
     from curator_dask.report.making import check_page, make_report
+    from curator_dask.storage import is_remote
 
     interrupted = "what was finished is kept, the same command goes on from there"
     elsewhere = bool(scheduler_address or scheduler_file)  # where files of a model are others
@@ -103,13 +117,20 @@ def curate(
             recipe,
             overwrite=overwrite,
             append=append,
+            work=work,
             storage_options=options,
+            output_storage_options=output_options,
             workers=start,
             device=None if elsewhere else device_of_new_workers(cluster.value)[0],
             ahead=(lambda: None) if elsewhere else partial(load_ahead, cluster.value, workers),
         )
         put(summary.to_dict())
         if report is not None:
-            make_report(output, report, run=summary.steps[EMBEDDINGS].to_dict(), storage_options=options)
+            make_report(
+                output,
+                report,
+                run=summary.steps[EMBEDDINGS].to_dict(),
+                storage_options=(is_remote(output) and output_options) or options,
+            )
     if not summary.complete or not summary.kept:
         raise typer.Exit(EXIT_SHARD)

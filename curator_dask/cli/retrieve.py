@@ -12,6 +12,7 @@ from curator_dask.cli.options import (
     Cluster,
     ClusterType,
     JsonFile,
+    OutputOptions,
     SchedulerAddress,
     SchedulerFile,
     Workers,
@@ -31,7 +32,7 @@ def retrieve(
         str, typer.Argument(metavar="QUERIES", help="The same of what is wanted, by the same model.")
     ],
     output: Annotated[
-        str, typer.Argument(metavar="OUTPUT", help="Folder for the rows of POOL that are found.")
+        str, typer.Argument(metavar="OUTPUT", help="Folder or URL for the rows of POOL that are found.")
     ],
     top: Annotated[int, typer.Option(min=1, help="Rows of each query, at most.")] = 4,
     similarity: Annotated[float, typer.Option(min=-1, max=1, help="Cosine that they have at least.")] = -1.0,
@@ -51,6 +52,15 @@ def retrieve(
     overwrite: Annotated[
         bool, typer.Option(help="Replace files in OUTPUT, and --pairs, that this did not make.")
     ] = False,
+    work: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for what lies between, seen by all workers; needed where OUTPUT is a URL.  [default:"
+            " OUTPUT.work]",
+            show_default=False,
+        ),
+    ] = None,
     cluster: Cluster = ClusterType.auto,
     scheduler_address: SchedulerAddress = None,
     scheduler_file: SchedulerFile = None,
@@ -61,6 +71,7 @@ def retrieve(
     queries_storage_options: Annotated[
         str | None, typer.Option(help="The same for QUERIES, where that differs.", show_default=False)
     ] = None,
+    output_storage_options: OutputOptions = None,
     json_file: JsonFile = None,
 ) -> None:
     """Write the rows of a pool that are nearest to each image of a curated set, each once, with all their columns.
@@ -70,6 +81,7 @@ def retrieve(
     Exit code 0: done. 1: a file could not be read. 2: wrong usage, vectors of two models among it.
     """
     options = json_object(storage_options, "--storage-options") or None
+    output_options = json_object(output_storage_options, "--output-storage-options") or None
     query_options = json_object(queries_storage_options, "--queries-storage-options") or None
 
     from curator_dask.retrieval import retrieve as find
@@ -87,8 +99,10 @@ def retrieve(
             queries_column=queries_column,
             check=check,
             overwrite=overwrite,
+            work=work,
             storage_options=options,
             queries_storage_options=query_options,
+            output_storage_options=output_options,
             workers=partial(workers_of, cluster, scheduler_address, scheduler_file, workers),
         )
         put(summary.to_dict())

@@ -17,7 +17,7 @@ from curator_dask.rows.where import Where
 from curator_dask.runs.filtering import BestRows, FilterRows
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.step import Step
-from curator_dask.storage import absolute
+from curator_dask.storage import Options, absolute
 
 logger = logging.getLogger("curator_dask")
 
@@ -28,6 +28,10 @@ class Duplicates(Protocol):
     @property
     def path(self) -> str | None:
         """Folder where it was saved; None: not yet."""
+
+    @property
+    def path_options(self) -> Options:
+        """For fsspec, where that is a URL."""
 
 
 class Selectable(ABC):
@@ -94,7 +98,9 @@ class Selectable(ABC):
         """
         return self.apply(find_best(self.metadata, self.id_col, column, most, fraction, n))
 
-    def without(self, duplicates: Duplicates | str | os.PathLike[str]) -> Self:
+    def without(
+        self, duplicates: Duplicates | str | os.PathLike[str], *, storage_options: Options = None
+    ) -> Self:
         """The dataset without the rows that have a better twin; nothing is computed yet.
 
         Rows that go for a twin that `filter` or `top` has left out before are not counted: each shard is done by
@@ -104,7 +110,9 @@ class Selectable(ABC):
         ----------
         duplicates
             What `curator_dask.dedup.SemanticDeduplication` found of vectors of this dataset's rows, and has saved; or
-            the folder where it was saved.
+            the folder or URL where it was saved.
+        storage_options
+            For fsspec, where it is a URL.
 
         Raises
         ------
@@ -114,9 +122,9 @@ class Selectable(ABC):
             The metadata lacks the columns by which rows are told apart.
         """
         if isinstance(duplicates, str | os.PathLike):
-            path = absolute(os.fspath(duplicates))
+            path, options = absolute(os.fspath(duplicates), storage_options), storage_options
         elif duplicates.path is not None:
-            path = duplicates.path
+            path, options = duplicates.path, duplicates.path_options
         else:
             raise OutputError("the duplicates are not saved yet: call save(path) first")
         lineage = trace(self.metadata)
@@ -127,4 +135,4 @@ class Selectable(ABC):
                 " among the rows that pass, or save all rows and export them with where and without, which count it"
             )
         urls = None if lineage.inputs is None else {part.shard.url for part in lineage.inputs}
-        return self.apply(leave_out(path, self.id_col, list(self.metadata.columns), urls))
+        return self.apply(leave_out(path, self.id_col, list(self.metadata.columns), urls, options))

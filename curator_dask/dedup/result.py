@@ -90,7 +90,8 @@ class Duplicates:
         self._settings, self._source, self._against, self._options = settings, path, against, options
         #: Folder where it was saved; None: not yet.
         self.path: str | None = None
-        self._path_options: Options = None
+        #: For fsspec, where that is a URL.
+        self.path_options: Options = None
         #: What was found; None before it was saved.
         self.summary: DedupSummary | None = None
 
@@ -175,7 +176,7 @@ class Duplicates:
             run.summary.seconds["all"] = time.monotonic() - started
             record = replace(record, report=run.summary.to_dict())
             write_table(file, table, record, options)
-        self.path, self._path_options, self.summary = folder, options, run.summary
+        self.path, self.path_options, self.summary = folder, options, run.summary
         logger.info("%s", run.summary)
         return run.summary
 
@@ -200,7 +201,7 @@ class Duplicates:
         """
         if self.path is None:
             raise OutputError("the duplicates are not saved yet: call save(path) first")
-        return show_groups(self.path, n, self._options, self._path_options)
+        return show_groups(self.path, n, self._options, self.path_options)
 
     def sheet(self, n: int = 12) -> Image.Image:
         """The same groups as one picture, to keep.
@@ -224,7 +225,7 @@ class Duplicates:
 
         if self.path is None:
             raise OutputError("the duplicates are not saved yet: call save(path) first")
-        return draw_groups(find_groups(self.path, n, self._path_options), self._options)
+        return draw_groups(find_groups(self.path, n, self.path_options), self._options)
 
     def _record(self, run: Deduplication, table: pa.Table, sources: Sequence[Source]) -> FileRecord:
         """What is said of a table, but for what the summary says."""

@@ -19,10 +19,10 @@ from curator_dask.frames.record import BALANCE
 from curator_dask.outputs.curated_names import BALANCED, EMBEDDINGS, FETCHED, NOTE, PASSING, SHARDS, stay_in
 from curator_dask.outputs.export_place import ExportPlace
 from curator_dask.outputs.failed import output_files
-from curator_dask.outputs.placing import put
+from curator_dask.outputs.placing import locate, put
 from curator_dask.outputs.saving import check_apart, remove_empty
 from curator_dask.outputs.selecting import Folder
-from curator_dask.storage import absolute, is_remote, join, remove
+from curator_dask.storage import Options, is_remote, join, read_bytes, remove
 from curator_dask.webdataset.shards import ShardSet
 from curator_dask.words import counted
 
@@ -30,7 +30,7 @@ _REPLACES = "replaces"  # of the note: which export is overwritten
 _APPEND = "Use append=True (--append), by which its tars stay and what is new is added, write"
 
 
-def check_places(read: Iterable[str], written: Collection[str]) -> None:
+def check_places(read: Iterable[str], written: Collection[str], options: Options = None) -> None:
     """Raise OutputError where a step would write among what is read, before hours go into images.
 
     Parameters
@@ -39,20 +39,22 @@ def check_places(read: Iterable[str], written: Collection[str]) -> None:
         Folders and URLs. Of a pattern, of files and of what is not there yet no more than the names are compared.
     written
         Folders of the steps.
+    options
+        For fsspec, of what is read.
     """
-    for source in read:
+    for source in (locate(each, options) for each in read):
         for place in written:
-            check_apart(source if is_remote(source) else absolute(source), place)
+            check_apart(source, place)
 
 
-def remove_gone(place: str, found: ShardSet) -> None:
+def remove_gone(place: str, found: ShardSet, options: Options) -> None:
     """Remove the rows of shards of a folder that are there no more, as of a fetch of fewer rows."""
     urls = {shard.url for shard in found}
-    for path in (join(place, name) for name in output_files(place, None)):
-        record = read_record(path)
+    for path in (join(place, name) for name in output_files(place, options)):
+        record = read_record(path, options)
         url = "" if record is None or record.url is None else record.url
         if url not in urls and posixpath.dirname(url) == found.root:
-            remove(path)
+            remove(path, options)
 
 
 class Choice:
@@ -61,20 +63,25 @@ class Choice:
     Parameters
     ----------
     folder
-        Of the output, on this machine.
+        Of the output, or its URL.
     digest
         Of all that decides which rows are exported, but for the rows themselves.
     overwrite
         What another choice has left may be replaced.
     append
         Tars stay as they are, and others are added: what lies between may be replaced, by the same choice.
+    options
+        For fsspec, where it is a URL.
     """
 
-    def __init__(self, folder: str, digest: str, overwrite: bool, append: bool = False) -> None:
-        self._folder, self._note, self._digest = folder, Path(folder, NOTE), digest
+    def __init__(
+        self, folder: str, digest: str, overwrite: bool, append: bool = False, options: Options = None
+    ) -> None:
+        self._folder, self._note, self._digest = folder, join(folder, NOTE), digest
+        self._options = options
         self._shards = join(folder, SHARDS)
         #: Whether files of the steps may be replaced: no tars are there that were made of them, or they may go, too.
-        self._place = place = ExportPlace(Folder(self._shards, None))
+        self._place = place = ExportPlace(Folder(self._shards, options))
         has_tars, self._is_added_to = place.has_tars, place.is_added_to
         self.replaces = overwrite or append or not has_tars
         #: Whether there are tars that stay.
@@ -100,7 +107,7 @@ class Choice:
             return
         if names is None:
             self._refuse("was made before the table had rows that are not fetched yet", first=_APPEND)
-        there = {*output_files(join(self._folder, PASSING), None)}
+        there = {*output_files(join(self._folder, PASSING), self._options)}
         for each in (f"{name}.parquet" for name in names or ()):
             if each not in there:
                 self._refuse(
@@ -117,7 +124,8 @@ class Choice:
         """
         for each in () if self.replaces else names:
             now, then = (
-                read_footer(join(self._folder, f"{place}/{each}")).columns for place in (EMBEDDINGS, PASSING)
+                read_footer(join(self._folder, f"{place}/{each}"), self._options).columns
+                for place in (EMBEDDINGS, PASSING)
             )
             if not then:
                 self._refuse(
@@ -133,11 +141,11 @@ class Choice:
     def write(self, stay: int | None = None) -> None:
         """Note it, before tars are made of it; and then how many samples stay in them that are not among its rows."""
         noted = self._noted()
-        if noted != self._digest or (stay is not None and stay_in(self._folder, None) != stay):
+        if noted != self._digest or (stay is not None and stay_in(self._folder, self._options) != stay):
             note = {"choice": self._digest, **({"stay": stay} if stay else {})}
             if stay is None and noted is not None:  # while these tars are there, it is not by this choice
                 note[_REPLACES] = self._place.told.get("export")
-            put(str(self._note), json.dumps(note).encode(), None)
+            put(self._note, json.dumps(note).encode(), self._options)
 
     def clear(self, name: str, keep: Collection[str] = (), balance: Collection[str] = ()) -> None:
         """Remove the files that an earlier run of a step has left, and that are not of this one; its folder, if empty.
@@ -157,8 +165,8 @@ class Choice:
             They are rows of tars that must stay.
         """
         folder = join(self._folder, name)
-        for each in output_files(folder, None):
-            record = read_footer(join(folder, each)).record
+        for each in output_files(folder, self._options):
+            record = read_footer(join(folder, each), self._options).record
             if record is None:  # something else's
                 continue
             gone = each not in keep
@@ -170,13 +178,14 @@ class Choice:
                 continue
             if gone and keep and not self.replaces:
                 self._refuse(f"was made of {name}/{each} too, whose rows are gone from {EMBEDDINGS}")
-            remove(join(folder, each))
-        remove_empty([Path(folder)])
+            remove(join(folder, each), self._options)
+        if not is_remote(folder):
+            remove_empty([Path(folder)])
 
     def _noted(self) -> Any:
         """The choice that the tars are of: None where none is noted, True where these are yet to be replaced."""
         try:
-            note = json.loads(self._note.read_bytes())
+            note = json.loads(read_bytes(self._note, self._options))
             replaces = note.get(_REPLACES)
             return True if replaces and replaces == self._place.told.get("export") else note["choice"]
         except (OSError, ValueError, LookupError, TypeError, AttributeError):

@@ -100,7 +100,7 @@ class ExportRun:
         whole = self.place.part is None
         if options.edits and options.without and whole and not (options.append or options.dry_run):
             unblurred = self.place.folder(UNBLURRED)
-            self._summary.twins_lost = twins_lost(unblurred, options.without, self._shard_options)
+            self._summary.twins_lost = twins_lost(unblurred, options.without, self._rows[0].options)
         if whole and not options.dry_run:
             self.place.remove_emptied()
         if options.card and whole and not options.dry_run and not self._summary.failed_shards:
@@ -150,9 +150,9 @@ class ExportRun:
         check_new(self._vectors, [report["fields"] for report in reports.values()])
         urls = {url for report in reports.values() for url in report["stamps"]}
         if self._options.without is not None:
-            check_shards(self._options.without, urls, options=self._shard_options)
+            check_shards(self._options.without, urls, options=rows.options)
         if self._options.split_groups is not None:
-            check_shards(self._options.split_groups, urls, "kept together", self._shard_options)
+            check_shards(self._options.split_groups, urls, "kept together", rows.options)
         # Else a tar might be written over while it is copied; a link may lead to one from elsewhere.
         for folder in {posixpath.dirname(url) for url in (*urls, *map(behind_links, urls))}:
             check_apart(folder, self.place.target.path)
@@ -198,7 +198,7 @@ class ExportRun:
             options.filter_column,
             options.portable,
             options.without,
-            "" if options.without is None else check_removed(options.without, self._shard_options),
+            "" if options.without is None else check_removed(options.without, rows.options),
             weighing,
         )
         lost: Mapping[str, Mapping[int, str]] = {}
@@ -268,7 +268,7 @@ class ExportRun:
         in_keys = None if new_keys is None else new_keys.sample_digits
         self._settings = settings_of(options, self._encoded, in_keys, columns)
         if options.without is not None:
-            self._settings[WITHOUT] = check_removed(options.without, self._shard_options)
+            self._settings[WITHOUT] = check_removed(options.without, rows.options)
             self._settings[TWINS] = [summary.twins_filtered, summary.next_best]
         if self._kinds:
             self._settings[VECTORS] = self._kinds

@@ -53,6 +53,7 @@ def export_output(
     id_col: str = "key",
     storage_options: Options = None,
     output_storage_options: Options = None,
+    shard_storage_options: Options = None,
     workers: OpenWorkers = contextlib.nullcontext,
     making: Making | None = None,
     part: tuple[int, int] | str | None = None,
@@ -70,8 +71,9 @@ def export_output(
         Which samples, and how.
     id_col
         Column of the keys, where files do not say it.
-    storage_options, output_storage_options
-        For fsspec, where `path` and the tars, and `output`, are URLs; without the second those of `path`, too.
+    storage_options, output_storage_options, shard_storage_options
+        For fsspec, where `path`, `output`, and the tars that the rows are of, are URLs; without the others the first
+        are those of all.
     workers
         Opens the cluster to work on, once there is something to do; else it is the one that is there.
     making
@@ -111,7 +113,8 @@ def export_output(
             check_removed(absolute(duplicates, storage_options), storage_options)
     place = ExportPlace(target, only)
     with place.open(options.dry_run), when_needed(workers) as client:
-        export = ExportRun(place, options, id_col, storage_options, client)
+        of_tars = storage_options if shard_storage_options is None else shard_storage_options
+        export = ExportRun(place, options, id_col, of_tars, client)
         export.write(rows, names)
         return export.done(started, making=making)
 

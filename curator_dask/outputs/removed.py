@@ -81,7 +81,9 @@ def read_duplicates(
         return pq.read_table(source, columns=list(columns), filters=filters, partitioning=None)
 
 
-def leave_out(path: str, id_col: str, columns: Sequence[str], urls: Collection[str] | None) -> LeaveOut:
+def leave_out(
+    path: str, id_col: str, columns: Sequence[str], urls: Collection[str] | None, options: Options = None
+) -> LeaveOut:
     """The step that leaves out the rows that have a better twin.
 
     Parameters
@@ -92,6 +94,8 @@ def leave_out(path: str, id_col: str, columns: Sequence[str], urls: Collection[s
         Column of the keys, and all columns of the rows.
     urls
         Of their shards; None: not known.
+    options
+        For fsspec, of the table.
 
     Raises
     ------
@@ -103,10 +107,12 @@ def leave_out(path: str, id_col: str, columns: Sequence[str], urls: Collection[s
     missing = [name for name in (id_col, URL_COLUMN) if name not in columns]
     if missing:
         raise DatasetError(f"the metadata lacks {missing}, by which rows are told apart: keep these columns")
-    identity = check_removed(path)
+    identity = check_removed(path, options)
     if urls is not None:
-        check_shards(path, urls)
-    return LeaveOut("duplicates", identity, id_col, partial(read_removed, path, identity=identity))
+        check_shards(path, urls, options=options)
+    return LeaveOut(
+        "duplicates", identity, id_col, partial(read_removed, path, identity=identity, options=options)
+    )
 
 
 def check_shards(path: str, urls: Collection[str], done: str = "left out", options: Options = None) -> None:

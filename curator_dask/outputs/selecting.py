@@ -239,7 +239,7 @@ class SelectSamples:
                 self.without,
                 to_array(table.column(id_col)),
                 to_array(table.column(URL_COLUMN)),
-                self.shard_options,
+                self.source.options,
             )
             if asked.next_best is not None:
                 alone[asked.next_best] = True

@@ -14,15 +14,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from curator_dask.cluster.setup import OpenWorkers, when_needed
 from curator_dask.decode.spec import check_counts
-from curator_dask.dedup.arguments import local_folder
 from curator_dask.dedup.nearest import NOWHERE, Best
-from curator_dask.dedup.phases import WORK_SUFFIX, Job, Phase, run_phases
+from curator_dask.dedup.phases import Job, Phase, run_phases
 from curator_dask.dedup.scanning import Source, find_sources
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.fingerprint import fingerprint
@@ -50,11 +50,13 @@ from curator_dask.retrieval.writing import (
     check_pairs_free,
     pairs_table,
     place_of_pairs,
+    work_of,
 )
 from curator_dask.rows.best import is_number
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
+from curator_dask.settings import check_local
 from curator_dask.storage import Options, join, remove
 from curator_dask.threads import in_threads
 
@@ -80,8 +82,10 @@ def retrieve(
     queries_column: str | None = None,
     check: bool = True,
     overwrite: bool = False,
+    work: str | os.PathLike[str] | None = None,
     storage_options: Options = None,
     queries_storage_options: Options = None,
+    output_storage_options: Options = None,
     workers: OpenWorkers = nullcontext,
 ) -> RetrievalSummary:
     """Find the rows of a pool that are nearest to each query, and write them as an output of their own.
@@ -97,8 +101,7 @@ def retrieve(
         What `save_metadata` or ``curator-dask embed`` wrote with one model, or other Parquet files with vectors. Each
         worker holds the queries' vectors, 4 bytes a value; a task holds 16 bytes for each row of a query besides.
     output
-        A folder of this machine that all workers see: files of the pool's names with the rows found. The folder
-        ``.work`` beside it is for what lies between, from which an interrupted call goes on; it goes in the end.
+        A folder that all workers see, or a URL: files of the pool's names with the rows found.
     top
         Rows of each query, at most. Of rows that are equally near the first in the pool are taken.
     similarity
@@ -112,8 +115,11 @@ def retrieve(
         Refuse vectors of another model than the queries'.
     overwrite
         Replace files in `output` that something else has made, such a file of `pairs`, and columns of these names.
-    storage_options, queries_storage_options
-        For fsspec, where `pool` and `queries` are URLs; without the second the first is theirs, too.
+    work
+        The folder, which all workers see, of what lies between, from which an interrupted call goes on, and which goes
+        in the end. None: `output` and ``.work``; where `output` is a URL it must be given.
+    storage_options, queries_storage_options, output_storage_options
+        For fsspec, where `pool`, `queries` and `output` are URLs; without the others the first is theirs, too.
     workers
         Opens the cluster to work on, once there is something to do; else it is the one that is there.
 
@@ -136,11 +142,15 @@ def retrieve(
     pool_files = VectorFiles.find(source.folder, column, storage_options)
     if check:
         _check_model(pool_files, asked_files, os.fspath(queries))
-    target = Output(local_folder("output", output), None, False, overwrite, False)
+    if isinstance(output, Path):  # to which a URL has one slash
+        check_local(output)
+    output_options = storage_options if output_storage_options is None else output_storage_options
+    target = Output(locate(os.fspath(output), output_options), output_options, False, overwrite, False)
     asked_folder = locate(os.fspath(queries), query_options)
     for folder in (source.folder, asked_folder):
         check_apart(folder, target.folder)
     folders = source.folder, target.folder, asked_folder
+    beside = work_of(target.folder, work, folders)
     pairs_path = None if pairs is None else place_of_pairs(pairs, folders)
     sources = find_sources(source.folder, storage_options)
     footers = whole_footers([each.path for each in sources], storage_options)
@@ -156,29 +166,29 @@ def retrieve(
     mark = fingerprint({**asked, "pool": [each.name for each in sources]})
     said = posixpath.basename(os.fspath(queries).rstrip("/"))
     write = WriteRetrieved(source, target, column, top, float(similarity), len(vectors), said, mark)
-    work = f"{target.folder}{WORK_SUFFIX}"
-    with opened(target.folder, None, work), when_needed(workers) as client:
-        before = _written(write, sources, mark)
+    own = nullcontext() if work is None else opened(beside, None)  # calls with other outputs may share it
+    with opened(target.folder, target.options, beside), own, when_needed(workers) as client:
+        before, found = _written(write, sources, mark), f"found-{mark[:16]}"
         names = [_name(each, source.folder) for each in sources]
-        others = check_others(target.folder, names, None, overwrite)
+        others = check_others(target.folder, names, target.options, overwrite)
         check_pairs_free(pairs_path, mark, overwrite)
         if before is not None and (pairs_path is None or read_footer(pairs_path).is_finished(mark)):
             summary = RetrievalSummary(**before, output=_skipped(target.folder, before["kept"], len(sources)))
         else:
             most = min(top, max(1, sum(each.rows for each in footers.values())))
-            find = _find(Phase(join(work, f"found-{mark[:16]}")), sources, vectors, write, most, client)
+            find = _find(Phase(join(beside, found)), sources, vectors, write, most, client)
             best = _joined(find, len(vectors), summary)
             chosen = _chosen(best, sources, footers, source.folder, mark)
             summary.kept = sum(len(each.rows) for each in chosen)
             summary.shared = int(sum((each.queries > 1).sum() for each in chosen))
             summary.output = _write(replace(write, found=summary.counts), chosen, client)
             if pairs_path is not None and summary.complete:
-                named = _names(asked_files, places), *_names_found(chosen, target.folder, footers, sources)
+                named = _names(asked_files, places), *_names_found(chosen, target, footers, sources)
                 write_table(pairs_path, pairs_table(best, *named), FileRecord(mark, id_col="key"))
         if summary.complete:
             for name in others:
-                remove(join(target.folder, name))
-            shutil.rmtree(work, ignore_errors=True)
+                remove(join(target.folder, name), target.options)
+            shutil.rmtree(beside if work is None else join(beside, found), ignore_errors=True)
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary
@@ -269,7 +279,7 @@ def _written(write: WriteRetrieved, sources: Sequence[Source], mark: str) -> dic
         Files of others would be replaced.
     """
     target, names = write.target, [_name(each, write.source.folder) for each in sources]
-    there = in_threads(lambda name: read_footer(join(target.folder, name)), names)
+    there = in_threads(lambda name: read_footer(join(target.folder, name), target.options), names)
     finished = [footer.is_finished(_mark(mark, each)) for each, footer in zip(sources, there, strict=True)]
     if not target.overwrite:
         for name, footer, is_finished in zip(names, there, finished, strict=True):
@@ -346,7 +356,7 @@ def _chosen(
 
 def _write(write: WriteRetrieved, chosen: Sequence[Chosen], client: Any) -> SaveSummary:
     started, target = time.monotonic(), write.target
-    there = in_threads(lambda each: read_footer(join(target.folder, each.name)), list(chosen))
+    there = in_threads(lambda each: read_footer(join(target.folder, each.name), target.options), list(chosen))
     done = [footer.is_finished(each.mark) for each, footer in zip(chosen, there, strict=True)]
     todo = [each for each, is_done in zip(chosen, done, strict=True) if not is_done]
     before = sum(footer.rows for footer, is_done in zip(there, done, strict=True) if is_done)
@@ -370,14 +380,15 @@ def _names(files: VectorFiles, places: Sequence[tuple[str, np.ndarray]]) -> Name
 
 
 def _names_found(
-    chosen: Sequence[Chosen], folder: str, footers: Mapping[str, Footer], sources: Sequence[Source]
+    chosen: Sequence[Chosen], target: Output, footers: Mapping[str, Footer], sources: Sequence[Source]
 ) -> tuple[Names, np.ndarray]:
     """Keys and shards of the rows that were written, and int64 (n,): their places in the pool."""
     rows, first, places = Names([], []), 0, [np.zeros(0, np.int64)]
     for each, source in zip(chosen, sources, strict=True):
         footer = footers[source.path]
         if len(each.rows):
-            found = names_in(join(folder, each.name), (footer.record and footer.record.id_col) or "key", None)
+            id_col = (footer.record and footer.record.id_col) or "key"
+            found = names_in(join(target.folder, each.name), id_col, target.options)
             rows.keys.extend(found.keys)
             rows.urls.extend(found.urls)
             places.append(first + each.rows)
