@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 
 
 def run(*arguments, cwd=None):
-    command = [sys.executable, "-m", "curator_dask.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "curator_dask", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=cwd)
 
 

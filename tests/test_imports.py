@@ -20,6 +20,7 @@ HEAVY = ("torch", "nvidia", "cudf", "timm", "transformers", "dask.dataframe", "p
 
 # The house of docs/architecture.md, from the top: a file imports what stands below it, or beside it in its own entry.
 LAYERS = (
+    "__main__",
     "cli",
     "testing",
     "utils",
