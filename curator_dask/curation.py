@@ -40,6 +40,7 @@ from curator_dask.recipe_steps import check_balance_columns, check_columns, chec
 from curator_dask.rows.image_files import captions_of
 from curator_dask.rows.reading import choose_source
 from curator_dask.runs.summary import SaveSummary
+from curator_dask.settings import check_local
 from curator_dask.storage import Options, absolute, exists, is_remote, join
 from curator_dask.tables import TableColumns
 from curator_dask.webdataset.finding import find_shards
@@ -109,6 +110,8 @@ def curate(
     """
     started = time.monotonic()
     there = storage_options if output_storage_options is None else output_storage_options
+    if isinstance(output, Path):  # to which a URL has one slash
+        check_local(output)
     folder = locate(os.fspath(output), there)
     there = there if is_remote(folder) else None
     places = {name: join(folder, name) for name in (EMBEDDINGS, PASSING, BALANCED, DUPLICATES, SHARDS)}

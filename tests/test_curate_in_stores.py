@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import fsspec
 import pyarrow as pa
@@ -12,8 +13,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from colours import write_tar
+from image_servers import ImageServer
 from s3 import BUCKET, Fault, FaultyServer, options, s3_server
 from test_curation import picture
+from test_curation_of_urls import RECIPE as OF_URLS
+from test_curation_of_urls import expected, exported, write_urls
 
 from curator_dask.curation import Recipe, curate
 from curator_dask.dedup import running
@@ -210,4 +214,32 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, server, 
             curate(data, place, recipe, work=work, **where)
     with pytest.raises(OutputError, match="s3://bucket/refused/embeddings: who reads the outer"):
         curate(f"{place}/", place, recipe, work=tmp_path / "w", storage_options=options(server))
+    with pytest.raises(
+        ConfigError, match="s3://bucket/refused: expected a path of this machine, found a URL"
+    ):
+        curate(data, Path(place), recipe, work=tmp_path / "w")  # which is s3:/bucket/refused
     assert store.find(f"{BUCKET}/refused") == [] and not (tmp_path / "w").exists()
+
+
+def test_what_is_fetched_goes_to_a_store_first(tmp_path, server, store):
+    """Images and output have a folder each there; a second call asks no server for an image."""
+    images, out = f"s3://{BUCKET}/images", f"s3://{BUCKET}/fetched"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(OF_URLS.format(table=tmp_path / "urls"))
+    given = {"work": tmp_path / "work", "storage_options": options(server)}
+    with ImageServer() as web:
+        write_urls(tmp_path / "urls", "0.parquet", web, range(10))
+        summary = curate(images, out, Recipe.read(recipe), **given)
+        asked = len(web.asked)
+        before = states(store, f"{BUCKET}/fetched/shards") | states(store, f"{BUCKET}/images")
+        again = curate(images, out, Recipe.read(recipe), **given)
+        assert len(web.asked) == asked > 0
+    assert (summary.rows, summary.unfetched, summary.duplicates, summary.kept) == (
+        10,
+        3,
+        1,
+        5,
+    ) and again.kept == 5
+    assert before == states(store, f"{BUCKET}/fetched/shards") | states(store, f"{BUCKET}/images")
+    store.get(f"{BUCKET}/fetched/shards", str(tmp_path / "out/shards"), recursive=True)
+    assert exported(tmp_path / "out") == expected(range(10))
