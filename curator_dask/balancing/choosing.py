@@ -173,6 +173,7 @@ class DrawClusters(RowStep):
     given_up: str | None = None
 
     label = "balance by clusters"
+    may_kill = False
     needs = frozenset({"rows"})
 
     def __dask_tokenize__(self) -> Any:
@@ -200,14 +201,6 @@ class DrawClusters(RowStep):
             "recipe": fingerprint({"recipe": self.recipe}),
         }
         return {self.column: {**said, BY_SHARD: URL_COLUMN} if self.by_shard else said}
-
-    def describe(self) -> dict[str, dict[str, Any]]:
-        """Nothing is loaded; of vectors it makes none."""
-        return {}
-
-    def give_up(self, reason: str) -> DrawClusters:
-        """The same: what kills workers is not this."""
-        return self
 
     @contextmanager
     def begin(self, rows: Rows) -> Iterator[Work]:

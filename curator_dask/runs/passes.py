@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 
@@ -38,6 +38,8 @@ class RowStep(ABC):
     keeps_rows = True
     #: Why nothing is to be computed: every row gets nulls and this reason.
     given_up: str | None
+    #: False where what kills workers is surely not this.
+    may_kill: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -58,9 +60,13 @@ class RowStep(ABC):
         """Nothing is taken over as vectors are: a value may depend on all columns of its row."""
         return {}
 
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Nothing is loaded; of vectors it makes none."""
+        return {}
+
     def give_up(self, reason: str) -> Self:
-        """The same, but nothing is loaded: every row gets this reason."""
-        return replace(self, given_up=reason)  # type: ignore[type-var]
+        """The same, but nothing is loaded: every row gets this reason; itself where it cannot kill a worker."""
+        return replace(self, given_up=reason) if self.may_kill else self  # type: ignore[type-var]
 
     def reading(self, rows: Rows) -> None:
         """No image is wanted."""

@@ -52,6 +52,7 @@ class JoinTable(RowStep):
     given_up: str | None = None
     within: int | None = None
 
+    may_kill = False
     needs = frozenset({"rows"})
 
     def __dask_tokenize__(self) -> Any:
@@ -97,10 +98,6 @@ class JoinTable(RowStep):
         """Have the table in memory; of vectors it makes none."""
         with HELD.lease(self._spec, self._build):
             return {}
-
-    def give_up(self, reason: str) -> JoinTable:
-        """The same: what kills workers is not this."""
-        return self
 
     @contextmanager
     def begin(self, rows: Rows) -> Iterator[Work]:

@@ -30,7 +30,7 @@ from curator_dask.runs.passes import RowStep
 from curator_dask.runs.step import Made, Rows, Work
 from curator_dask.text.captions import CaptionVectors
 from curator_dask.text.contrast import Batch, Batches
-from curator_dask.text.pairs import check_files, check_together, cosine, vectors_of
+from curator_dask.text.pairs import check_files, check_lengths, check_together, cosine, vectors_of
 from curator_dask.text.partition import EmbedText
 from curator_dask.tokens import tokenize
 
@@ -263,11 +263,7 @@ class _Contrasting(Work):
             return Made({step.column: pa.nulls(count, pa.float32())}, reasons)
         images, _, reasons_of = vectors_of(self._rows, step.images.column)
         texts, why = self._texts()
-        if texts.size and images.size and images.shape[1] != texts.shape[1]:
-            raise ShardError(
-                f"{step.label}: {step.images.column!r} has vectors of {images.shape[1]} values, {step.text_column!r} of"
-                f" {texts.shape[1]}: expected both from one model"
-            )
+        check_lengths(step.label, (step.images.column, step.text_column), images, texts)
         reasons_of = [one or other for one, other in zip(reasons_of, why, strict=True)]
         good = np.array([each is None for each in reasons_of], bool)
         images, texts = unit(images), unit(texts)

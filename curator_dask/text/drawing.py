@@ -104,6 +104,7 @@ class BalanceRows(RowStep):
     label: str
     given_up: str | None = None
 
+    may_kill = False
     needs = frozenset({"rows"})
 
     def __dask_tokenize__(self) -> Any:
@@ -138,10 +139,6 @@ class BalanceRows(RowStep):
         """Have the concepts in memory; of vectors it makes none."""
         with self.concepts.held():
             return {}
-
-    def give_up(self, reason: str) -> BalanceRows:
-        """The same: what kills workers is not this."""
-        return self
 
     @contextmanager
     def begin(self, rows: Rows) -> Iterator[Work]:

@@ -258,11 +258,7 @@ class _Scoring(Work):
             return Made({name: pa.nulls(count, pa.float32()) for name in names}, reasons)
         images, valid, reasons_of = vectors_of(self._rows, step.images.column)
         texts = self._texts()
-        if images.size and len(texts.matrix) and images.shape[1] != texts.matrix.shape[1]:
-            raise ShardError(
-                f"{step.label}: {step.images.column!r} has vectors of {images.shape[1]} values, {step.text_column!r} of"
-                f" {texts.matrix.shape[1]}: expected both from one model"
-            )
+        check_lengths(step.label, (step.images.column, step.text_column), images, texts.matrix)
         reasons_of = [one or other for one, other in zip(reasons_of, texts.reasons, strict=True)]
         used = valid[texts.rows]
         rows = texts.rows[used]
@@ -292,6 +288,15 @@ class _Scoring(Work):
             )
         matrix, valid, said = vectors_of(self._rows, step.text_column)
         return CaptionVectors(matrix[valid], np.flatnonzero(valid), said)
+
+
+def check_lengths(label: str, columns: tuple[str, str], images: np.ndarray, texts: np.ndarray) -> None:
+    """Raise ShardError where the vectors (n, dim) of two columns are of two lengths, if both have some."""
+    if images.size and texts.size and images.shape[1] != texts.shape[1]:
+        raise ShardError(
+            f"{label}: {columns[0]!r} has vectors of {images.shape[1]} values, {columns[1]!r} of {texts.shape[1]}:"
+            " expected both from one model"
+        )
 
 
 def vectors_of(rows: Rows, column: str) -> tuple[np.ndarray, np.ndarray, list[str | None]]:

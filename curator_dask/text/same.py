@@ -240,6 +240,7 @@ class CountSame(RowStep):
     given_up: str | None = None
 
     label = "same captions"
+    may_kill = False
     needs = frozenset({"rows"})
 
     @property
@@ -264,10 +265,6 @@ class CountSame(RowStep):
         """Have the counts in memory; of vectors it makes none."""
         self._counts()
         return {}
-
-    def give_up(self, reason: str) -> CountSame:
-        """The same: what kills workers is not this."""
-        return self
 
     @contextmanager
     def begin(self, rows: Rows) -> Iterator[Work]:

@@ -262,6 +262,7 @@ class MeasureTexts(RowStep):
     given_up: str | None = None
 
     label = "text statistics"
+    may_kill = False
     needs = frozenset({"rows"})
 
     @property
@@ -298,10 +299,6 @@ class MeasureTexts(RowStep):
         """Load the model, if any; of vectors it makes none."""
         with self._leased():
             return {}
-
-    def give_up(self, reason: str) -> MeasureTexts:
-        """The same: what kills workers is not this."""
-        return self
 
     @contextmanager
     def begin(self, rows: Rows) -> Iterator[Work]:

@@ -226,6 +226,7 @@ class PutInBuckets(RowStep):
     given_up: str | None = None
 
     label = "aspect buckets"
+    may_kill = False
     needs = frozenset({"rows"})
 
     @property
@@ -250,14 +251,6 @@ class PutInBuckets(RowStep):
         """What the record of a file says of the column."""
         said = {"head": f"{self.label}, {self.told}", FIELDS: [self.width, self.height]}
         return {self.column: {**said, "recipe": fingerprint({"recipe": self.recipe})}}
-
-    def describe(self) -> dict[str, dict[str, Any]]:
-        """There is no model."""
-        return {}
-
-    def give_up(self, reason: str) -> PutInBuckets:
-        """The same: what kills workers is not this."""
-        return self
 
     @contextmanager
     def begin(self, rows: Rows) -> Iterator[Work]:
