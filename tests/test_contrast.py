@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.special import logsumexp
 from test_heads import L14
 from test_text import embedded, pairs, shards, transformers_own  # noqa: F401, fixtures
 from typer.testing import CliRunner
@@ -145,6 +146,22 @@ def test_a_rows_own_pair_counts_once_where_another_has_its_key():
         sides = (texts[some] @ images[row], images[some] @ texts[row])
         expected.append(0.07 / 2 * sum(np.log(np.exp(side / 0.07).sum()) for side in sides))
     np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_no_exponential_is_too_large_or_lost(monkeypatch):
+    """Of rows whose own pair fits far worse, or far better, than others; in blocks that do not come out even."""
+    monkeypatch.setattr("curator_dask.text.contrasting._CACHED", 7)
+    images, texts = (unit(each) for each in made(40))
+    texts[::3] *= -1  # their own product is the least of all
+    batch = Batch(np.arange(30, dtype=np.uint64), images[:30], texts[:30])
+    for temperature in (1e-6, 1e-3, 0.01, 1, 100):
+        found = normalisation(images, texts, np.arange(40, dtype=np.uint64), batch, temperature)
+        expected = []
+        for row in range(40):
+            some = sorted({*range(30), row})
+            sides = [a[some].astype(float) @ b[row].astype(float) for a, b in ((texts, images), (images, texts))]
+            expected.append(temperature / 2 * sum(logsumexp(side / temperature) for side in sides))
+        np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.usefixtures("in_this_process")

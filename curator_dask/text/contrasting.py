@@ -1,7 +1,8 @@
 """Scoring pairs of image and text against batches of others, on the worker that holds the pairs.
 
-The formula is that of `NegClipLoss`. Products are made in blocks of float32, on the device; sums of exponentials by
-their logarithms, so that none overflows.
+The formula is that of `NegClipLoss`. Products are made in blocks of float32, on the device, and become exponentials and
+sums where they lie. A row's exponentials are less that of its own pair; of rows where one overflows all the same, they are
+less the largest.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from curator_dask.tokens import tokenize
 if TYPE_CHECKING:
     import torch
 
-_ROWS, _COLUMNS = 1024, 8192  # of a block of products: 32 MB
+_ROWS = 1024  # of a block of products
+_COLUMNS, _CACHED = 8192, 1024  # of it: 32 MB, and on a CPU 4, which stay in a cache
 
 _CHECKED: Remembered[bool] = POSSESSIONS.add("checked contrasts", Remembered(64))
 
@@ -60,7 +62,33 @@ def log_sums(
     """
     import torch
 
+    # Less the row's own product, of which the exponential is 1: what becomes 0 by that is nothing beside it. So one
+    # pass over products that are in the cache is enough, where the largest of each row would have to be found first.
     left, own = left / temperature, own / temperature
+    total = (places < 0).to(left.dtype)
+    columns = _CACHED if left.device.type == "cpu" else _COLUMNS
+    room = left.new_empty((len(left), columns))
+    for start in range(0, len(right), columns):
+        others = right[start : start + columns]
+        block = room[:, : len(others)] if len(others) < columns else room
+        torch.addmm(own[:, None], left, others.T, beta=-1, out=block)
+        inside = ((places >= start) & (places < start + len(others))).nonzero()[:, 0]
+        block[inside, places[inside] - start] = 0
+        total += block.exp_().sum(1)
+    found = own + total.log()
+    # Of others that fit far better than the own one the exponential is too much for float32.
+    some = (~torch.isfinite(total)).nonzero()[:, 0]
+    if len(some):
+        found[some] = _less_the_largest(left[some], right, own[some], places[some])
+    return found
+
+
+def _less_the_largest(
+    left: torch.Tensor, right: torch.Tensor, own: torch.Tensor, places: torch.Tensor
+) -> torch.Tensor:
+    """The same of rows that are divided by the temperature, whatever their products are."""
+    import torch
+
     total = torch.where(places < 0, own, torch.full_like(own, -torch.inf))
     for start in range(0, len(right), _COLUMNS):
         block = left @ right[start : start + _COLUMNS].T
