@@ -17,11 +17,11 @@ from curator_dask.fingerprint import code_digest
 from curator_dask.frames.names import ERROR_COLUMN, STATUS_COLUMN
 from curator_dask.image.classifiers import (
     AestheticClassifier,
-    ClusterNumber,
     ImageClassifier,
     NsfwClassifier,
     ReferenceSimilarity,
 )
+from curator_dask.image.classifiers.clusters import cluster_numbers
 from curator_dask.image.classifiers.whole import WholeModel
 from curator_dask.image.embedders.making import make_embedder
 from curator_dask.image.embedders.whole import WHOLE_MODELS, whole_models
@@ -89,7 +89,8 @@ class Recipe:
         By column, outputs of the same model: the cosine to their nearest vector, as of `ReferenceSimilarity`; and its
         ``norm``.
     clusters
-        By column, files of centroids of vectors of the same model: the number of the nearest, as of `ClusterNumber`.
+        By column, files of centroids of vectors of the same model: the number of the nearest, as of `ClusterNumber`;
+        of a file of several levels also ``{"file": "centroids.safetensors", "level": 2}``.
     join
         Tables whose columns rows get before they are filtered, each with the arguments of `TableColumns`, as
         ``{"table": "labels.csv", "on": "key=id", "columns": ["label"]}``.
@@ -142,7 +143,7 @@ class Recipe:
     neg_clip_loss: bool | Mapping[str, Any] = False
     near: Mapping[str, str] = field(default_factory=dict)
     near_norm: str = "max"
-    clusters: Mapping[str, str] = field(default_factory=dict)
+    clusters: Mapping[str, Any] = field(default_factory=dict)
     join: Sequence[Mapping[str, Any]] = ()
     where: str | None = None
     preset: str | Sequence[str] = ()
@@ -178,10 +179,8 @@ class Recipe:
                 raise ConfigError(f"{name}: expected names and values, found {getattr(self, name)!r}")
         if taken := {*_OF_ALL_STEPS} & {*(self.export or {})}:
             raise ConfigError(f"export: {sorted(taken)} is not given there, but for all steps")
-        for name, values in (("near", "folders"), ("clusters", "files of centroids")):
-            given = getattr(self, name) or {}
-            if not all(isinstance(each, str) and each for pair in given.items() for each in pair):
-                raise ConfigError(f"{name}: expected columns and {values}, found {given!r}")
+        if not all(isinstance(each, str) and each for pair in (self.near or {}).items() for each in pair):
+            raise ConfigError(f"near: expected columns and folders, found {self.near!r}")
         if not isinstance(self.captions, str) or not isinstance(self.images, bool):
             said = f"captions={self.captions!r}, images={self.images!r}"
             raise ConfigError(f"{said}: expected txt, none or the path of a table; and true or false")
@@ -306,7 +305,7 @@ class Recipe:
                 ReferenceSimilarity(path, name, norm=self.near_norm)
                 for name, path in (self.near or {}).items()
             ),
-            *(ClusterNumber(file, column) for column, file in (self.clusters or {}).items()),
+            *cluster_numbers(self.clusters or {}),
         ]
 
     def models(self) -> list[WholeModel]:

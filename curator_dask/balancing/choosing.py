@@ -24,8 +24,8 @@ from curator_dask.runs.step import Known, Made, Rows, Work
 from curator_dask.storage import Options
 from curator_dask.threads import in_threads
 
-#: Column of what is kept, and the orders by the distance to the centroid.
-DRAWN, FAR, NEAR = "balanced", "far", "near"
+#: Column of what is kept, the orders by the distance to the centroid, and the order by chance.
+DRAWN, FAR, NEAR, RANDOM = "balanced", "far", "near", "random"
 _LAST = np.uint64(2**64 - 1)
 
 
@@ -38,14 +38,22 @@ class Order:
     clusters
         Column of the clusters' numbers.
     column
-        Of numbers.
+        Of numbers; None: by chance.
     sign
         1: the largest first; -1: the smallest.
+    seed
+        Of the digests by which rows of one value are told apart: of the draw, where it goes by chance.
     """
 
     clusters: str
-    column: str
+    column: str | None
     sign: int = 1
+    seed: int = 0
+
+    @property
+    def columns(self) -> list[str]:
+        """Those that it looks at."""
+        return [self.clusters, *([] if self.column is None else [self.column])]
 
     def of(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         """int64 (rows,), each row's cluster, -1 where it cannot be kept; and float64 (rows,), the larger the sooner.
@@ -56,6 +64,8 @@ class Order:
             There is no such column of numbers.
         """
         groups, has_group = values_of(table, self.clusters)
+        if self.column is None:
+            return np.where(has_group, groups, -1).astype(np.int64), np.zeros(len(groups))
         values, has_value = values_of(table, self.column)
         return np.where(has_group & has_value, groups, -1).astype(np.int64), self.sign * values.astype(
             np.float64
@@ -98,7 +108,7 @@ class Ends:
 def find_ends(
     paths: Sequence[str], options: Options, order: Order, quotas: np.ndarray, id_cols: Mapping[str, str]
 ) -> Ends:
-    """Where the rows of each cluster end, over all files: 16 bytes a row are held.
+    """Where the rows of each cluster end, over all files: 16 bytes a row are held, and as many where all are drawn.
 
     Parameters
     ----------
@@ -109,9 +119,7 @@ def find_ends(
     id_cols
         By path, the column of the keys, by which rows of one value are told apart.
     """
-    looked = in_threads(
-        lambda path: order.of(read_rows(path, options, [order.clusters, order.column])), paths
-    )
+    looked = in_threads(lambda path: order.of(read_rows(path, options, order.columns)), paths)
     groups = np.concatenate([each for each, _ in looked])
     values = np.concatenate([each for _, each in looked])
     rows = np.flatnonzero(groups >= 0)
@@ -131,7 +139,8 @@ def find_ends(
         for path, (of, given) in zip(paths, looked, strict=True):
             tied = np.flatnonzero((of >= 0) & several[np.maximum(of, 0)] & (given == last[np.maximum(of, 0)]))
             if len(tied):
-                found.append((of[tied], _digests(path, options, id_cols[path])[tied]))
+                digests = _digests(path, options, id_cols[path], order.seed)
+                found.append((of[tied], digests[tied]))
         of, digests = (np.concatenate(each) for each in zip(*found, strict=True))
         digests = digests[np.lexsort((digests, of))]
         counts = np.bincount(of, minlength=len(quotas))
@@ -139,13 +148,14 @@ def find_ends(
     return Ends(last, ties)
 
 
-def _digests(path: str, options: Options, id_col: str) -> np.ndarray:
+def _digests(path: str, options: Options, id_col: str, seed: int) -> np.ndarray:
     names = read_footer(path, options).columns
     if id_col not in names:
         raise OutputError(
             f"{path}: has no column {id_col!r} of keys, by which rows are told apart; it has {names}"
         )
-    return row_digests(read_rows(path, options, [n for n in (id_col, URL_COLUMN) if n in names]), id_col, 0)
+    table = read_rows(path, options, [n for n in (id_col, URL_COLUMN) if n in names])
+    return row_digests(table, id_col, seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +197,8 @@ class DrawClusters(RowStep):
     @property
     def recipe(self) -> tuple[Any, ...]:
         """The order, and the ends by their content."""
-        of = (self.order.clusters, self.order.column, self.order.sign)
+        order = self.order
+        of = (order.clusters, order.column, order.sign, *([order.seed] if order.column is None else []))
         return ("balance clusters", 1, self.column, *of, self.id_col, self.ends.digest)
 
     @property
@@ -196,7 +207,7 @@ class DrawClusters(RowStep):
         said: dict[str, Any] = {
             "head": self.how,
             ON: self.id_col,
-            FIELDS: [self.order.clusters, self.order.column],
+            FIELDS: self.order.columns,
             BALANCE: "clusters",
             "recipe": fingerprint({"recipe": self.recipe}),
         }
@@ -208,29 +219,30 @@ class DrawClusters(RowStep):
         if not len(rows):
             yield Known(Made.of_no_rows(self.columns))
             return
-        names = [self.order.clusters, self.order.column]
-        names += [name for name in (self.id_col, URL_COLUMN) if name in rows.names]
+        names = self.order.columns + [name for name in (self.id_col, URL_COLUMN) if name in rows.names]
         table = pa.table({name: rows.column(name) for name in dict.fromkeys(names)})
         groups, order = self.order.of(table)
 
         def digests(some: np.ndarray) -> np.ndarray:
-            return row_digests(table.take(pa.array(some)), self.id_col, 0)
+            return row_digests(table.take(pa.array(some)), self.id_col, self.order.seed)
 
         yield Known(Made({self.column: pa.array(self.ends.keeps(groups, order, digests))}))
 
 
-def order_of(order: str, clusters: str, distance: str, columns: Sequence[str]) -> Order:
-    """What ``far``, ``near`` or the name of a column means.
+def order_of(order: str, clusters: str, distance: str, columns: Sequence[str], seed: int = 0) -> Order:
+    """What ``far``, ``near``, ``random`` or the name of a column means.
 
     Raises
     ------
     ConfigError
         There is no such column.
     """
+    if order == RANDOM:
+        return Order(clusters, None, seed=seed)
     if order in (FAR, NEAR):
         return Order(clusters, distance, 1 if order == FAR else -1)
     if order not in columns:
         raise ConfigError(
-            f"order={order!r}: expected {FAR}, {NEAR} or a column of numbers, of {list(columns)}"
+            f"order={order!r}: expected {FAR}, {NEAR}, {RANDOM} or a column of numbers, of {list(columns)}"
         )
     return Order(clusters, order)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import numbers
 import os
 import posixpath
 import time
@@ -13,16 +14,17 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from curator_dask.balancing.choosing import DRAWN, FAR, NEAR, DrawClusters, find_ends, order_of
+from curator_dask.balancing.choosing import DRAWN, FAR, NEAR, RANDOM, DrawClusters, find_ends, order_of
 from curator_dask.balancing.counting import count_clusters
-from curator_dask.balancing.quotas import BY, Clusters, distances_between
+from curator_dask.balancing.levels import figures, shared
+from curator_dask.balancing.quotas import BY, LEVELS, Clusters, distances_between
 from curator_dask.cluster.setup import OpenWorkers, when_needed
 from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.frames.names import EMBEDDING_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import whole_footers
 from curator_dask.image.classifiers import ClusterDistance, ClusterNumber, score_output
-from curator_dask.image.classifiers.centroids import read_centroids
+from curator_dask.image.classifiers.levels import Levels, read_levels
 from curator_dask.outputs.adding import add_columns
 from curator_dask.outputs.choosing import read_rows
 from curator_dask.outputs.given import given_files
@@ -52,7 +54,9 @@ class ClusterBalanceSummary:
     clusters
         Of each cluster, by its number: ``size``, rows that may be kept; ``within``, the mean distance to the centroid;
         ``between``, that of the centroid to the nearest others; ``complexity``, their product; and ``keep``, how many
-        rows are to be kept. What is not known is None.
+        rows are to be kept. What is not known, or was not asked for, is None.
+    levels
+        Of a file of several levels what each has, the highest first (`curator_dask.balancing.levels.figures`).
     by, order
         What decides how many are kept of each, and which.
     kept
@@ -66,6 +70,7 @@ class ClusterBalanceSummary:
     rows: int = 0
     without_vector: int = 0
     clusters: list[dict[str, Any]] = field(default_factory=list)
+    levels: list[dict[str, Any]] = field(default_factory=list)
     by: str = BY[0]
     order: str = FAR
     kept: int | None = None
@@ -85,9 +90,25 @@ class ClusterBalanceSummary:
             + (f" ({empty:,} more are empty)" if empty else "")
         ]
         if self.kept is not None:
-            how = f"{self.order} first" if self.order != FAR else "the farthest from the centroid first"
+            how = {FAR: "the farthest from the centroid first", RANDOM: "drawn within each"}.get(
+                self.order, f"{self.order} first"
+            )
             share = f"{self.kept / self.rows:.1%}" if self.rows else "-"
             lines.append(f"  {self.kept:,} rows balanced ({share}) by {self.by}, {how}")
+        for each in self.levels:
+            kept = (
+                ""
+                if each["kept"] is None
+                else "; keeps {:,} to {:,}, median {:,}".format(
+                    each["kept"][0], each["kept"][2], each["kept"][1]
+                )
+            )
+            least, median, most = each["rows"]
+            empty_too = f" ({each['empty']:,} empty)" if each["empty"] else ""
+            lines.append(
+                f"  level {each['level']}: {counted(each['clusters'], 'cluster')}{empty_too} of {least:,} to {most:,}"
+                f" rows, median {median:,}{kept}"
+            )
         lines.append(
             f"  {'cluster':>7} {'rows':>11} {'within':>8} {'between':>8} {'complexity':>10} {'kept':>11}"
         )
@@ -114,10 +135,11 @@ def balance_clusters(
     keep: float | None = None,
     output: str | os.PathLike[str] | None = None,
     *,
-    by: str = "complexity",
-    order: str = FAR,
+    by: str | None = None,
+    order: str | None = None,
     temperature: float = 0.1,
     neighbours: int = 20,
+    seed: int = 0,
     column: str = EMBEDDING_COLUMN,
     prefix: str = "",
     check: bool = True,
@@ -135,7 +157,9 @@ def balance_clusters(
     softmax, with a temperature, of its complexity, which is the mean distance of its rows to their centroid times the
     mean distance of the centroid to the nearest others; numbers of rows are the nearest to these shares that the sizes
     of the clusters allow (`curator_dask.balancing.quotas`). By size as many are kept of each cluster, or all that it
-    has (the flat sampling of Vo et al. 2024, arXiv 2405.15613).
+    has (the flat sampling of Vo et al. 2024, arXiv 2405.15613). By levels it is that paper's hierarchical sampling: as
+    many of each cluster of the highest level, of these as many of each cluster in them, and so on
+    (`curator_dask.balancing.levels`).
 
     Parameters
     ----------
@@ -149,13 +173,18 @@ def balance_clusters(
     output
         Where the files go with their columns; None: in the place of those that are there.
     by
-        ``"complexity"`` or ``"size"``.
+        ``"complexity"``, ``"size"`` or ``"levels"``. None: by levels where the file has several
+        (`curator_dask.image.classifiers.hierarchical.find_hierarchy`), else by complexity.
     order
-        Which rows of a cluster are kept: ``"far"`` from the centroid, as the paper has it; ``"near"`` it; or the name
+        Which rows of a cluster are kept: ``"far"`` from the centroid; ``"near"`` it; ``"random"``; or the name
         of a column of numbers whose largest are, such as ``"clip_score"``. Rows without a value there are
-        not. Rows of one value go by a digest of their keys and shards.
+        not. Rows of one value go by a digest of their keys and shards. None: as the papers have it, by levels
+        random, else far.
     temperature, neighbours
         Of the softmax, and how many other centroids the second distance is of.
+    seed
+        Of the draw: of rows, and by levels of clusters that keep one row more. With the same a larger `keep` keeps by
+        levels all rows of a smaller one.
     column
         Of the vectors.
     prefix
@@ -181,22 +210,34 @@ def balance_clusters(
         The centroids cannot be read.
     """
     started = time.monotonic()
-    check_cluster_balance(keep=keep, by=by, order=order, temperature=temperature, neighbours=neighbours)
+    check_cluster_balance(
+        keep=keep, by=by, order=order, temperature=temperature, neighbours=neighbours, seed=seed
+    )
     if output is not None and keep is None:
         raise ConfigError(f"output={output!r}: nothing is written without keep, such as 0.5")
-    centroids, _ = read_centroids(clusters)
-    between = distances_between(centroids, neighbours)
+    levels = read_levels(clusters)
+    centroids = levels.centroids[0]
+    by, order = how_of(by, order, len(levels))
+    if by == LEVELS and len(levels) < 2:
+        raise ConfigError(
+            f"by={by!r}: {clusters} has one level. Make one of several (centroids --levels 10000,1000,100), or balance"
+            " by size"
+        )
+    if by == LEVELS and keep is not None:  # of so many centroids it takes long, and decides nothing
+        between = np.full(len(centroids), np.nan)
+    else:
+        between = distances_between(centroids, neighbours)
     summary = ClusterBalanceSummary(by=by, order=order)
     number, distance, drawn = (prefix + name for name in COLUMNS)
     if keep is None:
         sizes, sums, summary.rows = count_clusters(path, clusters, column, check, storage_options, workers)
-        _say(summary, Clusters(sizes, _means(sums, sizes), between), None)
+        _say(summary, Clusters(sizes, _means(sums, sizes), between), None, levels)
         summary.seconds = time.monotonic() - started
         logger.info("%s", summary)
         return summary
     target_options = storage_options if output_storage_options is None else output_storage_options
     target = locate(os.fspath(path if output is None else output), target_options)
-    if order not in (FAR, NEAR):
+    if order not in (FAR, NEAR, RANDOM):
         _check_column(path, order, storage_options)
     heads = [
         ClusterNumber(clusters, number, column, check=check),
@@ -218,10 +259,10 @@ def balance_clusters(
             )
         paths = [join(target, name) for name in given_files(target, target_options)]
         footers = whole_footers(paths, target_options)
-        found = order_of(order, number, distance, next(iter(footers.values())).columns)
+        found = order_of(order, number, distance, next(iter(footers.values())).columns, seed)
 
         def look(each: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-            table = read_rows(each, target_options, [*dict.fromkeys([number, distance, found.column])])
+            table = read_rows(each, target_options, [*dict.fromkeys([number, distance, *found.columns])])
             groups, _ = found.of(table)
             of = pc.fill_null(table.column(number), -1).to_numpy()
             far = pc.fill_null(table.column(distance), 0).to_numpy().astype(np.float64)
@@ -236,8 +277,15 @@ def balance_clusters(
         )
         summary.rows = sum(each[3] for each in looked)
         known = Clusters(sizes.astype(np.int64), _means(sums, every), between)
-        quotas = known.quotas(count_best(keep, int(sizes.sum())), by, temperature)
-        _say(summary, known, quotas)
+        wanted = count_best(keep, int(sizes.sum()))
+        if by == LEVELS:
+            quotas = shared(levels.numbers, known.sizes, levels.parents, wanted, seed)
+            how = f"{keep:g} by levels, {order} first, seed {seed}"
+        else:
+            quotas = known.quotas(wanted, by, temperature)
+            how = f"{keep:g} by {by}, {order} first, temperature {temperature:g}, {neighbours} neighbours"
+            how += f", seed {seed}" if order == RANDOM else ""
+        _say(summary, known, quotas, levels)
         ids = {each: (footer.record and footer.record.id_col) or "key" for each, footer in footers.items()}
         step = DrawClusters(
             drawn,
@@ -245,7 +293,7 @@ def balance_clusters(
             find_ends(paths, target_options, found, quotas, ids),
             next(iter(ids.values())),
             all(URL_COLUMN in footer.columns for footer in footers.values()),
-            f"{keep:g} by {by}, {order} first, temperature {temperature:g}, {neighbours} neighbours",
+            how,
         )
         summary.output = add_columns(
             target,
@@ -265,23 +313,32 @@ def balance_clusters(
     return summary
 
 
+def how_of(by: str | None, order: str | None, levels: int) -> tuple[str, str]:
+    """By what, and in which order, rows are kept where that is not said, of a file of so many levels."""
+    by = by or (LEVELS if levels > 1 else BY[0])
+    return by, order or (RANDOM if by == LEVELS else FAR)
+
+
 def check_cluster_balance(
     *,
     keep: Any = None,
-    by: Any = "complexity",
-    order: Any = FAR,
+    by: Any = None,
+    order: Any = None,
     temperature: Any = 0.1,
     neighbours: Any = 20,
+    seed: Any = 0,
 ) -> None:
     """Raise ConfigError where an argument of `balance_clusters` has a value that it cannot have."""
     if keep is not None and not (is_number(keep) and (0 < keep <= 1 or (keep >= 2 and keep == int(keep)))):
         raise ConfigError(
             f"keep={keep!r}: expected a share above 0 and at most 1, or a whole number of rows of at least 2"
         )
-    if by not in BY:
+    if by is not None and by not in BY:
         raise ConfigError(f"by={by!r}: expected one of {', '.join(BY)}")
-    if not isinstance(order, str) or not order:
-        raise ConfigError(f"order={order!r}: expected far, near or the name of a column")
+    if order is not None and (not isinstance(order, str) or not order):
+        raise ConfigError(f"order={order!r}: expected far, near, random or the name of a column")
+    if not is_number(seed, numbers.Integral):
+        raise ConfigError(f"seed={seed!r}: expected a whole number")
     if not is_number(temperature) or not 0 < temperature < float("inf"):
         raise ConfigError(f"temperature={temperature!r}: expected a number above 0, such as 0.1")
     check_counts(neighbours=neighbours)
@@ -295,8 +352,8 @@ def _check_column(path: str | os.PathLike[str], name: str, options: Options) -> 
     ).items():
         if name not in footer.columns:
             raise OutputError(
-                f"{each}: has no column {name!r}, whose largest are kept; it has {footer.columns}. Give far, near or"
-                " one of these (order, --order)"
+                f"{each}: has no column {name!r}, whose largest are kept; it has {footer.columns}. Give far, near,"
+                " random or one of these (order, --order)"
             )
 
 
@@ -306,18 +363,20 @@ def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return means
 
 
-def _say(summary: ClusterBalanceSummary, known: Clusters, quotas: np.ndarray | None) -> None:
-    figures = zip(
+def _say(summary: ClusterBalanceSummary, known: Clusters, quotas: np.ndarray | None, levels: Levels) -> None:
+    if len(levels) > 1:
+        summary.levels = figures(levels.numbers, known.sizes, levels.parents, quotas)
+    each_has = zip(
         known.sizes.tolist(), *(each.tolist() for each in (known.within, known.between)), strict=True
     )
-    for number, (size, within, between) in enumerate(figures):
-        near = within == within
+    for number, (size, within, between) in enumerate(each_has):
+        near, apart = within == within, between == between
         summary.clusters.append(
             {
                 "size": size,
                 "within": within if near else None,
-                "between": between,
-                "complexity": within * between if near else None,
+                "between": between if apart else None,
+                "complexity": within * between if near and apart else None,
                 "keep": None if quotas is None else int(quotas[number]),
             }
         )

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from curator_dask.arguments import check_names
-from curator_dask.balancing.choosing import FAR, NEAR
+from curator_dask.balancing.choosing import FAR, NEAR, RANDOM
 from curator_dask.balancing.clusters import (
     COLUMNS,
     ClusterBalanceSummary,
     balance_clusters,
     check_cluster_balance,
+    how_of,
 )
 from curator_dask.cluster.setup import OpenWorkers
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import CAPTION_COLUMN
+from curator_dask.image.classifiers.levels import read_levels
 from curator_dask.models.heads import digest_of
 from curator_dask.storage import Options
 from curator_dask.text.balance import BalanceSummary, balance_output
@@ -26,7 +28,10 @@ from curator_dask.text.drawing import COLUMNS as CONCEPT_COLUMNS
 from curator_dask.text.given import BALANCE, check_balance
 
 #: Arguments of `balance_clusters` that a recipe gives.
-CLUSTERS = ("clusters", "keep", "by", "order", "temperature", "neighbours", "column", "prefix", "check")
+CLUSTERS = (
+    *("clusters", "keep", "by", "order", "temperature", "neighbours"),
+    *("seed", "column", "prefix", "check"),
+)
 
 
 def check_any_balance(balance: Any) -> None:
@@ -44,7 +49,7 @@ def check_any_balance(balance: Any) -> None:
         raise ConfigError(f"balance: {wrong[0]}={texts[wrong[0]]!r}: expected text")
     if not isinstance(balance.get("check", True), bool):
         raise ConfigError(f"balance: check={balance['check']!r}: expected true or false")
-    names = ("keep", "by", "order", "temperature", "neighbours")
+    names = ("keep", "by", "order", "temperature", "neighbours", "seed")
     try:
         check_cluster_balance(**{name: balance[name] for name in names if name in balance})
     except ConfigError as error:
@@ -67,8 +72,8 @@ def needed_column(balance: Mapping[str, Any]) -> str | None:
     if not by_clusters(balance):
         found: str = balance.get("text_column", CAPTION_COLUMN)
         return found
-    order: str = balance.get("order", FAR)
-    return None if order in (FAR, NEAR) else order
+    order: str | None = balance.get("order")
+    return None if order in (None, FAR, NEAR, RANDOM) else order
 
 
 def identity_of(balance: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -85,6 +90,8 @@ def identity_of(balance: Mapping[str, Any] | None) -> dict[str, Any]:
     defaults = {name: each.default for name, each in signature(by).parameters.items()}
     said = {name: balance.get(name, defaults[name]) for name in names}
     if by_clusters(balance):
+        levels = len(read_levels(balance["clusters"]))
+        said["by"], said["order"] = how_of(said["by"], said["order"], levels)
         said["clusters"] = digest_of(balance["clusters"])
     else:
         column = balance.get("concept_column", CONCEPT_COLUMN)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: What quotas may go by.
-BY = ("complexity", "size")
+#: What quotas may go by; of the last see `curator_dask.balancing.levels`.
+LEVELS = "levels"
+BY = ("complexity", "size", LEVELS)
 _BLOCK = 1024  # centroids that are compared with all at a time
 
 

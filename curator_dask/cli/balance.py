@@ -45,7 +45,9 @@ def balance(
     clusters: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="In the place of --concepts: a file of `centroids`.", show_default=False
+            metavar="FILE",
+            help="In the place of --concepts: a file of `centroids`, of one level or several.",
+            show_default=False,
         ),
     ] = None,
     keep: Annotated[
@@ -58,20 +60,23 @@ def balance(
         ),
     ] = None,
     by: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="complexity|size",
-            help="Of --clusters: complex ones keep more (density-based pruning), or all keep as many.",
+            metavar="complexity|size|levels",
+            help="Of --clusters: complex ones keep more (density-based pruning); all keep as many; or so do those of"
+            " the highest level, and those in each of them.  [default: levels where FILE has several, else complexity]",
+            show_default=False,
         ),
-    ] = "complexity",
+    ] = None,
     order: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="far|near|COLUMN",
-            help="Of --clusters: the rows of each that are kept: far from the centroid, near it, or the largest of a"
-            " column.",
+            metavar="far|near|random|COLUMN",
+            help="Of --clusters: the rows of each that are kept: far from the centroid, near it, by chance, or the"
+            " largest of a column.  [default: random by levels, else far]",
+            show_default=False,
         ),
-    ] = "far",
+    ] = None,
     temperature: Annotated[float, typer.Option(help="Of --by complexity, of the softmax.")] = 0.1,
     neighbours: Annotated[
         int, typer.Option(min=1, help="Of --by complexity: nearest centroids that are looked at.")
@@ -165,7 +170,7 @@ def balance(
         }
         if clusters is not None:
             how: dict[str, Any] = {"by": by, "order": order, "column": column, "check": check}
-            how |= {"temperature": temperature, "neighbours": neighbours}
+            how |= {"temperature": temperature, "neighbours": neighbours, "seed": seed}
             done = balance_clusters(embeddings, clusters, keep, output, **how, **shared)
             saved = done.output
             put(done.to_dict())

@@ -144,6 +144,14 @@ def score(
             show_default=False,
         ),
     ] = None,
+    cluster_levels: Annotated[
+        bool,
+        typer.Option(
+            "--cluster-levels",
+            help="Of --cluster-number: of a file of several levels (`centroids --levels`) also the clusters above, in"
+            " columns NAME_2, NAME_3 …",
+        ),
+    ] = False,
     cluster_distance: Annotated[
         list[str] | None,
         typer.Option(
@@ -223,6 +231,8 @@ def score(
         raise typer.BadParameter(
             "--clip-score makes what --text-vectors has: give one", param_hint="--text-vectors"
         )
+    if cluster_levels and not centroids:
+        raise typer.BadParameter("needs --cluster-number NAME=FILE", param_hint="--cluster-levels")
     of_pairs = clip_score or text_vectors or neg_clip_loss
     if not (aesthetic or nsfw or files or folders or centroids or distances or of_pairs or of_rows):
         raise typer.BadParameter(
@@ -240,6 +250,7 @@ def score(
         ReferenceSimilarity,
         score_output,
     )
+    from curator_dask.image.classifiers.levels import read_levels
     from curator_dask.image.statistics import AspectBuckets, ImageStatistics
     from curator_dask.outputs.settings_there import settings_of
     from curator_dask.text import ClipScore, NegClipLoss, SameCaptions, TextStatistics
@@ -259,6 +270,12 @@ def score(
             ReferenceSimilarity(path, name, column, check=check, norm=near_norm) for name, path in folders
         ]
         heads += [ClusterNumber(path, name, column, check=check) for name, path in centroids]
+        if cluster_levels:
+            heads += [
+                ClusterNumber(path, f"{name}_{level}", column, check=check, level=level)
+                for name, path in centroids
+                for level in range(2, len(read_levels(path)) + 1)
+            ]
         heads += [ClusterDistance(path, name, column, check=check) for name, path in distances]
         embedder = make_text_embedder(clip_score, model_dir, text_column=text) if clip_score else None
         if embedder is not None:

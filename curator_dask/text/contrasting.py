@@ -1,8 +1,8 @@
 """Scoring pairs of image and text against batches of others, on the worker that holds the pairs.
 
 The formula is that of `NegClipLoss`. Products are made in blocks of float32, on the device, and become exponentials and
-sums where they lie. A row's exponentials are less that of its own pair; of rows where one overflows all the same, they are
-less the largest.
+sums where they lie. From a row's products that of its own pair is taken first, and where one is too large all the same,
+the largest.
 """
 
 from __future__ import annotations

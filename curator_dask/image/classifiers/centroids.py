@@ -27,6 +27,8 @@ from curator_dask.storage import Options
 
 #: The tensor in the file, and what its metadata has: JSON of what made the vectors, as their record says it.
 TENSOR, VECTORS = "centroids", "vectors"
+#: Of a tensor of a level above the first, which is in a file of several (`curator_dask.image.classifiers.levels`).
+ABOVE = "{}_{}"
 _BLOCK = 4096  # rows of the sample that are looked at at a time
 _ITERATIONS, _LEAST, _FIRST = 20, 1e-4, 8192  # those of `curator_dask.dedup.kmeans.Cluster`
 
@@ -142,6 +144,8 @@ def find_centroids(
 def read_centroids(path: str | os.PathLike[str]) -> tuple[np.ndarray, Mapping[str, Any] | None]:
     """Centroids of a file, of length 1, and what made the vectors that they are of; None where it does not say.
 
+    Of a file of several levels they are those of the first, which vectors are compared with.
+
     Parameters
     ----------
     path
@@ -163,10 +167,21 @@ def read_centroids(path: str | os.PathLike[str]) -> tuple[np.ndarray, Mapping[st
             raise WeightsError(f"{path}: cannot be read as a matrix of centroids: {error}") from error
     else:
         tensors = read_tensors(path)
-        if len(tensors) != 1:
+        if len(tensors) != 1 and not set(tensors) >= {TENSOR, ABOVE.format(TENSOR, 2)}:
             raise WeightsError(f"{path}: expected one matrix of centroids, found {sorted(tensors)[:5]}")
-        found = next(iter(tensors.values())).float().numpy()
+        found = tensors[TENSOR if len(tensors) > 1 else next(iter(tensors))].float().numpy()
         info = entry_of(path, VECTORS)
+    return unit_rows(found, path), info
+
+
+def unit_rows(found: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+    """float32 (number, dim): centroids of a file, of length 1.
+
+    Raises
+    ------
+    WeightsError
+        They are no matrix of numbers, or one has no direction.
+    """
     if found.ndim != 2 or not found.size or found.dtype.kind != "f" or not np.isfinite(found).all():
         raise WeightsError(
             f"{path}: expected a matrix of finite numbers, a centroid a row, found {found.dtype}"
@@ -177,4 +192,4 @@ def read_centroids(path: str | os.PathLike[str]) -> tuple[np.ndarray, Mapping[st
         raise WeightsError(
             f"{path}: centroid {int(largest[:, 0].argmin())} is of zeros, and has no direction. Leave it out"
         )
-    return unit((found / largest).astype(np.float32)), info
+    return unit((found / largest).astype(np.float32))

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import EMBEDDING_COLUMN
 from curator_dask.image.classifiers.base import ImageClassifier
 from curator_dask.image.classifiers.centroids import read_centroids
+from curator_dask.image.classifiers.levels import read_levels
 from curator_dask.models.families import Kind, LikeThose
 from curator_dask.models.heads import digest_of
 from curator_dask.settings import absolute
@@ -31,9 +36,14 @@ class ClusterNumber(ImageClassifier):
         See `ImageClassifier`.
     check
         Refuse vectors of another model than those that the centroids are of.
+    level
+        Of a file of several levels: the number is that of the cluster on this level which the nearest centroid of the
+        first, 1, is in.
 
     Raises
     ------
+    ConfigError
+        When it is used: the file has no such level.
     WeightsError
         When it is used: the file cannot be read, or holds something else.
     """
@@ -46,10 +56,14 @@ class ClusterNumber(ImageClassifier):
         batch_size: int = -1,
         *,
         check: bool = True,
+        level: int = 1,
     ) -> None:
-        name = f"{type(self).__name__}({Path(centroids).name})"
+        check_counts(level=level)
+        of_level = f", level {level}" if level > 1 else ""
+        name = f"{type(self).__name__}({Path(centroids).name}{of_level})"
         super().__init__(name, embedding_column, pred_column, "int32", batch_size, check=check)
         self.centroids = str(absolute(centroids))
+        self.level = level
 
     @property
     def files(self) -> dict[str, str]:
@@ -59,7 +73,12 @@ class ClusterNumber(ImageClassifier):
     @property
     def identity(self) -> tuple[Any, ...]:
         """The content of the file, wherever it is."""
-        return ("clusters", *self.files.values())
+        return ("clusters", *self.files.values(), *([self.level] if self.level > 1 else []))
+
+    def look(self) -> None:
+        """See that the file has the level."""
+        if self.level > 1:
+            self._above()
 
     @property
     def vectors(self) -> Kind | None:
@@ -81,18 +100,46 @@ class ClusterNumber(ImageClassifier):
     def settings(self) -> dict[str, Any]:
         """The arguments of this class, and its name under ``"scorer"``."""
         names = ("centroids", "pred_column", "embedding_column", "batch_size", "check")
+        names += ("level",) if self.level > 1 else ()
         return {"scorer": type(self).__name__, **{name: getattr(self, name) for name in names}}
+
+    def _above(self) -> np.ndarray:
+        try:
+            return read_levels(self.centroids).above(self.level)
+        except ConfigError as error:
+            raise ConfigError(f"{self.centroids}: {error}") from None
 
     def load_model(self, device: torch.device) -> NearestCentroid | CentroidDistance:
         """The centroids, on `device`."""
         import torch
 
         centroids, _ = read_centroids(self.centroids)
-        return NearestCentroid(torch.from_numpy(centroids).to(device))
+        above = torch.from_numpy(self._above()).to(device) if self.level > 1 else None
+        return NearestCentroid(torch.from_numpy(centroids).to(device), above)
 
     def postprocess(self, series: Any) -> Any:
         """Whole numbers; what is NaN is no score, whatever stands here for it."""
         return series.where(series == series, 0).astype("int32")
+
+
+def cluster_numbers(given: Mapping[str, Any]) -> list[ClusterNumber]:
+    """What a recipe gives: by column a file of centroids, or ``file`` and ``level``.
+
+    Raises
+    ------
+    ConfigError
+        It is something else.
+    """
+    found = []
+    for column, each in given.items():
+        named = each if isinstance(each, Mapping) else {"file": each}
+        texts = (column, named.get("file"))
+        if not {*named} <= {"file", "level"} or not all(isinstance(text, str) and text for text in texts):
+            raise ConfigError(
+                f"clusters: expected columns and files of centroids, or {{file: FILE, level: 2}}, found {given!r}"
+            )
+        found.append(ClusterNumber(named["file"], column, level=named.get("level", 1)))
+    return found
 
 
 class ClusterDistance(ClusterNumber):
@@ -162,16 +209,19 @@ class NearestCentroid:
     ----------
     centroids
         Float32 (number, dim), of length 1.
+    above
+        int64 (number,): a number that is given in the place of a centroid's own; None: that.
     """
 
-    def __init__(self, centroids: torch.Tensor) -> None:
-        self._centroids = centroids
+    def __init__(self, centroids: torch.Tensor, above: torch.Tensor | None = None) -> None:
+        self._centroids, self._above = centroids, above
         self.dim = int(centroids.shape[1])
 
     def __call__(self, vectors: torch.Tensor) -> torch.Tensor:
         """Numbers (n,) as float64, NaN where a vector has no direction."""
         # By the largest value: sums of what is far from 1 would not be finite, or nothing.
         cosines = (vectors / vectors.abs().amax(1, keepdim=True)) @ self._centroids.T
-        found = cosines.argmax(1).double()
+        nearest = cosines.argmax(1)
+        found = (nearest if self._above is None else self._above[nearest]).double()
         found[~(vectors.isfinite().all(1) & vectors.any(1))] = float("nan")
         return found
