@@ -159,7 +159,9 @@ def test_no_exponential_is_too_large_or_lost(monkeypatch):
         expected = []
         for row in range(40):
             some = sorted({*range(30), row})
-            sides = [a[some].astype(float) @ b[row].astype(float) for a, b in ((texts, images), (images, texts))]
+            sides = [
+                a[some].astype(float) @ b[row].astype(float) for a, b in ((texts, images), (images, texts))
+            ]
             expected.append(temperature / 2 * sum(logsumexp(side / temperature) for side in sides))
         np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
 

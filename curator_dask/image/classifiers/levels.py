@@ -19,6 +19,7 @@ from curator_dask.settings import absolute
 
 #: Of the tensor that says of which cluster of a level each one of the level below is, and of what else is said.
 PARENTS, MADE = "parents", "made"
+METADATA = "__metadata__"  # in the header of a safetensors
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Levels:
         texts = {
             key: json.dumps(dict(each), sort_keys=True) for key, each in said.items() if each is not None
         }
-        return bytes(save(tensors, texts))
+        return _in_order(bytes(save(tensors, texts)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write them as ``.safetensors``, whole or not at all.
@@ -123,6 +124,18 @@ def read_levels(path: str | os.PathLike[str]) -> Levels:
         centroids.append(matrix)
         parents.append(of.astype(np.int64))
     return Levels(tuple(centroids), tuple(parents), info)
+
+
+def _in_order(file: bytes) -> bytes:
+    """The same safetensors, its metadata by their names: it writes several in an order of chance."""
+    size = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + size])
+    if METADATA not in header:
+        return file
+    said = {METADATA: dict(sorted(header.pop(METADATA).items())), **header}
+    text = json.dumps(said, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # numbers begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + file[8 + size :]
 
 
 def made_of(path: str | os.PathLike[str]) -> Mapping[str, Any] | None:
