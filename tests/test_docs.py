@@ -191,7 +191,8 @@ HOLDS = {
         "set(pq.read_table(FOLDER + '/rows')['rarest_concept'].to_pylist()) == {'photograph'}",
         "(told.rows, told.without_vector, told.kept, kept.kept) == (14, 2, None, 6)",
         "sum(each['size'] for each in told.clusters) == 12",
-        "pq.read_table(FOLDER + '/vectors')['balanced'].to_pylist().count(True) == 6",
+        "(spread.by, spread.kept, [each['clusters'] for each in spread.levels]) == ('levels', 5, [3, 6])",
+        "pq.read_table(FOLDER + '/vectors')['balanced'].to_pylist().count(True) == 5",
     ],
     "duplicates.md": [
         "found.rows == 14 and found.set_aside['null'] == 2",

@@ -102,13 +102,17 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "centroids": (
         "Cluster the vectors, so that each image has a number.",
-        ("centroids /data/out /data/centroids.safetensors --number 1000",),
+        (
+            "centroids /data/out /data/centroids.safetensors --number 1000",
+            "centroids /data/out /data/levels.safetensors --levels 10000,1000,100",
+        ),
     ),
     "balance": (
         "Balance the rows by the concepts in their captions.",
         (
             "balance /data/out --concepts concepts.txt",
             "balance /data/out --concepts concepts.txt --most 20000",
+            "balance /data/out --clusters /data/levels.safetensors --keep 0.3",
         ),
     ),
     "label": (

@@ -99,8 +99,8 @@ class ClusterNumber(ImageClassifier):
 
     def settings(self) -> dict[str, Any]:
         """The arguments of this class, and its name under ``"scorer"``."""
-        names = ("centroids", "pred_column", "embedding_column", "batch_size", "check")
-        names += ("level",) if self.level > 1 else ()
+        of_level = ["level"] if self.level > 1 else []  # as before there were levels
+        names = ["centroids", "pred_column", "embedding_column", "batch_size", "check", *of_level]
         return {"scorer": type(self).__name__, **{name: getattr(self, name) for name in names}}
 
     def _above(self) -> np.ndarray:

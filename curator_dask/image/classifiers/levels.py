@@ -147,4 +147,4 @@ def made_of(path: str | os.PathLike[str]) -> Mapping[str, Any] | None:
         It cannot be read.
     """
     read_centroids(path)  # says what is wrong with it
-    return entry_of(path, MADE)
+    return entry_of(Path(path), MADE)
