@@ -26,6 +26,10 @@ from benchmarks.harness import machine
 
 ROOT = Path(__file__).parent.parent
 _LAST_LINES = 40  # of what a step said, kept where it failed
+_SLOWEST = 5  # tests of a step whose times are kept
+
+#: How pytest says what a test, or what is made for it, has taken.
+_A_TIME = re.compile(r"\s*\d+\.\d\ds (call|setup|teardown) ")
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,8 @@ def tests(name: str, minutes: float, *files: str, every: bool = False, slow: boo
     which = () if every else ("-k", "{device}")
     which += ("--runslow",) if slow else ()
     paths = [f"tests/{file}.py" for file in files]
-    return Step(
-        name, ("-m", "pytest", "-q", "-rf", "--tb=short", "-p", "no:cacheprovider", *which, *paths), minutes
-    )
+    how = ("-q", "-rf", "--tb=short", f"--durations={_SLOWEST}", "-p", "no:cacheprovider")
+    return Step(name, ("-m", "pytest", *how, *which, *paths), minutes)
 
 
 #: What others need comes first.
@@ -66,8 +69,9 @@ STEPS = (
     tests("several", 3, "test_several_transforms", "test_transforms"),
     tests("fidelity", 4, "test_fidelity", "test_models"),
     tests("cluster", 5, "test_on_device", "test_doors"),
-    # Captions, boxes, texts, images inside Parquet files, heads, retrieval, duplicates, distances: as on a CPU.
-    tests("models", 4, "test_models_on_device", slow=True),
+    # Captions, answers, boxes, classes, texts, images inside Parquet files, vectors with boxes covered, heads,
+    # clusters, negative CLIP loss, an index, retrieval, duplicates, distances: as on a CPU.
+    tests("models", 6, "test_models_on_device", slow=True),
     tests("room", 3, "test_room", "test_fake_gpu", every=True),
     tests("keys", 2, "test_keys", "test_pipeline"),
     tests("compiled", 2, "test_compiling"),
@@ -100,6 +104,8 @@ def run_step(step: Step, device: str, folder: Path, seconds: float) -> dict[str,
     counts = re.findall(r"(\d+) (passed|failed|errors?|skipped)", lines[-1] if lines else "")
     result: dict[str, Any] = {"state": state, "seconds": round(time.monotonic() - begun, 1)}
     result |= {word: int(number) for number, word in counts}
+    if slowest := [" ".join(line.split()) for line in lines if _A_TIME.match(line)]:
+        result["slowest"] = slowest
     if failed := [line for line in lines if line.startswith("FAILED ")]:
         result["failures"] = failed
     if state != "ok" or step.name == "versions":

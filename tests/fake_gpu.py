@@ -14,6 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
+from transformers import GenerationMixin
 
 from curator_dask import backend
 
@@ -60,20 +61,37 @@ def _picked(tensor, index):
     return _getitem(tensor, index)
 
 
+def _equal(one, other):
+    """Whether two tensors have one shape; of zeros no more can be said."""
+    if one.device != other.device:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, found {one.device}, {other.device}"
+        )
+    return one.shape == other.shape
+
+
 _getitem = torch.Tensor.__getitem__
 _STANDS_FOR = {
     torch.Tensor.numpy: _read,
     torch.Tensor.__array__: _read,
     torch.Tensor.tolist: lambda tensor: np.zeros(tuple(tensor.shape), int).tolist(),
     torch.Tensor.nonzero: _nonzero,
+    torch.equal: _equal,
     torch.nonzero: _nonzero,
     torch.Tensor.__getitem__: _picked,
     torch.Tensor.item: _value,
-    torch.Tensor.__bool__: _value,
+    torch.Tensor.__bool__: lambda tensor: bool(_value(tensor)),
     torch.Tensor.__int__: _value,
     torch.Tensor.__index__: _value,
     torch.Tensor.__float__: _value,
 }
+
+
+def _plain(given):
+    """What `torch.tensor` is given, with zeros in place of tensors."""
+    if isinstance(given, torch.Tensor):
+        return np.zeros(tuple(given.shape), _DTYPES.get(given.dtype, np.float32))
+    return [_plain(each) for each in given] if isinstance(given, list | tuple) else given
 
 
 class _Readable(TorchFunctionMode):
@@ -82,7 +100,7 @@ class _Readable(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == "cuda":
-            given = np.asarray(args[0])  # torch itself would ask the driver
+            given = np.asarray(_plain(args[0]))  # torch itself would ask the driver
             dtype = kwargs.get("dtype") or _OF_PYTHON[given.dtype.kind]
             return torch.zeros(given.shape, dtype=dtype, device=GPU)
         if args and isinstance(args[0], FakeTensor):
@@ -118,6 +136,22 @@ def on_the_host(function):
             return function(*args, **kwargs)
 
     return call
+
+
+def ended_by_length(monkeypatch):
+    """Have transformers' ``generate`` end at the last token that is allowed: whether it has, it reads of a tensor."""
+    generate, left = GenerationMixin.generate, [0]
+
+    def counted(model, *args, max_new_tokens, **options):
+        left[0] = max_new_tokens
+        return generate(model, *args, max_new_tokens=max_new_tokens, **options)
+
+    def goes_on(*_, **__):
+        left[0] -= 1
+        return left[0] >= 0
+
+    monkeypatch.setattr(GenerationMixin, "generate", counted)
+    monkeypatch.setattr(GenerationMixin, "_has_unfinished_sequences", goes_on)
 
 
 class FakeGpu(backend.Backend):

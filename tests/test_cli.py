@@ -105,6 +105,17 @@ def test_what_all_has_taken_is_said_last(client, capsys):
     assert re.search(r"the summary\n[\d.]+ s in all, from the start of the command\n$", said), said
 
 
+def test_each_command_is_listed_once_under_a_theme():
+    from curator_dask.cli.themes import THEMES
+
+    told = [name for names in THEMES.values() for name in names]
+    assert sorted(told) == sorted(SHOWN)
+    text = CliRunner().invoke(app, ["--help"]).output
+    places = [text.index(f"\n  {name} ") for name in told]
+    assert places == sorted(places)
+    assert all(f"\n{theme}:\n" in text for theme in THEMES)
+
+
 def test_examples_of_the_help_are_commands():
     commands = typer.main.get_command(app).commands
     assert commands.keys() == SHOWN.keys()

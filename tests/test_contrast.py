@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from scipy.special import logsumexp
 from test_heads import L14
 from test_text import embedded, pairs, shards, transformers_own  # noqa: F401, fixtures
@@ -23,7 +24,7 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.image.classifiers import score_output
 from curator_dask.image.classifiers.centroids import find_centroids
 from curator_dask.rows.draws import mixed, row_digests
-from curator_dask.text import ClipTextEmbedder, NegClipLoss
+from curator_dask.text import ClipTextEmbedder, NegClipLoss, contrasting
 from curator_dask.text.contrast import Batch
 from curator_dask.text.contrasting import normalisation
 
@@ -87,7 +88,7 @@ def oracle(images, texts, batches, temperature):
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_it_is_the_formula_whatever_the_files(tmp_path):
+def test_it_is_the_formula_whatever_the_files(tmp_path, monkeypatch):
     """Batches of all rows, and such as are drawn; other files in another order give the same."""
     images, texts = made(150)
     good = write(tmp_path / "out", images, texts, (60, 50, 40))
@@ -120,6 +121,21 @@ def test_it_is_the_formula_whatever_the_files(tmp_path):
     found = by_key(tmp_path / "out", "few")
     np.testing.assert_allclose([found[key] for key in good], expected, atol=2e-6)
     assert score_output(tmp_path / "out", [few]).skipped == 3
+
+    # Of a device that was full at first, what torch keeps for later is given back.
+    blocks = contrasting.normalisation, []
+
+    def full(*given):
+        blocks[1].append(len(given[0]))
+        if len(blocks[1]) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return blocks[0](*given)
+
+    monkeypatch.setattr(contrasting, "normalisation", full)
+    again = NegClipLoss(temperature=0.07, batch_size=20, batches=3, seed=5, check=False, pred_column="again")
+    assert score_output(tmp_path / "out", [again]).complete and blocks[1][0] == blocks[1][1]
+    assert len(blocks[1]) == 1 + 3 * 3
+    assert by_key(tmp_path / "out", "again") == found
 
     order = np.random.default_rng(1).permutation(150)
     write(tmp_path / "other", images[order], texts[order], (20, 130), [f"{row:04d}" for row in order])

@@ -11,15 +11,19 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
 import pytest
+from bokeh.document import Document
+from bokeh.models import Plot
 from colours import SlowColourReader, write_dataset
 from distributed import Client, LocalCluster
 
 from curator_dask import get_client
 from curator_dask.cluster.progress import at_work, report, watch
 from curator_dask.cluster.watching import offer_dashboard
+from curator_dask.dashboard import serving
 from curator_dask.dashboard.following import Course, Run, Runs
 from curator_dask.dashboard.panes import Failures, Filters, Overview
 from curator_dask.dashboard.topics import PROGRESS, RUNS, WAITING, WORK
@@ -111,6 +115,29 @@ def test_the_scheduler_knows_what_the_summary_says(tmp_path, watched):
     assert found["rows_left_out_total", "filter \"key not in ('000000003', '000000004')\""] == 2
     assert (found["shards", None], found["shards_done", None], found["running", None]) == (3, 3, 0)
     assert found["time_seconds_total", None] == pytest.approx(sum(run.seconds.values()))
+
+
+def page_of(dask_scheduler, **metrics) -> list[str]:
+    """Titles of the page's charts, as if workers told these figures of themselves."""
+    runs = dask_scheduler.plugins[Runs.name].runs
+    for worker in dask_scheduler.workers.values():  # till they tell theirs again: nothing else runs meanwhile
+        worker.metrics = {**worker.metrics, **metrics}
+    document = Document()
+    serving._page(SimpleNamespace(runs=runs, latest=None), dask_scheduler, {}, document)
+    return [figure.title.text for figure in document.select({"type": Plot})]
+
+
+def test_memory_and_load_of_gpus_are_shown_where_workers_have_some(watched):
+    def titles(**metrics):
+        every = watched.run_on_scheduler(page_of, **metrics)
+        return sorted(each for each in every if each.startswith("GPU"))
+
+    gpu = {"gpu_memory_used": 3 << 30, "gpu-memory-total": 16 << 30, "gpu_utilization": 40}
+    assert titles() == []
+    assert titles(**gpu) == ["GPU Memory: 6.00 GiB / 32.00 GiB", "GPU Utilization"]
+    assert titles(**gpu | {"gpu_utilization": None})[1:] == ["GPU Utilization"]
+    # As of GPUs that share the host's memory, of which the driver tells none: the rest of the page is there.
+    assert titles(**gpu | {"gpu_memory_used": None}) == []
 
 
 def held_task(images: int, path: str) -> None:

@@ -16,31 +16,41 @@ import torch
 from captioners import write_captioner
 from detectors import ASKED, write_detector
 from PIL import Image
+from questioners import write_questioner
+from test_classification import write_model
 from texts import captions, make_pair
 
 from curator_dask import backend
+from curator_dask.balancing import balance_clusters
 from curator_dask.cache import ENCODERS, LOADERS
 from curator_dask.compare import compare_outputs
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.dedup import SemanticDeduplication
+from curator_dask.image.asking import QuestionModel
 from curator_dask.image.captioning import CaptionModel
-from curator_dask.image.classifiers import ReferenceSimilarity, score_output
+from curator_dask.image.classifiers import ClassificationModel, ReferenceSimilarity, score_output
+from curator_dask.image.classifiers.centroids import find_centroids
 from curator_dask.image.detection import DetectionModel
 from curator_dask.image.embedders import ClipImageEmbedder
-from curator_dask.image.statistics import ImageStatistics
+from curator_dask.image.statistics import AspectBuckets, ImageStatistics
+from curator_dask.indexing import VectorIndex
+from curator_dask.models.asking import QuestionSpec
 from curator_dask.models.captioning import CaptionSpec
 from curator_dask.models.clip_text import ClipTextSpec
 from curator_dask.models.detecting import DetectionSpec
+from curator_dask.models.questions import Question
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.retrieval import retrieve
 from curator_dask.tables import TableColumns
-from curator_dask.text import ClipScore, ClipTextEmbedder, TextStatistics, ZeroShotClassifier
+from curator_dask.text import ClipScore, ClipTextEmbedder, NegClipLoss, TextStatistics, ZeroShotClassifier
 
 pytestmark = [
     pytest.mark.usefixtures("quiet_transformers"),
     pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), "gpu"], indirect=True),
 ]
 SHARDS, ROWS = 3, 12
+#: Of what files come to, what is rounded.
+CLOSE = ("reference_similarity", "similarity", "retrieved_similarity", "neg_clip_loss", "cluster_distance")
 
 
 def on(device, work):
@@ -93,6 +103,22 @@ def test_things_that_are_found(device, tmp_path, kind):
         np.testing.assert_allclose(one.scores[:few], other.scores[:few], atol=5e-3)
 
 
+@pytest.mark.parametrize("kind", ["blip-vqa", "git", "llava"])
+def test_answers(device, tmp_path, kind):
+    """Of questions of several lengths, which are filled up."""
+    folder = str(write_questioner(tmp_path, kind))
+    question = Question.parse('is it " {text} " of a photo', "caption")
+    spec = QuestionSpec(folder, question, ("Yes", "No", "is not"), dtype="float32")
+    said = [("a photo",), ("not",), ("a photo of it",), ("it",), ("photo",)]
+    found, expected = (
+        on(each, lambda: spec.build()(on_device(pictures(5)), 3, said)) for each in (device, "cpu")
+    )
+    assert [each.reason for each in found] == [None] * 5
+    found, expected = (np.stack([each.likelihoods for each in every]) for every in (found, expected))
+    np.testing.assert_allclose(found, expected, atol=2e-2)
+    assert expected.std(axis=0).max() > 0.1
+
+
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_texts(device, tmp_path, kind):
     make_pair(tmp_path, kind)
@@ -128,6 +154,8 @@ def folder(tmp_path_factory):
     make_pair(folder / "clip", "clip")
     write_captioner(folder / "captioner", "blip")
     write_detector(folder / "detector", "yolos")
+    write_questioner(folder / "questioner", "blip-vqa")
+    write_model(folder / "classifier")
     return folder
 
 
@@ -138,10 +166,22 @@ def save(folder, out):
     dataset = ImageTextPairDataset.from_parquet(folder / "data", id_col="id", rows_per_partition=8)
     dataset = dataset.top("number", 30)
     for step in (
-        ImageStatistics(["phash", "blurriness", "width"]),
+        ImageStatistics(["phash", "pdq", "pdq_quality", "blurriness", "width", "height"]),
+        AspectBuckets(64),
         CaptionModel(str(folder / "captioner"), max_new_tokens=5, dtype="float32"),
         DetectionModel(str(folder / "detector"), threshold=0.01, dtype="float32"),
+        ClassificationModel(folder / "classifier", prefix="seen", autocast=False),
+        QuestionModel(
+            folder / "questioner",
+            question="is it {text}",
+            answers=["Yes", "No"],
+            column="asked",
+            dtype="float32",
+        ),
         ClipImageEmbedder(clip, autocast=False),
+        ClipImageEmbedder(
+            clip, autocast=False, cover="detected_boxes", image_embedding_column="covered_embedding"
+        ),
         ClipScore(text),
         ZeroShotClassifier({"one": ["a cat"], "other": ["eine Katze"]}, text),
         TextStatistics(["words"], "caption"),
@@ -163,7 +203,9 @@ def test_all_in_one_pass(on_a_cpu, device, device_client, folder, tmp_path):
     found, expected = save(folder, tmp_path / "out").sort_by("id"), on_a_cpu.sort_by("id")
     assert found.schema.equals(expected.schema) and found.num_rows == expected.num_rows
     near = {"image_embedding": 1e-2, "clip_score": 2e-2, "one": 0.1, "other": 0.1, "detected_scores": 5e-3}
-    near |= {"detected_boxes": 5e-3, "detected_area": 5e-3}
+    near |= {"detected_boxes": 5e-3, "detected_area": 5e-3, "covered_embedding": 5e-2}
+    near |= {name: 2e-2 for name in expected.column_names if name.startswith(("asked_", "seen_"))}
+    near = {name: most for name, most in near.items() if not pa.types.is_string(expected[name].type)}
     for name in expected.column_names:
         one, other = found[name].to_pylist(), expected[name].to_pylist()
         if name not in near:
@@ -177,11 +219,20 @@ def of_files(folder, out):
     """What heads, conditions, retrieval, deduplication and comparison make of one output."""
     whole, half = folder / "cpu", out / "half"
     filter_output(whole, half, where="number % 2 = 0")
-    score_output(whole, [ReferenceSimilarity(half)], out / "scored")
+    contrast = NegClipLoss(
+        ClipTextEmbedder(str(folder / "clip"), text_column="caption"), batch_size=8, batches=2, check=False
+    )
+    score_output(whole, [ReferenceSimilarity(half), contrast], out / "scored")
+    find_centroids(folder / "cpu", 3).save(out / "centroids.safetensors")
+    balance_clusters(whole, out / "centroids.safetensors", 12, out / "balanced", neighbours=2)
+    VectorIndex.build(whole, out / "index")
+    queries = np.stack(pq.read_table(whole)["image_embedding"].to_pylist())
+    keys = [[hit.key for hit in hits] for hits in VectorIndex(out / "index").search(queries, top=3)]
+    pq.write_table(pa.table({"id": pq.read_table(whole)["id"], "keys": keys}), out / "searched.parquet")
     retrieve(whole, half, out / "near", top=2, pairs=out / "pairs.parquet")
-    SemanticDeduplication(eps=0.2, n_clusters=2)(whole).save(out / "duplicates")
+    SemanticDeduplication(eps=0.2, n_clusters=2, exact={"pdq": 31})(whole).save(out / "duplicates")
     compared = compare_outputs(whole, half, sample=8, k=2, permutations=5)
-    names = ("half", "scored", "near", "pairs.parquet", "duplicates")
+    names = ("half", "scored", "balanced", "searched.parquet", "near", "pairs.parquet", "duplicates")
     return {name: pq.read_table(out / name) for name in names}, compared
 
 
@@ -197,7 +248,7 @@ def test_what_is_made_of_files(files_on_a_cpu, device, device_client, folder, tm
         assert table.schema.equals(expected[name].schema) and len(table) == len(expected[name]) > 1, name
         for column in table.column_names:
             one, other = (each.column(column) for each in (table, expected[name]))
-            if column in ("reference_similarity", "similarity", "retrieved_similarity"):
+            if column in CLOSE:
                 np.testing.assert_allclose(one.to_numpy(), other.to_numpy(), atol=1e-5)
             else:
                 assert one.to_pylist() == other.to_pylist(), (name, column)

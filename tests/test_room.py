@@ -21,7 +21,7 @@ from curator_dask import backend
 from curator_dask.cache import ENCODERS, SpecCache
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, WeightsError
-from curator_dask.image.classifiers import ReferenceSimilarity, reference
+from curator_dask.image.classifiers import ImageClassifier, ReferenceSimilarity, reference
 from curator_dask.models import room
 from curator_dask.models.captioning import CaptionSpec
 from curator_dask.models.clip import ClipSpec
@@ -168,6 +168,31 @@ def test_a_reference_for_which_there_is_no_room(tmp_path, monkeypatch, in_this_p
         ConfigError, match=r"its 2 vectors take 24 bytes, and there is no room for them on cpu"
     ):
         scorer.load_model(torch.device("cpu"))
+
+
+class FullAtFirst(ImageClassifier):
+    """A head for whose first batch there is no room."""
+
+    def load_model(self, device):
+        tried = []
+
+        def head(vectors):
+            tried.append(len(vectors))
+            if len(tried) == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return vectors[:, 0]
+
+        return head
+
+
+def test_what_torch_keeps_for_later_goes_for_a_batch_of_vectors(tmp_path, monkeypatch, in_this_process):
+    write_dataset(tmp_path / "data", 1, 3)
+    dataset = ColourReader()(ImageTextPairDataset.from_webdataset(tmp_path / "data"))
+    given_back = []
+    monkeypatch.setattr(backend.Backend, "release_memory", lambda place: given_back.append(place.device))
+    head = FullAtFirst("red", pred_column="red", check=False)
+    rows = head(dataset).metadata.compute()
+    assert rows["red"].tolist() == [each[0] for each in rows["image_embedding"]] and given_back == ["cpu"]
 
 
 def test_boxes_of_a_model_in_half_precision_are_scaled_in_float32(tmp_path):

@@ -57,12 +57,14 @@ from curator_dask.cli.report import report
 from curator_dask.cli.retrieve import retrieve
 from curator_dask.cli.score import score
 from curator_dask.cli.search import search
+from curator_dask.cli.themes import ThemedGroup
 from curator_dask.collector import leave_quickly, look_rarely
 from curator_dask.console import show_messages
 
 FEW_SHARDS = 16  # are indexed without a cluster
 
 app = typer.Typer(
+    cls=ThemedGroup,
     help="From image URLs, WebDataset shards or folders of images to a curated image-text dataset, on a Dask cluster.",
     epilog=BEGIN,
     no_args_is_help=True,

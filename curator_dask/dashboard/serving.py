@@ -77,6 +77,15 @@ def _alone(runs: Runs, pane: type[Pane], scheduler: Any, extra: dict[str, Any], 
     document.title = "Dask: curator_dask"
 
 
+def _knows_gpus(scheduler: Any) -> bool:
+    """Whether Dask's own panes of GPUs can be drawn: some that share the host's memory tell no figure of it."""
+    every = [worker.metrics for worker in scheduler.workers.values()]
+    found = [each for each in every if "gpu_memory_used" in each]
+    return bool(found) and all(
+        each["gpu_memory_used"] is not None and each.get("gpu-memory-total") is not None for each in found
+    )
+
+
 @log_errors
 def _page(runs: Runs, scheduler: Any, extra: dict[str, Any], document: Any) -> None:
     chooser = Chooser(runs)
@@ -87,7 +96,7 @@ def _page(runs: Runs, scheduler: Any, extra: dict[str, Any], document: Any) -> N
     for shown in (chooser, overview, rate, split, failures, filters):
         shown.update()
         add_periodic_callback(document, shown, _EVERY)
-    if any("gpu_memory_used" in worker.metrics for worker in scheduler.workers.values()):
+    if _knows_gpus(scheduler):
         load = GPUCurrentLoad(scheduler, height=160, **wide)
         load.update()
         add_periodic_callback(document, load, _EVERY)

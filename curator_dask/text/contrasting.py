@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -263,7 +264,8 @@ class ContrastPairs(RowStep):
                     f"{self.label}: vectors of {images.shape[1]} values, and batches of {batch.images.shape[1]}:"
                     " expected all from one model"
                 )
-            terms[each] = normalisation(images, texts, digests, batch, self.temperature)
+            made = partial(normalisation, images, texts, digests, batch, self.temperature)
+            terms[each] = backend.current().again_if_full(made)
         return np.asarray(cosine(images, texts) - terms.mean(0), np.float32)
 
 

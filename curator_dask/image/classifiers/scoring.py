@@ -279,7 +279,8 @@ class _Scoring(Work):
 
         assert self._head is not None
         try:
-            scores = torch.as_tensor(self._head.model(vectors))
+            model = self._head.model
+            scores = torch.as_tensor(backend.current().again_if_full(lambda: model(vectors)))
         except CuratorError:
             raise
         except Exception as error:  # of a user's own head
