@@ -72,7 +72,7 @@ def check_columns(dataset: ImageTextPairDataset, recipe: Recipe) -> None:
     options = recipe.options(overwrite=False)
     best, cap, columns = recipe.best(), recipe.cap(), list(dataset.metadata.columns)
     named = {"top": best and best[0], "at_most": cap and cap[0], "by": recipe.by}
-    named |= {"bucket_size": options.bucket_size, **{name: text for name, (_, text) in of_all.items()}}
+    named |= {"bucket_size": options.size_column, **{name: text for name, (_, text) in of_all.items()}}
     if recipe.balance is not None:
         named["balance"] = needed_column(recipe.balance)
         _refuse_balance(recipe, columns)

@@ -162,6 +162,7 @@ HOLDS = {
         "all(shape[:2] == (3, 3) and (captions, told) == (3, (3, 4)) for shape, captions, told in shapes)",
         "{f'{shape[3]}x{shape[2]}' for shape, *_ in shapes} <= {folder.rpartition('/')[2] for folder in counts}",
     ],
+    "latents.md": [],  # tests/test_latents.py runs it: diffusers takes seconds to import
     "curation.md": ["(summary.rows, summary.failed, summary.kept) == (14, 2, 12) and summary.complete"],
     "importing.md": [
         "(summary.rows, summary.failed, chosen.kept, chosen.subset) == (100, 0, 30, 30)",
@@ -286,6 +287,7 @@ NOT_RUN = {
     "stores-and-clusters.md": ["needs several machines", "needs Slurm"],
     "export.md": ["needs datasets"],
     "buckets.md": ["is megatron-energon's", "needs megatron-energon"],
+    "latents.md": ["here: tests/test_latents.py does"] * 2,
     "training.md": ["needs open_clip"],
     "readers.md": ["needs datasets", "needs lancedb", "needs embedding-reader", "needs embedding-atlas"],
 }

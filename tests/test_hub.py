@@ -45,11 +45,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, body):
         state = self.server.state
-        _, *repository, resolve, revision, name = self.path.partition("?")[0].split("/")
+        before, resolve, after = self.path.partition("?")[0].strip("/").partition("/resolve/")
+        repository, (revision, _, name) = before.split("/"), after.partition("/")
         given = self.headers.get("Range", "")
         state.log.append((self.command, "/".join(repository), revision, name, given))
         file = state.folder.joinpath(*repository, name)
-        if state.broken or resolve != "resolve" or not file.is_file():
+        if state.broken or not resolve or not file.is_file():
             self.send_response(503 if state.broken else 404)
             if not state.broken:
                 self.send_header("X-Error-Code", "EntryNotFound")

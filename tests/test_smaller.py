@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, features
 
-from curator_dask.decode.smaller import SmallerImages, make_smaller
+from curator_dask.decode.smaller import Smaller, SmallerImages, make_smaller
 from curator_dask.errors import ConfigError, ImageError
 
 LANCZOS = Image.Resampling.LANCZOS
@@ -102,7 +102,7 @@ def test_a_large_jpeg_is_as_near_to_all_its_pixels_as_can_be_seen():
 def test_what_is_small_enough_stays_and_is_not_decoded():
     data = saved(photograph(), "JPEG")
     for how in ({"max_side": 240}, {"min_side": 180}, {"max_side": 240, "image_format": "jpeg"}):
-        assert make_smaller(data[:2000], SmallerImages(**how)) == (240, 180, None, "JPEG", False, None)
+        assert make_smaller(data[:2000], SmallerImages(**how)) == Smaller(240, 180, None, "JPEG")
     made = make_smaller(data, SmallerImages(max_side=240, image_format="png"))
     assert (made.form, made.fewer) == ("PNG", False) and apart(opened(made.data), opened(data)) == 0
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from curator_dask.cli import latent_options as latent
 from curator_dask.cli.export_options import (
     BucketSize,
     By,
@@ -44,6 +45,7 @@ from curator_dask.cli.options import (
     ImageColumn,
     Images,
     JsonFile,
+    ModelDir,
     OutputOptions,
     PartOfRun,
     SchedulerAddress,
@@ -177,6 +179,15 @@ def export(
     blur_keep_unseen: BlurKeepUnseen = False,
     strip_metadata: StripMetadata = None,
     bucket_size: BucketSize = None,
+    latents: latent.Model = None,
+    latents_form: latent.Form = None,
+    latents_scaled: latent.Scaled = False,
+    latents_stored: latent.Kept = None,
+    latents_dtype: latent.Dtype = None,
+    latents_seed: latent.Seed = None,
+    latents_batch: latent.Batch = None,
+    latents_only: latent.Only = False,
+    model_dir: ModelDir = None,
     by: By = None,
     by_most: ByMost = None,
     split: Split = None,
@@ -216,8 +227,8 @@ def export(
     """Write the samples of the rows that pass into new tars, every member byte for byte, with all columns beside.
 
     With --max-side or --min-side large images are made smaller on the way, with --blur regions of some are blurred,
-    with --bucket-size all get a size; all others are copied. With --format parquet images and columns go into Parquet
-    files, of which Hugging Face's datasets and its hub show the images.
+    with --bucket-size all get a size, and with --latents a VAE's latents; all others are copied. With --format parquet
+    images and columns go into Parquet files, of which Hugging Face's datasets and its hub show the images.
 
     The same command again does only what is missing. OUTPUT.export keeps what that needs, and says in its manifest
     where each sample comes from.
@@ -226,6 +237,9 @@ def export(
     """
     size = bytes_in(shard_bytes, "--shard-bytes")
     names, vectors = names_in(columns, "--columns"), names_in(npy, "--npy")
+    how = {"form": latents_form, "scaled": latents_scaled, "stored": latents_stored, "dtype": latents_dtype}
+    more = {"seed": latents_seed, "batch_size": latents_batch, "only": latents_only}
+    encoding = latent.given(latents, {**how, **more}, model_dir)
     shares = {name: _share(text) for name, text in _pairs(split, "--split", "val=0.01").items()} or None
     from curator_dask.outputs.card_fields import LISTS
 
@@ -275,6 +289,7 @@ def export(
             image_format=image_format.value,
             image_member=image,
             bucket_size=bucket_size,
+            latents=encoding,
             by=by,
             by_most=MOST if by_most is None else by_most,
             splits=shares,
@@ -316,7 +331,18 @@ def export(
                 part=part,
             )
         else:
-            named = (where, columns, filter_column, old_id_col, caption, npy, split_by, by, bucket_size, blur)
+            named = (
+                where,
+                columns,
+                filter_column,
+                old_id_col,
+                caption,
+                npy,
+                split_by,
+                by,
+                chosen.size_column,
+                blur,
+            )
             if any(named):
                 source = choose_source("auto", found, options)
                 schema = learn_schema(found.shards, source, id_col, options)

@@ -106,7 +106,8 @@ BucketSize = Annotated[
     str | None,
     typer.Option(
         metavar="COLUMN",
-        help="Column of sizes (832x1216), as score --bucket makes it: images are resized and cropped to them.",
+        help="Column of sizes (832x1216), as score --bucket makes it, or one size for all: images are resized and"
+        " cropped to them.",
         show_default=False,
     ),
 ]

@@ -73,6 +73,7 @@ class Exportable(ABC):
         by: str | None = None,
         by_most: int = MOST,
         bucket_size: str | None = None,
+        latents: str | Mapping[str, Any] | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> ExportSummary:
         """Compute the metadata, and write the samples of its rows into new tars, every member byte for byte.
@@ -180,9 +181,19 @@ class Exportable(ABC):
         by_most
             More values are refused.
         bucket_size
-            Column of sizes, as ``832x1216`` (`curator_dask.image.statistics.AspectBuckets`): images are resized to
-            cover theirs and cropped to it, those that are smaller too. Rows without a size are filtered out, and
-            samples whose image cannot be cropped are left out and counted.
+            Column of sizes, as ``832x1216`` (`curator_dask.image.statistics.AspectBuckets`), or one such size for all:
+            images are resized to cover theirs and cropped to it, those that are smaller too. Rows without a size are
+            filtered out, and samples whose image cannot be cropped are left out and counted.
+        latents
+            A VAE of diffusers' (``AutoencoderKL`` or ``AutoencoderDC``: a folder, ``"org/repo"`` or
+            ``"org/repo@revision"``, of it or of a pipeline with a ``vae``) that makes latents of the cropped images:
+            members ``key.latent.npy`` (channels, height, width), and ``latents.json`` beside the tars, which says what
+            they are. Or a mapping with ``model`` and some of: ``form``, ``"mean"`` of the distribution (the default),
+            ``"sample"`` (a draw, by the key and ``seed``) or ``"moments"`` (means, then standard deviations);
+            ``scaled`` (False), whether they are shifted and scaled as the VAE's configuration says; ``stored``,
+            ``"float16"`` or ``"float32"``; ``dtype``, the model's arithmetic (``"float32"``, ``"bfloat16"``,
+            ``"float16"``); ``images`` (True), whether the images go along; ``batch_size`` (8); ``model_dir``. Samples
+            of which no latent comes are left out and counted.
         storage_options
             For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
 
@@ -244,6 +255,7 @@ class Exportable(ABC):
                 by=by,
                 by_most=by_most,
                 bucket_size=bucket_size,
+                latents=latents,
             ),
             id_col=self.id_col,
             input_options=self.storage_options,

@@ -14,9 +14,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from curator_dask.decode.blurring import Box, blur
 from curator_dask.decode.cropping import Crop, Stored
 from curator_dask.decode.encoding import FORMATS, check_quality, encode
+from curator_dask.decode.gray import is_deep_gray, to_gray8
 from curator_dask.decode.orientation import (
     ON_THEIR_SIDE,
     has_orientation,
@@ -143,6 +146,9 @@ class Smaller(NamedTuple):
         Whether it has fewer pixels than the old one.
     crop
         How it was cropped; None: it was not.
+    pixels
+        uint8 (height, width, 3), RGB, alpha dropped, as `curator_dask.decode.pillow.decode` gives them; None: they were
+        not asked for.
     """
 
     width: int
@@ -151,6 +157,7 @@ class Smaller(NamedTuple):
     form: str
     fewer: bool = False
     crop: Crop | None = None
+    pixels: np.ndarray | None = None
 
 
 def make_smaller(
@@ -160,6 +167,8 @@ def make_smaller(
     boxes: Sequence[Box] = (),
     strength: float = 1.0,
     size: tuple[int, int] | None = None,
+    pixels: bool = False,
+    write: bool = True,
 ) -> Smaller:
     """Make an image file smaller, if it is too large or of another format than is asked for; or blur regions of it.
 
@@ -181,6 +190,10 @@ def make_smaller(
         What is blurred, and how much: see `curator_dask.decode.blurring.blur`. With boxes the file is always made anew.
     size
         Width and height that it gets, upright, however large it is; None: as `how` says.
+    pixels
+        Give them, too: before they are encoded.
+    write
+        False: the pixels alone are wanted, and no file is made, so that what a format does not hold is no reason.
 
     Raises
     ------
@@ -189,12 +202,15 @@ def make_smaller(
     """
     header = sniff(data, max_pixels)
     form = how.image_format.upper() if how.changes_format else header.kind
+    if not write:
+        form = header.kind if header.kind in FORMATS else "PNG"
     if not boxes and form == header.kind:
         whole = upright_size(data, header)
         if size is None and how.size(header.width, header.height) == (header.width, header.height):
             return Smaller(*whole, None, form)
         if size == whole and is_upright(data):
-            return Smaller(*whole, None, form, crop=Crop.of(*whole, size))
+            has = _decoded(data, size, max_pixels) if pixels else None
+            return Smaller(*whole, None, form, crop=Crop.of(*whole, size), pixels=has)
     if form not in FORMATS:
         raise ImageError(
             f"format: {form} is made smaller in another format only: give image_format (--image-format)"
@@ -205,14 +221,17 @@ def make_smaller(
             with open_image(data) as opened:
                 check_size(opened.height, opened.width, max_pixels)
                 _check_whole(opened, header, data)
-                if header.kind == "PNG" != form:
+                if header.kind == "PNG" != form and write:
                     _check_colours(opened, data, form)
                 image, fewer, crop = _resized(opened, header, how, form, size)
                 if boxes:
                     blur(image, boxes, strength)
+                seen = _rgb(image, opened, data) if pixels else None
                 options = _options(opened, header, data, image, form)
         except Exception as error:
             raise ImageError(reason_of(error, data, max_pixels, *said[:1])) from None
+    if not write:
+        return Smaller(*image.size, None, form, fewer, crop, seen)
     try:
         made: Encoded = encode(image, form, how.quality, **options)
     except Exception as error:  # of Pillow, of any type: it has too many pixels for the format, say
@@ -220,7 +239,25 @@ def make_smaller(
     # A row may know of an orientation, too, as img2dataset's do: a file that says its own is not turned by it again.
     if has_orientation(data):
         made = with_orientation(made, 1)
-    return Smaller(*image.size, bytes(made), form, fewer, crop)
+    return Smaller(*image.size, bytes(made), form, fewer, crop, seen)
+
+
+def _decoded(data: Encoded, size: tuple[int, int], max_pixels: int) -> np.ndarray:
+    """The pixels of a file that stays; raises ImageError where they are not of the size that it says."""
+    from curator_dask.decode.pillow import decode
+
+    image = decode(data, max_pixels)
+    if image.size != size:
+        raise ImageError(
+            f"size: its headers say {size[0]}x{size[1]} pixels, it has {image.width}x{image.height}"
+        )
+    return np.asarray(image)
+
+
+def _rgb(image: Image.Image, opened: Image.Image, data: Encoded) -> np.ndarray:
+    """The pixels of an image that was made of one that Pillow has opened."""
+    deep = to_gray8(image, opened, data) if is_deep_gray(image) else image
+    return np.asarray(deep.convert("RGB"))
 
 
 def _check_whole(opened: Image.Image, header: Header, data: Encoded) -> None:

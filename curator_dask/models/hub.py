@@ -99,7 +99,7 @@ def find_folder(model_name: str, model_dir: str | None = None, check: Check | No
         if lacking(folder):
             raise WeightsError(f"{model_name}: {_what_is_wrong(folder)}")
         return folder
-    repository = _Repository.of(model_name)
+    repository = Repository.of(model_name)
     if model_dir is None:
         return _in_the_cache(repository, check)
     base = absolute(model_dir)
@@ -124,7 +124,7 @@ def find_whole(model_name: str, model_dir: str | None = None) -> Path | None:
         base = absolute(model_dir)
         folders = [base.joinpath(*model_name.split("/")), base]
     else:
-        cached = _cached(_Repository.of(model_name))
+        cached = _cached(Repository.of(model_name))
         folders = [] if cached is None else [cached]
     return next((folder for folder in folders if not lacking(folder)), None)
 
@@ -151,14 +151,14 @@ def find_beside(model_name: str, model_dir: str | None, folder: Path, names: Seq
 
     if names_folder(model_name) or (folder / names[-1]).is_file():
         return
-    repository = _Repository.of(model_name)
-    with _explained(repository, None if model_dir is None else folder, names):
+    repository = Repository.of(model_name)
+    with explained(repository, None if model_dir is None else folder, names):
         if model_dir is None:
             for name in names:
                 with contextlib.suppress(EntryNotFoundError):
                     hf_hub_download(repository.name, name, revision=folder.name)  # the commit of the weights
             return
-        with _locked(folder.with_name(f".{folder.name}.lock"), repository.name):
+        with locked(folder.with_name(f".{folder.name}.lock"), repository.name):
             for name in names:
                 with contextlib.suppress(EntryNotFoundError):
                     fetch(repository.stated(name, repository.revision), folder)
@@ -231,7 +231,7 @@ def _what_is_wrong(folder: Path) -> str:
 
 
 @dataclass(frozen=True)
-class _Repository:
+class Repository:
     """A repository of the hub at a revision, None being its newest."""
 
     name: str
@@ -239,7 +239,8 @@ class _Repository:
     pin: Pin | None
 
     @classmethod
-    def of(cls, model_name: str) -> _Repository:
+    def of(cls, model_name: str) -> Repository:
+        """By its name; raises ConfigError for what is none."""
         name, at, revision = model_name.partition("@")
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or ".." in model_name or bool(at) != bool(revision):
             raise ConfigError(
@@ -257,9 +258,8 @@ class _Repository:
 
         url = hf_hub_url(self.name, file, revision=revision)
         found = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        digest = (
-            self.pin.digests[file] if self.pin and file in self.pin.digests else found.etag or ""
-        )  # a small file's is another
+        pinned = self.pin.digests if self.pin else {}
+        digest = pinned.get(file) or found.etag or ""  # a small file's is another
         return HubFile(
             file, url, found.commit_hash, found.size, digest if re.fullmatch("[0-9a-f]{64}", digest) else None
         )
@@ -305,12 +305,12 @@ class _Repository:
         return [*([processor] if processor else []), *shards, weights, config]
 
 
-def _in_folder(target: Path, repository: _Repository, check: Check | None) -> Path:
+def _in_folder(target: Path, repository: Repository, check: Check | None) -> Path:
     """Fetch into a folder, unless another process does."""
     hidden = target.with_name(f".{target.name}.partial")
-    with _explained(repository, target):
+    with explained(repository, target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_name(f".{target.name}.lock"), repository.name):
+        with locked(target.with_name(f".{target.name}.lock"), repository.name):
             if not lacking(target):  # the other process has finished
                 return target
             files = repository.files(check)
@@ -328,7 +328,7 @@ def _in_folder(target: Path, repository: _Repository, check: Check | None) -> Pa
     return target
 
 
-def _cached(repository: _Repository) -> Path | None:
+def _cached(repository: Repository) -> Path | None:
     """The snapshot in huggingface_hub's cache as it is, None where it has no configuration."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -336,14 +336,14 @@ def _cached(repository: _Repository) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _in_the_cache(repository: _Repository, check: Check | None) -> Path:
+def _in_the_cache(repository: Repository, check: Check | None) -> Path:
     """The snapshot in huggingface_hub's cache, filled where it is not whole."""
     from huggingface_hub import constants, hf_hub_download
 
     found = _cached(repository)
     if found is not None and not lacking(found):
         return found
-    with _explained(repository, None):
+    with explained(repository, None):
         files = repository.files(check)
         size = sum(file.size or 0 for file in files)
         logger.warning("%s: fetching %.0f MB into %s", repository.name, size / 1e6, constants.HF_HUB_CACHE)
@@ -356,7 +356,7 @@ def _in_the_cache(repository: _Repository, check: Check | None) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, name: str) -> Iterator[None]:
+def locked(path: Path, name: str) -> Iterator[None]:
     """Alone on this machine; a process that dies lets go."""
     from filelock import FileLock, Timeout
 
@@ -375,8 +375,8 @@ def _locked(path: Path, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained(
-    repository: _Repository, folder: Path | None, files: Iterable[str] | None = None
+def explained(
+    repository: Repository, folder: Path | None, files: Iterable[str] | None = None
 ) -> Iterator[None]:
     """What goes wrong while fetching, as one error that says where the files can be put by hand."""
     from huggingface_hub import constants

@@ -15,6 +15,7 @@ from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_place import WITHOUT, ExportPlace
 from curator_dask.outputs.groups import GROUPS
+from curator_dask.outputs.latents import SETTING, asked_of
 from curator_dask.outputs.vector_members import VectorMember
 from curator_dask.words import counted
 
@@ -62,6 +63,7 @@ def settings_of(
     for name in ("columns", "npy"):
         said[name] = None if (given := getattr(options, name)) is None else [*given]
     said["blur_only"] = [*options.blur_only]
+    said["latents"] = asked_of(options.encoding)
     said |= {"splits": None if options.splits is None else [[*pair] for pair in options.splits.items()]}
     if options.shard_bytes is not None or options.shards is not None:
         said["samples_per_shard"] = None
@@ -102,7 +104,7 @@ def check_settings(path: str, before: Mapping[str, Any], now: Mapping[str, Any])
     other = {
         name: (was, value)
         for name, value in json.loads(json.dumps(now)).items()
-        if name not in (DIGITS, FIELDS, VECTORS, WITHOUT, GROUPS)
+        if name not in (DIGITS, FIELDS, VECTORS, WITHOUT, GROUPS, SETTING)
         and (was := before.get(name, default.get(name))) != value
     }
     if other:

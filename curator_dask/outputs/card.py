@@ -186,12 +186,15 @@ def _content(summary: ExportSummary, options: ExportOptions, records: Sequence[F
     if options.strip_metadata is not None:
         parts.append(_stripped(summary, options))
     if summary.crops.images:
+        size = options.bucket_size or ""
+        to = f"the size in {code(size)}" if options.size_column else size
         parts.append(
-            f"{counted(summary.crops.images, 'image', 'was', 'were')} resized and cropped to the size in"
-            f" {code(options.bucket_size or '')}, but those that had it; what was cropped is in each"
-            f" {code('.json')}, and all else is that of the"
+            f"{counted(summary.crops.images, 'image', 'was', 'were')} resized and cropped to {to}, but those that had"
+            f" it; what was cropped is in each {code('.json')}, and all else is that of the"
             f" source{', but for metadata' * bool(options.strip_metadata)}."
         )
+    if options.encoding is not None:
+        parts.append(options.encoding.told())
     if summary.errors:
         some = counted(summary.errors.total(), "sample", "has", "have")
         parts.append(f"{some} an image that could not be used: {_counts(summary.errors)}.")

@@ -44,7 +44,9 @@ def content_lines(summary: Contents) -> list[str]:
     if summary.twins_lost:
         rows = counted(summary.twins_lost, "row", "has", "have")
         done = [
-            each for each in ("blurred", "cropped") if any(f"not {each}" in kind for kind in summary.reasons)
+            each
+            for each in ("blurred", "cropped", "encoded")
+            if any(f"not {each}" in kind for kind in summary.reasons)
         ]
         what = " or ".join(done)
         lines.append(

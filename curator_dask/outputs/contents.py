@@ -110,6 +110,26 @@ def keep_texts(
     return kept
 
 
+def without_members(
+    contents: Contents, ends: Sequence[int], places: Sequence[int]
+) -> tuple[Contents, list[int]]:
+    """The same without some members, by their places; and behind the last that is left of each sample, after 0."""
+    stays = np.ones(len(contents.names), bool)
+    stays[[*places]] = False
+    left = np.flatnonzero(stays)
+    now = {place: number for number, place in enumerate(left.tolist())}
+
+    def moved(some: Mapping[int, Any]) -> dict[int, Any]:
+        return {now[place]: each for place, each in some.items() if place in now}
+
+    names = [contents.names[place] for place in left.tolist()]
+    sources, offsets, sizes = (each[left] for each in (contents.sources, contents.offsets, contents.sizes))
+    given, changes, made = (moved(each) for each in (contents.given, contents.changes, contents.made))
+    before = [0, *np.cumsum(stays).tolist()]
+    some = Contents(names, contents.urls, sources, offsets, sizes, given, changes, made)
+    return some, [before[end] for end in ends]
+
+
 def _by_file(contents: Contents, files: pa.Array) -> None:
     """Of members that are files of their own, null of the others."""
     paths = files.dictionary_encode()

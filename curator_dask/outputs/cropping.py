@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ class Cropping:
     Attributes
     ----------
     column
-        Of sizes, as ``832x1216``: width and height.
+        Of sizes, as ``832x1216``: width and height. Or such a size itself, of all images.
 
     Raises
     ------
@@ -45,12 +46,25 @@ class Cropping:
     def __post_init__(self) -> None:
         if not isinstance(self.column, str) or not self.column:
             raise ConfigError(
-                f"bucket_size={self.column!r} (--bucket-size): expected the column of the sizes"
+                f"bucket_size={self.column!r} (--bucket-size): expected the column of the sizes, or a size, as 512x512"
             )
+        _ = self.fixed  # says what is wrong with it
 
     @property
-    def condition(self) -> str:
-        """Which rows can be exported, as behind SQL's WHERE."""
+    def fixed(self) -> tuple[int, int] | None:
+        """The size of all images; None: the column says it."""
+        return size_in(self.column) if re.fullmatch(r"\d+x\d+", self.column) else None
+
+    @property
+    def columns(self) -> list[str]:
+        """Those of the rows that are needed."""
+        return [self.column] if self.fixed is None else []
+
+    @property
+    def condition(self) -> str | None:
+        """Which rows can be exported, as behind SQL's WHERE; None: all."""
+        if self.fixed is not None:
+            return None
         quoted = self.column.replace('"', '""')
         return f'"{quoted}" IS NOT NULL'
 
@@ -62,6 +76,8 @@ class Cropping:
         ImageError
             The row says none.
         """
+        if self.fixed is not None:
+            return self.fixed
         said = row.get(self.column)
         try:
             return size_in(said)

@@ -26,6 +26,7 @@ from curator_dask.errors import ImageError, OutputError
 from curator_dask.outputs.blurring import BOXES, Blurring, Boxes
 from curator_dask.outputs.cropping import Cropping
 from curator_dask.outputs.encoded import image_place
+from curator_dask.outputs.latents import LATENT, NOT_ENCODED, Latents, making
 from curator_dask.rows.reasons import Reason
 from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.webdataset.ranges import Ranges, is_read_ahead
@@ -64,32 +65,39 @@ class Edits:
         What is blurred, and to which size they are cropped; None: nothing, to none.
     how, image_member
         What the files are, and which of several images of a sample.
+    latents
+        What a VAE makes of them; None: nothing.
     """
 
     blurring: Blurring | None
     cropping: Cropping | None
     how: SmallerImages
     image_member: str | None
+    latents: Latents | None = None
 
     @property
     def columns(self) -> list[str]:
         """All that is needed of the rows."""
         columns = [] if self.blurring is None else self.blurring.columns
-        return [*columns, *([] if self.cropping is None else [self.cropping.column])]
+        return [*columns, *([] if self.cropping is None else self.cropping.columns)]
 
     def of(self, row: Mapping[str, Any], labelled: Counter[str]) -> Edit:
         """What is done to the image of a row; raises ImageError where it is not known."""
         boxes = [] if self.blurring is None else self.blurring.boxes(row, labelled)
         try:
-            return Edit(boxes, None if self.cropping is None else self.cropping.size(row))
+            size = None if self.cropping is None else self.cropping.size(row)
+            if self.latents is not None and size and (why := self.latents.check_size(*size)):
+                raise ImageError(why)
+            return Edit(boxes, size)
         except ImageError as error:
             raise ImageError(self.reason(error)) from None
 
     def make(self, data: bytes, edit: Edit) -> Smaller | str:
         """Do it; the reason where it cannot be done."""
         strength = 1.0 if self.blurring is None else self.blurring.strength
+        more = {} if self.latents is None else {"pixels": True, "write": self.latents.images}
         try:
-            return make_smaller(data, self.how, boxes=edit.boxes, strength=strength, size=edit.size)
+            return make_smaller(data, self.how, boxes=edit.boxes, strength=strength, size=edit.size, **more)
         except ImageError as error:
             return self.reason(error)
 
@@ -152,6 +160,8 @@ class BlurredImages:
     labels
         How many boxes have each label, where labels matter; of other labels than those that are blurred the most
         frequent ones.
+    latents
+        Where in the file the latents of each sample lie, by number among those kept; None: there are none.
     """
 
     kept: np.ndarray
@@ -161,6 +171,15 @@ class BlurredImages:
     lost: dict[str, Any]
     crops: dict[int, Crop]
     labels: dict[str, int]
+    latents: dict[int, tuple[int, int]] | None = None
+
+    @property
+    def members(self) -> dict[str, list[memoryview]]:
+        """By suffix, of each sample that is kept, the files that it gets."""
+        if self.latents is None:
+            return {}
+        places = (self.latents[number] for number in range(len(self.kept)))
+        return {LATENT: [self.file[start:stop] for start, stop in places]}
 
     @property
     def cropped(self) -> list[Crop | None]:
@@ -222,30 +241,43 @@ def blurred_images(
     found: dict[int, Blurred] = {}
     with _scratch() as file:
         end = 0
-        for (sample, _, edit), size, made in _made(todo, edits, contents, ranges):
-            if isinstance(made, str):
-                left_out[sample] = made
-                continue
-            if made.crop is not None:
-                crops[sample] = made.crop
-            if (data := made.data) is None:  # it has the size, and is copied
-                continue
+
+        def put(data: bytes) -> tuple[int, int]:
+            nonlocal end
             with _told():
                 file.write(data)
-            found[sample] = Blurred(
-                made._replace(data=None), size, end, end + len(data), len(edit.boxes), sample in further
-            )
             end += len(data)
+            return end - len(data), end
+
+        with making(edits.latents, put, len(todo)) as latents:
+            for (sample, _, edit), size, made in _made(todo, edits, contents, ranges):
+                if isinstance(made, str):
+                    left_out[sample] = made
+                    continue
+                if made.crop is not None:
+                    crops[sample] = made.crop
+                if latents is not None and made.pixels is not None:
+                    latents.add(sample, called[sample], made.pixels)
+                if (data := made.data) is None and not (latents and edit.boxes):
+                    continue  # it has the size, and is copied
+                alone = made._replace(data=None, pixels=None)
+                found[sample] = Blurred(alone, size, *put(data or b""), len(edit.boxes), sample in further)
         with _told():
             file.flush()
+        if latents is not None:
+            left_out |= latents.failed
         kept = np.array([each for each in range(len(keys)) if each not in left_out], np.int64)
         numbers = {each: number for number, each in enumerate(kept.tolist())}
-        found = {numbers[sample]: each for sample, each in found.items()}
-        crops = {numbers[sample]: each for sample, each in crops.items()}
+        found = {numbers[sample]: each for sample, each in found.items() if sample in numbers}
+        crops = {numbers[sample]: each for sample, each in crops.items() if sample in numbers}
+        lies: dict[int, tuple[int, int]] | None = None if edits.latents is None else {}
+        if lies is not None and latents is not None:
+            lies |= {numbers[sample]: each for sample, each in latents.found.items()}
         lost = _lost(left_out, contents.names, ends, keys, called)
         # A map stays as long as something looks at it, whatever becomes of the file.
         mapped = memoryview(mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) if end else b"")
-        yield BlurredImages(kept, found, mapped, left_out, lost, crops, _told_of(labelled, edits.only))
+        told = _told_of(labelled, edits.only)
+        yield BlurredImages(kept, found, mapped, left_out, lost, crops, told, lies)
 
 
 def _told_of(labelled: Counter[str], only: Sequence[str]) -> dict[str, int]:
@@ -304,7 +336,7 @@ def is_of_row(reason: str) -> bool:
 
 def kind_of_lost(reason: str) -> str:
     """As what a sample is counted that cannot be blurred, or cropped."""
-    if reason.startswith(NOT_CROPPED):
+    if reason.startswith((NOT_CROPPED, NOT_ENCODED)):
         return reason.partition(":")[0]
     return f"{NOT_BLURRED} ({Reason.of(reason).label})"
 
@@ -321,13 +353,15 @@ def _made(
     urls = list(dict.fromkeys(each.url for each in extents))
     ahead = [each for each in extents if is_read_ahead(each.url)]
     begun: deque[tuple[Any, int, Future[Smaller | str]]] = deque()
+    # While a VAE is at work, the images of its next batch are made.
+    most = max(2 * _THREADS, 0 if edits.latents is None else 2 * edits.latents.batch_size)
     with ranges.reading(urls, ahead) as reading, ThreadPoolExecutor(_THREADS, "curator-blurring") as pool:
         for each in todo:
             _, place, edit = each
             has = contents.sources[place] >= 0
             data = reading.read(contents.extent(place)) if has else bytes(contents.given[place])
             begun.append((each, len(data), pool.submit(edits.make, data, edit)))
-            if len(begun) > 2 * _THREADS:
+            if len(begun) > most:
                 first, size, made = begun.popleft()
                 yield first, size, made.result()
         for first, size, made in begun:

@@ -16,6 +16,7 @@ from curator_dask.outputs.card_fields import check_card
 from curator_dask.outputs.cropping import CROPPED, Cropping
 from curator_dask.outputs.editing import Edits
 from curator_dask.outputs.groups import MOST, GroupBy
+from curator_dask.outputs.latents import Latents
 from curator_dask.outputs.shrinking import Shrinking
 from curator_dask.outputs.splits import SplitBy, Splits
 from curator_dask.outputs.vector_members import vector_members
@@ -74,6 +75,7 @@ class ExportOptions:
     by: str | None = None
     by_most: int = MOST
     bucket_size: str | None = None
+    latents: str | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, lowest in (
@@ -122,7 +124,7 @@ class ExportOptions:
                 "split_by, split_groups and split_seed say how samples are shared out: give splits, as {'val': 0.01}"
                 " (--split val=0.01)"
             )
-        _ = self.sharing, self.grouping, self.cropping  # say what is wrong with them
+        _ = self.sharing, self.grouping, self.cropping, self.encoding  # say what is wrong with them
         if self.by is None and self.by_most != MOST:
             raise ConfigError(
                 f"by_most={self.by_most!r} says how many values have a folder: give a column as by (--by)"
@@ -161,6 +163,7 @@ class ExportOptions:
             "columns": self.columns,
             "npy": self.npy,
             "sizes": self.sizes or None,
+            "latents": self.latents,
             "metadata": self.metadata if self.metadata == "json" else None,
             "max_shards": None if self.max_shards == 5 else self.max_shards,
         }
@@ -189,7 +192,7 @@ class ExportOptions:
         blurring = self.blurring
         named = [*(self.columns or ()), *(each for each in (self.filter_column, self.caption) if each)]
         named += [] if blurring is None else blurring.columns
-        named += [] if self.bucket_size is None else [self.bucket_size]
+        named += [] if self.size_column is None else [self.size_column]
         named += self.npy or ()
         if missing := [name for name in dict.fromkeys(named) if name not in columns]:
             hint = ". A condition is where= (--where)" if self.filter_column in missing else ""
@@ -210,8 +213,8 @@ class ExportOptions:
             check_boolean(self.filter_column, rows.schema.field(self.filter_column).type)
         if blurring is not None:
             blurring.check(rows)
-        if self.bucket_size is not None:
-            check_text(self.bucket_size, rows.schema.field(self.bucket_size).type, "of sizes")
+        if self.size_column is not None:
+            check_text(self.size_column, rows.schema.field(self.size_column).type, "of sizes")
         if self.caption is not None:
             check_text(self.caption, rows.schema.field(self.caption).type)
         vector_members(self.npy or (), rows.schema, self.portable)  # says what is wrong with them
@@ -245,7 +248,7 @@ class ExportOptions:
     def names(self, columns: Sequence[str]) -> list[str]:
         """The columns that are named, of those that there are."""
         named = {*(self.columns or ()), *(self.npy or ()), self.filter_column, self.caption}
-        named |= {self.bucket_size}
+        named |= {self.size_column}
         named |= set() if self.blurring is None else {*self.blurring.columns}
         named |= set() if self.where is None else {*Where(self.where).columns(columns)}
         if self.sharing is not None and self.sharing.by is not None:
@@ -315,6 +318,20 @@ class ExportOptions:
         return Cropping(self.bucket_size)
 
     @property
+    def size_column(self) -> str | None:
+        """The column of the sizes; None: there is none, or one size for all."""
+        return None if self.cropping is None else next(iter(self.cropping.columns), None)
+
+    @property
+    def encoding(self) -> Latents | None:
+        """Which latents are made of images; None: none are."""
+        latents = Latents.of(self.latents)
+        if latents is not None:
+            has_format = (self.quality, self.image_format) != (None, KEEP)
+            latents.check(self.bucket_size, self.shard_bytes, self.npy or (), has_format)
+        return latents
+
+    @property
     def json_columns(self) -> tuple[str, ...]:
         """Columns that become fields of each sample's JSON, those too that are made on the way."""
         return (*(self.columns or ()), *(() if self.cropping is None else CROPPED.names))
@@ -327,7 +344,8 @@ class ExportOptions:
             return None
         quality = DEFAULT_QUALITY if self.quality is None else self.quality
         how = SmallerImages(self.max_side, self.min_side, self.image_format, quality, any_size)
-        return Shrinking(how, self.image_member, self.blurring, self.cropping, self.strip_metadata)
+        edits = (self.blurring, self.cropping, self.strip_metadata, self.encoding)
+        return Shrinking(how, self.image_member, *edits)
 
     @property
     def edits(self) -> Edits | None:

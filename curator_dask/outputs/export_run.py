@@ -37,6 +37,7 @@ from curator_dask.outputs.export_sizes import check_sizes, put_sizes
 from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.outputs.export_tables import in_tables, weighing_of
 from curator_dask.outputs.groups import GROUPS
+from curator_dask.outputs.latents import check_no_latents, put_latents, settings_of_latents
 from curator_dask.outputs.left_out import UNBLURRED, is_without_file, twins_lost
 from curator_dask.outputs.looking_up import look_up
 from curator_dask.outputs.mixing import rows_laid_down
@@ -78,6 +79,8 @@ class ExportRun:
         self.place = place
         self._options, self._id_col, self._shard_options = options, id_col, shard_options
         self._client, self._encoded = client, encoded
+        self._shrinking = None if options.shrinking is None else options.shrinking.ready()
+        self._latents = None if self._shrinking is None else self._shrinking.latents
         self._summary = self._begun()
         self._vectors: tuple[VectorMember, ...] = ()  # columns that become members
         self._kinds: dict[str, Any] = {}  # and of which numbers these are, in all tars
@@ -148,6 +151,7 @@ class ExportRun:
         reports = {name: report for name, report in reports.items() if report["kept"] or stay is None}
         names = [*reports]
         check_new(self._vectors, [report["fields"] for report in reports.values()])
+        check_no_latents(self._latents, [report["fields"] for report in reports.values()])
         urls = {url for report in reports.values() for url in report["stamps"]}
         if self._options.without is not None:
             check_shards(self._options.without, urls, options=rows.options)
@@ -228,7 +232,7 @@ class ExportRun:
         names: Sequence[str],
         reports: Mapping[str, Mapping[str, Any]],
     ) -> PackShard:
-        options, summary, shrinking = self._options, self._summary, self._options.shrinking
+        options, summary, shrinking = self._options, self._summary, self._shrinking
         made = () if shrinking is None else tuple(shrinking.made)
         record = read_record(rows.file(names[0]), rows.options) if names else None
         id_col = (record.id_col if record else None) or self._id_col
@@ -257,9 +261,8 @@ class ExportRun:
             if options.metadata == "parquet":
                 tables = [f"{name}.parquet" for name in self._earlier.there]
                 first = schema_of(self.place.target, tables[:1]) if tables else beside
-                if any(
-                    map(pa.types.is_null, first.types)
-                ):  # later ones may say of what type such a column is
+                # Later ones may say of what type a column of null is.
+                if any(map(pa.types.is_null, first.types)):
                     first = schema_of(self.place.target, tables)
             columns, beside, left = as_before(
                 self.place.target.path, options, self._before, first, columns, beside
@@ -270,6 +273,7 @@ class ExportRun:
         if options.without is not None:
             self._settings[WITHOUT] = check_removed(options.without, rows.options)
             self._settings[TWINS] = [summary.twins_filtered, summary.next_best]
+        self._settings |= settings_of_latents(self.place.target.path, self._before, self._latents)
         if self._kinds:
             self._settings[VECTORS] = self._kinds
         if summary.folders:
@@ -331,15 +335,9 @@ class ExportRun:
             check_sizes(self.place.target, names)
 
         def clear(numbers: Sequence[int], only_look: bool = False) -> None:
-            self.place.clear(
-                names,
-                [len(names) - len(new) + number for number in numbers],
-                self._this,
-                options.overwrite,
-                only_look=only_look,
-                settings=self._settings,
-                stay=stay,
-            )
+            at, settings = [len(names) - len(new) + number for number in numbers], self._settings
+            how = (names, at, self._this, options.overwrite)
+            self.place.clear(*how, only_look=only_look, settings=settings, stay=stay)
 
         self.place.check_parts_at_work(self._this)
         clear(todo, only_look=True)
@@ -354,6 +352,8 @@ class ExportRun:
         if doing:
             self._pack_all(pack, shards.only(doing), [new[number] for number in doing])
         self.place.check_held()
+        if part is None:
+            put_latents(*self.place.target, self._latents, options.index or options.metadata == "parquet")
         if options.tells_sizes and part is None:
             there = () if self._earlier is None else self._earlier.reports
             sizes = {each["name"]: each["rows"] for each in there if not is_without_file(each)}

@@ -8,6 +8,7 @@ import posixpath
 from collections.abc import Collection, Mapping
 
 from curator_dask.errors import OutputError
+from curator_dask.outputs.latents import remove_latents
 from curator_dask.outputs.placing import is_there, put
 from curator_dask.outputs.selecting import Folder
 from curator_dask.storage import Options, exists, is_remote, read_bytes, remove
@@ -54,10 +55,11 @@ def sizes_there(target: Folder, names: Collection[str]) -> list[str]:
 
 
 def remove_sizes(target: Folder, names: Collection[str]) -> None:
-    """Remove the files in the folders of these tars."""
+    """Remove the files in the folders of these tars, and what is said of their latents."""
     for path in sizes_there(target, names):
         if not _is_folder(path):
             remove(path, target.options)
+    remove_latents(target.path, target.options)
 
 
 def _is_folder(path: str) -> bool:

@@ -232,15 +232,19 @@ class PackShard:
         """Write samples, some of whose images are blurred already; returns the report."""
         left_alone: list[str] = []
         captions = [] if self.caption is None else texts_of(table, self.caption)
-        fields, vectors = self._fields(table), {each.suffix: each.files_in(table) for each in self.vectors}
+        vectors: dict[str, Any] = {each.suffix: each.files_in(table) for each in self.vectors}
+        fields, vectors = self._fields(table), vectors | ({} if blurred is None else blurred.members)
         contents, ends = contents_of(
             samples, keys, self.empty, fields, self.keep_fields, left_alone, captions, vectors
         )
         added = Counter(contents.names[place].rpartition(".")[2] for place in contents.given)
-        added.pop("npy", None)  # vectors are counted when they are looked up
+        added.pop("npy", None)  # vectors are counted when they are looked up, latents below
         kept = keep_texts(contents, keys, ends, captions)
         if self.encoded is not None:
             self.encoded.put(contents, keys, ends, table)
+        if self.shrinking is not None and self.shrinking.latents is not None:
+            where = (contents, ends, keys, self.shrinking.image_member)
+            contents, ends = self.shrinking.latents.in_place(*where, added)
         images = ShrunkImages.of(self.shrinking, contents, keys, ends, blurred)
         path = self.target.file(f"{name}.tar")
         with contextlib.ExitStack() as after:
@@ -314,7 +318,7 @@ class PackShard:
             record = FileRecord.parse(table.schema.metadata) or FileRecord("")
             stamps |= {url: FileStamp(**state) for url, state in stamps_in(record).items()}
             tables.append(table.replace_schema_metadata())
-        samples = _in_order(shard, tables)
+        samples = shard.in_order(tables)
         if FILES in samples.column_names:  # of a folder only the files that are copied must be as they were
             columns = (pc.list_flatten(samples.column(name)).to_pylist() for name in (FILES, TIMES, "sizes"))
             stamps |= {
@@ -354,7 +358,7 @@ class PackShard:
                 table = table.take(pa.array(numbers[shard.which == number]))
             records.append(FileRecord.parse(table.schema.metadata) or FileRecord(""))
             tables.append(table.replace_schema_metadata())
-        table = _in_order(shard, tables) if tables else pa.table({"row": samples.column("row")})
+        table = shard.in_order(tables) if tables else pa.table({"row": samples.column("row")})
         if self.new_keys is not None and self.new_keys.old_id_col is not None:
             old = [key_text(text_of(key)) for key in samples.column("source_key").to_pylist()]
             table = table.append_column(self.new_keys.old_id_col, pa.array(old, pa.string()))
@@ -390,11 +394,3 @@ class PackShard:
             return index_content(f"{name}.idx", names, offsets.tolist(), sizes.tolist(), ends), None
         except ShardError as error:
             return None, str(error)
-
-
-def _in_order(shard: NewShard, tables: Sequence[pa.Table]) -> pa.Table:
-    """Rows of several tables, each with its own in order, in the order of the shard."""
-    table = pa.concat_tables(tables, promote_options="permissive")
-    if not (np.diff(shard.which) < 0).any():
-        return table
-    return table.take(pa.array(np.argsort(np.argsort(shard.which, kind="stable"), kind="stable")))

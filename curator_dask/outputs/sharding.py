@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ class NewShard:
         ends = np.cumsum(lengths)
         rows: np.ndarray = np.arange(len(self)) + np.repeat(starts - (ends - lengths), lengths)
         return rows
+
+    def in_order(self, tables: Sequence[pa.Table]) -> pa.Table:
+        """Rows of several tables, each with its own in order, in the order of the shard."""
+        table = pa.concat_tables(tables, promote_options="permissive")
+        if not (np.diff(self.which) < 0).any():
+            return table
+        return table.take(pa.array(np.argsort(np.argsort(self.which, kind="stable"), kind="stable")))
 
     @property
     def digest(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -25,6 +25,7 @@ from curator_dask.outputs.blurring import Blurring
 from curator_dask.outputs.cropping import CROPPED, CropCount, Cropping
 from curator_dask.outputs.editing import BlurredImages, Edits
 from curator_dask.outputs.encoded import image_place, with_suffix
+from curator_dask.outputs.latents import Latents
 from curator_dask.outputs.stripped import Stripping
 from curator_dask.rows.reasons import Reason
 from curator_dask.rows.remarks import EXAMPLES
@@ -55,6 +56,8 @@ class Shrinking:
         To which size they are cropped; None: to none.
     strip
         What metadata is taken out of all images, as `curator_dask.decode.stripping.strip` says it; None: none.
+    latents
+        What a VAE makes of them; None: nothing.
     """
 
     how: SmallerImages
@@ -62,11 +65,15 @@ class Shrinking:
     blurring: Blurring | None = None
     cropping: Cropping | None = None
     strip: str | None = None
+    latents: Latents | None = None
 
     @property
     def recipe(self) -> dict[str, Any]:
         """What identifies it."""
-        said = asdict(self)
+        said = asdict(replace(self, latents=None))
+        del said["latents"]
+        if self.latents is not None:
+            said["latents"] = self.latents.recipe
         for name in ("cropping", "strip"):  # as exports before have said it
             if said[name] is None:
                 del said[name]
@@ -78,7 +85,16 @@ class Shrinking:
     def edits(self) -> Edits | None:
         """What cannot be left undone, so that it is known of all images before a tar is begun; None: nothing."""
         asked = (self.blurring, self.cropping)
-        return None if asked == (None, None) else Edits(*asked, self.how, self.image_member)
+        return None if asked == (None, None) else Edits(*asked, self.how, self.image_member, self.latents)
+
+    @property
+    def drops_images(self) -> bool:
+        """Whether latents take the places of images."""
+        return self.latents is not None and not self.latents.images
+
+    def ready(self) -> Shrinking:
+        """The same once what models it needs is known; raises where there is no such model."""
+        return self if self.latents is None else replace(self, latents=self.latents.ready())
 
     @property
     def made(self) -> pa.Schema:
@@ -97,7 +113,7 @@ class _Image(NamedTuple):
     width: int | None
     height: int | None
     before: int
-    after: int
+    after: int | None
     suffixes: tuple[str, str]
     made: bool = False
     fewer: bool = False
@@ -145,7 +161,7 @@ class ShrunkImages:
         self._owners: dict[int, int] = {}  # by place of a further image, the number of the sample
         for sample, (key, (first, stop)) in enumerate(zip(keys, itertools.pairwise(ends), strict=True)):
             mine = contents.names[first:stop]
-            place = image_place(key, mine, shrinking.image_member)
+            place = None if shrinking.drops_images else image_place(key, mine, shrinking.image_member)
             if self._stripping is not None:
                 made |= self._others(self._stripping, sample, first, mine, place)
             if place is not None:
@@ -155,6 +171,11 @@ class ShrunkImages:
                     self._put(sample, others, blurred, contents)
                 else:
                     made[first + place] = partial(self._make, sample, others)
+            elif shrinking.drops_images and blurred is not None:
+                crop, regions = blurred.crops[sample], blurred.found.get(sample)
+                boxes, more = (0, False) if regions is None else (regions.boxes, regions.further)
+                there = _Image(*crop.size, 0, None, ("", ""))
+                self._found[sample] = there._replace(blurred=boxes, further=more, cropped=True)
         contents.made = made
 
     @classmethod
@@ -283,8 +304,8 @@ class ShrunkImages:
             "smaller": sum(each.fewer for each in made),
             "converted": sum(not each.fewer for each in made),
             "before": sum(each.before for each in made),
-            "after": sum(each.after for each in made),
-            "grown": sum(each.after > each.before for each in made),
+            "after": sum(each.after or 0 for each in made),
+            "grown": sum((each.after or 0) > each.before for each in made),
             "blurred": len(blurred),
             "regions": sum(each.blurred for each in blurred),
             "further": sum(each.further for each in blurred),
