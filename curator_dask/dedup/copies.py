@@ -37,10 +37,16 @@ from curator_dask.threads import in_threads
 from curator_dask.webdataset.staging import current_worker
 
 #: Bytes that are fetched together or not at all: of vectors here and there a few lie in each.
-BLOCK = 1 << 16
+BLOCK = 1 << 14
 #: Blocks between two that are wanted which are fetched with them: another answer would take longer.
-_BETWEEN = 2
+_BETWEEN = 12
 _ANSWER = 1 << 22  # bytes of an answer, at most: several are held at a time
+_AROUND = (
+    1,
+    8,
+    64,
+    256,
+)  # blocks that are fetched with one that is wanted, by how often a file was read before
 _PREFIX = "curator_dask-work-"
 _POLL, _WHILE = 0.2, 60.0  # seconds between looks whether a run's last tasks have ended, and for how long
 
@@ -56,9 +62,13 @@ class _Copy:
     lock: threading.Lock = field(default_factory=threading.Lock)  # held while some of it is fetched
     users: int = 0
     held: int = 0  # bytes on the disk
+    reads: int = 0  # that some of it had to be fetched for
 
     def missing(self, starts: np.ndarray | None, size: int) -> list[tuple[int, int]]:
-        """Where bytes that are wanted, see `Copies.open`, and not here begin and end."""
+        """Where bytes that are wanted, see `Copies.open`, and not here begin and end.
+
+        A file that is read again and again will be read on: so the more often, the more of it is fetched at a time.
+        """
         if self.there.all():
             return []
         wanted = ~self.there
@@ -67,6 +77,13 @@ class _Copy:
             np.add.at(asked, starts // BLOCK, 1)
             np.add.at(asked, (starts + size - 1) // BLOCK + 1, -1)
             wanted &= np.cumsum(asked)[:-1] > 0
+            if wanted.any():
+                around = _AROUND[min(self.reads, len(_AROUND) - 1)]
+                firsts = np.arange(0, len(wanted), around)
+                wanted = (
+                    np.repeat(np.logical_or.reduceat(wanted, firsts), around)[: len(wanted)] & ~self.there
+                )
+                self.reads += 1
         blocks = np.flatnonzero(wanted)
         if not len(blocks):
             return []

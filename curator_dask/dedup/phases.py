@@ -202,10 +202,11 @@ class Phase:
                     f"{url}: could not be written: {error!r}. See whether storage_options are right and the store takes"
                     " files, and run again: what was finished is kept"
                 ) from error
-            COPIES.take(url, Path(path))
-        finally:
+        except BaseException:
             with suppress(OSError):
                 Path(path).unlink(missing_ok=True)
+            raise
+        COPIES.take(url, Path(path))
 
     def save_parts(self, name: str, kind: np.dtype[Any], parts: Iterable[np.ndarray]) -> None:
         """Put an array there whose rows come some at a time."""

@@ -21,7 +21,7 @@ from curator_dask.datasets.gallery import Gallery
 from curator_dask.dedup.hashes import SHA256
 from curator_dask.dedup.memory import share_out
 from curator_dask.dedup.running import Deduplication
-from curator_dask.dedup.scanning import Source, find_sources
+from curator_dask.dedup.scanning import FAULTS, NO_COLUMN, Source, find_sources
 from curator_dask.dedup.settings import COMPONENTS, STARS, Settings
 from curator_dask.dedup.showing import show_groups
 from curator_dask.dedup.summary import DedupSummary
@@ -308,9 +308,11 @@ def _table(run: Deduplication) -> pa.Table:
         by = named.take(pa.array(run.found_by[of[listed]]))
         table = table.append_column("found_by", pc.if_else(goes, pa.scalar(None, pa.string()), by))
         run.summary.plain = rows.plain
+        nowhere = rows.counts.get(FAULTS[NO_COLUMN], 0) == sum(rows.counts.values())
         run.summary.by = {
             name: int((run.found_by[of[removed]] == number).sum())
             for number, name in enumerate([run.settings.column, *exact])
+            if number or not nowhere  # of vectors nothing is said where there is no such column
         }
     if run.settings.groups == COMPONENTS:
         linked = (
